@@ -1,0 +1,1 @@
+"""Latency, jitter, drift and cache trade-off; each benchmark states its ceiling first."""

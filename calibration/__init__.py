@@ -1,0 +1,1 @@
+"""Numbers measured from recorded data that the deployed system needs: INT8 ranges, precision plan, gate threshold."""

@@ -1,0 +1,1 @@
+"""A bundle's graphs made runnable, one backend a file. Never imports torch."""

@@ -1,0 +1,1 @@
+"""From a PyTorch policy to static ONNX graphs in a bundle that proves its own parity."""

@@ -1,0 +1,1 @@
+"""The policy in PyTorch: SmolVLA, its CLS head and delta expert, and checkpoint reading. Written for reading."""

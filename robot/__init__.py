@@ -1,0 +1,1 @@
+"""The arm: Koch driver and bus, cameras, joint calibration, simulated arm and bus emulator."""

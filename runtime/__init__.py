@@ -1,0 +1,1 @@
+"""The on-robot service: prepare inputs, prefix cache and gate, flow loop, schedule, control core."""

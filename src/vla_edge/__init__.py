@@ -1,0 +1,3 @@
+"""vla-edge: a SmolVLA-family policy from a PyTorch checkpoint to a moving robot arm."""
+
+__version__ = "0.1.0"

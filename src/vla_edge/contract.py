@@ -1,0 +1,106 @@
+"""What crosses the borders between cameras, inference and control.
+
+Who writes and reads what: the robot room makes `Frame` and `JointReading`;
+inference joins them to an `Observation` and makes a `Chunk` of it; the control
+core (C) takes chunks, asks its guard and answers each goal with a `Verdict`.
+All times are CLOCK_MONOTONIC nanoseconds of one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+KOCH_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+"""Joint order of every array of joint values in this package: servo ids 1 to 6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One camera picture.
+
+    camera: the policy's key, e.g. ``observation.images.laptop``.
+    image: uint8 [height, width, 3], RGB; not written to after it was handed over.
+    captured_ns: when the picture was taken. sequence: counts up with every new
+    picture of that camera; a repeated number is the same picture.
+    """
+
+    camera: str
+    image: NDArray[np.uint8]
+    captured_ns: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class JointReading:
+    """Joint positions read in control tick `tick`: float32 [joints] in joint units.
+
+    Joint units are those of the policy's data set (degrees, or −100..100 with the
+    gripper 0..100, as LeRobot's normalisation defines them).
+    """
+
+    tick: int
+    time_ns: int
+    positions: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one inference starts from. `frames` holds the cameras that are present."""
+
+    sequence: int
+    frames: Mapping[str, Frame]
+    joints: JointReading
+    task: str
+
+
+class ChunkKind(IntEnum):
+    """MOVING: action i is due i ticks after the observation's tick.
+    REST: nothing moved since the observation; action 0 is due when accepted."""
+
+    MOVING = 0
+    REST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Actions planned from one observation: float32 [n, joints] in joint units."""
+
+    kind: ChunkKind
+    session: int
+    bundle_digest: str
+    observation_sequence: int
+    observation_tick: int
+    observation_ns: int
+    actions: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class JointCalibration:
+    """One servo's calibration, LeRobot's JSON fields. Counts: 4096 a turn."""
+
+    name: str
+    id: int
+    drive_mode: int
+    homing_offset: int
+    range_min: int
+    range_max: int
+
+
+class Verdict(IntEnum):
+    """The guard's answer to one goal; the same numbers as `enum guard_verdict` in C."""
+
+    PASSED = 0
+    CLAMPED_POSITION = 1
+    CLAMPED_VELOCITY = 2
+    CLAMPED_ACCELERATION = 3
+    CLAMPED_JERK = 4
+    CLAMPED_STEP = 5
+    CLAMPED_TRACKING = 6
+    REFUSED_NOT_FINITE = 7
+    REFUSED_JOINTS = 8
+    REFUSED_NO_READING = 9

@@ -1,0 +1,1 @@
+"""Fine-tuning, CLS and delta training, CRaFT, sequential tasks, evaluation and comparison."""
