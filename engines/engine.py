@@ -1,0 +1,78 @@
+"""The border every backend stands behind: sessions bound once to caller-owned buffers.
+
+A backend is one file in this folder and one row in `_BACKENDS`; a backend that
+is not there is an `EngineError` that names what is missing, never another
+backend in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import GraphFile, TensorSpec
+from vla_edge.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """threads: CPU threads inside one run (0: all physical cores). spin: workers wait busily between runs
+    (fast, but takes a core from the control loop's neighbours)."""
+
+    threads: int = 0
+    spin: bool = True
+
+
+class Session(Protocol):
+    """One loaded graph. Buffers are C-contiguous, of the exact shape and dtype, owned by the caller,
+    and must outlive the session; EngineError names a binding that does not fit."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    def bind_input(self, name: str, array: NDArray[Any]) -> None: ...
+
+    def bind_output(self, name: str, array: NDArray[Any]) -> None: ...
+
+    def run(self) -> None:
+        """Execute once on the bound buffers; returns when the outputs are complete."""
+
+
+class Engine(Protocol):
+    """A backend, ready to load graphs."""
+
+    name: str
+
+    def session(self, graph: GraphFile) -> Session: ...
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """A zeroed buffer the backend can bind without copying."""
+
+
+_BACKENDS = {
+    "ort": ("vla_edge.engines.ort", "open_cpu"),
+    "ort-cuda": ("vla_edge.engines.ort", "open_cuda"),
+}
+
+
+def load_engine(name: str, options: EngineOptions | None = None) -> Engine:
+    """The backend `name`. Errors: EngineError names the known backends, or what this one lacks here."""
+    if name not in _BACKENDS:
+        raise EngineError(f"unknown backend {name!r}; known: {', '.join(_BACKENDS)}")
+    module, function = _BACKENDS[name]
+    engine: Engine = getattr(import_module(module), function)(options or EngineOptions())
+    return engine
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: str, alignment: int = 64) -> NDArray[Any]:
+    """A zeroed C-contiguous array whose data pointer is a multiple of `alignment` bytes."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.zeros(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(kind).reshape(shape)

@@ -1,0 +1,34 @@
+"""`vla-runtime`: a table of subcommands; `run` is the default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+from vla_edge.errors import run_command
+
+SUBCOMMANDS = {
+    "run": ("vla_edge.runtime.supervisor", "start control and inference and move the arm (default)"),
+    "control": ("vla_edge.runtime.control", "the control process alone"),
+    "inference": ("vla_edge.runtime.inference", "the inference process alone"),
+    "infer": ("vla_edge.runtime.infer", "one observation in, actions out"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    words = list(argv)
+    if words and words[0] in ("-h", "--help"):
+        print("usage: vla-runtime [SUBCOMMAND] [options]\n\nsubcommands (each has --help):")
+        for name, (_, purpose) in SUBCOMMANDS.items():
+            print(f"  {name:<18}{purpose}")
+        return 0
+    name = words.pop(0) if words and words[0] in SUBCOMMANDS else "run"
+    module = import_module(SUBCOMMANDS[name][0])
+    parser = argparse.ArgumentParser(prog=f"vla-runtime {name}", description=SUBCOMMANDS[name][1])
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(words)))

@@ -1,0 +1,310 @@
+"""The exported folder: manifest, hashes, shapes.
+
+A bundle is written to a temporary sibling and renamed, and read by checking
+the sha256 of every file on the very bytes that are used. Facts of the policy
+that the runtime needs stand in the manifest; arrays stand in
+`tables.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vla_edge.errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+TABLES = "tables.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, static shape and numpy dtype name of one graph input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One ONNX graph: its file and the files of its external data, relative to the bundle."""
+
+    file: str
+    weights: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSpec:
+    """One camera the policy sees, in slot order; `source` is its name before `rename_map`."""
+
+    name: str
+    source: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """How the task text becomes ids: `padding` is "longest" or "max_length", sides "left" or "right"."""
+
+    file: str
+    max_length: int
+    padding: str
+    padding_side: str
+    truncation_side: str
+    pad_id: int
+    append_newline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizationSpec:
+    """How one feature is normalised: `mode` is MEAN_STD, MIN_MAX or IDENTITY; `eps` is added to std before dividing."""
+
+    feature: str
+    mode: str
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """The numbers of the policy that the runtime needs; symbols as in docs/design.md."""
+
+    type: str
+    chunk_size: int
+    n_action_steps: int
+    num_steps: int
+    min_steps: int
+    state_dim: int
+    action_dim: int
+    max_state_dim: int
+    max_action_dim: int
+    image_height: int
+    image_width: int
+    tokens_per_image: int
+    image_start_tokens: int
+    image_end_tokens: int
+    empty_cameras: int
+    prefix_rows: int
+    vlm_width: int
+    expert_width: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    self_layers: tuple[int, ...]
+    cross_layers: tuple[int, ...]
+    resize_with_padding: bool = True
+    adapt_to_pi_aloha: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything `manifest.json` holds. `joints`: names in the order of state and action, with `joint_units`
+    "degrees", "range_m100_100" or "unknown"."""
+
+    policy: PolicySpec
+    cameras: tuple[CameraSpec, ...]
+    joints: tuple[str, ...]
+    joint_units: str
+    tokenizer: TokenizerSpec
+    normalization: tuple[NormalizationSpec, ...]
+    graphs: Mapping[str, GraphSpec]
+    files: Mapping[str, str]
+    checkpoint: Mapping[str, Any]
+    parity: Mapping[str, Any]
+    precision: Mapping[str, Any]
+    gate: Mapping[str, Any]
+    tools: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph's verified bytes: the model and its external data as read-only maps by file name."""
+
+    name: str
+    spec: GraphSpec
+    path: Path
+    model: bytes
+    weights: Mapping[str, memoryview]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. `digest` is the sha256 of the manifest's bytes."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    _verified: dict[str, memoryview] = field(default_factory=dict, repr=False)
+
+    def read(self, name: str) -> memoryview:
+        """The bytes of one file of the bundle, hashed on this very mapping. BundleError names a file that differs."""
+        if name not in self._verified:
+            expected = self.manifest.files.get(name)
+            if expected is None:
+                raise BundleError(f"{self.path}: manifest lists no file {name}; export the bundle again")
+            data = _map(self.path / name)
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise BundleError(f"{self.path / name}: sha256 differs from the manifest, the file is damaged or was changed; copy or export the bundle again")
+            self._verified[name] = data
+        return self._verified[name]
+
+    def graph(self, name: str) -> GraphFile:
+        """The verified graph `name`; BundleError lists the graphs there are."""
+        spec = self.manifest.graphs.get(name)
+        if spec is None:
+            raise BundleError(f"{self.path}: no graph {name!r}; it holds {', '.join(sorted(self.manifest.graphs))}")
+        weights = {Path(file).name: self.read(file) for file in spec.weights}
+        return GraphFile(name, spec, self.path / spec.file, bytes(self.read(spec.file)), weights)
+
+    def verify(self) -> None:
+        """Hash every file the manifest lists."""
+        for name in self.manifest.files:
+            self.read(name)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Read and check the manifest of the bundle at `path`. Errors: BundleError (missing, other schema, bad field)."""
+    folder = Path(path)
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{folder}: no {MANIFEST}; give a folder written by export-engines")
+    data = file.read_bytes()
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{file}: not valid JSON ({error}); copy or export the bundle again") from None
+    return Bundle(folder, _manifest(content, file), hashlib.sha256(data).hexdigest())
+
+
+@contextmanager
+def new_folder(path: Path | str, error: type[Exception] = BundleError) -> Iterator[Path]:
+    """A temporary sibling of `path` that is renamed to it when the block ends well and removed when it does not.
+
+    Refuses an existing `path`.
+    """
+    target = Path(path)
+    if target.exists():
+        raise error(f"{target}: exists already; choose another folder or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, target)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> str:
+    """Write `manifest.json` into `folder`; returns the bundle digest."""
+    data = (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
+    (folder / MANIFEST).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _map(path: Path) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing; copy or export the bundle again") from None
+
+
+def _manifest(content: Any, file: Path) -> Manifest:
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise BundleError(f"{file}: no schema number; this is not a bundle's manifest")
+    if content["schema"] != SCHEMA:
+        age = "newer" if content["schema"] > SCHEMA else "older"
+        advice = "update vla-edge" if age == "newer" else "export the bundle again"
+        raise BundleError(f"{file}: schema {content['schema']} is {age} than {SCHEMA}, the one this version reads; {advice}")
+    try:
+        return _build(Manifest, content, "manifest")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BundleError(f"{file}: {error}; export the bundle again") from None
+
+
+_NESTED: dict[tuple[type, str], tuple[str, type]] = {
+    (Manifest, "policy"): ("one", PolicySpec),
+    (Manifest, "cameras"): ("tuple", CameraSpec),
+    (Manifest, "tokenizer"): ("one", TokenizerSpec),
+    (Manifest, "normalization"): ("tuple", NormalizationSpec),
+    (Manifest, "graphs"): ("dict", GraphSpec),
+    (GraphSpec, "inputs"): ("tuple", TensorSpec),
+    (GraphSpec, "outputs"): ("tuple", TensorSpec),
+}
+
+
+def _build(kind: Any, content: Any, where: str) -> Any:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is not an object")
+    known = {item.name: item for item in fields(kind)}
+    for name in content:
+        if name not in known:
+            raise ValueError(f"unknown field {where}.{name}")
+    values = {}
+    for name, value in content.items():
+        how, nested = _NESTED.get((kind, name), ("", None))
+        if how == "one":
+            value = _build(nested, value, f"{where}.{name}")
+        elif how == "tuple":
+            value = tuple(_build(nested, item, f"{where}.{name}") for item in value)
+        elif how == "dict":
+            value = {key: _build(nested, item, f"{where}.{name}.{key}") for key, item in value.items()}
+        elif isinstance(value, list):
+            value = tuple(value)
+        _check(value, str(known[name].type), f"{where}.{name}")
+        values[name] = value
+    missing = [name for name, item in known.items() if name not in values and item.default is MISSING and item.default_factory is MISSING]
+    if missing:
+        raise ValueError(f"missing field {where}.{missing[0]}")
+    return kind(**values)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "str": (str,), "float": (int, float), "bool": (bool,)}
+
+
+def _check(value: Any, annotation: str, where: str) -> None:
+    if annotation in _TYPES:
+        allowed = _TYPES[annotation]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and annotation != "bool"):
+            raise ValueError(f"{where} is {type(value).__name__}, must be {annotation}")
+    elif annotation.startswith("tuple["):
+        if not isinstance(value, tuple):
+            raise ValueError(f"{where} is {type(value).__name__}, must be a list")
+        inner = annotation[6:].split(",")[0].rstrip("]")
+        for item in value:
+            if inner in _TYPES:
+                _check(item, inner, where)
+    elif annotation.startswith("Mapping[") and not isinstance(value, dict):
+        raise ValueError(f"{where} is {type(value).__name__}, must be an object")
