@@ -1,0 +1,69 @@
+# make demo        checkpoint -> export -> an arm moving in simulation
+# make demo-robot  only the robot's part, from a committed bundle, without torch
+# make test        the tests (under 12 minutes on 2 cores)
+# make check       ruff, mypy, tests, sanitizers and mutation check of the C core, the README's commands
+# make soak | full | gpu | bench     long tests | full-size network | NVIDIA GPU | latency benchmark
+
+PYTHON ?= python3
+# Where the default torch download is large (Linux, without a CUDA GPU), point this at PyTorch's CPU wheel index:
+#   make demo TORCH_INDEX="--index-url <CPU index from pytorch.org's install page>"
+TORCH_INDEX ?=
+VENV := .venv
+ROBOT_VENV := .venv-robot
+OUT ?= out
+PIP_FLAGS := --disable-pip-version-check -q
+
+.PHONY: demo demo-robot test check soak full gpu bench core clean
+
+demo: $(VENV)/.ready
+	@$(VENV)/bin/python -m vla_edge.benchmarks.demo --out $(OUT)/demo
+
+demo-robot: $(ROBOT_VENV)/.ready
+	@$(ROBOT_VENV)/bin/python -m vla_edge.benchmarks.demo --robot-only --out $(OUT)/demo-robot
+
+test: $(VENV)/.ready
+	@echo "== running the tests"
+	@$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m check tests
+
+soak: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -m soak --timeout 7200 tests
+
+full: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -m full --timeout 3600 tests
+
+gpu: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -m gpu tests
+
+bench: $(VENV)/.ready
+	$(VENV)/bin/python -m vla_edge.benchmarks.full
+
+core: $(VENV)/.ready
+	@$(VENV)/bin/python setup.py -q build_ext --inplace
+
+clean:
+	rm -rf $(VENV) $(ROBOT_VENV) build $(OUT) src/*.egg-info src/vla_edge/_core*.so
+
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/*.[ch] robot/bus/*.[ch])
+	@echo "== making the environment $(VENV) (Python with torch on the CPU, ONNX, ONNX Runtime, MuJoCo)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install $(PIP_FLAGS) -U pip "setuptools>=77" wheel
+	@echo "== installing torch first, so that nothing else pulls another build of it"
+	@$(VENV)/bin/pip install $(PIP_FLAGS) $(TORCH_INDEX) -c constraints.txt torch
+	@echo "== installing vla-edge with its C core"
+	@$(VENV)/bin/pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e ".[dev]"
+	@$(VENV)/bin/python -c "import vla_edge._core" || { echo "the C core was not built: install a C compiler and the Python headers, then run make again"; exit 1; }
+	@touch $@
+
+$(ROBOT_VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/*.[ch] robot/bus/*.[ch])
+	@echo "== making the environment $(ROBOT_VENV) (ONNX Runtime and MuJoCo, no torch)"
+	@test -x $(ROBOT_VENV)/bin/python || $(PYTHON) -m venv $(ROBOT_VENV)
+	@$(ROBOT_VENV)/bin/pip install $(PIP_FLAGS) -U pip "setuptools>=77" wheel
+	@$(ROBOT_VENV)/bin/pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e ".[ort,sim]"
+	@$(ROBOT_VENV)/bin/python -c "import vla_edge._core" || { echo "the C core was not built: install a C compiler and the Python headers, then run make again"; exit 1; }
+	@touch $@
