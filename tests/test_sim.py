@@ -1,0 +1,200 @@
+"""The simulated arm: kinematics, servos, pictures, determinism."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import CameraError
+from vla_edge.robot.kinematics import reach_angles, tip_position
+from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, CUBE_SIDE_M, SERVOS
+from vla_edge.robot.render import BACKENDS, load_mujoco
+from vla_edge.robot.scene import APART_M, random_scene
+from vla_edge.robot.sim import SimOptions, SimulatedArm, counts_from_radians, radians_from_counts, simulated_calibration
+
+pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def arm() -> SimulatedArm:
+    return SimulatedArm(random_scene(0), SimOptions(height=96, width=128))
+
+
+def test_the_tip_is_where_the_closed_form_says(arm: SimulatedArm) -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        pose = rng.uniform(arm._low, arm._high)
+        arm.reset(type(arm.scene)(arm.scene.cubes, tuple(pose)))
+        # Same trigonometry in two orders: float64 rounding only.
+        assert np.abs(arm.tip - tip_position(pose)).max() < 1e-12
+
+
+def test_inverse_kinematics_returns_to_the_point_it_was_given() -> None:
+    for seed in range(100):
+        scene = random_scene(seed)
+        for colour in CUBE_COLOURS:
+            target = scene.target(colour)
+            angles = reach_angles(target, 1.2)
+            assert angles is not None, f"seed {seed}: {colour} cube out of reach"
+            assert np.abs(tip_position([*angles, 0, 0]) - target).max() < 1e-9
+            for name, angle in zip(KOCH_JOINTS, angles):
+                assert SERVOS[name].low_rad < angle < SERVOS[name].high_rad
+    assert reach_angles([0.5, 0.0, 0.1], 1.2) is None
+
+
+def test_cubes_stand_apart_and_a_seed_names_one_scene() -> None:
+    for seed in range(50):
+        places = np.array(list(random_scene(seed).cubes.values()))[:, :2]
+        assert min(math.dist(places[i], places[j]) for i, j in ((0, 1), (0, 2), (1, 2))) >= APART_M
+    assert random_scene(7) == random_scene(7)
+    assert random_scene(7) != random_scene(8)
+
+
+def test_servos_reach_their_goal_up_to_the_sag_a_p_controller_leaves(arm: SimulatedArm) -> None:
+    scene = random_scene(1)
+    arm.reset(scene)
+    angles = np.array([0.5, 0.5, -0.2, 0.9, 0.3, 0.4])
+    arm.set_goals(angles)
+    arm.step(2.0)
+    sag = arm.sag(arm.positions)
+    # Friction holds each joint up to frictionloss / stiffness (at most 0.006 rad) away from the balance.
+    assert np.abs(arm.positions + sag - angles).max() < 0.008
+    assert 0.5 < math.degrees(np.abs(sag).max()) < 4, "a shoulder that carries the arm must sag visibly"
+
+
+def test_torque_never_exceeds_the_data_sheet(arm: SimulatedArm) -> None:
+    arm.reset(random_scene(2))
+    arm.set_goals([2, 1.5, -1.5, 1.5, 2, 1])
+    limits = np.array([1.4, 1.4, 0.52, 0.52, 0.52, 0.52])
+    worst = np.zeros(6)
+    for _ in range(100):
+        arm.step(0.01)
+        worst = np.maximum(worst, np.abs(arm.torques))
+    assert (worst <= limits + 1e-9).all()
+    assert worst[0] == pytest.approx(1.4), "a goal far away must saturate the servo"
+
+
+def test_pan_turns_through_its_whole_range(arm: SimulatedArm) -> None:
+    arm.reset(random_scene(3))
+    for goal in (SERVOS["shoulder_pan"].low_rad, SERVOS["shoulder_pan"].high_rad):
+        arm.set_goals([goal, -0.5, 0.5, 0.5, 0, 0])
+        arm.step(3.0)
+        assert abs(arm.positions[0] - goal) < 0.01
+
+
+def test_an_arm_without_torque_falls(arm: SimulatedArm) -> None:
+    arm.reset(type(arm.scene)(arm.scene.cubes, (0, 0.6, -0.2, 0.2, 0, 0)))
+    before = arm.tip[2]
+    for joint in range(6):
+        arm.set_torque(joint, False)
+    arm.step(1.0)
+    for joint in range(6):
+        arm.set_torque(joint, True)
+    assert arm.tip[2] < before - 0.02
+
+
+def test_the_same_calls_give_the_same_positions_and_pictures() -> None:
+
+    def run() -> tuple[bytes, bytes]:
+        arm = SimulatedArm(random_scene(5), SimOptions(height=48, width=64, seed=3))
+        arm.set_goals([0.3, 0.2, 0.1, 0.5, 0, 0])
+        pictures = []
+        for _ in range(5):
+            arm.step(1 / 30)
+            pictures.append(arm.render("laptop").tobytes())
+        arm.close()
+        return arm.positions.tobytes(), b"".join(pictures)
+
+    assert run() == run()
+
+
+def test_small_time_steps_add_up(arm: SimulatedArm) -> None:
+    arm.reset(random_scene(0))
+    for _ in range(3000):
+        arm.step(1 / 3000)
+    assert arm.time_s == pytest.approx(1.0, abs=0.003)  # one physics step
+
+
+def test_pictures_show_the_cubes_and_carry_one_grey_level_of_noise(arm: SimulatedArm) -> None:
+    arm.reset(random_scene(0))
+    for camera in CAMERAS:
+        first, second = arm.render(camera), arm.render(camera)
+        assert first.shape == (96, 128, 3)
+        assert first.dtype == np.uint8
+        difference = first.astype(int) - second.astype(int)
+        assert np.abs(difference).max() == 1
+        assert 0.4 < (difference != 0).mean() < 0.6, "half of the independent bits differ"
+        image = first.astype(int)
+        for channel in range(3):
+            others = [c for c in range(3) if c != channel]
+            saturated = image[..., channel] > 1.8 * image[..., others].max(-1)
+            assert saturated.sum() > 8, f"{camera} does not see the {CUBE_COLOURS[channel]} cube"
+
+
+def test_a_cube_rests_on_the_table_and_moves_when_pushed(arm: SimulatedArm) -> None:
+    scene = type(arm.scene)({"red": (0.2, 0.0, 0.0), "green": (0.1, 0.15, 0.0), "blue": (0.1, -0.15, 0.0)}, (-0.5, 0.55, 0.25, 0.35, 0, 0))
+    arm.reset(scene)
+    arm.step(0.5)
+    assert abs(arm.data.body("red_cube").xpos[2] - CUBE_SIDE_M / 2) < 1e-3
+    angles = reach_angles([0.2, 0.0, 0.02], 1.0)
+    assert angles is not None
+    for pan in np.linspace(-0.5, 0.5, 60):
+        arm.set_goals([pan, *angles[1:], 0, 0])
+        arm.step(1 / 30)
+    assert abs(arm.data.body("red_cube").xpos[1]) > 0.02
+
+
+def test_an_unknown_camera_or_renderer_is_named(arm: SimulatedArm) -> None:
+    with pytest.raises(CameraError, match="no camera 'wrist'; it has laptop, phone"):
+        arm.render("wrist")
+    with pytest.raises(CameraError, match="unknown renderer 'metal'; known: egl, osmesa"):
+        load_mujoco("metal")
+    with pytest.raises(CameraError, match="start a new process for osmesa"):
+        load_mujoco("osmesa")
+
+
+def test_a_machine_without_the_opengl_library_is_told_what_to_install() -> None:
+    code = (
+        "import ctypes.util, ctypes\n"
+        "real = ctypes.CDLL.__init__\n"
+        "def blind(self, name, *a, **k):\n"
+        "    if name and ('EGL' in str(name) or 'OSMesa' in str(name)): raise OSError('library not found')\n"
+        "    real(self, name, *a, **k)\n"
+        "ctypes.CDLL.__init__ = blind\n"
+        "from vla_edge.robot.sim import SimulatedArm\n"
+        "from vla_edge.robot.scene import random_scene\n"
+        "from vla_edge.errors import CameraError\n"
+        "try:\n"
+        "    SimulatedArm(random_scene(0)).render('laptop')\n"
+        "except CameraError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1, done.stdout + done.stderr
+    assert f"apt-get install {BACKENDS['egl']}" in done.stdout
+    assert "--renderer osmesa" in done.stdout
+
+
+def test_counts_and_radians_are_inverse() -> None:
+    counts = np.array([0, 1000, 2048, 3000, 4095, 2500], np.int32)
+    assert (counts_from_radians(radians_from_counts(counts)) == counts).all()
+
+
+def test_the_committed_calibration_is_the_simulated_arms() -> None:
+    rows = json.loads((REPOSITORY / "examples/simulated-koch/calibration.json").read_text())
+    assert list(rows) == list(KOCH_JOINTS)
+    for row in simulated_calibration():
+        assert rows[row.name] == {
+            "id": row.id, "drive_mode": row.drive_mode, "homing_offset": row.homing_offset,
+            "range_min": row.range_min, "range_max": row.range_max,
+        }  # fmt: skip
