@@ -1,0 +1,194 @@
+"""ONNX Runtime behind the engine border: the CPU provider, and CUDA by its own name.
+
+Graphs are loaded from the bytes that were hashed: the model as bytes, its
+external data given in memory, so no file is opened a second time.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import GraphFile, TensorSpec
+from vla_edge.engines.engine import EngineOptions, aligned_zeros
+from vla_edge.errors import EngineError
+
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as binding
+except ImportError:
+    onnxruntime = None
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+OLDEST = (1, 20)
+"""The first release that is known to take external data from memory through Python."""
+
+
+def open_cpu(options: EngineOptions) -> OrtEngine:
+    """ONNX Runtime on the CPU. EngineError when onnxruntime is missing or too old."""
+    _require_runtime()
+    return OrtEngine("ort", (CPU,), options)
+
+
+def open_cuda(options: EngineOptions) -> OrtEngine:
+    """ONNX Runtime's CUDA provider. EngineError when this build of onnxruntime does not have it.
+
+    Buffers stay in host memory: inputs are copied to the device before and
+    outputs from it after each run.
+    """
+    _require_runtime()
+    if CUDA not in onnxruntime.get_available_providers():
+        have = ", ".join(onnxruntime.get_available_providers())
+        raise EngineError(
+            f"backend ort-cuda needs {CUDA}, this onnxruntime {onnxruntime.__version__} has only {have}; install onnxruntime-gpu, or choose backend ort"
+        )
+    return OrtEngine("ort-cuda", (CUDA, CPU), options)
+
+
+class OrtEngine:
+    """Loads graphs into ONNX Runtime sessions of one provider."""
+
+    def __init__(self, name: str, providers: tuple[str, ...], options: EngineOptions) -> None:
+        if options.threads < 0:
+            raise EngineError(f"threads is {options.threads}, must be 0 (all physical cores) or more")
+        self.name = name
+        self._providers = providers
+        self._options = options
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """A zeroed host buffer on a 64-byte boundary."""
+        return aligned_zeros(shape, dtype)
+
+    def session(self, graph: GraphFile) -> OrtSession:
+        """Load `graph`. EngineError when ONNX Runtime refuses it or a provider did not come up."""
+        options = self._session_options()
+        if graph.weights:
+            options.add_external_initializers_from_files_in_memory(
+                list(graph.weights), list(graph.weights.values()), [len(data) for data in graph.weights.values()]
+            )
+        try:
+            session = onnxruntime.InferenceSession(graph.model, options, providers=list(self._providers))
+        except _refusals() as error:
+            raise EngineError(f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again") from None
+        if session.get_providers()[0] != self._providers[0]:
+            raise EngineError(
+                f"{self.name}: {self._providers[0]} did not start on this machine (got {', '.join(session.get_providers())}); check its driver and libraries, or choose backend ort"
+            )
+        for data in graph.weights.values():
+            _drop_pages(data)
+        return OrtSession(session, graph, rebind_inputs=self._providers[0] != CPU)
+
+    def _session_options(self) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._options.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options.spin else "0")
+        return options
+
+
+class OrtSession:
+    """One graph bound to its buffers; see `engine.Session`."""
+
+    def __init__(self, session: Any, graph: GraphFile, rebind_inputs: bool) -> None:
+        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
+        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
+        self._graph = graph.name
+        _check_interface(graph, session)
+        self._session = session
+        self._binding = session.io_binding()
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self._missing = set(self.inputs) | set(self.outputs)
+        # A device provider copies an input when it is bound, so it must be bound before every run.
+        self._rebind_inputs = rebind_inputs
+
+    def bind_input(self, name: str, array: NDArray[Any]) -> None:
+        """Read input `name` from `array` in every following run."""
+        _check_buffer(self._graph, "input", self.inputs.get(name), name, array)
+        self._bind_input(name, array)
+        self._remember(name, array)
+
+    def bind_output(self, name: str, array: NDArray[Any]) -> None:
+        """Write output `name` into `array` in every following run."""
+        _check_buffer(self._graph, "output", self.outputs.get(name), name, array)
+        if not array.flags.writeable:
+            raise EngineError(f"graph {self._graph}: buffer of output {name} is read-only")
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._remember(name, array)
+
+    def run(self) -> None:
+        """Execute on the bound buffers. EngineError names what is not bound, or ONNX Runtime's failure."""
+        if self._missing:
+            raise EngineError(f"graph {self._graph}: nothing is bound to {', '.join(sorted(self._missing))}")
+        if self._rebind_inputs:
+            for name in self.inputs:
+                self._bind_input(name, self._buffers[name])
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except _refusals() as error:
+            raise EngineError(f"graph {self._graph}: run failed: {error}") from None
+
+    def _bind_input(self, name: str, array: NDArray[Any]) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def _remember(self, name: str, array: NDArray[Any]) -> None:
+        self._buffers[name] = array
+        self._missing.discard(name)
+
+
+def _require_runtime() -> None:
+    if onnxruntime is None:
+        raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'")
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < OLDEST:
+        raise EngineError(f"onnxruntime {onnxruntime.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; upgrade it")
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """The exceptions by which ONNX Runtime says no."""
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException", "EPFail", "EngineError")
+    return tuple(getattr(binding, name) for name in names if hasattr(binding, name))
+
+
+def _check_interface(graph: GraphFile, session: Any) -> None:
+    """The manifest's tensors must be the graph's own."""
+    for kind, specs, nodes in (("input", graph.spec.inputs, session.get_inputs()), ("output", graph.spec.outputs, session.get_outputs())):
+        said = {spec.name: (spec.shape, spec.dtype) for spec in specs}
+        found = {node.name: (tuple(node.shape), _NUMPY_NAMES.get(node.type, node.type)) for node in nodes}
+        for name in sorted(said.keys() | found.keys()):
+            if said.get(name) != found.get(name):
+                raise EngineError(
+                    f"{graph.path}: {kind} {name} is {found.get(name, 'missing')} in the graph and {said.get(name, 'missing')} in the manifest; export the bundle again"
+                )
+
+
+_NUMPY_NAMES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+}
+
+
+def _check_buffer(graph: str, kind: str, spec: TensorSpec | None, name: str, array: NDArray[Any]) -> None:
+    if spec is None:
+        raise EngineError(f"graph {graph} has no {kind} {name!r}")
+    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+        raise EngineError(f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} {list(array.shape)}")
+    if not array.flags.c_contiguous:
+        raise EngineError(f"graph {graph}: buffer of {kind} {name} is not C-contiguous")
+
+
+def _drop_pages(data: memoryview) -> None:
+    """Give the mapped file's pages back: the session holds its own copy of the weights by now."""
+    if isinstance(data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        data.obj.madvise(mmap.MADV_DONTNEED)
