@@ -1,0 +1,151 @@
+"""The frame tables of a data set as numpy columns, checked against the features and the episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vla_edge.datasets import layout
+from vla_edge.datasets.layout import INDEX_FEATURES, Feature, Info
+from vla_edge.datasets.meta import Episode, read_table
+from vla_edge.errors import DatasetError
+
+
+@dataclass(slots=True)
+class FileRows:
+    """One parquet file and the frames it holds; keeps each camera's row group that was read last."""
+
+    path: Path
+    from_index: int
+    to_index: int
+    _groups: dict[str, tuple[int, pa.Array]] = field(default_factory=dict, repr=False)
+
+    def image_cell(self, camera: str, index: int) -> object:
+        """The stored cell of an image feature, {"bytes": ..., "path": ...} when it is sound."""
+        row = index - self.from_index
+        first, cells = self._groups.get(camera, (0, ()))
+        if not first <= row < first + len(cells):
+            first, cells = self._groups[camera] = self._read_group(camera, row)
+        return cells[row - first].as_py()
+
+    def _read_group(self, camera: str, row: int) -> tuple[int, pa.Array]:
+        with pq.ParquetFile(self.path) as file:
+            first = 0
+            for group in range(file.metadata.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if row < first + rows:
+                    table = file.read_row_group(group, columns=[camera])
+                    if camera not in table.column_names:
+                        raise DatasetError(f"{self.path}: column {camera} is missing; restore the file")
+                    return first, table[camera].combine_chunks()
+                first += rows
+        raise DatasetError(f"{self.path}: row {row} is missing; restore the file")
+
+
+def data_files(root: Path, info: Info, episodes: Sequence[Episode]) -> list[Path]:
+    """The frame tables in the order of their frames: by episode (v2.1) or by chunk and file number (v3.0)."""
+    if info.version == layout.V21:
+        return [root / episode.data_path for episode in episodes]
+    files = sorted((root / "data").glob("*/*.parquet"))
+    if not files:
+        raise DatasetError(f"{root / 'data'} holds no parquet file; restore it from the source of the data set")
+    return files
+
+
+def read_columns(
+    root: Path, info: Info, episodes: Sequence[Episode]
+) -> tuple[dict[str, NDArray], list[FileRows]]:
+    """All columns that are no cameras, [frames, *shape] (index columns [frames]), and where each file's frames lie.
+
+    Frames are taken by their position, as LeRobot does, so a wrong file number in
+    `meta/episodes` does no harm here (`vla-data verify` tells). Raises DatasetError
+    when rows and meta disagree.
+    """
+    keys = [key for key, feature in info.features.items() if not feature.is_camera]
+    for key in INDEX_FEATURES:
+        if key not in keys:
+            raise DatasetError(f"{root / layout.INFO_FILE}: feature {key} is missing; restore the file")
+    parts: dict[str, list[NDArray]] = {key: [] for key in keys}
+    files: list[FileRows] = []
+    start = 0
+    for path in data_files(root, info, episodes):
+        table = read_table(path, keys)
+        for key in keys:
+            parts[key].append(column_array(path, key, info.features[key], table[key]))
+        files.append(FileRows(path, start, start + table.num_rows))
+        start += table.num_rows
+    columns = {key: np.concatenate(arrays) if arrays else np.empty(0) for key, arrays in parts.items()}
+    _check_against_episodes(root, columns, episodes, start)
+    for array in columns.values():
+        array.flags.writeable = False
+    return columns, files
+
+
+def column_array(path: Path, key: str, feature: Feature, column: pa.ChunkedArray) -> NDArray:
+    """A parquet column as [rows, *shape] of the feature's dtype; index columns and texts as [rows].
+
+    Raises DatasetError when it does not fit the feature.
+    """
+    rows = len(column)
+    flat = column.combine_chunks()
+    if isinstance(flat, pa.ExtensionArray):
+        flat = flat.storage
+    holes = flat.null_count
+    while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
+        flat = flat.flatten()
+        holes += flat.null_count
+    if holes:
+        raise DatasetError(f"{path}: column {key} has {holes} empty cells; restore the file")
+    if feature.dtype == "string":
+        return np.array(flat.to_pylist(), dtype=object)
+    try:
+        values = flat.to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise DatasetError(f"{path}: column {key} is not numbers ({error}); restore the file") from None
+    if values.dtype != feature.numpy_dtype:
+        raise DatasetError(f"{path}: column {key} is {values.dtype}, info.json says {feature.dtype}; restore the file")
+    shape = (rows,) if key in INDEX_FEATURES else (rows, *feature.shape)
+    if values.size != int(np.prod(shape)):
+        raise DatasetError(f"{path}: column {key} holds {values.size} numbers in {rows} rows, info.json says {list(feature.shape)} each")
+    return values.reshape(shape)
+
+
+def _check_against_episodes(
+    root: Path, columns: Mapping[str, NDArray], episodes: Sequence[Episode], rows: int
+) -> None:
+    expected = 0
+    for episode in episodes:
+        if episode.from_index != expected or episode.to_index <= episode.from_index:
+            raise DatasetError(f"{root}: episode {episode.index} has frames {episode.from_index} to {episode.to_index}; "
+                               f"it must start at {expected} and hold one at least; run `vla-data verify`")
+        expected = episode.to_index
+    if rows != expected:
+        raise DatasetError(f"{root}: data files hold {rows} frames, meta says {expected}; run `vla-data verify`")
+    wrong = np.flatnonzero(columns["index"] != np.arange(rows))
+    if wrong.size:
+        raise DatasetError(f"{root}: row {wrong[0]} of the data files has index {columns['index'][wrong[0]]}; run `vla-data verify`")
+    owner = np.repeat(np.arange(len(episodes)), [episode.length for episode in episodes])
+    wrong = np.flatnonzero(columns["episode_index"] != owner)
+    if wrong.size:
+        raise DatasetError(f"{root}: frame {wrong[0]} has episode_index {columns['episode_index'][wrong[0]]}, "
+                           f"meta says {owner[wrong[0]]}; run `vla-data verify`")
+
+
+def stored_image(files: Sequence[FileRows], camera: str, index: int) -> NDArray[np.uint8]:
+    """Decode a picture kept inside a parquet file: uint8 [height, width, 3], RGB."""
+    place = next(file for file in files if file.from_index <= index < file.to_index)
+    cell = place.image_cell(camera, index)
+    data = cell.get("bytes") if isinstance(cell, Mapping) else None
+    if not isinstance(data, bytes):
+        raise DatasetError(f"{place.path}: column {camera} row {index - place.from_index} holds no image bytes; restore the file")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DatasetError(f"{place.path}: column {camera} row {index - place.from_index} is not a picture; restore the file")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

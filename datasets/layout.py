@@ -1,0 +1,207 @@
+"""LeRobot's data set folders, v2.1 and v3.0: names, paths, and what `meta/info.json` says.
+
+Source: the formats as LeRobot 0.4.4 reads and writes them. v2.1 keeps one
+parquet and one video per episode; v3.0 appends episodes to files of a target
+size and names each episode's place in `meta/episodes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_edge.errors import DatasetError
+
+V21 = "v2.1"
+V30 = "v3.0"
+VERSIONS = (V21, V30)
+
+INFO_FILE = "meta/info.json"
+STATS_FILE = "meta/stats.json"
+TASKS_FILE = "meta/tasks.parquet"
+EPISODES_FOLDER = "meta/episodes"
+EPISODES_PATH = EPISODES_FOLDER + "/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+V21_EPISODES_FILE = "meta/episodes.jsonl"
+V21_STATS_FILE = "meta/episodes_stats.jsonl"
+V21_TASKS_FILE = "meta/tasks.jsonl"
+
+CHUNKS_SIZE = 1000
+"""Files per chunk folder (v3.0), episodes per chunk folder (v2.1)."""
+DATA_FILE_MB = 100
+VIDEO_FILE_MB = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of the data set. `shape` is per frame; images are (height, width, channels)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    names: Any = None
+    video_info: Mapping[str, Any] | None = None
+
+    @property
+    def is_camera(self) -> bool:
+        return self.dtype in ("image", "video")
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """dtype of the column in memory; text is `object`."""
+        return np.dtype(object) if self.dtype == "string" else np.dtype(self.dtype)
+
+
+INDEX_FEATURES: dict[str, Feature] = {
+    "timestamp": Feature("float32", (1,)),
+    "frame_index": Feature("int64", (1,)),
+    "episode_index": Feature("int64", (1,)),
+    "index": Feature("int64", (1,)),
+    "task_index": Feature("int64", (1,)),
+}
+"""The five columns every data set has; the writer fills them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """`meta/info.json`. `raw` keeps every field, also those this package does not use."""
+
+    version: str
+    fps: float
+    robot_type: str | None
+    total_episodes: int
+    total_frames: int
+    total_tasks: int
+    chunks_size: int
+    data_path: str
+    video_path: str | None
+    features: Mapping[str, Feature]
+    raw: Mapping[str, Any]
+
+    def keys_of(self, dtype: str) -> tuple[str, ...]:
+        return tuple(key for key, feature in self.features.items() if feature.dtype == dtype)
+
+    @property
+    def video_keys(self) -> tuple[str, ...]:
+        return self.keys_of("video")
+
+    @property
+    def camera_keys(self) -> tuple[str, ...]:
+        return tuple(key for key, feature in self.features.items() if feature.is_camera)
+
+    @property
+    def value_keys(self) -> tuple[str, ...]:
+        """Numbers and texts of a frame: neither cameras nor the five index columns."""
+        return tuple(k for k, f in self.features.items() if not f.is_camera and k not in INDEX_FEATURES)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Chunk folder and file number of a v3.0 file."""
+
+    chunk: int = 0
+    file: int = 0
+
+    def next(self, chunks_size: int) -> Location:
+        return Location(self.chunk + 1, 0) if self.file >= chunks_size - 1 else Location(self.chunk, self.file + 1)
+
+    def path(self, pattern: str, **names: str) -> str:
+        return pattern.format(chunk_index=self.chunk, file_index=self.file, **names)
+
+
+def read_json(path: Path) -> Any:
+    """Raises DatasetError when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; point at a LeRobot data set folder (v2.1 or v3.0)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not JSON ({error}); restore it from the source of the data set") from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """One object per line. Raises DatasetError with the line number."""
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing; restore it from the source of the data set")
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DatasetError(f"{path} line {number} is not JSON ({error}); restore the file") from None
+            if not isinstance(row, dict):
+                raise DatasetError(f"{path} line {number} is not an object; restore the file")
+            rows.append(row)
+    return rows
+
+
+def read_info(root: Path) -> Info:
+    """Read `meta/info.json` of a v2.1 or v3.0 folder.
+
+    Raises DatasetError naming the folder, the field or the version.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"data set {root} does not exist; give the folder that holds meta/info.json")
+    path = root / INFO_FILE
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{path} is not an object; restore it from the source of the data set")
+    version = raw.get("codebase_version")
+    if version not in VERSIONS:
+        raise DatasetError(f"{path}: codebase_version is {version!r}; this package reads {' and '.join(VERSIONS)}")
+    try:
+        info = Info(
+            version=version,
+            fps=_whole(raw["fps"]),
+            robot_type=raw.get("robot_type"),
+            total_episodes=int(raw["total_episodes"]),
+            total_frames=int(raw["total_frames"]),
+            total_tasks=int(raw["total_tasks"]),
+            chunks_size=int(raw.get("chunks_size", CHUNKS_SIZE)),
+            data_path=str(raw["data_path"]),
+            video_path=raw.get("video_path"),
+            features={key: _feature(path, key, value) for key, value in raw["features"].items()},
+            raw=raw,
+        )
+    except KeyError as error:
+        raise DatasetError(f"{path}: field {error} is missing; restore the file") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path}: a field has a wrong type ({error}); restore the file") from None
+    if not info.fps > 0 or info.chunks_size < 1:
+        raise DatasetError(f"{path}: fps {info.fps} and chunks_size {info.chunks_size} must be positive; restore the file")
+    if info.video_keys and not info.video_path:
+        raise DatasetError(f"{path}: video features {list(info.video_keys)} without video_path; restore the file")
+    return info
+
+
+def _feature(path: Path, key: str, value: Mapping[str, Any]) -> Feature:
+    feature = Feature(str(value["dtype"]), tuple(int(n) for n in value["shape"]), value.get("names"), value.get("info"))
+    if feature.is_camera:
+        if len(feature.shape) != 3:
+            raise DatasetError(f"{path}: feature {key} has shape {list(feature.shape)}; an image has three dimensions")
+        return feature
+    try:
+        feature.numpy_dtype
+    except TypeError:
+        raise DatasetError(f"{path}: feature {key} has dtype {feature.dtype!r}, which is not a numpy type") from None
+    return feature
+
+
+def _whole(number: float) -> float:
+    return int(number) if float(number).is_integer() else float(number)
+
+
+def image_size(feature: Feature) -> tuple[int, int]:
+    """(height, width) of a camera feature, by its `names` when they say so."""
+    names = feature.names
+    if isinstance(names, (list, tuple)) and "height" in names and "width" in names:
+        return feature.shape[names.index("height")], feature.shape[names.index("width")]
+    return feature.shape[0], feature.shape[1]

@@ -1,0 +1,192 @@
+"""What the `meta` folder says about tasks, episodes and statistics, for both versions in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vla_edge.datasets import layout
+from vla_edge.datasets.layout import Info, Location
+from vla_edge.datasets.stats import Stats, aggregate
+from vla_edge.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpan:
+    """Where an episode lies in a video file. Path relative to the root; seconds of the file's clock."""
+
+    path: str
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One episode. Frames `from_index` up to, not including, `to_index` of the whole data set."""
+
+    index: int
+    from_index: int
+    to_index: int
+    tasks: tuple[str, ...]
+    data_path: str
+    videos: Mapping[str, VideoSpan]
+
+    @property
+    def length(self) -> int:
+        return self.to_index - self.from_index
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Raises DatasetError when the file is missing, damaged or lacks a column."""
+    try:
+        table = pq.ParquetFile(path).read(columns=columns)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; restore it from the source of the data set") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as parquet ({error}); restore the file") from None
+    for name in columns or ():
+        if name not in table.column_names:
+            raise DatasetError(f"{path}: column {name} is missing; restore the file")
+    return table
+
+
+def read_tasks(root: Path, info: Info) -> dict[int, str]:
+    """task index → task text."""
+    if info.version == layout.V21:
+        path = root / layout.V21_TASKS_FILE
+        pairs = [(_field(path, row, "task_index"), _field(path, row, "task")) for row in layout.read_jsonl(path)]
+    else:
+        path = root / layout.TASKS_FILE
+        table = read_table(path)
+        if "task_index" not in table.column_names:
+            raise DatasetError(f"{path}: column task_index is missing; restore the file")
+        texts = [name for name in table.column_names if name != "task_index"]
+        if len(texts) != 1:
+            raise DatasetError(f"{path}: columns {table.column_names}; one text column beside task_index is expected")
+        pairs = list(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist()))
+    tasks: dict[int, str] = {}
+    for index, text in pairs:
+        if not isinstance(index, int) or not isinstance(text, str):
+            raise DatasetError(f"{path}: task {text!r} with index {index!r} is not a text with a number; restore the file")
+        if index in tasks:
+            raise DatasetError(f"{path}: task_index {index} stands twice; restore the file")
+        tasks[index] = text
+    return dict(sorted(tasks.items()))
+
+
+def read_episodes(root: Path, info: Info) -> list[Episode]:
+    """All episodes in the order of their index."""
+    episodes = _episodes_v21(root, info) if info.version == layout.V21 else _episodes_v30(root, info)
+    for position, episode in enumerate(episodes):
+        if episode.index != position:
+            raise DatasetError(f"{root}: episode {position} is missing in meta (found {episode.index}); restore the files")
+    return episodes
+
+
+def _episodes_v21(root: Path, info: Info) -> list[Episode]:
+    path = root / layout.V21_EPISODES_FILE
+    rows = sorted(layout.read_jsonl(path), key=lambda row: _field(path, row, "episode_index"))
+    episodes: list[Episode] = []
+    start = 0
+    for row in rows:
+        index, length = int(row["episode_index"]), int(_field(path, row, "length"))
+        names: dict[str, Any] = {"episode_chunk": index // info.chunks_size, "episode_index": index}
+        videos = {
+            key: VideoSpan(str(info.video_path).format(video_key=key, **names), 0.0, length / info.fps)
+            for key in info.video_keys
+        }
+        tasks = tuple(_field(path, row, "tasks"))
+        episodes.append(Episode(index, start, start + length, tasks, info.data_path.format(**names), videos))
+        start += length
+    return episodes
+
+
+def episode_files(root: Path) -> list[Path]:
+    """The v3.0 tables of episodes in order. Raises DatasetError when there is none."""
+    paths = sorted((root / layout.EPISODES_FOLDER).glob("*/*.parquet"))
+    if not paths:
+        raise DatasetError(f"{root / layout.EPISODES_FOLDER} holds no parquet file; restore it from the source")
+    return paths
+
+
+def _episodes_v30(root: Path, info: Info) -> list[Episode]:
+    base = ["episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index", "tasks"]
+    places = [f"videos/{key}/{name}" for key in info.video_keys
+              for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
+    rows = [row for path in episode_files(root) for row in read_table(path, base + places).to_pylist()]
+    for row in rows:
+        empty = [name for name in base + places if row[name] is None]
+        if empty:
+            raise DatasetError(f"{root / layout.EPISODES_FOLDER}: episode {row['episode_index']} has no {empty[0]}")
+    episodes: list[Episode] = []
+    for row in sorted(rows, key=lambda row: row["episode_index"]):
+        videos: dict[str, VideoSpan] = {}
+        for key in info.video_keys:
+            place = Location(row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"])
+            path = place.path(str(info.video_path), video_key=key)
+            videos[key] = VideoSpan(path, row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"])
+        data_path = Location(row["data/chunk_index"], row["data/file_index"]).path(info.data_path)
+        span = row["dataset_from_index"], row["dataset_to_index"]
+        episodes.append(Episode(row["episode_index"], *span, tuple(row["tasks"]), data_path, videos))
+    return episodes
+
+
+def read_episode_stats(root: Path, info: Info) -> dict[int, Stats]:
+    """Per-episode statistics: episode index → feature → statistic."""
+    if info.version == layout.V21:
+        path = root / layout.V21_STATS_FILE
+        return {
+            int(_field(path, row, "episode_index")): stats_from_json(path, _field(path, row, "stats"))
+            for row in layout.read_jsonl(path)
+        }
+    found: dict[int, Stats] = {}
+    for path in episode_files(root):
+        for row in read_table(path).to_pylist():
+            stats: Stats = {}
+            for name, value in row.items():
+                if name.startswith("stats/") and value is not None:
+                    key, statistic = name.removeprefix("stats/").rsplit("/", 1)
+                    stats.setdefault(key, {})[statistic] = _numbers(path, name, value)
+            found[int(row["episode_index"])] = stats
+    return found
+
+
+def stats_from_json(path: Path, value: Mapping[str, Mapping[str, Any]]) -> Stats:
+    try:
+        return {
+            key: {name: _numbers(path, f"{key}.{name}", numbers) for name, numbers in entry.items()}
+            for key, entry in value.items()
+        }
+    except AttributeError:
+        raise DatasetError(f"{path}: statistics are not feature → statistic → numbers; restore the file") from None
+
+
+def read_stats(root: Path, info: Info) -> Stats:
+    """Statistics of the whole data set. v2.1 keeps them per episode only; they are put together here."""
+    if info.version == layout.V30:
+        return stats_from_json(root / layout.STATS_FILE, layout.read_json(root / layout.STATS_FILE))
+    per_episode = read_episode_stats(root, info)
+    return aggregate([per_episode[index] for index in sorted(per_episode)])
+
+
+def _numbers(path: Path, name: str, value: Any) -> NDArray:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise DatasetError(f"{path}: {name} is a ragged list; restore the file") from None
+    if array.dtype.kind not in "biuf" or array.ndim == 0:
+        raise DatasetError(f"{path}: {name} is not a list of numbers; restore the file")
+    return array
+
+
+def _field(path: Path, row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise DatasetError(f"{path}: field {name} is missing in a line; restore the file")
+    return row[name]
