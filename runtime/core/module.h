@@ -18,4 +18,7 @@
 /* Adds a static type under `name`; returns 0, or -1 with a Python error set. */
 int module_add_type(PyObject *module, const char *name, PyTypeObject *type);
 
+int bind_ort(PyObject *module);
+int bind_flow(PyObject *module);
+
 #endif

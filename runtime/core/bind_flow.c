@@ -1,0 +1,203 @@
+/* Flow: the state token and the Euler steps in one call without the interpreter. */
+#include "bind_ort.h"
+
+typedef struct {
+    PyObject_HEAD
+    flow loop;
+    PyObject *graphs[4]; /* prefix (or NULL), state, step 0, step 1 */
+    PyObject *kept;      /* list of memoryviews */
+} flow_object;
+
+static PyObject *view_of(flow_object *self, PyObject *array, const char *what)
+{
+    PyObject *view = PyMemoryView_FromObject(array);
+    if (view == NULL)
+        return NULL;
+    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+    if (!PyBuffer_IsContiguous(buffer, 'C') || buffer->format == NULL || buffer->format[0] != 'f') {
+        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous float32 array", what);
+        Py_DECREF(view);
+        return NULL;
+    }
+    int kept = PyList_Append(self->kept, view);
+    Py_DECREF(view);
+    return kept < 0 ? NULL : view;
+}
+
+static float *floats_of(flow_object *self, PyObject *array, const char *what, Py_ssize_t *count)
+{
+    PyObject *view = view_of(self, array, what);
+    if (view == NULL)
+        return NULL;
+    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+    if (buffer->readonly) {
+        PyErr_Format(PyExc_ValueError, "%s must be writable", what);
+        return NULL;
+    }
+    *count = buffer->len / (Py_ssize_t)sizeof(float);
+    return buffer->buf;
+}
+
+/* One pair (to [heads, rows, width], from [heads, 1, width]): `from` becomes the last row of every head. */
+static int add_copy(flow_object *self, PyObject *pair)
+{
+    PyObject *to, *from;
+    if (self->loop.copy_count == FLOW_MAX_COPIES) {
+        PyErr_Format(PyExc_ValueError, "more than %d state rows", FLOW_MAX_COPIES);
+        return -1;
+    }
+    if (!PyArg_ParseTuple(pair, "OO", &to, &from))
+        return -1;
+    PyObject *to_view = view_of(self, to, "K/V tensor");
+    PyObject *from_view = to_view == NULL ? NULL : view_of(self, from, "state row");
+    if (from_view == NULL)
+        return -1;
+    const Py_buffer *t = PyMemoryView_GET_BUFFER(to_view), *f = PyMemoryView_GET_BUFFER(from_view);
+    if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || t->shape[1] < 1 || t->shape[0] != f->shape[0]
+        || t->shape[2] != f->shape[2]) {
+        PyErr_SetString(PyExc_ValueError, "a state row must be [heads, 1, width] for a writable tensor [heads, rows, width]");
+        return -1;
+    }
+    size_t bytes = (size_t)t->shape[2] * sizeof(float), stride = (size_t)t->shape[1] * bytes;
+    self->loop.copies[self->loop.copy_count++] =
+        (flow_copy){(char *)t->buf + stride - bytes, f->buf, (size_t)t->shape[0], bytes, stride};
+    return 0;
+}
+
+static int add_copies(flow_object *self, PyObject *rows)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); i++)
+        if (add_copy(self, PyList_GET_ITEM(rows, i)) < 0)
+            return -1;
+    return 0;
+}
+
+static int add_graphs(flow_object *self)
+{
+    flow_graph *graphs[4] = {&self->loop.prefix, &self->loop.state, &self->loop.step[0], &self->loop.step[1]};
+    for (int i = 0; i < 4; i++) {
+        if (self->graphs[i] != NULL && bind_ort_graph(self->graphs[i], graphs[i]) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"prefix", "state", "step_even", "step_odd", "state_rows", "time_bias", "dt", NULL};
+    PyObject *prefix, *state, *even, *odd, *rows, *bias, *dt;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!OO", names, &prefix, &state, &even, &odd, &PyList_Type, &rows,
+                                     &bias, &dt))
+        return NULL;
+    flow_object *self = (flow_object *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->graphs[0] = prefix == Py_None ? NULL : prefix;
+    self->graphs[1] = state;
+    self->graphs[2] = even;
+    self->graphs[3] = odd;
+    for (int i = 0; i < 4; i++)
+        Py_XINCREF(self->graphs[i]);
+    Py_ssize_t width = 0, one = 0;
+    self->kept = PyList_New(0);
+    if (add_graphs(self) < 0 || self->kept == NULL || add_copies(self, rows) < 0
+        || (self->loop.time_bias = floats_of(self, bias, "time_bias", &width)) == NULL
+        || (self->loop.dt = floats_of(self, dt, "dt", &one)) == NULL) {
+        Py_DECREF((PyObject *)self);
+        return NULL;
+    }
+    if (one != 1 || width < 1) {
+        PyErr_SetString(PyExc_ValueError, "dt must hold one float and time_bias at least one");
+        Py_DECREF((PyObject *)self);
+        return NULL;
+    }
+    self->loop.width = (size_t)width;
+    return (PyObject *)self;
+}
+
+static void flow_dealloc(flow_object *self)
+{
+    for (int i = 0; i < 4; i++)
+        Py_XDECREF(self->graphs[i]);
+    Py_XDECREF(self->kept);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int check_request(const flow_object *self, const flow_request *request, const Py_buffer *bias, const Py_buffer *abandon)
+{
+    if (request->n < 1 || request->n > FLOW_MAX_STEPS) {
+        PyErr_Format(PyExc_ValueError, "%d steps, must be 1 to %d", request->n, FLOW_MAX_STEPS);
+        return -1;
+    }
+    if (bias->len != (Py_ssize_t)((size_t)request->n * self->loop.width * sizeof(float))) {
+        PyErr_Format(PyExc_ValueError, "the bias rows must be float32 [%d, %zu]", request->n, self->loop.width);
+        return -1;
+    }
+    if (abandon->buf != NULL && abandon->len != (Py_ssize_t)sizeof(int32_t)) {
+        PyErr_SetString(PyExc_ValueError, "abandon must hold one int32");
+        return -1;
+    }
+    if (request->refresh_prefix && self->loop.prefix.run == NULL) {
+        PyErr_SetString(PyExc_ValueError, "this loop was made without a prefix graph");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *result_of(const flow_object *self, const flow_result *result)
+{
+    if (result->outcome == FLOW_FAILED) {
+        PyErr_SetString(PyExc_RuntimeError, bind_ort_message(self->graphs[1]));
+        return NULL;
+    }
+    PyObject *steps = PyTuple_New(result->steps);
+    for (int k = 0; steps != NULL && k < result->steps; k++)
+        PyTuple_SET_ITEM(steps, k, PyLong_FromLongLong(result->step_ns[k]));
+    if (steps == NULL)
+        return NULL;
+    return Py_BuildValue("(OLLN)", result->outcome == FLOW_ABANDONED ? Py_True : Py_False, (long long)result->prefix_ns,
+                         (long long)result->state_ns, steps);
+}
+
+static PyObject *flow_call(flow_object *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"bias_rows", "steps", "refresh_prefix", "abandon", NULL};
+    Py_buffer bias, abandon = {0};
+    int refresh = 0;
+    flow_request request = {0};
+    flow_result result;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*ip|z*", names, &bias, &request.n, &refresh, &abandon))
+        return NULL;
+    request.refresh_prefix = refresh;
+    request.bias_rows = bias.buf;
+    request.abandon = abandon.buf;
+    PyObject *made = NULL;
+    if (check_request(self, &request, &bias, &abandon) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        flow_run(&self->loop, &request, &result);
+        Py_END_ALLOW_THREADS
+        made = result_of(self, &result);
+    }
+    PyBuffer_Release(&bias);
+    if (abandon.buf != NULL)
+        PyBuffer_Release(&abandon);
+    return made;
+}
+
+static PyMethodDef flow_methods[] = {
+    {"run", (PyCFunction)(void (*)(void))flow_call, METH_VARARGS | METH_KEYWORDS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static PyTypeObject flow_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.Flow",
+    .tp_basicsize = sizeof(flow_object),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = flow_new,
+    .tp_dealloc = (destructor)flow_dealloc,
+    .tp_methods = flow_methods,
+};
+
+int bind_flow(PyObject *module)
+{
+    return module_add_type(module, "Flow", &flow_type);
+}

@@ -1,0 +1,59 @@
+/* One graph in ONNX Runtime, and its buffers bound once. */
+#ifndef VLA_ORT_SESSION_H
+#define VLA_ORT_SESSION_H
+
+#include "ort_api.h"
+
+enum { ORT_MAX_RANK = 8 };
+
+/* A tensor in memory that belongs to the caller and outlives whatever uses it. */
+typedef struct {
+    const char *name;
+    void *data;
+    size_t bytes;
+    int64_t shape[ORT_MAX_RANK];
+    size_t rank;
+    ort_type type;
+} ort_tensor;
+
+/* External data of a model: the file's name as the model spells it, and its bytes. */
+typedef struct {
+    const char *name;
+    char *data;
+    size_t bytes;
+} ort_file;
+
+typedef struct {
+    const void *model;
+    size_t model_bytes;
+    const ort_file *files;
+    size_t file_count;
+    const ort_tensor *shared; /* initialisers used where they lie and packed once for all sessions */
+    size_t shared_count;
+} ort_source;
+
+typedef struct {
+    ort_runtime *runtime;
+    ort_raw_session *session;
+    ort_value **shared;
+    size_t shared_count;
+} ort_session;
+
+/* False: `runtime->message` says why and nothing is left behind. Allocates; never called in a loop. */
+bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_source *source);
+void ort_session_destroy(ort_session *session);
+
+typedef struct {
+    ort_session *session;
+    ort_io *io;
+} ort_binding;
+
+bool ort_binding_create(ort_binding *binding, ort_session *session);
+bool ort_bind_input(ort_binding *binding, const ort_tensor *tensor);
+bool ort_bind_output(ort_binding *binding, const ort_tensor *tensor);
+void ort_binding_destroy(ort_binding *binding);
+
+/* Executes the graph once on the bound buffers. */
+bool ort_run(ort_binding *binding);
+
+#endif
