@@ -1,0 +1,125 @@
+"""Reading and writing model.safetensors, strictly.
+
+Names are LeRobot's. Types are taken from the file; computing is float32. A
+compiled model's prefix (`model._orig_mod.`) is understood, statistics of older
+checkpoints are handed to the processors, keys of forks that we have no use for
+are reported; anything else that is missing, extra or of another shape is a
+CheckpointError that names file and tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vla_edge.errors import CheckpointError
+from vla_edge.policies.config import SmolVLAConfig
+
+MODEL_FILE = "model.safetensors"
+
+_COMPILED = "model._orig_mod."
+_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+_CLS = ("model.pre_cls_param", "model.suf_cls_param", "model.obs_cls_proj.", "model.act_cls_proj.")
+_DELTA = ("model.delta_", "model.vlm_with_expert.delta_expert.")
+_FORK_ONLY = ("model.action_context_encoder.",)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What model.safetensors holds.
+
+    tensors: the policy's own, under LeRobot's names, in the file's types. statistics: older checkpoints' normalisation
+    buffers. ignored: keys without use. digest: sha256 of the file's bytes, hex.
+    """
+
+    file: Path
+    tensors: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    ignored: tuple[str, ...]
+    digest: str
+
+
+def read_weights(folder: Path) -> Weights:
+    """Read `folder/model.safetensors`. CheckpointError: missing, truncated or damaged file, or a type that is no float."""
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; give the folder that save_pretrained wrote")
+    found: dict[str, Tensor] = {}
+    try:
+        with safe_open(file, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118 - not a dict
+                found[name.replace(_COMPILED, "model.", 1) if name.startswith(_COMPILED) else name] = content.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: truncated or damaged ({error}); copy the checkpoint again") from None
+    for name, tensor in found.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: tensor {name} has type {tensor.dtype}, must be a float; save the policy unquantised")
+    statistics = {name: tensor for name, tensor in found.items() if name.startswith(_STATISTICS)}
+    ignored = tuple(sorted(name for name in found if name.startswith(_FORK_ONLY)))
+    tensors = {name: tensor for name, tensor in found.items() if name not in statistics and name not in ignored}
+    return Weights(file, tensors, statistics, ignored, file_digest(file))
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def settle_heads(config: SmolVLAConfig, weights: Weights) -> tuple[SmolVLAConfig, Weights]:
+    """Let the file decide whether the policy has a CLS head and a delta expert.
+
+    A head that holds only zeros, as forks write for a disabled one, counts as absent. The configuration returned
+    agrees with the tensors returned; every difference from config.json stands in its notes.
+    """
+    cls = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(_CLS)}
+    delta = any(name.startswith(_DELTA) for name in weights.tensors)
+    notes = [f"{MODEL_FILE}: {name} has no use here and was ignored" for name in weights.ignored]
+    holds_cls = any(bool(tensor.any()) for tensor in cls.values())
+    if not holds_cls and cls:
+        notes.append(f"{MODEL_FILE}: the CLS head holds only zeros and counts as absent")
+        weights = replace(weights, tensors={name: tensor for name, tensor in weights.tensors.items() if name not in cls})
+    if holds_cls != config.use_cls_head and not (config.use_cls_head and not cls):
+        notes.append(f"use_cls_head is {config.use_cls_head} in config.json and {holds_cls} in {MODEL_FILE}; the file decides")
+        config = replace(config, use_cls_head=holds_cls, cls_trained=config.cls_trained and holds_cls)
+    if delta and not config.train_delta_expert:
+        notes.append(f"{MODEL_FILE} holds a delta expert although train_delta_expert is false; it was loaded")
+        config = replace(config, holds_delta=True)
+    return replace(config, notes=(*config.notes, *notes)), weights
+
+
+def load_weights(module: nn.Module, weights: Weights) -> None:
+    """Give `module` (its parameters on the meta device or real) the tensors, as float32. Strict, see the module's text."""
+    expected = module.state_dict()
+    missing = sorted(set(expected) - set(weights.tensors))
+    if missing:
+        raise CheckpointError(f"{weights.file}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)}); the file does not fit config.json")
+    extra = sorted(set(weights.tensors) - set(expected))
+    if extra:
+        raise CheckpointError(f"{weights.file}: tensor {extra[0]} is not part of this policy ({len(extra)} such); the file does not fit config.json")
+    for name, tensor in expected.items():
+        if weights.tensors[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{weights.file}: tensor {name} has shape {list(weights.tensors[name].shape)}, config.json makes it {list(tensor.shape)}"
+            )
+    module.load_state_dict({name: tensor.float() for name, tensor in weights.tensors.items()}, assign=True)
+
+
+def write_weights(module: nn.Module, file: Path, types: Mapping[str, torch.dtype]) -> None:
+    """Write `module` to `file`, each tensor in its type of `types` where that loses nothing, else in float32."""
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        exact = tensor.detach().cpu().contiguous()
+        stored = exact.to(types.get(name, torch.float32))
+        tensors[name] = stored if torch.equal(stored.to(exact.dtype), exact) else exact
+    save_file(tensors, file, metadata={"format": "pt"})

@@ -1,0 +1,71 @@
+"""The CLS head: learnt tokens that watch the observation, and their projections.
+
+Observation tokens are read-only: they see the valid picture and language rows
+and themselves, and nothing sees them; they stand at position 0. They therefore
+run after the prefix, against its cache, and change the policy by exactly 0.0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vla_edge.policies.flow import FlowMatching, Prefix
+
+
+class ClsProjection(nn.Module):
+    """Two linear maps with a ReLU between."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, tokens, width] → [B, tokens, out]."""
+        return self.fc2(torch.relu(self.fc1(tokens)))
+
+
+def new_cls_tokens(count: int, width: int) -> nn.Parameter:
+    """(1, count, width) drawn from N(0, 1)·0.02."""
+    return nn.Parameter(torch.randn(1, count, width) * 0.02)
+
+
+def observe(model: FlowMatching, prefix: Prefix) -> Tensor:
+    """Projected observation tokens [B, num_cls_prefix, E] of a prefix without its state row.
+
+    The state is left out on purpose: the gate asks whether the scene changed, not the arm.
+    """
+    batch, tokens = prefix.mask.shape[0], model.pre_cls_param.shape[1]
+    rows = model.pre_cls_param.expand(batch, -1, -1)
+    sees_itself = torch.eye(tokens, dtype=torch.bool, device=prefix.mask.device).expand(batch, -1, -1)
+    visible = torch.cat((prefix.mask[:, None, :].expand(-1, tokens, -1), sees_itself), dim=2)
+    positions = torch.zeros(batch, tokens, dtype=torch.int64, device=prefix.mask.device)
+    text = model.vlm_with_expert.vlm.model.text_model
+    hidden, _ = text(rows, visible, positions, prefix.cache)
+    return model.obs_cls_proj(text.norm(hidden))
+
+
+def similarity(now: Tensor, reference: Tensor, token_now: int = 0, token_reference: int = 1) -> Tensor:
+    """Cosine [B] between one projected token now and one of the reference, per sample; both [B, tokens, E]."""
+    return functional.cosine_similarity(now[:, token_now].float(), reference[:, token_reference].float(), dim=-1)
+
+
+def why_no_gate(model: FlowMatching) -> str | None:
+    """Why this model's head cannot serve as a gate, in words, or None when it can.
+
+    A head is refused when there is none, when training never marked it, or when its answer does not depend on its input.
+    """
+    if not model.config.use_cls_head:
+        return "the policy has no CLS head"
+    if not model.config.cls_trained:
+        return "the CLS head carries no cls_trained mark: it was never trained"
+    width = model.pre_cls_param.shape[-1]
+    probes = torch.randn(8, 1, width, generator=torch.Generator().manual_seed(0)).to(model.pre_cls_param)
+    with torch.no_grad():
+        spread = model.obs_cls_proj(probes).std(dim=0).max().item()
+    return None if spread > 0.0 else "the CLS head gives the same answer for every input"

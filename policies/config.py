@@ -1,0 +1,281 @@
+"""A policy's config.json as a frozen dataclass.
+
+Field names are LeRobot's (`SmolVLAConfig`, 0.4.4) and, for the CLS head and
+the delta expert, those of the method's users. Fields that do not change the
+arithmetic (optimiser presets, device, hub) are kept in `source` so that
+`save_pretrained` writes them back. A value that cannot be computed is a
+ConfigError; a field nobody knows is reported in `notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.policies.backbone import TextConfig, read_json
+
+STATE = "observation.state"
+ACTION = "action"
+EMPTY_CAMERA = "observation.images.empty_camera_"
+
+_WITHOUT_ARITHMETIC = frozenset(
+    "type device use_amp use_peft push_to_hub repo_id private tags license pretrained_path pretrained_revision use_cache "
+    "freeze_vision_encoder fine_tune_vision_encoder vision_encoder_lr_multiplier train_expert_only train_state_proj "
+    "optimizer_lr optimizer_betas optimizer_eps optimizer_weight_decay optimizer_grad_clip_norm scheduler_warmup_steps "
+    "scheduler_decay_steps scheduler_decay_lr load_vlm_weights compile_model compile_mode rtc_config input_features "
+    "output_features normalization_mapping n_obs_steps".split()
+)
+
+_NOT_IN_FILE = ("source", "notes", "holds_delta")
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One input or output of the policy: `kind` is STATE, VISUAL, ACTION or ENV; a VISUAL shape is (C, H, W)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SmolVLAConfig:
+    """Everything that decides the arithmetic. Decided when the model is built: assigning a field later raises."""
+
+    input_features: tuple[Feature, ...]
+    output_features: tuple[Feature, ...]
+    normalization_mapping: Mapping[str, str] = field(default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"})
+    chunk_size: int = 50
+    n_action_steps: int = 50
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+    resize_imgs_with_padding: tuple[int, int] | None = (512, 512)
+    empty_cameras: int = 0
+    adapt_to_pi_aloha: bool = False
+    use_delta_joint_actions_aloha: bool = False
+    tokenizer_max_length: int = 48
+    num_steps: int = 10
+    vlm_model_name: str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+    add_image_special_tokens: bool = False
+    attention_mode: str = "cross_attn"
+    prefix_length: int = -1
+    pad_language_to: str = "longest"
+    num_expert_layers: int = -1
+    num_vlm_layers: int = 16
+    self_attn_every_n_layers: int = 2
+    expert_width_multiplier: float = 0.75
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    use_cls_head: bool = False
+    num_cls_prefix: int = 2
+    num_cls_suffix: int = 2
+    train_delta_expert: bool = False
+    vicreg_weight: float = 0.01
+    vicreg_lambda: float = 25.0
+    vicreg_mu: float = 25.0
+    vicreg_nu: float = 1.0
+    cls_noise_scale: float = 0.01
+    cls_similarity_threshold: float = 0.5
+    cls_action_context: int = 5
+    delta_target: str = "noise"
+    cls_trained: bool = False
+    holds_delta: bool = False
+    freeze_vision_encoder: bool = True
+    train_expert_only: bool = True
+    train_state_proj: bool = True
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @property
+    def cameras(self) -> tuple[Feature, ...]:
+        """The cameras in slot order, without the placeholders that `empty_cameras` adds."""
+        empty = {f"{EMPTY_CAMERA}{index}" for index in range(self.empty_cameras)}
+        return tuple(item for item in self.input_features if item.kind == "VISUAL" and item.name not in empty)
+
+    @property
+    def state_dim(self) -> int:
+        """Real dimensions of the state."""
+        return next(item.shape[0] for item in self.input_features if item.name == STATE)
+
+    @property
+    def action_dim(self) -> int:
+        """Real dimensions of the action."""
+        return next(item.shape[0] for item in self.output_features if item.name == ACTION)
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the model holds a delta expert."""
+        return self.train_delta_expert or self.holds_delta
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """Which expert layer meets which text layer, and how.
+
+    expert_of[i]: index of the expert layer at text layer i, or None.
+    cross[i]: that layer cross-attends to the cached prefix; otherwise it self-attends.
+    """
+
+    expert_of: tuple[int | None, ...]
+    cross: tuple[bool, ...]
+
+    @property
+    def layers(self) -> int:
+        """Text layers of the policy."""
+        return len(self.expert_of)
+
+
+def plan_layers(config: SmolVLAConfig, text: TextConfig) -> LayerPlan:
+    """Pair text and expert layers as LeRobot's `SmolVLMWithExpertModel` does. ConfigError when they do not fit.
+
+    The rhythm `self_attn_every_n_layers` is read twice: from the text layer's
+    index (which attention runs) and from the expert layer's own index (which
+    shape its k_proj and v_proj have). Where the two disagree no checkpoint can run.
+    """
+    layers = config.num_vlm_layers if 0 < config.num_vlm_layers < text.layers else text.layers
+    experts = config.num_expert_layers if config.num_expert_layers > 0 else layers
+    if experts > layers or layers % experts:
+        raise ConfigError(f"num_expert_layers is {experts}, must divide the {layers} text layers (num_vlm_layers); change one of them")
+    every = config.self_attn_every_n_layers
+    stride = layers // experts
+    expert_of = tuple(index // stride if index % stride == 0 else None for index in range(layers))
+    cross = tuple(_crosses(config.attention_mode, every, index) for index in range(layers))
+    for index, expert in enumerate(expert_of):
+        if expert is not None and cross[index] != _crosses(config.attention_mode, every, expert):
+            raise ConfigError(
+                f"num_expert_layers {experts} with self_attn_every_n_layers {every} pairs expert layer {expert} with text layer "
+                f"{index}, whose attention is of the other kind; LeRobot cannot run it either, change one of them"
+            )
+    return LayerPlan(expert_of, cross)
+
+
+def expert_crosses(config: SmolVLAConfig, expert_layer: int) -> bool:
+    """Whether this expert layer's k_proj and v_proj read cached keys and values (width kv_heads·head_dim)."""
+    return _crosses(config.attention_mode, config.self_attn_every_n_layers, expert_layer)
+
+
+def _crosses(attention_mode: str, every: int, index: int) -> bool:
+    return "cross" in attention_mode and not (every > 0 and index % every == 0)
+
+
+def read_config(folder: Path) -> SmolVLAConfig:
+    """Parse `folder/config.json`. CheckpointError: missing, damaged, unknown policy type. ConfigError: unsupported value."""
+    file = folder / "config.json"
+    return config_from_json(read_json(file), str(file))
+
+
+def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
+    """The configuration of a config.json's `content`; `where` is named in errors."""
+    kind = content.get("type")
+    if kind != "smolvla":
+        raise CheckpointError(f"{where}: policy type is {kind!r}, supported is 'smolvla'; give a SmolVLA checkpoint")
+    known = {item.name: item for item in fields(SmolVLAConfig)}
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if name in ("input_features", "output_features"):
+            values[name] = _features(value, f"{where}: {name}")
+        elif name == "normalization_mapping":
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: normalization_mapping is {value!r}, must be an object of modes by feature type")
+            values[name] = dict(value)
+        elif name in known and name not in _NOT_IN_FILE:
+            values[name] = _value(value, str(known[name].type), f"{where}: {name}")
+    for name in ("input_features", "output_features"):
+        if name not in values:
+            raise CheckpointError(f"{where}: {name} is missing; save the policy again with LeRobot 0.2 or newer")
+    if content.get("use_cache", True) is not True:
+        raise ConfigError(f"{where}: use_cache is false, supported is true; LeRobot cannot sample without its cache either")
+    if content.get("n_obs_steps", 1) != 1:
+        raise ConfigError(f"{where}: n_obs_steps is {content['n_obs_steps']!r}, supported is 1; SmolVLA reads one observation")
+    unknown = sorted(set(content) - set(known) - _WITHOUT_ARITHMETIC)
+    notes = tuple(f"config.json: field {name} is not known here and was not used" for name in unknown)
+    try:
+        return SmolVLAConfig(**values, source=dict(content), notes=notes)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
+    """The content of config.json in LeRobot's form. The CLS and delta fields appear only where they are used, so that
+    LeRobot can read a policy that has neither."""
+    content: dict[str, Any] = {"type": "smolvla", **config.source}
+    ours = {item.name for item in fields(SmolVLAConfig) if "cls" in item.name or "vicreg" in item.name or "delta" in item.name}
+    ours.discard("use_delta_joint_actions_aloha")
+    extended = config.use_cls_head or config.train_delta_expert
+    for item in fields(SmolVLAConfig):
+        value = getattr(config, item.name)
+        if item.name in _NOT_IN_FILE or (item.name in ours and not extended and item.name not in content):
+            continue
+        if item.name in ("input_features", "output_features"):
+            value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
+        content[item.name] = list(value) if isinstance(value, tuple) else value
+    return content
+
+
+def with_fields(config: SmolVLAConfig, **changes: Any) -> SmolVLAConfig:
+    """A copy with other values, validated again: for building another model, never for one that exists."""
+    return replace(config, **changes)
+
+
+def _features(value: Any, where: str) -> tuple[Feature, ...]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {type(value).__name__}, must be an object of features")
+    features = []
+    for name, item in value.items():
+        if not isinstance(item, dict) or not isinstance(item.get("shape"), list) or not isinstance(item.get("type"), str):
+            raise ConfigError(f"{where}.{name} must have a type and a shape; save the policy again")
+        if not item["shape"] or any(not isinstance(size, int) or size < 1 for size in item["shape"]):
+            raise ConfigError(f"{where}.{name}.shape is {item['shape']!r}, must be positive whole numbers")
+        features.append(Feature(name, item["type"], tuple(item["shape"])))
+    return tuple(features)
+
+
+def _value(value: Any, annotation: str, where: str) -> Any:
+    if annotation.startswith("tuple[int, int]"):
+        if value is None:
+            return None
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(item, int) and item > 0 for item in value):
+            return tuple(value)
+        raise ConfigError(f"{where} is {value!r}, must be [width, height] in pixels or null")
+    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    if not isinstance(value, allowed[annotation]) or (isinstance(value, bool) and annotation != "bool"):
+        raise ConfigError(f"{where} is {value!r}, must be of type {annotation}")
+    return float(value) if annotation == "float" else value
+
+
+def _validate(config: SmolVLAConfig) -> None:
+    def require(holds: bool, name: str, limit: str) -> None:
+        if not holds:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}, must be {limit}")
+
+    names = [item.name for item in config.input_features]
+    if STATE not in names or not any(item.name == ACTION for item in config.output_features):
+        raise ConfigError(f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}")
+    if not config.cameras:
+        raise ConfigError("input_features holds no camera (type VISUAL); SmolVLA needs at least one")
+    for item in config.cameras:
+        if len(item.shape) != 3 or item.shape[0] != 3:
+            raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
+    require(config.chunk_size >= 1, "chunk_size", "at least 1")
+    require(1 <= config.n_action_steps <= config.chunk_size, "n_action_steps", f"1 to chunk_size ({config.chunk_size})")
+    require(config.max_state_dim >= config.state_dim, "max_state_dim", f"at least the state's {config.state_dim} dimensions")
+    require(config.max_action_dim >= config.action_dim, "max_action_dim", f"at least the action's {config.action_dim} dimensions")
+    require(config.empty_cameras >= 0, "empty_cameras", "0 or more")
+    require(not config.use_delta_joint_actions_aloha, "use_delta_joint_actions_aloha", "false: LeRobot never ported it")
+    require(not config.adapt_to_pi_aloha or (config.state_dim >= 14 and config.action_dim >= 14), "adapt_to_pi_aloha", "false unless state and action have the 14 joints of an Aloha")
+    require(config.tokenizer_max_length >= 1, "tokenizer_max_length", "at least 1")
+    require(config.num_steps >= 1, "num_steps", "at least 1")
+    require(config.attention_mode in ("cross_attn", "self_attn"), "attention_mode", "'cross_attn' or 'self_attn'")
+    require(config.pad_language_to in ("longest", "max_length"), "pad_language_to", "'longest' or 'max_length'")
+    require(0 < config.expert_width_multiplier, "expert_width_multiplier", "positive")
+    require(0 < config.min_period < config.max_period, "min_period", f"between 0 and max_period ({config.max_period})")
+    require(config.num_cls_prefix == 2, "num_cls_prefix", "2")
+    require(config.num_cls_suffix == 2, "num_cls_suffix", "2")
+    require(1 <= config.cls_action_context, "cls_action_context", "at least 1")
+    require(config.delta_target in ("noise", "stale"), "delta_target", "'noise' or 'stale'")

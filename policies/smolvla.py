@@ -1,0 +1,224 @@
+"""The policy as PyTorch users know it: load, predict, train, save.
+
+Batches are what LeRobot's preprocessor makes: `observation.images.NAME` float
+[B, 3, h, w] in 0..1, `observation.state` normalised [B, n],
+`observation.language.tokens` int64 and `.attention_mask` bool [B, T]; for
+training `action` normalised [B, C, n] and `action_is_pad` bool [B, C].
+`preprocess` and `postprocess` make them from raw values and back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from vla_edge.errors import ObservationError
+from vla_edge.policies.aloha import decode_state, encode_actions, encode_actions_inverse
+from vla_edge.policies.backbone import BackboneConfig, find_file, read_backbone
+from vla_edge.policies.checkpoint import load_weights, read_weights, settle_heads
+from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.flow import FlowMatching, Inputs, SpecialTokens, sample_time
+from vla_edge.policies.images import prepare_image, to_unit
+from vla_edge.policies.processing import Normalization, ProcessorSettings, read_processing, special_token_names, token_id
+from vla_edge.policies.tokenizer import TaskTokenizer
+
+TOKENS = "observation.language.tokens"
+TOKEN_MASK = "observation.language.attention_mask"
+
+
+class SmolVLAPolicy(nn.Module):
+    """A SmolVLA policy. `model` holds the weights under LeRobot's names; `settings` what happens around them."""
+
+    def __init__(self, config: SmolVLAConfig, backbone: BackboneConfig, settings: ProcessorSettings) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.settings = settings
+        self.tokenizer = TaskTokenizer(settings.tokenizer)
+        self.model = FlowMatching(config, backbone, special_tokens(config, settings))
+        self.stored_types: dict[str, torch.dtype] = {}
+        self.digest = ""
+        self.reset()
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> SmolVLAPolicy:
+        """The policy saved in `folder`, float32 on the CPU, in eval mode. Errors: CheckpointError, ConfigError."""
+        folder = Path(folder)
+        config, weights = settle_heads(read_config(folder), read_weights(folder))
+        backbone = read_backbone(find_file(config.vlm_model_name, folder, ("config.json",)))
+        buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
+        settings = read_processing(folder, config, buffers)
+        with torch.device("meta"):
+            policy = cls(config, backbone, settings)
+        load_weights(policy, weights)
+        policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
+        policy.digest = weights.digest
+        return policy.eval()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about this checkpoint: ignored keys, features without statistics."""
+        return (*self.config.notes, *self.settings.notes)
+
+    def reset(self) -> None:
+        """Forget queued actions and the CLS reference: call at the start of an episode."""
+        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+
+    # ---- around the network
+
+    def preprocess(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Raw values → a batch of one: cameras uint8 [h, w, 3] by the names before `rename_map`, `observation.state`
+        [n] in robot units, `task` text. ObservationError names what is missing or wrong."""
+        renamed = {self.settings.rename_map.get(name, name): value for name, value in observation.items()}
+        for name in (STATE, "task"):
+            if name not in renamed:
+                raise ObservationError(f"the observation has no {name}; it holds {', '.join(observation) or 'nothing'}")
+        batch: dict[str, Any] = {
+            camera.name: to_unit(torch.as_tensor(renamed[camera.name]), camera.name) for camera in self.settings.cameras if camera.name in renamed
+        }
+        state = torch.as_tensor(renamed[STATE], dtype=torch.float32)
+        if state.shape != (self.config.state_dim,):
+            raise ObservationError(f"{STATE} has shape {list(state.shape)}, the policy takes [{self.config.state_dim}]")
+        batch[STATE] = normalize(state[None], self.settings.state)
+        batch[TOKENS], batch[TOKEN_MASK] = self.tokenizer.encode([renamed["task"]])
+        return batch
+
+    def postprocess(self, actions: Tensor) -> Tensor:
+        """Normalised actions [..., n] → robot units."""
+        return unnormalize(actions, self.settings.action)
+
+    def prepare(self, batch: Mapping[str, Any]) -> Inputs:
+        """A batch → the network's inputs: cameras in order, missing ones skipped, empty ones appended, state padded."""
+        images, masks = self.prepare_images(batch)
+        state = batch[STATE][:, -1] if batch[STATE].ndim > 2 else batch[STATE]
+        if self.config.adapt_to_pi_aloha:
+            state = decode_state(state)
+        token_mask = batch[TOKEN_MASK].to(torch.bool)
+        return Inputs(images, masks, batch[TOKENS], token_mask, pad_last(state, self.config.max_state_dim))
+
+    def prepare_images(self, batch: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Network pictures and their masks bool [B], one per slot."""
+        images: list[Tensor] = []
+        masks: list[Tensor] = []
+        for camera in self.config.cameras:
+            if camera.name not in batch:
+                continue
+            value = batch[camera.name]
+            image = prepare_image(to_unit(value[:, -1] if value.ndim == 5 else value, camera.name), self.config.resize_imgs_with_padding)
+            images.append(image)
+            given = batch.get(f"{camera.name}_padding_mask")
+            masks.append(torch.ones(image.shape[0], dtype=torch.bool, device=image.device) if given is None else given.bool())
+        if not images:
+            names = ", ".join(camera.name for camera in self.config.cameras)
+            raise ObservationError(f"no camera of the policy is in the observation; it takes {names}")
+        for _ in range(self.config.empty_cameras):
+            images.append(torch.full_like(images[-1], -1.0))
+            masks.append(torch.zeros_like(masks[-1]))
+        return tuple(images), tuple(masks)
+
+    # ---- inference
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
+        """Normalised actions [B, C, n] for a batch; noise [B, C, A] or drawn here."""
+        self.eval()
+        inputs = self.prepare(batch)
+        return self.real_actions(self.model.sample_actions(inputs, self._noise(inputs, noise)))
+
+    @torch.no_grad()
+    def select_action(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
+        """The next action [B, n], normalised; plans a new chunk when the queue of `n_action_steps` is empty."""
+        if not self._queue:
+            actions = self.predict_action_chunk(batch, noise)
+            self._queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
+        return self._queue.popleft()
+
+    def real_actions(self, actions: Tensor) -> Tensor:
+        """[B, C, A] → the real dimensions [B, C, n], turned back to an Aloha's joints where the policy asks for it."""
+        actions = actions[:, :, : self.config.action_dim]
+        return encode_actions(actions) if self.config.adapt_to_pi_aloha else actions
+
+    def _noise(self, inputs: Inputs, noise: Tensor | None) -> Tensor:
+        shape = (inputs.state.shape[0], self.config.chunk_size, self.config.max_action_dim)
+        if noise is None:
+            return torch.randn(shape, device=inputs.state.device)
+        if tuple(noise.shape) != shape:
+            raise ObservationError(f"noise has shape {list(noise.shape)}, must be {list(shape)}")
+        return noise.float()
+
+    # ---- training
+
+    def forward(self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """The flow-matching loss, a mean over real dimensions and steps inside the episode, and what it was made of.
+
+        loss_dict: `losses_after_forward` [B, C, A], `losses_after_in_ep_bound` (masked), `losses_after_rm_padding`
+        [B, C, n], `loss` (float).
+        """
+        inputs = self.prepare(batch)
+        actions = batch[ACTION]
+        if self.config.adapt_to_pi_aloha:
+            actions = encode_actions_inverse(actions)
+        actions = pad_last(actions, self.config.max_action_dim)
+        noise = torch.randn_like(actions) if noise is None else noise
+        time = sample_time(actions.shape[0], actions.device) if time is None else time
+        losses = self.model.losses(inputs, actions, noise, time)
+        return masked_loss(losses, batch.get("action_is_pad"), self.config.action_dim)
+
+
+def masked_loss(losses: Tensor, is_pad: Tensor | None, dimensions: int) -> tuple[Tensor, dict[str, Any]]:
+    """Mean of elementwise losses [B, C, A] over the first `dimensions` and the steps that `is_pad` bool [B, C] does not
+    mark, with the intermediate tensors under LeRobot's names."""
+    valid = torch.ones_like(losses[:, :, 0]) if is_pad is None else (~is_pad).to(losses.dtype)
+    bounded = losses * valid[:, :, None]
+    real = bounded[:, :, :dimensions]
+    loss = real.sum() / (valid.sum() * dimensions).clamp(min=1)
+    return loss, {
+        "losses_after_forward": losses.detach().clone(),
+        "losses_after_in_ep_bound": bounded.detach().clone(),
+        "losses_after_rm_padding": real.detach().clone(),
+        "loss": loss.item(),
+    }
+
+
+def special_tokens(config: SmolVLAConfig, settings: ProcessorSettings) -> SpecialTokens:
+    """Ids of the tokens around pictures; none where the policy does not use them."""
+    if not config.add_image_special_tokens:
+        return SpecialTokens((), ())
+    folder = settings.tokenizer.folder
+    around, whole = (token_id(folder, name, "image token") for name in special_token_names(folder))
+    return SpecialTokens((around, whole), (around,))
+
+
+def pad_last(values: Tensor, size: int) -> Tensor:
+    """Zeros appended to the last axis up to `size`."""
+    return functional.pad(values, (0, size - values.shape[-1]))
+
+
+def normalize(values: Tensor, by: Normalization) -> Tensor:
+    """Robot units → normalised, over the last axis."""
+    low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
+    if by.mode == "MEAN_STD":
+        return (values - low) / (high + by.eps)
+    if by.mode == "MIN_MAX":
+        return 2 * (values - low) / _span(low, high, by.eps) - 1
+    return values
+
+
+def unnormalize(values: Tensor, by: Normalization) -> Tensor:
+    """Normalised → robot units, over the last axis. No epsilon with mean and std (POLICY.md §1.4)."""
+    low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
+    if by.mode == "MEAN_STD":
+        return values * high + low
+    if by.mode == "MIN_MAX":
+        return (values + 1) / 2 * _span(low, high, by.eps) + low
+    return values
+
+
+def _span(low: Tensor, high: Tensor, eps: float) -> Tensor:
+    return torch.where(high == low, torch.full_like(low, eps), high - low)
