@@ -11,6 +11,7 @@ int module_add_type(PyObject *module, const char *name, PyTypeObject *type)
 static int (*const bindings[])(PyObject *module) = {
     bind_ort,
     bind_flow,
+    bind_bus,
     NULL,
 };
 

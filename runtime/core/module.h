@@ -20,5 +20,6 @@ int module_add_type(PyObject *module, const char *name, PyTypeObject *type);
 
 int bind_ort(PyObject *module);
 int bind_flow(PyObject *module);
+int bind_bus(PyObject *module);
 
 #endif

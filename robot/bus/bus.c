@@ -1,0 +1,235 @@
+#include "bus.h"
+
+#include "serial.h"
+
+#include <string.h>
+
+enum { ALERT_BIT = 0x80 };
+
+void bus_init(bus *bus, int fd)
+{
+    memset(bus, 0, sizeof *bus);
+    bus->fd = fd;
+}
+
+static bus_result from_serial(serial_result result)
+{
+    static const bus_result meaning[] = {
+        [SERIAL_OK] = BUS_OK, [SERIAL_TIMEOUT] = BUS_TIMEOUT, [SERIAL_UNPLUGGED] = BUS_UNPLUGGED};
+    return meaning[result];
+}
+
+static bus_result count(bus *bus, bus_result result)
+{
+    bus->timeouts += result == BUS_TIMEOUT;
+    bus->corrupt += result == BUS_CORRUPT;
+    return result;
+}
+
+static bus_result request(bus *bus, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n,
+                          int64_t deadline_ns)
+{
+    uint8_t packet[PACKET_MAX];
+    size_t size = packet_encode(packet, sizeof packet, id, instruction, parameters, n);
+    if (size == 0)
+        return BUS_REFUSED;
+    if (serial_now_ns() >= deadline_ns)
+        return BUS_TIMEOUT;
+    size_t dropped = 0;
+    bus_result result = from_serial(serial_drop_input(bus->fd, deadline_ns, &dropped));
+    bus->dropped_bytes += dropped;
+    packet_reset(&bus->parser);
+    if (result != BUS_OK)
+        return result;
+    return from_serial(serial_send(bus->fd, packet, size, deadline_ns));
+}
+
+/* The next status on the line; anything else on the line is BUS_CORRUPT. */
+static bus_result next_status(bus *bus, int64_t deadline_ns, packet_status *out)
+{
+    for (;;) {
+        packet_verdict verdict = packet_next(&bus->parser, out);
+        if (verdict == PACKET_STATUS)
+            return BUS_OK;
+        if (verdict != PACKET_MORE)
+            return BUS_CORRUPT;
+        uint8_t bytes[PACKET_MAX];
+        size_t got;
+        serial_result result = serial_receive(bus->fd, bytes, sizeof bytes, deadline_ns, &got);
+        if (result != SERIAL_OK)
+            return from_serial(result);
+        packet_push(&bus->parser, bytes, got);
+    }
+}
+
+/* After a spoilt answer servos may still be talking: wait, within the deadline, until the line is silent. */
+static void drain(bus *bus, int64_t deadline_ns)
+{
+    uint8_t bytes[PACKET_MAX];
+    size_t got;
+    for (;;) {
+        int64_t quiet = serial_now_ns() + BUS_QUIET_NS;
+        if (quiet > deadline_ns)
+            quiet = deadline_ns;
+        if (serial_receive(bus->fd, bytes, sizeof bytes, quiet, &got) != SERIAL_OK)
+            return;
+        bus->dropped_bytes += got;
+        if (serial_now_ns() >= deadline_ns)
+            return;
+    }
+}
+
+/* Nothing may follow the last expected status: neither parsed bytes nor bytes that already lie there. */
+static bus_result nothing_extra(bus *bus)
+{
+    uint8_t bytes[PACKET_MAX];
+    size_t got = 0;
+    if (bus->parser.have > 0)
+        return BUS_CORRUPT;
+    serial_result result = serial_receive(bus->fd, bytes, sizeof bytes, 0, &got);
+    bus->dropped_bytes += got;
+    if (result == SERIAL_UNPLUGGED)
+        return BUS_UNPLUGGED;
+    return got > 0 ? BUS_CORRUPT : BUS_OK;
+}
+
+/* One status of `id` with `length` parameters. */
+static bus_result expect(bus *bus, uint8_t id, size_t length, int64_t deadline_ns, packet_status *out)
+{
+    bus_result result = next_status(bus, deadline_ns, out);
+    if (result != BUS_OK)
+        return result;
+    if (out->id != id)
+        return BUS_CORRUPT;
+    if (out->error & ~ALERT_BIT)
+        return BUS_REFUSED;
+    return out->n == length ? BUS_OK : BUS_CORRUPT;
+}
+
+static bus_result finish(bus *bus, bus_result result, int64_t deadline_ns)
+{
+    if (result == BUS_OK)
+        result = nothing_extra(bus);
+    if (result != BUS_OK && result != BUS_UNPLUGGED)
+        drain(bus, deadline_ns);
+    return count(bus, result);
+}
+
+bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint8_t *firmware)
+{
+    packet_status status;
+    bus_result result = request(bus, id, INSTRUCTION_PING, NULL, 0, deadline_ns);
+    if (result == BUS_OK)
+        result = expect(bus, id, 3, deadline_ns, &status);
+    result = finish(bus, result, deadline_ns);
+    if (result == BUS_OK) {
+        *model = (uint16_t)(status.parameters[0] | (status.parameters[1] << 8));
+        *firmware = status.parameters[2];
+    }
+    return result;
+}
+
+/* A length no unanswered read asked for lately; when all were lost, the one lost longest ago. */
+static uint16_t fresh_length(const bus *bus, uint16_t length, int64_t now_ns)
+{
+    uint16_t best = length;
+    for (uint16_t wire = length; wire <= BUS_WIRE_MAX; wire++) {
+        if (bus->lost_ns[wire] == 0 || now_ns - bus->lost_ns[wire] > BUS_MEMORY_NS)
+            return wire;
+        if (bus->lost_ns[wire] < bus->lost_ns[best])
+            best = wire;
+    }
+    return best;
+}
+
+bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    if (what->servos == 0 || what->servos > BUS_SERVOS_MAX || what->length == 0 || what->length > BUS_READ_MAX ||
+        what->address + what->length > BUS_TABLE_END)
+        return BUS_REFUSED;
+    int64_t asked_ns = serial_now_ns();
+    uint16_t wire = fresh_length(bus, what->length, asked_ns);
+    /* The surplus lies behind the wanted registers, before them where the table ends. */
+    uint16_t start = what->address + wire <= BUS_TABLE_END ? what->address : (uint16_t)(BUS_TABLE_END - wire);
+    uint8_t question[4 + BUS_SERVOS_MAX] = {(uint8_t)start, (uint8_t)(start >> 8), (uint8_t)wire, (uint8_t)(wire >> 8)};
+    uint8_t bytes[BUS_SERVOS_MAX * BUS_READ_MAX];
+    uint8_t alert[BUS_SERVOS_MAX];
+
+    bus_result result;
+    if (what->servos == 1) {
+        result = request(bus, what->ids[0], INSTRUCTION_READ, question, 4, deadline_ns);
+    } else {
+        memcpy(question + 4, what->ids, what->servos);
+        result = request(bus, PACKET_BROADCAST, INSTRUCTION_SYNC_READ, question, 4 + what->servos, deadline_ns);
+    }
+    for (size_t i = 0; i < what->servos && result == BUS_OK; i++) {
+        packet_status status;
+        result = expect(bus, what->ids[i], wire, deadline_ns, &status);
+        if (result != BUS_OK)
+            break;
+        memcpy(bytes + i * what->length, status.parameters + (what->address - start), what->length);
+        alert[i] = (status.error & ALERT_BIT) != 0;
+    }
+    result = finish(bus, result, deadline_ns);
+    if (result != BUS_OK) {
+        bus->lost_ns[wire] = asked_ns;
+        return result;
+    }
+    bus->lost_ns[wire] = 0;
+    memcpy(data, bytes, what->servos * what->length);
+    memcpy(alerts, alert, what->servos);
+    return BUS_OK;
+}
+
+bus_result bus_read(bus *bus, uint8_t id, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
+                    uint8_t *alert)
+{
+    bus_registers one = {.ids = &id, .servos = 1, .address = address, .length = length};
+    return bus_sync_read(bus, &one, deadline_ns, data, alert);
+}
+
+/* An instruction that is answered by an empty status. */
+static bus_result acknowledged(bus *bus, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n,
+                               int64_t deadline_ns)
+{
+    packet_status status;
+    bus_result result = request(bus, id, instruction, parameters, n, deadline_ns);
+    if (result == BUS_OK)
+        result = expect(bus, id, 0, deadline_ns, &status);
+    return finish(bus, result, deadline_ns);
+}
+
+bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length,
+                     int64_t deadline_ns)
+{
+    uint8_t parameters[2 + BUS_READ_MAX];
+    if (length == 0 || length > BUS_READ_MAX)
+        return BUS_REFUSED;
+    parameters[0] = (uint8_t)address;
+    parameters[1] = (uint8_t)(address >> 8);
+    memcpy(parameters + 2, data, length);
+    return acknowledged(bus, id, INSTRUCTION_WRITE, parameters, 2U + length, deadline_ns);
+}
+
+bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns)
+{
+    return acknowledged(bus, id, INSTRUCTION_REBOOT, NULL, 0, deadline_ns);
+}
+
+bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *data, int64_t deadline_ns)
+{
+    uint8_t parameters[4 + BUS_SERVOS_MAX * (1 + BUS_READ_MAX)];
+    if (what->servos == 0 || what->servos > BUS_SERVOS_MAX || what->length == 0 || what->length > BUS_READ_MAX)
+        return BUS_REFUSED;
+    parameters[0] = (uint8_t)what->address;
+    parameters[1] = (uint8_t)(what->address >> 8);
+    parameters[2] = (uint8_t)what->length;
+    parameters[3] = (uint8_t)(what->length >> 8);
+    size_t n = 4;
+    for (size_t i = 0; i < what->servos; i++) {
+        parameters[n++] = what->ids[i];
+        memcpy(parameters + n, data + i * what->length, what->length);
+        n += what->length;
+    }
+    return count(bus, request(bus, PACKET_BROADCAST, INSTRUCTION_SYNC_WRITE, parameters, n, deadline_ns));
+}

@@ -1,0 +1,63 @@
+/* The servo bus: one request, its answers, never somebody else's answer.
+ *
+ * Every call ends before `deadline_ns` (CLOCK_MONOTONIC). A late reply is never
+ * taken for the answer to the next question: input is dropped before each
+ * request, a status must match id, length and CRC, an extra or out-of-order one
+ * voids the whole call, and while the answer to a read may still be under way
+ * (BUS_MEMORY_NS) no other read asks for the same number of bytes: a few
+ * neighbouring registers are read too, and thrown away.
+ */
+#ifndef VLA_BUS_H
+#define VLA_BUS_H
+
+#include "packet.h"
+
+#include <stdint.h>
+
+enum {
+    BUS_SERVOS_MAX = 16,
+    BUS_READ_MAX = 16,     /* longest read a caller may ask for */
+    BUS_WIRE_MAX = 40,     /* longest read on the wire */
+    BUS_TABLE_END = 147,   /* registers 0..146 of the X series can be read in one piece */
+};
+#define BUS_MEMORY_NS 1000000000LL
+#define BUS_QUIET_NS 1500000LL /* a silent line: longer than a USB adapter's latency timer */
+
+typedef enum { BUS_OK, BUS_TIMEOUT, BUS_CORRUPT, BUS_REFUSED, BUS_UNPLUGGED } bus_result;
+
+typedef struct {
+    int fd;
+    packet_parser parser;
+    int64_t lost_ns[BUS_WIRE_MAX + 1]; /* when a read of that length went unanswered; 0: all answered */
+    uint64_t dropped_bytes;            /* arrived when nothing was asked */
+    uint64_t timeouts, corrupt;        /* calls that ended so */
+} bus;
+
+typedef struct {
+    const uint8_t *ids;
+    size_t servos;    /* at most BUS_SERVOS_MAX */
+    uint16_t address;
+    uint16_t length;  /* bytes per servo */
+} bus_registers;
+
+void bus_init(bus *bus, int fd);
+
+bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint8_t *firmware);
+
+/* One servo's `length` (at most BUS_READ_MAX) bytes from `address`; *alert is the hardware alert bit. */
+bus_result bus_read(bus *bus, uint8_t id, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
+                    uint8_t *alert);
+
+/* BUS_REFUSED: the servo answered that it did not take it. */
+bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length,
+                     int64_t deadline_ns);
+
+bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns);
+
+/* `data` [servos][length]; `alerts` [servos]; both untouched unless BUS_OK. */
+bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts);
+
+/* `data` [servos][length]. Not answered: BUS_OK means sent. */
+bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *data, int64_t deadline_ns);
+
+#endif

@@ -1,0 +1,126 @@
+#include "packet.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+static const uint8_t HEADER[4] = {0xFF, 0xFF, 0xFD, 0x00};
+
+enum { LENGTH_MIN = 4 }; /* instruction, error, CRC */
+
+uint16_t packet_crc(const uint8_t *data, size_t n)
+{
+    uint16_t crc = 0;
+    for (size_t i = 0; i < n; i++) {
+        crc ^= (uint16_t)(data[i] << 8);
+        for (int bit = 0; bit < 8; bit++)
+            crc = (crc & 0x8000) ? (uint16_t)((crc << 1) ^ 0x8005) : (uint16_t)(crc << 1);
+    }
+    return crc;
+}
+
+size_t packet_encode(uint8_t *out, size_t capacity, uint8_t id, uint8_t instruction, const uint8_t *parameters,
+                     size_t n)
+{
+    if (capacity > PACKET_MAX)
+        capacity = PACKET_MAX;
+    if (capacity < PACKET_HEAD + 3)
+        return 0;
+    memcpy(out, HEADER, sizeof HEADER);
+    out[4] = id;
+    out[7] = instruction;
+    size_t size = PACKET_HEAD + 1;
+    for (size_t i = 0; i < n; i++) {
+        if (size + 4 > capacity) /* this byte, a stuffed one, CRC */
+            return 0;
+        out[size++] = parameters[i];
+        /* Two bytes back may be the instruction, which is never FF: a run starts in the parameters. */
+        if (i >= 2 && parameters[i] == 0xFD && parameters[i - 1] == 0xFF && parameters[i - 2] == 0xFF)
+            out[size++] = 0xFD;
+    }
+    size_t length = size - PACKET_HEAD + 2;
+    out[5] = (uint8_t)length;
+    out[6] = (uint8_t)(length >> 8);
+    uint16_t crc = packet_crc(out, size);
+    out[size++] = (uint8_t)crc;
+    out[size++] = (uint8_t)(crc >> 8);
+    return size;
+}
+
+void packet_reset(packet_parser *parser)
+{
+    parser->have = 0;
+}
+
+size_t packet_push(packet_parser *parser, const uint8_t *data, size_t n)
+{
+    size_t room = sizeof parser->buffer - parser->have;
+    if (n > room)
+        n = room;
+    memcpy(parser->buffer + parser->have, data, n);
+    parser->have += n;
+    return n;
+}
+
+static void drop(packet_parser *parser, size_t n)
+{
+    parser->have -= n;
+    memmove(parser->buffer, parser->buffer + n, parser->have);
+}
+
+/* Offset of the first place where a header stands or may still become one. */
+static size_t find_header(const packet_parser *parser)
+{
+    size_t at = 0;
+    for (; at < parser->have; at++) {
+        size_t n = parser->have - at;
+        if (memcmp(parser->buffer + at, HEADER, n < sizeof HEADER ? n : sizeof HEADER) == 0)
+            break;
+    }
+    return at;
+}
+
+/* `body` is error, parameters (stuffed), without CRC; `n` at least 1. */
+static void unstuff(const uint8_t *body, size_t n, packet_status *out)
+{
+    out->error = body[0];
+    out->n = 0;
+    for (size_t i = 1; i < n; i++) {
+        /* The error byte may take part in a run as the stuffing sees it. */
+        bool stuffed = i >= 3 && body[i] == 0xFD && body[i - 1] == 0xFD && body[i - 2] == 0xFF && body[i - 3] == 0xFF;
+        if (!stuffed)
+            out->parameters[out->n++] = body[i];
+    }
+}
+
+packet_verdict packet_next(packet_parser *parser, packet_status *out)
+{
+    size_t junk = find_header(parser);
+    if (junk > 0) {
+        drop(parser, junk);
+        return PACKET_JUNK;
+    }
+    if (parser->have < PACKET_HEAD)
+        return PACKET_MORE;
+    const uint8_t *buffer = parser->buffer;
+    size_t length = (size_t)buffer[5] | ((size_t)buffer[6] << 8);
+    size_t whole = PACKET_HEAD + length;
+    if (length < LENGTH_MIN || whole > PACKET_MAX) {
+        drop(parser, 1);
+        return PACKET_BAD_LENGTH;
+    }
+    if (parser->have < whole)
+        return PACKET_MORE;
+    uint16_t crc = (uint16_t)(buffer[whole - 2] | (buffer[whole - 1] << 8));
+    if (crc != packet_crc(buffer, whole - 2)) {
+        drop(parser, 1);
+        return PACKET_BAD_CRC;
+    }
+    packet_verdict verdict = PACKET_NOT_STATUS;
+    if (buffer[7] == INSTRUCTION_STATUS) {
+        out->id = buffer[4];
+        unstuff(buffer + PACKET_HEAD + 1, whole - 2 - PACKET_HEAD - 1, out);
+        verdict = PACKET_STATUS;
+    }
+    drop(parser, whole);
+    return verdict;
+}

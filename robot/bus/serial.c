@@ -1,0 +1,155 @@
+#define _GNU_SOURCE /* ppoll */
+#include "serial.h"
+
+#include <asm/termbits.h> /* termios2: any baud rate; excludes <termios.h> */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/serial.h>
+#include <poll.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+int64_t serial_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* The named rates where there is one: programs that know no BOTHER then read the rate back correctly. */
+static tcflag_t named_rate(unsigned baud)
+{
+    switch (baud) {
+    case 9600: return B9600;
+    case 57600: return B57600;
+    case 115200: return B115200;
+    case 1000000: return B1000000;
+    case 2000000: return B2000000;
+    case 3000000: return B3000000;
+    case 4000000: return B4000000;
+    default: return BOTHER;
+    }
+}
+
+static int configure(int fd, unsigned baud)
+{
+    struct termios2 settings;
+    if (ioctl(fd, TCGETS2, &settings) < 0)
+        return -1;
+    settings.c_iflag = 0;
+    settings.c_oflag = 0;
+    settings.c_lflag = 0;
+    settings.c_cflag = CS8 | CREAD | CLOCAL | named_rate(baud);
+    settings.c_ispeed = baud;
+    settings.c_ospeed = baud;
+    settings.c_cc[VMIN] = 1; /* so that a non-blocking read tells "nothing yet" from "gone" */
+    settings.c_cc[VTIME] = 0;
+    if (ioctl(fd, TCSETS2, &settings) < 0 || ioctl(fd, TCGETS2, &settings) < 0)
+        return -1;
+    if (settings.c_ospeed != baud) {
+        errno = EINVAL;
+        return -1;
+    }
+    /* Adapters that know it hand over each byte at once; the others (pty, CDC-ACM) refuse and need nothing. */
+    struct serial_struct line;
+    if (ioctl(fd, TIOCGSERIAL, &line) == 0) {
+        line.flags |= ASYNC_LOW_LATENCY;
+        (void)ioctl(fd, TIOCSSERIAL, &line);
+    }
+    return 0;
+}
+
+int serial_open(const char *path, unsigned baud)
+{
+    int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    struct termios2 probe;
+    if (ioctl(fd, TCGETS2, &probe) < 0) {
+        errno = ENOTTY;
+    } else if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        errno = errno == EWOULDBLOCK ? EBUSY : errno;
+    } else if (ioctl(fd, TIOCEXCL) == 0 && configure(fd, baud) == 0) {
+        return fd;
+    }
+    int why = errno;
+    close(fd);
+    errno = why;
+    return -1;
+}
+
+static struct timespec until(int64_t deadline_ns)
+{
+    int64_t left = deadline_ns - serial_now_ns();
+    if (left < 0)
+        left = 0;
+    return (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+}
+
+/* SERIAL_OK: try again; the deadline has passed: SERIAL_TIMEOUT. */
+static serial_result wait_for(int fd, short events, int64_t deadline_ns)
+{
+    struct pollfd wait = {.fd = fd, .events = events};
+    struct timespec left = until(deadline_ns);
+    int ready = ppoll(&wait, 1, &left, NULL);
+    if (ready == 0)
+        return SERIAL_TIMEOUT;
+    if (ready < 0)
+        return errno == EINTR && serial_now_ns() < deadline_ns ? SERIAL_OK : SERIAL_TIMEOUT;
+    if (wait.revents & (POLLERR | POLLNVAL | POLLHUP))
+        return SERIAL_UNPLUGGED;
+    return SERIAL_OK;
+}
+
+serial_result serial_send(int fd, const uint8_t *data, size_t n, int64_t deadline_ns)
+{
+    size_t sent = 0;
+    while (sent < n) {
+        ssize_t count = write(fd, data + sent, n - sent);
+        if (count > 0) {
+            sent += (size_t)count;
+            continue;
+        }
+        if (count < 0 && errno != EAGAIN && errno != EINTR)
+            return SERIAL_UNPLUGGED;
+        serial_result result = wait_for(fd, POLLOUT, deadline_ns);
+        if (result != SERIAL_OK)
+            return result;
+    }
+    return SERIAL_OK;
+}
+
+serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t deadline_ns, size_t *got)
+{
+    *got = 0;
+    for (;;) {
+        ssize_t count = read(fd, data, capacity);
+        if (count > 0) {
+            *got = (size_t)count;
+            return SERIAL_OK;
+        }
+        if (count == 0 || (errno != EAGAIN && errno != EINTR))
+            return SERIAL_UNPLUGGED;
+        serial_result result = wait_for(fd, POLLIN, deadline_ns);
+        if (result != SERIAL_OK)
+            return result;
+    }
+}
+
+serial_result serial_drop_input(int fd, int64_t deadline_ns, size_t *dropped)
+{
+    uint8_t bytes[256];
+    for (;;) {
+        size_t got;
+        serial_result result = serial_receive(fd, bytes, sizeof bytes, 0, &got);
+        *dropped += got;
+        if (result == SERIAL_UNPLUGGED)
+            return result;
+        if (got == 0)
+            return SERIAL_OK;
+        if (serial_now_ns() >= deadline_ns)
+            return SERIAL_TIMEOUT;
+    }
+}
