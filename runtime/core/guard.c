@@ -1,0 +1,289 @@
+/* The safety filter; the law it keeps stands in guard.h. */
+#include "guard.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int32_t clamp(int32_t value, int32_t low, int32_t high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
+static int32_t magnitude(int32_t value)
+{
+    return value < 0 ? -value : value;
+}
+
+/* Velocity left after leading `acceleration` to zero in steps of `jerk`: v + sum of (|a| - i * jerk), i = 1, 2, ... */
+static int64_t released(int64_t velocity, int32_t acceleration, int32_t jerk)
+{
+    if (acceleration == 0)
+        return velocity;
+    int64_t size = magnitude(acceleration);
+    int64_t steps = (size - 1) / jerk;
+    int64_t sum = steps * size - jerk * (steps * (steps + 1) / 2);
+    return acceleration > 0 ? velocity + sum : velocity - sum;
+}
+
+/* The brake's next acceleration. */
+static int32_t brake(const guard_joint_limits *limits, int32_t velocity, int32_t acceleration)
+{
+    int64_t rest = released(velocity, acceleration, limits->jerk);
+    if (rest < 0)
+        return -brake(limits, -velocity, -acceleration);
+    int32_t low = clamp(acceleration - limits->jerk, -limits->acceleration, limits->acceleration);
+    int32_t high = acceleration - clamp(acceleration, -limits->jerk, limits->jerk); /* towards zero: keeps `rest` */
+    while (low < high) {
+        int32_t middle = low + (high - low) / 2;
+        if (released((int64_t)velocity + middle, middle, limits->jerk) >= 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return high;
+}
+
+/* Does the brake from this state stay inside every limit? GUARD_PASSED, or the limit it would pass. */
+static guard_verdict stoppable(const guard_joint_limits *limits, guard_joint state)
+{
+    for (;;) {
+        if (magnitude(state.velocity) > limits->velocity)
+            return limits->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY;
+        if (state.goal < limits->position_min || state.goal > limits->position_max)
+            return GUARD_CLAMPED_POSITION;
+        if (state.velocity == 0 && state.acceleration == 0)
+            return GUARD_PASSED;
+        state.acceleration = brake(limits, state.velocity, state.acceleration);
+        state.velocity += state.acceleration;
+        state.goal += state.velocity;
+    }
+}
+
+static guard_joint moved(guard_joint state, int32_t acceleration)
+{
+    state.acceleration = acceleration;
+    state.velocity += acceleration;
+    state.goal += state.velocity;
+    return state;
+}
+
+/* Where a brake relative to something moving at `velocity` ends, from `state`. */
+static int64_t landing(const guard_joint_limits *limits, guard_joint state, int32_t velocity)
+{
+    int64_t place = state.goal;
+    int32_t relative = state.velocity - velocity;
+    int32_t acceleration = state.acceleration;
+    while (relative != 0 || acceleration != 0) {
+        acceleration = brake(limits, relative, acceleration);
+        relative += acceleration;
+        place += relative;
+    }
+    return place;
+}
+
+/* The acceleration after which a brake ends nearest to the wish, if the wish goes on as it moves now:
+ * how a wish that cannot be met at once is approached without overshoot. */
+static int32_t approach(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t low, int32_t high)
+{
+    int32_t moving = joint->wish_known ? wish - joint->wish : 0;
+    if (magnitude(moving) > limits->velocity)
+        moving = 0; /* a jump, not a motion */
+    int32_t first = low, last = high;
+    while (first < last) { /* the smallest that lands on the wish or beyond */
+        int32_t middle = first + (last - first) / 2;
+        if (landing(limits, moved(*joint, middle), moving) >= wish)
+            last = middle;
+        else
+            first = middle + 1;
+    }
+    if (first == low)
+        return low;
+    int64_t beyond = landing(limits, moved(*joint, first), moving) - wish;
+    int64_t before = wish - landing(limits, moved(*joint, first - 1), moving);
+    return before <= beyond ? first - 1 : first;
+}
+
+/* The step of one joint towards `wish`: the acceleration nearest to it that leads to a stoppable state. */
+static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *joint, int32_t wish, int32_t present)
+{
+    int32_t inside = clamp(wish, limits->position_min, limits->position_max);
+    guard_verdict verdict = inside == wish ? GUARD_PASSED : GUARD_CLAMPED_POSITION;
+    present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */
+    int32_t near = clamp(inside, present - limits->tracking, present + limits->tracking);
+    int32_t target = clamp(near, limits->position_min, limits->position_max);
+
+    int32_t wanted = target - joint->goal - joint->velocity;
+    int32_t low = clamp(joint->acceleration - limits->jerk, -limits->acceleration, limits->acceleration);
+    int32_t high = clamp(joint->acceleration + limits->jerk, -limits->acceleration, limits->acceleration);
+    int32_t chosen = wanted;
+    guard_verdict met = GUARD_PASSED;
+    if (magnitude(target - joint->goal) > limits->velocity)
+        met = limits->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY;
+    else if (magnitude(wanted) > limits->acceleration)
+        met = GUARD_CLAMPED_ACCELERATION;
+    else if (wanted < low || wanted > high)
+        met = GUARD_CLAMPED_JERK;
+    if (met != GUARD_PASSED)
+        chosen = approach(limits, joint, target, low, high);
+
+    int32_t safe = brake(limits, joint->velocity, joint->acceleration);
+    for (;;) {
+        guard_verdict limit = stoppable(limits, moved(*joint, chosen));
+        if (limit == GUARD_PASSED)
+            break;
+        if (met == GUARD_PASSED)
+            met = limit;
+        chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */
+    }
+    *joint = moved(*joint, chosen);
+    joint->wish = target;
+    joint->wish_known = true;
+    if (verdict == GUARD_PASSED)
+        verdict = met;
+    if (verdict == GUARD_PASSED && near != inside)
+        verdict = GUARD_CLAMPED_TRACKING;
+    return verdict;
+}
+
+/* Whole counts below `rate` for one tick; `power` periods multiply it. */
+static int32_t per_tick(double rate, double period_s, int power)
+{
+    double counts = rate;
+    for (int i = 0; i < power; i++)
+        counts *= period_s;
+    if (!(counts >= 1.0))
+        return 0;
+    return counts > GUARD_COUNTS_MAX ? GUARD_COUNTS_MAX : (int32_t)floor(counts);
+}
+
+/* Ticks the brake needs from the worst stoppable state; more than GUARD_REST_TICKS_MAX is not counted out. */
+static int32_t rest_ticks(const guard_joint_limits *limits)
+{
+    int32_t worst = 0;
+    for (int32_t a = -limits->acceleration; a <= limits->acceleration; a++) {
+        int64_t v = limits->velocity; /* the fastest from which leading `a` to zero keeps the velocity limit */
+        if (a > 0)
+            v -= released(0, a, limits->jerk);
+        int32_t velocity = (int32_t)v, acceleration = a, ticks = 0;
+        while ((velocity != 0 || acceleration != 0) && ticks <= GUARD_REST_TICKS_MAX) {
+            acceleration = brake(limits, velocity, acceleration);
+            velocity += acceleration;
+            ticks++;
+        }
+        if (ticks > worst)
+            worst = ticks;
+    }
+    return worst;
+}
+
+guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, int *joint)
+{
+    double period_s = (double)period_ns * 1e-9;
+    memset(self, 0, sizeof *self);
+    self->reading_limit_ns = period_ns * 5 / 2; /* the third reading missed in a row is one too many */
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        const guard_limits *from = &limits[i];
+        guard_joint_limits *to = &self->limits[i];
+        *joint = i;
+        if (from->position_min >= from->position_max || from->position_min < -GUARD_COUNTS_MAX
+            || from->position_max > GUARD_COUNTS_MAX || !isfinite(from->scale) || from->scale == 0.0
+            || !isfinite(from->offset) || from->tracking < 1 || from->tracking > GUARD_COUNTS_MAX)
+            return GUARD_CONFIG_RANGE;
+        to->position_min = from->position_min;
+        to->position_max = from->position_max;
+        to->velocity = per_tick(from->velocity, period_s, 1);
+        to->acceleration = per_tick(from->acceleration, period_s, 2);
+        to->jerk = per_tick(from->jerk, period_s, 3);
+        to->tracking = from->tracking;
+        to->scale = from->scale;
+        to->offset = from->offset;
+        if (from->step < to->velocity) {
+            to->velocity = from->step;
+            to->step_is_smaller = true;
+        }
+        if (to->velocity < 1 || to->acceleration < 1 || to->jerk < 1)
+            return GUARD_CONFIG_RATE;
+        /* More than this cannot be used, and it bounds the work of a tick. */
+        to->acceleration = to->acceleration > 2 * to->velocity ? 2 * to->velocity : to->acceleration;
+        to->jerk = to->jerk > 2 * to->acceleration ? 2 * to->acceleration : to->jerk;
+        int32_t ticks = rest_ticks(to);
+        if (ticks > GUARD_REST_TICKS_MAX)
+            return GUARD_CONFIG_REST;
+        if (ticks > self->rest_ticks)
+            self->rest_ticks = ticks;
+    }
+    return GUARD_CONFIG_OK;
+}
+
+bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int *joint)
+{
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        const guard_joint_limits *limits = &self->limits[i];
+        int32_t goal = clamp(present[i], limits->position_min, limits->position_max);
+        *joint = i;
+        if (llabs((long long)goal - present[i]) > GUARD_START_TOLERANCE) {
+            self->started = false;
+            return false;
+        }
+        self->joints[i] = (guard_joint){.goal = goal};
+    }
+    self->started = true;
+    return true;
+}
+
+guard_result guard_brake(guard *self)
+{
+    guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        guard_joint *joint = &self->joints[i];
+        *joint = moved(*joint, brake(&self->limits[i], joint->velocity, joint->acceleration));
+        joint->wish_known = false;
+        result.goals[i] = joint->goal;
+    }
+    return result;
+}
+
+static guard_result refuse(guard *self, guard_verdict verdict, int joint)
+{
+    guard_result result = guard_brake(self);
+    result.verdict = verdict;
+    result.joint = joint;
+    memset(result.joints, verdict, sizeof result.joints);
+    return result;
+}
+
+guard_result guard_step(guard *self, const float *action, int joints, const guard_view *view)
+{
+    int32_t wish[ARM_JOINTS];
+    for (int i = 0; i < joints && i < ARM_JOINTS; i++) {
+        double counts = self->limits[i].scale * (double)action[i] + self->limits[i].offset;
+        if (!(fabs(counts) <= GUARD_COUNTS_MAX)) /* NaN fails every comparison */
+            return refuse(self, GUARD_REFUSED_NOT_FINITE, i);
+        wish[i] = (int32_t)lround(counts);
+    }
+    if (joints != ARM_JOINTS)
+        return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);
+    if (!self->started || view->present == NULL || view->now_ns - view->present_ns > self->reading_limit_ns)
+        return refuse(self, GUARD_REFUSED_NO_READING, -1);
+
+    guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        guard_verdict verdict = step_joint(&self->limits[i], &self->joints[i], wish[i], view->present[i]);
+        result.joints[i] = (uint8_t)verdict;
+        result.goals[i] = self->joints[i].goal;
+        if (verdict != GUARD_PASSED && (result.verdict == GUARD_PASSED || verdict < result.verdict)) {
+            result.verdict = verdict;
+            result.joint = i;
+        }
+    }
+    return result;
+}
+
+bool guard_at_rest(const guard *self)
+{
+    for (int i = 0; i < ARM_JOINTS; i++)
+        if (self->joints[i].velocity != 0 || self->joints[i].acceleration != 0)
+            return false;
+    return true;
+}

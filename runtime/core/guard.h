@@ -1,0 +1,127 @@
+/* The safety filter: the last function before the bus.
+ *
+ * Units. A goal is a whole number of servo counts, and so are its differences
+ * over the nominal tick T: velocity v = g - g', acceleration a = v - v', jerk
+ * j = a - a'. Limits given per second are multiplied by T, T^2, T^3 and rounded
+ * DOWN to whole counts, and all arithmetic is in integers: there is no rounding
+ * between what is checked and what is sent, and the limits hold exactly for the
+ * differences seen on the bus. A limit below one count is refused at start.
+ *
+ * Law. The state (g, v, a) of every joint is always *stoppable*: the brake
+ * (below) leads it to rest without leaving the soft limits, the velocity, the
+ * step, the acceleration or the jerk limit. It holds at the start (v = a = 0
+ * inside the soft limits). Each step takes, of the accelerations within reach,
+ * the one nearest to the wish that leads to a stoppable state. The brake's own
+ * next step is always such a choice, because the brake's path from there is the
+ * rest of a path already found good; so a choice exists at every tick, whatever
+ * was asked before.
+ *
+ * Brake. Let `released` be the velocity that remains when the acceleration is
+ * led to zero as fast as the jerk limit allows. The brake takes the strongest
+ * deceleration that does not turn the sign of `released`. It ends exactly in
+ * v = a = 0: `released` never grows, and with |a| <= jerk it falls by at least
+ * one count each tick.
+ */
+#ifndef VLA_GUARD_H
+#define VLA_GUARD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "arm.h"
+
+enum {
+    GUARD_START_TOLERANCE = 2,        /* counts the first goal may differ from the present position */
+    GUARD_COUNTS_MAX = 1 << 20,       /* 256 turns: beyond it a value is no joint position */
+    GUARD_REST_TICKS_MAX = 512,       /* a brake longer than this is refused at start */
+};
+
+/* The same numbers as vla_edge.contract.Verdict. */
+typedef enum {
+    GUARD_PASSED,
+    GUARD_CLAMPED_POSITION,
+    GUARD_CLAMPED_VELOCITY,
+    GUARD_CLAMPED_ACCELERATION,
+    GUARD_CLAMPED_JERK,
+    GUARD_CLAMPED_STEP,
+    GUARD_CLAMPED_TRACKING,
+    GUARD_REFUSED_NOT_FINITE,
+    GUARD_REFUSED_JOINTS,
+    GUARD_REFUSED_NO_READING,
+    GUARD_VERDICTS,
+} guard_verdict;
+
+/* One joint's limits as a person states them. */
+typedef struct {
+    int32_t position_min, position_max; /* counts, soft limits */
+    double velocity;                    /* counts/s */
+    double acceleration;                /* counts/s^2 */
+    double jerk;                        /* counts/s^3 */
+    int32_t step;                       /* counts a tick */
+    int32_t tracking;                   /* counts, |goal - present| */
+    double scale, offset;               /* counts = scale * joint unit + offset */
+} guard_limits;
+
+/* The same limits in whole counts and ticks. */
+typedef struct {
+    int32_t position_min, position_max;
+    int32_t velocity; /* the smaller of the velocity and the step limit */
+    int32_t acceleration;
+    int32_t jerk;
+    int32_t tracking;
+    bool step_is_smaller; /* `velocity` came from the step limit */
+    double scale, offset;
+} guard_joint_limits;
+
+typedef struct {
+    int32_t goal, velocity, acceleration;
+    int32_t wish; /* the last wish, to know how fast it moves */
+    bool wish_known;
+} guard_joint;
+
+typedef struct {
+    guard_joint_limits limits[ARM_JOINTS];
+    guard_joint joints[ARM_JOINTS];
+    int64_t reading_limit_ns; /* a reading older than this is no reading */
+    int32_t rest_ticks;       /* ticks the brake needs at most, from any state */
+    bool started;
+} guard;
+
+typedef enum {
+    GUARD_CONFIG_OK,
+    GUARD_CONFIG_RANGE, /* soft limits out of order or beyond GUARD_COUNTS_MAX, or a map without slope */
+    GUARD_CONFIG_RATE,  /* velocity, acceleration, jerk or step below one count at this rate */
+    GUARD_CONFIG_REST,  /* the brake would need more than GUARD_REST_TICKS_MAX ticks */
+} guard_config_error;
+
+/* What the guard looks at besides the action. */
+typedef struct {
+    const int32_t *present; /* counts [ARM_JOINTS], NULL: never read */
+    int64_t present_ns;     /* when it was read */
+    int64_t now_ns;
+} guard_view;
+
+typedef struct {
+    guard_verdict verdict; /* the first limit in the order of the filter that was met */
+    int32_t joint;         /* its joint, -1 when the whole action is meant */
+    uint8_t joints[ARM_JOINTS]; /* verdict of each joint */
+    int32_t goals[ARM_JOINTS];
+} guard_result;
+
+/* Sets limits from `limits` for ticks of period_ns. On error names the joint. */
+guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, int *joint);
+
+/* Starts at rest at the present position. False, with the joint, when it lies outside the soft limits. */
+bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int *joint);
+
+/* One tick towards `action` (joint units, `joints` values). A refused action
+ * contributes nothing to the goals: they follow the brake. */
+guard_result guard_step(guard *self, const float *action, int joints, const guard_view *view);
+
+/* One tick of the brake: a hold. */
+guard_result guard_brake(guard *self);
+
+/* True when every goal is constant. */
+bool guard_at_rest(const guard *self);
+
+#endif

@@ -1,0 +1,83 @@
+#include "ring.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+static const uint64_t magic = 0x31474e4952414c56; /* "VLARING1" */
+
+/* The checked part of a slot: index and chunk, as they stand in memory. */
+enum { CHECKED_BYTES = offsetof(ring_slot, crc) - offsetof(ring_slot, index) };
+enum { COPIED_WORDS = (offsetof(ring_slot, reserved) - offsetof(ring_slot, index)) / 4 };
+
+int ring_open(shared_file *file, const char *path)
+{
+    int failure = shared_open(file, path, sizeof(ring_file), true);
+    if (failure != 0)
+        return failure;
+    ring_file *ring = file->memory;
+    shared_store(&ring->bytes, sizeof(ring_file));
+    shared_store(&ring->magic, magic); /* both sides write the same */
+    return 0;
+}
+
+void ring_write(ring_file *ring, const chunk *data)
+{
+    uint64_t index = shared_load(&ring->written);
+    ring_slot *slot = &ring->slots[index % RING_SLOTS];
+    ring_slot filled = {.index = index, .data = *data};
+    filled.crc = shared_crc32(&filled.index, CHECKED_BYTES);
+    shared_write(&slot->slot, (uint32_t *)&slot->index, &filled.index, COPIED_WORDS);
+    shared_store(&ring->written, index + 1);
+}
+
+void ring_announce(ring_file *ring, const ring_notice *notice)
+{
+    shared_write(&ring->notice_slot, (uint32_t *)&ring->notice, notice, sizeof *notice / 4);
+}
+
+void ring_reader_start(ring_reader *self, const ring_file *ring)
+{
+    *self = (ring_reader){.ring = ring, .next = shared_load(&ring->written)};
+}
+
+ring_result ring_take(ring_reader *self, chunk *out)
+{
+    uint64_t written = shared_load(&self->ring->written);
+    if (written < self->next) /* the file was damaged: what it counts cannot be trusted */
+        self->next = written;
+    if (written == self->next)
+        return RING_EMPTY;
+    if (written - self->next > RING_SLOTS) {
+        self->overwritten += written - self->next - RING_SLOTS;
+        self->next = written - RING_SLOTS;
+    }
+    uint64_t index = self->next++;
+    const ring_slot *slot = &self->ring->slots[index % RING_SLOTS];
+    ring_slot copy;
+    if (!shared_read(&slot->slot, &copy.index, (const uint32_t *)&slot->index, COPIED_WORDS))
+        return RING_TORN;
+    if (copy.index != index || copy.crc != shared_crc32(&copy.index, CHECKED_BYTES))
+        return RING_TORN;
+    *out = copy.data;
+    return RING_CHUNK;
+}
+
+bool ring_notice_read(const ring_reader *self, ring_notice *out)
+{
+    ring_notice copy;
+    if (!shared_read(&self->ring->notice_slot, &copy, (const uint32_t *)&self->ring->notice, sizeof copy / 4))
+        return false;
+    *out = copy;
+    return true;
+}
+
+chunk_verdict ring_check(const chunk *data, uint32_t joints)
+{
+    if (data->n < 1 || data->n > CHUNK_ACTIONS_MAX || data->joints != joints || data->kind > CHUNK_REST)
+        return CHUNK_SHAPE;
+    for (uint32_t i = 0; i < data->n * joints; i++)
+        if (!isfinite(data->actions[i]))
+            return CHUNK_NOT_FINITE;
+    return CHUNK_TAKEN;
+}

@@ -1,0 +1,109 @@
+#define _GNU_SOURCE
+#include "shared.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int shared_open(shared_file *self, const char *path, size_t bytes, bool writable)
+{
+    memset(self, 0, sizeof *self);
+    int fd = open(path, (writable ? O_RDWR | O_CREAT : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return errno;
+    struct stat info;
+    int failure = 0;
+    if (fstat(fd, &info) != 0)
+        failure = errno;
+    else if (writable && info.st_size != (off_t)bytes)
+        failure = posix_fallocate(fd, 0, (off_t)bytes) || ftruncate(fd, (off_t)bytes) ? ENOSPC : 0;
+    else if (info.st_size != (off_t)bytes)
+        failure = EINVAL;
+    if (failure == 0) {
+        void *memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+        if (memory == MAP_FAILED)
+            failure = errno;
+        else
+            *self = (shared_file){.memory = memory, .bytes = bytes, .writable = writable};
+    }
+    close(fd);
+    return failure;
+}
+
+void shared_close(shared_file *self)
+{
+    if (self->memory != NULL)
+        munmap(self->memory, self->bytes);
+    self->memory = NULL;
+}
+
+void shared_prefault(void *memory, size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (size_t at = 0; at < bytes; at += page)
+        atomic_fetch_or_explicit((_Atomic uint32_t *)((char *)memory + at), 0, memory_order_relaxed);
+}
+
+void shared_put(uint32_t *shared, const void *from, size_t words)
+{
+    for (size_t i = 0; i < words; i++) {
+        uint32_t word;
+        memcpy(&word, (const char *)from + i * sizeof word, sizeof word);
+        atomic_store_explicit((_Atomic uint32_t *)&shared[i], word, memory_order_release);
+    }
+}
+
+void shared_get(void *to, const uint32_t *shared, size_t words)
+{
+    for (size_t i = 0; i < words; i++) {
+        uint32_t word = atomic_load_explicit((const _Atomic uint32_t *)&shared[i], memory_order_acquire);
+        memcpy((char *)to + i * sizeof word, &word, sizeof word);
+    }
+}
+
+uint64_t shared_load(const uint64_t *word)
+{
+    return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_acquire);
+}
+
+void shared_store(uint64_t *word, uint64_t value)
+{
+    atomic_store_explicit((_Atomic uint64_t *)word, value, memory_order_release);
+}
+
+void shared_write(shared_slot *slot, uint32_t *shared, const void *from, size_t words)
+{
+    uint64_t sequence = shared_load(&slot->sequence) | 1; /* a writer that died left it odd */
+    shared_store(&slot->sequence, sequence);
+    shared_put(shared, from, words);
+    shared_store(&slot->sequence, sequence + 1);
+}
+
+bool shared_read(const shared_slot *slot, void *to, const uint32_t *shared, size_t words)
+{
+    uint64_t before = shared_load(&slot->sequence);
+    if (before & 1)
+        return false;
+    shared_get(to, shared, words);
+    return shared_load(&slot->sequence) == before;
+}
+
+uint32_t shared_crc32(const void *data, size_t bytes)
+{
+    static const uint32_t nibble[16] = {
+        0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
+    };
+    const uint8_t *byte = data;
+    uint32_t crc = 0xffffffff;
+    for (size_t i = 0; i < bytes; i++) {
+        crc ^= byte[i];
+        crc = (crc >> 4) ^ nibble[crc & 15];
+        crc = (crc >> 4) ^ nibble[crc & 15];
+    }
+    return ~crc;
+}
