@@ -148,4 +148,4 @@ def stored_image(files: Sequence[FileRows], camera: str, index: int) -> NDArray[
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         raise DatasetError(f"{place.path}: column {camera} row {index - place.from_index} is not a picture; restore the file")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

@@ -34,6 +34,9 @@ V21_TASKS_FILE = "meta/tasks.jsonl"
 
 CHUNKS_SIZE = 1000
 """Files per chunk folder (v3.0), episodes per chunk folder (v2.1)."""
+VALUE_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64",
+                "uint8", "uint16", "uint32", "uint64", "bool", "string")
+"""Types of features that are no cameras."""
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
 
@@ -188,10 +191,8 @@ def _feature(path: Path, key: str, value: Mapping[str, Any]) -> Feature:
         if len(feature.shape) != 3:
             raise DatasetError(f"{path}: feature {key} has shape {list(feature.shape)}; an image has three dimensions")
         return feature
-    try:
-        feature.numpy_dtype
-    except TypeError:
-        raise DatasetError(f"{path}: feature {key} has dtype {feature.dtype!r}, which is not a numpy type") from None
+    if feature.dtype not in VALUE_DTYPES:
+        raise DatasetError(f"{path}: feature {key} has dtype {feature.dtype!r}; known are {', '.join(VALUE_DTYPES)}")
     return feature
 
 

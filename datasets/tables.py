@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vla_edge.datasets import layout
-from vla_edge.datasets.layout import INDEX_FEATURES, Feature, Info, Location
+from vla_edge.datasets.layout import INDEX_FEATURES, Feature, Location
 from vla_edge.datasets.stats import Stats
 
 MB = 1024 * 1024
@@ -66,7 +66,7 @@ def column_type(key: str, feature: Feature) -> pa.DataType:
         return IMAGE_TYPE
     leaf = pa.string() if feature.dtype == "string" else pa.from_numpy_dtype(np.dtype(feature.dtype))
     depth = 0 if key in INDEX_FEATURES or feature.shape == (1,) else len(feature.shape)
-    return _nested(leaf, depth)
+    return nested(leaf, depth)
 
 
 def frame_schema(features: Mapping[str, Feature]) -> pa.Schema:
@@ -100,24 +100,6 @@ def _array(values: NDArray, kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), inner, type=kind)
 
 
-def episodes_table(rows: Sequence[Mapping[str, Any]], info: Info, stats: Sequence[Stats]) -> pa.Table:
-    """`meta/episodes`: `rows` hold the columns before and after the statistics, `stats` one entry per row."""
-    columns: dict[str, pa.Array] = {}
-    for name in rows[0]:
-        if name == "tasks":
-            columns[name] = pa.array([row[name] for row in rows], _nested(pa.string(), 1))
-        elif not name.startswith("meta/"):
-            columns[name] = pa.array([row[name] for row in rows])
-    for key in stats[0]:
-        for name in stats[0][key]:
-            values = [entry[key][name] for entry in stats]
-            kind = _nested(pa.from_numpy_dtype(np.result_type(*values)), values[0].ndim)
-            columns[f"stats/{key}/{name}"] = pa.array([value.tolist() for value in values], kind)
-    for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
-        columns[name] = pa.array([row[name] for row in rows], pa.int64())
-    return pa.table(columns)
-
-
 def write_tasks(path: Path, tasks: Mapping[int, str]) -> None:
     """`meta/tasks.parquet`: task_index, with the texts as the index that pandas restores."""
     described = {
@@ -147,27 +129,23 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
 
 
-def info_fields(info: Info, features: Mapping[str, Mapping[str, Any]], sizes_mb: tuple[float, float]) -> dict[str, Any]:
-    """`meta/info.json` of a v3.0 data set, field order of LeRobot's converter."""
-    data_mb, video_mb = sizes_mb
-    return {
+def info_fields(
+    source: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], data_file_mb: float, video_file_mb: float
+) -> dict[str, Any]:
+    """`meta/info.json` of v3.0 from a v2.1 one (or the writer's): same fields and order as LeRobot's converter."""
+    dropped = ("total_chunks", "total_videos")
+    has_video = any(feature["dtype"] == "video" for feature in features.values())
+    return {key: value for key, value in source.items() if key not in dropped} | {
         "codebase_version": layout.V30,
-        "robot_type": info.robot_type,
-        "total_episodes": info.total_episodes,
-        "total_frames": info.total_frames,
-        "total_tasks": info.total_tasks,
-        "chunks_size": info.chunks_size,
-        "fps": info.fps,
-        "splits": info.raw.get("splits", {"train": f"0:{info.total_episodes}"}),
         "data_path": layout.DATA_PATH,
-        "video_path": layout.VIDEO_PATH if info.video_keys else None,
-        "features": features,
-        "data_files_size_in_mb": data_mb,
-        "video_files_size_in_mb": video_mb,
+        "video_path": layout.VIDEO_PATH if has_video else None,
+        "features": dict(features),
+        "data_files_size_in_mb": data_file_mb,
+        "video_files_size_in_mb": video_file_mb,
     }
 
 
-def _nested(leaf: pa.DataType, depth: int) -> pa.DataType:
+def nested(leaf: pa.DataType, depth: int) -> pa.DataType:
     for _ in range(depth):
         leaf = pa.list_(pa.field("element", leaf))
     return leaf

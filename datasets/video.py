@@ -1,4 +1,4 @@
-"""Videos: exact frames by time, encoding of an episode, joining episodes without re-encoding."""
+"""One video file: exact frames by time, and the encoding of an episode while it is recorded."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ _FORWARD_FRAMES = 16
 """A frame at most this far ahead is reached by decoding on; further ahead a seek is cheaper."""
 
 
+def open_video(path: Path) -> Any:
+    """An open PyAV container with a video stream. Raises DatasetError naming the file."""
+    try:
+        container = av.open(str(path))
+    except FileNotFoundError:
+        raise DatasetError(f"video {path} is missing; restore it from the source of the data set") from None
+    except FFmpegError as error:
+        raise DatasetError(f"video {path} cannot be opened ({error}); restore it from the source") from None
+    if not container.streams.video:
+        container.close()
+        raise DatasetError(f"video {path} holds no video stream; restore it from the source")
+    return container
+
+
 class VideoReader:
     """One open video; remembers where it stands, so reading in order decodes each frame once.
 
@@ -30,13 +44,8 @@ class VideoReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._container = av.open(str(path))
-            self._stream = self._container.streams.video[0]
-        except FileNotFoundError:
-            raise DatasetError(f"video {path} is missing; restore it from the source of the data set") from None
-        except (FFmpegError, IndexError) as error:
-            raise DatasetError(f"video {path} cannot be opened ({error}); restore it from the source") from None
+        self._container = open_video(path)
+        self._stream = self._container.streams.video[0]
         base = self._stream.time_base
         rate = self._stream.average_rate
         if base is None or rate is None:
@@ -56,7 +65,7 @@ class VideoReader:
             raise DatasetError(f"video {self.path} cannot be decoded at {time_s:.4f} s ({error}); restore it") from None
         if frame is None:
             raise DatasetError(f"video {self.path} has no frame at {time_s:.4f} s (within {TOLERANCE_S} s); restore it")
-        return frame.to_ndarray(format="rgb24")
+        return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
     def close(self) -> None:
         self._decoded = None
@@ -124,10 +133,11 @@ class VideoEncoder:
     def __init__(self, path: Path, fps: float, encoding: Encoding) -> None:
         # SVT-AV1 prints a page per encoder; it has no other switch than this variable of the C library.
         os.putenv("SVT_LOG", "1")
-        self._container = av.open(str(path), "w")
+        self._container: Any = av.open(str(path), "w")
         rate = Fraction(fps).limit_denominator(1001)
-        self._stream: Any = self._container.add_stream(encoding.codec, rate=rate, options=dict(encoding.options))
-        self._stream.pix_fmt = "yuv420p"
+        stream: Any = self._container.add_stream(encoding.codec, rate=rate, options=dict(encoding.options))
+        stream.pix_fmt = "yuv420p"
+        self._stream = stream
         self._step = 1 / rate
         self._count = 0
 
@@ -141,91 +151,8 @@ class VideoEncoder:
         self._count += 1
 
     def close(self) -> None:
-        """Write out what the encoder holds and close the file."""
+        """Write out what the encoder holds and close the file. A second call does nothing."""
         if self._count:
             self._container.mux(self._stream.encode(None))
+            self._count = 0
         self._container.close()
-
-
-class VideoJoiner:
-    """One video file that grows by whole episodes, packets copied bit for bit.
-
-    `identity` of the first video decides what fits: a video of another codec,
-    size, header or time base cannot continue this file.
-    """
-
-    def __init__(self, path: Path, first: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.identity = video_identity(first)
-        self.bytes = 0
-        self.end_s = 0.0
-        self._end_pts = 0
-        self._out = av.open(str(path), "w")
-        with open_video(first) as source:
-            self._stream = self._out.add_stream_from_template(source.streams.video[0])
-            self._stream.time_base = source.streams.video[0].time_base
-
-    def append(self, path: Path) -> tuple[float, float]:
-        """Copy the video `path` behind what is there. Returns (from, to) in seconds of this file's clock."""
-        try:
-            with open_video(path) as source:
-                stream = source.streams.video[0]
-                duration = stream.duration
-                if not duration or stream.time_base is None:
-                    raise DatasetError(f"video {path} states no duration; restore it from the source")
-                for packet in source.demux(stream):
-                    if packet.dts is None or packet.pts is None:
-                        continue
-                    packet.pts += self._end_pts
-                    packet.dts += self._end_pts
-                    packet.stream = self._stream
-                    self._out.mux(packet)
-        except FFmpegError as error:
-            raise DatasetError(f"video {path} cannot be copied ({error}); restore it from the source") from None
-        start = self.end_s
-        # Seconds add up as LeRobot's converter adds them, so both write the same numbers.
-        self.end_s += float(duration * stream.time_base)
-        self._end_pts += duration
-        self.bytes += path.stat().st_size
-        return start, self.end_s
-
-    def close(self) -> None:
-        self._out.close()
-
-
-def open_video(path: Path) -> Any:
-    """An open PyAV container with a video stream. Raises DatasetError naming the file."""
-    try:
-        container = av.open(str(path))
-    except FileNotFoundError:
-        raise DatasetError(f"video {path} is missing; restore it from the source of the data set") from None
-    except FFmpegError as error:
-        raise DatasetError(f"video {path} cannot be opened ({error}); restore it from the source") from None
-    if not container.streams.video:
-        container.close()
-        raise DatasetError(f"video {path} holds no video stream; restore it from the source")
-    return container
-
-
-def video_identity(path: Path) -> tuple[Any, ...]:
-    """What two videos must share to stand in one file."""
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        return context.codec.canonical_name, context.width, context.height, context.extradata, stream.time_base
-
-
-def video_facts(path: Path, fps: float) -> dict[str, Any]:
-    """The `info` entry of a video feature in info.json, field by field as LeRobot writes it."""
-    with open_video(path) as container:
-        context = container.streams.video[0].codec_context
-        return {
-            "video.height": context.height,
-            "video.width": context.width,
-            "video.codec": context.codec.canonical_name,
-            "video.pix_fmt": context.pix_fmt,
-            "video.is_depth_map": False,
-            "video.fps": int(fps) if float(fps).is_integer() else fps,
-            "video.channels": 3,
-            "has_audio": False,
-        }
