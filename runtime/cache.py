@@ -1,0 +1,211 @@
+"""The prefix cache: which pieces of the policy must run for this inference, and why (RUNTIME.md §3).
+
+The state row is not cached: it is computed in every inference. Time is an
+argument, nothing here runs a graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.runtime.gate import GateSettings, GuardReading, SceneGate, SceneVerdict, block_means, guard_reading
+
+
+class CachePolicy(Enum):
+    """ALWAYS recomputes everything; GUARD reuses by pictures alone; CLS also needs a stable verdict of the gate (also
+    the `pooled` one); DELTA is CLS that corrects the queued chunk in one step where it can."""
+
+    ALWAYS = "always"
+    GUARD = "guard"
+    CLS = "cls"
+    DELTA = "delta"
+
+
+class Reason(Enum):
+    """Why the prefix ran, or that it was reused. The first that holds is named."""
+
+    ALWAYS = "always"
+    NO_HISTORY = "no_history"
+    RESET = "reset"
+    BUNDLE = "bundle"
+    INSTRUCTION = "instruction"
+    CAMERAS = "cameras"
+    PREPROCESSING = "preprocessing"
+    MAX_AGE = "max_age"
+    PICTURE_CHANGED = "picture_changed"
+    SCENE_CHANGED = "scene_changed"
+    MAX_REUSE = "max_reuse"
+    REUSED = "reused"
+    AUDIT = "audit"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """What must be equal for a prefix to be comparable at all. `preprocessing` is whatever shapes the inputs besides."""
+
+    bundle: str
+    instruction: str
+    cameras: tuple[bool, ...]
+    preprocessing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The pieces of one inference. look: camera slots whose `vision` runs; prefix: whether `prefix` runs; delta: the
+    queued chunk is corrected instead of a new flow; guard: readings by slot; age_s: of the cached prefix before."""
+
+    reason: Reason
+    look: tuple[int, ...]
+    prefix: bool
+    delta: bool = False
+    guard: Mapping[int, GuardReading] = field(default_factory=dict)
+    age_s: float | None = None
+
+    @property
+    def hit(self) -> bool:
+        """An inference that runs no `prefix` graph."""
+        return not self.prefix
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """Totals of a session. A refresh without history is neither hit nor miss; delta runs are hits counted again apart;
+    vision_hits: tokens kept by camera slot, whether or not the prefix ran."""
+
+    inferences: int = 0
+    hits: int = 0
+    misses: int = 0
+    no_history: int = 0
+    delta_runs: int = 0
+    audits: int = 0
+    vision_runs: Counter[int] = field(default_factory=Counter)
+    vision_hits: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class PrefixCache:
+    """Decides, and remembers what the cached tokens and prefix were computed from. One for each set of buffers.
+
+    `decide` then the graphs then `computed` or `reused`; an inference that fails in between leaves no history.
+    settings may be None for ALWAYS only (then no verdicts are given).
+    """
+
+    def __init__(self, policy: CachePolicy, settings: GateSettings | None) -> None:
+        assert settings is not None or policy is CachePolicy.ALWAYS
+        self.policy = policy
+        self.settings = settings
+        self.gate = SceneGate()
+        self.counts = CacheCounts()
+        self._key: CacheKey | None = None
+        self._blocks: dict[int, NDArray[np.float32]] = {}
+        self._seen_ns: dict[int, int] = {}
+        self._reuses = 0
+        self._was_reset = False
+
+    def reset(self) -> None:
+        """Forget everything, as at the start of an episode."""
+        self._was_reset = self._key is not None or self._was_reset
+        self._forget()
+
+    def decide(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None], now_ns: int, queued: bool) -> Decision:
+        """What to run for these pictures (by slot, None missing). queued: a chunk waits that delta could correct."""
+        present = tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
+        if self.policy is CachePolicy.ALWAYS:
+            return self._refresh(Reason.ALWAYS, key, present)
+        reason = self._key_reason(key)
+        if reason is not None:
+            self._forget()
+            return self._refresh(reason, key, present)
+        assert self.settings is not None
+        age_s = (now_ns - min(self._seen_ns.values())) / 1e9
+        guard = {slot: guard_reading(block_means(pictures[slot]), self._blocks[slot]) for slot in present}  # type: ignore[arg-type]
+        changed = tuple(slot for slot in present if not guard[slot].within(self.settings))
+        look, reason = present, Reason.REUSED
+        if age_s > self.settings.max_age_s:
+            reason = Reason.MAX_AGE
+        elif changed:
+            reason, look = Reason.PICTURE_CHANGED, changed
+        elif self.policy is not CachePolicy.GUARD and self.gate.verdict is SceneVerdict.CHANGED:
+            reason = Reason.SCENE_CHANGED
+        elif self.policy is not CachePolicy.GUARD and self.gate.verdict is SceneVerdict.NO_HISTORY:
+            reason = Reason.NO_HISTORY
+        elif self._reuses >= self.settings.max_reuse:
+            reason = Reason.MAX_REUSE
+        if reason is Reason.REUSED:
+            return Decision(reason, (), False, queued and self.policy is CachePolicy.DELTA, guard, age_s)
+        self._key = None
+        return Decision(reason, look, True, False, guard, age_s)
+
+    def computed(
+        self,
+        decision: Decision,
+        key: CacheKey,
+        pictures: Sequence[NDArray[np.uint8] | None],
+        features: Mapping[str, NDArray[np.float32]],
+        now_ns: int,
+    ) -> SceneVerdict | None:
+        """The decided graphs ran on `pictures` taken at now_ns: remember them, judge the new prefix, count."""
+        for slot in decision.look:
+            self._seen_ns[slot] = now_ns
+            if self.policy is not CachePolicy.ALWAYS:
+                self._blocks[slot] = block_means(pictures[slot])  # type: ignore[arg-type]
+        self._key = key
+        self._reuses = 0
+        self._was_reset = False
+        verdict = self.gate.judge(features, self.settings) if self.settings is not None else None
+        self._count(decision, key)
+        return verdict
+
+    def reused(self, decision: Decision, key: CacheKey) -> None:
+        """The cached prefix was used once more."""
+        self._reuses += 1
+        self._count(decision, key)
+
+    def tighten(self) -> GateSettings:
+        """Halve the limits (an audit found too large an error) and forget the prefix. Returns the new limits."""
+        assert self.settings is not None
+        self.settings = self.settings.tightened()
+        self._forget()
+        return self.settings
+
+    def _key_reason(self, key: CacheKey) -> Reason | None:
+        if self._key is None:
+            return Reason.RESET if self._was_reset else Reason.NO_HISTORY
+        for item in fields(CacheKey):
+            if getattr(self._key, item.name) != getattr(key, item.name):
+                return Reason(item.name)
+        return None
+
+    def _refresh(self, reason: Reason, key: CacheKey, present: tuple[int, ...]) -> Decision:
+        if self._key is not None and self._key != key:
+            self._forget()
+        self._key = None
+        return Decision(reason, present, True)
+
+    def _forget(self) -> None:
+        self._key = None
+        self._blocks.clear()
+        self._seen_ns.clear()
+        self._reuses = 0
+        self.gate.reset()
+
+    def _count(self, decision: Decision, key: CacheKey) -> None:
+        counts = self.counts
+        counts.reasons[decision.reason.value] += 1
+        for slot, present in enumerate(key.cameras):
+            if present:
+                (counts.vision_runs if slot in decision.look else counts.vision_hits)[slot] += 1
+        if decision.reason is Reason.AUDIT:
+            counts.audits += 1
+            return
+        counts.inferences += 1
+        counts.hits += decision.hit
+        counts.no_history += decision.reason is Reason.NO_HISTORY
+        counts.misses += decision.prefix and decision.reason is not Reason.NO_HISTORY
+        counts.delta_runs += decision.delta

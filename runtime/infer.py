@@ -1,0 +1,122 @@
+"""`vla-runtime infer`: one observation file in, one action file out. This is also how others check us."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import open_bundle
+from vla_edge.contract import Frame, JointReading, Observation
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import ObservationError
+from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+
+IMAGES = "observation.images."
+DEVICES = {"cpu": "ort", "cuda": "ort-cuda"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, type=Path, help="folder written by export-engines")
+    parser.add_argument("--observation", required=True, type=Path, help="npz: observation.images.NAME, observation.state, task [, noise, steps]")
+    parser.add_argument("--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists")
+    parser.add_argument("--device", choices=sorted(DEVICES), default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, when the observation brings none")
+    parser.add_argument("--allow-truncation", action="store_true", help="cut a task that is too long, as LeRobot does")
+    parser.add_argument("--json", action="store_true", help="print one machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    inputs = read_observation(arguments.observation)
+    _check_writable(arguments.out)
+    bundle = open_bundle(arguments.bundle)
+    engine = load_engine(DEVICES[arguments.device], EngineOptions(threads=arguments.threads))
+    session = PolicySession(bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=arguments.allow_truncation))
+    result = session.infer(InferenceRequest(inputs.observation, 0, inputs.steps, inputs.noise))
+    assert result is not None
+    write_actions(arguments.out, result)
+    print(f"{arguments.out}: {result.actions.shape[0]} actions of {result.actions.shape[1]} joints, {result.timings.total:.1f} ms")
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), "shape": list(result.actions.shape), "steps": result.steps, "bundle": bundle.digest, "timings_ms": asdict(result.timings)}))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationFile:
+    """What an observation file holds; noise float32 [C, A] and steps only where it brings them."""
+
+    observation: Observation
+    noise: NDArray[np.float32] | None
+    steps: int | None
+
+
+def read_observation(path: Path) -> ObservationFile:
+    """Read an npz without pickle. ObservationError names the file and the field; unknown fields are refused."""
+    arrays = _read_npz(path)
+    frames = {name: Frame(name, array, 0, 0) for name, array in arrays.items() if name.startswith(IMAGES)}
+    unknown = sorted(set(arrays) - set(frames) - {"observation.state", "task", "noise", "steps"})
+    if unknown:
+        raise ObservationError(f"{path}: unknown field {unknown[0]!r}; known: {IMAGES}NAME, observation.state, task, noise, steps")
+    for name in ("observation.state", "task"):
+        if name not in arrays:
+            raise ObservationError(f"{path}: no field {name!r}; an observation needs the state, the task and at least one camera")
+    task = arrays["task"]
+    if task.dtype.kind != "U" or task.size != 1:
+        raise ObservationError(f"{path}: task is {task.dtype} {list(task.shape)}; expected one text")
+    observation = Observation(0, frames, JointReading(0, 0, arrays["observation.state"]), str(task.reshape(-1)[0]))
+    return ObservationFile(observation, arrays.get("noise"), _steps(path, arrays.get("steps")))
+
+
+def write_actions(path: Path, result: InferenceResult) -> None:
+    """Write the result beside `path` and rename it there, so that a reader never sees half a file."""
+    timings = {f"timing_ms/{name}": np.asarray(value, np.float64) for name, value in asdict(result.timings).items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, action=result.actions, action_normalized=result.normalized, steps=np.int64(result.steps), **timings)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise ObservationError(f"{path}: no such file; give an npz with observation.images.NAME, observation.state and task")
+    name = ""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ObservationError(f"{path}: a single array; expected an npz with named arrays")
+            arrays = {}
+            for name in archive.files:
+                arrays[name] = archive[name]
+            return arrays
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        where = f" at field {name!r}" if name else ""
+        raise ObservationError(f"{path}: not readable as npz without pickle{where} ({error}); save plain arrays with numpy.savez") from None
+
+
+def _steps(path: Path, steps: NDArray[Any] | None) -> int | None:
+    if steps is None:
+        return None
+    if steps.dtype.kind not in "iu" or steps.size != 1:
+        raise ObservationError(f"{path}: steps is {steps.dtype} {list(steps.shape)}; expected one integer")
+    return int(steps.reshape(-1)[0])
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the work, not after it."""
+    if path.is_dir():
+        raise ObservationError(f"{path}: is a folder; name a file for the actions")
+    if not path.parent.is_dir():
+        raise ObservationError(f"{path.parent}: no such folder; make it, or name another file for the actions")
+    if not os.access(path.parent, os.W_OK):
+        raise ObservationError(f"{path.parent}: not writable; name another file for the actions")

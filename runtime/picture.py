@@ -1,0 +1,85 @@
+"""One camera picture to the pixels of the vision graph, as POLICY.md §1.1 defines it, without torch.
+
+uint8 RGB, divided by 255, resized with the aspect ratio kept (bilinear,
+`align_corners=False`, no antialias), padded left and top with 0, then ·2 − 1.
+OpenCV's own bilinear resize was measured and is not used: it places its
+samples in double precision, torch in float32 with a fused multiply-add, and at
+sizes whose ratio is not a short fraction the pictures differ by up to 8e-5.
+Here the sample positions are torch's, so only the rounding of the two
+interpolations remains (4e-7 on a −1..1 picture).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def resized_size(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
+    """(height, width) in pixels of a picture that fits the target with its aspect ratio kept, truncated to integers."""
+    ratio = max(width / target_width, height / target_height)
+    return int(height / ratio), int(width / ratio)
+
+
+class PictureScaler:
+    """Scales pictures of one fixed size into one fixed target; every buffer is made here, none per picture.
+
+    pad: False leaves out both resize and padding (`resize_imgs_with_padding` null): source and target are one size.
+    """
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int], pad: bool) -> None:
+        height, width = source
+        self.target = target
+        self.inner = resized_size(height, width, *target) if pad else source
+        inner_height, inner_width = self.inner
+        self._planes = np.empty((3, height, width), np.float32)
+        self._top, self._bottom, bottom_weight = _samples(height, inner_height)
+        self._left, self._right, right_weight = _samples(width, inner_width)
+        self._bottom_weight = bottom_weight[:, None]
+        self._top_weight = np.float32(1) - self._bottom_weight
+        self._right_weight = right_weight
+        self._left_weight = np.float32(1) - right_weight
+        self._rows = np.empty((2, 3, inner_height, width), np.float32)
+        self._columns = np.empty((2, 3, inner_height, inner_width), np.float32)
+
+    def into(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
+        """Write `image` (uint8 [height, width, 3] of the source size) to `pixels` (float32 [1, 3, h, w], −1..1)."""
+        height, width = self.inner
+        np.divide(image.transpose(2, 0, 1), np.float32(255), out=self._planes)
+        scaled = self._planes
+        if self._planes.shape[1:] != self.inner:
+            scaled = self._interpolate()
+        scaled *= np.float32(2)
+        pixels.fill(-1)
+        inside = pixels[0, :, self.target[0] - height :, self.target[1] - width :]
+        np.subtract(scaled, np.float32(1), out=inside)
+
+    def _interpolate(self) -> NDArray[np.float32]:
+        top, bottom = self._rows
+        np.take(self._planes, self._top, axis=1, out=top, mode="clip")
+        np.take(self._planes, self._bottom, axis=1, out=bottom, mode="clip")
+        top *= self._top_weight
+        bottom *= self._bottom_weight
+        top += bottom
+        left, right = self._columns
+        np.take(top, self._left, axis=2, out=left, mode="clip")
+        np.take(top, self._right, axis=2, out=right, mode="clip")
+        left *= self._left_weight
+        right *= self._right_weight
+        left += right
+        return np.asarray(left)
+
+
+def _samples(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Two source indices and the weight of the second for each target index.
+
+    The position is fma(scale, index + ½, −½) in float32 with a float32 scale: what torch's build with fused
+    multiply-add computes. One rounding of the exact product is that fma.
+    """
+    scale = np.float64(np.float32(source) / np.float32(target))
+    position = (scale * (np.arange(target) + 0.5) - 0.5).astype(np.float32)
+    position = np.maximum(position, np.float32(0))
+    first = np.minimum(position.astype(np.intp), source - 1)
+    second = np.minimum(first + 1, source - 1)
+    weight = np.clip(position - first.astype(np.float32), 0, 1).astype(np.float32)
+    return first, second, weight

@@ -1,0 +1,125 @@
+"""An observation as the numbers the graphs take (POLICY.md §1), without torch and without a buffer made per inference.
+
+The prefix has static rows: for every slot [start tokens] image tokens [end
+tokens], then the language. Slots are the policy's cameras in order and then
+`empty_cameras` empty ones. LeRobot leaves a missing camera out and moves later
+tokens up; here its rows stay and are masked, which is the same because
+positions count valid rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle, CameraSpec, PolicySpec
+from vla_edge.errors import BundleError, ObservationError
+from vla_edge.runtime.picture import PictureScaler
+from vla_edge.runtime.units import ACTION, STATE, aloha_actions, aloha_state, normalizer, read_tables
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """mask float32 [P+1] (1 a valid row; the last row is the state token's), positions float32 [P] (valid rows before,
+    cumsum(mask) − 1), state_position and first_position (of the first action) as counts of rows."""
+
+    mask: NDArray[np.float32]
+    positions: NDArray[np.float32]
+    state_position: int
+    first_position: int
+
+
+def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np.float32]) -> Layout:
+    """Rows and positions of the prefix. `present`: one flag a camera; the slots after them are empty ones.
+
+    The start and end tokens of an empty slot stay valid (POLICY.md §1.15), those of a missing camera do not.
+    """
+    slots = [(seen, seen) for seen in present] + [(True, False)] * policy.empty_cameras
+    mask: list[float] = []
+    for marked, seen in slots:
+        mask += [marked] * policy.image_start_tokens + [seen] * policy.tokens_per_image + [marked] * policy.image_end_tokens
+    rows = np.concatenate([np.asarray(mask, np.float32), prompt_mask, np.ones(1, np.float32)])
+    if len(rows) != policy.prefix_rows + 1:
+        raise BundleError(f"manifest: policy.prefix_rows is {policy.prefix_rows}, its slots and tokens make {len(rows) - 1}; export again")
+    positions = np.cumsum(rows) - 1
+    return Layout(rows, positions[:-1].astype(np.float32), int(positions[-1]), int(positions[-1]) + 1)
+
+
+class Preparer:
+    """Pictures, state and actions of one bundle. Owns the scaling buffers, one set for each camera."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.policy = manifest.policy
+        self.cameras = manifest.cameras
+        self.tables = read_tables(bundle)
+        self._state = normalizer(bundle, self.tables, STATE, self.policy.state_dim)
+        self._action = normalizer(bundle, self.tables, ACTION, self.policy.action_dim)
+        target = (self.policy.image_height, self.policy.image_width)
+        pad = self.policy.resize_with_padding
+        for camera in self.cameras:
+            if not pad and (camera.height, camera.width) != target:
+                raise BundleError(f"manifest: camera {camera.name} is {camera.height}×{camera.width}, without resize it must be {target[0]}×{target[1]}")
+        if self.policy.adapt_to_pi_aloha and min(self.policy.state_dim, self.policy.action_dim) < 14:
+            raise BundleError("manifest: adapt_to_pi_aloha needs 14 joints; correct the checkpoint's config and export again")
+        self._scalers = [PictureScaler((camera.height, camera.width), target, pad) for camera in self.cameras]
+
+    def slots(self, images: Mapping[str, NDArray[Any]]) -> list[NDArray[np.uint8] | None]:
+        """The picture of each camera slot, None where the camera is missing.
+
+        Keys are LeRobot's, before or after `rename_map`. ObservationError: unknown camera, one camera under two names,
+        wrong type or size, no camera at all.
+        """
+        names = self._names()
+        found: dict[str, NDArray[np.uint8]] = {}
+        for key, image in images.items():
+            camera = names.get(key)
+            if camera is None:
+                raise ObservationError(f"unknown camera {key!r}; the policy sees {', '.join(sorted(names))}")
+            if camera.name in found:
+                raise ObservationError(f"camera {camera.name} is given twice, as {camera.source!r} and {camera.name!r}; give one of them")
+            check_picture(key, image, camera)
+            found[camera.name] = image
+        if not found:
+            raise ObservationError(f"no camera picture; give at least one of {', '.join(camera.source for camera in self.cameras)}")
+        return [found.get(camera.name) for camera in self.cameras]
+
+    def _names(self) -> dict[str, CameraSpec]:
+        """A key that `rename_map` renames means its new name; any other key means itself."""
+        return {camera.name: camera for camera in self.cameras} | {camera.source: camera for camera in self.cameras}
+
+    def picture(self, slot: int, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
+        """Scale the checked picture of camera `slot` into `pixels` float32 [1, 3, h, w]."""
+        self._scalers[slot].into(image, pixels)
+
+    def state(self, positions: NDArray[Any], out: NDArray[np.float32]) -> None:
+        """Normalise joint positions [state_dim] (joint units) into `out` float32 [1, max_state_dim], zero-padded."""
+        array = np.asarray(positions)
+        if array.dtype.kind not in "fiu" or array.shape != (self.policy.state_dim,):
+            raise ObservationError(f"observation.state is {array.dtype} {list(array.shape)}; expected float32 [{self.policy.state_dim}]")
+        if not np.isfinite(array).all():
+            raise ObservationError(f"observation.state has a value that is not finite at index {int(np.argmin(np.isfinite(array)))}; check the joint reading")
+        normalized = self._state.normalize(array.astype(np.float32))
+        if self.policy.adapt_to_pi_aloha:
+            normalized = aloha_state(normalized)
+        out.fill(0)
+        out[0, : self.policy.state_dim] = normalized
+
+    def actions(self, latent: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(actions in joint units, normalised actions), both float32 [n, action_dim], of a flow result [n, max_action_dim]."""
+        normalized = latent[:, : self.policy.action_dim].astype(np.float32)
+        if self.policy.adapt_to_pi_aloha:
+            normalized = aloha_actions(normalized)
+        return self._action.unnormalize(normalized), normalized
+
+
+def check_picture(key: str, image: NDArray[Any], camera: CameraSpec) -> None:
+    """ObservationError when `image` is not uint8 [height, width, 3] of the camera's size."""
+    expected = (camera.height, camera.width, 3)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != expected:
+        kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ObservationError(f"{key} is {kind}; expected uint8 {list(expected)} (height, width, RGB)")

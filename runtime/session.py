@@ -1,0 +1,234 @@
+"""From an observation to a chunk: what the inference process, lockstep, serving, calibration and evaluation call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle
+from vla_edge.contract import Observation
+from vla_edge.engines.engine import Engine
+from vla_edge.errors import ConfigError, ObservationError
+from vla_edge.runtime.cache import CacheKey, CachePolicy, Decision, PrefixCache
+from vla_edge.runtime.flow import FlowLoop, FlowRequest, FlowSignal, Inpaint, PythonLoop, always_continue
+from vla_edge.runtime.gate import GateSettings, SceneVerdict, read_gate
+from vla_edge.runtime.prepare import Preparer, lay_out
+from vla_edge.runtime.prompt import Prompt, PromptEncoder
+from vla_edge.runtime.stages import Stages
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """seed: of the session's noise. steps: Euler steps a chunk (None: the policy's num_steps). gate: limits in place
+    of the bundle's own. allow_truncation: cut a task that is too long instead of refusing it."""
+
+    policy: CachePolicy = CachePolicy.ALWAYS
+    seed: int = 0
+    steps: int | None = None
+    gate: GateSettings | None = None
+    allow_truncation: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: a fresh draw).
+    queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the observation (cache policy delta
+    may correct them). inpaint: tie to the executing chunk; dropped by itself when the scene changed."""
+
+    observation: Observation
+    now_ns: int
+    steps: int | None = None
+    noise: NDArray[np.float32] | None = None
+    queued: NDArray[np.float32] | None = None
+    inpaint: Inpaint | None = None
+    signal: Callable[[], FlowSignal] = always_continue
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimings:
+    """Milliseconds of one inference by stage; a stage that did not run is 0. step: one entry an Euler step."""
+
+    prepare: float
+    vision: float
+    prefix: float
+    state: float
+    flow: float
+    total: float
+    step: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """actions: float32 [n, action_dim] in joint units; normalized: the same before un-normalising; latent: float32
+    [n, A], what `queued` and `inpaint` of a later request take. n is the chunk size, or the rows that a delta run
+    corrected. draw: index of the noise draw (None: noise was given or a delta run needed none)."""
+
+    actions: NDArray[np.float32]
+    normalized: NDArray[np.float32]
+    latent: NDArray[np.float32]
+    noise: NDArray[np.float32] | None
+    draw: int | None
+    steps: int
+    decision: Decision
+    verdict: SceneVerdict | None
+    similarity: float | None
+    timings: StageTimings
+
+
+class PolicySession:
+    """One bundle on one engine, its cache and its noise. Not for use from two threads at once.
+
+    Errors: BundleError or EngineError when it cannot be built; ConfigError when the cache policy needs what the bundle
+    does not have.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, options: SessionOptions | None = None) -> None:
+        self.bundle = bundle
+        self.options = options or SessionOptions()
+        self.policy = bundle.manifest.policy
+        settings = _gate_settings(bundle, self.options)
+        self.preparer = Preparer(bundle)
+        self.stages = Stages(bundle, engine)
+        self.loop: FlowLoop = PythonLoop(self.stages, self.preparer.tables)
+        self.cache = PrefixCache(self.options.policy, settings)
+        self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
+        self._prompt: Prompt | None = None
+        self._draws = 0
+        self._steps(None)
+
+    def reset(self) -> None:
+        """Start of an episode: no history in the cache. The noise goes on."""
+        self.cache.reset()
+
+    def draw_noise(self) -> tuple[int, NDArray[np.float32]]:
+        """(index, noise float32 [C, A]) of the next draw; (seed, index) alone give it back (`noise_of`)."""
+        index = self._draws
+        self._draws += 1
+        return index, noise_of(self.options.seed, index, (self.policy.chunk_size, self.policy.max_action_dim))
+
+    def infer(self, request: InferenceRequest) -> InferenceResult | None:
+        """One inference; None when the request's signal abandoned it. ObservationError names a bad field."""
+        start = time.perf_counter_ns()
+        steps, noise = self._steps(request.steps), self._checked_noise(request.noise)
+        observation = request.observation
+        pictures = self.preparer.slots({name: frame.image for name, frame in observation.frames.items()})
+        prompt = self._encode(observation.task)
+        self.preparer.state(observation.joints.positions, self.stages.buffers["state"])
+        key = self._key(pictures, observation.task)
+        decision = self.cache.decide(key, pictures, request.now_ns, request.queued is not None)
+        prepare_ns = time.perf_counter_ns() - start
+        look_ns, vision_ns = self._look(decision, pictures)
+        if decision.prefix:
+            self.stages.set_language(prompt.ids)
+            self.stages.set_layout(lay_out(self.policy, key.cameras, prompt.mask))
+        prefix_ms, state_ms = self.loop.encode(decision.prefix)
+        verdict = None
+        if decision.prefix:
+            verdict = self.cache.computed(decision, key, pictures, self.stages.features(), request.now_ns)
+        else:
+            self.cache.reused(decision, key)
+        flow_start = time.perf_counter_ns()
+        draw: int | None = None
+        step_ms: tuple[float, ...] = ()
+        if decision.delta:
+            assert request.queued is not None
+            latent, noise = self._correct(request.queued), None
+        else:
+            if noise is None:
+                draw, noise = self.draw_noise()
+            inpaint = None if verdict is SceneVerdict.CHANGED else request.inpaint
+            report = self.loop.denoise(FlowRequest(steps, noise, inpaint, request.signal))
+            if report.latent is None:
+                return None
+            latent, step_ms = report.latent, report.step_ms
+        flow_ms = (time.perf_counter_ns() - flow_start) / 1e6
+        actions, normalized = self.preparer.actions(latent)
+        timings = StageTimings(
+            prepare=(prepare_ns + look_ns) / 1e6,
+            vision=vision_ns / 1e6,
+            prefix=prefix_ms,
+            state=state_ms,
+            flow=flow_ms,
+            total=(time.perf_counter_ns() - start) / 1e6,
+            step=step_ms,
+        )
+        similarity = self.cache.gate.last_similarity if decision.prefix else None
+        return InferenceResult(actions, normalized, latent, noise, draw, len(step_ms), decision, verdict, similarity, timings)
+
+    def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
+        """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""
+        prepare_ns = vision_ns = 0
+        pixels = self.stages.buffers["pixels"]
+        for slot, picture in enumerate(pictures):
+            if picture is None:
+                self.stages.clear(slot)
+            elif slot in decision.look:
+                start = time.perf_counter_ns()
+                self.preparer.picture(slot, picture, pixels)
+                middle = time.perf_counter_ns()
+                self.stages.vision(slot)
+                prepare_ns += middle - start
+                vision_ns += time.perf_counter_ns() - middle
+        return prepare_ns, vision_ns
+
+    def _correct(self, queued: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The queued rows corrected in one delta step; rows behind them repeat the last one and are dropped again."""
+        rows = len(queued)
+        chunk = self.stages.buffers["chunk"]
+        chunk[0, :rows] = queued
+        chunk[0, rows:] = queued[-1]
+        self.stages.delta()
+        return np.array(self.stages.buffers["corrected"][0, :rows], np.float32)
+
+    def _key(self, pictures: list[NDArray[np.uint8] | None], task: str) -> CacheKey:
+        return CacheKey(self.bundle.digest, task, tuple(picture is not None for picture in pictures), str(self.options.allow_truncation))
+
+    def _encode(self, task: str) -> Prompt:
+        if self._prompt is None or self._prompt.task != task:
+            self._prompt = self._encoder.encode(task)
+        return self._prompt
+
+    def _steps(self, wanted: int | None) -> int:
+        chosen = wanted if wanted is not None else self.options.steps
+        steps = self.policy.num_steps if chosen is None else chosen
+        if not self.policy.min_steps <= steps <= self.policy.num_steps:
+            raise ObservationError(f"steps is {steps}; this bundle takes {self.policy.min_steps} to {self.policy.num_steps}")
+        return steps
+
+    def _checked_noise(self, noise: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        expected = (self.policy.chunk_size, self.policy.max_action_dim)
+        if noise is None:
+            return None
+        if noise.shape != expected or noise.dtype != np.float32:
+            raise ObservationError(f"noise is {noise.dtype} {list(noise.shape)}; expected float32 {list(expected)}")
+        if not np.isfinite(noise).all():
+            raise ObservationError("noise has a value that is not finite; draw it anew")
+        return noise
+
+
+def noise_of(seed: int, index: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Draw `index` of a session's noise: standard normal float32 (PCG64 seeded with both numbers)."""
+    return np.random.Generator(np.random.PCG64([seed, index])).standard_normal(shape, np.float32)
+
+
+def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
+    settings = options.gate or read_gate(bundle)
+    if options.policy is CachePolicy.ALWAYS and settings is None:
+        return None
+    if settings is None:
+        raise ConfigError(f"cache policy {options.policy.value} needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose always")
+    outputs = {spec.name for spec in bundle.manifest.graphs["prefix"].outputs}
+    feature = "pooled" if settings.similarity == "pooled" else "cls"
+    if feature not in outputs:
+        raise ConfigError(f"gate similarity {settings.similarity} needs the output {feature} that this bundle's prefix does not have; calibrate with pooled")
+    if options.policy is CachePolicy.DELTA and "delta" not in bundle.manifest.graphs:
+        raise ConfigError("cache policy delta needs a bundle with a delta expert; choose always, guard or cls")
+    return settings

@@ -1,0 +1,93 @@
+"""Joint state to the policy's numbers and back: normalisation and the pi-Aloha convention (POLICY.md §1.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from vla_edge.bundle import TABLES, Bundle
+from vla_edge.errors import BundleError
+
+STATE = "observation.state"
+ACTION = "action"
+
+_ALOHA_FLIPPED = (1, 2, 8, 9)
+_ALOHA_GRIPPERS = (6, 13)
+
+
+@dataclass(frozen=True, slots=True)
+class Normalizer:
+    """normalised = (x − offset) / divisor · gain + bias; x = (normalised − bias) / gain · factor + offset.
+
+    Arrays are float32 [dim]. MEAN_STD: divisor std + eps, factor std alone, gain 1, bias 0. MIN_MAX maps min..max to
+    −1..1: divisor and factor are the range (eps where it is zero), gain 2, bias −1. Without statistics, and for
+    IDENTITY, values pass unchanged. The order of operations is LeRobot's, so that a range of zero gives its values.
+    """
+
+    offset: NDArray[np.float32]
+    divisor: NDArray[np.float32]
+    factor: NDArray[np.float32]
+    gain: np.float32 = np.float32(1)
+    bias: np.float32 = np.float32(0)
+
+    def normalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray((values - self.offset) / self.divisor * self.gain + self.bias, np.float32)
+
+    def unnormalize(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray((values - self.bias) / self.gain * self.factor + self.offset, np.float32)
+
+
+def read_tables(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    """The arrays of `tables.safetensors`: statistics and time-bias tables."""
+    return dict(load(bytes(bundle.read(TABLES))))
+
+
+def normalizer(bundle: Bundle, tables: dict[str, NDArray[np.float32]], feature: str, dim: int) -> Normalizer:
+    """The normaliser of `feature` with `dim` dimensions. BundleError: unknown mode, statistics of another size."""
+    spec = next((item for item in bundle.manifest.normalization if item.feature == feature), None)
+    zero, one = np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    names = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}
+    if spec is None or spec.mode == "IDENTITY":
+        return Normalizer(zero, one, one)
+    if spec.mode not in names:
+        raise BundleError(f"{bundle.path}: {feature} is normalised by {spec.mode!r}; known: {', '.join(names)}")
+    found = [tables.get(f"{feature}.{stat}") for stat in names[spec.mode]]
+    if all(array is None for array in found):
+        return Normalizer(zero, one, one)
+    for stat, array in zip(names[spec.mode], found):
+        if array is None or array.shape != (dim,) or not np.isfinite(array).all():
+            shape = "missing" if array is None else f"of shape {array.shape}, or not finite"
+            raise BundleError(f"{bundle.path}: statistics {feature}.{stat} are {shape}; expected [{dim}]; export again")
+    first, second = (np.asarray(array, np.float32) for array in found)
+    eps = np.float32(spec.eps)
+    if spec.mode == "MEAN_STD":
+        return Normalizer(first, second + eps, second)
+    span = np.where(second == first, eps, second - first)
+    return Normalizer(first, span, span, np.float32(2), np.float32(-1))
+
+
+def aloha_state(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    """State [≥ 14] in the pi models' convention: four joints flipped, grippers from linear to angular.
+
+    LeRobot's `adapt_to_pi_aloha` (0.4.4) applies it after normalisation. Constants: puppet gripper 0.01844..0.058 m,
+    arm 0.036 m, horn 0.022 m, angular range 0.4..1.5 rad.
+    """
+    out = state.copy()
+    out[list(_ALOHA_FLIPPED)] *= -1
+    grippers = list(_ALOHA_GRIPPERS)
+    length = out[grippers] * (0.05800 - 0.01844) + 0.01844
+    ratio = (0.022**2 + length**2 - 0.036**2) / (2 * 0.022 * length)
+    out[grippers] = (np.arcsin(np.clip(ratio, -1, 1)) - 0.4) / (1.5 - 0.4)
+    return out
+
+
+def aloha_actions(actions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Actions [n, ≥ 14] back from the pi models' convention, before un-normalising (range −0.6213..1.491 rad)."""
+    out = actions.copy()
+    out[:, list(_ALOHA_FLIPPED)] *= -1
+    grippers = list(_ALOHA_GRIPPERS)
+    out[:, grippers] = (out[:, grippers] * (1.5 - 0.4) + 0.4 + 0.6213) / (1.4910 + 0.6213)
+    return out
