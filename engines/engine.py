@@ -44,9 +44,10 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A backend, ready to load graphs."""
+    """A backend, ready to load graphs. `detail` says in words what really runs (version, provider, how it is called)."""
 
     name: str
+    detail: str
 
     def session(self, graph: GraphFile) -> Session: ...
 
@@ -56,6 +57,7 @@ class Engine(Protocol):
 
 _BACKENDS = {
     "ort": ("vla_edge.engines.ort", "open_cpu"),
+    "ort-python": ("vla_edge.engines.ort", "open_python"),
     "ort-cuda": ("vla_edge.engines.ort", "open_cuda"),
 }
 
@@ -76,3 +78,13 @@ def aligned_zeros(shape: tuple[int, ...], dtype: str, alignment: int = 64) -> ND
     raw = np.zeros(size + alignment, np.uint8)
     start = -raw.ctypes.data % alignment
     return raw[start : start + size].view(kind).reshape(shape)
+
+
+def check_buffer(graph: str, kind: str, spec: TensorSpec | None, name: str, array: NDArray[Any]) -> None:
+    """EngineError unless `array` is exactly what `spec`, the graph's own tensor, asks for."""
+    if spec is None:
+        raise EngineError(f"graph {graph} has no {kind} {name!r}")
+    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+        raise EngineError(f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} {list(array.shape)}")
+    if not array.flags.c_contiguous:
+        raise EngineError(f"graph {graph}: buffer of {kind} {name} is not C-contiguous")

@@ -10,11 +10,11 @@ import mmap
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.engine import EngineOptions, aligned_zeros
+from vla_edge.engines.engine import Engine, EngineOptions, aligned_zeros, check_buffer
+from vla_edge.engines.ort_native import open_native
 from vla_edge.errors import EngineError
 
 try:
@@ -29,10 +29,27 @@ OLDEST = (1, 20)
 """The first release that is known to take external data from memory through Python."""
 
 
-def open_cpu(options: EngineOptions) -> OrtEngine:
-    """ONNX Runtime on the CPU. EngineError when onnxruntime is missing or too old."""
+def open_cpu(options: EngineOptions) -> Engine:
+    """ONNX Runtime on the CPU: native sessions, or the Python binding where they cannot be had.
+
+    The same kernels run either way; `detail` says which it is and why. EngineError when onnxruntime is missing or
+    too old.
+    """
     _require_runtime()
-    return OrtEngine("ort", (CPU,), options)
+    try:
+        return open_native(options)
+    except EngineError as reason:
+        return _python_binding(options, f"Python binding, native sessions not possible: {reason}")
+
+
+def open_python(options: EngineOptions) -> OrtEngine:
+    """ONNX Runtime on the CPU through its Python binding, by explicit choice."""
+    _require_runtime()
+    return _python_binding(options, "Python binding")
+
+
+def _python_binding(options: EngineOptions, how: str) -> OrtEngine:
+    return OrtEngine("ort", (CPU,), options, f"ONNX Runtime {onnxruntime.__version__}, {how}")
 
 
 def open_cuda(options: EngineOptions) -> OrtEngine:
@@ -47,16 +64,17 @@ def open_cuda(options: EngineOptions) -> OrtEngine:
         raise EngineError(
             f"backend ort-cuda needs {CUDA}, this onnxruntime {onnxruntime.__version__} has only {have}; install onnxruntime-gpu, or choose backend ort"
         )
-    return OrtEngine("ort-cuda", (CUDA, CPU), options)
+    return OrtEngine("ort-cuda", (CUDA, CPU), options, f"ONNX Runtime {onnxruntime.__version__}, {CUDA}")
 
 
 class OrtEngine:
     """Loads graphs into ONNX Runtime sessions of one provider."""
 
-    def __init__(self, name: str, providers: tuple[str, ...], options: EngineOptions) -> None:
+    def __init__(self, name: str, providers: tuple[str, ...], options: EngineOptions, detail: str) -> None:
         if options.threads < 0:
             raise EngineError(f"threads is {options.threads}, must be 0 (all physical cores) or more")
         self.name = name
+        self.detail = detail
         self._providers = providers
         self._options = options
 
@@ -111,13 +129,13 @@ class OrtSession:
 
     def bind_input(self, name: str, array: NDArray[Any]) -> None:
         """Read input `name` from `array` in every following run."""
-        _check_buffer(self._graph, "input", self.inputs.get(name), name, array)
+        check_buffer(self._graph, "input", self.inputs.get(name), name, array)
         self._bind_input(name, array)
         self._remember(name, array)
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
         """Write output `name` into `array` in every following run."""
-        _check_buffer(self._graph, "output", self.outputs.get(name), name, array)
+        check_buffer(self._graph, "output", self.outputs.get(name), name, array)
         if not array.flags.writeable:
             raise EngineError(f"graph {self._graph}: buffer of output {name} is read-only")
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -177,15 +195,6 @@ _NUMPY_NAMES = {
     "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
 }
-
-
-def _check_buffer(graph: str, kind: str, spec: TensorSpec | None, name: str, array: NDArray[Any]) -> None:
-    if spec is None:
-        raise EngineError(f"graph {graph} has no {kind} {name!r}")
-    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
-        raise EngineError(f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} {list(array.shape)}")
-    if not array.flags.c_contiguous:
-        raise EngineError(f"graph {graph}: buffer of {kind} {name} is not C-contiguous")
 
 
 def _drop_pages(data: memoryview) -> None:

@@ -72,6 +72,27 @@ static int add_copies(flow_object *self, PyObject *rows)
     return 0;
 }
 
+/* Both x buffers: one shape, [1, rows, columns]. */
+static int add_x(flow_object *self, PyObject *x, PyObject *x_next)
+{
+    PyObject *arrays[2] = {x, x_next};
+    for (int i = 0; i < 2; i++) {
+        PyObject *view = view_of(self, arrays[i], "x");
+        if (view == NULL)
+            return -1;
+        const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+        if (buffer->readonly || buffer->ndim != 3 || buffer->shape[0] != 1
+            || (i == 1 && (self->loop.rows != (size_t)buffer->shape[1] || self->loop.columns != (size_t)buffer->shape[2]))) {
+            PyErr_SetString(PyExc_ValueError, "x and x_next must be writable and of one shape [1, rows, columns]");
+            return -1;
+        }
+        self->loop.x[i] = buffer->buf;
+        self->loop.rows = (size_t)buffer->shape[1];
+        self->loop.columns = (size_t)buffer->shape[2];
+    }
+    return 0;
+}
+
 static int add_graphs(flow_object *self)
 {
     flow_graph *graphs[4] = {&self->loop.prefix, &self->loop.state, &self->loop.step[0], &self->loop.step[1]};
@@ -84,10 +105,10 @@ static int add_graphs(flow_object *self)
 
 static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"prefix", "state", "step_even", "step_odd", "state_rows", "time_bias", "dt", NULL};
-    PyObject *prefix, *state, *even, *odd, *rows, *bias, *dt;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!OO", names, &prefix, &state, &even, &odd, &PyList_Type, &rows,
-                                     &bias, &dt))
+    static char *names[] = {"prefix", "state", "step_even", "step_odd", "state_rows", "x", "x_next", "time_bias", "dt", NULL};
+    PyObject *prefix, *state, *even, *odd, *rows, *x, *x_next, *bias, *dt;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!OOOO", names, &prefix, &state, &even, &odd, &PyList_Type,
+                                     &rows, &x, &x_next, &bias, &dt))
         return NULL;
     flow_object *self = (flow_object *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -100,7 +121,7 @@ static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords
         Py_XINCREF(self->graphs[i]);
     Py_ssize_t width = 0, one = 0;
     self->kept = PyList_New(0);
-    if (add_graphs(self) < 0 || self->kept == NULL || add_copies(self, rows) < 0
+    if (add_graphs(self) < 0 || self->kept == NULL || add_copies(self, rows) < 0 || add_x(self, x, x_next) < 0
         || (self->loop.time_bias = floats_of(self, bias, "time_bias", &width)) == NULL
         || (self->loop.dt = floats_of(self, dt, "dt", &one)) == NULL) {
         Py_DECREF((PyObject *)self);
@@ -123,22 +144,50 @@ static void flow_dealloc(flow_object *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static int check_request(const flow_object *self, const flow_request *request, const Py_buffer *bias, const Py_buffer *abandon)
+static PyObject *failed(const flow_object *self)
 {
-    if (request->n < 1 || request->n > FLOW_MAX_STEPS) {
-        PyErr_Format(PyExc_ValueError, "%d steps, must be 1 to %d", request->n, FLOW_MAX_STEPS);
-        return -1;
-    }
-    if (bias->len != (Py_ssize_t)((size_t)request->n * self->loop.width * sizeof(float))) {
-        PyErr_Format(PyExc_ValueError, "the bias rows must be float32 [%d, %zu]", request->n, self->loop.width);
-        return -1;
-    }
-    if (abandon->buf != NULL && abandon->len != (Py_ssize_t)sizeof(int32_t)) {
-        PyErr_SetString(PyExc_ValueError, "abandon must hold one int32");
-        return -1;
-    }
-    if (request->refresh_prefix && self->loop.prefix.run == NULL) {
+    PyErr_SetString(PyExc_RuntimeError, bind_ort_message(self->graphs[1]));
+    return NULL;
+}
+
+static PyObject *flow_call_encode(flow_object *self, PyObject *refresh)
+{
+    int prefix = PyObject_IsTrue(refresh);
+    int64_t prefix_ns, state_ns;
+    flow_outcome outcome;
+    if (prefix < 0)
+        return NULL;
+    if (prefix && self->loop.prefix.run == NULL) {
         PyErr_SetString(PyExc_ValueError, "this loop was made without a prefix graph");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    outcome = flow_encode(&self->loop, prefix, &prefix_ns, &state_ns);
+    Py_END_ALLOW_THREADS
+    return outcome == FLOW_FAILED ? failed(self) : Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns);
+}
+
+enum { NOISE, BIAS_ROWS, TARGET, WEIGHTS, SIGNAL, REQUEST_BUFFERS };
+
+static int check_request(const flow_object *self, int steps, const Py_buffer *buffers)
+{
+    const flow *loop = &self->loop;
+    size_t cells = loop->rows * loop->columns;
+    const size_t bytes[REQUEST_BUFFERS] = {cells * sizeof(float), (size_t)steps * loop->width * sizeof(float),
+                                           cells * sizeof(float), loop->rows * sizeof(float), sizeof(int32_t)};
+    static const char *const names[REQUEST_BUFFERS] = {"noise", "bias_rows", "target", "weights", "signal"};
+    if (steps < 1 || steps > FLOW_MAX_STEPS) {
+        PyErr_Format(PyExc_ValueError, "%d steps, must be 1 to %d", steps, FLOW_MAX_STEPS);
+        return -1;
+    }
+    for (int i = 0; i < REQUEST_BUFFERS; i++) {
+        if (buffers[i].buf != NULL && (size_t)buffers[i].len != bytes[i]) {
+            PyErr_Format(PyExc_ValueError, "%s has %zd bytes, must have %zu", names[i], buffers[i].len, bytes[i]);
+            return -1;
+        }
+    }
+    if ((buffers[TARGET].buf == NULL) != (buffers[WEIGHTS].buf == NULL)) {
+        PyErr_SetString(PyExc_ValueError, "target and weights come together");
         return -1;
     }
     return 0;
@@ -146,46 +195,43 @@ static int check_request(const flow_object *self, const flow_request *request, c
 
 static PyObject *result_of(const flow_object *self, const flow_result *result)
 {
-    if (result->outcome == FLOW_FAILED) {
-        PyErr_SetString(PyExc_RuntimeError, bind_ort_message(self->graphs[1]));
-        return NULL;
-    }
+    if (result->outcome == FLOW_FAILED)
+        return failed(self);
     PyObject *steps = PyTuple_New(result->steps);
-    for (int k = 0; steps != NULL && k < result->steps; k++)
-        PyTuple_SET_ITEM(steps, k, PyLong_FromLongLong(result->step_ns[k]));
     if (steps == NULL)
         return NULL;
-    return Py_BuildValue("(OLLN)", result->outcome == FLOW_ABANDONED ? Py_True : Py_False, (long long)result->prefix_ns,
-                         (long long)result->state_ns, steps);
+    for (int k = 0; k < result->steps; k++)
+        PyTuple_SET_ITEM(steps, k, PyLong_FromLongLong(result->step_ns[k]));
+    return Py_BuildValue("(ON)", result->outcome == FLOW_ABANDONED ? Py_True : Py_False, steps);
 }
 
-static PyObject *flow_call(flow_object *self, PyObject *args, PyObject *keywords)
+static PyObject *flow_call_denoise(flow_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"bias_rows", "steps", "refresh_prefix", "abandon", NULL};
-    Py_buffer bias, abandon = {0};
-    int refresh = 0;
-    flow_request request = {0};
+    static char *names[] = {"noise", "bias_rows", "steps", "target", "weights", "signal", NULL};
+    Py_buffer buffers[REQUEST_BUFFERS] = {0};
+    int steps;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*ip|z*", names, &bias, &request.n, &refresh, &abandon))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS], &steps,
+                                     &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
         return NULL;
-    request.refresh_prefix = refresh;
-    request.bias_rows = bias.buf;
-    request.abandon = abandon.buf;
     PyObject *made = NULL;
-    if (check_request(self, &request, &bias, &abandon) == 0) {
+    if (check_request(self, steps, buffers) == 0) {
+        flow_request request = {steps, buffers[NOISE].buf, buffers[BIAS_ROWS].buf, buffers[TARGET].buf,
+                                buffers[WEIGHTS].buf, buffers[SIGNAL].buf};
         Py_BEGIN_ALLOW_THREADS
-        flow_run(&self->loop, &request, &result);
+        flow_denoise(&self->loop, &request, &result);
         Py_END_ALLOW_THREADS
         made = result_of(self, &result);
     }
-    PyBuffer_Release(&bias);
-    if (abandon.buf != NULL)
-        PyBuffer_Release(&abandon);
+    for (int i = 0; i < REQUEST_BUFFERS; i++)
+        if (buffers[i].buf != NULL)
+            PyBuffer_Release(&buffers[i]);
     return made;
 }
 
 static PyMethodDef flow_methods[] = {
-    {"run", (PyCFunction)(void (*)(void))flow_call, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"encode", (PyCFunction)flow_call_encode, METH_O, NULL},
+    {"denoise", (PyCFunction)(void (*)(void))flow_call_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyTypeObject flow_type = {

@@ -165,10 +165,12 @@ static int add_all(source_builder *builder, PyObject *mapping, int (*add)(source
 
 static PyObject *runtime_session(runtime_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"model", "files", "shared", NULL};
+    static char *names[] = {"model", "files", "shared", "folder", NULL};
+    const char *folder = NULL;
     Py_buffer model;
     PyObject *files, *shared, *made = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*O!O!", names, &model, &PyDict_Type, &files, &PyDict_Type, &shared))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*O!O!|z", names, &model, &PyDict_Type, &files, &PyDict_Type,
+                                     &shared, &folder))
         return NULL;
     session_object *session = (session_object *)session_type.tp_alloc(&session_type, 0);
     source_builder builder = {.shared = PyMem_Calloc(MAX_SHARED, sizeof(ort_tensor)), .kept = PyList_New(0)};
@@ -179,6 +181,7 @@ static PyObject *runtime_session(runtime_object *self, PyObject *args, PyObject 
         builder.source.model = model.buf;
         builder.source.model_bytes = (size_t)model.len;
         builder.source.files = builder.files;
+        builder.source.folder = folder;
         builder.source.shared = builder.shared;
         bool created;
         Py_BEGIN_ALLOW_THREADS

@@ -19,11 +19,6 @@ static bool timed(flow_graph *graph, int64_t *duration_ns)
     return ran;
 }
 
-static bool abandoned(const flow_request *request)
-{
-    return request->abandon != NULL && __atomic_load_n(request->abandon, __ATOMIC_ACQUIRE) != 0;
-}
-
 static void place_state_rows(const flow *loop)
 {
     for (size_t i = 0; i < loop->copy_count; i++) {
@@ -33,31 +28,59 @@ static void place_state_rows(const flow *loop)
     }
 }
 
-static flow_outcome run(flow *loop, const flow_request *request, flow_result *result)
+flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *state_ns)
 {
-    if (abandoned(request))
-        return FLOW_ABANDONED;
-    if (request->refresh_prefix && !timed(&loop->prefix, &result->prefix_ns))
+    *prefix_ns = *state_ns = 0;
+    if (prefix && !timed(&loop->prefix, prefix_ns))
         return FLOW_FAILED;
-    if (abandoned(request))
-        return FLOW_ABANDONED;
-    if (!timed(&loop->state, &result->state_ns))
+    if (!timed(&loop->state, state_ns))
         return FLOW_FAILED;
     place_state_rows(loop);
-    *loop->dt = -1.0f / (float)request->n;
-    for (int k = 0; k < request->n; k++) {
-        if (abandoned(request))
+    return FLOW_DONE;
+}
+
+static flow_signal asked(const flow_request *request)
+{
+    return request->signal == NULL ? FLOW_CONTINUE : (flow_signal)__atomic_load_n(request->signal, __ATOMIC_ACQUIRE);
+}
+
+/* Float by float in this order, so that the Python loop has the same bits. */
+static void tie(const flow *loop, const flow_request *request, float *x, double t)
+{
+    if (request->target == NULL)
+        return;
+    float noise_share = (float)t, target_share = (float)(1.0 - t);
+    for (size_t row = 0; row < loop->rows; row++) {
+        for (size_t column = 0; column < loop->columns; column++) {
+            size_t i = row * loop->columns + column;
+            float path = noise_share * request->noise[i] + target_share * request->target[i];
+            x[i] += request->weights[row] * (path - x[i]);
+        }
+    }
+}
+
+static flow_outcome denoise(flow *loop, const flow_request *request, flow_result *result)
+{
+    int k = 0, n = request->steps;
+    memcpy(loop->x[0], request->noise, loop->rows * loop->columns * sizeof(float));
+    for (bool last = false; k < n && !last; k++) {
+        flow_signal signal = k == 0 ? FLOW_CONTINUE : asked(request);
+        if (signal == FLOW_ABANDON)
             return FLOW_ABANDONED;
+        last = signal == FLOW_FINISH;
+        tie(loop, request, loop->x[k % 2], 1.0 - (double)k / n);
         memcpy(loop->time_bias, request->bias_rows + (size_t)k * loop->width, loop->width * sizeof(float));
+        *loop->dt = (float)(-(double)(last ? n - k : 1) / n);
         if (!timed(&loop->step[k % 2], &result->step_ns[k]))
             return FLOW_FAILED;
         result->steps = k + 1;
     }
+    tie(loop, request, loop->x[result->steps % 2], 0.0);
     return FLOW_DONE;
 }
 
-void flow_run(flow *loop, const flow_request *request, flow_result *result)
+void flow_denoise(flow *loop, const flow_request *request, flow_result *result)
 {
     memset(result, 0, sizeof *result);
-    result->outcome = run(loop, request, result);
+    result->outcome = denoise(loop, request, result);
 }

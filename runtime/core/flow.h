@@ -33,28 +33,38 @@ typedef struct {
     flow_graph step[2]; /* [0] reads x[0] and writes x[1], [1] the other way */
     flow_copy copies[FLOW_MAX_COPIES];
     size_t copy_count;
+    float *x[2];      /* [rows, columns] each */
     float *time_bias; /* the step graph's input, `width` floats */
     float *dt;        /* the step graph's input, one float */
-    size_t width;
+    size_t rows, columns, width;
 } flow;
 
 typedef enum { FLOW_DONE, FLOW_ABANDONED, FLOW_FAILED } flow_outcome;
 
+/* Asked between steps: go on, take the rest of the way in one step, or give up. */
+typedef enum { FLOW_CONTINUE = 0, FLOW_FINISH = 1, FLOW_ABANDON = 2 } flow_signal;
+
+typedef struct {
+    int steps;                      /* 1..FLOW_MAX_STEPS */
+    const float *noise;             /* [rows, columns] */
+    const float *bias_rows;         /* [steps, width] */
+    const float *target, *weights;  /* inpaint: [rows, columns] and [rows]; both NULL without it */
+    const volatile int32_t *signal; /* a flow_signal written by another thread; NULL: never */
+} flow_request;
+
 typedef struct {
     flow_outcome outcome;
     int steps; /* steps completed; the result lies in x[steps % 2] */
-    int64_t prefix_ns, state_ns;
     int64_t step_ns[FLOW_MAX_STEPS];
 } flow_result;
 
-typedef struct {
-    bool refresh_prefix;
-    int n;                           /* 1..FLOW_MAX_STEPS */
-    const float *bias_rows;          /* [n, width], the time bias of every step */
-    const volatile int32_t *abandon; /* not zero: stop before the next graph; NULL: never */
-} flow_request;
+/* Runs [prefix and] state and puts the state token's rows into the K/V tensors. */
+flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *state_ns);
 
-/* Runs [prefix,] state and n steps. The caller has put noise into x[0]. */
-void flow_run(flow *loop, const flow_request *request, flow_result *result);
+/* Runs the steps on the K/V that flow_encode left.
+ *
+ * With inpaint, a row of weight w is drawn to the path t * noise + (1 - t) * target
+ * before every step and at the end: w = 1 is frozen to the target, 0 is free. */
+void flow_denoise(flow *loop, const flow_request *request, flow_result *result);
 
 #endif

@@ -59,6 +59,9 @@ bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_so
     bool made = ort_check(runtime, runtime->call.create_options(&options))
         && ort_check(runtime, runtime->call.set_optimization(options, ALL_OPTIMIZATIONS))
         && ort_check(runtime, runtime->call.disable_own_threads(options))
+        && (source->folder == NULL
+            || ort_check(runtime, runtime->call.add_config(options, "session.model_external_initializers_file_folder_path",
+                                                           source->folder)))
         && give_files(runtime, options, source)
         && share_initializers(session, options, source)
         && ort_check(runtime, runtime->call.create_session(runtime->environment, source->model, source->model_bytes,

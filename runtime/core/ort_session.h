@@ -28,6 +28,7 @@ typedef struct {
     size_t model_bytes;
     const ort_file *files;
     size_t file_count;
+    const char *folder;       /* where the model's external data lies: ONNX Runtime wants it to exist even when unread */
     const ort_tensor *shared; /* initialisers used where they lie and packed once for all sessions */
     size_t shared_count;
 } ort_source;

@@ -1,0 +1,129 @@
+"""The initialisers of an ONNX model that lie in external data, read from the model's bytes without the onnx package.
+
+The robot's own computer has ONNX Runtime only. What is needed of the file is
+little: GraphProto.initializer with its name, type, dimensions, and the file,
+offset and length of its data. Source: onnx.proto (ModelProto.graph = 7,
+GraphProto.initializer = 5, TensorProto.dims = 1, data_type = 2, name = 8,
+external_data = 13, data_location = 14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.errors import BundleError
+
+DTYPES: Mapping[int, str] = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+"""numpy names of the ONNX element types a bundle may hold as external data."""
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+EXTERNAL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalTensor:
+    """One initialiser: `length` bytes at `offset` of the external file `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+
+
+def external_tensors(model: bytes) -> tuple[ExternalTensor, ...]:
+    """Every initialiser of `model` with external data. BundleError: the bytes are not an ONNX model."""
+    try:
+        return tuple(_tensors(memoryview(model)))
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise BundleError(f"not a readable ONNX model ({error}); export the bundle again") from None
+
+
+def external_array(tensor: ExternalTensor, data: memoryview) -> NDArray[Any]:
+    """The tensor as a read-only array over `data`, the bytes of its file. BundleError: outside the file, or of another size."""
+    count = int(np.prod(tensor.shape, dtype=np.int64))
+    dtype = np.dtype(tensor.dtype)
+    if tensor.offset < 0 or tensor.offset + tensor.length > len(data) or tensor.length != count * dtype.itemsize:
+        raise BundleError(
+            f"initialiser {tensor.name}: {tensor.length} bytes at {tensor.offset} of {tensor.file} ({len(data)} bytes) "
+            f"do not hold {tensor.dtype} {list(tensor.shape)}; export the bundle again"
+        )
+    return np.frombuffer(data, dtype, count, tensor.offset).reshape(tensor.shape)
+
+
+def _tensors(model: memoryview) -> Iterator[ExternalTensor]:
+    for field, graph in _fields(model):
+        if field == 7:
+            for inner, tensor in _fields(graph):
+                if inner == 5:
+                    yield from _tensor(tensor)
+
+
+def _tensor(content: memoryview) -> Iterator[ExternalTensor]:
+    shape: list[int] = []
+    kind, name, location = 0, "", 0
+    where: dict[str, str] = {}
+    for field, value in _fields(content):
+        if field == 1:
+            shape.extend([value] if isinstance(value, int) else _packed(value))
+        elif field == 2:
+            kind = value
+        elif field == 8:
+            name = bytes(value).decode()
+        elif field == 13:
+            entry = dict(_fields(value))
+            where[bytes(entry[1]).decode()] = bytes(entry[2]).decode()
+        elif field == 14:
+            location = value
+    if location == EXTERNAL:
+        if kind not in DTYPES:
+            raise ValueError(f"initialiser {name} has element type {kind}")
+        dtype = DTYPES[kind]
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        yield ExternalTensor(name, dtype, tuple(shape), where["location"], int(where.get("offset", 0)), int(where.get("length", size)))
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
+    """(field number, value) pairs of one protobuf message: int for numbers, memoryview for everything else."""
+    position = 0
+    while position < len(content):
+        tag, position = _varint(content, position)
+        kind = tag & 7
+        if kind == VARINT:
+            value, position = _varint(content, position)
+            yield tag >> 3, value
+            continue
+        if kind == BYTES:
+            length, position = _varint(content, position)
+        elif kind in (FIXED64, FIXED32):
+            length = 8 if kind == FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if position + length > len(content):
+            raise ValueError("a field reaches beyond its message")
+        yield tag >> 3, content[position : position + length]
+        position += length
+
+
+def _packed(content: memoryview) -> Iterator[int]:
+    position = 0
+    while position < len(content):
+        value, position = _varint(content, position)
+        yield value
+
+
+def _varint(content: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number longer than 64 bits")
