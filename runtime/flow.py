@@ -9,29 +9,25 @@ rest of the way in a single step, which is still Euler (of unequal steps).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.engines.ort_native import NativeSession
 from vla_edge.errors import ObservationError
 from vla_edge.runtime.stages import Stages
 
 
-class FlowSignal(Enum):
-    """What to do next: go on, take the rest in one step (anytime), or give the chunk up."""
+class FlowSignal(IntEnum):
+    """What to do next: go on, take the rest in one step (anytime), or give the chunk up. The same numbers as in flow.h."""
 
     CONTINUE = 0
     FINISH = 1
     ABANDON = 2
-
-
-def always_continue() -> FlowSignal:
-    """The signal of a caller that waits for the whole flow."""
-    return FlowSignal.CONTINUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +45,13 @@ class Inpaint:
 
 @dataclass(frozen=True, slots=True)
 class FlowRequest:
-    """noise: float32 [C, A]. steps: between the policy's min_steps and num_steps."""
+    """noise: float32 [C, A]. steps: between the policy's min_steps and num_steps. signal: int32 [1] that another thread
+    may set to a `FlowSignal` at any time; read between steps."""
 
     steps: int
     noise: NDArray[np.float32]
     inpaint: Inpaint | None = None
-    signal: Callable[[], FlowSignal] = always_continue
+    signal: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ class PythonLoop:
         x[0] = request.noise
         took: list[float] = []
         for index in range(request.steps):
-            signal = request.signal() if index else FlowSignal.CONTINUE
+            signal = FlowSignal.CONTINUE if request.signal is None or not index else FlowSignal(int(request.signal[0]))
             if signal is FlowSignal.ABANDON:
                 return FlowReport(None, tuple(took))
             start = time.perf_counter_ns()
@@ -120,10 +117,56 @@ class PythonLoop:
         return FlowReport(x[0].astype(np.float32), tuple(took))
 
 
+class NativeLoop:
+    """The loop in C (runtime/core/flow.c): prefix, state and steps without the interpreter, two x buffers in turn."""
+
+    name = "native"
+
+    def __init__(self, stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> None:
+        from vla_edge import _core
+
+        self._biases = time_biases(stages, tables)
+        buffers = stages.buffers
+        expert = stages.session("expert")
+        assert isinstance(expert, NativeSession)
+        self._x = (buffers["x"], buffers["x_next"])
+        self._odd = expert.rebound({"x": buffers["x_next"], "x_next": buffers["x"]})
+        prefix, state = stages.session("prefix"), stages.session("state")
+        assert isinstance(prefix, NativeSession) and isinstance(state, NativeSession)
+        rows = [(target, row) for row, target in stages.state_rows]
+        self._flow = _core.Flow(
+            prefix.binding, state.binding, expert.binding, self._odd.binding, rows, *self._x, buffers["time_bias"], buffers["dt"]
+        )
+
+    def encode(self, prefix: bool) -> tuple[float, float]:
+        prefix_ns, state_ns = self._flow.encode(prefix)
+        return prefix_ns / 1e6, state_ns / 1e6
+
+    def denoise(self, request: FlowRequest) -> FlowReport:
+        biases = checked_biases(self._biases, request)
+        tie = request.inpaint
+        abandoned, step_ns = self._flow.denoise(
+            np.ascontiguousarray(request.noise, np.float32),
+            biases,
+            request.steps,
+            None if tie is None else np.ascontiguousarray(tie.target, np.float32),
+            None if tie is None else np.ascontiguousarray(tie.weights, np.float32),
+            request.signal,
+        )
+        took = tuple(duration / 1e6 for duration in step_ns)
+        return FlowReport(None if abandoned else self._x[len(took) % 2][0].copy(), took)
+
+
+def flow_loop(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:
+    """The native loop where the sessions are native, else the Python loop."""
+    native = all(isinstance(stages.session(name), NativeSession) for name in ("prefix", "state", "expert"))
+    return NativeLoop(stages, tables) if native else PythonLoop(stages, tables)
+
+
 def time_biases(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
     """The time half of the action MLP for each step count: float32 [n, E] by n."""
     policy = stages.policy
-    return {n: tables[f"time_bias.{n}"] for n in range(policy.min_steps, policy.num_steps + 1)}
+    return {n: np.ascontiguousarray(tables[f"time_bias.{n}"], np.float32) for n in range(policy.min_steps, policy.num_steps + 1)}
 
 
 def checked_biases(biases: Mapping[int, NDArray[np.float32]], request: FlowRequest) -> NDArray[np.float32]:

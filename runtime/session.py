@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.cache import CacheKey, CachePolicy, Decision, PrefixCache
-from vla_edge.runtime.flow import FlowLoop, FlowRequest, FlowSignal, Inpaint, PythonLoop, always_continue
+from vla_edge.runtime.flow import FlowLoop, FlowRequest, Inpaint, flow_loop
 from vla_edge.runtime.gate import GateSettings, SceneVerdict, read_gate
 from vla_edge.runtime.prepare import Preparer, lay_out
 from vla_edge.runtime.prompt import Prompt, PromptEncoder
@@ -49,7 +48,7 @@ class InferenceRequest:
     noise: NDArray[np.float32] | None = None
     queued: NDArray[np.float32] | None = None
     inpaint: Inpaint | None = None
-    signal: Callable[[], FlowSignal] = always_continue
+    signal: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class PolicySession:
         settings = _gate_settings(bundle, self.options)
         self.preparer = Preparer(bundle)
         self.stages = Stages(bundle, engine)
-        self.loop: FlowLoop = PythonLoop(self.stages, self.preparer.tables)
+        self.loop: FlowLoop = flow_loop(self.stages, self.preparer.tables)
         self.cache = PrefixCache(self.options.policy, settings)
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
         self._prompt: Prompt | None = None

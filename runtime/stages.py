@@ -45,9 +45,13 @@ class Stages:
                 self._bind(session)
         self._vision_rows = self._bind_vision()
         state_outputs = self._sessions["state"].outputs
-        self._state_rows = [
+        self.state_rows = [
             (self.buffers[name], self.buffers[name.removeprefix("state_")][:, -1:, :]) for name in state_outputs
         ]
+
+    def session(self, name: str) -> Session:
+        """The session of one graph, for a loop that binds it once more."""
+        return self._sessions[name]
 
     def vision(self, slot: int) -> None:
         """Run `vision` on `buffers["pixels"]` into the rows of camera `slot`."""
@@ -77,7 +81,7 @@ class Stages:
     def state(self) -> None:
         """`buffers["state"]` and the prefix K/V → the state token's row in every K/V tensor."""
         self._sessions["state"].run()
-        for row, target in self._state_rows:
+        for row, target in self.state_rows:
             np.copyto(target, row)
 
     def step(self) -> None:
