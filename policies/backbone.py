@@ -17,6 +17,9 @@ from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
 
+VLM_FOLDER = "vlm"
+"""Where a self-contained checkpoint keeps its backbone's config and tokenizer."""
+
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
@@ -60,14 +63,14 @@ def find_file(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
     Looked for in this order: `name` relative to the checkpoint, `name` as given,
     the checkpoint's `vlm` folder, the hub's cache. CheckpointError lists the places.
     """
-    places = [checkpoint / name, Path(name).expanduser(), checkpoint / "vlm", *_cached_snapshots(name)]
+    places = [checkpoint / name, Path(name).expanduser(), checkpoint / VLM_FOLDER, *_cached_snapshots(name)]
     for place in places:
         if all((place / file).is_file() for file in files):
             return place
     tried = ", ".join(str(place) for place in places)
     raise CheckpointError(
         f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried} or the hub's cache; "
-        f"copy that folder to {checkpoint / 'vlm'} or download {name} once with the hub's own tool"
+        f"copy that folder to {checkpoint / VLM_FOLDER} or download {name} once with the hub's own tool"
     )
 
 

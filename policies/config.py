@@ -22,13 +22,14 @@ ACTION = "action"
 EMPTY_CAMERA = "observation.images.empty_camera_"
 
 _WITHOUT_ARITHMETIC = frozenset(
-    "type device use_amp use_peft push_to_hub repo_id private tags license pretrained_path pretrained_revision use_cache "
-    "freeze_vision_encoder fine_tune_vision_encoder vision_encoder_lr_multiplier train_expert_only train_state_proj "
-    "optimizer_lr optimizer_betas optimizer_eps optimizer_weight_decay optimizer_grad_clip_norm scheduler_warmup_steps "
-    "scheduler_decay_steps scheduler_decay_lr load_vlm_weights compile_model compile_mode rtc_config input_features "
-    "output_features normalization_mapping n_obs_steps".split()
+    (
+        *("type", "input_features", "output_features", "normalization_mapping", "n_obs_steps", "use_cache"),
+        *("device", "use_amp", "use_peft", "compile_model", "compile_mode", "load_vlm_weights", "rtc_config"),
+        *("push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision"),
+        *("fine_tune_vision_encoder", "vision_encoder_lr_multiplier", "optimizer_lr", "optimizer_betas", "optimizer_eps"),
+        *("optimizer_weight_decay", "optimizer_grad_clip_norm", "scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"),
+    )
 )
-
 _NOT_IN_FILE = ("source", "notes", "holds_delta")
 
 
@@ -243,7 +244,7 @@ def _value(value: Any, annotation: str, where: str) -> Any:
         if isinstance(value, list) and len(value) == 2 and all(isinstance(item, int) and item > 0 for item in value):
             return tuple(value)
         raise ConfigError(f"{where} is {value!r}, must be [width, height] in pixels or null")
-    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    allowed: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
     if not isinstance(value, allowed[annotation]) or (isinstance(value, bool) and annotation != "bool"):
         raise ConfigError(f"{where} is {value!r}, must be of type {annotation}")
     return float(value) if annotation == "float" else value
@@ -273,9 +274,9 @@ def _validate(config: SmolVLAConfig) -> None:
     require(config.num_steps >= 1, "num_steps", "at least 1")
     require(config.attention_mode in ("cross_attn", "self_attn"), "attention_mode", "'cross_attn' or 'self_attn'")
     require(config.pad_language_to in ("longest", "max_length"), "pad_language_to", "'longest' or 'max_length'")
-    require(0 < config.expert_width_multiplier, "expert_width_multiplier", "positive")
+    require(config.expert_width_multiplier > 0, "expert_width_multiplier", "positive")
     require(0 < config.min_period < config.max_period, "min_period", f"between 0 and max_period ({config.max_period})")
     require(config.num_cls_prefix == 2, "num_cls_prefix", "2")
     require(config.num_cls_suffix == 2, "num_cls_suffix", "2")
-    require(1 <= config.cls_action_context, "cls_action_context", "at least 1")
+    require(config.cls_action_context >= 1, "cls_action_context", "at least 1")
     require(config.delta_target in ("noise", "stale"), "delta_target", "'noise' or 'stale'")

@@ -14,29 +14,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.backbone import find_file, read_json
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig
+from vla_edge.policies.normalization import (
+    EPS,
+    Normalization,
+    NormalizerStep,
+    Statistics,
+    normalization,
+    old_statistics,
+    read_statistics,
+)
 
 PREPROCESSOR = "policy_preprocessor"
 POSTPROCESSOR = "policy_postprocessor"
-EPS = 1e-8
-
-Statistics = Mapping[str, Mapping[str, NDArray[np.float32]]]
-
-MODES: dict[str, tuple[str, ...]] = {
-    "IDENTITY": (),
-    "MEAN_STD": ("mean", "std"),
-    "MIN_MAX": ("min", "max"),
-    "QUANTILES": ("q01", "q99"),
-    "QUANTILE10": ("q10", "q90"),
-}
-"""Normalisation modes and the two statistics each needs; the last three map [low, high] to [−1, 1]."""
-
-
 @dataclass(frozen=True, slots=True)
 class CameraSettings:
     """A camera in slot order. `name`: the policy's key; `source`: its key before `rename_map`; size in pixels."""
@@ -62,18 +55,6 @@ class TokenizerSettings:
     append_newline: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """How one feature is normalised. `mode` is MEAN_STD, MIN_MAX (quantiles included) or IDENTITY; `low` and `high` are
-    mean and std, or minimum and maximum, float32 [dimensions]; `eps` keeps divisors from being zero."""
-
-    feature: str
-    mode: str
-    eps: float
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-
-
 @dataclass(frozen=True)
 class ProcessorSettings:
     """Everything between an observation and the network, and back.
@@ -95,12 +76,14 @@ class ProcessorSettings:
 
 
 @dataclass(frozen=True)
-class _Normalizer:
-    """A normalizer or unnormalizer step: modes by feature type, epsilon, statistics by feature."""
+class _Pipelines:
+    """Both processor files, understood."""
 
-    modes: Mapping[str, str]
-    eps: float
-    statistics: Statistics
+    normalizer: NormalizerStep
+    unnormalizer: NormalizerStep
+    rename_map: Mapping[str, str]
+    tokenizer: Mapping[str, Any]
+    append_newline: bool
 
 
 def read_processing(folder: Path, config: SmolVLAConfig, buffers: Mapping[str, NDArray[np.float32]]) -> ProcessorSettings:
@@ -114,33 +97,47 @@ def read_processing(folder: Path, config: SmolVLAConfig, buffers: Mapping[str, N
         lost = PREPROCESSOR if before is None else POSTPROCESSOR
         raise CheckpointError(f"{folder / lost}.json: missing although its counterpart is there; copy the checkpoint again")
     if before is None or after is None:
-        normalizer = unnormalizer = _Normalizer(config.normalization_mapping, EPS, _old_statistics(folder, buffers))
-        before = {}
-        newline = True
-    else:
-        normalizer = _normalizer(folder, before.get("normalizer_processor"), config)
-        unnormalizer = _normalizer(folder, after.get("unnormalizer_processor"), config)
-        newline = "smolvla_new_line_processor" in before
-    for steps, name in ((before, PREPROCESSOR), (after or {}, POSTPROCESSOR)):
-        _check_device(steps.get("device_processor"), folder / f"{name}.json")
-    rename = _rename_map(before.get("rename_observations_processor"), folder)
-    notes: list[str] = []
-    state = _normalization(STATE, "STATE", config.state_dim, normalizer, folder, notes)
-    action = _normalization(ACTION, "ACTION", config.action_dim, unnormalizer, folder, notes)
-    target = _normalization(ACTION, "ACTION", config.action_dim, normalizer, folder, [])
-    if normalizer.modes.get("VISUAL", "IDENTITY") != "IDENTITY":
-        raise ConfigError(f"{folder}: normalization mode of VISUAL is {normalizer.modes['VISUAL']!r}, supported is IDENTITY; SmolVLA scales pictures itself")
+        return default_processing(folder, config, old_statistics(folder, buffers))
+    for steps, name in ((before, PREPROCESSOR), (after, POSTPROCESSOR)):
+        _check_device(steps.get("device_processor", {}), folder / f"{name}.json")
+    pipelines = _Pipelines(
+        normalizer=_normalizer(folder, before.get("normalizer_processor"), config),
+        unnormalizer=_normalizer(folder, after.get("unnormalizer_processor"), config),
+        rename_map=_rename_map(before.get("rename_observations_processor", {}), folder),
+        tokenizer=before.get("tokenizer_processor") or _default_tokenizer(config),
+        append_newline="smolvla_new_line_processor" in before,
+    )
+    return _assemble(folder, config, pipelines)
+
+
+def default_processing(folder: Path, config: SmolVLAConfig, statistics: Statistics, rename_map: Mapping[str, str] | None = None) -> ProcessorSettings:
+    """The settings config.json alone implies, with these statistics; `folder` holds or names the tokenizer."""
+    step = NormalizerStep(config.normalization_mapping, EPS, statistics)
+    return _assemble(folder, config, _Pipelines(step, step, rename_map or {}, _default_tokenizer(config), True))
+
+
+def _assemble(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> ProcessorSettings:
+    modes = found.normalizer.modes
+    if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
+        raise ConfigError(f"{folder}: normalization mode of VISUAL is {modes['VISUAL']!r}, supported is IDENTITY; SmolVLA scales pictures itself")
+    state = normalization(STATE, "STATE", config.state_dim, found.normalizer, folder)
+    action = normalization(ACTION, "ACTION", config.action_dim, found.unnormalizer, folder)
+    wanted = ((state, found.normalizer.modes.get("STATE")), (action, found.unnormalizer.modes.get("ACTION")))
     return ProcessorSettings(
-        cameras=_cameras(config, rename, folder),
-        rename_map=rename,
-        tokenizer=_tokenizer(folder, config, before.get("tokenizer_processor"), newline),
+        cameras=_cameras(config, found.rename_map, folder),
+        rename_map=dict(found.rename_map),
+        tokenizer=_tokenizer(folder, config, found.tokenizer, found.append_newline),
         state=state,
         action=action,
-        action_target=target,
-        normalization_mapping=dict(normalizer.modes),
-        eps=normalizer.eps,
-        statistics={**normalizer.statistics, **{ACTION: unnormalizer.statistics[ACTION] for _ in (0,) if ACTION in unnormalizer.statistics}},
-        notes=tuple(notes),
+        action_target=normalization(ACTION, "ACTION", config.action_dim, found.normalizer, folder),
+        normalization_mapping=dict(modes),
+        eps=found.normalizer.eps,
+        statistics={**found.normalizer.statistics, **found.unnormalizer.statistics},
+        notes=tuple(
+            f"{item.feature} has no statistics and passes unchanged although its mode is {mode}"
+            for item, mode in wanted
+            if item.mode == "IDENTITY" and mode not in (None, "IDENTITY")
+        ),
     )
 
 
@@ -172,68 +169,16 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
     return steps
 
 
-def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: SmolVLAConfig) -> _Normalizer:
+def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: SmolVLAConfig) -> NormalizerStep:
     if step is None:
-        return _Normalizer({}, EPS, {})
+        return NormalizerStep({}, EPS, {})
     name = step.get("state_file")
-    statistics = _read_statistics(folder / name) if name else {}
-    return _Normalizer(step.get("norm_map", config.normalization_mapping), float(step.get("eps", EPS)), statistics)
+    statistics = read_statistics(folder / name) if name else {}
+    return NormalizerStep(step.get("norm_map", config.normalization_mapping), float(step.get("eps", EPS)), statistics)
 
 
-def _read_statistics(file: Path) -> Statistics:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: statistics are missing; copy the checkpoint again")
-    try:
-        flat = load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: truncated or damaged ({error}); copy the checkpoint again") from None
-    statistics: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for name, value in flat.items():
-        feature, _, statistic = name.rpartition(".")
-        statistics.setdefault(feature, {})[statistic] = value.astype(np.float32)
-    return statistics
-
-
-def _old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> Statistics:
-    """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like."""
-    statistics: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for feature, owner in ((STATE, "normalize_inputs"), (ACTION, "unnormalize_outputs")):
-        stem = f"{owner}.buffer_{feature.replace('.', '_')}."
-        found = {name.removeprefix(stem): value for name, value in buffers.items() if name.startswith(stem)}
-        if found:
-            statistics[feature] = found
-    if not statistics:
-        raise CheckpointError(
-            f"{folder}: no statistics: neither {PREPROCESSOR}.json nor normalize_inputs buffers in the model file; "
-            "add the processor files that LeRobot's migration writes"
-        )
-    return statistics
-
-
-def _normalization(feature: str, kind: str, size: int, step: _Normalizer, folder: Path, notes: list[str]) -> Normalization:
-    mode = step.modes.get(kind, "IDENTITY")
-    if mode not in MODES:
-        raise ConfigError(f"{folder}: normalization mode of {kind} is {mode!r}, known are {', '.join(MODES)}")
-    names = MODES[mode]
-    if names and feature not in step.statistics:
-        notes.append(f"{feature} has no statistics and passes unchanged although its mode is {mode}")
-    if not names or feature not in step.statistics:
-        return Normalization(feature, "IDENTITY", step.eps, np.zeros(size, np.float32), np.ones(size, np.float32))
-    pair = []
-    for name in names:
-        value = step.statistics[feature].get(name)
-        if value is None:
-            raise CheckpointError(f"{folder}: statistics of {feature} lack {name}, which mode {mode} needs; save the policy with its statistics")
-        if value.shape != (size,):
-            raise CheckpointError(f"{folder}: statistic {feature}.{name} has shape {list(value.shape)}, the feature has [{size}]")
-        if not np.isfinite(value).all():
-            raise CheckpointError(f"{folder}: statistic {feature}.{name} is not finite; the policy was saved before it saw data")
-        pair.append(np.ascontiguousarray(value, dtype=np.float32))
-    return Normalization(feature, "MEAN_STD" if mode == "MEAN_STD" else "MIN_MAX", step.eps, pair[0], pair[1])
-
-
-def _rename_map(step: Mapping[str, Any] | None, folder: Path) -> dict[str, str]:
-    rename = (step or {}).get("rename_map", {})
+def _rename_map(step: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    rename = step.get("rename_map", {})
     if not isinstance(rename, dict) or len(set(rename.values())) != len(rename):
         raise ConfigError(f"{folder / PREPROCESSOR}.json: rename_map {rename!r} must give each source its own target")
     return dict(rename)
@@ -248,18 +193,21 @@ def _cameras(config: SmolVLAConfig, rename: Mapping[str, str], folder: Path) -> 
     return tuple(CameraSettings(item.name, sources.get(item.name, item.name), item.shape[1], item.shape[2]) for item in config.cameras)
 
 
-def _check_device(step: Mapping[str, Any] | None, file: Path) -> None:
-    if step and step.get("float_dtype") not in (None, "float32"):
+def _check_device(step: Mapping[str, Any], file: Path) -> None:
+    if step.get("float_dtype") not in (None, "float32"):
         raise ConfigError(f"{file}: device_processor.float_dtype is {step['float_dtype']!r}, supported is float32")
 
 
-def _tokenizer(folder: Path, config: SmolVLAConfig, step: Mapping[str, Any] | None, newline: bool) -> TokenizerSettings:
-    values = step or {
+def _default_tokenizer(config: SmolVLAConfig) -> dict[str, Any]:
+    return {
         "tokenizer_name": config.vlm_model_name,
         "max_length": config.tokenizer_max_length,
         "padding": config.pad_language_to,
         "padding_side": "right",
     }
+
+
+def _tokenizer(folder: Path, config: SmolVLAConfig, values: Mapping[str, Any], newline: bool) -> TokenizerSettings:
     where = folder / f"{PREPROCESSOR}.json"
     padding = {True: "longest", False: "longest", "do_not_pad": "longest"}.get(values.get("padding", "max_length"), values.get("padding", "max_length"))
     side, length = values.get("padding_side", "right"), values.get("max_length", 512)

@@ -18,14 +18,22 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from vla_edge.errors import ObservationError
+from vla_edge.bundle import new_folder
+from vla_edge.errors import CheckpointError, ObservationError
 from vla_edge.policies.aloha import decode_state, encode_actions, encode_actions_inverse
 from vla_edge.policies.backbone import BackboneConfig, find_file, read_backbone
-from vla_edge.policies.checkpoint import load_weights, read_weights, settle_heads
+from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
 from vla_edge.policies.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.images import prepare_image, to_unit
-from vla_edge.policies.processing import Normalization, ProcessorSettings, read_processing, special_token_names, token_id
+from vla_edge.policies.normalization import Normalization
+from vla_edge.policies.processing import (
+    ProcessorSettings,
+    read_processing,
+    special_token_names,
+    token_id,
+)
+from vla_edge.policies.saving import write_backbone, write_config, write_processors
 from vla_edge.policies.tokenizer import TaskTokenizer
 
 TOKENS = "observation.language.tokens"
@@ -42,6 +50,7 @@ class SmolVLAPolicy(nn.Module):
         self.settings = settings
         self.tokenizer = TaskTokenizer(settings.tokenizer)
         self.model = FlowMatching(config, backbone, special_tokens(config, settings))
+        self.backbone_folder = settings.tokenizer.folder
         self.stored_types: dict[str, torch.dtype] = {}
         self.digest = ""
         self.reset()
@@ -51,15 +60,25 @@ class SmolVLAPolicy(nn.Module):
         """The policy saved in `folder`, float32 on the CPU, in eval mode. Errors: CheckpointError, ConfigError."""
         folder = Path(folder)
         config, weights = settle_heads(read_config(folder), read_weights(folder))
-        backbone = read_backbone(find_file(config.vlm_model_name, folder, ("config.json",)))
+        place = find_file(config.vlm_model_name, folder, ("config.json",))
         buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
         settings = read_processing(folder, config, buffers)
         with torch.device("meta"):
-            policy = cls(config, backbone, settings)
+            policy = cls(config, read_backbone(place), settings)
+        policy.backbone_folder = place
         load_weights(policy, weights)
         policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
         policy.digest = weights.digest
         return policy.eval()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the policy to `folder` (which must not exist) in LeRobot's layout. Tensors keep the type they were read
+        with where it holds their values exactly; what training changed is written as float32."""
+        with new_folder(folder, CheckpointError) as place:
+            write_config(place, self.config)
+            write_processors(place, self.config, self.settings)
+            write_backbone(place, self.backbone_folder, self.settings.tokenizer.folder)
+            write_weights(self, place / MODEL_FILE, self.stored_types)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -105,7 +105,9 @@ class TextModel(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
-        self.layers = nn.ModuleList(Layer(width, config.mlp_size, width, config) for _ in range(layers))
+        self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]  # iterated as its element type
+            Layer(width, config.mlp_size, width, config) for _ in range(layers)
+        )
         self.norm = RMSNorm(width, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, visible: Tensor, positions: Tensor, cache: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:

@@ -91,7 +91,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.layers: list[EncoderLayer] = nn.ModuleList(  # type: ignore[assignment]  # iterated as its element type
+            EncoderLayer(config) for _ in range(config.layers)
+        )
 
 
 class VisionModel(nn.Module):

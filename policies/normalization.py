@@ -1,0 +1,102 @@
+"""Normalisation of state and action: modes, statistics, and where checkpoints keep them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.policies.config import ACTION, STATE
+
+EPS = 1e-8
+
+Statistics = Mapping[str, Mapping[str, NDArray[np.float32]]]
+"""Statistics by feature, then by name (mean, std, min, max, count, q01, ...)."""
+
+MODES: dict[str, tuple[str, ...]] = {
+    "IDENTITY": (),
+    "MEAN_STD": ("mean", "std"),
+    "MIN_MAX": ("min", "max"),
+    "QUANTILES": ("q01", "q99"),
+    "QUANTILE10": ("q10", "q90"),
+}
+"""Normalisation modes and the two statistics each needs; the last three map [low, high] to [−1, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """How one feature is normalised. `mode` is MEAN_STD, MIN_MAX (quantiles included) or IDENTITY; `low` and `high` are
+    mean and std, or minimum and maximum, float32 [dimensions]; `eps` keeps divisors from being zero."""
+
+    feature: str
+    mode: str
+    eps: float
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NormalizerStep:
+    """A normalizer or unnormalizer step: modes by feature type, epsilon, statistics by feature."""
+
+    modes: Mapping[str, str]
+    eps: float
+    statistics: Statistics
+
+
+def read_statistics(file: Path) -> Statistics:
+    """Read `<feature>.<statistic>` tensors. CheckpointError: missing, truncated or damaged file."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: statistics are missing; copy the checkpoint again")
+    try:
+        flat = load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: truncated or damaged ({error}); copy the checkpoint again") from None
+    statistics: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for name, value in flat.items():
+        feature, _, statistic = name.rpartition(".")
+        statistics.setdefault(feature, {})[statistic] = value.astype(np.float32)
+    return statistics
+
+
+def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> Statistics:
+    """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like. CheckpointError when there are none."""
+    statistics: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for feature, owner in ((STATE, "normalize_inputs"), (ACTION, "unnormalize_outputs")):
+        stem = f"{owner}.buffer_{feature.replace('.', '_')}."
+        found = {name.removeprefix(stem): value for name, value in buffers.items() if name.startswith(stem)}
+        if found:
+            statistics[feature] = found
+    if not statistics:
+        raise CheckpointError(
+            f"{folder}: no statistics: neither policy_preprocessor.json nor normalize_inputs buffers in the model file; "
+            "add the processor files that LeRobot's migration writes"
+        )
+    return statistics
+
+
+def normalization(feature: str, kind: str, size: int, step: NormalizerStep, folder: Path) -> Normalization:
+    """How `step` treats one feature of `size` dimensions; a feature without statistics passes unchanged."""
+    mode = step.modes.get(kind, "IDENTITY")
+    if mode not in MODES:
+        raise ConfigError(f"{folder}: normalization mode of {kind} is {mode!r}, known are {', '.join(MODES)}")
+    names = MODES[mode]
+    if not names or feature not in step.statistics:
+        return Normalization(feature, "IDENTITY", step.eps, np.zeros(size, np.float32), np.ones(size, np.float32))
+    pair = []
+    for name in names:
+        value = step.statistics[feature].get(name)
+        if value is None:
+            raise CheckpointError(f"{folder}: statistics of {feature} lack {name}, which mode {mode} needs; save the policy with its statistics")
+        if value.shape != (size,):
+            raise CheckpointError(f"{folder}: statistic {feature}.{name} has shape {list(value.shape)}, the feature has [{size}]")
+        if not np.isfinite(value).all():
+            raise CheckpointError(f"{folder}: statistic {feature}.{name} is not finite; the policy was saved before it saw data")
+        pair.append(np.ascontiguousarray(value, dtype=np.float32))
+    return Normalization(feature, "MEAN_STD" if mode == "MEAN_STD" else "MIN_MAX", step.eps, pair[0], pair[1])
