@@ -40,7 +40,7 @@ class Scene:
 def random_scene(seed: int) -> Scene:
     """A scene that is the same for the same seed; the arm stands near its rest pose."""
     rng = np.random.default_rng([seed, 2])
-    pose = np.array(REST_RAD) + rng.normal(0, [0.4, 0.1, 0.1, 0.1, 0.0, 0.05])
+    pose = np.array(REST_RAD) + rng.normal(0, [0.4, 0.1, 0.1, 0.1, 0.05, 0.05])
     return Scene(random_cubes(rng), tuple(float(angle) for angle in pose))
 
 

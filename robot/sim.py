@@ -98,6 +98,12 @@ class SimulatedArm:
         """New goal angles, clipped to the servos' ranges."""
         self.data.ctrl[:] = np.clip(angles, self._low, self._high)
 
+    def place(self, angles: NDArray[np.float64]) -> None:
+        """Put the arm at rest into a pose at once, without physics."""
+        self.data.qpos[self._joints] = np.clip(angles, self._low, self._high)
+        self.data.qvel[:] = 0
+        self._mujoco.mj_forward(self.model, self.data)
+
     def set_torque(self, joint: int, on: bool) -> None:
         """Switch one servo; off leaves only friction and the gears' drag."""
         stiffness = self._stiffness[joint] if on else 0.0
@@ -157,6 +163,16 @@ def radians_from_counts(counts: NDArray[np.int32]) -> NDArray[np.float64]:
     return (np.asarray(counts, np.float64) - ZERO_COUNT) * RADIANS_PER_COUNT
 
 
+def units_from_radians(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Simulated joint angles [..., 6] in joint units: degrees, the gripper 0..100 (closed..open)."""
+    return (angles / RADIANS_PER_COUNT + ZERO_COUNT - _UNIT_ZERO) / _COUNTS_PER_UNIT
+
+
+def radians_from_units(units: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Joint units [..., 6] as simulated joint angles."""
+    return (np.asarray(units, np.float64) * _COUNTS_PER_UNIT + _UNIT_ZERO - ZERO_COUNT) * RADIANS_PER_COUNT
+
+
 def simulated_calibration() -> tuple[JointCalibration, ...]:
     """The joint calibration of the simulated arm: what a person would have measured on it."""
     rows = []
@@ -164,3 +180,15 @@ def simulated_calibration() -> tuple[JointCalibration, ...]:
         low, high = counts_from_radians(np.array([SERVOS[name].low_rad, SERVOS[name].high_rad]))
         rows.append(JointCalibration(name, index + 1, 0, 0, int(low), int(high)))
     return tuple(rows)
+
+
+def _linear_units() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Count at zero and counts per unit of each joint: degrees around the range's middle, the gripper 0..100."""
+    rows = simulated_calibration()
+    zero = np.array([(row.range_min + row.range_max) / 2 for row in rows])
+    scale = np.full(len(rows), 4095 / 360)
+    zero[-1], scale[-1] = rows[-1].range_min, (rows[-1].range_max - rows[-1].range_min) / 100
+    return zero, scale
+
+
+_UNIT_ZERO, _COUNTS_PER_UNIT = _linear_units()

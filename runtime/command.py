@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "control": ("vla_edge.runtime.control", "the control process alone"),
     "inference": ("vla_edge.runtime.inference", "the inference process alone"),
     "infer": ("vla_edge.runtime.infer", "one observation in, actions out"),
+    "cameras": ("vla_edge.robot.camera_report", "which camera is which device, with a picture of each"),
 }
 
 

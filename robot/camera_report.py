@@ -1,0 +1,131 @@
+"""`vla-runtime cameras`: which device is which name, with a picture of each on one contact sheet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.errors import CameraError, CheckFailed
+from vla_edge.robot.cameras import CameraOptions, open_camera, parse_cameras, short_name
+
+_TILE = (240, 320)
+_CAPTION = 24
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """One camera: what it was called by, what the driver calls it, and its picture or why there is none."""
+
+    name: str
+    device: str
+    driver_name: str
+    size: str
+    fault: str
+    picture: NDArray[np.uint8] | None
+
+
+def list_v4l2(system: Path = Path("/sys/class/video4linux"), links: Path = Path("/dev/v4l/by-id")) -> list[tuple[str, str]]:
+    """(device path, driver's name) of each capture device, by its stable path under `links` where it has one."""
+    if not system.is_dir():
+        return []
+    stable = {os.path.realpath(link): str(link) for link in sorted(links.iterdir())} if links.is_dir() else {}
+    devices = []
+    for entry in sorted(system.iterdir(), key=lambda path: (len(path.name), path.name)):
+        # A camera's second node carries metadata, not pictures; the driver numbers the nodes of one camera.
+        index = entry / "index"
+        if index.is_file() and index.read_text().strip() != "0":
+            continue
+        path = f"/dev/{entry.name}"
+        name = entry / "name"
+        devices.append((stable.get(path, path), name.read_text().strip() if name.is_file() else ""))
+    return devices
+
+
+def look_at(options: CameraOptions, driver_name: str, settle_s: float) -> DeviceReport:
+    """Open one camera, wait `settle_s` for its exposure, take a picture. A fault is reported, not raised."""
+    try:
+        camera = open_camera(options)
+    except CameraError as error:
+        return DeviceReport(options.name, options.device, driver_name, "", str(error), None)
+    try:
+        if options.kind == "v4l2":
+            time.sleep(settle_s)
+        picture = camera.newest().image
+        return DeviceReport(options.name, options.device, driver_name, f"{picture.shape[1]}x{picture.shape[0]}", "", picture)
+    except CameraError as error:
+        return DeviceReport(options.name, options.device, driver_name, "", str(error), None)
+    finally:
+        camera.close()
+
+
+def contact_sheet(reports: Iterable[DeviceReport]) -> NDArray[np.uint8]:
+    """The pictures with their names beneath, uint8 [h, w, 3] RGB; a grey tile where there is no picture."""
+    height, width = _TILE
+    tiles = []
+    for report in reports:
+        tile = np.full((height + _CAPTION, width, 3), 90, np.uint8)
+        if report.picture is not None:
+            scale = min(width / report.picture.shape[1], height / report.picture.shape[0])
+            size = (max(1, int(report.picture.shape[1] * scale)), max(1, int(report.picture.shape[0] * scale)))
+            small = cv2.resize(report.picture, size, interpolation=cv2.INTER_AREA)
+            tile[: small.shape[0], : small.shape[1]] = small
+        caption = f"{short_name(report.name)}  {report.device}"[-44:]
+        cv2.putText(tile, caption, (4, height + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+        tiles.append(tile)
+    while len(tiles) > _COLUMNS and len(tiles) % _COLUMNS:
+        tiles.append(np.zeros_like(tiles[0]))
+    rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]
+    return np.concatenate(rows, axis=0)
+
+
+def report_cameras(texts: Sequence[str], out: Path, settle_s: float) -> list[DeviceReport]:
+    """Look at the named cameras, or at every V4L2 device when none is named, and write the contact sheet to `out`.
+
+    Errors: CameraError when there is no camera at all or the sheet cannot be written.
+    """
+    found = dict(list_v4l2())
+    if texts:
+        options = parse_cameras(texts)
+    else:
+        options = tuple(CameraOptions(f"camera{index}", "v4l2", device) for index, device in enumerate(found))
+    if not options:
+        raise CameraError("no camera found: there is no V4L2 device here; plug one in, or name one with --camera NAME=DEVICE")
+    reports = [look_at(option, found.get(option.device, ""), settle_s) for option in options]
+    encoded, data = cv2.imencode(".png", cv2.cvtColor(contact_sheet(reports), cv2.COLOR_RGB2BGR))
+    if not encoded or not out.parent.is_dir():
+        raise CameraError(f"{out}: the contact sheet cannot be written; choose a folder that exists")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.write_bytes(data.tobytes())
+    partial.rename(out)
+    return reports
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="look at this one (repeat); default: every V4L2 device")
+    parser.add_argument("--out", type=Path, default=Path("cameras.png"), help="contact sheet to write (default: cameras.png)")
+    parser.add_argument("--settle", type=float, default=0.7, metavar="SECONDS", help="time a camera gets for its exposure (default: 0.7)")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    reports = report_cameras(arguments.camera, arguments.out, arguments.settle)
+    for report in reports:
+        print(f"{short_name(report.name):<14}{report.device:<44}{report.size or 'FAULT':<11}{report.fault or report.driver_name}")
+    print(f"pictures: {arguments.out}")
+    if arguments.json:
+        rows = [{key: value for key, value in asdict(report).items() if key != "picture"} for report in reports]
+        print(json.dumps({"cameras": rows, "sheet": str(arguments.out)}))
+    faults = [report for report in reports if report.fault]
+    if faults:
+        raise CheckFailed(f"{len(faults)} of {len(reports)} cameras gave no picture: {faults[0].fault}")
+    return 0

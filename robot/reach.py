@@ -1,0 +1,121 @@
+"""The scripted expert of the simulated task "reach the COLOUR cube", and episodes recorded with it.
+
+In ordinary episodes the arm's pose betrays the target and language is never
+learnt, so here the target switches every few frames and the arm is put into
+another pose from time to time; every observation carries the expert's chunk
+for each of the instructions. The expert is a recursion on the commands, so a
+chunk needs no physics: c ← c + min(0.13, 0.06 / max|Δ|)·Δ at 30 Hz, Δ = goal − c
+in radians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import CameraError
+from vla_edge.robot.kinematics import reach_angles, tip_position
+from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, SERVOS
+from vla_edge.robot.scene import Scene, random_cubes
+from vla_edge.robot.sim import SimulatedArm, units_from_radians
+
+CONTROL_HZ = 30
+CHUNK = 50
+HAND_PITCH_RAD = 1.2
+OPEN_RAD = 0.2
+_APPROACH, _STEP_RAD = 0.13, 0.06
+_SHORTEST, _LONGEST = 9, 41
+_POSE_CHANGE = 0.35
+
+
+def instruction(colour: str) -> str:
+    """The task text for a cube."""
+    return f"reach the {colour} cube"
+
+
+INSTRUCTIONS = tuple(instruction(colour) for colour in CUBE_COLOURS)
+
+
+@dataclass(frozen=True)
+class ReachEpisode:
+    """One scene, `n` observations.
+
+    images: camera -> uint8 [n, height, width, 3]. state: float32 [n, 6] in joint units. target: int64 [n], the index
+    into INSTRUCTIONS the arm was following. chunks: float32 [n, 3, CHUNK, 6] in joint units, the expert's next commands
+    for each instruction.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    target: NDArray[np.int64]
+    chunks: NDArray[np.float32]
+
+
+def expert_goal(arm: SimulatedArm, scene: Scene, colour: str) -> NDArray[np.float64]:
+    """Servo goals, float64 [6] rad, that rest the tip above the cube, the sag of the servos made up for."""
+    angles = reach_angles(scene.target(colour), HAND_PITCH_RAD)
+    if angles is None:
+        raise CameraError(f"the {colour} cube stands out of the simulated arm's reach; choose a scene of random_scene")
+    pose = np.array([*angles, 0.0, OPEN_RAD])
+    return pose + arm.sag(pose)
+
+
+def expert_chunk(command: NDArray[np.float64], goal: NDArray[np.float64], length: int = CHUNK) -> NDArray[np.float64]:
+    """The commands [..., length, 6] that lead from `command` [..., 6] towards `goal` [..., 6], rad."""
+    out = np.empty((*np.broadcast_shapes(command.shape, goal.shape)[:-1], length, command.shape[-1]))
+    current = command
+    for step in range(length):
+        away = goal - current
+        farthest = np.maximum(np.abs(away).max(-1, keepdims=True), 1e-9)
+        current = current + np.minimum(_APPROACH, _STEP_RAD / farthest) * away
+        out[..., step, :] = current
+    return out
+
+
+def record_episode(arm: SimulatedArm, seed: int, observations: int, every: int = 3) -> ReachEpisode:
+    """One episode: an observation at every `every`-th frame of 30 Hz while the expert follows switching targets."""
+    rng = np.random.default_rng([seed, 4])
+    pose = _free_pose(rng)
+    scene = Scene(random_cubes(rng), tuple(pose))
+    arm.reset(scene)
+    goals = np.stack([expert_goal(arm, scene, colour) for colour in CUBE_COLOURS])
+    command, target, left = pose + arm.sag(pose), int(rng.integers(3)), 0
+    images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in CAMERAS}
+    states, targets, chunks = [], [], []
+    for frame in range(observations * every):
+        if left == 0:
+            left = int(rng.integers(_SHORTEST, _LONGEST + 1))
+            target = int(rng.integers(3))
+            if rng.random() < _POSE_CHANGE:
+                command = _free_pose(rng)
+        if frame % every == 0:
+            present = command - arm.sag(command) + rng.normal(0, 0.01, 6)
+            arm.place(present)
+            for camera in CAMERAS:
+                images[camera].append(arm.render(camera))
+            states.append(units_from_radians(present))
+            targets.append(target)
+            chunks.append(units_from_radians(expert_chunk(present + arm.sag(present), goals)))
+        command = expert_chunk(command, goals[target], 1)[0]
+        left -= 1
+    return ReachEpisode(
+        {camera: np.stack(pictures) for camera, pictures in images.items()},
+        np.stack(states).astype(np.float32),
+        np.array(targets),
+        np.stack(chunks).astype(np.float32),
+    )
+
+
+def _free_pose(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random pose, rad [6], whose tip is over the table and in front of the base."""
+    low = [SERVOS[name].low_rad for name in KOCH_JOINTS]
+    high = [SERVOS[name].high_rad for name in KOCH_JOINTS]
+    while True:
+        pose = np.array([0.0, 0.1, 0.1, 1.0, 0.0, OPEN_RAD]) + rng.uniform(-1, 1, 6) * [1.1, 1.1, 1.1, 0.5, 0.15, 0.15]
+        pose = np.clip(pose, low, high)
+        x, y, z = tip_position(pose)
+        if z > 0.03 and np.hypot(x, y) > 0.07:
+            return pose

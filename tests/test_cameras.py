@@ -1,0 +1,288 @@
+"""Cameras: naming, files, shared frames, a V4L2 device that misbehaves, frozen pictures, the contact sheet."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vla_edge.contract import Frame
+from vla_edge.errors import CameraError, ConfigError
+from vla_edge.robot.camera_file import FileCamera
+from vla_edge.robot.camera_report import list_v4l2
+from vla_edge.robot.cameras import CameraOptions, FreshnessWatch, open_camera, parse_camera, parse_cameras
+from vla_edge.robot.frames import FrameWriter, SimCamera
+from vla_edge.runtime.command import main
+
+LAPTOP = "observation.images.laptop"
+MS = 1_000_000
+
+
+def picture(value: int, height: int = 6, width: int = 8) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_a_camera_text_names_its_device_kind_and_options() -> None:
+    assert parse_camera("laptop=0") == CameraOptions(LAPTOP, "v4l2", "0")
+    by_id = "/dev/v4l/by-id/usb-cam-index0"
+    assert parse_camera(f"{LAPTOP}={by_id},640x480,30fps,noisy") == CameraOptions(LAPTOP, "v4l2", by_id, 480, 640, 30, True)
+    assert parse_camera("phone=file:clips/a.mp4").kind == "file"
+    assert parse_camera("phone=sim:run/frames.phone").device == "run/frames.phone"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("laptop", "is not NAME=DEVICE"),
+        ("laptop=", "is not NAME=DEVICE"),
+        ("a b=0", "is not NAME=DEVICE"),
+        ("laptop=webcam", "'webcam' is no device"),
+        ("laptop=0,fast", "unknown option 'fast'; known: noisy"),
+        ("laptop=file:", "file: needs a path"),
+    ],
+)
+def test_a_wrong_camera_text_says_what_is_wrong(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        parse_camera(text)
+
+
+def test_one_name_is_given_once() -> None:
+    with pytest.raises(ConfigError, match="given 2 times"):
+        parse_cameras(["laptop=0", f"{LAPTOP}=1"])
+
+
+def test_shared_frames_cross_with_time_and_sequence(tmp_path: Path) -> None:
+    path = tmp_path / "frames.laptop"
+    writer = FrameWriter(path, 6, 8)
+    camera = SimCamera(LAPTOP, path)
+    with pytest.raises(CameraError, match="no picture yet"):
+        camera.newest()
+    for value in range(1, 8):
+        writer.write(picture(value), value * 100)
+        frame = camera.newest()
+        assert (frame.sequence, frame.captured_ns) == (value, value * 100)
+        assert (frame.image == value).all()
+    assert camera.newest().sequence == 7
+
+
+def test_a_reader_never_sees_half_of_two_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "frames.laptop"
+    writer = FrameWriter(path, 120, 160)
+    writer.write(picture(0, 120, 160), 1)
+    stop = threading.Event()
+
+    def write() -> None:
+        value = 0
+        while not stop.is_set():
+            value = (value + 1) % 256
+            writer.write(picture(value, 120, 160), value)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        camera = open_camera(parse_camera(f"laptop=sim:{path}"))
+        seen = 0
+        end = time.monotonic() + 0.7
+        while time.monotonic() < end:
+            frame = camera.newest()
+            assert (frame.image == frame.image[0, 0, 0]).all()
+            assert frame.sequence >= seen
+            seen = frame.sequence
+    finally:
+        stop.set()
+        thread.join()
+    assert seen > 20
+
+
+def test_a_torn_or_foreign_frames_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match="start the simulated arm first"):
+        SimCamera(LAPTOP, tmp_path / "none")
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"x" * 500)
+    with pytest.raises(CameraError, match="not a frames file"):
+        SimCamera(LAPTOP, foreign)
+    path = tmp_path / "frames.laptop"
+    FrameWriter(path, 6, 8).write(picture(3), 1)
+    data = bytearray(path.read_bytes())
+    (tmp_path / "short").write_bytes(data[:-10])
+    with pytest.raises(CameraError, match="not those of 8x6"):
+        SimCamera(LAPTOP, tmp_path / "short")
+    at = data.index(picture(3).tobytes())
+    data[at] ^= 1
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(CameraError, match="no whole picture"):
+        SimCamera(LAPTOP, tmp_path / "damaged").newest()
+
+
+def test_a_folder_plays_in_order_at_its_rate_and_starts_over(tmp_path: Path) -> None:
+    for value in (10, 20, 30):
+        cv2.imwrite(str(tmp_path / f"{value}.png"), picture(value))
+    now = [0]
+    camera = open_camera(parse_camera(f"laptop=file:{tmp_path},10fps"))
+    assert camera.exempt_from_freshness
+    assert (camera.newest().image == 10).all()
+    clock = FileCamera(LAPTOP, lambda index: picture(10 * index), 3, 10.0, lambda: now[0])
+    values = []
+    for now[0] in range(0, 500 * MS, 50 * MS):
+        frame = clock.newest()
+        values.append(int(frame.image[0, 0, 0]))
+        assert frame.captured_ns == (frame.sequence - 1) * 100 * MS
+    assert values == [0, 0, 10, 10, 20, 20, 0, 0, 10, 10]
+
+
+def test_an_npz_and_a_video_are_cameras(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", laptop=np.stack([picture(5), picture(6)]), phone=picture(7))
+    assert (open_camera(parse_camera(f"laptop=file:{tmp_path / 'a.npz'}")).newest().image == 5).all()
+    assert (open_camera(parse_camera(f"phone=file:{tmp_path / 'a.npz'}")).newest().image == 7).all()
+    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for value in (50, 150):
+        video.write(picture(value, 48, 64))
+    video.release()
+    frame = open_camera(parse_camera(f"laptop=file:{tmp_path / 'v.mp4'}")).newest()
+    assert abs(float(frame.image.mean()) - 50) < 4  # MPEG-4 rounds colours
+
+
+@pytest.mark.parametrize("device", ["gone.mp4", "empty", "text.mp4", "text.npz"])
+def test_a_file_that_is_no_camera_is_named(tmp_path: Path, device: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(CameraError, match=device):
+        open_camera(parse_camera(f"laptop=file:{tmp_path / device}"))
+
+
+def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", laptop=picture(5))
+    with pytest.raises(CameraError, match="holds 8x6, asked for 640x480"):
+        open_camera(parse_camera(f"laptop=file:{tmp_path / 'a.npz'},640x480"))
+
+
+class FakeCapture:
+    """A V4L2 device in place of OpenCV's: gives `good` pictures of 8x6, then refuses."""
+
+    good = 10**9
+
+    def __init__(self, device: str, backend: int) -> None:
+        self.given = 0
+
+    def isOpened(self) -> bool:
+        return True
+
+    def set(self, key: int, value: float) -> bool:
+        return True
+
+    def grab(self) -> bool:
+        time.sleep(0.002)
+        self.given += 1
+        return self.given <= self.good
+
+    def retrieve(self) -> tuple[bool, NDArray[np.uint8]]:
+        image = picture(0)
+        image[..., 0] = self.given % 200  # BGR: blue
+        return True, image
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_v4l2_camera_gives_its_newest_picture_with_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "video0"
+    device.touch()
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    camera = open_camera(parse_camera(f"laptop={device},8x6"))
+    first = camera.newest()
+    time.sleep(0.1)
+    second = camera.newest()
+    now = time.monotonic_ns()
+    camera.close()
+    assert second.sequence > first.sequence + 5
+    assert 0 <= now - second.captured_ns < 100 * MS
+    assert second.image[0, 0, 2] > 0 and second.image[0, 0, 0] == 0, "pictures are RGB"
+
+
+def test_a_v4l2_camera_that_stops_or_has_another_size_is_a_named_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "video0"
+    with pytest.raises(CameraError, match="does not exist; vla-runtime cameras lists"):
+        open_camera(parse_camera(f"laptop={device}"))
+    device.touch()
+    with pytest.raises(CameraError, match="not a camera that can be opened"):
+        open_camera(parse_camera(f"laptop={device}"))
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    with pytest.raises(CameraError, match="gives 8x6, asked for 640x480"):
+        open_camera(parse_camera(f"laptop={device},640x480"))
+    monkeypatch.setattr(FakeCapture, "good", 3)
+    camera = open_camera(parse_camera(f"laptop={device}"))
+    time.sleep(0.2)
+    with pytest.raises(CameraError, match="stopped: the driver refused ten pictures"):
+        camera.newest()
+    camera.close()
+
+
+def frame(sequence: int, captured_ms: int, value: int = 0) -> Frame:
+    return Frame(LAPTOP, picture(value), captured_ms * MS, sequence)
+
+
+def test_a_camera_whose_sequence_stops_is_frozen_after_the_limit() -> None:
+    watch = FreshnessWatch(LAPTOP, noisy=False, exempt=False, limit_s=0.5)
+    for tick in range(10):
+        watch.check(frame(tick, tick * 33, 1), tick * 33 * MS)
+    watch.check(frame(9, 297), 780 * MS)
+    with pytest.raises(CameraError, match="frozen: no new picture for 0.5 s"):
+        watch.check(frame(9, 297), 810 * MS)
+
+
+def test_a_camera_whose_capture_time_stops_is_frozen_although_it_counts_on() -> None:
+    watch = FreshnessWatch(LAPTOP, noisy=False, exempt=False, limit_s=0.5)
+    watch.check(frame(1, 0), 0)
+    for tick in range(2, 16):
+        watch.check(frame(tick, 0), tick * 33 * MS)
+    with pytest.raises(CameraError, match="frozen"):
+        watch.check(frame(17, 0), 17 * 33 * MS)
+
+
+def test_equal_bytes_freeze_only_a_camera_declared_noisy() -> None:
+    still = FreshnessWatch(LAPTOP, noisy=False, exempt=False)
+    noisy = FreshnessWatch(LAPTOP, noisy=True, exempt=False)
+    for tick in range(1, 30):
+        still.check(frame(tick, tick * 33), tick * 33 * MS)
+        noisy.check(frame(tick, tick * 33), tick * 33 * MS)
+    still.check(frame(60, 2000), 2000 * MS)
+    with pytest.raises(CameraError, match="every picture was the same for 2.0 s"):
+        noisy.check(frame(60, 2000), 2000 * MS)
+
+
+def test_a_file_camera_is_exempt_from_freshness() -> None:
+    watch = FreshnessWatch(LAPTOP, noisy=True, exempt=True)
+    watch.check(frame(1, 0), 0)
+    watch.check(frame(1, 0), 60_000 * MS)
+
+
+def test_devices_are_listed_by_their_stable_path(tmp_path: Path) -> None:
+    system = tmp_path / "sys"
+    for node, index, name in (("video0", 0, "C920"), ("video1", 1, "C920"), ("video10", 0, "Phone"), ("video2", 0, "Laptop")):
+        (system / node).mkdir(parents=True)
+        (system / node / "index").write_text(f"{index}\n")
+        (system / node / "name").write_text(f"{name}\n")
+    links = tmp_path / "by-id"
+    links.mkdir()
+    (links / "usb-C920-index0").symlink_to("/dev/video0")
+    assert list_v4l2(system, links) == [(str(links / "usb-C920-index0"), "C920"), ("/dev/video2", "Laptop"), ("/dev/video10", "Phone")]
+    assert list_v4l2(tmp_path / "none", links) == []
+
+
+def test_the_cameras_command_writes_a_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", laptop=picture(200))
+    sheet = tmp_path / "sheet.png"
+    code = main(["cameras", "--camera", f"laptop=file:{tmp_path / 'a.npz'}", "--camera", f"phone=file:{tmp_path / 'gone'}", "--out", str(sheet)])
+    out = capsys.readouterr()
+    assert code == 1, "one camera of two gave no picture"
+    assert "laptop" in out.out and "8x6" in out.out
+    assert "1 of 2 cameras gave no picture" in out.err and "gone does not exist" in out.err
+    image = cv2.imread(str(sheet))
+    assert image is not None and image.shape == (264, 640, 3)
+    assert abs(float(image[100, 100].mean()) - 200) < 2 and abs(float(image[100, 420].mean()) - 90) < 2
