@@ -182,6 +182,12 @@ def read_info(root: Path) -> Info:
         raise DatasetError(f"{path}: fps {info.fps} and chunks_size {info.chunks_size} must be positive; restore the file")
     if info.video_keys and not info.video_path:
         raise DatasetError(f"{path}: video features {list(info.video_keys)} without video_path; restore the file")
+    fields = {"episode_chunk": 0, "episode_index": 0} if version == V21 else {"chunk_index": 0, "file_index": 0}
+    for name, pattern, extra in (("data_path", info.data_path, {}), ("video_path", info.video_path, {"video_key": ""})):
+        try:
+            str(pattern).format(**fields, **extra)
+        except (KeyError, IndexError, ValueError):
+            raise DatasetError(f"{path}: {name} {pattern!r} is not a {version} pattern of {[*fields, *extra]}; restore the file") from None
     return info
 
 

@@ -1,0 +1,140 @@
+"""LeRobot v2.1 → v3.0, out of place: written beside the target, verified, compared with the source, renamed.
+
+Differs from LeRobot 0.4.4's converter where that is wrong: the episode that
+opens a new data file is recorded with that file's number, not the one before.
+Videos that cannot stand in one file (another codec, size or header) open the
+next instead of being joined into one that does not decode.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from vla_edge.datasets import layout, tables
+from vla_edge.datasets.columns import column_array
+from vla_edge.datasets.compare import compare_datasets
+from vla_edge.datasets.episode_table import EpisodeRow, EpisodeTable
+from vla_edge.datasets.layout import Info, Location
+from vla_edge.datasets.meta import Episode, read_episode_stats, read_episodes, read_table, read_tasks
+from vla_edge.datasets.stats import aggregate
+from vla_edge.datasets.verify import verify_dataset
+from vla_edge.datasets.video_files import VideoFiles
+from vla_edge.datasets.writer import partial_folder, publish
+from vla_edge.errors import CheckFailed, DatasetError
+
+Progress = Callable[[int, int], None]
+"""Called with (episodes done, episodes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSizes:
+    """Target sizes in MiB: a file takes episodes until the next would pass its size."""
+
+    data_file_mb: float = layout.DATA_FILE_MB
+    video_file_mb: float = layout.VIDEO_FILE_MB
+
+
+def convert_dataset(
+    source: Path, target: Path, sizes: FileSizes = FileSizes(), progress: Progress | None = None
+) -> Info:
+    """Write the v2.1 data set `source` as v3.0 to `target`, which must not exist. Returns the new info.
+
+    The source is only read. Memory: one episode's table. Raises DatasetError for a
+    source that is no v2.1 data set or is damaged, CheckFailed when the result does
+    not pass verification; either way nothing is left at the target.
+    """
+    info = layout.read_info(source)
+    if info.version != layout.V21:
+        raise DatasetError(f"{source} is {info.version}, convert reads {layout.V21}; there is nothing to convert")
+    if source.resolve() in target.resolve().parents:
+        raise DatasetError(f"{target} lies inside the source {source}; choose a folder outside")
+    episodes = read_episodes(source, info)
+    if not episodes:
+        raise DatasetError(f"{source / layout.V21_EPISODES_FILE} lists no episode; there is nothing to convert")
+    folder = partial_folder(target)
+    try:
+        _write(source, info, episodes, folder, sizes, progress)
+        report = verify_dataset(folder)
+        if not report.passed:
+            raise CheckFailed(f"the conversion of {source} does not verify: {report.first_problem}; the source may be damaged, "
+                              f"run `vla-data verify` on it")
+        differences = compare_datasets(source, folder)
+        if differences:
+            raise CheckFailed(f"the conversion of {source} differs from it: {differences[0]}; nothing was written")
+        publish(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return layout.read_info(target)
+
+
+def _write(
+    source: Path, info: Info, episodes: list[Episode], folder: Path, sizes: FileSizes, progress: Progress | None
+) -> None:
+    stats = read_episode_stats(source, info)
+    missing = [episode.index for episode in episodes if episode.index not in stats]
+    if missing:
+        raise DatasetError(f"{source / layout.V21_STATS_FILE} has no statistics of episode {missing[0]}; "
+                           "run `vla-data stats --write` on the source first")
+    data = tables.TableFiles(folder, layout.DATA_PATH, sizes.data_file_mb * tables.MB, info.chunks_size)
+    videos = {
+        key: VideoFiles(folder, key, sizes.video_file_mb * tables.MB, info.chunks_size) for key in info.video_keys
+    }
+    rows = EpisodeTable(folder, sizes.data_file_mb, info.chunks_size)
+    try:
+        for episode in episodes:
+            place = _append_frames(source, info, episode, data)
+            spans = {key: files.append(source / episode.videos[key].path) for key, files in videos.items()}
+            span = episode.from_index, episode.to_index
+            rows.append(EpisodeRow(episode.index, place, *span, spans, episode.tasks, stats[episode.index]))
+            if progress is not None:
+                progress(episode.index + 1, len(episodes))
+    finally:
+        for files in videos.values():
+            files.close()
+        rows.close()
+        data.close()
+    tables.write_tasks(folder / layout.TASKS_FILE, read_tasks(source, info))
+    total = aggregate([stats[episode.index] for episode in episodes])
+    tables.write_json(folder / layout.STATS_FILE, tables.stats_to_json(total))
+    features = {
+        key: dict(value) if value["dtype"] == "video" else dict(value) | {"fps": info.fps}
+        for key, value in info.raw["features"].items()
+    }
+    fields = dict(info.raw) | {"fps": info.fps}
+    tables.write_json(
+        folder / layout.INFO_FILE, tables.info_fields(fields, features, sizes.data_file_mb, sizes.video_file_mb))
+
+
+def _append_frames(source: Path, info: Info, episode: Episode, data: tables.TableFiles) -> Location:
+    path = source / episode.data_path
+    table = read_table(path)
+    schema = tables.frame_schema(info.features)
+    odd = sorted(set(table.column_names) ^ set(schema.names))
+    if odd:
+        raise DatasetError(f"{path}: columns {odd} stand only in the file or only in info.json; restore one of them")
+    if table.num_rows != episode.length:
+        raise DatasetError(f"{path}: {table.num_rows} rows, {layout.V21_EPISODES_FILE} says {episode.length}; restore one of them")
+    columns = {}
+    for key in schema.names:
+        feature = info.features[key]
+        if feature.dtype == "image":
+            columns[key] = _image_cells(path, key, table[key])
+        else:
+            columns[key] = tables.column_cells(key, feature, column_array(path, key, feature, table[key]))
+    written = pa.table(columns, schema=schema)
+    place = data.place(written.nbytes)
+    data.write(written)
+    return place
+
+
+def _image_cells(path: Path, key: str, column: pa.ChunkedArray) -> pa.Array:
+    cells = column.combine_chunks()
+    try:
+        return cells.cast(tables.IMAGE_TYPE)
+    except pa.ArrowException as error:
+        raise DatasetError(f"{path}: column {key} holds no images ({error}); restore the file") from None

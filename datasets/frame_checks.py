@@ -1,0 +1,156 @@
+"""Checks of `vla-data verify` that read the frames and their pictures; each returns its problems in words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_edge.datasets import layout
+from vla_edge.datasets.columns import FileRows, stored_image
+from vla_edge.datasets.meta import Episode, episode_files, read_table
+from vla_edge.datasets.opened import MOST_PROBLEMS, Opened, joined
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.datasets.video import TOLERANCE_S, VideoReader
+from vla_edge.errors import DatasetError
+
+
+def sample(opened: Opened) -> list[str]:
+    problems = []
+    try:
+        with open_dataset(opened.root) as dataset:
+            last = len(dataset.episodes) - 1
+            for number in sorted({0, last // 2, last}):
+                episode = dataset.episodes[number]
+                taken = dataset.frame((episode.from_index + episode.to_index) // 2)
+                for key, image in taken.images.items():
+                    size = (*layout.image_size(dataset.features[key]), 3)
+                    if image.shape != size:
+                        problems.append(f"episode {number}: {key} is {list(image.shape)}, info.json says {list(size)}")
+    except DatasetError as error:
+        problems.append(str(error))
+    return problems
+
+
+def indices(opened: Opened) -> list[str]:
+    episodes, frames = opened.episodes, opened.frames
+    assert episodes is not None and frames is not None
+    problems, expected = [], 0
+    for episode in episodes:
+        if episode.from_index != expected:
+            problems.append(f"episode {episode.index} starts at {episode.from_index}, the one before ends at {expected}")
+        expected = episode.to_index
+    index, number = joined(frames, "index"), joined(frames, "episode_index")
+    wrong = np.flatnonzero(index != np.arange(len(index)))
+    if wrong.size:
+        problems.append(f"row {wrong[0]} has index {index[wrong[0]]}; {wrong.size} rows differ")
+    if (np.diff(number) < 0).any() or len(np.unique(number)) != len(episodes):
+        problems.append("episode_index does not count up through the files, each episode in one piece")
+    frame = joined(frames, "frame_index")
+    starts = np.flatnonzero(np.diff(number, prepend=-1) != 0)
+    counted = np.arange(len(frame)) - np.repeat(starts, np.diff(np.append(starts, len(frame))))
+    wrong = np.flatnonzero(frame != counted)
+    if wrong.size:
+        problems.append(f"row {wrong[0]} has frame_index {frame[wrong[0]]}, {counted[wrong[0]]} is expected; {wrong.size} rows differ")
+    return problems[:MOST_PROBLEMS]
+
+
+def files_of_episodes(opened: Opened) -> list[str]:
+    """Each episode's rows lie in the data file its row names, and nowhere else; its videos exist."""
+    info, episodes, frames = opened.info, opened.episodes, opened.frames
+    assert info is not None and episodes is not None and frames is not None
+    held = {file.path: np.unique(file.columns["episode_index"]) for file in frames}
+    problems = []
+    for episode in episodes:
+        named = opened.root / episode.data_path
+        actual = [path for path, numbers in held.items() if episode.index in numbers]
+        if actual != [named]:
+            names = [str(path.relative_to(opened.root)) for path in actual] or ["no file"]
+            problems.append(f"episode {episode.index} is said to lie in {episode.data_path}, it lies in {' and '.join(names)}")
+        for key, span in episode.videos.items():
+            if not (opened.root / span.path).is_file():
+                problems.append(f"episode {episode.index}: video {span.path} of {key} is missing")
+    if info.version == layout.V30:
+        for path in episode_files(opened.root):
+            table = read_table(path, ["meta/episodes/chunk_index", "meta/episodes/file_index"])
+            for row in table.to_pylist():
+                place = layout.Location(row["meta/episodes/chunk_index"], row["meta/episodes/file_index"])
+                if opened.root / place.path(layout.EPISODES_PATH) != path:
+                    problems.append(f"{path.relative_to(opened.root)}: a row says it lies in {place.path(layout.EPISODES_PATH)}")
+                    break
+    return problems[:MOST_PROBLEMS]
+
+
+def timestamps(opened: Opened) -> list[str]:
+    assert opened.info is not None and opened.frames is not None
+    found = joined(opened.frames, "timestamp").astype(np.float64)
+    wanted = joined(opened.frames, "frame_index") / opened.info.fps
+    # float32 cannot say 1e-4 s after half an hour; its own spacing is allowed then.
+    slack = np.maximum(TOLERANCE_S, np.spacing(np.abs(wanted).astype(np.float32)))
+    wrong = np.flatnonzero(~(np.abs(found - wanted) <= slack))
+    if not wrong.size:
+        return []
+    row = wrong[0]
+    return [f"row {row} has timestamp {found[row]:.6f}, frame / fps is {wanted[row]:.6f}; {wrong.size} rows differ"]
+
+
+def video_ends(opened: Opened) -> list[str]:
+    """First and last frame of every episode decode for every camera; spans in a file do not overlap."""
+    info, episodes = opened.info, opened.episodes
+    assert info is not None and episodes is not None
+    problems = []
+    for key in info.video_keys:
+        reader: VideoReader | None = None
+        end = 0.0
+        for episode in episodes:
+            span = episode.videos[key]
+            last = span.from_s + (episode.length - 1) / info.fps
+            try:
+                if reader is None or reader.path != opened.root / span.path:
+                    if reader is not None:
+                        reader.close()
+                    reader, end = None, 0.0
+                    reader = VideoReader(opened.root / span.path)
+                if span.from_s < end - TOLERANCE_S:
+                    problems.append(f"episode {episode.index}: {key} starts at {span.from_s} s, the one before ends at {end} s")
+                if last >= span.to_s:
+                    problems.append(f"episode {episode.index}: {key} ends at {span.to_s} s, its last frame is due at {last} s")
+                end = span.to_s
+                reader.frame_at(span.from_s)
+                reader.frame_at(last)
+            except DatasetError as error:
+                problems.append(f"episode {episode.index}: {error}")
+        if reader is not None:
+            reader.close()
+    return problems[:MOST_PROBLEMS] or _stored_image_ends(opened, episodes)
+
+
+def _stored_image_ends(opened: Opened, episodes: list[Episode]) -> list[str]:
+    assert opened.info is not None
+    if not opened.info.keys_of("image"):
+        return []
+    if opened.frames is None:
+        return ["the data files with the pictures cannot be read"]
+    ends = np.cumsum([file.rows for file in opened.frames])
+    files = [FileRows(file.path, int(end) - file.rows, int(end)) for file, end in zip(opened.frames, ends)]
+    problems = []
+    for episode in episodes:
+        for key in opened.info.keys_of("image"):
+            for index in (episode.from_index, episode.to_index - 1):
+                try:
+                    if index < ends[-1]:
+                        stored_image(files, key, index)
+                except DatasetError as error:
+                    problems.append(f"episode {episode.index}: {error}")
+    return problems[:MOST_PROBLEMS]
+
+
+def task_indices(opened: Opened) -> list[str]:
+    episodes, tasks, frames = opened.episodes, opened.tasks, opened.frames
+    assert episodes is not None and tasks is not None and frames is not None
+    used, number = joined(frames, "task_index"), joined(frames, "episode_index")
+    problems = [f"task_index {index} of row {np.flatnonzero(used == index)[0]} is not in meta"
+                for index in np.unique(used) if int(index) not in tasks]
+    for episode in episodes:
+        texts = {tasks.get(int(index)) for index in np.unique(used[number == episode.index])}
+        if texts != set(episode.tasks):
+            problems.append(f"episode {episode.index}: meta says tasks {list(episode.tasks)}, its frames say {sorted(map(str, texts))}")
+    return problems[:MOST_PROBLEMS]

@@ -1,0 +1,126 @@
+"""Checks of `vla-data verify` that read `meta` and the schemas; each returns its problems in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_edge.datasets import layout
+from vla_edge.datasets.layout import INDEX_FEATURES
+from vla_edge.datasets.meta import episode_files, read_table
+from vla_edge.datasets.opened import MOST_PROBLEMS, Opened, joined
+from vla_edge.datasets.tables import column_type
+from vla_edge.errors import DatasetError
+
+
+def folders(opened: Opened) -> list[str]:
+    wanted = ["meta", "data"]
+    if opened.info is not None and opened.info.video_keys:
+        wanted.append("videos")
+    if opened.info is not None and opened.info.version == layout.V30:
+        wanted.append(layout.EPISODES_FOLDER)
+    return [f"folder {name} is missing" for name in wanted if not (opened.root / name).is_dir()]
+
+
+def meta_files(opened: Opened) -> list[str]:
+    root = opened.root
+    old = (root / layout.V21_EPISODES_FILE).is_file() or (root / layout.V21_TASKS_FILE).is_file()
+    known = opened.info.version if opened.info else (layout.V21 if old else layout.V30)
+    wanted = [layout.INFO_FILE]
+    if known == layout.V21:
+        wanted += [layout.V21_EPISODES_FILE, layout.V21_TASKS_FILE, layout.V21_STATS_FILE]
+    else:
+        wanted += [layout.TASKS_FILE, layout.STATS_FILE]
+    problems = [f"{name} is missing" for name in wanted if not (root / name).is_file()]
+    if known == layout.V30 and not list((root / layout.EPISODES_FOLDER).glob("*/*.parquet")):
+        problems.append(f"{layout.EPISODES_FOLDER} holds no parquet file")
+    return problems
+
+
+def metadata(opened: Opened) -> list[str]:
+    return list(opened.meta_problems)
+
+
+def version(opened: Opened) -> list[str]:
+    try:
+        raw = layout.read_json(opened.root / layout.INFO_FILE)
+    except DatasetError as error:
+        return [str(error)]
+    stated = raw.get("codebase_version") if isinstance(raw, dict) else None
+    if stated not in layout.VERSIONS:
+        return [f"codebase_version is {stated!r}; {' and '.join(layout.VERSIONS)} are known"]
+    has_old = (opened.root / layout.V21_EPISODES_FILE).is_file()
+    if has_old != (stated == layout.V21):
+        return [f"codebase_version is {stated}, but {layout.V21_EPISODES_FILE} is {'there' if has_old else 'missing'}"]
+    return []
+
+
+def features(opened: Opened) -> list[str]:
+    assert opened.info is not None
+    info, problems = opened.info, []
+    problems += [f"feature {key} is missing" for key in INDEX_FEATURES if key not in info.features]
+    for key in info.camera_keys:
+        height, width = layout.image_size(info.features[key])
+        stated = (info.features[key].video_info or {})
+        size = stated.get("video.height", height), stated.get("video.width", width)
+        if size != (height, width):
+            problems.append(f"feature {key} has shape {list(info.features[key].shape)}, its video info says {list(size)}")
+    stored = {key: feature for key, feature in info.features.items() if feature.dtype != "video"}
+    for path in sorted((opened.root / "data").glob("*/*.parquet")):
+        name = path.relative_to(opened.root)
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowException, OSError) as error:
+            problems.append(f"{name} is not parquet ({error})")
+            continue
+        problems += [f"{name}: column {key} is not in info.json" for key in schema.names if key not in stored]
+        problems += [f"{name}: column {key} is missing" for key in stored if key not in schema.names]
+        for key in set(stored) & set(schema.names):
+            found, wanted = _leaf(schema.field(key).type), _leaf(column_type(key, stored[key]))
+            if found != wanted:
+                problems.append(f"{name}: column {key} is {found}, info.json says {stored[key].dtype} ({wanted})")
+    return problems[:MOST_PROBLEMS]
+
+
+def _leaf(kind: pa.DataType) -> str:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return "image"
+    return "string" if pa.types.is_large_string(kind) else str(kind)
+
+
+def counts(opened: Opened) -> list[str]:
+    info, episodes, tasks, frames = opened.info, opened.episodes, opened.tasks, opened.frames
+    assert info is not None and episodes is not None and tasks is not None and frames is not None
+    rows = sum(file.rows for file in frames)
+    found = [
+        ("total_episodes", info.total_episodes, len(episodes), "episodes in meta"),
+        ("total_frames", info.total_frames, sum(episode.length for episode in episodes), "frames of all episodes in meta"),
+        ("total_frames", info.total_frames, rows, "rows in data files"),
+        ("total_tasks", info.total_tasks, len(tasks), "tasks in meta"),
+    ]
+    if info.version == layout.V21 and "total_videos" in info.raw:
+        found.append(("total_videos", info.raw["total_videos"], len(episodes) * len(info.video_keys), "videos named"))
+    problems = [f"{name} is {stated}, there are {count} {what}" for name, stated, count, what in found if stated != count]
+    if not episodes:
+        problems.append("there is no episode")
+    found_rows: np.ndarray = np.bincount(joined(frames, "episode_index").astype(int), minlength=len(episodes)) if rows else []
+    for episode in episodes:
+        if rows and found_rows[episode.index] != episode.length:
+            problems.append(f"episode {episode.index} has {found_rows[episode.index]} rows, meta says {episode.length}")
+    if info.version == layout.V30:
+        for path in episode_files(opened.root):
+            table = read_table(path, ["episode_index", "length", "dataset_from_index", "dataset_to_index"])
+            problems += [
+                f"episode {row['episode_index']}: length {row['length']}, indices {row['dataset_from_index']} to {row['dataset_to_index']}"
+                for row in table.to_pylist() if row["length"] != row["dataset_to_index"] - row["dataset_from_index"]
+            ]
+    for name, span in (info.raw.get("splits") or {}).items():
+        first, _, last = str(span).partition(":")
+        if not (first.isdigit() and last.isdigit() and int(first) <= int(last) <= len(episodes)):
+            problems.append(f"split {name} is {span!r}, there are {len(episodes)} episodes")
+    return problems[:MOST_PROBLEMS]

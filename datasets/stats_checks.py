@@ -1,0 +1,92 @@
+"""Checks of `vla-data verify` on the stored statistics; each returns its problems in words."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.datasets.columns import column_array
+from vla_edge.datasets.layout import Info
+from vla_edge.datasets.meta import read_table
+from vla_edge.datasets.opened import MOST_PROBLEMS, Opened
+from vla_edge.datasets.stats import Stats, number_stats
+from vla_edge.errors import DatasetError
+
+
+def statistics(opened: Opened) -> list[str]:
+    """Every feature has its statistics, of the right shape and order, and numbers agree with the data."""
+    info, stats, parts = opened.info, opened.stats, opened.episode_stats
+    episodes, frames = opened.episodes, opened.frames
+    assert info is not None and stats is not None and parts is not None
+    assert episodes is not None and frames is not None
+    problems = [f"episode {episode.index} has no statistics" for episode in episodes if episode.index not in parts]
+    for where, entry in (("data set", stats), *((f"episode {index}", part) for index, part in parts.items())):
+        problems += _stats_shape(where, info, entry)
+        if len(problems) >= MOST_PROBLEMS:
+            return problems[:MOST_PROBLEMS]
+    if problems:
+        return problems
+    for key in info.features:
+        if info.features[key].is_camera or info.features[key].dtype == "string":
+            continue
+        try:
+            values = np.concatenate([
+                column_array(path, key, info.features[key], read_table(path, [key])[key])
+                for path in (file.path for file in frames)
+            ])
+        except DatasetError as error:
+            problems.append(str(error))
+            continue
+        problems += _stats_against("data set", key, stats[key], values)
+        for episode in episodes:
+            part = values[episode.from_index : episode.to_index]
+            if len(part) == episode.length:
+                problems += _stats_against(f"episode {episode.index}", key, parts[episode.index][key], part)
+    return problems[:MOST_PROBLEMS]
+
+
+def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
+    problems = []
+    for key, feature in info.features.items():
+        if feature.dtype == "string":
+            continue
+        entry = stats.get(key, {})
+        missing = [name for name in ("min", "max", "mean", "std", "count") if name not in entry]
+        if missing:
+            problems.append(f"{where}: {key} has no {' '.join(missing)}")
+            continue
+        shape = (feature.shape[-1], 1, 1) if feature.is_camera else feature.shape
+        wrong = [name for name in ("min", "max", "mean", "std") if entry[name].shape != shape]
+        if wrong:
+            problems.append(f"{where}: {wrong[0]} of {key} has shape {list(entry[wrong[0]].shape)}, {list(shape)} is expected")
+            continue
+        slack = 1e-5 * (1 + np.abs(entry["mean"]))
+        if (entry["mean"] < entry["min"] - slack).any() or (entry["mean"] > entry["max"] + slack).any():
+            problems.append(f"{where}: mean of {key} lies outside min and max")
+        if (entry["std"] < 0).any() or (entry["count"] < 1).any():
+            problems.append(f"{where}: {key} has a negative std or no count")
+        if feature.is_camera and ((entry["min"] < 0).any() or (entry["max"] > 1).any()):
+            problems.append(f"{where}: {key} is not scaled to 0..1")
+    return problems
+
+
+def _stats_against(where: str, key: str, entry: dict[str, NDArray], values: NDArray) -> list[str]:
+    if not len(values):
+        return [f"{where}: {key} has no values"]
+    problems = []
+    for name, found in number_stats(values).items():
+        # LeRobot sums in float32: its mean and std of long episodes are right to about 1e-5 of the values' size.
+        slack = 1e-4 * (1e-3 + np.abs(values.astype(np.float64)).max(axis=0))
+        if not (np.abs(entry[name].astype(np.float64) - found) <= slack).all():
+            problems.append(f"{where}: {name} of {key} is {entry[name].tolist()}, the data have {found.tolist()}")
+    return problems
+
+
+def statistics_finite(opened: Opened) -> list[str]:
+    stats, parts = opened.stats, opened.episode_stats
+    assert stats is not None and parts is not None
+    problems = []
+    for where, entry in (("data set", stats), *((f"episode {index}", part) for index, part in parts.items())):
+        for key, values in entry.items():
+            problems += [f"{where}: {name} of {key} is not finite" for name, value in values.items() if not np.isfinite(value).all()]
+    return problems[:MOST_PROBLEMS]

@@ -1,0 +1,73 @@
+"""Is a data set sound? Named checks over a v2.1 or v3.0 folder, each with what it found wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_edge.datasets.checks import CHECKS
+from vla_edge.datasets.opened import open_parts
+from vla_edge.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """problems is empty when the check passed; None when it could not run (`needs` says for want of what)."""
+
+    name: str
+    problems: tuple[str, ...] | None
+    needs: str = ""
+
+    @property
+    def verdict(self) -> str:
+        return "not run" if self.problems is None else "failed" if self.problems else "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    root: Path
+    version: str | None
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every check ran and found nothing."""
+        return all(check.verdict == "passed" for check in self.checks)
+
+    @property
+    def first_problem(self) -> str:
+        return next((f"{check.name}: {check.problems[0]}" for check in self.checks if check.problems), "none")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "data_set": str(self.root),
+            "version": self.version,
+            "passed": self.passed,
+            "checks": [
+                {"name": check.name, "result": check.verdict, "problems": list(check.problems or ()), "needs": check.needs}
+                for check in self.checks
+            ],
+        }
+
+
+def verify_dataset(root: Path, progress: Callable[[str], None] | None = None) -> Report:
+    """Run all checks. Reads every table once and decodes the ends of every episode's videos.
+
+    progress: called with each check's name before it runs. Raises DatasetError
+    only when `root` is no folder at all; anything else wrong is in the report.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"data set {root} does not exist; give the folder that holds meta/info.json")
+    opened = open_parts(root)
+    results = []
+    for check in CHECKS:
+        if progress is not None:
+            progress(check.name)
+        missing = [part for part in check.needs if getattr(opened, part) is None]
+        if missing:
+            results.append(CheckResult(check.name, None, f"{' and '.join(missing)} could not be read"))
+        else:
+            results.append(CheckResult(check.name, tuple(check.run(opened))))
+    return Report(root, opened.info.version if opened.info else None, tuple(results))
