@@ -142,6 +142,10 @@ class PrefixCache:
         self._key = None
         return Decision(reason, look, True, False, guard, age_s)
 
+    def audit(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None]) -> Decision:
+        """Recompute everything for a chunk that was a hit; neither hit nor miss."""
+        return self._refresh(Reason.AUDIT, key, tuple(slot for slot, picture in enumerate(pictures) if picture is not None))
+
     def computed(
         self,
         decision: Decision,
