@@ -1,0 +1,258 @@
+"""The Koch's servo bus behind a pseudo-terminal, with injected faults and a log.
+
+    python -m vla_edge.robot.emulator --link PORT --log LOG.jsonl
+
+Prints the port's path when it is ready. PORT (a link to the terminal) can be
+given to anything that opens a serial port. Events come from `--at "2.5 overload
+3"` (seconds after the start) or, with `--commands`, as lines on standard input:
+
+    dead ID | alive ID | hang SECONDS | overload ID | push ID COUNTS | voltage ID TENTHS | rate FAULT PROBABILITY | unplug | quit
+
+The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import struct
+import sys
+import time
+import tty
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fcntl import ioctl
+from pathlib import Path
+from typing import Any, TextIO
+
+from vla_edge.errors import BusError, ConfigError, run_command
+from vla_edge.robot import registers as r
+from vla_edge.robot.emulated_bus import STEP_NS, EmulatedBus, Log
+from vla_edge.robot.emulated_servo import EmulatedServo
+from vla_edge.robot.faults import FAULT_NAMES, FaultRates, Faults
+from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
+from vla_edge.robot.plant import IdealPlant, Plant
+
+KOCH_MODELS = (r.XL430_W250, r.XL430_W250, r.XL330_M288, r.XL330_M288, r.XL330_M288, r.XL330_M288)
+MIDDLE = 2048
+_TCGETS2, _TERMIOS2_BYTES, _OSPEED_AT = 0x802C542A, 44, 40  # asm-generic/termbits.h: struct termios2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the grammar above; `at_s` after the start."""
+
+    at_s: float
+    words: tuple[str, ...]
+
+
+def koch_servos(calibration: JointCalibrations | None, shown: Sequence[int]) -> list[EmulatedServo]:
+    """Six servos as `configure` leaves a Koch: ids 1 to 6, modes, homing and limits of `calibration`.
+
+    shown: present position of each as its register shows it, counts.
+    """
+    servos = []
+    for i, model in enumerate(KOCH_MODELS):
+        servo = EmulatedServo(model, i + 1, 0.0)
+        servo.put(r.OPERATING_MODE, 5 if i == len(KOCH_MODELS) - 1 else 4)
+        if calibration is not None:
+            joint = calibration.joints[i]
+            servo.put(r.DRIVE_MODE, joint.drive_mode)
+            servo.put(r.HOMING_OFFSET, joint.homing_offset)
+            servo.put(r.MIN_POSITION, joint.range_min)
+            servo.put(r.MAX_POSITION, joint.range_max)
+        servo.place(shown[i])
+        servos.append(servo)
+    return servos
+
+
+class Terminal:
+    """The pseudo-terminal: `path` is what a driver opens; its far end is kept open here."""
+
+    def __init__(self, link: Path) -> None:
+        self.master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        os.set_blocking(self.master, False)
+        self.link = link
+        temporary = link.with_name(link.name + ".new")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.ttyname(self._slave))
+        temporary.replace(link)
+
+    def baud(self) -> int:
+        """The rate the driver has set on its end."""
+        settings = ioctl(self.master, _TCGETS2, bytes(_TERMIOS2_BYTES))
+        return int(struct.unpack_from("<I", settings, _OSPEED_AT)[0])
+
+    def read(self) -> bytes:
+        try:
+            return os.read(self.master, 4096)
+        except BlockingIOError:
+            return b""
+
+    def write(self, data: bytes) -> None:
+        # A line has no buffer: what nobody takes is lost.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.master, data)
+
+    def close(self) -> None:
+        os.close(self.master)
+        os.close(self._slave)
+        self.link.unlink(missing_ok=True)
+
+
+class Emulator:
+    """Joins a terminal, a bus and events; `run` serves until `quit`, `unplug` or end of commands."""
+
+    def __init__(self, terminal: Terminal, bus: EmulatedBus, plant: Plant, faults: Faults) -> None:
+        self._terminal = terminal
+        self._bus = bus
+        self._plant = plant
+        self._faults = faults
+        self._running = True
+
+    def run(self, events: Sequence[Event], commands: TextIO | None) -> None:
+        start_ns = time.monotonic_ns()
+        waiting = sorted(events, key=lambda event: event.at_s)
+        poller = select.poll()
+        poller.register(self._terminal.master, select.POLLIN)
+        if commands is not None:
+            poller.register(commands, select.POLLIN | select.POLLHUP)
+        while self._running:
+            ready = poller.poll(self._wait_ms())
+            now_ns = time.monotonic_ns()
+            if any(fd == self._terminal.master for fd, _ in ready):
+                self._bus.receive(self._terminal.read(), self._terminal.baud(), now_ns)
+            else:
+                self._bus.advance(now_ns)
+            out = self._bus.take_output(now_ns)
+            if out:
+                self._terminal.write(out)
+            if commands is not None and any(fd == commands.fileno() for fd, _ in ready):
+                line = commands.readline()
+                self.apply(tuple(line.split()) if line else ("quit",))
+            while waiting and (now_ns - start_ns) / 1e9 >= waiting[0].at_s:
+                self.apply(waiting.pop(0).words)
+        self._terminal.close()
+
+    def _wait_ms(self) -> float:
+        due_ns = self._bus.next_due_ns()
+        wait_ns = STEP_NS if due_ns is None else min(STEP_NS, max(0, due_ns - time.monotonic_ns()))
+        return wait_ns / 1e6
+
+    def apply(self, words: tuple[str, ...]) -> None:
+        """One event of the grammar."""
+        match words:
+            case ("dead", servo):
+                self._bus.dead.add(int(servo))
+            case ("alive", servo):
+                self._bus.dead.discard(int(servo))
+            case ("hang", seconds):
+                self._bus.silent_until_ns = time.monotonic_ns() + int(float(seconds) * 1e9)
+            case ("overload", servo):
+                self._servo(servo).overload()
+            case ("push", servo, counts) if isinstance(self._plant, IdealPlant):
+                index = self._bus.servos.index(self._servo(servo))
+                self._plant.push(index, self._bus.servos[index].raw_of(int(counts)))
+            case ("voltage", servo, tenths):
+                self._servo(servo).put(r.PRESENT_VOLTAGE, int(tenths))
+            case ("rate", name, probability):
+                self._faults.set_rate(name, float(probability))
+            case ("unplug",) | ("quit",):
+                self._running = False
+            case ():
+                pass
+            case _:
+                raise ConfigError(f"event {' '.join(words)!r} is unknown; the grammar stands in --help")
+
+    def _servo(self, servo_id: str) -> EmulatedServo:
+        for servo in self._bus.servos:
+            if servo.id == int(servo_id):
+                return servo
+        raise ConfigError(f"no emulated servo has id {servo_id}; ids are {', '.join(str(s.id) for s in self._bus.servos)}")
+
+
+@contextlib.contextmanager
+def open_log(path: Path | None) -> Iterator[Log]:
+    """JSON lines at `path`, each written through at once so that the log survives a kill; None: nowhere."""
+    if path is None:
+        yield lambda entry: None
+        return
+    with path.open("w", buffering=1, encoding="utf-8") as file:
+
+        def log(entry: Mapping[str, Any]) -> None:
+            file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+
+        yield log
+
+
+def read_log(path: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The log's entries of these kinds (all without any), in order; a last line cut short is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            entry = json.loads(line)
+            if not kinds or entry["kind"] in kinds:
+                entries.append(entry)
+    return entries
+
+
+def _register_setting(text: str) -> tuple[int, r.Register, int]:
+    servo, _, rest = text.partition(":")
+    name, _, value = rest.partition("=")
+    if name not in r.REGISTERS or not servo.isdigit() or not value.lstrip("-").isdigit():
+        raise ConfigError(f"--set {text!r} is not ID:REGISTER=NUMBER; registers: {', '.join(sorted(r.REGISTERS))}")
+    return int(servo), r.REGISTERS[name], int(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=description, epilog=rest, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--link", type=Path, required=True, help="where to put the link to the terminal")
+    parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
+    parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
+    parser.add_argument("--positions", type=int, nargs=len(KOCH_MODELS), default=[MIDDLE] * len(KOCH_MODELS), metavar="COUNTS")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="ID:REGISTER=NUMBER")
+    parser.add_argument("--missing", type=int, action="append", default=[], metavar="ID")
+    parser.add_argument("--rate", nargs=2, action="append", default=[], metavar=("FAULT", "P"), help=", ".join(FAULT_NAMES))
+    parser.add_argument("--late-ms", type=float, nargs=2, default=(5.0, 120.0), metavar=("FROM", "TO"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at", action="append", default=[], metavar='"SECONDS EVENT"')
+    parser.add_argument("--commands", action="store_true", help="take events from standard input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    calibration = load_joint_calibration(options.joints) if options.joints else None
+    servos = koch_servos(calibration, options.positions)
+    for servo_id, register, value in map(_register_setting, options.settings):
+        for servo in servos:
+            if servo.id == servo_id:
+                servo.put(register, value)
+    faults = Faults(FaultRates(), options.seed, tuple(options.late_ms))
+    for name, probability in options.rate:
+        faults.set_rate(name, float(probability))
+    events = [Event(float(words[0]), tuple(words[1:])) for words in (line.split() for line in options.at)]
+    plant = IdealPlant([servo.raw for servo in servos])
+    with open_log(options.log) as log:
+        bus = EmulatedBus(servos, plant, faults, log)
+        bus.dead.update(options.missing)
+        try:
+            terminal = Terminal(options.link)
+        except OSError as error:
+            raise BusError(f"no pseudo-terminal at {options.link}: {error.strerror}; check the folder and /dev/pts") from error
+        print(options.link, flush=True)
+        Emulator(terminal, bus, plant, faults).run(events, sys.stdin if options.commands else None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

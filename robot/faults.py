@@ -1,0 +1,84 @@
+"""Injected faults of the emulated bus: what happens to a status on its way."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields, replace
+
+from vla_edge.errors import ConfigError
+from vla_edge.robot.framing import encode_status
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRates:
+    """Probability of each fault per status packet, 0..1; `deaf` is per request.
+
+    drop: the status never arrives. corrupt: one byte replaced. bit_flip: one bit.
+    truncate: cut anywhere. wrong_id: a valid packet of another id. junk: random
+    bytes before it. late: arrives `late_ms` later. twice: arrives two times.
+    deaf: the servos do not hear the request.
+    """
+
+    drop: float = 0.0
+    corrupt: float = 0.0
+    bit_flip: float = 0.0
+    truncate: float = 0.0
+    wrong_id: float = 0.0
+    junk: float = 0.0
+    late: float = 0.0
+    twice: float = 0.0
+    deaf: float = 0.0
+
+
+FAULT_NAMES = tuple(field.name for field in fields(FaultRates))
+
+
+class Faults:
+    """Seeded faults: the same seed and the same packets give the same faults."""
+
+    def __init__(self, rates: FaultRates, seed: int, late_ms: tuple[float, float] = (5.0, 120.0)) -> None:
+        self.rates = rates
+        self.late_ms = late_ms
+        self.counts = dict.fromkeys(FAULT_NAMES, 0)
+        self._random = random.Random(seed)
+
+    def set_rate(self, name: str, probability: float) -> None:
+        if name not in FAULT_NAMES:
+            raise ConfigError(f"fault {name!r} is unknown; choose one of {', '.join(FAULT_NAMES)}")
+        if not 0.0 <= probability <= 1.0:
+            raise ConfigError(f"the rate of fault {name} is {probability}; it must be within 0..1")
+        self.rates = replace(self.rates, **{name: probability})
+
+    def _happens(self, name: str) -> bool:
+        probability = getattr(self.rates, name)
+        if probability <= 0.0 or self._random.random() >= probability:
+            return False
+        self.counts[name] += 1
+        return True
+
+    def request_is_heard(self) -> bool:
+        return not self._happens("deaf")
+
+    def deliver(self, servo_id: int, error: int, parameters: bytes) -> list[tuple[int, bytes]]:
+        """What arrives of one status: (delay in ns, bytes) pairs, possibly none."""
+        packet = encode_status(servo_id, error, parameters)
+        if self._happens("wrong_id"):
+            packet = encode_status((servo_id + self._random.randint(1, 5)) % 253, error, parameters)
+        if self._happens("drop"):
+            return []
+        if self._happens("corrupt"):
+            at = self._random.randrange(len(packet))
+            packet = packet[:at] + bytes([self._random.randrange(256)]) + packet[at + 1 :]
+        if self._happens("bit_flip"):
+            at = self._random.randrange(len(packet))
+            packet = packet[:at] + bytes([packet[at] ^ (1 << self._random.randrange(8))]) + packet[at + 1 :]
+        if self._happens("truncate"):
+            packet = packet[: self._random.randrange(len(packet))]
+        if self._happens("junk"):
+            packet = self._random.randbytes(self._random.randint(1, 40)) + packet
+        arrivals = [(0, packet)]
+        if self._happens("late"):
+            arrivals = [(int(self._random.uniform(*self.late_ms) * 1e6), packet)]
+        if self._happens("twice"):
+            arrivals.append(arrivals[0])
+        return arrivals

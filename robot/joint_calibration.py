@@ -1,0 +1,163 @@
+"""Joint calibration: LeRobot's JSON, counts to joint units and back.
+
+One object per joint with `id, drive_mode, homing_offset, range_min, range_max`
+(the file LeRobot writes for a Koch follower, read and written unchanged). The
+servo itself applies drive mode and homing offset (EEPROM), so the counts on the
+bus have both in them already: that is why `drive_mode` changes no formula here,
+as it changes none in LeRobot's Dynamixel bus; it is only compared at start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.errors import JointCalibrationError
+from vla_edge.robot.registers import COUNTS_PER_TURN
+
+GRIPPER = "gripper"
+_FIELDS: dict[str, tuple[int, int]] = {
+    "id": (0, 252),
+    "drive_mode": (0, 1),
+    "homing_offset": (-1_044_479, 1_044_479),
+    "range_min": (-1_048_575, 1_048_575),
+    "range_max": (-1_048_575, 1_048_575),
+}
+"""Field: lowest and highest value (X-series control table)."""
+
+
+class JointUnits(Enum):
+    """Unit of joint values. The gripper is 0..100 in both."""
+
+    RANGE_M100_100 = "range_m100_100"
+    DEGREES = "degrees"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearMap:
+    """counts = scale · unit + offset, for one joint; what the C loop is given."""
+
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True, slots=True)
+class JointCalibrations:
+    """All joints of one arm in the order of `KOCH_JOINTS`. `source`: the file, for messages."""
+
+    joints: tuple[JointCalibration, ...]
+    source: str
+
+    def joint(self, name: str) -> JointCalibration:
+        for joint in self.joints:
+            if joint.name == name:
+                return joint
+        raise JointCalibrationError(f"joint {name!r} is unknown; choose one of {', '.join(j.name for j in self.joints)}")
+
+
+def load_joint_calibration(path: Path) -> JointCalibrations:
+    """Read a calibration file; JointCalibrationError names file, joint and field."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise JointCalibrationError(
+            f"no calibration file {path}; make one with `vla-runtime calibrate-joints --joints {path}`"
+        ) from None
+    except OSError as error:
+        raise JointCalibrationError(f"{path}: {error.strerror}; give a readable calibration file") from error
+    return parse_joint_calibration(text, str(path))
+
+
+def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
+    """`text` is the JSON; `source` stands in messages."""
+    try:
+        data = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise JointCalibrationError(f"{source}: not JSON ({error}); give LeRobot's calibration of this arm") from None
+    if not isinstance(data, dict):
+        raise JointCalibrationError(f"{source}: not one object per joint; give LeRobot's calibration of this arm")
+    missing = [name for name in KOCH_JOINTS if name not in data]
+    unknown = [name for name in data if name not in KOCH_JOINTS]
+    if missing or unknown:
+        what = f"joint {missing[0]} is missing" if missing else f"joint {unknown[0]!r} is unknown"
+        raise JointCalibrationError(f"{source}: {what}; a Koch has {', '.join(KOCH_JOINTS)}")
+    joints = tuple(_joint(name, data[name], source) for name in KOCH_JOINTS)
+    ids = [joint.id for joint in joints]
+    for joint in joints:
+        if ids.count(joint.id) > 1:
+            raise JointCalibrationError(f"{source}: {joint.name}.id {joint.id} is used twice; each servo has its own id")
+    return JointCalibrations(joints, source)
+
+
+def _joint(name: str, fields: object, source: str) -> JointCalibration:
+    if not isinstance(fields, dict):
+        raise JointCalibrationError(f"{source}: {name} is not an object with {', '.join(_FIELDS)}")
+    for field, (low, high) in _FIELDS.items():
+        value = fields.get(field)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise JointCalibrationError(f"{source}: {name}.{field} is {value!r:.40}; it must be an integer of {low}..{high}")
+    if fields["range_min"] >= fields["range_max"]:
+        raise JointCalibrationError(
+            f"{source}: {name}.range_min {fields['range_min']} is not below range_max {fields['range_max']}; calibrate again"
+        )
+    return JointCalibration(name=name, **{field: fields[field] for field in _FIELDS})
+
+
+def dump_joint_calibration(joints: Sequence[JointCalibration]) -> str:
+    """The JSON as LeRobot writes it (indent 4, joints in order)."""
+    data: Mapping[str, Any] = {joint.name: {field: getattr(joint, field) for field in _FIELDS} for joint in joints}
+    return json.dumps(data, indent=4)
+
+
+def save_joint_calibration(joints: Sequence[JointCalibration], path: Path) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(dump_joint_calibration(joints))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def linear_map(joint: JointCalibration, units: JointUnits) -> LinearMap:
+    """The joint's map without the clamping to its range.
+
+    RANGE_M100_100: (raw − min)/(max − min)·200 − 100; gripper …·100; DEGREES:
+    (raw − mid)·360/4095 with mid = (min + max)/2 (LeRobot's normalisation).
+    """
+    span = joint.range_max - joint.range_min
+    if joint.name == GRIPPER:
+        return LinearMap(span / 100, joint.range_min)
+    if units is JointUnits.DEGREES:
+        return LinearMap((COUNTS_PER_TURN - 1) / 360, (joint.range_min + joint.range_max) / 2)
+    return LinearMap(span / 200, joint.range_min + span / 2)
+
+
+def unit_from_counts(joint: JointCalibration, units: JointUnits, counts: int) -> float:
+    """Joint units of a present position; the ranged units clamp to the calibrated range, degrees do not."""
+    if joint.name == GRIPPER or units is JointUnits.RANGE_M100_100:
+        counts = min(max(counts, joint.range_min), joint.range_max)
+    line = linear_map(joint, units)
+    return (counts - line.offset) / line.scale
+
+
+def counts_from_unit(joint: JointCalibration, units: JointUnits, value: float) -> int:
+    """Goal counts of a joint value, rounded to the nearest count (LeRobot cuts towards zero: at most one count apart).
+
+    The ranged units clamp to −100..100 (gripper 0..100), degrees do not.
+    """
+    if not math.isfinite(value):
+        raise JointCalibrationError(f"{joint.name}: {value} is not a position; give a finite number")
+    if joint.name == GRIPPER:
+        value = min(max(value, 0.0), 100.0)
+    elif units is JointUnits.RANGE_M100_100:
+        value = min(max(value, -100.0), 100.0)
+    line = linear_map(joint, units)
+    return round(line.scale * value + line.offset)
