@@ -1,0 +1,178 @@
+"""Checkpoint in, bundle out: builds the graphs, writes the folder, proves it against torch.
+
+The bundle is written to a temporary sibling and renamed only after every graph
+passed the checker, the lint and the parity of `parity.py`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from safetensors.numpy import save_file
+
+from vla_edge import __version__
+from vla_edge.bundle import (
+    TABLES,
+    TOKENIZER,
+    CameraSpec,
+    GraphSpec,
+    Manifest,
+    NormalizationSpec,
+    TokenizerSpec,
+    file_sha256,
+    new_folder,
+    open_bundle,
+    write_manifest,
+)
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import CheckpointError, ExportError
+from vla_edge.export import parity
+from vla_edge.export.cuts import Cut, policy_spec, smolvla_cuts, time_tables
+from vla_edge.export.graph import Graph
+from vla_edge.export.lint import lint
+from vla_edge.export.weights import WeightFile
+from vla_edge.policies.cls import why_no_gate
+from vla_edge.policies.smolvla import SmolVLAPolicy
+
+GRAPHS = "graphs"
+WEIGHTS = "graphs/weights.bin"
+
+Progress = Callable[[str], None]
+"""Told what begins now, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """checkpoint: a folder as LeRobot saves it; out: the bundle's folder, must not exist. vlm: where the backbone's
+    config and tokenizer lie, None to look where the checkpoint says. threads: for the parity runs, 0 all cores.
+    joint_units: "degrees", "range_m100_100" or "unknown", written into the manifest."""
+
+    checkpoint: Path
+    out: Path
+    vlm: Path | None = None
+    threads: int = 0
+    joint_units: str = "unknown"
+
+
+def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
+    """Write the bundle and return its manifest.
+
+    Errors: CheckpointError and ConfigError for the checkpoint, ExportError when the folder exists, cannot be written
+    or a graph misses its tolerance; nothing is left behind then.
+    """
+    progress("read the checkpoint")
+    policy = SmolVLAPolicy.from_pretrained(request.checkpoint)
+    try:
+        with new_folder(request.out, ExportError) as folder, torch.inference_mode():
+            manifest = _write(policy, request, folder, progress)
+            write_manifest(folder, manifest)
+            engine = load_engine("ort", EngineOptions(threads=request.threads))
+            report = parity.compare(policy, open_bundle(folder), engine, progress)
+            manifest = replace(manifest, parity=report)
+            write_manifest(folder, manifest)
+    except OSError as error:
+        raise ExportError(f"{request.out}: cannot be written: {error.strerror or error}; free space or choose another folder, nothing was left behind") from None
+    return manifest
+
+
+def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress: Progress) -> Manifest:
+    (folder / GRAPHS).mkdir()
+    why_pooled = why_no_gate(policy.model)
+    graphs: dict[str, GraphSpec] = {}
+    with WeightFile(folder / WEIGHTS) as weights:
+        for cut in smolvla_cuts(policy, with_cls=why_pooled is None):
+            progress(f"build {cut.name}")
+            graphs[cut.name] = _write_graph(cut, weights, folder)
+    for spec in graphs.values():
+        onnx.checker.check_model(str(folder / spec.file), full_check=True)
+    progress("write tables and tokenizer")
+    save_file(_tables(policy), folder / TABLES)
+    (folder / TOKENIZER).write_bytes((policy.settings.tokenizer.folder / "tokenizer.json").read_bytes())
+    files = sorted({TABLES, TOKENIZER, WEIGHTS, *(spec.file for spec in graphs.values())})
+    joints, notes = _joints(policy)
+    return Manifest(
+        policy=policy_spec(policy),
+        cameras=tuple(CameraSpec(item.name, item.source, item.height, item.width) for item in policy.settings.cameras),
+        joints=joints,
+        joint_units=request.joint_units,
+        tokenizer=_tokenizer(policy),
+        normalization=tuple(NormalizationSpec(item.feature, item.mode, item.eps) for item in (policy.settings.state, policy.settings.action)),
+        graphs=graphs,
+        files={name: file_sha256(folder / name) for name in files},
+        checkpoint={"name": request.checkpoint.resolve().name, "sha256": policy.digest, "config": dict(policy.config.source)},
+        parity={},
+        precision={"requested": "fp32", "graphs": dict.fromkeys(graphs, "fp32")},
+        gate={"kind": "cls"} if why_pooled is None else {"kind": "pooled", "why_not_cls": why_pooled},
+        tools=_tools(),
+        notes=(*policy.notes, *notes),
+    )
+
+
+def _write_graph(cut: Cut, weights: WeightFile, folder: Path) -> GraphSpec:
+    graph = Graph(cut.name, weights)
+    cut.build(graph)
+    model = graph.model()
+    lint(model)
+    file = f"{GRAPHS}/{cut.name}.onnx"
+    (folder / file).write_bytes(model.SerializeToString())
+    outside = any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer)
+    return GraphSpec(file, (WEIGHTS,) if outside else (), tuple(graph.inputs), tuple(graph.outputs))
+
+
+def _tables(policy: SmolVLAPolicy) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Time tables, every statistic of the checkpoint, and the pair each normaliser uses under the names of its mode."""
+    tables = time_tables(policy)
+    for feature, statistics in policy.settings.statistics.items():
+        tables.update({f"{feature}.{name}": np.ascontiguousarray(value, np.float32) for name, value in statistics.items()})
+    for item in (policy.settings.state, policy.settings.action):
+        names = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}[item.mode]
+        tables.update({f"{item.feature}.{name}": value for name, value in zip(names, (item.low, item.high))})
+    return tables
+
+
+def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
+    settings = policy.settings.tokenizer
+    if settings.pad_id >= policy.backbone.text.vocab_size:
+        raise CheckpointError(
+            f"{settings.folder}: pad token's id is {settings.pad_id}, the backbone knows ids below {policy.backbone.text.vocab_size}; use the policy's own tokenizer"
+        )
+    return TokenizerSpec(
+        file=TOKENIZER,
+        max_length=settings.max_length,
+        padding=settings.padding,
+        padding_side=settings.padding_side,
+        truncation_side=settings.truncation_side,
+        pad_id=settings.pad_id,
+        append_newline=settings.append_newline,
+    )
+
+
+def _joints(policy: SmolVLAPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Joint names and a note that says they are assumed: a checkpoint holds none."""
+    if policy.config.action_dim == len(KOCH_JOINTS):
+        return KOCH_JOINTS, ("a checkpoint names no joints; its six actions are taken for the Koch arm's joints in the order of their ids",)
+    names = tuple(f"joint_{index}" for index in range(policy.config.action_dim))
+    return names, (f"a checkpoint names no joints; its {len(names)} actions are numbered",)
+
+
+def _tools() -> dict[str, str]:
+    return {
+        "vla-edge": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "tokenizers": version("tokenizers"),
+    }

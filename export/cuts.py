@@ -1,0 +1,123 @@
+"""Where SmolVLA is cut into graphs, and the numbers and tables that go with the cuts (POLICY.md §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import PolicySpec
+from vla_edge.errors import ConfigError
+from vla_edge.export import expert, prefix, vision
+from vla_edge.export.attention import heads_of
+from vla_edge.export.graph import Graph
+from vla_edge.export.prefix import Rows
+from vla_edge.policies.expert import expert_width
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.vision import tokens_per_image
+
+MIN_STEPS = 1
+"""The fewest Euler steps that have a time table: a hurried runtime may take one."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One graph: its name and what builds it."""
+
+    name: str
+    build: Callable[[Graph], None]
+
+
+def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
+    """The graphs of `policy`, in the order they run."""
+    model, rows = policy.model, prefix_rows(policy)
+    tower = model.vlm_with_expert.vlm.model
+    cuts = [
+        Cut("vision", partial(vision.build_vision, tower=tower.vision_model, connector=tower.connector, config=policy.backbone, size=image_size(policy))),
+        Cut("prefix", partial(prefix.build_prefix, model=model, rows=rows, with_cls=with_cls)),
+        Cut("state", partial(prefix.build_state, model=model, rows=rows.count, every_layer=policy.config.has_delta)),
+        Cut("expert", partial(expert.build_expert, model=model, rows=rows.count + 1)),
+    ]
+    if policy.config.has_delta:
+        cuts.append(Cut("delta_kv", partial(expert.build_delta_kv, model=model, rows=rows.count + 1)))
+        cuts.append(Cut("delta", partial(expert.build_delta, model=model, rows=rows.count + 1)))
+    return cuts
+
+
+def image_size(policy: SmolVLAPolicy) -> tuple[int, int]:
+    """(height, width) of the network's pictures. ConfigError when unresized cameras differ in size."""
+    target = policy.config.resize_imgs_with_padding
+    if target is not None:
+        return target[1], target[0]
+    sizes = {(camera.height, camera.width) for camera in policy.settings.cameras}
+    if len(sizes) > 1:
+        raise ConfigError(f"cameras have sizes {sorted(sizes)} and resize_imgs_with_padding is null; graphs are static, set one size for all")
+    return sizes.pop()
+
+
+def prefix_rows(policy: SmolVLAPolicy) -> Rows:
+    """How the prefix is made up.
+
+    An empty camera's picture is masked, so its slot exists only where its special tokens, which are not, do.
+    `prefix_length` adds masked rows behind the state's, which nobody reads: it changes nothing here.
+    """
+    height, width = image_size(policy)
+    special = policy.model.special
+    return Rows(
+        slots=len(policy.settings.cameras) + _empty_slots(policy),
+        tokens=tokens_per_image(policy.backbone, height, width),
+        start=len(special.start),
+        end=len(special.end),
+        language=policy.settings.tokenizer.max_length,
+    )
+
+
+def _empty_slots(policy: SmolVLAPolicy) -> int:
+    return policy.config.empty_cameras if policy.model.special.start else 0
+
+
+def policy_spec(policy: SmolVLAPolicy) -> PolicySpec:
+    """The numbers of the policy that the runtime needs."""
+    config, text, rows = policy.config, policy.backbone.text, prefix_rows(policy)
+    plan = policy.model.vlm_with_expert.plan
+    heads = heads_of(policy.model.vlm_with_expert.vlm.model.text_model)
+    height, width = image_size(policy)
+    return PolicySpec(
+        type="smolvla",
+        chunk_size=config.chunk_size,
+        n_action_steps=config.n_action_steps,
+        num_steps=config.num_steps,
+        min_steps=MIN_STEPS,
+        state_dim=config.state_dim,
+        action_dim=config.action_dim,
+        max_state_dim=config.max_state_dim,
+        max_action_dim=config.max_action_dim,
+        image_height=height,
+        image_width=width,
+        tokens_per_image=rows.tokens,
+        image_start_tokens=rows.start,
+        image_end_tokens=rows.end,
+        empty_cameras=_empty_slots(policy),
+        prefix_rows=rows.count,
+        vlm_width=text.hidden_size,
+        expert_width=expert_width(config, text),
+        layers=plan.layers,
+        kv_heads=heads.kv,
+        head_dim=heads.width,
+        self_layers=tuple(index for index, _ in expert.self_layers(plan)),
+        cross_layers=tuple(index for index, _ in expert.cross_layers(plan)),
+        resize_with_padding=config.resize_imgs_with_padding is not None,
+        adapt_to_pi_aloha=config.adapt_to_pi_aloha,
+    )
+
+
+def time_tables(policy: SmolVLAPolicy) -> dict[str, NDArray[np.float32]]:
+    """`time_bias.<n>` float32 [n, E] for every number of steps the runtime may take."""
+    config, path = policy.config, expert.main_path(policy.model)
+    return {
+        f"time_bias.{steps}": path.time_bias(expert.step_times(steps), config.min_period, config.max_period)
+        for steps in range(MIN_STEPS, config.num_steps + 1)
+    }

@@ -1,0 +1,232 @@
+"""The exported graphs against the plain torch policy, stage by stage, on the runtime's own code path.
+
+Each case is one raw observation. Both sides start from it; every stage's
+tensors are compared on the rows that are valid, because padded rows hold
+numbers that nobody reads. The Euler steps are compared velocity by velocity
+from the graph's own x, and the chunk from noise to actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_edge.bundle import Bundle
+from vla_edge.engines.engine import Engine
+from vla_edge.errors import ExportError
+from vla_edge.export.cuts import prefix_rows
+from vla_edge.export.expert import cross_layers, step_times
+from vla_edge.policies.cls import observe
+from vla_edge.policies.config import STATE
+from vla_edge.policies.flow import Inputs, Prefix
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.text import KeyValue
+from vla_edge.runtime.flow import FlowRequest, PythonLoop
+from vla_edge.runtime.prepare import Layout, Preparer, lay_out
+from vla_edge.runtime.prompt import PromptEncoder
+from vla_edge.runtime.stages import Stages
+
+TOLERANCE = 1e-4
+"""max |Δ| over max |torch| of a stage, float32: rounding of another summation order stays ten times below."""
+
+STAGES = ("inputs", "vision", "prefix", "pooled", "cls", "state", "expert", "delta", "chunk", "actions")
+"""In the order in which they run: the first that misses the tolerance is named."""
+
+TASKS = ("Pick up the cube.", "Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One observation with its noise float32 [C, A]; keys as LeRobot names them before `rename_map`."""
+
+    name: str
+    observation: Mapping[str, Any]
+    noise: NDArray[np.float32]
+
+
+class Deviations:
+    """The worst deviation of each stage so far."""
+
+    def __init__(self) -> None:
+        self.worst: dict[str, float] = {}
+
+    def add(self, stage: str, found: NDArray[Any], expected: Tensor) -> None:
+        """max |found − expected| / max |expected|; NaN counts as infinite."""
+        reference = expected.detach().float().numpy()
+        if found.shape != reference.shape:
+            raise ExportError(f"parity: {stage} has shape {found.shape}, torch makes {reference.shape}; this is a fault of the exporter")
+        scale = float(np.abs(reference).max()) or 1.0
+        deviation = float(np.abs(found - reference).max()) / scale
+        self.worst[stage] = max(self.worst.get(stage, 0.0), deviation if np.isfinite(deviation) else np.inf)
+
+
+def compare(policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run all cases; the report for the manifest. ExportError names the first stage over the tolerance."""
+    deviations = Deviations()
+    run = _Run(policy, bundle, engine, deviations)
+    names = []
+    for case in synthetic_cases(policy, bundle):
+        progress(f"compare with torch: {case.name}")
+        run.case(case)
+        names.append(case.name)
+    for stage in STAGES:
+        if deviations.worst.get(stage, 0.0) > TOLERANCE:
+            raise ExportError(
+                f"parity: stage {stage} differs from torch by {deviations.worst[stage]:.2e} of its maximum, at most {TOLERANCE:g} is allowed; nothing was written"
+            )
+    return {
+        "tolerance": TOLERANCE,
+        "measure": "max |difference| / max |torch|, worst case",
+        "stages": {stage: deviations.worst[stage] for stage in STAGES if stage in deviations.worst},
+        "cases": names,
+        "engine": engine.name,
+    }
+
+
+def synthetic_cases(policy: SmolVLAPolicy, bundle: Bundle) -> Iterator[Case]:
+    """Seeded observations: all cameras, other values, then each camera missing in turn."""
+    cameras = bundle.manifest.cameras
+    variants: list[tuple[str, str | None]] = [("all cameras", None), ("all cameras, another observation", None)]
+    if len(cameras) > 1:
+        variants += [(f"without {camera.name}", camera.name) for camera in cameras]
+    for seed, (name, missing) in enumerate(variants):
+        generator = np.random.default_rng(seed)
+        observation: dict[str, Any] = {"task": TASKS[seed % len(TASKS)]}
+        for camera in cameras:
+            picture = _picture(generator, camera.height, camera.width)
+            if camera.name != missing:
+                observation[camera.source] = picture
+        observation[STATE] = _state(policy, generator)
+        shape = (policy.config.chunk_size, policy.config.max_action_dim)
+        yield Case(name, observation, generator.standard_normal(shape, np.float32))
+
+
+def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Large coloured blocks under fine noise, as pictures have both."""
+    blocks = generator.integers(0, 256, (-(-height // 40), -(-width // 40), 3))
+    large = np.repeat(np.repeat(blocks, 40, axis=0), 40, axis=1)[:height, :width]
+    return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def _state(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:
+    """A state inside the training data's spread, in joint units."""
+    by = policy.settings.state
+    unit = generator.uniform(-1, 1, policy.config.state_dim).astype(np.float32)
+    if by.mode == "MEAN_STD":
+        return by.low + unit * by.high
+    return by.low + (unit + 1) / 2 * (by.high - by.low)
+
+
+class _Run:
+    """Both sides, set up once for all cases."""
+
+    def __init__(self, policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, deviations: Deviations) -> None:
+        self._policy, self._model = policy, policy.model
+        self._spec = bundle.manifest.policy
+        self._deviations = deviations
+        self._preparer = Preparer(bundle)
+        self._prompts = PromptEncoder(bundle, allow_truncation=True)
+        self._stages = Stages(bundle, engine)
+        self._loop = PythonLoop(self._stages, self._preparer.tables)
+
+    def case(self, case: Case) -> None:
+        """Compare every stage of one observation."""
+        inputs = self._policy.prepare(self._policy.preprocess(case.observation))
+        layout = self._prepare(case, inputs)
+        prefix, entering_last = self._reference_prefix(inputs)
+        self._loop.encode(True)
+        self._compare_prefix(prefix, entering_last, layout.mask[:-1] == 1)
+        joined = self._model.run_state(prefix, inputs.state)
+        self._compare_state(joined)
+        self._compare_steps(joined, case.noise)
+        report = self._loop.denoise(FlowRequest(self._spec.num_steps, case.noise))
+        assert report.latent is not None
+        latent = self._model.integrate(joined, torch.from_numpy(case.noise)[None], self._spec.num_steps)
+        self._deviations.add("chunk", report.latent, latent[0])
+        actions, _ = self._preparer.actions(report.latent)
+        self._deviations.add("actions", actions, self._policy.postprocess(self._policy.real_actions(latent))[0])
+
+    def _prepare(self, case: Case, inputs: Inputs) -> Layout:
+        """Fill the runtime's buffers from the raw observation and run `vision` for the cameras that are there."""
+        buffers, stages = self._stages.buffers, self._stages
+        images = {name: value for name, value in case.observation.items() if name.startswith("observation.images.")}
+        slots = self._preparer.slots(images)
+        given = iter(inputs.images)
+        buffers["image_tokens"].fill(0)
+        for slot, image in enumerate(slots):
+            if image is None:
+                continue
+            expected = next(given)
+            self._preparer.picture(slot, image, buffers["pixels"])
+            self._deviations.add("inputs", buffers["pixels"], expected)
+            stages.vision(slot)
+            count = self._spec.tokens_per_image
+            tokens = buffers["image_tokens"][:, slot * count : (slot + 1) * count]
+            self._deviations.add("vision", tokens, self._model.embed_images([expected])[0])
+        prompt = self._prompts.encode(case.observation["task"])
+        stages.set_language(prompt.ids)
+        layout = lay_out(self._spec, [image is not None for image in slots], prompt.mask)
+        stages.set_layout(layout)
+        self._preparer.state(case.observation[STATE], buffers["state"])
+        self._deviations.add("inputs", buffers["state"], inputs.state)
+        return layout
+
+    def _reference_prefix(self, inputs: Inputs) -> tuple[Prefix, Tensor]:
+        """Torch's prefix without the state, and the rows [rows, H] that enter the last text layer."""
+        seen: list[Tensor] = []
+        norm = self._model.vlm_with_expert.vlm.model.text_model.layers[-1].input_layernorm
+        hook = norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        try:
+            tokens = self._model.embed_images(inputs.images)
+            rows, mask = self._model.embed_prefix(tokens, inputs.image_masks, inputs.token_ids, inputs.token_mask)
+            prefix = self._model.run_prefix(rows, mask)
+        finally:
+            hook.remove()
+        return prefix, seen[0][0]
+
+    def _compare_prefix(self, prefix: Prefix, entering_last: Tensor, valid: NDArray[np.bool_]) -> None:
+        buffers, mask = self._stages.buffers, prefix.mask[0]
+        for name, expected in self._caches(prefix.cache):
+            self._deviations.add("prefix", buffers[name][:, :-1][:, valid], expected[mask].transpose(0, 1))
+        pictures = prefix_rows(self._policy).pictures()[valid] == 1
+        self._deviations.add("pooled", buffers["pooled"], entering_last[mask][torch.from_numpy(pictures)].mean(dim=0))
+        if "cls" in buffers:
+            self._deviations.add("cls", buffers["cls"], observe(self._model, prefix)[0])
+
+    def _compare_state(self, joined: Prefix) -> None:
+        buffers = self._stages.buffers
+        own = [KeyValue(cache.key[:, -1:], cache.value[:, -1:]) for cache in joined.cache]
+        for name, expected in self._caches(own):
+            if f"state_{name}" in buffers:
+                self._deviations.add("state", buffers[f"state_{name}"], expected.transpose(0, 1))
+                self._deviations.add("state", buffers[name][:, -1:], expected.transpose(0, 1))
+
+    def _compare_steps(self, joined: Prefix, noise: NDArray[np.float32]) -> None:
+        """The velocity of each step at the graph's own x: with dt = 1 a step adds it undivided."""
+        buffers, steps = self._stages.buffers, self._spec.num_steps
+        table = self._preparer.tables[f"time_bias.{steps}"]
+        x = noise.copy()
+        for index, time in enumerate(step_times(steps)):
+            buffers["x"][0], buffers["time_bias"][0], buffers["dt"][0] = x, table[index], 1.0
+            self._stages.step()
+            velocity = buffers["x_next"][0] - x
+            expected = self._model.denoise_step(joined, torch.from_numpy(x)[None], torch.tensor([time]))
+            self._deviations.add("expert", velocity, expected[0])
+            x = x - velocity / np.float32(steps)
+
+    def _caches(self, caches: Sequence[KeyValue]) -> Iterator[tuple[str, Tensor]]:
+        """(tensor name, [rows, kv heads, head width]) of text layers and of cross-attending expert layers."""
+        for index in range(self._spec.layers):
+            yield f"k{index:02d}", caches[index].key[0]
+            yield f"v{index:02d}", caches[index].value[0]
+        expert = self._model.vlm_with_expert.lm_expert
+        for index, number in cross_layers(self._model.vlm_with_expert.plan):
+            own = expert.layers[number].self_attn.project_cache(caches[index])
+            yield f"ek{index:02d}", own.key[0]
+            yield f"ev{index:02d}", own.value[0]

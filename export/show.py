@@ -1,0 +1,104 @@
+"""What a bundle holds, as tables for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+from vla_edge.bundle import Bundle, open_bundle
+
+
+_ORDER = ("vision", "prefix", "state", "expert", "delta_kv", "delta")
+
+
+def summary(bundle: Bundle) -> dict[str, object]:
+    """The bundle's figures for `--json`."""
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "digest": bundle.digest,
+        "bytes": sum((bundle.path / name).stat().st_size for name in manifest.files),
+        "graphs": {name: _figures(bundle, name) for name in manifest.graphs},
+        "parity": dict(manifest.parity),
+        "gate": dict(manifest.gate),
+        "notes": list(manifest.notes),
+    }
+
+
+def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
+    """Check every file of the bundle at `path` and print its graphs; with `detail` also policy, cameras and tensors.
+
+    BundleError: a file is missing or differs from its hash.
+    """
+    bundle = open_bundle(path)
+    bundle.verify()
+    if detail:
+        _print_policy(bundle, console)
+    table = Table(title=f"{path.name} · {bundle.digest[:12]}")
+    table.add_column("graph")
+    for name in ("nodes", "parameters", "weights MB", "precision", "worst parity"):
+        table.add_column(name, justify="right")
+    stages = bundle.manifest.parity.get("stages", {})
+    precision = bundle.manifest.precision.get("graphs", {})
+    for name in sorted(bundle.manifest.graphs, key=_turn):
+        figures = _figures(bundle, name)
+        worst = f"{stages[name]:.1e}" if name in stages else ""
+        table.add_row(name, str(figures["nodes"]), f"{figures['parameters'] / 1e6:.2f} M", f"{figures['bytes'] / 1e6:.1f}", precision.get(name, ""), worst)
+    console.print(table)
+    size = sum((path / name).stat().st_size for name in bundle.manifest.files)
+    chunk = f", chunk parity {stages['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})" if "chunk" in stages else ""
+    console.print(f"{size / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")
+    for note in bundle.manifest.notes:
+        console.print(f"note: {note}", markup=False)
+    return bundle
+
+
+def _figures(bundle: Bundle, name: str) -> dict[str, int]:
+    """Nodes, parameters and weight bytes of one graph; what graphs share counts in each."""
+    graph = onnx.load_from_string(bytes(bundle.read(bundle.manifest.graphs[name].file))).graph
+    weights = [item for item in graph.initializer if item.data_type != onnx.TensorProto.INT64]
+    elements = [_elements(item) for item in weights]
+    sizes = [count * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize for item, count in zip(weights, elements)]
+    return {"nodes": len(graph.node), "parameters": sum(elements), "bytes": sum(sizes)}
+
+
+def _turn(name: str) -> int:
+    """When a graph runs, for sorting."""
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count
+
+
+def _print_policy(bundle: Bundle, console: Console) -> None:
+    manifest, policy = bundle.manifest, bundle.manifest.policy
+    facts = Table(show_header=False, title="policy")
+    facts.add_row("type", f"{policy.type}, {policy.layers} text layers, self {list(policy.self_layers)}, cross {list(policy.cross_layers)}")
+    facts.add_row("chunk", f"{policy.chunk_size} actions, {policy.n_action_steps} executed, {policy.min_steps} to {policy.num_steps} flow steps")
+    facts.add_row("pictures", f"{policy.image_width}×{policy.image_height}, {policy.tokens_per_image} tokens each")
+    for camera in manifest.cameras:
+        renamed = f" (from {camera.source})" if camera.source != camera.name else ""
+        facts.add_row("camera", f"{camera.name}{renamed} {camera.width}×{camera.height}")
+    facts.add_row("joints", f"{', '.join(manifest.joints)} [{manifest.joint_units}]")
+    facts.add_row("language", f"{manifest.tokenizer.max_length} tokens, padding {manifest.tokenizer.padding} {manifest.tokenizer.padding_side}")
+    for item in manifest.normalization:
+        facts.add_row("normalisation", f"{item.feature}: {item.mode}")
+    facts.add_row("gate", str(manifest.gate.get("kind")))
+    facts.add_row("checkpoint", f"{manifest.checkpoint.get('name')} {str(manifest.checkpoint.get('sha256'))[:12]}")
+    facts.add_row("made with", ", ".join(f"{name} {number}" for name, number in manifest.tools.items()))
+    console.print(facts)
+    tensors = Table(title="tensors")
+    for column in ("graph", "", "tensor", "type", "shape"):
+        tensors.add_column(column)
+    for name, graph in sorted(manifest.graphs.items(), key=lambda item: _turn(item[0])):
+        for kind, specs in (("in", graph.inputs), ("out", graph.outputs)):
+            for spec in specs:
+                tensors.add_row(name, kind, spec.name, spec.dtype, "×".join(str(size) for size in spec.shape))
+    console.print(tensors)
