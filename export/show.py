@@ -10,7 +10,6 @@ from rich.table import Table
 
 from vla_edge.bundle import Bundle, open_bundle
 
-
 _ORDER = ("vision", "prefix", "state", "expert", "delta_kv", "delta")
 
 
