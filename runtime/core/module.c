@@ -12,6 +12,9 @@ static int (*const bindings[])(PyObject *module) = {
     bind_ort,
     bind_flow,
     bind_bus,
+    bind_ring,
+    bind_status,
+    bind_pilot,
     NULL,
 };
 

@@ -21,5 +21,8 @@ int module_add_type(PyObject *module, const char *name, PyTypeObject *type);
 int bind_ort(PyObject *module);
 int bind_flow(PyObject *module);
 int bind_bus(PyObject *module);
+int bind_ring(PyObject *module);
+int bind_status(PyObject *module);
+int bind_pilot(PyObject *module);
 
 #endif

@@ -10,7 +10,7 @@ static const uint64_t magic = 0x31474e4952414c56; /* "VLARING1" */
 enum { CHECKED_BYTES = offsetof(ring_slot, crc) - offsetof(ring_slot, index) };
 enum { COPIED_WORDS = (offsetof(ring_slot, reserved) - offsetof(ring_slot, index)) / 4 };
 
-int ring_open(shared_file *file, const char *path)
+int ring_open(shared_file *file, const char *path, bool writer)
 {
     int failure = shared_open(file, path, sizeof(ring_file), true);
     if (failure != 0)
@@ -18,6 +18,8 @@ int ring_open(shared_file *file, const char *path)
     ring_file *ring = file->memory;
     shared_store(&ring->bytes, sizeof(ring_file));
     shared_store(&ring->magic, magic); /* both sides write the same */
+    if (!writer)
+        shared_seal(file);
     return 0;
 }
 

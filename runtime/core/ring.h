@@ -16,6 +16,7 @@ enum { RING_SLOTS = 8 };
 typedef struct {
     int64_t p99_ns;          /* measured p99 of an inference, 0: not measured yet */
     uint64_t plan_then_move; /* 1: this host waits for rest chunks; 0: replans while moving */
+    int64_t dropped_through; /* chunks of observations up to this sequence are void: the scene changed; 0: none */
 } ring_notice;
 
 typedef struct {
@@ -36,8 +37,8 @@ typedef struct {
     ring_slot slots[RING_SLOTS];
 } ring_file;
 
-/* Maps the file; either side may come first. 0 or an errno. */
-int ring_open(shared_file *file, const char *path);
+/* Maps the file, made by whichever side comes first; only the writer's mapping can be written. 0 or an errno. */
+int ring_open(shared_file *file, const char *path, bool writer);
 
 void ring_write(ring_file *ring, const chunk *data);
 void ring_announce(ring_file *ring, const ring_notice *notice);

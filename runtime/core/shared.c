@@ -41,6 +41,12 @@ void shared_close(shared_file *self)
     self->memory = NULL;
 }
 
+void shared_seal(shared_file *self)
+{
+    if (mprotect(self->memory, self->bytes, PROT_READ) == 0)
+        self->writable = false;
+}
+
 void shared_prefault(void *memory, size_t bytes)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);

@@ -23,6 +23,8 @@ typedef struct {
  * 0, or the errno of what failed; EINVAL when a reader finds a file of another size. */
 int shared_open(shared_file *self, const char *path, size_t bytes, bool writable);
 void shared_close(shared_file *self);
+/* From here on this process can only read it. */
+void shared_seal(shared_file *self);
 
 /* Touches every page of a mapping for writing, leaving its bytes as they are. */
 void shared_prefault(void *memory, size_t bytes);

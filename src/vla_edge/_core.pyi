@@ -1,9 +1,14 @@
 """The C extension: control core, servo bus, native engine sessions. Sources in runtime/core and robot/bus."""
 
+from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_edge.contract import Chunk
+from vla_edge.runtime.settings import ControlSettings
 
 class OrtRuntime:
     """ONNX Runtime opened from its shared library: one environment, one thread pool for all sessions.
@@ -60,3 +65,64 @@ class Flow:
         signal: NDArray[np.int32] | None = None,
     ) -> tuple[bool, tuple[int, ...]]:
         """(abandoned, nanoseconds of each step that ran); the result lies in x after an even number of steps."""
+
+class RingWriter:
+    """Writing end of `chunks.ring`; makes the file when it is not there. OSError: it cannot be mapped."""
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def write(self, chunk: Chunk) -> None:
+        """actions: float32 [n <= 256, k <= 8], C-contiguous; whether it suits the arm is control's to judge."""
+    def announce(self, p99_ns: int, plan_then_move: bool, dropped_through: int = -1) -> None:
+        """p99 of an inference (sets age limit and latch time); whether this host waits for rest chunks;
+        chunks of observations up to `dropped_through` are void (the scene changed)."""
+
+class RingReader:
+    """Reading end for tests and tools; starts behind everything written so far."""
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def take(self) -> tuple[int, dict[str, Any] | None] | None:
+        """(chunk verdict, chunk as a dict with its actions as bytes), None when there is none."""
+    def notice(self) -> tuple[int, bool, int] | None: ...
+
+class StateReader:
+    """`control.state`. OSError ENOENT: control never ran here; EINVAL: of another build."""
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def read(self) -> dict[str, Any] | None:
+        """The newest status, None before the first. Fields: runtime/core/status.h; times CLOCK_MONOTONIC ns;
+        state, reason, verdict as words; positions in joint units, present and goals in counts;
+        reading_tick and reading_ns date positions; chunks and verdicts are counters by name."""
+
+class Pilot:
+    """One tick's decision (schedule and guard) with time as an argument: the control loop without bus and clock.
+
+    settings: runtime.settings.ControlSettings. ValueError: a limit the guard cannot keep, with the joint's index.
+    """
+
+    rest_ticks: int
+    """ticks in which any hold has come to rest"""
+    step_limits: list[tuple[int, int, int, int, int]]
+    """per joint: soft minimum and maximum (counts), velocity (counts/tick), acceleration, jerk"""
+
+    def __init__(self, settings: ControlSettings) -> None: ...
+    def tick(
+        self,
+        tick: int,
+        now_ns: int,
+        positions: Sequence[int] | None,
+        chunks: Sequence[Chunk] = (),
+        command: int = 0,
+        p99_ns: int = 0,
+        plan_then_move: bool = False,
+        dropped_through: int = -1,
+        read_result: int = -1,
+        reading_ns: int = -1,
+        alerts: Sequence[int] | None = None,
+        watchdog: bool = False,
+        unplugged: bool = False,
+    ) -> dict[str, Any]:
+        """positions: counts read in this tick, None: no reading. command: contract.Command.
+
+        Returns state, reason, joint, latched, answer, action (what was due, joint units), action_sequence,
+        action_index, verdict, verdict_joint, verdicts, goals (counts), write (they go to the bus), torque
+        (0 keep, 1 on, 2 off), clear_watchdog, done, chunks (verdict name of each chunk offered)."""

@@ -104,3 +104,16 @@ class Verdict(IntEnum):
     REFUSED_NOT_FINITE = 7
     REFUSED_JOINTS = 8
     REFUSED_NO_READING = 9
+
+
+class Command(IntEnum):
+    """What an operator can ask of control; the same numbers as `pilot_command` in C."""
+
+    NONE = 0
+    PING = 1
+    ARM = 2
+    HOLD = 3
+    PARK = 4
+    STOP = 5
+    TORQUE_OFF = 6
+    TORQUE_OFF_NOW = 7

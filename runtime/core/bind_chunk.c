@@ -1,0 +1,198 @@
+#include "bind_chunk.h"
+
+#include <string.h>
+
+int put(PyObject *dict, const char *name, PyObject *value)
+{
+    if (value == NULL)
+        return -1;
+    int failed = PyDict_SetItemString(dict, name, value);
+    Py_DECREF(value);
+    return failed;
+}
+
+PyObject *tuple_of_int32(const int32_t *values, int n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    for (int i = 0; tuple != NULL && i < n; i++)
+        PyTuple_SET_ITEM(tuple, i, PyLong_FromLong(values[i]));
+    return tuple;
+}
+
+PyObject *tuple_of_float(const float *values, int n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    for (int i = 0; tuple != NULL && i < n; i++)
+        PyTuple_SET_ITEM(tuple, i, PyFloat_FromDouble((double)values[i]));
+    return tuple;
+}
+
+int counts_from_python(PyObject *object, int32_t counts[ARM_JOINTS])
+{
+    PyObject *fast = PySequence_Fast(object, "joint counts must be a sequence");
+    if (fast == NULL)
+        return -1;
+    if (PySequence_Fast_GET_SIZE(fast) != ARM_JOINTS)
+        PyErr_Format(PyExc_ValueError, "%zd joint counts where the arm has %d joints", PySequence_Fast_GET_SIZE(fast), ARM_JOINTS);
+    for (int i = 0; i < ARM_JOINTS && !PyErr_Occurred(); i++)
+        counts[i] = (int32_t)PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
+    Py_DECREF(fast);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int digest_from_python(PyObject *text, uint8_t digest[DIGEST_BYTES])
+{
+    Py_ssize_t size;
+    const char *hex = PyUnicode_AsUTF8AndSize(text, &size);
+    if (hex == NULL)
+        return -1;
+    for (int i = 0; i < DIGEST_BYTES && size == 2 * DIGEST_BYTES; i++) {
+        char pair[3] = {hex[2 * i], hex[2 * i + 1], 0};
+        char *end;
+        digest[i] = (uint8_t)strtoul(pair, &end, 16);
+        if (end != pair + 2)
+            size = -1;
+    }
+    if (size != 2 * DIGEST_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "a bundle digest is 64 hexadecimal digits");
+        return -1;
+    }
+    return 0;
+}
+
+static long long integer(PyObject *object, const char *name)
+{
+    PyObject *value = PyErr_Occurred() ? NULL : PyObject_GetAttrString(object, name);
+    long long number = value == NULL ? 0 : PyLong_AsLongLong(value);
+    Py_XDECREF(value);
+    return number;
+}
+
+static double real(PyObject *object, const char *name)
+{
+    PyObject *value = PyErr_Occurred() ? NULL : PyObject_GetAttrString(object, name);
+    double number = value == NULL ? 0 : PyFloat_AsDouble(value);
+    Py_XDECREF(value);
+    return number;
+}
+
+int chunk_from_python(PyObject *object, chunk *out)
+{
+    memset(out, 0, sizeof *out);
+    out->kind = (uint32_t)integer(object, "kind");
+    out->session = (uint64_t)integer(object, "session");
+    out->observation_sequence = integer(object, "observation_sequence");
+    out->observation_tick = integer(object, "observation_tick");
+    out->observation_ns = integer(object, "observation_ns");
+    if (PyErr_Occurred())
+        return -1;
+    PyObject *digest = PyObject_GetAttrString(object, "bundle_digest");
+    int failed = digest == NULL || digest_from_python(digest, out->digest) < 0;
+    Py_XDECREF(digest);
+    if (failed)
+        return -1;
+
+    PyObject *actions = PyObject_GetAttrString(object, "actions");
+    if (actions == NULL)
+        return -1;
+    Py_buffer buffer;
+    failed = PyObject_GetBuffer(actions, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT);
+    Py_DECREF(actions);
+    if (failed)
+        return -1;
+    if (buffer.ndim != 2 || buffer.format == NULL || strcmp(buffer.format, "f") != 0) {
+        PyErr_SetString(PyExc_ValueError, "actions must be float32 [n, joints]");
+        failed = -1;
+    } else if (buffer.shape[0] > CHUNK_ACTIONS_MAX || buffer.shape[1] > CHUNK_JOINTS_MAX) {
+        PyErr_Format(PyExc_ValueError, "actions [%zd, %zd] do not fit a chunk of %d x %d", buffer.shape[0], buffer.shape[1],
+                     CHUNK_ACTIONS_MAX, CHUNK_JOINTS_MAX);
+        failed = -1;
+    } else {
+        out->n = (uint32_t)buffer.shape[0];
+        out->joints = (uint32_t)buffer.shape[1];
+        memcpy(out->actions, buffer.buf, (size_t)buffer.len);
+    }
+    PyBuffer_Release(&buffer);
+    return failed;
+}
+
+PyObject *chunk_to_python(const chunk *data)
+{
+    char digest[2 * DIGEST_BYTES + 1];
+    for (int i = 0; i < DIGEST_BYTES; i++)
+        PyOS_snprintf(digest + 2 * i, 3, "%02x", data->digest[i]);
+    return Py_BuildValue("{s:I,s:K,s:s,s:L,s:L,s:L,s:I,s:I,s:y#}", "kind", data->kind, "session", (unsigned long long)data->session,
+                         "bundle_digest", digest, "observation_sequence", (long long)data->observation_sequence,
+                         "observation_tick", (long long)data->observation_tick, "observation_ns", (long long)data->observation_ns,
+                         "n", data->n, "joints", data->joints, "actions", (const char *)data->actions,
+                         (Py_ssize_t)(data->n * data->joints * sizeof(float)));
+}
+
+static int limits_from_python(PyObject *object, guard_limits *out, int32_t *rest_counts)
+{
+    *out = (guard_limits){
+        .position_min = (int32_t)integer(object, "position_min"),
+        .position_max = (int32_t)integer(object, "position_max"),
+        .velocity = real(object, "velocity"),
+        .acceleration = real(object, "acceleration"),
+        .jerk = real(object, "jerk"),
+        .step = (int32_t)integer(object, "step"),
+        .tracking = (int32_t)integer(object, "tracking"),
+        .scale = real(object, "scale"),
+        .offset = real(object, "offset"),
+    };
+    *rest_counts = (int32_t)integer(object, "rest");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int pilot_config_from_python(PyObject *object, pilot_config *out)
+{
+    memset(out, 0, sizeof *out);
+    out->period_ns = integer(object, "period_ns");
+    out->patience_min_ns = integer(object, "patience_min_ns");
+    out->patience_max_ns = integer(object, "patience_max_ns");
+    out->reads_latch_ns = integer(object, "reads_latch_ns");
+    out->park_speed = real(object, "park_speed");
+    out->schedule.session = (uint64_t)integer(object, "session");
+    out->schedule.handover = (schedule_handover)integer(object, "handover");
+    out->schedule.blend_ticks = (int32_t)integer(object, "blend_ticks");
+    if (PyErr_Occurred())
+        return -1;
+    if (out->period_ns < 1000000 || out->period_ns > 200000000) {
+        PyErr_SetString(PyExc_ValueError, "the period must be 1 ms to 200 ms");
+        return -1;
+    }
+    PyObject *digest = PyObject_GetAttrString(object, "bundle_digest");
+    int failed = digest == NULL || digest_from_python(digest, out->schedule.digest) < 0;
+    Py_XDECREF(digest);
+    if (failed)
+        return -1;
+    PyObject *park = PyObject_GetAttrString(object, "park");
+    out->has_park = park != NULL && park != Py_None;
+    failed = park == NULL || (out->has_park && counts_from_python(park, out->park) < 0);
+    Py_XDECREF(park);
+    if (failed)
+        return -1;
+    PyObject *limits = PyObject_GetAttrString(object, "limits");
+    PyObject *fast = limits == NULL ? NULL : PySequence_Fast(limits, "limits must be a sequence");
+    Py_XDECREF(limits);
+    if (fast == NULL)
+        return -1;
+    failed = PySequence_Fast_GET_SIZE(fast) != ARM_JOINTS;
+    if (failed)
+        PyErr_Format(PyExc_ValueError, "limits of %zd joints where the arm has %d", PySequence_Fast_GET_SIZE(fast), ARM_JOINTS);
+    for (int i = 0; i < ARM_JOINTS && !failed; i++)
+        failed = limits_from_python(PySequence_Fast_GET_ITEM(fast, i), &out->limits[i], &out->schedule.rest_counts[i]) < 0;
+    Py_DECREF(fast);
+    return failed ? -1 : 0;
+}
+
+void set_guard_config_error(guard_config_error error, int joint)
+{
+    static const char *const facts[] = {
+        [GUARD_CONFIG_RANGE] = "its soft limits, tracking limit or map from joint units to counts are out of range",
+        [GUARD_CONFIG_RATE] = "its velocity, acceleration, jerk or step limit is below one count at this rate",
+        [GUARD_CONFIG_REST] = "its limits would need too many ticks to bring it to rest",
+    };
+    PyErr_Format(PyExc_ValueError, "joint %d: %s", joint, facts[error]);
+}

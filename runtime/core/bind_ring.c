@@ -1,0 +1,149 @@
+/* `_core.RingWriter` and `_core.RingReader`: chunks and the notice of inference. */
+#include "module.h"
+#include "bind_chunk.h"
+
+#include "ring.h"
+
+typedef struct {
+    PyObject_HEAD
+    shared_file file;
+} RingWriter;
+
+static int RingWriter_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"path", NULL};
+    RingWriter *self = (RingWriter *)object;
+    PyObject *path;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
+        return -1;
+    shared_close(&self->file);
+    int failure = ring_open(&self->file, PyBytes_AS_STRING(path), true);
+    if (failure != 0) {
+        errno = failure;
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+    }
+    Py_DECREF(path);
+    return failure ? -1 : 0;
+}
+
+static void RingWriter_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    shared_close(&((RingWriter *)object)->file);
+    type->tp_free(object);
+}
+
+static PyObject *RingWriter_write(PyObject *object, PyObject *argument)
+{
+    chunk data;
+    if (chunk_from_python(argument, &data) < 0)
+        return NULL;
+    ring_write(((RingWriter *)object)->file.memory, &data);
+    Py_RETURN_NONE;
+}
+
+static PyObject *RingWriter_announce(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"p99_ns", "plan_then_move", "dropped_through", NULL};
+    long long p99_ns, dropped_through = -1;
+    int plan_then_move;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Lp|L", names, &p99_ns, &plan_then_move, &dropped_through))
+        return NULL;
+    ring_notice notice = {.p99_ns = p99_ns, .plan_then_move = (uint64_t)plan_then_move, .dropped_through = dropped_through};
+    ring_announce(((RingWriter *)object)->file.memory, &notice);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef RingWriter_methods[] = {
+    {"write", RingWriter_write, METH_O, "Write one chunk."},
+    {"announce", (PyCFunction)(void (*)(void))RingWriter_announce, METH_VARARGS | METH_KEYWORDS, "Tell how long an inference takes."},
+    {NULL},
+};
+
+static PyTypeObject RingWriter_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.RingWriter",
+    .tp_basicsize = sizeof(RingWriter),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = RingWriter_init,
+    .tp_dealloc = RingWriter_dealloc,
+    .tp_methods = RingWriter_methods,
+};
+
+typedef struct {
+    PyObject_HEAD
+    shared_file file;
+    ring_reader reader;
+} RingReader;
+
+static int RingReader_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"path", NULL};
+    RingReader *self = (RingReader *)object;
+    PyObject *path;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
+        return -1;
+    shared_close(&self->file);
+    int failure = ring_open(&self->file, PyBytes_AS_STRING(path), false);
+    if (failure != 0) {
+        errno = failure;
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+    } else {
+        ring_reader_start(&self->reader, self->file.memory);
+    }
+    Py_DECREF(path);
+    return failure ? -1 : 0;
+}
+
+static void RingReader_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    shared_close(&((RingReader *)object)->file);
+    type->tp_free(object);
+}
+
+static PyObject *RingReader_take(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    chunk data;
+    ring_result result = ring_take(&((RingReader *)object)->reader, &data);
+    if (result == RING_EMPTY)
+        Py_RETURN_NONE;
+    chunk_verdict verdict = result == RING_TORN ? CHUNK_TORN : ring_check(&data, ARM_JOINTS);
+    if (verdict != CHUNK_TAKEN)
+        return Py_BuildValue("(iO)", (int)verdict, Py_None);
+    return Py_BuildValue("(iN)", (int)verdict, chunk_to_python(&data));
+}
+
+static PyObject *RingReader_notice(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    ring_notice notice;
+    if (!ring_notice_read(&((RingReader *)object)->reader, &notice))
+        Py_RETURN_NONE;
+    return Py_BuildValue("(LOL)", (long long)notice.p99_ns, notice.plan_then_move ? Py_True : Py_False,
+                         (long long)notice.dropped_through);
+}
+
+static PyMethodDef RingReader_methods[] = {
+    {"take", RingReader_take, METH_NOARGS, "The next chunk with its verdict, or None."},
+    {"notice", RingReader_notice, METH_NOARGS, "p99_ns, plan_then_move, dropped_through."},
+    {NULL},
+};
+
+static PyTypeObject RingReader_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.RingReader",
+    .tp_basicsize = sizeof(RingReader),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = RingReader_init,
+    .tp_dealloc = RingReader_dealloc,
+    .tp_methods = RingReader_methods,
+};
+
+int bind_ring(PyObject *module)
+{
+    if (module_add_type(module, "RingWriter", &RingWriter_type) < 0)
+        return -1;
+    return module_add_type(module, "RingReader", &RingReader_type);
+}

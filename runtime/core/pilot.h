@@ -1,0 +1,131 @@
+/* One tick's decision: readings, command and chunks in, goals out. Pure.
+ *
+ * The loop, the lockstep simulation and the replay of a flight record all call
+ * `pilot_tick` with the same inputs and get the same goals, byte for byte.
+ *
+ * States
+ *   DISARMED  no torque asked for; nothing is written.
+ *   PLANNING  armed, at rest or slowing down, waiting for a first or rest chunk.
+ *   MOVING    an action was due at this tick.
+ *   HOLD      no action is due; after the latch time, on `hold`, and after a
+ *             longer loss of readings it is latched: `arm` is needed.
+ *   PARKING   a slow move to the parking pose through the guard.
+ *   FAULT     goals slow down to rest; `arm` is needed, and the cause gone.
+ */
+#ifndef VLA_PILOT_H
+#define VLA_PILOT_H
+
+#include "guard.h"
+#include "schedule.h"
+
+typedef enum {
+    PILOT_DISARMED,
+    PILOT_PLANNING,
+    PILOT_MOVING,
+    PILOT_HOLD,
+    PILOT_PARKING,
+    PILOT_FAULT,
+} pilot_state;
+
+typedef enum {
+    REASON_NONE,
+    REASON_OPERATOR,    /* hold or stop was asked for */
+    REASON_NO_ACTION,   /* no chunk came within the latch time */
+    REASON_READS_LOST,  /* three readings in a row, or half a second of them */
+    REASON_ALERT,       /* a servo reports a hardware alert */
+    REASON_UNPLUGGED,   /* the bus is gone */
+    REASON_WATCHDOG,    /* a servo's bus watchdog had stopped it */
+    REASON_OUTSIDE,     /* a joint lies outside its soft limits, so the arm cannot be armed */
+    REASON_MALFORMED,   /* a chunk of wrong shape or with values that are not finite */
+    REASON_PARKED,
+    REASON_TORQUE,      /* a servo did not take the torque command */
+} pilot_reason;
+
+typedef enum {
+    COMMAND_NONE,
+    COMMAND_PING,
+    COMMAND_ARM,
+    COMMAND_HOLD,
+    COMMAND_PARK,
+    COMMAND_STOP,           /* slow down, park where a pose is known, end the loop */
+    COMMAND_TORQUE_OFF,     /* only when parked or disarmed */
+    COMMAND_TORQUE_OFF_NOW, /* at once, wherever the arm is: it may fall */
+} pilot_command;
+
+typedef enum { ANSWER_NONE, ANSWER_DONE, ANSWER_BUSY, ANSWER_NOT_ARMED, ANSWER_NOT_PARKED, ANSWER_NO_POSE, ANSWER_FAULT, ANSWER_OUTSIDE } pilot_answer;
+
+typedef enum { TORQUE_KEEP, TORQUE_ON, TORQUE_OFF } pilot_torque;
+
+typedef struct {
+    guard_limits limits[ARM_JOINTS];
+    schedule_config schedule;
+    int64_t period_ns;
+    int64_t patience_min_ns; /* least age limit and latch time (2 s) */
+    int64_t patience_max_ns; /* most of both, whatever inference announces */
+    int64_t reads_latch_ns;  /* readings lost this long latch the hold (0.5 s) */
+    bool has_park;
+    int32_t park[ARM_JOINTS]; /* counts */
+    double park_speed;        /* counts/s */
+} pilot_config;
+
+/* Everything that differs from tick to tick, and nothing else decides: what the record keeps. */
+typedef struct {
+    int64_t tick;
+    int64_t now_ns;
+    arm_result read_result;
+    arm_reading reading;      /* valid with ARM_OK and ARM_ALERT */
+    bool watchdog;            /* a servo's bus watchdog was found tripped */
+    bool unplugged;           /* a write of the last tick found no bus */
+    bool torque_failed;       /* so did not every servo take the last torque command */
+    pilot_command command;
+    bool malformed;           /* a chunk that ring_check refused came */
+    int64_t patience_ns;      /* 3 x p99 of an inference as announced, 0: none */
+    bool plan_then_move;
+    int64_t dropped_through;  /* ring_notice */
+} pilot_input;
+
+typedef struct {
+    pilot_state state;
+    pilot_reason reason;
+    int32_t joint; /* of the reason, -1: none */
+    bool latched;
+    pilot_answer answer; /* to the command */
+    schedule_action action;
+    guard_result guard;
+    bool write;          /* guard.goals go to the bus */
+    pilot_torque torque; /* after the goals were written */
+    bool clear_watchdog; /* before the goals are written */
+    bool done;           /* stopped: the loop ends */
+} pilot_output;
+
+typedef struct {
+    pilot_config config;
+    guard guard;
+    schedule schedule;
+    pilot_state state;
+    pilot_reason reason;
+    int32_t joint;
+    bool latched;
+    bool moved;          /* a chunk was executed since arming */
+    bool torque;         /* asked for by us */
+    bool stopping;
+    bool present_known;
+    int32_t present[ARM_JOINTS];
+    int64_t present_ns;
+    int64_t patience_ns; /* age limit and latch time in force */
+    int64_t idle_ns;     /* since when no action has been due */
+    int64_t lost_ns;     /* since when readings are lost, -1: they are not */
+    int32_t lost;        /* readings lost in a row */
+    double parking[ARM_JOINTS]; /* where the slow move has come to, counts */
+} pilot;
+
+guard_config_error pilot_init(pilot *self, const pilot_config *config, int *joint);
+
+/* First part of a tick: takes note of reading and command. */
+void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output);
+/* Offers a chunk of the right shape, any number of times between begin and end. */
+chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *data);
+/* Last part of a tick: the goals. */
+void pilot_end(pilot *self, const pilot_input *input, pilot_output *output);
+
+#endif

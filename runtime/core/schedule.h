@@ -1,0 +1,82 @@
+/* Which action of which chunk is due at this tick.
+ *
+ * moving: action i is due i ticks after the tick of the observation's joint
+ * reading; a late chunk loses its past actions. rest: action 0 is due at the
+ * tick of acceptance, and only when nothing moved since the observation: every
+ * goal constant from before that tick on, and |present - observed| below a limit.
+ *
+ * Where two chunks overlap the new one takes over at once (`replace`; also for
+ * chunks that inference already led into the old one), or over some ticks
+ * (`blend`).
+ */
+#ifndef VLA_SCHEDULE_H
+#define VLA_SCHEDULE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "arm.h"
+#include "chunk.h"
+
+enum { SCHEDULE_HISTORY = 4096 }; /* ticks of which the reading is known: 40 s at 100 Hz */
+
+typedef enum { HANDOVER_REPLACE = 0, HANDOVER_BLEND = 1 } schedule_handover;
+
+typedef struct {
+    uint64_t session;
+    uint8_t digest[DIGEST_BYTES];
+    schedule_handover handover;
+    int32_t blend_ticks;            /* ticks over which `blend` takes over */
+    int32_t rest_counts[ARM_JOINTS]; /* |present - observed| of a rest chunk */
+} schedule_config;
+
+typedef struct {
+    int64_t tick;
+    int64_t time_ns;
+    int32_t position[ARM_JOINTS];
+} schedule_reading;
+
+typedef struct {
+    chunk data;
+    int64_t start; /* tick at which action 0 is due */
+    bool present;
+} schedule_plan;
+
+typedef struct {
+    schedule_config config;
+    schedule_plan plans[2];
+    int current;             /* the plan in force; the other is the one it took over from */
+    int64_t taken_tick;      /* when it took over */
+    int64_t last_sequence;   /* newest observation a chunk was taken of */
+    int64_t armed_tick;      /* observations before it count for nothing */
+    int64_t goal_moved_tick; /* last tick whose goal differed from the one before */
+    schedule_reading readings[SCHEDULE_HISTORY]; /* at tick % SCHEDULE_HISTORY */
+} schedule;
+
+typedef struct {
+    int64_t tick;
+    int64_t now_ns;
+    int64_t age_limit_ns;
+    const int32_t *present; /* counts, NULL: not known */
+} schedule_view;
+
+typedef struct {
+    bool due;
+    float action[ARM_JOINTS]; /* joint units */
+    int64_t sequence;         /* of the chunk's observation */
+    int32_t index;            /* of the action in the chunk */
+} schedule_action;
+
+void schedule_init(schedule *self, const schedule_config *config);
+/* Forgets plans and sequence: what was observed before `tick` is refused from now on. */
+void schedule_arm(schedule *self, int64_t tick);
+/* Forgets the plans: nothing is due until a new chunk is taken. */
+void schedule_drop(schedule *self);
+void schedule_note_reading(schedule *self, int64_t tick, int64_t time_ns, const int32_t position[ARM_JOINTS]);
+void schedule_note_goal(schedule *self, int64_t tick, bool moved);
+
+/* Takes the chunk, or says why not. The chunk's shape was checked by ring_check. */
+chunk_verdict schedule_offer(schedule *self, const chunk *data, const schedule_view *view);
+schedule_action schedule_due(const schedule *self, int64_t tick);
+
+#endif

@@ -1,0 +1,69 @@
+#include "status.h"
+
+#include <errno.h>
+
+static const uint64_t magic = 0x3154415453414c56; /* "VLASTAT1" */
+
+int status_open(shared_file *file, const char *path, bool writer)
+{
+    int failure = shared_open(file, path, sizeof(status_file), writer);
+    if (failure != 0)
+        return failure;
+    status_file *mapped = file->memory;
+    if (writer) {
+        shared_store(&mapped->bytes, sizeof(status_file));
+        shared_store(&mapped->magic, magic);
+    } else if (shared_load(&mapped->magic) != magic || shared_load(&mapped->bytes) != sizeof(status_file)) {
+        shared_close(file);
+        return EINVAL;
+    }
+    return 0;
+}
+
+void status_publish(status_file *file, const status *value)
+{
+    shared_write(&file->slot, (uint32_t *)&file->value, value, sizeof *value / 4);
+}
+
+bool status_read(const status_file *file, status *out)
+{
+    for (int i = 0; i < 100000; i++)
+        if (shared_read(&file->slot, out, (const uint32_t *)&file->value, sizeof *out / 4))
+            return shared_load(&file->slot.sequence) != 0;
+    return false;
+}
+
+static const char *name(const char *const *names, int32_t n, int32_t value)
+{
+    return value >= 0 && value < n ? names[value] : "unknown";
+}
+
+const char *status_state_name(int32_t state)
+{
+    static const char *const names[] = {"disarmed", "planning", "moving", "hold", "parking", "fault"};
+    return name(names, PILOT_FAULT + 1, state);
+}
+
+const char *status_reason_name(int32_t reason)
+{
+    static const char *const names[] = {"",        "operator", "no_action", "reads_lost", "alert",  "unplugged",
+                                        "watchdog", "outside",  "malformed", "parked",     "torque"};
+    return name(names, REASON_TORQUE + 1, reason);
+}
+
+const char *status_verdict_name(int32_t verdict)
+{
+    static const char *const names[] = {
+        "passed",       "clamped_position", "clamped_velocity",   "clamped_acceleration", "clamped_jerk",
+        "clamped_step", "clamped_tracking", "refused_not_finite", "refused_joints",       "refused_no_reading",
+    };
+    return name(names, GUARD_VERDICTS, verdict);
+}
+
+const char *status_chunk_name(int32_t verdict)
+{
+    static const char *const names[] = {
+        "taken", "torn", "shape", "not_finite", "session", "digest", "order", "future", "age", "late", "moved", "not_armed",
+    };
+    return name(names, CHUNK_VERDICTS, verdict);
+}

@@ -1,0 +1,66 @@
+"""What the control core is told once, before it starts: limits, maps, times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Handover(IntEnum):
+    """How a new chunk takes over from the one it overlaps.
+
+    INPAINT and REPLACE are one to the control core: inference has already led
+    the new chunk into the old one, or it takes over at once.
+    """
+
+    REPLACE = 0
+    BLEND = 1
+
+
+@dataclass(frozen=True, slots=True)
+class JointLimits:
+    """One joint's limits, in servo counts (4096 a turn), and its map to joint units.
+
+    The guard rounds velocity, acceleration and jerk down to whole counts per
+    tick, tick² and tick³; below one it refuses to start.
+    """
+
+    position_min: int
+    position_max: int
+    scale: float
+    """counts = scale · joint unit + offset; its sign is the joint's direction"""
+    offset: float
+    velocity: float = 2_000.0
+    """counts/s (176 °/s)"""
+    acceleration: float = 30_000.0
+    """counts/s²"""
+    jerk: float = 1_000_000.0
+    """counts/s³; at 100 Hz this is one count per tick³, the least there is"""
+    step: int = 120
+    """counts a tick"""
+    tracking: int = 400
+    """counts the goal may lead the present position by (35°)"""
+    rest: int = 12
+    """counts a joint may have moved since the observation of a rest chunk (1°)"""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """One run of the control core. Times in ns of CLOCK_MONOTONIC."""
+
+    limits: tuple[JointLimits, ...]
+    """six, in the order of contract.KOCH_JOINTS"""
+    period_ns: int
+    session: int
+    """chunks of another session are refused; below 2**63"""
+    bundle_digest: str
+    handover: Handover = Handover.REPLACE
+    blend_ticks: int = 5
+    patience_min_ns: int = 2_000_000_000
+    """least age limit of an observation and latch time of a hold; 3 × p99 of an inference when that is more"""
+    patience_max_ns: int = 60_000_000_000
+    reads_latch_ns: int = 500_000_000
+    park: tuple[int, ...] | None = None
+    """parking pose, counts"""
+    park_speed: float = 400.0
+    """counts/s"""
