@@ -154,13 +154,16 @@ class FlowMatching(nn.Module):
         block = own_block.cumsum(dim=1)
         return (block[:, None, :] <= block[:, :, None]) & mask[:, None, :] & mask[:, :, None]
 
-    def prefix_of(self, inputs: Inputs) -> Prefix:
-        """Pictures, language and state → the cache the expert reads. Without gradients where the backbone has none."""
+    def scene_of(self, inputs: Inputs) -> Prefix:
+        """Pictures and language → their cache. Without gradients where the backbone has none to give."""
         trains = any(weight.requires_grad for weight in self.vlm_with_expert.vlm.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             rows, mask = self.embed_prefix(self.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask)
-            prefix = self.run_prefix(rows, mask)
-        return self.run_state(prefix, inputs.state)
+            return self.run_prefix(rows, mask)
+
+    def prefix_of(self, inputs: Inputs) -> Prefix:
+        """Pictures, language and state → the cache the expert reads."""
+        return self.run_state(self.scene_of(inputs), inputs.state)
 
     # ---- suffix
 

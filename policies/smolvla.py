@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from vla_edge.bundle import new_folder
-from vla_edge.errors import CheckpointError, ObservationError
+from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.policies.aloha import decode_state, encode_actions, encode_actions_inverse
 from vla_edge.policies.backbone import BackboneConfig, find_file, read_backbone
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
+from vla_edge.policies.cls import observe, similarity
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.delta import correct_chunk, training_step
 from vla_edge.policies.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.images import prepare_image, to_unit
-from vla_edge.policies.normalization import Normalization
+from vla_edge.policies.losses import masked_loss
 from vla_edge.policies.processing import (
     ProcessorSettings,
     read_processing,
@@ -34,7 +35,9 @@ from vla_edge.policies.processing import (
     token_id,
 )
 from vla_edge.policies.saving import write_backbone, write_config, write_processors
+from vla_edge.policies.scaling import normalize, pad_last, unnormalize
 from vla_edge.policies.tokenizer import TaskTokenizer
+from vla_edge.policies.trainable import set_trainable
 
 TOKENS = "observation.language.tokens"
 TOKEN_MASK = "observation.language.attention_mask"
@@ -53,6 +56,7 @@ class SmolVLAPolicy(nn.Module):
         self.backbone_folder = settings.tokenizer.folder
         self.stored_types: dict[str, torch.dtype] = {}
         self.digest = ""
+        set_trainable(self.model)
         self.reset()
 
     @classmethod
@@ -69,6 +73,7 @@ class SmolVLAPolicy(nn.Module):
         load_weights(policy, weights)
         policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
         policy.digest = weights.digest
+        set_trainable(policy.model)
         return policy.eval()
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -86,8 +91,16 @@ class SmolVLAPolicy(nn.Module):
         return (*self.config.notes, *self.settings.notes)
 
     def reset(self) -> None:
-        """Forget queued actions and the CLS reference: call at the start of an episode."""
+        """Forget queued actions and the CLS reference: call at the start of an episode.
+
+        last_similarity: cosine [B] of the last comparison, None before there was one. should_cache: bool [B] of the
+        last decision. cache_reason: "no_history" or "similarity".
+        """
         self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        self._reference: Tensor | None = None
+        self.last_similarity: Tensor | None = None
+        self.should_cache: Tensor | None = None
+        self.cache_reason = "no_history"
 
     # ---- around the network
 
@@ -144,19 +157,54 @@ class SmolVLAPolicy(nn.Module):
     # ---- inference
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
-        """Normalised actions [B, C, n] for a batch; noise [B, C, A] or drawn here."""
+    def predict_action_chunk(
+        self, batch: Mapping[str, Any], noise: Tensor | None = None, compute_cls_similarity: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Normalised actions [B, C, n] for a batch; noise [B, C, A] or drawn here.
+
+        With `compute_cls_similarity` also the projected observation tokens [B, tokens, E] and `should_cache` bool [B]:
+        whether the scene is so like the one of the kept reference that its chunk may be reused.
+        """
         self.eval()
         inputs = self.prepare(batch)
-        return self.real_actions(self.model.sample_actions(inputs, self._noise(inputs, noise)))
+        scene = self.model.scene_of(inputs)
+        chunk = self.model.integrate(self.model.run_state(scene, inputs.state), self._noise(inputs, noise), self.config.num_steps)
+        actions = self.real_actions(chunk)
+        if not compute_cls_similarity:
+            return actions
+        if not self.config.use_cls_head:
+            raise ConfigError("compute_cls_similarity needs a CLS head and this policy has none; train one or leave it out")
+        tokens = observe(self.model, scene)
+        return actions, tokens, self._decide(tokens)
+
+    def _decide(self, tokens: Tensor) -> Tensor:
+        """Compare with the reference, per sample; where the scene changed, the new tokens become the reference."""
+        if self._reference is None or self._reference.shape != tokens.shape:
+            self._reference, self.last_similarity, self.cache_reason = tokens, None, "no_history"
+            self.should_cache = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+            return self.should_cache
+        self.last_similarity = similarity(tokens, self._reference)
+        self.should_cache = self.last_similarity > self.config.cls_similarity_threshold
+        self.cache_reason = "similarity"
+        self._reference = torch.where(self.should_cache[:, None, None], self._reference, tokens)
+        return self.should_cache
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
         """The next action [B, n], normalised; plans a new chunk when the queue of `n_action_steps` is empty."""
         if not self._queue:
             actions = self.predict_action_chunk(batch, noise)
+            assert isinstance(actions, Tensor)
             self._queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
         return self._queue.popleft()
+
+    @torch.no_grad()
+    def correct_action_chunk(self, batch: Mapping[str, Any], queued: Tensor) -> Tensor:
+        """The queued chunk [B, C, A], normalised, corrected by the delta expert for this observation: [B, C, A]."""
+        if not self.config.has_delta:
+            raise ConfigError("this policy has no delta expert; train one with train_delta_expert")
+        self.eval()
+        return correct_chunk(self.model, self.model.prefix_of(self.prepare(batch)), queued)
 
     def real_actions(self, actions: Tensor) -> Tensor:
         """[B, C, A] → the real dimensions [B, C, n], turned back to an Aloha's joints where the policy asks for it."""
@@ -173,36 +221,52 @@ class SmolVLAPolicy(nn.Module):
 
     # ---- training
 
-    def forward(self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
-        """The flow-matching loss, a mean over real dimensions and steps inside the episode, and what it was made of.
+    def train(self, mode: bool = True) -> SmolVLAPolicy:
+        """Training mode for what trains; everything frozen stays in eval mode."""
+        super().train(mode)
+        for module in self.modules():
+            weights = list(module.parameters(recurse=False))
+            if weights and not any(weight.requires_grad for weight in weights):
+                module.eval()
+        return self
 
-        loss_dict: `losses_after_forward` [B, C, A], `losses_after_in_ep_bound` (masked), `losses_after_rm_padding`
-        [B, C, n], `loss` (float).
+    def forward(self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """The training loss and what it was made of: means over real dimensions and steps inside the episode.
+
+        Flow matching: noise [B, C, A] and times [B] are drawn here unless given; loss_dict holds
+        `losses_after_forward` [B, C, A], `losses_after_in_ep_bound`, `losses_after_rm_padding` [B, C, n], `loss`.
+        Delta mode (`train_delta_expert`): the same under `delta_`, with `loss` the sum of `delta_loss` and the weighted
+        `cls_loss`; `delta_loss_relative` is the error relative to predicting zero. With `delta_target` "stale" the batch
+        holds `delta_context` [B, C, A] and `delta_context_is_pad` bool [B, C], as `shift_chunk` makes them.
         """
         inputs = self.prepare(batch)
+        noise = self._noise(inputs, noise)
+        if self.config.train_delta_expert:
+            return self._delta_loss(batch, inputs, noise)
         actions = batch[ACTION]
         if self.config.adapt_to_pi_aloha:
             actions = encode_actions_inverse(actions)
         actions = pad_last(actions, self.config.max_action_dim)
-        noise = torch.randn_like(actions) if noise is None else noise
         time = sample_time(actions.shape[0], actions.device) if time is None else time
         losses = self.model.losses(inputs, actions, noise, time)
         return masked_loss(losses, batch.get("action_is_pad"), self.config.action_dim)
 
-
-def masked_loss(losses: Tensor, is_pad: Tensor | None, dimensions: int) -> tuple[Tensor, dict[str, Any]]:
-    """Mean of elementwise losses [B, C, A] over the first `dimensions` and the steps that `is_pad` bool [B, C] does not
-    mark, with the intermediate tensors under LeRobot's names."""
-    valid = torch.ones_like(losses[:, :, 0]) if is_pad is None else (~is_pad).to(losses.dtype)
-    bounded = losses * valid[:, :, None]
-    real = bounded[:, :, :dimensions]
-    loss = real.sum() / (valid.sum() * dimensions).clamp(min=1)
-    return loss, {
-        "losses_after_forward": losses.detach().clone(),
-        "losses_after_in_ep_bound": bounded.detach().clone(),
-        "losses_after_rm_padding": real.detach().clone(),
-        "loss": loss.item(),
-    }
+    def _delta_loss(self, batch: Mapping[str, Any], inputs: Inputs, noise: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        stale = None
+        if self.config.delta_target == "stale":
+            if "delta_context" not in batch:
+                raise TrainingError("delta_target 'stale' needs delta_context in the batch: the chunk predicted k frames earlier, shifted by k")
+            stale = (batch["delta_context"], batch["delta_context_is_pad"])
+        step = training_step(self.model, inputs, (noise, torch.randn_like(noise)), stale)
+        outside = ~step.valid if batch.get("action_is_pad") is None else ~step.valid | batch["action_is_pad"]
+        denoise, parts = masked_loss(step.losses, outside, self.config.action_dim)
+        zero, _ = masked_loss(step.target_power, outside, self.config.action_dim)
+        loss = denoise if step.cls_loss is None else denoise + self.config.vicreg_weight * step.cls_loss
+        report = {f"delta_{name}": value for name, value in parts.items()}
+        report |= {"loss": loss.item(), "delta_loss_relative": (denoise / zero.clamp(min=1e-12)).item()}
+        if step.cls_loss is not None:
+            report["cls_loss"] = step.cls_loss.item()
+        return loss, report
 
 
 def special_tokens(config: SmolVLAConfig, settings: ProcessorSettings) -> SpecialTokens:
@@ -212,32 +276,3 @@ def special_tokens(config: SmolVLAConfig, settings: ProcessorSettings) -> Specia
     folder = settings.tokenizer.folder
     around, whole = (token_id(folder, name, "image token") for name in special_token_names(folder))
     return SpecialTokens((around, whole), (around,))
-
-
-def pad_last(values: Tensor, size: int) -> Tensor:
-    """Zeros appended to the last axis up to `size`."""
-    return functional.pad(values, (0, size - values.shape[-1]))
-
-
-def normalize(values: Tensor, by: Normalization) -> Tensor:
-    """Robot units → normalised, over the last axis."""
-    low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
-    if by.mode == "MEAN_STD":
-        return (values - low) / (high + by.eps)
-    if by.mode == "MIN_MAX":
-        return 2 * (values - low) / _span(low, high, by.eps) - 1
-    return values
-
-
-def unnormalize(values: Tensor, by: Normalization) -> Tensor:
-    """Normalised → robot units, over the last axis. No epsilon with mean and std (POLICY.md §1.4)."""
-    low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
-    if by.mode == "MEAN_STD":
-        return values * high + low
-    if by.mode == "MIN_MAX":
-        return (values + 1) / 2 * _span(low, high, by.eps) + low
-    return values
-
-
-def _span(low: Tensor, high: Tensor, eps: float) -> Tensor:
-    return torch.where(high == low, torch.full_like(low, eps), high - low)

@@ -1,0 +1,38 @@
+"""Normalising tensors as the checkpoint's settings say. Arithmetic: POLICY.md §1.4 and LeRobot's normalize_processor."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from vla_edge.policies.normalization import Normalization
+
+
+def pad_last(values: Tensor, size: int) -> Tensor:
+    """Zeros appended to the last axis up to `size`."""
+    return functional.pad(values, (0, size - values.shape[-1]))
+
+
+def normalize(values: Tensor, by: Normalization) -> Tensor:
+    """Robot units → normalised, over the last axis."""
+    low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
+    if by.mode == "MEAN_STD":
+        return (values - low) / (high + by.eps)
+    if by.mode == "MIN_MAX":
+        return 2 * (values - low) / _span(low, high, by.eps) - 1
+    return values
+
+
+def unnormalize(values: Tensor, by: Normalization) -> Tensor:
+    """Normalised → robot units, over the last axis. No epsilon with mean and std (POLICY.md §1.4)."""
+    low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
+    if by.mode == "MEAN_STD":
+        return values * high + low
+    if by.mode == "MIN_MAX":
+        return (values + 1) / 2 * _span(low, high, by.eps) + low
+    return values
+
+
+def _span(low: Tensor, high: Tensor, eps: float) -> Tensor:
+    return torch.where(high == low, torch.full_like(low, eps), high - low)
