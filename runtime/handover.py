@@ -1,0 +1,139 @@
+"""From one chunk to the next: how long an inference takes here, what that allows, and how the new chunk joins the old.
+
+Pure: times are arguments. A host *overlaps* when a chunk lasts for two
+inferences: the one it was late by, and the one that makes its successor.
+Otherwise it plans, then moves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.runtime.flow import Inpaint
+
+
+class HandOver(Enum):
+    """How a new chunk takes over where it overlaps the old one: at once; over some ticks, by the control core; or led
+    into it while it is made (`Inpaint`)."""
+
+    REPLACE = "replace"
+    BLEND = "blend"
+    INPAINT = "inpaint"
+
+
+class Rhythm(Enum):
+    """OVERLAPPED replans while the chunk runs (moving chunks); PLAN_THEN_MOVE waits for rest (rest chunks)."""
+
+    OVERLAPPED = "overlapped"
+    PLAN_THEN_MOVE = "plan-then-move"
+
+
+class DelayMeter:
+    """The last inferences' durations, from reading the observation to the chunk in the ring, and their step times."""
+
+    def __init__(self, window: int = 200) -> None:
+        self._delay_s: deque[float] = deque(maxlen=window)
+        self._step_s: deque[float] = deque(maxlen=window)
+
+    def add(self, delay_s: float, step_ms: Sequence[float]) -> None:
+        """One finished inference; step_ms may be empty (delta)."""
+        self._delay_s.append(delay_s)
+        if step_ms:
+            self._step_s.append(float(np.mean(step_ms)) / 1e3)
+
+    @property
+    def count(self) -> int:
+        return len(self._delay_s)
+
+    @property
+    def p50_s(self) -> float:
+        return _quantile(self._delay_s, 0.5)
+
+    @property
+    def p99_s(self) -> float:
+        return _quantile(self._delay_s, 0.99)
+
+    @property
+    def step_s(self) -> float:
+        """Median duration of one Euler step."""
+        return _quantile(self._step_s, 0.5)
+
+
+def _quantile(values: Sequence[float] | deque[float], share: float) -> float:
+    return float(np.quantile(np.asarray(values), share)) if values else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What this host can do: its rhythm, and the share of time in which an action is due (expected, not measured)."""
+
+    rhythm: Rhythm
+    p50_s: float
+    p99_s: float
+    chunk_s: float
+    motion_share: float
+
+    def sentence(self) -> str:
+        """One line for the start-up print."""
+        return (
+            f"{self.rhythm.value}: an inference takes {self.p50_s * 1e3:.0f} ms (p99 {self.p99_s * 1e3:.0f}), a chunk lasts {self.chunk_s * 1e3:.0f} ms; "
+            f"expected share of time in motion {self.motion_share:.0%}"
+        )
+
+
+def pace_of(p50_s: float, p99_s: float, actions: int, period_s: float) -> Pace:
+    """Rhythm for measured delays: overlapped when a chunk of `actions` ticks outlasts two slow inferences (p99) and a
+    tick of hand-over each."""
+    chunk_s = actions * period_s
+    if 2 * (p99_s + period_s) <= chunk_s:
+        return Pace(Rhythm.OVERLAPPED, p50_s, p99_s, chunk_s, 1.0)
+    return Pace(Rhythm.PLAN_THEN_MOVE, p50_s, p99_s, chunk_s, chunk_s / (chunk_s + p50_s + period_s))
+
+
+def steps_that_fit(available_s: float, rest_s: float, step_s: float, least: int, most: int) -> int:
+    """Euler steps (least..most) whose chunk arrives within available_s, when everything but the steps takes rest_s.
+
+    This is `anytime`: chosen before the loop, so that the steps are equal. Without a measured step all are taken.
+    """
+    if step_s <= 0:
+        return most
+    return int(np.clip((available_s - rest_s) / step_s, least, most))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChunk:
+    """A chunk that was sent: its latent rows float32 [n, A], row i due at start_tick + i."""
+
+    latent: NDArray[np.float32]
+    start_tick: int
+
+    def rest(self, tick: int) -> NDArray[np.float32]:
+        """Rows due from `tick` on; an empty array when all are past."""
+        return self.latent[max(0, tick - self.start_tick) :]
+
+
+def inpaint_into(executing: PlannedChunk, tick: int, delay_ticks: int, rows: int) -> Inpaint | None:
+    """Tie a new chunk of `rows` actions, action 0 due at `tick`, to the executing one; None when nothing overlaps.
+
+    The first delay_ticks rows will have been executed when the chunk arrives: they are frozen. The weights of the
+    other overlapping rows decay as in real-time chunking (arXiv 2506.07339, equation 5). No gradient through the
+    model: rows are drawn to the executing chunk's path in the flow itself.
+    """
+    left = executing.rest(tick)[:rows]
+    overlap = len(left)
+    if overlap == 0:
+        return None
+    target = np.zeros((rows, left.shape[1]), np.float32)
+    target[:overlap] = left
+    frozen = min(max(delay_ticks, 0), overlap)
+    weights = np.zeros(rows, np.float32)
+    weights[:frozen] = 1
+    c = (overlap - np.arange(frozen, overlap)) / (overlap - frozen + 1)
+    weights[frozen:overlap] = c * np.expm1(c) / (np.e - 1)
+    return Inpaint(target, weights)

@@ -1,0 +1,71 @@
+"""Chunk to chunk: rhythm of the host, steps that fit, and the tie of a new chunk to the executing one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vla_edge.runtime.handover import DelayMeter, PlannedChunk, Rhythm, inpaint_into, pace_of, steps_that_fit
+
+
+def test_a_fast_host_overlaps_and_a_slow_one_plans_then_moves():
+    assert pace_of(0.05, 0.06, 50, 1 / 30).rhythm is Rhythm.OVERLAPPED
+    slow = pace_of(3.0, 3.1, 50, 1 / 30)
+    assert slow.rhythm is Rhythm.PLAN_THEN_MOVE
+    # 1.667 s of motion in 1.667 + 3 + 0.033 s.
+    assert slow.motion_share == pytest.approx(0.3546, abs=1e-3)
+    assert "plan-then-move" in slow.sentence() and "35%" in slow.sentence()
+
+
+def test_a_chunk_must_outlast_two_slow_inferences_to_overlap():
+    assert pace_of(0.5, 0.79, 50, 1 / 30).rhythm is Rhythm.OVERLAPPED
+    assert pace_of(0.5, 0.81, 50, 1 / 30).rhythm is Rhythm.PLAN_THEN_MOVE
+
+
+def test_the_meter_forgets_and_reports_quantiles():
+    meter = DelayMeter(window=100)
+    for delay in np.linspace(0.9, 1.0, 100):
+        meter.add(delay, (1.0, 3.0))
+    for delay in np.linspace(0, 0.099, 100):
+        meter.add(delay, ())
+    assert meter.count == 100 and meter.p50_s == pytest.approx(0.0495) and meter.p99_s == pytest.approx(0.09801)
+    assert meter.step_s == pytest.approx(0.002)
+
+
+def test_a_meter_without_measurements_reads_zero():
+    assert (DelayMeter().p50_s, DelayMeter().p99_s, DelayMeter().step_s) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("available_s", "steps"), [(1.0, 10), (0.26, 4), (0.14, 2), (-1.0, 2)])
+def test_anytime_takes_the_steps_that_fit_never_fewer_than_the_least(available_s, steps):
+    # 0.05 s for all but the steps, 0.05 s each: (0.26 − 0.05) / 0.05 = 4.2.
+    assert steps_that_fit(available_s, 0.05, 0.05, 2, 10) == steps
+
+
+def test_anytime_without_a_measurement_takes_all_steps():
+    assert steps_that_fit(0.1, 0.05, 0.0, 1, 10) == 10
+
+
+def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
+    executing = PlannedChunk(np.arange(50, dtype=np.float32)[:, None] * np.ones(32, np.float32), start_tick=100)
+    tie = inpaint_into(executing, tick=120, delay_ticks=5, rows=50)
+    assert tie is not None
+    # Row 0 of the new chunk is due at tick 120, when row 20 of the executing one is.
+    assert tie.target[0, 0] == 20 and tie.target[29, 0] == 49
+    assert (tie.weights[:5] == 1).all() and (tie.weights[30:] == 0).all()
+    soft = tie.weights[5:30]
+    assert (np.diff(soft) < 0).all() and 0 < soft[-1] < soft[0] < 1
+
+
+def test_a_late_tie_freezes_all_that_is_left_and_a_past_chunk_ties_nothing():
+    executing = PlannedChunk(np.ones((10, 32), np.float32), start_tick=0)
+    tie = inpaint_into(executing, tick=8, delay_ticks=30, rows=50)
+    assert tie is not None and tie.weights.tolist() == [1, 1] + [0] * 48
+    assert inpaint_into(executing, tick=10, delay_ticks=1, rows=50) is None
+
+
+def test_weights_follow_the_formula_of_real_time_chunking():
+    tie = inpaint_into(PlannedChunk(np.ones((20, 1), np.float32), 0), tick=0, delay_ticks=4, rows=20)
+    assert tie is not None
+    # i = 10: c = (20 − 10) / (20 − 4 + 1) = 0.5882; c·(e^c − 1)/(e − 1) = 0.27418.
+    assert tie.weights[10] == pytest.approx(0.27418, abs=1e-4)
