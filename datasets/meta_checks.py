@@ -108,9 +108,9 @@ def counts(opened: Opened) -> list[str]:
     problems = [f"{name} is {stated}, there are {count} {what}" for name, stated, count, what in found if stated != count]
     if not episodes:
         problems.append("there is no episode")
-    found_rows: np.ndarray = np.bincount(joined(frames, "episode_index").astype(int), minlength=len(episodes)) if rows else []
+    found_rows = np.bincount(joined(frames, "episode_index").astype(np.int64), minlength=len(episodes))
     for episode in episodes:
-        if rows and found_rows[episode.index] != episode.length:
+        if found_rows[episode.index] != episode.length:
             problems.append(f"episode {episode.index} has {found_rows[episode.index]} rows, meta says {episode.length}")
     if info.version == layout.V30:
         for path in episode_files(opened.root):

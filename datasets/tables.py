@@ -129,6 +129,10 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
 
 
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def info_fields(
     source: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], data_file_mb: float, video_file_mb: float
 ) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Change the `meta` folder of a data set as a whole: edit a copy, then swap the folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_edge.datasets import layout, tables
+from vla_edge.datasets.episode_table import stats_columns
+from vla_edge.datasets.layout import Info
+from vla_edge.datasets.meta import episode_files, read_table
+from vla_edge.datasets.stats import Stats
+from vla_edge.errors import DatasetError
+
+
+@contextmanager
+def edited_meta(root: Path) -> Iterator[Path]:
+    """Yields a folder that holds a copy of `root/meta`; when the block ends well the copy takes its place.
+
+    An error inside leaves the data set as it was. Raises DatasetError when an
+    interrupted swap left its backup behind.
+    """
+    backup = root / ".meta.before-edit"
+    if backup.exists():
+        raise DatasetError(f"{backup} is left from an interrupted edit; compare it with {root / 'meta'} and remove one")
+    copy = Path(tempfile.mkdtemp(prefix=".edit-", dir=root))
+    try:
+        shutil.copytree(root / "meta", copy / "meta")
+        yield copy
+        os.rename(root / "meta", backup)
+        os.rename(copy / "meta", root / "meta")
+        shutil.rmtree(backup)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def write_task_texts(copy: Path, info: Info, tasks: Mapping[int, str]) -> None:
+    """The tasks file and the count in info.json."""
+    if info.version == layout.V21:
+        tables.write_jsonl(copy / layout.V21_TASKS_FILE, [{"task_index": i, "task": text} for i, text in tasks.items()])
+    else:
+        tables.write_tasks(copy / layout.TASKS_FILE, tasks)
+    tables.write_json(copy / layout.INFO_FILE, dict(info.raw) | {"total_tasks": len(tasks)})
+
+
+def rename_in_episodes(copy: Path, info: Info, old: str, new: str) -> None:
+    """Replace a task text in the task lists of all episodes."""
+    if info.version == layout.V21:
+        path = copy / layout.V21_EPISODES_FILE
+        rows = layout.read_jsonl(path)
+        tables.write_jsonl(path, [row | {"tasks": [new if text == old else text for text in row["tasks"]]} for row in rows])
+        return
+    for path in episode_files(copy):
+        table = read_table(path)
+        texts = [[new if text == old else text for text in row] for row in table["tasks"].to_pylist()]
+        _replace_columns(path, table, {"tasks": pa.array(texts, tables.nested(pa.string(), 1))})
+
+
+def write_statistics(copy: Path, info: Info, episodes: Mapping[int, Stats], total: Stats) -> None:
+    """Per-episode statistics, and those of the whole set where the version has a file for them."""
+    if info.version == layout.V21:
+        rows = [{"episode_index": index, "stats": tables.stats_to_json(stats)} for index, stats in episodes.items()]
+        tables.write_jsonl(copy / layout.V21_STATS_FILE, rows)
+        return
+    tables.write_json(copy / layout.STATS_FILE, tables.stats_to_json(total))
+    for path in episode_files(copy):
+        table = read_table(path)
+        indices = table["episode_index"].to_pylist()
+        _replace_columns(path, table, stats_columns([episodes[index] for index in indices]))
+
+
+def _replace_columns(path: Path, table: pa.Table, columns: Mapping[str, pa.Array]) -> None:
+    for name, cells in columns.items():
+        field = pa.field(name, cells.type)
+        position = table.schema.get_field_index(name)
+        table = table.append_column(field, cells) if position < 0 else table.set_column(position, field, cells)
+    pq.write_table(table, path, compression="snappy")

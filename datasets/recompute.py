@@ -1,0 +1,60 @@
+"""Statistics of a data set computed anew from its numbers and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.datasets.meta import Episode
+from vla_edge.datasets.meta_edit import edited_meta, write_statistics
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.datasets.stats import ImageMoments, Stats, aggregate, number_stats, sampled_frames
+
+
+def episode_stats(dataset: Dataset, episode: Episode) -> Stats:
+    """One episode: numbers over all frames, pictures over LeRobot's sample of them."""
+    stats: Stats = {}
+    for key, feature in dataset.features.items():
+        if feature.is_camera:
+            moments = ImageMoments()
+            for frame in sampled_frames(episode.length):
+                moments.add(dataset.image(key, episode.from_index + frame))
+            stats[key] = moments.stats(range(len(moments)))
+        elif feature.dtype != "string":
+            stats[key] = number_stats(dataset.column(key)[episode.from_index : episode.to_index])
+    return stats
+
+
+def recompute_stats(
+    root: Path, progress: Callable[[int, int], None] | None = None, write: bool = False
+) -> tuple[Stats, Stats]:
+    """Returns (computed, stored) statistics of the whole set; with `write` the computed ones replace the stored.
+
+    progress: called with (episodes done, episodes in all).
+    """
+    with open_dataset(root) as dataset:
+        parts: dict[int, Stats] = {}
+        for episode in dataset.episodes:
+            parts[episode.index] = episode_stats(dataset, episode)
+            if progress is not None:
+                progress(episode.index + 1, len(dataset.episodes))
+        total, stored = aggregate(parts.values()), dataset.stats
+        if write:
+            with edited_meta(root) as copy:
+                write_statistics(copy, dataset.info, parts, total)
+    return total, stored
+
+
+def largest_difference(key: str, computed: Stats, stored: Stats) -> float:
+    """Largest |computed − stored| of a feature's min, max, mean and std, relative to its range; inf when absent."""
+    if key not in stored:
+        return float("inf")
+    mine, theirs = computed[key], stored[key]
+    spread = max(float(np.max(mine["max"].astype(float) - mine["min"])), 1e-12)
+    return max(
+        float(np.abs(mine[name].astype(float) - theirs[name]).max()) / spread
+        if name in theirs and theirs[name].shape == mine[name].shape else float("inf")
+        for name in ("min", "max", "mean", "std")
+    )

@@ -1,0 +1,115 @@
+"""Task texts of a data set: how often each is used, how many tokens it takes, adding and renaming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from vla_edge.datasets import layout
+from vla_edge.datasets.layout import read_info
+from vla_edge.datasets.meta import read_tasks
+from vla_edge.datasets.meta_edit import edited_meta, rename_in_episodes, write_task_texts
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.errors import DatasetError
+
+TOKEN_LIMIT = 48
+"""`tokenizer_max_length` of SmolVLA."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUse:
+    """One task text. tokens: with the newline the policy appends; None when no tokenizer was given."""
+
+    index: int
+    text: str
+    episodes: int
+    frames: int
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """Counts tokens as the policy does: a newline appended unless there is one, no special tokens."""
+
+    source: Path
+    limit: int
+    count: Callable[[str], int]
+
+
+def load_counter(path: Path, limit: int | None = None) -> TokenCounter:
+    """`path`: a tokenizer.json, a bundle, or a checkpoint folder (its own or its `vlm` folder's tokenizer).
+
+    limit: None takes the checkpoint's `tokenizer_max_length`, 48 where there is none.
+    Raises DatasetError when no tokenizer is found.
+    """
+    config = layout.read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    backbone = config.get("vlm_model_name")
+    places = [path] if path.is_file() else [path / "tokenizer.json", path / "vlm" / "tokenizer.json"]
+    if isinstance(backbone, str) and path.is_dir():
+        places.append(path / backbone / "tokenizer.json")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise DatasetError(f"no tokenizer at {path}; give a tokenizer.json, a bundle or a checkpoint folder")
+    content = layout.read_json(found)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise DatasetError(f"{found} is not a tokenizer (no model in it); give a tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(found))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(text: str) -> int:
+        line = text if text.endswith("\n") else text + "\n"
+        return len(tokenizer.encode(line, add_special_tokens=False).ids)
+
+    return TokenCounter(found, limit or int(config.get("tokenizer_max_length", TOKEN_LIMIT)), count)
+
+
+def task_uses(root: Path, counter: TokenCounter | None = None) -> list[TaskUse]:
+    """All task texts of a data set in the order of their index."""
+    with open_dataset(root) as dataset:
+        used = dataset.column("task_index")
+        owner = dataset.column("episode_index")
+        return [
+            TaskUse(index, text, len(np.unique(owner[used == index])), int((used == index).sum()),
+                    counter.count(text) if counter else None)
+            for index, text in dataset.tasks.items()
+        ]
+
+
+def add_task(root: Path, text: str) -> int:
+    """Add a task text that no frame uses yet. Returns its index. Raises DatasetError when it is there already."""
+    info = read_info(root)
+    tasks = read_tasks(root, info)
+    _check_new(root, tasks, text)
+    index = max(tasks, default=-1) + 1
+    with edited_meta(root) as copy:
+        write_task_texts(copy, info, tasks | {index: text})
+    return index
+
+
+def rename_task(root: Path, old: str, new: str) -> int:
+    """Give a task another text; frames keep its number. Returns its index.
+
+    Raises DatasetError when `old` is not there or `new` is.
+    """
+    info = read_info(root)
+    tasks = read_tasks(root, info)
+    index = next((number for number, text in tasks.items() if text == old), None)
+    if index is None:
+        raise DatasetError(f"{root} has no task {old!r}; it has {list(tasks.values())}")
+    _check_new(root, tasks, new)
+    with edited_meta(root) as copy:
+        write_task_texts(copy, info, tasks | {index: new})
+        rename_in_episodes(copy, info, old, new)
+    return index
+
+
+def _check_new(root: Path, tasks: dict[int, str], text: str) -> None:
+    if not text.strip():
+        raise DatasetError("the new task text is empty; give the instruction in words")
+    if text in tasks.values():
+        raise DatasetError(f"{root} has the task {text!r} already; two tasks need two texts")
