@@ -133,7 +133,7 @@ class NativeLoop:
         self._odd = expert.rebound({"x": buffers["x_next"], "x_next": buffers["x"]})
         prefix, state = stages.session("prefix"), stages.session("state")
         assert isinstance(prefix, NativeSession) and isinstance(state, NativeSession)
-        rows = [(target, row) for row, target in stages.state_rows]
+        rows = [(tensor, row) for row, tensor in stages.state_rows]
         self._flow = _core.Flow(
             prefix.binding, state.binding, expert.binding, self._odd.binding, rows, *self._x, buffers["time_bias"], buffers["dt"]
         )

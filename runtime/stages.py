@@ -26,6 +26,7 @@ class Stages:
     """Sessions and buffers of one bundle on one engine. Not for use from two threads at once.
 
     buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take [P] as a view of its front.
+    state_rows: (row [KV, 1, D], tensor [KV, P+1, D]) for every K/V tensor that takes the state token's row at its end.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
@@ -45,9 +46,7 @@ class Stages:
                 self._bind(session)
         self._vision_rows = self._bind_vision()
         state_outputs = self._sessions["state"].outputs
-        self.state_rows = [
-            (self.buffers[name], self.buffers[name.removeprefix("state_")][:, -1:, :]) for name in state_outputs
-        ]
+        self.state_rows = [(self.buffers[name], self.buffers[name.removeprefix("state_")]) for name in state_outputs]
 
     def session(self, name: str) -> Session:
         """The session of one graph, for a loop that binds it once more."""
@@ -81,8 +80,8 @@ class Stages:
     def state(self) -> None:
         """`buffers["state"]` and the prefix K/V → the state token's row in every K/V tensor."""
         self._sessions["state"].run()
-        for row, target in self.state_rows:
-            np.copyto(target, row)
+        for row, tensor in self.state_rows:
+            np.copyto(tensor[:, -1:, :], row)
 
     def step(self) -> None:
         """One Euler step: `x`, `time_bias`, `dt` → `x_next`."""
