@@ -84,7 +84,7 @@ def write_random_policy(folder: Path | str, make: RandomPolicy) -> None:
         config = config_from_json(_config_json(make), "random policy")
         settings = default_processing(place, config, _statistics(make), make.rename_map)
         policy = new_policy(config, read_backbone(place / VLM_FOLDER), settings, make.seed)
-        types = _round_to_published(policy) if make.dtype == "bfloat16" else {}
+        types = round_to_published(policy) if make.dtype == "bfloat16" else {}
         write_config(place, config)
         write_processors(place, config, settings)
         write_weights(policy, place / MODEL_FILE, types)
@@ -111,7 +111,7 @@ def new_policy(config: SmolVLAConfig, backbone: BackboneConfig, settings: Proces
     return policy.eval()
 
 
-def _round_to_published(policy: SmolVLAPolicy) -> dict[str, torch.dtype]:
+def round_to_published(policy: SmolVLAPolicy) -> dict[str, torch.dtype]:
     """Round the weights that published checkpoints keep in bfloat16 and return their types: all but `state_proj`,
     `action_*` and the k_proj and v_proj of cross-attending expert layers."""
     crossing = {
