@@ -55,7 +55,7 @@ class Servo:
 
 
 def _xl430(low_deg: float, high_deg: float) -> Servo:
-    return Servo(1.4, 57 * 2 * math.pi / 60, 800, math.radians(low_deg), math.radians(high_deg))
+    return Servo(1.4, 61 * 2 * math.pi / 60, 640, math.radians(low_deg), math.radians(high_deg))
 
 
 def _xl330(low_deg: float, high_deg: float, p_gain: int = 400) -> Servo:

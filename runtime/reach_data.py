@@ -1,0 +1,105 @@
+"""Record the simulated task "reach the COLOUR cube" as a LeRobot v3.0 data set.
+
+    python -m vla_edge.runtime.reach_data --out DIR --scenes 1200
+
+An episode is one scene. Besides state, action and pictures each frame carries
+the scripted expert's next 50 commands for every instruction
+(`expert.red`, `expert.green`, `expert.blue`: float32 [50, 6]).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.datasets.layout import Feature
+from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.errors import ConfigError, run_command
+from vla_edge.robot.cameras import PREFIX
+from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
+from vla_edge.robot.reach import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
+from vla_edge.robot.scene import random_scene
+from vla_edge.robot.sim import SimOptions, SimulatedArm
+
+EVERY = 3
+"""An observation at every third frame of 30 Hz: the data set's own rate is 10 Hz."""
+
+_arm: SimulatedArm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReachRecording:
+    """scenes × observations frames, pictures of height × width; seeds count up from first_seed."""
+
+    scenes: int = 1200
+    observations: int = 24
+    height: int = 96
+    width: int = 128
+    first_seed: int = 1_000_000
+    processes: int = 2
+
+
+def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
+    """Write the data set to `target`, which must not exist. DatasetError, CameraError, ConfigError."""
+    if recording.scenes < 1 or recording.observations < 2:
+        raise ConfigError(f"{recording.scenes} scenes of {recording.observations} observations; give at least 1 and 2")
+    joints = [f"{name}.pos" for name in KOCH_JOINTS]
+    features = {
+        "observation.state": Feature("float32", (6,), joints),
+        "action": Feature("float32", (6,), joints),
+        **{f"expert.{colour}": Feature("float32", (CHUNK, 6), None) for colour in CUBE_COLOURS},
+        **{f"{PREFIX}{camera}": Feature("video", (recording.height, recording.width, 3), ["height", "width", "channels"]) for camera in CAMERAS},
+    }
+    with DatasetWriter(target, CONTROL_HZ // EVERY, features, robot_type="koch") as writer:
+        for episode in track(_episodes(recording), "recording scenes", recording.scenes, console=Console(stderr=True)):
+            for index, which in enumerate(episode.target):
+                chunks = episode.chunks[index]
+                values = {"observation.state": episode.state[index], "action": chunks[which, 0]}
+                values |= {f"expert.{colour}": chunks[i] for i, colour in enumerate(CUBE_COLOURS)}
+                values |= {f"{PREFIX}{camera}": pictures[index] for camera, pictures in episode.images.items()}
+                writer.add_frame(values, INSTRUCTIONS[which])
+            writer.save_episode()
+
+
+def _episodes(recording: ReachRecording) -> Iterator[ReachEpisode]:
+    """The episodes in the order of their seeds, rendered in `processes` processes."""
+    seeds = range(recording.first_seed, recording.first_seed + recording.scenes)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(recording.processes, _start, (recording,)) as pool:
+        yield from pool.imap(_record, [(seed, recording.observations) for seed in seeds], chunksize=4)
+
+
+def _start(recording: ReachRecording) -> None:
+    global _arm
+    _arm = SimulatedArm(random_scene(0), SimOptions(recording.height, recording.width))
+
+
+def _record(work: tuple[int, int]) -> ReachEpisode:
+    assert _arm is not None
+    seed, observations = work
+    return record_episode(_arm, seed, observations, EVERY)
+
+
+def main(argv: Sequence[str]) -> int:
+    default = ReachRecording()
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.runtime.reach_data", description="record the reaching task as a data set")
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--scenes", type=int, default=default.scenes)
+    parser.add_argument("--observations", type=int, default=default.observations, help="per scene")
+    parser.add_argument("--processes", type=int, default=default.processes)
+    arguments = parser.parse_args(argv)
+    record_reach_dataset(arguments.out, ReachRecording(arguments.scenes, arguments.observations, processes=arguments.processes))
+    print(f"{arguments.out}: {arguments.scenes} scenes, {arguments.scenes * arguments.observations} frames")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
