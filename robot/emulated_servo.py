@@ -56,7 +56,7 @@ _RANGES: dict[Register, tuple[int, int]] = {
 _MODES = {r.XL430_W250: (1, 3, 4, 16), r.XL330_M288: (0, 1, 3, 4, 5, 16)}
 _GOALS = (r.GOAL_PWM, r.GOAL_CURRENT, r.GOAL_VELOCITY, r.GOAL_POSITION)
 _VOLATILE_START, _WRITABLE_END = 64, 120
-_READ_ONLY = {*range(0, 7), *range(69, 76), *range(120, 147)}
+_READ_ONLY = {*range(7), *range(69, 76), *range(120, 147)}
 
 
 class EmulatedServo:

@@ -38,6 +38,7 @@ from vla_edge.robot.plant import IdealPlant, Plant
 
 KOCH_MODELS = (r.XL430_W250, r.XL430_W250, r.XL330_M288, r.XL330_M288, r.XL330_M288, r.XL330_M288)
 MIDDLE = 2048
+REALTIME_PRIORITY = 10
 _TCGETS2, _TERMIOS2_BYTES, _OSPEED_AT = 0x802C542A, 44, 40  # asm-generic/termbits.h: struct termios2
 
 
@@ -172,7 +173,9 @@ class Emulator:
         for servo in self._bus.servos:
             if servo.id == int(servo_id):
                 return servo
-        raise ConfigError(f"no emulated servo has id {servo_id}; ids are {', '.join(str(s.id) for s in self._bus.servos)}")
+        raise ConfigError(
+            f"no emulated servo has id {servo_id}; ids are {', '.join(str(s.id) for s in self._bus.servos)}"
+        )
 
 
 @contextlib.contextmanager
@@ -210,19 +213,34 @@ def _register_setting(text: str) -> tuple[int, r.Register, int]:
 
 def _parser() -> argparse.ArgumentParser:
     description, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=description, epilog=rest, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=rest, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--link", type=Path, required=True, help="where to put the link to the terminal")
     parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
-    parser.add_argument("--positions", type=int, nargs=len(KOCH_MODELS), default=[MIDDLE] * len(KOCH_MODELS), metavar="COUNTS")
+    parser.add_argument(
+        "--positions", type=int, nargs=len(KOCH_MODELS), default=[MIDDLE] * len(KOCH_MODELS), metavar="COUNTS"
+    )
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="ID:REGISTER=NUMBER")
     parser.add_argument("--missing", type=int, action="append", default=[], metavar="ID")
-    parser.add_argument("--rate", nargs=2, action="append", default=[], metavar=("FAULT", "P"), help=", ".join(FAULT_NAMES))
+    parser.add_argument(
+        "--rate", nargs=2, action="append", default=[], metavar=("FAULT", "P"), help=", ".join(FAULT_NAMES)
+    )
     parser.add_argument("--late-ms", type=float, nargs=2, default=(5.0, 120.0), metavar=("FROM", "TO"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at", action="append", default=[], metavar='"SECONDS EVENT"')
     parser.add_argument("--commands", action="store_true", help="take events from standard input")
     return parser
+
+
+def try_realtime() -> bool:
+    """Servos do not wait for a scheduler: run before ordinary processes where that is allowed."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
+    except PermissionError:
+        return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,7 +266,10 @@ def _main(argv: Sequence[str]) -> int:
         try:
             terminal = Terminal(options.link)
         except OSError as error:
-            raise BusError(f"no pseudo-terminal at {options.link}: {error.strerror}; check the folder and /dev/pts") from error
+            raise BusError(
+                f"no pseudo-terminal at {options.link}: {error.strerror}; check the folder and /dev/pts"
+            ) from error
+        try_realtime()
         print(options.link, flush=True)
         Emulator(terminal, bus, plant, faults).run(events, sys.stdin if options.commands else None)
     return 0

@@ -59,7 +59,9 @@ class JointCalibrations:
         for joint in self.joints:
             if joint.name == name:
                 return joint
-        raise JointCalibrationError(f"joint {name!r} is unknown; choose one of {', '.join(j.name for j in self.joints)}")
+        raise JointCalibrationError(
+            f"joint {name!r} is unknown; choose one of {', '.join(j.name for j in self.joints)}"
+        )
 
 
 def load_joint_calibration(path: Path) -> JointCalibrations:
@@ -92,7 +94,9 @@ def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
     ids = [joint.id for joint in joints]
     for joint in joints:
         if ids.count(joint.id) > 1:
-            raise JointCalibrationError(f"{source}: {joint.name}.id {joint.id} is used twice; each servo has its own id")
+            raise JointCalibrationError(
+                f"{source}: {joint.name}.id {joint.id} is used twice; each servo has its own id"
+            )
     return JointCalibrations(joints, source)
 
 
@@ -102,7 +106,9 @@ def _joint(name: str, fields: object, source: str) -> JointCalibration:
     for field, (low, high) in _FIELDS.items():
         value = fields.get(field)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise JointCalibrationError(f"{source}: {name}.{field} is {value!r:.40}; it must be an integer of {low}..{high}")
+            raise JointCalibrationError(
+                f"{source}: {name}.{field} is {value!r:.40}; it must be an integer of {low}..{high}"
+            )
     if fields["range_min"] >= fields["range_max"]:
         raise JointCalibrationError(
             f"{source}: {name}.range_min {fields['range_min']} is not below range_max {fields['range_max']}; calibrate again"

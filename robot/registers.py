@@ -82,7 +82,13 @@ PRESENT_TEMPERATURE = Register("present_temperature", 146, 1)
 
 REGISTERS = {value.name: value for value in list(globals().values()) if isinstance(value, Register)}
 
-HARDWARE_ERRORS = {0x01: "input voltage", 0x04: "overheating", 0x08: "encoder", 0x10: "electrical shock", 0x20: "overload"}
+HARDWARE_ERRORS = {
+    0x01: "input voltage",
+    0x04: "overheating",
+    0x08: "encoder",
+    0x10: "electrical shock",
+    0x20: "overload",
+}
 """Bits of the hardware error register."""
 
 

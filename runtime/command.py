@@ -13,6 +13,8 @@ SUBCOMMANDS = {
     "control": ("vla_edge.runtime.control", "the control process alone"),
     "inference": ("vla_edge.runtime.inference", "the inference process alone"),
     "infer": ("vla_edge.runtime.infer", "one observation in, actions out"),
+    "calibrate-joints": ("vla_edge.robot.guide", "guide a person through the joint calibration, with live counts"),
+    "move": ("vla_edge.robot.first_contact", "first contact: one joint, slowly; store or go to the parking pose"),
     "cameras": ("vla_edge.robot.camera_report", "which camera is which device, with a picture of each"),
 }
 

@@ -1,0 +1,73 @@
+"""`vla-runtime move`: one joint of a new arm, slowly, with a person beside it; and the parking pose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import ConfigError
+from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
+from vla_edge.robot.koch import KochOptions, open_koch
+from vla_edge.robot.slow_motion import SlowLimits, load_park_pose, move_slowly, save_park_pose
+
+FIRST_CONTACT_VELOCITY = 44
+"""Profile velocity, 0.229 rpm: 60°/s, twice the fastest ramp allowed here."""
+DEGREES_PER_S = (1.0, 30.0)
+COUNTS_PER_DEGREE = 4096 / 360
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", required=True, help="serial port of the follower")
+    parser.add_argument("--joints", type=Path, required=True, help="LeRobot's calibration file of this arm")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--joint", choices=KOCH_JOINTS, help="the joint to move; the others hold")
+    what.add_argument("--park", action="store_true", help="move to the parking pose, then switch torque off")
+    what.add_argument("--store-park", action="store_true", help="store where the limp arm rests as the parking pose")
+    parser.add_argument("--to", type=float, help="joint value in --units")
+    parser.add_argument("--units", choices=[units.value for units in JointUnits], default=JointUnits.DEGREES.value)
+    parser.add_argument("--speed", type=float, default=15.0, help="degrees per second, 1 to 30")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    low, high = DEGREES_PER_S
+    if not low <= arguments.speed <= high:
+        raise ConfigError(
+            f"--speed {arguments.speed} is outside {low:g}..{high:g} degrees per second; choose a value inside"
+        )
+    if (arguments.joint is None) != (arguments.to is None):
+        raise ConfigError("--joint and --to belong together; give both")
+    calibration = load_joint_calibration(arguments.joints)
+    units = JointUnits(arguments.units)
+    options = KochOptions(
+        arguments.port, calibration, units, profile_velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park
+    )
+    goal: dict[str, int] = {}
+    if arguments.park:
+        goal = load_park_pose(calibration)
+    elif arguments.joint:
+        goal = {arguments.joint: counts_from_unit(calibration.joint(arguments.joint), units, arguments.to)}
+    arm = open_koch(options)
+    try:
+        if arguments.store_park:
+            positions = arm.read().positions
+            print(f"parking pose stored in {save_park_pose(calibration, positions)}")
+        else:
+            positions = move_slowly(arm, goal, SlowLimits(speed=arguments.speed * COUNTS_PER_DEGREE))
+            if arguments.park:
+                arm.set_torque(False)
+                print("parked; torque is off")
+            else:
+                print(
+                    f"{arguments.joint} arrived; torque stays on and the servos hold: `vla-runtime move --park` lets go safely"
+                )
+    finally:
+        arm.close()
+    if arguments.json:
+        values = {
+            joint.name: unit_from_counts(joint, units, counts) for joint, counts in zip(calibration.joints, positions)
+        }
+        print(json.dumps({"positions": values, "counts": dict(zip(KOCH_JOINTS, positions)), "units": units.value}))
+    return 0

@@ -1,0 +1,159 @@
+"""`vla-runtime calibrate-joints`: a person moves the limp arm, the counts become the calibration.
+
+As LeRobot calibrates a Koch follower: homing offsets put the middle pose at
+count 2047, the ranges are recorded by hand, the two joints that can turn freely
+get a whole turn. The servos' EEPROM and the file end up equal, or neither is
+usable: the file is written last. Torque is off all the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.errors import JointCalibrationError
+from vla_edge.robot import registers as r
+from vla_edge.robot.joint_calibration import save_joint_calibration
+from vla_edge.robot.koch import OPERATING_MODES, ArmResult, check_servos, eeprom_of
+from vla_edge.robot.port import check_latency_timer
+from vla_edge.robot.servo_bus import ServoBus
+
+MIDDLE = 2047
+LAST = r.COUNTS_PER_TURN - 1
+FULL_TURN_JOINTS = ("shoulder_pan", "wrist_roll")
+SMALLEST_RANGE = 200
+"""Counts (18°): a recorded range below this means that the joint was not moved."""
+IDS = {joint: i + 1 for i, joint in enumerate(KOCH_JOINTS)}
+TORQUE_OFF_S = 0.1
+
+
+class Person(Protocol):
+    """Who moves the arm. Errors: JointCalibrationError when nobody is there any more."""
+
+    def ask(self, text: str) -> None:
+        """Show `text` and wait for Enter."""
+        ...
+
+    def show(self, lines: str) -> bool:
+        """Show the live counts; True when Enter was pressed since the last call."""
+        ...
+
+
+class TerminalPerson:
+    """A person at the terminal."""
+
+    def ask(self, text: str) -> None:
+        print(f"{text}\n  … then press Enter", flush=True)
+        self._line()
+
+    def show(self, lines: str) -> bool:
+        print("\r" + lines, end="", flush=True)
+        if not select.select([sys.stdin], [], [], 0)[0]:
+            return False
+        print()
+        self._line()
+        return True
+
+    @staticmethod
+    def _line() -> None:
+        if not sys.stdin.readline():
+            raise JointCalibrationError("nobody answers on standard input; run calibrate-joints in a terminal")
+
+
+def calibrate_joints(
+    bus: ServoBus, person: Person, sleep: Callable[[float], None] = time.sleep
+) -> list[JointCalibration]:
+    """Guide `person`, write the EEPROM, return the calibration. Errors: BusError, JointCalibrationError."""
+    check_servos(bus)
+    result = bus.native.set_torque(False, TORQUE_OFF_S)
+    if result != ArmResult.OK:
+        torque = [joint for joint, on in bus.read_all(r.TORQUE_ENABLE).items() if on]
+        raise JointCalibrationError(
+            f"torque of {', '.join(torque) or 'the arm'} does not switch off; switch the power off and on"
+        )
+    # Drive mode is kept: it says how the servo is mounted, not where its range lies.
+    drive_modes = bus.read_all(r.DRIVE_MODE)
+    for joint, mode in drive_modes.items():
+        if mode not in (0, 1):
+            raise JointCalibrationError(
+                f"{joint}: drive mode is {mode}, it must be 0 or 1 (reversed); set it with Dynamixel Wizard"
+            )
+    for register, value in ((r.HOMING_OFFSET, 0), (r.MIN_POSITION, 0), (r.MAX_POSITION, LAST)):
+        bus.write_where_different(register, dict.fromkeys(KOCH_JOINTS, value))
+    bus.write_where_different(r.OPERATING_MODE, OPERATING_MODES)
+
+    person.ask("The arm is limp: hold it. Move every joint to the middle of its range (gripper half open)")
+    homing = {joint: MIDDLE - position for joint, position in bus.read_all(r.PRESENT_POSITION).items()}
+    bus.write_where_different(r.HOMING_OFFSET, homing)
+
+    moved = [joint for joint in KOCH_JOINTS if joint not in FULL_TURN_JOINTS]
+    person.ask(
+        f"Now move these joints one after the other from end to end: {', '.join(moved)}. Press Enter to begin, and again when done"
+    )
+    ranges = _record_ranges(bus, person, sleep)
+    joints = []
+    for joint in KOCH_JOINTS:
+        low, high = (0, LAST) if joint in FULL_TURN_JOINTS else ranges[joint]
+        joints.append(JointCalibration(joint, IDS[joint], drive_modes[joint], homing[joint], low, high))
+        if high - low < SMALLEST_RANGE:
+            raise JointCalibrationError(
+                f"{joint} moved only {high - low} counts, at least {SMALLEST_RANGE} are needed; calibrate again and move it from end to end"
+            )
+        if low < 0 or high > LAST:
+            raise JointCalibrationError(
+                f"{joint} moved over {low}..{high}, outside 0..{LAST}; calibrate again and start nearer to the middle of its range"
+            )
+    for calibrated in joints:
+        for register, value in eeprom_of(calibrated):
+            bus.write_where_different(register, {calibrated.name: value})
+    return joints
+
+
+def _record_ranges(bus: ServoBus, person: Person, sleep: Callable[[float], None]) -> dict[str, tuple[int, int]]:
+    positions = bus.read_all(r.PRESENT_POSITION)
+    ranges = {joint: (position, position) for joint, position in positions.items()}
+    done = False
+    while not done:
+        positions = bus.read_all(r.PRESENT_POSITION)
+        for joint, position in positions.items():
+            low, high = ranges[joint]
+            ranges[joint] = min(low, position), max(high, position)
+        live = (
+            f"{joint} {ranges[joint][0]}..{positions[joint]}..{ranges[joint][1]}"
+            for joint in KOCH_JOINTS
+            if joint not in FULL_TURN_JOINTS
+        )
+        done = person.show("  ".join(live) + "  ")
+        sleep(0.02)
+    return ranges
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", required=True, help="serial port of the follower")
+    parser.add_argument("--joints", type=Path, required=True, help="calibration file to write")
+    parser.add_argument("--replace", action="store_true", help="replace an existing file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path: Path = arguments.joints
+    if path.exists() and not arguments.replace:
+        raise JointCalibrationError(f"{path} exists; give another name, or --replace to calibrate this arm anew")
+    if not path.parent.is_dir():
+        raise JointCalibrationError(f"no folder {path.parent} for the calibration file; make it first")
+    check_latency_timer(arguments.port)
+    bus = ServoBus(arguments.port, IDS)
+    try:
+        joints = calibrate_joints(bus, TerminalPerson())
+    finally:
+        bus.close()
+    save_joint_calibration(joints, path)
+    for joint in joints:
+        print(f"{joint.name:<14} homing {joint.homing_offset:>6}  range {joint.range_min}..{joint.range_max}")
+    print(f"written to the servos and to {path}")
+    return 0

@@ -1,0 +1,250 @@
+"""The Koch v1.1 follower: what its servos must be before any torque, and the arm behind the checks.
+
+Nothing here switches torque on before every check has passed. Each failure is
+one line with the joint and the fix (RUNTIME.md §6 and R9 of §8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.errors import BusError, JointCalibrationError
+from vla_edge.robot import registers as r
+from vla_edge.robot.arm import ArmReading
+from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, LinearMap, linear_map
+from vla_edge.robot.port import check_latency_timer
+from vla_edge.robot.servo_bus import BAUD, ServoBus, answers_at
+
+FACTORY_BAUD = 57_600
+FACTORY_ID = 1
+MIN_FIRMWARE = 38
+"""Bus_Watchdog exists since firmware 38 (e-Manual, X series)."""
+EXTENDED_POSITION, CURRENT_BASED_POSITION = 4, 5
+MODELS = dict(zip(KOCH_JOINTS, (r.XL430_W250, r.XL430_W250, *(4 * (r.XL330_M288,)))))
+OPERATING_MODES = {joint: CURRENT_BASED_POSITION if joint == GRIPPER else EXTENDED_POSITION for joint in KOCH_JOINTS}
+MODE_NAMES = {EXTENDED_POSITION: "extended position", CURRENT_BASED_POSITION: "current-based position"}
+VOLTAGE_TENTHS = {r.XL430_W250: (65, 132), r.XL330_M288: (37, 60)}
+"""Data sheets: 6.5–12.0 V (a 12 V supply may show up to a tenth more) and 3.7–6.0 V."""
+RANGE_MARGIN = 512
+"""Counts (45°) a joint may stand outside its calibrated range: further means a lost turn."""
+CALL_S = 0.1
+"""Longest time of one call of the slow path."""
+
+
+class ArmResult(IntEnum):
+    """`arm_result` of robot/bus/arm.h."""
+
+    OK = 0
+    TIMEOUT = 1
+    CORRUPT = 2
+    ALERT = 3
+    WATCHDOG = 4
+    UNPLUGGED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class KochOptions:
+    """port: serial port, by-id path preferred. units: of the joint values that cross to inference.
+
+    profile_velocity (0.229 rpm; 131 is 180°/s) and profile_acceleration (214.6 rev/min²; 164 is 40,000 counts/s²)
+    are the servos' own limits behind the safety filter; gripper_current in mA bounds the grip.
+    write: False leaves every register as it is (shadow mode).
+    """
+
+    port: str
+    calibration: JointCalibrations
+    units: JointUnits = JointUnits.RANGE_M100_100
+    profile_velocity: int = 131
+    profile_acceleration: int = 164
+    gripper_current: int = 750
+    write: bool = True
+
+
+class KochArm:
+    """A `RobotArm`: an opened, checked and configured follower. Made by `open_koch`."""
+
+    def __init__(self, bus: ServoBus, options: KochOptions) -> None:
+        self._bus = bus
+        self.joints: tuple[str, ...] = KOCH_JOINTS
+        self.calibration = options.calibration
+        self.maps: tuple[LinearMap, ...] = tuple(
+            linear_map(joint, options.units) for joint in options.calibration.joints
+        )
+        self.ranges = tuple((joint.range_min, joint.range_max) for joint in options.calibration.joints)
+
+    @property
+    def port(self) -> object:
+        return self._bus.native.port
+
+    def read(self) -> ArmReading:
+        for _ in range(3):
+            result, time_ns, positions, velocities, loads, alerts = self._bus.native.read_arm(CALL_S)
+            if result in (ArmResult.OK, ArmResult.ALERT):
+                return ArmReading(time_ns, positions, velocities, loads, tuple(map(bool, alerts)))
+            if result == ArmResult.UNPLUGGED:
+                break
+        raise self._failed("reading the joints", result)
+
+    def write_goals(self, counts: Sequence[int]) -> None:
+        result = self._bus.native.write_goals(tuple(counts), CALL_S)
+        if result != ArmResult.OK:
+            raise self._failed("sending goals", result)
+
+    def set_torque(self, on: bool) -> None:
+        result = ArmResult.TIMEOUT
+        for _ in range(3):
+            result = self._bus.native.set_torque(on, CALL_S)
+            if result == ArmResult.OK:
+                return
+        raise self._failed(f"switching torque {'on' if on else 'off'}", result)
+
+    def close(self) -> None:
+        self._bus.close()
+
+    def _failed(self, action: str, result: int) -> BusError:
+        if result == ArmResult.UNPLUGGED:
+            return BusError(f"the adapter at {self._bus.path} is gone; plug it in and start again")
+        if result == ArmResult.ALERT:
+            return BusError(f"{action} failed: a servo reports a hardware alert; restart to see which")
+        return BusError(f"{action} failed ({ArmResult(result).name.lower()}); check cables and power, then start again")
+
+
+def open_koch(options: KochOptions) -> KochArm:
+    """Open the port, check everything, configure; no torque is switched. Errors: BusError, JointCalibrationError."""
+    check_latency_timer(options.port)
+    bus = ServoBus(options.port, {joint.name: joint.id for joint in options.calibration.joints})
+    try:
+        check_servos(bus)
+        check_against_calibration(bus, options.calibration)
+        if options.write:
+            configure(bus, options)
+        return KochArm(bus, options)
+    except BaseException:
+        bus.close()
+        raise
+
+
+def check_servos(bus: ServoBus) -> None:
+    """Six servos of the right model, firmware, baud rate and voltage, without a hardware error."""
+    found = {joint: bus.ping(joint) for joint in bus.joints}
+    missing = [joint for joint, answer in found.items() if answer is None]
+    if missing:
+        raise _missing(bus, missing)
+    for joint, answer in found.items():
+        assert answer is not None
+        model, firmware = answer
+        if model != MODELS[joint]:
+            raise BusError(
+                f"{joint} (id {bus.joints[joint]}) is a {r.MODEL_NAMES.get(model, 'servo of another kind')} (model {model}), "
+                f"not a {r.MODEL_NAMES[MODELS[joint]]} ({MODELS[joint]}); check the ids and which servo sits where"
+            )
+        if firmware < MIN_FIRMWARE:
+            raise BusError(
+                f"{joint} (id {bus.joints[joint]}) has firmware {firmware}, at least {MIN_FIRMWARE} is needed for the bus watchdog; "
+                "update it with Dynamixel Wizard"
+            )
+    for joint, code in bus.read_all(r.BAUD_RATE).items():
+        if r.BAUD_CODES.get(code) != BAUD:
+            raise BusError(
+                f"{joint}: baud rate register is {code}, it must be 3 ({BAUD:,}); set it with Dynamixel Wizard"
+            )
+    for joint, errors in bus.read_all(r.HARDWARE_ERROR).items():
+        if errors:
+            raise BusError(
+                f"{joint} reports a hardware error: {r.describe_hardware_error(errors)}; remove the cause, then switch its power off and on"
+            )
+    for joint, tenths in bus.read_all(r.PRESENT_VOLTAGE).items():
+        low, high = VOLTAGE_TENTHS[MODELS[joint]]
+        if not low <= tenths <= high:
+            raise BusError(
+                f"{joint} has {tenths / 10:.1f} V, a {r.MODEL_NAMES[MODELS[joint]]} needs {low / 10:.1f} to {high / 10:.1f} V; check the power supply"
+            )
+
+
+def _missing(bus: ServoBus, missing: Sequence[str]) -> BusError:
+    """Why servos do not answer: look for them at the factory's baud rate."""
+    bus.close()
+    ids = list(dict.fromkeys([*(bus.joints[joint] for joint in missing), FACTORY_ID]))
+    there = answers_at(bus.path, ids, FACTORY_BAUD)
+    joint = next((name for name in missing if bus.joints[name] == there), missing[0])
+    if there is not None:
+        return BusError(
+            f"{joint} (id {bus.joints[joint]}) does not answer at {BAUD:,} baud, but id {there} answers at {FACTORY_BAUD:,}, the factory "
+            f"baud rate; set id and baud rate with `lerobot-setup-motors` or Dynamixel Wizard"
+        )
+    if len(missing) == len(bus.joints):
+        return BusError(
+            f"no servo answers on {bus.path} at {BAUD:,} baud; check the power supply and that this is the follower's port"
+        )
+    others = f" (also missing: {', '.join(missing[1:])})" if len(missing) > 1 else ""
+    return BusError(f"{joint} (id {bus.joints[joint]}) does not answer{others}; check its cable and its id")
+
+
+def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> None:
+    """EEPROM and calibration file must say the same, and the joints must stand where they can be."""
+    modes = bus.read_all(r.OPERATING_MODE)
+    for joint, mode in modes.items():
+        if mode != OPERATING_MODES[joint]:
+            wanted = OPERATING_MODES[joint]
+            raise BusError(
+                f"{joint} is in operating mode {mode}, it must be {wanted} ({MODE_NAMES[wanted]}); `vla-runtime calibrate-joints` sets it"
+            )
+    differences: list[tuple[str, str]] = []
+    for register, field in (
+        (r.DRIVE_MODE, "drive_mode"),
+        (r.HOMING_OFFSET, "homing_offset"),
+        (r.MIN_POSITION, "range_min"),
+        (r.MAX_POSITION, "range_max"),
+    ):
+        for name, value in bus.read_all(register).items():
+            told = getattr(calibration.joint(name), field)
+            if value != told:
+                differences.append((name, f"{field} is {value} in the servo and {told} in {calibration.source}"))
+    if differences:
+        name, what = differences[0]
+        joints = {joint for joint, _ in differences}
+        more = (
+            f" ({len(joints)} of {len(KOCH_JOINTS)} joints disagree: probably another arm's calibration)"
+            if len(joints) > 2
+            else ""
+        )
+        raise JointCalibrationError(f"{name}: {what}{more}; give this arm's file or run `vla-runtime calibrate-joints`")
+    for name, position in bus.read_all(r.PRESENT_POSITION).items():
+        calibrated = calibration.joint(name)
+        if not calibrated.range_min - RANGE_MARGIN <= position <= calibrated.range_max + RANGE_MARGIN:
+            raise JointCalibrationError(
+                f"{name} stands at {position} counts, its range is {calibrated.range_min}..{calibrated.range_max}; "
+                "move it into its range by hand, then switch its power off and on"
+            )
+
+
+def configure(bus: ServoBus, options: KochOptions) -> None:
+    """Return delay, gains, profile and current limits; writes only what differs and switches no torque."""
+    settings: list[tuple[r.Register, Mapping[str, int]]] = [
+        (r.STATUS_RETURN_LEVEL, dict.fromkeys(KOCH_JOINTS, 2)),
+        (r.RETURN_DELAY, dict.fromkeys(KOCH_JOINTS, 0)),
+        (r.POSITION_P, {"elbow_flex": 1500}),
+        (r.POSITION_I, {"elbow_flex": 0}),
+        (r.POSITION_D, {"elbow_flex": 600}),
+        (r.PROFILE_ACCELERATION, dict.fromkeys(KOCH_JOINTS, options.profile_acceleration)),
+        (r.PROFILE_VELOCITY, dict.fromkeys(KOCH_JOINTS, options.profile_velocity)),
+    ]
+    for register, values in settings:
+        bus.write_where_different(register, values)
+    # The limit itself is EEPROM; a goal current above it would be refused.
+    current = min(options.gripper_current, bus.read(GRIPPER, r.CURRENT_LIMIT))
+    if bus.read(GRIPPER, r.BUS_WATCHDOG) != 0xFF:  # a tripped watchdog refuses goals until the arm is armed
+        bus.write_where_different(r.GOAL_CURRENT, {GRIPPER: current})
+
+
+def eeprom_of(joint: JointCalibration) -> list[tuple[r.Register, int]]:
+    """The EEPROM values a calibrated servo holds, in the order they are written."""
+    return [
+        (r.OPERATING_MODE, OPERATING_MODES[joint.name]),
+        (r.HOMING_OFFSET, joint.homing_offset),
+        (r.MIN_POSITION, joint.range_min),
+        (r.MAX_POSITION, joint.range_max),
+    ]

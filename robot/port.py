@@ -1,0 +1,57 @@
+"""Opening a serial port for the servo bus: what can be wrong with it, in one line each."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_edge.errors import BusError
+
+BY_ID = Path("/dev/serial/by-id")
+SYSFS_TTY = Path("/sys/class/tty")
+LATENCY_TIMER_MS = 1
+
+
+def open_port(path: str, baud: int, ids: Sequence[int]) -> Any:
+    """A `_core.KochBus` on `path`, locked for this process; BusError tells what stands in the way."""
+    try:
+        from vla_edge._core import KochBus
+    except ImportError as error:
+        raise BusError(
+            f"the C core is not there ({error}); install a C compiler and run `pip install --force-reinstall vla-edge`"
+        ) from error
+    try:
+        return KochBus(str(Path(path).resolve()), baud, ids)
+    except OSError as error:
+        raise BusError(_why(path, baud, error)) from error
+
+
+def _why(path: str, baud: int, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        there = sorted(str(entry) for entry in BY_ID.iterdir()) if BY_ID.is_dir() else []
+        return f"no port {path}; plug the adapter in" + (f" or use one of {', '.join(there)}" if there else "")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission on {path}; add this user to the group that owns it: sudo usermod -aG dialout $USER, then log in again"
+    if error.errno == errno.EBUSY:
+        return f"{path} is in use by another process; stop it first (`fuser {path}` shows which)"
+    if error.errno in (errno.ENOTTY, errno.EISDIR):
+        return f"{path} is not a serial port; give the servo adapter's path"
+    if error.errno == errno.EINVAL:
+        return f"{path} cannot do {baud} baud; use an adapter that can (U2D2, OpenRB-150)"
+    return f"{path} cannot be opened: {error.strerror}; unplug the adapter and plug it in again"
+
+
+def check_latency_timer(path: str, sysfs: Path = SYSFS_TTY) -> None:
+    """BusError when a USB adapter holds replies back for longer than 1 ms; adapters without a timer pass."""
+    timer = sysfs / Path(path).resolve().name / "device" / "latency_timer"
+    try:
+        value = int(timer.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if value > LATENCY_TIMER_MS:
+        raise BusError(
+            f"the latency timer of {path} is {value} ms, longest allowed {LATENCY_TIMER_MS} ms; "
+            f"run `echo {LATENCY_TIMER_MS} | sudo tee {timer}` (README: udev rule)"
+        )

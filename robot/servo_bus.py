@@ -1,0 +1,130 @@
+"""Registers of named joints over the C bus: the slow path of start-up, calibration and checks.
+
+A lost or damaged reply is asked for again; the C bus makes sure that it cannot
+be taken for another's. Every write is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+from vla_edge.errors import BusError
+from vla_edge.robot.port import open_port
+from vla_edge.robot.registers import EEPROM_END, Register
+
+BAUD = 1_000_000
+REPLY_S = 0.05
+"""Longest wait for one reply: more than ten times what a slow USB adapter needs."""
+TRIES = 4
+
+
+class BusResult(IntEnum):
+    """`bus_result` of robot/bus/bus.h."""
+
+    OK = 0
+    TIMEOUT = 1
+    CORRUPT = 2
+    REFUSED = 3
+    UNPLUGGED = 4
+
+
+_MEANING = {
+    BusResult.TIMEOUT: "does not answer; check its cable and the power supply",
+    BusResult.CORRUPT: "answers with damaged packets; check the cables and that no id is used twice",
+    BusResult.REFUSED: "refuses the request; switch torque off and try again",
+}
+
+
+class ServoBus:
+    """`names` and `ids` are one joint each. `native` is the C bus (`_core.KochBus`)."""
+
+    def __init__(self, path: str, joints: Mapping[str, int], baud: int = BAUD) -> None:
+        self.path = path
+        self.joints = dict(joints)
+        self.native: Any = open_port(path, baud, list(self.joints.values()))
+
+    def close(self) -> None:
+        self.native.close()
+
+    def fail(self, joint: str, result: int) -> BusError:
+        """The error for `joint` after all tries."""
+        if result == BusResult.UNPLUGGED:
+            return BusError(f"the adapter at {self.path} is gone; plug it in and start again")
+        return BusError(f"{joint} (id {self.joints[joint]}) {_MEANING[BusResult(result)]}")
+
+    def ping(self, joint: str) -> tuple[int, int] | None:
+        """(model number, firmware), or None when the servo does not answer."""
+        for _ in range(TRIES):
+            result, model, firmware = self.native.ping(self.joints[joint], REPLY_S)
+            if result == BusResult.OK:
+                return int(model), int(firmware)
+            if result == BusResult.UNPLUGGED:
+                raise self.fail(joint, result)
+        return None
+
+    def read(self, joint: str, register: Register) -> int:
+        """The register of one joint."""
+        result, data = BusResult.TIMEOUT, b""
+        for _ in range(TRIES):
+            result, data, _alert = self.native.sync_read([self.joints[joint]], register.address, register.size, REPLY_S)
+            if result == BusResult.OK:
+                return register.decode(data)
+            if result == BusResult.UNPLUGGED:
+                break
+        raise self.fail(joint, result)
+
+    def read_all(self, register: Register) -> dict[str, int]:
+        """The register of every joint; asked one by one when the common question fails, so that the joint is known."""
+        ids = list(self.joints.values())
+        result, data, _alerts = self.native.sync_read(ids, register.address, register.size, REPLY_S)
+        if result != BusResult.OK:
+            return {joint: self.read(joint, register) for joint in self.joints}
+        parts = (data[at : at + register.size] for at in range(0, len(data), register.size))
+        return {joint: register.decode(part) for joint, part in zip(self.joints, parts)}
+
+    def write(self, joint: str, register: Register, value: int) -> None:
+        """Write one joint's register and read it back. EEPROM is refused by the servo while its torque is on."""
+        result = BusResult.TIMEOUT
+        for _ in range(TRIES):
+            result = self.native.write(self.joints[joint], register.address, register.encode(value), REPLY_S)
+            if result == BusResult.UNPLUGGED:
+                break
+            if self.read(joint, register) == value:
+                return
+            if result == BusResult.REFUSED:
+                break
+        if result == BusResult.REFUSED or result == BusResult.OK:
+            hint = (
+                "switch its torque off first"
+                if register.address < EEPROM_END
+                else "check the servo in Dynamixel Wizard"
+            )
+            raise BusError(f"{joint} (id {self.joints[joint]}) does not take {register.name} = {value}; {hint}")
+        raise self.fail(joint, result)
+
+    def write_where_different(self, register: Register, values: Mapping[str, int]) -> list[str]:
+        """Write the joints whose register differs from `values`; returns their names."""
+        present = self.read_all(register)
+        changed = [joint for joint, value in values.items() if present[joint] != value]
+        for joint in changed:
+            self.write(joint, register, values[joint])
+        return changed
+
+
+def answers_at(path: str, servo_ids: Sequence[int], baud: int) -> int | None:
+    """The first of `servo_ids` that answers a ping at another baud rate; the port must be free."""
+    bus = ServoBus(path, {str(servo_id): servo_id for servo_id in _six(servo_ids)}, baud)
+    try:
+        for servo_id in servo_ids:
+            if bus.ping(str(servo_id)) is not None:
+                return servo_id
+        return None
+    finally:
+        bus.close()
+
+
+def _six(servo_ids: Sequence[int]) -> list[int]:
+    """The C bus is made for six servos: fill up with ids that are not asked."""
+    return (list(servo_ids) + [i for i in range(200, 206) if i not in servo_ids])[:6]

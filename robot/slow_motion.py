@@ -1,0 +1,134 @@
+"""Slow, limited motions without the control process: first contact with one joint, and parking.
+
+The loop here is for a person who stands beside the arm: low speed, goals inside
+the calibrated range, an end as soon as the arm does not follow. `vla-runtime
+control` has its own loop and its own `park`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_edge.errors import BusError, JointCalibrationError
+from vla_edge.robot.arm import RobotArm
+from vla_edge.robot.joint_calibration import JointCalibrations
+
+PERIOD_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class SlowLimits:
+    """speed: counts/s (341 is 30°/s). tracking: how far the arm may lag, counts. settle_s: time allowed to arrive."""
+
+    speed: float = 341.0
+    tracking: int = 150
+    arrived: int = 30
+    settle_s: float = 1.5
+
+
+def ramp(start: Sequence[int], goal: Sequence[int], step: float) -> Iterator[tuple[int, ...]]:
+    """Goals from `start` to `goal`, no joint further than `step` counts at a time, all arriving together."""
+    longest = max((abs(b - a) for a, b in zip(start, goal)), default=0)
+    count = max(1, -(-longest // max(1, int(step))))
+    for i in range(1, count + 1):
+        yield tuple(round(a + (b - a) * i / count) for a, b in zip(start, goal))
+
+
+def move_slowly(
+    arm: RobotArm,
+    goal: Mapping[str, int],
+    limits: SlowLimits,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[int, ...]:
+    """Bring the joints of `goal` (counts) there, hold the others; returns the present positions at the end.
+
+    Torque is switched on (goals become the present position first) and stays on. Errors: BusError naming the joint
+    when a goal is outside its range, a servo reports an alert, or the arm does not follow: its goals are then put back
+    to where it stands.
+    """
+    for name, counts in goal.items():
+        low, high = arm.ranges[arm.joints.index(name)]
+        if not low <= counts <= high:
+            raise BusError(
+                f"{name}: goal {counts} counts is outside its calibrated range {low}..{high}; choose a value inside"
+            )
+    arm.set_torque(True)
+    start = arm.read().positions
+    target = tuple(goal.get(name, position) for name, position in zip(arm.joints, start))
+    for goals in ramp(start, target, limits.speed * PERIOD_S):
+        arm.write_goals(goals)
+        sleep(PERIOD_S)
+        _follow(arm, goals, limits.tracking)
+    for _ in range(int(limits.settle_s / PERIOD_S)):
+        reading = arm.read()
+        if all(abs(a - b) <= limits.arrived for a, b in zip(reading.positions, target)):
+            return reading.positions
+        sleep(PERIOD_S)
+    late = _farthest(arm, reading.positions, target)
+    raise BusError(f"{late}; it is held where it is: remove what blocks it or raise its current limit")
+
+
+def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> None:
+    reading = arm.read()
+    alerts = [name for name, alert in zip(arm.joints, reading.alerts) if alert]
+    if alerts:
+        raise BusError(
+            f"{alerts[0]} reports a hardware alert and the motion was stopped; remove the cause, then switch its power off and on"
+        )
+    if any(abs(a - b) > tracking for a, b in zip(reading.positions, goals)):
+        arm.write_goals(reading.positions)
+        raise BusError(
+            f"{_farthest(arm, reading.positions, goals)}: more than {tracking}; the motion was stopped, remove what blocks it"
+        )
+
+
+def _farthest(arm: RobotArm, positions: Sequence[int], goals: Sequence[int]) -> str:
+    lag, name = max((abs(a - b), name) for name, a, b in zip(arm.joints, positions, goals))
+    return f"{name} is {lag} counts from its goal"
+
+
+def park_pose_path(calibration: JointCalibrations) -> Path:
+    """Where the parking pose of this arm is kept: beside its calibration file."""
+    return Path(calibration.source).with_suffix(".park.json")
+
+
+def load_park_pose(calibration: JointCalibrations) -> dict[str, int]:
+    """Goal counts per joint. Errors: JointCalibrationError when none is stored or it does not fit the calibration."""
+    path = park_pose_path(calibration)
+    try:
+        pose = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise JointCalibrationError(
+            f"no parking pose {path}; rest the limp arm safely and run `vla-runtime move --store-park` with its --port and --joints"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise JointCalibrationError(f"{path}: not JSON ({error}); store the parking pose again") from None
+    names = [joint.name for joint in calibration.joints]
+    if not isinstance(pose, dict) or sorted(pose) != sorted(names):
+        raise JointCalibrationError(
+            f"{path}: not one number per joint ({', '.join(names)}); store the parking pose again"
+        )
+    for joint in calibration.joints:
+        counts = pose[joint.name]
+        if isinstance(counts, bool) or not isinstance(counts, int) or not joint.range_min <= counts <= joint.range_max:
+            raise JointCalibrationError(
+                f"{path}: {joint.name} is {counts!r:.40}, its range is {joint.range_min}..{joint.range_max}; store the parking pose again"
+            )
+    return pose
+
+
+def save_park_pose(calibration: JointCalibrations, positions: Sequence[int]) -> Path:
+    """Store where the arm rests (counts, brought inside the calibrated range); returns the file."""
+    path = park_pose_path(calibration)
+    pose = {
+        joint.name: min(max(counts, joint.range_min), joint.range_max)
+        for joint, counts in zip(calibration.joints, positions)
+    }
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(pose, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
