@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 
 class Handover(IntEnum):
@@ -64,3 +65,23 @@ class ControlSettings:
     """parking pose, counts"""
     park_speed: float = 400.0
     """counts/s"""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopFiles:
+    """The run folder's files the loop opens, and how it runs; see docs/design.md "Processes and their files"."""
+
+    ring: Path
+    state: Path
+    record: Path
+    """must not exist yet"""
+    record_cells: int = 1 << 17
+    """256 bytes each; one a tick and 1 + n/10 a chunk of n actions"""
+    socket_fd: int = -1
+    """bound datagram socket for commands"""
+    priority: int = 60
+    """of SCHED_FIFO; 0 does not ask for it"""
+    shadow: bool = False
+    arm_at_start: bool = False
+    stop_after_ticks: int = 0
+    """ask to stop after so many; 0: never"""

@@ -15,6 +15,8 @@ static int (*const bindings[])(PyObject *module) = {
     bind_ring,
     bind_status,
     bind_pilot,
+    bind_control,
+    bind_record,
     NULL,
 };
 

@@ -24,5 +24,7 @@ int bind_bus(PyObject *module);
 int bind_ring(PyObject *module);
 int bind_status(PyObject *module);
 int bind_pilot(PyObject *module);
+int bind_control(PyObject *module);
+int bind_record(PyObject *module);
 
 #endif

@@ -176,8 +176,6 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
     const schedule_plan *plan = &self->schedule.plans[self->schedule.current];
     if (plan->present && plan->data.observation_sequence <= input->dropped_through)
         schedule_drop(&self->schedule);
-    if (input->malformed)
-        schedule_drop(&self->schedule);
     output->answer = obey(self, input, output);
 }
 
@@ -256,6 +254,8 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         before[i] = self->guard.joints[i].goal;
 
     bool parked = false;
+    if (input->malformed) /* the writer is broken: what it wrote before counts no more */
+        schedule_drop(&self->schedule);
     output->action = schedule_due(&self->schedule, input->tick);
     if (self->state == PILOT_PARKING) {
         parked = creep(self, output->action.action);
@@ -270,9 +270,11 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         output->guard = guard_brake(&self->guard); /* also in the tick of arming: the first goal is the present position */
     }
     bool refused = output->guard.verdict >= GUARD_REFUSED_NOT_FINITE;
-    bool malformed = input->malformed || output->guard.verdict == GUARD_REFUSED_NOT_FINITE;
-    if (malformed)
+    bool malformed = input->malformed;
+    if (output->guard.verdict == GUARD_REFUSED_NOT_FINITE) {
+        malformed = true;
         schedule_drop(&self->schedule);
+    }
     if (self->state == PILOT_PARKING) {
         if (parked)
             enter(self, PILOT_HOLD, REASON_PARKED, -1);

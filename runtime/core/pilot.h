@@ -78,7 +78,7 @@ typedef struct {
     bool unplugged;           /* a write of the last tick found no bus */
     bool torque_failed;       /* so did not every servo take the last torque command */
     pilot_command command;
-    bool malformed;           /* a chunk that ring_check refused came */
+    bool malformed;           /* a chunk that ring_check refused came; may be set until pilot_end */
     int64_t patience_ns;      /* 3 x p99 of an inference as announced, 0: none */
     bool plan_then_move;
     int64_t dropped_through;  /* ring_notice */

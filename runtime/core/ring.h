@@ -16,7 +16,7 @@ enum { RING_SLOTS = 8 };
 typedef struct {
     int64_t p99_ns;          /* measured p99 of an inference, 0: not measured yet */
     uint64_t plan_then_move; /* 1: this host waits for rest chunks; 0: replans while moving */
-    int64_t dropped_through; /* chunks of observations up to this sequence are void: the scene changed; 0: none */
+    int64_t dropped_through; /* chunks of observations up to this sequence are void: the scene changed; -1: none */
 } ring_notice;
 
 typedef struct {

@@ -34,6 +34,14 @@ int shared_open(shared_file *self, const char *path, size_t bytes, bool writable
     return failure;
 }
 
+int shared_open_any(shared_file *self, const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0)
+        return errno;
+    return info.st_size > 0 ? shared_open(self, path, (size_t)info.st_size, false) : EINVAL;
+}
+
 void shared_close(shared_file *self)
 {
     if (self->memory != NULL)

@@ -22,6 +22,8 @@ typedef struct {
 /* Maps `bytes` of `path`; a writer creates and extends it (mode 0600). All pages are faulted in.
  * 0, or the errno of what failed; EINVAL when a reader finds a file of another size. */
 int shared_open(shared_file *self, const char *path, size_t bytes, bool writable);
+/* Maps a whole file of any size for reading. 0 or an errno. */
+int shared_open_any(shared_file *self, const char *path);
 void shared_close(shared_file *self);
 /* From here on this process can only read it. */
 void shared_seal(shared_file *self);

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import Chunk
-from vla_edge.runtime.settings import ControlSettings
+from vla_edge.runtime.settings import ControlSettings, LoopFiles
 
 class OrtRuntime:
     """ONNX Runtime opened from its shared library: one environment, one thread pool for all sessions.
@@ -153,3 +153,27 @@ class KochBus:
     def clear_watchdog(self, timeout_s: float, /) -> int: ...
     def counters(self) -> dict[str, int]: ...
     def close(self) -> None: ...
+
+class StillArm:
+    """An arm without a bus whose joints are where the last goals put them (counts)."""
+
+    port: Any
+    def __init__(self, positions: Sequence[int]) -> None: ...
+
+def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
+    """The control loop, until it is stopped; the interpreter is released. arm: an object with a `port` capsule.
+
+    Returns "stopped" (at rest, parked where a pose is known), "unplugged" or "interrupted" (a second signal).
+    OSError: a file of `run` cannot be used. ValueError: a limit the guard cannot keep.
+    """
+
+class RecordReader:
+    """A flight record (runtime/core/record.h). OSError EINVAL: of another build, or damaged."""
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def range(self) -> tuple[int, int]: ...
+    def cell(self, index: int) -> tuple[str, dict[str, Any] | None] | None:
+        """("tick", fields), ("chunk", fields), ("actions", None), or None: gone or damaged."""
+    def header(self) -> dict[str, Any]: ...
+    def replay(self) -> dict[str, int]:
+        """ticks, chunks, damaged, differing (ticks whose goals, state or writing differ), first_tick, differing_at."""

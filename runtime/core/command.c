@@ -1,0 +1,64 @@
+#define _GNU_SOURCE
+#include "command.h"
+#include "status.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+_Static_assert(sizeof(struct sockaddr_un) <= sizeof((command_request *)0)->address, "an address fits");
+
+pilot_command command_of_word(const char *word, size_t bytes)
+{
+    static const struct {
+        const char *word;
+        pilot_command command;
+    } words[] = {
+        {"ping", COMMAND_PING}, {"arm", COMMAND_ARM}, {"hold", COMMAND_HOLD}, {"park", COMMAND_PARK}, {"stop", COMMAND_STOP},
+        {"torque_off", COMMAND_TORQUE_OFF}, {"torque_off_now", COMMAND_TORQUE_OFF_NOW},
+    };
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (strlen(words[i].word) == bytes && memcmp(words[i].word, word, bytes) == 0)
+            return words[i].command;
+    return COMMAND_NONE;
+}
+
+const char *command_answer_name(pilot_answer answer)
+{
+    static const char *const names[] = {"none",       "done",    "busy",  "not_armed",
+                                        "not_parked", "no_pose", "fault", "outside"};
+    return names[answer];
+}
+
+static void send_text(int socket_fd, const command_request *request, const char *text, size_t bytes)
+{
+    if (request->address_bytes > sizeof(sa_family_t))
+        (void)sendto(socket_fd, text, bytes, MSG_DONTWAIT | MSG_NOSIGNAL, (const struct sockaddr *)request->address,
+                     request->address_bytes);
+}
+
+command_request command_take(int socket_fd)
+{
+    command_request request = {.command = COMMAND_NONE};
+    char word[32];
+    socklen_t address_bytes = sizeof request.address;
+    ssize_t bytes = recvfrom(socket_fd, word, sizeof word, MSG_DONTWAIT, (struct sockaddr *)request.address, &address_bytes);
+    if (bytes < 0)
+        return request;
+    request.address_bytes = address_bytes;
+    request.command = command_of_word(word, (size_t)bytes);
+    if (request.command == COMMAND_NONE) {
+        static const char unknown[] = "unknown";
+        send_text(socket_fd, &request, unknown, sizeof unknown - 1);
+    }
+    return request;
+}
+
+void command_reply(int socket_fd, const command_request *request, const pilot_output *output)
+{
+    char text[96];
+    int bytes = snprintf(text, sizeof text, "%s %s %s %d", command_answer_name(output->answer), status_state_name(output->state),
+                         output->reason == REASON_NONE ? "-" : status_reason_name(output->reason), output->joint);
+    send_text(socket_fd, request, text, (size_t)bytes);
+}

@@ -1,0 +1,25 @@
+/* Commands over the control socket: one datagram is one word. */
+#ifndef VLA_COMMAND_H
+#define VLA_COMMAND_H
+
+#include <stddef.h>
+
+#include "pilot.h"
+
+/* The word's command; COMMAND_NONE for anything else. */
+pilot_command command_of_word(const char *word, size_t bytes);
+const char *command_answer_name(pilot_answer answer);
+
+/* Where the answer goes. */
+typedef struct {
+    pilot_command command;
+    unsigned address_bytes; /* 0: nobody waits for it */
+    char address[128];      /* struct sockaddr_un */
+} command_request;
+
+/* Takes at most one datagram, never waits. COMMAND_NONE when there is none or it is no command (which is answered). */
+command_request command_take(int socket_fd);
+/* "ANSWER STATE REASON", dropped when the asker does not read. */
+void command_reply(int socket_fd, const command_request *request, const pilot_output *output);
+
+#endif

@@ -1,0 +1,68 @@
+/* The control loop: one call that runs until it is stopped.
+ *
+ * Each tick: wait for its time, take one command, read the joints, take new
+ * chunks, decide (pilot), write the goals, keep the record, publish the status.
+ * Nothing in the tick allocates, waits for inference or touches a new page.
+ * SIGINT and SIGTERM are blocked here and read as the command `stop`; a second
+ * one ends the loop at once, with the arm holding.
+ */
+#ifndef VLA_CONTROL_H
+#define VLA_CONTROL_H
+
+#include "clock.h"
+#include "pilot.h"
+#include "record.h"
+#include "ring.h"
+#include "status.h"
+
+typedef struct {
+    pilot_config pilot;
+    const char *ring_path, *state_path, *record_path;
+    uint64_t record_cells;
+    int socket_fd;       /* bound datagram socket for commands, -1: none */
+    int priority;        /* of SCHED_FIFO, 0: do not ask */
+    bool shadow;         /* decide and record, write nothing to the bus */
+    bool arm_at_start;
+    int64_t stop_after_ticks; /* ask to stop by itself, 0: never */
+} control_config;
+
+typedef enum {
+    CONTROL_STOPPED,      /* asked to stop; at rest, parked where a pose is known */
+    CONTROL_UNPLUGGED,    /* the bus is gone for a second */
+    CONTROL_INTERRUPTED,  /* a second signal: ended at once */
+    CONTROL_BAD_LIMITS,   /* the guard refused the limits; `joint` and `limits` say which */
+    CONTROL_BAD_FILE,     /* a file cannot be used; `failed_path` and `failed_errno` */
+} control_exit;
+
+typedef struct {
+    control_exit exit;
+    const char *failed_path;
+    int failed_errno;
+    guard_config_error limits;
+    int joint;
+} control_result;
+
+/* All memory of the loop, allocated by the caller before it starts. */
+typedef struct {
+    control_config config;
+    const arm_port *arm;
+    pilot pilot;
+    tick_clock clock;
+    shared_file ring_file, state_file;
+    ring_reader ring;
+    ring_notice notice;
+    record record;
+    status status;
+    chunk chunk;
+    pilot_input input;
+    pilot_output output;
+    int64_t last_tick_ns;  /* start of the tick before */
+    int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
+    bool watchdog_due; /* a gap was long enough for the servos to have stopped */
+    int signals;
+    uint64_t first_minor, first_major;
+} control;
+
+control_result control_run(control *self, const control_config *config, const arm_port *arm);
+
+#endif

@@ -1,0 +1,167 @@
+#define _GNU_SOURCE
+#include "record.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const uint64_t magic = 0x31444345525f4c56; /* "VL_RECD1" */
+
+_Static_assert(sizeof(record_cell) == 256, "a cell is 256 bytes");
+_Static_assert(sizeof(record_tick) <= RECORD_PAYLOAD && sizeof(record_chunk) <= RECORD_PAYLOAD, "fits a cell");
+_Static_assert(sizeof(record_header) <= RECORD_HEADER, "fits the header");
+
+static void attach(record *self)
+{
+    self->header = self->file.memory;
+    self->cells = (record_cell *)((char *)self->file.memory + RECORD_HEADER);
+}
+
+int record_create(record *self, const char *path, uint64_t cells, const pilot_config *config, bool shadow)
+{
+    if (access(path, F_OK) == 0)
+        return EEXIST;
+    int failure = shared_open(&self->file, path, RECORD_HEADER + cells * sizeof(record_cell), true);
+    if (failure != 0)
+        return failure;
+    attach(self);
+    shared_prefault(self->file.memory, self->file.bytes);
+    struct timespec wall, monotonic;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    clock_gettime(CLOCK_MONOTONIC, &monotonic);
+    self->count = cells;
+    self->header->cells = cells;
+    self->header->shadow = shadow;
+    self->header->wall_minus_monotonic_ns =
+        (wall.tv_sec - monotonic.tv_sec) * 1000000000LL + (wall.tv_nsec - monotonic.tv_nsec);
+    memcpy(&self->header->config, config, sizeof *config); /* with its padding, which the CRC sees too */
+    self->header->config_bytes = sizeof *config;
+    self->header->config_crc = shared_crc32(&self->header->config, sizeof *config);
+    shared_store(&self->header->magic, magic);
+    return 0;
+}
+
+int record_open(record *self, const char *path)
+{
+    int failure = shared_open_any(&self->file, path);
+    if (failure != 0)
+        return failure;
+    attach(self);
+    if (self->file.bytes < RECORD_HEADER || self->header->magic != magic || self->header->cells == 0
+        || self->header->cells > (self->file.bytes - RECORD_HEADER) / sizeof(record_cell)
+        || self->header->config_bytes != sizeof(pilot_config)
+        || self->header->config_crc != shared_crc32(&self->header->config, sizeof(pilot_config))) {
+        shared_close(&self->file);
+        return EINVAL;
+    }
+    self->count = self->header->cells;
+    return 0;
+}
+
+void record_close(record *self)
+{
+    shared_close(&self->file);
+}
+
+static uint32_t cell_crc(record_cell cell)
+{
+    cell.crc = 0;
+    return shared_crc32(&cell, sizeof cell);
+}
+
+static void put(record *self, record_kind kind, const void *payload, size_t bytes)
+{
+    record_cell cell = {.index = self->header->written, .kind = kind};
+    memcpy(cell.payload, payload, bytes);
+    cell.crc = cell_crc(cell);
+    shared_put((uint32_t *)&self->cells[cell.index % self->count], &cell, sizeof cell / 4);
+    shared_store(&self->header->written, cell.index + 1);
+}
+
+void record_put_tick(record *self, const record_tick *tick)
+{
+    put(self, RECORD_TICK, tick, sizeof *tick);
+}
+
+void record_put_chunk(record *self, int64_t tick, const chunk *data)
+{
+    record_chunk head = {
+        .tick = tick,
+        .kind = data->kind,
+        .n = data->n,
+        .session = data->session,
+        .observation_sequence = data->observation_sequence,
+        .observation_tick = data->observation_tick,
+        .observation_ns = data->observation_ns,
+    };
+    memcpy(head.digest, data->digest, DIGEST_BYTES);
+    put(self, RECORD_CHUNK, &head, sizeof head);
+    for (uint32_t row = 0; row < data->n; row += RECORD_ROWS) {
+        uint32_t rows = data->n - row < RECORD_ROWS ? data->n - row : RECORD_ROWS;
+        put(self, RECORD_ACTIONS, &data->actions[row * ARM_JOINTS], rows * ARM_JOINTS * sizeof(float));
+    }
+}
+
+record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
+{
+    record_tick tick = {
+        .tick = input->tick,
+        .now_ns = input->now_ns,
+        .reading_ns = input->reading.time_ns,
+        .patience_ns = input->patience_ns,
+        .dropped_through = input->dropped_through,
+        .action_sequence = output->action.sequence,
+        .read_result = (uint8_t)input->read_result,
+        .command = (uint8_t)input->command,
+        .answer = (uint8_t)output->answer,
+        .torque = (uint8_t)output->torque,
+        .watchdog = input->watchdog,
+        .unplugged = input->unplugged,
+        .torque_failed = input->torque_failed,
+        .malformed = input->malformed,
+        .plan_then_move = input->plan_then_move,
+        .state = (uint8_t)output->state,
+        .reason = (uint8_t)output->reason,
+        .latched = output->latched,
+        .due = output->action.due,
+        .write = output->write,
+        .clear_watchdog = output->clear_watchdog,
+        .done = output->done,
+        .verdict = (uint8_t)output->guard.verdict,
+        .joint = (int8_t)output->joint,
+        .verdict_joint = (int8_t)output->guard.joint,
+        .action_index = output->action.index,
+    };
+    memcpy(tick.position, input->reading.position, sizeof tick.position);
+    memcpy(tick.velocity, input->reading.velocity, sizeof tick.velocity);
+    memcpy(tick.load, input->reading.load, sizeof tick.load);
+    memcpy(tick.alert, input->reading.alert, sizeof tick.alert);
+    memcpy(tick.goals, output->guard.goals, sizeof tick.goals);
+    memcpy(tick.verdicts, output->guard.joints, sizeof tick.verdicts);
+    memcpy(tick.action, output->action.action, sizeof tick.action);
+    return tick;
+}
+
+pilot_input record_input_of(const record_tick *tick)
+{
+    pilot_input input = {
+        .tick = tick->tick,
+        .now_ns = tick->now_ns,
+        .read_result = (arm_result)tick->read_result,
+        .reading.time_ns = tick->reading_ns,
+        .watchdog = tick->watchdog,
+        .unplugged = tick->unplugged,
+        .torque_failed = tick->torque_failed,
+        .command = (pilot_command)tick->command,
+        .malformed = tick->malformed,
+        .patience_ns = tick->patience_ns,
+        .plan_then_move = tick->plan_then_move,
+        .dropped_through = tick->dropped_through,
+    };
+    memcpy(input.reading.position, tick->position, sizeof tick->position);
+    memcpy(input.reading.velocity, tick->velocity, sizeof tick->velocity);
+    memcpy(input.reading.load, tick->load, sizeof tick->load);
+    memcpy(input.reading.alert, tick->alert, sizeof tick->alert);
+    return input;
+}

@@ -1,0 +1,101 @@
+/* The flight record: a mapped ring of cells of fixed size, each with a CRC.
+ *
+ * A tick is one cell: every input of the decision and what came of it. A chunk
+ * that was taken is a head and its actions, ten a cell, before the cell of its
+ * tick. Written to the page cache at once, so it survives the death of the
+ * process (not of the machine). With the configuration in the header the goals
+ * can be computed again, byte for byte.
+ */
+#ifndef VLA_RECORD_H
+#define VLA_RECORD_H
+
+#include "pilot.h"
+#include "shared.h"
+
+enum {
+    RECORD_PAYLOAD = 240,
+    RECORD_ROWS = RECORD_PAYLOAD / (ARM_JOINTS * 4),
+    RECORD_CELLS = 1 << 17, /* 32 MiB: 10 minutes at 100 Hz with 5 chunks of 50 a second, and half as much again */
+    RECORD_HEADER = 4096,
+};
+
+typedef enum { RECORD_TICK = 1, RECORD_CHUNK, RECORD_ACTIONS } record_kind;
+
+typedef struct {
+    uint64_t index; /* counts up from 0 */
+    uint32_t kind;
+    uint32_t crc; /* of the cell with this field zero */
+    uint8_t payload[RECORD_PAYLOAD];
+} record_cell;
+
+typedef struct {
+    int64_t tick, now_ns, reading_ns, patience_ns, dropped_through;
+    int64_t action_sequence;
+    int32_t position[ARM_JOINTS], velocity[ARM_JOINTS], goals[ARM_JOINTS];
+    float action[ARM_JOINTS]; /* joint units */
+    int16_t load[ARM_JOINTS];
+    uint8_t alert[ARM_JOINTS], verdicts[ARM_JOINTS];
+    uint8_t read_result, command, answer, torque;
+    uint8_t watchdog, unplugged, torque_failed, malformed, plan_then_move;
+    uint8_t state, reason, latched, due, write, clear_watchdog, done, verdict;
+    int8_t joint, verdict_joint;
+    int32_t action_index;
+    int32_t late_ns, read_ns, write_ns, work_ns; /* saturated at 2 s */
+} record_tick;
+
+typedef struct {
+    int64_t tick; /* at which it was taken */
+    uint32_t kind, n;
+    uint64_t session;
+    uint8_t digest[DIGEST_BYTES];
+    int64_t observation_sequence, observation_tick, observation_ns;
+} record_chunk;
+
+typedef struct {
+    uint64_t magic;
+    uint64_t cells;
+    uint64_t written;
+    int64_t wall_minus_monotonic_ns; /* to date the ticks */
+    uint64_t shadow;
+    uint32_t config_bytes, config_crc;
+    pilot_config config;
+} record_header;
+
+typedef struct {
+    shared_file file;
+    record_header *header;
+    record_cell *cells;
+    uint64_t count; /* of cells in the file */
+} record;
+
+/* Makes a new record of `cells` cells. 0 or an errno; EEXIST: a record lies there, move it away first. */
+int record_create(record *self, const char *path, uint64_t cells, const pilot_config *config, bool shadow);
+/* Opens one for reading. EINVAL: not a record of this build, or its header is damaged. */
+int record_open(record *self, const char *path);
+void record_close(record *self);
+
+void record_put_tick(record *self, const record_tick *tick);
+void record_put_chunk(record *self, int64_t tick, const chunk *data);
+
+/* From the decision's inputs and outputs; the timings are the caller's to fill in. */
+record_tick record_tick_of(const pilot_input *input, const pilot_output *output);
+pilot_input record_input_of(const record_tick *tick);
+
+/* A cell that is whole; false: overwritten, never written or damaged. */
+bool record_get(const record *self, uint64_t index, record_cell *out);
+/* The oldest index that can still be there, and one behind the newest. */
+void record_range(const record *self, uint64_t *first, uint64_t *end);
+/* The chunk whose head is at `index`; false when a cell of it is gone. */
+bool record_get_chunk(const record *self, uint64_t index, chunk *out);
+
+typedef struct {
+    uint64_t ticks, chunks, damaged;
+    uint64_t differing;   /* ticks whose goals or decision to write differ */
+    int64_t first_tick;   /* where the replay began, -1: nothing to begin with */
+    int64_t differing_at; /* first such tick, -1: none */
+} record_replay_result;
+
+/* Computes every goal again from the start of the record or its oldest arming. `scratch` is the caller's. */
+record_replay_result record_replay(const record *self, pilot *scratch);
+
+#endif
