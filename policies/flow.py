@@ -24,6 +24,7 @@ from vla_edge.policies.config import SmolVLAConfig
 from vla_edge.policies.expert import expert_width
 from vla_edge.policies.smolvlm import SmolVLMWithExpert
 from vla_edge.policies.text import KeyValue, join
+from vla_edge.policies.vision import tokens_per_image
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.config = config
         self.special = special
+        if config.resize_imgs_with_padding is not None:
+            tokens_per_image(backbone, config.resize_imgs_with_padding[1], config.resize_imgs_with_padding[0])
         self.vlm_with_expert = SmolVLMWithExpert(config, backbone)
         width, expert = backbone.text.hidden_size, expert_width(config, backbone.text)
         if expert % 2:

@@ -8,7 +8,7 @@ from vla_edge.policies.backbone import BackboneConfig
 from vla_edge.policies.config import SmolVLAConfig, plan_layers
 from vla_edge.policies.expert import Expert
 from vla_edge.policies.text import TextModel
-from vla_edge.policies.vision import Connector, VisionModel
+from vla_edge.policies.vision import Connector, VisionModel, tokens_per_image
 
 
 class SmolVLMModel(nn.Module):
@@ -35,6 +35,7 @@ class SmolVLMWithExpert(nn.Module):
 
     def __init__(self, config: SmolVLAConfig, backbone: BackboneConfig) -> None:
         super().__init__()
+        self.backbone = backbone
         self.plan = plan_layers(config, backbone.text)
         self.vlm = SmolVLM(backbone, self.plan.layers)
         self.lm_expert = Expert(config, backbone.text, self.plan)
@@ -42,7 +43,8 @@ class SmolVLMWithExpert(nn.Module):
             self.delta_expert = Expert(config, backbone.text, self.plan)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """[B, 3, h, w] in −1..1 → unscaled tokens [B, tokens, H]."""
+        """[B, 3, h, w] in −1..1 → unscaled tokens [B, tokens, H]. ConfigError for a size that pixel shuffle cannot cut."""
+        tokens_per_image(self.backbone, pixels.shape[2], pixels.shape[3])
         return self.vlm.model.connector(self.vlm.model.vision_model(pixels))
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:

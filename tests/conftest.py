@@ -1,0 +1,52 @@
+"""Fixtures that several parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def random_policy(tmp_path: Path) -> Callable[..., Any]:
+    """A function that writes a tiny random policy and loads it: fields of `RandomPolicy` and of config.json by name."""
+    import torch
+
+    from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+    from vla_edge.policies.smolvla import SmolVLAPolicy
+
+    torch.set_num_threads(1)
+    makers = set(RandomPolicy.__dataclass_fields__) - {"config"}
+
+    def make(name: str = "policy", **fields: Any) -> SmolVLAPolicy:
+        how = {key: fields.pop(key) for key in makers & set(fields)}
+        write_random_policy(tmp_path / name, RandomPolicy(config=fields, **how))
+        return SmolVLAPolicy.from_pretrained(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def observe() -> Callable[..., dict[str, Any]]:
+    """A function that makes a raw observation for a policy: pictures of noise for the named cameras."""
+
+    def make(policy: Any, present: tuple[str, ...] = ("laptop", "phone"), seed: int = 3) -> dict[str, Any]:
+        generator = np.random.default_rng(seed)
+        pictures = {f"observation.images.{name}": generator.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in present}
+        state = generator.normal(0, 20, policy.config.state_dim).astype(np.float32)
+        return {**pictures, "observation.state": state, "task": "Stack the red block on the blue one"}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of tests/golden/koch-bfloat16, exported once for the whole run. Not to be written to."""
+    from vla_edge.export.assemble import ExportRequest, export_bundle
+
+    out = tmp_path_factory.mktemp("golden") / "bundle"
+    export_bundle(ExportRequest(checkpoint=Path(__file__).parent / "golden" / "koch-bfloat16", out=out, threads=1), lambda step: None)
+    return out
