@@ -112,7 +112,8 @@ def load_weights(module: nn.Module, weights: Weights) -> None:
             raise CheckpointError(
                 f"{weights.file}: tensor {name} has shape {list(weights.tensors[name].shape)}, config.json makes it {list(tensor.shape)}"
             )
-    module.load_state_dict({name: tensor.float() for name, tensor in weights.tensors.items()}, assign=True)
+    # A copy even where the type is float32 already: the tensors read are views of the mapped file, which may change under us.
+    module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in weights.tensors.items()}, assign=True)
 
 
 def write_weights(module: nn.Module, file: Path, types: Mapping[str, torch.dtype]) -> None:
