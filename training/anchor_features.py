@@ -1,0 +1,107 @@
+"""What CRaFT holds on to in a SmolVLA: hidden states of what trains, and the velocity.
+
+`hidden`: the outputs of the expert's last two layers over the action tokens (mean
+and last token) at a stored noisy chunk and time, and the state token's hidden
+state. `velocity`: the predicted velocity over real dimensions. `vlm`: vision
+tokens mean-pooled and the last valid text token; they move only when the VLM
+trains or carries adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.policies.flow import Inputs, Prefix
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.trainable import frozen_parts
+
+LAYERS = (-2, -1)
+POOLING = ("mean", "last")
+GROUPS = {
+    "hidden": (*(f"expert.{layer}.{pool}" for layer in LAYERS for pool in POOLING), "state"),
+    "velocity": ("velocity",),
+    "vlm": ("vision", "language"),
+}
+
+
+@dataclass(frozen=True)
+class AnchorInputs:
+    """The network's inputs, and the noisy chunk x_t float32 [B, C, A] at times float32 [B]."""
+
+    inputs: Inputs
+    x_t: Tensor
+    time: Tensor
+
+
+def feature_names(groups: Sequence[str]) -> tuple[str, ...]:
+    """The features of some groups; ConfigError lists the groups there are."""
+    unknown = [group for group in groups if group not in GROUPS]
+    if unknown or not groups:
+        raise ConfigError(f"anchor features {list(groups)}: choose from {', '.join(GROUPS)}")
+    return tuple(name for group in groups for name in GROUPS[group])
+
+
+def features_of(policy: SmolVLAPolicy, anchors: AnchorInputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """Each feature float32 [B, width] (velocity [B, C, real dimensions]), with gradients where weights train."""
+    model = policy.model
+    prefix = model.prefix_of(anchors.inputs)
+    with _layer_outputs(model.vlm_with_expert.lm_expert) as outputs:
+        velocity = model.denoise_step(prefix, anchors.x_t, anchors.time)
+    found: dict[str, Tensor] = {"velocity": velocity[:, :, : policy.config.action_dim], "state": prefix.hidden[:, -1]}
+    for layer in LAYERS:
+        found[f"expert.{layer}.mean"] = outputs[layer].mean(1)
+        found[f"expert.{layer}.last"] = outputs[layer][:, -1]
+    if any(name in GROUPS["vlm"] for name in names):
+        found |= _vlm_features(prefix, anchors.inputs)
+    return {name: found[name].float() for name in names}
+
+
+def check_path(features: Mapping[str, Tensor], policy: SmolVLAPolicy) -> None:
+    """Every feature depends on a trained weight; TrainingError names the feature and the frozen parts otherwise."""
+    for name, value in features.items():
+        if not value.requires_grad:
+            raise TrainingError(
+                f"anchor feature {name} cannot move: frozen are {frozen_parts(policy)}; "
+                "build the anchors without its group (--features) or train that part"
+            )
+
+
+def _vlm_features(prefix: Prefix, inputs: Inputs) -> dict[str, Tensor]:
+    """Rows in front of the language are pictures (and their special tokens); the state's row is the last."""
+    language = inputs.token_mask.shape[1]
+    hidden, mask = prefix.hidden[:, :-1], prefix.mask[:, :-1]
+    pictures, shown = hidden[:, :-language], mask[:, :-language, None].to(hidden.dtype)
+    last = inputs.token_mask.long().cumsum(1).argmax(1)
+    words = hidden[:, -language:]
+    return {
+        "vision": (pictures * shown).sum(1) / shown.sum(1).clamp(min=1),
+        "language": words[torch.arange(len(words), device=words.device), last],
+    }
+
+
+@contextmanager
+def _layer_outputs(expert: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Collect each wanted layer's output: it is what the next norm reads."""
+    layers = list(expert.layers)  # type: ignore[arg-type]
+    readers = [layer.input_layernorm for layer in layers[1:]] + [expert.norm]
+    outputs: dict[int, Tensor] = {}
+    hooks = []
+    for wanted in LAYERS:
+        if -wanted > len(readers):
+            raise ConfigError(f"the expert has {len(readers)} layers, the anchors need layer {wanted}; anchor the velocity only")
+
+        def keep(_: nn.Module, arguments: tuple[Tensor, ...], number: int = wanted) -> None:
+            outputs[number] = arguments[0]
+
+        hooks.append(readers[wanted].register_forward_pre_hook(keep))
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

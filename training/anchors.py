@@ -1,0 +1,206 @@
+"""The anchor cache: inputs, and what the teacher made of them.
+
+    CACHE/shard_0000.safetensors   input.<batch key>, noise, time, x_t, teacher.<feature>: rows are anchors
+    CACHE/metadata.json            what it was made with; a cache of another teacher or preprocessing is refused
+
+Pictures are stored as recorded (uint8), so the student sees exactly what it
+would see in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vla_edge.bundle import file_sha256, new_folder
+from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.policies.config import ACTION
+from vla_edge.policies.flow import sample_time
+from vla_edge.policies.scaling import pad_last
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of
+from vla_edge.training.anchor_kinds import METADATA, refuse_other_kinds
+from vla_edge.training.config import TaskData
+from vla_edge.training.craft import LOSSES, retention_loss
+from vla_edge.training.frames import IS_PAD, Frames, FrameSettings, collate
+from vla_edge.training.statistics import statistics_digest
+
+SHARD_ROWS = 64
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorMeta:
+    """`teacher`: sha256 of its model.safetensors. `scale`: per feature and loss, the teacher's distance from its own
+    mean (for `mse` its variance). `shards`: file name → sha256."""
+
+    cache_type: str
+    teacher: str
+    statistics: str
+    preprocessing: Mapping[str, Any]
+    features: tuple[str, ...]
+    layers: tuple[int, ...]
+    pooling: tuple[str, ...]
+    dtype: str
+    count: int
+    seed: int
+    scale: Mapping[str, Mapping[str, float]]
+    shards: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorPlan:
+    """What to build: `count` anchors drawn with `seed` from `data`, feature `groups` (hidden, velocity, vlm)."""
+
+    data: tuple[TaskData, ...]
+    count: int = 256
+    seed: int = 0
+    groups: tuple[str, ...] = ("hidden", "velocity")
+
+
+def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device: torch.device) -> AnchorMeta:
+    """Run the teacher over the chosen frames and write the cache to `target` (which must not exist)."""
+    features = feature_names(plan.groups)
+    cameras = tuple(camera.source for camera in policy.settings.cameras)
+    sources = [Frames(task, FrameSettings(cameras, policy.config.chunk_size, plan.seed)) for task in plan.data]
+    frames = [(source, frame) for source in sources for frame in range(len(source))]
+    generator = torch.Generator().manual_seed(plan.seed)
+    order = torch.randperm(len(frames), generator=generator)[: plan.count].tolist()
+    if len(order) < plan.count:
+        raise ConfigError(f"{plan.count} anchors wanted, the data have {len(frames)} frames; ask for fewer")
+    policy = policy.to(device).eval()
+    random_state = torch.get_rng_state()
+    torch.manual_seed(plan.seed)
+    rows: list[dict[str, Tensor]] = []
+    for start in range(0, len(order), BATCH):
+        batch = collate([frames[i][0].sample(frames[i][1], 0) for i in order[start : start + BATCH]], policy)
+        rows.append(_run_teacher(policy, batch, features, device))
+    torch.set_rng_state(random_state)
+    joined = {name: torch.cat(_same_length([row[name] for row in rows], policy)) for name in rows[0]}
+    with new_folder(target, TrainingError) as folder:
+        shards = {}
+        for number, start in enumerate(range(0, plan.count, SHARD_ROWS)):
+            file = folder / f"shard_{number:04d}.safetensors"
+            save_file({name: value[start : start + SHARD_ROWS].contiguous() for name, value in joined.items()}, file)
+            shards[file.name] = file_sha256(file)
+        meta = AnchorMeta(
+            "hidden_state", policy.digest, statistics_digest(policy.settings.statistics), preprocessing_of(policy), features,
+            LAYERS, POOLING, "float32", plan.count, plan.seed, {name: _scales(name, joined[f"teacher.{name}"]) for name in features}, shards,
+        )  # fmt: skip
+        (folder / METADATA).write_text(json.dumps(asdict(meta), indent=1) + "\n")
+    return meta
+
+
+def preprocessing_of(policy: SmolVLAPolicy) -> dict[str, Any]:
+    """What decides how an observation reaches the network, apart from statistics."""
+    tokenizer = policy.settings.tokenizer
+    return {
+        "cameras": [[camera.name, camera.source] for camera in policy.settings.cameras],
+        "resize": list(policy.config.resize_imgs_with_padding or ()),
+        "tokenizer": file_sha256(tokenizer.folder / "tokenizer.json"),
+        "tokens": [tokenizer.max_length, tokenizer.padding, tokenizer.padding_side, tokenizer.append_newline],
+        "chunk_size": policy.config.chunk_size,
+    }
+
+
+class AnchorCache:
+    """An opened cache; rows are read when asked for. `digest` is the sha256 of its metadata."""
+
+    def __init__(self, folder: Path) -> None:
+        refuse_other_kinds(folder)
+        data = (folder / METADATA).read_bytes()
+        self.folder = folder
+        self.digest = hashlib.sha256(data).hexdigest()
+        try:
+            content = json.loads(data)
+            tuples = {name: tuple(content[name]) for name in ("features", "layers", "pooling")}
+            self.meta = AnchorMeta(**{**content, **tuples})
+            self._shards = [safe_open(folder / name, framework="pt") for name in self.meta.shards]
+        except (ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"{folder / METADATA}: damaged ({error}); build the anchors again") from None
+        except (FileNotFoundError, SafetensorError) as error:
+            raise TrainingError(f"{folder}: a shard cannot be read ({error}); build the anchors again") from None
+        for name, digest in self.meta.shards.items():
+            if file_sha256(folder / name) != digest:
+                raise TrainingError(f"{folder / name}: damaged or changed (sha256 differs); build the anchors again")
+        self._policy: SmolVLAPolicy | None = None
+
+    def __len__(self) -> int:
+        return self.meta.count
+
+    def fit(self, policy: SmolVLAPolicy, teacher_digest: str) -> None:
+        """Check that the cache was made by the weights training starts from, with the same preprocessing.
+
+        TrainingError names what differs.
+        """
+        for what, then, now in (
+            ("teacher", self.meta.teacher, teacher_digest),
+            ("statistics", self.meta.statistics, statistics_digest(policy.settings.statistics)),
+            ("preprocessing", json.dumps(self.meta.preprocessing), json.dumps(preprocessing_of(policy))),
+        ):
+            if then != now:
+                raise TrainingError(f"{self.folder}: anchors of another {what} ({then[:60]} there, {now[:60]} here); build them again from the starting checkpoint")
+        self._policy = policy
+
+    def require(self, digest: str) -> None:
+        """The cache is the one a run was started with."""
+        if digest != self.digest:
+            raise TrainingError(f"{self.folder}: the anchors were built anew since the run started; resume with the old cache or start a new run")
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[AnchorInputs, dict[str, Tensor]]:
+        """Inputs and teacher's features of some anchors, on `device`. `fit` must have been called."""
+        assert self._policy is not None
+        names = list(self._shards[0].keys())
+        found = {name: torch.cat([self._row(name, row) for row in rows]).to(device) for name in names}
+        batch = {name.removeprefix("input."): value for name, value in found.items() if name.startswith("input.")}
+        inputs = AnchorInputs(self._policy.prepare(batch), found["x_t"], found["time"])
+        return inputs, {name: found[f"teacher.{name}"] for name in self.meta.features}
+
+    def scale(self, feature: str, loss: str) -> float:
+        """What the loss of `feature` is divided by."""
+        return self.meta.scale[feature][loss]
+
+    def _row(self, name: str, row: int) -> Tensor:
+        offset = row % SHARD_ROWS
+        return self._shards[row // SHARD_ROWS].get_slice(name)[offset : offset + 1]
+
+
+@torch.no_grad()
+def _run_teacher(policy: SmolVLAPolicy, batch: dict[str, Tensor], features: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    actions = pad_last(batch[ACTION], policy.config.max_action_dim)
+    noise, time = torch.randn(actions.shape), sample_time(len(actions), torch.device("cpu"))
+    x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+    moved = {name: value.to(device) for name, value in batch.items()}
+    teacher = features_of(policy, AnchorInputs(policy.prepare(moved), x_t.to(device), time.to(device)), features)
+    inputs = {f"input.{name}": value for name, value in batch.items() if name not in (ACTION, IS_PAD)}
+    return {**inputs, "noise": noise, "time": time, "x_t": x_t, **{f"teacher.{name}": value.cpu() for name, value in teacher.items()}}
+
+
+def _same_length(parts: list[Tensor], policy: SmolVLAPolicy) -> list[Tensor]:
+    """Token rows of batches of different length, padded to the longest on the tokenizer's side; others unchanged."""
+    widest = max(part.shape[1] if part.ndim == 2 else 0 for part in parts)
+    if all(part.ndim != 2 or part.shape[1] == widest for part in parts):
+        return parts
+    tokenizer = policy.settings.tokenizer
+    value = 0 if parts[0].dtype == torch.bool else tokenizer.pad_id
+    missing = [widest - part.shape[1] for part in parts]
+    sides = [(0, count) if tokenizer.padding_side == "right" else (count, 0) for count in missing]
+    return [torch.nn.functional.pad(part, side, value=value) for part, side in zip(parts, sides)]
+
+
+def _scales(name: str, teacher: Tensor) -> dict[str, float]:
+    """Per loss: how far the teacher's anchors lie from their mean. ConfigError when they are all alike."""
+    mean = teacher.mean(0, keepdim=True).expand_as(teacher)
+    scales = {kind: float(retention_loss(teacher, mean, kind)) for kind in LOSSES}
+    if not min(scales.values()) > 0:
+        raise ConfigError(f"anchor feature {name} is the same for all {len(teacher)} anchors; take more anchors, of different episodes")
+    return scales

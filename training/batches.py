@@ -1,0 +1,55 @@
+"""The stream of training batches of one process, in the sampler's order from any state on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader
+
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.frames import Mix, collate
+from vla_edge.training.sampler import QuotaSampler, SamplerState
+
+Picks = list[tuple[int, int, int]]
+
+
+class _Order:
+    """The picks of every batch from `state` on, endless. The global batch is dealt to the processes in turn."""
+
+    def __init__(self, sampler: QuotaSampler, state: SamplerState, rank: int, processes: int) -> None:
+        self._sampler, self._state, self._rank, self._processes = sampler, state, rank, processes
+
+    def __iter__(self) -> Iterator[Picks]:
+        state = self._state
+        while True:
+            draw = self._sampler.draw(state)
+            picks = draw.picks[self._rank :: self._processes]
+            yield [(source, frame, state.batches) for source, frame in picks]
+            state = draw.after
+
+
+def batches(
+    mix: Mix, policy: SmolVLAPolicy, sampler: QuotaSampler, state: SamplerState, place: tuple[int, int], workers: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches from `state` on for process `place` = (rank, processes); endless.
+
+    `sampler.batch_size` frames make one batch of all processes together. The
+    loader's own generator keeps it from touching torch's global random state.
+    """
+    loader: DataLoader = DataLoader(
+        mix,
+        batch_sampler=_Order(sampler, state, *place),
+        num_workers=workers,
+        collate_fn=partial(collate, policy=policy) if workers == 0 else _as_list,
+        generator=torch.Generator().manual_seed(0),
+        persistent_workers=workers > 0,
+    )
+    for item in loader:
+        yield item if workers == 0 else collate(item, policy)
+
+
+def _as_list(samples: list) -> list:
+    """Workers decode only: the policy is not copied to them."""
+    return samples

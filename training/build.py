@@ -1,0 +1,110 @@
+"""The policy a run trains: from a checkpoint or from a backbone, fitted to the data's features and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_edge.datasets.reader import Dataset
+from vla_edge.errors import ConfigError
+from vla_edge.policies.backbone import find_file, read_backbone
+from vla_edge.policies.checkpoint import Weights, load_weights, read_weights, settle_heads
+from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config, with_fields
+from vla_edge.policies.normalization import Statistics
+from vla_edge.policies.processing import CameraSettings, ProcessorSettings, read_processing
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.statistics import with_statistics
+
+LM_EXPERT = "model.vlm_with_expert.lm_expert."
+DELTA_EXPERT = "model.vlm_with_expert.delta_expert."
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the policy is fitted to the data. `statistics` None keeps the checkpoint's. `rename`: policy camera → data
+    key. `fields`: configuration fields to change (n_action_steps, CLS and delta options …)."""
+
+    datasets: Sequence[Dataset]
+    statistics: Statistics | None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
+    """The checkpoint in `folder` with the data's dimensions, cameras and statistics; new parts freshly initialised.
+
+    Weights are read strictly. Errors: CheckpointError, ConfigError (a camera that the data lack), DatasetError.
+    """
+    config, weights = settle_heads(read_config(folder), read_weights(folder))
+    backbone_folder = find_file(config.vlm_model_name, folder, ("config.json",))
+    buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
+    settings = fit_settings(read_processing(folder, config, buffers), config, fit)
+    config = with_fields(fit_config(config, settings, fit), **fit.fields)
+    torch.manual_seed(fit.seed)
+    policy = SmolVLAPolicy(config, read_backbone(backbone_folder), settings)
+    load_weights(policy, with_new_parts(policy, weights))
+    policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
+    policy.digest = weights.digest
+    policy.backbone_folder = backbone_folder
+    return policy
+
+
+def fit_config(config: SmolVLAConfig, settings: ProcessorSettings, fit: Fit) -> SmolVLAConfig:
+    """The configuration with the data's state and action dimensions and picture sizes. ConfigError: they do not fit."""
+    features = fit.datasets[0].features
+    shapes = {STATE: features[STATE].shape, **{camera.name: (3, camera.height, camera.width) for camera in settings.cameras}}
+    inputs = tuple(replace(item, shape=shapes.get(item.name, item.shape)) for item in config.input_features)
+    outputs = tuple(replace(item, shape=features[ACTION].shape) if item.name == ACTION else item for item in config.output_features)
+    for name, limit in ((STATE, config.max_state_dim), (ACTION, config.max_action_dim)):
+        if len(features[name].shape) != 1 or features[name].shape[0] > limit:
+            raise ConfigError(f"{name} of the data has shape {list(features[name].shape)}, the policy takes one axis of at most {limit}")
+    return with_fields(config, input_features=inputs, output_features=outputs)
+
+
+def fit_settings(settings: ProcessorSettings, config: SmolVLAConfig, fit: Fit) -> ProcessorSettings:
+    """Cameras mapped to the data's keys (kept in `rename_map`), statistics replaced.
+
+    ConfigError when a camera of the policy has no counterpart in the data, or the picture's size is another.
+    """
+    known = [camera.name for camera in settings.cameras]
+    for name in fit.rename:
+        if name not in known:
+            raise ConfigError(f"--rename {name}: the policy has no such camera; it has {', '.join(known)}")
+    cameras, rename = [], {}
+    for camera in settings.cameras:
+        source = fit.rename.get(camera.name, camera.source)
+        for dataset in fit.datasets:
+            if source not in dataset.camera_keys:
+                raise ConfigError(
+                    f"{dataset.root}: no camera {source}, which the policy's {camera.name} needs; "
+                    f"map one of {', '.join(dataset.camera_keys)} with --rename {camera.name}=KEY"
+                )
+        height, width = fit.datasets[0].features[source].shape[:2]
+        cameras.append(CameraSettings(camera.name, source, height, width))
+        if source != camera.name:
+            rename[source] = camera.name
+    settings = replace(settings, cameras=tuple(cameras), rename_map=rename)
+    return settings if fit.statistics is None else with_statistics(settings, fit.statistics)
+
+
+def with_new_parts(policy: SmolVLAPolicy, weights: Weights) -> Weights:
+    """`weights` with what the policy has and the file lacks: only CLS and delta parts may be new.
+
+    The delta expert and its projections start as copies of the main expert's; CLS parts keep their fresh values.
+    """
+    tensors = dict(weights.tensors)
+    expected = policy.state_dict()
+    for name, fresh in expected.items():
+        if name in tensors:
+            continue
+        twin = name.replace(DELTA_EXPERT, LM_EXPERT).replace("model.delta_action_", "model.action_")
+        if twin != name and twin in tensors:
+            tensors[name] = tensors[twin].float().clone()
+        elif "cls" in name:
+            tensors[name] = fresh.detach().clone()
+    return replace(weights, tensors=tensors)

@@ -1,0 +1,105 @@
+"""The comparison as a picture and a table: latency with the 33.3 ms line, parameters, error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_edge.errors import ConfigError
+
+TICK_MS = 1000 / 30
+"""One action period at 30 Hz."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One policy of the comparison. latency_ms: p50 and p99 of one chunk on this host, None for saved predictions
+    without it; parameters: count, None when unknown; mae: mean over joints of each horizon, in joint units."""
+
+    name: str
+    kind: str
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    parameters: int | None
+    mae: dict[str, float]
+    mse: dict[str, float]
+
+
+def draw(contenders: Sequence[Contender], file: Path) -> None:
+    """Three panels beside each other, one bar per contender; written as PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("the picture needs matplotlib; install vla-edge[train] or compare without --png") from None
+    names = [contender.name for contender in contenders]
+    places = list(range(len(names)))
+    figure = Figure(figsize=(max(10.0, 2.6 * len(names) + 5), 4.6), layout="constrained")
+    latency, parameters, error = figure.subplots(1, 3)
+
+    timed = [(i, c.latency_p50_ms, c.latency_p99_ms) for i, c in enumerate(contenders) if c.latency_p50_ms is not None and c.latency_p99_ms is not None]
+    middles, tops = [middle for _, middle, _ in timed], [top for _, _, top in timed]
+    spread = [top - middle for middle, top in zip(middles, tops)]
+    latency.bar([i for i, _, _ in timed], middles, yerr=[[0.0] * len(timed), spread], capsize=4, color="tab:blue")
+    latency.axhline(TICK_MS, color="tab:red", linestyle="--", label=f"{TICK_MS:.1f} ms (30 Hz)")
+    latency.set_title("latency of one chunk, p50 (bar to p99)")
+    latency.set_ylabel("ms")
+    if max([TICK_MS, *tops]) / min([TICK_MS, *middles]) > 20:
+        latency.set_yscale("log")
+    latency.set_ylim(top=max([TICK_MS, *tops]) * 1.3)
+    for place in set(places) - {i for i, _, _ in timed}:
+        latency.text(place, TICK_MS, "not\nmeasured", ha="center", va="top", fontsize=8)
+    latency.legend(loc="upper right")
+
+    sizes = [(c.parameters or 0) / 1e6 for c in contenders]
+    parameters.bar(places, sizes, color="tab:green")
+    for place, contender in zip(places, contenders):
+        text = f"{sizes[place]:.1f}" if contender.parameters is not None else "unknown"
+        parameters.text(place, sizes[place], text, ha="center", va="bottom")
+    parameters.set_title("parameters")
+    parameters.set_ylabel("million")
+    parameters.margins(y=0.15)
+
+    horizons = list(contenders[0].mae)
+    width = 0.8 / len(horizons)
+    for number, horizon in enumerate(horizons):
+        offsets = [place + (number - (len(horizons) - 1) / 2) * width for place in places]
+        error.bar(offsets, [c.mae[horizon] for c in contenders], width, label=horizon)
+    error.set_title("mean absolute error")
+    error.set_ylabel("joint units")
+    error.margins(y=0.15)
+    error.legend()
+
+    for panel in (latency, parameters, error):
+        panel.set_xticks(places, names, rotation=20, ha="right")
+        panel.set_xlim(-0.6, len(names) - 0.4)
+    figure.savefig(file, dpi=120)
+
+
+def markdown(contenders: Sequence[Contender]) -> str:
+    """One column per contender; the last rows are for robot trials and left open."""
+    rows: list[tuple[str, list[str]]] = [
+        ("kind", [c.kind for c in contenders]),
+        ("parameters", [f"{c.parameters / 1e6:.2f} M" if c.parameters is not None else "unknown" for c in contenders]),
+        ("latency p50 / p99 (ms)", [_latency(c) for c in contenders]),
+        ("within 33.3 ms at p99", [_within(c) for c in contenders]),
+    ]
+    for horizon in contenders[0].mae:
+        rows.append((f"MAE, {horizon}", [f"{c.mae[horizon]:.4f}" for c in contenders]))
+        rows.append((f"MSE, {horizon}", [f"{c.mse[horizon]:.5f}" for c in contenders]))
+    open_rows = ("robot trials: successes / trials", "robot trials: mean time to success (s)", "robot trials: interventions")
+    rows += [(name, ["" for _ in contenders]) for name in open_rows]
+    lines = ["| | " + " | ".join(c.name for c in contenders) + " |", "|---" * (len(contenders) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows])
+
+
+def _latency(contender: Contender) -> str:
+    if contender.latency_p50_ms is None:
+        return "not measured"
+    return f"{contender.latency_p50_ms:.1f} / {contender.latency_p99_ms:.1f}"
+
+
+def _within(contender: Contender) -> str:
+    if contender.latency_p99_ms is None:
+        return "not measured"
+    return "yes" if contender.latency_p99_ms <= TICK_MS else "no"

@@ -1,0 +1,203 @@
+"""Everything that decides a training run, as frozen dataclasses; one flag or one YAML key each.
+
+The configuration is written into the run and into every checkpoint, and a
+resumed run reads it from there: what was not saved cannot differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.training.craft import CraftConfig
+
+CHOICES = {
+    "precision": ("float32", "bf16"),
+    "kind": ("base", "delta"),
+    "delta_target": ("noise", "stale"),
+    "statistics": ("union", "first", "checkpoint"),
+    "device": ("auto", "cpu", "cuda"),
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """AdamW; `grad_clip_norm` is the largest norm of the whole gradient."""
+
+    lr: float = 5e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-10
+    grad_clip_norm: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """Linear warm-up, then cosine to `decay_lr` at `decay_steps`."""
+
+    warmup_steps: int = 1000
+    decay_steps: int = 30_000
+    decay_lr: float = 2.5e-6
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """One data set of the mix. `name` appears in reports; `held_out` episodes are never trained on."""
+
+    name: str
+    path: str
+    weight: float = 1.0
+    episodes: tuple[int, ...] = ()
+    held_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters; rank 0 is off. `targets`: a regular expression over module names."""
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: str = r".*\.(vlm\.model\.text_model|lm_expert)\..*\.(q|k|v|o)_proj"
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """Image augmentation, off by default: up to `most` of the transforms per image, in a seeded order."""
+
+    most: int = 0
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.5
+    hue: float = 0.05
+    sharpness: float = 0.5
+    shift: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeConfig:
+    """Which parts of the base policy train; None keeps what the checkpoint's own config says."""
+
+    vision: bool | None = None
+    expert_only: bool | None = None
+    state_proj: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One run. `policy`: checkpoint folder. `rename`: policy camera key → data set camera key.
+
+    `kind` "base" trains the policy, "delta" the delta expert and CLS head on a
+    frozen policy. `batch_size` is per process and accumulation step.
+    `padded_dims` counts the padded action dimensions in the loss, as the
+    published base model did. `n_action_steps` and `num_steps` 0 keep the
+    checkpoint's.
+    """
+
+    policy: str
+    output: str
+    data: tuple[TaskData, ...]
+    kind: str = "base"
+    delta_target: str = "noise"
+    steps: int = 50_000
+    batch_size: int = 8
+    accumulation: int = 1
+    precision: str = "float32"
+    device: str = "auto"
+    seed: int = 1000
+    workers: int = 0
+    save_every: int = 1000
+    log_every: int = 10
+    validate_every: int = 0
+    validation_frames: int = 64
+    keep: int = 0
+    statistics: str = "union"
+    padded_dims: bool = False
+    n_action_steps: int = 0
+    num_steps: int = 0
+    rename: Mapping[str, str] = field(default_factory=dict)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    lora: LoraConfig = LoraConfig()
+    augment: AugmentConfig = AugmentConfig()
+    craft: CraftConfig = CraftConfig()
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "save_every", "log_every", "validation_frames"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: must be at least 1")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} {getattr(self, name)!r}: known are {', '.join(known)}")
+        for tracker in self.trackers:
+            if tracker not in ("tensorboard", "wandb"):
+                raise ConfigError(f"tracker {tracker!r}: known are tensorboard, wandb")
+        if not self.optimizer.lr > 0:
+            raise ConfigError(f"learning rate {self.optimizer.lr}: must be above 0")
+
+
+def from_json(kind: type[T], content: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass `kind` from JSON or YAML values; ConfigError names an unknown or wrongly typed field."""
+    hints = get_type_hints(kind)
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    for name in content:
+        if name not in known:
+            raise ConfigError(f"{where}: unknown field {name!r}; known are {', '.join(sorted(known))}")
+    try:
+        return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in content.items()})
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON values; `from_json` reads it back equal."""
+    return json.loads(json.dumps(asdict(config)))  # type: ignore[no-any-return]
+
+
+def read_config(file: Path) -> TrainConfig:
+    """The configuration a run or checkpoint was saved with."""
+    try:
+        return from_json(TrainConfig, json.loads(file.read_text()), file.name)
+    except FileNotFoundError:
+        raise TrainingError(f"{file}: missing; this is not a run of vla-train") from None
+    except ValueError as error:
+        raise TrainingError(f"{file}: not valid JSON ({error}); the run cannot be resumed") from None
+
+
+def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """`config` with dotted fields replaced (`optimizer.lr`); values that are None are skipped."""
+    for path, value in values.items():
+        if value is None:
+            continue
+        name, _, rest = path.partition(".")
+        if rest:
+            value = replace(getattr(config, name), **{rest: value})
+        config = replace(config, **{name: value})
+    return config
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {type(value).__name__}, must be a mapping")
+        return from_json(hint, value, where)
+    text = str(hint)
+    if text.startswith("tuple["):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {type(value).__name__}, must be a list")
+        inner = hint.__args__[0]
+        return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise ConfigError(f"{where} is {value!r}, must be {hint.__name__}")
+    if hint is float:
+        raise ConfigError(f"{where} is {value!r}, must be a number")
+    return value

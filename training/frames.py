@@ -1,0 +1,175 @@
+"""Frames of one or several data sets as raw samples, and samples as training batches.
+
+A sample is numpy straight from the data set; `collate` stacks samples, names
+cameras as the policy does, normalises and tokenises. Pictures stay uint8 until
+they are on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.errors import DatasetError, TrainingError
+from vla_edge.policies.config import ACTION, STATE
+from vla_edge.policies.scaling import normalize
+from vla_edge.policies.smolvla import TOKEN_MASK, TOKENS, SmolVLAPolicy
+from vla_edge.training.augment import augment
+from vla_edge.training.config import AugmentConfig, TaskData
+
+IS_PAD = "action_is_pad"
+EARLIER = "earlier."
+"""Prefix of the keys that hold the observation `shift` frames before (stale delta target)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSettings:
+    """What is read per frame. `cameras`: data set keys; `chunk`: actions; `stale`: the largest shift of an earlier
+    observation to read beside it, 0 for none; `seed` drives augmentation and the shift."""
+
+    cameras: tuple[str, ...]
+    chunk: int
+    seed: int
+    augment: AugmentConfig = AugmentConfig()
+    stale: int = 0
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """images: data set key → uint8 [h, w, 3]; state float32 [n]; actions float32 [chunk, n]; is_pad bool [chunk].
+    `shift`: frames between `earlier` (None unless asked for) and this one."""
+
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    is_pad: NDArray[np.bool_]
+    task: str
+    shift: int = 0
+    earlier: RawSample | None = None
+
+
+class Frames:
+    """Training frames of one data set: those of its chosen episodes without the held-out ones.
+
+    DatasetError for a missing folder, an empty or wrong episode list, missing
+    cameras. Opened anew in each loader process: videos are not shared across a fork.
+    """
+
+    def __init__(self, data: TaskData, settings: FrameSettings, held_out: bool = False) -> None:
+        self.data = data
+        self.settings = settings
+        self._owner = os.getpid()
+        self._dataset = open_dataset(data.path)
+        self.episodes = chosen_episodes(self._dataset, data, held_out)
+        check_columns(self._dataset, settings)
+        spans = [np.arange(e.from_index, e.to_index) for e in self._dataset.episodes if e.index in set(self.episodes)]
+        self.indices = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def dataset(self) -> Dataset:
+        if self._owner != os.getpid():
+            self._dataset, self._owner = open_dataset(self.data.path), os.getpid()
+        return self._dataset
+
+    def sample(self, number: int, draw: int) -> RawSample:
+        """Frame `number` of the chosen ones; `draw` makes its augmentation and shift differ from pass to pass."""
+        index = int(self.indices[number])
+        generator = np.random.default_rng((self.settings.seed, draw, index))
+        now = self._at(index, generator)
+        if not self.settings.stale:
+            return now
+        before = index - self.dataset.episode_of(index).from_index
+        shift = int(generator.integers(1, min(self.settings.stale, before) + 1)) if before else 0
+        earlier = self._at(index - shift, generator)
+        return RawSample(now.images, now.state, now.actions, now.is_pad, now.task, shift, earlier)
+
+    def _at(self, index: int, generator: np.random.Generator) -> RawSample:
+        frame = self.dataset.frame(index, self.settings.cameras)
+        actions, is_pad = self.dataset.chunk(index, self.settings.chunk)
+        images = frame.images
+        if self.settings.augment.most:
+            images = {key: augment(image, self.settings.augment, generator) for key, image in images.items()}
+        state = np.asarray(frame.values[STATE], np.float32)
+        return RawSample(images, state, np.asarray(actions, np.float32), is_pad, frame.task)
+
+
+def chosen_episodes(dataset: Dataset, data: TaskData, held_out: bool) -> tuple[int, ...]:
+    """Episode indices to read: the chosen list (all when empty) without, or only, the held-out ones."""
+    known = {episode.index for episode in dataset.episodes}
+    wrong = sorted({*data.episodes, *data.held_out} - known)
+    if wrong:
+        raise DatasetError(f"{dataset.root}: no episode {wrong[0]}; there are {len(known)}, from 0 to {max(known)}")
+    if held_out:
+        return tuple(sorted(data.held_out))
+    chosen = sorted(set(data.episodes or known) - set(data.held_out))
+    if not chosen:
+        raise DatasetError(f"{dataset.root}: no episode is left to train on; the episode list is empty after holding out {len(data.held_out)}")
+    return tuple(chosen)
+
+
+def check_columns(dataset: Dataset, settings: FrameSettings) -> None:
+    """State, action and every wanted camera are there."""
+    for key in (STATE, ACTION):
+        if key not in dataset.features:
+            raise DatasetError(f"{dataset.root}: no feature {key}; it has {', '.join(dataset.features)}")
+    missing = [key for key in settings.cameras if key not in dataset.camera_keys]
+    if missing:
+        raise DatasetError(f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}, map them with --rename POLICY=DATA")
+
+
+class Mix(torch.utils.data.Dataset):
+    """Several `Frames` behind one index: a pick is (source, frame, draw)."""
+
+    def __init__(self, sources: Sequence[Frames]) -> None:
+        self.sources = tuple(sources)
+
+    def __getitem__(self, pick: tuple[int, int, int]) -> RawSample:
+        source, frame, draw = pick
+        return self.sources[source].sample(frame, draw)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+
+def collate(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, torch.Tensor]:
+    """A training batch for `policy`: pictures uint8 [B, h, w, 3] by the policy's names, state and actions normalised.
+
+    With earlier observations the same keys again under `earlier.`, and `shift` int64 [B].
+    """
+    batch = _observation(samples, policy)
+    batch[ACTION] = normalize(_stack([s.actions for s in samples], ACTION), policy.settings.action_target)
+    batch[IS_PAD] = _stack([s.is_pad for s in samples], IS_PAD)
+    earlier = [s.earlier for s in samples if s.earlier is not None]
+    if earlier:
+        batch |= {f"{EARLIER}{key}": value for key, value in _observation(earlier, policy).items()}
+        batch["shift"] = torch.tensor([s.shift for s in samples])
+    return batch
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, torch.Tensor]:
+    batch: dict[str, torch.Tensor] = {}
+    for camera in policy.settings.cameras:
+        batch[camera.name] = _stack([s.images[camera.source] for s in samples if camera.source in s.images], camera.source)
+    batch[STATE] = normalize(_stack([s.state for s in samples], STATE), policy.settings.state)
+    batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
+    return batch
+
+
+def _stack(arrays: Sequence[NDArray], name: str) -> torch.Tensor:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) != 1:
+        raise TrainingError(f"{name} has shapes {sorted(shapes)} in one batch; give data sets whose {name} has one shape")
+    return torch.from_numpy(np.stack(arrays))

@@ -1,0 +1,274 @@
+"""The one training loop: fine-tuning, training from scratch, delta and CLS training, a stage of a sequence.
+
+One optimiser step: `accumulation` batches forward and back, CRaFT's retention
+gradient when it is due, clip, AdamW, schedule. Everything that decides the next
+step is in the checkpoint, so an interrupted run continues bit for bit (CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from vla_edge.errors import TrainingError, VlaEdgeError
+from vla_edge.training.batches import batches
+from vla_edge.training.checkpoints import (
+    STATE,
+    LoopState,
+    checkpoint_path,
+    last_checkpoint,
+    load_master_weights,
+    load_state,
+    point,
+    prune,
+    write_checkpoint,
+)
+from vla_edge.training.delta import with_stale_context
+from vla_edge.training.faults import NOT_FINITE, fault_advice
+from vla_edge.training.frames import Mix, to_device
+from vla_edge.training.objective import Objective
+from vla_edge.training.progress import Report, silent
+from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_everything
+from vla_edge.training.retention import Retention, append_history, cut_history, write_state
+from vla_edge.training.run_files import Status, append_metrics, cut_metrics, write_status
+from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
+from vla_edge.training.saving import fill_checkpoint
+from vla_edge.training.schedule import make_optimizer
+from vla_edge.training.setup import Setup
+from vla_edge.training.trackers import open_trackers
+from vla_edge.training.validation import validation_losses, weighted
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run ended with; `best_loss` is None without validation."""
+
+    steps: int
+    loss: float
+    best_loss: float | None
+    best_step: int | None
+    checkpoint: str
+
+
+@dataclass
+class Loop:
+    """The moving parts of a run. `status` is what `status.json` shows; `sums` the last step's logged numbers."""
+
+    setup: Setup
+    accelerator: Accelerator
+    objective: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    sampler: QuotaSampler
+    position: SamplerState
+    retention: Retention | None
+    status: Status
+
+
+def train(setup: Setup, retention: Retention | None = None, resume: Path | None = None, report: Report = silent) -> Outcome:
+    """Train to `config.steps`; `resume` is a checkpoint folder of the same run.
+
+    TrainingError (with advice and the last good checkpoint) for a loss or gradient that is not finite and for lack of
+    memory; the checkpoint folders stay whole whatever happens.
+    """
+    loop = _start(setup, retention, resume)
+    run = Path(setup.config.output)
+    try:
+        return _run(loop, report)
+    except KeyboardInterrupt:
+        _tell(loop, run, replace(loop.status, state="interrupted"))
+        raise
+    except (VlaEdgeError, RuntimeError, MemoryError) as error:
+        told = fault_advice(error, setup.config, _last_good(run))
+        _tell(loop, run, replace(loop.status, state="failed", error=str(told or error)))
+        if told is None:
+            raise
+        raise told from None
+
+
+def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Loop:
+    config = setup.config
+    accelerator = make_accelerator(config.precision, config.device)
+    seed_everything(config.seed + accelerator.process_index)
+    setup.policy.to(accelerator.device)
+    optimizer, scheduler = make_optimizer(setup.trained.values(), config.optimizer, config.schedule, config.steps)
+    sources = [Source(frames.data.name, len(frames), frames.data.weight) for frames in setup.training]
+    sampler = QuotaSampler(sources, config.batch_size * accelerator.num_processes, config.seed)
+    objective = Objective(setup.policy, config.padded_dims).train()
+    if accelerator.num_processes > 1:
+        objective = accelerator.prepare_model(objective)
+    status = Status("running", 0, config.steps)
+    loop = Loop(setup, accelerator, objective, optimizer, scheduler, sampler, sampler.start(), retention, status)
+    run = Path(config.output)
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints").mkdir(exist_ok=True)
+    if resume is not None:
+        _restore(loop, resume)
+    if accelerator.is_main_process:
+        write_status(run, loop.status)
+    return loop
+
+
+def make_accelerator(precision: str, device: str) -> Accelerator:
+    """accelerate's view of this process: device, number of processes, autocast. TrainingError when CUDA is asked for and
+    missing."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch")
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+
+
+def _restore(loop: Loop, checkpoint: Path) -> None:
+    folder = checkpoint / STATE
+    load_master_weights(folder, dict(loop.setup.policy.named_parameters()))
+    saved = load_state(folder, loop.optimizer, loop.scheduler)
+    loop.position = loop.sampler.restore(saved.extra["sampler"])
+    loop.status = replace(loop.status, step=saved.step, best_loss=saved.extra["best_loss"], best_step=saved.extra["best_step"])
+    if loop.retention is not None:
+        loop.retention.restore(saved.extra["craft"])
+    if loop.accelerator.is_main_process:
+        run = Path(loop.setup.config.output)
+        cut_metrics(run, saved.step)
+        cut_history(run, saved.step)
+    load_rng(rng_file(folder, loop.accelerator.process_index))
+
+
+def _run(loop: Loop, report: Report) -> Outcome:
+    config, accelerator = loop.setup.config, loop.accelerator
+    run, first = Path(config.output), loop.status.step
+    place = (accelerator.process_index, accelerator.num_processes)
+    stream = batches(Mix(loop.setup.training), loop.setup.policy, loop.sampler, loop.position, place, config.workers)
+    loss, pace = float("nan"), 0.0
+    with open_trackers(config, run, accelerator.is_main_process) as track:
+        for step in range(first, config.steps):
+            began = time.monotonic()
+            row = _optimiser_step(loop, stream, step)
+            loss, done = row["loss"], step + 1
+            seconds = time.monotonic() - began
+            pace = seconds if not pace else 0.9 * pace + 0.1 * seconds
+            loop.status = replace(loop.status, step=done, loss=loss, lr=row["lr"], seconds_per_step=pace, eta_s=pace * (config.steps - done))
+            report(done, loss, row["lr"], pace)
+            validated = _validate(loop, done)
+            if accelerator.is_main_process and (validated or done % config.log_every == 0 or done in (1, config.steps)):
+                full = {"step": done, "epoch": round(max(loop.sampler.passes(loop.position)), 4), **row, **validated, "s_per_step": seconds}
+                append_metrics(run, full)
+                track(full)
+                write_status(run, loop.status)
+            if done % config.save_every == 0 or done == config.steps or loop.status.best_step == done:
+                save(loop)
+    loop.status = replace(loop.status, state="done", eta_s=0.0)
+    if accelerator.is_main_process:
+        write_status(run, loop.status)
+    return Outcome(config.steps, loss, loop.status.best_loss, loop.status.best_step, str(last_checkpoint(run)))
+
+
+def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) -> dict[str, Any]:
+    """One step; returns what is logged: loss (mean over micro-batches and processes), lr, gradient norm, parts."""
+    config, accelerator = loop.setup.config, loop.accelerator
+    loop.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=accelerator.device)
+    sums: dict[str, float] = {}
+    for micro in range(config.accumulation):
+        batch = with_stale_context(to_device(next(stream), accelerator.device), loop.setup.policy)
+        loop.position = loop.sampler.advance(loop.position)
+        waits = micro + 1 < config.accumulation and accelerator.num_processes > 1
+        with accelerator.no_sync(loop.objective) if waits else contextlib.nullcontext():
+            with accelerator.autocast():
+                loss, parts = loop.objective(batch)
+            (loss / config.accumulation).backward()
+        total += loss.detach() / config.accumulation
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value / config.accumulation
+    mean = float(accelerator.reduce(total, reduction="mean"))
+    if not math.isfinite(mean):
+        raise TrainingError(f"{NOT_FINITE}: loss {mean} at step {step + 1}")
+    row: dict[str, Any] = {**sums, "loss": mean, "lr": float(loop.scheduler.get_last_lr()[0])}
+    if loop.retention is not None and loop.retention.due(step):
+        row |= _retain(loop, loop.retention, step)
+    norm = float(torch.nn.utils.clip_grad_norm_(loop.setup.trained.values(), config.optimizer.grad_clip_norm))
+    if not math.isfinite(norm):
+        raise TrainingError(f"{NOT_FINITE}: gradient norm {norm} at step {step + 1}")
+    loop.optimizer.step()
+    loop.scheduler.step()
+    return {**row, "grad_norm": norm}
+
+
+def _retain(loop: Loop, retention: Retention, step: int) -> dict[str, Any]:
+    """Replace the gradients by CRaFT's merge of task and retention gradient."""
+    accelerator, weights = loop.accelerator, list(loop.setup.trained.values())
+    with accelerator.autocast():
+        loss = retention.loss(loop.setup.policy, accelerator.device)
+    found = list(torch.autograd.grad(loss, weights, allow_unused=True))
+    if accelerator.num_processes > 1:
+        found = [None if gradient is None else accelerator.reduce(gradient, reduction="mean") for gradient in found]
+    mean = float(accelerator.reduce(loss.detach(), reduction="mean"))
+    merged, row = retention.step(step, [weight.grad for weight in weights], found, mean)
+    for weight, gradient in zip(weights, merged.gradients):
+        weight.grad = gradient
+    if accelerator.is_main_process:
+        append_history(Path(loop.setup.config.output), step + 1, row)
+    return row
+
+
+def _validate(loop: Loop, done: int) -> dict[str, float]:
+    """Validation losses when they are due, under `validation/TASK`; keeps the best in the status."""
+    config = loop.setup.config
+    due = config.validate_every and (done % config.validate_every == 0 or done == config.steps)
+    if not due or not loop.setup.validation:
+        return {}
+    objective = loop.accelerator.unwrap_model(loop.objective)
+    with loop.accelerator.autocast():
+        losses = validation_losses(objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device)
+    overall = weighted(losses, {task.name: task.weight for task in config.data})
+    if loop.status.best_loss is None or overall < loop.status.best_loss:
+        loop.status = replace(loop.status, best_loss=overall, best_step=done)
+    return {**{f"validation/{name}": value for name, value in losses.items()}, "validation": overall}
+
+
+def save(loop: Loop) -> None:
+    """Write the checkpoint of the present step, then move `last` and `best` to it."""
+    config, accelerator = loop.setup.config, loop.accelerator
+    run, step = Path(config.output), loop.status.step
+    if not accelerator.is_main_process:
+        save_rng(run / f".rng_state_{accelerator.process_index}.safetensors")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        craft = loop.retention.save(step) if loop.retention is not None else None
+        extra = {
+            "sampler": loop.sampler.save(loop.position),
+            "best_loss": loop.status.best_loss,
+            "best_step": loop.status.best_step,
+            "craft": craft,
+        }
+        state = LoopState(step, extra)
+        target = checkpoint_path(run, step, config.steps)
+        write_checkpoint(target, lambda folder: fill_checkpoint(folder, config, loop.setup.policy, loop.optimizer, loop.scheduler, state))
+        point(run, "last", target)
+        if loop.status.best_step == step:
+            point(run, "best", target)
+        if craft is not None:
+            write_state(run, craft)
+        prune(run, config.keep)
+    accelerator.wait_for_everyone()
+
+
+def _tell(loop: Loop, run: Path, status: Status) -> None:
+    if loop.accelerator.is_main_process:
+        write_status(run, status)
+
+
+def _last_good(run: Path) -> str:
+    try:
+        return str(last_checkpoint(run))
+    except TrainingError:
+        return "none yet"

@@ -1,0 +1,138 @@
+"""What a run leaves for people: `metrics.jsonl` (one line per logged step) and `status.json` (the newest state).
+
+Both are whole at any moment: a line is appended in one write, the status is
+written beside and renamed. Times are wall clock (seconds since 1970).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_edge.errors import TrainingError
+
+METRICS = "metrics.jsonl"
+STATUS = "status.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`state`: starting, running, done, failed or interrupted. `best`: lowest validation loss and its step."""
+
+    state: str
+    step: int
+    steps: int
+    loss: float | None = None
+    lr: float | None = None
+    seconds_per_step: float | None = None
+    eta_s: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    error: str | None = None
+    updated: float = 0.0
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON so that a reader or a crash sees the old file or the new one."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, file)
+
+
+def write_status(run: Path, status: Status) -> None:
+    write_json(run / STATUS, {**asdict(status), "updated": time.time()})
+
+
+def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
+    """Append one line; the keys are `step`, `loss`, `lr`, `grad_norm`, `s_per_step` and what the mode adds."""
+    with (run / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All complete lines; a torn last line of a killed run is left out."""
+    file = run / METRICS
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drop what was logged after `step`, so that a resumed run does not log a step twice."""
+    rows = [row for row in read_metrics(run) if row["step"] <= step]
+    temporary = run / f".{METRICS}.{os.getpid()}.partial"
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, run / METRICS)
+
+
+def read_status(run: Path) -> Status:
+    """The newest status of the run; TrainingError when `run` is none."""
+    try:
+        return Status(**json.loads((run / STATUS).read_text()))
+    except FileNotFoundError:
+        raise TrainingError(f"{run}: no {STATUS}; give the output folder of a vla-train run") from None
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{run / STATUS}: not a status ({error}); look at {METRICS} instead") from None
+
+
+def checkpoints_of(run: Path) -> list[str]:
+    """Names of the run's whole checkpoints, oldest first."""
+    folder = run / "checkpoints"
+    return sorted(item.name for item in folder.iterdir() if item.name.isdigit()) if folder.is_dir() else []
+
+
+def describe(run: Path) -> str:
+    """What `vla-train status RUN` prints: step, loss, lr, s/step, time left, checkpoints, last error."""
+    status = read_status(run)
+    age = time.time() - status.updated
+    stale = f" (no news for {age // 60:.0f} min: the process may be gone)" if status.state == "running" and age > 600 else ""
+    names = checkpoints_of(run)
+    best = f"{status.best_loss:.5f} at step {status.best_step}" if status.best_loss is not None else "none yet"
+    return "\n".join(
+        [
+            f"state        {status.state}{stale}",
+            f"step         {status.step} of {status.steps}",
+            f"loss         {_number(status.loss, '.5f')}",
+            f"lr           {_number(status.lr, '.3g')}",
+            f"s/step       {_number(status.seconds_per_step, '.3f')}",
+            f"time left    {_duration(status.eta_s)}",
+            f"best         {best}",
+            f"checkpoints  {', '.join(names) if names else 'none'}",
+            f"last error   {status.error or 'none'}",
+        ]
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes = int(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60:02d} s"
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    print(describe(arguments.run))
+    if arguments.json:
+        print(json.dumps({**asdict(read_status(arguments.run)), "checkpoints": checkpoints_of(arguments.run)}))
+    return 0

@@ -1,0 +1,135 @@
+"""Starting and resuming runs: what `vla-train fine-tune | scratch | smoke | resume` call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.errors import ConfigError, TrainingError, VlaEdgeError
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.anchors import AnchorCache
+from vla_edge.training.build import Fit, policy_for_training
+from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint
+from vla_edge.training.config import OptimizerConfig, TrainConfig, read_config, to_json
+from vla_edge.training.loop import Outcome, train
+from vla_edge.training.progress import Report, silent
+from vla_edge.training.retention import Retention
+from vla_edge.training.run_files import Status, read_status, write_json, write_status
+from vla_edge.training.scratch import policy_from_scratch
+from vla_edge.training.setup import Setup, assemble, policy_fields
+from vla_edge.training.stages import hold_out
+from vla_edge.training.statistics import chosen_statistics
+
+FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 1000}
+SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000}
+SMOKE = {"batch_size": 4, "steps": 100, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 50}
+SMOKE_EPISODES = 10
+"""Defaults of the three ways to train (TRAINING.md §5)."""
+
+
+def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:
+    """Train from the LeRobot checkpoint `config.policy` into the new folder `config.output`."""
+    _refuse_existing(config)
+    setup = assemble(config)
+    return setup, _first_train(setup, report)
+
+
+def from_scratch(config: TrainConfig, fields: Mapping[str, Any], report: Report = silent) -> tuple[Setup, Outcome]:
+    """Train a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default configuration."""
+    _refuse_existing(config)
+    if config.lora.rank or config.craft.anchors or config.kind == "delta":
+        raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
+    datasets = [open_dataset(task.path) for task in config.data]
+    if not datasets:
+        raise ConfigError("no data set given; use --dataset PATH")
+    statistics = chosen_statistics(datasets, config.statistics if config.statistics != "checkpoint" else "union")
+    chosen = {**policy_fields(config), **fields}
+    del chosen["train_delta_expert"]
+    policy = policy_from_scratch(Path(config.policy), datasets[0], statistics, chosen, config.seed)
+    setup = assemble(config, policy)
+    return setup, _first_train(setup, report)
+
+
+def smoke_data(config: TrainConfig) -> TrainConfig:
+    """The first ten episodes of every data set: enough to see that everything fits together."""
+    tasks = []
+    for task in config.data:
+        chosen = task.episodes or tuple(range(len(open_dataset(task.path).episodes)))
+        tasks.append(replace(task, episodes=chosen[:SMOKE_EPISODES], held_out=tuple(i for i in task.held_out if i in chosen[:SMOKE_EPISODES])))
+    return replace(config, data=tuple(tasks))
+
+
+def with_held_out(config: TrainConfig, fraction: float) -> TrainConfig:
+    """Hold out a seeded share of each data set's (chosen) episodes; explicit lists stay as they are."""
+    tasks = []
+    for task in config.data:
+        chosen = task.episodes or tuple(range(len(open_dataset(task.path).episodes)))
+        held = task.held_out or tuple(chosen[i] for i in hold_out(len(chosen), fraction, config.seed))
+        tasks.append(replace(task, held_out=held))
+    return replace(config, data=tuple(tasks))
+
+
+def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
+    """Continue `run` from its last whole checkpoint to its configured number of steps."""
+    status = read_status(run)
+    checkpoint = last_checkpoint(run)
+    config = read_config(checkpoint / STATE / RUN_FILE)
+    config = replace(config, output=str(run))
+    if status.state == "done" and status.step >= config.steps:
+        raise TrainingError(f"{run}: done already ({status.step} steps); start a new run from {checkpoint / PRETRAINED}")
+    setup = assemble(config, resumed_policy(config, checkpoint))
+    return setup, train(setup, _retention(setup, started=True), checkpoint, report)
+
+
+def resumed_policy(config: TrainConfig, checkpoint: Path) -> SmolVLAPolicy:
+    """The policy as it stood at `checkpoint`; with adapters the untouched base policy, whose adapters are restored later."""
+    datasets = [open_dataset(task.path) for task in config.data]
+    saved = policy_for_training(checkpoint / PRETRAINED, Fit(datasets, None, {}, policy_fields(config), config.seed))
+    if not config.lora.rank:
+        return saved
+    base = policy_for_training(Path(config.policy), Fit(datasets, None, config.rename, policy_fields(config), config.seed))
+    base.settings = saved.settings
+    base.load_state_dict({name: value for name, value in saved.state_dict().items() if not name.startswith("model.vlm_with_expert.")}, strict=False)
+    return base
+
+
+def run_exists(run: Path) -> bool:
+    """Whether `run` holds a checkpoint to resume from."""
+    return any((run / "checkpoints").glob(f"*/{STATE}/{STEP_FILE}"))
+
+
+def _first_train(setup: Setup, report: Report) -> Outcome:
+    run = Path(setup.config.output)
+    retention = _retention(setup, started=False)
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / RUN_FILE, to_json(setup.config))
+    try:
+        return train(setup, retention, None, report)
+    except VlaEdgeError as error:
+        write_status(run, replace(_status_of(run, setup), state="failed", error=str(error)))
+        raise
+
+
+def _status_of(run: Path, setup: Setup) -> Status:
+    try:
+        return read_status(run)
+    except TrainingError:
+        return Status("starting", 0, setup.config.steps)
+
+
+def _retention(setup: Setup, started: bool) -> Retention | None:
+    craft = setup.config.craft
+    if not craft.anchors:
+        return None
+    cache = AnchorCache(Path(craft.anchors))
+    cache.fit(setup.policy, cache.meta.teacher if started else setup.policy.digest)
+    return Retention(craft, cache, setup.config.steps, setup.config.seed)
+
+
+def _refuse_existing(config: TrainConfig) -> None:
+    output = Path(config.output)
+    if output.exists() and any(output.iterdir()):
+        raise TrainingError(f"{output}: exists and is not empty; choose another --output or continue it with `vla-train resume`")

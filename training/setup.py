@@ -1,0 +1,115 @@
+"""From a configuration to everything the loop needs: data, policy, trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training import trainable
+from vla_edge.training.build import Fit, policy_for_training
+from vla_edge.training.config import AugmentConfig, TaskData, TrainConfig
+from vla_edge.training.frames import Frames, FrameSettings
+from vla_edge.training.statistics import check_dimensions, chosen_statistics
+
+SMALLEST_CLS_BATCH, GOOD_CLS_BATCH = 2, 32
+STALE_FRAMES = 25
+"""Largest age, in frames, of the queued chunk that the stale delta target corrects: half a chunk of 50."""
+
+
+@dataclass
+class Setup:
+    """One assembled run; `validation` is empty without held-out episodes."""
+
+    config: TrainConfig
+    policy: SmolVLAPolicy
+    training: list[Frames]
+    validation: list[Frames]
+    trained: dict[str, torch.nn.Parameter]
+    notes: list[str] = field(default_factory=list)
+
+
+def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
+    """Open the data, build or take the policy, choose what trains.
+
+    policy: an already built one (from scratch, resumed); None reads `config.policy`.
+    Errors: DatasetError, CheckpointError, ConfigError, TrainingError.
+    """
+    if not config.data:
+        raise ConfigError("no data set given; use --dataset PATH")
+    datasets = [open_dataset(task.path) for task in config.data]
+    check_dimensions(datasets)
+    if policy is None:
+        policy = policy_for_training(Path(config.policy), fit_of(config, datasets))
+    check_kind(config, policy)
+    cameras = tuple(camera.source for camera in policy.settings.cameras)
+    stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
+    reading = FrameSettings(cameras, policy.config.chunk_size, config.seed, config.augment, min(stale, policy.config.chunk_size - 1))
+    plain = replace(reading, augment=AugmentConfig())
+    training = [Frames(task, reading) for task in config.data if task.weight > 0]
+    validation = [Frames(task, plain, held_out=True) for task in config.data if task.held_out]
+    if config.lora.rank:
+        trainable.add_lora(policy, config.lora)
+    trained = trainable.trained_parameters(policy)
+    if not trained:
+        raise TrainingError("nothing is left to train; loosen the freezing rules")
+    notes = [*policy.notes, *long_tasks(policy, config.data, datasets)]
+    notes.append(f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M weights")
+    return Setup(config, policy, training, validation, trained, notes)
+
+
+def fit_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Fit:
+    """How the policy is fitted to the data under `config`: delta training keeps the frozen policy's statistics."""
+    keeps = config.kind == "delta" or config.statistics == "checkpoint"
+    return Fit(
+        datasets=datasets,
+        statistics=None if keeps else chosen_statistics(datasets, config.statistics),
+        rename=config.rename,
+        fields=policy_fields(config),
+        seed=config.seed,
+    )
+
+
+def policy_fields(config: TrainConfig) -> dict[str, Any]:
+    """Fields of the policy's configuration that the run decides."""
+    if config.kind == "delta":
+        return {"use_cls_head": True, "train_delta_expert": True, "delta_target": config.delta_target}
+    wish = config.freeze
+    chosen: dict[str, Any] = {"freeze_vision_encoder": wish.vision, "train_expert_only": wish.expert_only, "train_state_proj": wish.state_proj}
+    chosen |= {"n_action_steps": config.n_action_steps or None, "num_steps": config.num_steps or None}
+    return {"train_delta_expert": False, **{name: value for name, value in chosen.items() if value is not None}}
+
+
+def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
+    """Delta training needs a CLS head, a delta expert and at least two samples per batch (VICReg's variances)."""
+    if config.kind != "delta":
+        return
+    if not (policy.config.use_cls_head and policy.config.train_delta_expert):
+        raise ConfigError("delta training needs use_cls_head and train_delta_expert; they are set when the policy is built")
+    if config.batch_size < SMALLEST_CLS_BATCH:
+        raise ConfigError(f"batch size {config.batch_size}: VICReg needs at least {SMALLEST_CLS_BATCH} samples, {GOOD_CLS_BATCH} or more are good")
+    if config.lora.rank:
+        raise ConfigError("LoRA adapts the base policy, which delta training keeps frozen; use rank 0")
+    if config.craft.anchors:
+        raise ConfigError("CRaFT keeps the base policy from drifting, which delta training keeps frozen; leave the anchors out")
+
+
+def long_tasks(policy: SmolVLAPolicy, tasks: Sequence[TaskData], datasets: Sequence[Dataset]) -> list[str]:
+    """A note for every instruction that the policy's tokenizer would cut."""
+    settings = policy.tokenizer.settings
+    whole = Tokenizer.from_file(str(settings.folder / "tokenizer.json"))
+    whole.no_truncation()
+    notes = []
+    for task, dataset in zip(tasks, datasets):
+        for text in dataset.tasks.values():
+            count = len(whole.encode(f"{text}\n" if settings.append_newline else text).ids)
+            if count > settings.max_length:
+                notes.append(f"{task.name}: the instruction {text!r} has {count} tokens, the policy reads {settings.max_length}; shorten it with `vla-data tasks`")
+    return notes

@@ -1,0 +1,176 @@
+"""Stage files: tasks learnt one after the other, each stage a mix of the tasks so far.
+
+`kuavo.yaml` beside this file is the shipped example (TRAINING.md §3). A stage's
+epoch is one pass over its own (newest) task's training frames, so its steps
+follow from the data: ceil(epochs · frames / (batch · share of that task)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vla_edge.errors import ConfigError
+from vla_edge.training.config import FreezeConfig, OptimizerConfig, from_json
+
+KUAVO = "kuavo"
+
+
+@dataclass(frozen=True, slots=True)
+class StageTask:
+    """One data set of the sequence; its dimensions are checked against the data."""
+
+    name: str
+    dataset: str
+    action_dim: int
+    state_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`mix`: share of tasks 1..n in every batch, summing to 1; the last one is the stage's own task."""
+
+    name: str
+    mix: tuple[float, ...]
+    lr: float
+    epochs: float
+    warmup_steps: int
+    decay_steps: int
+
+    def steps(self, frames: int, batch_size: int) -> int:
+        """Optimiser steps for `epochs` passes over the own task's `frames` with `batch_size` frames a step."""
+        return max(1, ceil(self.epochs * self.steps_per_epoch(frames, batch_size)))
+
+    def steps_per_epoch(self, frames: int, batch_size: int) -> float:
+        return frames / (batch_size * self.mix[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSettings:
+    """What all stages have in common."""
+
+    batch_size: int = 64
+    accumulation: int = 1
+    validate_every_epochs: float = 2.0
+    statistics: str = "union"
+    held_out_fraction: float = 0.1
+    freeze: FreezeConfig = FreezeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    decay_lr: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """What the stage file demands of the policy; 0 leaves the checkpoint's value."""
+
+    chunk_size: int = 0
+    n_action_steps: int = 0
+    num_steps: int = 0
+    max_state_dim: int = 0
+    max_action_dim: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """A whole stage file."""
+
+    name: str
+    tasks: tuple[StageTask, ...]
+    stages: tuple[Stage, ...]
+    shared: SharedSettings = SharedSettings()
+    policy: PolicySettings = PolicySettings()
+
+
+def read_stages(file: Path | str) -> StagePlan:
+    """Read a stage file; the name `kuavo` is the shipped one. Data set paths become absolute, relative to the file.
+
+    ConfigError names the stage and field that is wrong.
+    """
+    shipped = str(file) == KUAVO
+    path = Path(str(files("vla_edge.training") / f"{KUAVO}.yaml")) if shipped else Path(file)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such stage file; give a YAML file or the shipped name {KUAVO}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: holds no mapping; see the shipped {KUAVO} stages")
+    plan = from_json(StagePlan, content, path.name)
+    _check(plan, path.name)
+    base = Path.cwd() if shipped else path.parent.resolve()
+    return _with_tasks(plan, {task.name: str((base / task.dataset).resolve()) for task in plan.tasks})
+
+
+def with_datasets(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:
+    """`plan` with the data sets of some tasks replaced; ConfigError for a task it does not have."""
+    names = [task.name for task in plan.tasks]
+    for name in paths:
+        if name not in names:
+            raise ConfigError(f"no task {name!r} in the stage file; it has {', '.join(names)}")
+    return _with_tasks(plan, {task.name: paths.get(task.name, task.dataset) for task in plan.tasks})
+
+
+def hold_out(episodes: int, fraction: float, seed: int) -> tuple[int, ...]:
+    """Episodes never trained on: at least one when there are two or more, a seeded choice, sorted.
+
+    Fixed before the first stage and kept for all of them.
+    """
+    if episodes < 2 or fraction <= 0:
+        return ()
+    count = min(max(1, round(episodes * fraction)), episodes - 1)
+    return tuple(sorted(int(i) for i in np.random.default_rng((seed, 77)).permutation(episodes)[:count]))
+
+
+def _with_tasks(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:
+    tasks = tuple(StageTask(t.name, paths[t.name], t.action_dim, t.state_dim) for t in plan.tasks)
+    return StagePlan(plan.name, tasks, plan.stages, plan.shared, plan.policy)
+
+
+def _check(plan: StagePlan, where: str) -> None:
+    if not plan.tasks or not plan.stages:
+        raise ConfigError(f"{where}: needs at least one task and one stage")
+    if len({task.name for task in plan.tasks}) != len(plan.tasks):
+        raise ConfigError(f"{where}: two tasks have the same name; reports go by name")
+    if plan.shared.statistics not in ("union", "first"):
+        raise ConfigError(f"{where}: statistics {plan.shared.statistics!r}: known are union, first")
+    if not 0 <= plan.shared.held_out_fraction < 1:
+        raise ConfigError(f"{where}: held_out_fraction {plan.shared.held_out_fraction}: give 0 to below 1")
+    for number, stage in enumerate(plan.stages, 1):
+        if not 1 <= len(stage.mix) <= len(plan.tasks):
+            raise ConfigError(f"{where}: stage {stage.name} mixes {len(stage.mix)} tasks, there are {len(plan.tasks)}")
+        if any(share < 0 for share in stage.mix) or not stage.mix[-1] > 0 or abs(sum(stage.mix) - 1) > 1e-6:
+            raise ConfigError(f"{where}: stage {stage.name} has mix {list(stage.mix)}: shares sum to 1, the last one above 0")
+        if stage.epochs <= 0 or stage.lr <= 0:
+            raise ConfigError(f"{where}: stage {number} ({stage.name}) needs epochs and lr above 0")
+
+
+def missing_datasets(plan: StagePlan) -> list[str]:
+    """Tasks whose data set folder does not exist."""
+    return [f"{task.name} ({task.dataset})" for task in plan.tasks if not Path(task.dataset).is_dir()]
+
+
+def describe(plan: StagePlan) -> str:
+    """The plan as a table, for `--dry-run`."""
+    lines = [f"{plan.name}: batch {plan.shared.batch_size}, statistics {plan.shared.statistics}"]
+    for number, stage in enumerate(plan.stages, 1):
+        mix = " ".join(f"{share:g}" for share in stage.mix)
+        lines.append(f"  {number} {stage.name:<16} mix {mix:<14} lr {stage.lr:g} epochs {stage.epochs:g} warm-up {stage.warmup_steps} decay {stage.decay_steps}")
+    return "\n".join(lines)
+
+
+def settings_json(plan: StagePlan) -> dict[str, Any]:
+    """What a sequence is resumed under: everything but where the data lie."""
+    from vla_edge.training.config import to_json
+
+    content = to_json(plan)
+    for task in content["tasks"]:
+        del task["dataset"]
+    return content

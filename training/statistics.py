@@ -1,0 +1,71 @@
+"""Which statistics a run normalises with: the union of its data sets, the first one's, or the checkpoint's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vla_edge.datasets.reader import Dataset
+from vla_edge.datasets.stats import aggregate
+from vla_edge.errors import DatasetError
+from vla_edge.policies.config import ACTION, STATE
+from vla_edge.policies.normalization import NormalizerStep, Statistics, normalization
+from vla_edge.policies.processing import ProcessorSettings
+
+FEATURES = (STATE, ACTION)
+
+
+def chosen_statistics(datasets: Sequence[Dataset], how: str) -> Statistics:
+    """Statistics of state and action, float32: `union` weighs every data set by its frames, `first` takes the first.
+
+    DatasetError when the data sets' dimensions differ or a statistic is missing or not finite.
+    """
+    parts = []
+    for dataset in datasets if how == "union" else datasets[:1]:
+        stats = dataset.stats
+        for feature in FEATURES:
+            if feature not in stats or not {"mean", "std", "count"} <= set(stats[feature]):
+                raise DatasetError(f"{dataset.root}: no statistics of {feature}; run `vla-data stats` on it")
+            if not all(np.isfinite(value).all() for value in stats[feature].values()):
+                raise DatasetError(f"{dataset.root}: statistics of {feature} are not finite; run `vla-data verify` on it")
+        parts.append({feature: stats[feature] for feature in FEATURES})
+    check_dimensions(datasets)
+    joined = aggregate(parts) if len(parts) > 1 else parts[0]
+    return {feature: {name: np.asarray(value, np.float32) for name, value in joined[feature].items()} for feature in FEATURES}
+
+
+def check_dimensions(datasets: Sequence[Dataset]) -> None:
+    """State and action have the same number of dimensions in every data set."""
+    for feature in FEATURES:
+        sizes = {str(dataset.root): dataset.features[feature].shape for dataset in datasets if feature in dataset.features}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{root}: {list(shape)}" for root, shape in sizes.items())
+            raise DatasetError(f"{feature} has different shapes ({told}); train data sets of one robot together")
+
+
+def with_statistics(settings: ProcessorSettings, statistics: Statistics) -> ProcessorSettings:
+    """`settings` that normalise with `statistics`, each feature in the mode it had.
+
+    CheckpointError when a mode needs a statistic that the data set does not keep (quantiles in older ones).
+    """
+    kept = {**settings.statistics, **statistics}
+    step = NormalizerStep(settings.normalization_mapping, settings.eps, kept)
+    state, action = (
+        normalization(feature, kind, statistics[feature]["mean"].shape[0], step, Path("the data set"))
+        for feature, kind in ((STATE, "STATE"), (ACTION, "ACTION"))
+    )
+    return replace(settings, state=state, action=action, action_target=action, statistics=kept)
+
+
+def statistics_digest(statistics: Statistics) -> str:
+    """sha256 over names and values: two policies with the same digest normalise alike."""
+    digest = hashlib.sha256()
+    for feature in sorted(statistics):
+        for name in sorted(statistics[feature]):
+            digest.update(f"{feature}.{name}".encode())
+            digest.update(np.ascontiguousarray(statistics[feature][name], dtype=np.float32).tobytes())
+    return digest.hexdigest()
