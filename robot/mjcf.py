@@ -71,6 +71,9 @@ SERVOS = {
     "gripper": _xl330(0, 70),
 }
 
+_STOP_RAD = 0.02
+"""The mechanical stops give way a little; they stand this far inside, so that an arm that leans on one is in range."""
+
 _ARMATURE = {1.4: 0.006, 0.52: 0.0015}
 _FRICTION = {1.4: 0.02, 0.52: 0.006}
 
@@ -78,7 +81,7 @@ _FRICTION = {1.4: 0.02, 0.52: 0.006}
 def _joint(name: str, axis: str) -> str:
     servo = SERVOS[name]
     return (
-        f'<joint name="{name}" axis="{axis}" range="{servo.low_rad - 0.02:.5f} {servo.high_rad + 0.02:.5f}"'
+        f'<joint name="{name}" axis="{axis}" range="{servo.low_rad + _STOP_RAD:.5f} {servo.high_rad - _STOP_RAD:.5f}"'
         f' damping="{servo.damping:.5f}" armature="{_ARMATURE[servo.stall_nm]}" frictionloss="{_FRICTION[servo.stall_nm]}"/>'
     )
 
@@ -130,7 +133,7 @@ MJCF = f"""
     <geom class="thing" name="table" type="box" size="0.40 0.40 0.02" pos="0.20 0 -0.02" material="wood"/>
     <camera name="laptop" pos="0.56 0.0 0.34" xyaxes="0 1 0 -0.63 0 0.777" fovy="36"/>
     <camera name="phone" pos="0.125 0 0.62" xyaxes="0 -1 0 1 0 0" fovy="31"/>
-    <camera name="viewer" pos="0.50 -0.42 0.38" xyaxes="0.71 0.70 0 -0.39 0.39 0.83" fovy="42"/>
+    <camera name="viewer" pos="0.52 -0.42 0.36" xyaxes="0.75 0.66 0 -0.34 0.39 0.86" fovy="33"/>
     <body name="base">
       <geom class="shell" type="box" size="0.035 0.04 0.02" pos="-0.01 0 0.02" mass="0.3"/>
       <body name="shoulder" pos="0 0 0.04">

@@ -20,7 +20,7 @@ from vla_edge.errors import CameraError
 from vla_edge.robot.kinematics import reach_angles, tip_position
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, SERVOS
 from vla_edge.robot.scene import Scene, random_cubes
-from vla_edge.robot.sim import SimulatedArm, units_from_radians
+from vla_edge.robot.simulated_arm import SimulatedArm, units_from_radians
 
 CONTROL_HZ = 30
 CHUNK = 50

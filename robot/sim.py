@@ -1,194 +1,237 @@
-"""The simulated Koch arm: MuJoCo physics, position servos and two cameras, on a clock that the caller drives."""
+"""The simulated arm as a process of its own: physics behind the emulated servo bus, cameras in shared frames.
+
+    python -m vla_edge.robot.sim --run-dir DIR
+
+Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
+port), `calibration.json` (the simulated arm's joint calibration) and
+`frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
+and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`).
+Physics runs at the rate of the wall clock on the bus's thread; pictures are
+rendered on another, from a copy of the configuration.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
+import signal
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
-from vla_edge.errors import CameraError
-from vla_edge.robot.mjcf import CAMERAS, COUNTS_PER_TURN, CUBE_SIDE_M, MJCF, SERVOS, ZERO_COUNT
-from vla_edge.robot.render import load_mujoco, new_renderer
-from vla_edge.robot.scene import Scene
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import BusError, ConfigError, VlaEdgeError, run_command
+from vla_edge.robot.emulated_bus import EmulatedBus
+from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, open_log
+from vla_edge.robot.faults import FaultRates, Faults
+from vla_edge.robot.frames import FrameWriter
+from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
+from vla_edge.robot.mjcf import CAMERAS, SERVOS, ZERO_COUNT
+from vla_edge.robot.plant import PlantState
+from vla_edge.robot.recording import Recording
+from vla_edge.robot.render import BACKENDS
+from vla_edge.robot.scene import Scene, random_scene
+from vla_edge.robot.simulated_arm import (
+    RADIANS_PER_COUNT,
+    SimOptions,
+    SimulatedArm,
+    counts_from_radians,
+    simulated_calibration,
+)
 
-RADIANS_PER_COUNT = 2 * np.pi / COUNTS_PER_TURN
+PORT = "servo-bus"
+CALIBRATION = "calibration.json"
+FRAMES = "frames."
+_STALL_MA = {1.4: 1400.0, 0.52: 1470.0}
+"""Stall current of the XL430-W250 and XL330-M288 (data sheets), by stall torque in N·m."""
+_VIEWER_SIZE = (360, 480)
+_RECORD_FPS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class SimOptions:
-    """height, width: size of a rendered picture. seed: of the picture noise. noisy: add it. renderer: see `render`."""
+class SimProcess:
+    """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write."""
 
+    run_dir: Path
+    scene: int = 0
     height: int = 480
     width: int = 640
-    seed: int = 0
-    noisy: bool = True
+    fps: float = 30.0
     renderer: str = "egl"
+    record: Path | None = None
+    log: Path | None = None
+
+    @property
+    def port(self) -> Path:
+        """The link to the servo bus's terminal."""
+        return self.run_dir / PORT
+
+    @property
+    def calibration(self) -> Path:
+        """The joint calibration this arm was made with."""
+        return self.run_dir / CALIBRATION
+
+    def cameras(self) -> dict[str, Path]:
+        """Short camera name -> its frames file."""
+        return {camera: self.run_dir / f"{FRAMES}{camera}" for camera in CAMERAS}
+
+    def command(self) -> list[str]:
+        """How to start this process: the arguments after the interpreter."""
+        words = ["-m", "vla_edge.robot.sim", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
+        words += ["--size", f"{self.width}x{self.height}", "--fps", str(self.fps), "--renderer", self.renderer]
+        for flag, path in (("--record", self.record), ("--log", self.log)):
+            words += [flag, str(path)] if path is not None else []
+        return words
 
 
-class SimulatedArm:
-    """Six servos on a table with three cubes.
+class SimPlant:
+    """The simulated arm as the mechanics behind the emulated servos (`robot.plant.Plant`).
 
-    Angles are float64 [6] in radians in the order of KOCH_JOINTS; time passes only in `step`. Rendering belongs to
-    the thread that first asks for a picture. The same options, scene and calls give the same positions and pictures.
+    Until torque is first switched on a stand holds the arm in its first pose; without torque it falls from then on.
     """
 
-    def __init__(self, scene: Scene, options: SimOptions | None = None) -> None:
-        self.options = options or SimOptions()
-        self._mujoco = load_mujoco(self.options.renderer)
-        self.model: Any = self._mujoco.MjModel.from_xml_string(MJCF)
-        self.data: Any = self._mujoco.MjData(self.model)
-        self._joints = np.array([self.model.joint(name).qposadr[0] for name in KOCH_JOINTS])
-        self._speeds = np.array([self.model.joint(name).dofadr[0] for name in KOCH_JOINTS])
-        self._low = np.array([SERVOS[name].low_rad for name in KOCH_JOINTS])
-        self._high = np.array([SERVOS[name].high_rad for name in KOCH_JOINTS])
-        self._stiffness = np.array([SERVOS[name].stiffness for name in KOCH_JOINTS])
-        self._renderers: dict[tuple[int, int], Any] = {}
-        self._pictures = 0
-        self._owed_s = 0.0
-        self.reset(scene)
+    def __init__(self, arm: SimulatedArm) -> None:
+        self._arm = arm
+        self._last_ns: int | None = None
+        self._driven = [True] * len(KOCH_JOINTS)
+        self._on_stand = arm.positions
+        self._stand = True
+        stall = [SERVOS[name].stall_nm for name in KOCH_JOINTS]
+        self._ma_per_nm = np.array([_STALL_MA[torque] / torque for torque in stall])
+        self.newest: tuple[int, NDArray[np.float64]] = (0, arm.configuration)
+        """(CLOCK_MONOTONIC ns, configuration): replaced as a whole, read by the rendering thread."""
 
-    def reset(self, scene: Scene) -> None:
-        """Place the cubes, put the arm at rest in the scene's pose with its goals there, and restart the noise."""
-        self.scene = scene
-        self._mujoco.mj_resetData(self.model, self.data)
-        for colour, (x, y, yaw) in scene.cubes.items():
-            start = self.model.joint(f"{colour}_cube").qposadr[0]
-            self.data.qpos[start : start + 7] = [x, y, CUBE_SIDE_M / 2, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-        self.data.qpos[self._joints] = np.clip(scene.pose, self._low, self._high)
-        self._mujoco.mj_forward(self.model, self.data)
-        self.data.ctrl[:] = self.positions + self.sag(self.positions)
-        self._noise = np.random.default_rng([self.options.seed, 1])
-        self._owed_s = 0.0
-
-    @property
-    def positions(self) -> NDArray[np.float64]:
-        """Present angles."""
-        return np.array(self.data.qpos[self._joints])
-
-    @property
-    def velocities(self) -> NDArray[np.float64]:
-        """Present speeds, rad/s."""
-        return np.array(self.data.qvel[self._speeds])
-
-    @property
-    def torques(self) -> NDArray[np.float64]:
-        """Servo torques, N·m."""
-        return np.array(self.data.actuator_force)
-
-    @property
-    def goals(self) -> NDArray[np.float64]:
-        """Goal angles the servos hold now."""
-        return np.array(self.data.ctrl)
-
-    @property
-    def tip(self) -> NDArray[np.float64]:
-        """Where the tip is: metres, float64 [3]."""
-        return np.array(self.data.site("tip").xpos)
-
-    @property
-    def time_s(self) -> float:
-        """Simulated time since the last reset."""
-        return float(self.data.time)
-
-    def set_goals(self, angles: Sequence[float] | NDArray[np.float64]) -> None:
-        """New goal angles, clipped to the servos' ranges."""
-        self.data.ctrl[:] = np.clip(angles, self._low, self._high)
-
-    def place(self, angles: NDArray[np.float64]) -> None:
-        """Put the arm at rest into a pose at once, without physics."""
-        self.data.qpos[self._joints] = np.clip(angles, self._low, self._high)
-        self.data.qvel[:] = 0
-        self._mujoco.mj_forward(self.model, self.data)
-
-    def set_torque(self, joint: int, on: bool) -> None:
-        """Switch one servo; off leaves only friction and the gears' drag."""
-        stiffness = self._stiffness[joint] if on else 0.0
-        self.model.actuator_gainprm[joint, 0] = stiffness
-        self.model.actuator_biasprm[joint, 1] = -stiffness
-
-    def step(self, seconds: float) -> None:
-        """Let time pass; a rest shorter than the physics' own step is kept for the next call."""
-        self._owed_s += seconds
-        steps = int(self._owed_s / self.model.opt.timestep + 1e-9)
-        self._owed_s -= steps * self.model.opt.timestep
-        if steps > 0:
-            self._mujoco.mj_step(self.model, self.data, steps)
-
-    def sag(self, angles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How far above `angles` the goals must be for the arm to rest there against gravity, in rad."""
-        still = self._mujoco.MjData(self.model)
-        still.qpos[:] = self.data.qpos
-        still.qpos[self._joints] = angles
-        self._mujoco.mj_forward(self.model, still)
-        return np.array(still.qfrc_bias[self._speeds]) / self._stiffness
-
-    def render(self, camera: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """A picture, uint8 [height, width, 3], RGB, a fresh array. `size` (height, width) overrides the options.
-
-        Errors: CameraError for an unknown camera or a machine that cannot render.
-        """
-        known = (*CAMERAS, "viewer")
-        if camera not in known:
-            raise CameraError(f"the simulated arm has no camera {camera!r}; it has {', '.join(known)}")
-        height, width = size or (self.options.height, self.options.width)
-        if (height, width) not in self._renderers:
-            self._renderers[height, width] = new_renderer(self._mujoco, self.model, height, width, self.options.renderer)
-        renderer = self._renderers[height, width]
-        renderer.update_scene(self.data, camera)
-        picture: NDArray[np.uint8] = renderer.render()
-        if self.options.noisy and camera != "viewer":
-            # Flipping the lowest bit moves a value by one grey level and can neither overflow nor underflow.
-            flips = np.unpackbits(np.frombuffer(self._noise.bytes(-(-picture.size // 8)), np.uint8), count=picture.size)
-            picture = picture ^ flips.reshape(picture.shape)
-        return picture
-
-    def close(self) -> None:
-        """Free the renderers."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+    def step(self, setpoints: Sequence[float | None], now_ns: int) -> PlantState:
+        arm = self._arm
+        goals = arm.goals
+        for joint, setpoint in enumerate(setpoints):
+            if (setpoint is not None) != self._driven[joint]:
+                self._driven[joint] = setpoint is not None
+                arm.set_torque(joint, setpoint is not None)
+                self._stand = self._stand and setpoint is None
+            if setpoint is not None:
+                goals[joint] = (setpoint - ZERO_COUNT) * RADIANS_PER_COUNT
+        arm.set_goals(goals)
+        if self._stand:
+            arm.place(self._on_stand)
+        elif self._last_ns is not None:
+            arm.step((now_ns - self._last_ns) / 1e9)
+        self._last_ns = now_ns
+        self.newest = (now_ns, arm.configuration)
+        positions = arm.positions / RADIANS_PER_COUNT + ZERO_COUNT
+        return PlantState(list(positions), list(arm.velocities / RADIANS_PER_COUNT), list(arm.torques * self._ma_per_nm))
 
 
-def counts_from_radians(angles: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Simulated joint angles as servo counts, int32 [6]."""
-    return np.rint(angles / RADIANS_PER_COUNT).astype(np.int32) + ZERO_COUNT
+class FramesThread(threading.Thread):
+    """Renders both cameras `fps` times a second into the frames files, and the recording's viewer at a lower rate.
+
+    `ready` is set after the first pictures; `fault` tells why rendering ended by itself.
+    """
+
+    def __init__(self, process: SimProcess, scene: Scene, plant: SimPlant) -> None:
+        super().__init__(name="frames", daemon=True)
+        self._process, self._scene, self._plant = process, scene, plant
+        self.ready = threading.Event()
+        self.stopping = threading.Event()
+        self.fault: VlaEdgeError | None = None
+
+    def run(self) -> None:
+        try:
+            self._render()
+        except VlaEdgeError as error:
+            self.fault = error
+            self.ready.set()
+
+    def _render(self) -> None:
+        process = self._process
+        arm = SimulatedArm(self._scene, SimOptions(process.height, process.width, process.scene, renderer=process.renderer))
+        writers = {camera: FrameWriter(path, process.height, process.width) for camera, path in process.cameras().items()}
+        recording = Recording(process.record, _RECORD_FPS) if process.record else None
+        due_ns, record_due_ns = time.monotonic_ns(), 0
+        while not self.stopping.is_set():
+            captured_ns, configuration = self._plant.newest
+            arm.show(configuration)
+            for camera, writer in writers.items():
+                writer.write(arm.render(camera), captured_ns or due_ns)
+            self.ready.set()
+            now_ns = time.monotonic_ns()
+            if recording is not None and now_ns >= record_due_ns:
+                recording.add(arm.render("viewer", _VIEWER_SIZE))
+                record_due_ns = max(record_due_ns, now_ns - int(1e9 / _RECORD_FPS)) + int(1e9 / _RECORD_FPS)
+            # A picture that comes late is skipped, never made up for.
+            due_ns = max(due_ns + int(1e9 / process.fps), time.monotonic_ns() - int(1e9 / process.fps))
+            self.stopping.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+        if recording is not None:
+            recording.close()
+        arm.close()
 
 
-def radians_from_counts(counts: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Servo counts as simulated joint angles, float64 [6]."""
-    return (np.asarray(counts, np.float64) - ZERO_COUNT) * RADIANS_PER_COUNT
+def serve(process: SimProcess, commands: bool) -> None:
+    """Run until told to stop. Errors: BusError (no pseudo-terminal), CameraError (no rendering), ConfigError."""
+    if not process.run_dir.is_dir():
+        raise ConfigError(f"{process.run_dir}: no such folder; make the run folder first")
+    scene = random_scene(process.scene)
+    arm = SimulatedArm(scene, SimOptions(renderer=process.renderer))
+    plant = SimPlant(arm)
+    save_joint_calibration(simulated_calibration(), process.calibration)
+    calibration = JointCalibrations(simulated_calibration(), str(process.calibration))
+    servos = koch_servos(calibration, [int(count) for count in counts_from_radians(arm.positions)])
+    frames = FramesThread(process, scene, plant)
+    frames.start()
+    frames.ready.wait()
+    if frames.fault is not None:
+        raise frames.fault
+    faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
+    with open_log(process.log) as log:
+        try:
+            terminal = Terminal(process.port)
+        except OSError as error:
+            raise BusError(f"no pseudo-terminal at {process.port}: {error.strerror}; check the folder and /dev/pts") from None
+        emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, log), plant, faults)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: emulator.apply(("quit",)))
+        print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": {k: str(v) for k, v in process.cameras().items()}}), flush=True)
+        try:
+            emulator.run([], sys.stdin if commands else None)
+        finally:
+            frames.stopping.set()
+            frames.join(timeout=10.0)
+    if frames.fault is not None:
+        raise frames.fault
 
 
-def units_from_radians(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Simulated joint angles [..., 6] in joint units: degrees, the gripper 0..100 (closed..open)."""
-    return (angles / RADIANS_PER_COUNT + ZERO_COUNT - _UNIT_ZERO) / _COUNTS_PER_UNIT
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or not (0 < int(found[1]) <= 1280 and 0 < int(found[2]) <= 960):
+        raise ConfigError(f"--size {text!r} is not WIDTHxHEIGHT of at most 1280x960")
+    return int(found[1]), int(found[2])
 
 
-def radians_from_units(units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Joint units [..., 6] as simulated joint angles."""
-    return (np.asarray(units, np.float64) * _COUNTS_PER_UNIT + _UNIT_ZERO - ZERO_COUNT) * RADIANS_PER_COUNT
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.robot.sim", description="a simulated Koch arm behind an emulated servo bus")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames")
+    parser.add_argument("--scene", type=int, default=0, metavar="SEED", help="where the cubes lie")
+    parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
+    parser.add_argument("--fps", type=float, default=30.0)
+    parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines of everything the servos accepted")
+    parser.add_argument("--commands", action="store_true", help="take the emulator's events from standard input")
+    arguments = parser.parse_args(argv)
+    width, height = _size(arguments.size)
+    if not 1 <= arguments.fps <= 120:
+        raise ConfigError(f"--fps {arguments.fps} is not within 1 to 120")
+    process = SimProcess(arguments.run_dir, arguments.scene, height, width, arguments.fps, arguments.renderer, arguments.record, arguments.log)
+    serve(process, arguments.commands)
+    return 0
 
 
-def simulated_calibration() -> tuple[JointCalibration, ...]:
-    """The joint calibration of the simulated arm: what a person would have measured on it."""
-    rows = []
-    for index, name in enumerate(KOCH_JOINTS):
-        low, high = counts_from_radians(np.array([SERVOS[name].low_rad, SERVOS[name].high_rad]))
-        rows.append(JointCalibration(name, index + 1, 0, 0, int(low), int(high)))
-    return tuple(rows)
-
-
-def _linear_units() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Count at zero and counts per unit of each joint: degrees around the range's middle, the gripper 0..100."""
-    rows = simulated_calibration()
-    zero = np.array([(row.range_min + row.range_max) / 2 for row in rows])
-    scale = np.full(len(rows), 4095 / 360)
-    zero[-1], scale[-1] = rows[-1].range_min, (rows[-1].range_max - rows[-1].range_min) / 100
-    return zero, scale
-
-
-_UNIT_ZERO, _COUNTS_PER_UNIT = _linear_units()
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -27,7 +27,7 @@ from vla_edge.robot.cameras import PREFIX
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.reach import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
 from vla_edge.robot.scene import random_scene
-from vla_edge.robot.sim import SimOptions, SimulatedArm
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
 
 EVERY = 3
 """An observation at every third frame of 30 Hz: the data set's own rate is 10 Hz."""

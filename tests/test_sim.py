@@ -18,7 +18,7 @@ from vla_edge.robot.kinematics import reach_angles, tip_position
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, CUBE_SIDE_M, SERVOS
 from vla_edge.robot.render import BACKENDS, load_mujoco
 from vla_edge.robot.scene import APART_M, random_scene
-from vla_edge.robot.sim import SimOptions, SimulatedArm, counts_from_radians, radians_from_counts, simulated_calibration
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, radians_from_counts, simulated_calibration
 
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
 
@@ -89,7 +89,7 @@ def test_pan_turns_through_its_whole_range(arm: SimulatedArm) -> None:
     for goal in (SERVOS["shoulder_pan"].low_rad, SERVOS["shoulder_pan"].high_rad):
         arm.set_goals([goal, -0.5, 0.5, 0.5, 0, 0])
         arm.step(3.0)
-        assert abs(arm.positions[0] - goal) < 0.01
+        assert abs(arm.positions[0] - goal) < 0.025  # the stop stands 0.02 rad inside the range
 
 
 def test_an_arm_without_torque_falls(arm: SimulatedArm) -> None:
@@ -171,7 +171,7 @@ def test_a_machine_without_the_opengl_library_is_told_what_to_install() -> None:
         "    if name and ('EGL' in str(name) or 'OSMesa' in str(name)): raise OSError('library not found')\n"
         "    real(self, name, *a, **k)\n"
         "ctypes.CDLL.__init__ = blind\n"
-        "from vla_edge.robot.sim import SimulatedArm\n"
+        "from vla_edge.robot.simulated_arm import SimulatedArm\n"
         "from vla_edge.robot.scene import random_scene\n"
         "from vla_edge.errors import CameraError\n"
         "try:\n"

@@ -1,0 +1,197 @@
+"""The simulated Koch arm: MuJoCo physics, position servos and two cameras, on a clock that the caller drives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.errors import CameraError
+from vla_edge.robot.joint_calibration import JointUnits, linear_map
+from vla_edge.robot.mjcf import CAMERAS, COUNTS_PER_TURN, CUBE_SIDE_M, MJCF, SERVOS, ZERO_COUNT
+from vla_edge.robot.render import load_mujoco, new_renderer
+from vla_edge.robot.scene import Scene
+
+RADIANS_PER_COUNT = 2 * np.pi / COUNTS_PER_TURN
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """height, width: size of a rendered picture. seed: of the picture noise. noisy: add it. renderer: see `render`."""
+
+    height: int = 480
+    width: int = 640
+    seed: int = 0
+    noisy: bool = True
+    renderer: str = "egl"
+
+
+class SimulatedArm:
+    """Six servos on a table with three cubes.
+
+    Angles are float64 [6] in radians in the order of KOCH_JOINTS; time passes only in `step`. Rendering belongs to
+    the thread that first asks for a picture. The same options, scene and calls give the same positions and pictures.
+    """
+
+    def __init__(self, scene: Scene, options: SimOptions | None = None) -> None:
+        self.options = options or SimOptions()
+        self._mujoco = load_mujoco(self.options.renderer)
+        self.model: Any = self._mujoco.MjModel.from_xml_string(MJCF)
+        self.data: Any = self._mujoco.MjData(self.model)
+        self._joints = np.array([self.model.joint(name).qposadr[0] for name in KOCH_JOINTS])
+        self._speeds = np.array([self.model.joint(name).dofadr[0] for name in KOCH_JOINTS])
+        self._low = np.array([SERVOS[name].low_rad for name in KOCH_JOINTS])
+        self._high = np.array([SERVOS[name].high_rad for name in KOCH_JOINTS])
+        self._stiffness = np.array([SERVOS[name].stiffness for name in KOCH_JOINTS])
+        self._renderers: dict[tuple[int, int], Any] = {}
+        self._pictures = 0
+        self._owed_s = 0.0
+        self.reset(scene)
+
+    def reset(self, scene: Scene) -> None:
+        """Place the cubes, put the arm at rest in the scene's pose with its goals there, and restart the noise."""
+        self.scene = scene
+        self._mujoco.mj_resetData(self.model, self.data)
+        for colour, (x, y, yaw) in scene.cubes.items():
+            start = self.model.joint(f"{colour}_cube").qposadr[0]
+            self.data.qpos[start : start + 7] = [x, y, CUBE_SIDE_M / 2, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        self.data.qpos[self._joints] = np.clip(scene.pose, self._low, self._high)
+        self._mujoco.mj_forward(self.model, self.data)
+        self.data.ctrl[:] = self.positions + self.sag(self.positions)
+        self._noise = np.random.default_rng([self.options.seed, 1])
+        self._owed_s = 0.0
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """Present angles."""
+        return np.array(self.data.qpos[self._joints])
+
+    @property
+    def velocities(self) -> NDArray[np.float64]:
+        """Present speeds, rad/s."""
+        return np.array(self.data.qvel[self._speeds])
+
+    @property
+    def torques(self) -> NDArray[np.float64]:
+        """Servo torques, N·m."""
+        return np.array(self.data.actuator_force)
+
+    @property
+    def goals(self) -> NDArray[np.float64]:
+        """Goal angles the servos hold now."""
+        return np.array(self.data.ctrl)
+
+    @property
+    def tip(self) -> NDArray[np.float64]:
+        """Where the tip is: metres, float64 [3]."""
+        return np.array(self.data.site("tip").xpos)
+
+    @property
+    def configuration(self) -> NDArray[np.float64]:
+        """Everything a picture depends on: joints and cubes, a copy."""
+        return np.array(self.data.qpos)
+
+    def show(self, configuration: NDArray[np.float64]) -> None:
+        """Take over another simulated arm's configuration, at rest: what a thread that only renders does."""
+        self.data.qpos[:] = configuration
+        self._mujoco.mj_forward(self.model, self.data)
+
+    @property
+    def time_s(self) -> float:
+        """Simulated time since the last reset."""
+        return float(self.data.time)
+
+    def set_goals(self, angles: Sequence[float] | NDArray[np.float64]) -> None:
+        """New goal angles, clipped to the servos' ranges."""
+        self.data.ctrl[:] = np.clip(angles, self._low, self._high)
+
+    def place(self, angles: NDArray[np.float64]) -> None:
+        """Put the arm at rest into a pose at once, without physics."""
+        self.data.qpos[self._joints] = np.clip(angles, self._low, self._high)
+        self.data.qvel[:] = 0
+        self._mujoco.mj_forward(self.model, self.data)
+
+    def set_torque(self, joint: int, on: bool) -> None:
+        """Switch one servo; off leaves only friction and the gears' drag."""
+        stiffness = self._stiffness[joint] if on else 0.0
+        self.model.actuator_gainprm[joint, 0] = stiffness
+        self.model.actuator_biasprm[joint, 1] = -stiffness
+
+    def step(self, seconds: float) -> None:
+        """Let time pass; a rest shorter than the physics' own step is kept for the next call."""
+        self._owed_s += seconds
+        steps = int(self._owed_s / self.model.opt.timestep + 1e-9)
+        self._owed_s -= steps * self.model.opt.timestep
+        if steps > 0:
+            self._mujoco.mj_step(self.model, self.data, steps)
+
+    def sag(self, angles: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far above `angles` the goals must be for the arm to rest there against gravity, in rad."""
+        still = self._mujoco.MjData(self.model)
+        still.qpos[:] = self.data.qpos
+        still.qpos[self._joints] = angles
+        self._mujoco.mj_forward(self.model, still)
+        return np.array(still.qfrc_bias[self._speeds]) / self._stiffness
+
+    def render(self, camera: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """A picture, uint8 [height, width, 3], RGB, a fresh array. `size` (height, width) overrides the options.
+
+        Errors: CameraError for an unknown camera or a machine that cannot render.
+        """
+        known = (*CAMERAS, "viewer")
+        if camera not in known:
+            raise CameraError(f"the simulated arm has no camera {camera!r}; it has {', '.join(known)}")
+        height, width = size or (self.options.height, self.options.width)
+        if (height, width) not in self._renderers:
+            self._renderers[height, width] = new_renderer(self._mujoco, self.model, height, width, self.options.renderer)
+        renderer = self._renderers[height, width]
+        renderer.update_scene(self.data, camera)
+        picture: NDArray[np.uint8] = renderer.render()
+        if self.options.noisy and camera != "viewer":
+            # Flipping the lowest bit moves a value by one grey level and can neither overflow nor underflow.
+            flips = np.unpackbits(np.frombuffer(self._noise.bytes(-(-picture.size // 8)), np.uint8), count=picture.size)
+            picture = picture ^ flips.reshape(picture.shape)
+        return picture
+
+    def close(self) -> None:
+        """Free the renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+
+
+def counts_from_radians(angles: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Simulated joint angles as servo counts, int32 [6]."""
+    return np.rint(angles / RADIANS_PER_COUNT).astype(np.int32) + ZERO_COUNT
+
+
+def radians_from_counts(counts: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Servo counts as simulated joint angles, float64 [6]."""
+    return (np.asarray(counts, np.float64) - ZERO_COUNT) * RADIANS_PER_COUNT
+
+
+def units_from_radians(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Simulated joint angles [..., 6] in joint units: degrees, the gripper 0..100 (closed..open)."""
+    return (angles / RADIANS_PER_COUNT + ZERO_COUNT - _UNIT_ZERO) / _COUNTS_PER_UNIT
+
+
+def radians_from_units(units: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Joint units [..., 6] as simulated joint angles."""
+    return (np.asarray(units, np.float64) * _COUNTS_PER_UNIT + _UNIT_ZERO - ZERO_COUNT) * RADIANS_PER_COUNT
+
+
+def simulated_calibration() -> tuple[JointCalibration, ...]:
+    """The joint calibration of the simulated arm: what a person would have measured on it."""
+    rows = []
+    for index, name in enumerate(KOCH_JOINTS):
+        low, high = counts_from_radians(np.array([SERVOS[name].low_rad, SERVOS[name].high_rad]))
+        rows.append(JointCalibration(name, index + 1, 0, 0, int(low), int(high)))
+    return tuple(rows)
+
+
+_MAPS = [linear_map(row, JointUnits.DEGREES) for row in simulated_calibration()]
+_COUNTS_PER_UNIT, _UNIT_ZERO = np.array([(line.scale, line.offset) for line in _MAPS]).T

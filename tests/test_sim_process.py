@@ -1,0 +1,137 @@
+"""The simulated arm as a process: the Koch path on its servo bus, pictures in shared frames, the recording."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from vla_edge.errors import ConfigError
+from vla_edge.robot.cameras import FreshnessWatch, open_camera, parse_camera
+from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
+from vla_edge.robot.koch import KochOptions, open_koch
+from vla_edge.robot.recording import Recording
+from vla_edge.robot.scene import random_scene
+from vla_edge.robot.sim import SimPlant, SimProcess
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians
+
+pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
+
+MS = 1_000_000
+
+
+def start(process: SimProcess) -> subprocess.Popen[str]:
+    child = subprocess.Popen([sys.executable, *process.command()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    ready = child.stdout.readline()
+    assert ready, child.stderr.read() if child.stderr else ""
+    assert json.loads(ready)["port"] == str(process.port)
+    return child
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[SimProcess, subprocess.Popen[str]]]:
+    process = SimProcess(tmp_path, scene=3, height=96, width=128, record=tmp_path / "seen.png")
+    child = start(process)
+    yield process, child
+    child.kill()
+    child.wait()
+
+
+def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(running: tuple[SimProcess, subprocess.Popen[str]]) -> None:
+    process, child = running
+    camera = open_camera(parse_camera(f"phone=sim:{process.cameras()['phone']}"))
+    watch = FreshnessWatch(camera.name, noisy=True, exempt=camera.exempt_from_freshness)
+    before = camera.newest()
+    arm = open_koch(KochOptions(str(process.port), load_joint_calibration(process.calibration), JointUnits.DEGREES))
+    try:
+        resting = np.array(arm.read().positions)
+        arm.set_torque(True)
+        goal = resting + [300, 0, 0, 0, 0, 0]
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            arm.write_goals([int(count) for count in goal])
+            reached = np.array(arm.read().positions)
+            watch.check(camera.newest(), time.monotonic_ns())
+            time.sleep(0.03)
+        arm.set_torque(False)
+    finally:
+        arm.close()
+    # The pan joint carries no weight: friction alone keeps it off its goal, by 0.004 rad or 3 counts at most.
+    assert abs(reached[0] - goal[0]) <= 4
+    after = camera.newest()
+    assert after.sequence > before.sequence + 10
+    assert time.monotonic_ns() - after.captured_ns < 1000 * MS
+    assert np.abs(after.image.astype(int) - before.image).max() > 60, "the phone camera must see the arm turn"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=10) == 0
+    strip = cv2.imread(str(process.record))
+    assert strip is not None and strip.shape[0] >= 360
+
+
+def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    for words, reason in (
+        (["--run-dir", str(tmp_path / "none")], "no such folder"),
+        (["--run-dir", str(tmp_path), "--size", "wide"], "not WIDTHxHEIGHT"),
+        (["--run-dir", str(tmp_path), "--record", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "vla_edge.robot.sim", *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_stand_holds_the_arm_until_torque_and_without_torque_it_then_falls() -> None:
+    arm = SimulatedArm(random_scene(1), SimOptions(noisy=False))
+    plant = SimPlant(arm)
+    first = counts_from_radians(arm.positions)
+    now = 0
+    for _ in range(500):
+        now += 2 * MS
+        state = plant.step([None] * 6, now)
+    assert np.abs(np.array(state.positions) - first).max() < 1
+    for _ in range(500):
+        now += 2 * MS
+        state = plant.step([float(count) for count in first], now)
+    # The shoulder sags by its load over its stiffness: under 3 degrees, 34 counts.
+    assert np.abs(np.array(state.positions) - first).max() < 34
+    for _ in range(1000):
+        now += 2 * MS
+        state = plant.step([None] * 6, now)
+    assert np.abs(np.array(state.positions) - first).max() > 50
+    for name, low, high in (("shoulder_lift", 967, 3129), ("elbow_flex", 967, 3129)):
+        count = state.positions[1 if name == "shoulder_lift" else 2]
+        assert low <= count <= high, f"{name} fell out of its calibrated range and could not be armed again"
+
+
+def test_an_mp4_holds_every_picture_and_a_strip_at_most_twelve(tmp_path: Path) -> None:
+    video, strip = Recording(tmp_path / "a.mp4", 10), Recording(tmp_path / "a.png", 10)
+    for value in range(40):
+        picture = np.full((48, 64, 3), 6 * value, np.uint8)
+        video.add(picture)
+        strip.add(picture)
+    assert not (tmp_path / "a.mp4").exists(), "a recording appears whole"
+    video.close()
+    strip.close()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 40
+    image = cv2.imread(str(tmp_path / "a.png"))
+    assert image is not None and image.shape == (3 * 48, 4 * 64, 3)
+    assert image[0, 0, 0] == 0 and image[-1, -1, 0] >= 6 * 36, "from the first picture to one of the last"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png"]
+
+
+def test_a_recording_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ends in .mp4 or .png"):
+        Recording(tmp_path / "a.avi", 10)
+    with pytest.raises(ConfigError, match="no such folder"):
+        Recording(tmp_path / "none" / "a.png", 10)
