@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -12,6 +13,12 @@ SUBCOMMANDS = {
     "run": ("vla_edge.runtime.supervisor", "start control and inference and move the arm (default)"),
     "control": ("vla_edge.runtime.control", "the control process alone"),
     "inference": ("vla_edge.runtime.inference", "the inference process alone"),
+    "status": ("vla_edge.runtime.operator", "state, rates, ages, faults and latches of the running control process"),
+    "arm": ("vla_edge.runtime.operator", "let chunks move the arm; also after a latched hold or a fault"),
+    "hold": ("vla_edge.runtime.operator", "slow down and hold, torque on"),
+    "park": ("vla_edge.runtime.operator", "move slowly to the parking pose and hold"),
+    "stop": ("vla_edge.runtime.operator", "slow down, park where a pose is stored, end the control process"),
+    "torque-off": ("vla_edge.runtime.operator", "switch torque off (parked, or --now)"),
     "infer": ("vla_edge.runtime.infer", "one observation in, actions out"),
     "calibrate-joints": ("vla_edge.robot.guide", "guide a person through the joint calibration, with live counts"),
     "move": ("vla_edge.robot.first_contact", "first contact: one joint, slowly; store or go to the parking pose"),
@@ -35,3 +42,7 @@ def _main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"vla-runtime {name}", description=SUBCOMMANDS[name][1])
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(words)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+VELOCITY = 2_000.0
+"""counts/s: 176 °/s, what the servos' own profile is set to"""
+TRACKING = 400
+"""counts: 35°"""
+
 
 class Handover(IntEnum):
     """How a new chunk takes over from the one it overlaps.
@@ -31,16 +36,16 @@ class JointLimits:
     scale: float
     """counts = scale · joint unit + offset; its sign is the joint's direction"""
     offset: float
-    velocity: float = 2_000.0
-    """counts/s (176 °/s)"""
+    velocity: float = VELOCITY
+    """counts/s"""
     acceleration: float = 30_000.0
     """counts/s²"""
     jerk: float = 1_000_000.0
     """counts/s³; at 100 Hz this is one count per tick³, the least there is"""
     step: int = 120
     """counts a tick"""
-    tracking: int = 400
-    """counts the goal may lead the present position by (35°)"""
+    tracking: int = TRACKING
+    """counts the goal may lead the present position by"""
     rest: int = 12
     """counts a joint may have moved since the observation of a rest chunk (1°)"""
 

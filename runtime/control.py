@@ -1,0 +1,168 @@
+"""The control process: checks, then one C call until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_edge.bundle import open_bundle
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import BusError, ConfigError, ControlError
+from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
+from vla_edge.runtime.identity import check_joints, units_of
+from vla_edge.runtime.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
+from vla_edge.runtime.settings import TRACKING, VELOCITY, ControlSettings, Handover, JointLimits, LoopFiles
+from vla_edge.runtime.units import read_tables
+
+NS = 1_000_000_000
+MIN_HZ, MAX_HZ = 6.0, 100.0
+"""Below, the servos' bus watchdog of 200 ms would trip between two ticks; above, six servos take too long to ask."""
+GRIPPER_TRACKING = 1_500
+"""Counts the gripper's goal may lead by: a held object keeps it from closing."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_robot_arguments(parser)
+    parser.add_argument("--run-dir", type=Path, help="folder shared with inference and operators")
+    parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long; 0: never")
+    parser.add_argument("--json", action="store_true", help="last line: the final status as JSON")
+
+
+def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes too."""
+    parser.add_argument("--bundle", type=Path, required=True, help="exported bundle whose chunks are taken")
+    parser.add_argument("--port", help="serial port of the follower, best its /dev/serial/by-id path")
+    parser.add_argument("--joints", type=Path, help="calibration file of this arm (LeRobot's JSON)")
+    parser.add_argument("--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say")
+    parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
+    parser.add_argument("--handover", choices=["replace", "blend", "inpaint"], default="replace", help="how a new chunk takes over")
+    parser.add_argument("--speed", type=float, default=1.0, help="share of the velocity limits, 0.05 to 2")
+    parser.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
+
+
+def limits_of(calibration: JointCalibrations, units: JointUnits, speed: float = 1.0) -> tuple[JointLimits, ...]:
+    """The guard's limits of a calibrated arm: its ranges, and the default speeds times `speed`."""
+    if not 0.05 <= speed <= 2.0:
+        raise ConfigError(f"--speed is {speed}; it must be 0.05 to 2")
+    limits = []
+    for joint in calibration.joints:
+        line = linear_map(joint, units)
+        tracking = GRIPPER_TRACKING if joint.name == GRIPPER else TRACKING
+        limits.append(
+            JointLimits(
+                joint.range_min, joint.range_max, line.scale, line.offset, velocity=VELOCITY * speed, tracking=tracking
+            )
+        )
+    return tuple(limits)
+
+
+def period_ns_of(hz: float) -> int:
+    if not MIN_HZ <= hz <= MAX_HZ:
+        raise ConfigError(f"--hz is {hz:g}; it must be {MIN_HZ:g} to {MAX_HZ:g}")
+    return round(NS / hz)
+
+
+def new_session() -> int:
+    """A number no other run has: chunks of other runs are refused by it."""
+    return secrets.randbits(62)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.port is None or arguments.joints is None:
+        raise ConfigError("the control process needs --port and --joints")
+    bundle = open_bundle(arguments.bundle)
+    calibration = load_joint_calibration(arguments.joints)
+    units, guess = units_of(bundle, arguments.units)
+    if guess is not None:
+        print(f"note: {guess}", file=sys.stderr)
+    check_joints(bundle, read_tables(bundle), calibration, units)
+    settings = ControlSettings(
+        limits=limits_of(calibration, units, arguments.speed),
+        period_ns=period_ns_of(arguments.hz),
+        session=new_session(),
+        bundle_digest=bundle.digest,
+        handover=Handover.BLEND if arguments.handover == "blend" else Handover.REPLACE,
+        park=_park_pose(calibration),
+    )
+    result, status = control_koch(arguments, calibration, units, settings)
+    if arguments.json:
+        print(json.dumps({"result": result, **status}))
+    if result == "unplugged":
+        raise BusError(f"the adapter at {arguments.port} is gone; plug it in and start again, it will be disarmed")
+    return 0
+
+
+def control_koch(
+    arguments: argparse.Namespace, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
+) -> tuple[str, Mapping[str, Any]]:
+    """Check the arm and run the loop; how it ended, and the last status."""
+    from vla_edge.robot.koch import KochOptions, open_koch
+
+    core = load_core()
+    folder = open_run_folder(arguments.run_dir)
+    lock = lock_for_control(folder)
+    try:
+        arm = open_koch(KochOptions(arguments.port, calibration, units, write=not arguments.shadow))
+        try:
+            keep_old_records(folder)
+            with listen(folder) as listener:
+                files = LoopFiles(
+                    ring=folder.ring,
+                    state=folder.state,
+                    record=folder.record,
+                    socket_fd=listener.fileno(),
+                    shadow=arguments.shadow,
+                    arm_at_start=arguments.arm,
+                    stop_after_ticks=round(arguments.seconds * NS / settings.period_ns),
+                )
+                result = run_loop(core, arm, settings, files)
+        finally:
+            folder.socket.unlink(missing_ok=True)
+            arm.close()
+    finally:
+        os.close(lock)
+    return result, _last_status(core, folder)
+
+
+def run_loop(core: Any, arm: Any, settings: ControlSettings, files: LoopFiles) -> str:
+    """The C loop, its refusals in our words."""
+    try:
+        return str(core.control_run(arm, settings, files))
+    except ValueError as error:
+        text = str(error)
+        for index, name in enumerate(KOCH_JOINTS):
+            text = text.replace(f"joint {index}:", f"{name}:")
+        raise ConfigError(f"{text}; raise the limit or lower --hz") from None
+    except OSError as error:
+        raise ControlError(f"{error.filename}: {error.strerror}; give another --run-dir") from error
+
+
+def load_core() -> Any:
+    try:
+        from vla_edge import _core
+    except ImportError:
+        raise ControlError(
+            "the C extension vla_edge._core is not built; install a C compiler and run `pip install` again"
+        ) from None
+    return _core
+
+
+def _park_pose(calibration: JointCalibrations) -> tuple[int, ...] | None:
+    from vla_edge.robot.slow_motion import load_park_pose, park_pose_path
+
+    if not park_pose_path(calibration).exists():
+        return None
+    pose = load_park_pose(calibration)
+    return tuple(pose[name] for name in KOCH_JOINTS)
+
+
+def _last_status(core: Any, folder: RunFolder) -> Mapping[str, Any]:
+    status = core.StateReader(folder.state).read()
+    return {} if status is None else status

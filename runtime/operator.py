@@ -1,0 +1,140 @@
+"""status, arm, hold, park, stop, torque-off: words to the running control process, one datagram each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import CheckFailed, ConfigError, ControlError
+from vla_edge.runtime.control import load_core
+from vla_edge.runtime.run_folder import RunFolder, open_run_folder
+
+ANSWER_S = 1.0
+"""Several ticks at the slowest rate."""
+
+_WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off"}
+_REFUSALS = {
+    "busy": "the arm still slows down; ask again",
+    "not_armed": "the arm is not armed; `vla-runtime arm` first",
+    "not_parked": "the arm is not parked and would fall; `vla-runtime park` first, or --now with a hand under it",
+    "no_pose": "no parking pose is stored; rest the limp arm and run `vla-runtime move --store-park`",
+    "fault": "the last reading failed or shows an alert; see `vla-runtime status`",
+    "outside": "a joint lies outside its soft limits; move it inside by hand",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What control said to a word: `word` is done or a refusal; state and reason after it; joint by name."""
+
+    word: str
+    state: str
+    reason: str
+    joint: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", type=Path, help="run folder of the control process")
+    parser.add_argument("--json", action="store_true", help="one machine-readable line")
+    if parser.prog.endswith("torque-off"):
+        parser.add_argument("--now", action="store_true", help="wherever the arm is: it may fall")
+    parser.set_defaults(word=parser.prog.rsplit(" ", 1)[-1])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folder = open_run_folder(arguments.run_dir)
+    if arguments.word == "status":
+        status = read_status(folder)
+        print(json.dumps(status) if arguments.json else describe(status))
+        return 0
+    word = _WORDS[arguments.word]
+    if word == "torque_off" and arguments.now:
+        word = "torque_off_now"
+    answer = ask(folder, word)
+    if arguments.json:
+        print(json.dumps({"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint}))
+    if answer.word != "done":
+        joint = f" ({answer.joint})" if answer.joint else ""
+        raise CheckFailed(f"{arguments.word}: {_REFUSALS.get(answer.word, answer.word)}{joint}")
+    if not arguments.json:
+        print(f"{arguments.word}: done, state {answer.state}")
+    return 0
+
+
+def ask(folder: RunFolder, word: str, timeout_s: float = ANSWER_S) -> Answer:
+    """Send one word and wait for its answer. ControlError: no control process answers there."""
+    own = folder.path / f"ask-{os.getpid()}-{time.monotonic_ns():x}.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
+        try:
+            asker.bind(os.fspath(own))
+            asker.settimeout(timeout_s)
+            asker.sendto(word.encode(), os.fspath(folder.socket))
+            text = asker.recv(128).decode()
+        except OSError as error:  # a timeout is one too
+            raise ControlError(
+                f"no control process answers in {folder.path} ({error.strerror or 'no answer'}); start it, or give its --run-dir"
+            ) from None
+        finally:
+            own.unlink(missing_ok=True)
+    if text == "unknown":
+        raise ConfigError(f"control does not know the word {word!r}; it is of another version")
+    answer, state, reason, joint = text.split()
+    index = int(joint)
+    return Answer(answer, state, "" if reason == "-" else reason, KOCH_JOINTS[index] if 0 <= index < len(KOCH_JOINTS) else "")
+
+
+def read_status(folder: RunFolder) -> Mapping[str, Any]:
+    """The newest status with `alive` and `silent_s`. ControlError: control never ran here."""
+    try:
+        status = load_core().StateReader(folder.state).read()
+    except OSError as error:
+        raise ControlError(f"{folder.state}: {error.strerror}; no control process has run there") from error
+    if status is None:
+        raise ControlError(f"{folder.state}: nothing was written yet; ask again")
+    silent_s = (time.monotonic_ns() - status["tick_ns"]) / 1e9
+    return {**status, "silent_s": silent_s, "alive": is_alive(status["pid"]) and silent_s < 1.0}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def describe(status: Mapping[str, Any]) -> str:
+    """Lines for a person."""
+
+    def counts(name: str) -> str:
+        return ", ".join(f"{key} {value}" for key, value in status[name].items() if value) or "none"
+
+    joint = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
+    why = " ".join(part for part in (status["reason"], joint, "(latched: arm again)" if status["latched"] else "") if part)
+    age_ms = status["age_ns"] / 1e6
+    lines = [
+        f"state      {status['state']} {why}".rstrip(),
+        f"process    {'alive' if status['alive'] else 'gone'}, pid {status['pid']}, silent {status['silent_s']:.2f} s"
+        + (", shadow: nothing is written to the arm" if status["shadow"] else ""),
+        f"rate       {1e9 / status['period_ns']:.1f} Hz, {status['ticks']} ticks, {status['missed']} missed, "
+        f"latest {status['late_max_ns'] / 1e6:.2f} ms, bus at most {status['io_max_ns'] / 1e6:.2f} ms",
+        f"class      {'SCHED_FIFO' if status['fifo'] else 'normal priority (SCHED_FIFO was refused)'}, "
+        f"memory {'locked' if status['locked'] else 'not locked'}, page faults {status['minor_faults']}",
+        f"chunks     {counts('chunks')}" + (f"; the plan's observation is {age_ms:.0f} ms old" if age_ms >= 0 else ""),
+        f"guard      {counts('verdicts')}; rest within {status['rest_ticks']} ticks",
+        f"patience   {status['patience_ns'] / 1e9:.2f} s (age limit and latch time)",
+        f"readings   {status['lost_reads']} lost",
+        f"joints     {', '.join(f'{name} {value:.1f}' for name, value in zip(KOCH_JOINTS, status['positions']))}",
+        f"record     {status['record']}",
+    ]
+    return "\n".join(lines)
