@@ -206,9 +206,11 @@ def _whole(number: float) -> float:
     return int(number) if float(number).is_integer() else float(number)
 
 
-def image_size(feature: Feature) -> tuple[int, int]:
-    """(height, width) of a camera feature, by its `names` when they say so."""
-    names = feature.names
-    if isinstance(names, (list, tuple)) and "height" in names and "width" in names:
-        return feature.shape[names.index("height")], feature.shape[names.index("width")]
-    return feature.shape[0], feature.shape[1]
+def image_size(feature: Feature) -> tuple[int, int, int]:
+    """(height, width, channels) of a camera feature, by its `names` when they say so."""
+    names = list(feature.names) if isinstance(feature.names, (list, tuple)) else []
+    if "height" in names and "width" in names and len(names) == 3:
+        height, width = names.index("height"), names.index("width")
+        return feature.shape[height], feature.shape[width], feature.shape[3 - height - width]
+    height_px, width_px, channels = feature.shape
+    return height_px, width_px, channels

@@ -73,7 +73,10 @@ def write_statistics(copy: Path, info: Info, episodes: Mapping[int, Stats], tota
     for path in episode_files(copy):
         table = read_table(path)
         indices = table["episode_index"].to_pylist()
-        _replace_columns(path, table, stats_columns([episodes[index] for index in indices]))
+        columns = stats_columns([episodes[index] for index in indices])
+        # A statistic that is not computed here (quantiles) would not belong to the new ones.
+        stale = [name for name in table.column_names if name.startswith("stats/") and name not in columns]
+        _replace_columns(path, table.drop_columns(stale), columns)
 
 
 def _replace_columns(path: Path, table: pa.Table, columns: Mapping[str, pa.Array]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.datasets.columns import column_array
-from vla_edge.datasets.layout import Info
+from vla_edge.datasets.layout import Info, image_size
 from vla_edge.datasets.meta import read_table
 from vla_edge.datasets.opened import MOST_PROBLEMS, Opened
 from vla_edge.datasets.stats import Stats, number_stats
@@ -55,7 +55,7 @@ def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
         if missing:
             problems.append(f"{where}: {key} has no {' '.join(missing)}")
             continue
-        shape = (feature.shape[-1], 1, 1) if feature.is_camera else feature.shape
+        shape = (image_size(feature)[2], 1, 1) if feature.is_camera else feature.shape
         wrong = [name for name in ("min", "max", "mean", "std") if entry[name].shape != shape]
         if wrong:
             problems.append(f"{where}: {wrong[0]} of {key} has shape {list(entry[wrong[0]].shape)}, {list(shape)} is expected")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -41,15 +42,15 @@ class TokenCounter:
 
 
 def load_counter(path: Path, limit: int | None = None) -> TokenCounter:
-    """`path`: a tokenizer.json, a bundle, or a checkpoint folder (its own or its `vlm` folder's tokenizer).
+    """`path`: a tokenizer.json, a bundle, or a checkpoint folder (its own or its backbone's tokenizer).
 
-    limit: None takes the checkpoint's `tokenizer_max_length`, 48 where there is none.
-    Raises DatasetError when no tokenizer is found.
+    limit: None takes what the folder says, 48 where it says nothing. Raises
+    DatasetError when no tokenizer is found.
     """
-    config = layout.read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    backbone = config.get("vlm_model_name")
+    config = _json_of(path / "config.json")
     places = [path] if path.is_file() else [path / "tokenizer.json", path / "vlm" / "tokenizer.json"]
-    if isinstance(backbone, str) and path.is_dir():
+    backbone = config.get("vlm_model_name")
+    if isinstance(backbone, str):
         places.append(path / backbone / "tokenizer.json")
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -65,7 +66,23 @@ def load_counter(path: Path, limit: int | None = None) -> TokenCounter:
         line = text if text.endswith("\n") else text + "\n"
         return len(tokenizer.encode(line, add_special_tokens=False).ids)
 
-    return TokenCounter(found, limit or int(config.get("tokenizer_max_length", TOKEN_LIMIT)), count)
+    return TokenCounter(found, limit or _stated_limit(path, config) or TOKEN_LIMIT, count)
+
+
+def _stated_limit(folder: Path, config: dict[str, Any]) -> int | None:
+    """The bundle's manifest; else the checkpoint's preprocessor, which has the last word; else its config."""
+    stated = _json_of(folder / "manifest.json").get("tokenizer", {}).get("max_length")
+    for step in _json_of(folder / "policy_preprocessor.json").get("steps", []):
+        if step.get("registry_name") == "tokenizer_processor":
+            stated = stated or step.get("config", {}).get("max_length")
+    return stated or config.get("tokenizer_max_length")
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    content = layout.read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} is not an object; restore it")
+    return content
 
 
 def task_uses(root: Path, counter: TokenCounter | None = None) -> list[TaskUse]:

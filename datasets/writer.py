@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from vla_edge.datasets import layout, tables
 from vla_edge.datasets.episode_table import EpisodeRow, EpisodeTable
+from vla_edge.datasets.frame_values import check_features, checked_value, png_bytes
 from vla_edge.datasets.layout import INDEX_FEATURES, Feature
 from vla_edge.datasets.stats import ImageMoments, Stats, aggregate, number_stats, sampled_frames
 from vla_edge.datasets.video import Encoding, VideoEncoder, best_encoding
@@ -57,7 +56,7 @@ class DatasetWriter:
         robot_type: str | None = None, settings: WriterSettings = WriterSettings(),
     ) -> None:
         self._target = Path(target)
-        _check_features(features)
+        check_features(features)
         if not fps > 0:
             raise DatasetError(f"fps is {fps}; give the positive rate of the recording")
         self._fps, self._robot_type, self._settings = fps, robot_type, settings
@@ -106,12 +105,12 @@ class DatasetWriter:
             raise DatasetError(f"frame {self.pending_frames} has other features than the data set: {odd}; give exactly {sorted(self._features)}")
         if not task.strip():
             raise DatasetError(f"frame {self.pending_frames} has an empty task; give the instruction in words")
-        checked = {key: _checked(key, feature, values[key]) for key, feature in self._features.items()}
+        checked = {key: checked_value(key, feature, values[key]) for key, feature in self._features.items()}
         for key, value in checked.items():
             if key in self._video_keys:
                 self._encoder(key).add(value)
             elif key in self._cameras:
-                self._values[key].append({"bytes": _png(value), "path": f"frame-{self.pending_frames:06d}.png"})
+                self._values[key].append({"bytes": png_bytes(value), "path": f"frame-{self.pending_frames:06d}.png"})
             else:
                 self._values[key].append(value)
             if key in self._cameras:
@@ -164,25 +163,30 @@ class DatasetWriter:
             self.abort()
             raise DatasetError(f"{self._target} was not written: {saved} episodes saved, {left} frames in an unsaved one; "
                                "save or discard the episode before closing")
+        try:
+            self._close_files()
+            tables.write_tasks(self._root / layout.TASKS_FILE, {index: text for text, index in self._tasks.items()})
+            tables.write_json(self._root / layout.STATS_FILE, tables.stats_to_json(self._stats))
+            tables.write_json(self._root / layout.INFO_FILE, self._info())
+            publish(self._root, self._target)
+        finally:
+            shutil.rmtree(self._root, ignore_errors=True)
+
+    def abort(self) -> None:
+        """Remove everything that was written; the target stays as it was."""
+        try:
+            for encoder in self._encoders.values():
+                encoder.close()
+            self._encoders = {}
+            self._close_files()
+        finally:
+            shutil.rmtree(self._root, ignore_errors=True)
+
+    def _close_files(self) -> None:
         self._data.close()
         self._episode_table.close()
         for files in self._videos.values():
             files.close()
-        tables.write_tasks(self._root / layout.TASKS_FILE, {index: text for text, index in self._tasks.items()})
-        tables.write_json(self._root / layout.STATS_FILE, tables.stats_to_json(self._stats))
-        tables.write_json(self._root / layout.INFO_FILE, self._info())
-        publish(self._root, self._target)
-
-    def abort(self) -> None:
-        """Remove everything that was written; the target stays as it was."""
-        for encoder in self._encoders.values():
-            encoder.close()
-        self._encoders = {}
-        for videos in self._videos.values():
-            videos.close()
-        self._episode_table.close()
-        self._data.close()
-        shutil.rmtree(self._root, ignore_errors=True)
 
     def _start_episode(self) -> None:
         self._frame_tasks = []
@@ -249,43 +253,3 @@ def publish(folder: Path, target: Path) -> None:
     if target.exists():
         raise DatasetError(f"{target} appeared while {folder.name} was written; move one of them away and rename the other")
     os.rename(folder, target)
-
-
-def _check_features(features: Mapping[str, Feature]) -> None:
-    reserved = sorted(set(features) & set(INDEX_FEATURES))
-    if reserved or not features:
-        raise DatasetError(f"features {reserved or 'are empty'}: the writer fills {list(INDEX_FEATURES)} itself; give the others")
-    for key, feature in features.items():
-        if "/" in key or not key:
-            raise DatasetError(f"feature name {key!r} is empty or holds '/'; LeRobot uses dots")
-        if feature.is_camera:
-            height, width = layout.image_size(feature)
-            if feature.shape != (height, width, 3):
-                raise DatasetError(f"feature {key} has shape {list(feature.shape)}; cameras are (height, width, 3)")
-            if feature.dtype == "video" and (height % 2 or width % 2):
-                raise DatasetError(f"feature {key} is {width}x{height}; video needs even sizes: crop, or store dtype image")
-        elif feature.dtype not in layout.VALUE_DTYPES:
-            raise DatasetError(f"feature {key} has dtype {feature.dtype!r}; known are image, video, {', '.join(layout.VALUE_DTYPES)}")
-
-
-def _checked(key: str, feature: Feature, value: Any) -> Any:
-    if feature.dtype == "string":
-        if not isinstance(value, str):
-            raise DatasetError(f"feature {key} is {type(value).__name__}, a text is expected")
-        return value
-    array = np.asarray(value)
-    wanted = np.dtype(np.uint8) if feature.is_camera else feature.numpy_dtype
-    if array.shape != feature.shape and not (feature.shape == (1,) and array.shape == ()):
-        raise DatasetError(f"feature {key} has shape {list(array.shape)}, {list(feature.shape)} is expected")
-    if (feature.is_camera and array.dtype != wanted) or not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise DatasetError(f"feature {key} is {array.dtype}, {wanted} is expected")
-    array = np.array(array, dtype=wanted).reshape(feature.shape)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DatasetError(f"feature {key} is not finite; leave the frame out or mend its source")
-    return array
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    assert done
-    return data.tobytes()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -107,12 +108,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         "note": Feature("string", (1,)), "observation.images.a": Feature("video", (64, 96, 3), HWC),
         "observation.images.b": Feature("image", (64, 96, 3), HWC),
     }
-    rng, kept = np.random.default_rng(1), []
+    rng = np.random.default_rng(1)
+    kept: list[dict[str, Any]] = []
     with DatasetWriter(tmp_path / "set", 30, features, "koch") as writer:
         for length in (7, 1, 12):
             for i in range(length):
                 noise = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
-                kept.append(numbers(rng) | {
+                kept.append({
+                    **numbers(rng),
                     "gain": 0.1 * i, "table": np.arange(6).reshape(2, 3) + i, "done": i == length - 1, "note": f"n{i}",
                     "observation.images.a": picture(i), "observation.images.b": noise})
                 writer.add_frame(kept[-1], task=f"task {length % 2}")
@@ -221,7 +224,8 @@ def test_videos_roll_over_and_every_frame_is_found_by_its_time(
     tmp_path: Path, encoding: Encoding, limit_mb: float
 ) -> None:
     features = NUMBERS | {FRONT: Feature("video", (64, 96, 3), HWC)}
-    rng, shown = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    shown: list[int] = []
     settings = WriterSettings(video_file_mb=limit_mb, encoding=encoding)
     with DatasetWriter(tmp_path / "set", 30, features, settings=settings) as writer:
         for length in (17, 3, 30, 11, 24):
