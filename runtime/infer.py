@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,16 +95,23 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise ObservationError(f"{path}: no such file; give an npz with observation.images.NAME, observation.state and task")
     name = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ObservationError(f"{path}: a single array; expected an npz with named arrays")
-            arrays = {}
+        archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ObservationError(f"{path}: a single array; expected an npz with named arrays")
+        arrays = {}
+        with archive:
             for name in archive.files:
                 arrays[name] = archive[name]
-            return arrays
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+                if not isinstance(arrays[name], np.ndarray):
+                    raise ObservationError(f"{path}: field {name!r} is no array; save plain arrays with numpy.savez")
+        return arrays
+    except _DAMAGE as error:
         where = f" at field {name!r}" if name else ""
         raise ObservationError(f"{path}: not readable as npz without pickle{where} ({error}); save plain arrays with numpy.savez") from None
+
+
+_DAMAGE = (ValueError, EOFError, KeyError, OverflowError, MemoryError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+"""What numpy and zipfile raise for bytes that are no plain npz (found by fuzzing)."""
 
 
 def _steps(path: Path, steps: NDArray[Any] | None) -> int | None:

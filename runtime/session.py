@@ -68,7 +68,8 @@ class StageTimings:
 class InferenceResult:
     """actions: float32 [n, action_dim] in joint units; normalized: the same before un-normalising; latent: float32
     [n, A], what `queued` and `inpaint` of a later request take. n is the chunk size, or the rows that a delta run
-    corrected. draw: index of the noise draw (None: noise was given or a delta run needed none)."""
+    corrected. draw: index of the noise draw (None: noise was given or a delta run needed none). steps: Euler steps asked
+    for; timings.step has one entry for each that ran (fewer after FINISH, none in a delta run)."""
 
     actions: NDArray[np.float32]
     normalized: NDArray[np.float32]
@@ -115,6 +116,14 @@ class PolicySession:
 
     def infer(self, request: InferenceRequest) -> InferenceResult | None:
         """One inference; None when the request's signal abandoned it. ObservationError names a bad field."""
+        return self._infer(request, audit=False)
+
+    def recompute(self, request: InferenceRequest) -> InferenceResult | None:
+        """The same with every piece fresh, whatever the cache would say: what an audit compares with. The cache keeps
+        the fresh prefix; the run counts as an audit."""
+        return self._infer(request, audit=True)
+
+    def _infer(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
         start = time.perf_counter_ns()
         steps, noise = self._steps(request.steps), self._checked_noise(request.noise)
         observation = request.observation
@@ -122,7 +131,7 @@ class PolicySession:
         prompt = self._encode(observation.task)
         self.preparer.state(observation.joints.positions, self.stages.buffers["state"])
         key = self._key(pictures, observation.task)
-        decision = self.cache.decide(key, pictures, request.now_ns, request.queued is not None)
+        decision = self.cache.audit(key, pictures) if audit else self.cache.decide(key, pictures, request.now_ns, request.queued is not None)
         prepare_ns = time.perf_counter_ns() - start
         look_ns, vision_ns = self._look(decision, pictures)
         if decision.prefix:
@@ -160,7 +169,7 @@ class PolicySession:
             step=step_ms,
         )
         similarity = self.cache.gate.last_similarity if decision.prefix else None
-        return InferenceResult(actions, normalized, latent, noise, draw, len(step_ms), decision, verdict, similarity, timings)
+        return InferenceResult(actions, normalized, latent, noise, draw, steps, decision, verdict, similarity, timings)
 
     def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
         """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""

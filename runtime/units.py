@@ -69,6 +69,19 @@ def normalizer(bundle: Bundle, tables: dict[str, NDArray[np.float32]], feature: 
     return Normalizer(first, span, span, np.float32(2), np.float32(-1))
 
 
+def joint_ranges(tables: dict[str, NDArray[np.float32]], dim: int) -> NDArray[np.float32] | None:
+    """Each joint's range in the data the policy learnt from, float32 [dim] in joint units: max − min of the actions,
+    else six standard deviations; None without statistics. A joint that never moved has a range of infinity: no error
+    of it counts as a share."""
+    if f"{ACTION}.min" in tables and f"{ACTION}.max" in tables:
+        span = tables[f"{ACTION}.max"] - tables[f"{ACTION}.min"]
+    elif f"{ACTION}.std" in tables:
+        span = 6 * tables[f"{ACTION}.std"]
+    else:
+        return None
+    return np.where(span > 0, span, np.inf).astype(np.float32) if span.shape == (dim,) else None
+
+
 def aloha_state(state: NDArray[np.float32]) -> NDArray[np.float32]:
     """State [≥ 14] in the pi models' convention: four joints flipped, grippers from linear to angular.
 
