@@ -107,7 +107,8 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
+        # Its own log would repeat on stderr what the raised error says.
+        options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options.spin else "0")
         return options
 

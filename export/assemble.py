@@ -76,7 +76,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
             manifest = _write(policy, request, folder, progress)
             write_manifest(folder, manifest)
-            engine = load_engine("ort", EngineOptions(threads=request.threads))
+            engine = load_engine("ort", EngineOptions(threads=request.threads, spin=False))
             report = parity.compare(policy, open_bundle(folder), engine, progress)
             manifest = replace(manifest, parity=report)
             write_manifest(folder, manifest)

@@ -42,7 +42,8 @@ def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
         Cut("expert", partial(expert.build_expert, model=model, rows=rows.count + 1)),
     ]
     if policy.config.has_delta:
-        cuts.append(Cut("delta_kv", partial(expert.build_delta_kv, model=model, rows=rows.count + 1)))
+        if expert.cross_layers(model.vlm_with_expert.plan):
+            cuts.append(Cut("delta_kv", partial(expert.build_delta_kv, model=model, rows=rows.count + 1)))
         cuts.append(Cut("delta", partial(expert.build_delta, model=model, rows=rows.count + 1)))
     return cuts
 

@@ -19,11 +19,9 @@ from vla_edge.export.attention import KeyValue
 from vla_edge.export.graph import Graph
 from vla_edge.export.layers import Array, array
 from vla_edge.policies.config import LayerPlan
+from vla_edge.policies.delta import DELTA_TIME
 from vla_edge.policies.expert import Expert
 from vla_edge.policies.flow import FlowMatching, time_waves
-
-DELTA_TIME = 0.5
-"""The flow time at which the delta expert was trained (TRAINING.md §1)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def build_expert(graph: Graph, model: FlowMatching, rows: int) -> None:
 
 
 def build_delta(graph: Graph, model: FlowMatching, rows: int) -> None:
-    """chunk, mask, first_position, keys and values → corrected = chunk + the delta expert's velocity at t = 0.5."""
+    """chunk, mask, first_position, keys and values → corrected = chunk + the delta expert's velocity."""
     path, config = delta_path(model), model.config
     shape = (1, config.chunk_size, config.max_action_dim)
     flat = graph.reshape(graph.input("chunk", shape), shape[1:], "chunk_rows")

@@ -20,6 +20,7 @@ from vla_edge.runtime.prepare import Layout
 
 REQUIRED = ("vision", "prefix", "state", "expert")
 DELTA = ("delta_kv", "delta")
+"""`delta_kv` is missing where no expert layer cross-attends."""
 
 
 class Stages:
@@ -36,10 +37,10 @@ class Stages:
         missing = [name for name in REQUIRED if name not in manifest.graphs]
         if missing:
             raise BundleError(f"{bundle.path}: no graph {missing[0]}; export the bundle again")
-        self.has_delta = all(name in manifest.graphs for name in DELTA)
+        self.has_delta = "delta" in manifest.graphs
         self.buffers: dict[str, NDArray[Any]] = {}
         self.buffers["mask"] = engine.allocate((self.policy.prefix_rows + 1,), "float32")
-        names = REQUIRED + (DELTA if self.has_delta else ())
+        names = REQUIRED + tuple(name for name in DELTA if name in manifest.graphs)
         self._sessions = {name: engine.session(bundle.graph(name)) for name in names}
         for name, session in self._sessions.items():
             if name != "vision":
@@ -91,7 +92,8 @@ class Stages:
         """`chunk` (queued, normalised) → `corrected`, on the current prefix and state."""
         if not self.has_delta:
             raise BundleError("the bundle has no delta expert; choose cache policy always, guard or cls")
-        self._sessions["delta_kv"].run()
+        if "delta_kv" in self._sessions:
+            self._sessions["delta_kv"].run()
         self._sessions["delta"].run()
 
     def features(self) -> dict[str, NDArray[np.float32]]:
