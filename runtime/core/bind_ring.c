@@ -21,6 +21,9 @@ static int RingWriter_init(PyObject *object, PyObject *args, PyObject *kwargs)
     if (failure != 0) {
         errno = failure;
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+    } else {
+        ring_notice nothing = {.dropped_through = -1}; /* a new writer has measured nothing yet */
+        ring_announce(self->file.memory, &nothing);
     }
     Py_DECREF(path);
     return failure ? -1 : 0;

@@ -1,0 +1,264 @@
+"""`vla-runtime run`: starts control and inference (and the simulated arm), arms, watches, stops, sums up.
+
+It moves nothing itself: every motion is decided in the control process. Ctrl-C
+asks control to slow down, park where a pose is stored, and end; a second one
+ends it at once with the arm holding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vla_edge.bundle import open_bundle
+from vla_edge.errors import CheckFailed, ConfigError, ControlError
+from vla_edge.robot.sim import SimProcess
+from vla_edge.runtime.children import Child, end, start, wait_for_line
+from vla_edge.runtime.control import add_robot_arguments, load_core
+from vla_edge.runtime.operator import ask, read_status
+from vla_edge.runtime.report import open_record, tick_times
+from vla_edge.runtime.run_folder import RunFolder, open_run_folder
+
+INFERENCE_NICENESS = 12
+START_S = 20.0
+"""Checks of an arm take two seconds; a slow port some more."""
+READY_S = 300.0
+"""Loading engines of the full network on a small host."""
+STOP_S = 30.0
+"""Slowing down and the slow move to the parking pose."""
+WATCH_S = 0.25
+RESTARTS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_robot_arguments(parser)
+    parser.add_argument("--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus")
+    parser.add_argument("--task", default="", help="the instruction")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself so long after arming; 0: never")
+    parser.add_argument("--policy", default="guard", help="prefix cache: always, guard, cls, off ...; see `vla-runtime inference --help`")
+    parser.add_argument("--engine", help="backend of the bundle's graphs; default: onnxruntime on the CPU")
+    parser.add_argument("--camera", action="append", default=[], metavar="NAME=SOURCE", help="a camera of the policy; --robot sim has its own")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the simulated scene")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png")
+    parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
+    parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
+
+
+@dataclass(slots=True)
+class Run:
+    """The processes of one run, in the order in which they were started."""
+
+    folder: RunFolder
+    arguments: argparse.Namespace
+    sim: Child | None = None
+    control: Child | None = None
+    inference: Child | None = None
+    restarts: int = 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    digest = open_bundle(arguments.bundle).digest
+    if arguments.robot == "koch" and (arguments.port is None or arguments.joints is None):
+        raise ConfigError("--robot koch needs --port and --joints; --robot sim needs neither")
+    console = Console(stderr=True)
+    this = Run(open_run_folder(arguments.run_dir), arguments)
+    interrupted = False
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        try:
+            _start_all(this, console)
+            _watch(this, console)
+        except KeyboardInterrupt:
+            interrupted = True
+            _stop_control(this, console)
+        inference = _end_all(this)
+    finally:
+        _end_all(this)
+    summary = summarize(this.folder, inference)
+    summary |= {"bundle_digest": digest, "interrupted": interrupted, "inference_restarts": this.restarts}
+    _tell(summary, console)
+    if arguments.json:
+        print(json.dumps(summary))
+    if summary["reason"] not in ("", "operator", "parked", "no_action") or (summary["reason"] == "no_action" and summary["latched"]):
+        raise CheckFailed(f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`")
+    return 130 if interrupted else 0
+
+
+def _as_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _start_all(this: Run, console: Console) -> None:
+    arguments, folder = this.arguments, this.folder
+    port, joints = arguments.port, arguments.joints
+    if arguments.robot == "sim":
+        sim = SimProcess(folder.path, arguments.seed, record=arguments.record)
+        this.sim = start("simulated arm", sim.command())
+        wait_for_line(this.sim, START_S * 3)
+        port, joints = sim.port, sim.calibration
+    this.control = start("control", control_words(arguments, port, joints, folder))
+    _wait_for_control(this)
+    core = load_core()
+    core.RingWriter(folder.ring)  # forgets what an earlier inference announced
+    _start_inference(this)
+    _wait_for_inference(this, core, console)
+    answer = ask(folder, "arm")
+    if answer.word != "done":
+        raise ControlError(f"control does not arm: {answer.word} {answer.joint} {answer.reason}; see `vla-runtime status`")
+
+
+def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path, folder: RunFolder) -> list[str]:
+    """How to start the control process of a run."""
+    words = ["-m", "vla_edge.runtime.command", "control", "--bundle", str(arguments.bundle), "--port", str(port)]
+    words += ["--joints", str(joints), "--hz", str(arguments.hz), "--handover", arguments.handover, "--run-dir", str(folder.path)]
+    words += ["--speed", str(arguments.speed)]
+    words += ["--units", arguments.units] if arguments.units else []
+    return words + (["--shadow"] if arguments.shadow else [])
+
+
+def inference_words(arguments: argparse.Namespace, folder: RunFolder) -> list[str]:
+    """How to start the inference process of a run."""
+    words = ["-m", "vla_edge.runtime.command", "inference", "--bundle", str(arguments.bundle), "--run-dir", str(folder.path)]
+    words += ["--task", arguments.task, "--policy", arguments.policy, "--handover", arguments.handover, "--seed", str(arguments.seed)]
+    words += ["--engine", arguments.engine] if arguments.engine else []
+    cameras = arguments.camera
+    if arguments.robot == "sim":
+        cameras = [f"{name}=sim:{path}" for name, path in SimProcess(folder.path).cameras().items()]
+    for camera in cameras:
+        words += ["--camera", camera]
+    return [*words, "--json"]
+
+
+def _start_inference(this: Run) -> None:
+    this.inference = start("inference", inference_words(this.arguments, this.folder), INFERENCE_NICENESS)
+
+
+def _wait_for_control(this: Run) -> None:
+    assert this.control is not None
+    end_s = time.monotonic() + START_S
+    while time.monotonic() < end_s:
+        this.control.check()
+        try:
+            if read_status(this.folder)["pid"] == this.control.process.pid:
+                return
+        except ControlError:
+            pass  # its files are not there yet
+        time.sleep(0.05)
+    raise ControlError(f"control did not tick within {START_S:.0f} s; look at its messages above")
+
+
+def _wait_for_inference(this: Run, core: Any, console: Console) -> None:
+    assert this.inference is not None and this.control is not None
+    reader = core.RingReader(this.folder.ring)
+    end_s = time.monotonic() + READY_S
+    with console.status("inference starts"):
+        while time.monotonic() < end_s:
+            this.inference.check()
+            this.control.check()
+            notice = reader.notice()
+            if notice is not None and notice[0] > 0:
+                return
+            time.sleep(0.05)
+    raise ControlError(f"inference was not ready within {READY_S:.0f} s; look at its messages above")
+
+
+def _watch(this: Run, console: Console) -> None:
+    """Until the time is over or control has ended; a dead inference is started again, the arm holds meanwhile."""
+    assert this.control is not None and this.inference is not None
+    began_s = time.monotonic()
+    with console.status("armed") as line:
+        while this.control.process.poll() is None:
+            status = read_status(this.folder)
+            line.update(one_line(status))
+            if this.inference.process.poll() is not None and this.restarts < RESTARTS:
+                this.restarts += 1
+                console.print(f"inference ended ({this.inference.process.returncode}); started again, the arm holds")
+                _start_inference(this)
+            if this.arguments.seconds > 0 and time.monotonic() - began_s >= this.arguments.seconds:
+                break
+            time.sleep(WATCH_S)
+    _stop_control(this, console)
+
+
+def _stop_control(this: Run, console: Console) -> None:
+    """Ask control to slow down, park and end; what does not answer is ended."""
+    if this.control is None or this.control.process.poll() is not None:
+        return
+    try:
+        with console.status("stopping"):
+            this.control.process.send_signal(signal.SIGINT)
+            end_s = time.monotonic() + STOP_S
+            while this.control.process.poll() is None and time.monotonic() < end_s:
+                time.sleep(0.02)
+    except KeyboardInterrupt:
+        this.control.process.send_signal(signal.SIGINT)
+
+
+def _end_all(this: Run) -> Mapping[str, Any]:
+    """End what still runs, control last but for the arm it moves; what inference said as its last line."""
+    told: Mapping[str, Any] = {}
+    if this.inference is not None:
+        told = end(this.inference)
+    if this.control is not None:
+        end(this.control)
+    if this.sim is not None:
+        end(this.sim)
+    this.inference = this.control = this.sim = None
+    return told
+
+
+def one_line(status: Mapping[str, Any]) -> str:
+    """The live line."""
+    why = f" ({status['reason']}{', latched: vla-runtime arm' if status['latched'] else ''})" if status["reason"] else ""
+    age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"
+    refused = sum(status["chunks"].values()) - status["chunks"]["taken"]
+    clamped = sum(status["verdicts"].values()) - status["verdicts"]["passed"]
+    return (
+        f"{status['state']}{why}  {1e9 / status['period_ns']:.0f} Hz  missed {status['missed']}  chunks {status['chunks']['taken']} "
+        f"(+{refused} refused)  age {age}  clamped {clamped}  {'SHADOW' if status['shadow'] else ''}"
+    )
+
+
+def summarize(folder: RunFolder, inference: Mapping[str, Any]) -> dict[str, Any]:
+    """The run in numbers: from control's last status, its flight record and inference's own last line."""
+    status = read_status(folder)
+    record = Path(status["record"])
+    chunks = status["chunks"]
+    return {
+        "state": status["state"],
+        "reason": status["reason"],
+        "latched": status["latched"],
+        "ticks": status["ticks"],
+        "missed": status["missed"],
+        "hz": 1e9 / status["period_ns"],
+        "motion_share": status["moving_ticks"] / max(1, status["ticks"]),
+        "chunks_taken": chunks["taken"],
+        "chunks_refused": {name: count for name, count in chunks.items() if name != "taken" and count},
+        "verdicts": {name: count for name, count in status["verdicts"].items() if count},
+        "lost_reads": status["lost_reads"],
+        "minor_faults": status["minor_faults"],
+        "fifo": status["fifo"],
+        "shadow": status["shadow"],
+        "io_max_us": status["io_max_ns"] / 1e3,
+        "times_us": tick_times(open_record(record)) if os.path.exists(record) else {},
+        "record": status["record"],
+        "inference": dict(inference),
+    }
+
+
+def _tell(summary: Mapping[str, Any], console: Console) -> None:
+    late = summary["times_us"].get("late", {})
+    console.print(
+        f"{summary['ticks']} ticks, {summary['missed']} missed, start late p50 {late.get('p50', 0):.0f} p99 {late.get('p99', 0):.0f} µs; "
+        f"{summary['chunks_taken']} chunks, refused {summary['chunks_refused'] or 'none'}; in motion {summary['motion_share']:.0%}; "
+        f"guard {summary['verdicts'] or 'idle'}"
+    )
