@@ -30,11 +30,12 @@ size_t packet_encode(uint8_t *out, size_t capacity, uint8_t id, uint8_t instruct
     out[7] = instruction;
     size_t size = PACKET_HEAD + 1;
     for (size_t i = 0; i < n; i++) {
-        if (size + 4 > capacity) /* this byte, a stuffed one, CRC */
+        /* Two bytes back may be the instruction, which is never FF: a run starts in the parameters. */
+        bool stuffed = i >= 2 && parameters[i] == 0xFD && parameters[i - 1] == 0xFF && parameters[i - 2] == 0xFF;
+        if (size + 1 + stuffed + 2 > capacity) /* this byte, the stuffed one, CRC */
             return 0;
         out[size++] = parameters[i];
-        /* Two bytes back may be the instruction, which is never FF: a run starts in the parameters. */
-        if (i >= 2 && parameters[i] == 0xFD && parameters[i - 1] == 0xFF && parameters[i - 2] == 0xFF)
+        if (stuffed)
             out[size++] = 0xFD;
     }
     size_t length = size - PACKET_HEAD + 2;

@@ -80,9 +80,12 @@ int serial_open(const char *path, unsigned baud)
     return -1;
 }
 
+/* A wait ends late by the kernel's timer slack (50 us unless real-time): stop waiting that much earlier. */
+static const int64_t WAKE_UP_NS = 100000;
+
 static struct timespec until(int64_t deadline_ns)
 {
-    int64_t left = deadline_ns - serial_now_ns();
+    int64_t left = deadline_ns - WAKE_UP_NS - serial_now_ns();
     if (left < 0)
         left = 0;
     return (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};

@@ -1,0 +1,93 @@
+/* Talks to a bus for argv[2] seconds in every way the driver can, whatever the bus answers.
+ *
+ * Prints "realtime" when it may run so, one line per accepted reading ("reading START END six positions") and one per
+ * call that ended after its deadline ("late NAME MICROSECONDS"), then "done CALLS". Built with the sanitizers; the judge reads the output.
+ */
+#define _GNU_SOURCE /* sched_setscheduler, nanosleep */
+#include "koch.h"
+#include "serial.h"
+
+#include <inttypes.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static const int64_t BUDGET_NS = 8000000;
+
+static int64_t deadline(void)
+{
+    return serial_now_ns() + BUDGET_NS;
+}
+
+static void ended(const char *name, int64_t deadline_ns)
+{
+    int64_t over = serial_now_ns() - deadline_ns;
+    if (over > 0)
+        printf("late %s %" PRId64 "\n", name, over / 1000);
+}
+
+static void slow_path(koch *koch, unsigned call)
+{
+    uint8_t id = (uint8_t)(1 + call % ARM_JOINTS), data[BUS_READ_MAX], alert, firmware;
+    uint16_t model;
+    int64_t end = deadline();
+    bus_result result = bus_read(&koch->bus, id, 20, 4, end, data, &alert);
+    ended("read", end);
+    if (result == BUS_OK)
+        printf("homing %u %d\n", id, (int)((uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24));
+    end = deadline();
+    if (bus_ping(&koch->bus, id, end, &model, &firmware) == BUS_OK)
+        printf("model %u %u\n", id, model);
+    ended("ping", end);
+    end = deadline();
+    (void)bus_write(&koch->bus, id, 65, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end); /* LED */
+    ended("write", end);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 3)
+        return 2;
+    int fd = serial_open(argv[1], 1000000);
+    if (fd < 0) {
+        perror(argv[1]);
+        return 2;
+    }
+    if (sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = 20}) == 0)
+        printf("realtime\n");
+    static koch arm;
+    const uint8_t ids[ARM_JOINTS] = {1, 2, 3, 4, 5, 6};
+    koch_init(&arm, fd, ids);
+    arm_port port = koch_port(&arm);
+    for (int i = 0; i < 50 && port.set_torque(port.context, true, serial_now_ns() + 50000000) != ARM_OK; i++)
+        ;
+    int64_t stop = serial_now_ns() + (int64_t)(atof(argv[2]) * 1e9);
+    unsigned calls = 0;
+    arm_reading reading;
+    for (; serial_now_ns() < stop; calls++) {
+        int64_t start = serial_now_ns(), end = start + BUDGET_NS;
+        arm_result result = port.read(port.context, end, &reading);
+        ended("read_arm", end);
+        if (result == ARM_OK) {
+            printf("reading %" PRId64 " %" PRId64, start, reading.time_ns);
+            for (int i = 0; i < ARM_JOINTS; i++)
+                printf(" %d", reading.position[i]);
+            printf("\n");
+        }
+        int32_t goals[ARM_JOINTS]; /* always on the move, so that an old reading is a wrong one */
+        for (int i = 0; i < ARM_JOINTS; i++)
+            goals[i] = 2048 + (int)(calls % 200 < 100 ? 8 * (calls % 100) : 800 - 8 * (calls % 100));
+        end = deadline();
+        (void)port.write_goals(port.context, goals, end);
+        ended("write_goals", end);
+        if (calls % 16 == 0)
+            slow_path(&arm, calls / 16);
+        if (calls % 64 == 0 && port.check_watchdog(port.context, deadline()) == ARM_WATCHDOG)
+            (void)port.clear_watchdog(port.context, serial_now_ns() + 20000000);
+        nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
+    }
+    (void)port.set_torque(port.context, false, serial_now_ns() + 50000000);
+    printf("done %u\n", calls);
+    return 0;
+}

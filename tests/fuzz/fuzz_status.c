@@ -1,0 +1,84 @@
+/* Any bytes into the status parser: no crash, an end, and nothing read that was not sent.
+ *
+ * libFuzzer: clang -g -O1 -fsanitize=fuzzer,address,undefined -I robot/bus tests/fuzz/fuzz_status.c robot/bus/packet.c
+ * Replay of files: the same with -DREPLAY and without `fuzzer`.
+ */
+#include "packet.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void must(int condition)
+{
+    if (!condition)
+        abort();
+}
+
+/* What was understood, encoded and parsed again, is the same. */
+static void round_trip(const packet_status *seen)
+{
+    uint8_t body[1 + PACKET_PARAMETERS], packet[PACKET_MAX];
+    packet_parser parser;
+    packet_status again;
+    body[0] = seen->error;
+    memcpy(body + 1, seen->parameters, seen->n);
+    size_t size = packet_encode(packet, sizeof packet, seen->id, INSTRUCTION_STATUS, body, seen->n + 1);
+    if (size == 0)
+        return; /* stuffing that was not needed before does not fit any more */
+    packet_reset(&parser);
+    must(packet_push(&parser, packet, size) == size);
+    must(packet_next(&parser, &again) == PACKET_STATUS);
+    must(again.id == seen->id && again.error == seen->error && again.n == seen->n);
+    must(memcmp(again.parameters, seen->parameters, seen->n) == 0);
+    must(parser.have == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* The first byte says in pieces of what size the rest arrives. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    packet_parser parser;
+    packet_reset(&parser);
+    if (size == 0)
+        return 0;
+    size_t piece = 1U + data[0], at = 1;
+    while (at < size) {
+        size_t n = size - at < piece ? size - at : piece;
+        size_t taken = packet_push(&parser, data + at, n);
+        must(taken > 0 && taken <= n);
+        at += taken;
+        for (;;) {
+            packet_status status;
+            size_t before = parser.have;
+            packet_verdict verdict = packet_next(&parser, &status);
+            if (verdict == PACKET_MORE)
+                break;
+            must(parser.have < before);
+            if (verdict == PACKET_STATUS) {
+                must(status.n <= PACKET_PARAMETERS && status.n + 11 <= before);
+                round_trip(&status);
+            }
+        }
+        must(parser.have < PACKET_MAX);
+    }
+    return 0;
+}
+
+#ifdef REPLAY
+int main(int argc, char **argv)
+{
+    static uint8_t data[1 << 16];
+    for (int i = 1; i < argc; i++) {
+        FILE *file = fopen(argv[i], "rb");
+        if (file == NULL)
+            return 2;
+        size_t size = fread(data, 1, sizeof data, file);
+        fclose(file);
+        LLVMFuzzerTestOneInput(data, size);
+    }
+    printf("%d inputs\n", argc - 1);
+    return 0;
+}
+#endif

@@ -1,0 +1,230 @@
+"""The bus under injected faults, judged by the emulator's log: deadlines, no stale value, alerts, an unplugged adapter."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.robot.faults import FAULT_NAMES
+from vla_edge.robot.koch import ArmResult
+
+core = pytest.importorskip("vla_edge._core")
+
+ROOT = Path(__file__).resolve().parent.parent
+BUS = ROOT / "robot" / "bus"
+BUDGET_S = 0.008
+TICK_LIMIT_S = 0.010
+IDS = [1, 2, 3, 4, 5, 6]
+HOMING = {servo: 1000 * servo for servo in IDS}
+
+
+@contextlib.contextmanager
+def realtime() -> Iterator[bool]:
+    """The test in the real-time class, where that is allowed: then its own lateness is not the machine's load."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))
+    except PermissionError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def tick(bus: object, goals: tuple[int, ...]) -> tuple[int, float]:
+    """One control tick's I/O as the loop does it: (result of the read, seconds)."""
+    start = time.monotonic()
+    result, _, positions, *_ = bus.read_arm(BUDGET_S - 0.001)  # type: ignore[attr-defined]
+    bus.write_goals(positions if result == ArmResult.OK else goals, max(0.0, BUDGET_S - (time.monotonic() - start)))  # type: ignore[attr-defined]
+    return result, time.monotonic() - start
+
+
+SINGLE_FAULTS = ["dead 1", "dead 4", "dead 6", "hang 60", "overload 3", *(f"rate {name} 1" for name in FAULT_NAMES)]
+
+
+@pytest.mark.parametrize("fault", SINGLE_FAULTS)
+def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Path, fault: str) -> None:
+    """R3. Every status of the bus has the fault, which is worse than any single one."""
+    with emulator_process(tmp_path) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        goals = bus.read_arm(0.1)[2]
+        emulator.event(fault)
+        time.sleep(0.03)
+        with realtime() as granted:
+            results, times = zip(*(tick(bus, goals) for _ in range(20)))
+        bus.close()
+    if fault == "overload 3":
+        assert set(results) == {ArmResult.ALERT}
+    else:
+        assert ArmResult.OK not in results
+    # Without the real-time class the scheduler of a busy machine may keep the test itself waiting: all but two of twenty.
+    assert sorted(times)[-1 if granted else -3] <= TICK_LIMIT_S
+
+
+def build_talker(tmp_path: Path) -> Path:
+    program = tmp_path / "talker"
+    flags = [
+        "-std=c11",
+        "-g",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ]
+    sources = [
+        ROOT / "tests" / "c" / "bus_under_faults.c",
+        *(BUS / f"{part}.c" for part in ("packet", "serial", "bus", "koch")),
+    ]
+    subprocess.run(["gcc", *flags, f"-I{BUS}", *map(str, sources), "-o", str(program)], check=True)
+    return program
+
+
+def judge(emulator: EmulatorProcess, output: str) -> dict[str, int]:
+    """Every accepted value must be what the servos had during its own call; returns how many there were of each kind."""
+    answers = [
+        (entry["t"], tuple(entry["positions"].get(str(servo)) for servo in IDS)) for entry in emulator.entries("answer")
+    ]
+    times = [t for t, _ in answers]
+    counts: dict[str, int] = {}
+    for line in output.splitlines():
+        kind, *words = line.split()
+        counts[kind] = counts.get(kind, 0) + 1
+        if kind == "reading":
+            start, end, *positions = map(int, words)
+            during = answers[bisect.bisect_left(times, start) : bisect.bisect_right(times, end)]
+            assert tuple(positions) in [values for _, values in during], f"stale or wrong: {line}"
+        elif kind == "homing":
+            assert int(words[1]) == HOMING[int(words[0])], f"another register's answer: {line}"
+        elif kind == "model":
+            assert int(words[1]) == (1060 if int(words[0]) <= 2 else 1200), f"another servo's answer: {line}"
+    return counts
+
+
+def soak(tmp_path: Path, rate: float, seconds: float, seed: int) -> dict[str, int]:
+    faults = [word for name in FAULT_NAMES for word in ("--rate", name, str(rate))]
+    homing = [word for servo, value in HOMING.items() for word in ("--set", f"{servo}:homing_offset={value}")]
+    program = build_talker(tmp_path)
+    with emulator_process(tmp_path, *faults, *homing, "--seed", str(seed)) as emulator:
+        done = subprocess.run([str(program), str(emulator.port), str(seconds)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        counts = judge(emulator, done.stdout)
+    assert counts["done"] == 1
+    return counts
+
+
+def test_no_stale_value_is_accepted_with_every_fault_at_one_per_cent_of_all_statuses(tmp_path: Path) -> None:
+    """R10, short form: late replies of 5 to 120 ms included; the arm moves all the time; sanitizers on."""
+    counts = soak(tmp_path, 0.01, 8.0, seed=1)
+    assert counts["reading"] > 300
+    assert counts["homing"] > 20 and counts["model"] > 20
+    # Without the real-time class a busy machine may keep the program itself from running.
+    assert counts.get("late", 0) <= (counts["reading"] // 200 if "realtime" in counts else counts["reading"] // 10)
+
+
+def test_no_stale_value_is_accepted_when_every_third_status_is_damaged(tmp_path: Path) -> None:
+    counts = soak(tmp_path, 0.04, 5.0, seed=2)
+    assert counts["reading"] > 20
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [11, 12, 13])
+def test_no_stale_value_is_accepted_for_minutes(tmp_path: Path, seed: int) -> None:
+    """R10, long form."""
+    assert soak(tmp_path, 0.01, 180.0, seed)["reading"] > 10_000
+
+
+def test_a_reply_that_comes_after_its_deadline_is_never_the_next_answer(tmp_path: Path) -> None:
+    """Every reply is 12 ms late and asked for every 10 ms: the answer to the same question arrives in each next window."""
+    with emulator_process(tmp_path, "--late-ms", "12", "12", "--rate", "late", "1") as emulator:
+        bus = core.KochBus(str(emulator.port))
+        results = []
+        for _ in range(60):
+            results.append(bus.read_arm(BUDGET_S)[0])
+            time.sleep(0.002)
+        assert ArmResult.OK not in results
+        emulator.event("rate late 0")
+        time.sleep(0.05)
+        assert bus.read_arm(0.1)[0] == ArmResult.OK
+        bus.close()
+
+
+def test_torque_off_reaches_all_others_when_one_servo_is_dead(tmp_path: Path) -> None:
+    """R12: the attempt covers all six; the failure is told."""
+    with emulator_process(tmp_path) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        assert bus.set_torque(True, 0.2) == ArmResult.OK
+        emulator.event("dead 2")
+        time.sleep(0.03)
+        assert bus.set_torque(False, 0.05) != ArmResult.OK
+        bus.close()
+        off = {entry["id"] for entry in emulator.entries("torque") if not entry["on"]}
+    assert off == {1, 3, 4, 5, 6}
+
+
+def test_an_alert_is_named_and_refuses_torque(tmp_path: Path) -> None:
+    with emulator_process(tmp_path) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        emulator.event("overload 5")
+        time.sleep(0.03)
+        result, *_, alerts = bus.read_arm(0.1)
+        assert result == ArmResult.ALERT and alerts == (0, 0, 0, 0, 1, 0)
+        assert bus.set_torque(True, 0.2) == ArmResult.ALERT
+        bus.close()
+        assert not emulator.entries("torque")
+
+
+def test_an_unplugged_adapter_is_noticed_by_the_next_call(tmp_path: Path) -> None:
+    """R13."""
+    with emulator_process(tmp_path) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        assert bus.read_arm(0.1)[0] == ArmResult.OK
+        emulator.event("unplug")
+        emulator.process.wait(5)
+        assert bus.read_arm(0.1)[0] == ArmResult.UNPLUGGED
+        assert bus.write_goals((2048,) * 6, 0.1) == ArmResult.UNPLUGGED
+        bus.close()
+
+
+def test_the_first_goal_is_the_present_position_and_precedes_torque(tmp_path: Path) -> None:
+    """R9: read in the log, in the order in which the servos took it."""
+    positions = [1500, 1700, 1900, 2100, 2300, 2500]
+    with emulator_process(tmp_path, "--positions", *map(str, positions)) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        assert bus.set_torque(True, 0.2) == ArmResult.OK
+        bus.close()
+        entries = emulator.entries("goal", "torque")
+    assert entries[0]["kind"] == "goal" and list(entries[0]["goals"].values()) == positions
+    assert [entry["on"] for entry in entries if entry["kind"] == "torque"] == [1] * 6
+
+
+def test_a_tripped_watchdog_is_found_and_cleared_without_motion(tmp_path: Path) -> None:
+    with emulator_process(tmp_path) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        assert bus.set_torque(True, 0.2) == ArmResult.OK
+        assert bus.check_watchdog(0.1) == ArmResult.OK
+        bus.write_goals((3000,) * 6, 0.1)
+        time.sleep(0.4)
+        assert bus.check_watchdog(0.1) == ArmResult.WATCHDOG
+        bus.write_goals((1000,) * 6, 0.1)
+        cleared_ns = time.monotonic_ns()
+        assert bus.clear_watchdog(0.2) == ArmResult.OK
+        assert bus.check_watchdog(0.1) == ArmResult.OK
+        bus.close()
+        time.sleep(0.05)
+        tripped = emulator.entries("watchdog")[0]["t"]
+        heard = max(entry["t"] for entry in emulator.entries("goal") if entry["t"] < tripped)
+        assert tripped - heard <= 210_000_000  # 200 ms and one step of the emulator
+        moved = [entry for entry in emulator.entries("motion") if entry["t"] > tripped + 4_000_000]
+        assert not moved and cleared_ns > tripped
+        assert {entry["address"] for entry in emulator.entries("refused")} == {116}
