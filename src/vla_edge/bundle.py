@@ -237,7 +237,7 @@ def _map(path: Path) -> memoryview:
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BundleError(f"{path}: missing; copy or export the bundle again") from None
 
 
@@ -249,9 +249,18 @@ def _manifest(content: Any, file: Path) -> Manifest:
         advice = "update vla-edge" if age == "newer" else "export the bundle again"
         raise BundleError(f"{file}: schema {content['schema']} is {age} than {SCHEMA}, the one this version reads; {advice}")
     try:
-        return _build(Manifest, content, "manifest")
+        manifest: Manifest = _build(Manifest, content, "manifest")
+        _check_names(manifest)
+        return manifest
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BundleError(f"{file}: {error}; export the bundle again") from None
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Files are named relative to the bundle and stay inside it."""
+    for name in manifest.files:
+        if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"manifest.files names {name!r}, which is not a file inside the bundle")
 
 
 _NESTED: dict[tuple[type, str], tuple[str, type]] = {
