@@ -9,13 +9,13 @@ SmolVLMVisionConfig, because published configs rely on them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.policies.json_fields import read_json, take, take_positive
 
 VLM_FOLDER = "vlm"
 """Where a self-contained checkpoint keeps its backbone's config and tokenizer."""
@@ -57,7 +57,7 @@ class BackboneConfig:
     scale_factor: int
 
 
-def find_file(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
+def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
     """The folder that holds all of `files` for the backbone or tokenizer `name`.
 
     Looked for in this order: `name` relative to the checkpoint, `name` as given,
@@ -120,39 +120,29 @@ def backbone_from_json(content: Mapping[str, Any], file: Path) -> BackboneConfig
     ):
         if part.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"{file}: {where}.{key} is {part[key]!r}, supported is {allowed[0]!r}; this backbone cannot be run")
-    hidden, heads = int(text.get("hidden_size", 4096)), int(text.get("num_attention_heads", 32))
-    return BackboneConfig(
+    hidden, heads = take_positive(text, "hidden_size", 4096, file), take_positive(text, "num_attention_heads", 32, file)
+    backbone = BackboneConfig(
         vision=VisionConfig(
-            hidden_size=int(vision.get("hidden_size", 1152)),
-            layers=int(vision.get("num_hidden_layers", 12)),
-            heads=int(vision.get("num_attention_heads", 16)),
-            mlp_size=int(vision.get("intermediate_size", 3072)),
-            patch_size=int(vision.get("patch_size", 32)),
-            image_size=int(vision.get("image_size", 224)),
-            layer_norm_eps=float(vision.get("layer_norm_eps", 1e-6)),
+            hidden_size=take_positive(vision, "hidden_size", 1152, file),
+            layers=take_positive(vision, "num_hidden_layers", 12, file),
+            heads=take_positive(vision, "num_attention_heads", 16, file),
+            mlp_size=take_positive(vision, "intermediate_size", 3072, file),
+            patch_size=take_positive(vision, "patch_size", 32, file),
+            image_size=take_positive(vision, "image_size", 224, file),
+            layer_norm_eps=take(vision, "layer_norm_eps", 1e-6, file),
         ),
         text=TextConfig(
-            vocab_size=int(text.get("vocab_size", 32000)),
+            vocab_size=take_positive(text, "vocab_size", 32000, file),
             hidden_size=hidden,
-            layers=int(text.get("num_hidden_layers", 32)),
+            layers=take_positive(text, "num_hidden_layers", 32, file),
             heads=heads,
-            kv_heads=int(text.get("num_key_value_heads") or heads),
-            head_dim=int(text.get("head_dim") or hidden // heads),
-            mlp_size=int(text.get("intermediate_size", 11008)),
-            rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
+            kv_heads=take_positive(text, "num_key_value_heads", heads, file),
+            head_dim=take_positive(text, "head_dim", hidden // heads, file),
+            mlp_size=take_positive(text, "intermediate_size", 11008, file),
+            rms_norm_eps=take(text, "rms_norm_eps", 1e-6, file),
         ),
-        scale_factor=int(content.get("scale_factor", 2)),
+        scale_factor=take_positive(content, "scale_factor", 2, file),
     )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`; CheckpointError when it is missing, damaged or not an object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: missing; give the folder that save_pretrained wrote") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error}); copy the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, must be an object; copy the checkpoint again")
-    return content
+    if backbone.text.heads % backbone.text.kv_heads or backbone.text.head_dim % 2 or backbone.vision.hidden_size % backbone.vision.heads:
+        raise ConfigError(f"{file}: heads do not divide evenly (text {heads} by {backbone.text.kv_heads}, vision {backbone.vision.hidden_size} by {backbone.vision.heads}); give the config of a SmolVLM2 model")
+    return backbone

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.config import ACTION, STATE
+from vla_edge.policies.json_fields import take
 
 EPS = 1e-8
 
@@ -83,7 +84,7 @@ def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> 
 
 def normalization(feature: str, kind: str, size: int, step: NormalizerStep, folder: Path) -> Normalization:
     """How `step` treats one feature of `size` dimensions; a feature without statistics passes unchanged."""
-    mode = step.modes.get(kind, "IDENTITY")
+    mode = take(step.modes, kind, "IDENTITY", folder)
     if mode not in MODES:
         raise ConfigError(f"{folder}: normalization mode of {kind} is {mode!r}, known are {', '.join(MODES)}")
     names = MODES[mode]

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.backbone import find_file, read_json
+from vla_edge.policies.backbone import find_folder
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig
+from vla_edge.policies.json_fields import read_json, take, take_positive
 from vla_edge.policies.normalization import (
     EPS,
     Normalization,
@@ -161,25 +162,27 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
     content = read_json(file)
     known = _KNOWN_STEPS[file.stem]
     steps: dict[str, dict[str, Any]] = {}
-    for index, step in enumerate(content.get("steps") or ()):
+    listed: list[Any] = take(content, "steps", [], file)
+    for index, step in enumerate(listed):
         name = step.get("registry_name") or step.get("class") if isinstance(step, dict) else None
         if name not in known:
             raise CheckpointError(f"{file}: step {index} is {name!r}, known are {', '.join(known)}; export the policy without that step")
-        steps[name] = {**(step.get("config") or {}), "state_file": step.get("state_file")}
+        settings: dict[str, Any] = take(step, "config", {}, f"{file}: step {index}")
+        steps[name] = {**settings, "state_file": step.get("state_file")}
     return steps
 
 
 def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: SmolVLAConfig) -> NormalizerStep:
     if step is None:
         return NormalizerStep({}, EPS, {})
-    name = step.get("state_file")
+    name = take(step, "state_file", "", folder)
     statistics = read_statistics(folder / name) if name else {}
-    return NormalizerStep(step.get("norm_map", config.normalization_mapping), float(step.get("eps", EPS)), statistics)
+    return NormalizerStep(take(step, "norm_map", dict(config.normalization_mapping), folder), take(step, "eps", EPS, folder), statistics)
 
 
 def _rename_map(step: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    rename = step.get("rename_map", {})
-    if not isinstance(rename, dict) or len(set(rename.values())) != len(rename):
+    rename: dict[str, str] = take(step, "rename_map", {}, folder / PREPROCESSOR)
+    if not all(isinstance(target, str) for target in rename.values()) or len(set(rename.values())) != len(rename):
         raise ConfigError(f"{folder / PREPROCESSOR}.json: rename_map {rename!r} must give each source its own target")
     return dict(rename)
 
@@ -209,27 +212,30 @@ def _default_tokenizer(config: SmolVLAConfig) -> dict[str, Any]:
 
 def _tokenizer(folder: Path, config: SmolVLAConfig, values: Mapping[str, Any], newline: bool) -> TokenizerSettings:
     where = folder / f"{PREPROCESSOR}.json"
-    padding = {True: "longest", False: "longest", "do_not_pad": "longest"}.get(values.get("padding", "max_length"), values.get("padding", "max_length"))
-    side, length = values.get("padding_side", "right"), values.get("max_length", 512)
+    given = values.get("padding", "max_length")
+    padding = "longest" if given in (True, False, "do_not_pad") else given
+    side, length = values.get("padding_side", "right"), take_positive(values, "max_length", 512, where)
     for field, value, holds, limit in (
         ("padding", padding, padding in ("longest", "max_length"), "longest or max_length"),
         ("padding_side", side, side in ("left", "right"), "left or right"),
-        ("max_length", length, isinstance(length, int) and length >= 1, "a positive whole number"),
         ("truncation", values.get("truncation", True), values.get("truncation", True) is True, "true"),
         ("task_key", values.get("task_key", "task"), values.get("task_key", "task") == "task", "task"),
     ):
         if not holds:
             raise ConfigError(f"{where}: tokenizer_processor.{field} is {value!r}, must be {limit}")
-    name = values.get("tokenizer_name") or config.vlm_model_name
-    place = find_file(name, folder, ("tokenizer.json", "tokenizer_config.json"))
+    name = take(values, "tokenizer_name", config.vlm_model_name, where)
+    place = find_folder(name, folder, ("tokenizer.json", "tokenizer_config.json"))
     details = read_json(place / "tokenizer_config.json")
+    cut = take(details, "truncation_side", "right", place / "tokenizer_config.json")
+    if cut not in ("left", "right"):
+        raise ConfigError(f"{place / 'tokenizer_config.json'}: truncation_side is {cut!r}, must be left or right")
     return TokenizerSettings(
         name=name,
         folder=place,
         max_length=length,
         padding=padding,
         padding_side=side,
-        truncation_side=details.get("truncation_side", "right"),
+        truncation_side=cut,
         pad_id=token_id(place, _content(details.get("pad_token")), "pad_token"),
         append_newline=newline,
     )
@@ -238,22 +244,23 @@ def _tokenizer(folder: Path, config: SmolVLAConfig, values: Mapping[str, Any], n
 def special_token_names(folder: Path) -> tuple[str, str]:
     """The tokens put around pictures: (around, global), as tokenizer_config.json names them."""
     details = read_json(folder / "tokenizer_config.json")
-    extra = {**details, **(details.get("extra_special_tokens") or {})}
+    named = details.get("extra_special_tokens")  # a list in some tokenizers: then it names no roles
+    extra = {**details, **(named if isinstance(named, dict) else {})}
     around = _content(extra.get("fake_image_token")) or "<fake_token_around_image>"
     return around, _content(extra.get("global_image_token")) or "<global-img>"
 
 
-def token_id(folder: Path, token: str | None, role: str) -> int:
+def token_id(folder: Path, token: object, role: str) -> int:
     """Id of a token in `folder/tokenizer.json`; CheckpointError when it is not there."""
     content = read_json(folder / "tokenizer.json")
     for item in content.get("added_tokens") or ():
         if item.get("content") == token:
             return int(item["id"])
     vocabulary = (content.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, dict) and token in vocabulary:
+    if isinstance(vocabulary, dict) and isinstance(token, str) and token in vocabulary:
         return int(vocabulary[token])
     raise CheckpointError(f"{folder / 'tokenizer.json'}: {role} {token!r} is not in the vocabulary; use the policy's own tokenizer")
 
 
-def _content(token: Any) -> str | None:
+def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token

@@ -11,7 +11,7 @@ import torch
 
 from vla_edge.datasets.reader import Dataset
 from vla_edge.errors import ConfigError
-from vla_edge.policies.backbone import find_file, read_backbone
+from vla_edge.policies.backbone import find_folder, read_backbone
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights, settle_heads
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config, with_fields
 from vla_edge.policies.normalization import Statistics
@@ -41,7 +41,7 @@ def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
     Weights are read strictly. Errors: CheckpointError, ConfigError (a camera that the data lack), DatasetError.
     """
     config, weights = settle_heads(read_config(folder), read_weights(folder))
-    backbone_folder = find_file(config.vlm_model_name, folder, ("config.json",))
+    backbone_folder = find_folder(config.vlm_model_name, folder, ("config.json",))
     buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
     settings = fit_settings(read_processing(folder, config, buffers), config, fit)
     config = with_fields(fit_config(config, settings, fit), **fit.fields)

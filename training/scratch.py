@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vla_edge.datasets.reader import Dataset
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.backbone import find_file, read_backbone
+from vla_edge.policies.backbone import find_folder, read_backbone
 from vla_edge.policies.config import ACTION, STATE, Feature, SmolVLAConfig, config_from_json
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import default_processing
@@ -31,7 +31,7 @@ def policy_from_scratch(vlm: Path, dataset: Dataset, statistics: Statistics, fie
     fields: values of config.json that differ from SmolVLA's defaults. Errors: CheckpointError (backbone files or
     weights missing), ConfigError.
     """
-    folder = find_file(str(vlm), vlm, ("config.json", "tokenizer.json", "tokenizer_config.json"))
+    folder = find_folder(str(vlm), vlm, ("config.json", "tokenizer.json", "tokenizer_config.json"))
     loaded = read_backbone_weights(folder)
     config = _config(dataset, fields, folder)
     torch.manual_seed(seed)
