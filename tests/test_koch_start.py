@@ -1,0 +1,326 @@
+"""What a Koch must be before any torque: each bad input is one line with the joint or file and the fix, and no torque."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
+from vla_edge.robot import first_contact, guide
+from vla_edge.robot import registers as r
+from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.robot.joint_calibration import (
+    JointCalibrations,
+    JointUnits,
+    load_joint_calibration,
+    save_joint_calibration,
+)
+from vla_edge.robot.koch import KochArm, KochOptions, open_koch
+from vla_edge.robot.port import check_latency_timer, open_port
+from vla_edge.robot.servo_bus import ServoBus
+from vla_edge.robot.slow_motion import ramp
+
+pytest.importorskip("vla_edge._core")
+
+CALIBRATION = JointCalibrations(
+    tuple(
+        JointCalibration(
+            name,
+            i + 1,
+            0,
+            40 * i,
+            0 if name in guide.FULL_TURN_JOINTS else 900,
+            4095 if name in guide.FULL_TURN_JOINTS else 3200,
+        )
+        for i, name in enumerate(KOCH_JOINTS)
+    ),
+    "arm.json",
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_joint_calibration(CALIBRATION.joints, tmp_path / "arm.json")
+    return tmp_path / "arm.json"
+
+
+def start(emulator: EmulatorProcess, calibration: JointCalibrations = CALIBRATION) -> KochArm:
+    return open_koch(KochOptions(str(emulator.port), calibration))
+
+
+def test_a_good_arm_passes_and_is_configured_without_torque(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), "--set", "2:return_delay=250") as emulator:
+        arm = start(emulator)
+        assert arm.read().positions == (2048,) * 6
+        assert arm.ranges[1] == (900, 3200) and arm.joints == KOCH_JOINTS
+        arm.close()
+        assert not emulator.entries("goal", "torque", "refused")
+        written = {(entry["id"], entry["address"]): entry["data"] for entry in emulator.entries("write")}
+    assert written[2, 9] == "00"
+    assert (written[3, 84], written[3, 80]) == ("dc05", "5802")  # P 1500, D 600
+    assert all(written[servo, 112] == "83000000" and written[servo, 108] == "a4000000" for servo in range(1, 7))
+    assert written[6, 102] == "ee02"
+
+
+def test_shadow_mode_writes_nothing_at_all(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), "--set", "2:return_delay=250") as emulator:
+        open_koch(KochOptions(str(emulator.port), CALIBRATION, write=False)).close()
+        assert not emulator.entries("goal", "torque", "write", "refused")
+
+
+BAD_SERVOS = [
+    (["--set", "3:model_number=1190"], ["elbow_flex", "1190", "1200", "ids"]),
+    (["--set", "2:firmware=30"], ["shoulder_lift", "30", "38", "Dynamixel Wizard"]),
+    (["--set", "4:baud_rate=1"], ["wrist_flex", "57,600", "factory", "lerobot-setup-motors"]),
+    (["--missing", "5"], ["wrist_roll", "id 5", "cable"]),
+    (["--missing", "2", "--missing", "6"], ["shoulder_lift", "gripper", "cable"]),
+    ([word for i in range(1, 7) for word in ("--missing", str(i))], ["no servo answers", "power supply"]),
+    (["--set", "1:present_voltage=50"], ["shoulder_pan", "5.0 V", "power supply"]),
+    (["--set", "6:present_voltage=119"], ["gripper", "11.9 V", "6.0 V"]),
+    (["--set", "5:hardware_error=32"], ["wrist_roll", "overload", "power off and on"]),
+    (["--set", "3:operating_mode=3"], ["elbow_flex", "operating mode 3", "calibrate-joints"]),
+    (["--set", "6:operating_mode=4"], ["gripper", "current-based", "calibrate-joints"]),
+    (["--set", "2:drive_mode=4"], ["shoulder_lift", "drive_mode is 4", "arm.json"]),
+    (["--set", "4:homing_offset=-900"], ["wrist_flex", "homing_offset is -900", "arm.json", "calibrate-joints"]),
+    (["--set", "6:max_position=3201"], ["gripper", "range_max is 3201", "3200", "arm.json"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_SERVOS, ids=[" ".join(words[:2]) for _, words in BAD_SERVOS])
+def test_a_wrong_servo_is_one_line_and_no_torque(
+    tmp_path: Path, file: Path, arguments: list[str], words: list[str]
+) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), *arguments) as emulator:
+        with pytest.raises((BusError, JointCalibrationError)) as caught:
+            start(emulator)
+        assert not emulator.entries("goal", "torque", "write")
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_calibration_of_another_arm_is_called_so(tmp_path: Path, file: Path) -> None:
+    other = replace(
+        CALIBRATION, joints=tuple(replace(j, homing_offset=j.homing_offset + 500) for j in CALIBRATION.joints)
+    )
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        with pytest.raises(
+            JointCalibrationError, match=r"shoulder_pan: .*6 of 6 joints disagree: probably another arm's"
+        ):
+            start(emulator, other)
+        assert not emulator.entries("goal", "torque", "write")
+
+
+def test_a_joint_a_turn_away_from_its_range_is_refused(tmp_path: Path, file: Path) -> None:
+    with emulator_process(
+        tmp_path, "--joints", str(file), "--positions", "2048", "2048", "6144", "2048", "2048", "2048"
+    ) as emulator:
+        with pytest.raises(JointCalibrationError, match="elbow_flex stands at 6144 counts, its range is 900..3200"):
+            start(emulator)
+        assert not emulator.entries("goal", "torque", "write")
+
+
+def test_two_processes_cannot_have_one_port(tmp_path: Path, file: Path) -> None:
+    """The lock is the kernel's and the same between threads, processes and users of one machine."""
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        arm = start(emulator)
+        with pytest.raises(BusError, match="in use by another process.*fuser"):
+            start(emulator)
+        arm.close()
+        start(emulator).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody without the permission")
+def test_no_permission_on_the_port_names_the_group_to_join(tmp_path: Path) -> None:
+    with emulator_process(tmp_path) as emulator:
+        terminal = os.path.realpath(emulator.port)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            message = "opened"
+            try:
+                os.setgroups([])
+                os.setuid(65534)
+                open_port(terminal, 1_000_000, range(1, 7))
+            except BusError as error:
+                message = str(error)
+            finally:
+                os.write(writer, message.encode())
+                os._exit(0)
+        os.waitpid(child, 0)
+        message = os.read(reader, 1000).decode()
+    assert message.startswith(f"no permission on {terminal}; ") and "dialout" in message
+
+
+def test_a_path_that_is_no_serial_port_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BusError, match="is not a serial port"):
+        open_port(str(tmp_path / "file"), 1_000_000, range(1, 7))
+    with pytest.raises(BusError, match="no port"):
+        open_port(str(tmp_path / "none"), 1_000_000, range(1, 7))
+
+
+def test_a_slow_latency_timer_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
+    timer = tmp_path / "ttyUSB9" / "device" / "latency_timer"
+    timer.parent.mkdir(parents=True)
+    timer.write_text("16\n")
+    with pytest.raises(BusError, match=r"is 16 ms.*tee .*latency_timer"):
+        check_latency_timer("ttyUSB9", tmp_path)
+    timer.write_text("1\n")
+    check_latency_timer("ttyUSB9", tmp_path)
+    check_latency_timer("ttyACM0", tmp_path)
+
+
+def test_start_up_survives_lost_and_damaged_replies(tmp_path: Path, file: Path) -> None:
+    """One status in ten has a fault; what is read must still be right."""
+    rates = [word for name in ("drop", "bit_flip", "late", "wrong_id", "truncate") for word in ("--rate", name, "0.02")]
+    with emulator_process(tmp_path, "--joints", str(file), *rates) as emulator:
+        start(emulator).close()
+        assert not emulator.entries("goal", "torque")
+
+
+class ScriptedPerson:
+    """Turns the emulated shafts as the guide asks: the middle first, then each joint to both ends."""
+
+    def __init__(self, emulator: EmulatorProcess, middle: list[int], ends: dict[int, tuple[int, int]]) -> None:
+        self._emulator = emulator
+        self._asked = 0
+        self._moves = [(servo, count) for servo, pair in ends.items() for count in pair]
+        self._middle = middle
+
+    def _push(self, servo: int, counts: int) -> None:
+        self._emulator.event(f"push {servo} {counts}")
+
+    def ask(self, text: str) -> None:
+        self._asked += 1
+        if self._asked == 1:
+            for i, counts in enumerate(self._middle):
+                self._push(i + 1, counts)
+            time.sleep(0.1)
+
+    def show(self, lines: str) -> bool:
+        if not self._moves:
+            return True
+        self._push(*self._moves.pop(0))
+        return False
+
+
+ENDS = {2: (900, 3100), 3: (1000, 3000), 4: (1100, 2900), 6: (2000, 3300)}
+
+
+def calibrate(emulator: EmulatorProcess, ends: dict[int, tuple[int, int]]) -> list[JointCalibration]:
+    bus = ServoBus(str(emulator.port), guide.IDS)
+    try:
+        person = ScriptedPerson(emulator, [1000, 1500, 2000, 2500, 3000, 3500], ends)
+        return guide.calibrate_joints(bus, person, sleep=lambda _: time.sleep(0.05))
+    finally:
+        bus.close()
+
+
+def test_a_guided_calibration_fits_the_servos_it_was_made_with(tmp_path: Path) -> None:
+    arguments = ["--set", "3:operating_mode=3", "--set", "5:homing_offset=123", "--set", "2:drive_mode=1"]
+    with emulator_process(tmp_path, *arguments) as emulator:
+        joints = calibrate(emulator, ENDS)
+        assert not [entry for entry in emulator.entries("torque") if entry["on"]] and not emulator.entries("goal")
+        assert {joint.name: (joint.range_min, joint.range_max) for joint in joints} == {
+            "shoulder_pan": (0, 4095),
+            "shoulder_lift": (900, 3100),
+            "elbow_flex": (1000, 3000),
+            "wrist_flex": (1100, 2900),
+            "wrist_roll": (0, 4095),
+            "gripper": (2000, 3300),
+        }
+        assert [joint.homing_offset for joint in joints] == [
+            2047 - counts for counts in (1000, 1500, 2000, 2500, 3000, 3500)
+        ]
+        assert [joint.drive_mode for joint in joints] == [0, 1, 0, 0, 0, 0]
+        start(emulator, JointCalibrations(tuple(joints), "new.json")).close()
+
+
+def test_a_joint_that_was_not_moved_is_named_and_nothing_is_usable(tmp_path: Path) -> None:
+    with emulator_process(tmp_path) as emulator:
+        with pytest.raises(JointCalibrationError, match="wrist_flex moved only"):
+            calibrate(emulator, {servo: ends for servo, ends in ENDS.items() if servo != 4})
+
+
+def test_an_existing_calibration_file_is_not_replaced_unasked(file: Path) -> None:
+    parser = argparse.ArgumentParser()
+    guide.add_arguments(parser)
+    with pytest.raises(JointCalibrationError, match="--replace"):
+        guide.run(parser.parse_args(["--port", "none", "--joints", str(file)]))
+
+
+def move(emulator: EmulatorProcess, file: Path, *words: str) -> int:
+    parser = argparse.ArgumentParser()
+    first_contact.add_arguments(parser)
+    return first_contact.run(parser.parse_args(["--port", str(emulator.port), "--joints", str(file), *words]))
+
+
+def test_first_contact_moves_one_joint_slowly_and_parks(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        assert move(emulator, file, "--store-park") == 0
+        assert not emulator.entries("goal", "torque", "write")
+        assert move(emulator, file, "--joint", "elbow_flex", "--to", "10", "--speed", "20", "--json") == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["positions"]["elbow_flex"] == pytest.approx(10, abs=30 * 360 / 4095)
+        goals = emulator.entries("goal")
+        assert move(emulator, file, "--park") == 0
+        off = [entry["id"] for entry in emulator.entries("torque") if not entry["on"]]
+    assert sorted(set(off)) == [1, 2, 3, 4, 5, 6]
+    assert goals[0]["goals"] == goals[0]["present"]
+    for before, after in zip(goals, goals[1:]):
+        steps = {servo: after["goals"][servo] - before["goals"][servo] for servo in before["goals"]}
+        assert abs(steps.pop("3")) <= 20 * 4096 / 360 * 0.02 + 1  # 20°/s at 50 Hz, rounded to counts
+        assert set(steps.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--joint", "elbow_flex", "--to", "500"], "elbow_flex: goal .* outside its calibrated range 900..3200"),
+        (["--joint", "elbow_flex", "--to", "nan"], "elbow_flex: nan is not a position"),
+        (["--joint", "elbow_flex", "--to", "1", "--speed", "200"], "--speed 200.0 is outside 1..30"),
+        (["--joint", "elbow_flex"], "--joint and --to belong together"),
+        (["--park"], "no parking pose"),
+    ],
+)
+def test_a_motion_that_cannot_be_is_refused_without_torque(
+    tmp_path: Path, file: Path, words: list[str], message: str
+) -> None:
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        with pytest.raises(VlaEdgeError, match=message):
+            move(emulator, file, *words)
+        assert not emulator.entries("goal", "torque")
+
+
+def test_an_overloaded_servo_stops_the_first_motion(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), "--at", "1.5 overload 2") as emulator:
+        with pytest.raises(BusError, match="shoulder_lift reports a hardware alert"):
+            move(emulator, file, "--joint", "elbow_flex", "--to", "80", "--speed", "15")
+
+
+def test_the_profile_and_units_options_reach_the_arm(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        options = KochOptions(str(emulator.port), load_joint_calibration(file), JointUnits.DEGREES, profile_velocity=44)
+        arm = open_koch(options)
+        assert arm.maps[2].scale == pytest.approx(4095 / 360) and arm.maps[5].scale == pytest.approx(23.0)
+        arm.close()
+        bus = ServoBus(str(emulator.port), guide.IDS)
+        assert bus.read_all(r.PROFILE_VELOCITY) == dict.fromkeys(KOCH_JOINTS, 44)
+        bus.close()
+
+
+def test_a_ramp_ends_at_the_goal_and_never_steps_further_than_allowed() -> None:
+    goals = list(ramp((0, 0, 5), (100, -33, 5), 6.8))
+    assert goals[-1] == (100, -33, 5)
+    steps = [abs(b - a) for before, after in zip([(0, 0, 5), *goals], goals) for a, b in zip(before, after)]
+    assert max(steps) <= 7
