@@ -121,7 +121,7 @@ class FreshnessWatch:
     are declared noisy. Rules with time as an argument; no clock inside.
     """
 
-    def __init__(self, name: str, noisy: bool, exempt: bool, limit_s: float = 0.5, equal_s: float = 1.0) -> None:
+    def __init__(self, name: str, noisy: bool, exempt: bool, limit_s: float = 1.0, equal_s: float = 1.0) -> None:
         self._name, self._noisy, self._exempt = name, noisy, exempt
         self._limit_ns, self._equal_ns = int(limit_s * 1e9), int(equal_s * 1e9)
         self._last: Frame | None = None

@@ -6,30 +6,35 @@ Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
 port), `calibration.json` (the simulated arm's joint calibration) and
 `frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
 and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`).
-Physics runs at the rate of the wall clock on the bus's thread; pictures are
-rendered on another, from a copy of the configuration.
+Physics runs at the rate of the wall clock in the process that answers the bus
+(before ordinary processes where that is allowed); pictures are rendered in
+another one, from a copy of the configuration.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import multiprocessing
 import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.errors import BusError, ConfigError, VlaEdgeError, run_command
+from vla_edge.errors import BusError, CameraError, ConfigError, VlaEdgeError, run_command
 from vla_edge.robot.emulated_bus import EmulatedBus
-from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, open_log
+from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, open_log, try_realtime
 from vla_edge.robot.faults import FaultRates, Faults
 from vla_edge.robot.frames import FrameWriter
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
@@ -37,7 +42,7 @@ from vla_edge.robot.mjcf import CAMERAS, SERVOS, ZERO_COUNT
 from vla_edge.robot.plant import PlantState
 from vla_edge.robot.recording import Recording
 from vla_edge.robot.render import BACKENDS
-from vla_edge.robot.scene import Scene, random_scene
+from vla_edge.robot.scene import random_scene
 from vla_edge.robot.simulated_arm import (
     RADIANS_PER_COUNT,
     SimOptions,
@@ -105,8 +110,8 @@ class SimPlant:
         self._stand = True
         stall = [SERVOS[name].stall_nm for name in KOCH_JOINTS]
         self._ma_per_nm = np.array([_STALL_MA[torque] / torque for torque in stall])
-        self.newest: tuple[int, NDArray[np.float64]] = (0, arm.configuration)
-        """(CLOCK_MONOTONIC ns, configuration): replaced as a whole, read by the rendering thread."""
+        self.size = len(arm.configuration)
+        self.shared: SharedConfiguration | None = None
 
     def step(self, setpoints: Sequence[float | None], now_ns: int) -> PlantState:
         arm = self._arm
@@ -124,72 +129,111 @@ class SimPlant:
         elif self._last_ns is not None:
             arm.step((now_ns - self._last_ns) / 1e9)
         self._last_ns = now_ns
-        self.newest = (now_ns, arm.configuration)
+        self.publish(now_ns)
         positions = arm.positions / RADIANS_PER_COUNT + ZERO_COUNT
         return PlantState(list(positions), list(arm.velocities / RADIANS_PER_COUNT), list(arm.torques * self._ma_per_nm))
 
+    def publish(self, now_ns: int) -> None:
+        """Hand the configuration to the rendering process, where there is one."""
+        if self.shared is not None:
+            self.shared.write(now_ns, self._arm.configuration)
 
-class FramesThread(threading.Thread):
-    """Renders both cameras `fps` times a second into the frames files, and the recording's viewer at a lower rate.
 
-    `ready` is set after the first pictures; `fault` tells why rendering ended by itself.
+class SharedConfiguration:
+    """The arm's newest configuration for the rendering process: an even count, time in ns and joints; odd while it is
+    written. Two processes, so that rendering never holds the interpreter that answers the bus."""
+
+    def __init__(self, context: Any, size: int) -> None:
+        self._count = context.RawValue(ctypes.c_uint64, 0)
+        self._time_ns = context.RawValue(ctypes.c_int64, 0)
+        self._values = context.RawArray(ctypes.c_double, size)
+
+    def write(self, time_ns: int, configuration: NDArray[np.float64]) -> None:
+        self._count.value += 1
+        self._time_ns.value = time_ns
+        self._values[:] = configuration.tolist()
+        self._count.value += 1
+
+    def read(self) -> tuple[int, NDArray[np.float64]]:
+        """(CLOCK_MONOTONIC ns, configuration), never half of two."""
+        while True:
+            before = self._count.value
+            time_ns, values = self._time_ns.value, np.array(self._values)
+            if before % 2 == 0 and before == self._count.value:
+                return time_ns, values
+
+
+def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connection) -> None:
+    """The rendering process: both cameras `fps` times a second into the frames files, and the recording.
+
+    Sends "" over `link` after the first pictures, or what is wrong; ends when the other end says so or is gone.
     """
-
-    def __init__(self, process: SimProcess, scene: Scene, plant: SimPlant) -> None:
-        super().__init__(name="frames", daemon=True)
-        self._process, self._scene, self._plant = process, scene, plant
-        self.ready = threading.Event()
-        self.stopping = threading.Event()
-        self.fault: VlaEdgeError | None = None
-
-    def run(self) -> None:
-        try:
-            self._render()
-        except VlaEdgeError as error:
-            self.fault = error
-            self.ready.set()
-
-    def _render(self) -> None:
-        process = self._process
-        arm = SimulatedArm(self._scene, SimOptions(process.height, process.width, process.scene, renderer=process.renderer))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        arm = SimulatedArm(random_scene(process.scene), SimOptions(process.height, process.width, process.scene, renderer=process.renderer))
         writers = {camera: FrameWriter(path, process.height, process.width) for camera, path in process.cameras().items()}
         recording = Recording(process.record, _RECORD_FPS) if process.record else None
-        due_ns, record_due_ns = time.monotonic_ns(), 0
-        while not self.stopping.is_set():
-            captured_ns, configuration = self._plant.newest
-            arm.show(configuration)
-            for camera, writer in writers.items():
-                writer.write(arm.render(camera), captured_ns or due_ns)
-            self.ready.set()
-            now_ns = time.monotonic_ns()
-            if recording is not None and now_ns >= record_due_ns:
-                recording.add(arm.render("viewer", _VIEWER_SIZE))
-                record_due_ns = max(record_due_ns, now_ns - int(1e9 / _RECORD_FPS)) + int(1e9 / _RECORD_FPS)
-            # A picture that comes late is skipped, never made up for.
-            due_ns = max(due_ns + int(1e9 / process.fps), time.monotonic_ns() - int(1e9 / process.fps))
-            self.stopping.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
-        if recording is not None:
-            recording.close()
-        arm.close()
+        _show(arm, shared, writers)
+    except VlaEdgeError as error:
+        link.send(str(error))
+        return
+    link.send("")
+    due_s = record_due_s = time.monotonic()
+    while not link.poll(max(0.0, due_s - time.monotonic())):
+        _show(arm, shared, writers)
+        now_s = time.monotonic()
+        if recording is not None and now_s >= record_due_s:
+            recording.add(arm.render("viewer", _VIEWER_SIZE))
+            record_due_s = max(record_due_s + 1 / _RECORD_FPS, now_s)
+        # A picture that comes late is skipped, never made up for.
+        due_s = max(due_s + 1 / process.fps, now_s)
+    if recording is not None:
+        recording.close()
+    arm.close()
+
+
+def _show(arm: SimulatedArm, shared: SharedConfiguration, writers: Mapping[str, FrameWriter]) -> None:
+    captured_ns, configuration = shared.read()
+    arm.show(configuration)
+    for camera, writer in writers.items():
+        writer.write(arm.render(camera), captured_ns)
+
+
+@contextmanager
+def rendering(process: SimProcess, plant: SimPlant) -> Iterator[None]:
+    """The rendering process for the block. CameraError: it cannot render or record."""
+    context = multiprocessing.get_context("spawn")
+    plant.shared = SharedConfiguration(context, plant.size)
+    plant.publish(time.monotonic_ns())
+    here, there = context.Pipe()
+    child = context.Process(target=render_frames, args=(process, plant.shared, there), name="frames", daemon=True)
+    child.start()
+    there.close()
+    try:
+        fault = here.recv()
+    except EOFError:
+        fault = "the rendering process ended at once; its message stands above"
+    if fault:
+        raise CameraError(fault)
+    try:
+        yield
+    finally:
+        here.close()
+        child.join(timeout=10.0)
 
 
 def serve(process: SimProcess, commands: bool) -> None:
-    """Run until told to stop. Errors: BusError (no pseudo-terminal), CameraError (no rendering), ConfigError."""
+    """Run until told to stop. Errors: BusError (no pseudo-terminal), CameraError (no rendering, no recording), ConfigError."""
     if not process.run_dir.is_dir():
         raise ConfigError(f"{process.run_dir}: no such folder; make the run folder first")
-    scene = random_scene(process.scene)
-    arm = SimulatedArm(scene, SimOptions(renderer=process.renderer))
+    arm = SimulatedArm(random_scene(process.scene), SimOptions(renderer=process.renderer))
     plant = SimPlant(arm)
     save_joint_calibration(simulated_calibration(), process.calibration)
     calibration = JointCalibrations(simulated_calibration(), str(process.calibration))
     servos = koch_servos(calibration, [int(count) for count in counts_from_radians(arm.positions)])
-    frames = FramesThread(process, scene, plant)
-    frames.start()
-    frames.ready.wait()
-    if frames.fault is not None:
-        raise frames.fault
     faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
-    with open_log(process.log) as log:
+    with rendering(process, plant), open_log(process.log) as log:
         try:
             terminal = Terminal(process.port)
         except OSError as error:
@@ -197,14 +241,10 @@ def serve(process: SimProcess, commands: bool) -> None:
         emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, log), plant, faults)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: emulator.apply(("quit",)))
-        print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": {k: str(v) for k, v in process.cameras().items()}}), flush=True)
-        try:
-            emulator.run([], sys.stdin if commands else None)
-        finally:
-            frames.stopping.set()
-            frames.join(timeout=10.0)
-    if frames.fault is not None:
-        raise frames.fault
+        realtime = try_realtime()
+        frames = {camera: str(path) for camera, path in process.cameras().items()}
+        print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": frames, "realtime": realtime}), flush=True)
+        emulator.run([], sys.stdin if commands else None)
 
 
 def _size(text: str) -> tuple[int, int]:

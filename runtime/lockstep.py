@@ -1,0 +1,133 @@
+"""Observation → chunk → schedule → guard → simulated arm on a simulated clock.
+
+The same policy session, chunk kinds, schedule and guard as on the robot
+(`_core.Pilot` is what the control loop calls), but time passes only here: an
+inference takes exactly `delay_ticks`, however long it really takes, and runs
+are repeatable bit for bit. For evaluation over hundreds of episodes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Observation
+from vla_edge.errors import ConfigError
+from vla_edge.robot.cameras import PREFIX, short_name
+from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
+from vla_edge.robot.simulated_arm import (
+    SimulatedArm,
+    counts_from_radians,
+    radians_from_counts,
+    simulated_calibration,
+    units_from_radians,
+)
+from vla_edge.runtime.control import limits_of, load_core, period_ns_of
+from vla_edge.runtime.settings import ControlSettings, Handover
+
+_SESSION = 1
+_DIGEST = "0" * 64
+
+
+class Planner(Protocol):
+    """What turns an observation into a chunk: a policy session, a torch policy, a script."""
+
+    def reset(self, seed: int) -> None:
+        """Start of an episode; `seed` is that of its noise."""
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        """Actions float32 [n, 6] in joint units; action 0 is due with the observation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockstepOptions:
+    """delay_ticks: from an observation to its chunk. replan_ticks: from one inference's start to the next one's, at
+    least delay_ticks. plan_then_move: a slow host, which plans only while the arm rests (`rest` chunks).
+    sizes: camera -> (height, width) of its pictures."""
+
+    sizes: Mapping[str, tuple[int, int]]
+    hz: float = 30.0
+    seconds: float = 6.0
+    delay_ticks: int = 2
+    replan_ticks: int = 10
+    plan_then_move: bool = False
+    handover: Handover = Handover.BLEND
+    watch: Callable[[SimulatedArm, int], None] | None = None
+    """Called after every tick with the arm and the tick's number (recording)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay_ticks <= self.replan_ticks:
+            raise ConfigError(f"delay_ticks {self.delay_ticks} must be 0 or more and at most replan_ticks {self.replan_ticks}")
+
+
+@dataclass
+class LockstepResult:
+    """tips: float64 [ticks, 3] metres. states: ticks spent in each state of control. chunks: verdicts of the schedule
+    by name. clamped: ticks in which the guard changed the goal. inferences: chunks asked for."""
+
+    tips: NDArray[np.float64]
+    states: Counter[str] = field(default_factory=Counter)
+    chunks: Counter[str] = field(default_factory=Counter)
+    clamped: int = 0
+    inferences: int = 0
+
+
+def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: LockstepOptions) -> LockstepResult:
+    """Arm the simulated arm in its present scene and let the planner move it for `seconds`."""
+    period_ns = period_ns_of(options.hz)
+    calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
+    settings = ControlSettings(limits_of(calibration, JointUnits.DEGREES), period_ns, _SESSION, _DIGEST, options.handover)
+    pilot = load_core().Pilot(settings)
+    ticks = round(options.seconds * options.hz)
+    result = LockstepResult(np.empty((ticks, 3)))
+    waiting: list[tuple[int, Chunk]] = []
+    next_look, rested = 0, 0
+    for tick in range(ticks):
+        now_ns = tick * period_ns
+        due = [chunk for at, chunk in waiting if at <= tick]
+        waiting = [(at, chunk) for at, chunk in waiting if at > tick]
+        output = pilot.tick(
+            tick,
+            now_ns,
+            [int(count) for count in counts_from_radians(arm.positions)],
+            due,
+            command=int(Command.ARM if tick == 0 else Command.NONE),
+            p99_ns=options.delay_ticks * period_ns,
+            plan_then_move=options.plan_then_move,
+        )
+        result.states[output["state"]] += 1
+        result.chunks.update(output["chunks"])
+        result.clamped += output["verdict"].startswith("clamped")
+        # A slow host looks when no goal has moved for two ticks: the chunk is then one of rest.
+        goals = radians_from_counts(np.array(output["goals"], np.int32)) if output["write"] else arm.goals
+        rested = rested + 1 if np.array_equal(goals, arm.goals) else 0
+        ready = rested >= 2 and not waiting if options.plan_then_move else tick >= next_look
+        if ready:
+            observation = observe(arm, tick, now_ns, task, options.sizes)
+            kind = ChunkKind.REST if options.plan_then_move else ChunkKind.MOVING
+            actions = np.ascontiguousarray(planner.plan(observation, now_ns), np.float32)
+            waiting.append((tick + max(1, options.delay_ticks), Chunk(kind, _SESSION, _DIGEST, tick, tick, now_ns, actions)))
+            result.inferences += 1
+            next_look = tick + max(1, options.replan_ticks)
+        arm.set_goals(goals)
+        arm.step(period_ns / 1e9)
+        result.tips[tick] = arm.tip
+        if options.watch is not None:
+            options.watch(arm, tick)
+    return result
+
+
+def observe(arm: SimulatedArm, tick: int, now_ns: int, task: str, sizes: Mapping[str, tuple[int, int]]) -> Observation:
+    """Pictures and joints of this moment, as cameras and control would deliver them."""
+    frames = {}
+    for camera, size in sizes.items():
+        name = PREFIX + short_name(camera)
+        frames[name] = Frame(name, arm.render(short_name(camera), size), now_ns, tick)
+    # Joints cross as whole servo counts, as on the bus.
+    positions = units_from_radians(radians_from_counts(counts_from_radians(arm.positions)))
+    return Observation(tick, frames, JointReading(tick, now_ns, positions.astype(np.float32)), task)

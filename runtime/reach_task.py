@@ -1,0 +1,94 @@
+"""Closed-loop episodes of "reach the COLOUR cube" in lockstep, and the planners that can run them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle
+from vla_edge.contract import Observation
+from vla_edge.engines.engine import Engine
+from vla_edge.robot.mjcf import CUBE_COLOURS
+from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
+from vla_edge.robot.scene import Scene, random_scene
+from vla_edge.robot.simulated_arm import SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.runtime.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
+from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+
+REACHED_M = 0.03
+"""A cube counts as reached when the tip ends within this distance of the point above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReachOutcome:
+    """distance_m: tip to the point above each cube at the end, by colour (mean of the last five ticks)."""
+
+    seed: int
+    told: str
+    distance_m: dict[str, float]
+    result: LockstepResult
+
+    def reached(self, colour: str) -> bool:
+        return self.distance_m[colour] <= REACHED_M
+
+
+def wanted_colour(seed: int) -> str:
+    """The cube that is asked for in a scene: all three equally often over many scenes."""
+    return CUBE_COLOURS[int(np.random.default_rng([seed, 8]).integers(3))]
+
+
+def other_colour(seed: int) -> str:
+    """Another cube than the wanted one: the wrong instruction."""
+    step = 1 + int(np.random.default_rng([seed, 9]).integers(2))
+    return CUBE_COLOURS[(CUBE_COLOURS.index(wanted_colour(seed)) + step) % 3]
+
+
+def reach(arm: SimulatedArm, planner: Planner, seed: int, told: str, options: LockstepOptions) -> ReachOutcome:
+    """One episode in the scene of `seed` under the instruction to reach the `told` cube."""
+    scene = random_scene(seed)
+    arm.reset(scene)
+    planner.reset(seed)
+    result = run_lockstep(arm, planner, instruction(told), options)
+    end = result.tips[-5:]
+    distances = {colour: float(np.linalg.norm(end - scene.target(colour), axis=1).mean()) for colour in CUBE_COLOURS}
+    return ReachOutcome(seed, told, distances, result)
+
+
+class SessionPlanner:
+    """A bundle on an engine. Noise depends on the episode's seed and the inference's number alone, so that episodes can
+    be compared in pairs."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, options: SessionOptions | None = None) -> None:
+        self.session = PolicySession(bundle, engine, options)
+        self.sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
+        self._seed, self._inferences = 0, 0
+
+    def reset(self, seed: int) -> None:
+        self.session.reset()
+        self._seed, self._inferences = seed, 0
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        policy = self.session.policy
+        noise = noise_of(self._seed, self._inferences, (policy.chunk_size, policy.max_action_dim))
+        self._inferences += 1
+        answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise))
+        assert answer is not None
+        return answer.actions
+
+
+class ScriptedPlanner:
+    """The scripted expert behind the planner's border: it is told where the cubes are, and reads the task's colour."""
+
+    def __init__(self, arm: SimulatedArm) -> None:
+        self._arm = arm
+
+    def reset(self, seed: int) -> None:
+        self._scene: Scene = self._arm.scene
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        colour = next(colour for colour in CUBE_COLOURS if colour in observation.task)
+        present = radians_from_units(observation.joints.positions.astype(np.float64))
+        goal = expert_goal(self._arm, self._scene, colour)
+        return units_from_radians(expert_chunk(present + self._arm.sag(present), goal)).astype(np.float32)

@@ -1,0 +1,128 @@
+"""The pipeline on a simulated clock, with the scripted expert in place of a policy."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vla_edge.contract import Observation
+from vla_edge.errors import ConfigError
+from vla_edge.robot.mjcf import CUBE_COLOURS
+from vla_edge.robot.reach import CHUNK, expert_chunk, record_episode
+from vla_edge.robot.scene import random_scene
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.runtime.lockstep import LockstepOptions, run_lockstep
+from vla_edge.runtime.reach_task import ScriptedPlanner, other_colour, reach, wanted_colour
+
+pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
+
+SIZES = {"laptop": (48, 64)}
+
+
+@pytest.fixture(scope="module")
+def arm() -> SimulatedArm:
+    return SimulatedArm(random_scene(0), SimOptions(height=48, width=64))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        LockstepOptions(SIZES, delay_ticks=0, replan_ticks=5),
+        LockstepOptions(SIZES, delay_ticks=5, replan_ticks=25),
+        LockstepOptions(SIZES, delay_ticks=30, replan_ticks=30, plan_then_move=True),
+    ],
+    ids=["fast host", "overlapped", "plan, then move"],
+)
+def test_the_scripted_expert_reaches_the_cube_it_is_told(arm: SimulatedArm, options: LockstepOptions) -> None:
+    for seed in range(3):
+        told = wanted_colour(seed)
+        outcome = reach(arm, ScriptedPlanner(arm), seed, told, options)
+        # The expert makes up for the servos' sag; friction leaves less than 2 mm.
+        assert outcome.distance_m[told] < 0.002
+        assert [colour for colour in CUBE_COLOURS if outcome.reached(colour)] == [told]
+        assert set(outcome.result.chunks) <= {"taken", "moved"}
+        assert outcome.result.chunks["taken"] >= 2
+
+
+def test_another_instruction_leads_to_another_cube(arm: SimulatedArm) -> None:
+    options = LockstepOptions(SIZES, delay_ticks=2, replan_ticks=25, seconds=4)
+    for seed in range(3):
+        outcome = reach(arm, ScriptedPlanner(arm), seed, other_colour(seed), options)
+        assert not outcome.reached(wanted_colour(seed))
+        assert outcome.reached(other_colour(seed))
+
+
+def test_wanted_colours_are_spread_evenly_and_the_other_is_never_the_same() -> None:
+    wanted = [wanted_colour(seed) for seed in range(300)]
+    for colour in CUBE_COLOURS:
+        assert 70 < wanted.count(colour) < 130
+    assert all(other_colour(seed) != wanted_colour(seed) for seed in range(300))
+
+
+def test_the_same_episode_is_repeated_bit_for_bit(arm: SimulatedArm) -> None:
+    options = LockstepOptions(SIZES, delay_ticks=3, replan_ticks=10, seconds=2)
+    first, second = (reach(arm, ScriptedPlanner(arm), 4, "red", options).result.tips for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+
+
+class Ramp:
+    """Moves the pan joint by one degree a tick from where the first observation saw it."""
+
+    def __init__(self) -> None:
+        self.start: NDArray[np.float32] | None = None
+        self.seen: list[tuple[int, float]] = []
+
+    def reset(self, seed: int) -> None:
+        self.start = None
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        if self.start is None:
+            self.start = observation.joints.positions.copy()
+        actions = np.tile(self.start, (CHUNK, 1))
+        actions[:, 0] += observation.joints.tick + np.arange(CHUNK)
+        self.seen.append((observation.joints.tick, float(observation.joints.positions[0])))
+        return actions
+
+
+def note_pan(track: list[float], arm: SimulatedArm, tick: int) -> None:
+    track.append(float(units_from_radians(arm.goals)[0]))
+
+
+def test_an_action_is_due_at_its_own_tick_however_late_its_chunk_is(arm: SimulatedArm) -> None:
+    goals: dict[int, list[float]] = {}
+    for delay in (1, 8):
+        arm.reset(random_scene(2))
+        planner = Ramp()
+        track: list[float] = []
+        options = LockstepOptions(SIZES, delay_ticks=delay, replan_ticks=10, seconds=2, watch=partial(note_pan, track))
+        run_lockstep(arm, planner, "turn", options)
+        goals[delay] = track
+    # Once both runs have caught up with the ramp, the same action is due at the same tick: equal to a servo count.
+    assert np.abs(np.array(goals[1][30:]) - goals[8][30:]).max() < 0.1
+    slope = np.diff(goals[1][30:])
+    assert np.abs(slope - 1).max() < 0.1, "one degree a tick, up to the rounding to counts"
+
+
+def test_an_inference_cannot_start_before_the_last_one_ended() -> None:
+    with pytest.raises(ConfigError, match="delay_ticks 12 must be 0 or more and at most replan_ticks 10"):
+        LockstepOptions(SIZES, delay_ticks=12, replan_ticks=10)
+
+
+def test_a_recorded_episode_switches_targets_and_labels_every_instruction(arm: SimulatedArm) -> None:
+    episode = record_episode(arm, 5, observations=24)
+    assert episode.images["phone"].shape == (24, 48, 64, 3)
+    assert episode.chunks.shape == (24, 3, CHUNK, 6)
+    assert len(set(episode.target.tolist())) > 1, "one target throughout would let the pose betray it"
+    last = episode.chunks[:, :, -1]
+    assert np.abs(last[:, 0] - last[:, 1]).max() > 5, "instructions must lead to different places (degrees)"
+    present = radians_from_units(episode.state.astype(np.float64))
+    command = present[0] + arm.sag(present[0])
+    goal = radians_from_units(episode.chunks[0, 1, -1].astype(np.float64))
+    # The recursion starts at the present pose and closes in on its goal by at most 0.06 rad a tick.
+    steps = np.diff(radians_from_units(episode.chunks[0, 1].astype(np.float64)), axis=0)
+    assert np.abs(steps).max() <= 0.06 + 1e-6
+    assert np.abs(expert_chunk(command, goal)[0] - command).max() <= 0.06 + 1e-9
