@@ -27,6 +27,10 @@ class EngineOptions:
     threads: int = 0
     spin: bool = True
 
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise EngineError(f"threads is {self.threads}, must be 0 (all physical cores) or more")
+
 
 class Session(Protocol):
     """One loaded graph. Buffers are C-contiguous, of the exact shape and dtype, owned by the caller,
@@ -88,3 +92,5 @@ def check_buffer(graph: str, kind: str, spec: TensorSpec | None, name: str, arra
         raise EngineError(f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} {list(array.shape)}")
     if not array.flags.c_contiguous:
         raise EngineError(f"graph {graph}: buffer of {kind} {name} is not C-contiguous")
+    if kind == "output" and not array.flags.writeable:
+        raise EngineError(f"graph {graph}: buffer of output {name} is read-only")
