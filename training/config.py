@@ -111,6 +111,7 @@ class TrainConfig:
     device: str = "auto"
     seed: int = 1000
     workers: int = 0
+    cache_mb: int = 512
     save_every: int = 1000
     log_every: int = 10
     validate_every: int = 0

@@ -31,13 +31,15 @@ EARLIER = "earlier."
 @dataclass(frozen=True, slots=True)
 class FrameSettings:
     """What is read per frame. `cameras`: data set keys; `chunk`: actions; `stale`: the largest shift of an earlier
-    observation to read beside it, 0 for none; `seed` drives augmentation and the shift."""
+    observation to read beside it, 0 for none; `seed` drives augmentation and the shift; decoded pictures are kept in
+    memory up to `cache_mb` per process (decoding costs more than a training step of a small policy)."""
 
     cameras: tuple[str, ...]
     chunk: int
     seed: int
     augment: AugmentConfig = AugmentConfig()
     stale: int = 0
+    cache_mb: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Frames:
         self.data = data
         self.settings = settings
         self._owner = os.getpid()
+        self._kept: dict[int, Mapping[str, NDArray[np.uint8]]] = {}
+        self._room = settings.cache_mb * 2**20
         self._dataset = open_dataset(data.path)
         self.episodes = chosen_episodes(self._dataset, data, held_out)
         check_columns(self._dataset, settings)
@@ -93,13 +97,21 @@ class Frames:
         return RawSample(now.images, now.state, now.actions, now.is_pad, now.task, shift, earlier)
 
     def _at(self, index: int, generator: np.random.Generator) -> RawSample:
-        frame = self.dataset.frame(index, self.settings.cameras)
+        kept = self._kept.get(index)
+        frame = self.dataset.frame(index, self.settings.cameras if kept is None else ())
         actions, is_pad = self.dataset.chunk(index, self.settings.chunk)
-        images = frame.images
+        images = self._keep(index, frame.images) if kept is None else kept
         if self.settings.augment.most:
             images = {key: augment(image, self.settings.augment, generator) for key, image in images.items()}
         state = np.asarray(frame.values[STATE], np.float32)
         return RawSample(images, state, np.asarray(actions, np.float32), is_pad, frame.task)
+
+    def _keep(self, index: int, images: Mapping[str, NDArray[np.uint8]]) -> Mapping[str, NDArray[np.uint8]]:
+        size = sum(image.nbytes for image in images.values())
+        if size <= self._room:
+            self._kept[index] = images
+            self._room -= size
+        return images
 
 
 def chosen_episodes(dataset: Dataset, data: TaskData, held_out: bool) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ FIELDS = {
     "decay-lr": (float, "schedule.decay_lr", "lowest learning rate"),
     "seed": (int, "seed", "seed of everything random"),
     "workers": (int, "workers", "loader processes"),
+    "cache-mb": (int, "cache_mb", "decoded pictures kept in memory per process"),
     "save-every": (int, "save_every", "steps between checkpoints"),
     "log-every": (int, "log_every", "steps between metrics"),
     "validate-every": (int, "validate_every", "steps between validations, 0 never"),

@@ -51,7 +51,7 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     check_kind(config, policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
-    reading = FrameSettings(cameras, policy.config.chunk_size, config.seed, config.augment, min(stale, policy.config.chunk_size - 1))
+    reading = FrameSettings(cameras, policy.config.chunk_size, config.seed, config.augment, min(stale, policy.config.chunk_size - 1), config.cache_mb)
     plain = replace(reading, augment=AugmentConfig())
     training = [Frames(task, reading) for task in config.data if task.weight > 0]
     validation = [Frames(task, plain, held_out=True) for task in config.data if task.held_out]

@@ -1,0 +1,198 @@
+"""`vla-train evaluate` and `vla-train compare`: chunk predictions on recorded episodes against what was recorded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.policies.config import ACTION
+from vla_edge.training.checkpoints import RUN_FILE
+from vla_edge.training.compare_report import Contender, draw, markdown
+from vla_edge.training.config import TaskData, read_config
+from vla_edge.training.frames import Frames, FrameSettings
+from vla_edge.training.options import parse_episodes
+from vla_edge.training.prediction_errors import HorizonError, baselines, chunk_errors
+from vla_edge.training.prediction_errors import markdown as error_table
+from vla_edge.training.predictors import Predictor, Query, open_predictor
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which frames are evaluated: every `stride`-th of the episodes, from the second of each on (the first has no last
+    action to hold). `draws`: noise draws per frame, all from `seed`."""
+
+    dataset: str
+    episodes: tuple[int, ...]
+    stride: int = 5
+    seed: int = 0
+    draws: int = 1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What was recorded at the evaluated frames: actions float32 [frames, chunk, joints], is_pad bool [frames, chunk],
+    last actions float32 [frames, joints], mean action float32 [joints]."""
+
+    indices: tuple[int, ...]
+    actions: NDArray[np.float32]
+    is_pad: NDArray[np.bool_]
+    last: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    joints: tuple[str, ...]
+
+
+def frames_of(scope: Scope, data: Frames) -> tuple[int, ...]:
+    """Data set indices to evaluate; DatasetError when the episodes are too short."""
+    chosen = set(data.episodes)
+    numbers = [i for e in data.dataset.episodes if e.index in chosen for i in range(e.from_index + 1, e.to_index, scope.stride)]
+    if not numbers:
+        raise DatasetError(f"{data.dataset.root}: no episode with two frames or more among {list(data.episodes)}; choose others")
+    return tuple(numbers)
+
+
+def targets_of(dataset: Dataset, indices: Sequence[int], chunk: int) -> Targets:
+    """The recorded chunks at `indices`, and what the baselines need."""
+    pairs = [dataset.chunk(index, chunk) for index in indices]
+    column = dataset.column(ACTION)
+    mean = np.asarray(dataset.stats[ACTION]["mean"], np.float32)
+    last = column[np.asarray(indices) - 1].astype(np.float32)
+    actions = np.stack([actions for actions, _ in pairs]).astype(np.float32)
+    return Targets(tuple(indices), actions, np.stack([pad for _, pad in pairs]), last, mean, joint_names(dataset))
+
+
+def joint_names(dataset: Dataset) -> tuple[str, ...]:
+    """The action's names as the data set gives them, or numbers."""
+    feature = dataset.features[ACTION]
+    names = feature.names
+    if isinstance(names, Mapping):
+        names = next(iter(names.values()), None)
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) and len(names) == feature.shape[0] else tuple(map(str, range(feature.shape[0])))
+
+
+def queries_of(data: Frames, predictor: Predictor, scope: Scope, indices: Sequence[int], draw_number: int) -> list[Query]:
+    """Observations at `indices` with noise that depends on (seed, draw, frame) alone."""
+    places = {int(index): number for number, index in enumerate(data.indices)}
+    return [
+        Query(index, data.sample(places[index], 0), np.random.default_rng((scope.seed, draw_number, index)).standard_normal(predictor.noise, np.float32))
+        for index in indices
+    ]
+
+
+def evaluate(predictor: Predictor, scope: Scope) -> tuple[dict[str, dict[str, HorizonError]], NDArray[np.float32], Targets]:
+    """Errors of the predictor and of both baselines, its predictions of the first draw, and the targets."""
+    data = Frames(TaskData("evaluation", scope.dataset, episodes=scope.episodes), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
+    indices = frames_of(scope, data)
+    targets = targets_of(data.dataset, indices, predictor.chunk)
+    drawn = []
+    for number in range(scope.draws):
+        parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+        drawn.append(np.concatenate([predictor.predict(queries_of(data, predictor, scope, part, number)) for part in parts]))
+    recorded, is_pad = (np.concatenate([values] * scope.draws) for values in (targets.actions, targets.is_pad))
+    errors = {predictor.name: chunk_errors(np.concatenate(drawn), recorded, is_pad, predictor.executed)}
+    for name, predicted in baselines(targets.last, targets.mean, predictor.chunk).items():
+        errors[name] = chunk_errors(predicted, targets.actions, targets.is_pad, predictor.executed)
+    return errors, drawn[0], targets
+
+
+def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
+    """One policy's row of a comparison; latency over `timed` single predictions."""
+    errors = evaluate(predictor, scope)[0][predictor.name]
+    data = Frames(TaskData("timing", scope.dataset, episodes=scope.episodes), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
+    spent = predictor.latency_ms(queries_of(data, predictor, scope, frames_of(scope, data)[:timed], 0))
+    return Contender(
+        name=predictor.name,
+        kind=predictor.kind,
+        latency_p50_ms=None if spent is None else float(np.percentile(spent, 50)),
+        latency_p99_ms=None if spent is None else float(np.percentile(spent, 99)),
+        parameters=predictor.parameters,
+        mae={horizon: float(error.mae.mean()) for horizon, error in errors.items()},
+        mse={horizon: float(error.mse.mean()) for horizon, error in errors.items()},
+    )
+
+
+def add_scope(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", help="LeRobot data set")
+    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to evaluate, e.g. 0-9,12 (default all)")
+    parser.add_argument("--run", type=Path, help="take data set and held-out episodes from this run instead")
+    parser.add_argument("--stride", type=int, default=5, help="every n-th frame")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--draws", type=int, default=1, help="noise draws per frame")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of a bundle's engine")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def scope_of(arguments: argparse.Namespace) -> Scope:
+    if arguments.stride < 1 or arguments.draws < 1:
+        raise ConfigError(f"stride {arguments.stride} and draws {arguments.draws}: both must be at least 1")
+    dataset, episodes = arguments.dataset, arguments.episodes
+    if arguments.run is not None:
+        task = read_config(arguments.run / RUN_FILE).data[-1]
+        dataset, episodes = dataset or task.path, episodes or task.held_out
+        if not episodes:
+            raise ConfigError(f"{arguments.run}: the run held no episodes out; name some with --episodes")
+    if not dataset:
+        raise ConfigError("no data set given; use --dataset PATH or --run RUN")
+    open_dataset(dataset).close()
+    return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", type=Path, help="checkpoint, bundle, or saved predictions (.npz)")
+    parser.add_argument("--save", type=Path, metavar="NPZ", help="keep the predictions for `vla-train compare`")
+    add_scope(parser)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    scope = scope_of(arguments)
+    predictor = open_predictor(arguments.policy, arguments.device, arguments.threads)
+    errors, predicted, targets = evaluate(predictor, scope)
+    print(error_table(errors, targets.joints))
+    if arguments.save:
+        save_predictions(arguments.save, predictor, predicted, targets)
+    if arguments.json:
+        print(json.dumps({name: {h: e.to_json() for h, e in by.items()} for name, by in errors.items()}))
+    return 0
+
+
+def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.float32], targets: Targets) -> None:
+    """Write what `SavedPredictor` reads, in one rename."""
+    content: dict[str, Any] = {"index": np.array(targets.indices), "action": predicted, "executed": np.array(predictor.executed), "name": np.array(predictor.name)}
+    if predictor.parameters is not None:
+        content["parameters"] = np.array(predictor.parameters)
+    temporary = file.with_name(f".{file.name}.partial.npz")
+    np.savez(temporary, **content)
+    temporary.replace(file)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policies", nargs="+", type=Path, help="checkpoints, bundles, predictions (.npz)")
+    parser.add_argument("--png", type=Path, help="three panels: latency, parameters, error")
+    parser.add_argument("--markdown", type=Path, help="the table, with rows to fill from robot trials")
+    parser.add_argument("--timed", type=int, default=20, help="predictions to time")
+    add_scope(parser)
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    scope = scope_of(arguments)
+    contenders = [contender_of(open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed) for path in arguments.policies]
+    table = markdown(contenders)
+    print(table)
+    if arguments.png:
+        draw(contenders, arguments.png)
+    if arguments.markdown:
+        arguments.markdown.write_text(table + "\n")
+    if arguments.json:
+        print(json.dumps([{name: getattr(c, name) for name in Contender.__dataclass_fields__} for c in contenders]))
+    return 0

@@ -1,0 +1,165 @@
+"""Whatever can predict a chunk, behind one interface: a checkpoint (torch), a bundle (engine), saved predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vla_edge.bundle import MANIFEST, open_bundle
+from vla_edge.contract import Frame, JointReading, Observation
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import DatasetError, TrainingError
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.training.frames import RawSample, collate, to_device
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One frame to predict from: its data set index, the raw sample, and noise float32 [chunk, max_action_dim]."""
+
+    index: int
+    sample: RawSample
+    noise: Floats
+
+
+class Predictor(Protocol):
+    """cameras: data set keys it reads; chunk: actions per prediction; executed: n_action_steps; noise: shape of one draw;
+    parameters: count, None when unknown."""
+
+    name: str
+    kind: str
+    cameras: tuple[str, ...]
+    chunk: int
+    executed: int
+    noise: tuple[int, int]
+    parameters: int | None
+
+    def predict(self, queries: Sequence[Query]) -> Floats:
+        """Chunks float32 [queries, chunk, joints] in the data set's units."""
+
+    def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
+        """Milliseconds of each prediction alone (pre- and post-processing included), after three to warm up."""
+
+
+def open_predictor(path: Path, device: str = "cpu", threads: int = 0) -> Predictor:
+    """Tell by its content what `path` is. TrainingError when it is none of the three."""
+    if path.suffix == ".npz":
+        return SavedPredictor(path)
+    if (path / MANIFEST).is_file():
+        return BundlePredictor(path, threads)
+    folder = path if (path / "config.json").is_file() else path / "pretrained_model"
+    if (folder / "config.json").is_file():
+        return CheckpointPredictor(folder, path.name, device)
+    raise TrainingError(f"{path}: neither a bundle, a checkpoint nor predictions (.npz); give one of these")
+
+
+class CheckpointPredictor:
+    """A LeRobot checkpoint through torch."""
+
+    kind = "checkpoint (torch)"
+
+    def __init__(self, folder: Path, name: str, device: str) -> None:
+        self.name = name
+        self.policy = SmolVLAPolicy.from_pretrained(folder).to(torch.device(device))
+        self.device = torch.device(device)
+        config = self.policy.config
+        self.cameras = tuple(camera.source for camera in self.policy.settings.cameras)
+        self.chunk, self.executed = config.chunk_size, config.n_action_steps
+        self.noise = (config.chunk_size, config.max_action_dim)
+        self.parameters: int | None = sum(parameter.numel() for parameter in self.policy.parameters())
+
+    def predict(self, queries: Sequence[Query]) -> Floats:
+        batch = to_device(collate([query.sample for query in queries], self.policy), self.device)
+        noise = torch.from_numpy(np.stack([query.noise for query in queries])).to(self.device)
+        actions = self.policy.predict_action_chunk(batch, noise=noise)
+        assert isinstance(actions, torch.Tensor)
+        return self.policy.postprocess(actions).float().cpu().numpy()
+
+    def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
+        return _timed(lambda query: self.predict([query]), queries)
+
+
+class BundlePredictor:
+    """A bundle on ONNX Runtime, every piece computed anew for every frame."""
+
+    kind = "bundle (ort)"
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.name = folder.name
+        bundle = open_bundle(folder)
+        self.session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=threads)), SessionOptions())
+        policy = bundle.manifest.policy
+        self.cameras = tuple(camera.source for camera in bundle.manifest.cameras)
+        self.chunk, self.executed = policy.chunk_size, policy.n_action_steps
+        self.noise = (policy.chunk_size, policy.max_action_dim)
+        self.parameters: int | None = None
+
+    def predict(self, queries: Sequence[Query]) -> Floats:
+        return np.stack([self._one(query) for query in queries])
+
+    def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
+        return _timed(self._one, queries)
+
+    def _one(self, query: Query) -> Floats:
+        frames = {key: Frame(key, image, 0, 0) for key, image in query.sample.images.items()}
+        observation = Observation(query.index, frames, JointReading(query.index, 0, query.sample.state), query.sample.task)
+        self.session.reset()
+        result = self.session.infer(InferenceRequest(observation, 0, noise=query.noise))
+        assert result is not None
+        return result.actions
+
+
+class SavedPredictor:
+    """Predictions of any policy: an npz with `index` int [frames] (data set frame numbers), `action` float32 [frames,
+    chunk, joints] in the data set's units, and optionally `executed`, `parameters`, `latency_ms` [n] and `name`."""
+
+    kind = "saved predictions"
+
+    def __init__(self, file: Path) -> None:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                content = {name: archive[name] for name in archive.files}
+        except (FileNotFoundError, ValueError, OSError) as error:
+            raise TrainingError(f"{file}: no predictions to read ({error}); save them with `vla-train evaluate --save`") from None
+        if not {"index", "action"} <= set(content) or content["action"].ndim != 3 or len(content["index"]) != len(content["action"]):
+            raise TrainingError(f"{file}: needs `index` [frames] and `action` [frames, chunk, joints] of the same length; it holds {', '.join(content)}")
+        self.name = str(content["name"]) if "name" in content else file.stem
+        self.cameras: tuple[str, ...] = ()
+        self.chunk = content["action"].shape[1]
+        self.executed = int(content.get("executed", self.chunk))
+        self.noise = (0, 0)
+        self.parameters = int(content["parameters"]) if "parameters" in content else None
+        self._rows = {int(index): row for row, index in enumerate(content["index"])}
+        self._actions = content["action"].astype(np.float32)
+        self._latency = content.get("latency_ms")
+
+    def predict(self, queries: Sequence[Query]) -> Floats:
+        missing = [query.index for query in queries if query.index not in self._rows]
+        if missing:
+            raise DatasetError(f"predictions {self.name} lack frame {missing[0]} and {len(missing) - 1} others; evaluate the same episodes and stride")
+        return self._actions[[self._rows[query.index] for query in queries]]
+
+    def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
+        return None if self._latency is None else self._latency.astype(np.float32)
+
+
+def _timed(predict: object, queries: Sequence[Query]) -> Floats:
+    assert callable(predict)
+    for query in list(queries)[:3]:
+        predict(query)
+    spent = []
+    for query in queries:
+        began = time.perf_counter()
+        predict(query)
+        spent.append((time.perf_counter() - began) * 1e3)
+    return np.array(spent, np.float32)
