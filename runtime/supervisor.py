@@ -101,7 +101,7 @@ def _start_all(this: Run, console: Console) -> None:
     arguments, folder = this.arguments, this.folder
     port, joints = arguments.port, arguments.joints
     if arguments.robot == "sim":
-        sim = SimProcess(folder.path, arguments.seed, record=arguments.record)
+        sim = simulated_arm(arguments, folder)
         this.sim = start("simulated arm", sim.command())
         wait_for_line(this.sim, START_S * 3)
         port, joints = sim.port, sim.calibration
@@ -114,6 +114,16 @@ def _start_all(this: Run, console: Console) -> None:
     answer = ask(folder, "arm")
     if answer.word != "done":
         raise ControlError(f"control does not arm: {answer.word} {answer.joint} {answer.reason}; see `vla-runtime status`")
+
+
+def simulated_arm(arguments: argparse.Namespace, folder: RunFolder) -> SimProcess:
+    """The simulated arm of a run: its cameras give pictures of the size the policy's data had."""
+    sizes = {(camera.height, camera.width) for camera in open_bundle(arguments.bundle).manifest.cameras}
+    if len(sizes) != 1:
+        told = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise ConfigError(f"{arguments.bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size")
+    (height, width) = sizes.pop()
+    return SimProcess(folder.path, arguments.seed, height, width, record=arguments.record)
 
 
 def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path, folder: RunFolder) -> list[str]:
