@@ -18,10 +18,11 @@ _STRIP_COLUMNS = 4
 
 
 class Recording:
-    """Pictures at a fixed rate into `path` (.mp4 or .png), which appears whole when `close` is called.
+    """Pictures at a fixed rate into `path`, which appears whole when `close` is called.
 
-    The strip keeps at most 12 pictures, evenly spread over all that came. The MP4 is H.264 where PyAV is installed,
-    else MPEG-4 by OpenCV. ConfigError: another ending, a folder that does not exist.
+    .png is a strip of at most 12 pictures, evenly spread over all that came; .mp4 is a video with that strip beside it
+    (the same name, .png): H.264 where PyAV is installed, else MPEG-4 by OpenCV. ConfigError: another ending, a folder
+    that does not exist.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -38,9 +39,8 @@ class Recording:
 
     def add(self, picture: NDArray[np.uint8]) -> None:
         """The next picture, uint8 [height, width, 3] RGB, height and width even; all of one size."""
-        if self._path.suffix == ".png":
-            self._keep(picture)
-        else:
+        self._keep(picture)
+        if self._path.suffix == ".mp4":
             if self._video is None:
                 self._video = _new_video(self._partial, self._fps, picture.shape[0], picture.shape[1])
             self._video.add(picture)
@@ -53,8 +53,7 @@ class Recording:
         if self._video is not None:
             self._video.close()
             self._partial.rename(self._path)
-        else:
-            write_strip(self._path, self._strip)
+        write_strip(self._path.with_suffix(".png"), self._strip)
 
     def _keep(self, picture: NDArray[np.uint8]) -> None:
         if self.pictures % self._every == 0:

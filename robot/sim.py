@@ -5,7 +5,8 @@
 Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
 port), `calibration.json` (the simulated arm's joint calibration) and
 `frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
-and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`).
+and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`);
+its last line says how far the tip is from each cube.
 Physics runs at the rate of the wall clock in the process that answers the bus
 (before ordinary processes where that is allowed); pictures are rendered in
 another one, from a copy of the configuration.
@@ -38,7 +39,7 @@ from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, open_log, t
 from vla_edge.robot.faults import FaultRates, Faults
 from vla_edge.robot.frames import FrameWriter
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
-from vla_edge.robot.mjcf import CAMERAS, SERVOS, ZERO_COUNT
+from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, SERVOS, ZERO_COUNT
 from vla_edge.robot.plant import PlantState
 from vla_edge.robot.recording import Recording
 from vla_edge.robot.render import BACKENDS
@@ -245,6 +246,12 @@ def serve(process: SimProcess, commands: bool) -> None:
         frames = {camera: str(path) for camera, path in process.cameras().items()}
         print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": frames, "realtime": realtime}), flush=True)
         emulator.run([], sys.stdin if commands else None)
+    print(json.dumps({"tip_to_cube_m": tip_to_cubes(arm)}), flush=True)
+
+
+def tip_to_cubes(arm: SimulatedArm) -> dict[str, float]:
+    """Distance in metres from the tip to the point above each cube, by colour."""
+    return {colour: round(float(np.linalg.norm(arm.tip - arm.scene.target(colour))), 4) for colour in CUBE_COLOURS}
 
 
 def _size(text: str) -> tuple[int, int]:

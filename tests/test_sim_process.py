@@ -113,7 +113,7 @@ def test_a_stand_holds_the_arm_until_torque_and_without_torque_it_then_falls() -
 
 
 def test_an_mp4_holds_every_picture_and_a_strip_at_most_twelve(tmp_path: Path) -> None:
-    video, strip = Recording(tmp_path / "a.mp4", 10), Recording(tmp_path / "a.png", 10)
+    video, strip = Recording(tmp_path / "a.mp4", 10), Recording(tmp_path / "b.png", 10)
     for value in range(40):
         picture = np.full((48, 64, 3), 6 * value, np.uint8)
         video.add(picture)
@@ -123,10 +123,11 @@ def test_an_mp4_holds_every_picture_and_a_strip_at_most_twelve(tmp_path: Path) -
     strip.close()
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 40
-    image = cv2.imread(str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    image = cv2.imread(str(tmp_path / "b.png"))
     assert image is not None and image.shape == (3 * 48, 4 * 64, 3)
     assert image[0, 0, 0] == 0 and image[-1, -1, 0] >= 6 * 36, "from the first picture to one of the last"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png", "b.png"]
 
 
 def test_a_recording_is_refused_before_the_run(tmp_path: Path) -> None:
