@@ -67,7 +67,11 @@ def find(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _types_and_shapes(model: onnx.ModelProto) -> Iterator[str]:
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        yield f"shapes cannot be inferred: {error}"
+        return
     known: dict[str, int] = {item.name: item.data_type for item in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
