@@ -13,6 +13,7 @@ from vla_edge.datasets import layout
 from vla_edge.datasets.layout import Location
 from vla_edge.datasets.stats import Stats
 from vla_edge.datasets.tables import MB, TableFiles, nested
+from vla_edge.errors import DatasetError
 
 _ROWS_PER_GROUP = 100
 
@@ -82,6 +83,9 @@ def episodes_table(rows: Sequence[EpisodeRow]) -> pa.Table:
 def stats_columns(stats: Sequence[Stats]) -> dict[str, pa.Array]:
     """`stats/<feature>/<statistic>` as nested lists; whole numbers stay int64, as LeRobot has them."""
     columns: dict[str, pa.Array] = {}
+    names = {(key, name) for key, entry in stats[0].items() for name in entry}
+    if any({(key, name) for key, entry in part.items() for name in entry} != names for part in stats):
+        raise DatasetError("episodes have statistics of different features; run `vla-data stats --write` on the source")
     for key in stats[0]:
         for name in stats[0][key]:
             values = [entry[key][name] for entry in stats]

@@ -14,19 +14,17 @@ from vla_edge.errors import DatasetError
 
 
 def sample(opened: Opened) -> list[str]:
+    """The middle frame of the first, the middle and the last episode, as a user would read it."""
     problems = []
-    try:
-        with open_dataset(opened.root) as dataset:
-            last = len(dataset.episodes) - 1
-            for number in sorted({0, last // 2, last}):
-                episode = dataset.episodes[number]
-                taken = dataset.frame((episode.from_index + episode.to_index) // 2)
-                for key, image in taken.images.items():
-                    size = (*layout.image_size(dataset.features[key])[:2], 3)
-                    if image.shape != size:
-                        problems.append(f"episode {number}: {key} is {list(image.shape)}, info.json says {list(size)}")
-    except DatasetError as error:
-        problems.append(str(error))
+    with open_dataset(opened.root) as dataset:
+        last = len(dataset.episodes) - 1
+        for number in sorted({0, last // 2, last}):
+            episode = dataset.episodes[number]
+            taken = dataset.frame((episode.from_index + episode.to_index) // 2)
+            for key, image in taken.images.items():
+                size = (*layout.image_size(dataset.features[key])[:2], 3)
+                if image.shape != size:
+                    problems.append(f"episode {number}: {key} is {list(image.shape)}, info.json says {list(size)}")
     return problems
 
 
@@ -72,11 +70,16 @@ def files_of_episodes(opened: Opened) -> list[str]:
         for path in episode_files(opened.root):
             table = read_table(path, ["meta/episodes/chunk_index", "meta/episodes/file_index"])
             for row in table.to_pylist():
-                place = layout.Location(row["meta/episodes/chunk_index"], row["meta/episodes/file_index"])
-                if opened.root / place.path(layout.EPISODES_PATH) != path:
-                    problems.append(f"{path.relative_to(opened.root)}: a row says it lies in {place.path(layout.EPISODES_PATH)}")
+                place = layout.EPISODES_PATH.format(**{f"{n}_index": _number(row[f"meta/episodes/{n}_index"]) for n in ("chunk", "file")})
+                if opened.root / place != path:
+                    problems.append(f"{path.relative_to(opened.root)}: a row says it lies in {place}")
                     break
     return problems[:MOST_PROBLEMS]
+
+
+def _number(value: object) -> int:
+    """−1, which no file has, for a cell that is no whole number."""
+    return value if isinstance(value, int) else -1
 
 
 def timestamps(opened: Opened) -> list[str]:

@@ -119,31 +119,36 @@ class Location:
 
 def read_json(path: Path) -> Any:
     """Raises DatasetError when the file is missing or is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path} is missing; point at a LeRobot data set folder (v2.1 or v3.0)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not JSON ({error}); restore it from the source of the data set") from None
+    return _parsed(path, _text(path), "")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object per line. Raises DatasetError with the line number."""
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing; restore it from the source of the data set")
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DatasetError(f"{path} line {number} is not JSON ({error}); restore the file") from None
-            if not isinstance(row, dict):
-                raise DatasetError(f"{path} line {number} is not an object; restore the file")
-            rows.append(row)
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = _parsed(path, line, f" line {number}")
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path} line {number} is not an object; restore the file")
+        rows.append(row)
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"{path} is missing; point at a LeRobot data set folder (v2.1 or v3.0)") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not text ({error}); restore it from the source of the data set") from None
+
+
+def _parsed(path: Path, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}{where} is not JSON ({error}); restore it from the source of the data set") from None
 
 
 def read_info(root: Path) -> Info:
@@ -176,7 +181,7 @@ def read_info(root: Path) -> Info:
         )
     except KeyError as error:
         raise DatasetError(f"{path}: field {error} is missing; restore the file") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{path}: a field has a wrong type ({error}); restore the file") from None
     if not info.fps > 0 or info.chunks_size < 1:
         raise DatasetError(f"{path}: fps {info.fps} and chunks_size {info.chunks_size} must be positive; restore the file")
@@ -192,6 +197,8 @@ def read_info(root: Path) -> Info:
 
 
 def _feature(path: Path, key: str, value: Mapping[str, Any]) -> Feature:
+    if not isinstance(value.get("info"), (dict, type(None))):
+        raise DatasetError(f"{path}: info of feature {key} is not an object; restore the file")
     feature = Feature(str(value["dtype"]), tuple(int(n) for n in value["shape"]), value.get("names"), value.get("info"))
     if feature.is_camera:
         if len(feature.shape) != 3:

@@ -61,7 +61,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
     """task index → task text."""
     if info.version == layout.V21:
         path = root / layout.V21_TASKS_FILE
-        pairs = [(_field(path, row, "task_index"), _field(path, row, "task")) for row in layout.read_jsonl(path)]
+        pairs = [(row.get("task_index"), row.get("task")) for row in layout.read_jsonl(path)]
     else:
         path = root / layout.TASKS_FILE
         table = read_table(path)
@@ -92,18 +92,17 @@ def read_episodes(root: Path, info: Info) -> list[Episode]:
 
 def _episodes_v21(root: Path, info: Info) -> list[Episode]:
     path = root / layout.V21_EPISODES_FILE
-    rows = sorted(layout.read_jsonl(path), key=lambda row: _field(path, row, "episode_index"))
+    rows = [_checked(path, row, {"episode_index": int, "length": int, "tasks": list}) for row in layout.read_jsonl(path)]
     episodes: list[Episode] = []
     start = 0
-    for row in rows:
-        index, length = int(row["episode_index"]), int(_field(path, row, "length"))
+    for row in sorted(rows, key=lambda row: row["episode_index"]):
+        index, length = row["episode_index"], row["length"]
         names: dict[str, Any] = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         videos = {
             key: VideoSpan(str(info.video_path).format(video_key=key, **names), 0.0, length / info.fps)
             for key in info.video_keys
         }
-        tasks = tuple(_field(path, row, "tasks"))
-        episodes.append(Episode(index, start, start + length, tasks, info.data_path.format(**names), videos))
+        episodes.append(Episode(index, start, start + length, tuple(row["tasks"]), info.data_path.format(**names), videos))
         start += length
     return episodes
 
@@ -117,21 +116,22 @@ def episode_files(root: Path) -> list[Path]:
 
 
 def _episodes_v30(root: Path, info: Info) -> list[Episode]:
-    base = ["episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index", "tasks"]
-    places = [f"videos/{key}/{name}" for key in info.video_keys
-              for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
-    rows = [row for path in episode_files(root) for row in read_table(path, base + places).to_pylist()]
-    for row in rows:
-        empty = [name for name in base + places if row[name] is None]
-        if empty:
-            raise DatasetError(f"{root / layout.EPISODES_FOLDER}: episode {row['episode_index']} has no {empty[0]}")
+    kinds: dict[str, type] = dict.fromkeys(
+        ("episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"), int)
+    kinds["tasks"] = list
+    for key in info.video_keys:
+        kinds |= {f"videos/{key}/chunk_index": int, f"videos/{key}/file_index": int}
+        kinds |= {f"videos/{key}/from_timestamp": float, f"videos/{key}/to_timestamp": float}
+    rows = [
+        _checked(path, row, kinds) for path in episode_files(root) for row in read_table(path, list(kinds)).to_pylist()
+    ]
     episodes: list[Episode] = []
     for row in sorted(rows, key=lambda row: row["episode_index"]):
         videos: dict[str, VideoSpan] = {}
         for key in info.video_keys:
             place = Location(row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"])
-            path = place.path(str(info.video_path), video_key=key)
-            videos[key] = VideoSpan(path, row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"])
+            file = place.path(str(info.video_path), video_key=key)
+            videos[key] = VideoSpan(file, row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"])
         data_path = Location(row["data/chunk_index"], row["data/file_index"]).path(info.data_path)
         span = row["dataset_from_index"], row["dataset_to_index"]
         episodes.append(Episode(row["episode_index"], *span, tuple(row["tasks"]), data_path, videos))
@@ -142,19 +142,18 @@ def read_episode_stats(root: Path, info: Info) -> dict[int, Stats]:
     """Per-episode statistics: episode index → feature → statistic."""
     if info.version == layout.V21:
         path = root / layout.V21_STATS_FILE
-        return {
-            int(_field(path, row, "episode_index")): stats_from_json(path, _field(path, row, "stats"))
-            for row in layout.read_jsonl(path)
-        }
+        rows = [_checked(path, row, {"episode_index": int, "stats": dict}) for row in layout.read_jsonl(path)]
+        return {row["episode_index"]: stats_from_json(path, row["stats"]) for row in rows}
     found: dict[int, Stats] = {}
     for path in episode_files(root):
         for row in read_table(path).to_pylist():
+            _checked(path, row, {"episode_index": int})
             stats: Stats = {}
             for name, value in row.items():
                 if name.startswith("stats/") and value is not None:
                     key, statistic = name.removeprefix("stats/").rsplit("/", 1)
                     stats.setdefault(key, {})[statistic] = _numbers(path, name, value)
-            found[int(row["episode_index"])] = stats
+            found[row["episode_index"]] = stats
     return found
 
 
@@ -186,7 +185,11 @@ def _numbers(path: Path, name: str, value: Any) -> NDArray:
     return array
 
 
-def _field(path: Path, row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise DatasetError(f"{path}: field {name} is missing in a line; restore the file")
-    return row[name]
+def _checked(path: Path, row: dict[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """`row` with fields of the wanted types (a list is a list of texts). Raises DatasetError naming the field."""
+    for name, kind in kinds.items():
+        value: Any = row.get(name)
+        fits = type(value) is kind
+        if not fits or (kind is list and not all(isinstance(item, str) for item in row[name])):
+            raise DatasetError(f"{path}: field {name} of episode {row.get('episode_index')} is {value!r}; restore the file")
+    return row

@@ -11,7 +11,6 @@ from vla_edge.datasets.layout import INDEX_FEATURES
 from vla_edge.datasets.meta import episode_files, read_table
 from vla_edge.datasets.opened import MOST_PROBLEMS, Opened, joined
 from vla_edge.datasets.tables import column_type
-from vla_edge.errors import DatasetError
 
 
 def folders(opened: Opened) -> list[str]:
@@ -43,10 +42,7 @@ def metadata(opened: Opened) -> list[str]:
 
 
 def version(opened: Opened) -> list[str]:
-    try:
-        raw = layout.read_json(opened.root / layout.INFO_FILE)
-    except DatasetError as error:
-        return [str(error)]
+    raw = layout.read_json(opened.root / layout.INFO_FILE)
     stated = raw.get("codebase_version") if isinstance(raw, dict) else None
     if stated not in layout.VERSIONS:
         return [f"codebase_version is {stated!r}; {' and '.join(layout.VERSIONS)} are known"]
@@ -108,18 +104,21 @@ def counts(opened: Opened) -> list[str]:
     problems = [f"{name} is {stated}, there are {count} {what}" for name, stated, count, what in found if stated != count]
     if not episodes:
         problems.append("there is no episode")
-    found_rows = np.bincount(joined(frames, "episode_index").astype(np.int64), minlength=len(episodes))
+    found_rows = dict(zip(*(part.tolist() for part in np.unique(joined(frames, "episode_index"), return_counts=True))))
     for episode in episodes:
-        if found_rows[episode.index] != episode.length:
-            problems.append(f"episode {episode.index} has {found_rows[episode.index]} rows, meta says {episode.length}")
+        if found_rows.get(episode.index, 0) != episode.length:
+            problems.append(f"episode {episode.index} has {found_rows.get(episode.index, 0)} rows, meta says {episode.length}")
     if info.version == layout.V30:
         for path in episode_files(opened.root):
-            table = read_table(path, ["episode_index", "length", "dataset_from_index", "dataset_to_index"])
+            table = read_table(path, ["episode_index", "length"])
+            lengths = {episode.index: episode.length for episode in episodes}
             problems += [
-                f"episode {row['episode_index']}: length {row['length']}, indices {row['dataset_from_index']} to {row['dataset_to_index']}"
-                for row in table.to_pylist() if row["length"] != row["dataset_to_index"] - row["dataset_from_index"]
+                f"episode {number}: length {length}, its indices say {lengths[number]}"
+                for number, length in zip(table["episode_index"].to_pylist(), table["length"].to_pylist())
+                if length != lengths[number]
             ]
-    for name, span in (info.raw.get("splits") or {}).items():
+    splits = info.raw.get("splits")
+    for name, span in (splits if isinstance(splits, dict) else {}).items():
         first, _, last = str(span).partition(":")
         if not (first.isdigit() and last.isdigit() and int(first) <= int(last) <= len(episodes)):
             problems.append(f"split {name} is {span!r}, there are {len(episodes)} episodes")

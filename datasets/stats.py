@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.errors import DatasetError
+
 Stats = dict[str, dict[str, NDArray]]
 """feature → statistic (`min` `max` `mean` `std` `count` …) → array of one or more dimensions."""
 
@@ -86,15 +88,23 @@ def thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def aggregate(parts: Iterable[Stats]) -> Stats:
-    """Statistics of several episodes put together (means weighted by count, parallel variance)."""
+    """Statistics of several episodes put together (means weighted by count, parallel variance).
+
+    Raises DatasetError when an episode's entry of a feature lacks one of the five or has another shape.
+    """
     gathered: dict[str, list[dict[str, NDArray]]] = {}
     for stats in parts:
         for key, entry in stats.items():
             gathered.setdefault(key, []).append(entry)
-    return {key: _merged(entries) for key, entries in gathered.items()}
+    return {key: _merged(key, entries) for key, entries in gathered.items()}
 
 
-def _merged(entries: list[dict[str, NDArray]]) -> dict[str, NDArray]:
+def _merged(key: str, entries: list[dict[str, NDArray]]) -> dict[str, NDArray]:
+    for name in ("min", "max", "mean", "std", "count"):
+        shapes = {entry[name].shape if name in entry else None for entry in entries}
+        if None in shapes or len(shapes) != 1:
+            raise DatasetError(f"statistics of {key}: {name} is missing or of another shape in some episode; "
+                               "run `vla-data stats --write`")
     means = np.stack([entry["mean"] for entry in entries])
     counts = np.stack([entry["count"] for entry in entries])
     total = counts.sum(axis=0)

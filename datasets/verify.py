@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_edge.datasets.checks import CHECKS
-from vla_edge.datasets.opened import open_parts
+from vla_edge.datasets.checks import CHECKS, Check
+from vla_edge.datasets.opened import Opened, open_parts
 from vla_edge.errors import DatasetError
 
 
@@ -69,5 +69,12 @@ def verify_dataset(root: Path, progress: Callable[[str], None] | None = None) ->
         if missing:
             results.append(CheckResult(check.name, None, f"{' and '.join(missing)} could not be read"))
         else:
-            results.append(CheckResult(check.name, tuple(check.run(opened))))
+            results.append(CheckResult(check.name, _problems(check, opened)))
     return Report(root, opened.info.version if opened.info else None, tuple(results))
+
+
+def _problems(check: Check, opened: Opened) -> tuple[str, ...]:
+    try:
+        return tuple(check.run(opened))
+    except DatasetError as error:
+        return (str(error),)

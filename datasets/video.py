@@ -25,7 +25,7 @@ _FORWARD_FRAMES = 16
 def open_video(path: Path) -> Any:
     """An open PyAV container with a video stream. Raises DatasetError naming the file."""
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), metadata_errors="replace")
     except FileNotFoundError:
         raise DatasetError(f"video {path} is missing; restore it from the source of the data set") from None
     except FFmpegError as error:
@@ -33,6 +33,9 @@ def open_video(path: Path) -> Any:
     if not container.streams.video:
         container.close()
         raise DatasetError(f"video {path} holds no video stream; restore it from the source")
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise DatasetError(f"video {path} is coded in a way this PyAV build does not know; restore it or re-encode it")
     return container
 
 
