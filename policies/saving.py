@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from vla_edge.errors import CheckpointError
 from vla_edge.policies.backbone import VLM_FOLDER
 from vla_edge.policies.config import SmolVLAConfig, config_to_json
 from vla_edge.policies.processing import POSTPROCESSOR, PREPROCESSOR, ProcessorSettings
@@ -53,7 +54,12 @@ def write_processors(folder: Path, config: SmolVLAConfig, settings: ProcessorSet
 
 
 def write_backbone(folder: Path, source: Path, tokenizer: Path) -> None:
-    """Copy the backbone's files to `folder/vlm`, its weights left out, and the tokenizer's when it lies elsewhere."""
+    """Copy the backbone's files to `folder/vlm`, its weights left out, and the tokenizer's when it lies elsewhere.
+
+    CheckpointError when they are no longer where the policy was loaded from."""
+    for place, name in ((source, "config.json"), (tokenizer, "tokenizer.json")):
+        if not (place / name).is_file():
+            raise CheckpointError(f"{place / name}: gone since the policy was loaded; put it back to save a complete checkpoint")
     target = folder / VLM_FOLDER
     target.mkdir()
     for place, pattern in ((source, "*"), (tokenizer, "tokenizer*.json")):

@@ -73,7 +73,6 @@ class SmolVLAPolicy(nn.Module):
         load_weights(policy, weights)
         policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
         policy.digest = weights.digest
-        set_trainable(policy.model)
         return policy.eval()
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def test_the_backbone_is_found_by_a_path_in_the_checkpoint_and_in_the_hubs_cache
 
 
 def test_missing_fields_of_the_backbones_config_take_transformers_defaults() -> None:
-    content = {
+    content: dict[str, Any] = {
         "model_type": "smolvlm",
         "scale_factor": 4,
         "text_config": {"model_type": "llama", "hidden_size": 960, "num_attention_heads": 15, "num_key_value_heads": 5, "intermediate_size": 2560, "vocab_size": 49280},
@@ -154,7 +156,7 @@ def test_other_normalisation_modes_map_the_range_to_minus_one_and_one(folder: Pa
             statistics[f"{feature}.{high}"][5] = -3
         save_numpy(statistics, folder / file)
     for file, step in ((PRE, 5), (POST, 0)):
-        edit_json(folder / file, lambda content, step=step: content["steps"][step]["config"]["norm_map"].update(STATE=mode, ACTION=mode))
+        step_of(file, step, norm_map={"STATE": mode, "ACTION": mode})(folder)
     policy = SmolVLAPolicy.from_pretrained(folder)
     state = np.array([-3, 5, 1, 3, -1, -3], np.float32)
     normalised = policy.preprocess({"observation.state": state, "task": "go"})["observation.state"]
@@ -183,7 +185,7 @@ def test_long_tasks_are_cut_on_the_side_the_tokenizer_names_as_transformers_does
     transformers = pytest.importorskip("transformers")
     task = "Pick up the red cube, then place it into the box beside the blue cylinder and close the lid twice, slowly, then wave to the camera and rest"
     for side in ("left", "right"):
-        edit_json(folder / "vlm" / "tokenizer_config.json", lambda content, side=side: content.update(truncation_side=side))
+        edit_json(folder / "vlm" / "tokenizer_config.json", functools.partial(dict.update, truncation_side=side))
         ids, mask = SmolVLAPolicy.from_pretrained(folder).tokenizer.encode([task, "short"])
         reference = transformers.AutoTokenizer.from_pretrained(folder / "vlm")
         expected = reference([f"{task}\n", "short\n"], max_length=48, truncation=True, padding="max_length", padding_side="right", return_tensors="pt")
@@ -194,8 +196,12 @@ def test_long_tasks_are_cut_on_the_side_the_tokenizer_names_as_transformers_does
 # ---- damage that is named
 
 
-def remove(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
+def remove(*names: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return apply
 
 
 def truncate(folder: Path) -> None:
@@ -232,7 +238,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
     "one statistic missing": (tensors_of(lambda t: t.pop("observation.state.std"), NORMALIZER), CheckpointError, "statistics of observation.state lack std"),
     "a statistic of another shape": (tensors_of(lambda t: t.update({"action.mean": torch.ones(5)}), UNNORMALIZER), CheckpointError, r"action\.mean has shape \[5\]"),
     "an infinite statistic": (tensors_of(lambda t: t["action.std"].fill_(float("inf")), UNNORMALIZER), CheckpointError, "action.std is not finite"),
-    "no processors and no buffers": (lambda folder: [(folder / name).unlink() for name in (PRE, POST)], CheckpointError, "no statistics"),
+    "no processors and no buffers": (remove(PRE, POST), CheckpointError, "no statistics"),
     "one processor file missing": (remove(POST), CheckpointError, rf"{POST}: missing"),
     "unknown processor step": (
         lambda folder: edit_json(folder / PRE, lambda content: content["steps"].append({"registry_name": "flip_images"})),
@@ -280,6 +286,31 @@ def test_damage_is_one_line_that_names_the_file_or_field(name: str, folder: Path
     assert type(caught.value) in (CheckpointError, ConfigError) and "\n" not in str(caught.value)
 
 
+def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from leaves(value, (*path, key))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", ["config.json", PRE, POST, "vlm/config.json", "vlm/tokenizer_config.json"])
+def test_a_wrong_type_in_any_json_field_is_never_a_traceback(name: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    original = (folder / name).read_text()
+    wrong: tuple[Any, ...] = (None, -5, "x", [], {"a": 1}, True)
+    for index, path in enumerate(leaves(json.loads(original))):
+        content = json.loads(original)
+        place = content
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = wrong[index % len(wrong)]
+        (folder / name).write_text(json.dumps(content))
+        with contextlib.suppress(VlaEdgeError):
+            SmolVLAPolicy.from_pretrained(folder)
+
+
 def test_a_field_nobody_knows_is_reported(folder: Path) -> None:
     config_of(use_relative_actions=True)(folder)
     assert any("use_relative_actions" in note for note in SmolVLAPolicy.from_pretrained(folder).notes)
@@ -310,6 +341,14 @@ def test_what_training_changed_is_saved_without_loss(folder: Path, tmp_path: Pat
         weight.add_(1e-6)
     policy.save_pretrained(tmp_path / "saved")
     assert torch.equal(load_file(tmp_path / "saved" / "model.safetensors")[TENSOR], weight.detach())
+
+
+def test_saving_without_the_backbones_files_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    policy = SmolVLAPolicy.from_pretrained(folder)
+    shutil.rmtree(folder / "vlm")
+    with pytest.raises(CheckpointError, match="gone since the policy was loaded"):
+        policy.save_pretrained(tmp_path / "saved")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["policy"]
 
 
 def test_the_digest_is_the_files_sha256(folder: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_gate_decides_per_sample_and_keeps_the_reference_while_the_scene_is_
     now[:, 1] = 3
     decision = policy._decide(now)
     assert policy.cache_reason == "similarity" and decision.tolist() == [True, False]
-    assert policy.last_similarity.tolist() == pytest.approx([1.0, -1.0])
+    assert policy.last_similarity is not None and policy.last_similarity.tolist() == pytest.approx([1.0, -1.0])
     assert torch.equal(policy._reference[0], torch.ones(2, 72)) and torch.equal(policy._reference[1], now[1])
     policy.reset()
     assert policy.last_similarity is None and policy.should_cache is None

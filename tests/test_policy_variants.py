@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vla_edge.errors import ConfigError, ObservationError
+from vla_edge.policies.aloha import encode_actions, encode_actions_inverse
 from vla_edge.policies.vision import tokens_per_image
 
 TOLERANCE = 1e-5
@@ -138,6 +139,11 @@ def test_aloha_joints_are_turned_as_in_lerobot_on_normalised_values(random_polic
     assert relative(chunk[0], expected) < TOLERANCE
     with pytest.raises(ConfigError, match="adapt_to_pi_aloha"):
         random_policy("six", adapt_to_pi_aloha=True)
+
+
+def test_recorded_aloha_actions_come_back_from_the_policys_joints() -> None:
+    actions = torch.randn(2, 5, 14, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(encode_actions(encode_actions_inverse(actions)), actions, atol=1e-6)
 
 
 @torch.no_grad()
