@@ -82,26 +82,39 @@ static int64_t landing(const guard_joint_limits *limits, guard_joint state, int3
     return place;
 }
 
-/* The acceleration after which a brake ends nearest to the wish, if the wish goes on as it moves now:
- * how a wish that cannot be met at once is approached without overshoot. */
-static int32_t approach(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t low, int32_t high)
+/* Counts a tick the wish moves at now; a jump is no motion. */
+static int32_t motion(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish)
 {
     int32_t moving = joint->wish_known ? wish - joint->wish : 0;
-    if (magnitude(moving) > limits->velocity)
-        moving = 0; /* a jump, not a motion */
+    return magnitude(moving) <= limits->velocity ? moving : 0;
+}
+
+/* May the wish be met in this tick? Yes when the last one was: then it is followed. Else only when a brake from
+ * there would end on it, or beside it while it moves, so that no goal shoots past a wish that stands still. */
+static bool arrives(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t acceleration)
+{
+    if (joint->wish_known && joint->wish == joint->goal)
+        return true;
+    int32_t moving = motion(limits, joint, wish);
+    int64_t off = landing(limits, moved(*joint, acceleration), moving) - wish;
+    return llabs(off) <= (moving == 0 ? 0 : GUARD_JOIN_COUNTS);
+}
+
+/* The acceleration after which a brake ends on the wish or last before it, if the wish goes on as it moves now:
+ * how a wish that cannot be met at once is approached. */
+static int32_t approach(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t low, int32_t high)
+{
+    int32_t moving = motion(limits, joint, wish);
     int32_t first = low, last = high;
-    while (first < last) { /* the smallest that lands on the wish or beyond */
+    while (first < last) { /* the smallest that lands on the wish or beyond, or `high` */
         int32_t middle = first + (last - first) / 2;
         if (landing(limits, moved(*joint, middle), moving) >= wish)
             last = middle;
         else
             first = middle + 1;
     }
-    if (first == low)
-        return low;
-    int64_t beyond = landing(limits, moved(*joint, first), moving) - wish;
-    int64_t before = wish - landing(limits, moved(*joint, first - 1), moving);
-    return before <= beyond ? first - 1 : first;
+    bool beyond = landing(limits, moved(*joint, first), moving) > wish;
+    return beyond && first > low && joint->goal <= wish ? first - 1 : first;
 }
 
 /* The step of one joint towards `wish`: the acceleration nearest to it that leads to a stoppable state. */
@@ -122,7 +135,7 @@ static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *j
         met = limits->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY;
     else if (magnitude(wanted) > limits->acceleration)
         met = GUARD_CLAMPED_ACCELERATION;
-    else if (wanted < low || wanted > high)
+    else if (wanted < low || wanted > high || !arrives(limits, joint, target, wanted))
         met = GUARD_CLAMPED_JERK;
     if (met != GUARD_PASSED)
         chosen = approach(limits, joint, target, low, high);
@@ -154,7 +167,7 @@ static int32_t per_tick(double rate, double period_s, int power)
         counts *= period_s;
     if (!(counts >= 1.0))
         return 0;
-    return counts > GUARD_COUNTS_MAX ? GUARD_COUNTS_MAX : (int32_t)floor(counts);
+    return counts > GUARD_PER_TICK_MAX ? GUARD_PER_TICK_MAX : (int32_t)floor(counts);
 }
 
 /* Ticks the brake needs from the worst stoppable state; more than GUARD_REST_TICKS_MAX is not counted out. */

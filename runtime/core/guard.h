@@ -33,6 +33,8 @@
 enum {
     GUARD_START_TOLERANCE = 2,        /* counts the first goal may differ from the present position */
     GUARD_COUNTS_MAX = 1 << 20,       /* 256 turns: beyond it a value is no joint position */
+    GUARD_PER_TICK_MAX = 1 << 14,     /* four turns a tick: a larger rate is cut to it */
+    GUARD_JOIN_COUNTS = 8,            /* how far beside a moving wish a brake may end for the goal to join it (0.7 degrees) */
     GUARD_REST_TICKS_MAX = 512,       /* a brake longer than this is refused at start */
 };
 

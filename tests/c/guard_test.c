@@ -1,0 +1,541 @@
+/* The safety filter: its law on adversarial actions, judged from the bus's log, and against a brute-force reference.
+ *
+ * guard_test [STEPS]: adversarial actions per configuration.
+ */
+#include "guard.h"
+
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            return 1;                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+enum { LOW = 1000, HIGH = 3000, MS = 1000000 };
+static const int64_t period_30hz = 33333333;
+
+static uint64_t seed = 1;
+static int draw(int n) /* 0..n-1 */
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (int)((seed >> 33) % (uint64_t)n);
+}
+
+static guard_limits usual(void)
+{
+    return (guard_limits){.position_min = LOW, .position_max = HIGH, .velocity = 2000, .acceleration = 30000, .jerk = 1e6,
+                          .step = 120, .tracking = 4000, .scale = 1.0, .offset = 0.0};
+}
+
+static void fill(guard_limits limits[ARM_JOINTS], guard_limits one)
+{
+    for (int i = 0; i < ARM_JOINTS; i++)
+        limits[i] = one;
+}
+
+static guard made(guard_limits one, int64_t period_ns)
+{
+    guard_limits limits[ARM_JOINTS];
+    guard guard;
+    int joint;
+    fill(limits, one);
+    if (guard_configure(&guard, limits, period_ns, &joint) != GUARD_CONFIG_OK)
+        abort();
+    return guard;
+}
+
+static guard started(guard_limits one, int32_t at)
+{
+    guard guard = made(one, period_30hz);
+    int32_t present[ARM_JOINTS];
+    int joint;
+    for (int i = 0; i < ARM_JOINTS; i++)
+        present[i] = at;
+    if (!guard_start(&guard, present, &joint))
+        abort();
+    return guard;
+}
+
+static guard_result step_all(guard *guard, float action, int32_t present)
+{
+    float actions[ARM_JOINTS];
+    int32_t presents[ARM_JOINTS];
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        actions[i] = action;
+        presents[i] = present;
+    }
+    guard_view view = {.present = presents, .present_ns = 0, .now_ns = 0};
+    return guard_step(guard, actions, ARM_JOINTS, &view);
+}
+
+/* ---- configuration ---- */
+
+static guard_config_error configured(guard_limits one, int64_t period_ns)
+{
+    guard_limits limits[ARM_JOINTS];
+    guard guard;
+    int joint = -1;
+    fill(limits, usual());
+    limits[2] = one;
+    guard_config_error error = guard_configure(&guard, limits, period_ns, &joint);
+    return error != GUARD_CONFIG_OK && joint != 2 ? (guard_config_error)-1 : error;
+}
+
+static int configuration(void)
+{
+    guard guard = made(usual(), period_30hz);
+    CHECK(guard.limits[0].velocity == 66 && guard.limits[0].acceleration == 33 && guard.limits[0].jerk == 37);
+    CHECK(guard.reading_limit_ns == period_30hz * 5 / 2 && !guard.started && guard.rest_ticks == 4);
+    guard_limits one = usual();
+    one.step = 10;
+    guard = made(one, period_30hz);
+    CHECK(guard.limits[5].velocity == 10 && guard.limits[5].step_is_smaller && guard.limits[5].acceleration == 20
+          && guard.limits[5].jerk == 37);
+    one.step = 66;
+    CHECK(!made(one, period_30hz).limits[0].step_is_smaller);
+    one = usual();
+    one.acceleration = 10000;
+    CHECK(made(one, period_30hz).limits[0].jerk == 22); /* twice the acceleration: more cannot be used */
+    one = usual();
+    one.velocity = one.acceleration = one.jerk = 1e15;
+    one.step = INT_MAX;
+    guard = made(one, period_30hz);
+    CHECK(guard.limits[0].velocity == GUARD_PER_TICK_MAX && guard.limits[0].acceleration == GUARD_PER_TICK_MAX);
+    CHECK(guard.limits[0].jerk == GUARD_PER_TICK_MAX);
+
+#define REFUSED(field, value, error)                                                                                   \
+    one = usual();                                                                                                     \
+    one.field = value;                                                                                                 \
+    CHECK(configured(one, period_30hz) == error)
+    REFUSED(position_min, HIGH, GUARD_CONFIG_RANGE);
+    REFUSED(position_min, -GUARD_COUNTS_MAX - 1, GUARD_CONFIG_RANGE);
+    REFUSED(position_max, GUARD_COUNTS_MAX + 1, GUARD_CONFIG_RANGE);
+    REFUSED(position_min, -GUARD_COUNTS_MAX, GUARD_CONFIG_OK);
+    REFUSED(position_max, GUARD_COUNTS_MAX, GUARD_CONFIG_OK);
+    REFUSED(position_min, HIGH - 1, GUARD_CONFIG_OK);
+    REFUSED(scale, 0.0, GUARD_CONFIG_RANGE);
+    REFUSED(scale, (double)NAN, GUARD_CONFIG_RANGE);
+    REFUSED(offset, (double)INFINITY, GUARD_CONFIG_RANGE);
+    REFUSED(tracking, 0, GUARD_CONFIG_RANGE);
+    REFUSED(tracking, 1, GUARD_CONFIG_OK);
+    REFUSED(tracking, GUARD_COUNTS_MAX, GUARD_CONFIG_OK);
+    REFUSED(tracking, GUARD_COUNTS_MAX + 1, GUARD_CONFIG_RANGE);
+    REFUSED(velocity, 29.9, GUARD_CONFIG_RATE);
+    REFUSED(velocity, 30.1, GUARD_CONFIG_OK);
+    REFUSED(velocity, (double)NAN, GUARD_CONFIG_RATE);
+    REFUSED(acceleration, 899.0, GUARD_CONFIG_RATE);
+    REFUSED(acceleration, 901.0, GUARD_CONFIG_OK);
+    REFUSED(jerk, 26999.0, GUARD_CONFIG_RATE);
+    REFUSED(jerk, 27001.0, GUARD_CONFIG_OK);
+    REFUSED(step, 0, GUARD_CONFIG_RATE);
+    REFUSED(step, 1, GUARD_CONFIG_OK);
+    one = usual();
+    one.velocity = 20000;
+    one.step = 1000;
+    one.acceleration = 901;
+    CHECK(configured(one, period_30hz) == GUARD_CONFIG_REST);
+    one.velocity = 512 * 30; /* 511 counts a tick at 1 count a tick^2: one tick more to let the acceleration go */
+    CHECK(configured(one, period_30hz) == GUARD_CONFIG_OK);
+    one.velocity = 514 * 30;
+    CHECK(configured(one, period_30hz) == GUARD_CONFIG_REST);
+    return 0;
+}
+
+/* ---- start, refusals ---- */
+
+static int starting(void)
+{
+    guard guard = made(usual(), period_30hz);
+    int32_t present[ARM_JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, 2001};
+    int joint;
+    CHECK(guard_start(&guard, present, &joint) && guard.started && guard_at_rest(&guard));
+    guard_result first = guard_brake(&guard);
+    const int32_t expected[ARM_JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, 2001};
+    CHECK(first.verdict == GUARD_PASSED && first.joint == -1 && memcmp(first.goals, expected, sizeof expected) == 0);
+    present[3] = HIGH + 3;
+    CHECK(!guard_start(&guard, present, &joint) && joint == 3 && !guard.started);
+    CHECK(step_all(&guard, 2000, 2000).verdict == GUARD_REFUSED_NO_READING);
+    present[3] = HIGH;
+    present[0] = LOW - 3;
+    CHECK(!guard_start(&guard, present, &joint) && joint == 0);
+    present[0] = INT_MIN;
+    CHECK(!guard_start(&guard, present, &joint) && joint == 0);
+    present[0] = INT_MAX;
+    CHECK(!guard_start(&guard, present, &joint) && joint == 0);
+    return 0;
+}
+
+static int refusals(void)
+{
+    const float bad[] = {NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, GUARD_COUNTS_MAX + 1.0f, -GUARD_COUNTS_MAX - 1.0f};
+    int32_t present[ARM_JOINTS];
+    guard_view view = {.present = present, .present_ns = 10, .now_ns = 10};
+    guard_limits soft = usual();
+    soft.jerk = 300000;
+    for (int i = 0; i < ARM_JOINTS; i++)
+        present[i] = 2000;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        for (int joint = 0; joint < ARM_JOINTS; joint++) {
+            guard guard = started(soft, 2000);
+            step_all(&guard, 2005, 2000);
+            step_all(&guard, 2015, 2000);
+            float action[ARM_JOINTS] = {2030, 2030, 2030, 2030, 2030, 2030};
+            action[joint] = bad[i];
+            guard_result result = guard_step(&guard, action, ARM_JOINTS, &view);
+            CHECK(result.verdict == GUARD_REFUSED_NOT_FINITE && result.joint == joint);
+            for (int k = 0; k < ARM_JOINTS; k++) { /* the brake's goals, whatever was asked */
+                CHECK(result.joints[k] == GUARD_REFUSED_NOT_FINITE);
+                CHECK(result.goals[k] == 2015 + 10 - 6); /* the acceleration of 5 falls by the jerk limit of 11 */
+            }
+        }
+    guard guard = started(usual(), 2000);
+    const float action[ARM_JOINTS + 1] = {2010, 2010, 2010, 2010, 2010, 2010, 2010};
+    guard_result result = guard_step(&guard, action, ARM_JOINTS - 1, &view);
+    CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == ARM_JOINTS - 1 && result.goals[0] == 2000);
+    result = guard_step(&guard, action, ARM_JOINTS + 1, &view);
+    CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == -1 && result.goals[0] == 2000);
+    CHECK(guard_step(&guard, action, 0, &view).verdict == GUARD_REFUSED_JOINTS);
+
+    view.now_ns = view.present_ns + period_30hz * 5 / 2;
+    CHECK(guard_step(&guard, action, ARM_JOINTS, &view).verdict == GUARD_PASSED);
+    view.now_ns++;
+    result = guard_step(&guard, action, ARM_JOINTS, &view);
+    CHECK(result.verdict == GUARD_REFUSED_NO_READING && result.joint == -1);
+    view.present = NULL;
+    view.now_ns = view.present_ns;
+    CHECK(guard_step(&guard, action, ARM_JOINTS, &view).verdict == GUARD_REFUSED_NO_READING);
+    return 0;
+}
+
+/* ---- what passes, what is clamped and named ---- */
+
+static int naming(void)
+{
+    guard guard = started(usual(), 2000);
+    guard_result result = step_all(&guard, 2018.4f, 2000);
+    CHECK(result.verdict == GUARD_PASSED && result.joint == -1 && result.goals[3] == 2018);
+    CHECK(!guard_at_rest(&guard));
+    CHECK(step_all(&guard, 2051, 2000).goals[0] == 2051 && step_all(&guard, 2084, 2000).goals[0] == 2084);
+    CHECK(guard.joints[0].velocity == 33 && guard.joints[0].acceleration == 0);
+    result = step_all(&guard, 2085, 2000); /* from 33 to 1 count a tick: -32, jerk 32 */
+    CHECK(result.verdict == GUARD_PASSED && result.goals[0] == 2085);
+    result = step_all(&guard, 2118, 2000); /* +32 after -32 */
+    CHECK(result.verdict == GUARD_CLAMPED_JERK && result.joint == 0 && result.goals[0] == 2085 + 1 + 5);
+    guard = started(usual(), 2000); /* in reach, but the goal would shoot past it */
+    CHECK(step_all(&guard, 2019, 2000).verdict == GUARD_CLAMPED_JERK);
+
+    guard = started(usual(), 2000);
+    result = step_all(&guard, 2034, 2000);
+    CHECK(result.verdict == GUARD_CLAMPED_ACCELERATION && result.goals[0] <= 2033);
+    guard = started(usual(), 2000);
+    CHECK(step_all(&guard, 2066, 2000).verdict == GUARD_CLAMPED_ACCELERATION);
+    guard = started(usual(), 2000);
+    CHECK(step_all(&guard, 2067, 2000).verdict == GUARD_CLAMPED_VELOCITY);
+    guard_limits slow = usual();
+    slow.step = 20;
+    guard = started(slow, 2000);
+    CHECK(step_all(&guard, 2021, 2000).verdict == GUARD_CLAMPED_STEP);
+    guard = started(usual(), 2990);
+    CHECK(step_all(&guard, HIGH + 1, 2990).verdict == GUARD_CLAMPED_POSITION);
+    guard = started(usual(), 1010);
+    CHECK(step_all(&guard, LOW - 1, 1010).verdict == GUARD_CLAMPED_POSITION);
+    guard = started(usual(), 2960);
+    guard = started(usual(), 2940);
+    CHECK(step_all(&guard, 2958, 2940).verdict == GUARD_PASSED);
+    result = step_all(&guard, 2992, 2940); /* within every limit now, but it could not be stopped before 3000 */
+    CHECK(result.verdict == GUARD_CLAMPED_POSITION && result.goals[0] > 2976 && result.goals[0] < 2992);
+    guard = started(usual(), 2960);
+    CHECK(step_all(&guard, 2975, 2960).verdict == GUARD_PASSED && step_all(&guard, 2990, 2960).verdict == GUARD_PASSED);
+    CHECK(step_all(&guard, 3000, 2960).verdict == GUARD_PASSED); /* just in time */
+
+    guard_limits near = usual();
+    near.tracking = 10;
+    guard = started(near, 2000);
+    result = step_all(&guard, 2011, 2000);
+    CHECK(result.verdict == GUARD_CLAMPED_TRACKING && result.goals[0] == 2010);
+    guard = started(near, 2000);
+    result = step_all(&guard, 1989, 2000);
+    CHECK(result.verdict == GUARD_CLAMPED_TRACKING && result.goals[0] == 1990);
+    guard = started(near, 2000);
+    CHECK(step_all(&guard, 2010, 2000).verdict == GUARD_PASSED);
+    guard = started(near, HIGH); /* a joint pushed far outside pulls no goal out of the soft limits */
+    CHECK(step_all(&guard, HIGH, INT_MAX).goals[0] == HIGH);
+    guard = started(near, LOW);
+    CHECK(step_all(&guard, LOW, INT_MIN).goals[0] == LOW);
+
+    /* The first limit in the order of the filter is told, with its joint. */
+    guard = started(usual(), 2000);
+    float action[ARM_JOINTS] = {2000, 2100, 2034, 4000, 2000, 5000};
+    int32_t present[ARM_JOINTS] = {2000, 2000, 2000, 2000, 2000, 2000};
+    guard_view view = {.present = present};
+    result = guard_step(&guard, action, ARM_JOINTS, &view);
+    CHECK(result.verdict == GUARD_CLAMPED_POSITION && result.joint == 3);
+    CHECK(result.joints[0] == GUARD_PASSED && result.joints[1] == GUARD_CLAMPED_VELOCITY);
+    CHECK(result.joints[2] == GUARD_CLAMPED_ACCELERATION && result.joints[5] == GUARD_CLAMPED_POSITION);
+
+    guard_limits mapped = usual(); /* joint units to counts, rounded to the nearest */
+    mapped.scale = -11.375;
+    mapped.offset = 2048;
+    guard = started(mapped, 2048);
+    CHECK(step_all(&guard, 1.0f, 2048).goals[0] == 2037);
+    return 0;
+}
+
+/* A wish within the limits passes unchanged; a far one is reached without overshoot and held. */
+static int following(void)
+{
+    for (int phase = 0; phase < 64; phase++) {
+        guard guard = started(usual(), 2000);
+        for (int k = 0; k < 300; k++) { /* v <= 30, a <= 8 + rounding, from rest */
+            double ramp = k < 60 ? k / 60.0 : 1.0;
+            float wish = (float)rint(2000 + 500 * ramp * ramp * (1 - cos(0.12 * k + phase * 0.001)) / 2);
+            guard_result result = step_all(&guard, wish, 2000);
+            CHECK(result.verdict == GUARD_PASSED && result.goals[2] == (int32_t)wish);
+        }
+    }
+    for (int far = 1; far < 900; far += 7) {
+        guard guard = started(usual(), 2000);
+        int k = 0;
+        for (; k < 40; k++) {
+            int32_t goal = step_all(&guard, (float)(2000 + far), 2000).goals[1];
+            CHECK(goal <= 2000 + far);
+            if (goal == 2000 + far && guard_at_rest(&guard))
+                break;
+        }
+        CHECK(k <= far / 66 + 8);
+        for (k = 0; k < 5; k++)
+            CHECK(step_all(&guard, (float)(2000 + far), 2000).goals[1] == 2000 + far);
+    }
+    /* After a jump onto something that moves steadily, the goal catches up and then follows it exactly. */
+    guard guard = started(usual(), 1200);
+    int exact = 0;
+    for (int k = 0; k < 60; k++) {
+        int32_t wish = 1500 + 20 * k;
+        exact = step_all(&guard, (float)wish, 1200).goals[0] == wish ? exact + 1 : 0;
+    }
+    CHECK(exact >= 40);
+    return 0;
+}
+
+/* ---- brute force: the same rules with nothing clever ---- */
+
+typedef struct {
+    int v, a, j, low, high, tracking, step_is_smaller;
+} plain;
+
+static long ref_released(long v, int a, int j)
+{
+    while (a != 0) {
+        a = a > 0 ? (a > j ? a - j : 0) : (a < -j ? a + j : 0);
+        v += a;
+    }
+    return v;
+}
+
+static int ref_brake(const plain *l, int v, int a)
+{
+    long rest = ref_released(v, a, l->j);
+    int best = a;
+    int found = 0;
+    for (int next = -l->a; next <= l->a; next++) {
+        if (abs(next - a) > l->j)
+            continue;
+        long after = ref_released((long)v + next, next, l->j);
+        /* the strongest deceleration that does not turn the sign */
+        if (rest >= 0 && after >= 0 && !found) {
+            best = next;
+            found = 1;
+        }
+        if (rest < 0 && after <= 0)
+            best = next;
+    }
+    return best;
+}
+
+static int ref_stoppable(const plain *l, int g, int v, int a)
+{
+    for (;;) {
+        if (abs(v) > l->v)
+            return l->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY;
+        if (g < l->low || g > l->high)
+            return GUARD_CLAMPED_POSITION;
+        if (v == 0 && a == 0)
+            return GUARD_PASSED;
+        a = ref_brake(l, v, a);
+        v += a;
+        g += v;
+    }
+}
+
+static long ref_landing(const plain *l, int g, int v, int a, int moving)
+{
+    int u = v - moving;
+    long place = g;
+    while (u != 0 || a != 0) {
+        a = ref_brake(l, u, a);
+        u += a;
+        place += u;
+    }
+    return place;
+}
+
+static int between(int value, int low, int high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
+static int ref_step(const plain *l, guard_joint *s, int wish, int present, int *verdict)
+{
+    int inside = between(wish, l->low, l->high);
+    int near = between(inside, present - l->tracking, present + l->tracking);
+    int target = between(near, l->low, l->high);
+    int wanted = target - s->goal - s->velocity;
+    int first = -l->a > s->acceleration - l->j ? -l->a : s->acceleration - l->j;
+    int last = l->a < s->acceleration + l->j ? l->a : s->acceleration + l->j;
+    int moving = s->wish_known && abs(target - s->wish) <= l->v ? target - s->wish : 0;
+    long off = wanted >= first && wanted <= last
+                   ? labs(ref_landing(l, s->goal + s->velocity + wanted, s->velocity + wanted, wanted, moving) - target)
+                   : 0;
+    int followed = s->wish_known && s->wish == s->goal;
+    int met = abs(target - s->goal) > l->v ? (l->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY)
+              : abs(wanted) > l->a         ? GUARD_CLAMPED_ACCELERATION
+              : wanted < first || wanted > last || (!followed && off > (moving == 0 ? 0 : 8)) ? GUARD_CLAMPED_JERK
+                                                                                              : GUARD_PASSED;
+    int chosen = wanted;
+    if (met != GUARD_PASSED) {
+        chosen = s->goal <= target ? first : last;
+        for (int a = first; a <= last && s->goal <= target; a++) /* from below: the last that does not pass it */
+            if (ref_landing(l, s->goal + s->velocity + a, s->velocity + a, a, moving) <= target)
+                chosen = a;
+        for (int a = last; a >= first && s->goal > target; a--) /* from above likewise */
+            if (ref_landing(l, s->goal + s->velocity + a, s->velocity + a, a, moving) >= target)
+                chosen = a;
+    }
+    int safe = ref_brake(l, s->velocity, s->acceleration);
+    int limit;
+    while ((limit = ref_stoppable(l, s->goal + s->velocity + chosen, s->velocity + chosen, chosen)) != GUARD_PASSED) {
+        met = met == GUARD_PASSED ? limit : met;
+        chosen += chosen < safe ? 1 : -1;
+    }
+    s->acceleration = chosen;
+    s->velocity += chosen;
+    s->goal += s->velocity;
+    s->wish = target;
+    s->wish_known = true;
+    *verdict = inside != wish ? GUARD_CLAMPED_POSITION : met != GUARD_PASSED ? met : near != inside ? GUARD_CLAMPED_TRACKING : GUARD_PASSED;
+    return s->goal;
+}
+
+/* ---- the law, from the log ---- */
+
+/* A wish as an adversary would choose it. */
+static float adversarial(int mode, int k, int joint, int32_t goal, int32_t velocity)
+{
+    switch (mode) {
+    case 0:
+        return (float)(draw(5000) - 500);
+    case 1:
+        return 100000.0f;
+    case 2:
+        return -100000.0f;
+    case 3:
+        return (float)(2000 + 1100 * sin(0.05 * (joint + 1) * k));
+    case 4:
+        return draw(2) ? HIGH : LOW;
+    case 5:
+        return (float)(goal + velocity + draw(81) - 40);
+    case 6:
+        return (float)(goal + (velocity > 0 ? -1 : 1) * draw(200));
+    default:
+        return (float)(velocity >= 0 ? HIGH : LOW);
+    }
+}
+
+static int law(guard_limits one, int64_t period_ns, long steps, int against_reference)
+{
+    guard_limits limits[ARM_JOINTS];
+    guard guard;
+    int joint;
+    fill(limits, one);
+    limits[1].velocity *= 0.7;
+    limits[2].acceleration *= 0.8;
+    limits[3].jerk *= 1.5;
+    limits[4].step = one.step / 3 + 1;
+    limits[5].tracking = 150;
+    if (guard_configure(&guard, limits, period_ns, &joint) != GUARD_CONFIG_OK)
+        return 1;
+    int32_t present[ARM_JOINTS] = {LOW, HIGH, 2000, 1500, 2500, 2001};
+    CHECK(guard_start(&guard, present, &joint));
+    int32_t last[ARM_JOINTS], v[ARM_JOINTS] = {0}, a[ARM_JOINTS] = {0};
+    memcpy(last, present, sizeof last);
+    double T = (double)period_ns * 1e-9;
+    int mode = 0, held = 0;
+    for (long k = 0; k < steps; k++) {
+        if (draw(40) == 0)
+            mode = draw(10);
+        float action[ARM_JOINTS];
+        for (int i = 0; i < ARM_JOINTS; i++)
+            action[i] = adversarial(mode, (int)k, i, last[i], v[i]);
+        if (mode == 9 && draw(4) == 0)
+            action[draw(ARM_JOINTS)] = NAN;
+        guard_joint before[ARM_JOINTS];
+        memcpy(before, guard.joints, sizeof before);
+        guard_view view = {.present = present, .present_ns = k, .now_ns = k};
+        int hold = mode == 8;
+        guard_result result = hold ? guard_brake(&guard) : guard_step(&guard, action, ARM_JOINTS, &view);
+        int refused = hold || result.verdict >= GUARD_REFUSED_NOT_FINITE;
+        held = refused ? held + 1 : 0;
+        for (int i = 0; i < ARM_JOINTS; i++) {
+            const guard_joint_limits *l = &guard.limits[i];
+            int32_t v1 = result.goals[i] - last[i], a1 = v1 - v[i], j1 = a1 - a[i];
+            /* The limits as stated, from differences of what the bus got over nominal T. */
+            CHECK(abs(v1) / T <= limits[i].velocity && abs(a1) / (T * T) <= limits[i].acceleration);
+            CHECK(abs(j1) / (T * T * T) <= limits[i].jerk && abs(v1) <= limits[i].step);
+            CHECK(result.goals[i] >= LOW && result.goals[i] <= HIGH);
+            CHECK(held <= guard.rest_ticks || v1 == 0);
+            if (against_reference) {
+                plain p = {l->velocity, l->acceleration, l->jerk, l->position_min, l->position_max, l->tracking, l->step_is_smaller};
+                guard_joint s = before[i];
+                int verdict = result.joints[i];
+                if (refused) {
+                    CHECK(a1 == ref_brake(&p, before[i].velocity, before[i].acceleration));
+                } else {
+                    CHECK(ref_step(&p, &s, (int)lround((double)action[i]), present[i], &verdict) == result.goals[i]);
+                    CHECK(verdict == result.joints[i]);
+                }
+            }
+            last[i] = result.goals[i];
+            v[i] = v1;
+            a[i] = a1;
+            present[i] = last[i] + draw(61) - 30;
+        }
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    long steps = argc > 1 ? atol(argv[1]) : 20000;
+    guard_limits one = usual();
+    int failed = configuration() || starting() || refusals() || naming() || following();
+    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 20, 1);
+    one.jerk = 300000; /* less jerk than acceleration: braking takes several ticks to build up */
+    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 20, 1);
+    one.velocity = 5000;
+    failed = failed || law(one, 20 * MS, steps, 0) || law(one, 20 * MS, steps / 20, 1);
+    one = usual();
+    one.velocity = 3900;
+    failed = failed || law(one, 10 * MS, steps, 0) || law(one, 10 * MS, steps / 20, 1);
+    failed = failed || law(one, 200 * MS, steps, 0) || law(one, 166 * MS, steps / 20, 1);
+    if (!failed)
+        printf("ok, %ld adversarial steps per configuration\n", steps);
+    return failed;
+}
