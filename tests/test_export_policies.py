@@ -1,0 +1,217 @@
+"""Every configuration a SmolVLA checkpoint may have, exported and compared with torch; and parity that can fail.
+
+An export that returns has compared each stage with the plain torch policy on the runtime's own path: inputs, vision,
+prefix, state, velocity, chunk, actions, with all cameras and with the first one missing. What is asserted beyond that
+is what the configuration must have changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_edge.bundle import Manifest, open_bundle
+from vla_edge.errors import ConfigError, ExportError
+from vla_edge.export import attention, expert, layers, parity
+from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.export.graph import Graph
+from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+
+SMALL = {"num_vlm_layers": 2, "chunk_size": 6, "n_action_steps": 6, "num_steps": 3, "resize_imgs_with_padding": [64, 64], "tokenizer_max_length": 12}
+"""Keeps a case under a second; what a case is about stands in the case."""
+
+PLAIN_ROUNDING = 1e-5
+"""Ten times below the export's own limit: these tiny policies show 2e-6 (another order of float32 sums)."""
+
+
+def export(folder: Path, make: RandomPolicy) -> Manifest:
+    write_random_policy(folder / "policy", make)
+    return run_export(folder)
+
+
+def run_export(folder: Path) -> Manifest:
+    torch.set_num_threads(1)
+    return export_bundle(ExportRequest(folder / "policy", folder / "bundle", threads=1), lambda step: None)
+
+
+def small(cameras: tuple[str, ...] = ("laptop", "phone"), joints: int = 6, **config: Any) -> RandomPolicy:
+    return RandomPolicy(cameras=cameras, image_width=64, image_height=48, joints=joints, config={**SMALL, **config})
+
+
+CONFIGURATIONS: Mapping[str, tuple[RandomPolicy, Mapping[str, Any]]] = {
+    "one camera": (small(("top",)), {"prefix_rows": 1 + 12}),
+    "three cameras": (small(("a", "b", "c")), {"prefix_rows": 3 + 12}),
+    "self attention everywhere": (small(attention_mode="self_attn"), {"self_layers": (0, 1), "cross_layers": ()}),
+    "cross attention everywhere": (small(self_attn_every_n_layers=0), {"self_layers": (), "cross_layers": (0, 1)}),
+    "self attention every third layer": (small(num_vlm_layers=4, self_attn_every_n_layers=3), {"self_layers": (0, 3), "cross_layers": (1, 2)}),
+    "fewer expert layers": (small(num_vlm_layers=4, num_expert_layers=2, self_attn_every_n_layers=4), {"self_layers": (0,), "cross_layers": (2,)}),
+    "one layer": (small(num_vlm_layers=1), {"layers": 1, "self_layers": (0,)}),
+    "special image tokens": (small(add_image_special_tokens=True), {"image_start_tokens": 2, "image_end_tokens": 1, "prefix_rows": 2 * 4 + 12}),
+    "special tokens of empty cameras": (small(add_image_special_tokens=True, empty_cameras=2), {"empty_cameras": 2, "prefix_rows": 4 * 4 + 12}),
+    "empty cameras without special tokens add no rows": (small(empty_cameras=2), {"empty_cameras": 0, "prefix_rows": 2 + 12}),
+    "prefix_length adds no rows": (small(prefix_length=60), {"prefix_rows": 2 + 12}),
+    "padding to the longest": (small(pad_language_to="longest"), {}),
+    "a truncated instruction": (small(tokenizer_max_length=3), {"prefix_rows": 2 + 3}),
+    "one action": (small(chunk_size=1, n_action_steps=1), {"chunk_size": 1}),
+    "one step": (small(num_steps=1), {"num_steps": 1}),
+    "no resizing": (small(resize_imgs_with_padding=None), {"resize_with_padding": False, "image_height": 64}),
+    "pictures that are no multiple of the patch": (small(resize_imgs_with_padding=[70, 70]), {"image_width": 70, "tokens_per_image": 1}),
+    "larger pictures than the position table": (small(resize_imgs_with_padding=[192, 192]), {"tokens_per_image": 9}),
+    "an Aloha's joints": (small(joints=14, adapt_to_pi_aloha=True), {"adapt_to_pi_aloha": True, "action_dim": 14}),
+    "a narrow expert": (small(expert_width_multiplier=0.5), {"expert_width": 48}),
+    "other periods and widths": (small(min_period=0.01, max_period=2.0, max_state_dim=8, max_action_dim=9), {"max_action_dim": 9}),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_equals_torch_stage_by_stage(tmp_path: Path, name: str) -> None:
+    make, expected = CONFIGURATIONS[name]
+    if make.config["resize_imgs_with_padding"] is None:
+        make = RandomPolicy(image_width=64, image_height=64, config=make.config)
+    manifest = export(tmp_path, make)
+    assert {field: getattr(manifest.policy, field) for field in expected} == dict(expected)
+    assert max(manifest.parity["stages"].values()) < PLAIN_ROUNDING
+    assert {"inputs", "vision", "prefix", "state", "expert", "chunk", "actions"} <= set(manifest.parity["stages"])
+
+
+@pytest.mark.parametrize("attention_mode", ("cross_attn", "self_attn"))
+def test_a_delta_expert_and_a_trained_cls_head_come_along(tmp_path: Path, attention_mode: str) -> None:
+    make = RandomPolicy(cls=True, delta=True, image_width=64, image_height=48, config={**SMALL, "cls_trained": True, "attention_mode": attention_mode})
+    manifest = export(tmp_path, make)
+    assert manifest.gate["kind"] == "cls"
+    assert {"cls", "delta"} <= set(manifest.parity["stages"])
+    assert max(manifest.parity["stages"].values()) < PLAIN_ROUNDING
+    assert ("delta_kv" in manifest.graphs) == (attention_mode == "cross_attn")
+
+
+def test_an_untrained_cls_head_is_no_gate_and_the_manifest_says_why(tmp_path: Path) -> None:
+    manifest = export(tmp_path, RandomPolicy(cls=True, config=SMALL))
+    assert manifest.gate["kind"] == "pooled"
+    assert "never trained" in manifest.gate["why_not_cls"]
+    assert "cls" not in {spec.name for spec in manifest.graphs["prefix"].outputs}
+
+
+def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
+    """Same weights with and without the head: every other tensor of the prefix is equal bit for bit."""
+    from vla_edge.engines.engine import EngineOptions, load_engine
+    from vla_edge.runtime.stages import Stages
+
+    write_random_policy(tmp_path / "policy", RandomPolicy(cls=True, config={**SMALL, "cls_trained": True}))
+    run_export(tmp_path)
+    weights = load_file(tmp_path / "policy" / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "cls" not in name}, tmp_path / "policy" / "model.safetensors")
+    change_config(tmp_path / "policy", use_cls_head=False)
+    export_bundle(ExportRequest(tmp_path / "policy", tmp_path / "plain", threads=1), lambda step: None)
+    results = []
+    for folder in ("bundle", "plain"):
+        stages = Stages(open_bundle(tmp_path / folder), load_engine("ort", EngineOptions(threads=1)))
+        generator = np.random.default_rng(5)
+        for name in ("image_tokens", "mask", "positions"):
+            stages.buffers[name][:] = generator.standard_normal(stages.buffers[name].shape) if name == "image_tokens" else 1.0
+        stages.prefix()
+        results.append(dict(stages.buffers))
+    assert "cls" in results[0] and "cls" not in results[1]
+    for name in results[1]:
+        np.testing.assert_array_equal(results[0][name], results[1][name], err_msg=name)
+
+
+def change_config(policy: Path, **fields: Any) -> None:
+    content = json.loads((policy / "config.json").read_text())
+    (policy / "config.json").write_text(json.dumps({**content, **fields}))
+
+
+def test_mixed_types_and_compiled_keys_export_to_the_same_graphs(tmp_path: Path) -> None:
+    for name in ("mixed", "compiled"):
+        write_random_policy(tmp_path / name / "policy", RandomPolicy(dtype="bfloat16", config=SMALL))
+    file = tmp_path / "compiled" / "policy" / "model.safetensors"
+    weights = load_file(file)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16, torch.float32}
+    save_file({name.replace("model.", "model._orig_mod.", 1): tensor for name, tensor in weights.items()}, file)
+    mixed, compiled = (run_export(tmp_path / name) for name in ("mixed", "compiled"))
+    assert mixed.files == compiled.files
+
+
+def test_an_export_is_the_same_bytes_every_time(tmp_path: Path) -> None:
+    write_random_policy(tmp_path / "policy", RandomPolicy(config=SMALL))
+    first = run_export(tmp_path)
+    (tmp_path / "bundle").rename(tmp_path / "earlier")
+    assert run_export(tmp_path).files == first.files
+
+
+def test_renamed_cameras_keep_both_names(tmp_path: Path) -> None:
+    manifest = export(tmp_path, RandomPolicy(rename_map={"observation.images.front": "observation.images.laptop"}, config=SMALL))
+    assert [(camera.name, camera.source) for camera in manifest.cameras] == [
+        ("observation.images.laptop", "observation.images.front"),
+        ("observation.images.phone", "observation.images.phone"),
+    ]
+
+
+def test_unresized_cameras_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    write_random_policy(tmp_path / "policy", RandomPolicy(image_width=64, image_height=64, config={**SMALL, "resize_imgs_with_padding": None}))
+    content = json.loads((tmp_path / "policy" / "config.json").read_text())
+    content["input_features"]["observation.images.phone"]["shape"] = [3, 128, 128]
+    change_config(tmp_path / "policy", input_features=content["input_features"])
+    with pytest.raises(ConfigError, match="one size for all"):
+        run_export(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["policy"]
+
+
+def test_graphs_take_no_more_room_than_the_tensors_they_use(tmp_path: Path) -> None:
+    """On a policy of ordinary proportions; the graphs' own text (0.4 MB whatever the width) counts too."""
+    write_random_policy(tmp_path / "policy", RandomPolicy(config={"num_vlm_layers": 4}))
+    run_export(tmp_path)
+    tensors = load_file(tmp_path / "policy" / "model.safetensors")
+    unread = ("lm_head", "text_model.norm", "layers.3.mlp", "layers.3.self_attn.q_proj", "layers.3.self_attn.o_proj", "layers.3.post")
+    used = sum(tensor.numel() * 4 for name, tensor in tensors.items() if not ("vlm.model.text_model" in name or "lm_head" in name) or not any(part in name for part in unread))
+    assert (tmp_path / "bundle" / "graphs" / "weights.bin").stat().st_size <= 1.05 * used
+
+
+def wrong_gelu(graph: Graph, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
+    if kind == "Gelu":
+        attributes = {"approximate": "none"}
+    return graph.ops(kind, *inputs, name=name, outputs=1, **attributes)[0]
+
+
+def no_rotation(graph: Graph, value: str, angles: Any, heads: Any) -> str:
+    return value
+
+
+def without_epsilon(graph: Graph, value: str, norm: Any, name: str) -> str:
+    return layers_rms_norm(graph, value, type("Norm", (), {"eps": 0.01, "weight": norm.weight})(), name)
+
+
+layers_rms_norm = layers.rms_norm
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "wrong", "stage"),
+    [
+        (Graph, "op", wrong_gelu, "vision"),
+        (attention, "rotate", no_rotation, "prefix"),
+        (layers, "rms_norm", without_epsilon, "prefix"),
+        (expert, "step_times", lambda steps: np.linspace(1, 0, steps, dtype=np.float32), "expert"),
+        (expert, "time_waves", lambda time, width, low, high: torch.zeros(len(time), width, dtype=torch.float64), "expert"),
+    ],
+    ids=("erf for tanh GELU", "no RoPE", "another epsilon", "another time grid", "no time"),
+)
+def test_a_mistake_in_a_graph_fails_the_export_and_names_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, attribute: str, wrong: Callable[..., Any], stage: str
+) -> None:
+    write_random_policy(tmp_path / "policy", RandomPolicy(config={**SMALL, "num_vlm_layers": 3}))
+    monkeypatch.setattr(owner, attribute, wrong)
+    with pytest.raises(ExportError, match=f"stage {stage} differs from torch by .*at most 0.0001"):
+        run_export(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_result_that_is_not_finite_counts_as_a_deviation() -> None:
+    deviations = parity.Deviations()
+    deviations.add("vision", np.array([1.0, np.nan]), torch.tensor([1.0, 2.0]))
+    assert deviations.worst["vision"] == np.inf
