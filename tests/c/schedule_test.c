@@ -1,0 +1,229 @@
+/* Which action of which chunk is due: the rules one by one, then random interleavings against an oracle.
+ *
+ * schedule_test [INTERLEAVINGS]
+ */
+#include "schedule.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            return 1;                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+enum { SESSION = 7, LIMIT_TICKS = 60 };
+static const int64_t T = 33333333;
+
+static schedule schedules;
+static chunk data;
+static uint64_t seed = 5;
+
+static int draw(int n)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (int)((seed >> 33) % (uint64_t)n);
+}
+
+static void begin(schedule_handover handover, int blend_ticks)
+{
+    schedule_config config = {.session = SESSION, .handover = handover, .blend_ticks = blend_ticks};
+    memset(config.digest, 0xd1, DIGEST_BYTES);
+    for (int i = 0; i < ARM_JOINTS; i++)
+        config.rest_counts[i] = 10;
+    schedule_init(&schedules, &config);
+}
+
+/* The reading of a tick at its nominal time; every joint at `position`. */
+static void read_joints(int64_t tick, int32_t position)
+{
+    int32_t positions[ARM_JOINTS];
+    for (int i = 0; i < ARM_JOINTS; i++)
+        positions[i] = position;
+    schedule_note_reading(&schedules, tick, tick * T, positions);
+}
+
+/* Action i of a chunk is 1000 * sequence + i in every joint. */
+static chunk *made(chunk_kind kind, int64_t sequence, int64_t tick, uint32_t n)
+{
+    memset(&data, 0, sizeof data);
+    data.kind = kind;
+    data.n = n;
+    data.joints = ARM_JOINTS;
+    data.session = SESSION;
+    memset(data.digest, 0xd1, DIGEST_BYTES);
+    data.observation_sequence = sequence;
+    data.observation_tick = tick;
+    data.observation_ns = tick * T;
+    for (uint32_t i = 0; i < n * ARM_JOINTS; i++)
+        data.actions[i] = (float)(1000 * sequence + i / ARM_JOINTS);
+    return &data;
+}
+
+static chunk_verdict offer_at(const chunk *chunk, int64_t tick, int32_t present)
+{
+    int32_t positions[ARM_JOINTS];
+    for (int i = 0; i < ARM_JOINTS; i++)
+        positions[i] = present;
+    schedule_view view = {.tick = tick, .now_ns = tick * T + T / 3, .age_limit_ns = LIMIT_TICKS * T, .present = positions};
+    return schedule_offer(&schedules, chunk, &view);
+}
+
+static int moving(void)
+{
+    begin(HANDOVER_REPLACE, 0);
+    for (int64_t k = 0; k <= 20; k++)
+        read_joints(k, 2000);
+    CHECK(!schedule_due(&schedules, 20).due);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 15, 10), 20, 2000) == CHUNK_TAKEN); /* five ticks late: five actions lost */
+    schedule_action action = schedule_due(&schedules, 20);
+    CHECK(action.due && action.index == 5 && action.sequence == 1 && action.action[0] == 1005.0f && action.action[5] == 1005.0f);
+    CHECK(schedule_due(&schedules, 24).action[3] == 1009.0f);
+    action = schedule_due(&schedules, 25);
+    CHECK(!action.due && action.sequence == -1 && action.index == -1);
+    CHECK(!schedule_due(&schedules, 14).due);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 11, 10), 21, 2000) == CHUNK_LATE); /* the last was due at tick 20 */
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 12, 10), 21, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 21).action[0] == 2009.0f);
+    schedule_drop(&schedules);
+    CHECK(!schedule_due(&schedules, 21).due);
+    return 0;
+}
+
+static int refusals(void)
+{
+    begin(HANDOVER_REPLACE, 0);
+    for (int64_t k = 0; k <= 100; k++)
+        read_joints(k, 2000);
+    schedule_arm(&schedules, 90);
+    chunk *chunk = made(CHUNK_MOVING, 3, 98, 20);
+    chunk->session = SESSION + 1;
+    CHECK(offer_at(chunk, 100, 2000) == CHUNK_SESSION);
+    chunk = made(CHUNK_MOVING, 3, 98, 20);
+    chunk->digest[31] ^= 1;
+    CHECK(offer_at(chunk, 100, 2000) == CHUNK_DIGEST);
+    CHECK(offer_at(made(CHUNK_MOVING, 3, 89, 20), 100, 2000) == CHUNK_ORDER); /* seen before arming */
+    CHECK(offer_at(made(CHUNK_MOVING, 3, -1, 20), 100, 2000) == CHUNK_ORDER);
+    CHECK(offer_at(made(CHUNK_MOVING, 3, 101, 20), 100, 2000) == CHUNK_FUTURE);
+    CHECK(offer_at(made(CHUNK_MOVING, 3, 100, 20), 100, 2000) == CHUNK_TAKEN);
+    CHECK(offer_at(made(CHUNK_MOVING, 3, 100, 20), 100, 2000) == CHUNK_ORDER); /* a duplicate */
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 100, 20), 100, 2000) == CHUNK_ORDER);
+    CHECK(offer_at(made(CHUNK_MOVING, 4, 90, 20), 100, 2000) == CHUNK_TAKEN);
+
+    begin(HANDOVER_REPLACE, 0);
+    read_joints(10, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 10 + LIMIT_TICKS, 2000) == CHUNK_AGE); /* a third of a tick too old */
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 9 + LIMIT_TICKS, 2000) == CHUNK_TAKEN);
+    chunk = made(CHUNK_MOVING, 2, 10, 200); /* a wrong time makes an observation no younger */
+    chunk->observation_ns += 1000 * T;
+    CHECK(offer_at(chunk, 10 + LIMIT_TICKS, 2000) == CHUNK_AGE);
+    chunk = made(CHUNK_MOVING, 2, 10, 200);
+    chunk->observation_ns -= LIMIT_TICKS * T;
+    CHECK(offer_at(chunk, 11, 2000) == CHUNK_AGE);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 12, 200), 13, 2000) == CHUNK_AGE); /* a tick without a reading */
+    read_joints(10 + SCHEDULE_HISTORY, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 10, 200), 11, 2000) == CHUNK_AGE); /* its reading is forgotten */
+    return 0;
+}
+
+static int rest(void)
+{
+    begin(HANDOVER_REPLACE, 0);
+    for (int64_t k = 0; k <= 60; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_REST, 1, 30, 8), 60, 2010) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 60).index == 0 && schedule_due(&schedules, 67).index == 7 && !schedule_due(&schedules, 68).due);
+    CHECK(offer_at(made(CHUNK_REST, 2, 30, 8), 60, 2011) == CHUNK_MOVED);
+    CHECK(offer_at(made(CHUNK_REST, 2, 30, 8), 60, 1989) == CHUNK_MOVED);
+    CHECK(offer_at(made(CHUNK_REST, 2, 30, 8), 60, 1990) == CHUNK_TAKEN);
+    schedule_note_goal(&schedules, 61, false);
+    CHECK(offer_at(made(CHUNK_REST, 3, 31, 8), 60, 2000) == CHUNK_TAKEN);
+    schedule_note_goal(&schedules, 40, true);
+    CHECK(offer_at(made(CHUNK_REST, 4, 40, 8), 60, 2000) == CHUNK_MOVED); /* that goal was written after the reading */
+    CHECK(offer_at(made(CHUNK_REST, 4, 41, 8), 60, 2000) == CHUNK_TAKEN);
+    schedule_view blind = {.tick = 60, .now_ns = 60 * T, .age_limit_ns = LIMIT_TICKS * T, .present = NULL};
+    CHECK(schedule_offer(&schedules, made(CHUNK_REST, 5, 60, 8), &blind) == CHUNK_MOVED);
+    schedule_arm(&schedules, 60);
+    CHECK(!schedule_due(&schedules, 60).due);
+    CHECK(offer_at(made(CHUNK_REST, 1, 60, 8), 60, 2000) == CHUNK_TAKEN); /* arming forgot the sequence; nothing moved since */
+    return 0;
+}
+
+static int blending(void)
+{
+    begin(HANDOVER_BLEND, 3);
+    for (int64_t k = 0; k <= 30; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 14), 10, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 10).action[0] == 1000.0f); /* nothing to blend with */
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 18, 14), 20, 2000) == CHUNK_TAKEN);
+    const float share[] = {0.25f, 0.5f, 0.75f};
+    for (int i = 0; i < 3; i++) {
+        float old = (float)(1010 + i), new = (float)(2002 + i);
+        schedule_action action = schedule_due(&schedules, 20 + i);
+        CHECK(action.action[0] == old + share[i] * (new - old) && action.sequence == 2 && action.index == 2 + i);
+    }
+    CHECK(schedule_due(&schedules, 23).action[0] == 2005.0f);
+    CHECK(offer_at(made(CHUNK_MOVING, 3, 29, 14), 30, 2000) == CHUNK_TAKEN);
+    CHECK(offer_at(made(CHUNK_MOVING, 4, 30, 14), 30, 2000) == CHUNK_TAKEN); /* two in one tick: the last before it is blended */
+    CHECK(schedule_due(&schedules, 30).action[0] == 3001.0f + 0.25f * (4000.0f - 3001.0f));
+    begin(HANDOVER_BLEND, 8);
+    for (int64_t k = 0; k <= 30; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 4), 10, 2000) == CHUNK_TAKEN);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 12, 9), 12, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 13).action[0] != 2001.0f && schedule_due(&schedules, 14).action[0] == 2002.0f); /* the old ended */
+    begin(HANDOVER_REPLACE, 3);
+    for (int64_t k = 0; k <= 30; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 20), 10, 2000) == CHUNK_TAKEN);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 12, 20), 12, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 12).action[0] == 2000.0f);
+    return 0;
+}
+
+/* Late, duplicate, reordered and stale chunks in any order: an action is due at its own tick or not at all,
+ * and it is the newest taken chunk's. */
+static int interleaved(long n)
+{
+    begin(HANDOVER_REPLACE, 0);
+    long taken = 0, due = 0, tick = 0;
+    int64_t newest = -1, newest_tick = 0, newest_n = 0;
+    for (long k = 0; k < n; tick++) {
+        read_joints(tick, 2000);
+        for (int offers = draw(4); offers > 0; offers--, k++) {
+            int64_t sequence = newest + draw(5) - 2, observed = tick - draw(70) + 2;
+            uint32_t actions = (uint32_t)(1 + draw(50));
+            chunk *chunk = made(CHUNK_MOVING, sequence, observed, actions);
+            int stale = draw(10) == 0;
+            chunk->session += (uint64_t)stale;
+            bool good = !stale && sequence > newest && observed >= 0 && observed <= tick && tick - observed < LIMIT_TICKS
+                        && tick - observed < actions;
+            CHECK((offer_at(chunk, tick, 2000) == CHUNK_TAKEN) == good);
+            if (good) {
+                newest = sequence;
+                newest_tick = observed;
+                newest_n = actions;
+                taken++;
+            }
+        }
+        schedule_action action = schedule_due(&schedules, tick);
+        CHECK(action.due == (newest >= 0 && tick - newest_tick < newest_n));
+        if (action.due) {
+            CHECK(action.sequence == newest && action.index == tick - newest_tick);
+            CHECK(action.action[draw(ARM_JOINTS)] == (float)(1000 * newest + tick - newest_tick));
+            due++;
+        }
+    }
+    printf("%ld chunks offered, %ld taken, %ld actions due\n", n, taken, due);
+    return taken < n / 20 || due == 0;
+}
+
+int main(int argc, char **argv)
+{
+    return moving() || refusals() || rest() || blending() || interleaved(argc > 1 ? atol(argv[1]) : 100000);
+}
