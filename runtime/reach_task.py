@@ -13,7 +13,7 @@ from vla_edge.engines.engine import Engine
 from vla_edge.robot.mjcf import CUBE_COLOURS
 from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
 from vla_edge.robot.scene import Scene, random_scene
-from vla_edge.robot.simulated_arm import SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
 from vla_edge.runtime.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
 from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions, noise_of
 
@@ -92,3 +92,9 @@ class ScriptedPlanner:
         present = radians_from_units(observation.joints.positions.astype(np.float64))
         goal = expert_goal(self._arm, self._scene, colour)
         return units_from_radians(expert_chunk(present + self._arm.sag(present), goal)).astype(np.float32)
+
+
+def new_arm(options: LockstepOptions) -> SimulatedArm:
+    """A simulated arm for episodes with these options."""
+    height, width = next(iter(options.sizes.values()))
+    return SimulatedArm(random_scene(0), SimOptions(height, width))

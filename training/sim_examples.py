@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -48,10 +49,12 @@ def read_examples(data: Dataset, policy: SmolVLAPolicy, held_out_scenes: int) ->
     size = policy.config.resize_imgs_with_padding
     assert size is not None
     images = torch.empty((len(data), len(cameras), 3, size[1], size[0]), dtype=torch.uint8)
-    for slot, camera in enumerate(cameras):
-        for index in track(range(len(data)), f"reading {camera}", console=Console(stderr=True)):
-            picture = torch.from_numpy(data.image(camera, index)).permute(2, 0, 1)[None].float()
-            images[index, slot] = resize_with_pad(picture, *size)[0].round().to(torch.uint8)
+    for episode in track(data.episodes, "reading pictures", console=Console(stderr=True)):
+        rows = range(episode.from_index, episode.to_index)
+        for slot, camera in enumerate(cameras):
+            pictures = torch.from_numpy(np.stack([data.image(camera, index) for index in rows]))
+            scaled = resize_with_pad(pictures.permute(0, 3, 1, 2).float(), *size)
+            images[rows.start : rows.stop, slot] = scaled.round().to(torch.uint8)
     states = normalize(torch.from_numpy(data.column(STATE).copy()), policy.settings.state)
     chunks = torch.stack([torch.from_numpy(data.column(f"expert.{colour}").copy()) for colour in CUBE_COLOURS], dim=1)
     ids, mask = policy.tokenizer.encode(INSTRUCTIONS)

@@ -77,8 +77,8 @@ POLICY: Mapping[str, Any] = {
 class Recipe:
     """Steps, batch (observations a step), learning rates and the seed of everything random."""
 
-    warmup_steps: int = 900
-    flow_steps: int = 1400
+    warmup_steps: int = 750
+    flow_steps: int = 1200
     batch: int = 64
     warmup_lr: float = 1e-3
     flow_lr: float = 8e-4
@@ -88,7 +88,7 @@ class Recipe:
     warmup_loss_weight: float = 0.5
     held_out_scenes: int = 40
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True)

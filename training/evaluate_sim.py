@@ -1,0 +1,238 @@
+"""Closed loop on unseen scenes: the same episodes for torch, the exported graphs, INT8, and the prefix cache.
+
+    python -m vla_edge.training.evaluate_sim --checkpoint DIR --bundle DIR [--int8 DIR] --scenes 100 --out FILE.md
+
+Every variant runs the same seeds with the same noise, so that differences are
+counted in pairs (McNemar's exact test against the first variant). Each scene is
+run twice: told to reach its cube, and told another one (`wrong`), where
+reaching the first cube is a failure to listen. A policy that does not listen
+reaches the right cube in a third of the scenes. Runs in lockstep: an inference
+takes `--delay` ticks in the simulated world, whatever it takes here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from vla_edge.bundle import open_bundle
+from vla_edge.contract import Observation
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.policies.config import STATE
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.gate import read_gate
+from vla_edge.runtime.lockstep import LockstepOptions, Planner
+from vla_edge.runtime.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
+from vla_edge.runtime.session import SessionOptions, noise_of
+
+FIRST_SEED = 50_000
+"""Scenes of the evaluation; those of the training data come from another generator and other seeds."""
+LEAST_SUCCESS, MOST_WRONG = 0.90, 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table and how its planner is made."""
+
+    name: str
+    make: Callable[[], Planner]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantResult:
+    """reached: per scene, the right cube under the right instruction. obeyed_wrong: per scene, the right cube although
+    another one was named. error_m: mean distance of the tip from the point above the named cube, right instruction.
+    infer_ms: median of an inference here. hit_rate: inferences without a prefix run."""
+
+    name: str
+    reached: tuple[bool, ...]
+    obeyed_wrong: tuple[bool, ...]
+    error_m: float
+    infer_ms: float
+    hit_rate: float | None
+
+    @property
+    def success(self) -> float:
+        return float(np.mean(self.reached))
+
+    @property
+    def wrong(self) -> float:
+        return float(np.mean(self.obeyed_wrong))
+
+
+class TorchPlanner:
+    """The checkpoint in PyTorch behind the planner's border, with the noise the sessions get."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._policy = SmolVLAPolicy.from_pretrained(checkpoint)
+        self._seed, self._inferences = 0, 0
+        self.sizes = {camera.source: (camera.height, camera.width) for camera in self._policy.settings.cameras}
+
+    def reset(self, seed: int) -> None:
+        self._seed, self._inferences = seed, 0
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        config = self._policy.config
+        noise = noise_of(self._seed, self._inferences, (config.chunk_size, config.max_action_dim))
+        self._inferences += 1
+        values = {name: frame.image for name, frame in observation.frames.items()}
+        batch = self._policy.preprocess({**values, STATE: observation.joints.positions, "task": observation.task})
+        actions = self._policy.predict_action_chunk(batch, torch.from_numpy(noise)[None])
+        assert isinstance(actions, torch.Tensor)
+        return np.asarray(self._policy.postprocess(actions)[0].numpy(), np.float32)
+
+
+class _Timed:
+    """A planner that keeps how long each plan took, in ms."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.inner = planner
+        self.ms: list[float] = []
+
+    def reset(self, seed: int) -> None:
+        self.inner.reset(seed)
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        actions = self.inner.plan(observation, now_ns)
+        self.ms.append((time.perf_counter() - start) * 1e3)
+        return actions
+
+
+def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: int) -> list[Variant]:
+    """torch, the float32 graphs, INT8, and the float32 graphs with the prefix cache (guard, gate) where calibrated."""
+    rows = [] if checkpoint is None else [Variant("torch float32", partial(TorchPlanner, checkpoint))]
+    rows.append(Variant("ONNX float32", partial(_session, bundle, CachePolicy.ALWAYS, threads)))
+    if int8 is not None:
+        rows.append(Variant("ONNX INT8", partial(_session, int8, CachePolicy.ALWAYS, threads)))
+    if read_gate(open_bundle(bundle)) is not None:
+        rows.append(Variant("cached (guard)", partial(_session, bundle, CachePolicy.GUARD, threads)))
+        rows.append(Variant("gated", partial(_session, bundle, CachePolicy.CLS, threads)))
+    return rows
+
+
+def _session(bundle: Path, policy: CachePolicy, threads: int) -> SessionPlanner:
+    engine = load_engine("ort", EngineOptions(threads=threads))
+    return SessionPlanner(open_bundle(bundle), engine, SessionOptions(policy))
+
+
+def evaluate(variant: Variant, seeds: Sequence[int], options: LockstepOptions) -> VariantResult:
+    """Every scene under the right and under a wrong instruction."""
+    planner = _Timed(variant.make())
+    arm = new_arm(options)
+    reached, wrong, errors = [], [], []
+    for seed in track(seeds, variant.name, console=Console(stderr=True)):
+        colour = wanted_colour(seed)
+        right = reach(arm, planner, seed, colour, options)
+        reached.append(right.reached(colour))
+        errors.append(right.distance_m[colour])
+        wrong.append(reach(arm, planner, seed, other_colour(seed), options).reached(colour))
+    arm.close()
+    hit_rate = None
+    if isinstance(planner.inner, SessionPlanner):
+        counts = planner.inner.session.cache.counts
+        hit_rate = counts.hits / max(1, counts.inferences)
+    return VariantResult(variant.name, tuple(reached), tuple(wrong), float(np.mean(errors)), float(np.median(planner.ms)), hit_rate)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
+    """(only the first succeeded, only the second did, two-sided exact p) over pairs; p = 1 without any difference."""
+    only_first = sum(a and not b for a, b in zip(first, second))
+    only_second = sum(b and not a for a, b in zip(first, second))
+    count, least = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(count, k) for k in range(least + 1)) / 2**count
+    return only_first, only_second, min(1.0, 2 * tail)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson's score)."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
+def table(results: Sequence[VariantResult]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| policy | reached, right instruction (95 %) | reached it although told another | mean tip error | against the first (McNemar) | prefix reused | inference here, p50 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        low, high = wilson(result.success, len(result.reached))
+        pair = "–"
+        if result is not results[0]:
+            lost, won, p = mcnemar(results[0].reached, result.reached)
+            pair = f"−{lost} +{won}, p = {p:.2f}"
+        hits = "–" if result.hit_rate is None else f"{result.hit_rate:.0%}"
+        lines.append(
+            f"| {result.name} | {result.success:.0%} ({low:.0%}–{high:.0%}) | {result.wrong:.0%} | {result.error_m * 100:.1f} cm | {pair} | {hits} | {result.infer_ms:.1f} ms |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_results(out: Path, results: Sequence[VariantResult], facts: Mapping[str, Any]) -> None:
+    """`out` (.md) with the table, and the same as JSON beside it."""
+    text = f"# Reaching the named cube: closed loop on {len(results[0].reached)} unseen scenes\n\n"
+    text += "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n\n" + table(results)
+    out.write_text(text, encoding="utf-8")
+    rows = [{**asdict(result), "success": result.success, "wrong": result.wrong} for result in results]
+    out.with_suffix(".json").write_text(json.dumps({"facts": dict(facts), "variants": rows}) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.training.evaluate_sim", description="closed-loop success on unseen scenes")
+    parser.add_argument("--checkpoint", type=Path, help="also in PyTorch")
+    parser.add_argument("--bundle", type=Path, required=True, help="float32 bundle; with the cache where it is calibrated")
+    parser.add_argument("--int8", type=Path, help="INT8 bundle of the same checkpoint")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long in the simulated world")
+    parser.add_argument("--replan", type=int, default=10, metavar="TICKS", help="from one observation to the next")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="table; JSON is written beside it")
+    arguments = parser.parse_args(argv)
+    if arguments.out.suffix != ".md" or not arguments.out.parent.is_dir():
+        raise ConfigError(f"--out {arguments.out} must end in .md and lie in a folder that exists")
+    if arguments.scenes < 1:
+        raise ConfigError(f"--scenes is {arguments.scenes}; give at least 1")
+    torch.set_num_threads(arguments.threads)
+    bundle = open_bundle(arguments.bundle)
+    sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
+    options = LockstepOptions(sizes, delay_ticks=arguments.delay, replan_ticks=arguments.replan)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
+    rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
+    results = [evaluate(variant, seeds, options) for variant in rows]
+    facts = {
+        "scenes": f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {options.delay_ticks} ticks, a new plan every {options.replan_ticks}",
+        "bundle": bundle.digest,
+        "host": f"{platform.machine()}, {platform.system()} {platform.release()}, {arguments.threads} threads",
+    }
+    write_results(arguments.out, results, facts)
+    print(table(results), end="")
+    failed = [row for row in results if row.success < LEAST_SUCCESS or row.wrong > MOST_WRONG]
+    print(json.dumps({row.name: {"success": row.success, "wrong": row.wrong, "error_m": round(row.error_m, 4)} for row in results}))
+    if failed:
+        raise CheckFailed(f"{failed[0].name}: {failed[0].success:.0%} reached, {failed[0].wrong:.0%} although told another; limits are {LEAST_SUCCESS:.0%} and {MOST_WRONG:.0%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
