@@ -73,7 +73,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
         pairs = list(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist()))
     tasks: dict[int, str] = {}
     for index, text in pairs:
-        if not isinstance(index, int) or not isinstance(text, str):
+        if type(index) is not int or not isinstance(text, str):
             raise DatasetError(f"{path}: task {text!r} with index {index!r} is not a text with a number; restore the file")
         if index in tasks:
             raise DatasetError(f"{path}: task_index {index} stands twice; restore the file")

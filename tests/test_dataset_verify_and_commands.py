@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from vla_edge.datasets.compare import compare_datasets
 from vla_edge.datasets.reader import open_dataset
 from vla_edge.datasets.recompute import largest_difference, recompute_stats
 from vla_edge.datasets.verify import verify_dataset
+from vla_edge.errors import DatasetError
 
 DATA = Path(__file__).parent / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"
@@ -158,6 +160,40 @@ def test_a_planted_corruption_fails_the_check_that_names_it(tmp_path: Path, name
     assert not report.passed
     verdicts = {check.name: (check.verdict, check.problems) for check in report.checks}
     assert verdicts[name][0] == "failed", verdicts
+
+
+def scramble(path: Path, rng: np.random.Generator) -> None:
+    """Cut the file, overwrite bytes, or put a value of another type into its JSON."""
+    content = bytearray(path.read_bytes())
+    kind = int(rng.integers(3))
+    if kind == 0:
+        content = content[: int(rng.integers(len(content)))]
+    elif kind == 1:
+        for place in rng.integers(0, len(content), 8):
+            content[place] = int(rng.integers(256))
+    else:
+        words = [b"null", b"-1", b"1e400", b"[]", b"{}", b'"x"', b"true"]
+        numbers = [match.span() for match in re.finditer(rb'(?<=[:\[ ])(-?[0-9.]+|"[^"]*")(?=[,\]}\n])', bytes(content))]
+        if numbers:
+            first, last = numbers[int(rng.integers(len(numbers)))]
+            content[first:last] = words[int(rng.integers(len(words)))]
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("source", [V21, V30], ids=["v2.1", "v3.0"])
+def test_files_damaged_at_random_never_end_in_a_traceback(tmp_path: Path, source: Path) -> None:
+    rng = np.random.default_rng(7)
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    for number in range(40):
+        root = copy_of(source, tmp_path / str(number))
+        scramble(root / files[number % len(files)], rng)
+        verify_dataset(root)
+        try:
+            with open_dataset(root) as dataset:
+                for index in range(0, len(dataset), 33):
+                    dataset.frame(index)
+        except DatasetError as error:
+            assert str(tmp_path) in str(error), "it names the file"
 
 
 def copy_of(source: Path, tmp_path: Path) -> Path:
