@@ -71,7 +71,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     or a graph misses its tolerance; nothing is left behind then.
     """
     progress("read the checkpoint")
-    policy = SmolVLAPolicy.from_pretrained(request.checkpoint)
+    policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
             manifest = _write(policy, request, folder, progress)

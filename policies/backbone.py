@@ -74,6 +74,14 @@ def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
     )
 
 
+def given_folder(folder: Path, files: tuple[str, ...]) -> Path:
+    """`folder`, named by the user: no other place is tried. CheckpointError when one of `files` is not in it."""
+    for file in files:
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder / file}: missing; give the folder that holds the backbone's config.json and tokenizer")
+    return folder
+
+
 def _cached_snapshots(name: str) -> list[Path]:
     if name.count("/") != 1 or name.startswith((".", "/")):
         return []

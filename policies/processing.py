@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.backbone import find_folder
+from vla_edge.policies.backbone import find_folder, given_folder
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig
 from vla_edge.policies.json_fields import read_json, take, take_positive
 from vla_edge.policies.normalization import (
@@ -85,20 +85,25 @@ class _Pipelines:
     rename_map: Mapping[str, str]
     tokenizer: Mapping[str, Any]
     append_newline: bool
+    vlm: Path | None = None
 
 
-def read_processing(folder: Path, config: SmolVLAConfig, buffers: Mapping[str, NDArray[np.float32]]) -> ProcessorSettings:
+def read_processing(
+    folder: Path, config: SmolVLAConfig, buffers: Mapping[str, NDArray[np.float32]], vlm: Path | None = None
+) -> ProcessorSettings:
     """The settings of the checkpoint in `folder`.
 
-    buffers: an older checkpoint's normalisation buffers by key. Errors: CheckpointError (unknown step, missing or
-    damaged statistics, no tokenizer), ConfigError (a setting that is not supported).
+    buffers: an older checkpoint's normalisation buffers by key. vlm: the tokenizer's folder, None to look where the
+    checkpoint says. Errors: CheckpointError (unknown step, missing or damaged statistics, no tokenizer), ConfigError
+    (a setting that is not supported).
     """
     before, after = (_steps(folder / f"{name}.json") for name in (PREPROCESSOR, POSTPROCESSOR))
     if (before is None) != (after is None):
         lost = PREPROCESSOR if before is None else POSTPROCESSOR
         raise CheckpointError(f"{folder / lost}.json: missing although its counterpart is there; copy the checkpoint again")
     if before is None or after is None:
-        return default_processing(folder, config, old_statistics(folder, buffers))
+        step = NormalizerStep(config.normalization_mapping, EPS, old_statistics(folder, buffers))
+        return _assemble(folder, config, _Pipelines(step, step, {}, _default_tokenizer(config), True, vlm))
     for steps, name in ((before, PREPROCESSOR), (after, POSTPROCESSOR)):
         _check_device(steps.get("device_processor", {}), folder / f"{name}.json")
     pipelines = _Pipelines(
@@ -107,6 +112,7 @@ def read_processing(folder: Path, config: SmolVLAConfig, buffers: Mapping[str, N
         rename_map=_rename_map(before.get("rename_observations_processor", {}), folder),
         tokenizer=before.get("tokenizer_processor") or _default_tokenizer(config),
         append_newline="smolvla_new_line_processor" in before,
+        vlm=vlm,
     )
     return _assemble(folder, config, pipelines)
 
@@ -127,7 +133,7 @@ def _assemble(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> Process
     return ProcessorSettings(
         cameras=_cameras(config, found.rename_map, folder),
         rename_map=dict(found.rename_map),
-        tokenizer=_tokenizer(folder, config, found.tokenizer, found.append_newline),
+        tokenizer=_tokenizer(folder, config, found),
         state=state,
         action=action,
         action_target=normalization(ACTION, "ACTION", config.action_dim, found.normalizer, folder),
@@ -210,7 +216,8 @@ def _default_tokenizer(config: SmolVLAConfig) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path, config: SmolVLAConfig, values: Mapping[str, Any], newline: bool) -> TokenizerSettings:
+def _tokenizer(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> TokenizerSettings:
+    values = found.tokenizer
     where = folder / f"{PREPROCESSOR}.json"
     given = values.get("padding", "max_length")
     padding = "longest" if given in (True, False, "do_not_pad") else given
@@ -224,7 +231,8 @@ def _tokenizer(folder: Path, config: SmolVLAConfig, values: Mapping[str, Any], n
         if not holds:
             raise ConfigError(f"{where}: tokenizer_processor.{field} is {value!r}, must be {limit}")
     name = take(values, "tokenizer_name", config.vlm_model_name, where)
-    place = find_folder(name, folder, ("tokenizer.json", "tokenizer_config.json"))
+    files = ("tokenizer.json", "tokenizer_config.json")
+    place = find_folder(name, folder, files) if found.vlm is None else given_folder(found.vlm, files)
     details = read_json(place / "tokenizer_config.json")
     cut = take(details, "truncation_side", "right", place / "tokenizer_config.json")
     if cut not in ("left", "right"):
@@ -237,7 +245,7 @@ def _tokenizer(folder: Path, config: SmolVLAConfig, values: Mapping[str, Any], n
         padding_side=side,
         truncation_side=cut,
         pad_id=token_id(place, _content(details.get("pad_token")), "pad_token"),
-        append_newline=newline,
+        append_newline=found.append_newline,
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.policies.aloha import decode_state, encode_actions, encode_actions_inverse
-from vla_edge.policies.backbone import BackboneConfig, find_folder, read_backbone
+from vla_edge.policies.backbone import BackboneConfig, find_folder, given_folder, read_backbone
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
 from vla_edge.policies.cls import observe, similarity
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
@@ -60,13 +60,14 @@ class SmolVLAPolicy(nn.Module):
         self.reset()
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> SmolVLAPolicy:
-        """The policy saved in `folder`, float32 on the CPU, in eval mode. Errors: CheckpointError, ConfigError."""
+    def from_pretrained(cls, folder: Path | str, vlm: Path | None = None) -> SmolVLAPolicy:
+        """The policy saved in `folder`, float32 on the CPU, in eval mode. `vlm`: where the backbone's config.json and
+        tokenizer lie, None to look where the checkpoint says. Errors: CheckpointError, ConfigError."""
         folder = Path(folder)
         config, weights = settle_heads(read_config(folder), read_weights(folder))
-        place = find_folder(config.vlm_model_name, folder, ("config.json",))
+        place = find_folder(config.vlm_model_name, folder, ("config.json",)) if vlm is None else given_folder(vlm, ("config.json",))
         buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
-        settings = read_processing(folder, config, buffers)
+        settings = read_processing(folder, config, buffers, vlm)
         with torch.device("meta"):
             policy = cls(config, read_backbone(place), settings)
         policy.backbone_folder = place
