@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus")
     parser.add_argument("--task", default="", help="the instruction")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself so long after arming; 0: never")
-    parser.add_argument("--policy", default="guard", help="prefix cache: always, guard, cls, off ...; see `vla-runtime inference --help`")
+    parser.add_argument("--cache", default="always", help="when the prefix is reused: always (never), guard, cls, delta; see `vla-runtime inference --help`")
     parser.add_argument("--engine", help="backend of the bundle's graphs; default: onnxruntime on the CPU")
     parser.add_argument("--camera", action="append", default=[], metavar="NAME=SOURCE", help="a camera of the policy; --robot sim has its own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the simulated scene")
@@ -80,10 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             interrupted = True
             _stop_control(this, console)
-        inference = _end_all(this)
+        inference, simulated = _end_all(this)
     finally:
         _end_all(this)
     summary = summarize(this.folder, inference)
+    summary |= {"simulated_arm": dict(simulated)} if arguments.robot == "sim" else {}
     summary |= {"bundle_digest": digest, "interrupted": interrupted, "inference_restarts": this.restarts}
     _tell(summary, console)
     if arguments.json:
@@ -138,11 +139,11 @@ def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path,
 def inference_words(arguments: argparse.Namespace, folder: RunFolder) -> list[str]:
     """How to start the inference process of a run."""
     words = ["-m", "vla_edge.runtime.command", "inference", "--bundle", str(arguments.bundle), "--run-dir", str(folder.path)]
-    words += ["--task", arguments.task, "--policy", arguments.policy, "--handover", arguments.handover, "--seed", str(arguments.seed)]
+    words += ["--task", arguments.task, "--cache", arguments.cache, "--handover", arguments.handover, "--seed", str(arguments.seed)]
     words += ["--engine", arguments.engine] if arguments.engine else []
     cameras = arguments.camera
     if arguments.robot == "sim":
-        cameras = [f"{name}=sim:{path}" for name, path in SimProcess(folder.path).cameras().items()]
+        cameras = [f"{name}=sim:{path},noisy" for name, path in SimProcess(folder.path).cameras().items()]
     for camera in cameras:
         words += ["--camera", camera]
     return [*words, "--json"]
@@ -213,17 +214,18 @@ def _stop_control(this: Run, console: Console) -> None:
         this.control.process.send_signal(signal.SIGINT)
 
 
-def _end_all(this: Run) -> Mapping[str, Any]:
-    """End what still runs, control last but for the arm it moves; what inference said as its last line."""
+def _end_all(this: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """End what still runs, control last but for the arm it moves; the last lines of inference and simulated arm."""
     told: Mapping[str, Any] = {}
+    simulated: Mapping[str, Any] = {}
     if this.inference is not None:
         told = end(this.inference)
     if this.control is not None:
         end(this.control)
     if this.sim is not None:
-        end(this.sim)
+        simulated = end(this.sim)
     this.inference = this.control = this.sim = None
-    return told
+    return told, simulated
 
 
 def one_line(status: Mapping[str, Any]) -> str:
