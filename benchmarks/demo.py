@@ -1,0 +1,131 @@
+"""`make demo` and `make demo-robot`: from a checkpoint to a simulated arm that does what it is told.
+
+    python -m vla_edge.benchmarks.demo --out DIR
+
+Exports the committed reaching policy to a bundle (with `--robot-only`: takes
+the committed bundle, no torch needed), then lets `vla-runtime` run it on the
+simulated Koch: once for each instruction, in the same scene. Each run is
+recorded as a video and a strip of pictures. With `--random` a tiny random
+policy takes the trained one's place: the same path, and a senseless motion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_edge.errors import CheckFailed, ConfigError, run_command
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHECKPOINT = REPOSITORY / "examples" / "reach-cube" / "checkpoint"
+BUNDLE = REPOSITORY / "examples" / "reach-cube" / "bundle"
+COLOURS = ("red", "green", "blue")
+REACHED_M = 0.03
+"""The tip within this distance of the point above the cube: the same limit as in `runtime/reach_task.py`."""
+
+
+def demo(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run everything into `arguments.out`; what each instruction led to. CheckFailed when a command failed."""
+    out: Path = arguments.out
+    _clear(out)
+    if arguments.robot_only:
+        bundle = BUNDLE
+        if not bundle.is_dir():
+            raise ConfigError(f"{bundle} is missing; run the demo from a clone of the repository")
+        print(f"== the committed bundle {bundle.relative_to(REPOSITORY)}")
+    else:
+        bundle = out / "bundle"
+        checkpoint = _checkpoint(out, arguments.random)
+        _call("export-engines", _export, ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees"])
+    report: dict[str, Any] = {}
+    for colour in COLOURS:
+        task = f"reach the {colour} cube"
+        words = ["--bundle", str(bundle), "--robot", "sim", "--task", task, "--hz", "30", "--seconds", str(arguments.seconds)]
+        words += ["--seed", str(arguments.seed), "--record", str(out / f"{colour}.mp4"), "--json"]
+        summary = _call("vla-runtime", _runtime, words)
+        distance = summary["simulated_arm"]["tip_to_cube_m"]
+        nearest = min(distance, key=distance.__getitem__)
+        print(f"   told {colour!r}: the tip ended {distance[nearest] * 100:.1f} cm from the {nearest} cube's place; pictures: {out / f'{colour}.png'}")
+        report[colour] = {"tip_to_cube_m": distance, "reached": distance[colour] <= REACHED_M, "missed": summary["missed"], "ticks": summary["ticks"]}
+    return report
+
+
+def _checkpoint(out: Path, random: bool) -> Path:
+    if not random:
+        if not CHECKPOINT.is_dir():
+            raise ConfigError(f"{CHECKPOINT} is missing; run the demo from a clone of the repository, or with --random")
+        print(f"== the trained policy {CHECKPOINT.relative_to(REPOSITORY)}")
+        return CHECKPOINT
+    from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+
+    print("== a tiny random policy: it was never trained, its motion means nothing")
+    write_random_policy(out / "checkpoint", RandomPolicy(image_width=128, image_height=96))
+    return out / "checkpoint"
+
+
+def _export(words: Sequence[str]) -> int:
+    from vla_edge.export.command import main
+
+    return main(words)
+
+
+def _runtime(words: Sequence[str]) -> int:
+    from vla_edge.runtime.command import main
+
+    return main(words)
+
+
+def _call(name: str, command: Callable[[Sequence[str]], int], words: Sequence[str]) -> dict[str, Any]:
+    """Run one of our commands as a person would, shown on the terminal; its JSON line when it prints one."""
+    print(f"$ {name} {shlex.join(words)}", flush=True)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = command(words)
+    lines = printed.getvalue().splitlines()
+    as_json = bool(lines) and lines[-1].startswith("{")
+    print("\n".join(lines[:-1] if as_json else lines))
+    if code != 0:
+        raise CheckFailed(f"{name} ended with exit code {code}; its message stands above")
+    return dict(json.loads(lines[-1])) if as_json else {}
+
+
+def _clear(out: Path) -> None:
+    """Make `out`, and remove what an earlier demo left there; ConfigError when it holds anything else."""
+    ours = {"bundle", "checkpoint", *(f"{colour}{ending}" for colour in COLOURS for ending in (".mp4", ".png"))}
+    out.mkdir(parents=True, exist_ok=True)
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if foreign:
+        raise ConfigError(f"{out} holds {foreign[0]}, which no demo wrote; give another --out")
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.demo", description="checkpoint to moving simulated arm")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle, videos and strips")
+    parser.add_argument("--robot-only", action="store_true", help="the committed bundle; no torch needed")
+    parser.add_argument("--random", action="store_true", help="a random policy in place of the trained one")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
+    parser.add_argument("--seed", type=int, default=3, help="of the scene and the noise")
+    arguments = parser.parse_args(argv)
+    report = demo(arguments)
+    reached = [colour for colour, row in report.items() if row["reached"]]
+    print(f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in {arguments.out}")
+    print(json.dumps(report))
+    if len(reached) < len(report) and not arguments.random:
+        raise CheckFailed(f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {arguments.out}, and try a quieter machine or --seconds 15")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
