@@ -15,22 +15,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import select
 import struct
 import sys
 import time
 import tty
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from vla_edge.errors import BusError, ConfigError, run_command
 from vla_edge.robot import registers as r
-from vla_edge.robot.emulated_bus import STEP_NS, EmulatedBus, Log
+from vla_edge.robot.bus_log import open_log
+from vla_edge.robot.emulated_bus import STEP_NS, EmulatedBus
 from vla_edge.robot.emulated_servo import EmulatedServo
 from vla_edge.robot.faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
@@ -114,6 +114,7 @@ class Emulator:
         self._plant = plant
         self._faults = faults
         self._running = True
+        self._unfinished = b""
 
     def run(self, events: Sequence[Event], commands: TextIO | None) -> None:
         start_ns = time.monotonic_ns()
@@ -133,8 +134,7 @@ class Emulator:
             if out:
                 self._terminal.write(out)
             if commands is not None and any(fd == commands.fileno() for fd, _ in ready):
-                line = commands.readline()
-                self.apply(tuple(line.split()) if line else ("quit",))
+                self._take_commands(commands.fileno())
             while waiting and (now_ns - start_ns) / 1e9 >= waiting[0].at_s:
                 self.apply(waiting.pop(0).words)
         self._terminal.close()
@@ -144,8 +144,23 @@ class Emulator:
         wait_ns = STEP_NS if due_ns is None else min(STEP_NS, max(0, due_ns - time.monotonic_ns()))
         return wait_ns / 1e6
 
+    def _take_commands(self, descriptor: int) -> None:
+        """All whole lines that lie there; read from the descriptor, as a file object would keep some back."""
+        data = os.read(descriptor, 4096)
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        for line in lines:
+            self.apply(tuple(line.decode("ascii", "replace").split()))
+        if not data:
+            self._running = False
+
     def apply(self, words: tuple[str, ...]) -> None:
         """One event of the grammar."""
+        try:
+            self._apply(words)
+        except ValueError as error:
+            raise ConfigError(f"event {' '.join(words)!r}: {error}; the grammar stands in --help") from None
+
+    def _apply(self, words: tuple[str, ...]) -> None:
         match words:
             case ("dead", servo):
                 self._bus.dead.add(int(servo))
@@ -178,37 +193,20 @@ class Emulator:
         )
 
 
-@contextlib.contextmanager
-def open_log(path: Path | None) -> Iterator[Log]:
-    """JSON lines at `path`, each written through at once so that the log survives a kill; None: nowhere."""
-    if path is None:
-        yield lambda entry: None
-        return
-    with path.open("w", buffering=1, encoding="utf-8") as file:
-
-        def log(entry: Mapping[str, Any]) -> None:
-            file.write(json.dumps(entry, separators=(",", ":")) + "\n")
-
-        yield log
-
-
-def read_log(path: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The log's entries of these kinds (all without any), in order; a last line cut short is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            entry = json.loads(line)
-            if not kinds or entry["kind"] in kinds:
-                entries.append(entry)
-    return entries
-
-
 def _register_setting(text: str) -> tuple[int, r.Register, int]:
     servo, _, rest = text.partition(":")
     name, _, value = rest.partition("=")
     if name not in r.REGISTERS or not servo.isdigit() or not value.lstrip("-").isdigit():
         raise ConfigError(f"--set {text!r} is not ID:REGISTER=NUMBER; registers: {', '.join(sorted(r.REGISTERS))}")
     return int(servo), r.REGISTERS[name], int(value)
+
+
+def _event(text: str) -> Event:
+    at_s, _, words = text.partition(" ")
+    try:
+        return Event(float(at_s), tuple(words.split()))
+    except ValueError:
+        raise ConfigError(f'--at {text!r} does not begin with seconds; write e.g. --at "2.5 overload 3"') from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -258,7 +256,7 @@ def _main(argv: Sequence[str]) -> int:
     faults = Faults(FaultRates(), options.seed, tuple(options.late_ms))
     for name, probability in options.rate:
         faults.set_rate(name, float(probability))
-    events = [Event(float(words[0]), tuple(words[1:])) for words in (line.split() for line in options.at)]
+    events = [_event(line) for line in options.at]
     plant = IdealPlant([servo.raw for servo in servos])
     with open_log(options.log) as log:
         bus = EmulatedBus(servos, plant, faults, log)

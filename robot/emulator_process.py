@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import BusError
-from vla_edge.robot.emulator import read_log
+from vla_edge.robot.bus_log import read_log
 
 STOP_S = 5.0
 

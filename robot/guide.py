@@ -20,7 +20,7 @@ from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import JointCalibrationError
 from vla_edge.robot import registers as r
 from vla_edge.robot.joint_calibration import save_joint_calibration
-from vla_edge.robot.koch import OPERATING_MODES, ArmResult, check_servos, eeprom_of
+from vla_edge.robot.koch import OPERATING_MODES, ArmResult, check_servos
 from vla_edge.robot.port import check_latency_timer
 from vla_edge.robot.servo_bus import ServoBus
 
@@ -109,9 +109,9 @@ def calibrate_joints(
             raise JointCalibrationError(
                 f"{joint} moved over {low}..{high}, outside 0..{LAST}; calibrate again and start nearer to the middle of its range"
             )
-    for calibrated in joints:
-        for register, value in eeprom_of(calibrated):
-            bus.write_where_different(register, {calibrated.name: value})
+    limits = ((r.MIN_POSITION, "range_min"), (r.MAX_POSITION, "range_max"))
+    for register, field in limits:
+        bus.write_where_different(register, {joint.name: getattr(joint, field) for joint in joints})
     return joints
 
 

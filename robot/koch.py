@@ -6,11 +6,12 @@ one line with the joint and the fix (RUNTIME.md §6 and R9 of §8).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, JointCalibrationError
 from vla_edge.robot import registers as r
 from vla_edge.robot.arm import ArmReading
@@ -49,8 +50,8 @@ class ArmResult(IntEnum):
 class KochOptions:
     """port: serial port, by-id path preferred. units: of the joint values that cross to inference.
 
-    profile_velocity (0.229 rpm; 131 is 180°/s) and profile_acceleration (214.6 rev/min²; 164 is 40,000 counts/s²)
-    are the servos' own limits behind the safety filter; gripper_current in mA bounds the grip.
+    profile_velocity (0.229 rpm; 131 is 180°/s, see `profile_velocity_above`) and profile_acceleration (214.6 rev/min²;
+    164 is 40,000 counts/s²) are the servos' own limits behind the safety filter; gripper_current in mA bounds the grip.
     write: False leaves every register as it is (shadow mode).
     """
 
@@ -61,6 +62,11 @@ class KochOptions:
     profile_acceleration: int = 164
     gripper_current: int = 750
     write: bool = True
+
+
+def profile_velocity_above(counts_per_s: float) -> int:
+    """The servos' own speed limit for goals that move at most so fast: a little higher, so that it never lags behind."""
+    return math.ceil(1.02 * counts_per_s / r.COUNTS_PER_S_OF_VELOCITY_UNIT)
 
 
 class KochArm:
@@ -238,13 +244,3 @@ def configure(bus: ServoBus, options: KochOptions) -> None:
     current = min(options.gripper_current, bus.read(GRIPPER, r.CURRENT_LIMIT))
     if bus.read(GRIPPER, r.BUS_WATCHDOG) != 0xFF:  # a tripped watchdog refuses goals until the arm is armed
         bus.write_where_different(r.GOAL_CURRENT, {GRIPPER: current})
-
-
-def eeprom_of(joint: JointCalibration) -> list[tuple[r.Register, int]]:
-    """The EEPROM values a calibrated servo holds, in the order they are written."""
-    return [
-        (r.OPERATING_MODE, OPERATING_MODES[joint.name]),
-        (r.HOMING_OFFSET, joint.homing_offset),
-        (r.MIN_POSITION, joint.range_min),
-        (r.MAX_POSITION, joint.range_max),
-    ]

@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, CameraError, ConfigError, VlaEdgeError, run_command
+from vla_edge.robot.bus_log import open_log
 from vla_edge.robot.emulated_bus import EmulatedBus
-from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, open_log, try_realtime
+from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, try_realtime
 from vla_edge.robot.faults import FaultRates, Faults
 from vla_edge.robot.frames import FrameWriter
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration

@@ -14,19 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.errors import BusError, JointCalibrationError
-from vla_edge.robot.arm import RobotArm
+from vla_edge.robot.arm import ArmReading, RobotArm
 from vla_edge.robot.joint_calibration import JointCalibrations
 
 PERIOD_S = 0.02
+AT_REST = 2
+"""Servo units (0.229 rpm): below this a joint stands still."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlowLimits:
-    """speed: counts/s (341 is 30°/s). tracking: how far the arm may lag, counts. settle_s: time allowed to arrive."""
+    """speed: counts/s (341 is 30°/s). settle_s: time allowed to come to rest.
+
+    tracking: how far a joint may be from its goal, counts; position control without an integral term hangs some
+    degrees below its goal under gravity.
+    """
 
     speed: float = 341.0
-    tracking: int = 150
-    arrived: int = 30
+    tracking: int = 300
     settle_s: float = 1.5
 
 
@@ -64,15 +69,17 @@ def move_slowly(
         sleep(PERIOD_S)
         _follow(arm, goals, limits.tracking)
     for _ in range(int(limits.settle_s / PERIOD_S)):
-        reading = arm.read()
-        if all(abs(a - b) <= limits.arrived for a, b in zip(reading.positions, target)):
+        reading = _follow(arm, target, limits.tracking)
+        if all(abs(velocity) <= AT_REST for velocity in reading.velocities):
             return reading.positions
         sleep(PERIOD_S)
-    late = _farthest(arm, reading.positions, target)
-    raise BusError(f"{late}; it is held where it is: remove what blocks it or raise its current limit")
+    raise BusError(
+        f"{_farthest(arm, reading.positions, target)} and does not come to rest; look at the arm, then try a lower --speed"
+    )
 
 
-def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> None:
+def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> ArmReading:
+    """A reading that is near `goals`; otherwise the arm is stopped where it is."""
     reading = arm.read()
     alerts = [name for name, alert in zip(arm.joints, reading.alerts) if alert]
     if alerts:
@@ -84,6 +91,7 @@ def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> None:
         raise BusError(
             f"{_farthest(arm, reading.positions, goals)}: more than {tracking}; the motion was stopped, remove what blocks it"
         )
+    return reading
 
 
 def _farthest(arm: RobotArm, positions: Sequence[int], goals: Sequence[int]) -> str:

@@ -103,13 +103,14 @@ def control_koch(
     arguments: argparse.Namespace, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
 ) -> tuple[str, Mapping[str, Any]]:
     """Check the arm and run the loop; how it ended, and the last status."""
-    from vla_edge.robot.koch import KochOptions, open_koch
+    from vla_edge.robot.koch import KochOptions, open_koch, profile_velocity_above
 
     core = load_core()
     folder = open_run_folder(arguments.run_dir)
     lock = lock_for_control(folder)
     try:
-        arm = open_koch(KochOptions(arguments.port, calibration, units, write=not arguments.shadow))
+        profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
+        arm = open_koch(KochOptions(arguments.port, calibration, units, profile, write=not arguments.shadow))
         try:
             keep_old_records(folder)
             with listen(folder) as listener:

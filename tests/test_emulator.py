@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from vla_edge.robot import registers as r
+from vla_edge.robot.bus_log import read_log
 from vla_edge.robot.emulated_bus import EmulatedBus
 from vla_edge.robot.emulated_servo import ALERT_BIT, ERROR_ACCESS, ERROR_LENGTH, ERROR_RANGE, EmulatedServo
-from vla_edge.robot.emulator import koch_servos, read_log
+from vla_edge.robot.emulator import koch_servos
 from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.faults import FaultRates, Faults
 from vla_edge.robot.framing import BROADCAST, REBOOT, SYNC_READ, SYNC_WRITE, InstructionReader, crc16, encode
