@@ -31,7 +31,6 @@ class VideoJoiner:
         with open_video(first) as source:
             # opaque: copy the parameters without looking for an encoder of that name (decoders have others).
             self._stream = self._out.add_stream_from_template(source.streams.video[0], opaque=True)
-            self._stream.time_base = source.streams.video[0].time_base
 
     def append(self, path: Path) -> tuple[float, float]:
         """Copy the video `path` behind what is there. Returns (from, to) in seconds of this file's clock."""
