@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,11 @@ class CacheCounts:
     vision_runs: Counter[int] = field(default_factory=Counter)
     vision_hits: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+
+    def facts(self) -> dict[str, Any]:
+        """Every count by name, ready for JSON."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: {str(key): count for key, count in value.items()} if isinstance(value, Counter) else value for name, value in values.items()}
 
 
 class PrefixCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,8 @@ class SessionOptions:
 class InferenceRequest:
     """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: a fresh draw).
     queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the observation (cache policy delta
-    may correct them). inpaint: tie to the executing chunk; dropped by itself when the scene changed."""
+    may correct them). inpaint: tie to the executing chunk; dropped by itself when the scene changed. signal: see
+    `FlowRequest`. on_changed: called when the gate says so, before the flow, so that the old chunk can be voided."""
 
     observation: Observation
     now_ns: int
@@ -49,6 +51,7 @@ class InferenceRequest:
     queued: NDArray[np.float32] | None = None
     inpaint: Inpaint | None = None
     signal: NDArray[np.int32] | None = None
+    on_changed: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ class PolicySession:
             verdict = self.cache.computed(decision, key, pictures, self.stages.features(), request.now_ns)
         else:
             self.cache.reused(decision, key)
+        if verdict is SceneVerdict.CHANGED and request.on_changed is not None:
+            request.on_changed()
         flow_start = time.perf_counter_ns()
         draw: int | None = None
         step_ms: tuple[float, ...] = ()

@@ -1,0 +1,163 @@
+"""The inference process: newest pictures and joints → chunk → ring, again and again. Control never waits for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import CameraError, ConfigError
+from vla_edge.robot.cameras import Camera, CameraOptions, FreshnessWatch, open_camera, parse_cameras
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.handover import HandOver
+from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.run_folder import open_run_folder
+from vla_edge.runtime.session import PolicySession, SessionOptions
+
+FIRST_PICTURE_S = 10.0
+"""How long a camera may take to deliver its first picture."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", type=Path, help="folder shared with control")
+    parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="one for each camera of the policy; see `vla-runtime cameras`")
+    parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after so long; 0: never")
+    parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
+    parser.add_argument("--handover", choices=[kind.value for kind in HandOver], default="replace", help="how a new chunk takes over")
+    add_policy_arguments(parser)
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes too."""
+    parser.add_argument("--task", default="", help="what the arm shall do, in a sentence")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy")
+    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
+    parser.add_argument("--cache", "--policy", dest="cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
+    parser.add_argument("--steps", type=int, help="Euler steps a chunk (default: the policy's)")
+    parser.add_argument("--least-steps", type=int, help="fewest steps when a chunk would come late (default: as --steps)")
+    parser.add_argument("--replan-s", type=float, default=0.25, help="least time between two plans while moving")
+    parser.add_argument("--audit", type=float, default=0.02, help="share of cache hits that are computed again, 0 to 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not arguments.task:
+        raise ConfigError("no --task: say what the arm shall do, in a sentence")
+    os.nice(arguments.nice)
+    bundle = open_bundle(arguments.bundle)
+    options = camera_options(bundle, arguments.camera, arguments.without)
+    engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads, spin=False))
+    session = PolicySession(bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps))
+    say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
+    cameras = open_cameras(options)
+    try:
+        watches = {option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness) for option in options}
+        loop = InferenceLoop(session, cameras, watches, open_run_folder(arguments.run_dir), loop_options(arguments, session))
+        with stopped_by_signals(loop.stop):
+            summary = loop.run(arguments.seconds, say)
+    finally:
+        for camera in cameras.values():
+            camera.close()
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def loop_options(arguments: argparse.Namespace, session: PolicySession) -> LoopOptions:
+    """The loop's options from the command line. ConfigError names the flag."""
+    policy = session.policy
+    most = policy.num_steps if arguments.steps is None else arguments.steps
+    least = most if arguments.least_steps is None else arguments.least_steps
+    if not policy.min_steps <= least <= most:
+        raise ConfigError(f"--least-steps is {least}; it must be {policy.min_steps} to {most}")
+    if arguments.replan_s < 0:
+        raise ConfigError(f"--replan-s is {arguments.replan_s}; it must be 0 or more")
+    return LoopOptions(arguments.task, HandOver(arguments.handover), most, least, arguments.replan_s, arguments.audit)
+
+
+def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tuple[CameraOptions, ...]:
+    """The cameras to open: every one of the policy, under its name before or after `rename_map`, unless told otherwise.
+
+    ConfigError: one is missing, unknown, or both given and left out.
+    """
+    options = parse_cameras(given)
+    known = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
+    left_out = {parse_cameras([f"{name}=0"])[0].name for name in without}
+    for name in [*(option.name for option in options), *left_out]:
+        if name not in known:
+            raise ConfigError(f"the policy has no camera {name}; it sees {', '.join(camera.source for camera in bundle.manifest.cameras)}")
+    covered = {known[option.name].name for option in options}
+    missing = [camera.source for camera in bundle.manifest.cameras if camera.name not in covered and not {camera.name, camera.source} & left_out]
+    if missing:
+        raise ConfigError(f"camera {missing[0]} of the policy is not given; give --camera NAME=DEVICE, or --without NAME to run without it")
+    both = [option.name for option in options if known[option.name].name in {known[name].name for name in left_out}]
+    if both:
+        raise ConfigError(f"camera {both[0]} is given and left out; drop one of --camera and --without")
+    return options
+
+
+def open_cameras(options: tuple[CameraOptions, ...]) -> Mapping[str, Camera]:
+    """Open every camera and wait for its first picture. CameraError after FIRST_PICTURE_S."""
+    cameras: dict[str, Camera] = {}
+    deadline = time.monotonic() + FIRST_PICTURE_S
+    try:
+        for option in options:
+            cameras[option.name] = _until(deadline, partial(open_camera, option))
+            _until(deadline, cameras[option.name].newest)
+    except CameraError:
+        for camera in cameras.values():
+            camera.close()
+        raise
+    return cameras
+
+
+Made = TypeVar("Made")
+
+
+def _until(deadline: float, attempt: Callable[[], Made]) -> Made:
+    while True:
+        try:
+            return attempt()
+        except CameraError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+class stopped_by_signals:
+    """Within the block SIGTERM and SIGINT call `stop`; a second one ends the process as usual."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self._stop()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal; stdout belongs to --json."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""What inference tells of itself: one line of JSON for each inference, and the newest summary for others to read.
+
+`inference.jsonl` holds which pieces ran, why, the similarity values and the
+milliseconds of each; at its size limit the file is moved aside once.
+`inference.json` is replaced whole after every inference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_edge.runtime.cache import CacheCounts
+from vla_edge.runtime.handover import Pace
+from vla_edge.runtime.session import InferenceResult
+
+STAGES = ("prepare", "vision", "prefix", "state", "flow", "total")
+WINDOW = 500
+"""Inferences whose stage times the quantiles are of."""
+
+
+def entry_of(result: InferenceResult) -> dict[str, Any]:
+    """The honest record of one inference, ready for JSON."""
+    decision = result.decision
+    return {
+        "reason": decision.reason.value,
+        "vision": list(decision.look),
+        "prefix": decision.prefix,
+        "delta": decision.delta,
+        "age_s": decision.age_s,
+        "guard": {str(slot): [reading.mean, reading.worst] for slot, reading in decision.guard.items()},
+        "verdict": None if result.verdict is None else result.verdict.value,
+        "similarity": result.similarity,
+        "steps": len(result.timings.step),
+        "draw": result.draw,
+        "ms": {name: round(getattr(result.timings, name), 3) for name in STAGES},
+    }
+
+
+class InferenceLog:
+    """Writes both files of one run. Owned by the inference process alone."""
+
+    def __init__(self, folder: Path, limit_bytes: int = 32 << 20) -> None:
+        self._lines = folder / "inference.jsonl"
+        self._summary = folder / "inference.json"
+        self._limit = limit_bytes
+        self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in (*STAGES, "step")}
+        self.events: Counter[str] = Counter()
+        self._file = self._lines.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def inference(self, result: InferenceResult, facts: Mapping[str, Any]) -> None:
+        """Write one line: `facts` (what the process knows of it) and the record of `result`."""
+        for name in STAGES:
+            value = getattr(result.timings, name)
+            if value > 0:
+                self._times[name].append(value)
+        self._times["step"].extend(result.timings.step)
+        self.line({**facts, **entry_of(result)})
+
+    def line(self, content: Mapping[str, Any]) -> None:
+        """Append one JSON object."""
+        if self._file.tell() > self._limit:
+            self._file.close()
+            self._lines.replace(self._lines.with_name("inference.jsonl.1"))
+            self._file = self._lines.open("a", encoding="utf-8")
+        self._file.write(json.dumps(content) + "\n")
+        self._file.flush()
+
+    def stages(self) -> dict[str, dict[str, float]]:
+        """p50, p99 and max in ms of each stage that ran."""
+        made = {}
+        for name, values in self._times.items():
+            if values:
+                array = np.asarray(values)
+                made[name] = {"p50": float(np.quantile(array, 0.5)), "p99": float(np.quantile(array, 0.99)), "max": float(array.max())}
+        return made
+
+    def summary(self, state: str, pace: Pace | None, counts: CacheCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write and return the newest summary. state: "measuring", "ready", "fault" or "stopped"."""
+        content = {
+            "state": state,
+            "pace": None if pace is None else {**asdict(pace), "rhythm": pace.rhythm.value},
+            "cache": counts.facts(),
+            "events": dict(self.events),
+            "stages_ms": self.stages(),
+            **facts,
+        }
+        temporary = self._summary.with_name(f".inference.json.{os.getpid()}")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(self._summary)
+        return content

@@ -1,0 +1,288 @@
+"""The loop of the inference process: what is planned when, sent, measured, audited and written down."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_edge.contract import Chunk, ChunkKind, Frame, JointReading, Observation
+from vla_edge.errors import CameraError
+from vla_edge.robot.cameras import Camera, FreshnessWatch
+from vla_edge.runtime.audit import ShadowAudit
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.control import load_core
+from vla_edge.runtime.control_files import AbandonWatch, ControlReader
+from vla_edge.runtime.handover import DelayMeter, HandOver, Pace, Rhythm, inpaint_into, pace_of, steps_that_fit
+from vla_edge.runtime.inference_log import InferenceLog
+from vla_edge.runtime.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
+from vla_edge.runtime.run_folder import RunFolder
+from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
+
+Say = Callable[[str], None]
+
+MEASURED = 8
+"""Inferences at start-up that tell the host's rhythm; the first, cold one is left out."""
+MEASURE_S = 15.0
+"""A slow host measures fewer of them."""
+SETTLE_S = 0.3
+"""The goal must have been constant for so long before a rest observation."""
+POLL_S = 0.004
+REPACE_EVERY = 50
+"""Inferences between two looks at the rhythm."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """steps, least_steps: Euler steps, and the fewest when a chunk would come late. replan_s: least time between two
+    observations while moving. audit: share of hits."""
+
+    task: str
+    handover: HandOver
+    steps: int
+    least_steps: int
+    replan_s: float = 0.25
+    audit: float = 0.02
+
+
+class InferenceLoop:
+    """One run of the inference process over its session, cameras and run folder."""
+
+    def __init__(
+        self,
+        session: PolicySession,
+        cameras: Mapping[str, Camera],
+        watches: Mapping[str, FreshnessWatch],
+        folder: RunFolder,
+        options: LoopOptions,
+    ) -> None:
+        self._session, self._cameras, self._watches, self._options = session, cameras, watches, options
+        digest = session.bundle.digest
+        self._control = ControlReader(folder, digest)
+        self._abandon = AbandonWatch(ControlReader(folder, digest))
+        self._ring = load_core().RingWriter(folder.ring)
+        self._log = InferenceLog(folder.path)
+        audited = session.cache.policy is not CachePolicy.ALWAYS and options.audit > 0
+        self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
+        self._meter = DelayMeter()
+        self._sent = SentChunks()
+        self.pace: Pace | None = None
+        self._control_session: int | None = None
+        self._observed_tick: int | None = None
+        self._sent_tick = -1
+        # Above every number an earlier inference process of this boot can have used: it counted slower than a microsecond.
+        self._sequence = time.monotonic_ns() // 1000
+        self._dropped_through = 0
+        self._since_repaced = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End the loop; safe from a signal handler."""
+        self._stopping = True
+        self._abandon.give_up()
+
+    def run(self, seconds: float, say: Say) -> dict[str, Any]:
+        """Measure, then plan until stopped (or for `seconds`); the summary."""
+        end = time.monotonic() + seconds if seconds else math.inf
+        self._abandon.start()
+        fault = ""
+        try:
+            view = self._wait_for_control(say, end)
+            if view is not None:
+                self._measure(view, say)
+            while not self._stopping and time.monotonic() < end:
+                try:
+                    ran = self._turn(say)
+                    fault = ""
+                except CameraError as error:
+                    ran = False
+                    fault = self._camera_fault(str(error), fault, say)
+                if not ran:
+                    time.sleep(POLL_S)
+        finally:
+            self._abandon.close()
+            summary = self._summary("stopped")
+            self._log.close()
+        return summary
+
+    def _wait_for_control(self, say: Say, end: float) -> ControlView | None:
+        told = False
+        while not self._stopping and time.monotonic() < end:
+            view = self._control.view()
+            if view is not None and view.reading_tick >= 0:
+                return view
+            if not told:
+                say("inference: waiting for the control process")
+                told = True
+            time.sleep(0.05)
+        return None
+
+    def _measure(self, view: ControlView, say: Say) -> None:
+        """Fresh inferences whose chunks are not sent: the host's delay, before anything depends on it."""
+        self._log.summary("measuring", None, self._session.cache.counts, {})
+        self._announce()
+        start = time.monotonic()
+        for index in range(MEASURED + 1):
+            if self._stopping or (index > 1 and time.monotonic() - start > MEASURE_S):
+                break
+            begin = time.monotonic()
+            observation = self._observation(self._pictures(), self._control.view() or view)
+            result = self._session.recompute(
+                InferenceRequest(observation, time.monotonic_ns(), self._options.steps, signal=self._abandon.signal)
+            )
+            if index and result is not None:
+                self._meter.add(time.monotonic() - begin, result.timings.step)
+        self._session.reset()
+        self._repace(view, say)
+
+    def _repace(self, view: ControlView, say: Say) -> None:
+        period_s = view.period_ns / 1e9
+        pace = pace_of(self._meter.p50_s, self._meter.p99_s, self._session.policy.n_action_steps, period_s)
+        if self.pace is None or pace.rhythm is not self.pace.rhythm:
+            say(f"inference: {pace.sentence()}")
+        self.pace = pace
+        self._since_repaced = 0
+        self._announce()
+        self._summary("ready")
+
+    def _announce(self) -> None:
+        """Tell control how long to wait. Before the first chunk it has waited for the measuring too, so it is told a
+        slow host's delay: an armed control that hears the true one then would latch at once."""
+        waited = self.pace is None or not self._sent.any
+        p99_s = MEASURE_S if waited or self.pace is None else self.pace.p99_s
+        plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
+        self._ring.announce(p99_ns=int(p99_s * 1e9), plan_then_move=plan_then_move, dropped_through=self._dropped_through)
+
+    def _turn(self, say: Say) -> bool:
+        """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: a frozen camera."""
+        assert self.pace is not None
+        view = self._control.view()
+        if view is None:
+            return False
+        if view.session != self._control_session:
+            self._new_control(view)
+        if view.tick <= self._sent_tick + 1:
+            return False  # control looks at the ring once a tick: what was sent last is not in its status yet
+        rules = PlanRules(self._ticks(SETTLE_S, view), self._ticks(self._options.replan_s, view))
+        kind = next_kind(view, self.pace.rhythm, rules, self._observed_tick)
+        if kind is None:
+            return False
+        start = time.monotonic()
+        frames = self._pictures()
+        now = self._control.view()
+        if now is None or next_kind(now, self.pace.rhythm, rules, self._observed_tick) is not kind:
+            return False
+        if kind is ChunkKind.REST and not frames_are_of_rest(frames, now):
+            return False
+        request = self._request(kind, self._observation(frames, now), now)
+        result = self._session.infer(request)
+        self._abandon.end()
+        self._observed_tick = now.reading_tick
+        if result is None:
+            self._log.events["abandoned"] += 1
+            return True
+        outcome = self._send(kind, request, result, now)
+        delay_s = time.monotonic() - start
+        self._meter.add(delay_s, result.timings.step)
+        facts = {"sequence": request.observation.sequence, "kind": kind.name.lower(), "outcome": outcome, "tick": now.reading_tick, "delay_ms": delay_s * 1e3}
+        self._log.inference(result, {**facts, "time_ns": time.monotonic_ns()})
+        self._audit_if_due(request, result, say)
+        self._since_repaced += 1
+        if self._since_repaced >= REPACE_EVERY:
+            self._repace(now, say)
+        self._summary("ready")
+        return True
+
+    def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
+        executing = self._sent.executing(view) if kind is ChunkKind.MOVING else None
+        steps, queued, inpaint = self._options.steps, None, None
+        if executing is not None:
+            period_s = view.period_ns / 1e9
+            rest_s = max(0.0, self._meter.p99_s - self._options.steps * self._meter.step_s)
+            steps = steps_that_fit((view.actions_left - 1) * period_s, rest_s, self._meter.step_s, self._options.least_steps, steps)
+            left = executing.rest(view.reading_tick)
+            queued = left if len(left) else None
+            if self._options.handover is HandOver.INPAINT:
+                delay = math.ceil(self._meter.p99_s / period_s)
+                inpaint = inpaint_into(executing, view.reading_tick, delay, self._session.policy.chunk_size)
+        signal = self._abandon.begin(view.session)
+        return InferenceRequest(observation, time.monotonic_ns(), steps, None, queued, inpaint, signal, self._drop_executing)
+
+    def _send(self, kind: ChunkKind, request: InferenceRequest, result: InferenceResult, view: ControlView) -> str:
+        """Write the chunk into the ring, unless the scene moved under a rest plan; what became of it, counted."""
+        observation = request.observation
+        if kind is ChunkKind.REST and not still(observation.frames, self._pictures()):
+            self._log.events["scene_moved"] += 1
+            return "scene_moved"
+        rows = min(len(result.actions), self._session.policy.n_action_steps)
+        digest = self._session.bundle.digest
+        reading = observation.joints
+        actions = np.ascontiguousarray(result.actions[:rows], np.float32)
+        self._ring.write(Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions))
+        first = not self._sent.any
+        self._sent.add(observation.sequence, result.latent[:rows])
+        if first:
+            self._announce()
+        self._sent_tick = view.tick + (time.monotonic_ns() - view.tick_ns) // view.period_ns
+        self._log.events["chunks"] += 1
+        return "sent"
+
+    def _audit_if_due(self, request: InferenceRequest, result: InferenceResult, say: Say) -> None:
+        """An audit costs an inference: only when the running chunk lasts longer than two."""
+        if self._audit is None or not self._audit.due(result):
+            return
+        view = self._control.view()
+        if view is None or view.actions_left * view.period_ns / 1e9 < 2 * self._meter.p99_s:
+            self._log.events["audits_without_time"] += 1
+            return
+        report = self._audit.run(request, result)
+        if report is not None:
+            self._log.line({"audit": report.error, "bound": report.bound, "tightened": report.tightened is not None})
+            if report.tightened is not None:
+                say(f"inference: {report.sentence()}")
+
+    def _drop_executing(self) -> None:
+        """The scene changed: what is left of the chunks sent so far is void, before the new one is ready."""
+        self._dropped_through = self._sequence - 1
+        self._announce()
+
+    def _camera_fault(self, message: str, before: str, say: Say) -> str:
+        """A frozen camera: no plan, and the executing one is void, so that the arm slows down now."""
+        if not before:
+            say(f"inference: {message}")
+            self._log.events["camera_faults"] += 1
+            self._dropped_through = self._sequence
+            self._announce()
+            self._summary("fault", fault=message)
+        return message
+
+    def _new_control(self, view: ControlView) -> None:
+        self._control_session = view.session
+        self._observed_tick = None
+        self._sent_tick = -1
+        self._sent.clear()
+        self._session.reset()
+        self._announce()
+
+    def _pictures(self) -> dict[str, Frame]:
+        frames = {name: camera.newest() for name, camera in self._cameras.items()}
+        now_ns = time.monotonic_ns()
+        for name, frame in frames.items():
+            self._watches[name].check(frame, now_ns)
+        return frames
+
+    def _observation(self, frames: Mapping[str, Frame], view: ControlView) -> Observation:
+        self._sequence += 1
+        return Observation(self._sequence, frames, JointReading(view.reading_tick, view.reading_ns, view.positions), self._options.task)
+
+    def _ticks(self, seconds: float, view: ControlView) -> int:
+        return max(1, math.ceil(seconds * 1e9 / view.period_ns))
+
+    def _summary(self, state: str, **facts: Any) -> dict[str, Any]:
+        delay = {"p50": self._meter.p50_s * 1e3, "p99": self._meter.p99_s * 1e3, "count": self._meter.count}
+        audit = {} if self._audit is None else {"audit_worst": self._audit.worst}
+        return self._log.summary(state, self.pace, self._session.cache.counts, {"delay_ms": delay, "loop": self._session.loop.name, **audit, **facts})

@@ -1,0 +1,132 @@
+"""When to infer, and what kind of chunk comes of it: the rules of the inference process, pure.
+
+A moving chunk is due from its observation's tick on; a rest chunk from its
+acceptance, and only when nothing moved since. So a slow host, whose moving
+chunk would arrive with its actions past, waits for rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import ChunkKind, Frame
+from vla_edge.runtime.gate import GuardReading, block_means, guard_reading
+from vla_edge.runtime.handover import PlannedChunk, Rhythm
+
+TAKES_CHUNKS = ("planning", "moving", "hold")
+"""States in which control takes chunks; not when the hold is latched."""
+
+STILL_MEAN, STILL_WORST = 2.0, 16.0
+"""Grey levels up to which a picture counts as still for a rest chunk: above a camera's noise, below an object that moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlView:
+    """What inference needs of the control's status (runtime/core/status.h), one reading of it. Times in ns, ticks of
+    the control loop; positions float32 [joints] in joint units."""
+
+    session: int
+    state: str
+    latched: bool
+    tick: int
+    tick_ns: int
+    period_ns: int
+    reading_tick: int
+    reading_ns: int
+    positions: NDArray[np.float32]
+    goal_moved_tick: int
+    action_sequence: int
+    action_index: int
+    actions_left: int
+    bundle_digest: str
+
+    @property
+    def takes_chunks(self) -> bool:
+        return self.state in TAKES_CHUNKS and not self.latched and self.reading_tick >= 0
+
+    @property
+    def rest_ticks(self) -> int:
+        """Ticks of readings since the goal last moved."""
+        return self.reading_tick - self.goal_moved_tick
+
+    @property
+    def rest_since_ns(self) -> int:
+        """When the first reading after the goal's last move was taken, nominally."""
+        return self.reading_ns - (self.rest_ticks - 1) * self.period_ns
+
+
+def view_of(status: Mapping[str, Any]) -> ControlView:
+    """The status dictionary of `_core.StateReader` as a ControlView."""
+    names = ControlView.__dataclass_fields__.keys() - {"positions"}
+    return ControlView(**{name: status[name] for name in names}, positions=np.asarray(status["positions"], np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """settle_ticks: how long the goal must have been constant before a rest observation (the arm swings out).
+    replan_ticks: least distance between the observations of two moving chunks."""
+
+    settle_ticks: int
+    replan_ticks: int
+
+
+def next_kind(view: ControlView, rhythm: Rhythm, rules: PlanRules, last_observed_tick: int | None) -> ChunkKind | None:
+    """The chunk to plan now, or None to wait. last_observed_tick: of the last chunk sent, None before the first."""
+    if not view.takes_chunks:
+        return None
+    if view.state != "moving" and view.rest_ticks >= rules.settle_ticks:
+        return ChunkKind.REST
+    if rhythm is Rhythm.PLAN_THEN_MOVE or view.state != "moving":
+        return None
+    if last_observed_tick is not None and view.reading_tick - last_observed_tick < rules.replan_ticks:
+        return None
+    return ChunkKind.MOVING
+
+
+def frames_are_of_rest(frames: Mapping[str, Frame], view: ControlView) -> bool:
+    """Every picture was taken after the goal had become constant."""
+    return all(frame.captured_ns >= view.rest_since_ns for frame in frames.values())
+
+
+def still(before: Mapping[str, Frame], after: Mapping[str, Frame]) -> bool:
+    """No camera's picture changed between two sets of frames, by the pixel guard."""
+    return all(_reading(before[name], after[name]) for name in before)
+
+
+def _reading(before: Frame, after: Frame) -> bool:
+    reading: GuardReading = guard_reading(block_means(after.image), block_means(before.image))
+    return reading.mean <= STILL_MEAN and reading.worst <= STILL_WORST
+
+
+class SentChunks:
+    """The last chunks that were sent, by observation sequence, so that the executing one can be found again."""
+
+    def __init__(self, keep: int = 8) -> None:
+        self._latent: dict[int, NDArray[np.float32]] = {}
+        self._keep = keep
+
+    def add(self, sequence: int, latent: NDArray[np.float32]) -> None:
+        """latent: float32 [n, A], the rows as sent."""
+        self._latent[sequence] = latent
+        while len(self._latent) > self._keep:
+            del self._latent[next(iter(self._latent))]
+
+    def clear(self) -> None:
+        self._latent.clear()
+
+    @property
+    def any(self) -> bool:
+        """Whether a chunk was sent since `clear`."""
+        return bool(self._latent)
+
+    def executing(self, view: ControlView) -> PlannedChunk | None:
+        """The chunk whose action was due at the view's tick, placed in ticks; None when no action of ours was."""
+        latent = self._latent.get(view.action_sequence)
+        if latent is None or view.action_index < 0:
+            return None
+        return PlannedChunk(latent, view.tick - view.action_index)

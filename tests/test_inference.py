@@ -1,0 +1,315 @@
+"""The inference process against the real control loop (an arm without a bus) and cameras that play files."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vla_edge.bundle import open_bundle
+from vla_edge.contract import ChunkKind, Frame
+from vla_edge.errors import ConfigError
+from vla_edge.runtime.command import main
+from vla_edge.runtime.handover import Rhythm
+from vla_edge.runtime.inference import camera_options
+from vla_edge.runtime.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
+from vla_edge.runtime.run_folder import RunFolder, listen, open_run_folder
+from vla_edge.runtime.settings import ControlSettings, Handover, JointLimits, LoopFiles
+
+GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+RULES = PlanRules(settle_ticks=9, replan_ticks=8)
+VIEW = ControlView(
+    session=5,
+    state="planning",
+    latched=False,
+    tick=100,
+    tick_ns=3_333_000_000,
+    period_ns=33_333_333,
+    reading_tick=100,
+    reading_ns=3_334_000_000,
+    positions=np.zeros(6, np.float32),
+    goal_moved_tick=50,
+    action_sequence=-1,
+    action_index=-1,
+    actions_left=0,
+    bundle_digest="d",
+)
+
+
+# ---- the rules
+
+
+def test_at_rest_every_host_plans_a_rest_chunk():
+    for rhythm in Rhythm:
+        for state in ("planning", "hold"):
+            assert next_kind(replace(VIEW, state=state), rhythm, RULES, None) is ChunkKind.REST
+
+
+def test_nothing_is_planned_while_control_takes_no_chunks():
+    for change in ({"state": "disarmed"}, {"state": "fault"}, {"state": "parking"}, {"state": "hold", "latched": True}, {"reading_tick": -1}):
+        assert next_kind(replace(VIEW, **change), Rhythm.OVERLAPPED, RULES, None) is None
+
+
+def test_a_rest_observation_waits_until_the_arm_has_settled():
+    assert next_kind(replace(VIEW, goal_moved_tick=92), Rhythm.PLAN_THEN_MOVE, RULES, None) is None
+    assert next_kind(replace(VIEW, goal_moved_tick=91), Rhythm.PLAN_THEN_MOVE, RULES, None) is ChunkKind.REST
+
+
+def test_only_an_overlapping_host_plans_while_moving_and_not_faster_than_told():
+    moving = replace(VIEW, state="moving", goal_moved_tick=100)
+    assert next_kind(moving, Rhythm.PLAN_THEN_MOVE, RULES, 50) is None
+    assert next_kind(moving, Rhythm.OVERLAPPED, RULES, 93) is None
+    assert next_kind(moving, Rhythm.OVERLAPPED, RULES, 92) is ChunkKind.MOVING
+    assert next_kind(moving, Rhythm.OVERLAPPED, RULES, None) is ChunkKind.MOVING
+
+
+def frame(level=100, captured_ns=0):
+    return {"a": Frame("a", np.full((48, 64, 3), level, np.uint8), captured_ns, 1)}
+
+
+def test_a_rest_plan_needs_pictures_taken_at_rest():
+    # Goal constant since tick 51, whose reading was taken 49 periods before that of tick 100.
+    since = VIEW.reading_ns - 49 * VIEW.period_ns
+    assert frames_are_of_rest(frame(captured_ns=since), VIEW)
+    assert not frames_are_of_rest(frame(captured_ns=since - 1), VIEW)
+
+
+def test_a_rest_plan_is_void_when_a_picture_changed_meanwhile():
+    assert still(frame(100), frame(101)) and not still(frame(100), frame(103))
+    moved = frame(100)
+    moved["a"].image[:8, :8] = 140
+    assert not still(frame(100), moved)
+
+
+def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
+    sent = SentChunks(keep=2)
+    for sequence in (1, 2, 3):
+        sent.add(sequence, np.full((50, 32), sequence, np.float32))
+    running = sent.executing(replace(VIEW, action_sequence=3, action_index=12))
+    assert running is not None and running.start_tick == 88 and running.rest(100)[0, 0] == 3 and len(running.rest(100)) == 38
+    assert sent.executing(replace(VIEW, action_sequence=1, action_index=0)) is None
+    assert sent.executing(VIEW) is None
+
+
+# ---- cameras
+
+
+def test_every_camera_of_the_policy_must_be_given_or_left_out(golden_bundle):
+    bundle = open_bundle(golden_bundle)
+    assert [option.name for option in camera_options(bundle, ["laptop=0", "phone=1"], [])] == ["observation.images.laptop", "observation.images.phone"]
+    assert len(camera_options(bundle, ["laptop=0"], ["phone"])) == 1
+    for given, without, message in (
+        (["laptop=0"], [], "observation.images.phone of the policy is not given"),
+        (["laptop=0", "front=1"], [], "no camera observation.images.front; it sees"),
+        (["laptop=0", "phone=1"], ["phone"], "given and left out"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            camera_options(bundle, given, without)
+
+
+# ---- the process
+
+
+class Control:
+    """The real control loop on an arm without a bus, in a thread that holds no interpreter lock."""
+
+    def __init__(self, folder: RunFolder, digest: str, hz=30.0, **settings):
+        core = pytest.importorskip("vla_edge._core")
+        limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+        self.settings = ControlSettings(limits, round(1e9 / hz), session=7, bundle_digest=digest, **settings)
+        self.listener = listen(folder)
+        files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=self.listener.fileno(), priority=0, arm_at_start=True)
+        self.core, self.folder = core, folder
+        arm = core.StillArm([2048] * 6)
+        self.thread = threading.Thread(target=core.control_run, args=(arm, self.settings, files), daemon=True)
+        self.thread.start()
+
+    def reader(self):
+        return self.core.StateReader(self.folder.state).read() if self.folder.state.exists() else None
+
+    def stop(self):
+        from vla_edge.runtime.operator import ask
+
+        ask(self.folder, "stop")
+        self.thread.join(5)
+        self.listener.close()
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_run_folder(tmp_path / "run")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Camera arguments that play the golden pictures, still."""
+    arguments = []
+    with np.load(GOLDEN, allow_pickle=False) as recorded:
+        for name in ("laptop", "phone"):
+            place = tmp_path / name
+            place.mkdir()
+            cv2.imwrite(str(place / "0.png"), cv2.cvtColor(recorded[f"raw/image/observation.images.{name}"], cv2.COLOR_RGB2BGR))
+            arguments += ["--camera", f"{name}=file:{place}"]
+    return arguments
+
+
+@pytest.fixture
+def control(folder, golden_bundle):
+    started = []
+
+    def start(**settings):
+        started.append(Control(folder, open_bundle(golden_bundle).digest, **settings))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+def infer_for(seconds, folder, bundle, pictures, *extra):
+    words = ["--bundle", str(bundle), "--run-dir", str(folder.path), "--task", "Place the bracelet into the box", "--seconds", str(seconds)]
+    return main(["inference", *words, "--threads", "1", "--nice", "0", "--json", *pictures, *extra])
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder.path / "inference.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("handover", ["replace", "blend", "inpaint"])
+def test_a_fast_host_moves_all_the_time_and_replans_under_way(control, folder, golden_bundle, pictures, capsys, handover):
+    running = control(handover=Handover.BLEND if handover == "blend" else Handover.REPLACE)
+    assert infer_for(4, folder, golden_bundle, pictures, "--handover", handover) == 0
+    status = running.reader()
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out.splitlines()[-1])
+    assert summary["pace"]["rhythm"] == "overlapped" and "expected share of time in motion 100%" in captured.err
+    lines = lines_of(folder)
+    assert lines[0]["kind"] == "rest" and {line["kind"] for line in lines[1:]} == {"moving"}
+    assert all(line["reason"] == "always" and line["prefix"] and line["ms"]["flow"] > 0 for line in lines)
+    taken = status["chunks"]["taken"]
+    assert taken >= 4 and taken >= 0.8 * summary["events"]["chunks"]
+    assert status["state"] in ("moving", "hold", "planning") and status["moving_ticks"] > 30
+    # 0.25 s at 30 Hz are 8 ticks: no two observations are nearer.
+    ticks = [line["tick"] for line in lines]
+    assert min(np.diff(ticks)) >= 8
+
+
+def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_bundle, pictures, capsys, monkeypatch):
+    from vla_edge.runtime.session import PolicySession
+
+    whole = PolicySession._infer
+
+    def slow(self, request, audit):
+        time.sleep(0.9)
+        return whole(self, request, audit)
+
+    monkeypatch.setattr(PolicySession, "_infer", slow)
+    monkeypatch.setattr("vla_edge.runtime.inference_loop.MEASURED", 2)
+    running = control()
+    assert infer_for(8, folder, golden_bundle, pictures) == 0
+    status, captured = running.reader(), capsys.readouterr()
+    assert "plan-then-move: an inference takes 9" in captured.err
+    lines = lines_of(folder)
+    assert len(lines) >= 2 and {line["kind"] for line in lines} == {"rest"} and {line["outcome"] for line in lines} == {"sent"}
+    # The last one may have been sent within the last tick.
+    assert status["chunks"]["taken"] >= len(lines) - 1 and not status["latched"] and status["reason"] == ""
+
+
+def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden_bundle, pictures, capsys, monkeypatch):
+    from vla_edge.runtime import session as module
+    from vla_edge.runtime.gate import GateSettings
+
+    limits = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=4, max_reuse=3, max_age_s=100)
+    monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
+    control()
+    assert infer_for(4, folder, golden_bundle, pictures, "--cache", "guard", "--audit", "1") == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = lines_of(folder)
+    chunks, audits = [line for line in lines if "reason" in line], [line for line in lines if "audit" in line]
+    assert chunks[0]["reason"] == "reset" and chunks[1]["reason"] == "reused" and chunks[1]["ms"]["prefix"] == 0 and chunks[1]["vision"] == []
+    # The pictures stand still, so what an audit finds is nothing.
+    assert audits and max(line["audit"] for line in audits) <= 1e-6 and summary["cache"]["audits"] >= len(audits)
+
+
+class Switch:
+    """A camera that can be frozen."""
+
+    def __init__(self, name, image):
+        self.name, self.exempt_from_freshness, self.frozen = name, False, False
+        self._image, self._last = image, None
+
+    def newest(self):
+        if self._last is None or not self.frozen:
+            now = time.monotonic_ns()
+            self._last = Frame(self.name, self._image, now, now)
+        return self._last
+
+    def close(self):
+        pass
+
+
+def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, golden_bundle):
+    from vla_edge.engines.engine import EngineOptions, load_engine
+    from vla_edge.robot.cameras import FreshnessWatch
+    from vla_edge.runtime.handover import HandOver
+    from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
+    from vla_edge.runtime.session import PolicySession
+
+    running = control()
+    with np.load(GOLDEN, allow_pickle=False) as recorded:
+        cameras = {name: Switch(name, recorded[f"raw/image/{name}"]) for name in ("observation.images.laptop", "observation.images.phone")}
+    session = PolicySession(open_bundle(golden_bundle), load_engine("ort", EngineOptions(threads=1)))
+    watches = {name: FreshnessWatch(name, noisy=False, exempt=False) for name in cameras}
+    loop = InferenceLoop(session, cameras, watches, folder, LoopOptions("put it away", HandOver.REPLACE, 10, 10, audit=0))
+    said: list[str] = []
+    worker = threading.Thread(target=loop.run, args=(0, said.append))
+    worker.start()
+    try:
+        wait_until(lambda: running.reader() is not None and running.reader()["state"] == "moving")
+        cameras["observation.images.phone"].frozen = True
+        # 0.5 s until it counts as frozen, then the braking; the chunk alone would have gone on for up to 1.7 s.
+        wait_until(lambda: running.reader()["state"] in ("planning", "hold"), 1.2)
+        assert any("observation.images.phone is frozen" in line for line in said)
+        assert json.loads((folder.path / "inference.json").read_text())["state"] == "fault"
+        cameras["observation.images.phone"].frozen = False
+        wait_until(lambda: running.reader()["state"] == "moving")
+    finally:
+        loop.stop()
+        worker.join(5)
+    assert not worker.is_alive()
+
+
+def wait_until(condition, seconds=8.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+def test_control_with_another_bundle_is_refused(folder, golden_bundle, pictures, capsys):
+    running = Control(folder, "0" * 64)
+    try:
+        wait_until(lambda: running.reader() is not None)
+        assert infer_for(5, folder, golden_bundle, pictures) == 2
+        assert "control runs bundle 000000000000" in capsys.readouterr().err
+    finally:
+        running.stop()
+
+
+def test_without_control_it_waits_and_ends_when_told(folder, golden_bundle, pictures, capsys):
+    assert infer_for(0.5, folder, golden_bundle, pictures) == 0
+    assert "waiting for the control process" in capsys.readouterr().err
+
+
+def test_a_camera_without_pictures_is_an_error_in_one_line(folder, golden_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vla_edge.runtime.inference.FIRST_PICTURE_S", 0.2)
+    given = ["--camera", f"laptop=file:{tmp_path / 'none'}", "--camera", f"phone=file:{tmp_path / 'none'}"]
+    assert infer_for(1, folder, golden_bundle, given) == 2
+    assert "does not exist" in capsys.readouterr().err
