@@ -1,4 +1,4 @@
-"""Reading LeRobot v2.1 and v3.0, writing v3.0, and the picture cache."""
+"""Reading LeRobot v2.1 and v3.0, and writing v3.0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_edge.datasets.cache import FrameCache, Preparation, cache_frames, make_batch
 from vla_edge.datasets.compare import compare_datasets
 from vla_edge.datasets.layout import Feature
 from vla_edge.datasets.meta import read_episode_stats
@@ -341,41 +340,3 @@ def test_a_writer_refuses_existing_targets_empty_sets_and_features_it_cannot_sto
         with pytest.raises(DatasetError, match=message):
             DatasetWriter(tmp_path / "odd", 30, features)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
-
-
-def test_cached_pictures_are_the_decoded_ones_and_a_stored_cache_is_used_again(tmp_path: Path) -> None:
-    calls = []
-
-    def every_second_pixel(image: np.ndarray) -> np.ndarray:
-        calls.append(1)
-        return image[::2, ::2]
-
-    half = Preparation("every second pixel", every_second_pixel)
-    with open_dataset(V30) as dataset:
-        held = cache_frames(dataset)
-        stored = cache_frames(dataset, [FRONT], half, tmp_path)
-        made = len(calls)
-        again = cache_frames(dataset, [FRONT], half, tmp_path)
-        assert len(calls) == made, "the second time nothing is decoded"
-        cache_frames(dataset, [FRONT], Preparation("another", every_second_pixel), tmp_path)
-        assert len(calls) == 2 * made, "another preparation is another cache"
-        for index in (0, 23, 24, 99):
-            whole = dataset.image(FRONT, index)
-            assert np.array_equal(held.image(FRONT, index), whole)
-            assert np.array_equal(stored.image(FRONT, index), whole[::2, ::2])
-            assert np.array_equal(again.image(FRONT, index), whole[::2, ::2])
-        with pytest.raises(DatasetError, match="not in the cache"):
-            stored.image("observation.images.wrist", 0)
-
-
-def test_a_batch_holds_the_frames_it_names() -> None:
-    with open_dataset(V21) as dataset:
-        cache = cache_frames(dataset, [FRONT])
-        for images in (None, cache):
-            batch = make_batch(dataset, [98, 3], 4, images)
-            assert batch["task"] == ["Push the green button", "Pick up the red cube and place it in the blue bowl."]
-            assert batch["action_is_pad"].tolist() == [[False, False, True, True], [False] * 4]
-            assert np.array_equal(batch["action"][0], dataset.column("action")[[98, 99, 99, 99]])
-            assert np.array_equal(batch["observation.state"], dataset.column("observation.state")[[98, 3]])
-            assert np.array_equal(batch[FRONT][1], dataset.image(FRONT, 3))
-            assert ("observation.images.wrist" in batch) == (not isinstance(images, FrameCache))
