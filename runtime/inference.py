@@ -56,6 +56,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
+    if not arguments.task:
+        raise ConfigError("no --task: say what the arm shall do, in a sentence")
     os.nice(arguments.nice)
     bundle = open_bundle(arguments.bundle)
     options = camera_options(bundle, arguments.camera, arguments.without)

@@ -124,7 +124,8 @@ class InferenceLoop:
     def _measure(self, view: ControlView, say: Say) -> None:
         """Fresh inferences whose chunks are not sent: the host's delay, before anything depends on it."""
         self._log.summary("measuring", None, self._session.cache.counts, {})
-        self._announce()
+        if view.takes_chunks:
+            self._announce()
         start = time.monotonic()
         for index in range(MEASURED + 1):
             if self._stopping or (index > 1 and time.monotonic() - start > MEASURE_S):
@@ -150,8 +151,9 @@ class InferenceLoop:
         self._summary("ready")
 
     def _announce(self) -> None:
-        """Tell control how long to wait. Before the first chunk it has waited for the measuring too, so it is told a
-        slow host's delay: an armed control that hears the true one then would latch at once."""
+        """Tell control how long to wait: also the sign that inference is ready, unless control is armed already. Before
+        the first chunk an armed control has waited for the measuring too, so it is told a slow host's delay: the true
+        one would make it latch at once."""
         waited = self.pace is None or not self._sent.any
         p99_s = MEASURE_S if waited or self.pace is None else self.pace.p99_s
         plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
