@@ -37,13 +37,10 @@ class Child:
         return self.output.read().decode(errors="replace").splitlines()
 
 
-def start(name: str, words: Sequence[str], niceness: int = 0) -> Child:
+def start(name: str, words: Sequence[str]) -> Child:
     """Run this interpreter with `words`. Signals of the terminal reach only us: we decide who stops when."""
     output = tempfile.TemporaryFile("a+b")  # noqa: SIM115  appended to by the child wherever we have read
-    command = [sys.executable, *words]
-    if niceness:
-        command = ["nice", "-n", str(niceness), *command]
-    return Child(name, subprocess.Popen(command, stdout=output, start_new_session=True), output)
+    return Child(name, subprocess.Popen([sys.executable, *words], stdout=output, start_new_session=True), output)
 
 
 def wait_for_line(child: Child, timeout_s: float) -> str:

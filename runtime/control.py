@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,13 @@ def control_koch(
         arm = open_koch(KochOptions(arguments.port, calibration, units, profile, write=not arguments.shadow))
         try:
             keep_old_records(folder)
-            with listen(folder) as listener:
+            with listen(folder) as listener, stop_signals() as signal_fd:
                 files = LoopFiles(
                     ring=folder.ring,
                     state=folder.state,
                     record=folder.record,
                     socket_fd=listener.fileno(),
+                    signal_fd=signal_fd,
                     shadow=arguments.shadow,
                     arm_at_start=arguments.arm,
                     stop_after_ticks=round(arguments.seconds * NS / settings.period_ns),
@@ -143,6 +146,25 @@ def run_loop(core: Any, arm: Any, settings: ControlSettings, files: LoopFiles) -
         raise ConfigError(f"{text}; raise the limit or lower --hz") from None
     except OSError as error:
         raise ControlError(f"{error.filename}: {error.strerror}; give another --run-dir") from error
+
+
+@contextmanager
+def stop_signals() -> Iterator[int]:
+    """Within the block SIGINT and SIGTERM only put a byte into the pipe whose reading end is given.
+
+    The interpreter's C handler writes it, on whatever thread the signal arrives; the loop reads it in its tick.
+    """
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writing)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
 
 
 def load_core() -> Any:

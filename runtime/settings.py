@@ -84,6 +84,8 @@ class LoopFiles:
     """256 bytes each; one a tick and 1 + n/10 a chunk of n actions"""
     socket_fd: int = -1
     """bound datagram socket for commands"""
+    signal_fd: int = -1
+    """non-blocking; every byte is a signal that asks to stop (`control.stop_signals`)"""
     priority: int = 60
     """of SCHED_FIFO; 0 does not ask for it"""
     shadow: bool = False

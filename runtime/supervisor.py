@@ -19,16 +19,17 @@ from typing import Any
 
 from rich.console import Console
 
-from vla_edge.bundle import open_bundle
+from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
+from vla_edge.robot.cameras import full_name
 from vla_edge.robot.sim import SimProcess
 from vla_edge.runtime.children import Child, end, start, wait_for_line
 from vla_edge.runtime.control import add_robot_arguments, load_core
+from vla_edge.runtime.inference import add_policy_arguments
 from vla_edge.runtime.operator import ask, read_status
 from vla_edge.runtime.report import open_record, tick_times
 from vla_edge.runtime.run_folder import RunFolder, open_run_folder
 
-INFERENCE_NICENESS = 12
 START_S = 20.0
 """Checks of an arm take two seconds; a slow port some more."""
 READY_S = 300.0
@@ -42,12 +43,9 @@ RESTARTS = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_robot_arguments(parser)
     parser.add_argument("--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus")
-    parser.add_argument("--task", default="", help="the instruction")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself so long after arming; 0: never")
-    parser.add_argument("--cache", default="always", help="when the prefix is reused: always (never), guard, cls, delta; see `vla-runtime inference --help`")
-    parser.add_argument("--engine", help="backend of the bundle's graphs; default: onnxruntime on the CPU")
-    parser.add_argument("--camera", action="append", default=[], metavar="NAME=SOURCE", help="a camera of the policy; --robot sim has its own")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the simulated scene")
+    parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="a camera of the policy; --robot sim has its own")
+    add_policy_arguments(parser)
     parser.add_argument("--record", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png")
     parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
     parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
@@ -59,6 +57,8 @@ class Run:
 
     folder: RunFolder
     arguments: argparse.Namespace
+    cameras: list[str]
+    """NAME=DEVICE; none: no inference"""
     sim: Child | None = None
     control: Child | None = None
     inference: Child | None = None
@@ -66,11 +66,15 @@ class Run:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    digest = open_bundle(arguments.bundle).digest
+    bundle = open_bundle(arguments.bundle)
     if arguments.robot == "koch" and (arguments.port is None or arguments.joints is None):
         raise ConfigError("--robot koch needs --port and --joints; --robot sim needs neither")
     console = Console(stderr=True)
-    this = Run(open_run_folder(arguments.run_dir), arguments)
+    this = Run(open_run_folder(arguments.run_dir), arguments, cameras_of(arguments, bundle))
+    if not this.cameras:
+        console.print("note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds")
+    elif not arguments.task:
+        raise ConfigError("no --task: say what the arm shall do, in a sentence")
     interrupted = False
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
@@ -85,11 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
         _end_all(this)
     summary = summarize(this.folder, inference)
     summary |= {"simulated_arm": dict(simulated)} if arguments.robot == "sim" else {}
-    summary |= {"bundle_digest": digest, "interrupted": interrupted, "inference_restarts": this.restarts}
+    summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
     _tell(summary, console)
     if arguments.json:
         print(json.dumps(summary))
-    if summary["reason"] not in ("", "operator", "parked", "no_action") or (summary["reason"] == "no_action" and summary["latched"]):
+    if ended_badly(summary, planned=bool(this.cameras)):
         raise CheckFailed(f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`")
     return 130 if interrupted else 0
 
@@ -110,8 +114,9 @@ def _start_all(this: Run, console: Console) -> None:
     _wait_for_control(this)
     core = load_core()
     core.RingWriter(folder.ring)  # forgets what an earlier inference announced
-    _start_inference(this)
-    _wait_for_inference(this, core, console)
+    if this.cameras:
+        this.inference = start("inference", inference_words(this))
+        _wait_for_inference(this, core, console)
     answer = ask(folder, "arm")
     if answer.word != "done":
         raise ControlError(f"control does not arm: {answer.word} {answer.joint} {answer.reason}; see `vla-runtime status`")
@@ -136,21 +141,26 @@ def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path,
     return words + (["--shadow"] if arguments.shadow else [])
 
 
-def inference_words(arguments: argparse.Namespace, folder: RunFolder) -> list[str]:
+def cameras_of(arguments: argparse.Namespace, bundle: Bundle) -> list[str]:
+    """The cameras of the run: as given, or the simulated arm's that the policy has."""
+    if arguments.robot == "koch" or arguments.camera:
+        return list(arguments.camera)
+    known = {name for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
+    found = SimProcess(open_run_folder(arguments.run_dir).path).cameras()
+    return [f"{name}=sim:{path}" for name, path in found.items() if full_name(name) in known]
+
+
+def inference_words(this: Run) -> list[str]:
     """How to start the inference process of a run."""
-    words = ["-m", "vla_edge.runtime.command", "inference", "--bundle", str(arguments.bundle), "--run-dir", str(folder.path)]
-    words += ["--task", arguments.task, "--cache", arguments.cache, "--handover", arguments.handover, "--seed", str(arguments.seed)]
-    words += ["--engine", arguments.engine] if arguments.engine else []
-    cameras = arguments.camera
-    if arguments.robot == "sim":
-        cameras = [f"{name}=sim:{path},noisy" for name, path in SimProcess(folder.path).cameras().items()]
-    for camera in cameras:
-        words += ["--camera", camera]
-    return [*words, "--json"]
-
-
-def _start_inference(this: Run) -> None:
-    this.inference = start("inference", inference_words(this.arguments, this.folder), INFERENCE_NICENESS)
+    told = this.arguments
+    words = ["-m", "vla_edge.runtime.command", "inference", "--bundle", str(told.bundle), "--run-dir", str(this.folder.path)]
+    words += ["--handover", told.handover, "--json"]
+    words += [word for camera in this.cameras for word in ("--camera", camera)]
+    words += [word for name in told.without for word in ("--without", name)]
+    for name in ("task", "engine", "threads", "cache", "steps", "least_steps", "replan_s", "audit", "seed", "nice"):
+        value = getattr(told, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def _wait_for_control(this: Run) -> None:
@@ -184,16 +194,16 @@ def _wait_for_inference(this: Run, core: Any, console: Console) -> None:
 
 def _watch(this: Run, console: Console) -> None:
     """Until the time is over or control has ended; a dead inference is started again, the arm holds meanwhile."""
-    assert this.control is not None and this.inference is not None
+    assert this.control is not None
     began_s = time.monotonic()
     with console.status("armed") as line:
         while this.control.process.poll() is None:
             status = read_status(this.folder)
             line.update(one_line(status))
-            if this.inference.process.poll() is not None and this.restarts < RESTARTS:
+            if this.inference is not None and this.inference.process.poll() is not None and this.restarts < RESTARTS:
                 this.restarts += 1
                 console.print(f"inference ended ({this.inference.process.returncode}); started again, the arm holds")
-                _start_inference(this)
+                this.inference = start("inference", inference_words(this))
             if this.arguments.seconds > 0 and time.monotonic() - began_s >= this.arguments.seconds:
                 break
             time.sleep(WATCH_S)
@@ -226,6 +236,11 @@ def _end_all(this: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         simulated = end(this.sim)
     this.inference = this.control = this.sim = None
     return told, simulated
+
+
+def ended_badly(summary: Mapping[str, Any], planned: bool) -> bool:
+    """A fault, or a hold that was latched before we asked to stop. Without a planner no action is what to expect."""
+    return summary["reason"] not in ("", "operator", "parked") and not (summary["reason"] == "no_action" and not planned)
 
 
 def one_line(status: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ static int config_of(PyObject *run, control_config *config, run_paths *paths)
     config->record_path = PyBytes_AS_STRING(paths->record);
     config->record_cells = (uint64_t)number_of(run, "record_cells");
     config->socket_fd = (int)number_of(run, "socket_fd");
+    config->signal_fd = (int)number_of(run, "signal_fd");
     config->priority = (int)number_of(run, "priority");
     config->shadow = number_of(run, "shadow") != 0;
     config->arm_at_start = number_of(run, "arm_at_start") != 0;

@@ -2,7 +2,6 @@
 #include "control.h"
 #include "command.h"
 
-#include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -25,13 +24,12 @@ static int32_t saturated(int64_t ns)
     return (int32_t)(ns > 2000000000 ? 2000000000 : ns < -2000000000 ? -2000000000 : ns);
 }
 
-static sigset_t stop_signals(void)
+/* Signals that came since the last tick: one byte each. */
+static int take_signals(int signal_fd)
 {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    return set;
+    char bytes[16];
+    ssize_t n = signal_fd >= 0 ? read(signal_fd, bytes, sizeof bytes) : 0;
+    return n > 0 ? (int)n : 0;
 }
 
 /* Faults in the pages below the stack pointer that the tick will use. */
@@ -72,10 +70,9 @@ static void close_files(control *self)
 static command_request take_command(control *self)
 {
     command_request request = {.command = COMMAND_NONE};
-    sigset_t signals = stop_signals();
-    struct timespec no_wait = {0};
-    if (sigtimedwait(&signals, NULL, &no_wait) > 0) {
-        self->signals++;
+    int signals = take_signals(self->config.signal_fd);
+    self->signals += signals;
+    if (signals > 0) {
         request.command = COMMAND_STOP;
     } else if (self->config.arm_at_start && self->input.read_result == ARM_OK && self->clock.tick > 0) {
         request.command = COMMAND_ARM;
@@ -274,8 +271,6 @@ control_result control_run(control *self, const control_config *config, const ar
     }
     ring_reader_start(&self->ring, self->ring_file.memory);
 
-    sigset_t signals = stop_signals(), outside;
-    pthread_sigmask(SIG_BLOCK, &signals, &outside);
     clock_class granted = {0};
     if (config->priority > 0)
         granted = clock_ask_realtime(config->priority);
@@ -305,7 +300,6 @@ control_result control_run(control *self, const control_config *config, const ar
     }
     if (granted.fifo || granted.locked)
         clock_leave_realtime();
-    pthread_sigmask(SIG_SETMASK, &outside, NULL);
     close_files(self);
     result.exit = self->signals > 1 ? CONTROL_INTERRUPTED : self->output.done ? CONTROL_STOPPED : CONTROL_UNPLUGGED;
     return result;

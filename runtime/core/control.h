@@ -3,8 +3,8 @@
  * Each tick: wait for its time, take one command, read the joints, take new
  * chunks, decide (pilot), write the goals, keep the record, publish the status.
  * Nothing in the tick allocates, waits for inference or touches a new page.
- * SIGINT and SIGTERM are blocked here and read as the command `stop`; a second
- * one ends the loop at once, with the arm holding.
+ * A byte on `signal_fd` is a SIGINT or SIGTERM and means the command `stop`; a
+ * second one ends the loop at once, with the arm holding.
  */
 #ifndef VLA_CONTROL_H
 #define VLA_CONTROL_H
@@ -20,6 +20,7 @@ typedef struct {
     const char *ring_path, *state_path, *record_path;
     uint64_t record_cells;
     int socket_fd;       /* bound datagram socket for commands, -1: none */
+    int signal_fd;       /* non-blocking; the process's signal handler writes a byte to its other end, -1: none */
     int priority;        /* of SCHED_FIFO, 0: do not ask */
     bool shadow;         /* decide and record, write nothing to the bus */
     bool arm_at_start;
