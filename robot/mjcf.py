@@ -133,7 +133,7 @@ MJCF = f"""
     <geom class="thing" name="table" type="box" size="0.40 0.40 0.02" pos="0.20 0 -0.02" material="wood"/>
     <camera name="laptop" pos="0.56 0.0 0.34" xyaxes="0 1 0 -0.63 0 0.777" fovy="36"/>
     <camera name="phone" pos="0.125 0 0.62" xyaxes="0 -1 0 1 0 0" fovy="31"/>
-    <camera name="viewer" pos="0.52 -0.42 0.36" xyaxes="0.75 0.66 0 -0.34 0.39 0.86" fovy="33"/>
+    <camera name="viewer" pos="0.52 -0.42 0.36" xyaxes="0.75 0.66 0 -0.34 0.39 0.86" fovy="38"/>
     <body name="base">
       <geom class="shell" type="box" size="0.035 0.04 0.02" pos="-0.01 0 0.02" mass="0.3"/>
       <body name="shoulder" pos="0 0 0.04">

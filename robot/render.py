@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 from vla_edge.errors import CameraError
 
@@ -62,3 +63,17 @@ def new_renderer(mujoco: ModuleType, model: object, height: int, width: int, bac
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
     return renderer
+
+
+def rendering_fault(backend: str = "egl") -> str | None:
+    """What keeps this machine from rendering, in one line with the fix; None when a small picture came out."""
+    try:
+        mujoco = load_mujoco(backend)
+        model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+        renderer: Any = new_renderer(mujoco, model, 8, 8, backend)
+        renderer.update_scene(mujoco.MjData(model))
+        renderer.render()
+        renderer.close()
+    except CameraError as error:
+        return str(error)
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,12 +12,14 @@ from vla_edge.contract import Observation
 from vla_edge.errors import ConfigError
 from vla_edge.robot.mjcf import CUBE_COLOURS
 from vla_edge.robot.reach import CHUNK, expert_chunk, record_episode
+from vla_edge.robot.render import rendering_fault
 from vla_edge.robot.scene import random_scene
 from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
 from vla_edge.runtime.lockstep import LockstepOptions, run_lockstep
 from vla_edge.runtime.reach_task import ScriptedPlanner, other_colour, reach, wanted_colour
 
-pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
+FAULT = rendering_fault()
+pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
 SIZES = {"laptop": (48, 64)}
 

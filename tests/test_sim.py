@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,18 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError
 from vla_edge.robot.kinematics import reach_angles, tip_position
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, CUBE_SIDE_M, SERVOS
-from vla_edge.robot.render import BACKENDS, load_mujoco
+from vla_edge.robot.render import BACKENDS, load_mujoco, rendering_fault
 from vla_edge.robot.scene import APART_M, random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, radians_from_counts, simulated_calibration
+from vla_edge.robot.simulated_arm import (
+    SimOptions,
+    SimulatedArm,
+    counts_from_radians,
+    radians_from_counts,
+    simulated_calibration,
+)
 
-pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
+FAULT = rendering_fault()
+pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

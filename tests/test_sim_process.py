@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -21,11 +20,13 @@ from vla_edge.robot.cameras import FreshnessWatch, open_camera, parse_camera
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.robot.koch import KochOptions, open_koch
 from vla_edge.robot.recording import Recording
+from vla_edge.robot.render import rendering_fault
 from vla_edge.robot.scene import random_scene
 from vla_edge.robot.sim import SimPlant, SimProcess
 from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians
 
-pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed (extra: sim)")
+FAULT = rendering_fault()
+pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
 MS = 1_000_000
 
