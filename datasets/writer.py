@@ -7,7 +7,9 @@
         writer.save_episode()
 
 Everything goes to a hidden folder beside `path`, which is renamed when the
-writer closes: `path` holds a whole data set or nothing.
+writer closes: `path` holds a whole data set or nothing. An error that leaves the
+`with` block removes the recording; a recorder that wants to keep what was saved
+catches it inside, discards the open episode and lets the writer close.
 """
 
 from __future__ import annotations
@@ -84,10 +86,11 @@ class DatasetWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abort()  # after a close that went well there is nothing left to remove
 
     @property
     def pending_frames(self) -> int:
@@ -156,13 +159,11 @@ class DatasetWriter:
         """Write the meta files and rename the folder to its target.
 
         Raises DatasetError, with nothing at the target, when no episode was saved or
-        frames of an unsaved episode are left.
+        frames of an unsaved episode are left; the writer stays open then.
         """
         if self.episodes == 0 or self.pending_frames:
-            left, saved = self.pending_frames, self.episodes
-            self.abort()
-            raise DatasetError(f"{self._target} was not written: {saved} episodes saved, {left} frames in an unsaved one; "
-                               "save or discard the episode before closing")
+            raise DatasetError(f"{self._target} is not written yet: {self.episodes} episodes saved, {self.pending_frames} "
+                               "frames in an unsaved one; save or discard the episode before closing")
         try:
             self._close_files()
             tables.write_tasks(self._root / layout.TASKS_FILE, {index: text for text, index in self._tasks.items()})

@@ -324,6 +324,21 @@ def test_a_wrong_frame_is_refused_and_named(tmp_path: Path, change: dict, messag
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_close_refused_for_unsaved_frames_loses_nothing(tmp_path: Path) -> None:
+    writer = DatasetWriter(tmp_path / "set", 30, NUMBERS)
+    for _ in range(2):
+        writer.add_frame(numbers(np.random.default_rng(0)), "t")
+        writer.save_episode()
+    writer.add_frame(numbers(np.random.default_rng(0)), "t")
+    with pytest.raises(DatasetError, match="2 episodes saved, 1 frames in an unsaved one"):
+        writer.close()
+    writer.discard_episode()
+    writer.close()
+    with open_dataset(tmp_path / "set") as dataset:
+        assert len(dataset) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_a_writer_refuses_existing_targets_empty_sets_and_features_it_cannot_store(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(DatasetError, match="exists"):
