@@ -12,9 +12,12 @@ import argparse
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
+
+from rich.live import Live
+from rich.table import Table
 
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import JointCalibrationError
@@ -40,23 +43,30 @@ class Person(Protocol):
         """Show `text` and wait for Enter."""
         ...
 
-    def show(self, lines: str) -> bool:
-        """Show the live counts; True when Enter was pressed since the last call."""
+    def show(self, ranges: Mapping[str, tuple[int, int, int]]) -> bool:
+        """Show lowest, present and highest count per joint; True when Enter was pressed since the last call."""
         ...
 
 
 class TerminalPerson:
-    """A person at the terminal."""
+    """A person at the terminal: a table of live counts between two Enters."""
+
+    def __init__(self) -> None:
+        self._live = Live(auto_refresh=False, transient=True)
 
     def ask(self, text: str) -> None:
         print(f"{text}\n  … then press Enter", flush=True)
         self._line()
 
-    def show(self, lines: str) -> bool:
-        print("\r" + lines, end="", flush=True)
+    def show(self, ranges: Mapping[str, tuple[int, int, int]]) -> bool:
+        table = Table("joint", "lowest", "now", "highest", title="Enter when every joint was at both ends")
+        for joint, counts in ranges.items():
+            table.add_row(joint, *map(str, counts))
+        self._live.start()
+        self._live.update(table, refresh=True)
         if not select.select([sys.stdin], [], [], 0)[0]:
             return False
-        print()
+        self._live.stop()
         self._line()
         return True
 
@@ -124,12 +134,8 @@ def _record_ranges(bus: ServoBus, person: Person, sleep: Callable[[float], None]
         for joint, position in positions.items():
             low, high = ranges[joint]
             ranges[joint] = min(low, position), max(high, position)
-        live = (
-            f"{joint} {ranges[joint][0]}..{positions[joint]}..{ranges[joint][1]}"
-            for joint in KOCH_JOINTS
-            if joint not in FULL_TURN_JOINTS
-        )
-        done = person.show("  ".join(live) + "  ")
+        moved = [joint for joint in KOCH_JOINTS if joint not in FULL_TURN_JOINTS]
+        done = person.show({joint: (ranges[joint][0], positions[joint], ranges[joint][1]) for joint in moved})
         sleep(0.02)
     return ranges
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
 from vla_edge.robot import first_contact, guide
 from vla_edge.robot import registers as r
+from vla_edge.robot.arm import RobotArm
 from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.joint_calibration import (
     JointCalibrations,
@@ -22,9 +27,9 @@ from vla_edge.robot.joint_calibration import (
     load_joint_calibration,
     save_joint_calibration,
 )
-from vla_edge.robot.koch import KochArm, KochOptions, open_koch
+from vla_edge.robot.koch import ArmResult, KochArm, KochOptions, open_koch
 from vla_edge.robot.port import check_latency_timer, open_port
-from vla_edge.robot.servo_bus import ServoBus
+from vla_edge.robot.servo_bus import BusResult, ServoBus
 from vla_edge.robot.slow_motion import ramp
 
 pytest.importorskip("vla_edge._core")
@@ -57,7 +62,7 @@ def start(emulator: EmulatorProcess, calibration: JointCalibrations = CALIBRATIO
 
 def test_a_good_arm_passes_and_is_configured_without_torque(tmp_path: Path, file: Path) -> None:
     with emulator_process(tmp_path, "--joints", str(file), "--set", "2:return_delay=250") as emulator:
-        arm = start(emulator)
+        arm: RobotArm = start(emulator)
         assert arm.read().positions == (2048,) * 6
         assert arm.ranges[1] == (900, 3200) and arm.joints == KOCH_JOINTS
         arm.close()
@@ -125,6 +130,31 @@ def test_a_joint_a_turn_away_from_its_range_is_refused(tmp_path: Path, file: Pat
         with pytest.raises(JointCalibrationError, match="elbow_flex stands at 6144 counts, its range is 900..3200"):
             start(emulator)
         assert not emulator.entries("goal", "torque", "write")
+
+
+def test_a_restart_finds_torque_on_and_moves_nothing(tmp_path: Path, file: Path) -> None:
+    """As after a killed control process: the servos hold; nothing of EEPROM needs to be written."""
+    held = [word for i in range(1, 7) for word in ("--set", f"{i}:torque_enable=1")]
+    with emulator_process(tmp_path, "--joints", str(file), *held) as emulator:
+        start(emulator).close()
+        assert not emulator.entries("goal", "torque", "refused", "watchdog")
+
+
+def test_eeprom_that_would_have_to_change_under_torque_is_told(tmp_path: Path, file: Path) -> None:
+    with emulator_process(
+        tmp_path, "--joints", str(file), "--set", "2:return_delay=9", "--set", "2:torque_enable=1"
+    ) as emulator:
+        with pytest.raises(
+            BusError, match=r"shoulder_lift \(id 2\) does not take return_delay = 0; switch its torque off first"
+        ):
+            start(emulator)
+
+
+def test_the_results_have_the_numbers_of_the_c_headers() -> None:
+    bus = Path(guide.__file__).resolve().parent / "bus"
+    for header, prefix, results in (("arm.h", "ARM", ArmResult), ("bus.h", "BUS", BusResult)):
+        (names,) = re.findall(rf"typedef enum {{ ({prefix}_OK.*?) }}", (bus / header).read_text())
+        assert names.split(", ") == [f"{prefix}_{result.name}" for result in results]
 
 
 def test_two_processes_cannot_have_one_port(tmp_path: Path, file: Path) -> None:
@@ -205,7 +235,7 @@ class ScriptedPerson:
                 self._push(i + 1, counts)
             time.sleep(0.1)
 
-    def show(self, lines: str) -> bool:
+    def show(self, ranges: Mapping[str, tuple[int, int, int]]) -> bool:
         if not self._moves:
             return True
         self._push(*self._moves.pop(0))
@@ -242,6 +272,31 @@ def test_a_guided_calibration_fits_the_servos_it_was_made_with(tmp_path: Path) -
         ]
         assert [joint.drive_mode for joint in joints] == [0, 1, 0, 0, 0, 0]
         start(emulator, JointCalibrations(tuple(joints), "new.json")).close()
+
+
+def test_the_guide_in_a_terminal_writes_file_and_servos(tmp_path: Path) -> None:
+    """The command itself, its questions answered over a pipe while the shafts are turned."""
+    path = tmp_path / "made.json"
+    command = "import sys; from vla_edge.runtime.command import main; sys.exit(main(sys.argv[1:]))"
+    with emulator_process(tmp_path) as emulator:
+        words = [sys.executable, "-c", command, "calibrate-joints", "--port", str(emulator.port), "--joints", str(path)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            while "press Enter" not in process.stdout.readline():
+                pass
+            process.stdin.write("\n\n")
+            process.stdin.flush()
+            while "end to end" not in process.stdout.readline():
+                pass
+            for servo, ends in ENDS.items():
+                for counts in ends:
+                    emulator.event(f"push {servo} {counts}")
+                    time.sleep(0.15)
+            output, _ = process.communicate("\n", timeout=20)
+        assert process.returncode == 0 and f"written to the servos and to {path}" in output
+        made = load_joint_calibration(path)
+        assert [(j.range_min, j.range_max) for j in made.joints if j.id in ENDS] == list(ENDS.values())
+        start(emulator, made).close()
 
 
 def test_a_joint_that_was_not_moved_is_named_and_nothing_is_usable(tmp_path: Path) -> None:

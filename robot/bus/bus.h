@@ -5,7 +5,8 @@
  * request, a status must match id, length and CRC, an extra or out-of-order one
  * voids the whole call, and while the answer to a read may still be under way
  * (BUS_MEMORY_NS) no other read asks for the same number of bytes: a few
- * neighbouring registers are read too, and thrown away.
+ * neighbouring registers are read too, and thrown away. When so many reads in a
+ * row were lost that all lengths are taken, the one lost longest ago is next.
  */
 #ifndef VLA_BUS_H
 #define VLA_BUS_H
@@ -17,7 +18,7 @@
 enum {
     BUS_SERVOS_MAX = 16,
     BUS_READ_MAX = 16,     /* longest read a caller may ask for */
-    BUS_WIRE_MAX = 40,     /* longest read on the wire */
+    BUS_WIRE_MAX = 20,     /* longest read on the wire: six servos answer in 1.9 ms at 1 Mbaud */
     BUS_TABLE_END = 147,   /* registers 0..146 of the X series can be read in one piece */
 };
 #define BUS_MEMORY_NS 1000000000LL
@@ -48,7 +49,7 @@ bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, 
 bus_result bus_read(bus *bus, uint8_t id, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
                     uint8_t *alert);
 
-/* BUS_REFUSED: the servo answered that it did not take it. */
+/* BUS_REFUSED: the servo answered that it did not take it, or the arguments are beyond the limits above. */
 bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length,
                      int64_t deadline_ns);
 
