@@ -63,9 +63,14 @@ def features_of(policy: SmolVLAPolicy, anchors: AnchorInputs, names: Sequence[st
 
 
 def check_path(features: Mapping[str, Tensor], policy: SmolVLAPolicy) -> None:
-    """Every feature depends on a trained weight; TrainingError names the feature and the frozen parts otherwise."""
+    """Every feature depends on a trained weight; TrainingError names the feature and the frozen parts otherwise.
+
+    Gradients are really taken: rows of one tensor share its graph, and only the numbers tell which of them can move.
+    """
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
     for name, value in features.items():
-        if not value.requires_grad:
+        found = torch.autograd.grad(value.square().sum(), weights, retain_graph=True, allow_unused=True) if value.requires_grad else ()
+        if not any(gradient is not None and bool(gradient.any()) for gradient in found):
             raise TrainingError(
                 f"anchor feature {name} cannot move: frozen are {frozen_parts(policy)}; "
                 "build the anchors without its group (--features) or train that part"

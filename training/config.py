@@ -7,6 +7,7 @@ resumed run reads it from there: what was not saved cannot differ.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
 }
 T = TypeVar("T")
+_EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
+"""YAML 1.1 reads 5e-5 as a text; a person means the number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         inner = hint.__args__[0]
         return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if hint in (int, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise ConfigError(f"{where} is {value!r}, must be {hint.__name__}")

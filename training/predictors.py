@@ -18,6 +18,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.policies.smolvla import SmolVLAPolicy
 from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
 from vla_edge.training.frames import RawSample, collate, to_device
 
 Floats = NDArray[np.float32]
@@ -59,8 +60,16 @@ def open_predictor(path: Path, device: str = "cpu", threads: int = 0) -> Predict
         return BundlePredictor(path, threads)
     folder = path if (path / "config.json").is_file() else path / "pretrained_model"
     if (folder / "config.json").is_file():
-        return CheckpointPredictor(folder, path.name, device)
+        return CheckpointPredictor(folder, checkpoint_name(folder), device)
     raise TrainingError(f"{path}: neither a bundle, a checkpoint nor predictions (.npz); give one of these")
+
+
+def checkpoint_name(folder: Path) -> str:
+    """`RUN@step` for a checkpoint of a run, else the folder's own name."""
+    place = folder.resolve()
+    if place.name == PRETRAINED and place.parent.parent.name == CHECKPOINTS:
+        return f"{place.parent.parent.parent.name}@{int(place.parent.name)}"
+    return place.name
 
 
 class CheckpointPredictor:

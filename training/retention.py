@@ -32,8 +32,9 @@ class Retention:
     cache: AnchorCache
     total_steps: int
     seed: int
-    multiplier: float = 0.0
+    multiplier: float = field(init=False)
     position: SamplerState = field(init=False)
+    path_checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.sampler = QuotaSampler([Source("anchors", len(self.cache), 1.0)], self.config.anchor_batch, self.seed)
@@ -51,7 +52,9 @@ class Retention:
         self.position = draw.after
         inputs, teacher = self.cache.batch([frame for _, frame in draw.picks], device)
         student = features_of(policy, inputs, self.cache.meta.features)
-        check_path(student, policy)
+        if not self.path_checked:
+            check_path(student, policy)
+            self.path_checked = True
         losses = [
             retention_loss(student[name], teacher[name], self.config.loss) / (1.0 if self.config.raw else self.cache.scale(name, self.config.loss))
             for name in teacher

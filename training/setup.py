@@ -95,6 +95,8 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
         raise ConfigError("delta training needs use_cls_head and train_delta_expert; they are set when the policy is built")
     if config.batch_size < SMALLEST_CLS_BATCH:
         raise ConfigError(f"batch size {config.batch_size}: VICReg needs at least {SMALLEST_CLS_BATCH} samples, {GOOD_CLS_BATCH} or more are good")
+    if config.delta_target == "stale" and policy.config.chunk_size < 2:
+        raise ConfigError("delta_target stale needs chunks of two actions or more: nothing of an older chunk of one is left")
     if config.lora.rank:
         raise ConfigError("LoRA adapts the base policy, which delta training keeps frozen; use rank 0")
     if config.craft.anchors:

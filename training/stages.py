@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.config import FreezeConfig, OptimizerConfig, from_json
+from vla_edge.training.config import FreezeConfig, OptimizerConfig, from_json, to_json
 
 KUAVO = "kuavo"
 
@@ -168,8 +168,6 @@ def describe(plan: StagePlan) -> str:
 
 def settings_json(plan: StagePlan) -> dict[str, Any]:
     """What a sequence is resumed under: everything but where the data lie."""
-    from vla_edge.training.config import to_json
-
     content = to_json(plan)
     for task in content["tasks"]:
         del task["dataset"]

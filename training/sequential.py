@@ -1,0 +1,192 @@
+"""Tasks learnt one after the other with replay (Kuavo): one training run per stage, the transfer matrix, forgetting.
+
+    RUN/plan.json            what the sequence is resumed under; held-out episodes, fixed before stage 1
+    RUN/1_NAME …             one ordinary run per stage; each starts from the best checkpoint of the one before
+    RUN/transfer.json, .md   R[stage, task] (validation loss) and forgetting
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.anchors import AnchorPlan, build_anchors
+from vla_edge.training.build import Fit, policy_for_training
+from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
+from vla_edge.training.config import ScheduleConfig, TaskData, TrainConfig
+from vla_edge.training.frames import Frames, FrameSettings
+from vla_edge.training.loop import make_accelerator
+from vla_edge.training.objective import Objective
+from vla_edge.training.progress import Report
+from vla_edge.training.run_files import read_status, write_json
+from vla_edge.training.runs import fine_tune, resume, run_exists
+from vla_edge.training.setup import check_dimensions, policy_fields
+from vla_edge.training.stages import StagePlan, hold_out, settings_json
+from vla_edge.training.statistics import chosen_statistics
+from vla_edge.training.transfer import Transfer, transfer_from_rows
+from vla_edge.training.validation import validation_losses
+
+PLAN_FILE = "plan.json"
+Reporter = Callable[[int, int, str], AbstractContextManager[Report]]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A sequence of stages to run: the plan, the first policy, the folder, and a base configuration whose data, lr, steps, mix and
+    output each stage sets. `anchors` > 0 turns CRaFT on from stage 2 with that many anchors of the earlier tasks."""
+
+    plan: StagePlan
+    base: TrainConfig
+    anchors: int = 0
+
+
+def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
+    """Run (or continue) all stages and write the transfer matrix. Errors as of `fine_tune`, and ConfigError when data
+    and plan disagree."""
+    run = Path(sequence.base.output)
+    datasets = [open_dataset(task.dataset) for task in sequence.plan.tasks]
+    check_plan(sequence, datasets)
+    held_out = [hold_out(len(data.episodes), sequence.plan.shared.held_out_fraction, sequence.base.seed) for data in datasets]
+    _write_plan(run, sequence, held_out)
+    rows: list[dict[str, float]] = []
+    start = _fitted_start(sequence, datasets, run)
+    for number, stage in enumerate(sequence.plan.stages):
+        config = stage_config(sequence, number, held_out, start)
+        folder = Path(config.output)
+        done = run_exists(folder) and read_status(folder).state == "done"
+        if not done:
+            config = _with_anchors(sequence, config, number)
+            with reporter(0, config.steps, stage.name) as report:
+                _train_stage(config, report)
+        start = str(best_or_last(folder) / PRETRAINED)
+        rows.append(_transfer_row(sequence, start, held_out))
+        transfer = transfer_from_rows([s.name for s in sequence.plan.stages], [t.name for t in sequence.plan.tasks], rows)
+        write_json(run / "transfer.json", transfer.to_json())
+        (run / "transfer.md").write_text(transfer.markdown() + "\n")
+    return transfer
+
+
+def _train_stage(config: TrainConfig, report: Report) -> None:
+    """Resume the stage where it has a checkpoint; one that stopped before its first starts again."""
+    folder = Path(config.output)
+    if run_exists(folder):
+        resume(folder, report)
+        return
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    fine_tune(config, report)
+
+
+def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]], start: str) -> TrainConfig:
+    """The configuration of one stage. Tasks with share 0 are validated but not trained on."""
+    plan, stage = sequence.plan, sequence.plan.stages[number]
+    tasks = tuple(
+        TaskData(task.name, task.dataset, share, held_out=held)
+        for task, share, held in zip(plan.tasks, stage.mix, held_out)
+    )
+    shared = plan.shared
+    own = Frames(tasks[-1], FrameSettings((), 1, 0))
+    batch = shared.batch_size * shared.accumulation
+    steps = stage.steps(len(own), batch)
+    every = max(1, round(shared.validate_every_epochs * stage.steps_per_epoch(len(own), batch)))
+    return replace(
+        sequence.base,
+        policy=start,
+        output=str(Path(sequence.base.output) / f"{number + 1}_{stage.name}"),
+        data=tasks,
+        steps=steps,
+        batch_size=shared.batch_size,
+        accumulation=shared.accumulation,
+        save_every=min(sequence.base.save_every, steps),
+        validate_every=min(every, steps),
+        statistics="checkpoint",
+        seed=sequence.base.seed + number,
+        optimizer=replace(shared.optimizer, lr=stage.lr),
+        schedule=ScheduleConfig(stage.warmup_steps, stage.decay_steps, shared.decay_lr),
+        freeze=shared.freeze,
+        n_action_steps=plan.policy.n_action_steps,
+        num_steps=plan.policy.num_steps,
+    )
+
+
+def check_plan(sequence: StageRun, datasets: Sequence[Dataset]) -> None:
+    """The data have the plan's dimensions, the policy takes them; ConfigError names the task or field."""
+    check_dimensions(datasets)
+    for task, data in zip(sequence.plan.tasks, datasets):
+        for feature, size in ((ACTION, task.action_dim), (STATE, task.state_dim)):
+            shape = data.features[feature].shape
+            if shape != (size,):
+                raise ConfigError(f"task {task.name}: {feature} of {data.root} has shape {list(shape)}, the stage file says {size}")
+    policy: SmolVLAConfig = read_config(Path(sequence.base.policy))
+    for name in ("chunk_size", "max_state_dim", "max_action_dim"):
+        wanted = getattr(sequence.plan.policy, name)
+        if wanted and wanted != getattr(policy, name):
+            raise ConfigError(f"{sequence.base.policy}: {name} is {getattr(policy, name)}, the stage file demands {wanted}; choose another policy or change the file")
+
+
+def best_or_last(run: Path) -> Path:
+    """The checkpoint a stage hands on: the best by validation, the last without validation."""
+    for name in ("best", "last"):
+        if (run / CHECKPOINTS / name).exists():
+            return (run / CHECKPOINTS / name).resolve()
+    raise TrainingError(f"{run}: no checkpoint; run the stage again")
+
+
+def _fitted_start(sequence: StageRun, datasets: Sequence[Dataset], run: Path) -> str:
+    """The first policy with the sequence's statistics (of all tasks together, or the first), fixed for every stage."""
+    folder = run / "start"
+    if not folder.is_dir():
+        statistics = chosen_statistics(datasets, sequence.plan.shared.statistics)
+        fit = Fit(datasets, statistics, sequence.base.rename, policy_fields(sequence.base), sequence.base.seed)
+        policy_for_training(Path(sequence.base.policy), fit).save_pretrained(folder)
+    return str(folder)
+
+
+def _with_anchors(sequence: StageRun, config: TrainConfig, number: int) -> TrainConfig:
+    """From stage 2 on, anchors of the earlier tasks made by the policy the stage starts from."""
+    if not sequence.anchors or number == 0:
+        return config
+    cache = Path(sequence.base.output) / f"anchors_{number + 1}"
+    if not cache.is_dir():
+        earlier = tuple(replace(task, weight=1.0) for task in config.data[:-1])
+        device = make_accelerator(config.precision, config.device).device
+        build_anchors(SmolVLAPolicy.from_pretrained(config.policy), AnchorPlan(earlier, sequence.anchors, config.seed), cache, device)
+    return replace(config, craft=replace(config.craft, anchors=str(cache)))
+
+
+def _transfer_row(sequence: StageRun, policy: str, held_out: list[tuple[int, ...]]) -> dict[str, float]:
+    """The validation loss of every task under `policy`, later tasks included (their first entries are transfer)."""
+    model = SmolVLAPolicy.from_pretrained(policy)
+    device = make_accelerator("float32", sequence.base.device).device
+    settings = FrameSettings(tuple(camera.source for camera in model.settings.cameras), model.config.chunk_size, 0)
+    tasks = [
+        Frames(TaskData(task.name, task.dataset, held_out=held), settings, held_out=True)
+        for task, held in zip(sequence.plan.tasks, held_out)
+        if held
+    ]
+    frames, batch = sequence.base.validation_frames, sequence.plan.shared.batch_size
+    return validation_losses(Objective(model.to(device), sequence.base.padded_dims), tasks, frames, batch, device)
+
+
+def _write_plan(run: Path, sequence: StageRun, held_out: list[tuple[int, ...]]) -> None:
+    """Write the plan, or check that a started sequence is continued under the same one."""
+    content: dict[str, Any] = {"plan": settings_json(sequence.plan), "held_out": [list(held) for held in held_out], "anchors": sequence.anchors, "seed": sequence.base.seed}
+    file = run / PLAN_FILE
+    if file.is_file():
+        if json.loads(file.read_text()) != json.loads(json.dumps(content)):
+            raise TrainingError(f"{run}: started with another stage file, seed or data; give a new --output")
+        return
+    if run.exists() and any(run.iterdir()):
+        raise TrainingError(f"{run}: exists and holds no {PLAN_FILE}; choose another --output")
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(file, content)
+

@@ -1,0 +1,89 @@
+"""`vla-train stages` and `vla-train anchors`: arguments and calls."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vla_edge.errors import ConfigError
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.anchor_features import GROUPS
+from vla_edge.training.anchors import AnchorPlan, build_anchors
+from vla_edge.training.config import CHOICES, TaskData, TrainConfig
+from vla_edge.training.loop import make_accelerator
+from vla_edge.training.options import is_first_process, pair, parse_episodes, reporter, tasks_of
+from vla_edge.training.sequential import StageRun, train_stages
+from vla_edge.training.stages import KUAVO, describe, missing_datasets, read_stages, with_datasets
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help=f"stage file (YAML), or {KUAVO!r} for the shipped four Kuavo stages")
+    parser.add_argument("--policy", help="LeRobot checkpoint to start from")
+    parser.add_argument("--output", help="folder of the sequence; an existing one is continued")
+    parser.add_argument("--data", action="append", default=[], metavar="TASK=PATH", help="where a task's data set lies")
+    parser.add_argument("--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it")
+    parser.add_argument("--anchors", type=int, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks")
+    parser.add_argument("--precision", choices=CHOICES["precision"], default="float32")
+    parser.add_argument("--device", choices=CHOICES["device"], default="auto")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
+    parser.add_argument("--keep", type=int, default=2, help="checkpoints to keep per stage, 0 all")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, train nothing")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run_stages(arguments: argparse.Namespace) -> int:
+    plan = with_datasets(read_stages(arguments.file), {name: str(Path(path).resolve()) for name, path in (pair(text, "--data") for text in arguments.data)})
+    missing = missing_datasets(plan)
+    if arguments.dry_run:
+        print(describe(plan))
+        for task in missing:
+            print(f"missing data set: {task}")
+        return 0
+    if not arguments.policy or not arguments.output:
+        raise ConfigError("stages need --policy and --output (or --dry-run)")
+    if missing:
+        raise ConfigError(f"no data set for task {missing[0]}; give it with --data TASK=PATH")
+    base = TrainConfig(
+        arguments.policy,
+        arguments.output,
+        (),
+        device=arguments.device,
+        precision=arguments.precision,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        save_every=arguments.save_every,
+        keep=arguments.keep,
+        rename=dict(pair(text, "--rename") for text in arguments.rename),
+    )
+    transfer = train_stages(StageRun(plan, base, arguments.anchors), reporter)
+    if is_first_process():
+        print(transfer.markdown())
+        if arguments.json:
+            print(json.dumps(transfer.to_json()))
+    return 0
+
+
+def add_anchors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", required=True, type=Path, help="the teacher: the checkpoint fine-tuning will start from")
+    parser.add_argument("--dataset", action="append", required=True, metavar="PATH", help="data of what must not be forgotten")
+    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one data set only)")
+    parser.add_argument("--output", required=True, type=Path, help="new folder of the cache")
+    parser.add_argument("--count", type=int, default=256, help="anchors")
+    parser.add_argument("--features", nargs="+", default=["hidden", "velocity"], choices=sorted(GROUPS), help="what is kept; vlm with LoRA or a trained VLM")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=CHOICES["device"], default="auto")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run_anchors(arguments: argparse.Namespace) -> int:
+    data: tuple[TaskData, ...] = tasks_of(arguments)
+    plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
+    device = make_accelerator("float32", arguments.device).device
+    meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.policy), plan, arguments.output, device)
+    print(f"{arguments.output}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher {meta.teacher[:12]}")
+    if arguments.json:
+        print(json.dumps({"count": meta.count, "shards": len(meta.shards), "teacher": meta.teacher, "cache_type": meta.cache_type}))
+    return 0
