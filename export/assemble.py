@@ -7,7 +7,7 @@ passed the checker, the lint and the parity of `parity.py`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ from vla_edge.export import parity
 from vla_edge.export.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.graph import Graph
 from vla_edge.export.lint import lint
+from vla_edge.export.observations import Case, Recording, joint_names, recorded_cases, synthetic_cases
 from vla_edge.export.weights import WeightFile
 from vla_edge.policies.cls import why_no_gate
 from vla_edge.policies.smolvla import SmolVLAPolicy
@@ -54,12 +55,14 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     """checkpoint: a folder as LeRobot saves it; out: the bundle's folder, must not exist. vlm: where the backbone's
-    config and tokenizer lie, None to look where the checkpoint says. threads: for the parity runs, 0 all cores.
-    joint_units: "degrees", "range_m100_100" or "unknown", written into the manifest."""
+    config and tokenizer lie, None to look where the checkpoint says. recording: a data set for more parity cases and
+    the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees", "range_m100_100" or "unknown",
+    written into the manifest."""
 
     checkpoint: Path
     out: Path
     vlm: Path | None = None
+    recording: Recording | None = None
     threads: int = 0
     joint_units: str = "unknown"
 
@@ -74,10 +77,11 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
+            cases = list(_cases(policy, request.recording))
             manifest = _write(policy, request, folder, progress)
             write_manifest(folder, manifest)
             engine = load_engine("ort", EngineOptions(threads=request.threads, spin=False))
-            report = parity.compare(policy, open_bundle(folder), engine, progress)
+            report = parity.compare(policy, open_bundle(folder), engine, cases, progress)
             manifest = replace(manifest, parity=report)
             write_manifest(folder, manifest)
     except OSError as error:
@@ -86,6 +90,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
 
 
 def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress: Progress) -> Manifest:
+    joints, notes = _joints(policy, request.recording)
     (folder / GRAPHS).mkdir()
     why_pooled = why_no_gate(policy.model)
     graphs: dict[str, GraphSpec] = {}
@@ -99,10 +104,9 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
     save_file(_tables(policy), folder / TABLES)
     (folder / TOKENIZER).write_bytes((policy.settings.tokenizer.folder / "tokenizer.json").read_bytes())
     files = sorted({TABLES, TOKENIZER, WEIGHTS, *(spec.file for spec in graphs.values())})
-    joints, notes = _joints(policy)
     return Manifest(
         policy=policy_spec(policy),
-        cameras=tuple(CameraSpec(item.name, item.source, item.height, item.width) for item in policy.settings.cameras),
+        cameras=_cameras(policy),
         joints=joints,
         joint_units=request.joint_units,
         tokenizer=_tokenizer(policy),
@@ -157,8 +161,20 @@ def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
     )
 
 
-def _joints(policy: SmolVLAPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Joint names and a note that says they are assumed: a checkpoint holds none."""
+def _cases(policy: SmolVLAPolicy, recording: Recording | None) -> Iterator[Case]:
+    yield from synthetic_cases(policy, _cameras(policy))
+    if recording is not None:
+        yield from recorded_cases(policy, _cameras(policy), recording)
+
+
+def _cameras(policy: SmolVLAPolicy) -> tuple[CameraSpec, ...]:
+    return tuple(CameraSpec(item.name, item.source, item.height, item.width) for item in policy.settings.cameras)
+
+
+def _joints(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Joint names, and a note where they are assumed: a checkpoint holds none."""
+    if recording is not None:
+        return joint_names(policy, recording), ()
     if policy.config.action_dim == len(KOCH_JOINTS):
         return KOCH_JOINTS, ("a checkpoint names no joints; its six actions are taken for the Koch arm's joints in the order of their ids",)
     names = tuple(f"joint_{index}" for index in range(policy.config.action_dim))

@@ -46,12 +46,14 @@ def _main(argv: Sequence[str]) -> int:
 def _export(arguments: argparse.Namespace, out: Path, console: Console) -> None:
     try:
         from vla_edge.export.assemble import ExportRequest, export_bundle
+        from vla_edge.export.observations import Recording
     except ImportError as error:
         raise EngineError(f"exporting needs {error.name}, which is not installed; pip install 'vla-edge[export,ort]'") from None
     request = ExportRequest(
         checkpoint=arguments.checkpoint,
         out=out,
         vlm=arguments.vlm,
+        recording=Recording(arguments.data, dict(arguments.camera)) if arguments.data else None,
         threads=arguments.threads,
         joint_units=arguments.joint_units,
     )
@@ -72,11 +74,20 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield tell
 
 
+def _pair(text: str) -> tuple[str, str]:
+    policy, equals, dataset = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be POLICY=DATASET, for example observation.images.laptop=observation.images.front")
+    return policy, dataset
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="export-engines", description="Turn a SmolVLA checkpoint into a bundle of verified ONNX graphs.")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder as LeRobot's save_pretrained writes it")
     parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write, must not exist (default: CHECKPOINT-bundle beside it)")
     parser.add_argument("--vlm", type=Path, metavar="DIR", help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="LeRobot data set: compare on its frames too, take the joints' names from it")
+    parser.add_argument("--camera", type=_pair, action="append", default=[], metavar="POLICY=DATASET", help="a camera whose name differs in the data set")
     parser.add_argument("--joint-units", choices=("degrees", "range_m100_100", "unknown"), default="unknown", help="unit of the policy's joint values; checkpoints do not say it")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of the comparison (default: all physical cores)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")

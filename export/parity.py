@@ -1,6 +1,6 @@
 """The exported graphs against the plain torch policy, stage by stage, on the runtime's own code path.
 
-Each case is one raw observation. Both sides start from it; every stage's
+Each case is one raw observation (`observations.py`). Both sides start from it; every stage's
 tensors are compared on the rows that are valid, because padded rows hold
 numbers that nobody reads. The Euler steps are compared velocity by velocity
 from the graph's own x, and the chunk from noise to actions.
@@ -8,8 +8,7 @@ from the graph's own x, and the chunk from noise to actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from vla_edge.engines.engine import Engine
 from vla_edge.errors import ExportError
 from vla_edge.export.cuts import prefix_rows
 from vla_edge.export.expert import cross_layers, step_times
+from vla_edge.export.observations import Case
 from vla_edge.policies.cls import observe
 from vla_edge.policies.config import STATE
 from vla_edge.policies.delta import predict_velocity
@@ -39,18 +39,6 @@ TOLERANCE = 1e-4
 STAGES = ("inputs", "vision", "prefix", "pooled", "cls", "state", "expert", "delta", "chunk", "actions")
 """In the order in which they run: the first that misses the tolerance is named."""
 
-TASKS = ("Pick up the cube.", "Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One observation with its noise float32 [C, A]; keys as LeRobot names them before `rename_map`."""
-
-    name: str
-    observation: Mapping[str, Any]
-    noise: NDArray[np.float32]
-
-
 class Deviations:
     """The worst deviation of each stage so far."""
 
@@ -67,12 +55,14 @@ class Deviations:
         self.worst[stage] = max(self.worst.get(stage, 0.0), deviation if np.isfinite(deviation) else np.inf)
 
 
-def compare(policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, progress: Callable[[str], None]) -> dict[str, Any]:
+def compare(
+    policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, cases: Iterable[Case], progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Run all cases; the report for the manifest. ExportError names the first stage over the tolerance."""
     deviations = Deviations()
     run = _Run(policy, bundle, engine, deviations)
     names = []
-    for case in synthetic_cases(policy, bundle):
+    for case in cases:
         progress(f"compare with torch: {case.name}")
         run.case(case)
         names.append(case.name)
@@ -88,40 +78,6 @@ def compare(policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, progress: Cal
         "cases": names,
         "engine": engine.name,
     }
-
-
-def synthetic_cases(policy: SmolVLAPolicy, bundle: Bundle) -> Iterator[Case]:
-    """Seeded observations: all cameras, then the first one missing, or other values where there is only one."""
-    cameras = bundle.manifest.cameras
-    variants: list[tuple[str, str | None]] = [("all cameras", None), ("another observation", None)]
-    if len(cameras) > 1:
-        variants[1] = (f"without {cameras[0].name}", cameras[0].name)
-    for seed, (name, missing) in enumerate(variants):
-        generator = np.random.default_rng(seed)
-        observation: dict[str, Any] = {"task": TASKS[seed % len(TASKS)]}
-        for camera in cameras:
-            picture = _picture(generator, camera.height, camera.width)
-            if camera.name != missing:
-                observation[camera.source] = picture
-        observation[STATE] = _state(policy, generator)
-        shape = (policy.config.chunk_size, policy.config.max_action_dim)
-        yield Case(name, observation, generator.standard_normal(shape, np.float32))
-
-
-def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """Large coloured blocks under fine noise, as pictures have both."""
-    blocks = generator.integers(0, 256, (-(-height // 40), -(-width // 40), 3))
-    large = np.repeat(np.repeat(blocks, 40, axis=0), 40, axis=1)[:height, :width]
-    return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def _state(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:
-    """A state inside the training data's spread, in joint units."""
-    by = policy.settings.state
-    unit = generator.uniform(-1, 1, policy.config.state_dim).astype(np.float32)
-    if by.mode == "MEAN_STD":
-        return by.low + unit * by.high
-    return by.low + (unit + 1) / 2 * (by.high - by.low)
 
 
 class _Run:

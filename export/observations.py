@@ -1,0 +1,113 @@
+"""The observations an export is proved on: seeded synthetic ones, and frames of a recorded data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import CameraSpec
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.errors import DatasetError
+from vla_edge.policies.config import ACTION, STATE
+from vla_edge.policies.smolvla import SmolVLAPolicy
+
+TASKS = ("Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
+
+RECORDED_FRAMES = 2
+"""Frames taken from a data set, spread over its length: each costs a whole inference on both sides."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One observation with its noise float32 [C, A]; keys as LeRobot names them before `rename_map`."""
+
+    name: str
+    observation: Mapping[str, Any]
+    noise: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A data set to take observations from. `cameras`: the policy's camera (before `rename_map`) → the data set's, for
+    those whose names differ."""
+
+    path: Path
+    cameras: Mapping[str, str]
+
+
+def synthetic_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...]) -> Iterator[Case]:
+    """All cameras, then the first one missing, or other values where there is only one."""
+    variants: list[tuple[str, str | None]] = [("all cameras", None), ("another observation", None)]
+    if len(cameras) > 1:
+        variants[1] = (f"without {cameras[0].name}", cameras[0].name)
+    for seed, (name, missing) in enumerate(variants):
+        generator = np.random.default_rng(seed)
+        observation: dict[str, Any] = {"task": TASKS[seed]}
+        for camera in cameras:
+            picture = _picture(generator, camera.height, camera.width)
+            if camera.name != missing:
+                observation[camera.source] = picture
+        observation[STATE] = _state(policy, generator)
+        yield Case(name, observation, _noise(policy, generator))
+
+
+def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
+    """Frames spread over the data set. DatasetError: a camera without counterpart, or pictures of another size."""
+    with open_dataset(recording.path) as dataset:
+        sources = {camera.source: _counterpart(dataset, camera, recording) for camera in cameras}
+        for index in np.linspace(0, len(dataset) - 1, RECORDED_FRAMES + 2).astype(int)[1:-1]:
+            sample = dataset.frame(int(index), tuple(sources.values()))
+            observation: dict[str, Any] = {name: sample.images[key] for name, key in sources.items()}
+            observation |= {STATE: sample.values[STATE].astype(np.float32), "task": sample.task}
+            yield Case(f"{recording.path.name} frame {index}", observation, _noise(policy, np.random.default_rng(int(index))))
+
+
+def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
+    """The data set's names of the policy's actions. DatasetError when it has none, or another number of them."""
+    with open_dataset(recording.path) as dataset:
+        feature = dataset.features.get(ACTION)
+    names = feature.names if feature is not None else None
+    if isinstance(names, dict):
+        names = next(iter(names.values()), None)
+    if not isinstance(names, (list, tuple)) or len(names) != policy.config.action_dim:
+        raise DatasetError(f"{recording.path}: names of {ACTION} are {names!r}, the policy has {policy.config.action_dim} actions; give the data set it was trained on")
+    return tuple(str(name) for name in names)
+
+
+def _counterpart(dataset: Dataset, camera: CameraSpec, recording: Recording) -> str:
+    key = recording.cameras.get(camera.source, camera.source)
+    feature = dataset.features.get(key)
+    if feature is None or not feature.is_camera:
+        raise DatasetError(
+            f"{recording.path}: no camera {key} for the policy's {camera.source}, it has {', '.join(dataset.camera_keys)}; map it with --camera {camera.source}=NAME"
+        )
+    if tuple(feature.shape[:2]) != (camera.height, camera.width):
+        raise DatasetError(
+            f"{recording.path}: {key} has pictures of {feature.shape[0]}×{feature.shape[1]}, the policy's {camera.source} {camera.height}×{camera.width} (height×width); give the data set it was trained on"
+        )
+    return key
+
+
+def _noise(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:
+    return generator.standard_normal((policy.config.chunk_size, policy.config.max_action_dim), np.float32)
+
+
+def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Large coloured blocks under fine noise, as pictures have both."""
+    blocks = generator.integers(0, 256, (-(-height // 40), -(-width // 40), 3))
+    large = np.repeat(np.repeat(blocks, 40, axis=0), 40, axis=1)[:height, :width]
+    return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def _state(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:
+    """A state inside the training data's spread, in joint units."""
+    by = policy.settings.state
+    unit = generator.uniform(-1, 1, policy.config.state_dim).astype(np.float32)
+    if by.mode == "MEAN_STD":
+        return by.low + unit * by.high
+    return by.low + (unit + 1) / 2 * (by.high - by.low)

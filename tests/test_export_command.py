@@ -1,0 +1,186 @@
+"""`export-engines` as a user meets it: tables, JSON, and for each bad input one line, exit code 2 and nothing written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_edge.bundle import open_bundle
+from vla_edge.export.command import main
+from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+
+GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16"
+DATASET = Path(__file__).parent / "data" / "koch_v30_official"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN, tmp_path / "policy"))
+
+
+def run(*arguments: object) -> int:
+    return main([str(item) for item in arguments])
+
+
+def the_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """stderr must be exactly one line; it is returned."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_a_checkpoint_becomes_a_bundle_beside_it_and_the_command_says_so(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--checkpoint", checkpoint, "--threads", 1, "--json", "--joint-units", "degrees") == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    bundle = open_bundle(checkpoint.parent / "policy-bundle")
+    bundle.verify()
+    assert "policy-bundle" in captured.err
+    assert report["digest"] == bundle.digest
+    assert report["parity"]["stages"]["chunk"] <= 1e-4
+    assert set(report["graphs"]) == {"vision", "prefix", "state", "expert"}
+    assert bundle.manifest.joint_units == "degrees"
+    assert run("--inspect", bundle.path) == 0
+    shown = capsys.readouterr().out
+    for words in ("observation.images.laptop", "50 actions", "ek01", "MEAN_STD", "pooled", "torch 2"):
+        assert words in shown
+
+
+def damage_weights(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def change_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        changed = change(weights.pop(name))
+        save_file(weights if changed is None else {**weights, name: changed}, folder / "model.safetensors")
+
+    return apply
+
+
+def change_config(**fields: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**content, **fields}))
+
+    return apply
+
+
+def add_step(folder: Path) -> None:
+    content = json.loads((folder / "policy_preprocessor.json").read_text())
+    content["steps"].insert(1, {"registry_name": "blur_processor", "config": {}})
+    (folder / "policy_preprocessor.json").write_text(json.dumps(content))
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "missing weights": (remove("model.safetensors"), ("model.safetensors", "missing")),
+    "truncated weights": (damage_weights, ("model.safetensors", "truncated or damaged")),
+    "missing config": (remove("config.json"), ("config.json", "missing")),
+    "unknown policy type": (change_config(type="act"), ("config.json", "'act'", "smolvla")),
+    "unsupported value": (change_config(attention_mode="sliding"), ("attention_mode", "'sliding'")),
+    "wrong tensor shape": (change_tensor("model.state_proj.weight", lambda tensor: tensor[:, :31].clone()), ("model.state_proj.weight", "[96, 31]", "[96, 32]")),
+    "missing tensor": (change_tensor("model.action_out_proj.bias", lambda tensor: None), ("model.action_out_proj.bias", "missing")),
+    "a weight that is not finite": (change_tensor("model.action_out_proj.weight", lambda tensor: tensor * float("nan")), ("action_out", "not finite")),
+    "missing statistics": (remove("policy_preprocessor_step_5_normalizer_processor.safetensors"), ("normalizer_processor.safetensors", "missing")),
+    "unknown processor step": (add_step, ("policy_preprocessor.json", "blur_processor")),
+    "no tokenizer": (remove("vlm/tokenizer.json"), ("tokenizer.json",)),
+    "no backbone": (remove("vlm/config.json"), ("config.json", "vlm")),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_a_bad_checkpoint_is_one_line_exit_2_and_no_folder(checkpoint: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, words = BAD_CHECKPOINTS[name]
+    damage(checkpoint)
+    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle") == 2
+    line = the_line(capsys)
+    for word in words:
+        assert word in line
+    assert [item.name for item in checkpoint.parent.iterdir()] == ["policy"]
+
+
+def test_an_existing_folder_is_refused_before_work_begins(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint.parent / "bundle").mkdir()
+    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle") == 2
+    assert "exists already" in the_line(capsys)
+    assert not list((checkpoint.parent / "bundle").iterdir())
+
+
+def test_a_checkpoint_that_is_not_there_and_no_argument_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--checkpoint", tmp_path / "nowhere", "--out", tmp_path / "bundle") == 2
+    assert "config.json" in the_line(capsys)
+    assert run() == 2
+    assert "--checkpoint" in the_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path) -> None:
+    """The kernel refuses to let any file of the process grow beyond 300 kB, as a full disk would at that point."""
+    limit = 300_000
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    out = checkpoint.parent / "bundle"
+    program = "import sys; from vla_edge.export.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "--checkpoint", str(checkpoint), "--out", str(out)]
+    result = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "cannot be written: File too large" in result.stderr and "nothing was left behind" in result.stderr
+    assert [item.name for item in checkpoint.parent.iterdir()] == ["policy"]
+
+
+def test_a_place_where_no_folder_can_be_is_one_line(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint.parent / "file").write_text("")
+    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "file" / "bundle") == 2
+    assert "bundle: cannot be written" in the_line(capsys)
+
+
+def test_the_backbone_may_lie_elsewhere_when_it_is_named(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint / "vlm").rename(checkpoint.parent / "elsewhere")
+    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle") == 2
+    assert "vlm" in the_line(capsys)
+    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle", "--vlm", checkpoint.parent / "nowhere") == 2
+    assert "nowhere" in the_line(capsys)
+    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle", "--vlm", checkpoint.parent / "elsewhere", "--threads", 1) == 0
+
+
+def test_inspecting_a_damaged_bundle_names_the_file(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = Path(shutil.copytree(golden_bundle, tmp_path / "bundle"))
+    data = bytearray((bundle / "graphs" / "weights.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "graphs" / "weights.bin").write_bytes(data)
+    assert run("--inspect", bundle) == 2
+    assert "weights.bin: sha256 differs" in the_line(capsys)
+    assert run("--inspect", tmp_path) == 2
+    assert "manifest.json" in the_line(capsys)
+
+
+def test_recorded_frames_are_compared_too_and_name_the_joints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_random_policy(tmp_path / "policy", RandomPolicy(cameras=("front", "top"), image_width=160, image_height=120, config={"num_vlm_layers": 2}))
+    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--data", DATASET) == 2
+    assert "--camera observation.images.top=NAME" in the_line(capsys)
+    mapping = "observation.images.top=observation.images.wrist"
+    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--data", DATASET, "--camera", mapping, "--threads", 1) == 0
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert [case for case in manifest.parity["cases"] if "frame" in case] == ["koch_v30_official frame 33", "koch_v30_official frame 66"]
+    assert manifest.joints == ("shoulder_pan.pos", "shoulder_lift.pos", "elbow_flex.pos", "wrist_flex.pos", "wrist_roll.pos", "gripper.pos")
+    assert run("--checkpoint", GOLDEN, "--out", tmp_path / "other", "--data", DATASET, "--camera", "observation.images.laptop=observation.images.front", "--camera", "observation.images.phone=observation.images.wrist") == 2
+    capsys.readouterr()
+    assert not (tmp_path / "other").exists()
