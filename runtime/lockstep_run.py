@@ -1,0 +1,78 @@
+"""`vla-runtime lockstep`: one episode of a bundle on the simulated arm, on a simulated clock."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vla_edge.bundle import open_bundle
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import ConfigError
+from vla_edge.robot.recording import Recording
+from vla_edge.robot.render import BACKENDS
+from vla_edge.robot.scene import random_scene
+from vla_edge.robot.sim import tip_to_cubes
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.lockstep import LockstepOptions, run_lockstep
+from vla_edge.runtime.reach_task import SessionPlanner
+from vla_edge.runtime.session import SessionOptions
+
+_RECORD_EVERY = 3
+_VIEWER_SIZE = (360, 480)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines, joint units in degrees")
+    parser.add_argument("--task", required=True, help="what the arm shall do, in a sentence")
+    parser.add_argument("--seed", type=int, default=0, help="of the scene and the noise")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of simulated time")
+    parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
+    parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long")
+    parser.add_argument("--replan", type=int, default=10, metavar="TICKS", help="from one observation to the next")
+    parser.add_argument("--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests")
+    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
+    parser.add_argument("--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
+    parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    bundle = open_bundle(arguments.bundle)
+    if bundle.manifest.joint_units not in ("degrees", "unknown"):
+        raise ConfigError(f"{arguments.bundle}: joint units are {bundle.manifest.joint_units}, the lockstep arm takes degrees; use vla-runtime run --robot sim")
+    engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads))
+    planner = SessionPlanner(bundle, engine, SessionOptions(CachePolicy(arguments.cache)))
+    recording = Recording(arguments.record, arguments.hz / _RECORD_EVERY) if arguments.record else None
+
+    def watch(arm: SimulatedArm, tick: int) -> None:
+        if recording is not None and tick % _RECORD_EVERY == 0:
+            recording.add(arm.render("viewer", _VIEWER_SIZE))
+
+    options = LockstepOptions(
+        planner.sizes,
+        hz=arguments.hz,
+        seconds=arguments.seconds,
+        delay_ticks=arguments.delay,
+        replan_ticks=max(arguments.delay, arguments.replan),
+        plan_then_move=arguments.plan_then_move,
+        watch=watch,
+    )
+    arm = SimulatedArm(random_scene(arguments.seed), SimOptions(renderer=arguments.renderer, seed=arguments.seed))
+    planner.reset(arguments.seed)
+    result = run_lockstep(arm, planner, arguments.task, options)
+    if recording is not None:
+        recording.close()
+    distance = tip_to_cubes(arm)
+    nearest = min(distance, key=distance.__getitem__)
+    print(
+        f"{sum(result.states.values())} ticks ({', '.join(f'{name} {count}' for name, count in result.states.items())}), {result.inferences} inferences, "
+        f"chunks {dict(result.chunks)}, clamped {result.clamped}; the tip ended {distance[nearest] * 100:.1f} cm from the {nearest} cube's place"
+    )
+    if arguments.json:
+        print(json.dumps({"states": result.states, "chunks": result.chunks, "inferences": result.inferences, "tip_to_cube_m": distance}))
+    arm.close()
+    return 0
