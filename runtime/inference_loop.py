@@ -14,7 +14,7 @@ from vla_edge.contract import Chunk, ChunkKind, Frame, JointReading, Observation
 from vla_edge.errors import CameraError
 from vla_edge.robot.cameras import Camera, FreshnessWatch
 from vla_edge.runtime.audit import ShadowAudit
-from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.cache import CacheCounts, CachePolicy
 from vla_edge.runtime.control import load_core
 from vla_edge.runtime.control_files import AbandonWatch, ControlReader
 from vla_edge.runtime.handover import DelayMeter, HandOver, Pace, Rhythm, inpaint_into, pace_of, steps_that_fit
@@ -138,6 +138,7 @@ class InferenceLoop:
             if index and result is not None:
                 self._meter.add(time.monotonic() - begin, result.timings.step)
         self._session.reset()
+        self._session.cache.counts = CacheCounts()
         self._repace(view, say)
 
     def _repace(self, view: ControlView, say: Say) -> None:

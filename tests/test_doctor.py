@@ -1,0 +1,99 @@
+"""vla-doctor: what is missing is named with its fix, and only what is needed decides the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+
+from vla_edge import doctor
+
+
+def states(findings):
+    return {finding.check: finding.state for finding in findings}
+
+
+def test_here_everything_that_is_always_needed_is_found(capsys):
+    pytest.importorskip("vla_edge._core")
+    pytest.importorskip("onnxruntime")
+    assert doctor.main(["--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    found = {item["check"]: item for item in told["findings"]}
+    assert told["missing"] == [] and found["python"]["state"] == "ok"
+    assert {"host", "numpy", "C core", "onnxruntime", "onnxruntime providers", "GPU driver", "TensorRT"} <= set(found)
+    assert all(item["fix"] for item in told["findings"] if item["state"] == "missing")
+
+
+def test_the_table_names_check_found_needed_and_fix(monkeypatch, capsys):
+    absent = [doctor.Finding("TensorRT", doctor.MISSING, "none", "10.3", "pip 'x[gpu]'")]
+    monkeypatch.setitem(doctor.OPTIONAL, "tensorrt", lambda: absent)
+    monkeypatch.setenv("COLUMNS", "200")
+    doctor.main([])
+    text = capsys.readouterr().out
+    assert "how to fix" in text and "needed" in text and "numpy" in text and "pip 'x[gpu]'" in text
+
+
+def test_what_is_not_there_fails_only_when_it_is_needed(monkeypatch, capsys):
+    absent = [doctor.Finding("TensorRT", doctor.MISSING, "not installed", "10.3", "pip install it")]
+    monkeypatch.setitem(doctor.OPTIONAL, "tensorrt", lambda: absent)
+    assert doctor.main(["--json"]) == 0
+    assert doctor.main(["--need", "tensorrt"]) == 1
+    assert "missing: TensorRT" in capsys.readouterr().out
+
+
+def test_a_missing_core_or_engine_fails_with_the_way_out(monkeypatch, capsys):
+    for module, check, way in (("vla_edge._core", "C core", "C compiler"), ("onnxruntime", "onnxruntime", "pip install 'vla-edge[ort]'")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            assert doctor.main(["--json"]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["missing"] == [check]
+        assert way in next(item["fix"] for item in told["findings"] if item["check"] == check)
+
+
+def test_a_package_that_is_there_but_does_not_load_is_missing_with_its_own_words(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    (finding,) = doctor.tensorrt()
+    assert finding.state == doctor.MISSING and "libnvinfer" in finding.found
+
+
+def test_devices_are_listed_under_the_name_that_survives_replugging(tmp_path):
+    (tmp_path / "video0").touch()
+    (tmp_path / "v4l" / "by-id").mkdir(parents=True)
+    (tmp_path / "v4l" / "by-id" / "usb-Logi-index0").symlink_to(tmp_path / "video0")
+    (finding,) = doctor.cameras(tmp_path)
+    assert finding.state == doctor.OK and finding.found.endswith("video0 = usb-Logi-index0")
+    assert states(doctor.cameras(tmp_path / "none")) == {"cameras": doctor.MISSING}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_port_without_permission_names_the_group(tmp_path):
+    (tmp_path / "ttyUSB0").touch(mode=0)
+    (finding,) = doctor.serial(tmp_path, tmp_path)
+    assert finding.state == doctor.MISSING and "dialout" in finding.fix
+
+
+def test_a_slow_latency_timer_is_noticed(tmp_path):
+    (tmp_path / "ttyUSB0").touch()
+    (tmp_path / "usb" / "ttyUSB0").mkdir(parents=True)
+    timer = tmp_path / "usb" / "ttyUSB0" / "latency_timer"
+    timer.write_text("16\n")
+    assert states(doctor.serial(tmp_path, tmp_path / "usb"))["latency timer"] == doctor.NOTE
+    timer.write_text("1\n")
+    assert "latency timer" not in states(doctor.serial(tmp_path, tmp_path / "usb"))
+    assert states(doctor.serial(tmp_path / "none")) == {"serial ports": doctor.MISSING}
+
+
+def test_asking_for_priority_leaves_the_process_as_it_was():
+    before = os.sched_getscheduler(0)
+    assert doctor.host()[1].check == "real-time priority" and os.sched_getscheduler(0) == before
+
+
+def test_an_unknown_need_is_refused():
+    with pytest.raises(SystemExit) as exit_:
+        doctor.main(["--need", "luck"])
+    assert exit_.value.code == 2
