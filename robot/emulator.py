@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import os
 import select
+import signal
 import struct
 import sys
 import time
@@ -123,21 +124,26 @@ class Emulator:
         poller.register(self._terminal.master, select.POLLIN)
         if commands is not None:
             poller.register(commands, select.POLLIN | select.POLLHUP)
-        while self._running:
-            ready = poller.poll(self._wait_ms())
-            now_ns = time.monotonic_ns()
-            if any(fd == self._terminal.master for fd, _ in ready):
-                self._bus.receive(self._terminal.read(), self._terminal.baud(), now_ns)
-            else:
-                self._bus.advance(now_ns)
-            out = self._bus.take_output(now_ns)
-            if out:
-                self._terminal.write(out)
-            if commands is not None and any(fd == commands.fileno() for fd, _ in ready):
-                self._take_commands(commands.fileno())
-            while waiting and (now_ns - start_ns) / 1e9 >= waiting[0].at_s:
-                self.apply(waiting.pop(0).words)
-        self._terminal.close()
+        try:
+            while self._running:
+                self._serve(poller.poll(self._wait_ms()), commands)
+                while waiting and (time.monotonic_ns() - start_ns) / 1e9 >= waiting[0].at_s:
+                    self.apply(waiting.pop(0).words)
+        finally:
+            self._terminal.close()
+
+    def _serve(self, ready: Sequence[tuple[int, int]], commands: TextIO | None) -> None:
+        """What the poll found ready: bytes of the host, commands; and the time that has passed."""
+        now_ns = time.monotonic_ns()
+        if any(fd == self._terminal.master for fd, _ in ready):
+            self._bus.receive(self._terminal.read(), self._terminal.baud(), now_ns)
+        else:
+            self._bus.advance(now_ns)
+        out = self._bus.take_output(now_ns)
+        if out:
+            self._terminal.write(out)
+        if commands is not None and any(fd == commands.fileno() for fd, _ in ready):
+            self._take_commands(commands.fileno())
 
     def _wait_ms(self) -> float:
         due_ns = self._bus.next_due_ns()
@@ -269,7 +275,9 @@ def _main(argv: Sequence[str]) -> int:
             ) from error
         try_realtime()
         print(options.link, flush=True)
-        Emulator(terminal, bus, plant, faults).run(events, sys.stdin if options.commands else None)
+        emulator = Emulator(terminal, bus, plant, faults)
+        signal.signal(signal.SIGTERM, lambda *_: emulator.apply(("quit",)))
+        emulator.run(events, sys.stdin if options.commands else None)
     return 0
 
 

@@ -53,5 +53,5 @@ def check_latency_timer(path: str, sysfs: Path = SYSFS_TTY) -> None:
     if value > LATENCY_TIMER_MS:
         raise BusError(
             f"the latency timer of {path} is {value} ms, longest allowed {LATENCY_TIMER_MS} ms; "
-            f"run `echo {LATENCY_TIMER_MS} | sudo tee {timer}` (README: udev rule)"
+            f"run `echo {LATENCY_TIMER_MS} | sudo tee {timer}` (docs/robot.md has a udev rule that keeps it)"
         )

@@ -151,7 +151,7 @@ def test_eeprom_that_would_have_to_change_under_torque_is_told(tmp_path: Path, f
 
 
 def test_the_results_have_the_numbers_of_the_c_headers() -> None:
-    bus = Path(guide.__file__).resolve().parent / "bus"
+    bus = Path(__file__).resolve().parent.parent / "robot" / "bus"
     for header, prefix, results in (("arm.h", "ARM", ArmResult), ("bus.h", "BUS", BusResult)):
         (names,) = re.findall(rf"typedef enum {{ ({prefix}_OK.*?) }}", (bus / header).read_text())
         assert names.split(", ") == [f"{prefix}_{result.name}" for result in results]
