@@ -526,15 +526,15 @@ int main(int argc, char **argv)
     long steps = argc > 1 ? atol(argv[1]) : 20000;
     guard_limits one = usual();
     int failed = configuration() || starting() || refusals() || naming() || following();
-    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 20, 1);
+    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 100 + 300, 1);
     one.jerk = 300000; /* less jerk than acceleration: braking takes several ticks to build up */
-    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 20, 1);
+    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 100 + 300, 1);
     one.velocity = 5000;
-    failed = failed || law(one, 20 * MS, steps, 0) || law(one, 20 * MS, steps / 20, 1);
+    failed = failed || law(one, 20 * MS, steps, 0) || law(one, 20 * MS, steps / 100 + 300, 1);
     one = usual();
     one.velocity = 3900;
-    failed = failed || law(one, 10 * MS, steps, 0) || law(one, 10 * MS, steps / 20, 1);
-    failed = failed || law(one, 200 * MS, steps, 0) || law(one, 166 * MS, steps / 20, 1);
+    failed = failed || law(one, 10 * MS, steps, 0) || law(one, 10 * MS, steps / 100 + 300, 1);
+    failed = failed || law(one, 200 * MS, steps, 0) || law(one, 166 * MS, steps / 100 + 300, 1);
     if (!failed)
         printf("ok, %ld adversarial steps per configuration\n", steps);
     return failed;
