@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,26 +167,43 @@ def test_two_processes_cannot_have_one_port(tmp_path: Path, file: Path) -> None:
         start(emulator).close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody without the permission")
+def as_nobody(action: Callable[[], str]) -> str:
+    """What `action` returns, or the BusError's line, in a child without any privilege that ends without tidying up."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        message = "no message"
+        try:
+            os.setgroups([])
+            os.setuid(65534)
+            message = action()
+        except BusError as error:
+            message = str(error)
+        finally:
+            os.write(writer, message.encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    return os.read(reader, 1000).decode()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody without privileges")
+
+
+@needs_root
 def test_no_permission_on_the_port_names_the_group_to_join(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
         terminal = os.path.realpath(emulator.port)
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            message = "opened"
-            try:
-                os.setgroups([])
-                os.setuid(65534)
-                open_port(terminal, 1_000_000, range(1, 7))
-            except BusError as error:
-                message = str(error)
-            finally:
-                os.write(writer, message.encode())
-                os._exit(0)
-        os.waitpid(child, 0)
-        message = os.read(reader, 1000).decode()
+        message = as_nobody(lambda: str(open_port(terminal, 1_000_000, range(1, 7))))
     assert message.startswith(f"no permission on {terminal}; ") and "dialout" in message
+
+
+@needs_root
+def test_a_process_that_died_does_not_lock_out_the_restart(tmp_path: Path) -> None:
+    with emulator_process(tmp_path) as emulator:
+        terminal = os.path.realpath(emulator.port)
+        os.chmod(terminal, 0o666)
+        for _ in range(2):
+            assert as_nobody(lambda: str(open_port(terminal, 1_000_000, range(1, 7)).ping(1, 0.5))) == "(0, 1060, 46)"
 
 
 def test_a_path_that_is_no_serial_port_is_told(tmp_path: Path) -> None:

@@ -8,8 +8,12 @@
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { PTY_MAJOR_FIRST = 136, PTY_MAJOR_LAST = 143 }; /* Linux: Documentation/admin-guide/devices.txt */
 
 int64_t serial_now_ns(void)
 {
@@ -61,6 +65,19 @@ static int configure(int fd, unsigned baud)
     return 0;
 }
 
+/* Keeps programs out that do not ask for the lock. Not on a pseudo-terminal: its far end stays open when this process
+ * dies, and with it the mark, which would lock out the restart. */
+static int exclude_others(int fd)
+{
+    struct stat file;
+    if (fstat(fd, &file) < 0)
+        return -1;
+    unsigned device = major(file.st_rdev);
+    if (device >= PTY_MAJOR_FIRST && device <= PTY_MAJOR_LAST)
+        return 0;
+    return ioctl(fd, TIOCEXCL);
+}
+
 int serial_open(const char *path, unsigned baud)
 {
     int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
@@ -71,7 +88,7 @@ int serial_open(const char *path, unsigned baud)
         errno = ENOTTY;
     } else if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         errno = errno == EWOULDBLOCK ? EBUSY : errno;
-    } else if (ioctl(fd, TIOCEXCL) == 0 && configure(fd, baud) == 0) {
+    } else if (exclude_others(fd) == 0 && configure(fd, baud) == 0) {
         return fd;
     }
     int why = errno;

@@ -9,7 +9,7 @@ typedef enum { SERIAL_OK, SERIAL_TIMEOUT, SERIAL_UNPLUGGED } serial_result;
 
 int64_t serial_now_ns(void); /* CLOCK_MONOTONIC */
 
-/* Opens `path` for this process alone (flock and TIOCEXCL), 8N1 raw at `baud`.
+/* Opens `path` for this process alone (flock; TIOCEXCL on real ports), 8N1 raw at `baud`.
  * Returns the descriptor, or -1 with errno: ENOENT, EACCES, ENOTTY (no serial
  * port), EBUSY (another process has it), EINVAL (the adapter cannot do `baud`). */
 int serial_open(const char *path, unsigned baud);
