@@ -108,9 +108,11 @@ def steps_that_fit(available_s: float, rest_s: float, step_s: float, least: int,
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
-    """A chunk that was sent: its latent rows float32 [n, A], row i due at start_tick + i."""
+    """A chunk that was sent: latent rows float32 [n, A] and actions float32 [n, joints] in joint units, row i due at
+    start_tick + i."""
 
     latent: NDArray[np.float32]
+    actions: NDArray[np.float32]
     start_tick: int
 
     def rest(self, tick: int) -> NDArray[np.float32]:
@@ -137,3 +139,15 @@ def inpaint_into(executing: PlannedChunk, tick: int, delay_ticks: int, rows: int
     c = (overlap - np.arange(frozen, overlap)) / (overlap - frozen + 1)
     weights[frozen:overlap] = c * np.expm1(c) / (np.e - 1)
     return Inpaint(target, weights)
+
+
+def velocity_step(executing: PlannedChunk, actions: NDArray[np.float32], tick: int, arrival_tick: int, period_s: float) -> float | None:
+    """The hand-over's discontinuity: by how much the most affected joint's velocity changes (joint units/s) when the
+    action of arrival_tick comes from `actions` (action 0 due at `tick`) after two of the executing chunk. None when
+    either does not reach there. Blending in the control core comes after it and is not in the figure."""
+    old, new = arrival_tick - executing.start_tick, arrival_tick - tick
+    if not (2 <= old <= len(executing.actions) and 0 <= new < len(actions)):
+        return None
+    before = executing.actions[old - 1] - executing.actions[old - 2]
+    after = actions[new] - executing.actions[old - 1]
+    return float(np.abs(after - before).max() / period_s)

@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = camera_options(bundle, arguments.camera, arguments.without)
     engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads, spin=False))
     session = PolicySession(bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps))
+    session.check_task(arguments.task)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
     cameras = open_cameras(options)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,17 @@ from vla_edge.runtime.audit import ShadowAudit
 from vla_edge.runtime.cache import CacheCounts, CachePolicy
 from vla_edge.runtime.control import load_core
 from vla_edge.runtime.control_files import AbandonWatch, ControlReader
-from vla_edge.runtime.handover import DelayMeter, HandOver, Pace, Rhythm, inpaint_into, pace_of, steps_that_fit
-from vla_edge.runtime.inference_log import InferenceLog
+from vla_edge.runtime.handover import (
+    DelayMeter,
+    HandOver,
+    Pace,
+    Rhythm,
+    inpaint_into,
+    pace_of,
+    steps_that_fit,
+    velocity_step,
+)
+from vla_edge.runtime.inference_log import WINDOW, InferenceLog
 from vla_edge.runtime.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
 from vla_edge.runtime.run_folder import RunFolder
 from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
@@ -70,6 +80,7 @@ class InferenceLoop:
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._meter = DelayMeter()
         self._sent = SentChunks()
+        self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
         self.pace: Pace | None = None
         self._control_session: int | None = None
         self._observed_tick: int | None = None
@@ -188,11 +199,12 @@ class InferenceLoop:
         if result is None:
             self._log.events["abandoned"] += 1
             return True
+        step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
         delay_s = time.monotonic() - start
         self._meter.add(delay_s, result.timings.step)
         facts = {"sequence": request.observation.sequence, "kind": kind.name.lower(), "outcome": outcome, "tick": now.reading_tick, "delay_ms": delay_s * 1e3}
-        self._log.inference(result, {**facts, "time_ns": time.monotonic_ns()})
+        self._log.inference(result, {**facts, "velocity_step": step, "time_ns": time.monotonic_ns()})
         self._audit_if_due(request, result, say)
         self._since_repaced += 1
         if self._since_repaced >= REPACE_EVERY:
@@ -227,12 +239,23 @@ class InferenceLoop:
         actions = np.ascontiguousarray(result.actions[:rows], np.float32)
         self._ring.write(Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions))
         first = not self._sent.any
-        self._sent.add(observation.sequence, result.latent[:rows])
+        self._sent.add(observation.sequence, result.latent[:rows], actions)
         if first:
             self._announce()
         self._sent_tick = view.tick + (time.monotonic_ns() - view.tick_ns) // view.period_ns
         self._log.events["chunks"] += 1
         return "sent"
+
+    def _velocity_step(self, kind: ChunkKind, request: InferenceRequest, result: InferenceResult) -> float | None:
+        """Of a moving chunk that is sent now: control takes it at its next tick."""
+        view = self._control.view() if kind is ChunkKind.MOVING else None
+        executing = None if view is None else self._sent.executing(view)
+        if view is None or executing is None:
+            return None
+        step = velocity_step(executing, result.actions, request.observation.joints.tick, view.tick + 1, view.period_ns / 1e9)
+        if step is not None:
+            self._velocity_steps.append(step)
+        return step
 
     def _audit_if_due(self, request: InferenceRequest, result: InferenceResult, say: Say) -> None:
         """An audit costs an inference: only when the running chunk lasts longer than two."""
@@ -288,4 +311,9 @@ class InferenceLoop:
     def _summary(self, state: str, **facts: Any) -> dict[str, Any]:
         delay = {"p50": self._meter.p50_s * 1e3, "p99": self._meter.p99_s * 1e3, "count": self._meter.count}
         audit = {} if self._audit is None else {"audit_worst": self._audit.worst}
-        return self._log.summary(state, self.pace, self._session.cache.counts, {"delay_ms": delay, "loop": self._session.loop.name, **audit, **facts})
+        steps = np.asarray(self._velocity_steps)
+        handover: dict[str, Any] = {"policy": self._options.handover.value, "count": len(steps)}
+        if len(steps):
+            handover |= {"velocity_step_max": float(steps.max()), "velocity_step_rms": float(np.sqrt(np.mean(steps**2)))}
+        known = {"delay_ms": delay, "handover": handover, "loop": self._session.loop.name, **audit}
+        return self._log.summary(state, self.pace, self._session.cache.counts, {**known, **facts})

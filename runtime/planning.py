@@ -107,26 +107,26 @@ class SentChunks:
     """The last chunks that were sent, by observation sequence, so that the executing one can be found again."""
 
     def __init__(self, keep: int = 8) -> None:
-        self._latent: dict[int, NDArray[np.float32]] = {}
+        self._rows: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._keep = keep
 
-    def add(self, sequence: int, latent: NDArray[np.float32]) -> None:
-        """latent: float32 [n, A], the rows as sent."""
-        self._latent[sequence] = latent
-        while len(self._latent) > self._keep:
-            del self._latent[next(iter(self._latent))]
+    def add(self, sequence: int, latent: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
+        """latent float32 [n, A] and actions float32 [n, joints]: the rows as sent."""
+        self._rows[sequence] = latent, actions
+        while len(self._rows) > self._keep:
+            del self._rows[next(iter(self._rows))]
 
     def clear(self) -> None:
-        self._latent.clear()
+        self._rows.clear()
 
     @property
     def any(self) -> bool:
         """Whether a chunk was sent since `clear`."""
-        return bool(self._latent)
+        return bool(self._rows)
 
     def executing(self, view: ControlView) -> PlannedChunk | None:
         """The chunk whose action was due at the view's tick, placed in ticks; None when no action of ours was."""
-        latent = self._latent.get(view.action_sequence)
-        if latent is None or view.action_index < 0:
+        rows = self._rows.get(view.action_sequence)
+        if rows is None or view.action_index < 0:
             return None
-        return PlannedChunk(latent, view.tick - view.action_index)
+        return PlannedChunk(*rows, view.tick - view.action_index)

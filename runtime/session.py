@@ -111,6 +111,10 @@ class PolicySession:
         """Start of an episode: no history in the cache. The noise goes on."""
         self.cache.reset()
 
+    def check_task(self, task: str) -> None:
+        """ObservationError when the policy cannot take this task: empty, or too long."""
+        self._encode(task)
+
     def draw_noise(self) -> tuple[int, NDArray[np.float32]]:
         """(index, noise float32 [C, A]) of the next draw; (seed, index) alone give it back (`noise_of`)."""
         index = self._draws

@@ -5,7 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_edge.runtime.handover import DelayMeter, PlannedChunk, Rhythm, inpaint_into, pace_of, steps_that_fit
+from vla_edge.runtime.handover import (
+    DelayMeter,
+    PlannedChunk,
+    Rhythm,
+    inpaint_into,
+    pace_of,
+    steps_that_fit,
+    velocity_step,
+)
+
+
+def planned(latent, start_tick):
+    """A chunk of which only the latent rows matter."""
+    return PlannedChunk(latent, latent[:, :1], start_tick)
 
 
 def test_a_fast_host_overlaps_and_a_slow_one_plans_then_moves():
@@ -47,7 +60,7 @@ def test_anytime_without_a_measurement_takes_all_steps():
 
 
 def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
-    executing = PlannedChunk(np.arange(50, dtype=np.float32)[:, None] * np.ones(32, np.float32), start_tick=100)
+    executing = planned(np.arange(50, dtype=np.float32)[:, None] * np.ones(32, np.float32), 100)
     tie = inpaint_into(executing, tick=120, delay_ticks=5, rows=50)
     assert tie is not None
     # Row 0 of the new chunk is due at tick 120, when row 20 of the executing one is.
@@ -58,14 +71,24 @@ def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
 
 
 def test_a_late_tie_freezes_all_that_is_left_and_a_past_chunk_ties_nothing():
-    executing = PlannedChunk(np.ones((10, 32), np.float32), start_tick=0)
+    executing = planned(np.ones((10, 32), np.float32), 0)
     tie = inpaint_into(executing, tick=8, delay_ticks=30, rows=50)
     assert tie is not None and tie.weights.tolist() == [1, 1] + [0] * 48
     assert inpaint_into(executing, tick=10, delay_ticks=1, rows=50) is None
 
 
 def test_weights_follow_the_formula_of_real_time_chunking():
-    tie = inpaint_into(PlannedChunk(np.ones((20, 1), np.float32), 0), tick=0, delay_ticks=4, rows=20)
+    tie = inpaint_into(planned(np.ones((20, 1), np.float32), 0), tick=0, delay_ticks=4, rows=20)
     assert tie is not None
     # i = 10: c = (20 − 10) / (20 − 4 + 1) = 0.5882; c·(e^c − 1)/(e − 1) = 0.27418.
     assert tie.weights[10] == pytest.approx(0.27418, abs=1e-4)
+
+
+def test_the_velocity_step_is_the_change_of_velocity_where_the_new_chunk_takes_over():
+    ramp = np.arange(50, dtype=np.float32)[:, None] * np.array([1, 2], np.float32)
+    executing = PlannedChunk(ramp, ramp, start_tick=100)
+    # The same line from tick 110 on: no step. Shifted by 3 units: the joint is 3 further after one tick of 0.1 s.
+    assert velocity_step(executing, ramp[10:], 110, 115, 0.1) == 0
+    assert velocity_step(executing, ramp[10:] + np.array([0, 3], np.float32), 110, 115, 0.1) == pytest.approx(30)
+    for tick, arrival in ((110, 109), (110, 160), (90, 101), (110, 151)):
+        assert velocity_step(executing, ramp[10:], tick, arrival, 0.1) is None

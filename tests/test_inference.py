@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -90,7 +92,7 @@ def test_a_rest_plan_is_void_when_a_picture_changed_meanwhile():
 def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
     sent = SentChunks(keep=2)
     for sequence in (1, 2, 3):
-        sent.add(sequence, np.full((50, 32), sequence, np.float32))
+        sent.add(sequence, np.full((50, 32), sequence, np.float32), np.zeros((50, 6), np.float32))
     running = sent.executing(replace(VIEW, action_sequence=3, action_index=12))
     assert running is not None and running.start_tick == 88 and running.rest(100)[0, 0] == 3 and len(running.rest(100)) == 38
     assert sent.executing(replace(VIEW, action_sequence=1, action_index=0)) is None
@@ -185,7 +187,7 @@ def lines_of(folder):
 @pytest.mark.parametrize("handover", ["replace", "blend", "inpaint"])
 def test_a_fast_host_moves_all_the_time_and_replans_under_way(control, folder, golden_bundle, pictures, capsys, handover):
     running = control(handover=Handover.BLEND if handover == "blend" else Handover.REPLACE)
-    assert infer_for(4, folder, golden_bundle, pictures, "--handover", handover) == 0
+    assert infer_for(2.5, folder, golden_bundle, pictures, "--handover", handover) == 0
     status = running.reader()
     captured = capsys.readouterr()
     summary = json.loads(captured.out.splitlines()[-1])
@@ -196,6 +198,8 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(control, folder, g
     taken = status["chunks"]["taken"]
     assert taken >= 4 and taken >= 0.8 * summary["events"]["chunks"]
     assert status["state"] in ("moving", "hold", "planning") and status["moving_ticks"] > 30
+    steps = [line["velocity_step"] for line in lines if line["velocity_step"] is not None]
+    assert summary["handover"]["count"] == len(steps) > 0 and summary["handover"]["velocity_step_max"] == max(steps)
     # 0.25 s at 30 Hz are 8 ticks: no two observations are nearer.
     ticks = [line["tick"] for line in lines]
     assert min(np.diff(ticks)) >= 8
@@ -213,7 +217,7 @@ def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_
     monkeypatch.setattr(PolicySession, "_infer", slow)
     monkeypatch.setattr("vla_edge.runtime.inference_loop.MEASURED", 2)
     running = control()
-    assert infer_for(8, folder, golden_bundle, pictures) == 0
+    assert infer_for(7, folder, golden_bundle, pictures) == 0
     status, captured = running.reader(), capsys.readouterr()
     assert "plan-then-move: an inference takes 9" in captured.err
     lines = lines_of(folder)
@@ -229,7 +233,7 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
     limits = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=4, max_reuse=3, max_age_s=100)
     monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
     control()
-    assert infer_for(4, folder, golden_bundle, pictures, "--cache", "guard", "--audit", "1") == 0
+    assert infer_for(3, folder, golden_bundle, pictures, "--cache", "guard", "--audit", "1") == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     lines = lines_of(folder)
     chunks, audits = [line for line in lines if "reason" in line], [line for line in lines if "audit" in line]
@@ -306,6 +310,22 @@ def test_control_with_another_bundle_is_refused(folder, golden_bundle, pictures,
 def test_without_control_it_waits_and_ends_when_told(folder, golden_bundle, pictures, capsys):
     assert infer_for(0.5, folder, golden_bundle, pictures) == 0
     assert "waiting for the control process" in capsys.readouterr().err
+
+
+def test_a_signal_ends_it_with_its_summary(control, folder, golden_bundle, pictures, capsys):
+    control()
+    killer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    killer.start()
+    assert infer_for(30, folder, golden_bundle, pictures) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "stopped"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_task_the_policy_cannot_take_is_refused_before_anything_starts(folder, golden_bundle, pictures, capsys):
+    words = ["--bundle", str(golden_bundle), "--run-dir", str(folder.path), *pictures]
+    assert main(["inference", *words]) == 2 and "no --task" in capsys.readouterr().err
+    assert main(["inference", *words, "--nice", "0", "--task", "put the cube into the box " * 20]) == 2
+    assert "too long" in capsys.readouterr().err
 
 
 def test_a_camera_without_pictures_is_an_error_in_one_line(folder, golden_bundle, tmp_path, capsys, monkeypatch):
