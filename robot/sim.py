@@ -15,36 +15,28 @@ another one, from a copy of the configuration.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import multiprocessing
 import re
 import signal
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.errors import BusError, CameraError, ConfigError, VlaEdgeError, run_command
+from vla_edge.errors import BusError, ConfigError, run_command
 from vla_edge.robot.bus_log import open_log
 from vla_edge.robot.emulated_bus import EmulatedBus
 from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, try_realtime
 from vla_edge.robot.faults import FaultRates, Faults
-from vla_edge.robot.frames import FrameWriter
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
-from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, SERVOS, ZERO_COUNT
+from vla_edge.robot.mjcf import CUBE_COLOURS, SERVOS, ZERO_COUNT
 from vla_edge.robot.plant import PlantState
-from vla_edge.robot.recording import Recording
 from vla_edge.robot.render import BACKENDS
 from vla_edge.robot.scene import random_scene
+from vla_edge.robot.sim_process import SimProcess
+from vla_edge.robot.sim_rendering import SharedConfiguration, rendering
 from vla_edge.robot.simulated_arm import (
     RADIANS_PER_COUNT,
     SimOptions,
@@ -53,49 +45,8 @@ from vla_edge.robot.simulated_arm import (
     simulated_calibration,
 )
 
-PORT = "servo-bus"
-CALIBRATION = "calibration.json"
-FRAMES = "frames."
 _STALL_MA = {1.4: 1400.0, 0.52: 1470.0}
 """Stall current of the XL430-W250 and XL330-M288 (data sheets), by stall torque in N·m."""
-_VIEWER_SIZE = (360, 480)
-_RECORD_FPS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class SimProcess:
-    """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write."""
-
-    run_dir: Path
-    scene: int = 0
-    height: int = 480
-    width: int = 640
-    fps: float = 30.0
-    renderer: str = "egl"
-    record: Path | None = None
-    log: Path | None = None
-
-    @property
-    def port(self) -> Path:
-        """The link to the servo bus's terminal."""
-        return self.run_dir / PORT
-
-    @property
-    def calibration(self) -> Path:
-        """The joint calibration this arm was made with."""
-        return self.run_dir / CALIBRATION
-
-    def cameras(self) -> dict[str, Path]:
-        """Short camera name -> its frames file."""
-        return {camera: self.run_dir / f"{FRAMES}{camera}" for camera in CAMERAS}
-
-    def command(self) -> list[str]:
-        """How to start this process: the arguments after the interpreter."""
-        words = ["-m", "vla_edge.robot.sim", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
-        words += ["--size", f"{self.width}x{self.height}", "--fps", str(self.fps), "--renderer", self.renderer]
-        for flag, path in (("--record", self.record), ("--log", self.log)):
-            words += [flag, str(path)] if path is not None else []
-        return words
 
 
 class SimPlant:
@@ -112,8 +63,8 @@ class SimPlant:
         self._stand = True
         stall = [SERVOS[name].stall_nm for name in KOCH_JOINTS]
         self._ma_per_nm = np.array([_STALL_MA[torque] / torque for torque in stall])
-        self.size = len(arm.configuration)
         self.shared: SharedConfiguration | None = None
+        """Where the rendering process reads the configuration from, when there is one."""
 
     def step(self, setpoints: Sequence[float | None], now_ns: int) -> PlantState:
         arm = self._arm
@@ -131,98 +82,10 @@ class SimPlant:
         elif self._last_ns is not None:
             arm.step((now_ns - self._last_ns) / 1e9)
         self._last_ns = now_ns
-        self.publish(now_ns)
+        if self.shared is not None:
+            self.shared.write(now_ns, arm.configuration, armed=not self._stand)
         positions = arm.positions / RADIANS_PER_COUNT + ZERO_COUNT
         return PlantState(list(positions), list(arm.velocities / RADIANS_PER_COUNT), list(arm.torques * self._ma_per_nm))
-
-    def publish(self, now_ns: int) -> None:
-        """Hand the configuration to the rendering process, where there is one."""
-        if self.shared is not None:
-            self.shared.write(now_ns, self._arm.configuration)
-
-
-class SharedConfiguration:
-    """The arm's newest configuration for the rendering process: an even count, time in ns and joints; odd while it is
-    written. Two processes, so that rendering never holds the interpreter that answers the bus."""
-
-    def __init__(self, context: Any, size: int) -> None:
-        self._count = context.RawValue(ctypes.c_uint64, 0)
-        self._time_ns = context.RawValue(ctypes.c_int64, 0)
-        self._values = context.RawArray(ctypes.c_double, size)
-
-    def write(self, time_ns: int, configuration: NDArray[np.float64]) -> None:
-        self._count.value += 1
-        self._time_ns.value = time_ns
-        self._values[:] = configuration.tolist()
-        self._count.value += 1
-
-    def read(self) -> tuple[int, NDArray[np.float64]]:
-        """(CLOCK_MONOTONIC ns, configuration), never half of two."""
-        while True:
-            before = self._count.value
-            time_ns, values = self._time_ns.value, np.array(self._values)
-            if before % 2 == 0 and before == self._count.value:
-                return time_ns, values
-
-
-def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connection) -> None:
-    """The rendering process: both cameras `fps` times a second into the frames files, and the recording.
-
-    Sends "" over `link` after the first pictures, or what is wrong; ends when the other end says so or is gone.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    try:
-        arm = SimulatedArm(random_scene(process.scene), SimOptions(process.height, process.width, process.scene, renderer=process.renderer))
-        writers = {camera: FrameWriter(path, process.height, process.width) for camera, path in process.cameras().items()}
-        recording = Recording(process.record, _RECORD_FPS) if process.record else None
-        _show(arm, shared, writers)
-    except VlaEdgeError as error:
-        link.send(str(error))
-        return
-    link.send("")
-    due_s = record_due_s = time.monotonic()
-    while not link.poll(max(0.0, due_s - time.monotonic())):
-        _show(arm, shared, writers)
-        now_s = time.monotonic()
-        if recording is not None and now_s >= record_due_s:
-            recording.add(arm.render("viewer", _VIEWER_SIZE))
-            record_due_s = max(record_due_s + 1 / _RECORD_FPS, now_s)
-        # A picture that comes late is skipped, never made up for.
-        due_s = max(due_s + 1 / process.fps, now_s)
-    if recording is not None:
-        recording.close()
-    arm.close()
-
-
-def _show(arm: SimulatedArm, shared: SharedConfiguration, writers: Mapping[str, FrameWriter]) -> None:
-    captured_ns, configuration = shared.read()
-    arm.show(configuration)
-    for camera, writer in writers.items():
-        writer.write(arm.render(camera), captured_ns)
-
-
-@contextmanager
-def rendering(process: SimProcess, plant: SimPlant) -> Iterator[None]:
-    """The rendering process for the block. CameraError: it cannot render or record."""
-    context = multiprocessing.get_context("spawn")
-    plant.shared = SharedConfiguration(context, plant.size)
-    plant.publish(time.monotonic_ns())
-    here, there = context.Pipe()
-    child = context.Process(target=render_frames, args=(process, plant.shared, there), name="frames", daemon=True)
-    child.start()
-    there.close()
-    try:
-        fault = here.recv()
-    except EOFError:
-        fault = "the rendering process ended at once; its message stands above"
-    if fault:
-        raise CameraError(fault)
-    try:
-        yield
-    finally:
-        here.close()
-        child.join(timeout=10.0)
 
 
 def serve(process: SimProcess, commands: bool) -> None:
@@ -235,7 +98,7 @@ def serve(process: SimProcess, commands: bool) -> None:
     calibration = JointCalibrations(simulated_calibration(), str(process.calibration))
     servos = koch_servos(calibration, [int(count) for count in counts_from_radians(arm.positions)])
     faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
-    with rendering(process, plant), open_log(process.log) as log:
+    with rendering(process, arm.configuration) as plant.shared, open_log(process.log) as log:
         try:
             terminal = Terminal(process.port)
         except OSError as error:
