@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_edge.errors import run_command
+from vla_edge.robot.render import BACKENDS, rendering_fault
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 
@@ -138,7 +139,13 @@ def export() -> list[Finding]:
 
 
 def sim() -> list[Finding]:
-    return [_package("mujoco", "mujoco", "mujoco", "3.1 or newer", "pip install 'vla-edge[sim]'")]
+    """What the simulated arm needs. Rendering comes first: MuJoCo takes the way to render from its first import."""
+    fault = rendering_fault()
+    package = _package("mujoco", "mujoco", "mujoco", "3.1 or newer", "pip install 'vla-edge[sim]'")
+    if package.state != OK:
+        return [package]
+    needed = "off-screen rendering through EGL"
+    return [package, Finding("rendering", OK, "a picture came out", needed) if fault is None else Finding("rendering", MISSING, fault, needed, f"apt-get install {BACKENDS['egl']}")]
 
 
 def cameras(devices: Path = Path("/dev")) -> list[Finding]:
