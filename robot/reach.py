@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.errors import CameraError
+from vla_edge.errors import ConfigError
 from vla_edge.robot.kinematics import reach_angles, tip_position
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, SERVOS
 from vla_edge.robot.scene import Scene, random_cubes
@@ -58,7 +58,7 @@ def expert_goal(arm: SimulatedArm, scene: Scene, colour: str) -> NDArray[np.floa
     """Servo goals, float64 [6] rad, that rest the tip above the cube, the sag of the servos made up for."""
     angles = reach_angles(scene.target(colour), HAND_PITCH_RAD)
     if angles is None:
-        raise CameraError(f"the {colour} cube stands out of the simulated arm's reach; choose a scene of random_scene")
+        raise ConfigError(f"the {colour} cube stands out of the simulated arm's reach; choose a scene of random_scene")
     pose = np.array([*angles, 0.0, OPEN_RAD])
     return pose + arm.sag(pose)
 

@@ -37,7 +37,7 @@ from vla_edge.policies.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.random_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.runtime.reach_data import INSTRUCTIONS, ReachRecording, record_reach_dataset
+from vla_edge.runtime.reach_data import CHUNK, INSTRUCTIONS, ReachRecording, record_reach_dataset
 from vla_edge.training.progress import Report, live_line
 from vla_edge.training.sim_examples import Examples, read_examples
 from vla_edge.training.statistics import chosen_statistics
@@ -49,10 +49,10 @@ BACKBONE: Mapping[str, Any] = {
     "vision_config": {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 192,
                       "image_size": 64, "patch_size": 16},
 }  # fmt: skip
-CAMERA_SHAPE = (3, 96, 128)
+CAMERA_SHAPE = (3, ReachRecording().height, ReachRecording().width)
 POLICY: Mapping[str, Any] = {
     "type": "smolvla",
-    "chunk_size": 50,
+    "chunk_size": CHUNK,
     "n_action_steps": 25,
     "max_state_dim": 8,
     "max_action_dim": 8,
