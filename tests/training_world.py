@@ -119,9 +119,9 @@ def write_data(folder: Path, world: World) -> Path:
 
 
 def scatter(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """`count` places [count, 2] evenly round the middle, near one of four angles: without the instruction the
-    best guess is to stay."""
-    angles = generator.integers(4) * np.pi / 2 + generator.uniform(-0.3, 0.3) + np.arange(count) * 2 * np.pi / count
+    """`count` places [count, 2] evenly round the middle, the first colour somewhere on the left: without the instruction
+    the best guess is to stay, without the picture the height is unknown."""
+    angles = np.pi + generator.uniform(-0.8, 0.8) + np.arange(count) * 2 * np.pi / count
     return generator.uniform(0.5, 0.75) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 

@@ -1,0 +1,190 @@
+"""The deployment checklist on an exported tiny policy, and evaluation and comparison of checkpoint, bundle and saved
+predictions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from vla_edge.bundle import MANIFEST, file_sha256, open_bundle
+from vla_edge.errors import CheckFailed, DatasetError, ObservationError
+from vla_edge.export.command import main as export
+from vla_edge.training import deploy_check
+from vla_edge.training.command import main
+from vla_edge.training.compare_report import Contender, draw
+from vla_edge.training.deploy_check import FAILED, NOT_RUN, PASSED, check_deployment
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_world import World, one_thread, write_data, write_policy
+
+one_thread()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """policy/, its bundle/, and data/ with three episodes."""
+    root = tmp_path_factory.mktemp("deploy")
+    write_policy(root / "policy", chunk_size=4, n_action_steps=2)
+    write_data(root / "data", World(episodes=3, length=8))
+    assert export(["--checkpoint", str(root / "policy"), "--out", str(root / "bundle"), "--threads", "1"]) == 0
+    return root
+
+
+def changed(bundle: Path, target: Path, change) -> Path:
+    """A copy of the bundle whose tables `change` altered, with hashes that fit: only the checklist can find it."""
+    shutil.copytree(bundle, target)
+    tables = load_file(target / "tables.safetensors")
+    change(tables)
+    save_file(tables, target / "tables.safetensors")
+    manifest = json.loads((target / MANIFEST).read_text())
+    manifest["files"]["tables.safetensors"] = file_sha256(target / "tables.safetensors")
+    (target / MANIFEST).write_text(json.dumps(manifest))
+    return target
+
+
+def test_the_nine_checks_run_on_an_exported_policy(place):
+    items = check_deployment(place / "bundle", place / "data", None, 10.0, 1)
+    assert [item.name for item in items] == [
+        "speed", "output range", "instruction", "image preprocessing", "state normalisation", "action round trip",
+        "safety limits", "exception handling", "logging",
+    ]  # fmt: skip
+    states = {item.name: item.state for item in items}
+    assert states.pop("safety limits") == NOT_RUN  # two joints: the control core drives the Koch's six
+    assert set(states.values()) == {PASSED}
+
+
+def test_actions_outside_the_training_range_fail_the_range_check(place, tmp_path):
+    narrow = {"action.min": np.full(2, -1e-3, np.float32), "action.max": np.full(2, 1e-3, np.float32)}
+    bundle = changed(place / "bundle", tmp_path / "bundle", lambda tables: tables.update(narrow))
+    items = {item.name: item for item in check_deployment(bundle, place / "data", None, 10.0, 1)}
+    assert items["output range"].state == FAILED and "of its range outside" in items["output range"].found
+
+
+def test_without_data_the_output_range_is_not_run_and_says_what_it_needs(place):
+    items = {item.name: item for item in check_deployment(place / "bundle", None, "red", 10.0, 1)}
+    assert items["output range"].state == NOT_RUN and "--dataset" in items["output range"].fix
+    assert items["speed"].state == PASSED
+
+
+def test_an_instruction_that_would_be_cut_fails_its_check_alone(place):
+    items = check_deployment(place / "bundle", None, "please go to the red square and then stay there for a long while", 10.0, 1)
+    assert [item.name for item in items if item.state == FAILED] == ["instruction"]
+
+
+def test_a_host_too_slow_for_the_rate_fails_the_speed_check(place):
+    items = check_deployment(place / "bundle", None, "red", 100_000.0, 1)
+    assert items[0].name == "speed" and items[0].state == FAILED and "INT8" in items[0].fix
+
+
+def test_arithmetic_that_differs_from_the_definition_fails_the_check_that_names_it(place, monkeypatch):
+    from vla_edge.runtime.picture import PictureScaler
+    from vla_edge.runtime.prepare import Preparer
+
+    into, state, actions = PictureScaler.into, Preparer.state, Preparer.actions
+
+    def failed() -> list[str]:
+        return [item.name for item in check_deployment(place / "bundle", None, "red", 10.0, 1) if item.state == FAILED]
+
+    monkeypatch.setattr(PictureScaler, "into", lambda self, image, pixels: (into(self, image, pixels), pixels.__imul__(0.999))[0])
+    assert failed() == ["image preprocessing"]
+    monkeypatch.setattr(PictureScaler, "into", into)
+    monkeypatch.setattr(Preparer, "state", lambda self, positions, out: (state(self, positions, out), out.__iadd__(0.001))[0])
+    assert failed() == ["state normalisation"]
+    monkeypatch.setattr(Preparer, "state", state)
+    monkeypatch.setattr(Preparer, "actions", lambda self, latent: actions(self, latent * 1.01))
+    assert failed() == ["action round trip"]
+
+
+def test_a_runtime_that_takes_a_bad_observation_fails_exception_handling(place, monkeypatch):
+    def accept(deployment, scene, seed=0):
+        try:
+            return infer(deployment, scene, seed)
+        except ObservationError:
+            return infer(deployment, deployment.scenes[0], seed)
+
+    infer = deploy_check.Deployment.infer
+    monkeypatch.setattr(deploy_check.Deployment, "infer", accept)
+    items = {item.name: item for item in check_deployment(place / "bundle", None, "red", 10.0, 1)}
+    assert items["exception handling"].state == FAILED and "NaN state" in items["exception handling"].found
+
+
+def test_the_command_prints_nine_lines_and_exits_1_on_a_failure(place, capsys):
+    parser = ArgumentParser()
+    deploy_check.add_arguments(parser)
+    assert deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "10", "--threads", "1"])) == 0
+    assert sum(line[:1].isdigit() for line in capsys.readouterr().out.splitlines()) == 9
+    with pytest.raises(CheckFailed, match="1 of 9 deployment checks: speed"):
+        deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "100000", "--threads", "1"]))
+
+
+# ---- evaluate and compare
+
+
+def test_a_checkpoint_its_bundle_and_its_saved_predictions_have_the_same_errors(place, tmp_path, capsys):
+    common = ["--dataset", str(place / "data"), "--episodes", "1,2", "--stride", "3", "--seed", "4", "--threads", "1", "--json"]
+    results = {}
+    for name, path in (("checkpoint", place / "policy"), ("bundle", place / "bundle")):
+        assert main(["evaluate", str(path), "--save", str(tmp_path / f"{name}.npz"), *common]) == 0
+        results[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    torch_error, bundle_error = (next(iter(results[name].values()))["chunk"] for name in results)
+    assert bundle_error["mae"] == pytest.approx(torch_error["mae"], rel=1e-4)  # the export's own tolerance
+    assert set(results["checkpoint"]) == {"policy", "hold last action", "mean action"}
+    assert main(["evaluate", str(tmp_path / "checkpoint.npz"), *common]) == 0
+    saved = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert saved["policy"]["chunk"]["mae"] == torch_error["mae"]
+
+
+def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(place, tmp_path, capsys):
+    assert main(["evaluate", str(place / "policy"), "--dataset", str(place / "data"), "--stride", "4", "--save", str(tmp_path / "act.npz")]) == 0
+    capsys.readouterr()
+    words = ["compare", place / "policy", place / "bundle", tmp_path / "act.npz", "--dataset", place / "data", "--stride", "4", "--timed", "3"]
+    words += ["--threads", "1", "--png", tmp_path / "compare.png", "--markdown", tmp_path / "compare.md", "--json"]
+    assert main([str(word) for word in words]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["kind"] for row in rows] == ["checkpoint (torch)", "bundle (ort)", "saved predictions"]
+    assert rows[0]["latency_p50_ms"] > 0 and rows[1]["latency_p50_ms"] > 0 and rows[2]["latency_p50_ms"] is None
+    table = (tmp_path / "compare.md").read_text()
+    assert "robot trials: successes / trials" in table and "within 33.3 ms at p99" in table
+    picture = cv2.imread(str(tmp_path / "compare.png"))
+    assert picture is not None and picture.shape[1] > 2 * picture.shape[0] - 200  # three panels side by side
+
+
+def test_the_picture_draws_the_30_hz_line(tmp_path):
+    error = {"first step": 1.0, "executed": 2.0, "chunk": 3.0}
+    draw([Contender("a", "bundle", 20.0, 25.0, 10**6, error, error), Contender("b", "bundle", 60.0, 80.0, None, error, error)], tmp_path / "p.png")
+    picture = cv2.imread(str(tmp_path / "p.png")).astype(int)
+    blue, green, red = picture[..., 0], picture[..., 1], picture[..., 2]
+    line = (red > 180) & (green < 80) & (blue < 80)  # matplotlib's tab:red
+    left = line[:, : picture.shape[1] // 3]
+    assert left.sum(1).max() > picture.shape[1] // 12  # one long dashed row in the first panel
+    assert line[:, picture.shape[1] // 3 :].sum() == 0
+
+
+def test_predictions_of_other_frames_are_refused(place, tmp_path):
+    np.savez(tmp_path / "few.npz", index=np.array([1]), action=np.zeros((1, 4, 2), np.float32))
+    from vla_edge.training.evaluate import Scope, evaluate
+    from vla_edge.training.predictors import open_predictor
+
+    with pytest.raises(DatasetError, match="lack frame"):
+        evaluate(open_predictor(tmp_path / "few.npz"), Scope(str(place / "data"), ()))
+
+
+def test_a_damaged_bundle_is_named_before_any_check(place, tmp_path):
+    shutil.copytree(place / "bundle", tmp_path / "bundle")
+    weights = tmp_path / "bundle" / "graphs" / "weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[100] ^= 1
+    weights.write_bytes(bytes(data))
+    from vla_edge.errors import BundleError
+
+    with pytest.raises(BundleError, match=r"weights\.bin"):
+        check_deployment(tmp_path / "bundle", None, "red", 10.0, 1)
+    assert open_bundle(place / "bundle").digest

@@ -1,0 +1,289 @@
+"""`vla-doctor deploy BUNDLE`: nine checks before a bundle goes to a robot, each of them carried out. No torch.
+
+Each passes, fails with the fix, or was not run with what it would need. Checks
+that compare arithmetic use formulas of their own (POLICY.md §1), not the
+runtime's code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
+from vla_edge.contract import Frame, JointReading, Observation
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, ObservationError
+from vla_edge.runtime.inference_log import InferenceLog
+from vla_edge.runtime.prompt import PromptEncoder
+from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+from vla_edge.runtime.units import ACTION, STATE, joint_ranges, read_tables
+from vla_edge.training.deploy_safety import check_safety
+from vla_edge.training.deploy_scenes import Scene, dataset_scenes, random_scenes
+
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+ARITHMETIC_TOLERANCE = 1e-5
+"""float32 rounding of one bilinear sample or one division."""
+RANGE_MARGIN = 0.1
+"""Share of a joint's training range that a chunk may leave it by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the checklist; `fix` is empty unless it failed or was not run."""
+
+    name: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+@dataclass
+class Deployment:
+    """What the checks share. scenes: observations of the data set, or random ones when there is none."""
+
+    bundle: Bundle
+    session: PolicySession
+    scenes: list[Scene]
+    from_data: bool
+    task: str | None
+    hz: float
+
+    def infer(self, scene: Scene, seed: int = 0) -> InferenceResult:
+        """One inference with nothing reused."""
+        self.session.reset()
+        frames = {key: Frame(key, image, 0, 0) for key, image in scene.images.items()}
+        observation = Observation(0, frames, JointReading(0, 0, scene.state), scene.task)
+        policy = self.bundle.manifest.policy
+        noise = np.random.default_rng(seed).standard_normal((policy.chunk_size, policy.max_action_dim), np.float32)
+        result = self.session.infer(InferenceRequest(observation, 0, noise=noise))
+        assert result is not None
+        return result
+
+
+def check_speed(deployment: Deployment) -> Item:
+    """A chunk must be there before the executed part of the last one ends."""
+    times = [deployment.infer(scene).timings.total for scene in deployment.scenes]
+    warm = times[1:] or times
+    steps = deployment.bundle.manifest.policy.n_action_steps
+    limit = steps / deployment.hz * 1e3
+    found = f"p50 {np.percentile(warm, 50):.1f} ms, worst {max(warm):.1f} ms over {len(warm)}; {steps} actions at {deployment.hz:g} Hz last {limit:.0f} ms"
+    if max(warm) < limit:
+        return Item("speed", PASSED, found)
+    return Item("speed", FAILED, found, "use the INT8 bundle or a faster backend, execute more actions per chunk, or accept plan-then-move")
+
+
+def check_output_range(deployment: Deployment) -> Item:
+    """Every action lies within the training range, widened by a tenth."""
+    if not deployment.from_data:
+        return Item("output range", NOT_RUN, "needs recorded observations", "give --dataset with the robot's cameras")
+    tables = read_tables(deployment.bundle)
+    ranges = joint_ranges(tables, deployment.bundle.manifest.policy.action_dim)
+    if ranges is None:
+        return Item("output range", NOT_RUN, "the bundle has no action statistics", "export a checkpoint that has them")
+    if f"{ACTION}.min" in tables and f"{ACTION}.max" in tables:
+        low, high = tables[f"{ACTION}.min"], tables[f"{ACTION}.max"]
+    else:
+        half = (ranges / 2).astype(np.float32)
+        low, high = tables[f"{ACTION}.mean"] - half, tables[f"{ACTION}.mean"] + half
+    actions = np.concatenate([deployment.infer(scene).actions for scene in deployment.scenes])
+    beyond = np.maximum(low - actions, actions - high).max(0) / np.where(np.isfinite(ranges), ranges, 1)
+    worst = int(beyond.argmax())
+    joint = deployment.bundle.manifest.joints[worst] if deployment.bundle.manifest.joints else str(worst)
+    found = f"{len(actions)} actions, furthest {joint}: {max(float(beyond[worst]), 0):.1%} of its range outside"
+    if np.isfinite(actions).all() and beyond[worst] <= RANGE_MARGIN:
+        return Item("output range", PASSED, found)
+    return Item("output range", FAILED, found, "check that the data set, its statistics and the joint units are those of training")
+
+
+def check_instruction(deployment: Deployment) -> Item:
+    """The instruction fits the tokenizer's length whole."""
+    if deployment.task is None:
+        return Item("instruction", NOT_RUN, "no instruction given", "give --task, or --dataset")
+    try:
+        prompt = PromptEncoder(deployment.bundle).encode(deployment.task)
+    except ObservationError as error:
+        return Item("instruction", FAILED, str(error), "shorten the instruction and train with the short one")
+    count, limit = int(prompt.mask.sum()), deployment.bundle.manifest.tokenizer.max_length
+    return Item("instruction", PASSED, f"{count} of {limit} tokens, nothing cut")
+
+
+def check_pictures(deployment: Deployment) -> Item:
+    """The runtime's pictures equal the policy's definition (POLICY.md §1.1), computed here in float64."""
+    policy, worst = deployment.bundle.manifest.policy, 0.0
+    for slot, camera in enumerate(deployment.bundle.manifest.cameras):
+        image = deployment.scenes[0].images[camera.source]
+        pixels = np.empty((1, 3, policy.image_height, policy.image_width), np.float32)
+        deployment.session.preparer.picture(slot, image, pixels)
+        expected = reference_picture(image, (policy.image_height, policy.image_width), policy.resize_with_padding)
+        worst = max(worst, float(np.abs(pixels[0] - expected).max()))
+    found = f"largest difference {worst:.1e} over {len(deployment.bundle.manifest.cameras)} cameras (limit {ARITHMETIC_TOLERANCE:.0e})"
+    return _verdict("image preprocessing", worst <= ARITHMETIC_TOLERANCE, found, "the bundle and this runtime disagree: export with this version")
+
+
+def check_state(deployment: Deployment) -> Item:
+    """The state is normalised as (x − mean)/(std + ε), or to −1..1, and zero-padded."""
+    policy, tables = deployment.bundle.manifest.policy, read_tables(deployment.bundle)
+    if policy.adapt_to_pi_aloha:
+        return Item("state normalisation", NOT_RUN, "the policy turns Aloha's joints too", "compare with the export's parity report")
+    worst = 0.0
+    for scene in deployment.scenes:
+        out = np.empty((1, policy.max_state_dim), np.float32)
+        deployment.session.preparer.state(scene.state, out)
+        expected = np.zeros(policy.max_state_dim)
+        expected[: policy.state_dim] = normalised(scene.state, STATE, _spec(deployment.bundle, STATE), tables)
+        worst = max(worst, float((np.abs(out[0] - expected) / np.maximum(1, np.abs(expected))).max()))
+    found = f"largest relative difference {worst:.1e} (limit {ARITHMETIC_TOLERANCE:.0e})"
+    return _verdict("state normalisation", worst <= ARITHMETIC_TOLERANCE, found, "the statistics in the bundle are damaged: export again")
+
+
+def check_round_trip(deployment: Deployment) -> Item:
+    """Un-normalised actions, normalised again by the formula, give back what the network said."""
+    policy, tables = deployment.bundle.manifest.policy, read_tables(deployment.bundle)
+    if policy.adapt_to_pi_aloha:
+        return Item("action round trip", NOT_RUN, "the policy turns Aloha's joints too", "compare with the export's parity report")
+    latent = np.random.default_rng(1).standard_normal((policy.chunk_size, policy.max_action_dim), np.float32)
+    actions, _ = deployment.session.preparer.actions(latent)
+    spec = _spec(deployment.bundle, ACTION)
+    back = normalised(actions, ACTION, NormalizationSpec(spec.feature, spec.mode, 0.0), tables)
+    # A joint that never moved (std 0) has no way back: what matters is that it stays where it was recorded.
+    moving = _moving(spec, tables, policy.action_dim)
+    worst = float(np.abs(back - latent[:, : policy.action_dim])[:, moving].max(initial=0.0))
+    found = f"largest difference {worst:.1e} over {int(moving.sum())} moving joints (limit 1e-4: float32 at joint values in the hundreds)"
+    return _verdict("action round trip", worst <= 1e-4, found, "the statistics in the bundle are damaged: export again")
+
+
+def check_exceptions(deployment: Deployment) -> Item:
+    """Every bad observation is refused with a typed error, and the next good one works."""
+    good, survived = deployment.scenes[0], []
+    first = next(iter(good.images))
+    bad: dict[str, Scene] = {
+        "no camera": Scene({}, good.state, good.task),
+        "unknown camera": Scene({**good.images, "observation.images.unknown": good.images[first]}, good.state, good.task),
+        "small picture": Scene({**good.images, first: good.images[first][:1]}, good.state, good.task),
+        "float picture": Scene({**good.images, first: good.images[first].astype(np.float32)}, good.state, good.task),  # type: ignore[dict-item]
+        "NaN state": Scene(good.images, np.full_like(good.state, np.nan), good.task),
+        "short state": Scene(good.images, good.state[:-1], good.task),
+        "empty task": Scene(good.images, good.state, "  "),
+    }
+    for name, scene in bad.items():
+        try:
+            deployment.infer(scene)
+        except ObservationError:
+            continue
+        survived.append(name)
+    before, after = deployment.infer(good).actions, deployment.infer(good).actions
+    if survived or not np.array_equal(before, after):
+        return Item("exception handling", FAILED, f"accepted: {', '.join(survived) or 'nothing, but a good observation changed'}", "report this as a bug of vla-edge")
+    return Item("exception handling", PASSED, f"{len(bad)} bad observations refused, the next good one unchanged")
+
+
+def check_logging(deployment: Deployment) -> Item:
+    """An inference is recorded and can be read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = InferenceLog(Path(folder))
+        log.inference(deployment.infer(deployment.scenes[0]), {"sequence": 1})
+        log.close()
+        rows = [json.loads(line) for line in (Path(folder) / "inference.jsonl").read_text().splitlines()]
+    wanted = {"reason", "vision", "prefix", "ms", "steps"}
+    complete = len(rows) == 1 and wanted <= rows[0].keys() and rows[0]["ms"]["total"] > 0
+    return _verdict("logging", complete, f"one inference recorded with {', '.join(sorted(wanted))}", "check the disk the run folder lies on")
+
+
+def check_limits(deployment: Deployment) -> Item:
+    """NaN, huge and wild chunks through schedule and guard never break a limit."""
+    state, found, fix = check_safety(deployment.bundle.manifest.policy.action_dim, deployment.hz)
+    return Item("safety limits", state, found, fix)
+
+
+CHECKS: tuple[Callable[[Deployment], Item], ...] = (
+    check_speed, check_output_range, check_instruction, check_pictures, check_state, check_round_trip, check_limits, check_exceptions, check_logging,
+)  # fmt: skip
+
+
+def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: float, threads: int) -> list[Item]:
+    """Run the nine checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
+    bundle = open_bundle(path)
+    bundle.verify()
+    # A cut instruction is reported by its own check; the others must still run with it.
+    session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=threads)), SessionOptions(allow_truncation=True))
+    words = task or "do the task"
+    scenes = random_scenes(bundle, words) if dataset is None else dataset_scenes(bundle, dataset, task)
+    deployment = Deployment(bundle, session, scenes, dataset is not None, task or (scenes[0].task if dataset is not None else None), hz)
+    return [check(deployment) for check in CHECKS]
+
+
+def reference_picture(image: NDArray[np.uint8], target: tuple[int, int], pad: bool) -> NDArray[np.float64]:
+    """float64 [3, h, w] in −1..1 of a uint8 [H, W, 3] picture: scale, bilinear without antialias, pad left and top."""
+    values = image.astype(np.float64).transpose(2, 0, 1) / 255
+    if pad:
+        ratio = max(values.shape[2] / target[1], values.shape[1] / target[0])
+        values = _bilinear(_bilinear(values, 1, int(values.shape[1] / ratio)), 2, int(values.shape[2] / ratio))
+        values = np.pad(values, ((0, 0), (target[0] - values.shape[1], 0), (target[1] - values.shape[2], 0)))
+    return values * 2 - 1
+
+
+def _bilinear(values: NDArray[np.float64], axis: int, size: int) -> NDArray[np.float64]:
+    length = values.shape[axis]
+    places = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, None)
+    first = np.minimum(places.astype(int), length - 1)
+    second = np.minimum(first + 1, length - 1)
+    weight = (places - first).reshape([-1 if i == axis else 1 for i in range(3)])
+    return np.take(values, first, axis) * (1 - weight) + np.take(values, second, axis) * weight
+
+
+def normalised(values: NDArray[np.float32], feature: str, spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    """The formula of POLICY.md §1.4 in float64."""
+    if spec.mode == "MEAN_STD":
+        return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (tables[f"{feature}.std"].astype(np.float64) + spec.eps)
+    if spec.mode == "MIN_MAX":
+        low, high = (tables[f"{feature}.{name}"].astype(np.float64) for name in ("min", "max"))
+        return 2 * (values - low) / np.where(high == low, max(spec.eps, 1e-8), high - low) - 1
+    return values.astype(np.float64)
+
+
+def _moving(spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]], dim: int) -> NDArray[np.bool_]:
+    if spec.mode == "MEAN_STD":
+        return tables[f"{ACTION}.std"] > 0
+    if spec.mode == "MIN_MAX":
+        return tables[f"{ACTION}.max"] > tables[f"{ACTION}.min"]
+    return np.ones(dim, bool)
+
+
+def _spec(bundle: Bundle, feature: str) -> NormalizationSpec:
+    return next((spec for spec in bundle.manifest.normalization if spec.feature == feature), NormalizationSpec(feature, "IDENTITY", 0.0))
+
+
+def _verdict(name: str, good: bool, found: str, fix: str) -> Item:
+    return Item(name, PASSED, found) if good else Item(name, FAILED, found, fix)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="folder written by export-engines")
+    parser.add_argument("--dataset", type=Path, help="recorded observations of this robot (LeRobot v2.1 or v3.0)")
+    parser.add_argument("--task", help="the instruction that will be given")
+    parser.add_argument("--hz", type=float, default=30.0, help="control rate")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the engine")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the checklist; CheckFailed (exit code 1) when an item failed."""
+    items = check_deployment(arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads)
+    for number, item in enumerate(items, 1):
+        print(f"{number} {item.name:<20} {item.state:<8} {item.found}")
+        if item.fix:
+            print(f"{'':<31} -> {item.fix}")
+    if arguments.json:
+        print(json.dumps([asdict(item) for item in items]))
+    failed = [item.name for item in items if item.state == FAILED]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(items)} deployment checks: {', '.join(failed)}; see the arrows above")
+    return 0

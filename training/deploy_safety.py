@@ -1,0 +1,52 @@
+"""The safety item of the deployment checklist: hostile chunks through the control core, on its own clock."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, Command
+from vla_edge.errors import ControlError
+from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
+from vla_edge.robot.simulated_arm import simulated_calibration
+from vla_edge.runtime.control import limits_of, load_core, period_ns_of
+from vla_edge.runtime.settings import ControlSettings
+
+TICKS = 600
+MIDDLE = 2048
+
+
+def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
+    """(state, found, fix): NaN, infinite, huge and random chunks for `TICKS` ticks; no goal may leave the soft limits or
+    move faster than the velocity limit allows, and none may come of a value that is not finite."""
+    if joints != len(KOCH_JOINTS):
+        return "not run", f"the policy has {joints} joints, the control core drives the Koch's {len(KOCH_JOINTS)}", "check the limits in your robot's own controller"
+    try:
+        core = load_core()
+    except ControlError as error:
+        return "not run", str(error), "build the C core (a C compiler and make)"
+    period_ns = period_ns_of(hz)
+    calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
+    settings = ControlSettings(limits_of(calibration, JointUnits.DEGREES), period_ns, 1, "0" * 64)
+    pilot = core.Pilot(settings)
+    generator = np.random.default_rng(0)
+    goals, broken, refused = np.full(6, MIDDLE), [], 0
+    for tick in range(TICKS):
+        chunks = []
+        if tick % 10 == 5:
+            wild = generator.choice([np.nan, np.inf, -1e30, 1e6, -400.0, 90.0], (20, 6))
+            finite = generator.uniform(-300, 300, (20, 6))
+            actions = np.ascontiguousarray(wild if tick % 20 == 5 else finite, np.float32)
+            chunks = [Chunk(ChunkKind.MOVING, 1, "0" * 64, tick, tick, tick * period_ns, actions)]
+        output = pilot.tick(tick, tick * period_ns, goals.tolist(), chunks, command=int(Command.ARM if tick == 0 else Command.NONE), p99_ns=period_ns)
+        refused += output["verdict"].startswith("refused") or any(name != "taken" for name in output["chunks"])
+        if not output["write"]:
+            continue
+        new = np.array(output["goals"])
+        for joint, (low, high, velocity, _, _) in enumerate(pilot.step_limits):
+            if not low <= new[joint] <= high or abs(int(new[joint]) - int(goals[joint])) > velocity:
+                broken.append(f"{KOCH_JOINTS[joint]} at tick {tick}")
+        goals = new
+    found = f"{TICKS} ticks of hostile chunks: {len(broken)} limits broken, {refused} ticks with something refused"
+    if broken or not refused:
+        return "failed", f"{found} ({broken[0] if broken else 'nothing was refused'})", "do not deploy; report this with the build's version"
+    return "passed", found, ""
