@@ -77,6 +77,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
+            _check_token_ids(policy)
             cases = list(_cases(policy, request.recording))
             manifest = _write(policy, request, folder, progress)
             write_manifest(folder, manifest)
@@ -144,12 +145,15 @@ def _tables(policy: SmolVLAPolicy) -> dict[str, np.ndarray[Any, np.dtype[np.floa
     return tables
 
 
+def _check_token_ids(policy: SmolVLAPolicy) -> None:
+    settings, special, limit = policy.settings.tokenizer, policy.model.special, policy.backbone.text.vocab_size
+    highest = max((settings.pad_id, *special.start, *special.end))
+    if highest >= limit:
+        raise CheckpointError(f"{settings.folder}: the tokenizer's special tokens reach id {highest}, the backbone knows ids below {limit}; use the policy's own tokenizer")
+
+
 def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
     settings = policy.settings.tokenizer
-    if settings.pad_id >= policy.backbone.text.vocab_size:
-        raise CheckpointError(
-            f"{settings.folder}: pad token's id is {settings.pad_id}, the backbone knows ids below {policy.backbone.text.vocab_size}; use the policy's own tokenizer"
-        )
     return TokenizerSpec(
         file=TOKENIZER,
         max_length=settings.max_length,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def _export(arguments: argparse.Namespace, out: Path, console: Console) -> None:
         threads=arguments.threads,
         joint_units=arguments.joint_units,
     )
+    # A terminated export cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _progress(console) as tell:
         export_bundle(request, tell)
 
@@ -89,6 +92,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DATASET", help="LeRobot data set: compare on its frames too, take the joints' names from it")
     parser.add_argument("--camera", type=_pair, action="append", default=[], metavar="POLICY=DATASET", help="a camera whose name differs in the data set")
     parser.add_argument("--joint-units", choices=("degrees", "range_m100_100", "unknown"), default="unknown", help="unit of the policy's joint values; checkpoints do not say it")
+    parser.add_argument("--backend", choices=("ort",), default="ort", help="what the graphs are prepared for and compared on (default: ort)")
+    parser.add_argument("--precision", choices=("fp32",), default="fp32", help="type of the matrices (default: fp32)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of the comparison (default: all physical cores)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
     parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and print what it holds")

@@ -3,7 +3,8 @@
 Each case is one raw observation (`observations.py`). Both sides start from it; every stage's
 tensors are compared on the rows that are valid, because padded rows hold
 numbers that nobody reads. The Euler steps are compared velocity by velocity
-from the graph's own x, and the chunk from noise to actions.
+from the graph's own x. The chunk, from noise to actions, is compared with the
+policy as LeRobot runs it: prefix and state in one pass, no cut.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class _Run:
         inputs = self._policy.prepare(self._policy.preprocess(case.observation))
         tokens = self._model.embed_images(inputs.images)
         layout = self._prepare(case, inputs, tokens)
-        prefix, entering_last = self._reference_prefix(inputs, tokens)
+        rows, mask = self._model.embed_prefix(tokens, inputs.image_masks, inputs.token_ids, inputs.token_mask)
+        prefix, entering_last = self._reference_prefix(rows, mask)
         self._loop.encode(True)
         self._compare_prefix(prefix, entering_last, layout.mask[:-1] == 1)
         joined = self._model.run_state(prefix, inputs.state)
@@ -105,7 +107,8 @@ class _Run:
         self._compare_steps(joined, case.noise)
         report = self._loop.denoise(FlowRequest(self._spec.num_steps, case.noise))
         assert report.latent is not None
-        latent = self._model.integrate(joined, torch.from_numpy(case.noise)[None], self._spec.num_steps)
+        uncut = self._model.run_together(rows, mask, inputs.state)
+        latent = self._model.integrate(uncut, torch.from_numpy(case.noise)[None], self._spec.num_steps)
         self._deviations.add("chunk", report.latent, latent[0])
         if self._stages.has_delta:
             self._compare_delta(joined, report.latent)
@@ -136,13 +139,12 @@ class _Run:
         self._deviations.add("inputs", buffers["state"], inputs.state)
         return layout
 
-    def _reference_prefix(self, inputs: Inputs, tokens: Sequence[Tensor]) -> tuple[Prefix, Tensor]:
+    def _reference_prefix(self, rows: Tensor, mask: Tensor) -> tuple[Prefix, Tensor]:
         """Torch's prefix without the state, and the rows [rows, H] that enter the last text layer."""
         seen: list[Tensor] = []
         norm = self._model.vlm_with_expert.vlm.model.text_model.layers[-1].input_layernorm
         hook = norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
         try:
-            rows, mask = self._model.embed_prefix(tokens, inputs.image_masks, inputs.token_ids, inputs.token_mask)
             prefix = self._model.run_prefix(rows, mask)
         finally:
             hook.remove()

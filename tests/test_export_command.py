@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vla_edge.export.command import main
 from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
 
 GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16"
+PROGRAM = "import sys; from vla_edge.export.command import main; sys.exit(main())"
 DATASET = Path(__file__).parent / "data" / "koch_v30_official"
 
 
@@ -83,6 +85,14 @@ def add_step(folder: Path) -> None:
     (folder / "policy_preprocessor.json").write_text(json.dumps(content))
 
 
+def pad_beyond_vocabulary(folder: Path) -> None:
+    content = json.loads((folder / "vlm" / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 600, "content": "<far>"})
+    (folder / "vlm" / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((folder / "vlm" / "tokenizer_config.json").read_text())
+    (folder / "vlm" / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "<far>"}))
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -99,6 +109,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "missing statistics": (remove("policy_preprocessor_step_5_normalizer_processor.safetensors"), ("normalizer_processor.safetensors", "missing")),
     "unknown processor step": (add_step, ("policy_preprocessor.json", "blur_processor")),
     "no tokenizer": (remove("vlm/tokenizer.json"), ("tokenizer.json",)),
+    "another model's tokenizer": (pad_beyond_vocabulary, ("id 600", "below 512")),
     "no backbone": (remove("vlm/config.json"), ("config.json", "vlm")),
 }
 
@@ -137,13 +148,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     out = checkpoint.parent / "bundle"
-    program = "import sys; from vla_edge.export.command import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "--checkpoint", str(checkpoint), "--out", str(out)]
+    command = [sys.executable, "-c", PROGRAM, "--checkpoint", str(checkpoint), "--out", str(out)]
     result = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "cannot be written: File too large" in result.stderr and "nothing was left behind" in result.stderr
     assert [item.name for item in checkpoint.parent.iterdir()] == ["policy"]
+
+
+def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
+    write_random_policy(tmp_path / "policy", RandomPolicy(config={"num_vlm_layers": 6, "chunk_size": 400, "num_steps": 50}))
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, "--checkpoint", str(tmp_path / "policy"), "--out", str(tmp_path / "bundle")])
+    while process.poll() is None and not list(tmp_path.glob(".bundle.*/graphs/expert.onnx")):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 130
+    assert [item.name for item in tmp_path.iterdir()] == ["policy"]
 
 
 def test_a_place_where_no_folder_can_be_is_one_line(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
