@@ -1,0 +1,331 @@
+"""The control process against an emulated servo bus: R1, R2, R4, R5, R7–R9, R11–R15, R21–R23 of the requirements.
+
+What the arm was told to do is read from the emulator's log. Times that a busy machine can stretch are given room;
+what must hold whatever the load (order, constancy, missed ticks in the real-time class) is exact.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_edge.contract import ChunkKind
+from vla_edge.errors import ConfigError, ControlError
+from vla_edge.runtime.operator import ask
+from vla_edge.runtime.report import open_record, ticks_of
+from vla_edge.runtime.run_folder import RunFolder
+
+from tests.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
+
+pytest.importorskip("vla_edge._core")
+
+HOLD_S = 2.0
+"""Latch time: patience is at least two seconds."""
+
+
+def deceleration(made: Rig, after_tick: int) -> tuple[int, int]:
+    """From the record: (first tick without a due action after `after_tick`, ticks from there until goals are constant)."""
+    ticks = [tick for tick in ticks_of(open_record(made.folder.record)) if tick["tick"] > after_tick]
+    first = next(index for index, tick in enumerate(ticks) if not tick["due"])
+    final = ticks[-1]["goals"]
+    rest = next(index for index in range(first, len(ticks)) if all(tick["goals"] == final for tick in ticks[index:]))
+    return ticks[first]["tick"], rest - first
+
+
+def test_thirty_hertz_beside_a_busy_machine(golden_bundle: Path) -> None:
+    """R1, R2, R4 short: ten seconds with a two-thread matrix product beside it."""
+    with rig(golden_bundle) as made, busy_cpu():
+        made.move(8.0)
+        status = made.status()
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        assert made.stop() == ""
+    allowed = 0 if status["fifo"] else 0.001 * status["ticks"] + 2  # without the class another process can hold the core
+    assert status["missed"] <= allowed
+    if status["locked"] and "shm" in str(made.folder.path):
+        assert status["minor_faults"] == status["major_faults"] == 0
+    late = np.array([tick["late_ns"] for tick in ticks])
+    period = status["period_ns"]
+    assert late.min() >= 0 and (late < period).all()
+    number = np.array([tick["tick"] for tick in ticks])
+    slope = np.polyfit(number, number * period + late, 1)[0]
+    # Lateness of up to a period somewhere in n ticks tilts a fitted line by about 6/n of it: no drift beyond that.
+    assert abs(slope / period - 1) < 1e-5 + 6 * late.max() / period / len(ticks)
+    assert status["moving_ticks"] > 150
+
+
+def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(golden_bundle: Path) -> None:
+    """R5 and R15: inference that is gone costs the arm nothing but a hold."""
+    with rig(golden_bundle) as made:
+        for pause in (0.11, 0.27, 0.43):
+            made.move(0.5)
+            before = made.wait(lambda status: status["state"] == "moving")
+            time.sleep(pause)  # the last chunk holds 50 actions: 1.67 s
+            status = made.wait(lambda status: status["latched"], 8.0)
+            assert (status["state"], status["reason"]) == ("hold", "no_action")
+            first, ticks = deceleration(made, before["tick"])
+            assert ticks <= status["rest_ticks"]
+            waited = (status["tick"] - first) * status["period_ns"] / 1e9
+            assert HOLD_S - 0.04 <= waited <= HOLD_S + 0.4
+            made.wave()
+            assert made.wait(lambda status: status["chunks"]["not_armed"] > 0)["state"] == "hold"
+            assert made.ask("arm").word == "done"
+        goals = [goal for _, goal in made.goals()]
+        assert (np.abs(np.diff(goals[-30:], axis=0)) == 0).all()
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "huge", "joint missing", "empty"])
+def test_a_malformed_chunk_stops_the_arm_within_a_tick(golden_bundle: Path, bad: str) -> None:
+    """R7."""
+    with rig(golden_bundle) as made:
+        made.move(0.6)
+        status = made.wait(lambda status: status["state"] == "moving")
+        actions = np.full((50, 6), 33.0, np.float32)
+        if bad == "joint missing":
+            actions = actions[:, :5]
+        elif bad == "empty":
+            actions = actions[:0]
+        else:
+            actions[30, 2] = {"nan": np.nan, "inf": np.inf, "huge": np.float32(1e38)}[bad]
+            if bad == "huge":
+                actions[:] = np.float32(1e38)
+        made.chunk(actions, status=status)
+        told = made.wait(lambda status: status["reason"] == "malformed")
+        assert told["state"] == "hold"
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        first = next(index for index, tick in enumerate(ticks) if tick["reason"] == "malformed")
+        time.sleep(0.4)
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        speed = np.abs(np.diff([tick["goals"] for tick in ticks[first - 1 :]], axis=0)).max(axis=1)
+        assert (np.diff(speed) <= 0).all() and speed[told["rest_ticks"]] == 0  # slower from the first tick on, then still
+        assert (np.array([tick["goals"] for tick in ticks]).max() < 2900) and not any(tick["due"] for tick in ticks[first + 1 :])
+
+
+def limits_kept(made: Rig, hz: float) -> int:
+    """Every difference of accepted goals, as the requirement counts it: over nominal T. Returns how many goals."""
+    goals = np.array([goal for _, goal in made.goals()])
+    t = 1 / hz
+    speed = np.diff(goals, axis=0)
+    assert goals.min() >= LOW and goals.max() <= HIGH
+    assert np.abs(speed).max() <= min(2_000.0 * t, 120)
+    assert np.abs(np.diff(speed, axis=0)).max() <= 30_000.0 * t**2
+    assert np.abs(np.diff(speed, 2, axis=0)).max() <= 1_000_000.0 * t**3
+    return len(goals)
+
+
+def adversary(made: Rig, seconds: float) -> None:
+    """Chunks of jumps, ramps beyond every limit and noise, as fast as they are taken."""
+    generator = np.random.default_rng(7)
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        n = int(generator.integers(1, 60))
+        kind = generator.integers(0, 4)
+        actions = generator.uniform(-400, 400, (n, 6)) if kind == 0 else np.tile(generator.choice([-1e4, 1e4], (1, 6)), (n, 1))
+        actions = np.cumsum(generator.normal(0, 20, (n, 6)), axis=0) if kind == 2 else actions
+        made.chunk(actions.astype(np.float32))
+        if generator.integers(0, 30) == 0:
+            made.ask("hold")
+            time.sleep(0.2)
+            made.ask("arm")
+        time.sleep(float(generator.uniform(0.005, 0.12)))
+
+
+def test_adversarial_chunks_never_exceed_a_limit_on_the_bus(golden_bundle: Path) -> None:
+    """R8 over the pseudo-terminal, short, at 50 Hz, holds included; R9: the first goal is where the arm is."""
+    with rig(golden_bundle, "--hz", "50", emulator=("--positions", "2048", "1200", "2900", "2048", "1800", "1500")) as made:
+        adversary(made, 8.0)
+        assert limits_kept(made, 50.0) > 300
+        log = made.emulator.entries("goal", "torque")
+        first_torque = next(index for index, entry in enumerate(log) if entry["kind"] == "torque" and entry["on"])
+        first_goal = next(entry for entry in log if entry["kind"] == "goal")
+        assert log.index(first_goal) < first_torque
+        assert np.abs(made.goals()[0][1] - [2048, 1200, 2900, 2048, 1800, 1500]).max() <= 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_ten_thousand_adversarial_ticks_over_the_pseudo_terminal(golden_bundle: Path) -> None:
+    """R8."""
+    with rig(golden_bundle) as made:
+        adversary(made, 10_200 / 30)
+        assert limits_kept(made, 30.0) > 9_000
+
+
+def test_lost_readings_hold_and_resume_or_latch(golden_bundle: Path) -> None:
+    """R11: three in a row hold; back within half a second it goes on by itself; later it needs arming."""
+    with rig(golden_bundle) as made:
+        made.move(0.5)
+        made.emulator.event("hang 0.25")
+        made.move(1.2)
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        states = [(tick["state"], tick["reason"]) for tick in ticks]
+        assert ("hold", "reads_lost") in states
+        held = states.index(("hold", "reads_lost"))
+        lost = [tick["read_result"] != 0 for tick in ticks]
+        # The third lost reading: the last good one is then more than two and a half periods old.
+        assert 2 <= sum(lost[held - 4 : held + 1]) <= 4 and lost[held]
+        assert made.status()["state"] == "moving" and not made.status()["latched"]
+        made.emulator.event("hang 1.0")
+        made.move(1.6)
+        status = made.status()
+        assert (status["state"], status["latched"]) in (("hold", True), ("fault", True))  # the servos' watchdog may have tripped too
+        made.wait(lambda status: status["reading_tick"] == status["tick"])
+        assert made.ask("arm").word == "done"
+        made.move(0.5)
+        assert made.status()["state"] == "moving"
+
+
+def test_an_alert_on_one_servo_stops_all_and_is_named(golden_bundle: Path) -> None:
+    """R12."""
+    with rig(golden_bundle) as made:
+        made.move(0.6)
+        made.emulator.event("overload 3")
+        status = made.wait(lambda status: status["state"] == "fault")
+        assert status["reason"] == "alert" and status["joint"] == 2
+        time.sleep(0.3)
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        alert = next(index for index, tick in enumerate(ticks) if tick["reason"] == "alert")
+        speed = np.abs(np.diff([tick["goals"] for tick in ticks[alert - 1 :]], axis=0))
+        assert (np.diff(speed.max(axis=1)) <= 0).all() and speed[status["rest_ticks"] :].max() == 0
+        assert made.ask("arm").word == "fault"
+        assert made.ask("torque_off_now").word == "done"
+        off = {entry["id"] for entry in made.emulator.entries("torque") if not entry["on"]}
+        assert off >= {1, 2, 4, 5, 6}  # all are tried; the overloaded one has let go by itself
+
+
+def test_an_unplugged_adapter_is_noticed_and_ends_control(golden_bundle: Path) -> None:
+    """R13: noticed within two ticks; a new start is disarmed."""
+    with rig(golden_bundle) as made:
+        made.move(0.5)
+        told_s = time.monotonic()
+        made.emulator.event("unplug")
+        status = made.wait(lambda status: status["state"] == "fault")
+        assert status["reason"] == "unplugged" and time.monotonic() - told_s < 0.5
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        assert [tick["read_result"] == 5 for tick in ticks if tick["reason"] == "unplugged"][0]
+        _, message = made.control.communicate(timeout=10)
+        assert made.control.returncode == 2 and "plug it in" in message.splitlines()[-1]
+
+
+def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_replays(golden_bundle: Path) -> None:
+    """R14, R21, R22: three times; the servos' own watchdog stops them, and a restart is disarmed."""
+    with rig(golden_bundle) as made:
+        for _ in range(3):
+            made.move(0.4)
+            killed_ns = time.monotonic_ns()
+            made.control.kill()
+            made.control.wait()
+            time.sleep(0.6)
+            moved = [entry["t"] for entry in made.emulator.entries("motion")]
+            assert max(moved) - killed_ns < 250e6 + 50e6  # 250 ms, and what the emulator's clock is late by
+            reader = open_record(made.folder.record)
+            replay = reader.replay()
+            assert replay["ticks"] > 5 and replay["differing"] == 0 and replay["damaged"] <= 1
+            goals = len(made.goals())
+            began_s = time.monotonic()
+            made.start_control()
+            assert made.status()["state"] == "disarmed" and len(made.goals()) == goals
+            assert time.monotonic() - began_s < 20  # 2 s on an idle machine: Python's start
+            assert made.ask("arm").word == "done"
+        assert (made.folder.path / "flight.record.3").exists()
+
+
+def test_a_stopped_control_process_finds_the_watchdog_tripped_and_needs_arming(golden_bundle: Path) -> None:
+    """A gap above 150 ms (SIGSTOP here): the servos have stopped by themselves and refuse goals in silence."""
+    with rig(golden_bundle) as made:
+        made.move(0.5)
+        made.control.send_signal(signal.SIGSTOP)
+        time.sleep(0.6)
+        made.control.send_signal(signal.SIGCONT)
+        status = made.wait(lambda status: status["state"] == "fault")
+        assert status["reason"] == "watchdog" and status["missed"] > 10  # skipped, not made up
+        present = np.array(status["present"])
+        assert np.abs(made.goals()[-1][1] - present).max() <= 40
+        assert made.ask("arm").word == "done"
+        made.move(0.4)
+        assert made.status()["state"] == "moving"
+
+
+def test_shadow_mode_writes_nothing_to_the_arm(golden_bundle: Path) -> None:
+    """R23: everything is decided and recorded."""
+    with rig(golden_bundle, "--shadow") as made:
+        made.move(1.0)
+        status = made.status()
+        assert status["shadow"] and status["moving_ticks"] > 10 and status["chunks"]["taken"] > 3
+        assert made.emulator.entries("goal", "torque", "write") == []
+        assert open_record(made.folder.record).replay()["differing"] == 0
+
+
+def test_operator_words(golden_bundle: Path) -> None:
+    with rig(golden_bundle, armed=False) as made:
+        assert made.ask("hold").word == "not_armed" and made.ask("ping").state == "disarmed"
+        with pytest.raises(ConfigError, match="does not know"):
+            made.ask("dance")
+        assert made.emulator.entries("goal", "torque") == []
+        assert made.ask("arm").state == "planning"
+        made.wave(kind=ChunkKind.REST)
+        made.wait(lambda status: status["state"] == "moving")
+        assert made.ask("torque_off").word == "not_parked" and made.ask("park").word == "no_pose"
+        answer = made.ask("hold")
+        assert (answer.word, answer.state, answer.reason) == ("done", "hold", "operator")
+        second = start_control(made.folder, made.emulator.port, golden_bundle, made.joints, ())
+        _, message = second.communicate(timeout=30)
+        assert second.returncode == 2 and "already runs" in message.splitlines()[-1]
+        assert made.stop() == "" and made.control.returncode == 0
+        assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []  # holding, not limp
+    with short_folder() as path, pytest.raises(ControlError, match="no control process"):
+        ask(RunFolder(path), "ping")
+
+
+def test_parking_is_a_slow_move_and_then_torque_may_go_off(golden_bundle: Path) -> None:
+    import json
+
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        pose = dict.fromkeys(("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"), 2148)
+        made.joints.with_suffix(".park.json").write_text(json.dumps(pose))
+        made.start_control()
+        assert made.ask("arm").word == "done" and made.ask("park").state == "parking"
+        status = made.wait(lambda status: status["reason"] == "parked")
+        assert status["state"] == "hold" and status["goals"] == (2148,) * 6
+        goals = np.array([goal for _, goal in made.goals()])
+        assert np.abs(np.diff(goals, axis=0)).max() <= 400 / 30 + 1
+        assert made.ask("torque_off").word == "done"
+        assert {entry["id"] for entry in made.emulator.entries("torque") if not entry["on"]} == set(range(1, 7))
+
+
+def test_bad_flags_are_one_line(golden_bundle: Path) -> None:
+    with short_folder() as path:
+        write_joints(path / "joints.json")
+        for flags, word in ((("--hz", "200"), "--hz"), (("--speed", "9"), "--speed")):
+            process = start_control(RunFolder(path), path / "no-port", golden_bundle, path / "joints.json", flags)
+            _, message = process.communicate(timeout=30)
+            assert process.returncode == 2 and word in message.splitlines()[-1] and "Traceback" not in message
+
+
+def summary_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(process.stdout.splitlines()[-1]))
+
+
+def test_run_without_cameras_arms_and_holds_and_sums_up(golden_bundle: Path) -> None:
+    import sys
+
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        words = ["--bundle", str(golden_bundle), "--robot", "koch", "--port", str(made.emulator.port), "--joints", str(made.joints)]
+        ran = subprocess.run(
+            [sys.executable, "-m", "vla_edge.runtime.command", *words, "--hz", "30", "--seconds", "2", "--json", "--run-dir", str(made.folder.path)],
+            capture_output=True, text=True, timeout=60,
+        )
+        assert ran.returncode == 0, ran.stderr
+        summary = summary_of(ran)
+        assert summary["ticks"] >= 55 and summary["state"] == "hold" and summary["chunks_taken"] == 0
+        assert not os.path.exists(made.folder.socket)
