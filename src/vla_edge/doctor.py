@@ -225,8 +225,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_main, argv)
 
 
+SUBCOMMANDS = {"deploy": ("vla_edge.training.deploy_check", "nine checks of a bundle before it goes to a robot")}
+"""Checks of something other than this machine: module with `add_arguments` and `run`, and what it does."""
+
+
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vla-doctor", description="What this machine has, what is needed, how to fix what is missing.")
+    if argv and argv[0] in SUBCOMMANDS:
+        name, purpose = SUBCOMMANDS[argv[0]]
+        module = import_module(name)
+        child = argparse.ArgumentParser(prog=f"vla-doctor {argv[0]}", description=purpose)
+        module.add_arguments(child)
+        return int(module.run(child.parse_args(argv[1:])))
+    also = "; ".join(f"vla-doctor {name}: {purpose}" for name, (_, purpose) in SUBCOMMANDS.items())
+    description = "What this machine has, what is needed, how to fix what is missing."
+    parser = argparse.ArgumentParser(prog="vla-doctor", description=description, epilog=also)
     parser.add_argument("--need", action="append", default=[], choices=sorted(OPTIONAL), help="treat this as needed; may be given several times")
     parser.add_argument("--json", action="store_true", help="one machine-readable line instead of the table")
     arguments = parser.parse_args(argv)
