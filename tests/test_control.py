@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
 
 from vla_edge.contract import ChunkKind
 from vla_edge.errors import ConfigError, ControlError
 from vla_edge.runtime.operator import ask
 from vla_edge.runtime.report import open_record, ticks_of
 from vla_edge.runtime.run_folder import RunFolder
-
-from tests.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
 
 pytest.importorskip("vla_edge._core")
 
