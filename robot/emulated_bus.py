@@ -41,6 +41,7 @@ class EmulatedBus:
         self._now_ns: int | None = None
         self._pending: list[tuple[int, int, bytes]] = []
         self._sequence = 0
+        self._stall_ns = 0
         self._shown: list[int] = []
 
     def advance(self, now_ns: int) -> None:
@@ -101,10 +102,11 @@ class EmulatedBus:
     def _answer(self, servo: EmulatedServo, error: int, parameters: bytes, now_ns: int) -> None:
         for delay_ns, data in self._faults.deliver(servo.id, error | servo.alert, parameters):
             self._sequence += 1
-            heapq.heappush(self._pending, (now_ns + delay_ns, self._sequence, data))
+            heapq.heappush(self._pending, (now_ns + self._stall_ns + delay_ns, self._sequence, data))
 
     def _handle(self, request: framing.Instruction, baud: int, now_ns: int) -> None:
         hearing = self._hearing(baud, now_ns)
+        self._stall_ns = self._faults.stall_ns()
         if request.instruction == framing.SYNC_READ and request.id == framing.BROADCAST:
             self._sync_read(request.parameters, hearing, now_ns)
         elif request.instruction == framing.SYNC_WRITE and request.id == framing.BROADCAST:

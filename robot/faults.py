@@ -11,12 +11,13 @@ from vla_edge.robot.framing import encode_status
 
 @dataclass(frozen=True, slots=True)
 class FaultRates:
-    """Probability of each fault per status packet, 0..1; `deaf` is per request.
+    """Probability of each fault per status packet, 0..1; `deaf` and `stall` are per request.
 
     drop: the status never arrives. corrupt: one byte replaced. bit_flip: one bit.
     truncate: cut anywhere. wrong_id: a valid packet of another id. junk: random
     bytes before it. late: arrives `late_ms` later. twice: arrives two times.
-    deaf: the servos do not hear the request.
+    deaf: the servos do not hear the request. stall: the whole answer, all its statuses, arrives `late_ms` later in one
+    piece, as from an adapter that was kept busy: the fault that makes an old answer look like the next one.
     """
 
     drop: float = 0.0
@@ -28,6 +29,7 @@ class FaultRates:
     late: float = 0.0
     twice: float = 0.0
     deaf: float = 0.0
+    stall: float = 0.0
 
 
 FAULT_NAMES = tuple(field.name for field in fields(FaultRates))
@@ -59,6 +61,13 @@ class Faults:
     def request_is_heard(self) -> bool:
         return not self._happens("deaf")
 
+    def stall_ns(self) -> int:
+        """How much later the whole answer to one request arrives."""
+        return self._late_ns() if self._happens("stall") else 0
+
+    def _late_ns(self) -> int:
+        return int(self._random.uniform(*self.late_ms) * 1e6)
+
     def deliver(self, servo_id: int, error: int, parameters: bytes) -> list[tuple[int, bytes]]:
         """What arrives of one status: (delay in ns, bytes) pairs, possibly none."""
         packet = encode_status(servo_id, error, parameters)
@@ -78,7 +87,7 @@ class Faults:
             packet = self._random.randbytes(self._random.randint(1, 40)) + packet
         arrivals = [(0, packet)]
         if self._happens("late"):
-            arrivals = [(int(self._random.uniform(*self.late_ms) * 1e6), packet)]
+            arrivals = [(self._late_ns(), packet)]
         if self._happens("twice"):
             arrivals.append(arrivals[0])
         return arrivals

@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -112,8 +112,8 @@ def judge(emulator: EmulatorProcess, output: str) -> dict[str, int]:
     return counts
 
 
-def soak(tmp_path: Path, rate: float, seconds: float, seed: int) -> dict[str, int]:
-    faults = [word for name in FAULT_NAMES for word in ("--rate", name, str(rate))]
+def soak(tmp_path: Path, rate: float, seconds: float, seed: int, names: Sequence[str] = FAULT_NAMES) -> dict[str, int]:
+    faults = [word for name in names for word in ("--rate", name, str(rate))]
     homing = [word for servo, value in HOMING.items() for word in ("--set", f"{servo}:homing_offset={value}")]
     program = build_talker(tmp_path)
     with emulator_process(tmp_path, *faults, *homing, "--seed", str(seed)) as emulator:
@@ -135,6 +135,12 @@ def test_no_stale_value_is_accepted_with_every_fault_at_one_per_cent_of_all_stat
 
 def test_no_stale_value_is_accepted_when_every_third_status_is_damaged(tmp_path: Path) -> None:
     counts = soak(tmp_path, 0.04, 4.0, seed=2)
+    assert counts["reading"] > 20
+
+
+def test_no_stale_value_is_accepted_when_a_third_of_all_answers_comes_late_in_one_piece(tmp_path: Path) -> None:
+    """A driver that only alternates two read lengths, or only drops its input, fails this one."""
+    counts = soak(tmp_path, 0.33, 5.0, seed=3, names=["stall"])
     assert counts["reading"] > 20
 
 
