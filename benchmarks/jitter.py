@@ -1,0 +1,237 @@
+"""How late a control tick starts: this loop, a Python loop with absolute deadlines, a Python loop that sleeps the rest.
+
+    python -m vla_edge.benchmarks.jitter --seconds 60 --out benchmarks/results
+
+The ceiling is the machine's timer: a tick cannot start before it is due, and the
+kernel wakes a sleeping thread some tens of microseconds late. All loops run at
+the same time as a matrix product on `--load` threads; their order is drawn anew
+in every round, so that a busy neighbour hits all alike. Steal time is what the
+hypervisor took from this machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.errors import ConfigError, run_command
+from vla_edge.runtime.control import load_core
+from vla_edge.runtime.report import open_record, ticks_of
+from vla_edge.runtime.run_folder import default_run_folder
+from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+
+NS = 1_000_000_000
+WORK_S = 0.002
+"""What a Python loop does in its tick: about the bus time of reading six servos and writing six goals."""
+
+Lateness = NDArray[np.int64]
+"""ns by which each tick started after its time t0 + k·T; a tick that never ran is the period."""
+
+
+def core_loop(hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
+    """The C loop with an arm that has no bus, in this process; lateness and missed ticks."""
+    core = load_core()
+    period_ns = round(NS / hz)
+    limits = tuple(JointLimits(1000, 3000, 10.0, 2000.0) for _ in range(6))
+    settings = ControlSettings(limits=limits, period_ns=period_ns, session=1, bundle_digest="0" * 64)
+    base = default_run_folder().parent
+    with tempfile.TemporaryDirectory(prefix="vla-jitter-", dir=base if base.is_dir() else None) as folder:
+        path = Path(folder)
+        files = LoopFiles(path / "ring", path / "state", path / "record", priority=priority, arm_at_start=True, stop_after_ticks=round(hz * seconds))
+        core.control_run(core.StillArm([2000] * 6), settings, files)
+        late = np.array([tick["late_ns"] for tick in ticks_of(open_record(path / "record"))], np.int64)
+        missed = core.StateReader(path / "state").read()["missed"]
+    return late, int(missed)
+
+
+def _work() -> None:
+    """Busy for WORK_S of CPU time, as a Python loop that packs and parses is."""
+    end = time.thread_time() + WORK_S
+    while time.thread_time() < end:
+        pass
+
+
+def deadline_loop(hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
+    """Python, absolute deadlines: tick k is due at t0 + k·T, missed ticks are skipped."""
+    _ask(priority)
+    period = 1 / hz
+    start = time.monotonic() + period
+    late: list[int] = []
+    tick = missed = 0
+    while tick < hz * seconds:
+        time.sleep(max(0.0, start + tick * period - time.monotonic()))
+        now = time.monotonic()
+        late.append(int((now - start - tick * period) * NS))
+        _work()
+        following = max(tick + 1, int((time.monotonic() - start) / period))
+        missed += following - tick - 1
+        tick = following
+    return np.array(late), missed
+
+
+def sleep_loop(hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
+    """Python, `sleep(period - work)`: every lateness is kept and adds up to drift."""
+    _ask(priority)
+    period = 1 / hz
+    start = time.monotonic()
+    late: list[int] = []
+    tick = 0
+    while (began := time.monotonic()) - start < seconds:
+        late.append(int((began - start - tick * period) * NS))
+        _work()
+        tick += 1
+        time.sleep(max(0.0, period - (time.monotonic() - began)))
+    return np.array(late), int(hz * seconds) - tick
+
+
+def _ask(priority: int) -> None:
+    if priority:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+
+
+Loop = Callable[[float, float, int], tuple[Lateness, int]]
+LOOPS: dict[str, tuple[Loop, int]] = {
+    "C loop, SCHED_FIFO": (core_loop, 60),
+    "C loop, normal priority": (core_loop, 0),
+    "Python deadlines, SCHED_FIFO": (deadline_loop, 60),
+    "Python deadlines": (deadline_loop, 0),
+    "Python sleep(period - work)": (sleep_loop, 0),
+}
+
+
+def _child(loop: Loop, hz: float, seconds: float, priority: int, pipe: Any) -> None:
+    pipe.send(loop(hz, seconds, priority))
+
+
+def in_own_process(loop: Loop, hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(loop, hz, seconds, priority, theirs))
+    process.start()
+    late, missed = ours.recv()
+    process.join()
+    return late, missed
+
+
+@contextlib.contextmanager
+def load(threads: int) -> Iterator[None]:
+    """A matrix product at normal priority."""
+    code = "import numpy as np\na = np.random.rand(800, 800)\nwhile True: a @ a"
+    words = [sys.executable, "-c", code]
+    if threads == 0:
+        yield
+        return
+    limit = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    with subprocess.Popen(["env", *(f"{name}={value}" for name, value in limit.items()), *words]) as process:
+        time.sleep(1.0)
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def steal_share(before: Sequence[int], after: Sequence[int]) -> float:
+    """Share of all CPU time that the hypervisor gave to others."""
+    spent = [b - a for a, b in zip(before, after)]
+    return spent[7] / max(1, sum(spent[:8]))
+
+
+def cpu_times() -> list[int]:
+    """The first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal."""
+    return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+
+def summary(late: Lateness, missed: int) -> dict[str, float]:
+    values = np.percentile(late / 1e3, [50, 99, 99.9, 100])
+    return {"p50_us": float(values[0]), "p99_us": float(values[1]), "p99.9_us": float(values[2]), "max_us": float(values[3]), "missed": missed, "ticks": len(late)}
+
+
+def measure(hz: float, seconds: float, rounds: int, threads: int) -> tuple[dict[str, Lateness], dict[str, int], float]:
+    """Lateness and misses of each loop, and the steal share of the whole time."""
+    times: dict[str, list[Lateness]] = {name: [] for name in LOOPS}
+    missed = dict.fromkeys(LOOPS, 0)
+    before = cpu_times()
+    with load(threads):
+        for number in range(rounds):
+            names = list(LOOPS)
+            random.Random(number).shuffle(names)
+            for name in names:
+                loop, priority = LOOPS[name]
+                late, skipped = in_own_process(loop, hz, seconds / rounds, priority)
+                times[name].append(late)
+                missed[name] += skipped
+    return {name: np.concatenate(lists) for name, lists in times.items()}, missed, steal_share(before, cpu_times())
+
+
+def draw(times: dict[str, Lateness], title: str, path: Path) -> None:
+    """Share of ticks later than x, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for name, late in times.items():
+        ordered = np.sort(np.maximum(late, 1000)) / 1e3
+        axes.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), where="post", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="tick starts later than, µs", ylabel="share of ticks", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.jitter", description="lateness of control ticks")
+    parser.add_argument("--hz", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each loop")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--load", type=int, default=2, help="threads of the matrix product beside it; 0: none")
+    parser.add_argument("--out", type=Path, required=True, help="folder for jitter.png and jitter.json")
+    options = parser.parse_args(argv)
+    if options.seconds < options.rounds or options.rounds < 1:
+        raise ConfigError(f"--seconds {options.seconds:g} in {options.rounds} rounds is under a second each; give more")
+    options.out.mkdir(parents=True, exist_ok=True)
+    print("ceiling: a timer wakes a thread tens of microseconds late; nothing starts before its time")
+    times, missed, steal = measure(options.hz, options.seconds, options.rounds, options.load)
+    host = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    told = {name: summary(late, missed[name]) for name, late in times.items()}
+    for name, row in told.items():
+        print(f"{name:<30} p50 {row['p50_us']:9.0f}  p99 {row['p99_us']:9.0f}  p99.9 {row['p99.9_us']:9.0f}  max {row['max_us']:9.0f} µs  missed {row['missed']} of {row['ticks'] + row['missed']}")
+    line = {"hz": options.hz, "seconds": options.seconds, "load_threads": options.load, "steal_share": steal, "host": host, "commit": commit(), "loops": told}
+    draw(times, f"{options.hz:g} Hz beside a {options.load}-thread matrix product ({os.cpu_count()} cores, steal {steal:.1%})", options.out / "jitter.png")
+    (options.out / "jitter.json").write_text(json.dumps(line, indent=1) + "\n")
+    print(json.dumps(line))
+    return 0
+
+
+def commit() -> str:
+    try:
+        told = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return told.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
