@@ -66,9 +66,13 @@ class TerminalPerson:
         self._live.update(table, refresh=True)
         if not select.select([sys.stdin], [], [], 0)[0]:
             return False
-        self._live.stop()
+        self.close()
         self._line()
         return True
+
+    def close(self) -> None:
+        """Give the terminal back; also after an error."""
+        self._live.stop()
 
     @staticmethod
     def _line() -> None:
@@ -81,6 +85,8 @@ def calibrate_joints(
 ) -> list[JointCalibration]:
     """Guide `person`, write the EEPROM, return the calibration. Errors: BusError, JointCalibrationError."""
     check_servos(bus)
+    if any(bus.read_all(r.TORQUE_ENABLE).values()):
+        person.ask("The arm holds itself and will go limp now: hold it")
     result = bus.native.set_torque(False, TORQUE_OFF_S)
     if result != ArmResult.OK:
         torque = [joint for joint, on in bus.read_all(r.TORQUE_ENABLE).items() if on]
@@ -154,9 +160,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise JointCalibrationError(f"no folder {path.parent} for the calibration file; make it first")
     check_latency_timer(arguments.port)
     bus = ServoBus(arguments.port, IDS)
+    person = TerminalPerson()
     try:
-        joints = calibrate_joints(bus, TerminalPerson())
+        joints = calibrate_joints(bus, person)
     finally:
+        person.close()
         bus.close()
     save_joint_calibration(joints, path)
     for joint in joints:

@@ -316,6 +316,19 @@ def test_the_guide_in_a_terminal_writes_file_and_servos(tmp_path: Path) -> None:
         start(emulator, made).close()
 
 
+def test_an_arm_under_torque_is_let_go_only_after_a_warning(tmp_path: Path) -> None:
+    class Nobody(ScriptedPerson):
+        def ask(self, text: str) -> None:
+            raise JointCalibrationError(text)
+
+    with emulator_process(tmp_path, "--set", "2:torque_enable=1") as emulator:
+        bus = ServoBus(str(emulator.port), guide.IDS)
+        with pytest.raises(JointCalibrationError, match="hold it"):
+            guide.calibrate_joints(bus, Nobody(emulator, [], {}))
+        bus.close()
+        assert not emulator.entries("torque", "write")
+
+
 def test_a_joint_that_was_not_moved_is_named_and_nothing_is_usable(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
         with pytest.raises(JointCalibrationError, match="wrist_flex moved only"):
