@@ -47,7 +47,7 @@ def entry_of(result: InferenceResult) -> dict[str, Any]:
 class InferenceLog:
     """Writes both files of one run. Owned by the inference process alone."""
 
-    def __init__(self, folder: Path, limit_bytes: int = 32 << 20) -> None:
+    def __init__(self, folder: Path, limit_bytes: int = 8 << 20) -> None:
         self._lines = folder / "inference.jsonl"
         self._summary = folder / "inference.json"
         self._limit = limit_bytes

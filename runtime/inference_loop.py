@@ -167,7 +167,8 @@ class InferenceLoop:
         the first chunk an armed control has waited for the measuring too, so it is told a slow host's delay: the true
         one would make it latch at once."""
         waited = self.pace is None or not self._sent.any
-        p99_s = MEASURE_S if waited or self.pace is None else self.pace.p99_s
+        measured_s = 0.0 if self.pace is None else self.pace.p99_s
+        p99_s = max(MEASURE_S, measured_s) if waited else measured_s
         plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
         self._ring.announce(p99_ns=int(p99_s * 1e9), plan_then_move=plan_then_move, dropped_through=self._dropped_through)
 
@@ -201,6 +202,8 @@ class InferenceLoop:
             return True
         step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
+        if outcome == "scene_moved":
+            say("inference: a picture changed while a chunk for the resting arm was planned; planning again")
         delay_s = time.monotonic() - start
         self._meter.add(delay_s, result.timings.step)
         facts = {"sequence": request.observation.sequence, "kind": kind.name.lower(), "outcome": outcome, "tick": now.reading_tick, "delay_ms": delay_s * 1e3}
@@ -220,7 +223,8 @@ class InferenceLoop:
             rest_s = max(0.0, self._meter.p99_s - self._options.steps * self._meter.step_s)
             steps = steps_that_fit((view.actions_left - 1) * period_s, rest_s, self._meter.step_s, self._options.least_steps, steps)
             left = executing.rest(view.reading_tick)
-            queued = left if len(left) else None
+            # A corrected chunk is no longer than what is left: while half a chunk is, then a whole one is planned again.
+            queued = left if 2 * len(left) >= self._session.policy.n_action_steps else None
             if self._options.handover is HandOver.INPAINT:
                 delay = math.ceil(self._meter.p99_s / period_s)
                 inpaint = inpaint_into(executing, view.reading_tick, delay, self._session.policy.chunk_size)

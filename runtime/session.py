@@ -41,8 +41,8 @@ class SessionOptions:
 class InferenceRequest:
     """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: a fresh draw).
     queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the observation (cache policy delta
-    may correct them). inpaint: tie to the executing chunk; dropped by itself when the scene changed. signal: see
-    `FlowRequest`. on_changed: called when the gate says so, before the flow, so that the old chunk can be voided."""
+    may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`. on_changed: called before the flow
+    when the gate finds a scene changed that was stable, so that the old chunk can be voided; inpaint is then dropped."""
 
     observation: Observation
     now_ns: int
@@ -84,6 +84,21 @@ class InferenceResult:
     verdict: SceneVerdict | None
     similarity: float | None
     timings: StageTimings
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What `_see` did. broken: the gate trusted the scene until now and no longer does (while the arm moves, verdicts may
+    be *changed* one after the other: that is no surprise, and the executing chunk was planned knowing it)."""
+
+    decision: Decision
+    verdict: SceneVerdict | None
+    similarity: float | None
+    broken: bool
+    prepare_ms: float
+    vision_ms: float
+    prefix_ms: float
+    state_ms: float
 
 
 class PolicySession:
@@ -133,52 +148,53 @@ class PolicySession:
     def _infer(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
         start = time.perf_counter_ns()
         steps, noise = self._steps(request.steps), self._checked_noise(request.noise)
-        observation = request.observation
-        pictures = self.preparer.slots({name: frame.image for name, frame in observation.frames.items()})
-        prompt = self._encode(observation.task)
-        self.preparer.state(observation.joints.positions, self.stages.buffers["state"])
-        key = self._key(pictures, observation.task)
-        decision = self.cache.audit(key, pictures) if audit else self.cache.decide(key, pictures, request.now_ns, request.queued is not None)
-        prepare_ns = time.perf_counter_ns() - start
-        look_ns, vision_ns = self._look(decision, pictures)
-        if decision.prefix:
-            self.stages.set_language(prompt.ids)
-            self.stages.set_layout(lay_out(self.policy, key.cameras, prompt.mask))
-        prefix_ms, state_ms = self.loop.encode(decision.prefix)
-        verdict = None
-        if decision.prefix:
-            verdict = self.cache.computed(decision, key, pictures, self.stages.features(), request.now_ns)
-        else:
-            self.cache.reused(decision, key)
-        if verdict is SceneVerdict.CHANGED and request.on_changed is not None:
+        scene = self._see(request, audit)
+        if scene.broken and request.on_changed is not None:
             request.on_changed()
         flow_start = time.perf_counter_ns()
         draw: int | None = None
         step_ms: tuple[float, ...] = ()
-        if decision.delta:
+        if scene.decision.delta:
             assert request.queued is not None
             latent, noise = self._correct(request.queued), None
         else:
             if noise is None:
                 draw, noise = self.draw_noise()
-            inpaint = None if verdict is SceneVerdict.CHANGED else request.inpaint
+            inpaint = None if scene.broken else request.inpaint
             report = self.loop.denoise(FlowRequest(steps, noise, inpaint, request.signal))
             if report.latent is None:
                 return None
             latent, step_ms = report.latent, report.step_ms
         flow_ms = (time.perf_counter_ns() - flow_start) / 1e6
         actions, normalized = self.preparer.actions(latent)
-        timings = StageTimings(
-            prepare=(prepare_ns + look_ns) / 1e6,
-            vision=vision_ns / 1e6,
-            prefix=prefix_ms,
-            state=state_ms,
-            flow=flow_ms,
-            total=(time.perf_counter_ns() - start) / 1e6,
-            step=step_ms,
-        )
-        similarity = self.cache.gate.last_similarity if decision.prefix else None
-        return InferenceResult(actions, normalized, latent, noise, draw, steps, decision, verdict, similarity, timings)
+        total_ms = (time.perf_counter_ns() - start) / 1e6
+        timings = StageTimings(scene.prepare_ms, scene.vision_ms, scene.prefix_ms, scene.state_ms, flow_ms, total_ms, step_ms)
+        return InferenceResult(actions, normalized, latent, noise, draw, steps, scene.decision, scene.verdict, scene.similarity, timings)
+
+    def _see(self, request: InferenceRequest, audit: bool) -> _Scene:
+        """Bring the K/V up to date with the observation: decide, `vision`, `prefix`, `state`, judge."""
+        start = time.perf_counter_ns()
+        observation, cache = request.observation, self.cache
+        pictures = self.preparer.slots({name: frame.image for name, frame in observation.frames.items()})
+        prompt = self._encode(observation.task)
+        self.preparer.state(observation.joints.positions, self.stages.buffers["state"])
+        key = self._key(pictures, observation.task)
+        decision = cache.audit(key, pictures) if audit else cache.decide(key, pictures, request.now_ns, request.queued is not None)
+        prepare_ns = time.perf_counter_ns() - start
+        look_ns, vision_ns = self._look(decision, pictures)
+        if decision.prefix:
+            self.stages.set_language(prompt.ids)
+            self.stages.set_layout(lay_out(self.policy, key.cameras, prompt.mask))
+        prefix_ms, state_ms = self.loop.encode(decision.prefix)
+        times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
+        if not decision.prefix:
+            cache.reused(decision, key)
+            return _Scene(decision, None, None, False, *times)
+        before = cache.gate.verdict
+        verdict = cache.computed(decision, key, pictures, self.stages.features(), request.now_ns)
+        gated = cache.policy in (CachePolicy.CLS, CachePolicy.DELTA)
+        broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
+        return _Scene(decision, verdict, cache.gate.last_similarity, broken, *times)
 
     def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
         """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""

@@ -135,6 +135,19 @@ def test_the_pooled_gate_sees_a_still_scene_as_stable_and_a_changed_one_as_chang
     assert verdicts == [SceneVerdict.NO_HISTORY, SceneVerdict.STABLE, SceneVerdict.CHANGED]
 
 
+def test_a_stable_scene_that_breaks_is_told_before_the_flow_and_only_under_a_gated_policy(bundle, recorded):
+    told: list[int] = []
+    tie = Inpaint(np.full((50, 32), 0.3, np.float32), np.ones(50, np.float32))
+    for policy in (CachePolicy.CLS, CachePolicy.GUARD, CachePolicy.ALWAYS):
+        session = session_of(bundle, policy=policy, gate=STRICT)
+        for brighter in (0, 0, 80, 160):
+            before = len(told)
+            result = infer(session, observation_of(recorded, brighter), inpaint=tie, on_changed=lambda: told.append(1))
+            untied = not np.allclose(result.latent, 0.3, atol=1e-6)
+            # Stable, then broken: once. The next change is no surprise any more.
+            assert (len(told) > before) == untied == (policy is CachePolicy.CLS and brighter == 80)
+
+
 def test_each_chunk_draws_fresh_noise_that_seed_and_index_give_back(bundle, recorded):
     session = session_of(bundle, seed=7)
     first, second = (infer(session, observation_of(recorded)) for _ in range(2))
