@@ -60,6 +60,18 @@ class IdentityError(VlaEdgeError):
     """Bundle, robot, calibration and cameras do not describe the same thing."""
 
 
+class WireError(VlaEdgeError):
+    """A client's message or request is not what the protocol allows."""
+
+
+class ServeError(VlaEdgeError):
+    """The service cannot start: its address, certificate or token."""
+
+
+class RecordError(VlaEdgeError):
+    """A record of inferences or of the flight is missing, damaged or not complete enough for what was asked."""
+
+
 class DatasetError(VlaEdgeError):
     """A data set is missing, damaged or of another version."""
 
