@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vla_edge import __version__
 from vla_edge.bundle import (
@@ -40,7 +40,7 @@ from vla_edge.export import parity
 from vla_edge.export.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.graph import Graph
 from vla_edge.export.lint import lint
-from vla_edge.export.observations import Case, Recording, joint_names, recorded_cases, synthetic_cases
+from vla_edge.export.observations import TASKS, Case, Recording, joint_names, recorded_cases, synthetic_cases
 from vla_edge.export.weights import WeightFile
 from vla_edge.policies.cls import why_no_gate
 from vla_edge.policies.smolvla import SmolVLAPolicy
@@ -102,7 +102,7 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
     for spec in graphs.values():
         onnx.checker.check_model(str(folder / spec.file), full_check=True)
     progress("write tables and tokenizer")
-    save_file(_tables(policy), folder / TABLES)
+    (folder / TABLES).write_bytes(save(_tables(policy)))
     (folder / TOKENIZER).write_bytes((policy.settings.tokenizer.folder / "tokenizer.json").read_bytes())
     files = sorted({TABLES, TOKENIZER, WEIGHTS, *(spec.file for spec in graphs.values())})
     return Manifest(
@@ -146,10 +146,12 @@ def _tables(policy: SmolVLAPolicy) -> dict[str, np.ndarray[Any, np.dtype[np.floa
 
 
 def _check_token_ids(policy: SmolVLAPolicy) -> None:
+    """The tokenizer must be the backbone's: padding, image tokens and ordinary text lie in its vocabulary."""
     settings, special, limit = policy.settings.tokenizer, policy.model.special, policy.backbone.text.vocab_size
-    highest = max((settings.pad_id, *special.start, *special.end))
+    text, _ = policy.tokenizer.encode(TASKS)
+    highest = max((settings.pad_id, *special.start, *special.end, int(text.max())))
     if highest >= limit:
-        raise CheckpointError(f"{settings.folder}: the tokenizer's special tokens reach id {highest}, the backbone knows ids below {limit}; use the policy's own tokenizer")
+        raise CheckpointError(f"{settings.folder}: the tokenizer makes id {highest}, the backbone knows ids below {limit}; use the policy's own tokenizer")
 
 
 def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:

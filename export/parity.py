@@ -1,10 +1,10 @@
 """The exported graphs against the plain torch policy, stage by stage, on the runtime's own code path.
 
-Each case is one raw observation (`observations.py`). Both sides start from it; every stage's
-tensors are compared on the rows that are valid, because padded rows hold
-numbers that nobody reads. The Euler steps are compared velocity by velocity
-from the graph's own x. The chunk, from noise to actions, is compared with the
-policy as LeRobot runs it: prefix and state in one pass, no cut.
+Each case is one raw observation (`observations.py`). Both sides start from it;
+every stage's tensors are compared on the rows that are valid, because padded
+rows hold numbers that nobody reads. The Euler steps are compared velocity by
+velocity from the graph's own x. The chunk, from noise to actions, is compared
+with the policy as LeRobot runs it: prefix and state in one pass, no cut.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ TOLERANCE = 1e-4
 
 STAGES = ("inputs", "vision", "prefix", "pooled", "cls", "state", "expert", "delta", "chunk", "actions")
 """In the order in which they run: the first that misses the tolerance is named."""
+
 
 class Deviations:
     """The worst deviation of each stage so far."""
@@ -77,7 +78,7 @@ def compare(
         "measure": "max |difference| / max |torch|, worst case",
         "stages": {stage: deviations.worst[stage] for stage in STAGES if stage in deviations.worst},
         "cases": names,
-        "engine": engine.name,
+        "engine": engine.detail,
     }
 
 

@@ -27,7 +27,6 @@ class WeightFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unique_bytes = 0
         self._file = path.open("xb")
         self._places: dict[bytes, tuple[int, int]] = {}
 
@@ -58,6 +57,5 @@ class WeightFile:
             offset = position + -position % alignment
             self._file.write(bytes(offset - position))
             self._file.write(data)
-            self.unique_bytes += len(data)
             self._places[key] = (offset, len(data))
         return self._places[key]
