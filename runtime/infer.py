@@ -9,6 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,23 @@ class ObservationFile:
 
 def read_observation(path: Path) -> ObservationFile:
     """Read an npz without pickle. ObservationError names the file and the field; unknown fields are refused."""
-    arrays = _read_npz(path)
+    return observation_of(_read_npz(path), str(path))
+
+
+def observation_of(arrays: Mapping[str, NDArray[Any]], source: str) -> ObservationFile:
+    """The observation in named arrays, from a file or a client; `source` stands in messages."""
     frames = {name: Frame(name, array, 0, 0) for name, array in arrays.items() if name.startswith(IMAGES)}
     unknown = sorted(set(arrays) - set(frames) - {"observation.state", "task", "noise", "steps"})
     if unknown:
-        raise ObservationError(f"{path}: unknown field {unknown[0]!r}; known: {IMAGES}NAME, observation.state, task, noise, steps")
+        raise ObservationError(f"{source}: unknown field {unknown[0]!r:.80}; known: {IMAGES}NAME, observation.state, task, noise, steps")
     for name in ("observation.state", "task"):
         if name not in arrays:
-            raise ObservationError(f"{path}: no field {name!r}; an observation needs the state, the task and at least one camera")
+            raise ObservationError(f"{source}: no field {name!r}; an observation needs the state, the task and at least one camera")
     task = arrays["task"]
     if task.dtype.kind != "U" or task.size != 1:
-        raise ObservationError(f"{path}: task is {task.dtype} {list(task.shape)}; expected one text")
+        raise ObservationError(f"{source}: task is {task.dtype} {list(task.shape)}; expected one text")
     observation = Observation(0, frames, JointReading(0, 0, arrays["observation.state"]), str(task.reshape(-1)[0]))
-    return ObservationFile(observation, arrays.get("noise"), _steps(path, arrays.get("steps")))
+    return ObservationFile(observation, arrays.get("noise"), _steps(source, arrays.get("steps")))
 
 
 def write_actions(path: Path, result: InferenceResult) -> None:
@@ -114,11 +119,11 @@ _DAMAGE = (ValueError, EOFError, KeyError, OverflowError, MemoryError, RuntimeEr
 """What numpy and zipfile raise for bytes that are no plain npz (found by fuzzing)."""
 
 
-def _steps(path: Path, steps: NDArray[Any] | None) -> int | None:
+def _steps(source: str, steps: NDArray[Any] | None) -> int | None:
     if steps is None:
         return None
     if steps.dtype.kind not in "iu" or steps.size != 1:
-        raise ObservationError(f"{path}: steps is {steps.dtype} {list(steps.shape)}; expected one integer")
+        raise ObservationError(f"{source}: steps is {steps.dtype} {list(steps.shape)}; expected one integer")
     return int(steps.reshape(-1)[0])
 
 
