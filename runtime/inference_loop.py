@@ -42,6 +42,8 @@ MEASURE_S = 15.0
 SETTLE_S = 0.3
 """The goal must have been constant for so long before a rest observation."""
 POLL_S = 0.004
+LOOK_S = 0.1
+"""Longest time without a look at the cameras, but for an inference in between."""
 REPACE_EVERY = 50
 """Inferences between two looks at the rhythm."""
 
@@ -89,6 +91,8 @@ class InferenceLoop:
         self._sequence = time.monotonic_ns() // 1000
         self._dropped_through = 0
         self._since_repaced = 0
+        self._looked_s = 0.0
+        self._fault = ""
         self._stopping = False
 
     def stop(self) -> None:
@@ -100,7 +104,6 @@ class InferenceLoop:
         """Measure, then plan until stopped (or for `seconds`); the summary."""
         end = time.monotonic() + seconds if seconds else math.inf
         self._abandon.start()
-        fault = ""
         try:
             view = self._wait_for_control(say, end)
             if view is not None:
@@ -108,10 +111,9 @@ class InferenceLoop:
             while not self._stopping and time.monotonic() < end:
                 try:
                     ran = self._turn(say)
-                    fault = ""
                 except CameraError as error:
                     ran = False
-                    fault = self._camera_fault(str(error), fault, say)
+                    self._camera_fault(str(error), say)
                 if not ran:
                     time.sleep(POLL_S)
         finally:
@@ -148,6 +150,8 @@ class InferenceLoop:
             )
             if index and result is not None:
                 self._meter.add(time.monotonic() - begin, result.timings.step)
+        if self._meter.count == 0:
+            return  # stopped meanwhile
         self._session.reset()
         self._session.cache.counts = CacheCounts()
         self._repace(view, say)
@@ -178,6 +182,8 @@ class InferenceLoop:
         view = self._control.view()
         if view is None:
             return False
+        if time.monotonic() - self._looked_s > LOOK_S:
+            self._pictures()  # a camera that freezes while nothing is planned is a fault as well
         if view.session != self._control_session:
             self._new_control(view)
         if view.tick <= self._sent_tick + 1:
@@ -280,15 +286,15 @@ class InferenceLoop:
         self._dropped_through = self._sequence - 1
         self._announce()
 
-    def _camera_fault(self, message: str, before: str, say: Say) -> str:
+    def _camera_fault(self, message: str, say: Say) -> None:
         """A frozen camera: no plan, and the executing one is void, so that the arm slows down now."""
-        if not before:
+        if not self._fault:
             say(f"inference: {message}")
             self._log.events["camera_faults"] += 1
             self._dropped_through = self._sequence
             self._announce()
             self._summary("fault", fault=message)
-        return message
+        self._fault = message
 
     def _new_control(self, view: ControlView) -> None:
         self._control_session = view.session
@@ -303,6 +309,10 @@ class InferenceLoop:
         now_ns = time.monotonic_ns()
         for name, frame in frames.items():
             self._watches[name].check(frame, now_ns)
+        self._looked_s = now_ns / 1e9
+        if self._fault:
+            self._fault = ""
+            self._summary("ready")
         return frames
 
     def _observation(self, frames: Mapping[str, Frame], view: ControlView) -> Observation:
