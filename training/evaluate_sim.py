@@ -205,7 +205,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long in the simulated world")
-    parser.add_argument("--replan", type=int, default=10, metavar="TICKS", help="from one observation to the next")
+    parser.add_argument("--replan", type=int, default=15, metavar="TICKS", help="from one observation to the next")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each episode")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="table; JSON is written beside it")
     arguments = parser.parse_args(argv)
@@ -216,7 +217,7 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle)
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
-    options = LockstepOptions(sizes, delay_ticks=arguments.delay, replan_ticks=arguments.replan)
+    options = LockstepOptions(sizes, seconds=arguments.seconds, delay_ticks=arguments.delay, replan_ticks=arguments.replan)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
     results = [evaluate(variant, seeds, options) for variant in rows]
