@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import ObservationError
+from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 
 IMAGES = "observation.images."
@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     session = PolicySession(bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=arguments.allow_truncation))
     result = session.infer(InferenceRequest(inputs.observation, 0, inputs.steps, inputs.noise))
     assert result is not None
+    if not np.isfinite(result.actions).all():
+        raise CheckFailed("the actions are not finite, nothing was written; check noise and state, or export the bundle again")
     write_actions(arguments.out, result)
     print(f"{arguments.out}: {result.actions.shape[0]} actions of {result.actions.shape[1]} joints, {result.timings.total:.1f} ms")
     if arguments.json:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import ChunkKind, Frame
-from vla_edge.runtime.gate import GuardReading, block_means, guard_reading
+from vla_edge.runtime.gate import block_means, guard_reading
 from vla_edge.runtime.handover import PlannedChunk, Rhythm
 
 TAKES_CHUNKS = ("planning", "moving", "hold")
@@ -95,12 +95,8 @@ def frames_are_of_rest(frames: Mapping[str, Frame], view: ControlView) -> bool:
 
 def still(before: Mapping[str, Frame], after: Mapping[str, Frame]) -> bool:
     """No camera's picture changed between two sets of frames, by the pixel guard."""
-    return all(_reading(before[name], after[name]) for name in before)
-
-
-def _reading(before: Frame, after: Frame) -> bool:
-    reading: GuardReading = guard_reading(block_means(after.image), block_means(before.image))
-    return reading.mean <= STILL_MEAN and reading.worst <= STILL_WORST
+    readings = [guard_reading(block_means(after[name].image), block_means(before[name].image)) for name in before]
+    return all(reading.mean <= STILL_MEAN and reading.worst <= STILL_WORST for reading in readings)
 
 
 class SentChunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_damaged_bytes_never_give_anything_but_an_observation_error(tmp_path, sa
 def test_a_place_that_cannot_be_written_is_said_before_the_work(run, fields, out, message):
     code, _, stderr, _ = run(fields, bundle="does-not-exist", out=out)
     assert code == 2 and message in stderr
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(run, fields, monkeypatch, tmp_path):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", "act.npz")
+
+    np.savez(tmp_path / "obs.npz", **fields)
+    monkeypatch.setattr(np, "savez", full)
+    code, _, stderr, out = run(None)
+    assert code == 2 and "no space left on the disk" in stderr and not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["obs.npz"]
+
+
+def test_actions_that_are_not_finite_are_not_written(run, fields):
+    code, _, stderr, out = run({**fields, "noise": np.full((50, 32), 3e38, np.float32)})
+    assert code == 1 and "not finite" in stderr and not out.exists()
 
 
 def test_a_bundle_that_is_not_there_or_damaged_is_named(run, fields, golden_bundle, tmp_path):
