@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "stages": ("vla_edge.training.stages_command", "add_stages", "run_stages", "tasks one after the other with replay (Kuavo), transfer matrix, forgetting"),
     "evaluate": ("vla_edge.training.evaluate", "add_evaluate", "run_evaluate", "chunk errors on recorded episodes beside hold-last and mean-action"),
     "compare": ("vla_edge.training.evaluate", "add_compare", "run_compare", "policies side by side: latency, parameters, error; PNG and table"),
+    "gate": ("vla_edge.training.gate_report", "add_gate", "run_gate", "what a trained CLS head sees: similarities, hit rate, AUROC, plot"),
     "status": ("vla_edge.training.run_files", "add_status", "run_status", "step, loss, lr, time left, checkpoints, last error of a run"),
 }
 

@@ -177,16 +177,24 @@ def _transfer_row(sequence: StageRun, policy: str, held_out: list[tuple[int, ...
     return validation_losses(Objective(model.to(device), sequence.base.padded_dims), tasks, frames, batch, device)
 
 
-def _write_plan(run: Path, sequence: StageRun, held_out: list[tuple[int, ...]]) -> None:
+def plan_content(sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """What `plan.json` holds: a sequence is continued only under the same content."""
+    return {
+        "plan": settings_json(sequence.plan),
+        "held_out": [list(held) for held in held_out],
+        "anchors": sequence.anchors,
+        "seed": sequence.base.seed,
+    }
+
+
+def _write_plan(run: Path, sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> None:
     """Write the plan, or check that a started sequence is continued under the same one."""
-    content: dict[str, Any] = {"plan": settings_json(sequence.plan), "held_out": [list(held) for held in held_out], "anchors": sequence.anchors, "seed": sequence.base.seed}
-    file = run / PLAN_FILE
+    content, file = plan_content(sequence, held_out), run / PLAN_FILE
     if file.is_file():
-        if json.loads(file.read_text()) != json.loads(json.dumps(content)):
+        if json.loads(file.read_text()) != content:
             raise TrainingError(f"{run}: started with another stage file, seed or data; give a new --output")
         return
     if run.exists() and any(run.iterdir()):
         raise TrainingError(f"{run}: exists and holds no {PLAN_FILE}; choose another --output")
     run.mkdir(parents=True, exist_ok=True)
     write_json(file, content)
-

@@ -1,0 +1,182 @@
+"""Honest tests on a CPU: a task that can be learnt, one that cannot, a gate that separates, forgetting that replay and
+CRaFT reduce. Every number is printed (`pytest -rP`)."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.errors import TrainingError
+from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.training.config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
+from vla_edge.training.craft import CraftConfig
+from vla_edge.training.evaluate import Scope, evaluate
+from vla_edge.training.frames import Frames, FrameSettings
+from vla_edge.training.gate_report import gate_aurocs, history_of, look, write_report
+from vla_edge.training.predictors import CheckpointPredictor
+from vla_edge.training.progress import silent
+from vla_edge.training.run_files import write_json
+from vla_edge.training.runs import fine_tune
+from vla_edge.training.sequential import StageRun, plan_content, train_stages
+from vla_edge.training.stages import SharedSettings, Stage, StagePlan, StageTask, hold_out
+from vla_edge.training.transfer import Transfer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_world import CAMERA, World, one_thread, write_data, write_policy
+
+one_thread()
+EVERYTHING = FreezeConfig(vision=False, expert_only=False, state_proj=True)
+TRAINED, HELD_OUT = 80, tuple(range(80, 110))
+LEARNT = 0.6
+"""Share of the better baseline's error that counts as learnt; measured 0.23 to 0.4 (200 and 160 steps)."""
+NOT_LEARNT = 0.9
+"""Share that a run with shuffled instructions must not get below; measured 1.07."""
+
+
+def teach(root: Path, world: World, steps: int) -> Path:
+    """Write `world`, train the whole tiny policy on its first 80 episodes, return the checkpoint."""
+    write_policy(root / "policy")
+    write_data(root / "data", world)
+    config = TrainConfig(
+        str(root / "policy"), str(root / "run"), (TaskData("reach", str(root / "data"), held_out=HELD_OUT),), steps=steps, batch_size=32,
+        save_every=steps, log_every=50, device="cpu", freeze=EVERYTHING,
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4, grad_clip_norm=1.0), schedule=ScheduleConfig(40, steps, 1e-4),
+    )  # fmt: skip
+    fine_tune(config)
+    return root / "run" / "checkpoints" / "last" / "pretrained_model"
+
+
+def shares(root: Path, checkpoint: Path) -> tuple[float, float]:
+    """Chunk MAE of the checkpoint on held-out episodes as shares of hold-last's and mean-action's."""
+    errors, _, _ = evaluate(CheckpointPredictor(checkpoint, "policy", "cpu"), Scope(str(root / "data"), HELD_OUT, stride=1))
+    mae = {name: float(by["chunk"].mae.mean()) for name, by in errors.items()}
+    print(f"held-out MAE: policy {mae['policy']:.4f}, hold last {mae['hold last action']:.4f}, mean action {mae['mean action']:.4f}")
+    return mae["policy"] / mae["hold last action"], mae["policy"] / mae["mean action"]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("taught")
+    return root, teach(root, World(episodes=110), 160)
+
+
+def test_the_task_is_learnt_and_beats_hold_last_and_mean_action_on_held_out_episodes(taught):
+    assert max(shares(*taught)) < LEARNT
+
+
+def test_with_shuffled_instructions_the_same_training_does_not_beat_the_baselines(tmp_path):
+    against_hold, against_mean = shares(tmp_path, teach(tmp_path, World(episodes=110, shuffled=True), 160))
+    assert against_mean > NOT_LEARNT  # holding the last action is worse than the mean here, so the mean is the bar
+    assert against_hold > LEARNT
+
+
+@pytest.mark.filterwarnings("ignore:VICReg")
+def test_a_trained_gate_separates_the_same_scene_from_changed_ones_and_an_untrained_one_is_refused(taught, tmp_path):
+    root, checkpoint = taught
+    config = TrainConfig(
+        str(checkpoint), str(tmp_path / "run"), (TaskData("reach", str(root / "data"), held_out=HELD_OUT),), kind="delta", steps=50, batch_size=32,
+        save_every=50, device="cpu", optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig(5, 50, 1e-4),
+    )  # fmt: skip
+    fine_tune(config)
+    policy = SmolVLAPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
+    data = Frames(TaskData("gate", str(root / "data"), episodes=HELD_OUT), FrameSettings((CAMERA,), 1, 0))
+    seen = look(policy, data, 1)
+    aurocs = gate_aurocs(seen)
+    print("AUROC " + ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items()))
+    selected = max(("00", "11"), key=lambda name: aurocs[name])
+    assert aurocs[selected] > 0.8  # TRAINING.md §6; measured 0.999. 01 is reported beside it: the loss does not align it
+    history = history_of(seen, 0.5)
+    write_report(tmp_path / "report", history, 0.5, aurocs)
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"similarity.csv", "gate.json", "similarity.png"}
+    assert np.isnan(history.similarity[0]) and not history.stable[0]  # no history, no decision
+
+    policy.config = replace(policy.config, cls_trained=False)
+    policy.model.config = policy.config
+    with pytest.raises(TrainingError, match="never trained"):
+        look(policy, data, 1)
+    policy.model.config = policy.config = replace(policy.config, cls_trained=True)
+    for weight in policy.model.obs_cls_proj.parameters():
+        weight.data.zero_()
+    with pytest.raises(TrainingError, match="same answer"):
+        look(policy, data, 1)
+    with pytest.raises(TrainingError, match="no CLS head"):
+        look(SmolVLAPolicy.from_pretrained(checkpoint), data, 1)
+
+
+# ---- forgetting
+
+
+def two_tasks(root: Path, seed: int, epochs: tuple[float, float]) -> StageRun:
+    """Go to the named square, then away from it: what the second task teaches contradicts the first."""
+    write_policy(root / "policy", seed=seed)
+    for name, world in (("near", World(episodes=40, seed=seed)), ("away", World(episodes=40, seed=seed + 100, direction=-1, text="away {}"))):
+        write_data(root / name, world)
+    plan = StagePlan(
+        "two", tuple(StageTask(name, str(root / name), 2, 2) for name in ("near", "away")),
+        (Stage("near", (1.0,), 2e-3, epochs[0], 20, 150), Stage("away", (0.0, 1.0), 1e-3, epochs[1], 5, 150)),
+        SharedSettings(batch_size=16, validate_every_epochs=1000, held_out_fraction=0.2, freeze=EVERYTHING,
+                       optimizer=OptimizerConfig(weight_decay=1e-4, grad_clip_norm=1.0), decay_lr=1e-4),
+    )  # fmt: skip
+    base = TrainConfig(str(root / "policy"), str(root / "plain"), (), device="cpu", seed=seed, save_every=10_000, validation_frames=64, craft=CraftConfig(every=2))
+    return StageRun(plan, base)
+
+
+class Quiet:
+    """A reporter that says nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self):
+        return silent
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def forgetting(root: Path, seed: int, epochs: tuple[float, float]) -> dict[str, Transfer]:
+    """The sequence without replay, with replay, and with CRaFT; the first stage is trained once and copied."""
+    plain = two_tasks(root, seed, epochs)
+    first, second = plain.plan.stages
+    replay = replace(plain, plan=replace(plain.plan, stages=(first, replace(second, mix=(0.4, 0.6), epochs=second.epochs * 0.6))))
+    results = {}
+    for name, run in (("without", plain), ("replay", replay), ("CRaFT", replace(plain, anchors=64))):
+        output = root / name
+        if results:
+            output.mkdir()
+            shutil.copytree(root / "without" / "1_near", output / "1_near", symlinks=True)
+            shutil.copytree(root / "without" / "start", output / "start")
+        run = replace(run, base=replace(run.base, output=str(output)))
+        if results:
+            adopt_plan(run)
+        results[name] = train_stages(run, Quiet)
+    return results
+
+
+def adopt_plan(run: StageRun) -> None:
+    """Write the plan of a sequence whose first stage was copied in."""
+    held = [hold_out(len(open_dataset(task.dataset).episodes), run.plan.shared.held_out_fraction, run.base.seed) for task in run.plan.tasks]
+    write_json(Path(run.base.output) / "plan.json", plan_content(run, held))
+
+
+def told(seed: int, results: dict[str, Transfer]) -> dict[str, float]:
+    """Print and return the forgetting of the first task."""
+    lost = {name: transfer.forgetting()["near"] for name, transfer in results.items()}
+    print(f"seed {seed}: " + ", ".join(f"{name} {value:+.2f} (losses {np.round(results[name].losses[1], 3).tolist()})" for name, value in lost.items()))
+    return lost
+
+
+def test_forgetting_is_largest_without_replay_and_smaller_with_replay_and_with_craft(tmp_path):
+    lost = told(0, forgetting(tmp_path, 0, (6.0, 3.0)))
+    assert lost["without"] > lost["replay"] and lost["without"] > lost["CRaFT"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_over_three_seeds_forgetting_without_replay_exceeds_replay_and_craft(tmp_path, seed):
+    lost = told(seed, forgetting(tmp_path, seed, (12.0, 6.0)))
+    assert lost["without"] > 1.5 * lost["replay"] and lost["without"] > lost["CRaFT"]
