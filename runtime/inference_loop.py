@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,7 @@ class InferenceLoop:
         """Measure, then plan until stopped (or for `seconds`); the summary."""
         end = time.monotonic() + seconds if seconds else math.inf
         self._abandon.start()
+        self._log.line({"start": self._facts(), "time_ns": time.monotonic_ns()})
         try:
             view = self._wait_for_control(say, end)
             if view is not None:
@@ -318,6 +319,20 @@ class InferenceLoop:
     def _observation(self, frames: Mapping[str, Frame], view: ControlView) -> Observation:
         self._sequence += 1
         return Observation(self._sequence, frames, JointReading(view.reading_tick, view.reading_ns, view.positions), self._options.task)
+
+    def _facts(self) -> dict[str, Any]:
+        """What gives every inference of this run back, with its noise: (seed, draw) is `session.noise_of`."""
+        settings = self._session.cache.settings
+        return {
+            "bundle": self._session.bundle.digest,
+            "task": self._options.task,
+            "seed": self._session.options.seed,
+            "cache": self._session.cache.policy.value,
+            "gate": None if settings is None else asdict(settings),
+            "handover": self._options.handover.value,
+            "loop": self._session.loop.name,
+            "cameras": sorted(self._cameras),
+        }
 
     def _ticks(self, seconds: float, view: ControlView) -> int:
         return max(1, math.ceil(seconds * 1e9 / view.period_ns))

@@ -181,7 +181,10 @@ def infer_for(seconds, folder, bundle, pictures, *extra):
 
 
 def lines_of(folder):
-    return [json.loads(line) for line in (folder.path / "inference.jsonl").read_text().splitlines()]
+    """The log behind its first line, which says what the run was."""
+    start, *lines = [json.loads(line) for line in (folder.path / "inference.jsonl").read_text().splitlines()]
+    assert start["start"]["task"] == "Place the bracelet into the box" and start["start"]["seed"] == 0
+    return lines
 
 
 @pytest.mark.parametrize("handover", ["replace", "blend", "inpaint"])
