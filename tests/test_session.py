@@ -70,6 +70,20 @@ def test_raw_pictures_and_a_task_give_lerobots_actions(bundle, recorded, engine,
     assert worst(result.normalized, recorded["actions/normalized"][0]) <= 1e-5
 
 
+def test_the_pure_float32_policy_gives_lerobots_actions_too(tmp_path):
+    folder = Path(__file__).parents[2] / "shared" / "golden"
+    if not (folder / "koch-float32.npz").is_file():
+        pytest.skip("koch-float32 lies in ../shared/golden, which is not here")
+    pytest.importorskip("torch")
+    from vla_edge.export.assemble import ExportRequest, export_bundle
+
+    export_bundle(ExportRequest(checkpoint=folder / "koch-float32", out=tmp_path / "bundle", threads=1), lambda step: None)
+    with np.load(folder / "koch-float32.npz", allow_pickle=False) as content:
+        recorded = {name: content[name] for name in content.files}
+    result = infer(session_of(open_bundle(tmp_path / "bundle")), observation_of(recorded), noise=recorded["noise"][0])
+    assert worst(result.actions, recorded["actions/final"][0]) <= 1e-5
+
+
 @pytest.mark.parametrize("inpaint", [False, True])
 def test_the_native_loop_and_the_python_loop_write_the_same_bits(bundle, recorded, inpaint):
     tie = Inpaint(np.full((50, 32), 0.3, np.float32), np.linspace(1, 0, 50, dtype=np.float32)) if inpaint else None
