@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.bundle import GraphFile
 from vla_edge.errors import BundleError
 
 DTYPES: Mapping[int, str] = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
@@ -45,6 +46,19 @@ def external_tensors(model: bytes) -> tuple[ExternalTensor, ...]:
         raise BundleError(f"not a readable ONNX model ({error}); export the bundle again") from None
 
 
+def external_arrays(graph: GraphFile) -> dict[str, NDArray[Any]]:
+    """Every external initialiser of `graph` by name, read-only, where its verified file is mapped.
+
+    BundleError: no ONNX model, a file the manifest does not list, or bytes that do not hold the tensor.
+    """
+    arrays = {}
+    for tensor in external_tensors(graph.model):
+        if tensor.file not in graph.weights:
+            raise BundleError(f"{graph.path}: initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the bundle again")
+        arrays[tensor.name] = external_array(tensor, graph.weights[tensor.file])
+    return arrays
+
+
 def external_array(tensor: ExternalTensor, data: memoryview) -> NDArray[Any]:
     """The tensor as a read-only array over `data`, the bytes of its file. BundleError: outside the file, or of another size."""
     count = int(np.prod(tensor.shape, dtype=np.int64))
@@ -60,9 +74,9 @@ def external_array(tensor: ExternalTensor, data: memoryview) -> NDArray[Any]:
 def _tensors(model: memoryview) -> Iterator[ExternalTensor]:
     for field, graph in _fields(model):
         if field == 7:
-            for inner, tensor in _fields(graph):
+            for inner, tensor in _fields(_message(graph)):
                 if inner == 5:
-                    yield from _tensor(tensor)
+                    yield from _tensor(_message(tensor))
 
 
 def _tensor(content: memoryview) -> Iterator[ExternalTensor]:
@@ -73,14 +87,14 @@ def _tensor(content: memoryview) -> Iterator[ExternalTensor]:
         if field == 1:
             shape.extend([value] if isinstance(value, int) else _packed(value))
         elif field == 2:
-            kind = value
+            kind = _number(value)
         elif field == 8:
-            name = bytes(value).decode()
+            name = _text(value)
         elif field == 13:
-            entry = dict(_fields(value))
-            where[bytes(entry[1]).decode()] = bytes(entry[2]).decode()
+            entry = dict(_fields(_message(value)))
+            where[_text(entry[1])] = _text(entry[2])
         elif field == 14:
-            location = value
+            location = _number(value)
     if location == EXTERNAL:
         if kind not in DTYPES:
             raise ValueError(f"initialiser {name} has element type {kind}")
@@ -89,7 +103,23 @@ def _tensor(content: memoryview) -> Iterator[ExternalTensor]:
         yield ExternalTensor(name, dtype, tuple(shape), where["location"], int(where.get("offset", 0)), int(where.get("length", size)))
 
 
-def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
+def _number(value: int | memoryview) -> int:
+    if not isinstance(value, int):
+        raise ValueError("bytes where a number belongs")
+    return value
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number where bytes belong")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    return bytes(_message(value)).decode()
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """(field number, value) pairs of one protobuf message: int for numbers, memoryview for everything else."""
     position = 0
     while position < len(content):

@@ -1,7 +1,9 @@
 """ONNX Runtime behind the engine border: the CPU provider, and CUDA by its own name.
 
-Graphs are loaded from the bytes that were hashed: the model as bytes, its
-external data given in memory, so no file is opened a second time.
+Graphs are loaded from the bytes that were hashed: the model as bytes, each
+external tensor as an array over its mapped file, so no file is read a second
+time. (Giving whole files from memory would be shorter but needs 1.24; the last
+wheels for Python 3.10 are 1.23.)
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile, TensorSpec
 from vla_edge.engines.engine import Engine, EngineOptions, aligned_zeros, check_buffer
+from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.engines.ort_native import open_native
 from vla_edge.errors import EngineError
 
@@ -26,7 +29,7 @@ except ImportError:
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OLDEST = (1, 20)
-"""The first release that is known to take external data from memory through Python."""
+"""Every call used here is in its Python binding."""
 
 
 def open_cpu(options: EngineOptions) -> Engine:
@@ -83,10 +86,9 @@ class OrtEngine:
     def session(self, graph: GraphFile) -> OrtSession:
         """Load `graph`. EngineError when ONNX Runtime refuses it or a provider did not come up."""
         options = self._session_options()
-        if graph.weights:
-            options.add_external_initializers_from_files_in_memory(
-                list(graph.weights), list(graph.weights.values()), [len(data) for data in graph.weights.values()]
-            )
+        weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in external_arrays(graph).items()}
+        if weights:
+            options.add_external_initializers(list(weights), list(weights.values()))
         try:
             session = onnxruntime.InferenceSession(graph.model, options, providers=list(self._providers))
         except _refusals() as error:
@@ -97,7 +99,7 @@ class OrtEngine:
             )
         for data in graph.weights.values():
             _drop_pages(data)
-        return OrtSession(session, graph, rebind_inputs=self._providers[0] != CPU)
+        return OrtSession(session, graph, weights, rebind_inputs=self._providers[0] != CPU)
 
     def _session_options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -114,12 +116,14 @@ class OrtEngine:
 class OrtSession:
     """One graph bound to its buffers; see `engine.Session`."""
 
-    def __init__(self, session: Any, graph: GraphFile, rebind_inputs: bool) -> None:
+    def __init__(self, session: Any, graph: GraphFile, weights: Mapping[str, Any], rebind_inputs: bool) -> None:
         self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
         self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
         self._graph = graph.name
         _check_interface(graph, session)
         self._session = session
+        # ONNX Runtime reads these tensors where they are mapped.
+        self._weights = weights
         self._binding = session.io_binding()
         self._buffers: dict[str, NDArray[Any]] = {}
         self._missing = set(self.inputs) | set(self.outputs)

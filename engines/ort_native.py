@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile, TensorSpec
 from vla_edge.engines.engine import EngineOptions, aligned_zeros, check_buffer
-from vla_edge.engines.onnx_file import external_array, external_tensors
+from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.errors import EngineError
 
 SELF_TEST_MODEL = (
@@ -59,13 +59,8 @@ class NativeOrtEngine:
 
     def session(self, graph: GraphFile) -> NativeSession:
         """Load `graph`; its external tensors are used where they are mapped. EngineError when ONNX Runtime refuses it."""
-        shared = {}
-        for tensor in external_tensors(graph.model):
-            if tensor.file not in graph.weights:
-                raise EngineError(f"{graph.path}: initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the bundle again")
-            shared[tensor.name] = external_array(tensor, graph.weights[tensor.file])
         try:
-            session = NativeSession(self._runtime.session(graph.model, {}, shared, str(graph.path.parent)), graph)
+            session = NativeSession(self._runtime.session(graph.model, {}, external_arrays(graph), str(graph.path.parent)), graph)
         except RuntimeError as error:
             raise EngineError(f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again") from None
         for data in graph.weights.values():
