@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,14 @@ class _Scene:
     state_ms: float
 
 
+class SessionObserver(Protocol):
+    """Is told of everything that a session's later results depend on, after it happened, on the session's thread."""
+
+    def inferred(self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool) -> None: ...
+
+    def was_reset(self) -> None: ...
+
+
 class PolicySession:
     """One bundle on one engine, its cache and its noise. Not for use from two threads at once.
 
@@ -117,6 +126,7 @@ class PolicySession:
         self.stages = Stages(bundle, engine)
         self.loop: FlowLoop = flow_loop(self.stages, self.preparer.tables)
         self.cache = PrefixCache(self.options.policy, settings)
+        self.observer: SessionObserver | None = None
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
         self._prompt: Prompt | None = None
         self._draws = 0
@@ -125,6 +135,8 @@ class PolicySession:
     def reset(self) -> None:
         """Start of an episode: no history in the cache. The noise goes on."""
         self.cache.reset()
+        if self.observer is not None:
+            self.observer.was_reset()
 
     def check_task(self, task: str) -> None:
         """ObservationError when the policy cannot take this task: empty, or too long."""
@@ -138,12 +150,18 @@ class PolicySession:
 
     def infer(self, request: InferenceRequest) -> InferenceResult | None:
         """One inference; None when the request's signal abandoned it. ObservationError names a bad field."""
-        return self._infer(request, audit=False)
+        return self._observed(request, audit=False)
 
     def recompute(self, request: InferenceRequest) -> InferenceResult | None:
         """The same with every piece fresh, whatever the cache would say: what an audit compares with. The cache keeps
         the fresh prefix; the run counts as an audit."""
-        return self._infer(request, audit=True)
+        return self._observed(request, audit=True)
+
+    def _observed(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
+        result = self._infer(request, audit)
+        if self.observer is not None:
+            self.observer.inferred(self, request, result, audit)
+        return result
 
     def _infer(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
         start = time.perf_counter_ns()
