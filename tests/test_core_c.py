@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.control_rig import short_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "runtime" / "core"
@@ -16,15 +17,19 @@ PROGRAMS = {
     "schedule_test": ("schedule",),
     "ring_test": ("ring", "shared"),
 }
+LOOP = ("control", "command", "clock", "ring", "shared", "schedule", "guard", "pilot", "record", "record_read", "status")
+CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "ring"
 COVERED = {"guard_test": "guard", "schedule_test": "schedule", "ring_test": "ring"}
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("gcov") is None, reason="needs gcc and gcov")
 
 
-def build(folder: Path, program: str, *flags: str) -> Path:
+def build(folder: Path, program: str, *flags: str, compiler: str = "gcc") -> Path:
     out = folder / program
-    sources = [ROOT / "tests" / "c" / f"{program}.c", *(CORE / f"{part}.c" for part in PROGRAMS[program])]
-    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{CORE}", f"-I{ROOT / 'robot' / 'bus'}", *flags]
+    parts = PROGRAMS.get(program, LOOP)
+    home = ROOT / "tests" / ("fuzz" if program == "fuzz_ring" else "c")
+    sources = [home / f"{program}.c", *(CORE / f"{part}.c" for part in parts)]
+    command = [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{CORE}", f"-I{ROOT / 'robot' / 'bus'}", *flags]
     subprocess.run([*command, *map(str, sources), "-lm", "-lpthread", "-o", str(out)], check=True, cwd=folder)
     return out
 
@@ -57,6 +62,35 @@ def test_a_million_adversarial_actions_never_exceed_a_limit(tmp_path: Path) -> N
 def test_a_hundred_thousand_interleaved_chunks_give_no_action_at_another_tick(tmp_path: Path) -> None:
     """R6."""
     run(build(tmp_path, "schedule_test", "-O2"), "100000")
+
+
+@needs_gcc
+def test_the_tick_allocates_nothing_and_touches_no_new_page(tmp_path: Path) -> None:
+    """R4, with every allocation of the process counted, the C library's own included."""
+    program = build(tmp_path, "tick_test", "-O2")
+    with short_folder() as folder:
+        ran = subprocess.run([str(program), str(folder)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and " 0 allocations" in ran.stdout, ran.stdout + ran.stderr
+
+
+@needs_gcc
+def test_hostile_ring_files_of_the_kept_corpus_move_no_goal_outside_its_limits(tmp_path: Path) -> None:
+    inputs = sorted(map(str, CORPUS.iterdir()))
+    assert len(inputs) > 25
+    program = build(tmp_path, "fuzz_ring", "-O1", "-g", "-DREPLAY", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    ran = subprocess.run([str(program), *inputs], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout == f"{len(inputs)} inputs\n", ran.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("clang") is None, reason="needs clang with libFuzzer")
+def test_libfuzzer_finds_no_ring_file_that_moves_a_goal_outside_its_limits(tmp_path: Path) -> None:
+    program = build(tmp_path, "fuzz_ring", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", compiler="clang")
+    (tmp_path / "found").mkdir()
+    words = [str(program), "-max_total_time=300", "-max_len=4096", "found", str(CORPUS)]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 @needs_gcc
