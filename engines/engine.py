@@ -63,6 +63,7 @@ _BACKENDS = {
     "ort": ("vla_edge.engines.ort", "open_cpu"),
     "ort-python": ("vla_edge.engines.ort", "open_python"),
     "ort-cuda": ("vla_edge.engines.ort", "open_cuda"),
+    "openvino": ("vla_edge.engines.openvino", "open_openvino"),
 }
 
 

@@ -9,7 +9,7 @@ external_data = 13, data_location = 14).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,51 @@ def external_array(tensor: ExternalTensor, data: memoryview) -> NDArray[Any]:
     return np.frombuffer(data, dtype, count, tensor.offset).reshape(tensor.shape)
 
 
+def with_inline_tensors(model: bytes, files: Mapping[str, memoryview]) -> bytes:
+    """`model` with every external tensor put into it (TensorProto.raw_data = 9), for a reader that takes bytes only.
+
+    BundleError: a file is missing or does not hold the tensor, or the result is beyond 2 GB.
+    """
+    arrays = {}
+    for tensor in external_tensors(model):
+        if tensor.file not in files:
+            raise BundleError(f"initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the bundle again")
+        arrays[tensor.name] = external_array(tensor, files[tensor.file])
+    whole = b"".join(_rebuilt(memoryview(model), 7, lambda graph: _rebuilt(graph, 5, lambda tensor: _inlined(tensor, arrays))))
+    if len(whole) >= 1 << 31:
+        raise BundleError(f"the graph has {len(whole) / 1e9:.1f} GB with its tensors, 2 GB is the format's limit; choose a smaller precision")
+    return whole
+
+
+def _rebuilt(content: memoryview, wanted: int, rebuild: Callable[[memoryview], Iterator[bytes]]) -> Iterator[bytes]:
+    """The message with every field `wanted` replaced by what `rebuild` makes of it."""
+    for field, value, raw in _raw_fields(content):
+        if field != wanted:
+            yield bytes(raw)
+            continue
+        part = b"".join(rebuild(value))
+        yield _varint_bytes(wanted << 3 | BYTES) + _varint_bytes(len(part)) + part
+
+
+def _inlined(content: memoryview, arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
+    fields = list(_raw_fields(content))
+    name = next((bytes(value).decode() for field, value, _ in fields if field == 8), "")
+    for field, _, raw in fields:
+        if name not in arrays or field not in (13, 14):
+            yield bytes(raw)
+    if name in arrays:
+        data = arrays[name].tobytes()
+        yield _varint_bytes(9 << 3 | BYTES) + _varint_bytes(len(data)) + data
+
+
+def _varint_bytes(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(found) + bytes([value])
+
+
 def _tensors(model: memoryview) -> Iterator[ExternalTensor]:
     for field, graph in _fields(model):
         if field == 7:
@@ -121,13 +166,19 @@ def _text(value: int | memoryview) -> str:
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """(field number, value) pairs of one protobuf message: int for numbers, memoryview for everything else."""
+    return ((field, value) for field, value, _ in _raw_fields(content))
+
+
+def _raw_fields(content: memoryview) -> Iterator[tuple[int, Any, memoryview]]:
+    """The same with the field's own bytes, tag and length included."""
     position = 0
     while position < len(content):
+        start = position
         tag, position = _varint(content, position)
         kind = tag & 7
         if kind == VARINT:
             value, position = _varint(content, position)
-            yield tag >> 3, value
+            yield tag >> 3, value, content[start:position]
             continue
         if kind == BYTES:
             length, position = _varint(content, position)
@@ -137,7 +188,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError(f"wire type {kind}")
         if position + length > len(content):
             raise ValueError("a field reaches beyond its message")
-        yield tag >> 3, content[position : position + length]
+        yield tag >> 3, content[position : position + length], content[start : position + length]
         position += length
 
 

@@ -1,0 +1,72 @@
+"""An engine that shows what goes into the linear maps while the graphs run in their real sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from vla_edge.bundle import GraphFile, TensorSpec
+from vla_edge.calibration.linear import linear_maps, shapes_of
+from vla_edge.engines.engine import Engine, Session
+
+Listener = Callable[[str, str, NDArray[np.float32]], None]
+"""Called after each run with graph, value name and the value [rows, channels], which is overwritten by the next run."""
+
+
+class ObservingEngine:
+    """Behaves like `engine`; every graph tells `listener` the inputs of its linear maps after each run."""
+
+    def __init__(self, engine: Engine, listener: Listener) -> None:
+        self.name = engine.name
+        self.detail = engine.detail
+        self._engine = engine
+        self._listener = listener
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        return self._engine.allocate(shape, dtype)
+
+    def session(self, graph: GraphFile) -> ObservingSession:
+        model = onnx.load_from_string(graph.model)
+        shapes = shapes_of(model)
+        values = sorted({item.value for item in linear_maps(model)} - {spec.name for spec in graph.spec.inputs})
+        taps = [TensorSpec(f"tap/{index}", shapes[value], "float32") for index, value in enumerate(values)]
+        for tap, value in zip(taps, values):
+            model.graph.node.append(helper.make_node("Identity", [value], [tap.name], tap.name))
+            model.graph.output.append(helper.make_tensor_value_info(tap.name, TensorProto.FLOAT, tap.shape))
+        spec = replace(graph.spec, outputs=(*graph.spec.outputs, *taps))
+        session = self._engine.session(replace(graph, model=model.SerializeToString(), spec=spec))
+        buffers = {value: self._engine.allocate(tap.shape, tap.dtype) for tap, value in zip(taps, values)}
+        for tap, value in zip(taps, values):
+            session.bind_output(tap.name, buffers[value])
+        return ObservingSession(graph, session, buffers, self._listener)
+
+
+@dataclass
+class ObservingSession:
+    """A session that shows only the graph's own tensors; see `engine.Session`."""
+
+    graph: GraphFile
+    session: Session
+    taps: Mapping[str, NDArray[np.float32]]
+    listener: Listener
+
+    def __post_init__(self) -> None:
+        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in self.graph.spec.inputs}
+        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in self.graph.spec.outputs}
+
+    def bind_input(self, name: str, array: NDArray[Any]) -> None:
+        self.session.bind_input(name, array)
+
+    def bind_output(self, name: str, array: NDArray[Any]) -> None:
+        self.session.bind_output(name, array)
+
+    def run(self) -> None:
+        self.session.run()
+        for value, array in self.taps.items():
+            self.listener(self.graph.name, value, array.reshape(-1, array.shape[-1]))

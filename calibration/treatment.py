@@ -1,0 +1,48 @@
+"""How a linear map may run, and which of these ways pays on which backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from vla_edge.errors import ConfigError
+
+
+class Treatment(Enum):
+    """FLOAT32: untouched. FLOAT16: the graph's linear maps and attention in half precision. INT8_DYNAMIC: activations
+    quantised in the graph by their own range of this very run. INT8_STATIC: activations quantised by recorded ranges
+    (QuantizeLinear/DequantizeLinear). INT8_WEIGHTS: only the weights are stored in 8 bits."""
+
+    FLOAT32 = "fp32"
+    FLOAT16 = "fp16"
+    INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
+    INT8_WEIGHTS = "int8-weights"
+
+    @property
+    def is_int8(self) -> bool:
+        return self in (Treatment.INT8_DYNAMIC, Treatment.INT8_STATIC, Treatment.INT8_WEIGHTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What one backend runs fast. `int8`: its INT8 treatments, cheapest first. signed: activations are signed and
+    symmetric (TensorRT) instead of unsigned with a zero point (x86, where u8·s8 has an instruction and s8·s8 has not)."""
+
+    engine: str
+    int8: tuple[Treatment, ...]
+    signed: bool = False
+
+
+DIALECTS = {
+    "ort": Dialect("ort", (Treatment.INT8_DYNAMIC,)),
+    "openvino": Dialect("openvino", (Treatment.INT8_STATIC, Treatment.INT8_WEIGHTS)),
+    "tensorrt": Dialect("tensorrt", (Treatment.INT8_STATIC,), signed=True),
+}
+
+
+def dialect_of(engine: str) -> Dialect:
+    """ConfigError names the backends that have INT8."""
+    if engine not in DIALECTS:
+        raise ConfigError(f"no INT8 dialect for backend {engine!r}; choose one of {', '.join(DIALECTS)}")
+    return DIALECTS[engine]
