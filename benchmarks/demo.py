@@ -22,12 +22,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from vla_edge.errors import CheckFailed, ConfigError, run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHECKPOINT = REPOSITORY / "examples" / "reach-cube" / "checkpoint"
 BUNDLE = REPOSITORY / "examples" / "reach-cube" / "bundle"
 COLOURS = ("red", "green", "blue")
+PICTURE = (360, 480)
+"""Height and width of a picture of the strip."""
 REACHED_M = 0.03
 """The tip within this distance of the point above the cube: the same limit as in `runtime/reach_task.py`."""
 
@@ -55,7 +60,23 @@ def demo(arguments: argparse.Namespace) -> dict[str, Any]:
         nearest = min(distance, key=distance.__getitem__)
         print(f"   told {colour!r}: the tip ended {distance[nearest] * 100:.1f} cm from the {nearest} cube's place; pictures: {out / f'{colour}.png'}")
         report[colour] = {"tip_to_cube_m": distance, "reached": distance[colour] <= REACHED_M, "missed": summary["missed"], "ticks": summary["ticks"]}
+    _overview(out)
     return report
+
+
+def _overview(out: Path) -> None:
+    """`overview.png`: one row of five pictures for each instruction, cut from the strips, in half size."""
+    rows = []
+    for colour in COLOURS:
+        strip = cv2.imread(str(out / f"{colour}.png"))
+        if strip is None:
+            raise CheckFailed(f"{out / f'{colour}.png'} was not recorded; look at the messages of vla-runtime above")
+        height, width = PICTURE
+        tiles = [strip[y : y + height, x : x + width] for y in range(0, strip.shape[0], height) for x in range(0, strip.shape[1], width)]
+        chosen = np.concatenate([tiles[round(i * (len(tiles) - 1) / 4)] for i in range(5)], axis=1)
+        cv2.putText(chosen, f'"reach the {colour} cube"', (12, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255, 255, 255), 2, cv2.LINE_AA)
+        rows.append(cv2.resize(chosen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(out / "overview.png"), np.concatenate(rows))
 
 
 def _checkpoint(out: Path, random: bool) -> Path:
@@ -98,7 +119,7 @@ def _call(name: str, command: Callable[[Sequence[str]], int], words: Sequence[st
 
 def _clear(out: Path) -> None:
     """Make `out`, and remove what an earlier demo left there; ConfigError when it holds anything else."""
-    ours = {"bundle", "checkpoint", *(f"{colour}{ending}" for colour in COLOURS for ending in (".mp4", ".png"))}
+    ours = {"bundle", "checkpoint", "overview.png", *(f"{colour}{ending}" for colour in COLOURS for ending in (".mp4", ".png"))}
     out.mkdir(parents=True, exist_ok=True)
     foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
     if foreign:
@@ -120,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     report = demo(arguments)
     reached = [colour for colour, row in report.items() if row["reached"]]
-    print(f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in {arguments.out}")
+    print(f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in {arguments.out}, all three in {arguments.out / 'overview.png'}")
     print(json.dumps(report))
     if len(reached) < len(report) and not arguments.random:
         raise CheckFailed(f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {arguments.out}, and try a quieter machine or --seconds 15")
