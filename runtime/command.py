@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "stop": ("vla_edge.runtime.operator", "slow down, park where a pose is stored, end the control process"),
     "torque-off": ("vla_edge.runtime.operator", "switch torque off (parked, or --now)"),
     "replay": ("vla_edge.runtime.report", "compute a flight record's goals again and compare; latencies of its ticks"),
+    "serve": ("vla_edge.runtime.serve", "the policy for clients over the network, and the robot's status in a browser"),
     "infer": ("vla_edge.runtime.infer", "one observation in, actions out"),
     "calibrate-joints": ("vla_edge.robot.guide", "guide a person through the joint calibration, with live counts"),
     "move": ("vla_edge.robot.first_contact", "first contact: one joint, slowly; store or go to the parking pose"),

@@ -21,7 +21,9 @@ from vla_edge.robot.cameras import Camera, CameraOptions, FreshnessWatch, open_c
 from vla_edge.runtime.cache import CachePolicy
 from vla_edge.runtime.handover import HandOver
 from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
-from vla_edge.runtime.run_folder import open_run_folder
+from vla_edge.runtime.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
+from vla_edge.runtime.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.session import PolicySession, SessionOptions
 
 FIRST_PICTURE_S = 10.0
@@ -51,11 +53,12 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audit", type=float, default=0.02, help="share of cache hits that are computed again, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
+    parser.add_argument("--record-inputs", type=Path, metavar="FILE", help="write the exact inputs of every inference")
+    parser.add_argument("--record-fps", type=float, default=0.0, help="write the cameras' pictures too, so often a second, for exported episodes")
+    parser.add_argument("--record-mb", type=int, default=2048, help="size limit of that file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.task:
-        raise ConfigError("no --task: say what the arm shall do, in a sentence")
     if not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     os.nice(arguments.nice)
@@ -65,18 +68,44 @@ def run(arguments: argparse.Namespace) -> int:
     session = PolicySession(bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps))
     session.check_task(arguments.task)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
-    cameras = open_cameras(options)
+    cameras: Mapping[str, Camera] = {name: SharedCamera(camera) for name, camera in open_cameras(options).items()}
+    folder = open_run_folder(arguments.run_dir)
+    recorder = input_recorder(arguments, session)
+    tap = picture_tap(arguments, cameras, folder, recorder)
+    tap.start()
     try:
         watches = {option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness) for option in options}
-        loop = InferenceLoop(session, cameras, watches, open_run_folder(arguments.run_dir), loop_options(arguments, session))
+        loop = InferenceLoop(session, cameras, watches, folder, loop_options(arguments, session))
         with stopped_by_signals(loop.stop):
             summary = loop.run(arguments.seconds, say)
     finally:
+        tap.close()
         for camera in cameras.values():
             camera.close()
+        if recorder is not None:
+            recorder.close()
     if arguments.json:
         print(json.dumps(summary))
     return 0
+
+
+def input_recorder(arguments: argparse.Namespace, session: PolicySession) -> InputRecorder | None:
+    """The record of inputs that was asked for, listening to the session already."""
+    if arguments.record_inputs is None:
+        return None
+    recorder = InputRecorder(arguments.record_inputs, arguments.record_mb << 20, say)
+    session.observer = RecordedSession(recorder, 1, session_facts(session, arguments.engine, arguments.threads))
+    return recorder
+
+
+def picture_tap(arguments: argparse.Namespace, cameras: Mapping[str, Camera], folder: RunFolder, recorder: InputRecorder | None) -> PictureTap:
+    """Thumbnails for the status page; every picture for the record where --record-fps asks for it."""
+    if not 0 <= arguments.record_fps <= 120:
+        raise ConfigError(f"--record-fps is {arguments.record_fps}; it must be 0 to 120")
+    if arguments.record_fps > 0 and recorder is None:
+        raise ConfigError("--record-fps needs --record-inputs FILE")
+    keep = recorder.picture if recorder is not None and arguments.record_fps > 0 else None
+    return PictureTap(cameras, folder, arguments.record_fps or THUMBNAIL_FPS, keep)
 
 
 def loop_options(arguments: argparse.Namespace, session: PolicySession) -> LoopOptions:

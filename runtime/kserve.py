@@ -103,7 +103,7 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
 
 def response(request: InferRequest, results: Mapping[str, NDArray[np.float32]], timing_ms: Mapping[str, float]) -> tuple[bytes, int]:
     """(body, length of its JSON part). WireError: an output that does not exist was asked for."""
-    wanted = request.outputs or {name: request.binary for name in results}
+    wanted = request.outputs or dict.fromkeys(results, request.binary)
     outputs: list[dict[str, Any]] = []
     tail = b""
     for name, binary in wanted.items():

@@ -20,7 +20,7 @@ from vla_edge.runtime.run_folder import RunFolder, open_run_folder
 ANSWER_S = 1.0
 """Several ticks at the slowest rate."""
 
-_WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off"}
+WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off"}
 _REFUSALS = {
     "busy": "the arm still slows down; ask again",
     "not_armed": "the arm is not armed; `vla-runtime arm` first",
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         status = read_status(folder)
         print(json.dumps(status) if arguments.json else describe(status))
         return 0
-    word = _WORDS[arguments.word]
+    word = WORDS[arguments.word]
     if word == "torque_off" and arguments.now:
         word = "torque_off_now"
     answer = ask(folder, word)

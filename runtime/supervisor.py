@@ -157,7 +157,10 @@ def inference_words(this: Run) -> list[str]:
     words += ["--handover", told.handover, "--json"]
     words += [word for camera in this.cameras for word in ("--camera", camera)]
     words += [word for name in told.without for word in ("--without", name)]
-    for name in ("task", "engine", "threads", "cache", "steps", "least_steps", "replan_s", "audit", "seed", "nice"):
+    if told.record_inputs is not None:  # a restarted inference writes a file of its own
+        words += ["--record-inputs", f"{told.record_inputs}{f'.{this.restarts}' if this.restarts else ''}"]
+    names = ("task", "engine", "threads", "cache", "steps", "least_steps", "replan_s", "audit", "seed", "nice")
+    for name in (*names, "record_fps", "record_mb"):
         value = getattr(told, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     return words

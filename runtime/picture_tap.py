@@ -1,0 +1,88 @@
+"""Pictures on their way past inference: thumbnails for the status page, and every picture for a record."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vla_edge.contract import Frame
+from vla_edge.errors import CameraError
+from vla_edge.robot.cameras import Camera, short_name
+from vla_edge.robot.frames import FrameWriter
+from vla_edge.runtime.run_folder import RunFolder
+
+THUMBNAIL_WIDTH = 320
+THUMBNAIL_FPS = 5.0
+_PREFIX = "thumbnail."
+
+
+class SharedCamera:
+    """A camera that two threads ask."""
+
+    def __init__(self, camera: Camera) -> None:
+        self.name = camera.name
+        self.exempt_from_freshness = camera.exempt_from_freshness
+        self._camera = camera
+        self._lock = threading.Lock()
+
+    def newest(self) -> Frame:
+        with self._lock:
+            return self._camera.newest()
+
+    def close(self) -> None:
+        with self._lock:
+            self._camera.close()
+
+
+class PictureTap(threading.Thread):
+    """Looks at the cameras `fps` times a second: a thumbnail of each goes into the run folder, new pictures to `keep`."""
+
+    def __init__(self, cameras: Mapping[str, Camera], folder: RunFolder, fps: float, keep: Callable[[Frame], None] | None) -> None:
+        super().__init__(name="picture-tap", daemon=True)
+        self._cameras, self._folder, self._keep = cameras, folder, keep
+        self._period_s = 1 / fps
+        self._writers: dict[str, FrameWriter] = {}
+        self._seen: dict[str, int] = {}
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        due = time.monotonic()
+        while not self._ended.is_set():
+            for name, camera in self._cameras.items():
+                try:
+                    frame = camera.newest()
+                except CameraError:
+                    continue  # the inference loop meets it too and says so
+                if self._seen.get(name) != frame.sequence:
+                    self._seen[name] = frame.sequence
+                    self._publish(name, frame)
+                    if self._keep is not None:
+                        self._keep(frame)
+            due = max(due + self._period_s, time.monotonic())
+            self._ended.wait(due - time.monotonic())
+        for writer in self._writers.values():
+            writer.close()
+        for path in thumbnail_files(self._folder).values():
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._ended.set()
+        self.join()
+
+    def _publish(self, name: str, frame: Frame) -> None:
+        height, width = frame.image.shape[:2]
+        size = (THUMBNAIL_WIDTH, max(1, round(height * THUMBNAIL_WIDTH / width)))
+        small = np.asarray(cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        if name not in self._writers:
+            self._writers[name] = FrameWriter(self._folder.path / (_PREFIX + short_name(name)), size[1], size[0])
+        self._writers[name].write(small, frame.captured_ns)
+
+
+def thumbnail_files(folder: RunFolder) -> dict[str, Path]:
+    """Short camera name → the file with its newest thumbnail."""
+    return {path.name.removeprefix(_PREFIX): path for path in sorted(folder.path.glob(_PREFIX + "*"))}

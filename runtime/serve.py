@@ -1,0 +1,81 @@
+"""`vla-runtime serve`: the policy for clients over the network, and the robot's status in a browser.
+
+Serves what lies in the run folder of `vla-runtime run`, `control` and `inference`, and infers for its own clients. It
+never arms by itself: a client that holds the control lease can ask for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_edge.bundle import open_bundle
+from vla_edge.errors import ConfigError
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.run_folder import open_run_folder
+from vla_edge.runtime.serve_access import access
+from vla_edge.runtime.session import SessionOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What the service is told. record: file for the exact inputs of every inference, None: not recorded."""
+
+    engine: str
+    threads: int
+    session: SessionOptions
+    sessions: int
+    connections: int
+    port: int
+    record: Path | None
+    record_limit_bytes: int
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("sessions", 1, 64), ("connections", 1, 1024), ("port", 0, 65535)):
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be {least} to {most}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than loopback needs a token and TLS")
+    parser.add_argument("--port", type=int, default=8000, help="0: any free one, printed")
+    parser.add_argument("--token-file", type=Path, help="file (mode 600) with the token clients must send")
+    parser.add_argument("--certificate", type=Path, help="TLS certificate chain, PEM")
+    parser.add_argument("--key", type=Path, help="its private key, PEM")
+    parser.add_argument("--run-dir", type=Path, help="run folder of the robot whose status is shown")
+    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
+    parser.add_argument("--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise of the first session")
+    parser.add_argument("--sessions", type=int, default=2, help="clients with a session of their own at a time")
+    parser.add_argument("--connections", type=int, default=32, help="connections at a time")
+    parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
+    parser.add_argument("--record-inputs", type=Path, metavar="FILE", help="write the exact inputs of every inference")
+    parser.add_argument("--record-mb", type=int, default=2048, help="size limit of that file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    started_ns = time.monotonic_ns()
+    try:
+        from vla_edge.runtime.service import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the service needs {error.name}; pip install 'vla-edge[serve]'") from None
+    os.nice(arguments.nice)
+    allowed = access(arguments.host, arguments.token_file, arguments.certificate, arguments.key)
+    options = ServeOptions(
+        engine=arguments.engine,
+        threads=arguments.threads,
+        session=SessionOptions(CachePolicy(arguments.cache), arguments.seed),
+        sessions=arguments.sessions,
+        connections=arguments.connections,
+        port=arguments.port,
+        record=arguments.record_inputs,
+        record_limit_bytes=arguments.record_mb << 20,
+    )
+    asyncio.run(serve(open_bundle(arguments.bundle), open_run_folder(arguments.run_dir), allowed, options, started_ns))
+    return 0

@@ -1,0 +1,200 @@
+"""What the service tells about itself and the robot: one status for the page, Prometheus text, pictures of the cameras."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.errors import CameraError, ControlError
+from vla_edge.robot.frames import SimCamera
+from vla_edge.runtime.operator import read_status
+from vla_edge.runtime.picture_tap import thumbnail_files
+from vla_edge.runtime.run_folder import RunFolder
+from vla_edge.runtime.serve_sessions import SessionPool
+
+_TAIL_BYTES = 16_384
+_CONTROL = (
+    "state", "reason", "latched", "shadow", "tick", "ticks", "missed", "lost_reads", "period_ns", "age_ns", "late_ns", "late_max_ns",
+    "io_ns", "io_max_ns", "positions", "present", "goals", "load", "fifo", "chunks", "verdicts", "actions_left", "action_sequence",
+    "moving_ticks", "alive", "silent_s", "patience_ns",
+)
+GAUGES = {
+    "control_up": "1 while the control process ticks",
+    "control_ticks_total": "ticks of the control loop",
+    "control_missed_ticks_total": "ticks that were skipped",
+    "control_lost_readings_total": "joint readings that failed",
+    "control_late_seconds": "start of the newest tick after its time",
+    "control_bus_seconds": "bus time of the newest tick",
+    "serve_ready": "1 after warm-up",
+    "serve_cold_start_seconds": "from the start to ready",
+    "serve_sessions": "policy sessions lent to clients",
+    "serve_inferences_total": "inferences for clients",
+    "serve_cache_hits_total": "of them without a prefix run",
+    "serve_inference_seconds_total": "time spent in them",
+}
+
+
+class RobotView:
+    """Reads what control and inference leave in the run folder. Nothing here writes there or waits for them."""
+
+    def __init__(self, folder: RunFolder, threshold: float | None) -> None:
+        self._folder = folder
+        self._threshold = threshold
+
+    def control(self) -> dict[str, Any] | None:
+        """Control's newest status, None when none ever ran here."""
+        try:
+            status = read_status(self._folder)
+        except ControlError:
+            return None
+        told = {name: status[name] for name in _CONTROL if name in status}
+        told["joint"] = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
+        told["hz"] = 1e9 / status["period_ns"]
+        return told
+
+    def inference(self) -> dict[str, Any] | None:
+        """The inference process's summary with its newest inference (`last`) and the gate's threshold."""
+        summary = _json(self._folder.path / "inference.json")
+        if summary is None:
+            return None
+        return {**summary, "last": _last_inference(self._folder.path / "inference.jsonl"), "threshold": self._threshold}
+
+    def cameras(self) -> dict[str, float]:
+        """Short name → age in seconds of the newest thumbnail."""
+        ages = {}
+        for name, path in thumbnail_files(self._folder).items():
+            try:
+                camera = SimCamera(name, path)
+                ages[name] = (time.monotonic_ns() - camera.newest().captured_ns) / 1e9
+                camera.close()
+            except CameraError:
+                continue  # it has not written a picture yet
+        return ages
+
+    def picture(self, name: str) -> bytes | None:
+        """JPEG of the newest thumbnail of camera `name` (short), None without one."""
+        path = thumbnail_files(self._folder).get(name)
+        if path is None:
+            return None
+        try:
+            camera = SimCamera(name, path)
+            image = camera.newest().image
+            camera.close()
+        except CameraError:
+            return None
+        encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        assert encoded
+        return data.tobytes()
+
+
+def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | None) -> list[str]:
+    """What is wrong now, in words; empty when nothing is."""
+    found = []
+    if control is None:
+        found.append("no control process has run in this folder")
+    elif not control["alive"]:
+        found.append(f"control is silent for {control['silent_s']:.1f} s")
+    elif control["reason"] not in ("", "operator", "parked"):
+        joint = f" at {control['joint']}" if control["joint"] else ""
+        found.append(f"control: {control['state']}, {control['reason'].replace('_', ' ')}{joint}{', latched' if control['latched'] else ''}")
+    if inference is not None and inference.get("state") == "fault":
+        found.append(f"inference: {inference.get('fault', 'fault')}")
+    return found
+
+
+def status(view: RobotView, pool: SessionPool, holder: str) -> dict[str, Any]:
+    """All of it, ready for JSON. Times in the names' units, CLOCK_MONOTONIC."""
+    control, inference, counts = view.control(), view.inference(), pool.counts
+    return {
+        "time_ns": time.monotonic_ns(),
+        "joints": list(KOCH_JOINTS),
+        "control": control,
+        "inference": inference,
+        "cameras": view.cameras(),
+        "faults": faults(control, inference),
+        "lease": holder,
+        "serve": {
+            "ready": pool.ready,
+            "cold_start_s": pool.cold_start_s,
+            "sessions": pool.lent,
+            "inferences": counts.inferences,
+            "hits": counts.hits,
+            "reasons": dict(counts.reasons),
+            "refused": dict(counts.refused),
+            "stages_ms": pool.quantiles_ms(),
+            "last": counts.last,
+        },
+    }
+
+
+def metrics(view: RobotView, pool: SessionPool) -> str:
+    """Prometheus text format 0.0.4."""
+    control, counts = view.control(), pool.counts
+    values: dict[str, float] = {
+        "control_up": float(control is not None and control["alive"]),
+        "serve_ready": float(pool.ready),
+        "serve_cold_start_seconds": pool.cold_start_s or 0.0,
+        "serve_sessions": pool.lent,
+        "serve_inferences_total": counts.inferences,
+        "serve_cache_hits_total": counts.hits,
+        "serve_inference_seconds_total": counts.total_s,
+    }
+    if control is not None:
+        values |= {
+            "control_ticks_total": control["ticks"],
+            "control_missed_ticks_total": control["missed"],
+            "control_lost_readings_total": control["lost_reads"],
+            "control_late_seconds": control["late_ns"] / 1e9,
+            "control_bus_seconds": control["io_ns"] / 1e9,
+        }
+    lines = []
+    for name, purpose in GAUGES.items():
+        if name in values:
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += [f"# HELP vla_{name} {purpose}", f"# TYPE vla_{name} {kind}", f"vla_{name} {values[name]:.9g}"]
+    lines += ["# HELP vla_serve_refused_total requests that were refused, by reason", "# TYPE vla_serve_refused_total counter"]
+    lines += [f'vla_serve_refused_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.refused.items())]
+    lines += ["# HELP vla_serve_prefix_total inferences by why the prefix ran or was reused", "# TYPE vla_serve_prefix_total counter"]
+    lines += [f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.reasons.items())]
+    lines += ["# HELP vla_serve_stage_milliseconds of the last inferences", "# TYPE vla_serve_stage_milliseconds gauge"]
+    lines += [
+        f'vla_serve_stage_milliseconds{{stage="{stage}",quantile="{name}"}} {value:.6g}'
+        for stage, quantiles in pool.quantiles_ms().items()
+        for name, value in quantiles.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None  # not there, or being replaced
+    return content if isinstance(content, dict) else None
+
+
+def _last_inference(path: Path) -> dict[str, Any] | None:
+    """The newest line of an inference (not of an audit)."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue  # cut by the window
+        if isinstance(content, dict) and "reason" in content:
+            return content
+    return None

@@ -1,0 +1,157 @@
+"""The running service: engine, sessions, listening socket, and the watch over the control lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+import weakref
+from typing import Any
+
+from aiohttp import web
+
+from vla_edge.bundle import Bundle
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import ControlError, ServeError
+from vla_edge.runtime.gate import read_gate
+from vla_edge.runtime.inference import say
+from vla_edge.runtime.inference_log import InferenceLog
+from vla_edge.runtime.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.operator import ask
+from vla_edge.runtime.run_folder import RunFolder
+from vla_edge.runtime.serve import ServeOptions
+from vla_edge.runtime.serve_access import Access, ControlLease
+from vla_edge.runtime.serve_app import Service, application, message_limit
+from vla_edge.runtime.serve_sessions import SessionPool
+from vla_edge.runtime.serve_status import RobotView
+from vla_edge.runtime.session import PolicySession, SessionOptions
+from vla_edge.runtime.wire import WireLimits
+
+FIRST_REQUEST_S = 10.0
+"""A connection that has not sent a whole request head by then is closed."""
+
+
+async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: ServeOptions, started_ns: int) -> None:
+    """Until SIGTERM or SIGINT. ServeError: the address cannot be used."""
+    engine = load_engine(options.engine, EngineOptions(threads=options.threads, spin=False))
+    recorder = None if options.record is None else InputRecorder(options.record, options.record_limit_bytes, say)
+
+    def make(number: int) -> PolicySession:
+        each = options.session
+        made = PolicySession(bundle, engine, SessionOptions(each.policy, each.seed + number - 1, each.steps, each.gate))
+        if recorder is not None:
+            made.observer = RecordedSession(recorder, number, session_facts(made, options.engine, options.threads))
+        return made
+
+    pool = SessionPool(make, options.sessions)
+    log_folder = folder.path / "serve"
+    log_folder.mkdir(mode=0o700, exist_ok=True)
+    log = InferenceLog(log_folder)
+    pool.written = log.inference
+    gate = read_gate(bundle)
+    view = RobotView(folder, None if gate is None else gate.threshold)
+    limits = WireLimits(message_limit(bundle.manifest))
+    service = Service(bundle.manifest, bundle.digest, pool, view, folder, allowed, ControlLease(), limits)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    app = application(service)
+    doors = Doors(app, options.connections)
+    runner = web.AppRunner(app, auto_decompress=False, access_log=None, keepalive_timeout=30, shutdown_timeout=2)
+    await runner.setup()
+    lapse = asyncio.create_task(hold_when_the_lease_lapses(service.lease, folder))
+    try:
+        listener = await doors.open(runner, allowed, options.port)
+        port = listener.sockets[0].getsockname()[1]
+        scheme = "http" if allowed.tls is None else "https"
+        print(f"{scheme}://{_shown(allowed.host)}:{port}/", flush=True)
+        say(f"serve: bundle {bundle.digest[:12]}, {engine.detail}; warming up")
+        await pool.warm_up(started_ns)
+        say(f"serve: ready {pool.cold_start_s:.1f} s after the start, at most {options.sessions} sessions, disarmed")
+        await stopping.wait()
+    finally:
+        lapse.cancel()
+        doors.close()
+        await runner.cleanup()
+        pool.close()
+        log.close()
+        if recorder is not None:
+            recorder.close()
+
+
+async def hold_when_the_lease_lapses(lease: ControlLease, folder: RunFolder) -> None:
+    """A client that armed the arm and fell silent cannot stop it: the arm holds then."""
+    while True:
+        await asyncio.sleep(0.2)
+        if lease.lapsed(time.monotonic_ns()):
+            try:
+                answer = await asyncio.to_thread(ask, folder, "hold")
+                say(f"serve: the holder of the control lease fell silent; hold: {answer.word}")
+            except ControlError as error:
+                say(f"serve: the holder of the control lease fell silent; hold: {error}")
+
+
+class Doors:
+    """The listening socket: so many connections at a time, and none that holds its place without asking for anything."""
+
+    def __init__(self, app: web.Application, connections: int) -> None:
+        self._server: Any = None
+        self._limit = connections
+        self._since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self._asked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._listener: asyncio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+        app.on_response_prepare.append(self._note)
+
+    async def open(self, runner: web.AppRunner, allowed: Access, port: int) -> asyncio.Server:
+        """ServeError: the address cannot be used."""
+        self._server = runner.server
+        loop = asyncio.get_running_loop()
+        try:
+            self._listener = await loop.create_server(self._connection, allowed.host, port, ssl=allowed.tls, backlog=64)
+        except (OSError, socket.gaierror) as error:
+            raise ServeError(f"{allowed.host}:{port}: {error.strerror or error}; give another --host or --port") from None
+        self._watch = asyncio.create_task(self._close_the_silent())
+        return self._listener
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _connection(self) -> asyncio.Protocol:
+        if len(self._server.connections) >= self._limit:
+            return _Full()
+        handler = self._server()
+        self._since[handler] = time.monotonic()
+        return handler
+
+    async def _note(self, request: web.Request, response: web.StreamResponse) -> None:
+        self._asked.add(request.protocol)
+
+    async def _close_the_silent(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            oldest = time.monotonic() - FIRST_REQUEST_S
+            for handler in list(self._server.connections):
+                if handler not in self._asked and self._since.get(handler, oldest) <= oldest:
+                    handler.force_close()
+                    if handler.transport is not None:
+                        handler.transport.abort()
+
+
+class _Full(asyncio.Protocol):
+    """Says that there is no place and closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        with contextlib.suppress(OSError):
+            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n")
+        transport.close()
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
