@@ -1,0 +1,41 @@
+/* What the two tests of the guard share: a check, seeded draws, and the usual limits at 30 Hz. */
+#ifndef VLA_GUARD_SETUP_H
+#define VLA_GUARD_SETUP_H
+
+#include "guard.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            return 1;                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+enum { LOW = 1000, HIGH = 3000, MS = 1000000 };
+static const int64_t period_30hz = 33333333;
+
+static uint64_t seed = 1;
+static inline int draw(int n) /* 0..n-1 */
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (int)((seed >> 33) % (uint64_t)n);
+}
+
+static inline guard_limits usual(void)
+{
+    return (guard_limits){.position_min = LOW, .position_max = HIGH, .velocity = 2000, .acceleration = 30000, .jerk = 1e6,
+                          .step = 120, .tracking = 4000, .scale = 1.0, .offset = 0.0};
+}
+
+static inline void fill(guard_limits limits[ARM_JOINTS], guard_limits one)
+{
+    for (int i = 0; i < ARM_JOINTS; i++)
+        limits[i] = one;
+}
+
+#endif
