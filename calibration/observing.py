@@ -13,10 +13,12 @@ from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile, TensorSpec
 from vla_edge.calibration.linear import linear_maps, shapes_of
+from vla_edge.calibration.products import products
 from vla_edge.engines.engine import Engine, Session
 
 Listener = Callable[[str, str, NDArray[np.float32]], None]
-"""Called after each run with graph, value name and the value [rows, channels], which is overwritten by the next run."""
+"""Called after each run with graph, value name and the value [rows, channels], which is overwritten by the next run.
+Of the inputs of attention's products only two rows are told: each channel's largest and smallest number."""
 
 
 class ObservingEngine:
@@ -38,6 +40,11 @@ class ObservingEngine:
         taps = [TensorSpec(f"tap/{index}", shapes[value], "float32") for index, value in enumerate(values)]
         for tap, value in zip(taps, values):
             model.graph.node.append(helper.make_node("Identity", [value], [tap.name], tap.name))
+        for value in dict.fromkeys(name for item in products(model) for name in (item.left, item.right)):
+            taps.append(TensorSpec(f"tap/{len(taps)}", (2, shapes[value][-1]), "float32"))
+            values.append(value)
+            _append_extremes(model.graph, value, taps[-1].name, len(shapes[value]) - 1)
+        for tap in taps:
             model.graph.output.append(helper.make_tensor_value_info(tap.name, TensorProto.FLOAT, tap.shape))
         spec = replace(graph.spec, outputs=(*graph.spec.outputs, *taps))
         session = self._engine.session(replace(graph, model=model.SerializeToString(), spec=spec))
@@ -45,6 +52,16 @@ class ObservingEngine:
         for tap, value in zip(taps, values):
             session.bind_output(tap.name, buffers[value])
         return ObservingSession(graph, session, buffers, self._listener)
+
+
+def _append_extremes(graph: onnx.GraphProto, value: str, tap: str, axes: int) -> None:
+    """Two rows: maximum and minimum of `value` over all axes but the last."""
+    graph.initializer.append(onnx.numpy_helper.from_array(np.arange(axes, dtype=np.int64), f"{tap}/axes"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, -1], np.int64), f"{tap}/row"))
+    for kind in ("ReduceMax", "ReduceMin"):
+        graph.node.append(helper.make_node(kind, [value, f"{tap}/axes"], [f"{tap}/{kind}"], f"{tap}/{kind}", keepdims=0))
+        graph.node.append(helper.make_node("Reshape", [f"{tap}/{kind}", f"{tap}/row"], [f"{tap}/{kind}/row"], f"{tap}/{kind}/row"))
+    graph.node.append(helper.make_node("Concat", [f"{tap}/ReduceMax/row", f"{tap}/ReduceMin/row"], [tap], tap, axis=0))
 
 
 @dataclass

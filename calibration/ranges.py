@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,44 +47,51 @@ class Method(Enum):
 @dataclass
 class Tap:
     """One activation tensor. channels: float32 [channels], largest magnitude; counts: int64 [2, BINS], negative and
-    other values by magnitude."""
+    other values by magnitude, None where only the extremes are known."""
 
     low: float = 0.0
     high: float = 0.0
     channels: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
+    counts: NDArray[np.int64] | None = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
 
     def add(self, values: NDArray[np.float32]) -> None:
         """values float32 [rows, channels]."""
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         magnitude = np.maximum(values.max(axis=0), -values.min(axis=0))
         self.channels = magnitude if not self.channels.size else np.maximum(self.channels, magnitude)
+        assert self.counts is not None
         some = values.reshape(-1)[:: max(1, values.size // SAMPLED)]
         for sign, part in enumerate((some[some < 0], some[some >= 0])):
             self.counts[sign] += np.bincount(_bin_of(np.abs(part)), minlength=BINS)
 
     def span(self, method: Method) -> Span:
         """The span to quantise."""
-        if method is Method.MINMAX:
+        if method is Method.MINMAX or self.counts is None:
             return Span(self.low, self.high)
         if method is Method.PERCENTILE:
             allowed = self.counts.sum() * (100 - PERCENTILE) / 200
             low, high = (_cut(self.counts[sign], allowed) for sign in (0, 1))
             return Span(max(self.low, -low), min(self.high, high))
-        return self._least_error()
+        return self._least_error(self.counts)
+
+    def without(self, channels: tuple[int, ...]) -> Tap:
+        """The tap of the other channels; of their values only the extremes are known."""
+        rest = np.delete(self.channels, channels)
+        largest = float(rest.max())
+        return Tap(max(self.low, -largest), min(self.high, largest), rest, None)
 
     def outliers(self, ratio: float) -> tuple[int, ...]:
         """Channels whose largest magnitude exceeds `ratio` times the median channel's."""
         return tuple(int(index) for index in np.flatnonzero(self.channels > ratio * np.median(self.channels)))
 
-    def _least_error(self) -> Span:
+    def _least_error(self, counts: NDArray[np.int64]) -> Span:
         best, least = Span(self.low, self.high), np.inf
         centres = _centres()
         for share in np.linspace(0.2, 1.0, 41):
             low, high = self.low * share, self.high * share
             step = (high - low) / 255
-            clipped = sum(float((counts * np.maximum(centres - limit, 0) ** 2).sum()) for counts, limit in zip(self.counts, (-low, high)))
-            error = clipped + float(self.counts.sum()) * step**2 / 12
+            clipped = sum(float((side * np.maximum(centres - limit, 0) ** 2).sum()) for side, limit in zip(counts, (-low, high)))
+            error = clipped + float(counts.sum()) * step**2 / 12
             if error < least:
                 best, least = Span(low, high), error
         return best
@@ -124,13 +132,14 @@ def gather(bundle: Bundle, engine: Engine, data: Measured, file: Path | None, pr
 def _write(file: Path, ranges: Ranges) -> None:
     keys = list(ranges.taps)
     about = {"format": FORMAT, "bundle": ranges.bundle, "digest": ranges.digest, "seen": ranges.seen, "taps": keys}
-    arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for number, key in enumerate(keys):
         tap = ranges.taps[key]
+        assert tap.counts is not None
         arrays |= {f"{number}.span": np.array([tap.low, tap.high]), f"{number}.channels": tap.channels, f"{number}.counts": tap.counts}
     temporary = file.with_name(f".{file.name}.partial")
     with temporary.open("wb") as out:
-        np.savez_compressed(out, **arrays)
+        np.savez_compressed(out, allow_pickle=False, **arrays)
     os.replace(temporary, file)
 
 

@@ -1,0 +1,171 @@
+"""A graph of the bundle rewritten as a plan says: the same name and tensors, another precision inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from vla_edge.bundle import GraphFile
+from vla_edge.calibration.float16 import to_float16
+from vla_edge.calibration.folding import Folds, fold
+from vla_edge.calibration.int8 import Rewriter, Span, Step
+from vla_edge.calibration.linear import LinearMap, TensorSink, linear_maps, weight_arrays
+from vla_edge.calibration.products import Product, products, quantise_products
+from vla_edge.calibration.ranges import Method, Ranges
+from vla_edge.calibration.treatment import Treatment
+from vla_edge.engines.engine import Engine, Session
+from vla_edge.errors import ConfigError
+
+SCRATCH = "candidate.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a plan says of one group. outlier_ratio: activation channels that exceed the median channel's largest
+    magnitude by this factor stay in float (0: none)."""
+
+    treatment: Treatment
+    outlier_ratio: float = 0.0
+
+    def __str__(self) -> str:
+        return self.treatment.value + (f", outliers above {self.outlier_ratio:g}× in float" if self.outlier_ratio else "")
+
+
+FLOAT32 = Choice(Treatment.FLOAT32)
+Plan = Mapping[str, Choice]
+"""Choice by group; a group that is not named stays in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Linear maps of one kind in one graph, or a graph's attention products; what a plan decides on together."""
+
+    name: str
+    graph: str
+    multiply_adds: int
+    products: bool = False
+
+
+@dataclass(frozen=True)
+class VariantSettings:
+    """ranges: None where no treatment of the plan needs recorded data. folds: scale folding, applied first."""
+
+    ranges: Ranges | None = None
+    method: Method = Method.PERCENTILE
+    signed: bool = False
+    folds: Folds | None = None
+
+
+@dataclass
+class MemorySink:
+    """Keeps tensors in one block of memory, under the name of a file that is never written."""
+
+    data: bytearray
+
+    def tensor(self, name: str, array: NDArray[Any]) -> TensorProto:
+        array = np.asarray(array, order="C")
+        if array.nbytes <= 256:
+            return onnx.numpy_helper.from_array(array, name)
+        self.data.extend(bytes(-len(self.data) % 64))
+        proto = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", SCRATCH), ("offset", str(len(self.data))), ("length", str(array.nbytes))):
+            proto.external_data.add(key=key, value=value)
+        self.data.extend(array.tobytes())
+        return proto
+
+
+def groups_of(graph: GraphFile) -> list[Group]:
+    """The groups of one graph, in graph order."""
+    model = onnx.load_from_string(graph.model)
+    work: dict[str, int] = {}
+    for item in linear_maps(model):
+        work[item.group] = work.get(item.group, 0) + item.multiply_adds
+    found = [Group(name, graph.name, amount) for name, amount in work.items()]
+    inner = products(model)
+    if inner:
+        found.append(Group(inner[0].group, graph.name, sum(item.multiply_adds for item in inner), products=True))
+    return found
+
+
+def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorSink) -> onnx.ModelProto:
+    """The rewritten model; its new tensors are in `sink`, the others where they were.
+
+    ConfigError: the plan needs ranges of a value that was not recorded.
+    """
+    model = onnx.load_from_string(graph.model)
+    arrays = weight_arrays(graph, model)
+    if settings.folds is not None:
+        model, arrays = fold(model, arrays, settings.folds.of(graph.name), sink)
+    maps = {item.node: item for item in linear_maps(model)}
+    steps = {node: _step(graph.name, item, plan.get(item.group, FLOAT32), settings) for node, item in maps.items()}
+    inner = {item.node: _spans(graph.name, item, settings) for item in products(model) if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC}
+    if inner:
+        model = quantise_products(model, inner, sink)
+    model = Rewriter(model, arrays, sink, settings.signed).rewrite(maps, steps)
+    if any(choice.treatment is Treatment.FLOAT16 for name, choice in plan.items() if name.startswith(f"{graph.name}/")):
+        model = to_float16(model, arrays, sink)
+    return model
+
+
+def settled(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], own: str, sink: TensorSink) -> onnx.ModelProto:
+    """Move every external tensor that does not lie in the file `own` to `sink`, so that the model needs one file only."""
+    moved = onnx.ModelProto()
+    moved.CopyFrom(model)
+    for item in moved.graph.initializer:
+        where = {entry.key: entry.value for entry in item.external_data}
+        if item.data_location == TensorProto.EXTERNAL and where["location"] != own:
+            item.CopyFrom(sink.tensor(item.name, arrays[item.name]))
+    return moved
+
+
+@dataclass
+class VariantEngine:
+    """Behaves like `engine`, with the graphs in `variants` in place of the bundle's own."""
+
+    engine: Engine
+    variants: Mapping[str, GraphFile]
+
+    def __post_init__(self) -> None:
+        self.name, self.detail = self.engine.name, self.engine.detail
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        return self.engine.allocate(shape, dtype)
+
+    def session(self, graph: GraphFile) -> Session:
+        return self.engine.session(self.variants.get(graph.name, graph))
+
+
+def in_memory(graph: GraphFile, plan: Plan, settings: VariantSettings) -> GraphFile:
+    """The variant as a graph file that was never written, for an engine that takes its tensors from memory."""
+    sink = MemorySink(bytearray())
+    model = build(graph, plan, settings, sink)
+    weights = {**graph.weights, SCRATCH: memoryview(sink.data)} if sink.data else graph.weights
+    return replace(graph, model=model.SerializeToString(), weights=weights)
+
+
+def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings) -> Step:
+    if choice.treatment is not Treatment.INT8_STATIC and not choice.outlier_ratio:
+        return Step(choice.treatment)
+    if settings.ranges is None:
+        raise ConfigError(f"{item.group}: {choice} needs recorded ranges; give --data DATASET")
+    tap = settings.ranges.taps.get((graph, item.value))
+    if tap is None:
+        return Step(Treatment.FLOAT32)
+    if settings.folds is not None:
+        tap = settings.folds.tap(graph, item.value, tap)
+    outliers = tap.outliers(choice.outlier_ratio) if choice.outlier_ratio else ()
+    inliers = tap.without(outliers) if outliers else tap
+    return Step(choice.treatment, inliers.span(settings.method), outliers)
+
+
+def _spans(graph: str, item: Product, settings: VariantSettings) -> tuple[Span, Span]:
+    if settings.ranges is None:
+        raise ConfigError(f"{item.group}: static INT8 needs recorded ranges; give --data DATASET")
+    left, right = (settings.ranges.taps[graph, value] for value in (item.left, item.right))
+    return left.span(Method.MINMAX), right.span(Method.MINMAX)
