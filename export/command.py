@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vla_edge.errors import ConfigError, EngineError, run_command
-from vla_edge.export.show import print_bundle, summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
+    with _packages():
+        from vla_edge.export.show import print_bundle, summary
     console = Console(stderr=arguments.json)
     if arguments.inspect:
         bundle = print_bundle(arguments.inspect, console, detail=True)
@@ -45,11 +46,9 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, out: Path, console: Console) -> None:
-    try:
+    with _packages():
         from vla_edge.export.assemble import ExportRequest, export_bundle
         from vla_edge.export.observations import Recording
-    except ImportError as error:
-        raise EngineError(f"exporting needs {error.name}, which is not installed; pip install 'vla-edge[export,ort]'") from None
     request = ExportRequest(
         checkpoint=arguments.checkpoint,
         out=out,
@@ -60,8 +59,17 @@ def _export(arguments: argparse.Namespace, out: Path, console: Console) -> None:
     )
     # A terminated export cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _progress(console) as tell:
+    with _progress(console) as tell, _packages():
         export_bundle(request, tell)
+
+
+@contextmanager
+def _packages() -> Iterator[None]:
+    """Turn a missing optional package into one line: a robot's own computer may have neither torch nor onnx."""
+    try:
+        yield
+    except ImportError as error:
+        raise EngineError(f"export-engines needs {error.name}, which is not installed; pip install 'vla-edge[export,ort,data]'") from None
 
 
 @contextmanager

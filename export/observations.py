@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
-from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.errors import DatasetError
 from vla_edge.policies.config import ACTION, STATE
 from vla_edge.policies.smolvla import SmolVLAPolicy
+
+if TYPE_CHECKING:
+    from vla_edge.datasets.reader import Dataset
 
 TASKS = ("Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
 
@@ -58,7 +60,7 @@ def synthetic_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...]) -> I
 
 def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
     """Frames spread over the data set. DatasetError: a camera without counterpart, or pictures of another size."""
-    with open_dataset(recording.path) as dataset:
+    with _open(recording) as dataset:
         sources = {camera.source: _counterpart(dataset, camera, recording) for camera in cameras}
         for index in np.linspace(0, len(dataset) - 1, RECORDED_FRAMES + 2).astype(int)[1:-1]:
             sample = dataset.frame(int(index), tuple(sources.values()))
@@ -69,7 +71,7 @@ def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recor
 
 def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
     """The data set's names of the policy's actions. DatasetError when it has none, or another number of them."""
-    with open_dataset(recording.path) as dataset:
+    with _open(recording) as dataset:
         feature = dataset.features.get(ACTION)
     names = feature.names if feature is not None else None
     if isinstance(names, dict):
@@ -77,6 +79,13 @@ def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)) or len(names) != policy.config.action_dim:
         raise DatasetError(f"{recording.path}: names of {ACTION} are {names!r}, the policy has {policy.config.action_dim} actions; give the data set it was trained on")
     return tuple(str(name) for name in names)
+
+
+def _open(recording: Recording) -> Dataset:
+    """The data set. Its reader is imported here because its packages (extra `data`) are needed for nothing else."""
+    from vla_edge.datasets.reader import open_dataset
+
+    return open_dataset(recording.path)
 
 
 def _counterpart(dataset: Dataset, camera: CameraSpec, recording: Recording) -> str:

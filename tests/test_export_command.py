@@ -181,6 +181,24 @@ def test_the_backbone_may_lie_elsewhere_when_it_is_named(checkpoint: Path, capsy
     assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle", "--vlm", checkpoint.parent / "elsewhere", "--threads", 1) == 0
 
 
+@pytest.mark.parametrize("package", ("onnx", "torch", "onnxruntime"))
+def test_a_missing_package_is_named(checkpoint: Path, package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; {PROGRAM[len('import sys; ') :]}"
+    command = [sys.executable, "-c", program, "--checkpoint", str(checkpoint), "--out", str(checkpoint.parent / "bundle")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [f"error: export-engines needs {package}, which is not installed; pip install 'vla-edge[export,ort,data]'"]
+
+
+def test_exporting_without_a_data_set_needs_no_data_packages(checkpoint: Path) -> None:
+    program = f"import sys; sys.modules.update(pyarrow=None, av=None); {PROGRAM[len('import sys; ') :]}"
+    command = [sys.executable, "-c", program, "--checkpoint", str(checkpoint), "--out", str(checkpoint.parent / "bundle"), "--threads", "1"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).returncode == 0
+    result = subprocess.run([*command[:-3], str(checkpoint.parent / "other"), "--data", str(DATASET)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and "vla-edge[export,ort,data]" in result.stderr
+
+
 def test_inspecting_a_damaged_bundle_names_the_file(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = Path(shutil.copytree(golden_bundle, tmp_path / "bundle"))
     data = bytearray((bundle / "graphs" / "weights.bin").read_bytes())
