@@ -152,6 +152,7 @@ def attend(query: Tensor, seen: KeyValue, visible: Tensor) -> Tensor:
     key = seen.key.repeat_interleave(groups, dim=2).transpose(1, 2).float()
     value = seen.value.repeat_interleave(groups, dim=2).transpose(1, 2)
     scores = query.transpose(1, 2).float() @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    scores = torch.where(visible[:, None], scores, torch.finfo(torch.float32).min)
+    # Under autocast the product is bfloat16, in which the float32 minimum would become minus infinity.
+    scores = torch.where(visible[:, None], scores.float(), torch.finfo(torch.float32).min)
     mixed = torch.softmax(scores, dim=-1).to(value.dtype) @ value
     return mixed.transpose(1, 2).flatten(2)

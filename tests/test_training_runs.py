@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -151,6 +152,37 @@ def test_delta_training_marks_the_head_and_leaves_the_base_policy_as_it_was(worl
     assert all(torch.equal(before[name], after[name]) for name in before)  # frozen: exactly equal
     row = read_metrics(tmp_path / "run")[-1]
     assert {"delta_loss", "cls_loss", "delta_loss_relative", "loss"} <= row.keys()
+
+
+def test_bf16_autocast_trains_and_keeps_float32_weights(world, tmp_path):
+    fine_tune(config(world, tmp_path / "run", steps=2, save_every=2, precision="bf16"))
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
+    plain = tmp_path / "plain"
+    fine_tune(config(world, plain, steps=2, save_every=2))
+    reference = [row["loss"] for row in read_metrics(plain)]
+    assert losses != reference and losses == pytest.approx(reference, rel=0.05)  # bfloat16 keeps 8 bits
+    state = load_file(tmp_path / "run" / "checkpoints" / "last" / "training_state" / "master_weights.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@pytest.mark.soak
+def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
+    """On CPUs through torch's launcher (`accelerate launch` starts several processes only for GPUs)."""
+
+    def launch(*words: object) -> None:
+        command_line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+        subprocess.run([*command_line, "-m", "vla_edge.training.command", *map(str, words)], check=True, timeout=300, capture_output=True)
+
+    common = ["--policy", world / "policy", "--dataset", world / "data", "--batch-size", 2, "--accumulation", 2, "--device", "cpu", "--log-every", 1]
+    launch("fine-tune", *common, "--output", tmp_path / "whole", "--steps", 4, "--save-every", 2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "000004")
+    status = json.loads((tmp_path / "broken" / "status.json").read_text())
+    (tmp_path / "broken" / "status.json").write_text(json.dumps({**status, "state": "interrupted", "step": 2}))
+    launch("resume", tmp_path / "broken")
+    whole, broken = state_of(tmp_path / "whole", 4), state_of(tmp_path / "broken", 4)
+    assert "training_state/rng_state_1.safetensors" in whole
+    assert [name for name in whole if whole[name] != broken[name]] == []
 
 
 def test_padded_dimensions_enter_the_loss_only_when_asked_for(world, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -62,7 +63,7 @@ class Outcome:
 
 @dataclass
 class Loop:
-    """The moving parts of a run. `status` is what `status.json` shows; `sums` the last step's logged numbers."""
+    """The moving parts of a run; `status` is what `status.json` shows."""
 
     setup: Setup
     accelerator: Accelerator
@@ -73,6 +74,10 @@ class Loop:
     position: SamplerState
     retention: Retention | None
     status: Status
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 matrix products where the run asks for them; weights, losses and updates stay float32."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.setup.config.precision == "bf16")
 
 
 def train(setup: Setup, retention: Retention | None = None, resume: Path | None = None, report: Report = silent) -> Outcome:
@@ -98,7 +103,7 @@ def train(setup: Setup, retention: Retention | None = None, resume: Path | None 
 
 def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Loop:
     config = setup.config
-    accelerator = make_accelerator(config.precision, config.device)
+    accelerator = make_accelerator(config.device, not setup.policy.config.train_expert_only)
     seed_everything(config.seed + accelerator.process_index)
     setup.policy.to(accelerator.device)
     optimizer, scheduler = make_optimizer(setup.trained.values(), config.optimizer, config.schedule, config.steps)
@@ -120,12 +125,17 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     return loop
 
 
-def make_accelerator(precision: str, device: str) -> Accelerator:
-    """accelerate's view of this process: device, number of processes, autocast. TrainingError when CUDA is asked for and
-    missing."""
+def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
+    """accelerate's view of this process: device and number of processes. unread_weights: some trained weights get
+    no gradient (the second half of a trained VLM's last text layer). TrainingError when CUDA is asked for and missing."""
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch")
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+    unused = DistributedDataParallelKwargs(find_unused_parameters=unread_weights)
+    # Autocast is our own (`Loop.autocast`): accelerate's precision cannot change within a process.
+    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", kwargs_handlers=[unused])
+    if device == "cpu" and accelerator.device.type != "cpu":
+        raise TrainingError(f"device cpu: this process already works on {accelerator.device}; use one device per process")
+    return accelerator
 
 
 def _restore(loop: Loop, checkpoint: Path) -> None:
@@ -183,7 +193,7 @@ def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) 
         loop.position = loop.sampler.advance(loop.position)
         waits = micro + 1 < config.accumulation and accelerator.num_processes > 1
         with accelerator.no_sync(loop.objective) if waits else contextlib.nullcontext():
-            with accelerator.autocast():
+            with loop.autocast():
                 loss, parts = loop.objective(batch)
             (loss / config.accumulation).backward()
         total += loss.detach() / config.accumulation
@@ -206,7 +216,7 @@ def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) 
 def _retain(loop: Loop, retention: Retention, step: int) -> dict[str, Any]:
     """Replace the gradients by CRaFT's merge of task and retention gradient."""
     accelerator, weights = loop.accelerator, list(loop.setup.trained.values())
-    with accelerator.autocast():
+    with loop.autocast():
         loss = retention.loss(loop.setup.policy, accelerator.device)
     found = list(torch.autograd.grad(loss, weights, allow_unused=True))
     if accelerator.num_processes > 1:
@@ -227,7 +237,7 @@ def _validate(loop: Loop, done: int) -> dict[str, float]:
     if not due or not loop.setup.validation:
         return {}
     objective = loop.accelerator.unwrap_model(loop.objective)
-    with loop.accelerator.autocast():
+    with loop.autocast():
         losses = validation_losses(objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device)
     overall = weighted(losses, {task.name: task.weight for task in config.data})
     if loop.status.best_loss is None or overall < loop.status.best_loss:

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from vla_edge.errors import ConfigError
 from vla_edge.training.config import CHOICES, TaskData, TrainConfig, with_values
 from vla_edge.training.craft import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
+from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, live_line, silent
 from vla_edge.training.runs import with_held_out
 from vla_edge.training.setup import Setup
@@ -97,6 +96,7 @@ def config_from(arguments: argparse.Namespace, policy: str, defaults: Mapping[st
     config = with_values(config, {field: named[flag.replace("-", "_")] for flag, field in table.items()})
     if config.validate_every and not arguments.held_out:
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")
+    join(config.device)
     return with_held_out(config, arguments.held_out)
 
 
@@ -134,14 +134,9 @@ def pair(text: str, flag: str) -> tuple[str, str]:
     return left, right
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that talks (the only one unless started by `accelerate launch`)."""
-    return bool(PartialState().is_main_process)
-
-
 def reporter(first_step: int, steps: int, title: str) -> Any:
-    """The live line of the first process, silence elsewhere; a context manager."""
-    return live_line(first_step, steps, title) if is_first_process() else _Silence()
+    """The live line of the first process, silence elsewhere; a context manager. After `join`."""
+    return live_line(first_step, steps, title) if is_first() else _Silence()
 
 
 class _Silence:
@@ -154,7 +149,7 @@ class _Silence:
 
 def print_outcome(setup: Setup, outcome: Outcome, as_json: bool) -> None:
     """Notes, the end of the run, and the last line for machines."""
-    if not is_first_process():
+    if not is_first():
         return
     for note in setup.notes:
         print(f"note: {note}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vla_edge.bundle import MANIFEST, open_bundle
+from vla_edge.bundle import MANIFEST, Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
@@ -111,7 +111,7 @@ class BundlePredictor:
         self.cameras = tuple(camera.source for camera in bundle.manifest.cameras)
         self.chunk, self.executed = policy.chunk_size, policy.n_action_steps
         self.noise = (policy.chunk_size, policy.max_action_dim)
-        self.parameters: int | None = None
+        self.parameters: int | None = weights_of(bundle)
 
     def predict(self, queries: Sequence[Query]) -> Floats:
         return np.stack([self._one(query) for query in queries])
@@ -126,6 +126,21 @@ class BundlePredictor:
         result = self.session.infer(InferenceRequest(observation, 0, noise=query.noise))
         assert result is not None
         return result.actions
+
+
+def weights_of(bundle: Bundle) -> int:
+    """Numbers in the float and int8 weights of all graphs; what graphs share counts once."""
+    import onnx
+
+    sizes: dict[tuple[str, ...], int] = {}
+    for name in bundle.manifest.graphs:
+        graph = onnx.load_from_string(bundle.graph(name).model).graph
+        for tensor in graph.initializer:
+            place = {item.key: item.value for item in tensor.external_data}
+            key = (place["location"], place.get("offset", "0")) if place else (name, tensor.name)
+            if tensor.data_type != onnx.TensorProto.INT64:
+                sizes[key] = int(np.prod(tensor.dims, dtype=np.int64))
+    return sum(sizes.values())
 
 
 class SavedPredictor:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.datasets.reader import open_dataset
-from vla_edge.errors import ConfigError, TrainingError, VlaEdgeError
+from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.policies.smolvla import SmolVLAPolicy
 from vla_edge.training.anchors import AnchorCache
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint
 from vla_edge.training.config import OptimizerConfig, TrainConfig, read_config, to_json
 from vla_edge.training.loop import Outcome, train
+from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.retention import Retention
-from vla_edge.training.run_files import Status, read_status, write_json, write_status
+from vla_edge.training.run_files import read_status, write_json
 from vla_edge.training.scratch import policy_from_scratch
 from vla_edge.training.setup import Setup, assemble, policy_fields
 from vla_edge.training.stages import hold_out
@@ -32,6 +33,7 @@ SMOKE_EPISODES = 10
 
 def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:
     """Train from the LeRobot checkpoint `config.policy` into the new folder `config.output`."""
+    join(config.device)
     _refuse_existing(config)
     setup = assemble(config)
     return setup, _first_train(setup, report)
@@ -39,6 +41,7 @@ def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outc
 
 def from_scratch(config: TrainConfig, fields: Mapping[str, Any], report: Report = silent) -> tuple[Setup, Outcome]:
     """Train a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default configuration."""
+    join(config.device)
     _refuse_existing(config)
     if config.lora.rank or config.craft.anchors or config.kind == "delta":
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
@@ -78,6 +81,7 @@ def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
     checkpoint = last_checkpoint(run)
     config = read_config(checkpoint / STATE / RUN_FILE)
     config = replace(config, output=str(run))
+    join(config.device)
     if status.state == "done" and status.step >= config.steps:
         raise TrainingError(f"{run}: done already ({status.step} steps); start a new run from {checkpoint / PRETRAINED}")
     setup = assemble(config, resumed_policy(config, checkpoint))
@@ -104,20 +108,10 @@ def run_exists(run: Path) -> bool:
 def _first_train(setup: Setup, report: Report) -> Outcome:
     run = Path(setup.config.output)
     retention = _retention(setup, started=False)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / RUN_FILE, to_json(setup.config))
-    try:
-        return train(setup, retention, None, report)
-    except VlaEdgeError as error:
-        write_status(run, replace(_status_of(run, setup), state="failed", error=str(error)))
-        raise
-
-
-def _status_of(run: Path, setup: Setup) -> Status:
-    try:
-        return read_status(run)
-    except TrainingError:
-        return Status("starting", 0, setup.config.steps)
+    if is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / RUN_FILE, to_json(setup.config))
+    return train(setup, retention, None, report)
 
 
 def _retention(setup: Setup, started: bool) -> Retention | None:
@@ -131,5 +125,5 @@ def _retention(setup: Setup, started: bool) -> Retention | None:
 
 def _refuse_existing(config: TrainConfig) -> None:
     output = Path(config.output)
-    if output.exists() and any(output.iterdir()):
+    if is_first() and output.exists() and any(output.iterdir()):
         raise TrainingError(f"{output}: exists and is not empty; choose another --output or continue it with `vla-train resume`")

@@ -26,6 +26,7 @@ from vla_edge.training.config import ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.frames import Frames, FrameSettings
 from vla_edge.training.loop import make_accelerator
 from vla_edge.training.objective import Objective
+from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
 from vla_edge.training.run_files import read_status, write_json
 from vla_edge.training.runs import fine_tune, resume, run_exists
@@ -41,8 +42,8 @@ Reporter = Callable[[int, int, str], AbstractContextManager[Report]]
 
 @dataclass(frozen=True)
 class StageRun:
-    """A sequence of stages to run: the plan, the first policy, the folder, and a base configuration whose data, lr, steps, mix and
-    output each stage sets. `anchors` > 0 turns CRaFT on from stage 2 with that many anchors of the earlier tasks."""
+    """A sequence of stages to run: the plan, the first policy, the folder, and a base configuration whose data, lr,
+    steps, mix and output each stage sets. `anchors` > 0 turns CRaFT on from stage 2 with that many anchors of the earlier tasks."""
 
     plan: StagePlan
     base: TrainConfig
@@ -52,26 +53,33 @@ class StageRun:
 def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
     """Run (or continue) all stages and write the transfer matrix. Errors as of `fine_tune`, and ConfigError when data
     and plan disagree."""
+    join(sequence.base.device)
     run = Path(sequence.base.output)
     datasets = [open_dataset(task.dataset) for task in sequence.plan.tasks]
     check_plan(sequence, datasets)
     held_out = [hold_out(len(data.episodes), sequence.plan.shared.held_out_fraction, sequence.base.seed) for data in datasets]
-    _write_plan(run, sequence, held_out)
     rows: list[dict[str, float]] = []
-    start = _fitted_start(sequence, datasets, run)
+    with first_alone():
+        _write_plan(run, sequence, held_out)
+        start = _fitted_start(sequence, datasets, run)
     for number, stage in enumerate(sequence.plan.stages):
         config = stage_config(sequence, number, held_out, start)
         folder = Path(config.output)
-        done = run_exists(folder) and read_status(folder).state == "done"
+        with first_alone():
+            done = run_exists(folder) and read_status(folder).state == "done"
+            if not done and not run_exists(folder):
+                shutil.rmtree(folder, ignore_errors=True)
         if not done:
-            config = _with_anchors(sequence, config, number)
+            with first_alone():
+                config = _with_anchors(sequence, config, number)
             with reporter(0, config.steps, stage.name) as report:
                 _train_stage(config, report)
         start = str(best_or_last(folder) / PRETRAINED)
         rows.append(_transfer_row(sequence, start, held_out))
         transfer = transfer_from_rows([s.name for s in sequence.plan.stages], [t.name for t in sequence.plan.tasks], rows)
-        write_json(run / "transfer.json", transfer.to_json())
-        (run / "transfer.md").write_text(transfer.markdown() + "\n")
+        if is_first():
+            write_json(run / "transfer.json", transfer.to_json())
+            (run / "transfer.md").write_text(transfer.markdown() + "\n")
     return transfer
 
 
@@ -80,10 +88,8 @@ def _train_stage(config: TrainConfig, report: Report) -> None:
     folder = Path(config.output)
     if run_exists(folder):
         resume(folder, report)
-        return
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    fine_tune(config, report)
+    else:
+        fine_tune(config, report)
 
 
 def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]], start: str) -> TrainConfig:
@@ -158,7 +164,7 @@ def _with_anchors(sequence: StageRun, config: TrainConfig, number: int) -> Train
     cache = Path(sequence.base.output) / f"anchors_{number + 1}"
     if not cache.is_dir():
         earlier = tuple(replace(task, weight=1.0) for task in config.data[:-1])
-        device = make_accelerator(config.precision, config.device).device
+        device = make_accelerator(config.device).device
         build_anchors(SmolVLAPolicy.from_pretrained(config.policy), AnchorPlan(earlier, sequence.anchors, config.seed), cache, device)
     return replace(config, craft=replace(config.craft, anchors=str(cache)))
 
@@ -166,7 +172,7 @@ def _with_anchors(sequence: StageRun, config: TrainConfig, number: int) -> Train
 def _transfer_row(sequence: StageRun, policy: str, held_out: list[tuple[int, ...]]) -> dict[str, float]:
     """The validation loss of every task under `policy`, later tasks included (their first entries are transfer)."""
     model = SmolVLAPolicy.from_pretrained(policy)
-    device = make_accelerator("float32", sequence.base.device).device
+    device = make_accelerator(sequence.base.device).device
     settings = FrameSettings(tuple(camera.source for camera in model.settings.cameras), model.config.chunk_size, 0)
     tasks = [
         Frames(TaskData(task.name, task.dataset, held_out=held), settings, held_out=True)

@@ -12,7 +12,8 @@ from vla_edge.training.anchor_features import GROUPS
 from vla_edge.training.anchors import AnchorPlan, build_anchors
 from vla_edge.training.config import CHOICES, TaskData, TrainConfig
 from vla_edge.training.loop import make_accelerator
-from vla_edge.training.options import is_first_process, pair, parse_episodes, reporter, tasks_of
+from vla_edge.training.options import pair, parse_episodes, reporter, tasks_of
+from vla_edge.training.processes import is_first
 from vla_edge.training.sequential import StageRun, train_stages
 from vla_edge.training.stages import KUAVO, describe, missing_datasets, read_stages, with_datasets
 
@@ -59,7 +60,7 @@ def run_stages(arguments: argparse.Namespace) -> int:
         rename=dict(pair(text, "--rename") for text in arguments.rename),
     )
     transfer = train_stages(StageRun(plan, base, arguments.anchors), reporter)
-    if is_first_process():
+    if is_first():
         print(transfer.markdown())
         if arguments.json:
             print(json.dumps(transfer.to_json()))
@@ -81,7 +82,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
 def run_anchors(arguments: argparse.Namespace) -> int:
     data: tuple[TaskData, ...] = tasks_of(arguments)
     plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
-    device = make_accelerator("float32", arguments.device).device
+    device = make_accelerator(arguments.device).device
     meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.policy), plan, arguments.output, device)
     print(f"{arguments.output}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher {meta.teacher[:12]}")
     if arguments.json:

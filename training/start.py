@@ -11,6 +11,7 @@ from vla_edge.errors import ConfigError
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint
 from vla_edge.training.config import read_config
 from vla_edge.training.options import add_training_arguments, config_from, print_outcome, reporter
+from vla_edge.training.processes import join
 from vla_edge.training.run_files import read_status
 from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, fine_tune, from_scratch, resume, smoke_data
 
@@ -58,8 +59,9 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
-    steps = read_config(last_checkpoint(arguments.run) / STATE / RUN_FILE).steps
-    with reporter(read_status(arguments.run).step, steps, "resumed") as report:
+    config = read_config(last_checkpoint(arguments.run) / STATE / RUN_FILE)
+    join(config.device)
+    with reporter(read_status(arguments.run).step, config.steps, "resumed") as report:
         setup, outcome = resume(arguments.run, report)
     print_outcome(setup, outcome, arguments.json)
     return 0
