@@ -7,7 +7,6 @@ import contextlib
 import signal
 import socket
 import time
-import weakref
 from typing import Any
 
 from aiohttp import web
@@ -99,8 +98,8 @@ class Doors:
     def __init__(self, app: web.Application, connections: int) -> None:
         self._server: Any = None
         self._limit = connections
-        self._since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
-        self._asked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._since: dict[Any, float] = {}
+        """when a connection that has not asked for anything was made"""
         self._listener: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         app.on_response_prepare.append(self._note)
@@ -130,17 +129,18 @@ class Doors:
         return handler
 
     async def _note(self, request: web.Request, response: web.StreamResponse) -> None:
-        self._asked.add(request.protocol)
+        self._since.pop(request.protocol, None)
 
     async def _close_the_silent(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             oldest = time.monotonic() - FIRST_REQUEST_S
-            for handler in list(self._server.connections):
-                if handler not in self._asked and self._since.get(handler, oldest) <= oldest:
-                    handler.force_close()
-                    if handler.transport is not None:
-                        handler.transport.abort()
+            for handler, since in list(self._since.items()):
+                if handler.transport is None:
+                    del self._since[handler]  # it has gone by itself
+                elif since <= oldest:
+                    del self._since[handler]
+                    handler.transport.abort()
 
 
 class _Full(asyncio.Protocol):
