@@ -23,9 +23,9 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.runtime.inference_log import InferenceLog
 from vla_edge.runtime.prompt import PromptEncoder
+from vla_edge.runtime.safety_check import check_safety
 from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 from vla_edge.runtime.units import ACTION, STATE, joint_ranges, read_tables
-from vla_edge.training.deploy_safety import check_safety
 from vla_edge.training.deploy_scenes import Scene, dataset_scenes, random_scenes
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
