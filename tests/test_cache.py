@@ -172,6 +172,7 @@ def test_max_age_bounds_everything():
     decision = drive(after_s=0.001)
     assert (decision.reason, decision.look) == (Reason.MAX_AGE, (0, 1))
     assert decision.age_s == pytest.approx(10.001)
+    assert drive(after_s=9.9).reason is Reason.REUSED
 
 
 def test_the_age_is_that_of_the_oldest_tokens_in_the_prefix():
@@ -224,6 +225,15 @@ def test_an_inference_that_failed_leaves_no_history():
     drive.reasons(2)
     drive.cache.decide(KEY, pictures(first=200), SECOND, False)
     assert drive(pictures(first=200)).reason is Reason.NO_HISTORY
+
+
+def test_after_a_failure_the_gate_starts_anew_and_an_earlier_reset_is_not_named_again():
+    drive = Driver()
+    drive()
+    drive.cache.reset()
+    drive.reasons(3)
+    drive.cache.decide(KEY, pictures(first=200), SECOND, False)
+    assert drive.reasons(3) == [Reason.NO_HISTORY, Reason.NO_HISTORY, Reason.REUSED]
 
 
 def test_delta_corrects_only_a_queued_chunk_in_a_stable_scene_and_is_counted_apart():

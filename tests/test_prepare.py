@@ -290,6 +290,8 @@ def test_min_max_maps_the_range_and_keeps_lerobots_answer_for_no_range():
     norm = normalizer(_bundle_of("MIN_MAX"), stats, "f", 2)
     assert norm.normalize(np.array([2, 5], np.float32)).tolist() == [0, -1]
     assert norm.unnormalize(np.array([-1, -1], np.float32)).tolist() == [-2, 5]
+    # A range of zero is replaced by eps: (5.5 − 5) / 1e-8 · 2 − 1.
+    assert norm.normalize(np.array([2, 5.5], np.float32))[1] == pytest.approx(1e8, rel=1e-6)
 
 
 def test_without_statistics_values_pass_unchanged_and_an_unknown_mode_is_refused():
