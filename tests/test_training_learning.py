@@ -11,14 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla_edge.bundle import open_bundle
+from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.datasets.reader import open_dataset
+from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import TrainingError
+from vla_edge.export.command import main as export
 from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.gate import GateSettings, SceneVerdict
+from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.craft import CraftConfig
 from vla_edge.training.evaluate import Scope, evaluate
 from vla_edge.training.frames import Frames, FrameSettings
-from vla_edge.training.gate_report import gate_aurocs, history_of, look, write_report
+from vla_edge.training.gate_report import gate_aurocs, history_of, look, scene_pairs, similarities, write_report
 from vla_edge.training.predictors import CheckpointPredictor
 from vla_edge.training.progress import silent
 from vla_edge.training.run_files import write_json
@@ -76,15 +83,21 @@ def test_with_shuffled_instructions_the_same_training_does_not_beat_the_baseline
     assert against_hold > LEARNT
 
 
-@pytest.mark.filterwarnings("ignore:VICReg")
-def test_a_trained_gate_separates_the_same_scene_from_changed_ones_and_an_untrained_one_is_refused(taught, tmp_path):
+@pytest.fixture(scope="module")
+def gated(taught: tuple[Path, Path]) -> Path:
+    """The learnt policy with a delta expert and CLS head trained for 50 steps."""
     root, checkpoint = taught
     config = TrainConfig(
-        str(checkpoint), str(tmp_path / "run"), (TaskData("reach", str(root / "data"), held_out=HELD_OUT),), kind="delta", steps=50, batch_size=32,
+        str(checkpoint), str(root / "gated"), (TaskData("reach", str(root / "data"), held_out=HELD_OUT),), kind="delta", steps=50, batch_size=32,
         save_every=50, device="cpu", optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig(5, 50, 1e-4),
     )  # fmt: skip
     fine_tune(config)
-    policy = SmolVLAPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
+    return root / "gated" / "checkpoints" / "last" / "pretrained_model"
+
+
+def test_a_trained_gate_separates_the_same_scene_from_changed_ones_and_an_untrained_one_is_refused(taught, gated, tmp_path):
+    root, checkpoint = taught
+    policy = SmolVLAPolicy.from_pretrained(gated)
     data = Frames(TaskData("gate", str(root / "data"), episodes=HELD_OUT), FrameSettings((CAMERA,), 1, 0))
     seen = look(policy, data, 1)
     aurocs = gate_aurocs(seen)
@@ -109,18 +122,44 @@ def test_a_trained_gate_separates_the_same_scene_from_changed_ones_and_an_untrai
         look(SmolVLAPolicy.from_pretrained(checkpoint), data, 1)
 
 
+def test_the_trained_head_is_exported_and_gates_in_the_runtime(taught, gated, tmp_path):
+    assert export(["--checkpoint", str(gated), "--out", str(tmp_path / "bundle"), "--threads", "1"]) == 0
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.manifest.gate["kind"] == "cls" and {"delta", "delta_kv"} <= set(bundle.manifest.graphs)
+    data = Frames(TaskData("gate", str(taught[0] / "data"), episodes=HELD_OUT), FrameSettings((CAMERA,), 1, 0))
+    same, changed = scene_pairs(look(SmolVLAPolicy.from_pretrained(gated), data, 1), 4, 0)
+    middle = float(np.median(similarities(same)["00"]) + np.median(similarities(changed)["00"])) / 2
+    settings = GateSettings("00", middle, guard_mean=0.0, guard_worst=0.0, max_age_s=100.0)
+    session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CachePolicy.CLS, gate=settings))
+    now, before = next((b, a) for b, a in same if a.task == same[0][1].task)
+    other = next(b for b, a in changed if b.task == before.task and b.episode != before.episode)
+    told = []
+    for number, seen in enumerate((before, now, now, other)):
+        sample = data.sample(int(np.flatnonzero(data.indices == data.dataset.episodes[seen.episode].from_index + seen.frame)[0]), 0)
+        observation = Observation(number, {CAMERA: Frame(CAMERA, sample.images[CAMERA], number, number)}, JointReading(number, number, sample.state), sample.task)
+        result = session.infer(InferenceRequest(observation, number))
+        assert result is not None
+        told.append((result.decision.hit, result.verdict))
+    # no history; noise on the picture, the same scene; the very same picture, reused; another scene
+    assert told[0] == (False, SceneVerdict.NO_HISTORY) and told[1] == (False, SceneVerdict.STABLE)
+    assert told[2][0] is True and told[3] == (False, SceneVerdict.CHANGED)
+
+
 # ---- forgetting
+
+MARGIN = 0.3
+"""By how much of the task's own best loss forgetting without replay must exceed the others; measured 3.8 (seed 0)."""
 
 
 def two_tasks(root: Path, seed: int, epochs: tuple[float, float]) -> StageRun:
     """Go to the named square, then away from it: what the second task teaches contradicts the first."""
     write_policy(root / "policy", seed=seed)
-    for name, world in (("near", World(episodes=40, seed=seed)), ("away", World(episodes=40, seed=seed + 100, direction=-1, text="away {}"))):
+    for name, world in (("near", World(episodes=90, seed=seed)), ("away", World(episodes=90, seed=seed + 100, direction=-1, text="away {}"))):
         write_data(root / name, world)
     plan = StagePlan(
         "two", tuple(StageTask(name, str(root / name), 2, 2) for name in ("near", "away")),
-        (Stage("near", (1.0,), 2e-3, epochs[0], 20, 150), Stage("away", (0.0, 1.0), 1e-3, epochs[1], 5, 150)),
-        SharedSettings(batch_size=16, validate_every_epochs=1000, held_out_fraction=0.2, freeze=EVERYTHING,
+        (Stage("near", (1.0,), 2e-3, epochs[0], 40, 200), Stage("away", (0.0, 1.0), 1e-3, epochs[1], 5, 200)),
+        SharedSettings(batch_size=32, validate_every_epochs=1000, held_out_fraction=0.1, freeze=EVERYTHING,
                        optimizer=OptimizerConfig(weight_decay=1e-4, grad_clip_norm=1.0), decay_lr=1e-4),
     )  # fmt: skip
     base = TrainConfig(str(root / "policy"), str(root / "plain"), (), device="cpu", seed=seed, save_every=10_000, validation_frames=64, craft=CraftConfig(every=2))
@@ -171,12 +210,12 @@ def told(seed: int, results: dict[str, Transfer]) -> dict[str, float]:
 
 
 def test_forgetting_is_largest_without_replay_and_smaller_with_replay_and_with_craft(tmp_path):
-    lost = told(0, forgetting(tmp_path, 0, (6.0, 3.0)))
-    assert lost["without"] > lost["replay"] and lost["without"] > lost["CRaFT"]
+    lost = told(0, forgetting(tmp_path, 0, (7.0, 1.5)))
+    assert lost["without"] > MARGIN + max(lost["replay"], lost["CRaFT"])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_over_three_seeds_forgetting_without_replay_exceeds_replay_and_craft(tmp_path, seed):
-    lost = told(seed, forgetting(tmp_path, seed, (12.0, 6.0)))
-    assert lost["without"] > 1.5 * lost["replay"] and lost["without"] > lost["CRaFT"]
+    lost = told(seed, forgetting(tmp_path, seed, (8.0, 2.5)))
+    assert lost["without"] > MARGIN + max(lost["replay"], lost["CRaFT"])

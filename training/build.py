@@ -44,7 +44,11 @@ def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
     backbone_folder = find_folder(config.vlm_model_name, folder, ("config.json",))
     buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
     settings = fit_settings(read_processing(folder, config, buffers), config, fit)
-    config = with_fields(fit_config(config, settings, fit), **fit.fields)
+    fields = dict(fit.fields)
+    if config.has_delta and not fields.get("train_delta_expert", True):
+        note = "the delta expert was trained for the policy as it was before this run; train it again afterwards"
+        fields |= {"holds_delta": True, "notes": (*config.notes, note)}
+    config = with_fields(fit_config(config, settings, fit), **fields)
     torch.manual_seed(fit.seed)
     policy = SmolVLAPolicy(config, read_backbone(backbone_folder), settings)
     load_weights(policy, with_new_parts(policy, weights))
