@@ -56,6 +56,7 @@ static PyObject *tick_to_python(const record_tick *tick)
         || put(dict, "verdict", PyUnicode_FromString(status_verdict_name(tick->verdict))) < 0
         || put(dict, "verdict_joint", PyLong_FromLong(tick->verdict_joint)) < 0
         || put(dict, "verdicts", tuple_of_int32(verdicts, ARM_JOINTS)) < 0
+        || put(dict, "plan_then_move", PyBool_FromLong(tick->plan_then_move)) < 0
         || put(dict, "command", PyLong_FromLong(tick->command)) < 0 || put(dict, "answer", PyLong_FromLong(tick->answer)) < 0
         || put(dict, "torque", PyLong_FromLong(tick->torque)) < 0
         || put(dict, "position", tuple_of_int32(tick->position, ARM_JOINTS)) < 0
@@ -103,9 +104,18 @@ static PyObject *RecordReader_header(PyObject *object, PyObject *unused)
 {
     (void)unused;
     const record_header *header = ((RecordReader *)object)->record.header;
-    return Py_BuildValue("{s:L,s:L,s:K,s:O}", "wall_minus_monotonic_ns", (long long)header->wall_minus_monotonic_ns, "period_ns",
-                         (long long)header->config.period_ns, "session", (unsigned long long)header->config.schedule.session,
-                         "shadow", header->shadow ? Py_True : Py_False);
+    PyObject *dict = Py_BuildValue("{s:L,s:L,s:K,s:O}", "wall_minus_monotonic_ns", (long long)header->wall_minus_monotonic_ns,
+                                   "period_ns", (long long)header->config.period_ns, "session",
+                                   (unsigned long long)header->config.schedule.session, "shadow",
+                                   header->shadow ? Py_True : Py_False);
+    PyObject *maps = PyTuple_New(ARM_JOINTS);
+    for (int i = 0; maps != NULL && i < ARM_JOINTS; i++) {
+        const guard_limits *limits = &header->config.limits[i];
+        PyTuple_SET_ITEM(maps, i, Py_BuildValue("(dd)", limits->scale, limits->offset));
+    }
+    if (dict != NULL && put(dict, "maps", maps) < 0)
+        Py_CLEAR(dict);
+    return dict;
 }
 
 static PyObject *RecordReader_replay(PyObject *object, PyObject *unused)

@@ -174,6 +174,7 @@ class RecordReader:
     def range(self) -> tuple[int, int]: ...
     def cell(self, index: int) -> tuple[str, dict[str, Any] | None] | None:
         """("tick", fields), ("chunk", fields), ("actions", None), or None: gone or damaged."""
-    def header(self) -> dict[str, Any]: ...
+    def header(self) -> dict[str, Any]:
+        """wall_minus_monotonic_ns, period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale · unit + offset."""
     def replay(self) -> dict[str, int]:
         """ticks, chunks, damaged, differing (ticks whose goals, state or writing differ), first_tick, differing_at."""
