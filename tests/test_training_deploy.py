@@ -160,7 +160,9 @@ def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(pla
 def test_the_picture_draws_the_30_hz_line(tmp_path):
     error = {"first step": 1.0, "executed": 2.0, "chunk": 3.0}
     draw([Contender("a", "bundle", 20.0, 25.0, 10**6, error, error), Contender("b", "bundle", 60.0, 80.0, None, error, error)], tmp_path / "p.png")
-    picture = cv2.imread(str(tmp_path / "p.png")).astype(int)
+    loaded = cv2.imread(str(tmp_path / "p.png"))
+    assert loaded is not None
+    picture = loaded.astype(int)
     blue, green, red = picture[..., 0], picture[..., 1], picture[..., 2]
     line = (red > 180) & (green < 80) & (blue < 80)  # matplotlib's tab:red
     left = line[:, : picture.shape[1] // 3]

@@ -25,7 +25,7 @@ from vla_edge.training.config import FreezeConfig, OptimizerConfig, ScheduleConf
 from vla_edge.training.craft import CraftConfig
 from vla_edge.training.evaluate import Scope, evaluate
 from vla_edge.training.frames import Frames, FrameSettings
-from vla_edge.training.gate_report import gate_aurocs, history_of, look, scene_pairs, similarities, write_report
+from vla_edge.training.gate_report import Seen, gate_aurocs, history_of, look, scene_pairs, similarities, write_report
 from vla_edge.training.predictors import CheckpointPredictor
 from vla_edge.training.progress import silent
 from vla_edge.training.run_files import write_json
@@ -128,21 +128,28 @@ def test_the_trained_head_is_exported_and_gates_in_the_runtime(taught, gated, tm
     assert bundle.manifest.gate["kind"] == "cls" and {"delta", "delta_kv"} <= set(bundle.manifest.graphs)
     data = Frames(TaskData("gate", str(taught[0] / "data"), episodes=HELD_OUT), FrameSettings((CAMERA,), 1, 0))
     same, changed = scene_pairs(look(SmolVLAPolicy.from_pretrained(gated), data, 1), 4, 0)
-    middle = float(np.median(similarities(same)["00"]) + np.median(similarities(changed)["00"])) / 2
-    settings = GateSettings("00", middle, guard_mean=0.0, guard_worst=0.0, max_age_s=100.0)
+    threshold = float(np.percentile(similarities(same)["00"], 5))
+    settings = GateSettings("00", threshold, guard_mean=0.0, guard_worst=0.0, max_age_s=100.0)
     session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CachePolicy.CLS, gate=settings))
-    now, before = next((b, a) for b, a in same if a.task == same[0][1].task)
-    other = next(b for b, a in changed if b.task == before.task and b.episode != before.episode)
-    told = []
-    for number, seen in enumerate((before, now, now, other)):
+
+    def infer(seen: Seen, now_ns: int) -> tuple[bool, SceneVerdict | None]:
         sample = data.sample(int(np.flatnonzero(data.indices == data.dataset.episodes[seen.episode].from_index + seen.frame)[0]), 0)
-        observation = Observation(number, {CAMERA: Frame(CAMERA, sample.images[CAMERA], number, number)}, JointReading(number, number, sample.state), sample.task)
-        result = session.infer(InferenceRequest(observation, number))
+        observation = Observation(now_ns, {CAMERA: Frame(CAMERA, sample.images[CAMERA], now_ns, now_ns)}, JointReading(now_ns, now_ns, sample.state), sample.task)
+        result = session.infer(InferenceRequest(observation, now_ns))
         assert result is not None
-        told.append((result.decision.hit, result.verdict))
-    # no history; noise on the picture, the same scene; the very same picture, reused; another scene
-    assert told[0] == (False, SceneVerdict.NO_HISTORY) and told[1] == (False, SceneVerdict.STABLE)
-    assert told[2][0] is True and told[3] == (False, SceneVerdict.CHANGED)
+        return result.decision.hit, result.verdict
+
+    verdicts: dict[str, list[SceneVerdict | None]] = {"same": [], "changed": []}
+    for kind, pairs in (("same", same[:30]), ("changed", changed[:30])):
+        for now, before in pairs:
+            session.reset()
+            assert infer(before, 0) == (False, SceneVerdict.NO_HISTORY)
+            verdicts[kind].append(infer(now, 1)[1])
+            if verdicts[kind][-1] is SceneVerdict.STABLE:
+                assert infer(now, 2)[0]  # the very same picture in a stable scene: no prefix runs
+    shares = [verdicts["same"].count(SceneVerdict.STABLE) / 30, verdicts["changed"].count(SceneVerdict.CHANGED) / 30]
+    print(f"stable of same {shares[0]:.2f}, changed of changed {shares[1]:.2f}")
+    assert min(shares) > 0.8  # the threshold keeps 95 % of same pairs; the AUROC of 0.999 leaves few changed ones above it
 
 
 # ---- forgetting
@@ -182,7 +189,7 @@ def forgetting(root: Path, seed: int, epochs: tuple[float, float]) -> dict[str, 
     plain = two_tasks(root, seed, epochs)
     first, second = plain.plan.stages
     replay = replace(plain, plan=replace(plain.plan, stages=(first, replace(second, mix=(0.4, 0.6), epochs=second.epochs * 0.6))))
-    results = {}
+    results: dict[str, Transfer] = {}
     for name, run in (("without", plain), ("replay", replay), ("CRaFT", replace(plain, anchors=64))):
         output = root / name
         if results:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from vla_edge.training.anchors import AnchorPlan, build_anchors
 from vla_edge.training.command import main
 from vla_edge.training.config import AugmentConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.craft import CraftConfig
+from vla_edge.training.frames import collate
 from vla_edge.training.run_files import read_metrics, read_status
 from vla_edge.training.runs import fine_tune, resume
 
@@ -69,7 +71,7 @@ def interrupt_at(step: int):
     return report
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16 file, two data sets, accumulation": {"accumulation": 2, "validate_every": 2},
     "augmentation and loader workers": {"workers": 1, "augment": AugmentConfig(most=2)},
     "adapters with dropout": {"lora": LoraConfig(rank=2, dropout=0.2)},
@@ -199,9 +201,9 @@ def test_sixteen_dimensions_are_padded_to_the_policys_and_cropped_back(tmp_path)
     policy = SmolVLAPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
     assert policy.config.action_dim == policy.config.state_dim == 16 and policy.settings.action.low.shape == (16,)
     sample = setup.training[0].sample(0, 0)
-    from vla_edge.training.frames import collate
-
-    actions = policy.postprocess(policy.predict_action_chunk(collate([sample], policy)))
+    chunk = policy.predict_action_chunk(collate([sample], policy))
+    assert isinstance(chunk, torch.Tensor)
+    actions = policy.postprocess(chunk)
     assert actions.shape == (1, 1, 16) and torch.isfinite(actions).all()
 
 
