@@ -292,6 +292,7 @@ class InferenceLoop:
         if not self._fault:
             say(f"inference: {message}")
             self._log.events["camera_faults"] += 1
+            self._log.line({"camera_fault": message, "time_ns": time.monotonic_ns()})
             self._dropped_through = self._sequence
             self._announce()
             self._summary("fault", fault=message)

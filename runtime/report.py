@@ -1,71 +1,77 @@
-"""What a flight record says: latencies of the ticks, and whether its goals can be computed again."""
+"""`vla-runtime report`: one HTML page on a flight record: timing, the blame of each missed tick, the cache's behaviour."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vla_edge.errors import CheckFailed, ControlError
-from vla_edge.runtime.control import load_core
-
-_TIMES = ("late_ns", "read_ns", "write_ns", "work_ns")
-_QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+from vla_edge.errors import RecordError
+from vla_edge.runtime.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
+from vla_edge.runtime.flight import chunks_of, open_record, tick_times, ticks_of
+from vla_edge.runtime.report_page import RunFacts, page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("record", type=Path, help="a flight.record")
-    parser.add_argument("--json", action="store_true", help="one machine-readable line")
+    parser.add_argument("--inference", type=Path, metavar="FILE", help="inference.jsonl of the run (default: beside the record)")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write; replaced when it exists")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    reader = open_record(arguments.record)
-    result = reader.replay()
-    times = tick_times(reader)
+    facts = gather(arguments.record, arguments.inference)
+    temporary = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(page(facts), encoding="utf-8")
+        os.replace(temporary, arguments.out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
+    print(f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} without action {dict(idle) or ''}")
     if arguments.json:
-        print(json.dumps({**result, "times_us": times}))
-    else:
-        print(f"{result['ticks']} ticks and {result['chunks']} chunks computed again from tick {result['first_tick']}")
-        for name, quantiles in times.items():
-            print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
-    if result["differing"]:
-        raise CheckFailed(
-            f"{arguments.record}: {result['differing']} ticks differ, the first at tick {result['differing_at']}; replay with the build that recorded it"
-        )
-    if result["first_tick"] < 0:
-        raise CheckFailed(f"{arguments.record}: neither its start nor an arming is left in it; nothing could be computed again")
+        missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]
+        print(json.dumps({"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle), "missed": missed}))
     return 0
 
 
-def open_record(path: Path) -> Any:
-    """A `RecordReader`; ControlError when there is none or it is of another build."""
-    try:
-        return load_core().RecordReader(path)
-    except OSError as error:
-        raise ControlError(f"{path}: not a flight record of this build ({error.strerror}); give a flight.record of a run folder") from error
-
-
-def ticks_of(reader: Any) -> Iterator[Mapping[str, Any]]:
-    """Every whole tick of the record, oldest first."""
-    first, end = reader.range()
-    for index in range(first, end):
-        cell = reader.cell(index)
-        if cell is not None and cell[0] == "tick":
-            yield cell[1]
-
-
-def tick_times(reader: Any) -> dict[str, dict[str, float]]:
-    """Microseconds: how late ticks started, bus reads, bus writes, whole ticks."""
+def gather(record: Path, inference: Path | None) -> RunFacts:
+    """Everything the page shows. RecordError: no tick in the record, or a log that is none."""
+    reader = open_record(record)
     ticks = list(ticks_of(reader))
     if not ticks:
-        return {}
-    return {name[:-3]: quantiles(np.array([tick[name] for tick in ticks]) / 1e3) for name in _TIMES}
+        raise RecordError(f"{record}: no whole tick in it; give the flight.record of a run that ticked")
+    header = reader.header()
+    lines = _lines(inference or record.with_name("inference.jsonl"), inference is not None)
+    within = [line for line in lines if ticks[0]["now_ns"] <= line.get("time_ns", 0) <= ticks[-1]["now_ns"] + 10 * header["period_ns"]]
+    rows = {sequence: chunk["n"] for sequence, chunk in chunks_of(reader).items()}
+    missed = missed_ticks(ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within))
+    return RunFacts(str(record), header, ticks, within, missed, tick_times(reader), _gate(lines))
 
 
-def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
-    return {name: float(np.percentile(values, share)) for name, share in _QUANTILES.items()}
+def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:
+    """The log's lines, the part that was moved aside first. Without a log: none (a run without inference)."""
+    found = [part for part in (path.with_name(path.name + ".1"), path) if part.is_file()]
+    if not found and asked:
+        raise RecordError(f"{path}: no such file; give the inference.jsonl of the run")
+    lines = []
+    for part in found:
+        for number, text in enumerate(part.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict):
+                raise RecordError(f"{part}: line {number} is not a JSON object; cut it out of a copy and give that with --inference")
+            lines.append(line)
+    return lines
+
+
+def _gate(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The limits of the newest run in the log."""
+    starts = [line["start"] for line in lines if isinstance(line.get("start"), dict)]
+    return starts[-1].get("gate") if starts else None

@@ -25,9 +25,9 @@ from vla_edge.robot.cameras import full_name
 from vla_edge.robot.sim import SimProcess
 from vla_edge.runtime.children import Child, end, start, wait_for_line
 from vla_edge.runtime.control import add_robot_arguments, load_core
+from vla_edge.runtime.flight import open_record, tick_times
 from vla_edge.runtime.inference import add_policy_arguments
 from vla_edge.runtime.operator import ask, read_status
-from vla_edge.runtime.report import open_record, tick_times
 from vla_edge.runtime.run_folder import RunFolder, open_run_folder
 
 START_S = 20.0

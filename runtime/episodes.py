@@ -1,0 +1,139 @@
+"""Episodes of a flight record as a LeRobot v3.0 data set, with the actions that were sent to the servos.
+
+`action` is the goal that left for the bus after the guard, not what the policy wished; `observation.state` is the joint
+reading of the same tick; a picture is the newest one taken before that reading. Both in joint units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.datasets.layout import Feature
+from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.errors import RecordError
+from vla_edge.runtime.flight import ticks_of
+from vla_edge.runtime.input_record import PICTURE, Entry, read_inputs
+
+_GAP_TICKS = 3
+"""More missed ticks in a row than this end an episode: its rows stand one period apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """left_out: ticks within the episodes that wrote no goal. oldest_picture_s: the greatest age of a picture at its tick."""
+
+    episodes: int
+    frames: int
+    left_out: int
+    oldest_picture_s: float
+
+
+def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> Exported:
+    """RecordError: no episode, no picture, or pictures too far apart for the rate of control."""
+    header = reader.header()
+    spans = list(episodes_of(ticks_of(reader)))
+    if not spans:
+        raise RecordError("the flight record holds no tick in which a chunk moved the arm; there is no episode to export")
+    scale, offset = np.array(header["maps"]).T
+    album = _Album(inputs)
+    features = {
+        "observation.state": Feature("float32", (6,), list(KOCH_JOINTS)),
+        "action": Feature("float32", (6,), list(KOCH_JOINTS)),
+        **{name: Feature("video", shape, ["height", "width", "channels"]) for name, shape in album.shapes.items()},
+    }
+    left_out, oldest_ns = 0, 0
+    with DatasetWriter(target, round(1e9 / header["period_ns"], 6), features, robot_type="koch_follower") as writer:
+        for span in spans:
+            for tick in span:
+                if not tick["write"]:
+                    left_out += 1
+                    continue
+                pictures, age_ns = album.at(tick["reading_ns"])
+                if age_ns > picture_age_s * 1e9:
+                    raise RecordError(
+                        f"tick {tick['tick']}: the newest recorded picture is {age_ns / 1e9:.2f} s old, the limit is {picture_age_s} s; "
+                        "record with --record-fps, or give a larger --picture-age"
+                    )
+                oldest_ns = max(oldest_ns, age_ns)
+                state, action = ((np.array(tick[name]) - offset) / scale for name in ("position", "goals"))
+                row = {"observation.state": state.astype(np.float32), "action": action.astype(np.float32), **pictures}
+                writer.add_frame(row, task=album.task)
+            writer.save_episode()
+        frames, episodes = writer.frames, writer.episodes
+    return Exported(episodes, frames, left_out, oldest_ns / 1e9)
+
+
+def episodes_of(ticks: Iterator[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """From the first tick that an action moved to the last before the arm was disarmed, parked, latched or in fault."""
+    span: list[Mapping[str, Any]] = []
+    for tick in ticks:
+        ends = tick["state"] in ("disarmed", "parking", "fault") or tick["latched"]
+        torn = bool(span) and tick["tick"] - span[-1]["tick"] > _GAP_TICKS + 1
+        if (ends or torn) and span:
+            yield from _trimmed(span)
+            span = []
+        if not ends and (span or tick["due"]):
+            span.append(tick)
+    yield from _trimmed(span)
+
+
+def _trimmed(span: list[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Without the hold behind the last action."""
+    last = max((index for index, tick in enumerate(span) if tick["due"] and tick["write"]), default=-1)
+    if last >= 0:
+        yield span[: last + 1]
+
+
+class _Album:
+    """The recorded pictures, read once from front to back as ticks advance."""
+
+    def __init__(self, inputs: Path) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.task = ""
+        for entry in read_inputs(inputs):
+            self.task = self.task or entry.head.get("task", "")
+            self.shapes |= {name: array.shape for name, array in _pictures(entry).items() if name not in self.shapes}
+        if not self.shapes:
+            raise RecordError(f"{inputs}: no picture in it; give the file of --record-inputs")
+        if not self.task:
+            raise RecordError(f"{inputs}: no inference in it, so the task is unknown; give the whole file")
+        self._entries = read_inputs(inputs)
+        self._path = inputs
+        self._ahead: Entry | None = next(self._entries, None)
+        self._newest: dict[str, tuple[int, NDArray[np.uint8]]] = {}
+
+    def at(self, time_ns: int) -> tuple[dict[str, NDArray[np.uint8]], int]:
+        """Each camera's newest picture at `time_ns`, and the age of the oldest of them in ns."""
+        while self._ahead is not None and _date(self._ahead) <= time_ns:
+            self._take(self._ahead)
+            self._ahead = next(self._entries, None)
+        missing = [name for name in self.shapes if name not in self._newest]
+        if missing:
+            raise RecordError(f"{self._path}: no picture of {missing[0]} before the first action; was it recorded in the same run?")
+        return {name: image for name, (_, image) in self._newest.items()}, time_ns - min(taken for taken, _ in self._newest.values())
+
+    def _take(self, entry: Entry) -> None:
+        self.task = entry.head.get("task", self.task)
+        for name, image in _pictures(entry).items():
+            taken = entry.head["captured_ns"] if entry.head["kind"] == "picture" else entry.head["captured_ns"][name]
+            if name not in self._newest or taken > self._newest[name][0]:
+                self._newest[name] = (taken, np.array(image))
+
+
+def _pictures(entry: Entry) -> dict[str, NDArray[np.uint8]]:
+    if entry.head.get("audit"):
+        return {}
+    return {name.removeprefix(PICTURE): array for name, array in entry.arrays.items() if name.startswith(PICTURE)}
+
+
+def _date(entry: Entry) -> int:
+    """From when on an entry's pictures are known; entries without one come at once."""
+    captured = entry.head.get("captured_ns", 0)
+    return int(max(captured.values(), default=0)) if isinstance(captured, dict) else int(captured)

@@ -1,0 +1,52 @@
+"""Reading a flight record: its ticks, its chunks, the latencies of the ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.errors import ControlError
+from vla_edge.runtime.control import load_core
+
+_TIMES = ("late_ns", "read_ns", "write_ns", "work_ns")
+_QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+
+
+def open_record(path: Path) -> Any:
+    """A `RecordReader`; ControlError when there is none or it is of another build."""
+    try:
+        return load_core().RecordReader(path)
+    except OSError as error:
+        raise ControlError(f"{path}: not a flight record of this build ({error.strerror}); give a flight.record of a run folder") from error
+
+
+def ticks_of(reader: Any) -> Iterator[Mapping[str, Any]]:
+    """Every whole tick of the record, oldest first."""
+    first, end = reader.range()
+    for index in range(first, end):
+        cell = reader.cell(index)
+        if cell is not None and cell[0] == "tick":
+            yield cell[1]
+
+
+def chunks_of(reader: Any) -> dict[int, Mapping[str, Any]]:
+    """Every chunk that was taken and is still whole in the record, by its observation's sequence."""
+    first, end = reader.range()
+    cells = (reader.cell(index) for index in range(first, end))
+    return {cell[1]["observation_sequence"]: cell[1] for cell in cells if cell is not None and cell[0] == "chunk"}
+
+
+def tick_times(reader: Any) -> dict[str, dict[str, float]]:
+    """Microseconds: how late ticks started, bus reads, bus writes, whole ticks."""
+    ticks = list(ticks_of(reader))
+    if not ticks:
+        return {}
+    return {name[:-3]: quantiles(np.array([tick[name] for tick in ticks]) / 1e3) for name in _TIMES}
+
+
+def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
+    return {name: float(np.percentile(values, share)) for name, share in _QUANTILES.items()}

@@ -1,0 +1,76 @@
+"""`vla-runtime replay`: compute a record's goals again and compare; with recorded inputs the chunks too; export episodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from vla_edge.errors import CheckFailed, ConfigError
+from vla_edge.runtime.flight import open_record, tick_times
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("record", type=Path, help="a flight.record")
+    parser.add_argument("--inputs", type=Path, metavar="FILE", help="the record of inputs of the same run (--record-inputs)")
+    parser.add_argument("--bundle", type=Path, help="run the recorded inputs through this bundle again and compare the chunks")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the episodes as a LeRobot v3.0 data set; needs --inputs")
+    parser.add_argument("--picture-age", type=float, default=0.5, metavar="SECONDS", help="refuse to export pictures older than this at their tick")
+    parser.add_argument("--json", action="store_true", help="one machine-readable line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.inputs is None and (arguments.bundle is not None or arguments.export is not None):
+        raise ConfigError("--bundle and --export need --inputs, the record of inputs of the same run")
+    reader = open_record(arguments.record)
+    told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader)}
+    if not arguments.json:
+        print(f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, {told['differing']} differ")
+        for name, quantiles in told["times_us"].items():
+            print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
+    if arguments.bundle is not None:
+        told["inputs"] = _replay_inputs(arguments)
+    if arguments.export is not None:
+        told["episodes"] = _export(arguments, reader)
+    if arguments.json:
+        print(json.dumps(told))
+    _judge(arguments.record, told)
+    return 0
+
+
+def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
+    from vla_edge.runtime.replay_inputs import replay_inputs
+
+    result = replay_inputs(arguments.inputs, arguments.bundle, lambda work: track(work, "inferences", console=Console(stderr=True), transient=True))
+    if not arguments.json:
+        print(f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; largest difference {result.worst:.3g} of a latent value")
+    return {"inferences": result.inferences, "differing": result.differing, "gaps": result.gaps, "worst": result.worst, "first_differing": result.first_differing}
+
+
+def _export(arguments: argparse.Namespace, reader: Any) -> dict[str, Any]:
+    from vla_edge.runtime.episodes import export_episodes
+
+    made = export_episodes(reader, arguments.inputs, arguments.export, arguments.picture_age)
+    if not arguments.json:
+        print(
+            f"{arguments.export}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; {made.left_out} ticks had no write; "
+            f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
+        )
+    return {"episodes": made.episodes, "frames": made.frames, "left_out": made.left_out, "oldest_picture_s": made.oldest_picture_s}
+
+
+def _judge(record: Path, told: dict[str, Any]) -> None:
+    if told["differing"]:
+        raise CheckFailed(f"{record}: {told['differing']} ticks differ, the first at tick {told['differing_at']}; replay with the build that recorded it")
+    if told["first_tick"] < 0:
+        raise CheckFailed(f"{record}: neither its start nor an arming is left in it; nothing could be computed again")
+    inputs = told.get("inputs")
+    if inputs and inputs["differing"]:
+        raise CheckFailed(
+            f"{inputs['differing']} of {inputs['inferences']} chunks differ from the recorded ones, the first at observation {inputs['first_differing']}; "
+            "replay on the machine and with the versions that recorded them"
+        )

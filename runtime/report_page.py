@@ -1,0 +1,143 @@
+"""The page of `vla-runtime report`: facts of a run in, one HTML document without anything from outside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.runtime.blame import Missed, count_by_cause
+from vla_edge.runtime.inference_log import STAGES
+from vla_edge.runtime.plots import bar_plot, line_plot, state_strip
+
+STATE_COLOURS = {"moving": "#2c9a57", "planning": "#2f6fde", "hold": "#d98a1c", "parking": "#16a394", "fault": "#d2453b", "disarmed": "#b4bdc9"}
+_STYLE = """
+body { font:14px/1.5 system-ui, sans-serif; color:#1d2733; background:#f4f6f9; margin:0; padding:28px } main { max-width:980px; margin:auto }
+h1 { font-size:21px; margin:0 0 4px } h2 { font-size:15px; margin:0 0 10px } .sub { color:#66758a; margin:0 0 18px; overflow-wrap:anywhere } section { background:#fff; border:1px solid #e3e8ef; border-radius:12px; padding:16px 20px; margin-bottom:16px }
+.facts { display:flex; flex-wrap:wrap; gap:12px 34px } .facts div span { display:block; color:#66758a; font-size:12px } .facts div b { font-size:19px; font-variant-numeric:tabular-nums }
+svg { width:100%; display:block } svg path { fill:none; stroke-width:1.4; stroke-linejoin:round } .grid { stroke:#e3e8ef } .level { stroke:#d98a1c; stroke-dasharray:6 4 } svg text { font-size:11px; fill:#66758a }
+.legend { font-size:12px; color:#66758a; display:flex; flex-wrap:wrap; gap:4px 16px; margin:2px 0 14px } .legend i { display:inline-block; width:10px; height:10px; border-radius:3px; margin-right:5px } .legend em { margin-left:auto; font-style:normal }
+.bar { display:grid; grid-template-columns:150px 1fr 120px; gap:12px; align-items:center; padding:2px 0 } .bar i { height:10px; background:#eef1f5; border-radius:5px } .bar b { display:block; height:100%; background:#2f6fde; border-radius:5px } .bar em { font-style:normal; font-variant-numeric:tabular-nums }
+table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums } th { text-align:left; color:#66758a; font-weight:600; font-size:12px } td, th { padding:3px 14px 3px 0; border-bottom:1px solid #eef1f5 } .none { color:#66758a } details { margin-top:10px } h3 { font-size:13px; color:#66758a; margin:14px 0 6px }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What `report.gather` found. inferences: lines of inference.jsonl within the record. times_us: quantiles."""
+
+    record: str
+    header: Mapping[str, Any]
+    ticks: Sequence[Mapping[str, Any]]
+    inferences: Sequence[Mapping[str, Any]]
+    missed: Sequence[Missed]
+    times_us: Mapping[str, Mapping[str, float]]
+    gate: Mapping[str, Any] | None
+
+
+def page(facts: RunFacts) -> str:
+    """The whole document."""
+    ticks, header = facts.ticks, facts.header
+    began = datetime.fromtimestamp((ticks[0]["now_ns"] + header["wall_minus_monotonic_ns"]) / 1e9, timezone.utc)
+    skipped, idle = count_by_cause(facts.missed, True), count_by_cause(facts.missed, False)
+    moving = sum(tick["due"] for tick in ticks) / len(ticks)
+    told = {
+        "ticks": len(ticks),
+        "rate": f"{1e9 / header['period_ns']:.1f} Hz",
+        "skipped": skipped.total(),
+        "without action": idle.total(),
+        "with an action": f"{moving:.0%}",
+        "inferences": sum("reason" in line for line in facts.inferences),
+        "written to the arm": "nothing (shadow)" if header["shadow"] else "yes",
+    }
+    sections = [
+        f'<div class="facts">{"".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in told.items())}</div>',
+        "<h2>Timing</h2>" + _timing(facts),
+        "<h2>Missed ticks</h2>" + _blame(facts.missed, skipped, idle),
+        "<h2>Inference and prefix cache</h2>" + _cache(facts),
+        "<h2>Joints</h2>" + _joints(facts),
+    ]
+    body = "".join(f"<section>{section}</section>" for section in sections)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Run of {began:%Y-%m-%d %H:%M:%S}</title><style>{_STYLE}</style></head><body><main><h1>Run of {began:%Y-%m-%d %H:%M:%S} UTC</h1>"
+        f'<p class="sub">{escape(facts.record)}</p>{body}</main></body></html>'
+    )
+
+
+def _seconds(facts: RunFacts) -> NDArray[np.float64]:
+    start = facts.ticks[0]["now_ns"]
+    return np.array([(tick["now_ns"] - start) / 1e9 for tick in facts.ticks])
+
+
+def _timing(facts: RunFacts) -> str:
+    x = _seconds(facts)
+    ms = {name: np.array([tick[f"{name}_ns"] / 1e6 for tick in facts.ticks]) for name in ("late", "read", "write", "work")}
+    states = [tick["state"] for tick in facts.ticks]
+    strip = state_strip(x, states, STATE_COLOURS, float(x[-1]) + facts.header["period_ns"] / 1e9)
+    names = {"late": "start after its time", "read": "bus read", "write": "bus write", "work": "whole tick"}
+    rows = "".join(
+        f"<tr><td>{names[name]}</td>" + "".join(f"<td>{value / 1e3:.3f}</td>" for value in quantiles.values()) + "</tr>" for name, quantiles in facts.times_us.items()
+    )
+    heads = "".join(f"<th>{name}</th>" for name in next(iter(facts.times_us.values())))
+    return (
+        "<h3>State of control</h3>" + strip + "<h3>How late each tick started</h3>" + line_plot(x, {"late": ms["late"]}, "ms", "s")
+        + "<h3>What each tick took</h3>" + line_plot(x, {"whole tick": ms["work"], "bus read": ms["read"], "bus write": ms["write"]}, "ms", "s")
+        + f"<table><tr><th>ms</th>{heads}</tr>{rows}</table>"
+    )
+
+
+def _blame(missed: Sequence[Missed], skipped: Counter[str], idle: Counter[str]) -> str:
+    rows = "".join(
+        f"<tr><td>{item.first}{'' if item.ticks == 1 else f' to {item.last}'}</td><td>{item.ticks}</td><td>{'skipped' if item.skipped else 'no action'}</td>"
+        f"<td>{item.cause.value}</td><td>{escape(item.why)}</td></tr>"
+        for item in missed
+    )
+    table = f"<details><summary>every missed tick ({sum(item.ticks for item in missed)})</summary><table><tr><th>tick</th><th>ticks</th><th>kind</th><th>cause</th><th>why</th></tr>{rows}</table></details>"
+    return f"<h3>Skipped: the loop did not run in time</h3>{bar_plot(skipped, 'ticks')}<h3>Without action: armed, and no action was due</h3>{bar_plot(idle, 'ticks')}{table if missed else ''}"
+
+
+def _cache(facts: RunFacts) -> str:
+    lines = [line for line in facts.inferences if "reason" in line]
+    if not lines:
+        return '<p class="none">no inference was logged in the time of this record</p>'
+    start = facts.ticks[0]["now_ns"]
+    x = np.array([(line["time_ns"] - start) / 1e9 for line in lines])
+    stages = {name: np.array([line["ms"][name] for line in lines]) for name in STAGES if any(line["ms"][name] > 0 for line in lines)}
+    similarity = np.array([np.nan if line.get("similarity") is None else line["similarity"] for line in lines])
+    guard = np.array([max((reading[0] for reading in (line.get("guard") or {}).values()), default=np.nan) for line in lines])
+    hits = sum(not line["prefix"] for line in lines)
+    verdicts = Counter(line["verdict"] for line in lines if line.get("verdict"))
+    parts = [
+        f'<div class="facts"><div><span>hits</span><b>{hits}</b></div><div><span>prefix runs</span><b>{len(lines) - hits}</b></div>'
+        f'<div><span>delta runs</span><b>{sum(bool(line.get("delta")) for line in lines)}</b></div><div><span>hit rate</span><b>{hits / len(lines):.0%}</b></div></div>',
+        "<h3>Why the prefix ran, or was reused</h3>" + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
+        "<h3>Stages of each inference</h3>" + line_plot(x, stages, "ms", "s"),
+    ]
+    if np.isfinite(similarity).any():
+        parts.append("<h3>Gate similarity and its threshold</h3>" + line_plot(x, {"similarity": similarity}, "cosine", "s", facts.gate["threshold"] if facts.gate else None))
+    if np.isfinite(guard).any():
+        parts.append("<h3>Pixel guard, largest mean of the cameras</h3>" + line_plot(x, {"mean": guard}, "grey levels", "s", facts.gate["guard_mean"] if facts.gate else None))
+    if verdicts:
+        parts.append("<h3>Verdicts of the gate</h3>" + bar_plot(verdicts, "inferences"))
+    return "".join(parts)
+
+
+def _joints(facts: RunFacts) -> str:
+    x = _seconds(facts)
+    scale, offset = np.array(facts.header["maps"]).T
+    present = (np.array([tick["position"] for tick in facts.ticks]) - offset) / scale
+    goals = (np.array([tick["goals"] for tick in facts.ticks]) - offset) / scale
+    written = np.array([tick["write"] for tick in facts.ticks])
+    goals[~written] = np.nan
+    seen = np.array([tick["read_result"] == 0 for tick in facts.ticks])
+    present[~seen] = np.nan
+    plots = [f"<h3>{name.replace('_', ' ')}</h3>" + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s") for k, name in enumerate(KOCH_JOINTS)]
+    return "".join(plots) + "<h3>Limits the guard met</h3>" + bar_plot(Counter(tick["verdict"] for tick in facts.ticks if tick["verdict"] != "passed" and tick["due"]), "ticks")
