@@ -164,6 +164,18 @@ def test_a_tripped_watchdog_makes_the_present_position_the_goal() -> None:
     assert flight.tick(command=Command.ARM)["state"] == "planning"
 
 
+def test_a_watchdog_that_tripped_in_a_short_loss_of_readings_is_cleared_and_the_plan_goes_on() -> None:
+    flight = Flight().armed()
+    flight.tick(flight.chunk(n=60))
+    for lost in (False, False, *[True] * 8):
+        flight.tick(lost=lost)
+    told = flight.tick(watchdog=True)
+    assert told["clear_watchdog"] and told["state"] == "moving"
+    for _ in range(16):
+        flight.tick(lost=True)
+    assert flight.tick(watchdog=True)["state"] == "fault"
+
+
 def test_an_unplugged_bus_is_a_fault_and_nothing_is_written() -> None:
     flight = Flight().armed()
     flight.tick(flight.chunk())

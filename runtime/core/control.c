@@ -94,7 +94,7 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
     const schedule_plan *plan = &pilot->schedule.plans[pilot->schedule.current];
     told->tick = self->clock.tick;
     told->tick_ns = start_ns;
-    if (self->input.read_result == ARM_OK || self->input.read_result == ARM_ALERT) {
+    if (self->heard_ns == start_ns) {
         told->reading_tick = self->clock.tick;
         told->reading_ns = self->input.reading.time_ns;
         for (int i = 0; i < ARM_JOINTS; i++) {
@@ -149,12 +149,16 @@ static void count_faults(control *self)
     self->status.major_faults = (uint64_t)usage.ru_majflt - self->first_major;
 }
 
-/* Has the bus been silent for so long that the servos may have stopped by themselves? */
+/* Has the bus been silent for so long that the servos may have stopped by themselves? No answer counts as silence:
+ * what did not answer may not have heard us either. */
 static void check_gap(control *self, int64_t start_ns)
 {
-    if (self->last_tick_ns != 0 && start_ns - self->last_tick_ns > watchdog_gap_ns)
+    if (self->heard_ns != 0 && start_ns - self->heard_ns > watchdog_gap_ns)
         self->watchdog_due = true;
+    if (self->last_tick_ns != 0 && start_ns - self->last_tick_ns > watchdog_gap_ns)
+        self->absent = self->watchdog_due = true;
     self->last_tick_ns = start_ns;
+    self->input.absent = self->absent;
     self->input.watchdog = false;
     if (!self->watchdog_due || !self->pilot.torque || self->config.shadow)
         return;
@@ -228,6 +232,14 @@ static bool run_tick(control *self, int64_t start_ns)
     int64_t before_ns = clock_now_ns();
     input->read_result = self->arm->read(self->arm->context, start_ns + budget_ns * 5 / 8, &input->reading);
     int64_t read_ns = clock_now_ns() - before_ns;
+    bool heard = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
+    if (heard) {
+        self->heard_ns = start_ns;
+        self->absent = self->absent && self->watchdog_due;
+    } else if (input->watchdog) { /* clearing it needs to know where the arm is */
+        input->watchdog = false;
+        self->watchdog_due = true;
+    }
 
     pilot_begin(&self->pilot, input, &self->output);
     take_notice(self);
@@ -248,7 +260,7 @@ static bool run_tick(control *self, int64_t start_ns)
     if (request.address_bytes > 0)
         command_reply(self->config.socket_fd, &request, &self->output);
 
-    if (self->output.answer == ANSWER_DONE && request.command == COMMAND_ARM)
+    if (request.command == COMMAND_ARM && heard) /* one try: an arm that was not fit to start does not start later by itself */
         self->config.arm_at_start = false;
     bool gone = self->output.reason == REASON_UNPLUGGED;
     self->unplugged_ns = !gone ? 0 : self->unplugged_ns != 0 ? self->unplugged_ns : start_ns;

@@ -57,8 +57,10 @@ typedef struct {
     chunk chunk;
     pilot_input input;
     pilot_output output;
-    int64_t last_tick_ns;  /* start of the tick before */
+    int64_t heard_ns;      /* start of the last tick with a reading, 0: none yet */
     int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
+    int64_t last_tick_ns;  /* start of the tick before */
+    bool absent;           /* no tick ran for that long; until the servos have answered */
     bool watchdog_due; /* a gap was long enough for the servos to have stopped */
     int signals;
     uint64_t first_minor, first_major;

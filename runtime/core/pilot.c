@@ -45,6 +45,16 @@ static void latch_hold(pilot *self, pilot_reason reason)
     enter(self, PILOT_HOLD, reason, -1);
 }
 
+/* The servos stopped by themselves: they heard nothing for 200 ms. After a short loss of readings that is the loss
+ * itself and the plan goes on from where the arm stands; otherwise we were gone, and that is a fault. */
+static void take_watchdog(pilot *self, const pilot_input *input, pilot_output *output)
+{
+    bool outage = !input->absent && self->lost > 0 && input->now_ns - self->lost_ns < self->config.reads_latch_ns;
+    if (!outage || !armed(self) || self->latched)
+        fault(self, REASON_WATCHDOG, -1);
+    output->clear_watchdog = true;
+}
+
 static void take_reading(pilot *self, const pilot_input *input)
 {
     bool answered = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
@@ -168,11 +178,9 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
     memset(output, 0, sizeof *output);
     int64_t patience = input->patience_ns > self->config.patience_min_ns ? input->patience_ns : self->config.patience_min_ns;
     self->patience_ns = patience < self->config.patience_max_ns ? patience : self->config.patience_max_ns;
+    if (input->watchdog)
+        take_watchdog(self, input, output); /* before the reading ends the loss */
     take_reading(self, input);
-    if (input->watchdog) {
-        fault(self, REASON_WATCHDOG, -1);
-        output->clear_watchdog = true;
-    }
     const schedule_plan *plan = &self->schedule.plans[self->schedule.current];
     if (plan->present && plan->data.observation_sequence <= input->dropped_through)
         schedule_drop(&self->schedule);

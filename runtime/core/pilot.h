@@ -75,6 +75,7 @@ typedef struct {
     arm_result read_result;
     arm_reading reading;      /* valid with ARM_OK and ARM_ALERT */
     bool watchdog;            /* a servo's bus watchdog was found tripped */
+    bool absent;              /* while we ran no tick ourselves, rather than while readings were lost */
     bool unplugged;           /* a write of the last tick found no bus */
     bool torque_failed;       /* so did not every servo take the last torque command */
     pilot_command command;
