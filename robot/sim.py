@@ -6,7 +6,7 @@ Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
 port), `calibration.json` (the simulated arm's joint calibration) and
 `frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
 and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`);
-its last line says how far the tip is from each cube.
+its last line says how far the tip was from each cube when the last goal came.
 Physics runs at the rate of the wall clock in the process that answers the bus
 (before ordinary processes where that is allowed); pictures are rendered in
 another one, from a copy of the configuration.
@@ -19,15 +19,16 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, ConfigError, run_command
 from vla_edge.robot.bus_log import open_log
-from vla_edge.robot.emulated_bus import EmulatedBus
+from vla_edge.robot.emulated_bus import EmulatedBus, Log
 from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, try_realtime
 from vla_edge.robot.faults import FaultRates, Faults
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
@@ -103,14 +104,31 @@ def serve(process: SimProcess, commands: bool) -> None:
             terminal = Terminal(process.port)
         except OSError as error:
             raise BusError(f"no pseudo-terminal at {process.port}: {error.strerror}; check the folder and /dev/pts") from None
-        emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, log), plant, faults)
+        tips = TipAtLastGoal(arm, log)
+        emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, tips), plant, faults)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: emulator.apply(("quit",)))
         realtime = try_realtime()
         frames = {camera: str(path) for camera, path in process.cameras().items()}
         print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": frames, "realtime": realtime}), flush=True)
         emulator.run([], sys.stdin if commands else None)
-    print(json.dumps({"tip_to_cube_m": tip_to_cubes(arm)}), flush=True)
+    print(json.dumps({"tip_to_cube_m": tips.tip_to_cube_m}), flush=True)
+
+
+class TipAtLastGoal:
+    """Looks through the bus's log for accepted goals: where the tip was at the last one.
+
+    Afterwards it is nobody's doing: 200 ms without a word the servos' watchdog trips, and the arm sags.
+    """
+
+    def __init__(self, arm: SimulatedArm, log: Log) -> None:
+        self._arm, self._log = arm, log
+        self.tip_to_cube_m = tip_to_cubes(arm)
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        if entry["kind"] == "goal":
+            self.tip_to_cube_m = tip_to_cubes(self._arm)
+        self._log(entry)
 
 
 def tip_to_cubes(arm: SimulatedArm) -> dict[str, float]:

@@ -74,7 +74,9 @@ def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(running: tup
     assert after.sequence > before.sequence + 10
     assert np.abs(after.image.astype(int) - before.image).max() > 60, "the phone camera must see the arm turn"
     child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=10) == 0
+    last_words, _ = child.communicate(timeout=20)
+    assert child.returncode == 0
+    assert set(json.loads(last_words.splitlines()[-1])["tip_to_cube_m"]) == {"red", "green", "blue"}
     strip = cv2.imread(str(process.record))
     assert strip is not None and strip.shape[0] >= 360
 
