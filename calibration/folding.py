@@ -100,9 +100,10 @@ def _foldable(model: onnx.ModelProto, readers: Mapping[str, list[onnx.NodeProto]
         value = node.output[0]
         after = readers.get(value, [])
         only_linear = bool(after) and all(reader.name in linear and reader.input[0] == value for reader in after)
-        own = (*constants, *(reader.input[1] for reader in after))
-        if constants and only_linear and all(len(readers[name]) == 1 for name in own):
-            found.append(value)
+        if constants and only_linear:
+            own = (*constants, *(reader.input[1] for reader in after))
+            if all(len(readers[name]) == 1 for name in own):
+                found.append(value)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,19 +44,20 @@ class Split:
     held_out: Measured
 
 
-def from_dataset(bundle: Bundle, path: Path, count: int, held_out: int) -> Split:
+def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: int, held_out: int) -> Split:
     """Frames spread over the data set; the last fifth of its episodes (of its frames, when it has one episode) is held
-    out. DatasetError: no camera of the policy, or too few frames."""
+    out. renamed: policy camera → data set camera where they differ. DatasetError: no camera of the policy, or too few
+    frames."""
     with open_dataset(path) as dataset:
-        cameras = _cameras(bundle, dataset)
+        cameras = _cameras(bundle, dataset, renamed)
         border = _border(dataset)
         if border < 1 or len(dataset) - border < 1:
             raise DatasetError(f"{path}: {len(dataset)} frames are too few to hold some out; record more")
         first = _spread(0, border, count)
         last = _spread(border, len(dataset), held_out)
         return Split(
-            _measured(bundle, f"{path.name}, {len(first)} frames of 0 to {border - 1}", [_observation(dataset.frame(index, cameras)) for index in first]),
-            _measured(bundle, f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}", [_observation(dataset.frame(index, cameras)) for index in last]),
+            _measured(bundle, f"{path.name}, {len(first)} frames of 0 to {border - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in first]),
+            _measured(bundle, f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in last]),
         )
 
 
@@ -86,16 +87,22 @@ def _measured(bundle: Bundle, source: str, observations: Sequence[Observation]) 
     return Measured(source, tuple(observations), noise, digest.hexdigest())
 
 
-def _observation(sample: Sample) -> Observation:
-    frames = {name: Frame(name, image, 0, sample.index) for name, image in sample.images.items()}
+def _observation(sample: Sample, cameras: Mapping[str, str]) -> Observation:
+    frames = {cameras[name]: Frame(cameras[name], image, 0, sample.index) for name, image in sample.images.items()}
     return Observation(sample.index, frames, JointReading(sample.index, 0, np.asarray(sample.values[STATE], np.float32)), sample.task)
 
 
-def _cameras(bundle: Bundle, dataset: Dataset) -> list[str]:
-    names = {camera.name for camera in bundle.manifest.cameras} | {camera.source for camera in bundle.manifest.cameras}
-    found = [key for key in dataset.camera_keys if key in names]
+def _cameras(bundle: Bundle, dataset: Dataset, renamed: Mapping[str, str]) -> dict[str, str]:
+    """Data set camera → policy camera."""
+    found = {}
+    for camera in bundle.manifest.cameras:
+        given = renamed.get(camera.name) or renamed.get(camera.source)
+        key = given or next((name for name in (camera.source, camera.name) if name in dataset.camera_keys), None)
+        if key is not None:
+            found[key] = camera.source
     if not found:
-        raise DatasetError(f"{dataset.root}: its cameras {list(dataset.camera_keys)} are none of the policy's {sorted(names)}; give the data it was trained on")
+        names = [camera.source for camera in bundle.manifest.cameras]
+        raise DatasetError(f"{dataset.root}: its cameras {list(dataset.camera_keys)} are none of the policy's {names}; name them with --camera POLICY=DATASET")
     return found
 
 

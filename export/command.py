@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vla_edge.errors import ConfigError, EngineError, run_command
+from vla_edge.export.precision_arguments import add_precision_arguments, precision_request
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,25 +32,38 @@ def _main(argv: Sequence[str]) -> int:
         if arguments.json:
             print(json.dumps(summary(bundle)))
         return 0
-    if not arguments.checkpoint:
-        raise ConfigError("nothing to do: give --checkpoint DIR to export, or --inspect BUNDLE")
-    out = arguments.out or arguments.checkpoint.resolve().parent / f"{arguments.checkpoint.resolve().name}-bundle"
+    if bool(arguments.checkpoint) == bool(arguments.bundle):
+        raise ConfigError("give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE")
+    if arguments.bundle and arguments.precision == "fp32":
+        raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
+    start_from = (arguments.checkpoint or arguments.bundle).resolve()
+    out = arguments.out or start_from.parent / (f"{start_from.name}-bundle" if arguments.checkpoint else f"{start_from.name}-{arguments.precision}")
     if not arguments.out:
         console.print(f"no --out given: writing to {out}", markup=False)
     start = time.monotonic()
-    _export(arguments, out, console)
-    bundle = print_bundle(out, console, detail=False)
+    # A terminated export cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _progress(console) as tell, _packages():
+        if arguments.precision == "fp32":
+            _export(arguments, out, tell)
+        else:
+            from vla_edge.export.precision import requantise
+
+            request = precision_request(arguments)
+            with _float32_bundle(arguments, out, tell) as source:
+                requantise(source, out, request, tell)
+    written = print_bundle(out, console, detail=False)
     seconds = time.monotonic() - start
-    console.print(f"{out} written and compared with torch in {seconds:.1f} s", markup=False)
+    console.print(f"{out} written and compared with {'torch' if arguments.checkpoint else 'its float32 bundle'} in {seconds:.1f} s", markup=False)
     if arguments.json:
-        print(json.dumps({**summary(bundle), "seconds": round(seconds, 2)}))
+        print(json.dumps({**summary(written), "seconds": round(seconds, 2)}))
     return 0
 
 
-def _export(arguments: argparse.Namespace, out: Path, console: Console) -> None:
-    with _packages():
-        from vla_edge.export.assemble import ExportRequest, export_bundle
-        from vla_edge.export.observations import Recording
+def _export(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
+    from vla_edge.export.assemble import ExportRequest, export_bundle
+    from vla_edge.export.observations import Recording
+
     request = ExportRequest(
         checkpoint=arguments.checkpoint,
         out=out,
@@ -57,10 +72,20 @@ def _export(arguments: argparse.Namespace, out: Path, console: Console) -> None:
         threads=arguments.threads,
         joint_units=arguments.joint_units,
     )
-    # A terminated export cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _progress(console) as tell, _packages():
-        export_bundle(request, tell)
+    export_bundle(request, tell)
+
+
+@contextmanager
+def _float32_bundle(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> Iterator[Path]:
+    """The bundle that was given, or one of the checkpoint that is removed again."""
+    if arguments.bundle:
+        yield arguments.bundle
+        return
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; choose another folder or remove it")
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as beside:
+        _export(arguments, Path(beside) / "float32", tell)
+        yield Path(beside) / "float32"
 
 
 @contextmanager
@@ -100,8 +125,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DATASET", help="LeRobot data set: compare on its frames too, take the joints' names from it")
     parser.add_argument("--camera", type=_pair, action="append", default=[], metavar="POLICY=DATASET", help="a camera whose name differs in the data set")
     parser.add_argument("--joint-units", choices=("degrees", "range_m100_100", "unknown"), default="unknown", help="unit of the policy's joint values; checkpoints do not say it")
-    parser.add_argument("--backend", choices=("ort",), default="ort", help="what the graphs are prepared for and compared on (default: ort)")
-    parser.add_argument("--precision", choices=("fp32",), default="fp32", help="type of the matrices (default: fp32)")
+    add_precision_arguments(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of the comparison (default: all physical cores)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
     parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and print what it holds")

@@ -38,21 +38,40 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
         _print_policy(bundle, console)
     table = Table(title=f"{path.name} · {bundle.digest[:12]}")
     table.add_column("graph")
-    for name in ("nodes", "parameters", "weights MB", "precision", "worst parity"):
+    latency = bundle.manifest.precision.get("latency_ms", {})
+    for name in ("nodes", "parameters", "weights MB", "precision", "worst parity", *(("ms (fp32)",) if latency else ())):
         table.add_column(name, justify="right")
     stages = bundle.manifest.parity.get("stages", {})
     precision = bundle.manifest.precision.get("graphs", {})
     for name in sorted(bundle.manifest.graphs, key=_turn):
         figures = _figures(bundle, name)
         worst = f"{stages[name]:.1e}" if name in stages else ""
-        table.add_row(name, str(figures["nodes"]), f"{figures['parameters'] / 1e6:.2f} M", f"{figures['bytes'] / 1e6:.1f}", precision.get(name, ""), worst)
+        took = [f"{latency['this'][name]:.1f} ({latency['fp32'][name]:.1f})"] if name in latency.get("this", {}) else []
+        table.add_row(name, str(figures["nodes"]), f"{figures['parameters'] / 1e6:.2f} M", f"{figures['bytes'] / 1e6:.1f}", precision.get(name, ""), worst, *took)
     console.print(table)
+    _print_precision(bundle, console)
     size = sum((path / name).stat().st_size for name in bundle.manifest.files)
     chunk = f", chunk parity {stages['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})" if "chunk" in stages else ""
     console.print(f"{size / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")
     for note in bundle.manifest.notes:
         console.print(f"note: {note}", markup=False)
     return bundle
+
+
+def _print_precision(bundle: Bundle, console: Console) -> None:
+    """The measured action error of a bundle that is not float32, with its bound."""
+    found = bundle.manifest.precision
+    if "error" not in found:
+        return
+    error, bound = found["error"], found["bound"]
+    console.print(
+        f"{found['requested']} for {found['backend']}: action error cosine {error['cosine']:.5f} (at least {bound['cosine']:g}), "
+        f"95th percentile {100 * error['joint_p95']:.2f} % of a joint's range (at most {100 * bound['joint_p95']:g} %), on {found['data']['held_out']}",
+        markup=False,
+    )
+    if "latency_ms" in found:
+        whole = found["latency_ms"]
+        console.print(f"fresh inference {whole['this']['total']:.1f} ms, float32 on ONNX Runtime {whole['fp32']['total']:.1f} ms")
 
 
 def _figures(bundle: Bundle, name: str) -> dict[str, int]:

@@ -1,0 +1,256 @@
+"""A float32 bundle in, a bundle of another precision out: plan found by measuring, realised precision audited.
+
+The plan's action error is measured against the float32 bundle on ONNX Runtime,
+on observations that its ranges were not taken from. What was asked for and does
+not run so is a failed export.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from vla_edge.bundle import Bundle, GraphFile, GraphSpec, Manifest, file_sha256, new_folder, open_bundle, write_manifest
+from vla_edge.calibration.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
+from vla_edge.calibration.audit import GraphAudit, audit_openvino, audit_ort
+from vla_edge.calibration.folding import Folds, folds_of
+from vla_edge.calibration.linear import weight_arrays
+from vla_edge.calibration.observations import Split, from_dataset, synthetic
+from vla_edge.calibration.plan import Candidate, Search, Weighted, search
+from vla_edge.calibration.ranges import Method, Ranges, gather
+from vla_edge.calibration.treatment import DIALECTS, Treatment, dialect_of
+from vla_edge.calibration.variant import (
+    Choice,
+    Plan,
+    VariantEngine,
+    VariantSettings,
+    build,
+    groups_of,
+    in_memory,
+    settled,
+)
+from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.engines.openvino import OpenVinoSession
+from vla_edge.errors import ConfigError, ExportError
+from vla_edge.export.weights import WeightFile
+from vla_edge.runtime.session import InferenceRequest, PolicySession
+
+Progress = Callable[[str], None]
+
+CPU_BACKENDS = ("ort", "openvino")
+ROUNDS = 3
+"""Timed inferences of float32 and of the plan, in turn; medians are compared."""
+
+
+@dataclass(frozen=True)
+class PrecisionRequest:
+    """precision: "fp16", "int8" or "auto". backend: what the graphs are for. data: LeRobot data set, None for synthetic
+    observations (a policy with random weights). cameras: policy name → data set name. ranges_file: kept there and gone
+    on with after an interruption. frames, held_out: observations for ranges and for the action error."""
+
+    precision: str
+    backend: str = "ort"
+    data: Path | None = None
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    bound: ActionErrorBound = ActionErrorBound()
+    method: Method = Method.MINMAX
+    ranges_file: Path | None = None
+    frames: int = 32
+    held_out: int = 8
+    threads: int = 0
+
+
+def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Progress) -> Manifest:
+    """Write the bundle `out` from the float32 bundle `source`; returns its manifest.
+
+    Errors: ConfigError for the request, ExportError when no plan holds the bound, when something runs in another
+    precision than asked for, or when `out` exists; nothing is left behind then.
+    """
+    bundle = open_bundle(source)
+    if any(name != "fp32" for name in bundle.manifest.precision.get("graphs", {}).values()):
+        raise ConfigError(f"{source}: is {bundle.manifest.precision.get('requested')} already; give the float32 bundle")
+    if request.precision == "fp16" and request.backend in CPU_BACKENDS:
+        raise ExportError(f"fp16 on backend {request.backend}: this CPU has no half-precision products and would compute them in float32; choose fp32 or int8, or a GPU backend")
+    work = _Work(bundle, request, progress)
+    with new_folder(out, ExportError) as folder:
+        candidate, found = work.half() if request.precision == "fp16" else work.int8()
+        if candidate is None:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            precision = {**bundle.manifest.precision, "requested": request.precision, "search": _tried(found), "bound": _bound(request)}
+            manifest = replace(bundle.manifest, precision=precision)
+        else:
+            manifest = _write(work, candidate, folder)
+            write_manifest(folder, manifest)
+            manifest = work.prove(candidate, open_bundle(folder), found)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+class _Work:
+    """One export: the float32 bundle, what it is measured on, and the search."""
+
+    def __init__(self, bundle: Bundle, request: PrecisionRequest, progress: Progress) -> None:
+        self.bundle, self.request, self.progress = bundle, request, progress
+        self.graphs = {name: bundle.graph(name) for name in bundle.manifest.graphs}
+        options = EngineOptions(threads=request.threads, spin=False)
+        self.reference_engine = load_engine("ort", options)
+        self.candidate_engine: Engine | None = None
+        if request.backend in CPU_BACKENDS:
+            # Candidates lie in memory, which ONNX Runtime's native sessions do not take.
+            self.candidate_engine = load_engine("ort-python" if request.backend == "ort" else request.backend, options)
+        self.data: Split = _observations(bundle, request)
+        self.ranges: Ranges | None = None
+        self.folds: Folds | None = None
+
+    def int8(self) -> tuple[Candidate | None, Search | None]:
+        """The plan; None when `auto` finds float32 to be the better choice."""
+        dialect = dialect_of(self.request.backend)
+        self.ranges = gather(
+            self.bundle,
+            load_engine("ort-python", EngineOptions(threads=self.request.threads, spin=False)),
+            self.data.ranges,
+            self.request.ranges_file,
+            lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
+        )
+        self.folds = folds_of(list(self.graphs.values()), self.ranges)
+        if self.candidate_engine is None:
+            return self._unmeasured(dialect.int8[0]), None
+        self.progress("float32 reference")
+        self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
+        found = search(self._groups(), dialect, self.request.bound, self._measure)
+        if found.chosen is None and self.request.precision == "int8":
+            best = min(found.tried, key=lambda trial: trial.error.relative)
+            raise ExportError(
+                f"no INT8 plan holds the bound (cosine {self.request.bound.cosine:g}, joint error {self.request.bound.joint_p95:g} of range); the best, {best.candidate.name}, "
+                f"has cosine {best.error.cosine:.5f} and {best.error.joint_p95:.4f}; raise the bound, or export fp32"
+            )
+        return (None if found.chosen is None else found.chosen.candidate), found
+
+    def half(self) -> tuple[Candidate, None]:
+        return self._unmeasured(Treatment.FLOAT16), None
+
+    def settings(self, candidate: Candidate) -> VariantSettings:
+        signed = self.request.backend in DIALECTS and DIALECTS[self.request.backend].signed
+        return VariantSettings(self.ranges, self.request.method, signed, self.folds if candidate.folded else None)
+
+    def prove(self, candidate: Candidate, written: Bundle, found: Search | None) -> Manifest:
+        """Error, latency and audit of the written bundle, on the backend it is for. ExportError: it is not what was asked."""
+        manifest = written.manifest
+        facts: dict[str, Any] = {
+            "requested": self.request.precision,
+            "backend": self.request.backend,
+            "plan": {name: str(choice) for name, choice in candidate.plan.items()},
+            "folded": candidate.folded,
+            "bound": _bound(self.request),
+            "data": {"ranges": self.data.ranges.source, "held_out": self.data.held_out.source, "digest": self.data.held_out.digest},
+            "ranges": None if self.ranges is None else {"digest": self.ranges.digest, "observations": self.ranges.seen, "method": self.request.method.value},
+            "search": _tried(found),
+        }
+        if self.candidate_engine is None:
+            engine = load_engine("ort", EngineOptions(threads=self.request.threads, spin=False))
+            facts["graphs"] = dict.fromkeys(manifest.graphs, f"{self.request.precision}, not run here")
+            facts["audit"] = f"not audited: backend {self.request.backend} is not on this machine; action error measured on ort"
+            self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
+            facts["error"] = self._error(written, engine).facts()
+            return replace(manifest, precision=facts)
+        engine = load_engine(self.request.backend, EngineOptions(threads=self.request.threads, spin=False))
+        self.progress("audit what really runs")
+        audits = {name: self._audit(engine, self.graphs[name], written.graph(name), candidate.plan) for name in manifest.graphs}
+        lost = [f"{audit.graph}: {node}" for audit in audits.values() for node in audit.fell_back]
+        if lost:
+            raise ExportError(f"{len(lost)} layers do not run in the precision they were asked for on {self.request.backend}, first {lost[0]}; choose another precision or backend")
+        error = self._error(written, engine)
+        if not error.within(self.request.bound):
+            raise ExportError(f"the written bundle has cosine {error.cosine:.5f} and joint error {error.joint_p95:.4f}, outside the bound its plan held; report this")
+        facts["graphs"] = {name: str(audit) for name, audit in audits.items()}
+        facts["audit"] = {name: {"share": dict(audit.share), "fell_back": list(audit.fell_back), "kernels": dict(audit.kernels)} for name, audit in audits.items()}
+        facts["error"] = error.facts()
+        facts["latency_ms"] = self._latency(written, engine)
+        return replace(manifest, precision=facts)
+
+    def _unmeasured(self, treatment: Treatment) -> Candidate:
+        """Every linear map in `treatment`, for a backend that is not on this machine."""
+        plan = {item.group.name: Choice(treatment) for item in self._groups() if not item.group.products}
+        return Candidate(f"all {treatment.value}", plan, folded=self.folds is not None)
+
+    def _groups(self) -> list[Weighted]:
+        runs = {"vision": len(self.bundle.manifest.cameras), "expert": self.bundle.manifest.policy.num_steps}
+        return [Weighted(group, runs.get(name, 1)) for name, graph in self.graphs.items() for group in groups_of(graph)]
+
+    def _measure(self, candidate: Candidate) -> ActionError:
+        self.progress(f"try {candidate.name}")
+        assert self.candidate_engine is not None
+        settings = self.settings(candidate)
+        variants = {name: in_memory(graph, candidate.plan, settings) for name, graph in self.graphs.items()}
+        return self._error(self.bundle, VariantEngine(self.candidate_engine, variants))
+
+    def _error(self, bundle: Bundle, engine: Engine) -> ActionError:
+        return action_error(chunks(bundle, engine, self.data.held_out), self.reference, joint_spans(self.bundle))
+
+    def _audit(self, engine: Engine, source: GraphFile, variant: GraphFile, plan: Plan) -> GraphAudit:
+        if self.request.backend == "ort":
+            return audit_ort(source, variant, plan)
+        session = engine.session(variant)
+        assert isinstance(session, OpenVinoSession)
+        return audit_openvino(source, session.executed_layers(), plan)
+
+    def _latency(self, written: Bundle, engine: Engine) -> dict[str, dict[str, float]]:
+        """Median ms of each stage in float32 on ONNX Runtime and in the written bundle, run in turn."""
+        self.progress("latency")
+        sessions = {"fp32": PolicySession(self.bundle, self.reference_engine), "this": PolicySession(written, engine)}
+        taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in sessions}
+        data = self.data.held_out
+        for number in range(ROUNDS + 1):
+            for name, session in sessions.items():
+                result = session.infer(InferenceRequest(data.observations[0], 0, noise=data.noise[0]))
+                assert result is not None
+                timing = result.timings
+                if number:
+                    taken[name].append((timing.vision, timing.prefix, timing.state, statistics.median(timing.step), timing.total))
+        stages = ("vision", "prefix", "state", "expert", "total")
+        return {name: {stage: round(statistics.median(column), 3) for stage, column in zip(stages, zip(*rows))} for name, rows in taken.items()}
+
+
+def _write(work: _Work, candidate: Candidate, folder: Path) -> Manifest:
+    """The graphs of the plan under graphs/PRECISION/, everything else copied."""
+    kind = work.request.precision if work.request.precision != "auto" else "int8"
+    place = folder / "graphs" / kind
+    place.mkdir(parents=True)
+    settings, specs = work.settings(candidate), {}
+    own = f"graphs/{kind}/{kind}.bin"
+    with WeightFile(folder / own) as weights:
+        for name, graph in work.graphs.items():
+            work.progress(f"write {name}")
+            model = settled(build(graph, candidate.plan, settings, weights), weight_arrays(graph, onnx.load_from_string(graph.model)), Path(own).name, weights)
+            file = f"graphs/{kind}/{name}.onnx"
+            (folder / file).write_bytes(model.SerializeToString())
+            outside = any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer)
+            specs[name] = GraphSpec(file, (own,) if outside else (), graph.spec.inputs, graph.spec.outputs)
+    for spec in specs.values():
+        onnx.checker.check_model(str(folder / spec.file), full_check=True)
+    old = {file for spec in work.bundle.manifest.graphs.values() for file in (spec.file, *spec.weights)}
+    others = [name for name in work.bundle.manifest.files if name not in old]
+    for name in others:
+        shutil.copyfile(work.bundle.path / name, folder / name)
+    files = sorted({*others, own, *(spec.file for spec in specs.values())})
+    return replace(work.bundle.manifest, graphs=specs, files={name: file_sha256(folder / name) for name in files})
+
+
+def _observations(bundle: Bundle, request: PrecisionRequest) -> Split:
+    if request.data is None:
+        return Split(synthetic(bundle, request.frames, 1), synthetic(bundle, request.held_out, 0))
+    return from_dataset(bundle, request.data, request.cameras, request.frames, request.held_out)
+
+
+def _bound(request: PrecisionRequest) -> dict[str, float]:
+    return {"cosine": request.bound.cosine, "joint_p95": request.bound.joint_p95}
+
+
+def _tried(found: Search | None) -> list[dict[str, Any]]:
+    return [] if found is None else [{"plan": trial.candidate.name, "cost": round(trial.cost, 4), **trial.error.facts()} for trial in found.tried]
