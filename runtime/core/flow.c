@@ -45,14 +45,14 @@ static flow_signal asked(const flow_request *request)
 }
 
 /* Float by float in this order, so that the Python loop has the same bits. */
-static void tie(const flow *loop, const flow_request *request, float *x, double t)
+void flow_tie(const flow_request *request, float *x, size_t rows, size_t columns, double t)
 {
     if (request->target == NULL)
         return;
     float noise_share = (float)t, target_share = (float)(1.0 - t);
-    for (size_t row = 0; row < loop->rows; row++) {
-        for (size_t column = 0; column < loop->columns; column++) {
-            size_t i = row * loop->columns + column;
+    for (size_t row = 0; row < rows; row++) {
+        for (size_t column = 0; column < columns; column++) {
+            size_t i = row * columns + column;
             float path = noise_share * request->noise[i] + target_share * request->target[i];
             x[i] += request->weights[row] * (path - x[i]);
         }
@@ -68,14 +68,14 @@ static flow_outcome denoise(flow *loop, const flow_request *request, flow_result
         if (signal == FLOW_ABANDON)
             return FLOW_ABANDONED;
         last = signal == FLOW_FINISH;
-        tie(loop, request, loop->x[k % 2], 1.0 - (double)k / n);
+        flow_tie(request, loop->x[k % 2], loop->rows, loop->columns, 1.0 - (double)k / n);
         memcpy(loop->time_bias, request->bias_rows + (size_t)k * loop->width, loop->width * sizeof(float));
         *loop->dt = (float)(-(double)(last ? n - k : 1) / n);
         if (!timed(&loop->step[k % 2], &result->step_ns[k]))
             return FLOW_FAILED;
         result->steps = k + 1;
     }
-    tie(loop, request, loop->x[result->steps % 2], 0.0);
+    flow_tie(request, loop->x[result->steps % 2], loop->rows, loop->columns, 0.0);
     return FLOW_DONE;
 }
 

@@ -67,4 +67,7 @@ flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *s
  * before every step and at the end: w = 1 is frozen to the target, 0 is free. */
 void flow_denoise(flow *loop, const flow_request *request, flow_result *result);
 
+/* The inpaint of one moment, t = 1 at noise and 0 at actions; nothing without a target. */
+void flow_tie(const flow_request *request, float *x, size_t rows, size_t columns, double t);
+
 #endif

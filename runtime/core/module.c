@@ -17,6 +17,7 @@ static int (*const bindings[])(PyObject *module) = {
     bind_pilot,
     bind_control,
     bind_record,
+    bind_cuda,
     NULL,
 };
 

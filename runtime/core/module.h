@@ -26,5 +26,6 @@ int bind_status(PyObject *module);
 int bind_pilot(PyObject *module);
 int bind_control(PyObject *module);
 int bind_record(PyObject *module);
+int bind_cuda(PyObject *module);
 
 #endif

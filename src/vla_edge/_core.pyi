@@ -66,6 +66,59 @@ class Flow:
     ) -> tuple[bool, tuple[int, ...]]:
         """(abandoned, nanoseconds of each step that ran); the result lies in x after an even number of steps."""
 
+class CudaDriver:
+    """The CUDA driver, opened from its library; holds the device's primary context. Handles are integers.
+
+    RuntimeError names which of dlopen, a symbol, cuInit, the device count or the context failed.
+    """
+
+    version: int
+    def __init__(self, library: str = "libcuda.so.1", device: int = 0) -> None: ...
+    def begin_capture(self, stream: int, /) -> None:
+        """Capture what this thread puts on `stream` from now on."""
+    def end_capture(self, stream: int, /) -> int:
+        """The executable graph, uploaded to the device."""
+    def cancel_capture(self, stream: int, /) -> None:
+        """After a failure inside a capture: the stream is usable again."""
+    def destroy_graph(self, graph: int, /) -> None: ...
+
+class CudaLoop:
+    """Prefix, state and flow loop as captured graphs on two sides of buffers (runtime/core/cuda_loop.h).
+
+    streams: (high, low). events: (filled 0, filled 1, idle 0, idle 1, stepped 0, stepped 1). prefix, state: graphs by
+    side. x: two device addresses. x_in, x_out: pinned float32 of one size. RuntimeError: the driver's failure.
+    """
+
+    def __init__(
+        self,
+        driver: CudaDriver,
+        streams: tuple[int, int],
+        events: tuple[int, int, int, int, int, int],
+        prefix: tuple[int, int],
+        state: tuple[int, int],
+        x: tuple[int, int],
+        x_in: NDArray[np.float32],
+        x_out: NDArray[np.float32],
+        columns: int,
+    ) -> None: ...
+    def add_steps(self, side: int, whole: int, steps: tuple[int, ...], dt: tuple[int, ...], finish: NDArray[np.float32], /) -> None:
+        """The loop of n = len(steps) captured for one side; dt: device address of each step's dt; finish: pinned
+        float32 [n + 1], -(n - k)/n for each k and then -1/n."""
+    def refresh(self, side: int, /) -> None:
+        """Start the prefix of `side` on the low-priority stream and return."""
+    def encode(self, side: int, prefix: bool, /) -> tuple[int, int]:
+        """Run [prefix and] state of `side`; their nanoseconds."""
+    def denoise(
+        self,
+        side: int,
+        noise: NDArray[np.float32],
+        steps: int,
+        target: NDArray[np.float32] | None = None,
+        weights: NDArray[np.float32] | None = None,
+        signal: NDArray[np.int32] | None = None,
+    ) -> tuple[bool, tuple[int, ...]]:
+        """(abandoned, nanoseconds of each step that ran); the result lies in x_out."""
+
 class RingWriter:
     """Writing end of `chunks.ring`; makes the file when it is not there. OSError: it cannot be mapped."""
 
