@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import struct
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_edge.errors import CheckpointError, TrainingError
+from vla_edge.errors import CheckpointError, ConfigError, TrainingError
 from vla_edge.policies.smolvla import SmolVLAPolicy
 from vla_edge.training import loop as training_loop
 from vla_edge.training.anchors import AnchorPlan, build_anchors
@@ -25,8 +26,11 @@ from vla_edge.training.command import main
 from vla_edge.training.config import AugmentConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.craft import CraftConfig
 from vla_edge.training.frames import collate
+from vla_edge.training.progress import silent
 from vla_edge.training.run_files import read_metrics, read_status
 from vla_edge.training.runs import fine_tune, resume
+from vla_edge.training.sequential import StageRun, train_stages
+from vla_edge.training.stages import PolicySettings, SharedSettings, Stage, StagePlan, StageTask
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_world import CAMERA, World, one_thread, write_data, write_policy
@@ -428,3 +432,69 @@ def test_a_checkpoint_with_a_lost_tensor_is_refused(world, tmp_path):
     save_file(weights, tmp_path / "policy" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"action_out_proj\.weight is missing"):
         fine_tune(config(world, tmp_path / "run", policy=str(tmp_path / "policy")))
+
+
+# ---- sequences
+
+
+def sequence_of(world: Path, output: Path, batch_size: int = 4) -> StageRun:
+    plan = StagePlan(
+        "two", (StageTask("one", str(world / "data"), 2, 2), StageTask("other", str(world / "more"), 2, 2)),
+        (Stage("one", (1.0,), 1e-3, 0.5, 1, 10), Stage("other", (0.25, 0.75), 1e-3, 1.0, 1, 10)),
+        SharedSettings(batch_size=batch_size, validate_every_epochs=9, held_out_fraction=0.3), PolicySettings(n_action_steps=2, num_steps=5),
+    )  # fmt: skip
+    return StageRun(plan, TrainConfig(str(world / "policy"), str(output), (), device="cpu", save_every=2, validation_frames=6), anchors=8)
+
+
+class Interrupting:
+    """A reporter that stops the stage it is told to at its third step."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def __call__(self, first: int, steps: int, title: str) -> Any:
+        return contextlib.nullcontext(interrupt_at(3) if title == self.title else silent)
+
+
+def test_a_sequence_interrupted_in_its_second_stage_continues_to_the_same_matrix(world, tmp_path):
+    whole = train_stages(sequence_of(world, tmp_path / "whole"), Interrupting("none"))
+    with pytest.raises(KeyboardInterrupt):
+        train_stages(sequence_of(world, tmp_path / "broken"), Interrupting("other"))
+    broken = train_stages(sequence_of(world, tmp_path / "broken"), Interrupting("none"))
+    assert whole.to_json() == broken.to_json() and np.isfinite(whole.losses).all()
+    assert (tmp_path / "whole" / "transfer.md").read_bytes() == (tmp_path / "broken" / "transfer.md").read_bytes()
+    with pytest.raises(TrainingError, match="another stage file"):
+        train_stages(sequence_of(world, tmp_path / "broken", batch_size=2), Interrupting("none"))
+    second = json.loads((tmp_path / "whole" / "2_other" / "run.json").read_text())
+    held = [task["held_out"] for task in json.loads((tmp_path / "whole" / "1_one" / "run.json").read_text())["data"]]
+    assert [task["held_out"] for task in second["data"]][:1] == held  # fixed before stage 1
+    assert [task["weight"] for task in second["data"]] == [0.25, 0.75] and second["craft"]["anchors"].endswith("anchors_2")
+    policy = SmolVLAPolicy.from_pretrained(tmp_path / "whole" / "2_other" / "checkpoints" / "best" / "pretrained_model")
+    start = SmolVLAPolicy.from_pretrained(tmp_path / "whole" / "start")
+    assert (policy.config.n_action_steps, policy.config.num_steps) == (2, 5)
+    assert np.array_equal(policy.settings.action.low, start.settings.action.low)  # one set of statistics for all stages
+
+
+def test_data_that_disagree_with_the_stage_file_are_named(world, tmp_path):
+    sequence = sequence_of(world, tmp_path / "run")
+    tasks = (sequence.plan.tasks[0], replace(sequence.plan.tasks[1], action_dim=16))
+    with pytest.raises(ConfigError, match="task other: action of .* has shape"):
+        train_stages(replace(sequence, plan=replace(sequence.plan, tasks=tasks)), Interrupting("none"))
+    with pytest.raises(ConfigError, match="chunk_size is 4, the stage file demands 50"):
+        train_stages(replace(sequence, plan=replace(sequence.plan, policy=PolicySettings(chunk_size=50))), Interrupting("none"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_instruction_longer_than_the_tokenizer_takes_is_told_before_training(world, tmp_path, capsys):
+    write_data(tmp_path / "wordy", World(episodes=2, length=2, text="please go slowly and carefully to the {} square and stay there"))
+    words = ["fine-tune", "--policy", world / "policy", "--dataset", tmp_path / "wordy", "--output", tmp_path / "run", "--steps", 1, "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [number for number, line in enumerate(lines) if "tokens, the policy reads 16" in line]
+    assert told and told[0] < next(number for number, line in enumerate(lines) if line.startswith("done:"))
+
+
+def test_tensorboard_gets_what_metrics_get(world, tmp_path):
+    pytest.importorskip("tensorboard")
+    fine_tune(config(world, tmp_path / "run", steps=1, save_every=1, trackers=("tensorboard",)))
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))

@@ -93,7 +93,7 @@ def train(setup: Setup, retention: Retention | None = None, resume: Path | None 
     except KeyboardInterrupt:
         _tell(loop, run, replace(loop.status, state="interrupted"))
         raise
-    except (VlaEdgeError, RuntimeError, MemoryError) as error:
+    except (VlaEdgeError, RuntimeError, MemoryError, OSError) as error:
         told = fault_advice(error, setup.config, _last_good(run))
         _tell(loop, run, replace(loop.status, state="failed", error=str(told or error)))
         if told is None:
@@ -273,8 +273,10 @@ def save(loop: Loop) -> None:
 
 
 def _tell(loop: Loop, run: Path, status: Status) -> None:
+    """Write why the run ends; on a full disk that may fail too, and the reason itself must still get out."""
     if loop.accelerator.is_main_process:
-        write_status(run, status)
+        with contextlib.suppress(OSError):
+            write_status(run, status)
 
 
 def _last_good(run: Path) -> str:

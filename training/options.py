@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, live_line, silent
 from vla_edge.training.runs import with_held_out
-from vla_edge.training.setup import Setup
 
 FIELDS = {
     "steps": (int, "steps", "optimiser steps"),
@@ -147,12 +146,16 @@ class _Silence:
         return None
 
 
-def print_outcome(setup: Setup, outcome: Outcome, as_json: bool) -> None:
-    """Notes, the end of the run, and the last line for machines."""
+def print_notes(notes: Sequence[str]) -> None:
+    """What a person should know before the run starts."""
+    for note in notes if is_first() else ():
+        print(f"note: {note}", flush=True)
+
+
+def print_outcome(outcome: Outcome, as_json: bool) -> None:
+    """The end of the run, and the last line for machines."""
     if not is_first():
         return
-    for note in setup.notes:
-        print(f"note: {note}")
     best = f", best validation {outcome.best_loss:.5f} at step {outcome.best_step}" if outcome.best_loss is not None else ""
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}; checkpoint {outcome.checkpoint}")
     if as_json:

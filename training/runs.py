@@ -33,14 +33,19 @@ SMOKE_EPISODES = 10
 
 def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:
     """Train from the LeRobot checkpoint `config.policy` into the new folder `config.output`."""
+    setup = prepare(config)
+    return setup, begin(setup, report)
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Everything of a fine-tuning run but the training: what is wrong with data, policy or flags shows here."""
     join(config.device)
     _refuse_existing(config)
-    setup = assemble(config)
-    return setup, _first_train(setup, report)
+    return assemble(config)
 
 
-def from_scratch(config: TrainConfig, fields: Mapping[str, Any], report: Report = silent) -> tuple[Setup, Outcome]:
-    """Train a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default configuration."""
+def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any]) -> Setup:
+    """The same for a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default configuration."""
     join(config.device)
     _refuse_existing(config)
     if config.lora.rank or config.craft.anchors or config.kind == "delta":
@@ -51,9 +56,17 @@ def from_scratch(config: TrainConfig, fields: Mapping[str, Any], report: Report 
     statistics = chosen_statistics(datasets, config.statistics if config.statistics != "checkpoint" else "union")
     chosen = {**policy_fields(config), **fields}
     del chosen["train_delta_expert"]
-    policy = policy_from_scratch(Path(config.policy), datasets[0], statistics, chosen, config.seed)
-    setup = assemble(config, policy)
-    return setup, _first_train(setup, report)
+    return assemble(config, policy_from_scratch(Path(config.policy), datasets[0], statistics, chosen, config.seed))
+
+
+def begin(setup: Setup, report: Report = silent) -> Outcome:
+    """Train a prepared run from its first step."""
+    run = Path(setup.config.output)
+    retention = _retention(setup, started=False)
+    if is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / RUN_FILE, to_json(setup.config))
+    return train(setup, retention, None, report)
 
 
 def smoke_data(config: TrainConfig) -> TrainConfig:
@@ -79,8 +92,7 @@ def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
     """Continue `run` from its last whole checkpoint to its configured number of steps."""
     status = read_status(run)
     checkpoint = last_checkpoint(run)
-    config = read_config(checkpoint / STATE / RUN_FILE)
-    config = replace(config, output=str(run))
+    config = replace(read_config(checkpoint / STATE / RUN_FILE), output=str(run))
     join(config.device)
     if status.state == "done" and status.step >= config.steps:
         raise TrainingError(f"{run}: done already ({status.step} steps); start a new run from {checkpoint / PRETRAINED}")
@@ -103,15 +115,6 @@ def resumed_policy(config: TrainConfig, checkpoint: Path) -> SmolVLAPolicy:
 def run_exists(run: Path) -> bool:
     """Whether `run` holds a checkpoint to resume from."""
     return any((run / "checkpoints").glob(f"*/{STATE}/{STEP_FILE}"))
-
-
-def _first_train(setup: Setup, report: Report) -> Outcome:
-    run = Path(setup.config.output)
-    retention = _retention(setup, started=False)
-    if is_first():
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / RUN_FILE, to_json(setup.config))
-    return train(setup, retention, None, report)
 
 
 def _retention(setup: Setup, started: bool) -> Retention | None:

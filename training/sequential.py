@@ -30,7 +30,7 @@ from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
 from vla_edge.training.run_files import read_status, write_json
 from vla_edge.training.runs import fine_tune, resume, run_exists
-from vla_edge.training.setup import check_dimensions, policy_fields
+from vla_edge.training.setup import check_dimensions, long_tasks, policy_fields
 from vla_edge.training.stages import StagePlan, hold_out, settings_json
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.training.transfer import Transfer, transfer_from_rows
@@ -48,6 +48,13 @@ class StageRun:
     plan: StagePlan
     base: TrainConfig
     anchors: int = 0
+
+
+def stage_notes(sequence: StageRun) -> list[str]:
+    """What to know before the sequence starts: the policy's notes and instructions its tokenizer would cut."""
+    policy = SmolVLAPolicy.from_pretrained(sequence.base.policy)
+    tasks = sequence.plan.tasks
+    return [*policy.notes, *long_tasks(policy, [task.name for task in tasks], [open_dataset(task.dataset) for task in tasks])]
 
 
 def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:

@@ -15,7 +15,7 @@ from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.policies.smolvla import SmolVLAPolicy
 from vla_edge.training import trainable
 from vla_edge.training.build import Fit, policy_for_training
-from vla_edge.training.config import AugmentConfig, TaskData, TrainConfig
+from vla_edge.training.config import AugmentConfig, TrainConfig
 from vla_edge.training.frames import Frames, FrameSettings
 from vla_edge.training.statistics import check_dimensions, chosen_statistics
 
@@ -60,7 +60,7 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     trained = trainable.trained_parameters(policy)
     if not trained:
         raise TrainingError("nothing is left to train; loosen the freezing rules")
-    notes = [*policy.notes, *long_tasks(policy, config.data, datasets)]
+    notes = [*policy.notes, *long_tasks(policy, [task.name for task in config.data], datasets)]
     notes.append(f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M weights")
     return Setup(config, policy, training, validation, trained, notes)
 
@@ -103,15 +103,15 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
         raise ConfigError("CRaFT keeps the base policy from drifting, which delta training keeps frozen; leave the anchors out")
 
 
-def long_tasks(policy: SmolVLAPolicy, tasks: Sequence[TaskData], datasets: Sequence[Dataset]) -> list[str]:
+def long_tasks(policy: SmolVLAPolicy, names: Sequence[str], datasets: Sequence[Dataset]) -> list[str]:
     """A note for every instruction that the policy's tokenizer would cut."""
     settings = policy.tokenizer.settings
     whole = Tokenizer.from_file(str(settings.folder / "tokenizer.json"))
     whole.no_truncation()
     notes = []
-    for task, dataset in zip(tasks, datasets):
+    for name, dataset in zip(names, datasets):
         for text in dataset.tasks.values():
             count = len(whole.encode(f"{text}\n" if settings.append_newline else text).ids)
             if count > settings.max_length:
-                notes.append(f"{task.name}: the instruction {text!r} has {count} tokens, the policy reads {settings.max_length}; shorten it with `vla-data tasks`")
+                notes.append(f"{name}: the instruction {text!r} has {count} tokens, the policy reads {settings.max_length}; shorten it with `vla-data tasks`")
     return notes

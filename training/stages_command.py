@@ -12,9 +12,9 @@ from vla_edge.training.anchor_features import GROUPS
 from vla_edge.training.anchors import AnchorPlan, build_anchors
 from vla_edge.training.config import CHOICES, TaskData, TrainConfig
 from vla_edge.training.loop import make_accelerator
-from vla_edge.training.options import pair, parse_episodes, reporter, tasks_of
-from vla_edge.training.processes import is_first
-from vla_edge.training.sequential import StageRun, train_stages
+from vla_edge.training.options import pair, parse_episodes, print_notes, reporter, tasks_of
+from vla_edge.training.processes import is_first, join
+from vla_edge.training.sequential import StageRun, stage_notes, train_stages
 from vla_edge.training.stages import KUAVO, describe, missing_datasets, read_stages, with_datasets
 
 
@@ -59,7 +59,10 @@ def run_stages(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         rename=dict(pair(text, "--rename") for text in arguments.rename),
     )
-    transfer = train_stages(StageRun(plan, base, arguments.anchors), reporter)
+    sequence = StageRun(plan, base, arguments.anchors)
+    join(base.device)
+    print_notes(stage_notes(sequence))
+    transfer = train_stages(sequence, reporter)
     if is_first():
         print(transfer.markdown())
         if arguments.json:

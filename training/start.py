@@ -10,10 +10,11 @@ from typing import Any
 from vla_edge.errors import ConfigError
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint
 from vla_edge.training.config import read_config
-from vla_edge.training.options import add_training_arguments, config_from, print_outcome, reporter
+from vla_edge.training.options import add_training_arguments, config_from, print_notes, print_outcome, reporter
 from vla_edge.training.processes import join
 from vla_edge.training.run_files import read_status
-from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, fine_tune, from_scratch, resume, smoke_data
+from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, begin, prepare, prepare_scratch, resume, smoke_data
+from vla_edge.training.setup import Setup
 
 
 def add_fine_tune(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +25,20 @@ def add_fine_tune(parser: argparse.ArgumentParser) -> None:
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
     config = config_from(arguments, arguments.policy, FINE_TUNE, arguments.kind)
-    with reporter(0, config.steps, "fine-tune") as report:
-        setup, outcome = fine_tune(config, report)
-    print_outcome(setup, outcome, arguments.json)
-    return 0
+    return train_prepared(prepare(config), "fine-tune", arguments.json)
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
     config = smoke_data(config_from(arguments, arguments.policy, SMOKE, arguments.kind))
-    with reporter(0, config.steps, "smoke run") as report:
-        setup, outcome = fine_tune(config, report)
-    print_outcome(setup, outcome, arguments.json)
+    return train_prepared(prepare(config), "smoke run", arguments.json)
+
+
+def train_prepared(setup: Setup, title: str, as_json: bool) -> int:
+    """Say what there is to know about the run, train it, say how it ended."""
+    print_notes(setup.notes)
+    with reporter(0, setup.config.steps, title) as report:
+        outcome = begin(setup, report)
+    print_outcome(outcome, as_json)
     return 0
 
 
@@ -46,11 +50,7 @@ def add_scratch(parser: argparse.ArgumentParser) -> None:
 
 def run_scratch(arguments: argparse.Namespace) -> int:
     config = config_from(arguments, arguments.vlm, SCRATCH)
-    fields = policy_options(arguments.config)
-    with reporter(0, config.steps, "from scratch") as report:
-        setup, outcome = from_scratch(config, fields, report)
-    print_outcome(setup, outcome, arguments.json)
-    return 0
+    return train_prepared(prepare_scratch(config, policy_options(arguments.config)), "from scratch", arguments.json)
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +62,8 @@ def run_resume(arguments: argparse.Namespace) -> int:
     config = read_config(last_checkpoint(arguments.run) / STATE / RUN_FILE)
     join(config.device)
     with reporter(read_status(arguments.run).step, config.steps, "resumed") as report:
-        setup, outcome = resume(arguments.run, report)
-    print_outcome(setup, outcome, arguments.json)
+        _, outcome = resume(arguments.run, report)
+    print_outcome(outcome, arguments.json)
     return 0
 
 
