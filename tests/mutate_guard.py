@@ -44,7 +44,35 @@ class Mutant:
         return f"{self.line}:{self.column} {self.old} -> {self.new}   {self.text.strip()}"
 
 
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+_SAME = "at the boundary both sides give the same value"
+_SPLIT = "a search may split its range anywhere"
+_ROOM = "only keeps the sums below from overflowing; any bound beyond every goal does"
+_REST = "|a| that small changes no velocity on its way to zero"
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    ("return value < low ? low : value > high ? high : value;", "<", "<="): _SAME,
+    ("return value < low ? low : value > high ? high : value;", ">", ">="): _SAME,
+    ("return value < 0 ? -value : value;", "<", "<="): _SAME,
+    ("return value < 0 ? -value : value;", "0", "1"): "a value of 0 is negated to 0",
+    ("if (acceleration == 0)", "0", "1"): _REST,
+    ("return acceleration > 0 ? velocity + sum : velocity - sum;", ">", ">="): "0 has returned before",
+    ("return acceleration > 0 ? velocity + sum : velocity - sum;", "0", "1"): _REST,
+    ("int32_t middle = low + (high - low) / 2;", "2", "3"): _SPLIT,
+    ("int32_t middle = first + (last - first) / 2;", "2", "3"): _SPLIT,
+    ("present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */", "2", "3"): _ROOM,
+    ("present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */", "*", "+"): _ROOM,
+    ("chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */", "<", "<="): "`safe` itself is stoppable: the loop has ended",
+    ("return counts > GUARD_PER_TICK_MAX ? GUARD_PER_TICK_MAX : (int32_t)floor(counts);", ">", ">="): _SAME,
+    ("int32_t worst = 0;", "0", "1"): "one tick is the least any joint needs",
+    ("for (int32_t a = -limits->acceleration; a <= limits->acceleration; a++) {", "-", "+"): "the slowest brake starts at the largest acceleration",
+    ("for (int32_t a = -limits->acceleration; a <= limits->acceleration; a++) {", "<=", "<"): "the two largest accelerations need as long",
+    ("if (a > 0)", ">", ">="): "released(0, 0) is 0",
+    ("if (a > 0)", "0", "1"): _REST,
+    ("if (ticks > worst)", ">", ">="): _SAME,
+    ("if (ticks > self->rest_ticks)", ">", ">="): _SAME,
+    ("to->acceleration = to->acceleration > 2 * to->velocity ? 2 * to->velocity : to->acceleration;", ">", ">="): _SAME,
+    ("to->jerk = to->jerk > 2 * to->acceleration ? 2 * to->acceleration : to->jerk;", ">", ">="): _SAME,
+    ("return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);", "<", "<="): "the right number never comes here",
+}
 """(line's text, old, new): reason."""
 
 

@@ -53,6 +53,29 @@ static guard_config_error configured(guard_limits one, int64_t period_ns)
     return error != GUARD_CONFIG_OK && joint != 2 ? (guard_config_error)-1 : error;
 }
 
+/* The longest brake over every state from which no limit is passed, by trying them all. */
+static int slowest_rest(guard_limits one)
+{
+    one.position_min = -GUARD_COUNTS_MAX;
+    one.position_max = GUARD_COUNTS_MAX;
+    guard guard = made(one, period_30hz);
+    const guard_joint_limits *limits = &guard.limits[0];
+    int slowest = 0;
+    for (int v = -limits->velocity; v <= limits->velocity; v++)
+        for (int a = -limits->acceleration; a <= limits->acceleration; a++) {
+            int ticks = 0, kept = 1;
+            for (int i = 0; i < ARM_JOINTS; i++)
+                guard.joints[i] = (guard_joint){.velocity = v, .acceleration = a};
+            for (; !guard_at_rest(&guard); ticks++) {
+                guard_brake(&guard);
+                kept = kept && abs(guard.joints[0].velocity) <= limits->velocity;
+            }
+            if (kept && ticks > slowest)
+                slowest = ticks;
+        }
+    return slowest;
+}
+
 static int configuration(void)
 {
     guard guard = made(usual(), period_30hz);
@@ -74,6 +97,20 @@ static int configuration(void)
     guard = made(one, period_30hz);
     CHECK(guard.limits[0].velocity == GUARD_PER_TICK_MAX && guard.limits[0].acceleration == GUARD_PER_TICK_MAX);
     CHECK(guard.limits[0].jerk == GUARD_PER_TICK_MAX);
+
+    one = usual();
+    one.step = 20;
+    CHECK(made(one, period_30hz).limits[0].acceleration == 33);
+    one.step = 14;
+    CHECK(made(one, period_30hz).limits[0].acceleration == 28);
+    one = usual();
+    one.acceleration = 13600;
+    CHECK(made(one, period_30hz).limits[0].jerk == 30);
+    one = usual(); /* the worst is a brake at full speed whose force must build up first */
+    one.jerk = 140000;
+    CHECK(made(one, period_30hz).limits[0].jerk == 5 && made(one, period_30hz).rest_ticks == slowest_rest(one));
+    for (one.velocity = 300; one.velocity < 1000; one.velocity += 31)
+        CHECK(made(one, period_30hz).rest_ticks == slowest_rest(one));
 
 #define REFUSED(field, value, error)                                                                                   \
     one = usual();                                                                                                     \
@@ -161,12 +198,15 @@ static int refusals(void)
             }
         }
     guard guard = started(usual(), 2000);
-    const float action[ARM_JOINTS + 1] = {2010, 2010, 2010, 2010, 2010, 2010, 2010};
+    float action[ARM_JOINTS + 1] = {2010, 2010, 2010, 2010, 2010, NAN, NAN}; /* what is beyond the length is not looked at */
     guard_result result = guard_step(&guard, action, ARM_JOINTS - 1, &view);
     CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == ARM_JOINTS - 1 && result.goals[0] == 2000);
+    action[ARM_JOINTS - 1] = 2010;
     result = guard_step(&guard, action, ARM_JOINTS + 1, &view);
     CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == -1 && result.goals[0] == 2000);
     CHECK(guard_step(&guard, action, 0, &view).verdict == GUARD_REFUSED_JOINTS);
+    CHECK(step_all(&guard, GUARD_COUNTS_MAX, 2000).verdict == GUARD_CLAMPED_POSITION); /* absurd, but the last that is not refused */
+    guard = started(usual(), 2000);
 
     view.now_ns = view.present_ns + period_30hz * 5 / 2;
     CHECK(guard_step(&guard, action, ARM_JOINTS, &view).verdict == GUARD_PASSED);
@@ -193,6 +233,13 @@ static int naming(void)
     CHECK(result.verdict == GUARD_PASSED && result.goals[0] == 2085);
     result = step_all(&guard, 2118, 2000); /* +32 after -32 */
     CHECK(result.verdict == GUARD_CLAMPED_JERK && result.joint == 0 && result.goals[0] == 2085 + 1 + 5);
+    guard = started(usual(), 2000); /* after a hold nothing is known of how the wish moves */
+    CHECK(step_all(&guard, 2018, 2000).verdict == GUARD_PASSED && step_all(&guard, 2036, 2000).verdict == GUARD_PASSED);
+    guard_brake(&guard);
+    CHECK(guard.joints[0].velocity == 0 && guard.joints[0].acceleration == -18 && !guard_at_rest(&guard));
+    guard_brake(&guard);
+    CHECK(guard_at_rest(&guard) && guard.joints[0].goal == 2036);
+    CHECK(step_all(&guard, 2066, 2000).verdict == GUARD_CLAMPED_JERK);
     guard = started(usual(), 2000); /* in reach, but the goal would shoot past it */
     CHECK(step_all(&guard, 2019, 2000).verdict == GUARD_CLAMPED_JERK);
 
