@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "calibrate-joints": ("vla_edge.robot.guide", "guide a person through the joint calibration, with live counts"),
     "move": ("vla_edge.robot.first_contact", "first contact: one joint, slowly; store or go to the parking pose"),
     "lockstep": ("vla_edge.runtime.lockstep_run", "one episode on the simulated arm, on a simulated clock"),
+    "identity": ("vla_edge.runtime.identity_data", "compare a bundle with the arm's calibration and a data set"),
     "cameras": ("vla_edge.robot.camera_report", "which camera is which device, with a picture of each"),
 }
 

@@ -1,13 +1,15 @@
-"""Do bundle, calibration and joint units describe the same arm? Refused with the joint named, before any motion."""
+"""Do bundle, calibration, cameras and the arm itself describe the same robot? Refused with the difference named, before
+any motion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import Bundle
+from vla_edge.bundle import Bundle, CameraSpec
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import IdentityError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map
@@ -15,6 +17,10 @@ from vla_edge.runtime.units import ACTION, STATE
 
 OUTSIDE = 0.25
 """Share of its range by which a joint's mean in the policy's data may lie outside this arm's range."""
+START_OUTSIDE = 0.5
+"""Share of its range in the policy's data by which a joint may start outside that range."""
+SWAP_GAIN = 0.5
+"""Standard deviations by which two pictures must fit better when exchanged, on average, to count as swapped."""
 
 
 def units_of(bundle: Bundle, told: str | None) -> tuple[JointUnits, str | None]:
@@ -62,3 +68,64 @@ def check_joints(
                     f"{joint.name}: the policy's data has a mean {feature} of {value:.0f} {units.value}, {calibration.source} allows "
                     f"{low:.0f}..{high:.0f}; the data set has another zero or sign: convert it or give its own calibration"
                 )
+
+
+def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], positions: NDArray[np.float32]) -> None:
+    """positions: float32 [joints] in joint units, before anything moves. IdentityError names the joint that stands where
+    no demonstration came near. A bundle that does not say its units cannot be compared."""
+    low, high = tables.get(f"{STATE}.min"), tables.get(f"{STATE}.max")
+    if bundle.manifest.joint_units == "unknown" or low is None or high is None or low.shape != positions.shape:
+        return
+    for name, value, least, most in zip(bundle.manifest.joints, positions, low, high):
+        margin = START_OUTSIDE * (most - least)
+        if not least - margin <= value <= most + margin:
+            raise IdentityError(
+                f"{name} stands at {value:.0f} {bundle.manifest.joint_units}, the policy's data goes from {least:.0f} to {most:.0f}; "
+                "move the arm near the demonstrations' start by hand, or check units and calibration"
+            )
+
+
+def check_picture_sizes(bundle: Bundle, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+    """pictures: the first of each camera by its name before or after `rename_map`. IdentityError names a camera whose
+    pictures are not of the size the policy learnt from."""
+    cameras = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
+    for name, picture in pictures.items():
+        camera = cameras[name]
+        if picture.shape != (camera.height, camera.width, 3):
+            raise IdentityError(
+                f"camera {name} gives {picture.shape[1]}x{picture.shape[0]}, the policy's data has {camera.width}x{camera.height}; "
+                f"ask the device for it: --camera NAME=DEVICE,{camera.width}x{camera.height}"
+            )
+
+
+def check_camera_places(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+    """pictures as in `check_picture_sizes`, uint8 [height, width, 3]. IdentityError names two cameras that look swapped:
+    brightness and colour of their pictures fit the policy's statistics of the other one."""
+    cameras = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
+    known = {name: picture for name, picture in pictures.items() if _picture_statistics(tables, cameras[name]) is not None}
+    for first, second in combinations(known, 2):
+        gain = sum(
+            _unlike(known[name], tables, cameras[name]) - _unlike(known[other], tables, cameras[name]) for name, other in ((first, second), (second, first))
+        )
+        if gain > SWAP_GAIN * 2:
+            raise IdentityError(
+                f"cameras {first} and {second} look swapped: each one's picture fits the other's statistics; "
+                "exchange their devices, or give --trust-cameras when they are right"
+            )
+
+
+def _picture_statistics(tables: Mapping[str, NDArray[np.float32]], camera: CameraSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Mean and std [3] of a camera's pixels, 0 to 1, where the checkpoint brought them."""
+    for name in (camera.name, camera.source):
+        mean, std = tables.get(f"{name}.mean"), tables.get(f"{name}.std")
+        if mean is not None and std is not None and mean.size == std.size == 3:
+            return mean.reshape(3), std.reshape(3)
+    return None
+
+
+def _unlike(picture: NDArray[np.uint8], tables: Mapping[str, NDArray[np.float32]], camera: CameraSpec) -> float:
+    """How far a picture's mean colour lies from a camera's statistics, in its standard deviations."""
+    statistics = _picture_statistics(tables, camera)
+    assert statistics is not None
+    mean, std = statistics
+    return float(np.mean(np.abs(picture.mean((0, 1)) / 255 - mean) / np.maximum(std, 0.02)))

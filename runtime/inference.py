@@ -20,6 +20,7 @@ from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.cameras import Camera, CameraOptions, FreshnessWatch, open_camera, parse_cameras
 from vla_edge.runtime.cache import CachePolicy
 from vla_edge.runtime.handover import HandOver
+from vla_edge.runtime.identity import check_camera_places, check_picture_sizes
 from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
@@ -44,6 +45,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
     parser.add_argument("--task", default="", help="what the arm shall do, in a sentence")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy")
+    parser.add_argument("--trust-cameras", action="store_true", help="start although the cameras' pictures look swapped")
     parser.add_argument("--engine", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument("--cache", "--policy", dest="cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
@@ -69,6 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     session.check_task(arguments.task)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
     cameras: Mapping[str, Camera] = {name: SharedCamera(camera) for name, camera in open_cameras(options).items()}
+    pictures = {name: camera.newest().image for name, camera in cameras.items()}
+    check_picture_sizes(bundle, pictures)
+    if not arguments.trust_cameras:
+        check_camera_places(bundle, session.preparer.tables, pictures)
     folder = open_run_folder(arguments.run_dir)
     recorder = input_recorder(arguments, session)
     tap = picture_tap(arguments, cameras, folder, recorder)

@@ -28,6 +28,7 @@ from vla_edge.runtime.handover import (
     steps_that_fit,
     velocity_step,
 )
+from vla_edge.runtime.identity import check_start_pose
 from vla_edge.runtime.inference_log import WINDOW, InferenceLog
 from vla_edge.runtime.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
 from vla_edge.runtime.run_folder import RunFolder
@@ -128,6 +129,8 @@ class InferenceLoop:
         while not self._stopping and time.monotonic() < end:
             view = self._control.view()
             if view is not None and view.reading_tick >= 0:
+                if view.state == "disarmed":
+                    check_start_pose(self._session.bundle, self._session.preparer.tables, view.positions)
                 return view
             if not told:
                 say("inference: waiting for the control process")

@@ -157,6 +157,7 @@ def inference_words(this: Run) -> list[str]:
     words += ["--handover", told.handover, "--json"]
     words += [word for camera in this.cameras for word in ("--camera", camera)]
     words += [word for name in told.without for word in ("--without", name)]
+    words += ["--trust-cameras"] if told.trust_cameras else []
     if told.record_inputs is not None:  # a restarted inference writes a file of its own
         words += ["--record-inputs", f"{told.record_inputs}{f'.{this.restarts}' if this.restarts else ''}"]
     names = ("task", "engine", "threads", "cache", "steps", "least_steps", "replan_s", "audit", "seed", "nice")

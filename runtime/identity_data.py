@@ -1,0 +1,143 @@
+"""`vla-runtime identity`: does a bundle fit the arm's calibration and a data set? Every difference named, none mended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.errors import CheckFailed, ConfigError, IdentityError
+from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
+from vla_edge.runtime.identity import check_joints, units_of
+from vla_edge.runtime.prompt import PromptEncoder
+from vla_edge.runtime.units import ACTION, STATE, read_tables
+
+SAME = 0.02
+"""Share of a joint's standard deviation by which mean and std of bundle and data set may differ: what a few episodes more
+or less change."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    parser.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
+    parser.add_argument("--dataset", type=Path, help="data set the policy was trained on, or that it shall go on with")
+    parser.add_argument("--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.joints is None and arguments.dataset is None:
+        raise ConfigError("nothing to compare the bundle with; give --joints, --dataset, or both")
+    bundle = open_bundle(arguments.bundle)
+    tables = read_tables(bundle)
+    found: list[str] = []
+    if arguments.joints is not None:
+        calibration = load_joint_calibration(arguments.joints)
+        try:
+            check_joints(bundle, tables, calibration, units_of(bundle, arguments.units)[0])
+        except IdentityError as error:
+            found.append(str(error))
+    if arguments.dataset is not None:
+        with open_dataset(arguments.dataset) as dataset:
+            found += differences(bundle, tables, dataset)
+    for line in found:
+        print(line)
+    if arguments.json:
+        print(json.dumps({"differences": found, "bundle": bundle.digest}))
+    if found:
+        raise CheckFailed(f"{len(found)} differences, the first: {found[0]}")
+    print(f"{arguments.bundle} fits what it was compared with")
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class LongTask:
+    """An instruction that the policy cannot take whole. tokens: how many it has."""
+
+    text: str
+    tokens: int
+    limit: int
+
+
+def differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> list[str]:
+    """A sentence for each way in which the data set is not of the bundle's robot; empty when it is."""
+    return [*_joint_differences(bundle, dataset), *_camera_differences(bundle, dataset), *_statistics_differences(bundle, tables, dataset), *_task_differences(bundle, dataset)]
+
+
+def long_tasks(bundle: Bundle, dataset: Dataset) -> list[LongTask]:
+    """The data set's instructions that would be cut at the policy's token width."""
+    encoder = PromptEncoder(bundle, allow_truncation=True)
+    limit = bundle.manifest.tokenizer.max_length
+    cut = ((text, encoder.encode(text).truncated) for text in dataset.tasks.values() if text.strip())
+    return [LongTask(text, limit + excess, limit) for text, excess in cut if excess]
+
+
+def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
+    names = bundle.manifest.joints
+    for feature in (STATE, ACTION):
+        held = dataset.features.get(feature)
+        if held is None:
+            yield f"the data set has no {feature}; give one of this robot"
+            continue
+        theirs = [name.removesuffix(".pos").removeprefix("main_") for name in _flat(held.names)]
+        ours = [name.removesuffix(".pos").removeprefix("main_") for name in names]
+        if held.shape != (len(names),):
+            yield f"{feature} has {held.shape[0]} values in the data set, the bundle has {len(names)} joints"
+        elif theirs and theirs != ours:
+            at = next(index for index, (a, b) in enumerate(zip(theirs, ours)) if a != b)
+            yield f"{feature}: the data set's joint {at + 1} is {theirs[at]}, the bundle's is {ours[at]}; the order of joints differs"
+
+
+def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
+    cameras = bundle.manifest.cameras
+    keys = list(dataset.camera_keys)
+    for camera in cameras:
+        key = next((name for name in (camera.source, camera.name) if name in keys), None)
+        if key is None:
+            yield f"the data set has no camera {camera.source}; it has {', '.join(keys) or 'none'}"
+            continue
+        height, width = dataset.features[key].shape[:2]
+        if (height, width) != (camera.height, camera.width):
+            yield f"camera {key} is {width}x{height} in the data set, {camera.width}x{camera.height} in the bundle"
+    shared = [camera.source for camera in cameras if camera.source in keys]
+    in_data = [key for key in keys if key in shared]
+    if shared != in_data:
+        yield f"the order of cameras differs: {', '.join(in_data)} in the data set, {', '.join(shared)} in the bundle"
+
+
+def _statistics_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> Iterator[str]:
+    """Also how other units show themselves: numbers of another size."""
+    for feature in (STATE, ACTION):
+        theirs = dataset.stats.get(feature, {})
+        for name in ("mean", "std"):
+            ours, held = tables.get(f"{feature}.{name}"), theirs.get(name)
+            if ours is None or held is None or np.shape(held) != ours.shape:
+                continue
+            spread = np.maximum(tables.get(f"{feature}.std", np.abs(ours)), 1e-6)
+            off = np.abs(np.asarray(held) - ours) / spread
+            if off.max() > SAME:
+                at = int(off.argmax())
+                yield (
+                    f"{feature}: {name} of {bundle.manifest.joints[at]} is {np.asarray(held)[at]:.3g} in the data set, {ours[at]:.3g} in the bundle; "
+                    "the policy was trained on other data or other units"
+                )
+                break
+
+
+def _task_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
+    for task in long_tasks(bundle, dataset):
+        yield f"the instruction {task.text[:60]!r} has {task.tokens} tokens, the policy takes {task.limit}: it would be cut"
+
+
+def _flat(names: object) -> list[str]:
+    """Joint names of a feature: LeRobot writes a list, or a map of one list."""
+    if isinstance(names, Mapping):
+        names = next(iter(names.values()), [])
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
