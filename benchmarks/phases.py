@@ -1,0 +1,107 @@
+"""Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate calibration
+look at.
+
+An episode: rest 3 s, reach for the named cube 3 s, rest above it 3 s, back 3 s, rest 3 s. In the first and the last
+rest somebody moves a cube by 2 to 6 cm, the named one every other time; the arm's instruction stays. Besides state,
+action and pictures each frame says whether the arm moves (`moving`) and how many cubes were moved so far (`moves`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.datasets.layout import Feature
+from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.robot.cameras import PREFIX
+from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
+from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
+from vla_edge.robot.scene import APART_M, FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
+from vla_edge.robot.simulated_arm import SimulatedArm, units_from_radians
+from vla_edge.runtime.reach_task import other_colour, wanted_colour
+
+HZ, EVERY = 30, 3
+"""Ticks a second, and ticks a recorded frame: 10 frames a second."""
+PHASE_S = 3.0
+MOVING_RAD_S = 0.03
+"""A joint faster than this: the arm moves."""
+MOVED_M = (0.02, 0.06)
+
+
+@dataclass(frozen=True)
+class PhaseFrame:
+    """images: camera -> uint8 [h, w, 3]; state, action float32 [6] joint units; moves: cubes moved since the start."""
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    task: str
+    moving: bool
+    moves: int
+
+
+def move_cube(arm: SimulatedArm, colour: str, rng: np.random.Generator) -> float:
+    """Put one cube somewhere else, 2 to 6 cm away, within reach and clear of the others; how far, in metres."""
+    configuration = arm.configuration
+    places = {name: int(arm.model.joint(f"{name}_cube").qposadr[0]) for name in CUBE_COLOURS}
+    start = places[colour]
+    others = np.array([configuration[at : at + 2] for name, at in places.items() if name != colour])
+    while True:
+        distance, way = rng.uniform(*MOVED_M), rng.uniform(-np.pi, np.pi)
+        place = configuration[start : start + 2] + distance * np.array([np.cos(way), np.sin(way)])
+        within = NEAREST_M <= np.hypot(*place) <= FARTHEST_M and abs(np.arctan2(place[1], place[0])) <= WIDEST_RAD
+        if within and np.hypot(*(others - place).T).min() >= APART_M:
+            configuration[start : start + 2] = place
+            arm.show(configuration)
+            return float(distance)
+
+
+def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iterator[PhaseFrame]:
+    """One episode, a frame at a time; the same for the same seed and arm options."""
+    rng, scene, colour = np.random.default_rng([seed, 11]), random_scene(seed), wanted_colour(seed)
+    arm.reset(scene)
+    home, command = arm.goals, arm.goals
+    ticks = round(phase_s * HZ)
+    moved_at = [int(rng.integers(ticks // 3, 2 * ticks // 3)), 4 * ticks + int(rng.integers(ticks // 3, 2 * ticks // 3))]
+    for tick in range(5 * ticks):
+        phase = tick // ticks
+        if tick in moved_at:
+            move_cube(arm, colour if (seed + phase) % 2 == 0 else other_colour(seed), rng)
+        if tick % EVERY == 0:
+            yield PhaseFrame(
+                {camera: arm.render(camera) for camera in CAMERAS},
+                units_from_radians(arm.positions).astype(np.float32),
+                units_from_radians(command).astype(np.float32),
+                instruction(colour),
+                bool(np.abs(arm.velocities).max() > MOVING_RAD_S),
+                sum(at <= tick for at in moved_at),
+            )
+        if phase in (1, 3):
+            goal = expert_goal(arm, arm.scene, colour) if phase == 1 else home
+            command = expert_chunk(command, goal, 1)[0]
+            arm.set_goals(command)
+        arm.step(1 / HZ)
+
+
+def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float = PHASE_S) -> None:
+    """Write one episode a seed as a LeRobot v3.0 data set; `target` must not exist."""
+    joints = [f"{name}.pos" for name in KOCH_JOINTS]
+    size = (arm.options.height, arm.options.width, 3)
+    features = {
+        "observation.state": Feature("float32", (6,), joints),
+        "action": Feature("float32", (6,), joints),
+        "moving": Feature("float32", (1,), None),
+        "moves": Feature("float32", (1,), None),
+        **{f"{PREFIX}{camera}": Feature("video", size, ["height", "width", "channels"]) for camera in CAMERAS},
+    }
+    with DatasetWriter(target, HZ // EVERY, features, robot_type="koch") as writer:
+        for seed in seeds:
+            for frame in phase_frames(arm, seed, phase_s):
+                values = {"observation.state": frame.state, "action": frame.action, "moving": np.float32([frame.moving]), "moves": np.float32([frame.moves])}
+                writer.add_frame(values | {f"{PREFIX}{camera}": picture for camera, picture in frame.images.items()}, frame.task)
+            writer.save_episode()

@@ -1,0 +1,190 @@
+"""`vla-calibrate gate`: thresholds of the prefix cache from recorded episodes, with a bound on the action error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from vla_edge.bundle import Bundle, file_sha256, new_folder, open_bundle, write_manifest
+from vla_edge.calibration.gate_data import Recorded, camera_keys
+from vla_edge.calibration.gate_limits import Limits, choose
+from vla_edge.calibration.gate_pairs import Measured, PairPlan, measure, planned_pairs
+from vla_edge.calibration.gate_plot import GATE_PLOT, draw
+from vla_edge.calibration.gate_replay import Replay, ReplayPlan, frames_of, replay
+from vla_edge.datasets.meta import Episode
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, ConfigError, DatasetError
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.gate import GateSettings
+
+HELD_OUT = 0.25
+"""Share of the episodes, the last ones, on which the chosen limits are replayed and on which none was chosen."""
+MOST_TIGHTENINGS = 6
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GateRequest:
+    """bound: share of a joint's range. max_reuse, max_age_s: limits that are set, not measured; pairs cover that age.
+    period_s: between two inferences of the replay. pairs: how much is measured."""
+
+    bound: float = 0.01
+    max_reuse: int = 10
+    period_s: float = 0.25
+    pairs: PairPlan = PairPlan()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bound < 1 or self.max_reuse < 1 or not self.period_s > 0:
+            raise ConfigError(f"--bound {self.bound} must be a share above 0 and below 1, --max-reuse {self.max_reuse} at least 1, --period-s {self.period_s} above 0")
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """settings: for the runtime. tightened: how often the replay on held-out episodes halved the first choice. replays:
+    by cache policy, on the held-out episodes under the final limits."""
+
+    settings: GateSettings
+    limits: Limits
+    measured: Measured
+    tightened: int
+    replays: Mapping[CachePolicy, Replay]
+    data: Mapping[str, Any]
+
+
+def split_episodes(episodes: Sequence[Episode]) -> tuple[Sequence[Episode], Sequence[Episode]]:
+    """(to choose on, held out). DatasetError: fewer than two episodes."""
+    if len(episodes) < 2:
+        raise DatasetError("gate calibration needs at least 2 episodes, one of them to check the limits on; record more")
+    border = len(episodes) - max(1, round(HELD_OUT * len(episodes)))
+    return episodes[:border], episodes[border:]
+
+
+def calibrate_gate(bundle: Bundle, engine: Engine, recorded: Recorded, request: GateRequest, bar: Progress) -> GateResult:
+    """Measure pairs, choose the loosest limits within the bound, replay them on held-out episodes and halve them until
+    their error is within it too.
+
+    CheckFailed: no reuse keeps the bound on these episodes. DatasetError: too few of them.
+    """
+    chosen_on, held_out = split_episodes(recorded.dataset.episodes)
+    pairs = planned_pairs(recorded, chosen_on, request.pairs)
+    count = len({index for pair in pairs for index in pair}) + len({reference for reference, _ in pairs}) + len(pairs)
+    task = bar.add_task("measuring pairs", total=count)
+    measured = measure(bundle, engine, recorded, pairs, lambda: bar.advance(task))
+    limits = choose(measured.pairs, request.bound)
+    if limits is None:
+        raise CheckFailed(f"no reuse keeps the action error under {request.bound:.2%} of the joints' ranges on these episodes; record still phases too, or raise --bound")
+    settings = GateSettings(limits.similarity, limits.threshold, limits.guard_mean, limits.guard_worst, request.max_reuse, request.pairs.max_age_s, request.bound)
+    inferences = sum(map(len, frames_of(recorded, held_out, request.period_s)))
+    for tightened in range(MOST_TIGHTENINGS + 1):
+        replays = {}
+        for policy in (CachePolicy.GUARD, CachePolicy.CLS):
+            task = bar.add_task(f"replaying, {policy.value}", total=inferences)
+            replays[policy] = replay(bundle, engine, recorded, held_out, ReplayPlan(policy, settings, request.period_s), lambda: bar.advance(task))  # noqa: B023
+        if max(run.joint_p95 for run in replays.values()) <= request.bound:
+            break
+        if tightened == MOST_TIGHTENINGS:
+            raise CheckFailed(f"limits halved {tightened} times still exceed {request.bound:.2%} on held-out episodes; record more varied ones, or raise --bound")
+        settings = settings.tightened()
+    data = {
+        "name": recorded.dataset.root.name, "digest": recorded.digest, "cameras": dict(recorded.cameras), "fps": recorded.dataset.fps,
+        "chosen_on_episodes": len(chosen_on), "held_out_episodes": len(held_out), "pairs": len(pairs),
+    }  # fmt: skip
+    return GateResult(settings, limits, measured, tightened, replays, data)
+
+
+def gate_facts(bundle: Bundle, result: GateResult) -> dict[str, Any]:
+    """`manifest.gate`: the limits and their evidence."""
+    facts: dict[str, Any] = {"kind": bundle.manifest.gate["kind"], **asdict(result.settings)}
+    facts["auroc"] = {name: None if value is None else round(value, 4) for name, value in result.limits.auroc.items()}
+    facts["pairs_within_guard"], facts["pairs_stable"] = round(result.limits.allowed, 4), round(result.limits.stable, 4)
+    facts["tightened"] = result.tightened
+    facts["replay"] = {policy.value: run.facts() for policy, run in result.replays.items()}
+    facts["data"] = dict(result.data)
+    return facts
+
+
+def write_calibrated(bundle: Bundle, result: GateResult, out: Path) -> str:
+    """A new bundle `out`: the same files (hard links where the file system allows), the manifest with the gate, and the
+    plot. Returns its digest. BundleError: `out` exists, or a file of the old one is damaged."""
+    bundle.verify()
+    with new_folder(out) as folder:
+        for name in bundle.manifest.files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name != GATE_PLOT:
+                _link(bundle.path / name, target)
+        draw(result.measured.pairs, result.settings, result.limits, folder / GATE_PLOT)
+        files = {**bundle.manifest.files, GATE_PLOT: file_sha256(folder / GATE_PLOT)}
+        return write_manifest(folder, replace(bundle.manifest, files=files, gate=gate_facts(bundle, result)))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)  # another file system, or one without hard links
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    plan, request = PairPlan(), GateRequest()
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    parser.add_argument("--data", type=Path, required=True, help="LeRobot data set, v2.1 or v3.0: still and moving phases, and moments in which objects are moved")
+    parser.add_argument("--out", type=Path, required=True, help="new bundle with the limits in its manifest")
+    parser.add_argument("--camera", action="append", default=[], metavar="POLICY=DATA", help="a camera of the policy and the data set's key for it")
+    parser.add_argument("--bound", type=float, default=request.bound, help="allowed action error, share of a joint's range (95th percentile)")
+    parser.add_argument("--max-reuse", type=int, default=request.max_reuse, help="reuses of one prefix")
+    parser.add_argument("--max-age-s", type=float, default=plan.max_age_s, help="age of a prefix; pairs are measured up to it")
+    parser.add_argument("--period-s", type=float, default=request.period_s, help="between two inferences, for the replay")
+    parser.add_argument("--references", type=int, default=plan.references, help="frames whose prefix is kept and tried later")
+    parser.add_argument("--lags", type=int, default=plan.lags, help="later frames tried for each")
+    parser.add_argument("--others", type=int, default=plan.others, help="frames of other episodes tried for each")
+    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
+    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    request = GateRequest(
+        arguments.bound, arguments.max_reuse, arguments.period_s,
+        PairPlan(arguments.references, arguments.lags, arguments.others, arguments.max_age_s),
+    )  # fmt: skip
+    if arguments.out.exists():
+        raise ConfigError(f"--out {arguments.out} exists already; bundles are never changed, choose another folder")
+    bundle = open_bundle(arguments.bundle)
+    engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads))
+    with open_dataset(arguments.data) as dataset, Progress(console=Console(stderr=True)) as bar:
+        recorded = Recorded(dataset, camera_keys(bundle, dataset, arguments.camera))
+        result = calibrate_gate(bundle, engine, recorded, request, bar)
+    digest = write_calibrated(bundle, result, arguments.out)
+    facts = gate_facts(bundle, result)
+    print("\n".join(report(result)))
+    print(f"written: {arguments.out} (digest {digest[:12]}, plot {GATE_PLOT})")
+    if arguments.json:
+        print(json.dumps({"bundle": str(arguments.out), "digest": digest, **facts}))
+    return 0
+
+
+def report(result: GateResult) -> list[str]:
+    """What a person wants to know, a line each."""
+    settings, limits = result.settings, result.limits
+    told = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in limits.auroc.items())
+    lines = [
+        f"guard        mean {settings.guard_mean:.3g}, worst block {settings.guard_worst:.3g} grey levels; {limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
+        f"similarity   {settings.similarity} above {settings.threshold:.4f}; AUROC {told}",
+        f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out episodes",
+        f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on a kept prefix",
+    ]
+    for policy, run_ in result.replays.items():
+        lines.append(f"{policy.value:<13}{run_.hit_rate:.0%} hits of {len(run_.hit)} held-out inferences, error p95 {run_.joint_p95:.2%}, time saved {run_.saved:.0%}")
+    return lines

@@ -1,0 +1,125 @@
+"""From measured pairs to the limits of reuse: pure.
+
+A pair is a reference frame, whose prefix is kept, and a later one, whose joints
+are fresh. Its error is what reuse costs: the measure of the shadow audit
+(`runtime/audit.py`), so that what is allowed here is what the audit accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHARE = 0.95
+"""Of the reused pairs, so many must stay under the bound."""
+EDGE = 0.1
+LEAST = 12
+"""The loosest tenth of the allowed pairs (at least LEAST) must hold the bound by itself: otherwise many still frames
+would pay for the few at the limit."""
+GRID = 40
+"""Candidate limits along each axis."""
+
+Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What was measured on n pairs, arrays [n]. lag_s: seconds from the reference to now, infinite where they are of
+    different episodes. guard_mean, guard_worst: grey levels, the worst camera's. similarity: cosines by name. error:
+    share of a joint's range."""
+
+    reference: NDArray[np.int64]
+    now: NDArray[np.int64]
+    lag_s: Values
+    guard_mean: Values
+    guard_worst: Values
+    similarity: Mapping[str, Values]
+    error: Values
+
+    def __len__(self) -> int:
+        return len(self.error)
+
+    def within_guard(self, mean: float, worst: float) -> Flags:
+        return (self.guard_mean <= mean) & (self.guard_worst <= worst)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The chosen limits. auroc: how well each similarity tells pairs within the bound from those above it (None: all
+    are on one side). allowed: share of the pairs within the guard; stable: share above the threshold."""
+
+    guard_mean: float
+    guard_worst: float
+    similarity: str
+    threshold: float
+    auroc: Mapping[str, float | None]
+    allowed: float
+    stable: float
+
+
+def auroc(higher: Values, lower: Values) -> float | None:
+    """Probability that a value of `higher` is above one of `lower`, ties counting half; None when either is empty."""
+    if not len(higher) or not len(lower):
+        return None
+    below = np.searchsorted(np.sort(lower), higher, "left") + np.searchsorted(np.sort(lower), higher, "right")
+    return float(below.sum() / 2 / len(higher) / len(lower))
+
+
+def holds(distance: Values, error: Values, bound: float) -> bool:
+    """Whether reuse of all these pairs keeps the bound: over all, and among the tenth of greatest distance."""
+    if not len(error):
+        return False
+    edge = np.argsort(distance, kind="stable")[-max(LEAST, round(EDGE * len(error))) :]
+    return all(float((error[part] <= bound).mean()) >= SHARE for part in (slice(None), edge))
+
+
+def loosest(distance: Values, error: Values, bound: float) -> float | None:
+    """The greatest limit on `distance` up to which `holds` does; None when there is none."""
+    for limit in sorted(_candidates(distance), reverse=True):
+        inside = distance <= limit
+        if holds(distance[inside], error[inside], bound):
+            return float(limit)
+    return None
+
+
+def loosest_guard(pairs: Pairs, bound: float) -> tuple[float, float] | None:
+    """The limits (mean, worst) that allow most pairs; where several allow as many, the smallest ones."""
+    best: tuple[int, float, float] | None = None
+    for worst in _candidates(pairs.guard_worst):
+        for mean in _candidates(pairs.guard_mean):
+            inside = pairs.within_guard(mean, worst)
+            count = int(inside.sum())
+            if best is not None and count <= best[0]:
+                continue
+            error = pairs.error[inside]
+            if holds(pairs.guard_mean[inside], error, bound) and holds(pairs.guard_worst[inside], error, bound):
+                best = (count, float(mean), float(worst))
+    return None if best is None else best[1:]
+
+
+def choose(pairs: Pairs, bound: float) -> Limits | None:
+    """Guard, similarity and threshold for this bound; None when no reuse is within it.
+
+    The similarity is the one with the greatest AUROC; where none can be told (all pairs on one side of the bound), the
+    first."""
+    guard = loosest_guard(pairs, bound)
+    if guard is None:
+        return None
+    fine = pairs.error <= bound
+    found = {name: auroc(values[fine], values[~fine]) for name, values in pairs.similarity.items()}
+    best = max(found, key=lambda name: found[name] if found[name] is not None else -1.0)  # type: ignore[arg-type,return-value]
+    distance = 1 - pairs.similarity[best]
+    limit = loosest(distance, pairs.error, bound)
+    if limit is None:
+        return None
+    # The gate asks for "above": a hair below the last cosine that is allowed.
+    threshold = float(np.clip(1 - limit - 1e-6, -1, 1))
+    return Limits(*guard, best, threshold, found, float(pairs.within_guard(*guard).mean()), float((distance <= limit).mean()))
+
+
+def _candidates(values: Values) -> Values:
+    return np.unique(np.quantile(values, np.linspace(0, 1, GRID), method="lower"))

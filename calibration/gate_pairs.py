@@ -1,0 +1,151 @@
+"""Measure pairs of recorded frames: guard, similarities, and what a prefix kept from the first costs at the second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle
+from vla_edge.calibration.gate_data import Recorded
+from vla_edge.calibration.gate_limits import Pairs
+from vla_edge.datasets.meta import Episode
+from vla_edge.engines.engine import Engine
+from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.runtime.audit import action_error
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.gate import SIMILARITIES, GateSettings, block_means, guard_reading, similarity
+from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions, noise_of
+from vla_edge.runtime.units import joint_ranges, read_tables
+
+NOISE_SEED = 21
+REUSE_ALL = GateSettings("pooled", threshold=-1.0, guard_mean=255.0, guard_worst=255.0, max_reuse=1 << 30, max_age_s=1e9)
+
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """references: frames whose prefix is kept, spread over the episodes. lags: later frames of the episode for each,
+    spread over max_age_s. others: frames of other episodes with the same task for each."""
+
+    references: int = 60
+    lags: int = 6
+    others: int = 2
+    max_age_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.references < 1 or self.lags < 1 or self.others < 0 or not self.max_age_s > 0:
+            raise ConfigError(f"gate calibration needs at least 1 reference, 1 lag and an age above 0, not {self.references}, {self.lags}, {self.max_age_s}")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a fresh inference left: small luma pictures by camera, gate features, actions [C, joints], its duration."""
+
+    blocks: dict[str, NDArray[np.float32]]
+    features: dict[str, NDArray[np.float32]]
+    actions: NDArray[np.float32]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """pairs, and the medians of a fresh inference and of one that reused its prefix, ms on this host."""
+
+    pairs: Pairs
+    fresh_ms: float
+    reused_ms: float
+
+
+def planned_pairs(recorded: Recorded, episodes: Sequence[Episode], plan: PairPlan, seed: int = 0) -> list[tuple[int, int]]:
+    """(reference, now) frame numbers, references rising. DatasetError: the episodes are too short for a single pair."""
+    data, generator = recorded.dataset, np.random.default_rng(seed)
+    frames = np.concatenate([np.arange(episode.from_index, episode.to_index - 1) for episode in episodes])
+    if not len(frames):
+        raise DatasetError(f"{data.root}: no episode has two frames; record longer ones")
+    tasks, furthest = data.column("task_index"), max(1, round(plan.max_age_s * data.fps))
+    lags = sorted({max(1, round(furthest ** (step / max(1, plan.lags - 1)))) for step in range(plan.lags)})
+    pairs = []
+    for reference in sorted({int(frames[place]) for place in np.linspace(0, len(frames) - 1, min(plan.references, len(frames))).astype(int)}):
+        own = data.episode_of(reference)
+        near = [reference + lag for lag in lags if reference + lag < own.to_index and tasks[reference + lag] == tasks[reference]]
+        elsewhere = frames[(tasks[frames] == tasks[reference]) & ((frames < own.from_index) | (frames >= own.to_index))]
+        far = generator.choice(elsewhere, min(plan.others, len(elsewhere)), replace=False) if len(elsewhere) else []
+        pairs += [(reference, int(now)) for now in [*near, *far]]
+    return pairs
+
+
+def similarity_names(bundle: Bundle) -> list[str]:
+    """The similarities this bundle can give. An untrained CLS head is no output of its prefix, and so no gate."""
+    outputs = {spec.name for spec in bundle.manifest.graphs["prefix"].outputs}
+    return [name for name in SIMILARITIES if ("pooled" if name == "pooled" else "cls") in outputs]
+
+
+def ranges_of(bundle: Bundle) -> NDArray[np.float32]:
+    """Each joint's range; ConfigError for a bundle without action statistics, in which an error has no measure."""
+    ranges = joint_ranges(read_tables(bundle), bundle.manifest.policy.action_dim)
+    if ranges is None:
+        raise ConfigError(f"{bundle.path}: no action statistics, so an error is no share of a joint's range; export a checkpoint with statistics")
+    return ranges
+
+
+def noise_for(session: PolicySession, index: int) -> NDArray[np.float32]:
+    """The noise that every inference on frame `index` starts from."""
+    return noise_of(NOISE_SEED, index, (session.policy.chunk_size, session.policy.max_action_dim))
+
+
+def measure(bundle: Bundle, engine: Engine, recorded: Recorded, pairs: Sequence[tuple[int, int]], progress: Progress = lambda: None) -> Measured:
+    """Run every pair: fresh at both frames, and now's joints on the reference's prefix. `progress` is called once for
+    each inference: frames twice at most, then pairs."""
+    session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD, gate=REUSE_ALL))
+    ranges, horizon, names = ranges_of(bundle), bundle.manifest.policy.n_action_steps, similarity_names(bundle)
+    seen: dict[int, Seen] = {}
+    for index in sorted({index for pair in pairs for index in pair}):
+        seen[index] = _look(session, recorded, index)
+        progress()
+    error, reused_ms, kept = np.empty(len(pairs)), [], -1
+    for place, (reference, now) in enumerate(pairs):
+        if reference != kept:
+            observation = recorded.observation(reference)
+            session.reset()
+            _inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, reference)))
+            kept = reference
+            progress()
+        hit = _inferred(session, InferenceRequest(replace(observation, joints=recorded.joints(now)), 0, noise=noise_for(session, now)))
+        assert hit.decision.hit
+        error[place] = action_error(hit.actions[:horizon], seen[now].actions[:horizon], ranges)
+        reused_ms.append(hit.timings.total)
+        progress()
+    return Measured(_collected(recorded, pairs, seen, names, error), float(np.median([item.ms for item in seen.values()])), float(np.median(reused_ms)))
+
+
+def _look(session: PolicySession, recorded: Recorded, index: int) -> Seen:
+    observation = recorded.observation(index)
+    session.reset()
+    result = _inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, index)))
+    features = {name: array.copy() for name, array in session.stages.features().items()}
+    return Seen({name: block_means(frame.image) for name, frame in observation.frames.items()}, features, result.actions, result.timings.total)
+
+
+def _inferred(session: PolicySession, request: InferenceRequest) -> InferenceResult:
+    result = session.infer(request)
+    assert result is not None
+    return result
+
+
+def _collected(recorded: Recorded, pairs: Sequence[tuple[int, int]], seen: dict[int, Seen], names: list[str], error: NDArray[np.float64]) -> Pairs:
+    data = recorded.dataset
+    readings = [[guard_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in recorded.cameras] for reference, now in pairs]
+    same = [data.episode_of(reference).index == data.episode_of(now).index for reference, now in pairs]
+    return Pairs(
+        reference=np.array([reference for reference, _ in pairs]),
+        now=np.array([now for _, now in pairs]),
+        lag_s=np.array([(now - reference) / data.fps if near else np.inf for near, (reference, now) in zip(same, pairs)]),
+        guard_mean=np.array([max(reading.mean for reading in row) for row in readings]),
+        guard_worst=np.array([max(reading.worst for reading in row) for row in readings]),
+        similarity={name: np.array([similarity(name, seen[now].features, seen[reference].features) for reference, now in pairs]) for name in names},
+        error=error,
+    )

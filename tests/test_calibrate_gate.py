@@ -1,0 +1,201 @@
+"""`vla-calibrate gate`: the choice of limits on pairs made by hand, and the whole command on recorded episodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vla_edge.bundle import open_bundle
+from vla_edge.calibration.command import main
+from vla_edge.calibration.gate_data import camera_keys
+from vla_edge.calibration.gate_limits import Pairs, auroc, choose, loosest, loosest_guard
+from vla_edge.calibration.gate_pairs import PairPlan, planned_pairs
+from vla_edge.datasets.layout import Feature
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.gate import read_gate
+from vla_edge.runtime.session import PolicySession, SessionOptions
+
+GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+
+
+# ---- the choice
+
+
+def pairs(mean, worst, error, **similarity) -> Pairs:
+    count = len(error)
+    places = np.arange(count)
+    return Pairs(places, places + 1, np.ones(count), np.asarray(mean, float), np.asarray(worst, float), {k: np.asarray(v, float) for k, v in similarity.items()}, np.asarray(error, float))
+
+
+def test_the_auroc_is_the_chance_to_rank_a_pair_right():
+    assert auroc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1
+    assert auroc(np.array([0.0, 2.0]), np.array([1.0])) == 0.5
+    assert auroc(np.array([1.0]), np.array([1.0])) == 0.5
+    assert auroc(np.array([]), np.array([1.0])) is None
+
+
+def test_the_loosest_limit_ends_where_the_error_begins():
+    distance = np.arange(100.0)
+    error = np.where(distance < 60, 0.001, 0.1)
+    limit = loosest(distance, error, 0.01)
+    # Candidates are forty quantiles; five per cent of the pairs may be above the bound, but not those at the edge.
+    assert limit is not None and 56 <= limit <= 60
+    assert loosest(distance, np.full(100, 0.1), 0.01) is None
+
+
+def test_many_still_pairs_do_not_pay_for_the_few_at_the_limit():
+    # 1000 still pairs without error, 40 at a distance of 50 with a large one: 4 % over all, within the 95th percentile.
+    distance = np.concatenate([np.linspace(0, 1, 1000), np.full(40, 50.0)])
+    error = np.concatenate([np.zeros(1000), np.full(40, 0.5)])
+    assert float(np.percentile(error, 95)) == 0
+    limit = loosest(distance, error, 0.01)
+    assert limit is not None and limit <= 1
+
+
+def test_the_guard_keeps_out_a_small_object_by_its_worst_block_and_a_dim_room_by_its_mean():
+    rng = np.random.default_rng(0)
+    still = rng.uniform(0.1, 0.3, 100), rng.uniform(0.5, 2, 100), np.full(100, 0.001)
+    moved = rng.uniform(0.3, 0.6, 100), rng.uniform(60, 90, 100), np.full(100, 0.2)
+    dimmed = rng.uniform(8, 12, 100), rng.uniform(8, 12, 100), np.full(100, 0.2)
+    harmless = rng.uniform(0.5, 2, 100), rng.uniform(3, 20, 100), np.full(100, 0.002)
+    found = loosest_guard(pairs(*(np.concatenate(part) for part in zip(still, moved, dimmed, harmless))), 0.01)
+    assert found is not None
+    mean, worst = found
+    # All harmless pairs but the last few of a quantile are within, none of the two kinds of change is.
+    assert 1.7 < mean < 8 and 15 < worst < 60
+
+
+def test_the_similarity_that_tells_harm_best_is_chosen_and_named_with_its_auroc():
+    rng = np.random.default_rng(1)
+    error = np.concatenate([np.full(100, 0.001), np.full(100, 0.2)])
+    level = np.concatenate([rng.uniform(0, 1, 100), rng.uniform(5, 6, 100)])
+    limits = choose(pairs(level, level, error, **{"01": rng.uniform(0, 1, 200), "00": 1 - level / 10}), 0.01)
+    assert limits is not None and limits.similarity == "00" and limits.auroc["00"] == 1
+    assert limits.auroc["01"] == pytest.approx(0.5, abs=0.1)
+    assert 0.88 < limits.threshold < 0.95 and 0.4 < limits.allowed <= 0.5
+
+
+def test_no_limits_are_chosen_where_every_reuse_is_harmful():
+    assert choose(pairs([0, 1], [0, 1], [0.5, 0.5], pooled=[1, 1]), 0.01) is None
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Four episodes of 12 frames at 10 a second: eight of LeRobot's pictures under noise of a grey level, then a bright
+    square on the phone's; joints drift all along. The phone's key is another name than the policy's."""
+    rng = np.random.default_rng(2)
+    with np.load(GOLDEN, allow_pickle=False) as content:
+        pictures = {name: content[f"raw/image/observation.images.{name}"] for name in ("laptop", "phone")}
+        state, task = content["raw/state"].reshape(-1), str(content["raw/task"])
+    folder = tmp_path_factory.mktemp("gate") / "data"
+    keys = {"laptop": "observation.images.laptop", "phone": "observation.images.front"}
+    features = {"observation.state": Feature("float32", (6,), None), "action": Feature("float32", (6,), None)}
+    features |= {key: Feature("image", pictures[name].shape, ["height", "width", "channels"]) for name, key in keys.items()}
+    with DatasetWriter(folder, 10, features, robot_type="koch") as writer:
+        for episode in range(4):
+            for frame in range(12):
+                values = {"observation.state": (state + 0.2 * frame).astype(np.float32), "action": state.astype(np.float32)}
+                for name, key in keys.items():
+                    picture = pictures[name].copy()
+                    if frame >= 8 and name == "phone":
+                        cv2.rectangle(picture, (40 + 60 * episode, 60), (360 + 60 * episode, 400), (250, 250, 40), -1)
+                    values[key] = picture ^ rng.integers(0, 2, picture.shape, np.uint8)
+                writer.add_frame(values, task)
+            writer.save_episode()
+    return folder
+
+
+def words(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
+    small = ["--references", "8", "--lags", "3", "--others", "1", "--max-age-s", "0.8", "--threads", "1", "--camera", "phone=front"]
+    return ["gate", "--bundle", str(bundle), "--data", str(data), "--out", str(out), "--json", *small, *more]
+
+
+def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(golden_bundle, dataset, tmp_path, capsys):
+    out = tmp_path / "calibrated"
+    # A random policy's actions follow the noise of a picture more than a trained one's: a wider bound than the default.
+    assert main(words(golden_bundle, dataset, out, "--bound", "0.05")) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    bundle, old = open_bundle(out), open_bundle(golden_bundle)
+    bundle.verify()
+    assert told["digest"] == bundle.digest != old.digest and "threshold" not in old.manifest.gate
+    assert bundle.manifest.graphs == old.manifest.graphs
+    assert (out / "graphs" / "weights.bin").samefile(golden_bundle / "graphs" / "weights.bin"), "hard-linked, not copied"
+    gate = bundle.manifest.gate
+    assert len(gate["data"]["digest"]) == 64 and gate["data"]["cameras"]["observation.images.phone"] == "observation.images.front"
+    assert gate["similarity"] == "pooled" and set(gate["auroc"]) == {"pooled"} and gate["bound"] == 0.05
+    assert cv2.imread(str(out / "gate.png")).shape == (800, 1100, 3)
+    settings = read_gate(bundle)
+    assert settings is not None
+    # Noise of one grey level is within the guard, the square is not.
+    assert 0.1 < settings.guard_worst < 60
+    for run in gate["replay"].values():
+        assert run["error_joint_p95"] <= 0.05 and run["hit_rate"] > 0.2
+    session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CachePolicy.CLS))
+    assert session.cache.settings == settings
+
+
+def test_the_same_data_gives_the_same_limits_and_digest(golden_bundle, dataset, tmp_path, capsys):
+    found = []
+    for name in "ab":
+        assert main(words(golden_bundle, dataset, tmp_path / name, "--bound", "0.05", "--references", "3", "--lags", "2")) == 0
+        found.append(open_bundle(tmp_path / name).manifest.gate)
+    same = ("similarity", "threshold", "guard_mean", "guard_worst", "auroc", "data", "tightened")
+    assert [found[0][key] for key in same] == [found[1][key] for key in same]
+
+
+def test_a_bound_that_no_reuse_keeps_fails_with_exit_code_1_and_writes_nothing(golden_bundle, dataset, tmp_path, capsys):
+    assert main(words(golden_bundle, dataset, tmp_path / "out", "--bound", "1e-9", "--references", "3")) == 1
+    assert "no reuse keeps the action error under" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--camera", "wrist=front"], "the policy has no camera observation.images.wrist"),
+        (["--camera", "laptop=side"], "has no camera observation.images.side; it has"),
+        (["--camera", "laptop"], "give POLICY=DATA"),
+        (["--bound", "0"], "--bound 0.0 must be a share"),
+        (["--references", "0"], "at least 1 reference"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(golden_bundle, dataset, tmp_path, capsys, more, message):
+    assert main(words(golden_bundle, dataset, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_bundle_is_never_written_to(golden_bundle, dataset, capsys):
+    assert main(words(golden_bundle, dataset, golden_bundle)) == 2
+    assert "bundles are never changed" in capsys.readouterr().err
+
+
+def test_a_camera_of_the_policy_that_is_not_in_the_data_is_named(golden_bundle, dataset):
+    with open_dataset(dataset) as data:
+        with pytest.raises(DatasetError, match="no camera observation.images.phone that the policy sees"):
+            camera_keys(open_bundle(golden_bundle), data, [])
+        with pytest.raises(ConfigError, match="no camera observation.images.arm"):
+            camera_keys(open_bundle(golden_bundle), data, ["phone=front", "arm=front"])
+
+
+def test_pairs_stay_within_an_episode_but_for_the_others_and_share_their_task(golden_bundle, dataset):
+    from vla_edge.calibration.gate_data import Recorded
+
+    with open_dataset(dataset) as data:
+        recorded = Recorded(data, {"observation.images.laptop": "observation.images.laptop"})
+        found = planned_pairs(recorded, data.episodes[:3], PairPlan(references=10, lags=4, others=2, max_age_s=0.6))
+        own = [(a, b) for a, b in found if data.episode_of(a).index == data.episode_of(b).index]
+        assert len(found) - len(own) == 20 and all(0 < b - a <= 6 for a, b in own)
+        assert max(b for _, b in found) < data.episodes[3].from_index, "held-out episodes are not looked at"
