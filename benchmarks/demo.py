@@ -58,7 +58,7 @@ def demo(arguments: argparse.Namespace) -> dict[str, Any]:
         summary = _call("vla-runtime", _runtime, words)
         distance = summary["simulated_arm"]["tip_to_cube_m"]
         nearest = min(distance, key=distance.__getitem__)
-        print(f"   told {colour!r}: the tip ended {distance[nearest] * 100:.1f} cm from the {nearest} cube's place; pictures: {out / f'{colour}.png'}")
+        print(f"   told {colour!r}: in the last second the tip was {distance[nearest] * 100:.1f} cm from the {nearest} cube's place; pictures: {out / f'{colour}.png'}")
         report[colour] = {"tip_to_cube_m": distance, "reached": distance[colour] <= REACHED_M, "missed": summary["missed"], "ticks": summary["ticks"]}
     _overview(out)
     return report

@@ -6,7 +6,7 @@ Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
 port), `calibration.json` (the simulated arm's joint calibration) and
 `frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
 and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`);
-its last line says how far the tip was from each cube when the last goal came.
+its last line says how far the tip was from each cube while the last 30 goals came.
 Physics runs at the rate of the wall clock in the process that answers the bus
 (before ordinary processes where that is allowed); pictures are rendered in
 another one, from a copy of the configuration.
@@ -19,6 +19,7 @@ import json
 import re
 import signal
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def serve(process: SimProcess, commands: bool) -> None:
             terminal = Terminal(process.port)
         except OSError as error:
             raise BusError(f"no pseudo-terminal at {process.port}: {error.strerror}; check the folder and /dev/pts") from None
-        tips = TipAtLastGoal(arm, log)
+        tips = TipAtGoals(arm, log)
         emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, tips), plant, faults)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: emulator.apply(("quit",)))
@@ -112,23 +113,29 @@ def serve(process: SimProcess, commands: bool) -> None:
         frames = {camera: str(path) for camera, path in process.cameras().items()}
         print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": frames, "realtime": realtime}), flush=True)
         emulator.run([], sys.stdin if commands else None)
-    print(json.dumps({"tip_to_cube_m": tips.tip_to_cube_m}), flush=True)
+    print(json.dumps({"tip_to_cube_m": tips.mean()}), flush=True)
 
 
-class TipAtLastGoal:
-    """Looks through the bus's log for accepted goals: where the tip was at the last one.
+class TipAtGoals:
+    """Looks through the bus's log for accepted goals: where the tip was at the last `GOALS` of them.
 
     Afterwards it is nobody's doing: 200 ms without a word the servos' watchdog trips, and the arm sags.
     """
 
+    GOALS = 30
+
     def __init__(self, arm: SimulatedArm, log: Log) -> None:
         self._arm, self._log = arm, log
-        self.tip_to_cube_m = tip_to_cubes(arm)
+        self._seen = deque([tip_to_cubes(arm)], maxlen=self.GOALS)
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
         if entry["kind"] == "goal":
-            self.tip_to_cube_m = tip_to_cubes(self._arm)
+            self._seen.append(tip_to_cubes(self._arm))
         self._log(entry)
+
+    def mean(self) -> dict[str, float]:
+        """Mean distance in metres from the point above each cube, by colour."""
+        return {colour: round(float(np.mean([seen[colour] for seen in self._seen])), 4) for colour in CUBE_COLOURS}
 
 
 def tip_to_cubes(arm: SimulatedArm) -> dict[str, float]:
