@@ -178,6 +178,8 @@ static int32_t rest_ticks(const guard_joint_limits *limits)
         int64_t v = limits->velocity; /* the fastest from which leading `a` to zero keeps the velocity limit */
         if (a > 0)
             v -= released(0, a, limits->jerk);
+        if (v < -limits->velocity || released(v, a, limits->jerk) < -limits->velocity)
+            continue; /* so much acceleration is never reached */
         int32_t velocity = (int32_t)v, acceleration = a, ticks = 0;
         while ((velocity != 0 || acceleration != 0) && ticks <= GUARD_REST_TICKS_MAX) {
             acceleration = brake(limits, velocity, acceleration);
