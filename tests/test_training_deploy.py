@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from vla_edge.bundle import MANIFEST, file_sha256, open_bundle
 from vla_edge.errors import CheckFailed, DatasetError, ObservationError
 from vla_edge.export.command import main as export
+from vla_edge.runtime import safety_check
 from vla_edge.training import deploy_check
 from vla_edge.training.command import main
 from vla_edge.training.compare_report import Contender, draw
@@ -123,6 +124,27 @@ def test_the_command_prints_nine_lines_and_exits_1_on_a_failure(place, capsys):
     assert sum(line[:1].isdigit() for line in capsys.readouterr().out.splitlines()) == 9
     with pytest.raises(CheckFailed, match="1 of 9 deployment checks: speed"):
         deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "100000", "--threads", "1"]))
+
+
+def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one_is_found(monkeypatch):
+    pytest.importorskip("vla_edge._core")
+    assert safety_check.check_safety(6, 30.0)[0] == PASSED
+    core = safety_check.load_core()
+
+    class Broken:
+        """A pilot that lets one goal through as it came."""
+
+        def __init__(self, settings):
+            self.inner = core.Pilot(settings)
+            self.step_limits = self.inner.step_limits
+
+        def tick(self, tick, *rest, **named):
+            output = self.inner.tick(tick, *rest, **named)
+            return {**output, "goals": [9000] * 6, "write": True} if tick == 200 else output
+
+    monkeypatch.setattr(safety_check, "load_core", lambda: type("Core", (), {"Pilot": Broken}))
+    state, found, _ = safety_check.check_safety(6, 30.0)
+    assert state == FAILED and "shoulder_pan at tick 200" in found
 
 
 # ---- evaluate and compare

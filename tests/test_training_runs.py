@@ -25,7 +25,7 @@ from vla_edge.training.anchors import AnchorPlan, build_anchors
 from vla_edge.training.command import main
 from vla_edge.training.config import AugmentConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.craft import CraftConfig
-from vla_edge.training.frames import collate
+from vla_edge.training.frames import Frames, FrameSettings, collate
 from vla_edge.training.progress import silent
 from vla_edge.training.run_files import read_metrics, read_status
 from vla_edge.training.runs import fine_tune, resume
@@ -156,6 +156,10 @@ def test_delta_training_marks_the_head_and_leaves_the_base_policy_as_it_was(worl
     assert trained.config.cls_trained and trained.config.use_cls_head and trained.config.has_delta
     before, after = base.state_dict(), trained.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)  # frozen: exactly equal
+    data = Frames(TaskData("data", str(world / "data")), FrameSettings((CAMERA,), 4, 0))
+    noise = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
+    chunks = [policy.predict_action_chunk(collate([data.sample(3, 0)], base), noise=noise) for policy in (base, trained)]
+    assert torch.equal(*chunks)  # the head and the delta expert change the policy's own chunk by exactly 0
     row = read_metrics(tmp_path / "run")[-1]
     assert {"delta_loss", "cls_loss", "delta_loss_relative", "loss"} <= row.keys()
 
