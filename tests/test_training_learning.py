@@ -160,9 +160,10 @@ MARGIN = 0.1
 
 
 def two_tasks(root: Path, seed: int, epochs: tuple[float, float]) -> StageRun:
-    """Go to the named square, then away from it: what the second task teaches contradicts the first."""
+    """Go to the named square, then, on a lighter table, away from it: alone, the second task is learnt by turning the
+    first one round."""
     write_policy(root / "policy", seed=seed)
-    for name, world in (("near", World(episodes=90, seed=seed)), ("away", World(episodes=90, seed=seed + 100, direction=-1, text="away {}"))):
+    for name, world in (("near", World(episodes=90, seed=seed)), ("away", World(episodes=90, seed=seed + 100, direction=-1, background=110))):
         write_data(root / name, world)
     plan = StagePlan(
         "two", tuple(StageTask(name, str(root / name), 2, 2) for name in ("near", "away")),
@@ -225,5 +226,5 @@ def test_forgetting_is_largest_without_replay_and_smaller_with_replay_and_with_c
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_over_three_seeds_forgetting_without_replay_exceeds_replay_and_craft(tmp_path, seed):
-    lost = told(seed, forgetting(tmp_path, seed, (14.0, 4.0)))
+    lost = told(seed, forgetting(tmp_path, seed, (10.0, 3.0)))
     assert lost["without"] > MARGIN + max(lost["replay"], lost["CRaFT"])

@@ -159,7 +159,8 @@ def test_delta_training_marks_the_head_and_leaves_the_base_policy_as_it_was(worl
     data = Frames(TaskData("data", str(world / "data")), FrameSettings((CAMERA,), 4, 0))
     noise = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
     chunks = [policy.predict_action_chunk(collate([data.sample(3, 0)], base), noise=noise) for policy in (base, trained)]
-    assert torch.equal(*chunks)  # the head and the delta expert change the policy's own chunk by exactly 0
+    assert all(isinstance(chunk, torch.Tensor) for chunk in chunks)
+    assert torch.equal(chunks[0], chunks[1])  # type: ignore[arg-type] # the head and the delta expert change the policy's own chunk by exactly 0
     row = read_metrics(tmp_path / "run")[-1]
     assert {"delta_loss", "cls_loss", "delta_loss_relative", "loss"} <= row.keys()
 

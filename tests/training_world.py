@@ -48,6 +48,7 @@ class World:
     named: tuple[str, ...] = ("red", "blue")
     shuffled: bool = False
     direction: int = 1
+    background: int = 30
     text: str = "{}"
     video: bool = False
     dims: int = 2
@@ -98,7 +99,7 @@ def write_data(folder: Path, world: World) -> Path:
     with DatasetWriter(folder, 10, features) as writer:
         for _ in range(world.episodes):
             places = scatter(generator, len(world.colours))
-            clean = draw(places, world.colours).astype(np.int16)
+            clean = draw(places, world.colours, world.background).astype(np.int16)
             for _ in range(world.length):
                 colour = str(generator.choice(world.named))
                 said = str(generator.choice(world.named)) if world.shuffled else colour
