@@ -170,16 +170,15 @@ static int32_t per_tick(double rate, double period_s, int power)
     return counts > GUARD_PER_TICK_MAX ? GUARD_PER_TICK_MAX : (int32_t)floor(counts);
 }
 
-/* Ticks the brake needs from the worst stoppable state; more than GUARD_REST_TICKS_MAX is not counted out. */
+/* Ticks the brake needs from the worst stoppable state, one in which the velocity limit is just kept while the
+ * acceleration is led to zero; more than GUARD_REST_TICKS_MAX is not counted out. */
 static int32_t rest_ticks(const guard_joint_limits *limits)
 {
     int32_t worst = 0;
-    for (int32_t a = -limits->acceleration; a <= limits->acceleration; a++) {
-        int64_t v = limits->velocity; /* the fastest from which leading `a` to zero keeps the velocity limit */
-        if (a > 0)
-            v -= released(0, a, limits->jerk);
-        if (v < -limits->velocity || released(v, a, limits->jerk) < -limits->velocity)
-            continue; /* so much acceleration is never reached */
+    for (int32_t a = 0; a <= limits->acceleration; a++) {
+        int64_t v = limits->velocity - released(0, a, limits->jerk);
+        if (v < -limits->velocity)
+            break; /* so much acceleration is never reached */
         int32_t velocity = (int32_t)v, acceleration = a, ticks = 0;
         while ((velocity != 0 || acceleration != 0) && ticks <= GUARD_REST_TICKS_MAX) {
             acceleration = brake(limits, velocity, acceleration);
@@ -243,6 +242,7 @@ bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int *joint)
         }
         self->joints[i] = (guard_joint){.goal = goal};
     }
+    memcpy(self->before, self->joints, sizeof self->before);
     self->started = true;
     return true;
 }
@@ -250,6 +250,7 @@ bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int *joint)
 guard_result guard_brake(guard *self)
 {
     guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
+    memcpy(self->before, self->joints, sizeof self->before);
     for (int i = 0; i < ARM_JOINTS; i++) {
         guard_joint *joint = &self->joints[i];
         *joint = moved(*joint, brake(&self->limits[i], joint->velocity, joint->acceleration));
@@ -283,6 +284,7 @@ guard_result guard_step(guard *self, const float *action, int joints, const guar
         return refuse(self, GUARD_REFUSED_NO_READING, -1);
 
     guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
+    memcpy(self->before, self->joints, sizeof self->before);
     for (int i = 0; i < ARM_JOINTS; i++) {
         guard_verdict verdict = step_joint(&self->limits[i], &self->joints[i], wish[i], view->present[i]);
         result.joints[i] = (uint8_t)verdict;
@@ -293,6 +295,11 @@ guard_result guard_step(guard *self, const float *action, int joints, const guar
         }
     }
     return result;
+}
+
+void guard_unsent(guard *self)
+{
+    memcpy(self->joints, self->before, sizeof self->joints);
 }
 
 bool guard_at_rest(const guard *self)

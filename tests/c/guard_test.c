@@ -243,6 +243,16 @@ static int naming(void)
     guard = started(usual(), 2000); /* in reach, but the goal would shoot past it */
     CHECK(step_all(&guard, 2019, 2000).verdict == GUARD_CLAMPED_JERK);
 
+    guard = started(usual(), 2000); /* goals that were not sent are taken back, from a step and from a brake */
+    CHECK(step_all(&guard, 2018, 2000).goals[0] == 2018);
+    guard_joint sent = guard.joints[0];
+    CHECK(step_all(&guard, 2040, 2000).goals[0] > 2018);
+    guard_unsent(&guard);
+    CHECK(guard.joints[0].goal == 2018 && guard.joints[0].velocity == sent.velocity);
+    guard_brake(&guard);
+    guard_unsent(&guard);
+    CHECK(guard.joints[5].goal == 2018 && guard.joints[5].acceleration == sent.acceleration);
+
     guard = started(usual(), 2000);
     result = step_all(&guard, 2034, 2000);
     CHECK(result.verdict == GUARD_CLAMPED_ACCELERATION && result.goals[0] <= 2033);
