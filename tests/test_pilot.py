@@ -211,3 +211,26 @@ def test_stopping_without_a_pose_ends_holding() -> None:
 def test_a_limit_below_one_count_is_refused_with_the_joint() -> None:
     with pytest.raises(ValueError, match="joint 0: its velocity, acceleration, jerk or step limit is below one count"):
         core.Pilot(ControlSettings(limits=tuple(JointLimits(0, 9, 1.0, 0.0, jerk=1.0) for _ in range(6)), period_ns=T, session=1, bundle_digest=DIGEST))
+
+
+def test_limits_hold_over_the_goals_that_were_sent_when_writes_fail() -> None:
+    """R8 in the bus's eyes: a goal that did not go out is not a step."""
+    flight = Flight().armed()
+    generator = np.random.default_rng(4)
+    low, high, velocity, acceleration, jerk = flight.pilot.step_limits[0]
+    sent, unsent = [2000], False
+    for index in range(600):
+        if index % 7 == 0:
+            flight.sequence += 1
+            wild = generator.uniform(-200, 200, (20, 6)).astype(np.float32)
+            told = flight.tick(Chunk(ChunkKind.MOVING, 7, DIGEST, flight.sequence, flight.tick_number, flight.tick_number * T, wild), unsent=unsent)
+        else:
+            told = flight.tick(unsent=unsent)
+        unsent = bool(generator.random() < 0.2)
+        if told["write"] and not unsent:
+            sent.append(told["goals"][0])
+    goals = np.array(sent)
+    assert len(goals) > 400 and np.ptp(goals) > 200
+    assert goals.min() >= low and goals.max() <= high
+    for order, limit in ((1, velocity), (2, acceleration), (3, jerk)):
+        assert np.abs(np.diff(goals, order)).max() <= limit, order

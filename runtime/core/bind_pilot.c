@@ -74,13 +74,13 @@ static PyObject *output_to_python(const pilot_output *output, PyObject *verdicts
 static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"tick", "now_ns", "positions", "chunks", "command", "p99_ns", "plan_then_move", "dropped_through",
-                            "read_result", "reading_ns", "alerts", "watchdog", "unplugged", NULL};
+                            "read_result", "reading_ns", "alerts", "watchdog", "unplugged", "unsent", NULL};
     pilot *self = &((Pilot *)object)->pilot;
     long long tick, now_ns, p99_ns = 0, dropped_through = -1, reading_ns = -1;
     PyObject *positions, *chunks = NULL, *alerts = NULL;
-    int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOpp", names, &tick, &now_ns, &positions, &chunks, &command, &p99_ns,
-                                     &plan_then_move, &dropped_through, &read_result, &reading_ns, &alerts, &watchdog, &unplugged))
+    int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0, unsent = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOppp", names, &tick, &now_ns, &positions, &chunks, &command, &p99_ns,
+                                     &plan_then_move, &dropped_through, &read_result, &reading_ns, &alerts, &watchdog, &unplugged, &unsent))
         return NULL;
     if (tick < 0) {
         PyErr_SetString(PyExc_ValueError, "a tick counts from 0");
@@ -88,7 +88,7 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
     }
     pilot_input input = {
         .tick = tick, .now_ns = now_ns, .command = (pilot_command)command, .patience_ns = 3 * p99_ns,
-        .plan_then_move = plan_then_move, .dropped_through = dropped_through, .watchdog = watchdog, .unplugged = unplugged,
+        .plan_then_move = plan_then_move, .dropped_through = dropped_through, .watchdog = watchdog, .unplugged = unplugged, .unsent = unsent,
         .read_result = read_result >= 0 ? (arm_result)read_result : positions == Py_None ? ARM_TIMEOUT : ARM_OK,
         .reading.time_ns = reading_ns >= 0 ? reading_ns : now_ns,
     };

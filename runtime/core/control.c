@@ -199,6 +199,7 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
     const pilot_output *output = &self->output;
     const arm_port *arm = self->arm;
     arm_result result = ARM_OK;
+    self->input.unsent = false;
     self->input.torque_failed = false;
     self->input.unplugged = false;
     if (self->config.shadow)
@@ -207,8 +208,10 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
         result = arm->clear_watchdog(arm->context, clock_now_ns() + torque_budget_ns);
     if (output->clear_watchdog && result != ARM_OK)
         self->watchdog_due = true; /* still tripped: found again at the next tick */
-    if (output->write)
+    if (output->write) {
         result = arm->write_goals(arm->context, output->guard.goals, start_ns + budget_ns);
+        self->input.unsent = result != ARM_OK;
+    }
     if (output->torque != TORQUE_KEEP) {
         result = arm->set_torque(arm->context, output->torque == TORQUE_ON, clock_now_ns() + torque_budget_ns);
         self->input.torque_failed = result != ARM_OK;

@@ -84,6 +84,7 @@ typedef struct {
 typedef struct {
     guard_joint_limits limits[ARM_JOINTS];
     guard_joint joints[ARM_JOINTS];
+    guard_joint before[ARM_JOINTS]; /* `joints` before the last step */
     int64_t reading_limit_ns; /* a reading older than this is no reading */
     int32_t rest_ticks;       /* ticks the brake needs at most, from any state */
     bool started;
@@ -122,6 +123,10 @@ guard_result guard_step(guard *self, const float *action, int joints, const guar
 
 /* One tick of the brake: a hold. */
 guard_result guard_brake(guard *self);
+
+/* The goals of the last step never reached the bus: the next step starts where they started, so that the
+ * differences seen on the bus stay those that were checked. */
+void guard_unsent(guard *self);
 
 /* True when every goal is constant. */
 bool guard_at_rest(const guard *self);

@@ -178,6 +178,8 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
     memset(output, 0, sizeof *output);
     int64_t patience = input->patience_ns > self->config.patience_min_ns ? input->patience_ns : self->config.patience_min_ns;
     self->patience_ns = patience < self->config.patience_max_ns ? patience : self->config.patience_max_ns;
+    if (input->unsent)
+        guard_unsent(&self->guard);
     if (input->watchdog)
         take_watchdog(self, input, output); /* before the reading ends the loss */
     take_reading(self, input);

@@ -77,7 +77,8 @@ typedef struct {
     bool watchdog;            /* a servo's bus watchdog was found tripped */
     bool absent;              /* while we ran no tick ourselves, rather than while readings were lost */
     bool unplugged;           /* a write of the last tick found no bus */
-    bool torque_failed;       /* so did not every servo take the last torque command */
+    bool unsent;              /* the goals of the last tick did not go out */
+    bool torque_failed;       /* not every servo took the last torque command */
     pilot_command command;
     bool malformed;           /* a chunk that ring_check refused came; may be set until pilot_end */
     int64_t patience_ns;      /* 3 x p99 of an inference as announced, 0: none */

@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const uint64_t magic = 0x31444345525f4c56; /* "VL_RECD1" */
+static const uint64_t magic = 0x32444345525f4c56; /* "VL_RECD2" */
 
 _Static_assert(sizeof(record_cell) == 256, "a cell is 256 bytes");
 _Static_assert(sizeof(record_tick) <= RECORD_PAYLOAD && sizeof(record_chunk) <= RECORD_PAYLOAD, "fits a cell");
@@ -119,6 +119,7 @@ record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
         .watchdog = input->watchdog,
         .absent = input->absent,
         .unplugged = input->unplugged,
+        .unsent = input->unsent,
         .torque_failed = input->torque_failed,
         .malformed = input->malformed,
         .plan_then_move = input->plan_then_move,
@@ -154,6 +155,7 @@ pilot_input record_input_of(const record_tick *tick)
         .watchdog = tick->watchdog,
         .absent = tick->absent,
         .unplugged = tick->unplugged,
+        .unsent = tick->unsent,
         .torque_failed = tick->torque_failed,
         .command = (pilot_command)tick->command,
         .malformed = tick->malformed,

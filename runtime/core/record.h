@@ -36,7 +36,7 @@ typedef struct {
     int16_t load[ARM_JOINTS];
     uint8_t alert[ARM_JOINTS], verdicts[ARM_JOINTS];
     uint8_t read_result, command, answer, torque;
-    uint8_t watchdog, absent, unplugged, torque_failed, malformed, plan_then_move;
+    uint8_t watchdog, absent, unplugged, unsent, torque_failed, malformed, plan_then_move;
     uint8_t state, reason, latched, due, write, clear_watchdog, done, verdict;
     int8_t joint, verdict_joint;
     int32_t action_index;

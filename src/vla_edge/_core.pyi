@@ -173,6 +173,7 @@ class Pilot:
         alerts: Sequence[int] | None = None,
         watchdog: bool = False,
         unplugged: bool = False,
+        unsent: bool = False,
     ) -> dict[str, Any]:
         """positions: counts read in this tick, None: no reading. command: contract.Command.
 
