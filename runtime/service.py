@@ -100,6 +100,8 @@ class Doors:
         self._limit = connections
         self._since: dict[Any, float] = {}
         """when a connection that has not asked for anything was made"""
+        self._open: dict[Any, float] = {}
+        """every connection, and since when"""
         self._listener: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         app.on_response_prepare.append(self._note)
@@ -122,10 +124,14 @@ class Doors:
             self._watch.cancel()
 
     def _connection(self) -> asyncio.Protocol:
-        if len(self._server.connections) >= self._limit:
+        now = time.monotonic()
+        known = set(self._server.connections)
+        # One that was just accepted is not among the server's connections yet.
+        self._open = {handler: since for handler, since in self._open.items() if handler in known or now - since < 1.0}
+        if len(self._open) >= self._limit:
             return _Full()
         handler = self._server()
-        self._since[handler] = time.monotonic()
+        self._open[handler] = self._since[handler] = now
         return handler
 
     async def _note(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -136,11 +142,10 @@ class Doors:
             await asyncio.sleep(1.0)
             oldest = time.monotonic() - FIRST_REQUEST_S
             for handler, since in list(self._since.items()):
-                if handler.transport is None:
-                    del self._since[handler]  # it has gone by itself
-                elif since <= oldest:
+                if since <= oldest:
                     del self._since[handler]
-                    handler.transport.abort()
+                    if handler.transport is not None:  # else it has gone by itself
+                        handler.transport.abort()
 
 
 class _Full(asyncio.Protocol):
