@@ -1,0 +1,124 @@
+"""`make bench`: the full-size network, two cameras, ten steps, against torch eager float32 in one interleaved run.
+
+    python -m vla_edge.benchmarks.full [--work DIR] [--rounds N]
+
+Makes a policy of SmolVLA's size with random weights, its float32 bundle and an
+INT8 bundle for each CPU backend, measures them beside torch, and writes
+`benchmarks/results/full.{json,md,png}`. What lies in the work folder already is
+used again. Random weights make the action error harder than a trained policy's:
+the flow is chaotic and no error is forgotten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vla_edge.benchmarks.host import REPOSITORY
+from vla_edge.benchmarks.measure import Rounds, measure
+from vla_edge.benchmarks.report import markdown, write_report
+from vla_edge.benchmarks.subjects import SubjectSpec
+from vla_edge.calibration.action_error import ActionErrorBound
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, EngineError, run_command
+from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.export.precision import PrecisionRequest, requantise
+from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+
+BARS = {"fresh_float32": 1.0, "fresh": 3.2, "cached": 14.0, "one_camera": 0.30}
+"""Least ratios against torch eager; `one_camera` is the share of a fresh inference that is saved."""
+
+MEMORY_BAR = 0.5
+"""Most peak memory of INT8 on ONNX Runtime, as a share of torch's."""
+
+COSINE_BAR = 0.998
+VISION_BAR = 0.65
+"""The baseline must itself be good: least share of the float32 ceiling that torch reaches on vision."""
+
+BOUND = ActionErrorBound(joint_p95=0.05, cosine=COSINE_BAR)
+
+
+def prepare(work: Path, threads: int, tell: Callable[[str], None]) -> list[SubjectSpec]:
+    """Checkpoint and bundles in `work`, made where they are missing; what is to be measured."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint, float32 = work / "checkpoint", work / "float32"
+    if not checkpoint.exists():
+        tell("make a policy of full size")
+        write_random_policy(checkpoint, RandomPolicy(size="full", dtype="bfloat16"))
+    if not float32.exists():
+        export_bundle(ExportRequest(checkpoint=checkpoint, out=float32, threads=threads), tell)
+    specs = [
+        SubjectSpec("torch eager", "torch", checkpoint, "torch", threads, float32),
+        SubjectSpec("float32 ort", "bundle", float32, "ort", threads, float32),
+    ]
+    for backend in ("ort", "openvino"):
+        try:
+            load_engine(backend, EngineOptions(threads=threads))
+        except EngineError as error:
+            tell(f"without {backend}: {error}")
+            continue
+        out = work / f"int8-{backend}"
+        if not out.exists():
+            request = PrecisionRequest("int8", backend, bound=BOUND, frames=2, held_out=2, threads=threads, ranges_file=work / "ranges.npz")
+            requantise(float32, out, request, tell)
+        specs.append(SubjectSpec(f"int8 {backend}", "bundle", out, backend, threads, float32))
+    return specs
+
+
+def headline(result: dict[str, Any]) -> dict[str, Any]:
+    """ratio, error and memory of the table, and for each bar whether it was reached."""
+    ratios, errors, subjects = result["ratios"], result["errors"], result["subjects"]
+    int8 = [name for name in ratios if name.startswith("int8")]
+    best = {case: max(int8, key=lambda name, case=case: ratios[name]["wall"][case]) for case in ("fresh", "cached")}  # type: ignore[misc]
+    torch = subjects["torch eager"]
+    ratio = {
+        "fresh_float32": ratios["float32 ort"]["wall"]["fresh"],
+        "fresh": ratios[best["fresh"]]["wall"]["fresh"],
+        "cached": ratios[best["cached"]]["wall"]["cached"],
+        "one_camera": ratios[best["fresh"]]["wall"]["one_camera_saved"],
+    }
+    error = {name.replace(" ", "_"): found for name, found in errors.items()}
+    memory = {name.replace(" ", "_"): subject["peak_rss_mb"] for name, subject in subjects.items()}
+    share = subjects["int8 ort"]["peak_rss_mb"] / torch["peak_rss_mb"] if "int8 ort" in subjects else None
+    vision_macs = subjects["float32 ort"]["work"]["vision"]["multiply_adds"]
+    fastest = 2e-6 * vision_macs / torch["cases"]["fresh"]["stages_ms"]["vision"]["p50"]
+    baseline = {"vision_gops": round(fastest, 1), "fraction_of_ceiling": round(fastest / result["ceilings"]["float32"], 3)}
+    reached = {name: ratio[name] >= bar for name, bar in BARS.items()}
+    reached["memory"] = share is not None and share <= MEMORY_BAR
+    reached["cosine"] = all(errors[name]["cosine"] >= COSINE_BAR for name in int8)
+    reached["baseline"] = baseline["fraction_of_ceiling"] >= VISION_BAR
+    return {"ratio": ratio, "best": best, "error": error, "memory_mb": memory, "memory_share": share, "torch": baseline, "bars": {**BARS, "memory": MEMORY_BAR, "cosine": COSINE_BAR, "baseline": VISION_BAR}, "reached": reached}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.full", description="the full-size benchmark")
+    parser.add_argument("--work", type=Path, default=REPOSITORY / "out" / "bench", metavar="DIR", help="checkpoint and bundles, made once (default: out/bench)")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds, at least 5 (default: 7)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of every subject (default: 2)")
+    arguments = parser.parse_args(argv)
+    console = Console()
+    with console.status("starting") as status:
+        specs = prepare(arguments.work, arguments.threads, status.update)
+        result = measure(specs, Rounds(max(5, arguments.rounds), warm_up=2), arguments.threads, status.update)
+    result.update(headline(result))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "full.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_report(result, arguments.out, "full")
+    for line in markdown(result):
+        console.print(line, markup=False, soft_wrap=True)
+    print(json.dumps({"ratio": result["ratio"], "memory_share": result["memory_share"], "torch": result["torch"], "reached": result["reached"]}))
+    missed = [name for name, reached in result["reached"].items() if not reached]
+    if missed:
+        raise CheckFailed(f"missed: {', '.join(missed)}; results are in {arguments.out / 'full.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,144 @@
+"""What is measured, each in a process of its own: bundles on a backend, and the torch policy in LeRobot's order.
+
+The parent tells a subject which case to run next, so that cases of different
+subjects take turns; memory and cold start are those of one process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vla_edge.benchmarks.host import peak_rss_mb
+from vla_edge.errors import CheckFailed, ConfigError, VlaEdgeError
+
+FRESH, CACHED, ONE_CAMERA, DELTA = "fresh", "cached", "one_camera", "delta"
+"""Cases: everything computed; prefix reused; one camera's picture changed, the others not; queued chunk corrected."""
+
+OBSERVATIONS = 4
+"""Synthetic observations that a case draws from in turn; the action error is measured on all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectSpec:
+    """kind: "bundle" or "torch". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile. inputs: the
+    bundle whose cameras and sizes the observations have, the same for all subjects."""
+
+    name: str
+    kind: str
+    path: Path
+    backend: str
+    threads: int
+    inputs: Path
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed run. wall_ms: of the whole inference, observation to actions in joint units; cpu_ms: user and system
+    time of the process meanwhile; stages: ms by stage, as the subject tells them."""
+
+    wall_ms: float
+    cpu_ms: float
+    stages: Mapping[str, float]
+
+
+class Subject(Protocol):
+    """What a measured process holds."""
+
+    facts: dict[str, Any]
+    cases: tuple[str, ...]
+
+    def run(self, case: str, number: int) -> dict[str, float]:
+        """One inference; returns ms by stage."""
+
+    def actions(self, number: int) -> np.ndarray:
+        """Normalised actions [C, joints] for observation `number` and its fixed noise."""
+
+
+class SubjectProcess:
+    """The parent's end. CheckFailed when the process ended; its own errors are told on."""
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        self.spec = spec
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(spec, other), daemon=True)
+        start = time.perf_counter()
+        self._process.start()
+        other.close()
+        told = self._answer()
+        self.cold_start_s = time.perf_counter() - start
+        self.facts: dict[str, Any] = told["facts"]
+        self.cases: tuple[str, ...] = told["cases"]
+
+    def run(self, case: str, number: int) -> Run:
+        """Run one case and wait for it."""
+        self._pipe.send(("run", case, number))
+        run: Run = self._answer()
+        return run
+
+    def actions(self, number: int) -> np.ndarray:
+        self._pipe.send(("actions", "", number))
+        found: np.ndarray = self._answer()
+        return found
+
+    def peak_rss_mb(self) -> float:
+        return peak_rss_mb(self._process.pid or 0)
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send(("end", "", 0))
+            self._process.join(20)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise CheckFailed(f"{self.spec.name}: its process ended with code {self._process.exitcode}; free memory, or run it alone") from None
+        if isinstance(answer, VlaEdgeError):
+            raise answer
+        return answer
+
+
+def open_subject(spec: SubjectSpec) -> Subject:
+    """Load it in this process."""
+    if spec.kind == "bundle":
+        from vla_edge.benchmarks.bundle_subject import BundleSubject
+
+        return BundleSubject(spec)
+    if spec.kind == "torch":
+        from vla_edge.benchmarks.torch_subject import TorchSubject
+
+        return TorchSubject(spec)
+    raise ConfigError(f"unknown subject {spec.kind!r}; known: bundle, torch")
+
+
+def _serve(spec: SubjectSpec, pipe: Connection) -> None:
+    try:
+        subject = open_subject(spec)
+        subject.run(FRESH, 0)
+        pipe.send({"facts": subject.facts, "cases": subject.cases})
+        while True:
+            kind, case, number = pipe.recv()
+            if kind == "end":
+                return
+            if kind == "actions":
+                pipe.send(subject.actions(number))
+                continue
+            cpu, start = time.process_time(), time.perf_counter()
+            stages = subject.run(case, number)
+            pipe.send(Run((time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3, stages))
+    except VlaEdgeError as error:
+        pipe.send(error)
