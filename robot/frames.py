@@ -32,14 +32,15 @@ _TRIES = 20
 
 
 class FrameWriter:
-    """Creates the file (replacing an old one) and writes pictures of one size into it."""
+    """Creates the file (replacing an old one) and writes pictures of one size into it. OSError: no space for it."""
 
     def __init__(self, path: Path, height: int, width: int) -> None:
         self._shape = (height, width, 3)
         self._slot_size = _slot_size(height, width)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("w+b") as file:
-            file.truncate(_HEADER.size + _SLOTS * self._slot_size)
+            # Not a file with holes: on a full disk the write into a mapped hole would kill the process.
+            os.posix_fallocate(file.fileno(), 0, _HEADER.size + _SLOTS * self._slot_size)
             self._map = mmap.mmap(file.fileno(), 0)
         _HEADER.pack_into(self._map, 0, MAGIC, height, width, 0)
         temporary.rename(path)

@@ -111,7 +111,7 @@ def picture_tap(arguments: argparse.Namespace, cameras: Mapping[str, Camera], fo
     if arguments.record_fps > 0 and recorder is None:
         raise ConfigError("--record-fps needs --record-inputs FILE")
     keep = recorder.picture if recorder is not None and arguments.record_fps > 0 else None
-    return PictureTap(cameras, folder, arguments.record_fps or THUMBNAIL_FPS, keep)
+    return PictureTap(cameras, folder, arguments.record_fps or THUMBNAIL_FPS, keep, say)
 
 
 def loop_options(arguments: argparse.Namespace, session: PolicySession) -> LoopOptions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -53,7 +54,9 @@ class InferenceLog:
         self._limit = limit_bytes
         self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in (*STAGES, "step")}
         self.events: Counter[str] = Counter()
-        self._file = self._lines.open("a", encoding="utf-8")
+        self.stopped = ""
+        """why nothing more is written: a full disk must not end inference"""
+        self._file = self._lines.open("ab", buffering=0)
 
     def close(self) -> None:
         self._file.close()
@@ -69,12 +72,16 @@ class InferenceLog:
 
     def line(self, content: Mapping[str, Any]) -> None:
         """Append one JSON object."""
-        if self._file.tell() > self._limit:
-            self._file.close()
-            self._lines.replace(self._lines.with_name("inference.jsonl.1"))
-            self._file = self._lines.open("a", encoding="utf-8")
-        self._file.write(json.dumps(content) + "\n")
-        self._file.flush()
+        if self.stopped:
+            return
+        try:
+            if self._file.tell() > self._limit:
+                self._file.close()
+                self._lines.replace(self._lines.with_name("inference.jsonl.1"))
+                self._file = self._lines.open("ab", buffering=0)
+            self._file.write((json.dumps(content) + "\n").encode())
+        except OSError as error:
+            self._stop(error)
 
     def stages(self) -> dict[str, dict[str, float]]:
         """p50, p99 and max in ms of each stage that ran."""
@@ -96,6 +103,15 @@ class InferenceLog:
             **facts,
         }
         temporary = self._summary.with_name(f".inference.json.{os.getpid()}")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(self._summary)
+        try:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.replace(self._summary)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            self._stop(error)
         return content
+
+    def _stop(self, error: OSError) -> None:
+        if not self.stopped:
+            self.stopped = error.strerror or str(error)
+            print(f"inference: its log in {self._lines.parent} stopped: {self.stopped}; the arm goes on, free some space before the next run", file=sys.stderr, flush=True)

@@ -42,12 +42,15 @@ class SharedCamera:
 class PictureTap(threading.Thread):
     """Looks at the cameras `fps` times a second: a thumbnail of each goes into the run folder, new pictures to `keep`."""
 
-    def __init__(self, cameras: Mapping[str, Camera], folder: RunFolder, fps: float, keep: Callable[[Frame], None] | None) -> None:
+    def __init__(
+        self, cameras: Mapping[str, Camera], folder: RunFolder, fps: float, keep: Callable[[Frame], None] | None, say: Callable[[str], None]
+    ) -> None:
         super().__init__(name="picture-tap", daemon=True)
-        self._cameras, self._folder, self._keep = cameras, folder, keep
+        self._cameras, self._folder, self._keep, self._say = cameras, folder, keep, say
         self._period_s = 1 / fps
         self._writers: dict[str, FrameWriter] = {}
         self._seen: dict[str, int] = {}
+        self._without = False
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -78,9 +81,14 @@ class PictureTap(threading.Thread):
         height, width = frame.image.shape[:2]
         size = (THUMBNAIL_WIDTH, max(1, round(height * THUMBNAIL_WIDTH / width)))
         small = np.asarray(cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        if name not in self._writers:
-            self._writers[name] = FrameWriter(self._folder.path / (_PREFIX + short_name(name)), size[1], size[0])
-        self._writers[name].write(small, frame.captured_ns)
+        if name not in self._writers and not self._without:
+            try:
+                self._writers[name] = FrameWriter(self._folder.path / (_PREFIX + short_name(name)), size[1], size[0])
+            except OSError as error:
+                self._without = True
+                self._say(f"inference: no thumbnails in {self._folder.path}: {error.strerror}; everything else goes on")
+        if name in self._writers:
+            self._writers[name].write(small, frame.captured_ns)
 
 
 def thumbnail_files(folder: RunFolder) -> dict[str, Path]:

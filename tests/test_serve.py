@@ -149,7 +149,7 @@ def test_the_openpi_client_of_pypi_gets_the_actions_of_infer(world, expected, re
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         made = subprocess.run([sys.executable, "-m", "venv", str(home)], capture_output=True, text=True)
-        packages = ["openpi-client==0.1.2", "numpy<2"]
+        packages = ["openpi-client==0.1.2", "numpy<2", "typing_extensions"]  # the client uses the last without saying so
         if made.returncode == 0:
             made = subprocess.run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], capture_output=True, text=True)
         if made.returncode != 0:

@@ -1,0 +1,339 @@
+"""Records: replayed goals and chunks, exported episodes, the report with its blame, and what a full disk does."""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vla_edge.bundle import open_bundle
+from vla_edge.datasets.command import main as vla_data
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.errors import RecordError
+from vla_edge.runtime.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
+from vla_edge.runtime.command import main
+from vla_edge.runtime.episodes import episodes_of
+from vla_edge.runtime.flight import open_record, ticks_of
+from vla_edge.runtime.input_record import Entry, InputRecorder, read_inputs
+from vla_edge.runtime.plots import line_plot
+from vla_edge.runtime.run_folder import listen, open_run_folder
+from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+
+GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+T = 33_333_333
+
+
+def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps: int = 15) -> Path:
+    """Control (an arm without a bus) and inference on the golden pictures; the run folder with both records."""
+    core = pytest.importorskip("vla_edge._core")
+    folder = open_run_folder(root / "run")
+    cameras = []
+    with np.load(GOLDEN, allow_pickle=False) as recorded:
+        for name in ("laptop", "phone"):
+            (root / name).mkdir()
+            picture = recorded[f"raw/image/observation.images.{name}"]
+            for index in range(2):
+                cv2.imwrite(str(root / name / f"{index}.png"), cv2.cvtColor(np.roll(picture, 40 * index, 1), cv2.COLOR_RGB2BGR))
+            cameras += ["--camera", f"{name}=file:{root / name},{fps}fps"]
+    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+    settings = ControlSettings(limits, T, session=7, bundle_digest=open_bundle(bundle).digest)
+    listener = listen(folder)
+    files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 13, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+    thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
+    thread.start()
+    try:
+        told = ["--bundle", str(bundle), "--run-dir", str(folder.path), "--task", "Place the bracelet into the box", "--seconds", str(seconds)]
+        assert main(["inference", *told, "--threads", "1", "--nice", "0", *cameras, *words]) == 0
+    finally:
+        from vla_edge.runtime.operator import ask
+
+        ask(folder, "stop")
+        thread.join(10)
+        listener.close()
+    return folder.path
+
+
+@pytest.fixture(scope="module")
+def run_folder(golden_bundle, tmp_path_factory):
+    """A short run with everything recorded; inputs in `inputs.rec`."""
+    root = tmp_path_factory.mktemp("recorded")
+    return record_run(root, golden_bundle, "--record-inputs", str(root / "inputs.rec"), "--record-fps", "15")
+
+
+@pytest.fixture(scope="module")
+def inputs(run_folder):
+    return run_folder.parent / "inputs.rec"
+
+
+# ---- replay
+
+
+def test_goals_and_chunks_are_computed_again_bit_for_bit(run_folder, inputs, golden_bundle, capsys):
+    words = [str(run_folder / "flight.record"), "--inputs", str(inputs), "--bundle", str(golden_bundle), "--json"]
+    assert main(["replay", *words]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["differing"] == 0 and told["ticks"] > 60 and told["chunks"] >= 1
+    # The same engine, threads and version: not one bit may differ.
+    assert told["inputs"]["differing"] == 0 and told["inputs"]["inferences"] >= 2 and told["inputs"]["worst"] == 0 and told["inputs"]["gaps"] == 0
+
+
+def test_a_changed_input_gives_another_chunk_and_fails(run_folder, inputs, golden_bundle, tmp_path, capsys):
+    """The check can fail: one picture's bytes exchanged in a copy of the record (with its CRC made right again)."""
+    from vla_edge.runtime.input_record import pack
+
+    changed, done = tmp_path / "changed.rec", False
+    with changed.open("wb") as out:
+        for entry in read_inputs(inputs):
+            arrays = dict(entry.arrays)
+            if entry.head["kind"] == "inference" and not done:
+                name = next(name for name in arrays if name.startswith("picture/"))
+                arrays[name], done = 255 - arrays[name], True
+            out.write(pack(Entry(entry.head, arrays)))
+    assert main(["replay", str(run_folder / "flight.record"), "--inputs", str(changed), "--bundle", str(golden_bundle)]) == 1
+    assert "chunks differ from the recorded ones" in capsys.readouterr().err
+
+
+def test_another_bundle_is_refused(run_folder, inputs, golden_bundle, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in golden_bundle.iterdir():
+        if file.name != "manifest.json":
+            (other / file.name).symlink_to(file)
+    (other / "manifest.json").write_bytes((golden_bundle / "manifest.json").read_bytes() + b"\n")
+    assert main(["replay", str(run_folder / "flight.record"), "--inputs", str(inputs), "--bundle", str(other)]) == 2
+    assert "recorded with bundle" in capsys.readouterr().err
+
+
+def test_a_cut_record_of_inputs_is_read_up_to_the_cut_and_a_damaged_one_is_refused(inputs, tmp_path):
+    data = inputs.read_bytes()
+    whole = sum(1 for _ in read_inputs(inputs))
+    (tmp_path / "cut").write_bytes(data[: len(data) - 7])
+    assert sum(1 for _ in read_inputs(tmp_path / "cut")) == whole - 1
+    damaged = bytearray(data)
+    damaged[len(data) // 2] ^= 1
+    (tmp_path / "damaged").write_bytes(damaged)
+    with pytest.raises(RecordError, match="at byte"):
+        list(read_inputs(tmp_path / "damaged"))
+    (tmp_path / "foreign").write_bytes(b"x" * 64)
+    with pytest.raises(RecordError, match="no entry at byte 0"):
+        list(read_inputs(tmp_path / "foreign"))
+    (tmp_path / "huge").write_bytes(struct.pack("<4sIQI", b"VLAI", 1 << 30, 1 << 60, 0))
+    with pytest.raises(RecordError, match="no entry"):
+        list(read_inputs(tmp_path / "huge"))
+
+
+# ---- export
+
+
+def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_were_sent(run_folder, inputs, tmp_path, capsys):
+    record, target = run_folder / "flight.record", tmp_path / "episodes"
+    assert main(["replay", str(record), "--inputs", str(inputs), "--export", str(target), "--picture-age", "5", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
+    assert vla_data(["verify", str(target)]) == 0
+    reader = open_record(record)
+    sent = [tick for span in episodes_of(ticks_of(reader)) for tick in span if tick["write"]]
+    scale, offset = np.array(reader.header()["maps"]).T
+    with open_dataset(target) as dataset:
+        assert len(dataset) == told["frames"] == len(sent) and len(dataset.episodes) == told["episodes"] >= 1
+        actions, states = dataset.column("action"), dataset.column("observation.state")
+        # Goals are whole counts; float32 joint units hold them to a thousandth of a count.
+        assert np.abs(actions * scale + offset - [tick["goals"] for tick in sent]).max() < 1e-2
+        assert np.abs(states * scale + offset - [tick["position"] for tick in sent]).max() < 1e-2
+        assert set(dataset.tasks.values()) == {"Place the bracelet into the box"} and set(dataset.camera_keys) == {"observation.images.laptop", "observation.images.phone"}
+
+
+def test_pictures_too_old_for_their_tick_are_not_exported(run_folder, inputs, tmp_path, capsys):
+    assert main(["replay", str(run_folder / "flight.record"), "--inputs", str(inputs), "--export", str(tmp_path / "out"), "--picture-age", "0"]) == 2
+    assert "record with --record-fps" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def tick(number, **fields):
+    known = {
+        "tick": number, "now_ns": number * T, "state": "moving", "reason": "", "latched": False, "due": True, "write": True, "late_ns": 0,
+        "read_ns": 1_000_000, "write_ns": 100_000, "work_ns": 1_200_000, "read_result": 0, "action_sequence": 1, "action_index": 0, "plan_then_move": False,
+    }
+    return {**known, **fields}
+
+
+def test_an_episode_ends_where_the_arm_was_parked_latched_or_lost_many_ticks():
+    ticks = [tick(k) for k in range(5)] + [tick(5, state="parking", due=False)] + [tick(k) for k in range(6, 9)] + [tick(9, state="hold", due=False)]
+    ticks += [tick(k) for k in range(30, 33)] + [tick(33, state="hold", due=False, latched=True)]
+    assert [[item["tick"] for item in span] for span in episodes_of(iter(ticks))] == [[0, 1, 2, 3, 4], [6, 7, 8], [30, 31, 32]]
+
+
+# ---- blame
+
+
+def line(start_ms, end_ms, verdict=None, **ms):
+    stages = {"prepare": 0, "vision": 0, "prefix": 0, "state": 0, "flow": 0, **ms}
+    return {"time_ns": int(end_ms * 1e6), "delay_ms": end_ms - start_ms, "ms": stages, "verdict": verdict, "reason": "always"}
+
+
+def test_every_missed_tick_is_blamed_once():
+    """All of it on a run made by hand: which ticks were missed is known, and each must be named with its cause."""
+    period = 10_000_000
+    ms = 1_000_000
+
+    def at(number, **fields):
+        return tick(number, **{"now_ns": number * period, **fields})
+
+    idle = {"state": "planning", "due": False}
+    ticks = [
+        at(0),
+        at(1, work_ns=25 * ms, read_ns=24 * ms, write_ns=0),  # the bus kept it: 2 and 3 are skipped
+        at(4, late_ns=1 * ms),
+        at(6, late_ns=9 * ms),  # nobody woke it for 5
+        at(7, work_ns=15 * ms, read_ns=1 * ms, write_ns=0),  # interrupted in its work: 8 is skipped
+        at(9),
+        at(10, **idle),  # inference 95..145: pictures until 105
+        at(11, **idle),  # prefix until 125
+        at(12, **idle),
+        at(13, **idle),  # flow until 145
+        at(14, **idle),
+        at(15, **idle),  # nothing runs
+        at(16, **idle, read_result=1),
+        at(17, action_sequence=5, action_index=10),
+        at(18, **idle),  # inference 175..215 whose gate said changed: prefix until 185, then the void
+        at(19, **idle),
+        at(20, state="hold", due=False, reason="operator"),  # as the operator wished
+        at(21, state="hold", due=False, latched=True, reason="no_action"),
+        at(22, state="disarmed", due=False),
+        at(24, **idle),  # 23 was not run; a camera is frozen since 235
+    ]
+    log = [line(95, 145, vision=10, prefix=10, flow=20), line(175, 215, verdict="changed", prefix=10, flow=30)]
+    found = missed_ticks(ticks, period, {1: 50, 5: 50}, spans_of([{"audit": 1}, *log]), [235 * ms])
+    blamed = {number: (item.skipped, item.cause) for item in found for number in range(item.first, item.last + 1)}
+    assert blamed == {
+        2: (True, Cause.BUS),
+        3: (True, Cause.BUS),
+        5: (True, Cause.SCHEDULER),
+        8: (True, Cause.SCHEDULER),
+        10: (False, Cause.CAMERA),
+        11: (False, Cause.PREFIX),
+        12: (False, Cause.PREFIX),
+        13: (False, Cause.STEP),
+        14: (False, Cause.STEP),
+        15: (False, Cause.SCHEDULER),
+        16: (False, Cause.BUS),
+        18: (False, Cause.PREFIX),
+        19: (False, Cause.GATE),
+        23: (True, Cause.SCHEDULER),
+        24: (False, Cause.CAMERA),
+    }
+    assert all(item.why for item in found) and sum(item.ticks for item in found) == len(blamed)
+
+
+def test_neighbours_of_one_cause_are_told_together():
+    ticks = [tick(k, state="planning", due=False) for k in range(5)]
+    assert missed_ticks(ticks, T, {}, []) == [Missed(0, 4, False, Cause.SCHEDULER, "no inference was running")]
+
+
+def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    assert main(["report", str(run_folder / "flight.record"), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ticks = list(ticks_of(open_record(run_folder / "flight.record")))
+    numbers = {item["tick"] for item in ticks}
+    skipped = set(range(min(numbers), max(numbers) + 1)) - numbers
+    idle = {
+        item["tick"] for item in ticks
+        if item["state"] in ("planning", "hold") and not item["due"] and not item["latched"] and item["reason"] not in ("operator", "parked")
+    }
+    blamed = [(number, item["skipped"]) for item in told["missed"] for number in range(item["first"], item["last"] + 1)]
+    assert len(blamed) == len(set(blamed)) and {n for n, s in blamed if s} == skipped and {n for n, s in blamed if not s} == idle and idle
+    assert all(item["cause"] in {cause.value for cause in Cause} for item in told["missed"])
+    text = out.read_text()
+    assert text.startswith("<!doctype html>") and "<svg" in text and "http" not in text.replace("http-equiv", "") and "Missed ticks" in text
+    assert f"every missed tick ({len(blamed)})" in text
+
+
+def test_counts_by_cause_count_ticks_not_entries():
+    assert count_by_cause([Missed(1, 3, True, Cause.BUS, "x"), Missed(5, 5, False, Cause.BUS, "x")], True) == {"bus": 3}
+
+
+def test_a_long_line_keeps_its_peaks_and_a_hole_stays_a_hole():
+    y = np.zeros(10_000)
+    y[777], y[5000:5100] = 42, np.nan
+    svg = line_plot(np.arange(10_000.0), {"y": y}, "ms", "s")
+    assert ">42<" in svg and svg.count("M") == 2
+    assert "nothing was recorded" in line_plot(np.zeros(0), {"y": np.zeros(0)}, "ms", "s")
+
+
+# ---- limits
+
+
+def test_the_size_limit_ends_the_recording_with_one_line_and_a_whole_file(tmp_path):
+    said: list[str] = []
+    recorder = InputRecorder(tmp_path / "x.rec", 1 << 20, said.append)
+    for index in range(20):
+        recorder.put(Entry({"kind": "picture", "number": index}, {"picture/a": np.full((100, 1000), index, np.uint8)}))
+    recorder.close()
+    kept = list(read_inputs(tmp_path / "x.rec"))
+    assert [entry.head["number"] for entry in kept] == list(range(10)) and (tmp_path / "x.rec").stat().st_size <= 1 << 20
+    assert len(said) == 1 and "limit of 1 MB is reached; the record ends here, inference goes on" in said[0]
+    with pytest.raises(RecordError, match="exists already"):
+        InputRecorder(tmp_path / "x.rec", 1 << 20, said.append)
+    with pytest.raises(RecordError, match="No such file"):
+        InputRecorder(tmp_path / "none" / "x.rec", 1 << 20, said.append)
+
+
+def test_when_the_disk_takes_no_more_the_recording_stops_and_the_arm_moves_on(golden_bundle, tmp_path, capsys):
+    """The kernel refuses every byte of a file beyond 8 MB (RLIMIT_FSIZE): some five inferences of pictures."""
+    (tmp_path / "clip").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, hard))
+    try:
+        folder = record_run(tmp_path / "clip", golden_bundle, "--record-inputs", str(tmp_path / "inputs.rec"), seconds=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert told.count("recording of inputs to") == 1 and "the record ends here, inference goes on" in told
+    kept = list(read_inputs(tmp_path / "inputs.rec"))
+    assert kept and (tmp_path / "inputs.rec").stat().st_size <= 8 << 20
+    moved = [item for item in ticks_of(open_record(folder / "flight.record")) if item["due"]]
+    last = max(entry.head.get("now_ns", 0) for entry in kept)
+    assert moved and moved[-1]["now_ns"] > last + 5e8, "the arm moved on after the recording had stopped"
+
+
+def test_a_log_that_cannot_be_written_stops_with_a_line_and_not_with_an_error(tmp_path, capsys):
+    from vla_edge.runtime.cache import CacheCounts
+    from vla_edge.runtime.inference_log import InferenceLog
+
+    (tmp_path / "inference.jsonl").symlink_to("/dev/full")
+    log = InferenceLog(tmp_path)
+    for _ in range(3):
+        log.line({"x": 1})
+    assert log.summary("ready", None, CacheCounts(), {})["state"] == "ready"
+    log.close()
+    assert capsys.readouterr().err.count("No space left on device; the arm goes on") == 1
+
+
+def test_entries_are_left_out_rather_than_waited_for_and_the_gap_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("vla_edge.runtime.input_record._WAITING_BYTES", 250_000)
+    slow = threading.Event()
+    whole = InputRecorder._write
+
+    def write(self, data):
+        slow.wait(5)
+        whole(self, data)
+
+    monkeypatch.setattr(InputRecorder, "_write", write)
+    recorder = InputRecorder(tmp_path / "x.rec", 1 << 30, print)
+    begin = time.monotonic()
+    for index in range(10):
+        recorder.put(Entry({"kind": "picture", "number": index}, {"picture/a": np.zeros((100, 1000), np.uint8)}))
+    assert time.monotonic() - begin < 1
+    slow.set()
+    time.sleep(0.3)
+    recorder.put(Entry({"kind": "picture", "number": 10}, {}))
+    recorder.close()
+    kept = [entry.head for entry in read_inputs(tmp_path / "x.rec")]
+    gaps = [head["entries"] for head in kept if head["kind"] == "gap"]
+    assert len(gaps) == 1 and gaps[0] + sum(head["kind"] == "picture" for head in kept) == 11
