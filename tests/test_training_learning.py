@@ -41,9 +41,9 @@ one_thread()
 EVERYTHING = FreezeConfig(vision=False, expert_only=False, state_proj=True)
 TRAINED, HELD_OUT = 80, tuple(range(80, 110))
 LEARNT = 0.6
-"""Share of the better baseline's error that counts as learnt; measured 0.23 to 0.4 (200 and 160 steps)."""
+"""Share of the better baseline's error that counts as learnt; measured 0.27 of mean-action, 0.25 of hold-last."""
 NOT_LEARNT = 0.9
-"""Share that a run with shuffled instructions must not get below; measured 1.07."""
+"""Share that a run with shuffled instructions must not get below; measured 1.10."""
 
 
 def teach(root: Path, world: World, steps: int) -> Path:
@@ -155,8 +155,8 @@ def test_the_trained_head_is_exported_and_gates_in_the_runtime(taught, gated, tm
 # ---- forgetting
 
 MARGIN = 0.1
-"""By how much of the task's own best loss forgetting without replay must exceed the others; measured at least 0.23
-(seeds 0 to 3, half as many steps as the long form)."""
+"""By how much of the task's own best loss forgetting without replay must exceed the others; measured in the
+long form 9.9 against 0.13 (replay) and 0.69 (CRaFT) for seed 2, 16.5 against 0.17 and 0.94 for seed 3."""
 
 
 def two_tasks(root: Path, seed: int, epochs: tuple[float, float]) -> StageRun:

@@ -33,8 +33,10 @@ class Transfer:
         }
 
     def mean_forgetting(self) -> float:
-        """Mean over the tasks before the last one trained; 0 when there is none."""
-        values = list(self.forgetting().values())[:-1]
+        """Mean over the tasks before the last one trained (stage i trains task i); 0 when there is none."""
+        done = int(np.isfinite(self.losses).any(axis=1).sum())
+        lost = self.forgetting()
+        values = [lost[task] for task in self.tasks[: max(done - 1, 0)] if task in lost]
         return float(np.mean(values)) if values else 0.0
 
     def markdown(self) -> str:
