@@ -93,8 +93,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("median ms of one inference")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_title(f"{result['host']['cpu']}, {result['host']['cores']} cores · commit {result['host']['commit']}", fontsize=10, loc="left")
+    figure.legend(loc="outside upper center", ncols=len(COLOURS), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -31,6 +31,9 @@ class TorchSubject:
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         model = self._policy.model
         parts: tuple[Any, ...] = (model.embed_images, model.run_together, model.denoise_step)
+        self._embed: Any
+        self._together: Any
+        self._step: Any
         self._embed, self._together, self._step = (torch.compile(part) for part in parts) if spec.compiled else parts
         self.facts: dict[str, Any] = {
             "detail": f"torch {torch.__version__} {'compiled' if spec.compiled else 'eager'} float32, LeRobot's order, {torch.get_num_threads()} threads",
