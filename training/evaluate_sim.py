@@ -19,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,11 +197,25 @@ def write_results(out: Path, results: Sequence[VariantResult], facts: Mapping[st
     out.with_suffix(".json").write_text(json.dumps({"facts": dict(facts), "variants": rows}) + "\n", encoding="utf-8")
 
 
+def earlier_results(file: Path, scenes: str) -> list[VariantResult]:
+    """The rows of an earlier run. ConfigError: it is none, or ran other scenes than `scenes` says."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [VariantResult(**{field.name: row[field.name] for field in fields(VariantResult)}) for row in content["variants"]]
+        ran = content["facts"]["scenes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} holds no results of this command ({error}); give the .json it wrote") from None
+    if ran != scenes:
+        raise ConfigError(f"{file} ran {ran!r}, this is {scenes!r}; only the same episodes can be compared in pairs")
+    return rows
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_edge.training.evaluate_sim", description="closed-loop success on unseen scenes")
     parser.add_argument("--checkpoint", type=Path, help="also in PyTorch")
     parser.add_argument("--bundle", type=Path, required=True, help="float32 bundle; with the cache where it is calibrated")
     parser.add_argument("--int8", type=Path, help="INT8 bundle of the same checkpoint")
+    parser.add_argument("--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long in the simulated world")
@@ -219,10 +233,12 @@ def main(argv: Sequence[str]) -> int:
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
     options = LockstepOptions(sizes, seconds=arguments.seconds, delay_ticks=arguments.delay, replan_ticks=arguments.replan)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
+    scenes = f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {options.delay_ticks} ticks, a new plan every {options.replan_ticks}"
+    results = [] if arguments.after is None else earlier_results(arguments.after, scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
-    results = [evaluate(variant, seeds, options) for variant in rows]
+    results += [evaluate(variant, seeds, options) for variant in rows if variant.name not in {row.name for row in results}]
     facts = {
-        "scenes": f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {options.delay_ticks} ticks, a new plan every {options.replan_ticks}",
+        "scenes": scenes,
         "bundle": bundle.digest,
         "host": f"{platform.machine()}, {platform.system()} {platform.release()}, {arguments.threads} threads",
     }
