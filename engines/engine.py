@@ -62,9 +62,16 @@ class Engine(Protocol):
 _BACKENDS = {
     "ort": ("vla_edge.engines.ort", "open_cpu"),
     "ort-python": ("vla_edge.engines.ort", "open_python"),
-    "ort-cuda": ("vla_edge.engines.ort", "open_cuda"),
+    "ort-cuda": ("vla_edge.engines.ort_device", "open_cuda"),
+    "ort-tensorrt": ("vla_edge.engines.ort_device", "open_tensorrt"),
+    "tensorrt": ("vla_edge.engines.trt", "open_tensorrt"),
+    "tensorrt-pycuda": ("vla_edge.engines.trt", "open_tensorrt_pycuda"),
     "openvino": ("vla_edge.engines.openvino", "open_openvino"),
 }
+
+
+BACKENDS = tuple(_BACKENDS)
+"""The names `load_engine` knows."""
 
 
 def load_engine(name: str, options: EngineOptions | None = None) -> Engine:

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the engine border: the CPU provider, and CUDA by its own name.
+"""ONNX Runtime behind the engine border, on the CPU (its GPU providers: ort_device.py).
 
 Graphs are loaded from the bytes that were hashed: the model as bytes, each
 external tensor as an array over its mapped file, so no file is read a second
@@ -9,7 +9,8 @@ wheels for Python 3.10 are 1.23.)
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ except ImportError:
     onnxruntime = None
 
 CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 OLDEST = (1, 20)
 """Every call used here is in its Python binding."""
 
@@ -38,7 +38,7 @@ def open_cpu(options: EngineOptions) -> Engine:
     The same kernels run either way; `detail` says which it is and why. EngineError when onnxruntime is missing or
     too old.
     """
-    _require_runtime()
+    require_runtime()
     try:
         return open_native(options)
     except EngineError as reason:
@@ -47,27 +47,12 @@ def open_cpu(options: EngineOptions) -> Engine:
 
 def open_python(options: EngineOptions) -> OrtEngine:
     """ONNX Runtime on the CPU through its Python binding, by explicit choice."""
-    _require_runtime()
+    require_runtime()
     return _python_binding(options, "Python binding")
 
 
 def _python_binding(options: EngineOptions, how: str) -> OrtEngine:
     return OrtEngine("ort", (CPU,), options, f"ONNX Runtime {onnxruntime.__version__}, {how}")
-
-
-def open_cuda(options: EngineOptions) -> OrtEngine:
-    """ONNX Runtime's CUDA provider. EngineError when this build of onnxruntime does not have it.
-
-    Buffers stay in host memory: inputs are copied to the device before and
-    outputs from it after each run.
-    """
-    _require_runtime()
-    if CUDA not in onnxruntime.get_available_providers():
-        have = ", ".join(onnxruntime.get_available_providers())
-        raise EngineError(
-            f"backend ort-cuda needs {CUDA}, this onnxruntime {onnxruntime.__version__} has only {have}; install onnxruntime-gpu, or choose backend ort"
-        )
-    return OrtEngine("ort-cuda", (CUDA, CPU), options, f"ONNX Runtime {onnxruntime.__version__}, {CUDA}")
 
 
 class OrtEngine:
@@ -85,55 +70,70 @@ class OrtEngine:
 
     def session(self, graph: GraphFile) -> OrtSession:
         """Load `graph`. EngineError when ONNX Runtime refuses it or a provider did not come up."""
-        options = self._session_options()
-        weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in external_arrays(graph).items()}
-        if weights:
-            options.add_external_initializers(list(weights), list(weights.values()))
-        try:
-            session = onnxruntime.InferenceSession(graph.model, options, providers=list(self._providers))
-        except _refusals() as error:
-            raise EngineError(f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again") from None
-        if session.get_providers()[0] != self._providers[0]:
-            raise EngineError(
-                f"{self.name}: {self._providers[0]} did not start on this machine (got {', '.join(session.get_providers())}); check its driver and libraries, or choose backend ort"
-            )
-        for data in graph.weights.values():
-            _drop_pages(data)
-        return OrtSession(session, graph, weights, rebind_inputs=self._providers[0] != CPU)
+        return OrtSession(load_graph(graph, self.name, self._providers, self._options), graph)
 
-    def _session_options(self) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._options.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Its own log would repeat on stderr what the raised error says.
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options.spin else "0")
-        return options
+
+@dataclass(frozen=True, slots=True)
+class LoadedGraph:
+    """An ONNX Runtime session, and the tensors it reads where they are mapped."""
+
+    session: Any
+    weights: Mapping[str, Any]
+
+
+def load_graph(graph: GraphFile, backend: str, providers: Sequence[Any], options: EngineOptions) -> LoadedGraph:
+    """Load `graph` on the first of `providers` (a name, or a name with its options).
+
+    EngineError when ONNX Runtime refuses it, the provider did not come up, or its tensors are not the manifest's.
+    """
+    settings = session_options(options)
+    weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in external_arrays(graph).items()}
+    if weights:
+        settings.add_external_initializers(list(weights), list(weights.values()))
+    try:
+        session = onnxruntime.InferenceSession(graph.model, settings, providers=list(providers))
+    except refusals() as error:
+        raise EngineError(f"{graph.path}: {backend} refused the graph: {error}; export the bundle again") from None
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if session.get_providers()[0] != wanted:
+        raise EngineError(
+            f"{backend}: {wanted} did not start on this machine (got {', '.join(session.get_providers())}); check its driver and libraries, or choose backend ort"
+        )
+    _check_interface(graph, session)
+    for data in graph.weights.values():
+        _drop_pages(data)
+    return LoadedGraph(session, weights)
+
+
+def session_options(options: EngineOptions) -> Any:
+    """ONNX Runtime's settings for one stream of small runs."""
+    made = onnxruntime.SessionOptions()
+    made.intra_op_num_threads = options.threads
+    made.inter_op_num_threads = 1
+    made.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Its own log would repeat on stderr what the raised error says.
+    made.log_severity_level = 4
+    made.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    return made
 
 
 class OrtSession:
     """One graph bound to its buffers; see `engine.Session`."""
 
-    def __init__(self, session: Any, graph: GraphFile, weights: Mapping[str, Any], rebind_inputs: bool) -> None:
+    def __init__(self, loaded: LoadedGraph, graph: GraphFile) -> None:
         self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
         self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
         self._graph = graph.name
-        _check_interface(graph, session)
-        self._session = session
-        # ONNX Runtime reads these tensors where they are mapped.
-        self._weights = weights
-        self._binding = session.io_binding()
+        self._loaded = loaded
+        self._binding = loaded.session.io_binding()
         self._buffers: dict[str, NDArray[Any]] = {}
         self._missing = set(self.inputs) | set(self.outputs)
-        # A device provider copies an input when it is bound, so it must be bound before every run.
-        self._rebind_inputs = rebind_inputs
 
     def bind_input(self, name: str, array: NDArray[Any]) -> None:
         """Read input `name` from `array` in every following run."""
         check_buffer(self._graph, "input", self.inputs.get(name), name, array)
-        self._bind_input(name, array)
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._remember(name, array)
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
@@ -146,23 +146,17 @@ class OrtSession:
         """Execute on the bound buffers. EngineError names what is not bound, or ONNX Runtime's failure."""
         if self._missing:
             raise EngineError(f"graph {self._graph}: nothing is bound to {', '.join(sorted(self._missing))}")
-        if self._rebind_inputs:
-            for name in self.inputs:
-                self._bind_input(name, self._buffers[name])
         try:
-            self._session.run_with_iobinding(self._binding)
-        except _refusals() as error:
+            self._loaded.session.run_with_iobinding(self._binding)
+        except refusals() as error:
             raise EngineError(f"graph {self._graph}: run failed: {error}") from None
-
-    def _bind_input(self, name: str, array: NDArray[Any]) -> None:
-        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def _remember(self, name: str, array: NDArray[Any]) -> None:
         self._buffers[name] = array
         self._missing.discard(name)
 
 
-def _require_runtime() -> None:
+def require_runtime() -> None:
     if onnxruntime is None:
         raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'")
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
@@ -170,7 +164,7 @@ def _require_runtime() -> None:
         raise EngineError(f"onnxruntime {onnxruntime.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; upgrade it")
 
 
-def _refusals() -> tuple[type[Exception], ...]:
+def refusals() -> tuple[type[Exception], ...]:
     """The exceptions by which ONNX Runtime says no."""
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException", "EPFail", "EngineError")
     return tuple(getattr(binding, name) for name in names if hasattr(binding, name))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.engines.ort_native import NativeSession
+from vla_edge.engines.trt import TrtSession
 from vla_edge.errors import ObservationError
 from vla_edge.runtime.stages import Stages
 
@@ -158,9 +159,13 @@ class NativeLoop:
 
 
 def flow_loop(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:
-    """The native loop where the sessions are native, else the Python loop."""
-    native = all(isinstance(stages.session(name), NativeSession) for name in ("prefix", "state", "expert"))
-    return NativeLoop(stages, tables) if native else PythonLoop(stages, tables)
+    """The native loop where the sessions are native, CUDA graphs where they are TensorRT's, else the Python loop."""
+    kinds = {type(stages.session(name)) for name in ("prefix", "state", "expert")}
+    if kinds == {TrtSession}:
+        from vla_edge.runtime.cuda_loop import CudaGraphLoop
+
+        return CudaGraphLoop(stages, tables)
+    return NativeLoop(stages, tables) if kinds == {NativeSession} else PythonLoop(stages, tables)
 
 
 def time_biases(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:

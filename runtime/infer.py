@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.engine import BACKENDS, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--observation", required=True, type=Path, help="npz: observation.images.NAME, observation.state, task [, noise, steps]")
     parser.add_argument("--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists")
     parser.add_argument("--device", choices=sorted(DEVICES), default="cpu")
+    parser.add_argument("--backend", choices=BACKENDS, help="engine by its name (default: ort on cpu, ort-cuda on cuda)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, when the observation brings none")
     parser.add_argument("--allow-truncation", action="store_true", help="cut a task that is too long, as LeRobot does")
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = read_observation(arguments.observation)
     _check_writable(arguments.out)
     bundle = open_bundle(arguments.bundle)
-    engine = load_engine(DEVICES[arguments.device], EngineOptions(threads=arguments.threads))
+    engine = load_engine(arguments.backend or DEVICES[arguments.device], EngineOptions(threads=arguments.threads))
     session = PolicySession(bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=arguments.allow_truncation))
     result = session.infer(InferenceRequest(inputs.observation, 0, inputs.steps, inputs.noise))
     assert result is not None

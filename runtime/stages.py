@@ -26,7 +26,7 @@ DELTA = ("delta_kv", "delta")
 class Stages:
     """Sessions and buffers of one bundle on one engine. Not for use from two threads at once.
 
-    buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take [P] as a view of its front.
+    names: the graphs that are loaded. buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take [P] as a view of its front.
     state_rows: (row [KV, 1, D], tensor [KV, P+1, D]) for every K/V tensor that takes the state token's row at its end.
     """
 
@@ -40,8 +40,8 @@ class Stages:
         self.has_delta = "delta" in manifest.graphs
         self.buffers: dict[str, NDArray[Any]] = {}
         self.buffers["mask"] = engine.allocate((self.policy.prefix_rows + 1,), "float32")
-        names = REQUIRED + tuple(name for name in DELTA if name in manifest.graphs)
-        self._sessions = {name: engine.session(bundle.graph(name)) for name in names}
+        self.names = REQUIRED + tuple(name for name in DELTA if name in manifest.graphs)
+        self._sessions = {name: engine.session(bundle.graph(name)) for name in self.names}
         for name, session in self._sessions.items():
             if name != "vision":
                 self._bind(session)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 CLASSES = (
     "Builder", "IBuilderConfig", "INetworkDefinition", "OnnxParser", "ParserError", "Runtime", "ICudaEngine", "IExecutionContext",
-    "EngineInspector", "ITimingCache", "IProgressMonitor", "IHostMemory", "Logger", "NetworkDefinitionCreationFlag", "BuilderFlag",
+    "EngineInspector", "ITimingCache", "IProgressMonitor", "IHostMemory", "Logger", "ILogger", "NetworkDefinitionCreationFlag", "BuilderFlag",
     "MemoryPoolType", "ProfilingVerbosity", "LayerInformationFormat", "TensorIOMode", "ExecutionContextAllocationStrategy", "DataType",
 )  # fmt: skip
 READ = """
