@@ -201,13 +201,18 @@ def earlier_results(file: Path, scenes: str) -> list[VariantResult]:
     """The rows of an earlier run. ConfigError: it is none, or ran other scenes than `scenes` says."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        rows = [VariantResult(**{field.name: row[field.name] for field in fields(VariantResult)}) for row in content["variants"]]
+        rows = [_result(row) for row in content["variants"]]
         ran = content["facts"]["scenes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} holds no results of this command ({error}); give the .json it wrote") from None
     if ran != scenes:
         raise ConfigError(f"{file} ran {ran!r}, this is {scenes!r}; only the same episodes can be compared in pairs")
     return rows
+
+
+def _result(row: Mapping[str, Any]) -> VariantResult:
+    values = {field.name: row[field.name] for field in fields(VariantResult)}
+    return VariantResult(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def main(argv: Sequence[str]) -> int:
