@@ -1,0 +1,69 @@
+"""The documents against the repository: links lead somewhere, commands and flags exist, the tree is current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+COMMANDS = ("export-engines", "vla-runtime", "vla-bench", "vla-calibrate", "vla-data", "vla-train", "vla-doctor")
+
+
+def commands(page: Path) -> list[str]:
+    """Every line of a code block, and every inline code, that starts with one of our commands; continued lines joined."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.S)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return [line for line in [*lines, *inline] if line.split() and line.split()[0] in COMMANDS]
+
+
+@cache
+def help_text(command: str, subcommand: str | None) -> str:
+    words = [str(Path(sys.executable).parent / command), *([subcommand] if subcommand else []), "--help"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, f"{' '.join(words)}: {told.stderr}"
+    return told.stdout
+
+
+def test_links_lead_to_files() -> None:
+    lost = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        if not target.startswith(("http://", "https://")) and not (page.parent / target).exists()
+    ]
+    assert not lost, "\n".join(lost)
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    named = {word for page in PAGES for word in re.findall(r"`make ([a-z-]+)", page.read_text())}
+    assert named <= targets, named - targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_flags_in_the_documents_exist(page: Path) -> None:
+    unknown = []
+    for line in commands(page):
+        words = line.split()
+        subcommand = words[1] if len(words) > 1 and re.fullmatch(r"[a-z][a-z-]+", words[1]) else None
+        if words[0] == "vla-runtime" and subcommand is None and len(words) > 1 and words[1].startswith("--"):
+            subcommand = "run"
+        if len(words) == 1 or "|" in words:
+            continue
+        text = help_text(words[0], subcommand)
+        unknown += [f"{line}: {flag}" for flag in re.findall(r"(?<!\S)--[a-z][a-z-]+", line) if flag not in text]
+    assert not unknown, "\n".join(unknown)
+
+
+def test_the_tree_of_the_readme_is_current() -> None:
+    told = subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_tree.py"), "--check"], capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout + told.stderr
