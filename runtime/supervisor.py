@@ -37,6 +37,9 @@ READY_S = 300.0
 STOP_S = 30.0
 """Slowing down and the slow move to the parking pose."""
 WATCH_S = 0.25
+ARM_TRIES = 3
+SETTLE_S = 0.2
+"""In which a torque command that failed shows as a fault."""
 RESTARTS = 3
 
 
@@ -117,9 +120,21 @@ def _start_all(this: Run, console: Console) -> None:
     if this.cameras:
         this.inference = start("inference", inference_words(this))
         _wait_for_inference(this, core, console)
-    answer = ask(folder, "arm")
-    if answer.word != "done":
-        raise ControlError(f"control does not arm: {answer.word} {answer.joint} {answer.reason}; see `vla-runtime status`")
+    arm(folder)
+
+
+def arm(folder: RunFolder) -> None:
+    """Arm, again when the servos missed the torque command: nothing has moved yet. ControlError: it stays refused."""
+    for attempt in range(ARM_TRIES):
+        answer = ask(folder, "arm")
+        time.sleep(SETTLE_S)
+        status = read_status(folder)
+        if answer.word == "done" and status["state"] != "fault":
+            return
+        if answer.word not in ("done", "fault") or attempt == ARM_TRIES - 1:
+            raise ControlError(
+                f"control does not arm: {answer.word} {answer.joint or status['reason']}; see `vla-runtime status`"
+            )
 
 
 def simulated_arm(arguments: argparse.Namespace, folder: RunFolder) -> SimProcess:
