@@ -219,11 +219,12 @@ def told(seed: int, results: dict[str, Transfer]) -> dict[str, float]:
 
 
 def test_forgetting_is_largest_without_replay_and_smaller_with_replay_and_with_craft(tmp_path):
-    lost = told(0, forgetting(tmp_path, 0, (7.0, 1.5)))
+    lost = told(0, forgetting(tmp_path, 0, (5.0, 1.5)))
     assert lost["without"] > MARGIN + max(lost["replay"], lost["CRaFT"])
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_over_three_seeds_forgetting_without_replay_exceeds_replay_and_craft(tmp_path, seed):
     lost = told(seed, forgetting(tmp_path, seed, (10.0, 3.0)))
