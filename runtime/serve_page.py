@@ -11,14 +11,15 @@ header { display:flex; align-items:center; gap:14px; flex-wrap:wrap; padding:16p
 .fact { color:var(--soft) } .fact b { color:var(--ink); font-weight:600; font-variant-numeric:tabular-nums } .right { margin-left:auto; display:flex; gap:8px }
 button { font:inherit; padding:5px 12px; border:1px solid var(--line); border-radius:8px; background:var(--card); color:var(--ink); cursor:pointer } button:disabled { opacity:.4; cursor:default }
 #faults { margin:0 24px; } #faults div { background:var(--red); color:#fff; padding:8px 14px; border-radius:8px; margin-bottom:8px }
-main { display:grid; grid-template-columns:repeat(auto-fit, minmax(340px, 1fr)); gap:16px; padding:0 24px 24px }
-section { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:14px 16px } section.wide { grid-column:span 2 } @media (max-width:780px) { section.wide { grid-column:auto } }
+main { display:grid; grid-template-columns:repeat(3, minmax(0, 1fr)); gap:16px; padding:0 24px 24px }
+section { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:14px 16px } section.wide { grid-column:span 2 } @media (max-width:1000px) { main { grid-template-columns:1fr } section.wide { grid-column:auto } }
+.two { display:grid; grid-template-columns:1fr 1fr; gap:0 28px }
 h2 { font-size:12px; margin:0 0 10px; color:var(--soft); text-transform:uppercase; letter-spacing:.06em; font-weight:600 }
-.cameras { display:flex; gap:12px } .cameras figure { margin:0; flex:1; min-width:0 } .cameras img { width:100%; aspect-ratio:4/3; object-fit:contain; background:#0b0f14; border-radius:8px; display:block } figcaption { color:var(--soft); margin-top:4px; display:flex; justify-content:space-between }
-.row { display:grid; grid-template-columns:104px 1fr 62px; gap:10px; align-items:center; padding:3px 0 } .row span { color:var(--soft); white-space:nowrap; overflow:hidden; text-overflow:ellipsis } .row b { font-weight:600; text-align:right; font-variant-numeric:tabular-nums }
+.cameras { display:flex; gap:12px } .cameras figure { margin:0; flex:1; min-width:0 } .cameras img { width:100%; aspect-ratio:4/3; max-height:300px; object-fit:contain; background:#0b0f14; border-radius:8px; display:block } figcaption { color:var(--soft); margin-top:4px; display:flex; justify-content:space-between }
+.row { display:grid; grid-template-columns:112px 1fr 76px; gap:10px; align-items:center; padding:3px 0 } #reasons .row, #verdicts .row, #chunks .row, #refused .row { grid-template-columns:150px 1fr 52px } .row span { color:var(--soft); white-space:nowrap; overflow:hidden; text-overflow:ellipsis } .row b { font-weight:600; text-align:right; white-space:nowrap; font-variant-numeric:tabular-nums }
 .track { position:relative; height:8px; border-radius:4px; background:var(--line) } .track i { position:absolute; top:0; bottom:0; left:0; border-radius:4px; background:var(--blue) } .track u { position:absolute; top:-3px; width:3px; height:14px; border-radius:2px; background:var(--amber) } .track em { position:absolute; top:-1px; width:10px; height:10px; margin-left:-5px; border-radius:50%; background:var(--blue) }
 .legend { color:var(--soft); font-size:12px; margin-top:8px } .legend i { display:inline-block; width:10px; height:10px; border-radius:50%; margin:0 4px 0 10px }
-svg { width:100%; height:90px; display:block } .big { font-size:26px; font-weight:600; font-variant-numeric:tabular-nums; letter-spacing:-.02em } .pair { display:flex; gap:26px; margin-bottom:6px } .pair div span { display:block; color:var(--soft); font-size:12px }
+svg { width:100%; height:110px; display:block } .big { font-size:26px; font-weight:600; font-variant-numeric:tabular-nums; letter-spacing:-.02em } .pair { display:flex; gap:26px; margin-bottom:6px } .pair div span { display:block; color:var(--soft); font-size:12px; font-weight:400; letter-spacing:0; line-height:1.6 } .pair .big b { line-height:1.1 } .right { align-items:center }
 .none { color:var(--soft) }
 """
 
@@ -60,7 +61,7 @@ function show(s) {
   $('faults').replaceChildren(...s.faults.map(f => make('div', f)));
   rows('joints', c && c.positions ? s.joints.map((name, k) => [name.replaceAll('_', ' '), 0, number(c.positions[k]), [['em', c.present[k] / 4095], ['u', c.goals[k] / 4095]]]) : [], 'no control process in this run folder');
   const order = ['prepare', 'vision', 'prefix', 'state', 'flow', 'total'].filter(k => stages && stages[k]), most = Math.max(1e-9, ...order.map(k => stages[k].p99));
-  rows('stages', order.map(k => [k, stages[k].p50 / most, number(stages[k].p50) + ' ms', [['i', null], ['u', stages[k].p99 / most]]]).map(r => [r[0], r[1], r[2], r[3]]), 'nothing was inferred yet');
+  rows('stages', order.map(k => [k, stages[k].p50 / most, number(stages[k].p50) + ' ms', [['i', null], ['u', stages[k].p99 / most]]]), 'nothing was inferred yet');
   if (last.time_ns !== seen) { seen = last.time_ns; similarity.push(last.similarity ?? null); delays.push(last.ms ? last.ms.total : null); for (const list of [similarity, delays]) if (list.length > 120) list.shift() }
   const threshold = i ? i.threshold : null; line('similarity', similarity, null, threshold); line('delay', delays, 0, null);
   const newest = similarity.filter(v => v != null).at(-1); $('sim').textContent = number(newest, 4); $('threshold').textContent = threshold == null ? 'not calibrated' : number(threshold, 4); $('verdict').textContent = (last.verdict || '–').replaceAll('_', ' '); $('reason').textContent = (last.reason || '–').replaceAll('_', ' ');
@@ -104,9 +105,9 @@ _BODY = """
 <section class="wide"><h2>Cameras</h2><div class="cameras" id="cameras"></div><div class="none" id="nocamera">no inference process shows pictures in this run folder</div></section>
 <section><h2>Joints</h2><div id="joints"></div><div class="legend"><i style="background:var(--blue)"></i>present <i style="background:var(--amber);border-radius:2px;width:4px"></i>goal; servo counts 0 to 4095, value in joint units</div></section>
 <section><h2>Stage latencies</h2><div id="stages"></div><div class="legend"><i style="background:var(--blue)"></i>median <i style="background:var(--amber);border-radius:2px;width:4px"></i>p99 of the last 500</div><svg id="delay"></svg></section>
-<section><h2>Gate</h2><div class="pair"><div class="big"><span>similarity</span><b id="sim">–</b></div><div><span>threshold</span><b id="threshold">–</b></div><div><span>verdict</span><b id="verdict">–</b></div><div><span>reason</span><b id="reason">–</b></div></div><svg id="similarity"></svg></section>
+<section><h2>Gate</h2><div class="pair"><div class="big"><span>similarity</span><b id="sim">–</b></div><div><span>threshold</span><b id="threshold">–</b></div><div><span>verdict</span><b id="verdict">–</b></div><div><span>reason</span><b id="reason">–</b></div></div><svg id="similarity"></svg><div class="legend"><i style="background:var(--blue)"></i>of each computed prefix <i style="background:var(--amber);border-radius:2px;width:12px;height:3px;vertical-align:middle"></i>threshold</div></section>
 <section><h2>Prefix cache</h2><div class="pair"><div class="big"><span>hits</span><b id="hits">0</b></div><div class="big"><span>misses</span><b id="misses">0</b></div><div class="big"><span>inferences</span><b id="inferences">0</b></div></div><div id="reasons"></div></section>
-<section><h2>Control</h2><div class="pair"><div><span>start late</span><b id="late">–</b></div><div><span>bus time</span><b id="bus">–</b></div><div><span>age of the plan</span><b id="age">–</b></div></div><h2>Chunks</h2><div id="chunks"></div><h2 style="margin-top:10px">Guard</h2><div id="verdicts"></div></section>
+<section class="wide"><h2>Control</h2><div class="pair"><div><span>start late</span><b id="late">–</b></div><div><span>bus time</span><b id="bus">–</b></div><div><span>age of the plan</span><b id="age">–</b></div></div><div class="two"><div><h2>Chunks</h2><div id="chunks"></div></div><div><h2>Guard</h2><div id="verdicts"></div></div></div></section>
 <section><h2>Clients</h2><div class="pair"><div class="big"><span>sessions</span><b id="sessions">0</b></div><div class="big"><span>inferences</span><b id="served">0</b></div></div><h2>Refused</h2><div id="refused"></div></section>
 </main>
 """

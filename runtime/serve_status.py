@@ -44,6 +44,7 @@ class RobotView:
     """Reads what control and inference leave in the run folder. Nothing here writes there or waits for them."""
 
     def __init__(self, folder: RunFolder, threshold: float | None) -> None:
+        """threshold: the bundle's own, for a run whose log does not say which one it uses."""
         self._folder = folder
         self._threshold = threshold
 
@@ -63,7 +64,8 @@ class RobotView:
         summary = _json(self._folder.path / "inference.json")
         if summary is None:
             return None
-        return {**summary, "last": _last_inference(self._folder.path / "inference.jsonl"), "threshold": self._threshold}
+        log = self._folder.path / "inference.jsonl"
+        return {**summary, "last": _last_inference(log), "threshold": _threshold(log, self._threshold)}
 
     def cameras(self) -> dict[str, float]:
         """Short name → age in seconds of the newest thumbnail."""
@@ -179,6 +181,16 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None  # not there, or being replaced
     return content if isinstance(content, dict) else None
+
+
+def _threshold(path: Path, otherwise: float | None) -> float | None:
+    """Of the gate, from the log's first line: what the run was started with."""
+    try:
+        with path.open("rb") as file:
+            gate = json.loads(file.readline(_TAIL_BYTES))["start"]["gate"]
+        return None if gate is None else float(gate["threshold"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return otherwise
 
 
 def _last_inference(path: Path) -> dict[str, Any] | None:

@@ -43,7 +43,8 @@ def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps:
                 cv2.imwrite(str(root / name / f"{index}.png"), cv2.cvtColor(np.roll(picture, 40 * index, 1), cv2.COLOR_RGB2BGR))
             cameras += ["--camera", f"{name}=file:{root / name},{fps}fps"]
     limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-    settings = ControlSettings(limits, T, session=7, bundle_digest=open_bundle(bundle).digest)
+    # Starting inference takes long on a busy machine: the wait for its first chunk must not latch.
+    settings = ControlSettings(limits, T, session=7, bundle_digest=open_bundle(bundle).digest, patience_min_ns=10**12, patience_max_ns=10**12)
     listener = listen(folder)
     files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 13, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
     thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)

@@ -1,0 +1,81 @@
+"""The status page in a real browser: values change, pictures are shown, nothing comes from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vla_edge.bundle import open_bundle
+from vla_edge.runtime.run_folder import listen, open_run_folder
+from vla_edge.runtime.serve_page import PAGE
+from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+
+sys.path.insert(0, str(Path(__file__).parent))
+from headless_page import chromium, opened
+from serve_world import GOLDEN, served
+
+pytest.importorskip("aiohttp")
+
+
+def test_the_page_needs_nothing_from_outside():
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", PAGE) and "http" not in PAGE.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.fixture
+def robot(golden_bundle, tmp_path):
+    """A run folder with control (an arm without a bus) and the inference process on pictures of files."""
+    core = pytest.importorskip("vla_edge._core")
+    folder = open_run_folder(tmp_path / "run")
+    listener = listen(folder)
+    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+    settings = ControlSettings(limits, round(1e9 / 30), session=7, bundle_digest=open_bundle(golden_bundle).digest, patience_min_ns=10**12, patience_max_ns=10**12)
+    files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+    thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
+    thread.start()
+    words = [sys.executable, "-m", "vla_edge.runtime.command", "inference", "--bundle", str(golden_bundle), "--run-dir", str(folder.path)]
+    words += ["--task", "Place the bracelet into the box", "--threads", "1", "--nice", "0"]
+    with np.load(GOLDEN, allow_pickle=False) as recorded:
+        for name in ("laptop", "phone"):
+            (tmp_path / name).mkdir()
+            cv2.imwrite(str(tmp_path / name / "0.png"), cv2.cvtColor(recorded[f"raw/image/observation.images.{name}"], cv2.COLOR_RGB2BGR))
+            words += ["--camera", f"{name}=file:{tmp_path / name}"]
+    inference = subprocess.Popen(words)
+    yield folder
+    inference.terminate()
+    inference.wait(20)
+    from vla_edge.runtime.operator import ask
+
+    ask(folder, "stop")
+    thread.join(10)
+    listener.close()
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here")
+def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle, tmp_path):
+    async def look(url):
+        async with opened(url + "/", tmp_path / "profile") as page:
+            await page.until("document.getElementById('ready').textContent === 'ready' && Number(document.getElementById('tick').textContent) > 0")
+            first = await page.value("Number(document.getElementById('tick').textContent)")
+            await page.until(f"Number(document.getElementById('tick').textContent) > {first}")
+            before = await page.until("Number(document.getElementById('inferences').textContent)")
+            await page.until(f"Number(document.getElementById('inferences').textContent) > {before}")
+            await page.until("[...document.querySelectorAll('#cameras img')].filter(i => i.naturalWidth === 320).length === 2")
+            shown = await page.value("['joints', 'stages', 'reasons', 'chunks'].map(id => document.querySelectorAll('#' + id + ' .row').length)")
+            wrong = await page.value("document.getElementById('faults').textContent")
+            await page.value("document.getElementById('take').click()")
+            await page.until("document.getElementById('holder').textContent === 'you hold the control lease' && !document.querySelector('[data-word=hold]').disabled")
+            await page.value("document.querySelector('[data-word=hold]').click()")
+            await page.until("document.getElementById('state').textContent === 'hold'")
+            return shown, wrong
+
+    with served(golden_bundle, robot.path) as service:
+        (joints, stages, reasons, chunks), wrong = asyncio.run(look(service.url))
+    assert joints == 6 and stages == 6 and reasons == 1 and chunks >= 1 and wrong == ""
