@@ -21,7 +21,7 @@ from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.robot.cameras import PREFIX
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
-from vla_edge.robot.scene import APART_M, FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
+from vla_edge.robot.scene import FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
 from vla_edge.robot.simulated_arm import SimulatedArm, units_from_radians
 from vla_edge.runtime.reach_task import other_colour, wanted_colour
 
@@ -31,6 +31,8 @@ PHASE_S = 3.0
 MOVING_RAD_S = 0.03
 """A joint faster than this: the arm moves."""
 MOVED_M = (0.02, 0.06)
+CLEAR_M = 0.05
+"""Between the middles of two cubes after a move: no corner touches. A scene's own distance would leave some no way out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def move_cube(arm: SimulatedArm, colour: str, rng: np.random.Generator) -> float
         distance, way = rng.uniform(*MOVED_M), rng.uniform(-np.pi, np.pi)
         place = configuration[start : start + 2] + distance * np.array([np.cos(way), np.sin(way)])
         within = NEAREST_M <= np.hypot(*place) <= FARTHEST_M and abs(np.arctan2(place[1], place[0])) <= WIDEST_RAD
-        if within and np.hypot(*(others - place).T).min() >= APART_M:
+        if within and np.hypot(*(others - place).T).min() >= CLEAR_M:
             configuration[start : start + 2] = place
             arm.show(configuration)
             return float(distance)
@@ -102,6 +104,6 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
     with DatasetWriter(target, HZ // EVERY, features, robot_type="koch") as writer:
         for seed in seeds:
             for frame in phase_frames(arm, seed, phase_s):
-                values = {"observation.state": frame.state, "action": frame.action, "moving": np.float32([frame.moving]), "moves": np.float32([frame.moves])}
+                values = {"observation.state": frame.state, "action": frame.action, "moving": np.array([frame.moving], np.float32), "moves": np.array([frame.moves], np.float32)}
                 writer.add_frame(values | {f"{PREFIX}{camera}": picture for camera, picture in frame.images.items()}, frame.task)
             writer.save_episode()

@@ -107,6 +107,7 @@ def gate_facts(bundle: Bundle, result: GateResult) -> dict[str, Any]:
     """`manifest.gate`: the limits and their evidence."""
     facts: dict[str, Any] = {"kind": bundle.manifest.gate["kind"], **asdict(result.settings)}
     facts["auroc"] = {name: None if value is None else round(value, 4) for name, value in result.limits.auroc.items()}
+    facts["thresholds"] = {name: round(value, 6) for name, value in result.limits.thresholds.items()}
     facts["pairs_within_guard"], facts["pairs_stable"] = round(result.limits.allowed, 4), round(result.limits.stable, 4)
     facts["tightened"] = result.tightened
     facts["replay"] = {policy.value: run.facts() for policy, run in result.replays.items()}

@@ -50,13 +50,15 @@ class Pairs:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The chosen limits. auroc: how well each similarity tells pairs within the bound from those above it (None: all
-    are on one side). allowed: share of the pairs within the guard; stable: share above the threshold."""
+    are on one side). thresholds: of every similarity that has one, by the same rule. allowed: share of the pairs within
+    the guard; stable: share above the threshold."""
 
     guard_mean: float
     guard_worst: float
     similarity: str
     threshold: float
     auroc: Mapping[str, float | None]
+    thresholds: Mapping[str, float]
     allowed: float
     stable: float
 
@@ -111,14 +113,17 @@ def choose(pairs: Pairs, bound: float) -> Limits | None:
         return None
     fine = pairs.error <= bound
     found = {name: auroc(values[fine], values[~fine]) for name, values in pairs.similarity.items()}
-    best = max(found, key=lambda name: found[name] if found[name] is not None else -1.0)  # type: ignore[arg-type,return-value]
-    distance = 1 - pairs.similarity[best]
-    limit = loosest(distance, pairs.error, bound)
-    if limit is None:
+    thresholds: dict[str, float] = {}
+    for name, values in pairs.similarity.items():
+        limit = loosest(1 - values, pairs.error, bound)
+        if limit is not None:
+            # The gate asks for "above": a hair below the last cosine that is allowed.
+            thresholds[name] = float(np.clip(1 - limit - 1e-6, -1, 1))
+    if not thresholds:
         return None
-    # The gate asks for "above": a hair below the last cosine that is allowed.
-    threshold = float(np.clip(1 - limit - 1e-6, -1, 1))
-    return Limits(*guard, best, threshold, found, float(pairs.within_guard(*guard).mean()), float((distance <= limit).mean()))
+    best = max(thresholds, key=lambda name: -1.0 if found[name] is None else found[name])  # type: ignore[arg-type,return-value]
+    stable = float((pairs.similarity[best] > thresholds[best]).mean())
+    return Limits(*guard, best, thresholds[best], found, thresholds, float(pairs.within_guard(*guard).mean()), stable)
 
 
 def _candidates(values: Values) -> Values:

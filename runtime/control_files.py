@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.errors import IdentityError
+from vla_edge.contract import Frame
+from vla_edge.errors import CameraError, IdentityError
 from vla_edge.runtime.control import load_core
 from vla_edge.runtime.flow import FlowSignal
-from vla_edge.runtime.planning import ControlView, view_of
+from vla_edge.runtime.planning import ControlView, WatchedScene, view_of
 from vla_edge.runtime.run_folder import RunFolder
 
 SILENT_NS = 1_000_000_000
 """A control process that wrote nothing for so long is gone."""
+WATCH_S = 0.1
+"""Between two looks at the pictures while an inference runs: comparing two of 480×640 takes about a millisecond."""
 
 
 class ControlReader:
@@ -49,23 +53,34 @@ class ControlReader:
 
 
 class AbandonWatch(threading.Thread):
-    """While an inference runs: gives it up when control no longer takes the chunks of its session."""
+    """While an inference runs: gives it up when control no longer takes the chunks of its session, or when newer pictures
+    show another scene than the one it was started from.
 
-    def __init__(self, reader: ControlReader) -> None:
+    look: the cameras' newest pictures, called on this thread; CameraError is the loop's own business.
+    """
+
+    def __init__(self, reader: ControlReader, look: Callable[[], Mapping[str, Frame]]) -> None:
         super().__init__(name="abandon-watch", daemon=True)
         self.signal = np.zeros(1, np.int32)
-        self._reader = reader
+        self.scene_broke = False
+        self._reader, self._look = reader, look
         self._session: int | None = None
+        self._scene: WatchedScene | None = None
+        self._looked_s = 0.0
+        self._change = threading.Lock()
         self._ended = threading.Event()
 
-    def begin(self, session: int) -> NDArray[np.int32]:
-        """The signal of an inference for control session `session`."""
-        self.signal[0] = FlowSignal.CONTINUE
-        self._session = session
+    def begin(self, session: int, scene: WatchedScene | None) -> NDArray[np.int32]:
+        """The signal of an inference for control session `session`; `scene` is what its pictures must stay like."""
+        with self._change:
+            self.signal[0] = FlowSignal.CONTINUE
+            self.scene_broke = False
+            self._scene, self._session, self._looked_s = scene, session, time.monotonic()
         return self.signal
 
     def end(self) -> None:
-        self._session = None
+        with self._change:
+            self._session = self._scene = None
 
     def give_up(self) -> None:
         """Abandon whatever runs."""
@@ -77,7 +92,7 @@ class AbandonWatch(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.01):
-            session = self._session
+            session, scene = self._session, self._scene
             if session is None:
                 continue
             try:
@@ -85,4 +100,18 @@ class AbandonWatch(threading.Thread):
             except IdentityError:
                 view = None  # the loop itself meets it too and says so
             if view is None or view.session != session or not view.takes_chunks:
+                self.give_up()
+            elif scene is not None and time.monotonic() - self._looked_s > WATCH_S:
+                self._watch(scene)
+
+    def _watch(self, scene: WatchedScene) -> None:
+        self._looked_s = time.monotonic()
+        try:
+            broken = scene.broken_by(self._look())
+        except CameraError:
+            return
+        with self._change:
+            # While the pictures were compared, the inference may have ended and another one begun.
+            if broken and self._scene is scene:
+                self.scene_broke = True
                 self.give_up()

@@ -30,7 +30,17 @@ from vla_edge.runtime.handover import (
 )
 from vla_edge.runtime.identity import check_start_pose
 from vla_edge.runtime.inference_log import WINDOW, InferenceLog
-from vla_edge.runtime.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
+from vla_edge.runtime.planning import (
+    STILL_MEAN,
+    STILL_WORST,
+    ControlView,
+    PlanRules,
+    SentChunks,
+    WatchedScene,
+    frames_are_of_rest,
+    next_kind,
+    still,
+)
 from vla_edge.runtime.run_folder import RunFolder
 from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
 
@@ -76,7 +86,7 @@ class InferenceLoop:
         self._session, self._cameras, self._watches, self._options = session, cameras, watches, options
         digest = session.bundle.digest
         self._control = ControlReader(folder, digest)
-        self._abandon = AbandonWatch(ControlReader(folder, digest))
+        self._abandon = AbandonWatch(ControlReader(folder, digest), self._newest)
         self._ring = load_core().RingWriter(folder.ring)
         self._log = InferenceLog(folder.path)
         audited = session.cache.policy is not CachePolicy.ALWAYS and options.audit > 0
@@ -92,6 +102,7 @@ class InferenceLoop:
         self._sequence = time.monotonic_ns() // 1000
         self._dropped_through = 0
         self._since_repaced = 0
+        self._trusted = False
         self._looked_s = 0.0
         self._fault = ""
         self._stopping = False
@@ -207,13 +218,14 @@ class InferenceLoop:
         result = self._session.infer(request)
         self._abandon.end()
         self._observed_tick = now.reading_tick
+        self._trusted = result is not None and result.decision.hit
         if result is None:
-            self._log.events["abandoned"] += 1
+            self._abandoned(kind, say)
             return True
         step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
         if outcome == "scene_moved":
-            say("inference: a picture changed while a chunk for the resting arm was planned; planning again")
+            self._scene_moved(say)
         delay_s = time.monotonic() - start
         self._meter.add(delay_s, result.timings.step)
         facts = {"sequence": request.observation.sequence, "kind": kind.name.lower(), "outcome": outcome, "tick": now.reading_tick, "delay_ms": delay_s * 1e3}
@@ -238,14 +250,35 @@ class InferenceLoop:
             if self._options.handover is HandOver.INPAINT:
                 delay = math.ceil(self._meter.p99_s / period_s)
                 inpaint = inpaint_into(executing, view.reading_tick, delay, self._session.policy.chunk_size)
-        signal = self._abandon.begin(view.session)
+        signal = self._abandon.begin(view.session, self._watched(kind, observation))
         return InferenceRequest(observation, time.monotonic_ns(), steps, None, queued, inpaint, signal, self._drop_executing)
+
+    def _watched(self, kind: ChunkKind, observation: Observation) -> WatchedScene | None:
+        """The scene under which the chunk is worth something. While the arm moves, pictures change by themselves: only a
+        scene that the last inference found unchanged is watched, so that no two inferences in a row are given up."""
+        if kind is ChunkKind.REST:
+            return WatchedScene(observation.frames, STILL_MEAN, STILL_WORST)
+        settings = self._session.cache.settings
+        return WatchedScene(observation.frames, settings.guard_mean, settings.guard_worst) if settings is not None and self._trusted else None
+
+    def _abandoned(self, kind: ChunkKind, say: Say) -> None:
+        """The inference was given up between two steps; after a changed scene the next one follows at once."""
+        self._log.events["abandoned"] += 1
+        if self._abandon.scene_broke:
+            self._observed_tick = None
+            if kind is ChunkKind.REST:
+                self._scene_moved(say)
+            else:
+                self._log.events["scene_broke"] += 1
+
+    def _scene_moved(self, say: Say) -> None:
+        self._log.events["scene_moved"] += 1
+        say("inference: a picture changed while a chunk for the resting arm was planned; planning again")
 
     def _send(self, kind: ChunkKind, request: InferenceRequest, result: InferenceResult, view: ControlView) -> str:
         """Write the chunk into the ring, unless the scene moved under a rest plan; what became of it, counted."""
         observation = request.observation
         if kind is ChunkKind.REST and not still(observation.frames, self._pictures()):
-            self._log.events["scene_moved"] += 1
             return "scene_moved"
         rows = min(len(result.actions), self._session.policy.n_action_steps)
         digest = self._session.bundle.digest
@@ -309,8 +342,11 @@ class InferenceLoop:
         self._session.reset()
         self._announce()
 
+    def _newest(self) -> dict[str, Frame]:
+        return {name: camera.newest() for name, camera in self._cameras.items()}
+
     def _pictures(self) -> dict[str, Frame]:
-        frames = {name: camera.newest() for name, camera in self._cameras.items()}
+        frames = self._newest()
         now_ns = time.monotonic_ns()
         for name, frame in frames.items():
             self._watches[name].check(frame, now_ns)

@@ -68,12 +68,14 @@ class LockstepOptions:
 @dataclass
 class LockstepResult:
     """tips: float64 [ticks, 3] metres. states: ticks spent in each state of control. chunks: verdicts of the schedule
-    by name. clamped: ticks in which the guard changed the goal. inferences: chunks asked for."""
+    by name. clamped: ticks in which the guard changed the goal. latched: ticks in a hold that only the operator ends.
+    inferences: chunks asked for."""
 
     tips: NDArray[np.float64]
     states: Counter[str] = field(default_factory=Counter)
     chunks: Counter[str] = field(default_factory=Counter)
     clamped: int = 0
+    latched: int = 0
     inferences: int = 0
 
 
@@ -103,6 +105,7 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
         result.states[output["state"]] += 1
         result.chunks.update(output["chunks"])
         result.clamped += output["verdict"].startswith("clamped")
+        result.latched += output["latched"]
         # A slow host looks when no goal has moved for two ticks: the chunk is then one of rest.
         goals = radians_from_counts(np.array(output["goals"], np.int32)) if output["write"] else arm.goals
         rested = rested + 1 if np.array_equal(goals, arm.goals) else 0

@@ -99,6 +99,24 @@ def still(before: Mapping[str, Frame], after: Mapping[str, Frame]) -> bool:
     return all(reading.mean <= STILL_MEAN and reading.worst <= STILL_WORST for reading in readings)
 
 
+class WatchedScene:
+    """The pictures an inference was started from, and how far newer ones may be from them (grey levels of the pixel
+    guard) before its chunk is worthless."""
+
+    def __init__(self, frames: Mapping[str, Frame], mean: float, worst: float) -> None:
+        self._frames, self._mean, self._worst = frames, mean, worst
+        self._blocks = {name: block_means(frame.image) for name, frame in frames.items()}
+
+    def broken_by(self, newer: Mapping[str, Frame]) -> bool:
+        """Whether one of these pictures was taken later and is beyond the limits."""
+        for name, frame in newer.items():
+            if frame.captured_ns > self._frames[name].captured_ns:
+                reading = guard_reading(block_means(frame.image), self._blocks[name])
+                if reading.mean > self._mean or reading.worst > self._worst:
+                    return True
+        return False
+
+
 class SentChunks:
     """The last chunks that were sent, by observation sequence, so that the executing one can be found again."""
 

@@ -134,7 +134,8 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
     gate = bundle.manifest.gate
     assert len(gate["data"]["digest"]) == 64 and gate["data"]["cameras"]["observation.images.phone"] == "observation.images.front"
     assert gate["similarity"] == "pooled" and set(gate["auroc"]) == {"pooled"} and gate["bound"] == 0.05
-    assert cv2.imread(str(out / "gate.png")).shape == (800, 1100, 3)
+    plot = cv2.imread(str(out / "gate.png"))
+    assert plot is not None and plot.shape == (800, 1100, 3)
     settings = read_gate(bundle)
     assert settings is not None
     # Noise of one grey level is within the guard, the square is not.

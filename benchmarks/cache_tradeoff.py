@@ -1,0 +1,237 @@
+"""What the prefix cache buys and what it costs, on simulated episodes with still and moving phases.
+
+    python -m vla_edge.benchmarks.cache_tradeoff --bundle CALIBRATED --out benchmarks/results
+
+CALIBRATED comes from `vla-calibrate gate`. The episodes are recorded here, from
+seeds that no calibration saw. Ceiling: with every inference a hit, 1 − (time on
+a kept prefix) / (time of a fresh inference) is saved; `max_reuse` allows n of
+n + 1. Three parts: the cache along the episodes, by phase and policy; a cube that
+is moved while the arm rests, looked at live; pairs of the moving phases, over the
+age of the prefix and over the guard's limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from vla_edge.benchmarks.jitter import commit
+from vla_edge.benchmarks.phases import move_cube, record_phases
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.calibration.gate_data import Recorded, camera_keys
+from vla_edge.calibration.gate_limits import Pairs
+from vla_edge.calibration.gate_pairs import Measured, measure
+from vla_edge.calibration.gate_replay import Replay, ReplayPlan, replay
+from vla_edge.datasets.reader import open_dataset
+from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.robot.reach import instruction
+from vla_edge.robot.scene import random_scene
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.runtime.cache import CachePolicy, Reason
+from vla_edge.runtime.gate import GateSettings, read_gate
+from vla_edge.runtime.lockstep import observe
+from vla_edge.runtime.reach_task import other_colour, wanted_colour
+from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+
+EPISODE_SEED, MOVE_SEED = 300_000, 310_000
+PERIOD_S = 0.1
+LEAST_STILL_HITS = 0.90
+FACTORS = np.geomspace(0.05, 8, 23)
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Cubes moved while the arm rests. noticed: looks until the pictures were found changed, 0 where the prefix was
+    never refreshed for them within max_reuse; changed: whether the gate then called the scene changed."""
+
+    noticed: tuple[int, ...]
+    changed: tuple[bool, ...]
+
+    @property
+    def missed(self) -> int:
+        return self.noticed.count(0)
+
+
+def policies(bundle: Bundle, settings: GateSettings) -> dict[str, ReplayPlan]:
+    """The guard alone, and with the gate on each similarity that calibration found a threshold for."""
+    plans = {"guard": ReplayPlan(CachePolicy.GUARD, settings, PERIOD_S), f"guard + {settings.similarity}": ReplayPlan(CachePolicy.CLS, settings, PERIOD_S)}
+    for name, threshold in bundle.manifest.gate["thresholds"].items():
+        if name != settings.similarity:
+            plans[f"guard + {name}"] = ReplayPlan(CachePolicy.CLS, replace(settings, similarity=name, threshold=threshold), PERIOD_S)
+    return plans
+
+
+def phase_facts(run: Replay, chosen: Array) -> dict[str, float]:
+    """Hit rate and error of the inferences of one phase, `chosen` bool [inferences]."""
+    share = run.share[chosen[run.hit]]
+    p95 = float(np.percentile(share, 95, axis=(0, 1)).max()) if len(share) else 0.0
+    return {"inferences": int(chosen.sum()), "hit_rate": float(run.hit[chosen].mean()), "error_joint_p95": p95}
+
+
+def planted_moves(bundle: Bundle, engine: Engine, settings: GateSettings, policy: CachePolicy, count: int, named: bool) -> Moves:
+    """`count` scenes at rest: the cache warms up, a cube is moved (the named one, or another), the cache looks on."""
+    sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
+    height, width = next(iter(sizes.values()))
+    arm = SimulatedArm(random_scene(0), SimOptions(height, width))
+    session = PolicySession(bundle, engine, SessionOptions(policy, gate=replace(settings, max_age_s=1e6)))
+    noticed, changed = [], []
+    for seed in track(range(MOVE_SEED, MOVE_SEED + count), f"planted moves, {policy.value}", console=Console(stderr=True)):
+        arm.reset(random_scene(seed))
+        session.reset()
+        colour = wanted_colour(seed)
+        task = instruction(colour)
+        for look in range(3):
+            session.infer(InferenceRequest(observe(arm, look, look, task, sizes), look))
+        move_cube(arm, colour if named else other_colour(seed), np.random.default_rng(seed))
+        at, told = 0, False
+        for look in range(1, settings.max_reuse + 1):
+            result = session.infer(InferenceRequest(observe(arm, 3 + look, 3 + look, task, sizes), 3 + look))
+            assert result is not None
+            if result.decision.prefix:
+                at = look if result.decision.reason is Reason.PICTURE_CHANGED else 0
+                told = result.verdict is not None and result.verdict.value == "changed"
+                break
+        noticed.append(at)
+        changed.append(told)
+    arm.close()
+    return Moves(tuple(noticed), tuple(changed))
+
+
+def moving_pairs(recorded: Recorded, references: int) -> list[tuple[int, int]]:
+    """Pairs of one episode in which the arm moves at the later frame and no cube was moved in between, up to 2 s."""
+    data = recorded.dataset
+    moving, moves = data.column("moving").reshape(-1) > 0, data.column("moves").reshape(-1)
+    ends = np.array([data.episode_of(index).to_index for index in range(len(data))])
+    frames = [index for index in range(len(data)) if moving[min(index + 1, len(data) - 1)]]
+    chosen = [frames[place] for place in np.linspace(0, len(frames) - 1, min(references, len(frames))).astype(int)]
+    lags = (1, 2, 3, 5, 8, 12, 20)
+    return [(a, a + lag) for a in sorted(set(chosen)) for lag in lags if a + lag < ends[a] and moving[a + lag] and moves[a + lag] == moves[a]]
+
+
+def over_age(pairs: Pairs) -> dict[str, list[float]]:
+    """Error of a kept prefix by its age, whatever the pictures say."""
+    ages = np.unique(pairs.lag_s)
+    return {"age_s": ages.tolist()} | {f"p{q}": [float(np.percentile(pairs.error[pairs.lag_s == age], q)) for age in ages] for q in (50, 95)}
+
+
+def over_guard(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
+    """Share of the moving pairs within the guard's limits times a factor, and the 95th percentile of their error."""
+    shares, errors = [], []
+    for factor in FACTORS:
+        inside = pairs.within_guard(settings.guard_mean * factor, settings.guard_worst * factor)
+        shares.append(float(inside.mean()))
+        errors.append(float(np.percentile(pairs.error[inside], 95)) if inside.any() else 0.0)
+    return {"factor": FACTORS.tolist(), "hits": shares, "p95": errors}
+
+
+def draw(line: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    rates, age, guard = figure.subplots(1, 3)
+    names, bound = list(line["replay"]), line["gate"]["bound"]
+    for offset, phase in ((-0.2, "still"), (0.2, "moving")):
+        bars = rates.bar(np.arange(len(names)) + offset, [line["replay"][name][phase]["hit_rate"] for name in names], 0.38, label=phase)
+        rates.bar_label(bars, [f"{line['replay'][name][phase]['error_joint_p95']:.2%}" for name in names], fontsize=8)
+    rates.set(xticks=np.arange(len(names)), xticklabels=names, ylim=(0, 1.15), ylabel="hit rate (above: action error, p95)", title="along episodes, by phase")
+    rates.legend(loc="upper right")
+    curve = line["moving_over_age"]
+    for q in ("p50", "p95"):
+        age.plot(curve["age_s"], curve[q], marker="o", label=q)
+    age.axhline(bound, color="tab:red", linestyle="--", label="bound")
+    age.set(yscale="log", xlabel="age of the prefix, s", ylabel="action error, share of range", title="moving arm, every prefix kept")
+    age.legend()
+    curve = line["moving_over_guard"]
+    guard.plot(curve["factor"], curve["hits"], marker=".", color="tab:blue", label="share of moving pairs reused")
+    guard.plot(curve["factor"], np.array(curve["p95"]) / bound, marker=".", color="tab:orange", label="error p95 / bound")
+    guard.axvline(1, color="tab:green", label="calibrated")
+    guard.axhline(1, color="tab:red", linestyle="--")
+    guard.set(xscale="log", xlabel="guard limits × factor", title="moving arm, over the guard's limits", ylim=(0, 4))
+    guard.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, references: int) -> dict[str, Any]:
+    """Everything this benchmark tells, as JSON values."""
+    settings = read_gate(bundle)
+    if settings is None:
+        raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
+    line: dict[str, Any] = {"bundle": bundle.digest, "gate": {name: bundle.manifest.gate[name] for name in ("similarity", "threshold", "guard_mean", "guard_worst", "max_reuse", "max_age_s", "bound", "auroc", "thresholds", "tightened")}}
+    camera = bundle.manifest.cameras[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        arm = SimulatedArm(random_scene(0), SimOptions(camera.height, camera.width))
+        record_phases(Path(scratch) / "data", arm, range(EPISODE_SEED, EPISODE_SEED + episodes))
+        arm.close()
+        with open_dataset(Path(scratch) / "data") as data:
+            recorded = Recorded(data, camera_keys(bundle, data, []))
+            moving = data.column("moving").reshape(-1) > 0
+            line["replay"] = {}
+            for name, plan in policies(bundle, settings).items():
+                run = replay(bundle, engine, recorded, data.episodes, plan)
+                phases = {"still": phase_facts(run, ~moving[run.frames]), "moving": phase_facts(run, moving[run.frames])}
+                line["replay"][name] = {**run.facts(), **phases}
+            measured: Measured = measure(bundle, engine, recorded, moving_pairs(recorded, references))
+    line["ceiling_time_saved"] = (1 - measured.reused_ms / measured.fresh_ms) * settings.max_reuse / (settings.max_reuse + 1)
+    line["fresh_ms"], line["reused_ms"] = measured.fresh_ms, measured.reused_ms
+    line["moving_over_age"], line["moving_over_guard"] = over_age(measured.pairs), over_guard(measured.pairs, settings)
+    line["planted"] = {}
+    for what, named in (("named cube", True), ("another cube", False)):
+        found = planted_moves(bundle, engine, settings, CachePolicy.CLS, moves, named)
+        looks = [look for look in found.noticed if look]
+        line["planted"][what] = {"count": moves, "missed": found.missed, "looks_until_noticed_max": max(looks, default=0), "gate_said_changed": sum(found.changed)}
+    return line
+
+
+def report(line: dict[str, Any]) -> list[str]:
+    lines = [f"ceiling: {line['ceiling_time_saved']:.0%} of the time saved ({line['fresh_ms']:.1f} ms fresh, {line['reused_ms']:.1f} ms on a kept prefix, {line['gate']['max_reuse']} reuses)"]
+    for name, run in line["replay"].items():
+        still, moving = run["still"], run["moving"]
+        lines.append(
+            f"{name:<16} still {still['hit_rate']:.0%} hits, error p95 {still['error_joint_p95']:.2%}; moving {moving['hit_rate']:.0%} hits, error p95 {moving['error_joint_p95']:.2%}; "
+            f"time saved {run['time_saved']:.0%}"
+        )
+    for what, row in line["planted"].items():
+        lines.append(f"{what} moved: missed {row['missed']} of {row['count']}, noticed at look {row['looks_until_noticed_max']} at the latest; gate said changed {row['gate_said_changed']} times")
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.cache_tradeoff", description="hit rate, action error and time saved of the prefix cache")
+    parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
+    parser.add_argument("--episodes", type=int, default=8)
+    parser.add_argument("--moves", type=int, default=100, help="planted moves of each kind")
+    parser.add_argument("--references", type=int, default=80, help="moving frames whose prefix is kept")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--name", default="cache_tradeoff", help="of the two files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the JSON")
+    options = parser.parse_args(argv)
+    if min(options.episodes, options.moves, options.references) < 1:
+        raise ConfigError("--episodes, --moves and --references must be at least 1")
+    options.out.mkdir(parents=True, exist_ok=True)
+    line = measure_all(open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads)), options.episodes, options.moves, options.references)
+    line["commit"] = commit()
+    draw(line, options.out / f"{options.name}.png")
+    (options.out / f"{options.name}.json").write_text(json.dumps(line, indent=1) + "\n")
+    print("\n".join(report(line)))
+    print(json.dumps(line))
+    gated = line["replay"][f"guard + {line['gate']['similarity']}"]
+    if line["planted"]["named cube"]["missed"] or gated["still"]["hit_rate"] < LEAST_STILL_HITS or gated["error_joint_p95"] > line["gate"]["bound"]:
+        raise CheckFailed("the named cube was missed, or fewer than 90 % hits while still, or an error above the bound; calibrate with more episodes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,180 @@
+"""What a flow loop costs besides its graph: the loop in C against the loop in Python, and control's ticks beside each.
+
+    python -m vla_edge.benchmarks.flow_overhead --bundle BUNDLE --out benchmarks/results
+
+Ceiling: the expert graph by itself, called as the loop calls it; a loop that cost
+nothing would take exactly n times that. Both loops run the same session in turn,
+in rounds, so that a busy neighbour hits both; overhead is per Euler step. The C
+control loop runs in a process of its own meanwhile, as on the robot, and again
+as a thread of this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_edge.benchmarks.jitter import commit, core_loop, in_own_process, summary
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.ort_native import NativeSession
+from vla_edge.errors import ConfigError, run_command
+from vla_edge.runtime.flow import FlowLoop, FlowRequest, NativeLoop, PythonLoop
+from vla_edge.runtime.session import PolicySession, noise_of
+
+HZ = 30.0
+
+
+def built(bundle: Bundle, threads: int, python_binding: bool) -> tuple[PolicySession, FlowLoop]:
+    """A session with its buffers filled as after a prefix, and its loop. `python_binding`: ONNX Runtime's own Python
+    binding under the Python loop, which is what runs where the native one is not available."""
+    session = PolicySession(bundle, load_engine("ort-python" if python_binding else "ort", EngineOptions(threads=threads, spin=False)))
+    rng = np.random.default_rng(0)
+    for name, array in session.stages.buffers.items():
+        if array.dtype == np.float32 and name not in ("mask", "dt"):
+            array[...] = rng.standard_normal(array.shape, np.float32) * 0.1
+    session.stages.buffers["mask"][...] = 1
+    session.stages.buffers["first_position"][...] = session.stages.buffers["mask"].sum()
+    return session, session.loop
+
+
+def loops_of(bundle: Bundle, threads: int) -> dict[str, tuple[FlowLoop, Callable[[], None]]]:
+    """Each loop with its bare graph, called as that loop calls it."""
+    native, native_loop = built(bundle, threads, python_binding=False)
+    expert = native.stages.session("expert")
+    if not isinstance(expert, NativeSession) or not isinstance(native_loop, NativeLoop):
+        raise ConfigError("the native ONNX Runtime sessions are not available here; build the C core to compare with them")
+    python, python_loop = built(bundle, threads, python_binding=True)
+    return {
+        "native loop": (native_loop, expert.binding.run),
+        "Python loop, native sessions": (PythonLoop(native.stages, native.preparer.tables), expert.binding.run),
+        "Python loop, Python binding": (python_loop, python.stages.session("expert").run),
+    }
+
+
+def overheads(bundle: Bundle, threads: int, rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """µs a step of each loop, beyond the expert graph called from C; p50 over the rounds of paired differences."""
+    policy = bundle.manifest.policy
+    request = FlowRequest(steps, noise_of(0, 0, (policy.chunk_size, policy.max_action_dim)))
+    loops = loops_of(bundle, threads)
+    bare: dict[str, list[float]] = {name: [] for name in loops}
+    whole: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(rounds + 5):
+        for name, (loop, graph) in loops.items():
+            start = time.perf_counter_ns()
+            for _ in range(steps):
+                graph()
+            middle = time.perf_counter_ns()
+            loop.denoise(request)
+            if number >= 5:  # warm-up
+                bare[name].append((middle - start) / 1e3 / steps)
+                whole[name].append((time.perf_counter_ns() - middle) / 1e3 / steps)
+    ceiling = float(np.median(bare["native loop"]))
+    told = {}
+    for name in loops:
+        mine, graph_us = np.array(whole[name]), np.array(bare["native loop"])
+        told[name] = {
+            "step_us_p50": float(np.median(mine)), "step_us_p99": float(np.percentile(mine, 99)), "step_us_least": float(mine.min()),
+            "overhead_us_p50": float(np.median(mine - graph_us)), "overhead_us_least": float(mine.min() - graph_us.min()),
+            "binding_us_p50": float(np.median(np.array(bare[name]) - graph_us)), "graph_us_p50": ceiling,
+        }  # fmt: skip
+    return told
+
+
+def _flow_forever(path: str, threads: int, python_binding: bool, ready: Any, stop: Any) -> None:
+    session, loop = built(open_bundle(path), threads, python_binding)
+    policy = session.policy
+    request = FlowRequest(policy.num_steps, noise_of(0, 0, (policy.chunk_size, policy.max_action_dim)))
+    ready.set()
+    while not stop.is_set():
+        loop.denoise(request)
+
+
+def lateness_beside(bundle: Bundle, threads: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Lateness of the C control loop (own process, normal priority) beside nothing and beside each loop in another
+    process; and of the C loop as a thread of the process whose interpreter runs the loop."""
+    told = {}
+    context = multiprocessing.get_context("spawn")
+    for name, python_binding in (("alone", None), ("native loop", False), ("Python loop, Python binding", True)):
+        ready, stop = context.Event(), context.Event()
+        worker = None
+        if python_binding is not None:
+            worker = context.Process(target=_flow_forever, args=(str(bundle.path), threads, python_binding, ready, stop))
+            worker.start()
+            ready.wait()
+        late, missed = in_own_process(core_loop, HZ, seconds, 0)
+        told[name] = summary(late, missed)
+        if worker is not None:
+            stop.set()
+            worker.join()
+    for name, python_binding in (("native loop, same process", False), ("Python loop, same process", True)):
+        told[name] = _thread_beside(bundle, threads, seconds, python_binding)
+    return told
+
+
+def _thread_beside(bundle: Bundle, threads: int, seconds: float, python_binding: bool) -> dict[str, float]:
+    session, loop = built(bundle, threads, python_binding)
+    request = FlowRequest(session.policy.num_steps, noise_of(0, 0, (session.policy.chunk_size, session.policy.max_action_dim)))
+    found: list[dict[str, float]] = []
+    control = threading.Thread(target=lambda: found.append(summary(*core_loop(HZ, seconds, 0))))
+    control.start()
+    while control.is_alive():
+        loop.denoise(request)
+    control.join()
+    return found[0]
+
+
+def draw(line: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    cost, late = figure.subplots(1, 2)
+    names = list(line["loops"])
+    bars = cost.barh(names, [line["loops"][name]["overhead_us_p50"] for name in names])
+    cost.bar_label(bars, fmt="%.1f")
+    cost.set(xlabel="overhead, µs a step (p50)", title=f"beside a graph of {line['loops'][names[0]]['graph_us_p50']:.0f} µs")
+    rows = list(line["control_lateness"])
+    for offset, key in ((-0.2, "p50_us"), (0.2, "p99_us")):
+        late.barh(np.arange(len(rows)) + offset, [line["control_lateness"][row][key] for row in rows], 0.38, label=key.removesuffix("_us"))
+    late.set(yticks=np.arange(len(rows)), yticklabels=rows, xscale="log", xlabel="µs", title=f"lateness of {HZ:g} Hz control ticks")
+    late.legend()
+    figure.savefig(path, dpi=100)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.flow_overhead", description="per-step overhead of the flow loops, control lateness beside them")
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each lateness measurement")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder for flow_overhead.png and .json")
+    options = parser.parse_args(argv)
+    if options.rounds < 1 or options.seconds < 1:
+        raise ConfigError("--rounds must be at least 1 and --seconds at least 1")
+    bundle = open_bundle(options.bundle)
+    options.out.mkdir(parents=True, exist_ok=True)
+    steps = bundle.manifest.policy.num_steps
+    line = {"bundle": bundle.digest, "steps": steps, "threads": options.threads, "commit": commit(), "loops": overheads(bundle, options.threads, options.rounds, steps)}
+    print(f"ceiling: the graph alone, {line['loops']['native loop']['graph_us_p50']:.1f} µs a step")
+    for name, row in line["loops"].items():
+        print(f"{name:<30} {row['step_us_p50']:8.1f} µs a step, overhead {row['overhead_us_p50']:6.1f} µs (least runs {row['overhead_us_least']:.1f})")
+    line["control_lateness"] = lateness_beside(bundle, options.threads, options.seconds)
+    for name, row in line["control_lateness"].items():
+        print(f"control beside {name:<30} p50 {row['p50_us']:7.0f}  p99 {row['p99_us']:7.0f}  max {row['max_us']:7.0f} µs, missed {row['missed']}")
+    draw(line, options.out / "flow_overhead.png")
+    (options.out / "flow_overhead.json").write_text(json.dumps(line, indent=1) + "\n")
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,287 @@
+"""From a visible scene change to the first action planned from it: recomputing always against the gated cache.
+
+    python -m vla_edge.benchmarks.reaction --bundle CALIBRATED --out benchmarks/results
+
+Ceiling: one fresh inference, with a prefix of the changed picture, and the tick
+after it; nothing planned from the change can be there earlier. What is added is
+the rest of the inference that was running: a whole one for `always`, a short one
+where it was a hit. Two clocks: lockstep, in which an inference takes a set time
+(a cube is moved at a random moment, the guard and gate decide); and the real one,
+in which the inference process and the control loop run as on the robot, with
+cameras that show the moved cube from one picture to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from vla_edge.benchmarks.jitter import commit
+from vla_edge.benchmarks.phases import move_cube
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.contract import Frame
+from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.robot.cameras import PREFIX, FreshnessWatch
+from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
+from vla_edge.robot.mjcf import CAMERAS
+from vla_edge.robot.reach import instruction
+from vla_edge.robot.scene import random_scene
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.control import limits_of, load_core
+from vla_edge.runtime.handover import HandOver
+from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.lockstep import observe
+from vla_edge.runtime.operator import ask
+from vla_edge.runtime.reach_task import wanted_colour
+from vla_edge.runtime.run_folder import listen, open_run_folder
+from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+from vla_edge.runtime.settings import ControlSettings, LoopFiles
+
+FIRST_SEED = 340_000
+TICK_S = 1 / 30
+POLICIES = (CachePolicy.ALWAYS, CachePolicy.GUARD, CachePolicy.CLS)
+Pictures = Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How long an inference takes in lockstep, seconds."""
+
+    fresh_s: float
+    reused_s: float
+
+
+def measured_share(bundle: Bundle, engine: Engine, arm: SimulatedArm) -> float:
+    """Time of an inference on a kept prefix over that of a fresh one, here (medians of 30, in turn)."""
+    session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD))
+    took: dict[bool, list[float]] = {True: [], False: []}
+    sizes = sizes_of(bundle)
+    task = instruction(wanted_colour(0))
+    for number in range(60):
+        if number % 2 == 0:
+            session.reset()
+        result = session.infer(InferenceRequest(observe(arm, number, number, task, sizes), number))
+        assert result is not None
+        took[result.decision.hit].append(result.timings.total)
+    return float(np.median(took[True]) / np.median(took[False]))
+
+
+def sizes_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
+    return {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
+
+
+def lockstep(bundle: Bundle, engine: Engine, arm: SimulatedArm, policy: CachePolicy, host: Host, changes: int) -> list[float]:
+    """Seconds from each change to the first action planned from it. The arm rests, inferences follow each other, a
+    chunk's first action leaves at the next tick of 30 Hz."""
+    session = PolicySession(bundle, engine, SessionOptions(policy))
+    sizes, waited = sizes_of(bundle), []
+    for seed in track(range(FIRST_SEED, FIRST_SEED + changes), f"lockstep, {policy.value}", console=Console(stderr=True)):
+        rng, colour = np.random.default_rng([seed, 5]), wanted_colour(seed)
+        arm.reset(random_scene(seed))
+        session.reset()
+        now_s, change_s, moved, fresh = 0.0, 4 * host.fresh_s + float(rng.uniform(0, 3 * host.fresh_s)), False, False
+        while not fresh:
+            if now_s >= change_s and not moved:
+                moved = True
+                move_cube(arm, colour, rng)
+            result = session.infer(InferenceRequest(observe(arm, seed, int(now_s * 1e9), instruction(colour), sizes), int(now_s * 1e9)))
+            assert result is not None
+            now_s += host.reused_s if result.decision.hit else host.fresh_s
+            fresh = moved and not result.decision.hit
+        waited.append(np.ceil(now_s / TICK_S) * TICK_S - change_s)
+    return waited
+
+
+class Window:
+    """A camera in front of pictures that somebody changes."""
+
+    exempt_from_freshness = False
+
+    def __init__(self, name: str, picture: NDArray[np.uint8]) -> None:
+        self.name, self.picture = name, picture
+
+    def newest(self) -> Frame:
+        now = time.monotonic_ns()
+        return Frame(self.name, self.picture, now, now)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class PlannedFrom:
+    """Notes which chunks were planned from a prefix of pictures taken after `changed_ns` (the session's observer)."""
+
+    changed_ns: int = 1 << 62
+    fresh: bool = False
+    sequences: set[int] = field(default_factory=set)
+
+    def changed(self) -> None:
+        self.sequences.clear()
+        self.fresh = False
+        self.changed_ns = time.monotonic_ns()
+
+    def inferred(self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool) -> None:
+        if result is None:
+            return
+        taken_ns = min(frame.captured_ns for frame in request.observation.frames.values())
+        self.fresh = self.fresh or (taken_ns >= self.changed_ns and result.decision.prefix)
+        if self.fresh:
+            self.sequences.add(request.observation.sequence)
+
+    def was_reset(self) -> None:
+        pass
+
+
+def real_clock(bundle: Bundle, engine: Engine, scenes: Sequence[tuple[Pictures, Pictures]], policy: CachePolicy) -> list[float]:
+    """Seconds from each change to the tick at which the control loop ran the first action planned from it."""
+    core = load_core()
+    session = PolicySession(bundle, engine, SessionOptions(policy))
+    notes = PlannedFrom()
+    session.observer = notes
+    rng, waited = np.random.default_rng(1), []
+    limits = limits_of(JointCalibrations(simulated_calibration(), "the simulated arm"), JointUnits.DEGREES)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = open_run_folder(Path(scratch) / "run")
+        listener = listen(folder)
+        settings = ControlSettings(limits, round(TICK_S * 1e9), 7, bundle.digest)
+        files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 14, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+        still = core.StillArm([int(count) for count in counts_from_radians(np.array(random_scene(FIRST_SEED).pose))])
+        control = threading.Thread(target=core.control_run, args=(still, settings, files))
+        control.start()
+        cameras = {PREFIX + name: Window(PREFIX + name, picture) for name, picture in scenes[0][0].items()}
+        watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in cameras}
+        steps = bundle.manifest.policy.num_steps
+        loop = InferenceLoop(session, cameras, watches, folder, LoopOptions(instruction(wanted_colour(FIRST_SEED)), HandOver.REPLACE, steps, steps, replan_s=0.0, audit=0.0))
+        worker = threading.Thread(target=loop.run, args=(0, lambda line: None))
+        worker.start()
+        try:
+            reader = _wait_for_motion(core, folder.state)
+            for before, after in track(scenes, f"real clock, {policy.value}", console=Console(stderr=True)):
+                _show(cameras, before)
+                time.sleep(float(rng.uniform(0.8, 1.2)))
+                _show(cameras, after)
+                notes.changed()
+                waited.append(_wait_for_action(reader, notes))
+        finally:
+            loop.stop()
+            worker.join()
+            ask(folder, "stop")
+            control.join()
+            listener.close()
+    return waited
+
+
+def _show(cameras: Mapping[str, Window], pictures: Pictures) -> None:
+    for name, picture in pictures.items():
+        cameras[PREFIX + name].picture = picture
+
+
+def _wait_for_motion(core: Any, state: Path) -> Any:
+    deadline = time.monotonic() + 60
+    reader = None
+    while time.monotonic() < deadline:
+        if reader is None and state.exists():
+            reader = core.StateReader(state)
+        status = None if reader is None else reader.read()
+        if status is not None and status["state"] == "moving":
+            return reader
+        time.sleep(0.01)
+    raise CheckFailed("the control loop did not move within 60 s; is this host slower than the patience of 2 s?")
+
+
+def _wait_for_action(reader: Any, notes: PlannedFrom) -> float:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        status = reader.read()
+        if status is not None and status["action_index"] >= 0 and status["action_sequence"] in notes.sequences:
+            return (status["tick_ns"] - notes.changed_ns) / 1e9
+        time.sleep(0.002)
+    raise CheckFailed("no action was planned from a change within 20 s: the gate missed it for longer than max_age_s allows")
+
+
+def scene_pictures(bundle: Bundle, arm: SimulatedArm, count: int) -> list[tuple[Pictures, Pictures]]:
+    """(before, after) the named cube of the first scene moved, each move from where the last one left it."""
+    arm.reset(random_scene(FIRST_SEED))
+    rng, colour = np.random.default_rng([FIRST_SEED, 6]), wanted_colour(FIRST_SEED)
+    made: list[tuple[Pictures, Pictures]] = []
+    before: Pictures = {camera: arm.render(camera) for camera in CAMERAS}
+    for _ in range(count):
+        move_cube(arm, colour, rng)
+        after: Pictures = {camera: arm.render(camera) for camera in CAMERAS}
+        made.append((before, after))
+        before = after
+    return made
+
+
+def quantiles(waited: Sequence[float]) -> dict[str, float]:
+    return {"p50_ms": float(np.quantile(waited, 0.5) * 1e3), "p99_ms": float(np.quantile(waited, 0.99) * 1e3), "count": len(waited)}
+
+
+def draw(waited: Mapping[str, Mapping[str, Sequence[float]]], ceiling_ms: float, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (clock, rows) in zip(figure.subplots(1, 2), waited.items()):
+        for name, values in rows.items():
+            axes.step(np.sort(values) * 1e3, np.arange(1, len(values) + 1) / len(values), where="post", label=name)
+        if clock == "lockstep":
+            axes.axvline(ceiling_ms, color="tab:red", linestyle="--", label="one fresh inference")
+        axes.set(xlabel="ms from the change to the first action planned from it", ylabel="share of changes", title=clock)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.reaction", description="time from a scene change to the first action planned from it")
+    parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
+    parser.add_argument("--changes", type=int, default=100, help="in lockstep, for each policy")
+    parser.add_argument("--real-changes", type=int, default=30, help="on the real clock, for each policy; about a second each")
+    parser.add_argument("--fresh-ms", type=float, default=300.0, help="a fresh inference in lockstep; one on a kept prefix takes the share measured here")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder for reaction.png and .json")
+    options = parser.parse_args(argv)
+    if min(options.changes, options.real_changes) < 1 or not options.fresh_ms > 0:
+        raise ConfigError("--changes, --real-changes must be at least 1, --fresh-ms above 0")
+    options.out.mkdir(parents=True, exist_ok=True)
+    bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads, spin=False))
+    height, width = next(iter(sizes_of(bundle).values()))
+    arm = SimulatedArm(random_scene(0), SimOptions(height, width))
+    share = measured_share(bundle, engine, arm)
+    host = Host(options.fresh_ms / 1e3, options.fresh_ms / 1e3 * share)
+    scenes = scene_pictures(bundle, arm, options.real_changes)
+    print(f"ceiling: a fresh inference of {options.fresh_ms:g} ms and the tick after it; on a kept prefix {host.reused_s * 1e3:.0f} ms (share {share:.2f} measured here)")
+    waited: dict[str, dict[str, list[float]]] = {"lockstep": {}, "real clock": {}}
+    for policy in POLICIES:
+        waited["lockstep"][policy.value] = lockstep(bundle, engine, arm, policy, host, options.changes)
+    arm.close()
+    for policy in POLICIES:
+        waited["real clock"][policy.value] = real_clock(bundle, engine, scenes, policy)
+    told = {clock: {name: quantiles(values) for name, values in rows.items()} for clock, rows in waited.items()}
+    for clock, rows in told.items():
+        for name, row in rows.items():
+            print(f"{clock:<11} {name:<7} p50 {row['p50_ms']:6.0f}  p99 {row['p99_ms']:6.0f} ms over {row['count']} changes")
+    line = {"bundle": bundle.digest, "commit": commit(), "fresh_ms": options.fresh_ms, "reused_share": share, **told}
+    draw(waited, options.fresh_ms, options.out / "reaction.png")
+    (options.out / "reaction.json").write_text(json.dumps(line, indent=1) + "\n")
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

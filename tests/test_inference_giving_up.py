@@ -1,0 +1,197 @@
+"""Chunks that are given up because the scene changed, and chunks that hurry: the whole inference process, with Euler
+steps slowed down, against the real control loop."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.inference_rig import Control, Switch, wait_until
+
+from vla_edge.bundle import open_bundle
+from vla_edge.contract import Frame
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.robot.cameras import FreshnessWatch
+from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.gate import GateSettings
+from vla_edge.runtime.handover import HandOver, Pace, Rhythm
+from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.planning import WatchedScene
+from vla_edge.runtime.run_folder import open_run_folder
+from vla_edge.runtime.session import PolicySession, SessionOptions
+
+GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+NAMES = ("observation.images.laptop", "observation.images.phone")
+GUARD = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=8, max_reuse=1000, max_age_s=1000)
+
+
+class World:
+    """A session whose Euler steps take `step_s`, two cameras, control, and the loop in a thread. `at_step` is called
+    before each step with the session."""
+
+    def __init__(self, folder, bundle, monkeypatch, rhythm: Rhythm, options: LoopOptions, step_s: float, session: SessionOptions, hz: float):
+        monkeypatch.setattr("vla_edge.runtime.inference_loop.MEASURED", 1)
+        monkeypatch.setattr("vla_edge.runtime.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.4, 0.4, 1.7, 1.0))
+        self.folder = open_run_folder(folder)
+        self.control = Control(self.folder, bundle.digest, hz)
+        with np.load(GOLDEN, allow_pickle=False) as recorded:
+            self.cameras = {name: Switch(name, recorded[f"raw/image/{name}"]) for name in NAMES}
+        # The Python loop's step can be slowed down from here; the native one ends at the same places (test_session.py).
+        self.session = PolicySession(bundle, load_engine("ort-python", EngineOptions(threads=1)), session)
+        self.at_step: Callable[[], None] = lambda: None
+        self.steps = 0
+        quick = self.session.stages.step
+
+        def slow() -> None:
+            self.steps += 1
+            self.at_step()
+            time.sleep(step_s)
+            quick()
+
+        monkeypatch.setattr(self.session.stages, "step", slow)
+        watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in NAMES}
+        self.loop = InferenceLoop(self.session, self.cameras, watches, self.folder, options)
+        self.said: list[str] = []
+        self.worker = threading.Thread(target=self.loop.run, args=(0, self.said.append))
+        self.worker.start()
+
+    def close(self) -> None:
+        self.loop.stop()
+        self.worker.join(10)
+        self.control.stop()
+        assert not self.worker.is_alive()
+
+    @property
+    def state(self) -> str:
+        status = self.control.reader()
+        return "" if status is None else str(status["state"])
+
+    def events(self) -> dict[str, int]:
+        file = self.folder.path / "inference.json"
+        return json.loads(file.read_text())["events"] if file.is_file() else {}
+
+    def lines(self) -> list[dict]:
+        return [line for line in map(json.loads, (self.folder.path / "inference.jsonl").read_text().splitlines()) if "reason" in line]
+
+
+@pytest.fixture
+def world(tmp_path, golden_bundle, monkeypatch):
+    made: list[World] = []
+
+    def make(rhythm=Rhythm.OVERLAPPED, step_s=0.04, session=None, hz=30.0, **options) -> World:
+        values = {"steps": 10, "least_steps": 10, "audit": 0.0, **options}
+        loop = LoopOptions("put it away", HandOver.REPLACE, **values)
+        made.append(World(tmp_path / "run", open_bundle(golden_bundle), monkeypatch, rhythm, loop, step_s, session or SessionOptions(), hz))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.close()
+
+
+def test_a_plan_for_the_resting_arm_is_given_up_as_soon_as_somebody_moves_something(world):
+    running = world(Rhythm.PLAN_THEN_MOVE, step_s=0.1)
+    begun: list[int] = []
+
+    def disturb() -> None:
+        # The first inference after the two that measure: 20 steps ran before it.
+        if running.steps == 22:
+            begun.append(running.steps)
+            running.cameras["observation.images.phone"].image = np.full((480, 640, 3), 180, np.uint8)
+
+    running.at_step = disturb
+    wait_until(lambda: running.state == "moving")
+    running.loop.stop()
+    running.worker.join(10)
+    events = running.events()
+    assert begun and events["abandoned"] >= 1 and events["scene_moved"] >= 1
+    assert sum("planning again" in line for line in running.said) == events["scene_moved"]
+    # It ended some steps after the change (0.1 s a step, a look every 0.1 s), not after the seven that were left.
+    first = running.lines()[0]
+    assert first["outcome"] == "sent" and first["steps"] == 10
+    assert running.steps < 20 + 10 + 10 + 10, "given up in the middle: three whole inferences were not run"
+
+
+def test_a_moving_plan_is_given_up_when_a_scene_that_was_trusted_changes_and_the_next_one_follows_at_once(world):
+    running = world(step_s=0.08, session=SessionOptions(CachePolicy.GUARD, gate=GUARD), replan_s=0.5)
+    at: list[tuple[float, int, int]] = []
+
+    def disturb() -> None:
+        counts = running.session.cache.counts
+        if counts.hits == 3 and not at:
+            at.append((time.monotonic(), running.steps, counts.inferences))
+            running.cameras["observation.images.phone"].image = np.full((480, 640, 3), 180, np.uint8)
+
+    running.at_step = disturb
+    wait_until(lambda: running.session.cache.counts.reasons["picture_changed"] == 1, 15)
+    noticed_s = time.monotonic() - at[0][0]
+    wait_until(lambda: len(running.lines()) >= at[0][2])
+    counts = running.session.cache.counts
+    assert running.events()["abandoned"] == 1 and running.events()["scene_broke"] == 1
+    line = running.lines()[at[0][2] - 1]
+    assert line["reason"] == "picture_changed" and line["outcome"] == "sent" and line["vision"] == [1]
+    # Whole, the abandoned one would have taken 0.8 s and the next would have waited for replan_s; noticed within a look
+    # (0.1 s), a step (0.08 s) and a turn of the loop.
+    assert noticed_s < 0.6
+    assert counts.misses == 2, "the first inference and the one after the change, nothing else was refreshed"
+
+
+def test_a_scene_that_was_not_trusted_is_not_watched_so_no_two_inferences_in_a_row_are_given_up(world):
+    # The pictures change in every look: nothing is ever a hit, and every chunk is finished and sent.
+    running = world(step_s=0.03, session=SessionOptions(CachePolicy.GUARD, gate=GUARD), replan_s=0.1)
+    wait_until(lambda: running.state == "moving")
+
+    def flicker() -> None:
+        running.cameras["observation.images.phone"].image = np.full((480, 640, 3), 20 + 30 * (running.steps // 3 % 7), np.uint8)
+
+    running.at_step = flicker
+    before = len(running.lines())
+    wait_until(lambda: len(running.lines()) >= before + 4, 15)
+    assert running.events().get("abandoned", 0) <= 1
+    assert {line["reason"] for line in running.lines()[-3:]} == {"picture_changed"}
+
+
+# At 15 Hz a chunk lasts 3.33 s. 2.5 s into it the next one is planned, which would take 1 s with all its steps: it comes
+# 0.17 s too late, unless it takes fewer. (The first moving one is in time: the resting arm's chunk begins when it is
+# taken, not when it was observed.)
+HURRY = {"step_s": 0.1, "hz": 15.0, "replan_s": 2.5}
+
+
+def moving_lines(running: World, count: int) -> list[dict]:
+    wait_until(lambda: sum(line["kind"] == "moving" for line in running.lines()) >= count, 20)
+    return [line for line in running.lines() if line["kind"] == "moving"]
+
+
+def test_anytime_takes_fewer_steps_so_that_the_chunk_arrives_before_the_executing_one_runs_out(world):
+    running = world(**HURRY, least_steps=2)
+    wait_until(lambda: running.state == "moving", 15)
+    lines = moving_lines(running, 3)
+    assert running.lines()[0]["steps"] == 10, "nothing to be late for: the first chunk takes all its steps"
+    for line in lines[1:3]:
+        assert 2 <= line["steps"] < 10
+        assert line["velocity_step"] is not None, "the executing chunk was still executing when this one was sent"
+
+
+@pytest.mark.soak
+def test_without_anytime_the_same_host_runs_out_of_actions(world):
+    running = world(**HURRY)
+    wait_until(lambda: running.state == "moving", 15)
+    lines = moving_lines(running, 2)
+    assert lines[1]["steps"] == 10 and lines[1]["velocity_step"] is None
+
+
+def test_only_a_newer_picture_beyond_the_limits_breaks_a_scene():
+    def frames(level: int, captured_ns: int) -> dict[str, Frame]:
+        return {"a": Frame("a", np.full((48, 64, 3), level, np.uint8), captured_ns, 1)}
+
+    scene = WatchedScene(frames(100, 10), mean=2, worst=16)
+    assert not scene.broken_by(frames(200, 10)), "the same picture, or an older one"
+    assert not scene.broken_by(frames(102, 11)) and scene.broken_by(frames(103, 11))
+    patch = frames(100, 11)
+    patch["a"].image[:2, :2] = 140
+    assert scene.broken_by(patch)
