@@ -17,6 +17,7 @@ static char failing[64];
 static int fail_after;
 static unsigned char memory[MEMORY];
 static uintptr_t next_graph = 0x900;
+static void (*listener)(const char *what, uintptr_t handle);
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -45,6 +46,20 @@ EXPORT void stub_reset(const char *call, int after)
     next_graph = 0x900;
 }
 EXPORT void *stub_memory(void) { return memory; }
+/* Told "begin" with the stream, "made" with the graph, "launch" with the graph. */
+EXPORT void stub_listen(void (*callback)(const char *what, uintptr_t handle)) { listener = callback; }
+
+static void tell_listener(const char *what, const void *handle)
+{
+    if (listener != NULL)
+        listener(what, (uintptr_t)handle);
+}
+
+/* Addresses outside the small array are the test's own memory. */
+static void *place(uint64_t device)
+{
+    return device >= BASE && device < BASE + MEMORY ? (void *)(memory + (device - BASE)) : (void *)(uintptr_t)device;
+}
 
 /* ---- the driver's functions ---- */
 
@@ -60,7 +75,11 @@ EXPORT int cuGetErrorName(int error, const char **name)
     *name = error == UNKNOWN ? "CUDA_ERROR_UNKNOWN" : NULL;
     return *name == NULL;
 }
-EXPORT int cuStreamBeginCapture_v2(void *stream, int mode) { TELL("cuStreamBeginCapture_v2", "%p, %d", stream, mode); }
+EXPORT int cuStreamBeginCapture_v2(void *stream, int mode)
+{
+    tell_listener("begin", stream);
+    TELL("cuStreamBeginCapture_v2", "%p, %d", stream, mode);
+}
 EXPORT int cuStreamEndCapture(void *stream, void **graph)
 {
     *graph = strcmp(failing, "invalidated") == 0 ? NULL : (void *)0x800;
@@ -69,6 +88,7 @@ EXPORT int cuStreamEndCapture(void *stream, void **graph)
 EXPORT int cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long flags)
 {
     *exec = (void *)next_graph++;
+    tell_listener("made", *exec);
     TELL("cuGraphInstantiateWithFlags", "%p, %llu", graph, flags);
 }
 EXPORT int cuGraphDestroy(void *graph) { TELL("cuGraphDestroy", "%p", graph); }
@@ -91,6 +111,7 @@ static void run_graph(uintptr_t exec)
 EXPORT int cuGraphLaunch(void *exec, void *stream)
 {
     run_graph((uintptr_t)exec);
+    tell_listener("launch", exec);
     TELL("cuGraphLaunch", "%p, %p", exec, stream);
 }
 EXPORT int cuStreamSynchronize(void *stream) { TELL("cuStreamSynchronize", "%p", stream); }
@@ -99,11 +120,11 @@ EXPORT int cuEventRecord(void *event, void *stream) { TELL("cuEventRecord", "%p,
 EXPORT int cuEventSynchronize(void *event) { TELL("cuEventSynchronize", "%p", event); }
 EXPORT int cuMemcpyHtoDAsync_v2(uint64_t device, const void *host, size_t bytes, void *stream)
 {
-    memcpy(memory + (device - BASE), host, bytes);
+    memcpy(place(device), host, bytes);
     TELL("cuMemcpyHtoDAsync_v2", "0x%llx, %zu, %p", (unsigned long long)device, bytes, stream);
 }
 EXPORT int cuMemcpyDtoHAsync_v2(void *host, uint64_t device, size_t bytes, void *stream)
 {
-    memcpy(host, memory + (device - BASE), bytes);
+    memcpy(host, place(device), bytes);
     TELL("cuMemcpyDtoHAsync_v2", "0x%llx, %zu, %p", (unsigned long long)device, bytes, stream);
 }

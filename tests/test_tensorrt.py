@@ -1,0 +1,301 @@
+"""Plans, sidecars, memory plan and the captured loop's logic, on an emulated GPU (tests/emulated_gpu.py): no device is
+used, and nothing here says how TensorRT behaves. What needs a device is marked gpu in tests/test_gpu.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt
+
+from vla_edge import _core
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.contract import Frame, JointReading, Observation
+from vla_edge.engines import trt, trt_build
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.trt import TrtEngine
+from vla_edge.engines.trt_audit import int8_share, layer_types
+from vla_edge.engines.trt_build import BuildOptions, board_plan, build_plans
+from vla_edge.engines.trt_memory import MB, Board, plan_memory
+from vla_edge.engines.trt_plan import identity_of, l4t_release, plan_folder, read_plan
+from vla_edge.errors import EngineError
+from vla_edge.runtime.cuda_loop import CudaGraphLoop
+from vla_edge.runtime.flow import FlowRequest, FlowSignal, Inpaint
+from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+FITTING = replace(FACTS, memory=64 << 30)
+SAME_KERNELS = 1e-6
+"""Both sides run ONNX Runtime on the CPU; graphs with inline weights may be optimised in another order."""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc to build the stub driver")
+    out = tmp_path_factory.mktemp("stub") / "libstub_cuda.so"
+    subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", str(ROOT / "tests" / "c" / "stub_cuda.c"), "-o", str(out)], check=True)
+    return out
+
+
+@pytest.fixture
+def cuda(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
+    made = EmulatedCuda(library, FITTING)
+    monkeypatch.setitem(sys.modules, "tensorrt", emulated_tensorrt(made))
+    monkeypatch.setattr(trt, "_driver", lambda: _core.CudaDriver(str(library)))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bundle(golden_bundle: Path, tmp_path: Path) -> Bundle:
+    return open_bundle(shutil.copytree(golden_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def built(bundle: Bundle, cuda: EmulatedCuda) -> Bundle:
+    build_plans(bundle, BuildOptions(), lambda step: None, cuda)
+    return bundle
+
+
+def observation(bundle: Bundle, seed: int = 4) -> Observation:
+    generator = np.random.default_rng(seed)
+    frames = {item.name: Frame(item.name, generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8), 0, 0) for item in bundle.manifest.cameras}
+    state = generator.normal(0, 10, bundle.manifest.policy.state_dim).astype(np.float32)
+    return Observation(0, frames, JointReading(0, 0, state), "Stack the blocks")
+
+
+def test_a_built_bundle_runs_as_captured_graphs_and_gives_the_chunks_of_the_python_loop(built: Bundle, cuda: EmulatedCuda) -> None:
+    session = PolicySession(built, TrtEngine("tensorrt", cuda), SessionOptions(seed=3))
+    reference = PolicySession(built, load_engine("ort-python", EngineOptions(threads=1, spin=False)), SessionOptions(seed=3))
+    assert session.loop.name == "cuda-graph"
+    for seed, steps in ((4, None), (5, None), (6, 4)):
+        request = InferenceRequest(observation(built, seed), seed, steps)
+        ours, theirs = session.infer(request), reference.infer(request)
+        assert ours is not None and theirs is not None
+        np.testing.assert_allclose(ours.latent, theirs.latent, atol=SAME_KERNELS)
+        assert len(ours.timings.step) == len(theirs.timings.step)
+
+
+def test_signals_and_inpaint_give_what_the_python_loop_gives(built: Bundle, cuda: EmulatedCuda) -> None:
+    session = PolicySession(built, TrtEngine("tensorrt", cuda))
+    reference = PolicySession(built, load_engine("ort-python", EngineOptions(threads=1, spin=False)))
+    request = InferenceRequest(observation(built), 0)
+    session.infer(request)
+    reference.infer(request)
+    policy = built.manifest.policy
+    generator = np.random.default_rng(9)
+    noise, target = (generator.standard_normal((policy.chunk_size, policy.max_action_dim)).astype(np.float32) for _ in range(2))
+    tie = Inpaint(target, np.linspace(1, 0, policy.chunk_size, dtype=np.float32))
+    for flow in (
+        FlowRequest(policy.num_steps, noise, None, np.zeros(1, np.int32)),
+        FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.FINISH], np.int32)),
+        FlowRequest(policy.num_steps, noise, tie),
+    ):
+        np.testing.assert_allclose(session.loop.denoise(flow).latent, reference.loop.denoise(flow).latent, atol=10 * SAME_KERNELS)
+    assert session.loop.denoise(FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.ABANDON], np.int32))).latent is None
+
+
+def test_a_refresh_on_the_other_side_changes_nothing_until_it_is_adopted(built: Bundle, cuda: EmulatedCuda) -> None:
+    session = PolicySession(built, TrtEngine("tensorrt", cuda))
+    loop = session.loop
+    assert isinstance(loop, CudaGraphLoop)
+    policy = built.manifest.policy
+    noise = np.random.default_rng(1).standard_normal((policy.chunk_size, policy.max_action_dim)).astype(np.float32)
+    flow = FlowRequest(policy.num_steps, noise)
+    session.infer(InferenceRequest(observation(built, 4), 0))
+    first = loop.denoise(flow).latent
+    session.infer(InferenceRequest(observation(built, 5), 0))
+    second = loop.denoise(flow).latent
+    assert first is not None and second is not None and np.abs(first - second).max() > 1e-3
+    tokens = session.stages.buffers["image_tokens"]
+    tokens += 0.5
+    loop.start_refresh()
+    np.testing.assert_array_equal(loop.denoise(flow).latent, second)
+    loop.adopt()
+    loop.encode(False)
+    adopted = loop.denoise(flow).latent
+    loop.encode(True)
+    np.testing.assert_array_equal(loop.denoise(flow).latent, adopted)
+    assert adopted is not None and np.abs(adopted - second).max() > 1e-4
+
+
+def test_single_runs_copy_inputs_in_and_outputs_out(built: Bundle, cuda: EmulatedCuda) -> None:
+    for facts in (FITTING, replace(FITTING, integrated=True)):
+        cuda.facts = facts
+        engine = TrtEngine("tensorrt", cuda)
+        session = engine.session(built.graph("vision"))
+        pixels, tokens = (engine.allocate(spec.shape, spec.dtype) for spec in (session.inputs["pixels"], session.outputs["tokens"]))
+        session.bind_input("pixels", pixels)
+        with pytest.raises(EngineError, match="nothing is bound to tokens"):
+            session.run()
+        session.bind_output("tokens", tokens)
+        pixels[:] = np.random.default_rng(2).uniform(-1, 1, pixels.shape)
+        session.run()
+        assert np.abs(tokens).max() > 0
+        with pytest.raises(EngineError, match="not made by this engine"):
+            session.bind_input("pixels", np.zeros(pixels.shape, np.float32))
+
+
+def test_a_failed_capture_leaves_the_stream_usable(built: Bundle, cuda: EmulatedCuda) -> None:
+    engine = TrtEngine("tensorrt", cuda)
+    runs = []
+
+    def work() -> None:
+        runs.append(1)
+        if len(runs) == 2:
+            raise EngineError("inside the capture")
+
+    with pytest.raises(EngineError, match="inside the capture"):
+        engine.capture(engine.stream, work)
+    cuda.recording = None
+    assert engine.capture(engine.stream, lambda: None) >= 0x900
+
+
+def test_plans_lie_in_a_private_folder_with_sidecars_and_kept_timings(built: Bundle, cuda: EmulatedCuda) -> None:
+    folder = plan_folder(built.graph("vision"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"timing.cache", *(f"{name}.{end}" for name in built.manifest.graphs for end in ("plan", "json"))}
+    assert (folder / "timing.cache").read_bytes() == b"+" * len(built.manifest.graphs)
+    (folder / "timing.cache").write_bytes(b"foreign")
+    build_plans(built, BuildOptions(), lambda step: None, cuda)
+    assert not (folder / "timing.cache").read_bytes().startswith(b"foreign")
+
+
+def test_the_build_tells_its_progress_and_what_was_built(bundle: Bundle, cuda: EmulatedCuda) -> None:
+    told: list[str] = []
+    plans = build_plans(bundle, BuildOptions(), told.append, cuda)
+    assert "build expert: tactics 1/2" in told
+    assert [plan.sidecar.graph for plan in plans] == list(bundle.manifest.graphs)
+    assert plans[0].sidecar.layers == {"fp32": 1, "products.fp32": 1} and plans[0].int8_share == 0
+
+
+def test_a_graph_tensorrt_refuses_is_named_with_its_node(bundle: Bundle, cuda: EmulatedCuda) -> None:
+    import onnx
+
+    graph = bundle.graph("state")
+    model = onnx.load_from_string(graph.model)
+    model.graph.node.append(onnx.helper.make_node("Det", ["state"], ["nowhere"], name="odd"))
+    broken = replace(graph, model=model.SerializeToString())
+    identity = identity_of(graph, "10.3.0", cuda.facts)
+    with pytest.raises(EngineError, match=r"refuses the graph: node the_node \(Det\): no such layer"):
+        trt_build._build(sys.modules["tensorrt"], broken, identity, BuildOptions(), lambda step: None)
+
+
+IDENTITY = ("onnx_sha256", "precision_sha256", "tensorrt", "cuda", "driver", "os", "architecture", "l4t", "gpu", "compute_capability", "sm_count", "flags")
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+def test_every_field_of_the_identity_refuses_a_plan_when_it_differs(built: Bundle, cuda: EmulatedCuda, field: str) -> None:
+    graph = built.graph("state")
+    identity = identity_of(graph, "10.3.0", cuda.facts)
+    assert set(asdict(identity)) == set(IDENTITY)
+    read_plan(graph, identity)
+    other: Any = identity.sm_count + 1 if field == "sm_count" else ("another",) if field == "flags" else "another"
+    with pytest.raises(EngineError, match=f"state.plan: {field} is .* in the plan and .*another|{field} is 8 in the plan and 9 here"):
+        read_plan(graph, replace(identity, **{field: other}))
+
+
+@pytest.mark.parametrize("field", ["graph", "inputs", "outputs", "plan_sha256", "device_memory", "schema"])
+def test_a_sidecar_changed_by_hand_is_refused_with_its_field(built: Bundle, cuda: EmulatedCuda, field: str) -> None:
+    file = plan_folder(built.graph("state")) / "state.json"
+    content = json.loads(file.read_text())
+    if field in ("inputs", "outputs"):
+        content[field][0]["shape"] = [*content[field][0]["shape"], 1]
+    else:
+        content[field] = content[field] + 1 if isinstance(content[field], int) else f"{content[field]}x"
+    file.write_text(json.dumps(content))
+    with pytest.raises(EngineError, match=field):
+        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+
+
+@pytest.mark.parametrize("field", ["weights", "layers", "identity", "plan_sha256"])
+def test_a_missing_or_unknown_field_of_the_sidecar_is_named(built: Bundle, cuda: EmulatedCuda, field: str) -> None:
+    file = plan_folder(built.graph("state")) / "state.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "surplus": 1}))
+    with pytest.raises(EngineError, match="surplus"):
+        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+    del content[field]
+    file.write_text(json.dumps(content))
+    with pytest.raises(EngineError, match=field):
+        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+    file.write_text("{")
+    with pytest.raises(EngineError, match="not valid JSON"):
+        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+
+
+def test_one_flipped_bit_of_a_plan_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
+    file = plan_folder(built.graph("state")) / "state.plan"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(EngineError, match="state.plan: plan_sha256 differs"):
+        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+
+
+def test_a_plan_folder_that_others_may_write_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
+    os.chmod(plan_folder(built.graph("state")), 0o770)
+    with pytest.raises(EngineError, match="mode 0700"):
+        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+
+
+def test_a_bundle_without_plans_says_how_to_build_them(bundle: Bundle, cuda: EmulatedCuda) -> None:
+    with pytest.raises(EngineError, match="no TensorRT plans; build it on this machine: export-engines --bundle"):
+        TrtEngine("tensorrt", cuda).session(bundle.graph("state"))
+
+
+def test_the_release_of_jetson_linux_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "nv_tegra_release"
+    file.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+    assert l4t_release(file) == "36.4.3"
+    assert l4t_release(tmp_path / "nothing") == ""
+
+
+def test_the_memory_plan_counts_shared_weights_twice(bundle: Bundle) -> None:
+    plan = plan_memory(bundle, Board(8 << 30, integrated=True), 1024 * MB)
+    stored = (bundle.path / "graphs" / "weights.bin").stat().st_size
+    inline = sum(len(bundle.graph(name).model) for name in bundle.manifest.graphs)
+    # weights.bin aligns its tensors, so it is a little larger than what they hold.
+    assert sum(plan.weights.values()) - plan.twice <= stored + inline
+    assert plan.twice > 0 and plan.fits_build and plan.fits_run and not plan.advice
+    assert any("stand in two plans" in line for line in plan.lines())
+
+
+def test_a_board_that_is_too_small_is_told_what_to_do_before_anything_is_built(bundle: Bundle, cuda: EmulatedCuda) -> None:
+    plan = board_plan(bundle, 2, 1024 * MB)
+    assert not plan.fits_build and not plan.fits_run
+    assert "half-precision" in plan.advice[0] and any("--workspace" in line for line in plan.advice) and "swap" in "".join(plan.advice)
+    cuda.facts = replace(FACTS, memory=1 << 30, integrated=True)
+    with pytest.raises(EngineError, match="does not fit.*half-precision.*--force"):
+        build_plans(bundle, BuildOptions(), lambda step: None, cuda)
+    assert not plan_folder(bundle.graph("state")).exists()
+    assert len(build_plans(bundle, BuildOptions(force=True), lambda step: None, cuda)) == len(bundle.manifest.graphs)
+
+
+def test_a_gpu_with_its_own_memory_counts_the_hosts_apart(bundle: Bundle) -> None:
+    plan = plan_memory(bundle, Board(24 << 30, integrated=False, host=1 << 20), 1024 * MB)
+    assert plan.fits_run and not plan.fits_build and plan.build_host > 0
+
+
+def test_layers_are_counted_by_the_type_they_read() -> None:
+    def layer(kind: str, *formats: str) -> dict[str, Any]:
+        return {"Name": "x", "LayerType": kind, "Inputs": [{"Format/Datatype": text} for text in formats], "Outputs": []}
+
+    text = json.dumps({"Layers": [layer("gemm", "Int8", "Row major linear FP32"), layer("gemm", "Half"), layer("PointWise", "FP16"), layer("Myelin", "strange")]})
+    layers = layer_types(text)
+    assert layers == {"fp16": 2, "int8": 1, "other": 1, "products.fp16": 1, "products.int8": 1, "products.other": 1}
+    assert int8_share(layers) == pytest.approx(1 / 3)
+    for bad in ("{", "{}", '{"Layers": ["names only"]}'):
+        with pytest.raises(EngineError, match="inspector"):
+            layer_types(bad)
