@@ -16,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vla_edge.errors import ConfigError, EngineError, run_command
 from vla_edge.export.precision_arguments import add_precision_arguments, precision_request
+from vla_edge.export.tensorrt import add_tensorrt_arguments, build_here, check_tensorrt_arguments, pack
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,10 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     if bool(arguments.checkpoint) == bool(arguments.bundle):
         raise ConfigError("give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE")
+    check_tensorrt_arguments(arguments)
     if arguments.bundle and arguments.precision == "fp32":
+        if arguments.backend == "tensorrt":
+            return _finish_tensorrt(arguments, arguments.bundle, console)
         raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
     start_from = (arguments.checkpoint or arguments.bundle).resolve()
     out = arguments.out or start_from.parent / (f"{start_from.name}-bundle" if arguments.checkpoint else f"{start_from.name}-{arguments.precision}")
@@ -55,8 +59,20 @@ def _main(argv: Sequence[str]) -> int:
     written = print_bundle(out, console, detail=False)
     seconds = time.monotonic() - start
     console.print(f"{out} written and compared with {'torch' if arguments.checkpoint else 'its float32 bundle'} in {seconds:.1f} s", markup=False)
+    if arguments.backend == "tensorrt":
+        return _finish_tensorrt(arguments, out, console)
     if arguments.json:
         print(json.dumps({**summary(written), "seconds": round(seconds, 2)}))
+    return 0
+
+
+def _finish_tensorrt(arguments: argparse.Namespace, path: Path, console: Console) -> int:
+    with _progress(console) as tell, _packages():
+        lines = list((pack if arguments.build_on_device else build_here)(path, arguments, tell))
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if arguments.json:
+        print(json.dumps({"bundle": str(path), "built": not arguments.build_on_device, "told": lines}))
     return 0
 
 
@@ -126,6 +142,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--camera", type=_pair, action="append", default=[], metavar="POLICY=DATASET", help="a camera whose name differs in the data set")
     parser.add_argument("--joint-units", choices=("degrees", "range_m100_100", "unknown"), default="unknown", help="unit of the policy's joint values; checkpoints do not say it")
     add_precision_arguments(parser)
+    add_tensorrt_arguments(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of the comparison (default: all physical cores)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
     parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and print what it holds")

@@ -8,19 +8,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tests.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt
 
 from vla_edge import _core
-from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.bundle import Bundle, GraphFile, GraphSpec, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines import trt, trt_build
+from vla_edge.engines.cuda import require_gpu
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.trt import TrtEngine
 from vla_edge.engines.trt_audit import int8_share, layer_types
@@ -28,6 +31,9 @@ from vla_edge.engines.trt_build import BuildOptions, board_plan, build_plans
 from vla_edge.engines.trt_memory import MB, Board, plan_memory
 from vla_edge.engines.trt_plan import identity_of, l4t_release, plan_folder, read_plan
 from vla_edge.errors import EngineError
+from vla_edge.export.command import main as export_engines
+from vla_edge.export.trt_lint import find, lint_bundle
+from vla_edge.runtime.command import main as vla_runtime
 from vla_edge.runtime.cuda_loop import CudaGraphLoop
 from vla_edge.runtime.flow import FlowRequest, FlowSignal, Inpaint
 from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
@@ -181,8 +187,6 @@ def test_the_build_tells_its_progress_and_what_was_built(bundle: Bundle, cuda: E
 
 
 def test_a_graph_tensorrt_refuses_is_named_with_its_node(bundle: Bundle, cuda: EmulatedCuda) -> None:
-    import onnx
-
     graph = bundle.graph("state")
     model = onnx.load_from_string(graph.model)
     model.graph.node.append(onnx.helper.make_node("Det", ["state"], ["nowhere"], name="odd"))
@@ -299,3 +303,74 @@ def test_layers_are_counted_by_the_type_they_read() -> None:
     for bad in ("{", "{}", '{"Layers": ["names only"]}'):
         with pytest.raises(EngineError, match="inspector"):
             layer_types(bad)
+
+
+def test_exported_graphs_pass_the_lint_for_tensorrt(bundle: Bundle) -> None:
+    lint_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "words"),
+    [
+        (1.0, np.int8(0), None),
+        (1.0, np.uint8(0), "zero-point is UINT8"),
+        (1.0, np.int8(3), "zero-point is not 0"),
+        (0.0, np.int8(0), "scale is not positive"),
+        (1.0, None, "no zero-point"),
+    ],
+)
+def test_the_lint_names_what_tensorrt_cannot_quantise(tmp_path: Path, scale: float, zero: Any, words: str | None) -> None:
+    names = ["x", "scale", *(["zero"] if zero is not None else [])]
+    arrays = {"scale": np.float32(scale), **({"zero": zero} if zero is not None else {})}
+    nodes = [onnx.helper.make_node("QuantizeLinear", names, ["q"], name="quantise"), onnx.helper.make_node("DequantizeLinear", ["q", *names[1:]], ["y"], name="back")]
+    assert _found(nodes, arrays) == [] if words is None else any(words in line and "quantise" in line for line in _found(nodes, arrays))
+
+
+def test_the_lint_names_operators_types_and_shapes_tensorrt_does_not_take() -> None:
+    nodes = [onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"), onnx.helper.make_node("Identity", ["x"], ["y"], name="same")]
+    assert _found(nodes, {}) == ["node dynamic: TensorRT has no DynamicQuantizeLinear"]
+    assert _found(nodes[1:], {"w": np.zeros(2, np.float64)}) == ["initialiser w has type DOUBLE"]
+    assert _found(nodes[1:], {}, size="rows") == ["tensor x has no static shape", "tensor y has no static shape"]
+
+
+def _found(nodes: list[Any], arrays: dict[str, Any], size: int | str = 4) -> list[str]:
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    return list(find(GraphFile("g", GraphSpec("g.onnx", (), (), ()), Path("g.onnx"), model.SerializeToString(), {})))
+
+
+def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--build-on-device"]) == 0
+    told = capsys.readouterr().out
+    assert "stand in two plans" in told and "export-engines --bundle bundle --backend tensorrt" in told
+    with tarfile.open(bundle.path.with_suffix(".tar")) as archive:
+        assert set(archive.getnames()) == {f"bundle/{name}" for name in ("manifest.json", *bundle.manifest.files)}
+    assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--build-on-device"]) == 2
+
+
+def test_plans_are_built_by_the_command_where_there_is_a_device(bundle: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("vla_edge.export.tensorrt.require_gpu", lambda: 1)
+    monkeypatch.setattr(trt_build, "open_cuda", lambda: cuda)
+    assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["built"] and [line.split(":")[0] for line in told["told"]] == [f"{name}.plan" for name in bundle.manifest.graphs]
+
+
+def test_without_a_driver_the_commands_end_with_2_and_name_it(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        require_gpu()
+    except EngineError:
+        pass
+    else:
+        pytest.skip("this machine has a working driver")
+    assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt"]) == 2
+    assert "NVIDIA driver" in capsys.readouterr().err
+    frames = {item.name: np.zeros((item.height, item.width, 3), np.uint8) for item in bundle.manifest.cameras}
+    state = np.zeros(bundle.manifest.policy.state_dim, np.float32)
+    np.savez(tmp_path / "observation.npz", **frames, **{"observation.state": state, "task": np.array("wait")})  # type: ignore[arg-type]
+    words = ["infer", "--bundle", str(bundle.path), "--observation", str(tmp_path / "observation.npz"), "--out", str(tmp_path / "actions.npz"), "--backend", "tensorrt"]
+    assert vla_runtime(words) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "NVIDIA driver" in told and "choose backend ort" in told
+    assert not (tmp_path / "actions.npz").exists()

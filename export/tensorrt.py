@@ -1,0 +1,74 @@
+"""`export-engines --backend tensorrt`: plans on the device itself, or one file to carry to it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vla_edge.bundle import MANIFEST, open_bundle
+from vla_edge.engines.cuda import require_gpu
+from vla_edge.engines.trt_build import BuildOptions, board_plan, build_plans
+from vla_edge.engines.trt_memory import MB
+from vla_edge.errors import ConfigError
+
+
+def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that only `--backend tensorrt` has."""
+    parser.add_argument("--build-on-device", action="store_true", help="tensorrt: check and pack the bundle here, build its plans on the device")
+    parser.add_argument("--board-memory", type=float, default=8, metavar="GB", help="tensorrt, packing: memory of the board it is for (default: 8)")
+    parser.add_argument("--workspace", type=int, default=1024, metavar="MB", help="tensorrt: scratch the builder may use (default: 1024)")
+    parser.add_argument("--force", action="store_true", help="tensorrt: build though the memory plan says it will not fit")
+
+
+def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
+    """Before any work: flags that mean nothing without the backend, and the driver where plans are to be built.
+
+    ConfigError, EngineError.
+    """
+    if arguments.backend != "tensorrt":
+        if arguments.build_on_device or arguments.force:
+            raise ConfigError("--build-on-device and --force belong to --backend tensorrt")
+        return
+    if not arguments.build_on_device:
+        require_gpu()
+    elif arguments.board_memory <= 0:
+        raise ConfigError(f"--board-memory is {arguments.board_memory}, must be more than 0 GB")
+
+
+def build_here(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[str]:
+    """Build the plans of the bundle at `path`; yields what was built, a line each."""
+    for plan in build_plans(open_bundle(path), BuildOptions(arguments.workspace * MB, arguments.force), tell):
+        layers = ", ".join(f"{name} {count}" for name, count in plan.sidecar.layers.items() if not name.startswith("products."))
+        share = f", INT8 in {plan.int8_share:.0%} of the layers with products" if plan.int8_share else ""
+        yield f"{plan.path.name}: {plan.size / MB:.1f} MB, scratch {plan.sidecar.device_memory / MB:.1f} MB, layers: {layers}{share}"
+
+
+def pack(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[str]:
+    """Check every graph for TensorRT and put the bundle into `BUNDLE.tar`; yields the memory plan and what to do next.
+
+    ExportError: a graph TensorRT would refuse. ConfigError: the file exists.
+    """
+    from vla_edge.export.trt_lint import lint_bundle
+
+    bundle = open_bundle(path)
+    target = path.resolve().with_name(f"{path.resolve().name}.tar")
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; remove it or give another --out")
+    tell("check the graphs for TensorRT")
+    bundle.verify()
+    lint_bundle(bundle)
+    tell(f"write {target.name}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with tarfile.open(temporary, "w") as archive:
+            for name in (MANIFEST, *sorted(bundle.manifest.files)):
+                archive.add(bundle.path / name, f"{path.resolve().name}/{name}")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    yield f"a board of {arguments.board_memory:g} GB:"
+    yield from board_plan(bundle, arguments.board_memory, arguments.workspace * MB).lines()
+    yield f"{target}: carry it to the device, then: tar -xf {target.name} && export-engines --bundle {path.resolve().name} --backend tensorrt"
