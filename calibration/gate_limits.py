@@ -19,6 +19,11 @@ EDGE = 0.1
 LEAST = 12
 """The loosest tenth of the allowed pairs (at least LEAST) must hold the bound by itself: otherwise many still frames
 would pay for the few at the limit."""
+GROSS = 3.0
+"""An error above so many bounds is a change that reuse must not miss; none is allowed among the reused pairs."""
+MARGIN = 0.5
+"""A limit stays below this share of the smallest distance at which a gross error was seen: pairs are a sample, and the
+next object that moves may be a little nearer."""
 GRID = 40
 """Candidate limits along each axis."""
 
@@ -80,22 +85,24 @@ def holds(distance: Values, error: Values, bound: float) -> bool:
 
 
 def loosest(distance: Values, error: Values, bound: float) -> float | None:
-    """The greatest limit on `distance` up to which `holds` does; None when there is none."""
+    """The greatest limit on `distance` up to which `holds` does, the margin to gross errors kept; None when there is none."""
     for limit in sorted(_candidates(distance), reverse=True):
-        inside = distance <= limit
-        if holds(distance[inside], error[inside], bound):
+        near, inside = distance <= limit / MARGIN, distance <= limit
+        if not (error[near] > GROSS * bound).any() and holds(distance[inside], error[inside], bound):
             return float(limit)
     return None
 
 
 def loosest_guard(pairs: Pairs, bound: float) -> tuple[float, float] | None:
-    """The limits (mean, worst) that allow most pairs; where several allow as many, the smallest ones."""
+    """The limits (mean, worst) that allow most pairs; where several allow as many, the smallest ones. A gross error must
+    be out by one of the two, with its margin."""
     best: tuple[int, float, float] | None = None
+    gross = pairs.error > GROSS * bound
     for worst in _candidates(pairs.guard_worst):
         for mean in _candidates(pairs.guard_mean):
             inside = pairs.within_guard(mean, worst)
             count = int(inside.sum())
-            if best is not None and count <= best[0]:
+            if (best is not None and count <= best[0]) or (gross & pairs.within_guard(mean / MARGIN, worst / MARGIN)).any():
                 continue
             error = pairs.error[inside]
             if holds(pairs.guard_mean[inside], error, bound) and holds(pairs.guard_worst[inside], error, bound):

@@ -44,11 +44,17 @@ def test_the_auroc_is_the_chance_to_rank_a_pair_right():
 
 def test_the_loosest_limit_ends_where_the_error_begins():
     distance = np.arange(100.0)
-    error = np.where(distance < 60, 0.001, 0.1)
-    limit = loosest(distance, error, 0.01)
+    limit = loosest(distance, np.where(distance < 60, 0.001, 0.02), 0.01)
     # Candidates are forty quantiles; five per cent of the pairs may be above the bound, but not those at the edge.
     assert limit is not None and 56 <= limit <= 60
-    assert loosest(distance, np.full(100, 0.1), 0.01) is None
+    assert loosest(distance, np.full(100, 0.02), 0.01) is None
+
+
+def test_a_limit_keeps_half_the_distance_to_the_nearest_gross_error():
+    distance = np.arange(100.0)
+    limit = loosest(distance, np.where(distance < 60, 0.001, 0.1), 0.01)
+    # The first of the gross ones stands at 60; a candidate every 2.5.
+    assert limit is not None and 27 <= limit < 30
 
 
 def test_many_still_pairs_do_not_pay_for_the_few_at_the_limit():
@@ -70,7 +76,8 @@ def test_the_guard_keeps_out_a_small_object_by_its_worst_block_and_a_dim_room_by
     assert found is not None
     mean, worst = found
     # All harmless pairs but the last few of a quantile are within, none of the two kinds of change is.
-    assert 1.7 < mean < 8 and 15 < worst < 60
+    # Halves of the nearest moved object's worst block and of the nearest dimmed room's mean are not exceeded.
+    assert 1.7 < mean <= 6 and 15 < worst <= 45
 
 
 def test_the_similarity_that_tells_harm_best_is_chosen_and_named_with_its_auroc():
