@@ -43,7 +43,7 @@ class Folds:
         channels = tap.channels / factors
         largest = float(channels.max())
         # Its histogram is of the unfolded value, so only the extremes are known.
-        return replace(tap, channels=channels, low=max(tap.low, -largest) if tap.low else 0.0, high=largest, counts=None)
+        return replace(tap, channels=channels, low=-largest if tap.low < 0 else 0.0, high=largest, counts=None)
 
 
 def folds_of(graphs: list[GraphFile], ranges: Ranges) -> Folds:
