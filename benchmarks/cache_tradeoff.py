@@ -31,8 +31,9 @@ from vla_edge.benchmarks.phases import move_cube, record_phases
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.gate_data import Recorded, camera_keys
 from vla_edge.calibration.gate_limits import Pairs
-from vla_edge.calibration.gate_pairs import Measured, measure
+from vla_edge.calibration.gate_pairs import REUSE_ALL, Measured, measure
 from vla_edge.calibration.gate_replay import Replay, ReplayPlan, replay
+from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.datasets.reader import open_dataset
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
@@ -137,6 +138,23 @@ def over_guard(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
     return {"factor": FACTORS.tolist(), "hits": shares, "p95": errors}
 
 
+def costs(bundle: Bundle, engine: Engine, rounds: int) -> dict[str, float]:
+    """Least time of a fresh inference and of one on a kept prefix, ms, in turn on grey pictures: what another network
+    (one of full size) would save."""
+    session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD, gate=REUSE_ALL))
+    frames = {camera.name: Frame(camera.name, np.full((camera.height, camera.width, 3), 90, np.uint8), 0, 0) for camera in bundle.manifest.cameras}
+    observation = Observation(0, frames, JointReading(0, 0, np.zeros(bundle.manifest.policy.state_dim, np.float32)), instruction("red"))
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * rounds + 2):
+        if number % 2 == 0:
+            session.reset()
+        result = session.infer(InferenceRequest(observation, number))
+        assert result is not None
+        if number >= 2:  # the first pair warms up
+            took[result.decision.hit].append(result.timings.total)
+    return {"fresh_ms": min(took[False]), "reused_ms": min(took[True]), "saved_by_a_hit": 1 - min(took[True]) / min(took[False])}
+
+
 def draw(line: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -205,6 +223,9 @@ def report(line: dict[str, Any]) -> list[str]:
         )
     for what, row in line["planted"].items():
         lines.append(f"{what} moved: missed {row['missed']} of {row['count']}, noticed at look {row['looks_until_noticed_max']} at the latest; gate said changed {row['gate_said_changed']} times")
+    if "other_network" in line:
+        row = line["other_network"]
+        lines.append(f"the other network: {row['fresh_ms']:.0f} ms fresh, {row['reused_ms']:.0f} ms on a kept prefix: a hit saves {row['saved_by_a_hit']:.0%}")
     return lines
 
 
@@ -214,6 +235,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--moves", type=int, default=100, help="planted moves of each kind")
     parser.add_argument("--references", type=int, default=80, help="moving frames whose prefix is kept")
+    parser.add_argument("--cost-bundle", type=Path, help="another bundle whose times are told too, of full size for instance")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="cache_tradeoff", help="of the two files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the JSON")
@@ -223,6 +245,8 @@ def main(argv: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     line = measure_all(open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads)), options.episodes, options.moves, options.references)
     line["commit"] = commit()
+    if options.cost_bundle is not None:
+        line["other_network"] = costs(open_bundle(options.cost_bundle), load_engine("ort", EngineOptions(threads=options.threads)), 3)
     draw(line, options.out / f"{options.name}.png")
     (options.out / f"{options.name}.json").write_text(json.dumps(line, indent=1) + "\n")
     print("\n".join(report(line)))

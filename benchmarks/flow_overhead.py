@@ -2,9 +2,10 @@
 
     python -m vla_edge.benchmarks.flow_overhead --bundle BUNDLE --out benchmarks/results
 
-Ceiling: the expert graph by itself, called as the loop calls it; a loop that cost
-nothing would take exactly n times that. Both loops run the same session in turn,
-in rounds, so that a busy neighbour hits both; overhead is per Euler step. The C
+Ceiling: the expert graph by itself; a loop that cost nothing would take exactly n
+times that. Overhead is what a loop takes besides, per Euler step; the loops run in
+turn. A call of a graph that does nothing is told apart, from C's binding and from
+ONNX Runtime's own Python binding, because it is inside the graph's time. The C
 control loop runs in a process of its own meanwhile, as on the robot, and again
 as a thread of this one.
 """
@@ -17,16 +18,16 @@ import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from vla_edge.benchmarks.jitter import commit, core_loop, in_own_process, summary
-from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.engines.ort_native import NativeSession
 from vla_edge.errors import ConfigError, run_command
 from vla_edge.runtime.flow import FlowLoop, FlowRequest, NativeLoop, PythonLoop
 from vla_edge.runtime.session import PolicySession, noise_of
@@ -47,46 +48,71 @@ def built(bundle: Bundle, threads: int, python_binding: bool) -> tuple[PolicySes
     return session, session.loop
 
 
-def loops_of(bundle: Bundle, threads: int) -> dict[str, tuple[FlowLoop, Callable[[], None]]]:
-    """Each loop with its bare graph, called as that loop calls it."""
-    native, native_loop = built(bundle, threads, python_binding=False)
-    expert = native.stages.session("expert")
-    if not isinstance(expert, NativeSession) or not isinstance(native_loop, NativeLoop):
-        raise ConfigError("the native ONNX Runtime sessions are not available here; build the C core to compare with them")
-    python, python_loop = built(bundle, threads, python_binding=True)
-    return {
-        "native loop": (native_loop, expert.binding.run),
-        "Python loop, native sessions": (PythonLoop(native.stages, native.preparer.tables), expert.binding.run),
-        "Python loop, Python binding": (python_loop, python.stages.session("expert").run),
-    }
+class TimedSteps:
+    """Keeps how long the graph itself took in a Python loop's steps, ns."""
+
+    def __init__(self, session: PolicySession) -> None:
+        self.ns = 0
+        self._step = session.stages.step
+        session.stages.step = self  # type: ignore[method-assign]
+
+    def __call__(self) -> None:
+        start = time.perf_counter_ns()
+        self._step()
+        self.ns += time.perf_counter_ns() - start
 
 
-def overheads(bundle: Bundle, threads: int, rounds: int, steps: int) -> dict[str, dict[str, float]]:
-    """µs a step of each loop, beyond the expert graph called from C; p50 over the rounds of paired differences."""
+def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, float]]:
+    """µs a step that each loop takes besides running its graph: wall time less the graph's own, in the same run, so that
+    a busy neighbour, who lengthens the graph most of all, is not counted."""
     policy = bundle.manifest.policy
+    steps = policy.num_steps
     request = FlowRequest(steps, noise_of(0, 0, (policy.chunk_size, policy.max_action_dim)))
-    loops = loops_of(bundle, threads)
-    bare: dict[str, list[float]] = {name: [] for name in loops}
-    whole: dict[str, list[float]] = {name: [] for name in loops}
+    native, native_loop = built(bundle, threads, python_binding=False)
+    if not isinstance(native_loop, NativeLoop):
+        raise ConfigError("the native flow loop is not available here; build the C core to compare with it")
+    python, python_loop = built(bundle, threads, python_binding=True)
+    own = PythonLoop(native.stages, native.preparer.tables)
+    timed = {"Python loop, native sessions": TimedSteps(native), "Python loop, Python binding": TimedSteps(python)}
+    loops: dict[str, FlowLoop] = {"native loop": native_loop, "Python loop, native sessions": own, "Python loop, Python binding": python_loop}
+    left: dict[str, list[float]] = {name: [] for name in loops}
+    graph: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 5):
-        for name, (loop, graph) in loops.items():
+        for name, loop in loops.items():
+            if name in timed:
+                timed[name].ns = 0
             start = time.perf_counter_ns()
-            for _ in range(steps):
-                graph()
-            middle = time.perf_counter_ns()
-            loop.denoise(request)
+            report = loop.denoise(request)
+            wall = time.perf_counter_ns() - start
+            inner = timed[name].ns if name in timed else sum(report.step_ms) * 1e6
             if number >= 5:  # warm-up
-                bare[name].append((middle - start) / 1e3 / steps)
-                whole[name].append((time.perf_counter_ns() - middle) / 1e3 / steps)
-    ceiling = float(np.median(bare["native loop"]))
+                left[name].append((wall - inner) / 1e3 / steps)
+                graph[name].append(inner / 1e3 / steps)
+    return {
+        name: {"overhead_us_p50": float(np.median(left[name])), "overhead_us_p99": float(np.percentile(left[name], 99)), "graph_us_p50": float(np.median(graph[name]))}
+        for name in loops
+    }  # fmt: skip
+
+
+def call_us(calls: int) -> dict[str, float]:
+    """µs of running a graph that does next to nothing, from Python: the native binding against ONNX Runtime's own."""
     told = {}
-    for name in loops:
-        mine, graph_us = np.array(whole[name]), np.array(bare["native loop"])
-        told[name] = {
-            "step_us_p50": float(np.median(mine)), "step_us_p99": float(np.percentile(mine, 99)), "step_us_least": float(mine.min()),
-            "overhead_us_p50": float(np.median(mine - graph_us)), "overhead_us_least": float(mine.min() - graph_us.min()),
-            "binding_us_p50": float(np.median(np.array(bare[name]) - graph_us)), "graph_us_p50": ceiling,
-        }  # fmt: skip
+    spec = [TensorSpec(name, (2, 2), "float32") for name in "xy"]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "neg", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    file = GraphFile("neg", GraphSpec("neg.onnx", (), (spec[0],), (spec[1],)), Path("neg.onnx"), model.SerializeToString(), {})
+    for name in ("ort", "ort-python"):
+        engine = load_engine(name, EngineOptions(threads=1))
+        session = engine.session(file)
+        session.bind_input("x", engine.allocate((2, 2), "float32"))
+        session.bind_output("y", engine.allocate((2, 2), "float32"))
+        took = []
+        for _ in range(calls):
+            start = time.perf_counter_ns()
+            session.run()
+            took.append((time.perf_counter_ns() - start) / 1e3)
+        told[name] = float(np.median(took))
     return told
 
 
@@ -139,9 +165,10 @@ def draw(line: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     cost, late = figure.subplots(1, 2)
     names = list(line["loops"])
+    ceiling = line["loops"][names[0]]["graph_us_p50"]
     bars = cost.barh(names, [line["loops"][name]["overhead_us_p50"] for name in names])
     cost.bar_label(bars, fmt="%.1f")
-    cost.set(xlabel="overhead, µs a step (p50)", title=f"beside a graph of {line['loops'][names[0]]['graph_us_p50']:.0f} µs")
+    cost.set(xlabel="overhead, µs a step (p50)", title=f"beside a graph of {ceiling:.0f} µs")
     rows = list(line["control_lateness"])
     for offset, key in ((-0.2, "p50_us"), (0.2, "p99_us")):
         late.barh(np.arange(len(rows)) + offset, [line["control_lateness"][row][key] for row in rows], 0.38, label=key.removesuffix("_us"))
@@ -163,10 +190,12 @@ def main(argv: Sequence[str]) -> int:
     bundle = open_bundle(options.bundle)
     options.out.mkdir(parents=True, exist_ok=True)
     steps = bundle.manifest.policy.num_steps
-    line = {"bundle": bundle.digest, "steps": steps, "threads": options.threads, "commit": commit(), "loops": overheads(bundle, options.threads, options.rounds, steps)}
+    line: dict[str, Any] = {"bundle": bundle.digest, "steps": steps, "threads": options.threads, "commit": commit()}
+    line["loops"], line["call_us"] = overheads(bundle, options.threads, options.rounds), call_us(5000)
     print(f"ceiling: the graph alone, {line['loops']['native loop']['graph_us_p50']:.1f} µs a step")
     for name, row in line["loops"].items():
-        print(f"{name:<30} {row['step_us_p50']:8.1f} µs a step, overhead {row['overhead_us_p50']:6.1f} µs (least runs {row['overhead_us_least']:.1f})")
+        print(f"{name:<30} overhead {row['overhead_us_p50']:6.2f} µs a step (p99 {row['overhead_us_p99']:.1f})")
+    print(f"an empty graph from Python: {line['call_us']['ort']:.1f} µs natively, {line['call_us']['ort-python']:.1f} µs through the Python binding")
     line["control_lateness"] = lateness_beside(bundle, options.threads, options.seconds)
     for name, row in line["control_lateness"].items():
         print(f"control beside {name:<30} p50 {row['p50_us']:7.0f}  p99 {row['p99_us']:7.0f}  max {row['max_us']:7.0f} µs, missed {row['missed']}")
