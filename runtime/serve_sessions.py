@@ -91,11 +91,14 @@ class SessionPool:
         if self._made >= self._limit:
             raise Busy(f"all {self._limit} sessions are taken; try again later, or start the service with more --sessions")
         self._made += 1
+        number = self._made
+        made: PolicySession | None = None
         try:
-            return Client(await self._run(partial(self._make, self._made)), self._made)
-        except BaseException:
-            self._made -= 1
-            raise
+            made = await self._run(partial(self._make, number))
+        finally:
+            self._made -= made is None
+        assert made is not None
+        return Client(made, number)
 
     def release(self, client: Client) -> None:
         """Take it back; the next client finds no history in it."""
@@ -106,7 +109,10 @@ class SessionPool:
         """The session of a KServe sequence; `start` forgets what it saw. Busy when all are lent."""
         client = self._sequences.get(number)
         if client is None:
-            client = self._sequences[number] = await self.acquire()
+            made = await self.acquire()
+            client = self._sequences.setdefault(number, made)
+            if client is not made:  # another request of the sequence came first
+                self.release(made)
         elif start:
             self._worker.submit(client.session.reset)
         client.used_ns = time.monotonic_ns()

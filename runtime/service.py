@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -98,20 +99,19 @@ class Doors:
     def __init__(self, app: web.Application, connections: int) -> None:
         self._server: Any = None
         self._limit = connections
-        self._since: dict[Any, float] = {}
-        """when a connection that has not asked for anything was made"""
-        self._open: dict[Any, float] = {}
-        """every connection, and since when"""
+        self._places: dict[Any, _Place] = {}
+        """of every connection, by aiohttp's handler of it"""
         self._listener: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
-        app.on_response_prepare.append(self._note)
+        app.middlewares.insert(0, self._note())
 
     async def open(self, runner: web.AppRunner, allowed: Access, port: int) -> asyncio.Server:
         """ServeError: the address cannot be used."""
         self._server = runner.server
         loop = asyncio.get_running_loop()
+        patience = None if allowed.tls is None else FIRST_REQUEST_S
         try:
-            self._listener = await loop.create_server(self._connection, allowed.host, port, ssl=allowed.tls, backlog=64)
+            self._listener = await loop.create_server(self._connection, allowed.host, port, ssl=allowed.tls, ssl_handshake_timeout=patience, backlog=64)
         except (OSError, socket.gaierror) as error:
             raise ServeError(f"{allowed.host}:{port}: {error.strerror or error}; give another --host or --port") from None
         self._watch = asyncio.create_task(self._close_the_silent())
@@ -124,28 +124,62 @@ class Doors:
             self._watch.cancel()
 
     def _connection(self) -> asyncio.Protocol:
-        now = time.monotonic()
-        known = set(self._server.connections)
-        # One that was just accepted is not among the server's connections yet.
-        self._open = {handler: since for handler, since in self._open.items() if handler in known or now - since < 1.0}
-        if len(self._open) >= self._limit:
+        if len(self._places) >= self._limit:
             return _Full()
         handler = self._server()
-        self._open[handler] = self._since[handler] = now
-        return handler
+        place = self._places[handler] = _Place(handler, time.monotonic(), self._places)
+        return place
 
-    async def _note(self, request: web.Request, response: web.StreamResponse) -> None:
-        self._since.pop(request.protocol, None)
+    def _note(self) -> Any:
+        @web.middleware
+        async def note(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+            place = self._places.get(request.protocol)
+            if place is not None:
+                place.asked = True
+            return await handler(request)
+
+        return note
 
     async def _close_the_silent(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             oldest = time.monotonic() - FIRST_REQUEST_S
-            for handler, since in list(self._since.items()):
-                if since <= oldest:
-                    del self._since[handler]
-                    if handler.transport is not None:  # else it has gone by itself
-                        handler.transport.abort()
+            for handler, place in list(self._places.items()):
+                if not place.asked and place.since <= oldest:
+                    del self._places[handler]
+                    if place.transport is not None:  # else its TLS handshake came to nothing
+                        place.transport.abort()
+
+
+class _Place(asyncio.Protocol):
+    """One connection, passed on to aiohttp's handler; it leaves `places` when it is over."""
+
+    def __init__(self, handler: Any, since: float, places: dict[Any, _Place]) -> None:
+        self.since, self.asked = since, False
+        self.transport: asyncio.Transport | None = None
+        self._handler, self._places = handler, places
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._handler.connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._places.pop(self._handler, None)
+        self._handler.connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        self._handler.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        self._handler.eof_received()
+        return None
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
 
 
 class _Full(asyncio.Protocol):

@@ -207,32 +207,56 @@ def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expec
 def test_many_and_silent_clients_find_no_place_and_leave_others_theirs(world, expected):
     service, control = world
     before = control.status()
-    silent = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(40)]
-    try:
-        for each in silent[:20]:
-            each.sendall(b"GET / HTTP/1.1\r\nHost: 127")  # and never more
-        # Beyond 24 connections there is a refusal at once instead of a place.
-        answers = []
-        for each in silent[24:]:
-            each.settimeout(20)
-            answers.append(each.recv(64))
-        assert all(answer.startswith(b"HTTP/1.1 503") for answer in answers)
-        # After 10 s the silent ones have lost theirs.
-        deadline = time.monotonic() + 40
-        while True:
-            try:
-                if service.get("/healthz")[0] == 200:
-                    break
-            except OSError:
-                pass
-            assert time.monotonic() < deadline, "silent clients keep their places"
-            time.sleep(0.5)
-    finally:
-        for each in silent:
-            each.close()
-    _, answer = talk(service, encode(golden_observation()))
-    assert decode(answer.data, LARGE)["actions"].tobytes() == expected.tobytes()
+    message = encode(golden_observation())
+
+    def crowd():
+        silent = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(40)]
+        try:
+            for each in silent[:20]:
+                each.sendall(b"GET / HTTP/1.1\r\nHost: 127")  # and never more
+            # Beyond 24 connections there is a refusal at once instead of a place.
+            for each in silent[24:]:
+                each.settimeout(20)
+                assert each.recv(64).startswith(b"HTTP/1.1 503")
+            # After 10 s the silent ones have lost theirs.
+            wait_until(lambda: healthy(service), 40)
+        finally:
+            for each in silent:
+                each.close()
+
+    async def run():
+        async with aiohttp.ClientSession() as session, session.ws_connect(service.url + "/", max_msg_size=0) as client:
+            await client.receive(timeout=60)
+            await asyncio.to_thread(crowd)
+            await client.send_bytes(message)  # it said nothing for as long, but it had asked before
+            return await client.receive(timeout=60)
+
+    assert decode(asyncio.run(run()).data, LARGE)["actions"].tobytes() == expected.tobytes()
     assert control.status()["tick"] > before["tick"]
+
+
+def healthy(service) -> bool:
+    try:
+        return bool(service.get("/healthz")[0] == 200)
+    except OSError:
+        return False
+
+
+def test_what_clients_sent_is_recorded_and_gives_the_same_chunks_again(golden_bundle, tmp_path):
+    from vla_edge.runtime.replay_inputs import replay_inputs
+
+    observation = golden_observation()
+    drawn = {name: value for name, value in observation.items() if name != "noise"}
+    (tmp_path / "run").mkdir(mode=0o700)
+    with served(golden_bundle, tmp_path / "run", ["--record-inputs", str(tmp_path / "inputs.rec"), "--seed", "3"]) as service:
+        for _ in range(2):
+            _, first, second = talk(service, encode(observation), encode(drawn))
+            assert decode(first.data, LARGE)["actions"].tobytes() != decode(second.data, LARGE)["actions"].tobytes()
+    result = replay_inputs(tmp_path / "inputs.rec", golden_bundle, lambda work: work)
+    # Two of each client, and the two of the warm-up.
+    assert (result.inferences, result.differing, result.gaps) == (6, 0, 0)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "serve" / "inference.jsonl").read_text().splitlines()]
+    assert len(logged) == 4 and all(line["reason"] == "always" and line["ms"]["flow"] > 0 for line in logged)
 
 
 def test_more_clients_than_sessions_are_told_to_come_again(world):
