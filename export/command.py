@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -45,9 +45,9 @@ def _main(argv: Sequence[str]) -> int:
     if not arguments.out:
         console.print(f"no --out given: writing to {out}", markup=False)
     start = time.monotonic()
-    # A terminated export cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _progress(console) as tell, _packages():
+    with _progress(console) as tell, _packages(), ExitStack() as after:
+        # A terminated export cleans up like an interrupted one.
+        after.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         if arguments.precision == "fp32":
             _export(arguments, out, tell)
         else:

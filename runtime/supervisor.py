@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     interrupted = False
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             _start_all(this, console)
@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         inference, simulated = _end_all(this)
     finally:
         _end_all(this)
+        signal.signal(signal.SIGTERM, before)
     summary = summarize(this.folder, inference)
     summary |= {"simulated_arm": dict(simulated)} if arguments.robot == "sim" else {}
     summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
@@ -99,10 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
     if ended_badly(summary, planned=bool(this.cameras)):
         raise CheckFailed(f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`")
     return 130 if interrupted else 0
-
-
-def _as_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _start_all(this: Run, console: Console) -> None:
