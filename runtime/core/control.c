@@ -151,7 +151,7 @@ static void count_faults(control *self)
 
 /* Has the bus been silent for so long that the servos may have stopped by themselves? No answer counts as silence:
  * what did not answer may not have heard us either. */
-static void check_gap(control *self, int64_t start_ns)
+static void check_gap(control *self, int64_t start_ns, int64_t budget_ns)
 {
     if (self->heard_ns != 0 && start_ns - self->heard_ns > watchdog_gap_ns)
         self->watchdog_due = true;
@@ -162,7 +162,7 @@ static void check_gap(control *self, int64_t start_ns)
     self->input.watchdog = false;
     if (!self->watchdog_due || !self->pilot.torque || self->config.shadow)
         return;
-    arm_result result = self->arm->check_watchdog(self->arm->context, start_ns + io_budget_ns / 4);
+    arm_result result = self->arm->check_watchdog(self->arm->context, start_ns + budget_ns / 2);
     self->input.watchdog = result == ARM_WATCHDOG;
     self->watchdog_due = result != ARM_OK && result != ARM_WATCHDOG; /* no answer: ask again */
 }
@@ -231,9 +231,10 @@ static bool run_tick(control *self, int64_t start_ns)
     input->command = request.command;
     input->malformed = false;
 
-    check_gap(self, start_ns);
     int64_t before_ns = clock_now_ns();
-    input->read_result = self->arm->read(self->arm->context, start_ns + budget_ns * 5 / 8, &input->reading);
+    check_gap(self, start_ns, budget_ns);
+    int64_t left_ns = start_ns + budget_ns - clock_now_ns(); /* all of it, or at least half after a gap */
+    input->read_result = self->arm->read(self->arm->context, start_ns + budget_ns - left_ns * 3 / 8, &input->reading);
     int64_t read_ns = clock_now_ns() - before_ns;
     bool heard = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
     if (heard) {
