@@ -68,8 +68,8 @@ async def opened(url: str, profile: Path, size: tuple[int, int] = (1440, 1090)) 
     assert program is not None
     words = [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", url]
     browser = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert browser.stderr is not None
     try:
-        assert browser.stderr is not None
         port = await asyncio.to_thread(_debugging_port, browser)
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json") as answer:

@@ -34,7 +34,7 @@ def bundle(golden_bundle):
 
 def tables(**changed):
     """Statistics that fit CALIBRATION in degrees, with fields of one feature changed."""
-    known = {}
+    known: dict[str, np.ndarray] = {}
     for feature in ("observation.state", "action"):
         known |= {f"{feature}.mean": np.zeros(6), f"{feature}.std": np.full(6, 20.0), f"{feature}.min": np.full(6, -40.0), f"{feature}.max": np.full(6, 60.0)}
         known[f"{feature}.mean"][5] = 40  # the gripper is 0..100

@@ -186,9 +186,9 @@ def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expec
         _, answer = talk(service, message)
         assert answer.type is aiohttp.WSMsgType.TEXT and told in answer.data, answer
     # An answer to a text is a close, and so it is to 100 MB, of which the service keeps no more than its limit.
-    for message in ("hello", bytes(100 << 20)):
+    for refused_whole in ("hello", bytes(100 << 20)):
         try:
-            _, answer = talk(service, message)
+            _, answer = talk(service, refused_whole)
             assert answer.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
         except (aiohttp.ClientError, ConnectionError):
             pass  # closed while we were still sending
