@@ -8,12 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 
 from vla_edge.benchmarks.subjects import CACHED, DELTA, FRESH, OBSERVATIONS, ONE_CAMERA, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.counting import work_of
-from vla_edge.calibration.observations import synthetic
+from vla_edge.calibration.synthetic import synthetic
 from vla_edge.contract import Frame, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
@@ -40,17 +38,12 @@ class BundleSubject:
         self._queued: np.ndarray | None = None
         several = len(bundle.manifest.cameras) > 1
         self.cases = (FRESH, CACHED, *((ONE_CAMERA,) if several else ()), *((DELTA,) if self._delta else ()))
-        work = {name: work_of(onnx.load_from_string(bundle.graph(name).model)) for name in bundle.manifest.graphs}
         self.facts: dict[str, Any] = {
             "detail": engine.detail,
             "digest": bundle.digest,
             "precision": dict(bundle.manifest.precision.get("graphs", {})),
             "requested": bundle.manifest.precision.get("requested"),
             "plan_error": bundle.manifest.precision.get("error"),
-            "work": {
-                name: {"multiply_adds": item.multiply_adds, "weight_bytes": item.weight_bytes, "activation_bytes": item.activation_bytes}
-                for name, item in work.items()
-            },
             "steps": bundle.manifest.policy.num_steps,
             "cameras": len(bundle.manifest.cameras),
             "executed": bundle.manifest.policy.n_action_steps,

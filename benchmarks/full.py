@@ -35,7 +35,7 @@ BARS = {"fresh_float32": 1.0, "fresh": 3.2, "cached": 14.0, "one_camera": 0.30}
 """Least ratios against torch eager; `one_camera` is the share of a fresh inference that is saved."""
 
 MEMORY_BAR = 0.5
-"""Most peak memory of INT8 on ONNX Runtime, as a share of torch's."""
+"""Most peak memory of INT8 on ONNX Runtime, as a share of what torch keeps resident."""
 
 COSINE_BAR = 0.998
 VISION_BAR = 0.65
@@ -85,7 +85,8 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     }
     error = {name.replace(" ", "_"): found for name, found in errors.items()}
     memory = {name.replace(" ", "_"): subject["peak_rss_mb"] for name, subject in subjects.items()}
-    share = subjects["int8 ort"]["peak_rss_mb"] / torch["peak_rss_mb"] if "int8 ort" in subjects else None
+    # Torch's peak is while it loads; what it keeps afterwards is the stricter yardstick.
+    share = round(subjects["int8 ort"]["peak_rss_mb"] / torch["resident_mb"], 4) if "int8 ort" in subjects else None
     vision_macs = subjects["float32 ort"]["work"]["vision"]["multiply_adds"]
     fastest = 2e-6 * vision_macs / torch["cases"]["fresh"]["stages_ms"]["vision"]["p50"]
     baseline = {"vision_gops": round(fastest, 1), "fraction_of_ceiling": round(fastest / result["ceilings"]["float32"], 3)}

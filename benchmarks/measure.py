@@ -6,15 +6,18 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from vla_edge.benchmarks.ceilings import Ceilings, measure_ceilings
 from vla_edge.benchmarks.host import host_facts
 from vla_edge.benchmarks.subjects import CACHED, FRESH, OBSERVATIONS, ONE_CAMERA, Run, SubjectProcess, SubjectSpec
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.action_error import action_error, joint_spans
+from vla_edge.calibration.counting import work_of
 
 SCHEMA = 1
 TICK_MS = 1000 / 30
@@ -44,10 +47,12 @@ def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Ca
         for spec in specs:
             tell(f"load {spec.name}")
             subjects[spec.name] = SubjectProcess(spec)
+            if spec.kind == "bundle":
+                subjects[spec.name].facts["work"] = _work(spec.path)
         samples = _take(subjects, rounds, tell)
         tell("action errors")
         chunks = {name: np.stack([subject.actions(number) for number in range(OBSERVATIONS)]) for name, subject in subjects.items()}
-        memory = {name: subject.peak_rss_mb() for name, subject in subjects.items()}
+        memory = {name: subject.memory_mb() for name, subject in subjects.items()}
     finally:
         for subject in subjects.values():
             subject.close()
@@ -67,7 +72,8 @@ def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Ca
                 "backend": subject.spec.backend,
                 "threads": subject.spec.threads,
                 "cold_start_s": round(subject.cold_start_s, 3),
-                "peak_rss_mb": round(memory[name], 1),
+                "peak_rss_mb": memory[name]["peak"],
+                "resident_mb": memory[name]["now"],
                 "cases": {case: _case(runs) for case, runs in samples[name].items()},
                 "fractions": _fractions(subject.facts, samples[name], ceilings),
                 "verdicts": _verdicts(subject.facts, samples[name]),
@@ -92,6 +98,12 @@ def _take(subjects: Mapping[str, SubjectProcess], rounds: Rounds, tell: Callable
                 if number >= 0:
                     samples[name][case].append(run)
     return samples
+
+
+def _work(path: Path) -> dict[str, Any]:
+    """Counted here and not in the measured process, which is to hold nothing but what runs on a robot."""
+    bundle = open_bundle(path)
+    return {name: asdict(work_of(onnx.load_from_string(bundle.graph(name).model))) for name in bundle.manifest.graphs}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -46,13 +46,13 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
     for name, subject in result["subjects"].items():
         cells = [subject["cases"]["fresh"]["stages_ms"].get(stage) for stage in stages]
         yield f"| {name} | {' | '.join('–' if cell is None else _pair(cell) for cell in cells)} |"
-    yield from ("", "| subject | fresh × | cached × | one camera saved | fresh × by CPU time | cached × by CPU time | peak RSS MB | cold start s | cosine | joint p95 |", "|---|---|---|---|---|---|---|---|---|---|")
+    yield from ("", "| subject | fresh × | cached × | one camera saved | fresh × by CPU time | cached × by CPU time | peak RSS MB (loading included) | resident MB after | cold start s | cosine | joint p95 |", "|---|---|---|---|---|---|---|---|---|---|---|")
     for name, subject in result["subjects"].items():
         ratio, error = result["ratios"].get(name, {}), result["errors"].get(name, {})
         wall, cpu = ratio.get("wall", {}), ratio.get("cpu", {})
         yield (
             f"| {name} | {_number(wall.get('fresh'), 2)} | {_number(wall.get('cached'), 1)} | {_number(wall.get('one_camera_saved'), 3)} | {_number(cpu.get('fresh'), 2)} "
-            f"| {_number(cpu.get('cached'), 1)} | {subject['peak_rss_mb']:.0f} | {subject['cold_start_s']:.1f} | {_number(error.get('cosine'), 5)} | {_number(error.get('joint_p95'), 5)} |"
+            f"| {_number(cpu.get('cached'), 1)} | {subject['peak_rss_mb']:.0f} | {subject['resident_mb']:.0f} | {subject['cold_start_s']:.1f} | {_number(error.get('cosine'), 5)} | {_number(error.get('joint_p95'), 5)} |"
         )
     yield from _graphs(result)
     yield ""

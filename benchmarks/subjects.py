@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vla_edge.benchmarks.host import peak_rss_mb
+from vla_edge.benchmarks.host import memory_mb
 from vla_edge.errors import CheckFailed, ConfigError, VlaEdgeError
 
 FRESH, CACHED, ONE_CAMERA, DELTA = "fresh", "cached", "one_camera", "delta"
@@ -90,8 +90,9 @@ class SubjectProcess:
         found: np.ndarray = self._answer()
         return found
 
-    def peak_rss_mb(self) -> float:
-        return peak_rss_mb(self._process.pid or 0)
+    def memory_mb(self) -> dict[str, float]:
+        """Resident memory so far, loading included, and now."""
+        return memory_mb(self._process.pid or 0)
 
     def close(self) -> None:
         if self._process.is_alive():

@@ -14,7 +14,7 @@ import torch
 
 from vla_edge.benchmarks.subjects import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.observations import synthetic
+from vla_edge.calibration.synthetic import synthetic
 from vla_edge.policies.config import STATE
 from vla_edge.policies.smolvla import SmolVLAPolicy
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
-from vla_edge.calibration.observations import Measured
+from vla_edge.calibration.synthetic import Measured
 from vla_edge.engines.engine import Engine
 from vla_edge.runtime.session import InferenceRequest, PolicySession
 from vla_edge.runtime.units import ACTION, read_tables

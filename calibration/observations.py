@@ -1,39 +1,19 @@
-"""Observations that a bundle's policy is measured on: frames of a data set, or pictures of coloured blocks."""
+"""Observations that a policy is measured on, from the frames of a data set: some for ranges, others held out."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
+from vla_edge.calibration.synthetic import Measured, measured
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.datasets.reader import Dataset, Sample, open_dataset
 from vla_edge.errors import DatasetError
-from vla_edge.runtime.session import noise_of
-from vla_edge.runtime.units import STATE, read_tables
-
-NOISE_SEED = 20
-"""Of the noise of every measurement, so that a plan is compared with float32 from the same start."""
-
-BLOCK = 40
-"""Pixels of a side of the coloured blocks."""
-
-TASKS = ("Pick up the cube and put it into the box.", "Open the drawer.", "Stack the red block on the blue one.")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Observations with their noise float32 [C, A]; `digest` is the sha256 of all of it, `source` says where from."""
-
-    source: str
-    observations: tuple[Observation, ...]
-    noise: tuple[NDArray[np.float32], ...]
-    digest: str
+from vla_edge.runtime.units import STATE
 
 
 @dataclass(frozen=True)
@@ -56,35 +36,9 @@ def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: 
         first = _spread(0, border, count)
         last = _spread(border, len(dataset), held_out)
         return Split(
-            _measured(bundle, f"{path.name}, {len(first)} frames of 0 to {border - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in first]),
-            _measured(bundle, f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in last]),
+            measured(bundle, f"{path.name}, {len(first)} frames of 0 to {border - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in first]),
+            measured(bundle, f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in last]),
         )
-
-
-def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
-    """Seeded observations for a policy without data: large coloured blocks under fine noise, states within the spread of
-    the statistics."""
-    generator = np.random.default_rng(seed)
-    tables = read_tables(bundle)
-    mean = tables.get(f"{STATE}.mean", np.zeros(bundle.manifest.policy.state_dim, np.float32))
-    spread = tables.get(f"{STATE}.std", np.ones_like(mean))
-    made = []
-    for index in range(count):
-        frames = {camera.name: Frame(camera.name, _picture(generator, camera.height, camera.width), index, index) for camera in bundle.manifest.cameras}
-        positions = (mean + generator.uniform(-1, 1, mean.shape) * spread).astype(np.float32)
-        made.append(Observation(index, frames, JointReading(index, index, positions), TASKS[index % len(TASKS)]))
-    return _measured(bundle, f"{count} synthetic observations, seed {seed}", made)
-
-
-def _measured(bundle: Bundle, source: str, observations: Sequence[Observation]) -> Measured:
-    policy = bundle.manifest.policy
-    noise = tuple(noise_of(NOISE_SEED, index, (policy.chunk_size, policy.max_action_dim)) for index in range(len(observations)))
-    digest = hashlib.sha256()
-    for observation, draw in zip(observations, noise):
-        for name in sorted(observation.frames):
-            digest.update(name.encode() + observation.frames[name].image.tobytes())
-        digest.update(observation.joints.positions.tobytes() + observation.task.encode() + draw.tobytes())
-    return Measured(source, tuple(observations), noise, digest.hexdigest())
 
 
 def _observation(sample: Sample, cameras: Mapping[str, str]) -> Observation:
@@ -115,9 +69,3 @@ def _border(dataset: Dataset) -> int:
 
 def _spread(start: int, end: int, count: int) -> list[int]:
     return sorted({int(index) for index in np.linspace(start, end - 1, min(count, end - start))})
-
-
-def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    blocks = generator.integers(0, 256, (-(-height // BLOCK), -(-width // BLOCK), 3))
-    large = np.repeat(np.repeat(blocks, BLOCK, axis=0), BLOCK, axis=1)[:height, :width]
-    return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
 from vla_edge.calibration.int8 import Span
-from vla_edge.calibration.observations import Measured
 from vla_edge.calibration.observing import ObservingEngine
+from vla_edge.calibration.synthetic import Measured
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.session import InferenceRequest, PolicySession

@@ -21,9 +21,10 @@ from vla_edge.calibration.action_error import ActionError, ActionErrorBound, act
 from vla_edge.calibration.audit import GraphAudit, audit_openvino, audit_ort
 from vla_edge.calibration.folding import Folds, folds_of
 from vla_edge.calibration.linear import weight_arrays
-from vla_edge.calibration.observations import Split, from_dataset, synthetic
+from vla_edge.calibration.observations import Split, from_dataset
 from vla_edge.calibration.plan import Candidate, Search, Weighted, search
 from vla_edge.calibration.ranges import Method, Ranges, gather
+from vla_edge.calibration.synthetic import synthetic
 from vla_edge.calibration.treatment import DIALECTS, Treatment, dialect_of
 from vla_edge.calibration.variant import (
     Choice,

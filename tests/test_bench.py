@@ -118,7 +118,7 @@ def test_a_subject_that_cannot_load_says_why_in_the_parent(tmp_path: Path) -> No
 
 def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() -> None:
     def subject(rss: float) -> dict[str, Any]:
-        return {"peak_rss_mb": rss, "work": {"vision": {"multiply_adds": 100 * 10**9}}, "cases": {FRESH: {"stages_ms": {"vision": {"p50": 1000.0}}}}}
+        return {"peak_rss_mb": rss, "resident_mb": rss, "work": {"vision": {"multiply_adds": 100 * 10**9}}, "cases": {FRESH: {"stages_ms": {"vision": {"p50": 1000.0}}}}}
 
     def ratio(fresh: float, cached: float) -> dict[str, Any]:
         return {"wall": {FRESH: fresh, CACHED: cached, "one_camera_saved": 0.35}}

@@ -17,9 +17,10 @@ from vla_edge.calibration.counting import work_of
 from vla_edge.calibration.folding import folds_of
 from vla_edge.calibration.int8 import Span, activation_grid, quantise_columns
 from vla_edge.calibration.linear import linear_maps, shapes_of
-from vla_edge.calibration.observations import from_dataset, synthetic
+from vla_edge.calibration.observations import from_dataset
 from vla_edge.calibration.plan import Candidate, Weighted, search
 from vla_edge.calibration.ranges import Method, Ranges, Tap, gather
+from vla_edge.calibration.synthetic import synthetic
 from vla_edge.calibration.treatment import DIALECTS, Treatment
 from vla_edge.calibration.variant import (
     FLOAT32,
