@@ -277,6 +277,31 @@ def test_more_clients_than_sessions_are_told_to_come_again(world):
     assert told.type is aiohttp.WSMsgType.CLOSE and told.data == 1013 and "2 sessions are taken" in told.extra
 
 
+@pytest.mark.soak
+def test_a_client_that_never_reads_loses_its_session(golden_bundle, tmp_path):
+    message = encode(golden_observation())
+
+    async def run(service):
+        async with aiohttp.ClientSession() as session:
+            deaf = await session.ws_connect(service.url + "/")
+            for _ in range(50):  # more answers than buffers take would block the service, if it waited for us
+                await deaf.send_bytes(message)
+            deadline = time.monotonic() + 90
+            while time.monotonic() < deadline:
+                late = await session.ws_connect(service.url + "/")
+                told = await late.receive(timeout=60)
+                await late.close()
+                if told.type is aiohttp.WSMsgType.BINARY:
+                    return True
+                await asyncio.sleep(1)
+            return False
+
+    (tmp_path / "run").mkdir(mode=0o700)
+    with served(golden_bundle, tmp_path / "run", ["--sessions", "1"]) as service:
+        assert asyncio.run(run(service))
+        assert service.memory_kb() < 2 << 20
+
+
 # ---- control, status
 
 
