@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.machine_stall import TooLate, excused_by_a_stall, timely
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, JointCalibration
@@ -24,6 +25,7 @@ from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.joint_calibration import save_joint_calibration
 from vla_edge.runtime.operator import Answer, ask, read_status
 from vla_edge.runtime.run_folder import RunFolder, default_run_folder
+from vla_edge.runtime.supervisor import arm
 
 LOW, HIGH = 900, 3200
 START_S = 30.0
@@ -45,7 +47,24 @@ class Rig:
         return read_status(self.folder)
 
     def ask(self, word: str) -> Answer:
-        return ask(self.folder, word)
+        try:
+            return ask(self.folder, word, timeout_s=5.0)
+        except ControlError as error:
+            raise TooLate(str(error)) from error
+
+    def arm(self) -> None:
+        """As `vla-runtime run` does: again when a servo missed the torque command."""
+        try:
+            arm(self.folder)
+        except ControlError as error:
+            raise TooLate(str(error)) from error
+
+    def expect(self, state: str, reason: str | None = None) -> Mapping[str, Any]:
+        """The status now; it must be this one, unless the machine stalled."""
+        status = self.status()
+        told = f"{state} {reason or ''} was expected, it is {status['state']} {status['reason']}"
+        timely(status["state"] == state and reason in (None, status["reason"]), told)
+        return status
 
     def wait(self, what: Callable[[Mapping[str, Any]], bool], timeout_s: float = 10.0) -> Mapping[str, Any]:
         """The first status for which `what` holds."""
@@ -55,7 +74,7 @@ class Rig:
             if what(status):
                 return status
             time.sleep(0.003)
-        raise AssertionError(f"not within {timeout_s} s: {self.status()}")
+        raise TooLate(f"not within {timeout_s} s: {self.status()}")
 
     def chunk(self, actions: NDArray[np.float32], kind: ChunkKind = ChunkKind.MOVING, status: Mapping[str, Any] | None = None) -> int:
         """Write a chunk of joint units [n, k] observed now; its sequence."""
@@ -80,12 +99,17 @@ class Rig:
             values = present + (values - values[0])
         return self.chunk(values.astype(np.float32), kind, status)
 
-    def move(self, seconds: float) -> None:
-        """Plan all the time, as inference on a fast host does."""
+    def move(self, seconds: float, until: str = "moving", kind: ChunkKind = ChunkKind.MOVING) -> Mapping[str, Any]:
+        """Plan all the time, as inference on a fast host does, and on until that state is there; its status."""
         end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
-            self.wave()
+        while True:
+            self.wave(kind=kind)
             time.sleep(0.1)
+            status = self.status()
+            if time.monotonic() >= end_s and status["state"] == until:
+                return status
+            if time.monotonic() >= end_s + 10.0:
+                raise TooLate(f"not {until} within ten seconds more: {status}")
 
     def goals(self) -> list[tuple[int, NDArray[np.int64]]]:
         """(time, six counts) of every goal the servos accepted, from the emulator's own log."""
@@ -123,7 +147,7 @@ def wait_for_tick(folder: RunFolder, control: subprocess.Popen[str]) -> None:
             if status["pid"] == control.pid and status["reading_tick"] >= 0:
                 return
         time.sleep(0.005)
-    raise AssertionError("control does not tick")
+    raise TooLate("control does not tick")
 
 
 def write_joints(path: Path) -> None:
@@ -154,12 +178,13 @@ def rig(bundle: Path, *flags: str, armed: bool = True, emulator: Sequence[str] =
             control = start_control(folder, bus.port, bundle, joints, flags)
             made = Rig(folder, bus, bundle, joints, control, tuple(flags), digest=open_bundle(bundle).digest)
             try:
-                wait_for_tick(folder, control)
-                made.writer = _core.RingWriter(folder.ring)
-                made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
-                if armed:
-                    assert made.ask("arm").word == "done", made.status()
-                yield made
+                with excused_by_a_stall(lambda: {"servo bus": bus.process.pid, "control loop": made.control.pid, "test": os.getpid()}):
+                    wait_for_tick(folder, control)
+                    made.writer = _core.RingWriter(folder.ring)
+                    made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+                    if armed:
+                        made.arm()
+                    yield made
             finally:
                 if made.control.poll() is None:
                     made.control.kill()
