@@ -81,14 +81,20 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
     work = _Work(bundle, request, progress)
     with new_folder(out, ExportError) as folder:
         candidate, found = work.half() if request.precision == "fp16" else work.int8()
-        if candidate is None:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
-            precision = {**bundle.manifest.precision, "requested": request.precision, "search": _tried(found), "bound": _bound(request)}
-            manifest = replace(bundle.manifest, precision=precision)
-        else:
+        why_float32 = "no INT8 plan holds the bound"
+        if candidate is not None:
             manifest = _write(work, candidate, folder)
             write_manifest(folder, manifest)
             manifest = work.prove(candidate, open_bundle(folder), found)
+            took = manifest.precision.get("latency_ms", {"this": {"total": 0.0}, "fp32": {"total": 1.0}})
+            if request.precision != "auto" or took["this"]["total"] < took["fp32"]["total"]:
+                write_manifest(folder, manifest)
+                return manifest
+            why_float32 = f"INT8 takes {took['this']['total']:.1f} ms here and float32 {took['fp32']['total']:.1f} ms"
+            shutil.rmtree(folder / "graphs")
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        facts = {"requested": request.precision, "search": _tried(found), "bound": _bound(request), "why_float32": why_float32}
+        manifest = replace(bundle.manifest, precision={**bundle.manifest.precision, **facts})
         write_manifest(folder, manifest)
     return manifest
 

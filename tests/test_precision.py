@@ -282,7 +282,21 @@ def test_a_bound_out_of_reach_fails_the_export_and_auto_stays_in_float32(golden_
     assert not list(tmp_path.iterdir())
     manifest = requantise(golden_bundle, tmp_path / "auto", replace(tight, precision="auto"), lambda step: None)
     assert set(manifest.precision["graphs"].values()) == {"fp32"} and manifest.precision["search"]
+    assert manifest.precision["why_float32"] == "no INT8 plan holds the bound"
     open_bundle(tmp_path / "auto").verify()
+
+
+@pytest.mark.parametrize("int8_ms, kept", [(50.0, "int8"), (150.0, "fp32")])
+def test_auto_keeps_int8_only_where_it_is_faster(golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_ms: float, kept: str) -> None:
+    timed = {"this": {"total": int8_ms}, "fp32": {"total": 100.0}}
+    monkeypatch.setattr("vla_edge.export.precision._Work._latency", lambda work, written, engine: timed)
+    request = PrecisionRequest("auto", bound=LOOSE, frames=1, held_out=1, threads=1)
+    manifest = requantise(golden_bundle, tmp_path / "auto", request, lambda step: None)
+    assert all(text.startswith(kept) for text in manifest.precision["graphs"].values())
+    written = open_bundle(tmp_path / "auto")
+    written.verify()
+    found = [path.relative_to(written.path).as_posix() for path in written.path.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(["manifest.json", *manifest.files])
 
 
 def test_half_precision_for_this_cpu_is_refused_and_for_a_gpu_is_said_not_to_be_audited(golden_bundle: Path, tmp_path: Path) -> None:
