@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     with console.status("starting") as status:
         specs = prepare(arguments.work, arguments.threads, status.update)
-        result = measure(specs, Rounds(max(5, arguments.rounds), warm_up=2), arguments.threads, status.update)
+        result = measure(specs, Rounds(max(5, arguments.rounds), warm_up=1), arguments.threads, status.update)
     result.update(headline(result))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "full.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
