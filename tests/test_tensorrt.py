@@ -25,6 +25,8 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines import trt, trt_build
 from vla_edge.engines.cuda import require_gpu
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.ort import load_graph
+from vla_edge.engines.ort_device import OrtDeviceSession
 from vla_edge.engines.trt import TrtEngine
 from vla_edge.engines.trt_audit import int8_share, layer_types
 from vla_edge.engines.trt_build import BuildOptions, board_plan, build_plans
@@ -303,6 +305,25 @@ def test_layers_are_counted_by_the_type_they_read() -> None:
     for bad in ("{", "{}", '{"Layers": ["names only"]}'):
         with pytest.raises(EngineError, match="inspector"):
             layer_types(bad)
+
+
+def test_onnx_runtimes_device_session_moves_tensors_through_its_fixed_values(bundle: Bundle) -> None:
+    """On the CPU as its device: the copies and bindings are the same, the CUDA graph is not there."""
+    graph = bundle.graph("vision")
+    session = OrtDeviceSession(load_graph(graph, "ort-cuda", ["CPUExecutionProvider"], EngineOptions(threads=1, spin=False)), graph, "cpu")
+    reference = load_engine("ort-python", EngineOptions(threads=1, spin=False)).session(graph)
+    pixels = np.zeros(session.inputs["pixels"].shape, np.float32)
+    outputs = [np.zeros(session.outputs["tokens"].shape, np.float32) for _ in range(2)]
+    with pytest.raises(EngineError, match="nothing is bound to pixels, tokens"):
+        session.run()
+    for made, tokens in zip((session, reference), outputs):
+        made.bind_input("pixels", pixels)
+        made.bind_output("tokens", tokens)
+    for seed in range(2):
+        pixels[:] = np.random.default_rng(seed).uniform(-1, 1, pixels.shape)
+        session.run()
+        reference.run()
+        np.testing.assert_array_equal(*outputs)
 
 
 def test_exported_graphs_pass_the_lint_for_tensorrt(bundle: Bundle) -> None:
