@@ -35,8 +35,8 @@ class EmulatedCuda:
         self.facts = facts
         self._memory: list[Any] = []
         self._handle = 0xF000
-        self.recording: list[Callable[[], None]] | None = None
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.recording: list[Callable[[], object]] | None = None
+        self.graphs: dict[int, list[Callable[[], object]]] = {}
         self._listener = LISTENER(self._heard)
         self._library = ctypes.CDLL(str(library))
         self._library.stub_listen(self._listener)
@@ -54,7 +54,7 @@ class EmulatedCuda:
             for work in self.graphs[handle]:
                 work()
 
-    def put(self, work: Callable[[], None]) -> None:
+    def put(self, work: Callable[[], object]) -> None:
         if self.recording is None:
             work()
         else:

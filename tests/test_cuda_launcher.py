@@ -267,9 +267,9 @@ def test_requests_that_do_not_fit_are_refused(rig: Rig) -> None:
         ((0, noise, STEPS, noise), "come together"),
     ]:
         with pytest.raises(ValueError, match=message):
-            rig.loop.denoise(*arguments)
+            rig.loop.denoise(*arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="events must be a tuple of 6"):
-        _core.CudaLoop(rig.driver, (HIGH, LOW), EVENTS[:5], PREFIX, STATE, X, rig.x_in, rig.x_out, 2)
+        _core.CudaLoop(rig.driver, (HIGH, LOW), EVENTS[:5], PREFIX, STATE, X, rig.x_in, rig.x_out, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="handle 1 is 0"):
         _core.CudaLoop(rig.driver, (HIGH, 0), EVENTS, PREFIX, STATE, X, rig.x_in, rig.x_out, 2)
 

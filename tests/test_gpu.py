@@ -131,7 +131,7 @@ def test_the_captured_loop_equals_the_loop_step_by_step(bundle: Bundle, engine: 
     stages.prefix()
     stages.state()
     python = PythonLoop(stages, session.preparer.tables).denoise(flow).latent
-    np.testing.assert_allclose(whole, python, atol=1e-5)
+    np.testing.assert_allclose(whole, python, atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_a_prefix_refreshed_beside_the_loop_disturbs_neither(bundle: Bundle, engine: TrtEngine) -> None:

@@ -109,7 +109,7 @@ def test_signals_and_inpaint_give_what_the_python_loop_gives(built: Bundle, cuda
         FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.FINISH], np.int32)),
         FlowRequest(policy.num_steps, noise, tie),
     ):
-        np.testing.assert_allclose(session.loop.denoise(flow).latent, reference.loop.denoise(flow).latent, atol=10 * SAME_KERNELS)
+        np.testing.assert_allclose(session.loop.denoise(flow).latent, reference.loop.denoise(flow).latent, atol=10 * SAME_KERNELS)  # type: ignore[arg-type]
     assert session.loop.denoise(FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.ABANDON], np.int32))).latent is None
 
 
@@ -323,7 +323,7 @@ def test_onnx_runtimes_device_session_moves_tensors_through_its_fixed_values(bun
         pixels[:] = np.random.default_rng(seed).uniform(-1, 1, pixels.shape)
         session.run()
         reference.run()
-        np.testing.assert_array_equal(*outputs)
+        np.testing.assert_array_equal(*outputs)  # type: ignore[arg-type]
 
 
 def test_exported_graphs_pass_the_lint_for_tensorrt(bundle: Bundle) -> None:
