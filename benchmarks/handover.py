@@ -162,7 +162,8 @@ def draw(line: dict[str, Any], path: Path) -> None:
             bars = axes.bar(np.arange(len(names)) + offset, [line["overlapped"][name][f"{key}_{kind}"] for name in names], 0.38, label=kind)
             axes.bar_label(bars, fmt="%.1f", fontsize=8)
         axes.set(xticks=np.arange(len(names)), xticklabels=names, ylabel="joint velocity step, degrees/s", title=f"hand-over: {title}")
-        axes.legend()
+        axes.margins(y=0.2)
+        axes.legend(loc="upper center", ncols=2)
     figure.savefig(path, dpi=100)
 
 

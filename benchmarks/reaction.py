@@ -252,20 +252,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
     parser.add_argument("--changes", type=int, default=100, help="in lockstep, for each policy")
     parser.add_argument("--real-changes", type=int, default=30, help="on the real clock, for each policy; about a second each")
-    parser.add_argument("--fresh-ms", type=float, default=300.0, help="a fresh inference in lockstep; one on a kept prefix takes the share measured here")
+    parser.add_argument("--fresh-ms", type=float, default=300.0, help="a fresh inference in lockstep")
+    parser.add_argument("--reused-share", type=float, help="what one on a kept prefix takes of that in lockstep (default: measured here, on this bundle)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for reaction.png and .json")
     options = parser.parse_args(argv)
-    if min(options.changes, options.real_changes) < 1 or not options.fresh_ms > 0:
-        raise ConfigError("--changes, --real-changes must be at least 1, --fresh-ms above 0")
+    if min(options.changes, options.real_changes) < 1 or not options.fresh_ms > 0 or not (options.reused_share is None or 0 < options.reused_share <= 1):
+        raise ConfigError("--changes, --real-changes must be at least 1, --fresh-ms above 0, --reused-share above 0 and at most 1")
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads, spin=False))
     height, width = next(iter(sizes_of(bundle).values()))
     arm = SimulatedArm(random_scene(0), SimOptions(height, width))
-    share = measured_share(bundle, engine, arm)
+    here = measured_share(bundle, engine, arm)
+    share = here if options.reused_share is None else options.reused_share
     host = Host(options.fresh_ms / 1e3, options.fresh_ms / 1e3 * share)
     scenes = scene_pictures(bundle, arm, options.real_changes)
-    print(f"ceiling: a fresh inference of {options.fresh_ms:g} ms and the tick after it; on a kept prefix {host.reused_s * 1e3:.0f} ms (share {share:.2f} measured here)")
+    print(f"ceiling: a fresh inference of {options.fresh_ms:g} ms and the tick after it; on a kept prefix {host.reused_s * 1e3:.0f} ms (share {share:.2f}; this bundle here {here:.2f})")
     waited: dict[str, dict[str, list[float]]] = {"lockstep": {}, "real clock": {}}
     for policy in POLICIES:
         waited["lockstep"][policy.value] = lockstep(bundle, engine, arm, policy, host, options.changes)
@@ -276,7 +278,7 @@ def main(argv: Sequence[str]) -> int:
     for clock, rows in told.items():
         for name, row in rows.items():
             print(f"{clock:<11} {name:<7} p50 {row['p50_ms']:6.0f}  p99 {row['p99_ms']:6.0f} ms over {row['count']} changes")
-    line = {"bundle": bundle.digest, "commit": commit(), "fresh_ms": options.fresh_ms, "reused_share": share, **told}
+    line = {"bundle": bundle.digest, "commit": commit(), "fresh_ms": options.fresh_ms, "reused_share": share, "reused_share_here": here, **told}
     draw(waited, options.fresh_ms, options.out / "reaction.png")
     (options.out / "reaction.json").write_text(json.dumps(line, indent=1) + "\n")
     print(json.dumps(line))
