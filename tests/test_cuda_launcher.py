@@ -183,7 +183,7 @@ def test_every_read_of_a_side_lies_between_its_filled_and_its_idle_event(rig: Ri
     noise, signal = np.ones((2, 2), np.float32), np.zeros(1, np.int32)
     for arguments in ({}, {"signal": signal}):
         stub.reset()
-        rig.loop.denoise(0, noise, STEPS, **arguments)
+        rig.loop.denoise(0, noise, STEPS, **arguments)  # type: ignore[arg-type]
         calls = stub.calls()
         launches = [index for index, call in enumerate(calls) if call.startswith("cuGraphLaunch")]
         assert calls.index("cuStreamWaitEvent(0xa0, 0xe0, 0)") < launches[0]
@@ -244,7 +244,7 @@ def test_every_failing_call_of_the_loop_ends_it_with_its_name(rig: Rig, stub: St
     for arguments in ({}, {"signal": np.zeros(1, np.int32)}):
         stub.reset(call)
         with pytest.raises(RuntimeError, match=f"{call} failed: CUDA_ERROR_UNKNOWN"):
-            rig.loop.denoise(0, np.zeros((2, 2), np.float32), STEPS, **arguments)
+            rig.loop.denoise(0, np.zeros((2, 2), np.float32), STEPS, **arguments)  # type: ignore[arg-type]
     stub.reset(call)
     with pytest.raises(RuntimeError, match=f"{call} failed"):
         rig.loop.encode(0, True)
