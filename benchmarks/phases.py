@@ -1,6 +1,8 @@
 """Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate calibration
 look at.
 
+    python -m vla_edge.benchmarks.phases --out DATASET
+
 An episode: rest 3 s, reach for the named cube 3 s, rest above it 3 s, back 3 s, rest 3 s. In the first and the last
 rest somebody moves a cube by 2 to 6 cm, the named one every other time; the arm's instruction stays. Besides state,
 action and pictures each frame says whether the arm moves (`moving`) and how many cubes were moved so far (`moves`).
@@ -8,7 +10,9 @@ action and pictures each frame says whether the arm moves (`moving`) and how man
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +22,12 @@ from numpy.typing import NDArray
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.datasets.layout import Feature
 from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.errors import ConfigError, run_command
 from vla_edge.robot.cameras import PREFIX
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
 from vla_edge.robot.scene import FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
-from vla_edge.robot.simulated_arm import SimulatedArm, units_from_radians
+from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, units_from_radians
 from vla_edge.runtime.reach_task import other_colour, wanted_colour
 
 HZ, EVERY = 30, 3
@@ -107,3 +112,22 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
                 values = {"observation.state": frame.state, "action": frame.action, "moving": np.array([frame.moving], np.float32), "moves": np.array([frame.moves], np.float32)}
                 writer.add_frame(values | {f"{PREFIX}{camera}": picture for camera, picture in frame.images.items()}, frame.task)
             writer.save_episode()
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.phases", description="record episodes for gate calibration")
+    parser.add_argument("--out", type=Path, required=True, help="new data set")
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=200_000)
+    options = parser.parse_args(argv)
+    if options.episodes < 1:
+        raise ConfigError(f"--episodes is {options.episodes}; give at least 1")
+    arm = SimulatedArm(random_scene(0), SimOptions(96, 128))
+    record_phases(options.out, arm, range(options.first_seed, options.first_seed + options.episodes))
+    arm.close()
+    print(f"{options.out}: {options.episodes} episodes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
