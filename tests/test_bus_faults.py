@@ -7,10 +7,12 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.machine_stall import excused_by_a_stall, ran_and_waited_s, timely
 
 from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.faults import FAULT_NAMES
@@ -24,6 +26,13 @@ BUDGET_S = 0.008
 TICK_LIMIT_S = 0.010
 IDS = [1, 2, 3, 4, 5, 6]
 HOMING = {servo: 1000 * servo for servo in IDS}
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 10.0
+    while not what():
+        assert time.monotonic() < end_s, "did not happen within ten seconds"
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -41,11 +50,13 @@ def realtime() -> Iterator[None]:
 
 
 def tick(bus: object, goals: tuple[int, ...]) -> tuple[int, float]:
-    """One control tick's I/O as the loop does it: (result of the read, seconds)."""
+    """One control tick's I/O as the loop does it: (result of the read, seconds less those the scheduler kept us waiting)."""
+    waited = ran_and_waited_s()[1]
     start = time.monotonic()
     result, _, positions, *_ = bus.read_arm(BUDGET_S - 0.001)  # type: ignore[attr-defined]
     bus.write_goals(positions if result == ArmResult.OK else goals, max(0.0, BUDGET_S - (time.monotonic() - start)))  # type: ignore[attr-defined]
-    return result, time.monotonic() - start
+    end = time.monotonic()
+    return result, end - start - (ran_and_waited_s()[1] - waited)
 
 
 SINGLE_FAULTS = ["dead 1", "dead 4", "dead 6", "hang 60", "overload 3", *(f"rate {name} 1" for name in FAULT_NAMES)]
@@ -53,12 +64,13 @@ SINGLE_FAULTS = ["dead 1", "dead 4", "dead 6", "hang 60", "overload 3", *(f"rate
 
 @pytest.mark.parametrize("fault", SINGLE_FAULTS)
 def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Path, fault: str) -> None:
-    """R3. Every status of the bus has the fault, which is worse than any single one."""
-    with emulator_process(tmp_path) as emulator:
+    """R3. Every status of the bus has the fault, which is worse than any single one. Late is later than a call waits."""
+    with emulator_process(tmp_path, "--late-ms", "9", "120") as emulator:
         bus = core.KochBus(str(emulator.port))
         goals = bus.read_arm(0.1)[2]
         emulator.event(fault)
-        time.sleep(0.03)
+        # A servo that is told its fault later answers rightly for so long.
+        wait_until(lambda: bus.read_arm(BUDGET_S)[0] != ArmResult.OK)
         with realtime():
             results, times = zip(*(tick(bus, goals) for _ in range(20)))
         bus.close()
@@ -67,7 +79,7 @@ def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Pa
     else:
         assert ArmResult.OK not in results
     # Every tick has the fault, so a call that ignored its deadline would show in all of them. Two of twenty may be the
-    # machine's: another real-time process or the hypervisor can keep even a real-time test waiting.
+    # machine's: what the hypervisor takes is in no count of ours.
     assert sorted(times)[-3] <= TICK_LIMIT_S
 
 
@@ -112,57 +124,75 @@ def judge(emulator: EmulatorProcess, output: str) -> dict[str, int]:
     return counts
 
 
-def soak(tmp_path: Path, rate: float, seconds: float, seed: int, names: Sequence[str] = FAULT_NAMES) -> dict[str, int]:
+@dataclass(frozen=True)
+class Hardship:
+    """rate: probability of each named fault, per status."""
+
+    rate: float
+    seconds: float
+    seed: int
+    names: Sequence[str] = FAULT_NAMES
+
+
+def endure(tmp_path: Path, hardship: Hardship, **at_least: int) -> None:
+    """The driver talks to a bus with these faults; no stale value, no late call, and so many accepted of each kind."""
+    rate, seconds, seed, names = hardship.rate, hardship.seconds, hardship.seed, hardship.names
     faults = [word for name in names for word in ("--rate", name, str(rate))]
     homing = [word for servo, value in HOMING.items() for word in ("--set", f"{servo}:homing_offset={value}")]
     program = build_talker(tmp_path)
     with emulator_process(tmp_path, *faults, *homing, "--seed", str(seed)) as emulator:
-        done = subprocess.run([str(program), str(emulator.port), str(seconds)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        counts = judge(emulator, done.stdout)
-    assert counts["done"] == 1
-    return counts
+        with (tmp_path / "said").open("w+") as said:
+            talker = subprocess.Popen([str(program), str(emulator.port), str(seconds)], stdout=said, stderr=subprocess.PIPE, text=True)
+            with excused_by_a_stall(lambda: {"servo bus": emulator.process.pid, "driver": talker.pid}):
+                _, message = talker.communicate()
+                assert talker.returncode == 0, message
+                said.seek(0)
+                counts = judge(emulator, said.read())
+                assert counts["done"] == 1
+                for kind, least in at_least.items():
+                    timely(counts.get(kind, 0) > least, f"only {counts.get(kind, 0)} of kind {kind}")
+                # Late by more than the scheduler's count. A driver that ignored its deadline would be late at every
+                # fault; three and half a per cent may be the hypervisor's.
+                timely(counts.get("late", 0) <= 3 + counts.get("reading", 0) // 200, f"{counts.get('late', 0)} calls ended late")
 
 
 def test_no_stale_value_is_accepted_with_every_fault_at_one_per_cent_of_all_statuses(tmp_path: Path) -> None:
     """R10, short form: late replies of 5 to 120 ms included; the arm moves all the time; sanitizers on."""
-    counts = soak(tmp_path, 0.01, 6.0, seed=1)
-    assert counts["reading"] > 200
-    assert counts["homing"] > 20 and counts["model"] > 20
-    # Without the real-time class a busy machine may keep the program itself from running.
-    assert counts.get("late", 0) <= (counts["reading"] // 200 if "realtime" in counts else counts["reading"] // 10)
+    endure(tmp_path, Hardship(0.01, 6.0, seed=1), reading=200, homing=20, model=20)
 
 
 def test_no_stale_value_is_accepted_when_every_third_status_is_damaged(tmp_path: Path) -> None:
-    counts = soak(tmp_path, 0.04, 4.0, seed=2)
-    assert counts["reading"] > 20
+    endure(tmp_path, Hardship(0.04, 4.0, seed=2), reading=20)
 
 
 def test_no_stale_value_is_accepted_when_a_third_of_all_answers_comes_late_in_one_piece(tmp_path: Path) -> None:
     """A driver that only alternates two read lengths, or only drops its input, fails this one."""
-    counts = soak(tmp_path, 0.33, 5.0, seed=3, names=["stall"])
-    assert counts["reading"] > 20
+    endure(tmp_path, Hardship(0.33, 5.0, seed=3, names=["stall"]), reading=20)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_no_stale_value_is_accepted_for_minutes(tmp_path: Path, seed: int) -> None:
     """R10, long form."""
-    assert soak(tmp_path, 0.01, 180.0, seed)["reading"] > 10_000
+    endure(tmp_path, Hardship(0.01, 180.0, seed), reading=10_000)
 
 
 def test_a_reply_that_comes_after_its_deadline_is_never_the_next_answer(tmp_path: Path) -> None:
     """Every reply is 12 ms late and asked for every 10 ms: the answer to the same question arrives in each next window."""
     with emulator_process(tmp_path, "--late-ms", "12", "12", "--rate", "late", "1") as emulator:
         bus = core.KochBus(str(emulator.port))
-        results = []
-        for _ in range(60):
-            results.append(bus.read_arm(BUDGET_S)[0])
-            time.sleep(0.002)
-        assert ArmResult.OK not in results
+        calls = []
+        with realtime():
+            for _ in range(60):
+                start = time.monotonic()
+                result = bus.read_arm(BUDGET_S)[0]
+                calls.append((time.monotonic() - start, result))
+                time.sleep(0.002)
+        # A call that was itself held up for 12 ms may have found its own answer.
+        judged = [result for seconds, result in calls if seconds < 0.012]
+        assert ArmResult.OK not in judged and len(judged) > 10
         emulator.event("rate late 0")
-        time.sleep(0.05)
-        assert bus.read_arm(0.1)[0] == ArmResult.OK
+        wait_until(lambda: bus.read_arm(0.1)[0] == ArmResult.OK)
         bus.close()
 
 
@@ -172,7 +202,7 @@ def test_torque_off_reaches_all_others_when_one_servo_is_dead(tmp_path: Path) ->
         bus = core.KochBus(str(emulator.port))
         assert bus.set_torque(True, 0.2) == ArmResult.OK
         emulator.event("dead 2")
-        time.sleep(0.03)
+        wait_until(lambda: bus.read_arm(0.02)[0] != ArmResult.OK)
         assert bus.set_torque(False, 0.05) != ArmResult.OK
         bus.close()
         off = {entry["id"] for entry in emulator.entries("torque") if not entry["on"]}
@@ -183,7 +213,7 @@ def test_an_alert_is_named_and_refuses_torque(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
         bus = core.KochBus(str(emulator.port))
         emulator.event("overload 5")
-        time.sleep(0.03)
+        wait_until(lambda: bus.read_arm(0.1)[0] == ArmResult.ALERT)
         result, *_, alerts = bus.read_arm(0.1)
         assert result == ArmResult.ALERT and alerts == (0, 0, 0, 0, 1, 0)
         assert bus.set_torque(True, 0.2) == ArmResult.ALERT
