@@ -143,3 +143,5 @@ def _serve(spec: SubjectSpec, pipe: Connection) -> None:
             pipe.send(Run((time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3, stages))
     except VlaEdgeError as error:
         pipe.send(error)
+    except (EOFError, BrokenPipeError):
+        return  # The parent is gone: nobody is left to be told.
