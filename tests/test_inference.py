@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from tests.inference_rig import Control, Switch, wait_until
+from tests.machine_stall import excused_by_a_stall, timely
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import ChunkKind, Frame
@@ -194,14 +196,18 @@ def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_
 
     monkeypatch.setattr(PolicySession, "_infer", slow)
     monkeypatch.setattr("vla_edge.runtime.inference_loop.MEASURED", 2)
-    running = control()
-    assert infer_for(7, folder, golden_bundle, pictures) == 0
-    status, captured = running.reader(), capsys.readouterr()
-    assert "plan-then-move: an inference takes 9" in captured.err
-    lines = lines_of(folder)
-    assert len(lines) >= 2 and {line["kind"] for line in lines} == {"rest"} and {line["outcome"] for line in lines} == {"sent"}
-    # The last one may have been sent within the last tick.
-    assert status["chunks"]["taken"] >= len(lines) - 1 and not status["latched"] and status["reason"] == ""
+    with excused_by_a_stall(lambda: {"test": os.getpid()}):
+        running = control()
+        assert infer_for(7, folder, golden_bundle, pictures) == 0
+        status, captured = running.reader(), capsys.readouterr()
+        told = re.search(r"plan-then-move: an inference takes (\d+) ms", captured.err)
+        assert told and int(told[1]) >= 900
+        lines = lines_of(folder)
+        assert {line["kind"] for line in lines} == {"rest"} and {line["outcome"] for line in lines} == {"sent"}
+        timely(len(lines) >= 2, "one plan in seven seconds")
+        # The last one may have been sent within the last tick.
+        timely(status["chunks"]["taken"] >= len(lines) - 1, f"{status['chunks']['taken']} of {len(lines)} plans taken")
+        timely(not status["latched"] and status["reason"] == "", f"{status['state']} {status['reason']}")
 
 
 def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden_bundle, pictures, capsys, monkeypatch):
@@ -270,11 +276,19 @@ def test_without_control_it_waits_and_ends_when_told(folder, golden_bundle, pict
 
 def test_a_signal_ends_it_with_its_summary(control, folder, golden_bundle, pictures, capsys):
     control()
-    killer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate():
+        log = folder.path / "inference.jsonl"
+        wait_until(lambda: log.exists() and log.read_bytes().count(b"\n") >= 2, 60.0)  # it plans: the handler is set
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=terminate)
     killer.start()
-    assert infer_for(30, folder, golden_bundle, pictures) == 0
+    assert infer_for(120, folder, golden_bundle, pictures) == 0
+    killer.join()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "stopped"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_task_the_policy_cannot_take_is_refused_before_anything_starts(folder, golden_bundle, pictures, capsys):

@@ -1,0 +1,107 @@
+"""The control loop for long: R10 (a bus with every fault) and R24 (memory and file descriptors), short and long forms."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.control_rig import Rig, rig
+from tests.machine_stall import timely
+
+from vla_edge.robot.faults import FAULT_NAMES
+from vla_edge.runtime.flight import open_record, ticks_of
+
+pytest.importorskip("vla_edge._core")
+
+WARM_S = 3.0
+"""Python's start, the first chunks and the record's pages are over by then."""
+SHORT_GROWTH_KB = 256
+"""In seconds an allocation that leaks once a tick shows with under a kilobyte; the allocator's own steps are below this."""
+LONG_SLOPE_KB_PER_H = 1024
+
+
+def memory_kb(pid: int) -> int:
+    """Private memory: files mapped and shared (ring, status, record) are not counted."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1])
+
+
+def descriptors(pid: int) -> list[str]:
+    """What each open descriptor is, sorted."""
+    return sorted(os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def grown(made: Rig, seconds: float) -> np.ndarray:
+    """Private memory in kB against seconds [n, 2] while chunks are planned and words are asked; descriptors stay the same."""
+    made.move(WARM_S)
+    began_s, before, told = time.monotonic(), descriptors(made.control.pid), []
+    while not told or told[-1][0] < seconds:
+        made.move(0.5)
+        made.ask("ping")
+        told.append((time.monotonic() - began_s, memory_kb(made.control.pid)))
+        assert descriptors(made.control.pid) == before
+    return np.array(told, float)
+
+
+def test_ten_seconds_of_control_open_no_file_and_keep_no_memory(golden_bundle: Path) -> None:
+    """R24, short: same descriptors at every half second, private memory grows by less than 256 kB."""
+    with rig(golden_bundle) as made:
+        told = grown(made, 7.0)
+    assert told[-1, 1] - told[0, 1] <= SHORT_GROWTH_KB
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_minutes_of_control_open_no_file_and_keep_no_memory(golden_bundle: Path) -> None:
+    """R24: the slope of private memory is below 1 MB/h; in two minutes one page of 4 kB is already 120 kB/h."""
+    with rig(golden_bundle) as made:
+        told = grown(made, 120.0)
+    assert np.polyfit(told[:, 0], told[:, 1], 1)[0] * 3600 < LONG_SLOPE_KB_PER_H
+
+
+def endure(golden_bundle: Path, seconds: float) -> None:
+    """Chunks all the time on a bus with every fault at 1 % of its statuses; what faults is armed again.
+
+    Judged: the process lives, no tick is missed, and every reading that the loop counted as good is one that the servos
+    gave during that very tick, by the emulator's own log.
+    """
+    with rig(golden_bundle, armed=False, emulator=("--seed", "5")) as made:
+        for name in FAULT_NAMES:
+            made.emulator.event(f"rate {name} 0.01")
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            status = made.status()
+            if status["latched"] or status["state"] in ("disarmed", "fault"):
+                made.ask("arm")
+            made.wave()
+            time.sleep(0.1)
+        assert made.control.poll() is None, made.control.communicate()
+        status = made.status()
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        answers = [(entry["t"], [entry["positions"].get(str(servo)) for servo in range(1, 7)]) for entry in made.emulator.entries("answer")]
+        times, good = [t for t, _ in answers], 0
+        for tick in ticks:
+            if tick["read_result"] == 0:
+                during = answers[bisect.bisect_left(times, tick["now_ns"]) : bisect.bisect_right(times, tick["reading_ns"])]
+                assert list(tick["position"]) in [values for _, values in during], f"tick {tick['tick']}: no servo said {tick['position']}"
+                good += 1
+        allowed = 0 if status["fifo"] else 2 + status["ticks"] // 1000
+        timely(status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed")
+        timely(good > 0.5 * 30 * seconds and status["moving_ticks"] > 30, f"{good} good readings, {status['moving_ticks']} ticks moving")
+        assert status["lost_reads"] > 0
+
+
+def test_a_bus_with_every_fault_costs_the_loop_no_tick_and_no_stale_value(golden_bundle: Path) -> None:
+    """R10 through the control loop, short."""
+    endure(golden_bundle, 8.0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_minutes_on_a_bus_with_every_fault_cost_no_tick_and_no_stale_value(golden_bundle: Path) -> None:
+    """R10 through the control loop."""
+    endure(golden_bundle, 180.0)
