@@ -21,8 +21,8 @@ from tests.machine_stall import timely
 
 from vla_edge.contract import ChunkKind
 from vla_edge.errors import ConfigError, ControlError
-from vla_edge.runtime.operator import ask
 from vla_edge.runtime.flight import open_record, ticks_of
+from vla_edge.runtime.operator import ask
 from vla_edge.runtime.run_folder import RunFolder
 
 pytest.importorskip("vla_edge._core")

@@ -15,7 +15,7 @@ SPIN = "while True: pass"
 
 def test_lateness_of_our_own_is_not_excused() -> None:
     with pytest.raises(TooLate, match="the arm"):
-        with excused_by_a_stall(lambda: {}):
+        with excused_by_a_stall(dict):
             timely(False, "the arm did not move")
 
 
