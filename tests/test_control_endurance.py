@@ -38,7 +38,8 @@ def descriptors(pid: int) -> list[str]:
 def grown(made: Rig, seconds: float) -> np.ndarray:
     """Private memory in kB against seconds [n, 2] while chunks are planned and words are asked; descriptors stay the same."""
     made.move(WARM_S)
-    began_s, before, told = time.monotonic(), descriptors(made.control.pid), []
+    began_s, before = time.monotonic(), descriptors(made.control.pid)
+    told: list[tuple[float, int]] = []
     while not told or told[-1][0] < seconds:
         made.move(0.5)
         made.ask("ping")

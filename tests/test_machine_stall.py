@@ -23,7 +23,7 @@ def test_sleep_is_no_stall_and_a_starved_process_is_one() -> None:
     """Two loops on one core, the watched one at the lowest priority: it waits for most of the time."""
     core = {min(os.sched_getaffinity(0))}
     idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    starved = subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=lambda: (os.sched_setaffinity(0, core), os.nice(19)))
+    starved = subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", SPIN], preexec_fn=lambda: os.sched_setaffinity(0, core))
     hogs = [subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=lambda: os.sched_setaffinity(0, core)) for _ in range(2)]
     try:
         before = ran_and_waited_s(str(idle.pid))
