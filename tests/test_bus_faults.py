@@ -55,8 +55,9 @@ def tick(bus: object, goals: tuple[int, ...]) -> tuple[int, float]:
     start = time.monotonic()
     result, _, positions, *_ = bus.read_arm(BUDGET_S - 0.001)  # type: ignore[attr-defined]
     bus.write_goals(positions if result == ArmResult.OK else goals, max(0.0, BUDGET_S - (time.monotonic() - start)))  # type: ignore[attr-defined]
-    end = time.monotonic()
-    return result, end - start - (ran_and_waited_s()[1] - waited)
+    took = time.monotonic() - start - (ran_and_waited_s()[1] - waited)
+    time.sleep(0.025)  # 30 Hz: read without a pause, every length is asked again before its late answer is out
+    return result, took
 
 
 SINGLE_FAULTS = ["dead 1", "dead 4", "dead 6", "hang 60", "overload 3", *(f"rate {name} 1" for name in FAULT_NAMES)]
