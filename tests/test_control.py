@@ -42,10 +42,16 @@ def deceleration(made: Rig, after_tick: int) -> tuple[int, int]:
     return ticks[first]["tick"], rest - first
 
 
-def test_thirty_hertz_beside_a_busy_machine(golden_bundle: Path) -> None:
-    """R1, R2, R4 short: ten seconds with a two-thread matrix product beside it."""
+def long_form(*values: Any) -> Any:
+    """The same test at its full length: `make soak`."""
+    return pytest.param(*values, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])
+
+
+@pytest.mark.parametrize("seconds", [8.0, long_form(600.0)])
+def test_thirty_hertz_beside_a_busy_machine(golden_bundle: Path, seconds: float) -> None:
+    """R1, R2, R4: with a two-thread matrix product beside it."""
     with rig(golden_bundle) as made, busy_cpu():
-        made.move(8.0)
+        made.move(seconds)
         status = made.status()
         ticks = list(ticks_of(open_record(made.folder.record)))
         assert made.stop() == ""
@@ -64,10 +70,11 @@ def test_thirty_hertz_beside_a_busy_machine(golden_bundle: Path) -> None:
     assert status["moving_ticks"] > 150
 
 
-def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(golden_bundle: Path) -> None:
-    """R5 and R15: inference that is gone costs the arm nothing but a hold."""
+@pytest.mark.parametrize("times", [3, long_form(100)])
+def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(golden_bundle: Path, times: int) -> None:
+    """R5 and R15, at random moments: inference that is gone costs the arm nothing but a hold."""
     with rig(golden_bundle) as made:
-        for pause in (0.11, 0.27, 0.43):
+        for pause in np.random.default_rng(5).uniform(0.0, 0.5, times):
             made.move(0.5)
             before = made.status()
             time.sleep(pause)  # the last chunk holds 50 actions: 1.67 s
@@ -240,10 +247,11 @@ def test_an_unplugged_adapter_is_noticed_and_ends_control(golden_bundle: Path) -
         assert made.control.returncode == 2 and "plug it in" in message.splitlines()[-1]
 
 
-def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_replays(golden_bundle: Path) -> None:
-    """R14, R21, R22: three times; the servos' own watchdog stops them, and a restart is disarmed."""
+@pytest.mark.parametrize("times", [3, long_form(100)])
+def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_replays(golden_bundle: Path, times: int) -> None:
+    """R14, R21, R22: the servos' own watchdog stops them, and a restart is disarmed."""
     with rig(golden_bundle) as made:
-        for _ in range(3):
+        for _ in range(times):
             made.move(0.4)
             killed_ns = time.monotonic_ns()
             made.control.kill()
