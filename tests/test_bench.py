@@ -123,7 +123,7 @@ def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() ->
     def ratio(fresh: float, cached: float) -> dict[str, Any]:
         return {"wall": {FRESH: fresh, CACHED: cached, "one_camera_saved": 0.35}}
 
-    content = {
+    content: dict[str, Any] = {
         "ratios": {"float32 ort": ratio(1.1, 4), "int8 ort": ratio(2, 8), "int8 openvino": ratio(3.5, 15)},
         "errors": {name: {"cosine": 0.9985} for name in ("float32 ort", "int8 ort", "int8 openvino")},
         "subjects": {"torch eager": subject(2000), "float32 ort": subject(2500), "int8 ort": subject(900), "int8 openvino": subject(1500)},

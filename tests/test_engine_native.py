@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,5 @@ def test_changed_bytes_never_raise_anything_but_a_bundle_error(data: st.DataObje
     model = bytearray(graph_file(tmp_path_factory.mktemp("fuzz")).model)
     for _ in range(data.draw(st.integers(1, 8))):
         model[data.draw(st.integers(0, len(model) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(BundleError):
         external_tensors(bytes(model))
-    except BundleError:
-        pass

@@ -211,8 +211,9 @@ def earlier_results(file: Path, scenes: str) -> list[VariantResult]:
 
 
 def _result(row: Mapping[str, Any]) -> VariantResult:
-    values = {field.name: row[field.name] for field in fields(VariantResult)}
-    return VariantResult(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(VariantResult)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return VariantResult(**values)
 
 
 def main(argv: Sequence[str]) -> int:
