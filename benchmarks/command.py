@@ -40,7 +40,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     for kind in dict.fromkeys(arguments.against):
         if arguments.checkpoint is None:
             raise ConfigError(f"--against {kind} needs the policy's weights: give --checkpoint DIR")
-        specs.append(SubjectSpec(kind, "torch", arguments.checkpoint, "torch", arguments.threads, inputs, compiled=kind == "torch-compiled"))
+        specs.append(SubjectSpec(kind, kind.removesuffix("-compiled"), arguments.checkpoint, "torch", arguments.threads, inputs, compiled=kind == "torch-compiled"))
     console = Console(stderr=arguments.json)
     with console.status("starting") as status:
         result = measure(specs, Rounds(arguments.rounds), arguments.threads, status.update)
@@ -81,7 +81,7 @@ def _bundle(text: str) -> tuple[str, Path]:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vla-bench", description="Latency, memory and action error of bundles; `vla-bench compare A.json B.json` gates.")
     parser.add_argument("--bundle", type=_bundle, action="append", required=True, metavar="[BACKEND:]DIR", help="a bundle, on ort unless said; may be given several times")
-    parser.add_argument("--against", choices=("torch", "torch-compiled"), action="append", default=[], help="the same policy in torch, interleaved; needs --checkpoint")
+    parser.add_argument("--against", choices=("torch", "torch-compiled", "lerobot"), action="append", default=[], help="the same policy in torch, or LeRobot's own, interleaved; needs --checkpoint")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the checkpoint the bundles were made of")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of every subject (default: all physical cores)")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="measured rounds (default: 20)")

@@ -28,7 +28,7 @@ OBSERVATIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class SubjectSpec:
-    """kind: "bundle" or "torch". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile. inputs: the
+    """kind: "bundle", "torch" or "lerobot". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile. inputs: the
     bundle whose cameras and sizes the observations have, the same for all subjects."""
 
     name: str
@@ -123,7 +123,11 @@ def open_subject(spec: SubjectSpec) -> Subject:
         from vla_edge.benchmarks.torch_subject import TorchSubject
 
         return TorchSubject(spec)
-    raise ConfigError(f"unknown subject {spec.kind!r}; known: bundle, torch")
+    if spec.kind == "lerobot":
+        from vla_edge.benchmarks.lerobot_subject import LerobotSubject
+
+        return LerobotSubject(spec)
+    raise ConfigError(f"unknown subject {spec.kind!r}; known: bundle, torch, lerobot")
 
 
 def _serve(spec: SubjectSpec, pipe: Connection) -> None:

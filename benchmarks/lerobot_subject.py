@@ -1,0 +1,63 @@
+"""LeRobot's own SmolVLA on the same weights and observations, where `lerobot` is installed.
+
+Only the network is LeRobot's; observation and un-normalisation are our policy
+room's, whose arrays equal LeRobot's, so that both sides start from the same
+numbers. LeRobot tells no stages.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_edge.benchmarks.subjects import FRESH, OBSERVATIONS, SubjectSpec
+from vla_edge.bundle import open_bundle
+from vla_edge.calibration.synthetic import synthetic
+from vla_edge.errors import ConfigError
+from vla_edge.policies.config import STATE
+from vla_edge.policies.smolvla import SmolVLAPolicy
+
+
+class LerobotSubject:
+    """See `subjects.Subject`; the types LeRobot loads, on the CPU. ConfigError without `lerobot`."""
+
+    cases: tuple[str, ...] = (FRESH,)
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        if find_spec("lerobot") is None:
+            raise ConfigError("--against lerobot: lerobot is not installed here; install it beside vla-edge in an environment of its own, or use --against torch")
+        from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy as LerobotPolicy
+
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        self._ours = SmolVLAPolicy.from_pretrained(spec.path)
+        self._ours.model = None  # type: ignore[assignment]  # only its processors are used; two networks are not kept
+        self._policy = LerobotPolicy.from_pretrained(spec.path)
+        self._policy.eval()
+        self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
+        self.facts: dict[str, Any] = {
+            "detail": f"LeRobot's SmolVLA, torch {torch.__version__} eager, {torch.get_num_threads()} threads",
+            "checkpoint": self._ours.digest,
+        }
+
+    def run(self, case: str, number: int) -> dict[str, float]:
+        start = time.perf_counter()
+        self._infer(number % OBSERVATIONS)
+        return {"inference": 1e3 * (time.perf_counter() - start)}
+
+    def actions(self, number: int) -> np.ndarray:
+        return self._infer(number)
+
+    @torch.inference_mode()
+    def _infer(self, number: int) -> np.ndarray:
+        observation = self._data.observations[number]
+        raw = {camera.source: observation.frames[camera.name].image for camera in self._ours.settings.cameras}
+        batch = self._ours.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task})
+        self._policy.reset()
+        normalized = self._policy.predict_action_chunk(batch, noise=torch.from_numpy(self._data.noise[number])[None])
+        self._ours.postprocess(normalized.float())
+        return normalized[0].float().numpy()
