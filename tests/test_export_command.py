@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -144,12 +143,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path) -> None:
     """The kernel refuses to let any file of the process grow beyond 300 kB, as a full disk would at that point."""
     limit = 300_000
 
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     out = checkpoint.parent / "bundle"
-    command = [sys.executable, "-c", PROGRAM, "--checkpoint", str(checkpoint), "--out", str(out)]
-    result = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, timeout=120)
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{PROGRAM}"
+    command = [sys.executable, "-c", limited, "--checkpoint", str(checkpoint), "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "cannot be written: File too large" in result.stderr and "nothing was left behind" in result.stderr

@@ -13,6 +13,13 @@ from tests.machine_stall import STALL_S, TooLate, Witness, excused_by_a_stall, r
 SPIN = "while True: pass"
 
 
+def on_core(core: set[int], *words: str) -> subprocess.Popen[bytes]:
+    """A process on one core. Set from outside: code between fork and exec can meet a lock that a thread of ours held."""
+    process = subprocess.Popen([*words, sys.executable, "-c", SPIN])
+    os.sched_setaffinity(process.pid, core)
+    return process
+
+
 def test_lateness_of_our_own_is_not_excused() -> None:
     with pytest.raises(TooLate, match="the arm"):
         with excused_by_a_stall(dict):
@@ -23,8 +30,8 @@ def test_sleep_is_no_stall_and_a_starved_process_is_one() -> None:
     """Two loops on one core, the watched one at the lowest priority: it waits for most of the time."""
     core = {min(os.sched_getaffinity(0))}
     idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    starved = subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", SPIN], preexec_fn=lambda: os.sched_setaffinity(0, core))
-    hogs = [subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=lambda: os.sched_setaffinity(0, core)) for _ in range(2)]
+    starved = on_core(core, "nice", "-n", "19")
+    hogs = [on_core(core) for _ in range(2)]
     try:
         before = ran_and_waited_s(str(idle.pid))
         witness = Witness(lambda: {"starved": starved.pid})
@@ -42,7 +49,7 @@ def test_sleep_is_no_stall_and_a_starved_process_is_one() -> None:
 
 def test_a_loop_of_our_own_that_hogs_the_core_excuses_nobody() -> None:
     core = {min(os.sched_getaffinity(0))}
-    processes = [subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=lambda: os.sched_setaffinity(0, core)) for _ in range(2)]
+    processes = [on_core(core) for _ in range(2)]
     try:
         time.sleep(0.3)
         witness = Witness(lambda: {"first": processes[0].pid, "second": processes[1].pid})
