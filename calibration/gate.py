@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -116,25 +115,19 @@ def gate_facts(bundle: Bundle, result: GateResult) -> dict[str, Any]:
 
 
 def write_calibrated(bundle: Bundle, result: GateResult, out: Path) -> str:
-    """A new bundle `out`: the same files (hard links where the file system allows), the manifest with the gate, and the
-    plot. Returns its digest. BundleError: `out` exists, or a file of the old one is damaged."""
+    """A new bundle `out`: copies of the same files (the ONNX checker refuses weights that have a second hard link), the
+    manifest with the gate, and the plot. Returns its digest. BundleError: `out` exists, or a file of the old one is
+    damaged."""
     bundle.verify()
     with new_folder(out) as folder:
         for name in bundle.manifest.files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name != GATE_PLOT:
-                _link(bundle.path / name, target)
+                shutil.copyfile(bundle.path / name, target)
         draw(result.measured.pairs, result.settings, result.limits, folder / GATE_PLOT)
         files = {**bundle.manifest.files, GATE_PLOT: file_sha256(folder / GATE_PLOT)}
         return write_manifest(folder, replace(bundle.manifest, files=files, gate=gate_facts(bundle, result)))
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)  # another file system, or one without hard links
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -130,6 +131,25 @@ def best_encoding() -> Encoding:
     raise DatasetError("this PyAV build encodes neither AV1 (libsvtav1) nor H.264 (libx264); store images instead of video")
 
 
+@contextmanager
+def _no_promotion() -> Iterator[None]:
+    """Run by root, SVT-AV1 puts its threads and the caller's into the real-time class at priority 99 and leaves them
+    there, above the control loop of an arm. Threads started in the block, and the calling one, are put back into the
+    caller's class."""
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():  # not Linux: nothing there does that
+        yield
+        return
+    before, policy, parameter = set(os.listdir(tasks)), os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameter)
+        for task in set(os.listdir(tasks)) - before:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(int(task), policy, parameter)
+
+
 class VideoEncoder:
     """Encodes one episode of one camera to `path` while it is recorded; holds only the encoder's own frames."""
 
@@ -148,6 +168,8 @@ class VideoEncoder:
         """image: uint8 [height, width, 3], RGB; height and width even."""
         if self._count == 0:
             self._stream.height, self._stream.width = image.shape[:2]
+            with _no_promotion():
+                self._stream.codec_context.open()
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame.pts, frame.time_base = self._count, self._step
         self._container.mux(self._stream.encode(frame))

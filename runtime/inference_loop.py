@@ -152,8 +152,7 @@ class InferenceLoop:
     def _measure(self, view: ControlView, say: Say) -> None:
         """Fresh inferences whose chunks are not sent: the host's delay, before anything depends on it."""
         self._log.summary("measuring", None, self._session.cache.counts, {})
-        if view.takes_chunks:
-            self._announce()
+        self._announce()
         start = time.monotonic()
         for index in range(MEASURED + 1):
             if self._stopping or (index > 1 and time.monotonic() - start > MEASURE_S):
@@ -182,14 +181,14 @@ class InferenceLoop:
         self._summary("ready")
 
     def _announce(self) -> None:
-        """Tell control how long to wait: also the sign that inference is ready, unless control is armed already. Before
-        the first chunk an armed control has waited for the measuring too, so it is told a slow host's delay: the true
-        one would make it latch at once."""
+        """Tell control how long to wait, and the supervisor whether inference is ready. Before the first chunk an armed
+        control has waited for the measuring too, so it is told a slow host's delay: the true one would make it latch
+        at once."""
         waited = self.pace is None or not self._sent.any
         measured_s = 0.0 if self.pace is None else self.pace.p99_s
         p99_s = max(MEASURE_S, measured_s) if waited else measured_s
         plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
-        self._ring.announce(p99_ns=int(p99_s * 1e9), plan_then_move=plan_then_move, dropped_through=self._dropped_through)
+        self._ring.announce(p99_ns=int(p99_s * 1e9), plan_then_move=plan_then_move, dropped_through=self._dropped_through, ready=self.pace is not None)
 
     def _turn(self, say: Say) -> bool:
         """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: a frozen camera."""

@@ -202,7 +202,7 @@ def _wait_for_inference(this: Run, core: Any, console: Console) -> None:
             this.inference.check()
             this.control.check()
             notice = reader.notice()
-            if notice is not None and notice[0] > 0:
+            if notice is not None and notice[-1]:
                 return
             time.sleep(0.05)
     raise ControlError(f"inference was not ready within {READY_S:.0f} s; look at its messages above")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,14 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_signal_handler_is_left_behind() -> Iterator[None]:
-    """The next test in this process would find it."""
+def the_process_is_left_as_it_was() -> Iterator[None]:
+    """The next test in this process would find a signal handler, and a real-time class as well: its children inherit it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     yield
+    left_in = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, policy, parameter)
+    assert left_in == policy, f"the test left its process in scheduling class {left_in}"
     left = [number.name for number, handler in before.items() if signal.getsignal(number) is not handler]
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -137,7 +137,9 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
     bundle.verify()
     assert told["digest"] == bundle.digest != old.digest and "threshold" not in old.manifest.gate
     assert bundle.manifest.graphs == old.manifest.graphs
-    assert (out / "graphs" / "weights.bin").samefile(golden_bundle / "graphs" / "weights.bin"), "hard-linked, not copied"
+    weights = out / "graphs" / "weights.bin"
+    assert weights.read_bytes() == (golden_bundle / "graphs" / "weights.bin").read_bytes()
+    assert weights.stat().st_nlink == 1, "the ONNX checker takes a second hard link for an attack"
     gate = bundle.manifest.gate
     assert len(gate["data"]["digest"]) == 64 and gate["data"]["cameras"]["observation.images.phone"] == "observation.images.front"
     assert gate["similarity"] == "pooled" and set(gate["auroc"]) == {"pooled"} and gate["bound"] == 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from vla_edge.datasets.meta import read_episode_stats
 from vla_edge.datasets.reader import open_dataset
 from vla_edge.datasets.stats import sampled_frames
 from vla_edge.datasets.verify import verify_dataset
-from vla_edge.datasets.video import AV1, H264, Encoding
+from vla_edge.datasets.video import AV1, H264, Encoding, VideoEncoder
 from vla_edge.datasets.writer import DatasetWriter, WriterSettings
 from vla_edge.errors import DatasetError
 
@@ -238,6 +239,15 @@ def test_videos_roll_over_and_every_frame_is_found_by_its_time(
             # Steps of 8 levels between neighbours: 3 tells them apart.
             assert abs(float(dataset.image(FRONT, int(index)).mean()) - (8 * shown[index] + 8)) < 3
     assert verify_dataset(tmp_path / "set").passed
+
+
+def test_an_encoder_takes_no_thread_into_the_real_time_class(tmp_path: Path) -> None:
+    """As root, SVT-AV1 would take its own threads and ours to priority 99: above the control loop of an arm."""
+    encoder = VideoEncoder(tmp_path / "episode.mp4", 30, AV1)
+    encoder.add(np.zeros((64, 96, 3), np.uint8))
+    threads = os.listdir("/proc/self/task")
+    assert {os.sched_getscheduler(int(thread)) for thread in threads} <= {os.SCHED_OTHER, os.SCHED_BATCH}
+    encoder.close()
 
 
 def test_a_discarded_episode_leaves_no_trace(tmp_path: Path) -> None:

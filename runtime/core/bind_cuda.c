@@ -1,4 +1,5 @@
 /* CudaDriver and CudaLoop: capture and launch of CUDA graphs. Handles cross as integers. */
+#include "bind_request.h"
 #include "cuda_loop.h"
 #include "module.h"
 
@@ -268,64 +269,35 @@ static PyObject *loop_encode(loop_object *self, PyObject *args)
     return ran ? Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns) : raise(self->loop.driver);
 }
 
-enum { NOISE, TARGET, WEIGHTS, SIGNAL, REQUEST_BUFFERS };
-
-static int check_request(const cuda_loop *loop, int side, int steps, const Py_buffer *buffers)
+static int captured(const cuda_loop *loop, int side, int steps)
 {
-    size_t cells = loop->rows * loop->columns * sizeof(float);
-    const size_t bytes[REQUEST_BUFFERS] = {cells, cells, loop->rows * sizeof(float), sizeof(int32_t)};
-    static const char *const names[REQUEST_BUFFERS] = {"noise", "target", "weights", "signal"};
-    if (checked_side(side) < 0)
-        return -1;
-    if (steps < 1 || steps > FLOW_MAX_STEPS || loop->steps[side][steps].count == 0) {
-        PyErr_Format(PyExc_ValueError, "%d steps are not captured for side %d", steps, side);
-        return -1;
-    }
-    for (int i = 0; i < REQUEST_BUFFERS; i++) {
-        if (buffers[i].buf != NULL && (size_t)buffers[i].len != bytes[i]) {
-            PyErr_Format(PyExc_ValueError, "%s has %zd bytes, must have %zu", names[i], buffers[i].len, bytes[i]);
-            return -1;
-        }
-    }
-    if ((buffers[TARGET].buf == NULL) != (buffers[WEIGHTS].buf == NULL)) {
-        PyErr_SetString(PyExc_ValueError, "target and weights come together");
-        return -1;
-    }
-    return 0;
-}
-
-static PyObject *result_of(const loop_object *self, const flow_result *result)
-{
-    if (result->outcome == FLOW_FAILED)
-        return raise(self->loop.driver);
-    PyObject *steps = PyTuple_New(result->steps);
-    if (steps == NULL)
-        return NULL;
-    for (int k = 0; k < result->steps; k++)
-        PyTuple_SET_ITEM(steps, k, PyLong_FromLongLong(result->step_ns[k]));
-    return Py_BuildValue("(ON)", result->outcome == FLOW_ABANDONED ? Py_True : Py_False, steps);
+    if (steps >= 1 && steps <= FLOW_MAX_STEPS && loop->steps[side][steps].count > 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%d steps are not captured for side %d", steps, side);
+    return -1;
 }
 
 static PyObject *loop_denoise(loop_object *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"side", "noise", "steps", "target", "weights", "signal", NULL};
-    Py_buffer buffers[REQUEST_BUFFERS] = {0};
+    bind_request given = {0};
+    Py_buffer *buffers = given.buffers;
+    const cuda_loop *loop = &self->loop;
     int side, steps;
+    flow_request request;
     flow_result result;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "iy*i|z*z*z*", names, &side, &buffers[NOISE], &steps, &buffers[TARGET],
                                      &buffers[WEIGHTS], &buffers[SIGNAL]))
         return NULL;
     PyObject *made = NULL;
-    if (check_request(&self->loop, side, steps, buffers) == 0) {
-        flow_request request = {steps, buffers[NOISE].buf, NULL, buffers[TARGET].buf, buffers[WEIGHTS].buf, buffers[SIGNAL].buf};
+    if (checked_side(side) == 0 && captured(loop, side, steps) == 0
+        && bind_request_read(&given, steps, loop->rows, loop->columns, 0, &request) == 0) {
         Py_BEGIN_ALLOW_THREADS
         cuda_loop_denoise(&self->loop, side, &request, &result);
         Py_END_ALLOW_THREADS
-        made = result_of(self, &result);
+        made = result.outcome == FLOW_FAILED ? raise(loop->driver) : bind_request_result(&result);
     }
-    for (int i = 0; i < REQUEST_BUFFERS; i++)
-        if (buffers[i].buf != NULL)
-            PyBuffer_Release(&buffers[i]);
+    bind_request_release(&given);
     return made;
 }
 

@@ -1,5 +1,6 @@
 /* Flow: the state token and the Euler steps in one call without the interpreter. */
 #include "bind_ort.h"
+#include "bind_request.h"
 
 typedef struct {
     PyObject_HEAD
@@ -167,65 +168,28 @@ static PyObject *flow_call_encode(flow_object *self, PyObject *refresh)
     return outcome == FLOW_FAILED ? failed(self) : Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns);
 }
 
-enum { NOISE, BIAS_ROWS, TARGET, WEIGHTS, SIGNAL, REQUEST_BUFFERS };
-
-static int check_request(const flow_object *self, int steps, const Py_buffer *buffers)
-{
-    const flow *loop = &self->loop;
-    size_t cells = loop->rows * loop->columns;
-    const size_t bytes[REQUEST_BUFFERS] = {cells * sizeof(float), (size_t)steps * loop->width * sizeof(float),
-                                           cells * sizeof(float), loop->rows * sizeof(float), sizeof(int32_t)};
-    static const char *const names[REQUEST_BUFFERS] = {"noise", "bias_rows", "target", "weights", "signal"};
-    if (steps < 1 || steps > FLOW_MAX_STEPS) {
-        PyErr_Format(PyExc_ValueError, "%d steps, must be 1 to %d", steps, FLOW_MAX_STEPS);
-        return -1;
-    }
-    for (int i = 0; i < REQUEST_BUFFERS; i++) {
-        if (buffers[i].buf != NULL && (size_t)buffers[i].len != bytes[i]) {
-            PyErr_Format(PyExc_ValueError, "%s has %zd bytes, must have %zu", names[i], buffers[i].len, bytes[i]);
-            return -1;
-        }
-    }
-    if ((buffers[TARGET].buf == NULL) != (buffers[WEIGHTS].buf == NULL)) {
-        PyErr_SetString(PyExc_ValueError, "target and weights come together");
-        return -1;
-    }
-    return 0;
-}
-
-static PyObject *result_of(const flow_object *self, const flow_result *result)
-{
-    if (result->outcome == FLOW_FAILED)
-        return failed(self);
-    PyObject *steps = PyTuple_New(result->steps);
-    if (steps == NULL)
-        return NULL;
-    for (int k = 0; k < result->steps; k++)
-        PyTuple_SET_ITEM(steps, k, PyLong_FromLongLong(result->step_ns[k]));
-    return Py_BuildValue("(ON)", result->outcome == FLOW_ABANDONED ? Py_True : Py_False, steps);
-}
-
 static PyObject *flow_call_denoise(flow_object *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"noise", "bias_rows", "steps", "target", "weights", "signal", NULL};
-    Py_buffer buffers[REQUEST_BUFFERS] = {0};
+    bind_request given = {0};
+    Py_buffer *buffers = given.buffers;
+    flow *loop = &self->loop;
     int steps;
+    flow_request request;
     flow_result result;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS], &steps,
                                      &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
         return NULL;
     PyObject *made = NULL;
-    if (check_request(self, steps, buffers) == 0) {
-        flow_request request = {steps, buffers[NOISE].buf, buffers[BIAS_ROWS].buf, buffers[TARGET].buf,
-                                buffers[WEIGHTS].buf, buffers[SIGNAL].buf};
+    if (steps < 1 || steps > FLOW_MAX_STEPS) {
+        PyErr_Format(PyExc_ValueError, "%d steps, must be 1 to %d", steps, FLOW_MAX_STEPS);
+    } else if (bind_request_read(&given, steps, loop->rows, loop->columns, loop->width, &request) == 0) {
         Py_BEGIN_ALLOW_THREADS
-        flow_denoise(&self->loop, &request, &result);
+        flow_denoise(loop, &request, &result);
         Py_END_ALLOW_THREADS
-        made = result_of(self, &result);
+        made = result.outcome == FLOW_FAILED ? failed(self) : bind_request_result(&result);
     }
-    for (int i = 0; i < REQUEST_BUFFERS; i++)
-        if (buffers[i].buf != NULL)
-            PyBuffer_Release(&buffers[i]);
+    bind_request_release(&given);
     return made;
 }
 

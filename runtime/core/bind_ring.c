@@ -47,12 +47,14 @@ static PyObject *RingWriter_write(PyObject *object, PyObject *argument)
 
 static PyObject *RingWriter_announce(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"p99_ns", "plan_then_move", "dropped_through", NULL};
+    static char *names[] = {"p99_ns", "plan_then_move", "dropped_through", "ready", NULL};
     long long p99_ns, dropped_through = -1;
-    int plan_then_move;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Lp|L", names, &p99_ns, &plan_then_move, &dropped_through))
+    int plan_then_move, ready = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Lp|Lp", names, &p99_ns, &plan_then_move, &dropped_through, &ready))
         return NULL;
-    ring_notice notice = {.p99_ns = p99_ns, .plan_then_move = (uint64_t)plan_then_move, .dropped_through = dropped_through};
+    ring_notice notice = {
+        .p99_ns = p99_ns, .plan_then_move = (uint64_t)plan_then_move, .dropped_through = dropped_through, .ready = (uint64_t)ready,
+    };
     ring_announce(((RingWriter *)object)->file.memory, &notice);
     Py_RETURN_NONE;
 }
@@ -124,13 +126,13 @@ static PyObject *RingReader_notice(PyObject *object, PyObject *unused)
     ring_notice notice;
     if (!ring_notice_read(&((RingReader *)object)->reader, &notice))
         Py_RETURN_NONE;
-    return Py_BuildValue("(LOL)", (long long)notice.p99_ns, notice.plan_then_move ? Py_True : Py_False,
-                         (long long)notice.dropped_through);
+    return Py_BuildValue("(LOLO)", (long long)notice.p99_ns, notice.plan_then_move ? Py_True : Py_False,
+                         (long long)notice.dropped_through, notice.ready ? Py_True : Py_False);
 }
 
 static PyMethodDef RingReader_methods[] = {
     {"take", RingReader_take, METH_NOARGS, "The next chunk with its verdict, or None."},
-    {"notice", RingReader_notice, METH_NOARGS, "p99_ns, plan_then_move, dropped_through."},
+    {"notice", RingReader_notice, METH_NOARGS, "p99_ns, plan_then_move, dropped_through, ready."},
     {NULL},
 };
 

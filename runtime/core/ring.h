@@ -14,9 +14,10 @@ enum { RING_SLOTS = 8 };
 
 /* What inference says of itself beside its chunks. */
 typedef struct {
-    int64_t p99_ns;          /* measured p99 of an inference, 0: not measured yet */
+    int64_t p99_ns;          /* p99 of an inference, measured or allowed while it is measured; 0: none said */
     uint64_t plan_then_move; /* 1: this host waits for rest chunks; 0: replans while moving */
     int64_t dropped_through; /* chunks of observations up to this sequence are void: the scene changed; -1: none */
+    uint64_t ready;          /* 1: measured, it plans as soon as control takes chunks */
 } ring_notice;
 
 typedef struct {
@@ -33,7 +34,7 @@ typedef struct {
     uint64_t written; /* chunks ever written */
     shared_slot notice_slot;
     ring_notice notice;
-    uint64_t reserved[8];
+    uint64_t reserved[7];
     ring_slot slots[RING_SLOTS];
 } ring_file;
 

@@ -69,9 +69,9 @@ static int order(const char *path)
     ring_reader_start(&reader, reading.memory); /* a restarted control begins behind what is there */
     CHECK(ring_take(&reader, &taken) == RING_EMPTY);
 
-    ring_notice notice = {.p99_ns = 5, .plan_then_move = 1, .dropped_through = 9}, told = {0};
+    ring_notice notice = {.p99_ns = 5, .plan_then_move = 1, .dropped_through = 9, .ready = 1}, told = {0};
     ring_announce(ring, &notice);
-    CHECK(ring_notice_read(&reader, &told) && told.p99_ns == 5 && told.plan_then_move == 1 && told.dropped_through == 9);
+    CHECK(ring_notice_read(&reader, &told) && told.p99_ns == 5 && told.plan_then_move == 1 && told.dropped_through == 9 && told.ready == 1);
     ring->notice_slot.sequence |= 1; /* the writer died in it */
     notice.p99_ns = 6;
     CHECK(!ring_notice_read(&reader, &told) && told.p99_ns == 5);
