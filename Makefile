@@ -32,10 +32,10 @@ check: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m check tests
 
 soak: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -m soak --timeout 7200 tests
+	$(VENV)/bin/python -m pytest -m soak --timeout 7200 -o faulthandler_timeout=0 tests
 
 full: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -m full --timeout 3600 tests
+	$(VENV)/bin/python -m pytest -m full --timeout 3600 -o faulthandler_timeout=0 tests
 
 gpu: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m gpu tests

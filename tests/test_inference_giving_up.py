@@ -94,7 +94,6 @@ def world(tmp_path, golden_bundle, monkeypatch):
         running.close()
 
 
-@pytest.mark.soak
 def test_a_plan_for_the_resting_arm_is_given_up_as_soon_as_somebody_moves_something(world):
     running = world(Rhythm.PLAN_THEN_MOVE, step_s=0.1)
     begun: list[int] = []
@@ -118,7 +117,6 @@ def test_a_plan_for_the_resting_arm_is_given_up_as_soon_as_somebody_moves_someth
     assert running.steps < 20 + 10 + 10 + 10, "given up in the middle: three whole inferences were not run"
 
 
-@pytest.mark.soak
 def test_a_moving_plan_is_given_up_when_a_scene_that_was_trusted_changes_and_the_next_one_follows_at_once(world):
     running = world(step_s=0.08, session=SessionOptions(CachePolicy.GUARD, gate=GUARD), replan_s=0.5)
     at: list[tuple[float, int, int]] = []
@@ -169,7 +167,6 @@ def moving_lines(running: World, count: int) -> list[dict]:
     return [line for line in running.lines() if line["kind"] == "moving"]
 
 
-@pytest.mark.soak
 def test_anytime_takes_fewer_steps_so_that_the_chunk_arrives_before_the_executing_one_runs_out(world):
     running = world(**HURRY, least_steps=2)
     wait_until(lambda: running.state == "moving", 15)
@@ -180,7 +177,6 @@ def test_anytime_takes_fewer_steps_so_that_the_chunk_arrives_before_the_executin
         assert line["velocity_step"] is not None, "the executing chunk was still executing when this one was sent"
 
 
-@pytest.mark.soak
 def test_without_anytime_the_same_host_runs_out_of_actions(world):
     running = world(**HURRY)
     wait_until(lambda: running.state == "moving", 15)
