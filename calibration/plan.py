@@ -92,10 +92,10 @@ def candidates(groups: Sequence[Weighted], dialect: Dialect) -> Iterator[Candida
         cheap, fine = dialect.int8[0], dialect.int8[-1]
         shapes.append((f"vision {cheap.value}, the rest {fine.value}", lambda group: cheap if group.graph == "vision" else fine))
     for name, treatment_of in shapes:
-        plan = {group.name: _choice(group, treatment_of(group)) for group in names}
+        plan = {group.name: _choice(group, treatment_of(group), dialect) for group in names}
         yield Candidate(name, plan, folded=False)
         yield Candidate(f"{name}, folded", plan, folded=True)
-        apart = {group.name: _choice(group, treatment_of(group), OUTLIER_RATIO) for group in names}
+        apart = {group.name: _choice(group, treatment_of(group), dialect, OUTLIER_RATIO) for group in names}
         yield Candidate(f"{name}, outliers apart", apart, folded=False)
 
 
@@ -132,9 +132,9 @@ def _mend(start: Trial, groups: Sequence[Weighted], bound: ActionErrorBound, att
     return None
 
 
-def _choice(group: Group, treatment: Treatment, outlier_ratio: float = 0.0) -> Choice:
+def _choice(group: Group, treatment: Treatment, dialect: Dialect, outlier_ratio: float = 0.0) -> Choice:
     if group.products:
-        return Choice(treatment) if treatment is Treatment.INT8_STATIC and group.graph == "vision" else FLOAT32
+        return Choice(treatment) if dialect.products and treatment is Treatment.INT8_STATIC and group.graph == "vision" else FLOAT32
     return Choice(treatment, outlier_ratio)
 
 

@@ -27,16 +27,18 @@ class Treatment(Enum):
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """What one backend runs fast. `int8`: its INT8 treatments, cheapest first. signed: activations are signed and
-    symmetric (TensorRT) instead of unsigned with a zero point (x86, where u8·s8 has an instruction and s8·s8 has not)."""
+    symmetric (TensorRT) instead of unsigned with a zero point (x86, where u8·s8 has an instruction and s8·s8 has not).
+    products: vision's attention products are static INT8 too (TensorRT fuses attention in half precision instead)."""
 
     engine: str
     int8: tuple[Treatment, ...]
     signed: bool = False
+    products: bool = False
 
 
 DIALECTS = {
     "ort": Dialect("ort", (Treatment.INT8_DYNAMIC,)),
-    "openvino": Dialect("openvino", (Treatment.INT8_STATIC, Treatment.INT8_WEIGHTS)),
+    "openvino": Dialect("openvino", (Treatment.INT8_STATIC, Treatment.INT8_WEIGHTS), products=True),
     "tensorrt": Dialect("tensorrt", (Treatment.INT8_STATIC,), signed=True),
 }
 

@@ -22,10 +22,12 @@ from vla_edge.errors import EngineError
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """threads: CPU threads inside one run (0: all physical cores). spin: workers wait busily between runs
-    (fast, but takes a core from the control loop's neighbours)."""
+    (fast, but takes a core from the control loop's neighbours). fuse: False computes quantised products as the graph
+    writes them, dequantised in float32, which is what another device's INT8 comes to (backends ort and ort-python)."""
 
     threads: int = 0
     spin: bool = True
+    fuse: bool = True
 
     def __post_init__(self) -> None:
         if self.threads < 0:

@@ -39,6 +39,8 @@ def open_cpu(options: EngineOptions) -> Engine:
     too old.
     """
     require_runtime()
+    if not options.fuse:
+        return _python_binding(options, "Python binding, quantised products as written")
     try:
         return open_native(options)
     except EngineError as reason:
@@ -115,6 +117,7 @@ def session_options(options: EngineOptions) -> Any:
     # Its own log would repeat on stderr what the raised error says.
     made.log_severity_level = 4
     made.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    made.add_session_config_entry("session.disable_quant_qdq", "0" if options.fuse else "1")
     return made
 
 

@@ -107,10 +107,12 @@ class _Work:
         self.graphs = {name: bundle.graph(name) for name in bundle.manifest.graphs}
         options = EngineOptions(threads=request.threads, spin=False)
         self.reference_engine = load_engine("ort", options)
-        self.candidate_engine: Engine | None = None
-        if request.backend in CPU_BACKENDS:
-            # Candidates lie in memory, which ONNX Runtime's native sessions do not take.
-            self.candidate_engine = load_engine("ort-python" if request.backend == "ort" else request.backend, options)
+        self.runs_here = request.backend in CPU_BACKENDS
+        # Candidates lie in memory, which ONNX Runtime's native sessions do not take.
+        if request.backend == "openvino":
+            self.candidate_engine = load_engine("openvino", options)
+        else:
+            self.candidate_engine = load_engine("ort-python", replace(options, fuse=self.runs_here))
         self.data: Split = _observations(bundle, request)
         self.ranges: Ranges | None = None
         self.folds: Folds | None = None
@@ -126,8 +128,6 @@ class _Work:
             lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
         )
         self.folds = folds_of(list(self.graphs.values()), self.ranges)
-        if self.candidate_engine is None:
-            return self._unmeasured(dialect.int8[0]), None
         self.progress("float32 reference")
         self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
         found = search(self._groups(), dialect, self.request.bound, self._measure)
@@ -140,7 +140,11 @@ class _Work:
         return (None if found.chosen is None else found.chosen.candidate), found
 
     def half(self) -> tuple[Candidate, None]:
-        return self._unmeasured(Treatment.FLOAT16), None
+        """Every linear map in half precision, for a backend that is not on this machine."""
+        plan = {item.group.name: Choice(Treatment.FLOAT16) for item in self._groups() if not item.group.products}
+        self.progress("float32 reference")
+        self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
+        return Candidate(f"all {Treatment.FLOAT16.value}", plan, folded=False), None
 
     def settings(self, candidate: Candidate) -> VariantSettings:
         signed = self.request.backend in DIALECTS and DIALECTS[self.request.backend].signed
@@ -159,13 +163,16 @@ class _Work:
             "ranges": None if self.ranges is None else {"digest": self.ranges.digest, "observations": self.ranges.seen, "method": self.request.method.value},
             "search": _tried(found),
         }
-        if self.candidate_engine is None:
-            engine = load_engine("ort", EngineOptions(threads=self.request.threads, spin=False))
+        if not self.runs_here:
+            error = self._error(written, self.candidate_engine)
+            if not error.within(self.request.bound):
+                raise ExportError(
+                    f"{self.request.precision} for {self.request.backend} has cosine {error.cosine:.5f} and joint error {error.joint_p95:.4f} of range on ort, "
+                    f"outside the bound ({self.request.bound.cosine:g}, {self.request.bound.joint_p95:g}); raise the bound, or export fp32"
+                )
             facts["graphs"] = dict.fromkeys(manifest.graphs, f"{self.request.precision}, not run here")
-            facts["audit"] = f"not audited: backend {self.request.backend} is not on this machine; action error measured on ort"
-            self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
-            facts["error"] = self._error(written, engine).facts()
-            return replace(manifest, precision=facts)
+            facts["audit"] = f"not audited: backend {self.request.backend} is not on this machine; action error measured on ort, as the graphs are written"
+            return replace(manifest, precision={**facts, "error": error.facts()})
         engine = load_engine(self.request.backend, EngineOptions(threads=self.request.threads, spin=False))
         self.progress("audit what really runs")
         audits = {name: self._audit(engine, self.graphs[name], written.graph(name), candidate.plan) for name in manifest.graphs}
@@ -181,18 +188,12 @@ class _Work:
         facts["latency_ms"] = self._latency(written, engine)
         return replace(manifest, precision=facts)
 
-    def _unmeasured(self, treatment: Treatment) -> Candidate:
-        """Every linear map in `treatment`, for a backend that is not on this machine."""
-        plan = {item.group.name: Choice(treatment) for item in self._groups() if not item.group.products}
-        return Candidate(f"all {treatment.value}", plan, folded=self.folds is not None)
-
     def _groups(self) -> list[Weighted]:
         runs = {"vision": len(self.bundle.manifest.cameras), "expert": self.bundle.manifest.policy.num_steps}
         return [Weighted(group, runs.get(name, 1)) for name, graph in self.graphs.items() for group in groups_of(graph)]
 
     def _measure(self, candidate: Candidate) -> ActionError:
         self.progress(f"try {candidate.name}")
-        assert self.candidate_engine is not None
         settings = self.settings(candidate)
         variants = {name: in_memory(graph, candidate.plan, settings) for name, graph in self.graphs.items()}
         return self._error(self.bundle, VariantEngine(self.candidate_engine, variants))

@@ -129,17 +129,13 @@ bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, 
     return result;
 }
 
-/* A length no unanswered read asked for lately; when all were lost, the one lost longest ago. */
+/* The least length that no unanswered read asked for lately; 0: all are taken. */
 static uint16_t fresh_length(const bus *bus, uint16_t length, int64_t now_ns)
 {
-    uint16_t best = length;
-    for (uint16_t wire = length; wire <= BUS_WIRE_MAX; wire++) {
+    for (uint16_t wire = length; wire <= BUS_WIRE_MAX; wire++)
         if (bus->lost_ns[wire] == 0 || now_ns - bus->lost_ns[wire] > BUS_MEMORY_NS)
             return wire;
-        if (bus->lost_ns[wire] < bus->lost_ns[best])
-            best = wire;
-    }
-    return best;
+    return 0;
 }
 
 bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
@@ -149,6 +145,8 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
         return BUS_REFUSED;
     int64_t asked_ns = serial_now_ns();
     uint16_t wire = fresh_length(bus, what->length, asked_ns);
+    if (wire == 0)
+        return count(bus, BUS_TIMEOUT); /* the question would take a late answer for its own */
     /* The surplus lies behind the wanted registers, before them where the table ends. */
     uint16_t start = what->address + wire <= BUS_TABLE_END ? what->address : (uint16_t)(BUS_TABLE_END - wire);
     uint8_t question[4 + BUS_SERVOS_MAX] = {(uint8_t)start, (uint8_t)(start >> 8), (uint8_t)wire, (uint8_t)(wire >> 8)};

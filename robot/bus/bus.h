@@ -6,7 +6,8 @@
  * voids the whole call, and while the answer to a read may still be under way
  * (BUS_MEMORY_NS) no other read asks for the same number of bytes: a few
  * neighbouring registers are read too, and thrown away. When so many reads in a
- * row were lost that all lengths are taken, the one lost longest ago is next.
+ * row were lost that all lengths are taken, nothing is asked (BUS_TIMEOUT) until
+ * the oldest of them is forgotten.
  */
 #ifndef VLA_BUS_H
 #define VLA_BUS_H
@@ -18,10 +19,10 @@
 enum {
     BUS_SERVOS_MAX = 16,
     BUS_READ_MAX = 16,     /* longest read a caller may ask for */
-    BUS_WIRE_MAX = 20,     /* longest read on the wire: six servos answer in 1.9 ms at 1 Mbaud */
+    BUS_WIRE_MAX = 40,     /* longest read on the wire: six servos answer in 3.1 ms at 1 Mbaud */
     BUS_TABLE_END = 147,   /* registers 0..146 of the X series can be read in one piece */
 };
-#define BUS_MEMORY_NS 1000000000LL
+#define BUS_MEMORY_NS 500000000LL /* four times the latest reply the driver is tested with */
 #define BUS_QUIET_NS 1500000LL /* a silent line: longer than a USB adapter's latency timer */
 
 typedef enum { BUS_OK, BUS_TIMEOUT, BUS_CORRUPT, BUS_REFUSED, BUS_UNPLUGGED } bus_result;
