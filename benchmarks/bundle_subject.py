@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.benchmarks.subjects import CACHED, DELTA, FRESH, OBSERVATIONS, ONE_CAMERA, SubjectSpec
+from vla_edge.benchmarks.subject import CACHED, DELTA, FRESH, OBSERVATIONS, ONE_CAMERA, SubjectSpec
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.synthetic import synthetic
 from vla_edge.contract import Frame, Observation

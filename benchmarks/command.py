@@ -26,7 +26,7 @@ def _main(argv: Sequence[str]) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from vla_edge.benchmarks.measure import Rounds, measure
     from vla_edge.benchmarks.report import markdown, write_report
-    from vla_edge.benchmarks.subjects import SubjectSpec
+    from vla_edge.benchmarks.subject import SubjectSpec
 
     if arguments.rounds < 1 or arguments.threads < 0:
         raise ConfigError(f"--rounds {arguments.rounds} must be 1 or more, --threads {arguments.threads} 0 or more")

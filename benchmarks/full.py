@@ -23,7 +23,7 @@ from rich.console import Console
 from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
 from vla_edge.benchmarks.report import markdown, write_report
-from vla_edge.benchmarks.subjects import SubjectSpec
+from vla_edge.benchmarks.subject import SubjectSpec
 from vla_edge.calibration.action_error import ActionErrorBound
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError, run_command

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_edge.benchmarks.subjects import FRESH, OBSERVATIONS, SubjectSpec
+from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.synthetic import synthetic
 from vla_edge.errors import ConfigError

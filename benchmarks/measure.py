@@ -14,7 +14,8 @@ import onnx
 
 from vla_edge.benchmarks.ceilings import Ceilings, measure_ceilings
 from vla_edge.benchmarks.host import host_facts
-from vla_edge.benchmarks.subjects import CACHED, FRESH, OBSERVATIONS, ONE_CAMERA, Run, SubjectProcess, SubjectSpec
+from vla_edge.benchmarks.subject import CACHED, FRESH, OBSERVATIONS, ONE_CAMERA, Run, SubjectSpec
+from vla_edge.benchmarks.subjects import SubjectProcess
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.action_error import action_error, joint_spans
 from vla_edge.calibration.counting import work_of

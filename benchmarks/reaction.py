@@ -35,7 +35,8 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
-from vla_edge.robot.cameras import PREFIX, FreshnessWatch
+from vla_edge.robot.camera_options import PREFIX
+from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.mjcf import CAMERAS
 from vla_edge.robot.reach import instruction

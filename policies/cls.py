@@ -7,32 +7,11 @@ run after the prefix, against its cache, and change the policy by exactly 0.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as functional
-from torch import Tensor, nn
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from vla_edge.policies.flow import FlowMatching, Prefix
-
-
-class ClsProjection(nn.Module):
-    """Two linear maps with a ReLU between."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, out)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, tokens, width] → [B, tokens, out]."""
-        return self.fc2(torch.relu(self.fc1(tokens)))
-
-
-def new_cls_tokens(count: int, width: int) -> nn.Parameter:
-    """(1, count, width) drawn from N(0, 1)·0.02."""
-    return nn.Parameter(torch.randn(1, count, width) * 0.02)
+from vla_edge.policies.flow import FlowMatching, Prefix
 
 
 def observe(model: FlowMatching, prefix: Prefix) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vla_edge.errors import ConfigError
 from vla_edge.policies.backbone import BackboneConfig
-from vla_edge.policies.cls import ClsProjection, new_cls_tokens
+from vla_edge.policies.cls_tokens import ClsProjection, new_cls_tokens
 from vla_edge.policies.config import SmolVLAConfig
 from vla_edge.policies.expert import expert_width
 from vla_edge.policies.smolvlm import SmolVLMWithExpert

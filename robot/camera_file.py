@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
-from vla_edge.robot.cameras import CameraOptions
+from vla_edge.robot.camera_options import CameraOptions
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CameraError, CheckFailed
-from vla_edge.robot.cameras import CameraOptions, open_camera, parse_cameras, short_name
+from vla_edge.robot.camera_options import CameraOptions, parse_cameras, short_name
+from vla_edge.robot.cameras import open_camera
 
 _TILE = (240, 320)
 _CAPTION = 24

@@ -11,7 +11,7 @@ import numpy as np
 
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
-from vla_edge.robot.cameras import CameraOptions
+from vla_edge.robot.camera_options import CameraOptions
 
 _FIRST_PICTURE_S = 5.0
 

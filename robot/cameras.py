@@ -1,39 +1,13 @@
-"""Cameras behind one protocol: which device is which name, the newest picture with its capture time, and whether
-pictures still arrive.
-
-A camera is given as NAME=DEVICE[,OPTION…]. NAME is the policy's (`laptop` or
-`observation.images.laptop`). DEVICE is a V4L2 device (an index, or better a
-path under /dev/v4l/by-id, which survives replugging), `file:PATH` (a video, a
-folder of pictures or an .npz) or `sim:PATH` (a frames file). Options: `noisy`
-(two equal pictures in a row mean a frozen sensor), `WIDTHxHEIGHT`, `NNfps`.
-"""
+"""Cameras behind one protocol: the newest picture with its capture time, and whether pictures still arrive."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vla_edge.contract import Frame
-from vla_edge.errors import CameraError, ConfigError
-
-PREFIX = "observation.images."
-
-
-@dataclass(frozen=True, slots=True)
-class CameraOptions:
-    """One camera as the user named it. kind: "v4l2", "file" or "sim". height, width in pixels and fps are what is
-    asked of the device (0: its default)."""
-
-    name: str
-    kind: str
-    device: str
-    height: int = 0
-    width: int = 0
-    fps: int = 0
-    noisy: bool = False
+from vla_edge.errors import CameraError
+from vla_edge.robot.camera_options import CameraOptions
 
 
 class Camera(Protocol):
@@ -47,55 +21,6 @@ class Camera(Protocol):
         """The newest picture; the same `sequence` again when no newer one came. CameraError: none can come."""
 
     def close(self) -> None: ...
-
-
-def parse_camera(text: str) -> CameraOptions:
-    """`NAME=DEVICE[,OPTION…]` as CameraOptions; ConfigError tells the form and the part that does not fit."""
-    name, equals, rest = text.partition("=")
-    device, *words = rest.split(",")
-    if not equals or not re.fullmatch(r"[\w.]+", name) or not device:
-        raise ConfigError(f"camera {text!r} is not NAME=DEVICE; for example laptop=/dev/v4l/by-id/usb-...-index0 or phone=file:clip.mp4")
-    height = width = fps = 0
-    noisy = False
-    for word in words:
-        if word == "noisy":
-            noisy = True
-        elif size := re.fullmatch(r"(\d+)x(\d+)", word):
-            width, height = int(size[1]), int(size[2])
-        elif rate := re.fullmatch(r"(\d+)fps", word):
-            fps = int(rate[1])
-        else:
-            raise ConfigError(f"camera {name}: unknown option {word!r}; known: noisy, WIDTHxHEIGHT, NNfps")
-    kind, colon, path = device.partition(":")
-    if colon and kind in ("file", "sim"):
-        if not path:
-            raise ConfigError(f"camera {name}: {kind}: needs a path")
-        device = path
-    elif re.fullmatch(r"\d+", device) or device.startswith("/"):
-        kind = "v4l2"
-    else:
-        raise ConfigError(f"camera {name}: {device!r} is no device; give an index, a path such as /dev/video0, file:PATH or sim:PATH")
-    return CameraOptions(full_name(name), kind, device, height, width, fps, noisy)
-
-
-def parse_cameras(texts: Sequence[str]) -> tuple[CameraOptions, ...]:
-    """Every `--camera` of a command line; ConfigError when a name is given twice."""
-    options = tuple(parse_camera(text) for text in texts)
-    names = [option.name for option in options]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"camera {name} is given {names.count(name)} times; give each name once")
-    return options
-
-
-def full_name(name: str) -> str:
-    """`laptop` → `observation.images.laptop`; a full name stays."""
-    return name if name.startswith(PREFIX) else PREFIX + name
-
-
-def short_name(name: str) -> str:
-    """`observation.images.laptop` → `laptop`."""
-    return name.removeprefix(PREFIX)
 
 
 def open_camera(options: CameraOptions) -> Camera:

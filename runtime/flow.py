@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.engines.ort_native import NativeSession
-from vla_edge.engines.trt import TrtSession
 from vla_edge.errors import ObservationError
 from vla_edge.runtime.stages import Stages
 
@@ -156,16 +155,6 @@ class NativeLoop:
         )
         took = tuple(duration / 1e6 for duration in step_ns)
         return FlowReport(None if abandoned else self._x[len(took) % 2][0].copy(), took)
-
-
-def flow_loop(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:
-    """The native loop where the sessions are native, CUDA graphs where they are TensorRT's, else the Python loop."""
-    kinds = {type(stages.session(name)) for name in ("prefix", "state", "expert")}
-    if kinds == {TrtSession}:
-        from vla_edge.runtime.cuda_loop import CudaGraphLoop
-
-        return CudaGraphLoop(stages, tables)
-    return NativeLoop(stages, tables) if kinds == {NativeSession} else PythonLoop(stages, tables)
 
 
 def time_biases(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:

@@ -17,7 +17,8 @@ from typing import TypeVar
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CameraError, ConfigError
-from vla_edge.robot.cameras import Camera, CameraOptions, FreshnessWatch, open_camera, parse_cameras
+from vla_edge.robot.camera_options import CameraOptions, parse_cameras
+from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
 from vla_edge.runtime.cache import CachePolicy
 from vla_edge.runtime.handover import HandOver
 from vla_edge.runtime.identity import check_camera_places, check_picture_sizes

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Observation
 from vla_edge.errors import ConfigError
-from vla_edge.robot.cameras import PREFIX, short_name
+from vla_edge.robot.camera_options import PREFIX, short_name
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.simulated_arm import (
     SimulatedArm,

@@ -12,7 +12,8 @@ import numpy as np
 
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
-from vla_edge.robot.cameras import Camera, short_name
+from vla_edge.robot.camera_options import short_name
+from vla_edge.robot.cameras import Camera
 from vla_edge.robot.frames import FrameWriter
 from vla_edge.runtime.run_folder import RunFolder
 

@@ -23,7 +23,7 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.datasets.layout import Feature
 from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.errors import ConfigError, run_command
-from vla_edge.robot.cameras import PREFIX
+from vla_edge.robot.camera_options import PREFIX
 from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.reach import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
 from vla_edge.robot.scene import random_scene

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
@@ -18,26 +17,8 @@ from vla_edge.errors import ConfigError
 from vla_edge.runtime.cache import CachePolicy
 from vla_edge.runtime.run_folder import open_run_folder
 from vla_edge.runtime.serve_access import access
+from vla_edge.runtime.serve_options import ServeOptions
 from vla_edge.runtime.session import SessionOptions
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """What the service is told. record: file for the exact inputs of every inference, None: not recorded."""
-
-    engine: str
-    threads: int
-    session: SessionOptions
-    sessions: int
-    connections: int
-    port: int
-    record: Path | None
-    record_limit_bytes: int
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("sessions", 1, 64), ("connections", 1, 1024), ("port", 0, 65535)):
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be {least} to {most}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,9 +21,9 @@ from vla_edge.runtime.inference_log import InferenceLog
 from vla_edge.runtime.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.operator import ask
 from vla_edge.runtime.run_folder import RunFolder
-from vla_edge.runtime.serve import ServeOptions
 from vla_edge.runtime.serve_access import Access, ControlLease
 from vla_edge.runtime.serve_app import Service, application, message_limit
+from vla_edge.runtime.serve_options import ServeOptions
 from vla_edge.runtime.serve_sessions import SessionPool
 from vla_edge.runtime.serve_status import RobotView
 from vla_edge.runtime.session import PolicySession, SessionOptions

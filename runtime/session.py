@@ -15,7 +15,8 @@ from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.cache import CacheKey, CachePolicy, Decision, PrefixCache
-from vla_edge.runtime.flow import FlowLoop, FlowRequest, Inpaint, flow_loop
+from vla_edge.runtime.flow import FlowLoop, FlowRequest, Inpaint
+from vla_edge.runtime.flow_loops import flow_loop
 from vla_edge.runtime.gate import GateSettings, SceneVerdict, read_gate
 from vla_edge.runtime.prepare import Preparer, lay_out
 from vla_edge.runtime.prompt import Prompt, PromptEncoder

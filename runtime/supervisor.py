@@ -21,7 +21,7 @@ from rich.console import Console
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
-from vla_edge.robot.cameras import full_name
+from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim import SimProcess
 from vla_edge.runtime.children import Child, end, start, wait_for_line
 from vla_edge.runtime.control import add_robot_arguments, load_core

@@ -17,7 +17,8 @@ from vla_edge.benchmarks.command import main
 from vla_edge.benchmarks.compare import compare
 from vla_edge.benchmarks.full import headline
 from vla_edge.benchmarks.measure import percentiles
-from vla_edge.benchmarks.subjects import CACHED, FRESH, ONE_CAMERA, SubjectProcess, SubjectSpec
+from vla_edge.benchmarks.subject import CACHED, FRESH, ONE_CAMERA, SubjectSpec
+from vla_edge.benchmarks.subjects import SubjectProcess
 from vla_edge.errors import BundleError, CheckFailed
 
 CHECKPOINT = Path(__file__).parent / "golden" / "koch-bfloat16"

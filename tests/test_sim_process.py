@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from vla_edge.errors import ConfigError
-from vla_edge.robot.cameras import FreshnessWatch, open_camera, parse_camera
+from vla_edge.robot.camera_options import parse_camera
+from vla_edge.robot.cameras import FreshnessWatch, open_camera
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.robot.koch import KochOptions, open_koch
 from vla_edge.robot.recording import Recording
