@@ -251,7 +251,9 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _print(findings: Sequence[Finding], lacking: Sequence[Finding]) -> None:
-    table = Table("check", "found", "needed", "how to fix")
+    table = Table()
+    for head in ("check", "found", "needed", "how to fix"):
+        table.add_column(head, overflow="fold")
     marks = {OK: "[green]ok[/]", NOTE: "[yellow]look[/]", MISSING: "[dim]not here[/]"}
     for finding in findings:
         mark = "[red]MISSING[/]" if finding in lacking else marks[finding.state]
