@@ -104,6 +104,16 @@ def test_c_tests_pass_under_sanitizers(tmp_path: Path, program: str, sanitizer: 
 
 @needs_gcc
 @pytest.mark.check
+def test_the_control_loop_passes_under_the_address_sanitizer(tmp_path: Path) -> None:
+    """Readings that are lost and chunks included."""
+    program = build(tmp_path, "tick_test", "-O1", "-g", "-DSANITIZED", "-fno-sanitize-recover=all", "-fsanitize=address,undefined")
+    with short_folder() as folder:
+        ran = subprocess.run([str(program), str(folder)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@needs_gcc
+@pytest.mark.check
 @pytest.mark.timeout(900)
 def test_every_mutated_operator_of_the_guard_is_noticed() -> None:
     ran = subprocess.run(["python3", str(ROOT / "tests" / "mutate_guard.py")], capture_output=True, text=True)

@@ -10,12 +10,14 @@
 #include <string.h>
 #include <sys/resource.h>
 
+static int counting;
+static long allocations;
+
+#ifndef SANITIZED /* a sanitizer has an allocator of its own, and touches pages of its own */
 /* These stand before the C library's own, for its internal callers too. */
 extern void *__libc_malloc(size_t bytes);
 extern void *__libc_calloc(size_t n, size_t bytes);
 extern void *__libc_realloc(void *old, size_t bytes);
-static int counting;
-static long allocations;
 
 void *malloc(size_t bytes)
 {
@@ -34,6 +36,7 @@ void *realloc(void *old, size_t bytes)
     allocations += counting;
     return __libc_realloc(old, bytes);
 }
+#endif
 
 enum { TICKS = 400, WARM = 20 };
 
@@ -142,5 +145,9 @@ int main(int argc, char **argv)
            (unsigned long long)loop.status.moving_ticks);
     bool worked = result.exit == CONTROL_STOPPED && arm.torque == 1 && arm.writes > TICKS - 10
                   && loop.status.chunk_verdicts[CHUNK_TAKEN] > 15 && loop.status.moving_ticks > 300;
+#ifdef SANITIZED
+    return !worked;
+#else
     return !worked || allocations != 0 || (loop.status.locked && arm.faults != 0);
+#endif
 }
