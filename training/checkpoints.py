@@ -96,6 +96,15 @@ def last_checkpoint(run: Path) -> Path:
     return (run / CHECKPOINTS / names[-1]).resolve()
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps done at `checkpoint`; TrainingError when its file is damaged."""
+    file = checkpoint / STATE / STEP_FILE
+    try:
+        return int(json.loads(file.read_text())["step"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{file}: damaged ({error}); remove {checkpoint} to resume from the one before") from None
+
+
 def prune(run: Path, keep: int) -> None:
     """Remove the oldest checkpoints until `keep` are left (0 keeps all); `last` and `best` always stay."""
     if keep < 1:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -23,6 +24,8 @@ CHOICES = {
     "statistics": ("union", "first", "checkpoint"),
     "device": ("auto", "cpu", "cuda"),
 }
+TRANSFORMS = 6
+"""Kinds of image augmentation (`augment.py`)."""
 T = TypeVar("T")
 _EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
 """YAML 1.1 reads 5e-5 as a text; a person means the number."""
@@ -38,6 +41,14 @@ class OptimizerConfig:
     weight_decay: float = 1e-10
     grad_clip_norm: float = 10.0
 
+    def __post_init__(self) -> None:
+        _above_zero("learning rate", self.lr)
+        _above_zero("optimizer.eps", self.eps)
+        _above_zero("grad_clip_norm", self.grad_clip_norm)
+        _within("weight_decay", self.weight_decay, 0, 1e3)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas {list(self.betas)}: give two numbers from 0 to below 1")
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
@@ -46,6 +57,11 @@ class ScheduleConfig:
     warmup_steps: int = 1000
     decay_steps: int = 30_000
     decay_lr: float = 2.5e-6
+
+    def __post_init__(self) -> None:
+        _within("warmup_steps", self.warmup_steps, 0)
+        _within("decay_steps", self.decay_steps, 1)
+        _within("decay_lr", self.decay_lr, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,16 @@ class LoraConfig:
     dropout: float = 0.0
     targets: str = r".*\.(vlm\.model\.text_model|lm_expert)\..*\.(q|k|v|o)_proj"
 
+    def __post_init__(self) -> None:
+        _within("lora.rank", self.rank, 0)
+        _within("lora.alpha", self.alpha, 1)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout}: give 0 to below 1")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ConfigError(f"lora.targets {self.targets!r} is no regular expression ({error})") from None
+
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
@@ -80,6 +106,12 @@ class AugmentConfig:
     hue: float = 0.05
     sharpness: float = 0.5
     shift: float = 0.05
+
+    def __post_init__(self) -> None:
+        _within("augment.most", self.most, 0, TRANSFORMS)
+        for item in fields(self):
+            if item.name != "most":
+                _within(f"augment.{item.name}", getattr(self, item.name), 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +167,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "save_every", "log_every", "validation_frames"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: must be at least 1")
+            _within(name, getattr(self, name), 1)
+        for name in ("workers", "cache_mb", "validate_every", "keep", "n_action_steps", "num_steps"):
+            _within(name, getattr(self, name), 0)
+        _within("seed", self.seed, 0, 2**31 - 1)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: known are {', '.join(known)}")
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb"):
                 raise ConfigError(f"tracker {tracker!r}: known are tensorboard, wandb")
-        if not self.optimizer.lr > 0:
-            raise ConfigError(f"learning rate {self.optimizer.lr}: must be above 0")
+        if self.schedule.decay_lr > self.optimizer.lr:
+            raise ConfigError(f"decay_lr {self.schedule.decay_lr:g} is above the learning rate {self.optimizer.lr:g}, which would rise; lower --decay-lr")
 
 
 def from_json(kind: type[T], content: Mapping[str, Any], where: str) -> T:
@@ -176,15 +210,26 @@ def read_config(file: Path) -> TrainConfig:
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """`config` with dotted fields replaced (`optimizer.lr`); values that are None are skipped."""
+    """`config` with dotted fields replaced (`optimizer.lr`), all at once; values that are None are skipped."""
+    outer: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
     for path, value in values.items():
-        if value is None:
-            continue
         name, _, rest = path.partition(".")
-        if rest:
-            value = replace(getattr(config, name), **{rest: value})
-        config = replace(config, **{name: value})
-    return config
+        if value is not None:
+            (inner.setdefault(name, {}) if rest else outer)[rest or name] = value
+    return replace(config, **outer, **{name: replace(getattr(config, name), **changed) for name, changed in inner.items()})
+
+
+def _within(name: str, value: float, low: float, high: float = inf) -> None:
+    """ConfigError unless the finite `value` lies in [low, high]; NaN lies nowhere."""
+    if not low <= value <= high or value == inf:
+        limit = f"must be at least {low:g}" if high == inf else f"must be {low:g} to {high:g}"
+        raise ConfigError(f"{name} is {value}: {limit}")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < inf:
+        raise ConfigError(f"{name} {value}: must be above 0 and finite")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ class CraftConfig:
             raise ConfigError(f"CRaFT every {self.every} and anchor batch {self.anchor_batch}: both must be at least 1")
         if not -1 <= self.conflict_cosine <= 1:
             raise ConfigError(f"CRaFT conflict threshold {self.conflict_cosine} is a cosine: give -1 to 1")
+        if not 0 <= self.lambda_start <= self.lambda_max < inf or not 0 <= self.lambda_lr < inf:
+            raise ConfigError(
+                f"CRaFT λ starts at {self.lambda_start}, steps by {self.lambda_lr} and ends at {self.lambda_max}: "
+                "give 0 ≤ start ≤ end, and a step of 0 or more"
+            )
+        if not (0 <= self.epsilon_start < inf and 0 <= self.epsilon_end < inf):
+            raise ConfigError(f"CRaFT ε goes from {self.epsilon_start} to {self.epsilon_end}: give numbers of 0 or more")
 
 
 @dataclass(frozen=True, slots=True)

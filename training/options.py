@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vla_edge.training.craft import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, live_line, silent
-from vla_edge.training.runs import with_held_out
+from vla_edge.training.runs import first_episodes, with_held_out
 
 FIELDS = {
     "steps": (int, "steps", "optimiser steps"),
@@ -85,8 +86,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it")
 
 
-def config_from(arguments: argparse.Namespace, policy: str, defaults: Mapping[str, Any], kind: str = "base") -> TrainConfig:
-    """The configuration of parsed flags on top of `defaults`."""
+def config_from(
+    arguments: argparse.Namespace, policy: str, defaults: Mapping[str, Any], kind: str = "base", episodes: int = 0
+) -> TrainConfig:
+    """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0 all."""
     rename = dict(pair(text, "--rename") for text in arguments.rename)
     config = TrainConfig(policy, arguments.output, tasks_of(arguments), kind, rename=rename, trackers=tuple(arguments.track), **defaults)
     named = vars(arguments)
@@ -96,7 +99,7 @@ def config_from(arguments: argparse.Namespace, policy: str, defaults: Mapping[st
     if config.validate_every and not arguments.held_out:
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")
     join(config.device)
-    return with_held_out(config, arguments.held_out)
+    return with_held_out(first_episodes(config, episodes) if episodes else config, arguments.held_out)
 
 
 def tasks_of(arguments: argparse.Namespace) -> tuple[TaskData, ...]:
@@ -116,8 +119,8 @@ def parse_episodes(text: str) -> tuple[int, ...]:
     """`0-3,7` → (0, 1, 2, 3, 7). ConfigError for anything else, and for an empty list."""
     chosen: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigError(f"episode list {text!r} is not understood; write numbers and ranges such as 0-9,12")
         chosen += range(int(first), int(last or first) + 1)
     if not chosen:
@@ -163,4 +166,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False

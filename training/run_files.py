@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ STATUS = "status.json"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`state`: starting, running, done, failed or interrupted. `best`: lowest validation loss and its step."""
+    """`state`: running, done, failed or interrupted. `best`: lowest validation loss and its step. `process` on `host`
+    wrote it."""
 
     state: str
     step: int
@@ -36,6 +38,8 @@ class Status:
     best_step: int | None = None
     error: str | None = None
     updated: float = 0.0
+    process: int = 0
+    host: str = ""
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -46,7 +50,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def write_status(run: Path, status: Status) -> None:
-    write_json(run / STATUS, {**asdict(status), "updated": time.time()})
+    write_json(run / STATUS, {**asdict(status), "updated": time.time(), "process": os.getpid(), "host": socket.gethostname()})
 
 
 def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
@@ -96,13 +100,11 @@ def checkpoints_of(run: Path) -> list[str]:
 def describe(run: Path) -> str:
     """What `vla-train status RUN` prints: step, loss, lr, s/step, time left, checkpoints, last error."""
     status = read_status(run)
-    age = time.time() - status.updated
-    stale = f" (no news for {age // 60:.0f} min: the process may be gone)" if status.state == "running" and age > 600 else ""
     names = checkpoints_of(run)
     best = f"{status.best_loss:.5f} at step {status.best_step}" if status.best_loss is not None else "none yet"
     return "\n".join(
         [
-            f"state        {status.state}{stale}",
+            f"state        {status.state}{_gone(status)}",
             f"step         {status.step} of {status.steps}",
             f"loss         {_number(status.loss, '.5f')}",
             f"lr           {_number(status.lr, '.3g')}",
@@ -113,6 +115,35 @@ def describe(run: Path) -> str:
             f"last error   {status.error or 'none'}",
         ]
     )
+
+
+def trained_by_other(run: Path) -> int:
+    """The living process of this host that says it is training `run`, 0 for none; this process does not count."""
+    if not (run / STATUS).is_file():
+        return 0
+    status = read_status(run)
+    here = status.state == "running" and status.host == socket.gethostname() and status.process != os.getpid()
+    return status.process if here and _alive(status.process) else 0
+
+
+def _gone(status: Status) -> str:
+    """What to add to "running" when the process that wrote it was killed, or has been silent for ten minutes."""
+    if status.state != "running":
+        return ""
+    if status.host == socket.gethostname() and not _alive(status.process):
+        return f" until process {status.process} was killed; continue with `vla-train resume`"
+    age = time.time() - status.updated
+    return f" (no news for {age // 60:.0f} min: the process may be gone)" if age > 600 else ""
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _number(value: float | None, form: str) -> str:

@@ -12,17 +12,18 @@ from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.policies.smolvla import SmolVLAPolicy
 from vla_edge.training.anchors import AnchorCache
 from vla_edge.training.build import Fit, policy_for_training
-from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint
+from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
 from vla_edge.training.config import OptimizerConfig, TrainConfig, read_config, to_json
-from vla_edge.training.loop import Outcome, train
+from vla_edge.training.loop import Outcome, make_accelerator, train
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.retention import Retention
-from vla_edge.training.run_files import read_status, write_json
+from vla_edge.training.run_files import read_status, trained_by_other, write_json
 from vla_edge.training.scratch import policy_from_scratch
 from vla_edge.training.setup import Setup, assemble, policy_fields
 from vla_edge.training.stages import hold_out
 from vla_edge.training.statistics import chosen_statistics
+from vla_edge.training.trackers import check_trackers
 
 FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 1000}
 SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000}
@@ -39,15 +40,13 @@ def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outc
 
 def prepare(config: TrainConfig) -> Setup:
     """Everything of a fine-tuning run but the training: what is wrong with data, policy or flags shows here."""
-    join(config.device)
-    _refuse_existing(config)
+    _check_place(config)
     return assemble(config)
 
 
 def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any]) -> Setup:
     """The same for a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default configuration."""
-    join(config.device)
-    _refuse_existing(config)
+    _check_place(config)
     if config.lora.rank or config.craft.anchors or config.kind == "delta":
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
     datasets = [open_dataset(task.path) for task in config.data]
@@ -69,33 +68,40 @@ def begin(setup: Setup, report: Report = silent) -> Outcome:
     return train(setup, retention, None, report)
 
 
-def smoke_data(config: TrainConfig) -> TrainConfig:
-    """The first ten episodes of every data set: enough to see that everything fits together."""
-    tasks = []
-    for task in config.data:
-        chosen = task.episodes or tuple(range(len(open_dataset(task.path).episodes)))
-        tasks.append(replace(task, episodes=chosen[:SMOKE_EPISODES], held_out=tuple(i for i in task.held_out if i in chosen[:SMOKE_EPISODES])))
+def first_episodes(config: TrainConfig, count: int) -> TrainConfig:
+    """Only the first `count` (chosen) episodes of every data set: enough to see that everything fits together."""
+    tasks = [
+        replace(task, episodes=(task.episodes or tuple(range(len(open_dataset(task.path).episodes))))[:count]) for task in config.data
+    ]
     return replace(config, data=tuple(tasks))
 
 
 def with_held_out(config: TrainConfig, fraction: float) -> TrainConfig:
-    """Hold out a seeded share of each data set's (chosen) episodes; explicit lists stay as they are."""
+    """Hold out a seeded share of each data set's (chosen) episodes; explicit lists stay as they are.
+
+    ConfigError for a share outside [0, 1), and when validation is asked for and nothing can be held out.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"held-out share {fraction}: give 0 to below 1, for example 0.1")
     tasks = []
     for task in config.data:
         chosen = task.episodes or tuple(range(len(open_dataset(task.path).episodes)))
         held = task.held_out or tuple(chosen[i] for i in hold_out(len(chosen), fraction, config.seed))
         tasks.append(replace(task, held_out=held))
+    if config.validate_every and not any(task.held_out for task in tasks):
+        raise ConfigError("validation needs a data set of two episodes or more, one of them held out; give more episodes or leave --validate-every out")
     return replace(config, data=tuple(tasks))
 
 
 def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
     """Continue `run` from its last whole checkpoint to its configured number of steps."""
-    status = read_status(run)
     checkpoint = last_checkpoint(run)
     config = replace(read_config(checkpoint / STATE / RUN_FILE), output=str(run))
     join(config.device)
-    if status.state == "done" and status.step >= config.steps:
-        raise TrainingError(f"{run}: done already ({status.step} steps); start a new run from {checkpoint / PRETRAINED}")
+    if step_of(checkpoint) >= config.steps and read_status(run).state == "done":
+        raise TrainingError(f"{run}: done already ({config.steps} steps); start a new run from {checkpoint / PRETRAINED}")
+    if is_first() and (other := trained_by_other(run)):
+        raise TrainingError(f"{run}: process {other} is training it now; wait for it, or stop it first")
     setup = assemble(config, resumed_policy(config, checkpoint))
     return setup, train(setup, _retention(setup, started=True), checkpoint, report)
 
@@ -126,7 +132,11 @@ def _retention(setup: Setup, started: bool) -> Retention | None:
     return Retention(craft, cache, setup.config.steps, setup.config.seed)
 
 
-def _refuse_existing(config: TrainConfig) -> None:
+def _check_place(config: TrainConfig) -> None:
+    """The device is there, the trackers can be loaded, and the output folder is new or empty."""
+    make_accelerator(config.device)
+    check_trackers(config)
     output = Path(config.output)
     if is_first() and output.exists() and any(output.iterdir()):
-        raise TrainingError(f"{output}: exists and is not empty; choose another --output or continue it with `vla-train resume`")
+        way = "continue it with `vla-train resume`" if run_exists(output) else "remove it: it holds no checkpoint"
+        raise TrainingError(f"{output}: exists and is not empty; choose another --output or {way}")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint
+from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.config import read_config
 from vla_edge.training.options import add_training_arguments, config_from, print_notes, print_outcome, reporter
 from vla_edge.training.processes import join
-from vla_edge.training.run_files import read_status
-from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, begin, prepare, prepare_scratch, resume, smoke_data
+from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, begin, prepare, prepare_scratch, resume
 from vla_edge.training.setup import Setup
 
 
@@ -29,7 +28,7 @@ def run_fine_tune(arguments: argparse.Namespace) -> int:
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
-    config = smoke_data(config_from(arguments, arguments.policy, SMOKE, arguments.kind))
+    config = config_from(arguments, arguments.policy, SMOKE, arguments.kind, SMOKE_EPISODES)
     return train_prepared(prepare(config), "smoke run", arguments.json)
 
 
@@ -61,7 +60,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 def run_resume(arguments: argparse.Namespace) -> int:
     config = read_config(last_checkpoint(arguments.run) / STATE / RUN_FILE)
     join(config.device)
-    with reporter(read_status(arguments.run).step, config.steps, "resumed") as report:
+    with reporter(step_of(last_checkpoint(arguments.run)), config.steps, "resumed") as report:
         _, outcome = resume(arguments.run, report)
     print_outcome(outcome, arguments.json)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ from vla_edge.training.config import TrainConfig, to_json
 Track = Callable[[Mapping[str, Any]], None]
 
 
+def check_trackers(config: TrainConfig) -> None:
+    """ConfigError when a package that `config` asks for is missing."""
+    for name in config.trackers:
+        if find_spec(name) is None:
+            raise ConfigError(f"tracker {name}: the package is missing; pip install {name} or leave the tracker out")
+
+
 @contextmanager
 def open_trackers(config: TrainConfig, run: Path, is_main: bool) -> Iterator[Track]:
-    """A function that sends one metrics row to every tracker of `config`; ConfigError when a package is missing."""
+    """A function that sends one metrics row to every tracker of `config`."""
     with ExitStack() as stack:
         sinks = [_OPENERS[name](config, run, stack) for name in config.trackers if is_main]
 
@@ -28,10 +36,8 @@ def open_trackers(config: TrainConfig, run: Path, is_main: bool) -> Iterator[Tra
 
 
 def _tensorboard(config: TrainConfig, run: Path, stack: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("tracker tensorboard: the package is missing; pip install tensorboard or leave the tracker out") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(run / "tensorboard"))
     stack.callback(writer.close)
 
@@ -43,10 +49,8 @@ def _tensorboard(config: TrainConfig, run: Path, stack: ExitStack) -> Callable[[
 
 
 def _wandb(config: TrainConfig, run: Path, stack: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError("tracker wandb: the package is missing; pip install wandb or leave the tracker out") from None
+    import wandb
+
     session = wandb.init(project="vla-edge", name=run.name, dir=str(run), config=to_json(config))
     stack.callback(session.finish)
     return lambda step, values: session.log(dict(values), step=step)

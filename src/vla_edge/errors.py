@@ -88,8 +88,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     """Run `main(argv)` and turn errors a user can meet into one line on stderr.
 
     Returns the exit code: 0 done, 1 a check failed, 2 bad input or environment,
-    130 interrupted. A full disk and a refused permission are the environment's
-    errors and are told in one line too; anything else is our bug and keeps its
+    130 interrupted. A full disk, a refused permission and a path that is none are the
+    environment's errors and are told in one line too; anything else is our bug and keeps its
     traceback.
     """
     arguments = sys.argv[1:] if argv is None else argv
@@ -113,7 +113,20 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             print(f"error: no permission for {error.filename}: {error.strerror}; check its owner and mode", file=sys.stderr)
             return 2
+        if error.errno in _ENVIRONMENT:
+            print(f"error: {error.filename or 'output'}: {error.strerror}; {_ENVIRONMENT[error.errno]}", file=sys.stderr)
+            return 2
         raise
+
+
+_ENVIRONMENT = {
+    errno.ENOTDIR: "a part of the path is a file; give another path",
+    errno.EISDIR: "a file is needed there; give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EFBIG: "larger than this file system or `ulimit -f` allows; raise the limit or write elsewhere",
+    errno.EIO: "the disk does not answer; check it and run again",
+}
+"""Errors of the operating system that are not our bug, and the next step for each."""
 
 
 def _one_line(error: BaseException) -> str:
