@@ -1,7 +1,8 @@
 """Reading and writing model.safetensors, strictly.
 
 Names are LeRobot's. Types are taken from the file; computing is float32. A
-compiled model's prefix (`model._orig_mod.`) is understood, statistics of older
+compiled model's prefix (`model._orig_mod.`) is understood, tensors that were
+tied when the model was saved get back both names, statistics of older
 checkpoints are handed to the processors, keys of forks that we have no use for
 are reported; anything else that is missing, extra or of another shape is a
 CheckpointError that names file and tensor.
@@ -47,17 +48,23 @@ class Weights:
 
 
 def read_weights(folder: Path) -> Weights:
-    """Read `folder/model.safetensors`. CheckpointError: missing, truncated or damaged file, or a type that is no float."""
+    """Read `folder/model.safetensors`. CheckpointError: missing, truncated or damaged file, or a type that is no float.
+
+    safetensors' `save_model` writes tied tensors once and the other names into the header, as {left out: kept}.
+    """
     file = folder / MODEL_FILE
     if not file.is_file():
-        raise CheckpointError(f"{file}: missing; give the folder that save_pretrained wrote")
+        sharded = (folder / f"{MODEL_FILE}.index.json").is_file()
+        raise CheckpointError(f"{file}: missing; " + ("the weights are in shards, save them as one file" if sharded else "give the folder that save_pretrained wrote"))
     found: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt") as content:
             for name in content.keys():  # noqa: SIM118 - not a dict
-                found[name.replace(_COMPILED, "model.", 1) if name.startswith(_COMPILED) else name] = content.get_tensor(name)
+                found[_plain(name)] = content.get_tensor(name)
+            tied = {_plain(name): _plain(kept) for name, kept in (content.metadata() or {}).items()}
     except SafetensorError as error:
         raise CheckpointError(f"{file}: truncated or damaged ({error}); copy the checkpoint again") from None
+    found |= {name: found[kept] for name, kept in tied.items() if name not in found and kept in found}
     for name, tensor in found.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: tensor {name} has type {tensor.dtype}, must be a float; save the policy unquantised")
@@ -65,6 +72,11 @@ def read_weights(folder: Path) -> Weights:
     ignored = tuple(sorted(name for name in found if name.startswith(_FORK_ONLY)))
     tensors = {name: tensor for name, tensor in found.items() if name not in statistics and name not in ignored}
     return Weights(file, tensors, statistics, ignored, file_digest(file))
+
+
+def _plain(name: str) -> str:
+    """The key without the part that a compiled model adds."""
+    return name.replace(_COMPILED, "model.", 1) if name.startswith(_COMPILED) else name
 
 
 def file_digest(file: Path) -> str:

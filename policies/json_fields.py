@@ -18,7 +18,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: missing; give the folder that save_pretrained wrote") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON ({error}); copy the checkpoint again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, must be an object; copy the checkpoint again")

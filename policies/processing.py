@@ -106,6 +106,7 @@ def read_processing(
         return _assemble(folder, config, _Pipelines(step, step, {}, _default_tokenizer(config), True, vlm))
     for steps, name in ((before, PREPROCESSOR), (after, POSTPROCESSOR)):
         _check_device(steps.get("device_processor", {}), folder / f"{name}.json")
+    _check_covers_state(before.get("normalizer_processor", {}), folder / f"{PREPROCESSOR}.json")
     pipelines = _Pipelines(
         normalizer=_normalizer(folder, before.get("normalizer_processor"), config),
         unnormalizer=_normalizer(folder, after.get("unnormalizer_processor"), config),
@@ -173,6 +174,8 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
         name = step.get("registry_name") or step.get("class") if isinstance(step, dict) else None
         if name not in known:
             raise CheckpointError(f"{file}: step {index} is {name!r}, known are {', '.join(known)}; export the policy without that step")
+        if name in steps:
+            raise CheckpointError(f"{file}: step {index} is a second {name}, each may stand there once; save the policy with one of them")
         settings: dict[str, Any] = take(step, "config", {}, f"{file}: step {index}")
         steps[name] = {**settings, "state_file": step.get("state_file")}
     return steps
@@ -205,6 +208,16 @@ def _cameras(config: SmolVLAConfig, rename: Mapping[str, str], folder: Path) -> 
 def _check_device(step: Mapping[str, Any], file: Path) -> None:
     if step.get("float_dtype") not in (None, "float32"):
         raise ConfigError(f"{file}: device_processor.float_dtype is {step['float_dtype']!r}, supported is float32")
+
+
+def _check_covers_state(step: Mapping[str, Any], file: Path) -> None:
+    """LeRobot normalises the observations that the step's `features` and `normalize_observation_keys` list, no others."""
+    kind = take(step, "features", {STATE: {"type": "STATE"}}, file).get(STATE)
+    if not isinstance(kind, dict) or kind.get("type") != "STATE":
+        raise ConfigError(f"{file}: normalizer_processor.features must list {STATE} with type STATE; give its norm_map STATE IDENTITY instead of leaving it out")
+    keys = step.get("normalize_observation_keys")
+    if keys is not None and (not isinstance(keys, list) or STATE not in keys):
+        raise ConfigError(f"{file}: normalizer_processor.normalize_observation_keys is {keys!r}, must hold {STATE} or be null; give norm_map STATE IDENTITY instead")
 
 
 def _default_tokenizer(config: SmolVLAConfig) -> dict[str, Any]:

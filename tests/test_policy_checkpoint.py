@@ -84,6 +84,16 @@ def test_an_older_checkpoint_with_normalisation_buffers_and_no_processors_loads(
     assert torch.equal(chunk(policy), expected) and policy.notes == ()
 
 
+def test_tensors_that_were_tied_when_saved_get_back_both_names(folder: Path) -> None:
+    expected = chunk(SmolVLAPolicy.from_pretrained(folder))
+    head, table = "model.vlm_with_expert.vlm.lm_head.weight", "model.vlm_with_expert.vlm.model.text_model.embed_tokens.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[head] = tensors.pop(table)  # the name that safetensors' save_model keeps comes first in the alphabet
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", table: head})
+    policy = SmolVLAPolicy.from_pretrained(folder)
+    assert torch.equal(chunk(policy), expected) and torch.equal(policy.state_dict()[head], policy.state_dict()[table])
+
+
 def test_keys_of_a_fork_are_reported_and_ignored_and_a_zero_head_counts_as_absent(folder: Path) -> None:
     expected = chunk(SmolVLAPolicy.from_pretrained(folder))
 
@@ -223,6 +233,12 @@ def tensors_of(change: Callable[[dict[str, torch.Tensor]], Any], file: str = "mo
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
     "no model file": (remove("model.safetensors"), CheckpointError, r"model\.safetensors: missing"),
+    "a model file in shards": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
+        CheckpointError,
+        "the weights are in shards, save them as one file",
+    ),
+    "a config without end": (lambda folder: (folder / "config.json").write_text("[" * 100_000), CheckpointError, r"config\.json: not valid JSON"),
     "truncated model file": (truncate, CheckpointError, r"model\.safetensors: truncated or damaged"),
     "empty model file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), CheckpointError, "truncated or damaged"),
     "no config": (remove("config.json"), CheckpointError, r"config\.json: missing"),
@@ -245,6 +261,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
         CheckpointError,
         "step 6 is 'flip_images'",
     ),
+    "a processor step twice": (
+        lambda folder: edit_json(folder / PRE, lambda content: content["steps"].append(content["steps"][0])),
+        CheckpointError,
+        "step 6 is a second rename_observations_processor",
+    ),
+    "a normaliser that leaves the state out": (
+        lambda folder: edit_json(folder / PRE, lambda content: content["steps"][5]["config"]["features"].pop("observation.state")),
+        ConfigError,
+        r"normalizer_processor\.features must list observation\.state",
+    ),
+    "a normaliser for chosen keys": (step_of(PRE, 5, normalize_observation_keys=["observation.images.laptop"]), ConfigError, "normalize_observation_keys"),
     "another normalisation of pictures": (step_of(PRE, 5, norm_map={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD"}), ConfigError, "VISUAL"),
     "unknown normalisation mode": (step_of(PRE, 5, norm_map={"STATE": "LOG"}), ConfigError, "'LOG'"),
     "half precision inputs": (step_of(PRE, 4, float_dtype="float16"), ConfigError, "float_dtype is 'float16'"),
