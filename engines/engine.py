@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from vla_edge.bundle import GraphFile, TensorSpec
 from vla_edge.errors import EngineError
 
+MOST_THREADS = 1024
+"""More than any host has cores: asked for a million, ONNX Runtime starts them, and the host stands still."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -30,8 +33,8 @@ class EngineOptions:
     fuse: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise EngineError(f"threads is {self.threads}, must be 0 (all physical cores) or more")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise EngineError(f"threads is {self.threads}, must be 0 (all physical cores) to {MOST_THREADS}")
 
 
 class Session(Protocol):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, help="engine by its name (default: ort on cpu, ort-cuda on cuda)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, when the observation brings none")
-    parser.add_argument("--allow-truncation", action="store_true", help="cut a task that is too long, as LeRobot does")
+    parser.add_argument("--refuse-truncation", action="store_true", help="refuse a task that is too long, as the robot does (default: cut it as LeRobot does, and say so)")
     parser.add_argument("--json", action="store_true", help="print one machine-readable last line")
 
 
@@ -44,15 +45,18 @@ def run(arguments: argparse.Namespace) -> int:
     _check_writable(arguments.out)
     bundle = open_bundle(arguments.bundle)
     engine = load_engine(arguments.backend or DEVICES[arguments.device], EngineOptions(threads=arguments.threads))
-    session = PolicySession(bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=arguments.allow_truncation))
+    session = PolicySession(bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=not arguments.refuse_truncation))
     result = session.infer(InferenceRequest(inputs.observation, 0, inputs.steps, inputs.noise))
     assert result is not None
     if not np.isfinite(result.actions).all():
         raise CheckFailed("the actions are not finite, nothing was written; check noise and state, or export the bundle again")
     write_actions(arguments.out, result)
+    if session.tokens_cut:
+        limit = bundle.manifest.tokenizer.max_length
+        print(f"note: {session.tokens_cut} tokens of the task were cut, the policy takes {limit}; a robot is not started with it", file=sys.stderr)
     print(f"{arguments.out}: {result.actions.shape[0]} actions of {result.actions.shape[1]} joints, {result.timings.total:.1f} ms")
     if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "shape": list(result.actions.shape), "steps": result.steps, "bundle": bundle.digest, "timings_ms": asdict(result.timings)}))
+        print(json.dumps({"out": str(arguments.out), "shape": list(result.actions.shape), "steps": result.steps, "tokens_cut": session.tokens_cut, "bundle": bundle.digest, "timings_ms": asdict(result.timings)}))
     return 0
 
 

@@ -101,9 +101,11 @@ class Preparer:
         array = np.asarray(positions)
         if array.dtype.kind not in "fiu" or array.shape != (self.policy.state_dim,):
             raise ObservationError(f"observation.state is {array.dtype} {list(array.shape)}; expected float32 [{self.policy.state_dim}]")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise ObservationError(f"observation.state has a value that is not finite at index {int(np.argmin(np.isfinite(array)))}; check the joint reading")
-        normalized = self._state.normalize(array.astype(np.float32))
+            raise ObservationError(f"observation.state has a value that is not finite in float32 at index {int(np.argmin(np.isfinite(array)))}; check the joint reading")
+        normalized = self._state.normalize(array)
         if self.policy.adapt_to_pi_aloha:
             normalized = aloha_state(normalized)
         out.fill(0)

@@ -37,10 +37,12 @@ class PromptEncoder:
         self._tokenizer.no_truncation()
 
     def encode(self, task: str) -> Prompt:
-        """ObservationError for an empty task or, without `allow_truncation`, one that is too long."""
+        """ObservationError for a task that is empty, no text or, without `allow_truncation`, too long."""
         spec = self._spec
         if not task.strip():
             raise ObservationError("the task is empty; say in a sentence what the arm shall do")
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in task):
+            raise ObservationError(f"the task {task!r:.80} holds half of a surrogate pair, which is no text; encode it again as UTF-8")
         text = task if task.endswith("\n") or not spec.append_newline else task + "\n"
         tokens = self._tokenizer.encode(text).ids
         excess = max(0, len(tokens) - spec.max_length)

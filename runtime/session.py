@@ -143,6 +143,11 @@ class PolicySession:
         """ObservationError when the policy cannot take this task: empty, or too long."""
         self._encode(task)
 
+    @property
+    def tokens_cut(self) -> int:
+        """Tokens that the last task had too many; 0 unless `allow_truncation`."""
+        return 0 if self._prompt is None else self._prompt.truncated
+
     def draw_noise(self) -> tuple[int, NDArray[np.float32]]:
         """(index, noise float32 [C, A]) of the next draw; (seed, index) alone give it back (`noise_of`)."""
         index = self._draws

@@ -173,6 +173,7 @@ def test_a_machine_without_onnxruntime_is_told_what_to_install(monkeypatch: pyte
         load_engine("ort")
 
 
-def test_a_negative_number_of_threads_is_refused() -> None:
-    with pytest.raises(EngineError, match="threads is -1"):
-        EngineOptions(threads=-1)
+@pytest.mark.parametrize("threads", [-1, 1_000_000])
+def test_a_number_of_threads_that_no_host_has_is_refused(threads: int) -> None:
+    with pytest.raises(EngineError, match=f"threads is {threads}, must be 0 .* to 1024"):
+        EngineOptions(threads=threads)

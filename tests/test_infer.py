@@ -101,9 +101,10 @@ def changed(**values):
         (without("task"), "no field 'task'"),
         (changed(task=""), "the task is empty"),
         (changed(task=np.float32(3)), "task is float32 []; expected one text"),
-        (changed(task="put the cube into the box " * 20), "the task is too long"),
+        (changed(task="\ud800 cube"), "half of a surrogate pair"),
         (changed(**{"observation.state": np.zeros(5, np.float32)}), "observation.state is float32 [5]; expected float32 [6]"),
-        (changed(**{"observation.state": np.full(6, np.nan, np.float32)}), "not finite at index 0"),
+        (changed(**{"observation.state": np.full(6, np.nan, np.float32)}), "not finite in float32 at index 0"),
+        (changed(**{"observation.state": np.full(6, 1e300)}), "not finite in float32 at index 0"),
         (changed(noise=np.zeros((50, 6), np.float32)), "noise is float32 [50, 6]; expected float32 [50, 32]"),
         (changed(noise=np.zeros((50, 32), np.float64)), "noise is float64"),
         (changed(steps=11), "steps is 11; this bundle takes 1 to 10"),
@@ -119,8 +120,14 @@ def test_a_bad_observation_is_one_line_naming_the_field(run, fields, change, mes
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and message in stderr
 
 
-def test_a_task_that_is_too_long_may_be_cut_on_request(run, fields):
-    assert run({**fields, "task": "put the cube into the box " * 20}, "--allow-truncation")[0] == 0
+def test_a_task_that_is_too_long_is_cut_as_lerobot_does_with_a_note_or_refused(run, fields):
+    long = {**fields, "task": "put the cube into the box " * 20}
+    code, stdout, stderr, out = run(long, "--json")
+    assert code == 0 and out.exists() and stderr.startswith("note: ") and "tokens of the task were cut" in stderr
+    assert json.loads(stdout.splitlines()[-1])["tokens_cut"] > 0
+    out.unlink()
+    code, stdout, stderr, out = run(long, "--refuse-truncation")
+    assert code == 2 and stdout == "" and not out.exists() and "the task is too long" in stderr and stderr.count("\n") == 1
 
 
 def test_files_that_are_no_npz_are_refused_without_unpickling(run, tmp_path):

@@ -278,7 +278,7 @@ def test_swapped_cameras_follow_the_rename_map(tmp_path):
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [(np.zeros(5, np.float32), r"float32 \[5\]; expected float32 \[6\]"), (np.array([0, 0, np.nan, 0, 0, 0]), "not finite at index 2"), (np.array(["a"] * 6), "expected float32")],
+    [(np.zeros(5, np.float32), r"float32 \[5\]; expected float32 \[6\]"), (np.array([0, 0, np.nan, 0, 0, 0]), "not finite in float32 at index 2"), (np.array(["a"] * 6), "expected float32")],
 )
 def test_a_wrong_state_is_refused(bundle, state, message):
     with pytest.raises(ObservationError, match=message):
