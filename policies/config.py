@@ -251,11 +251,30 @@ def _value(value: Any, annotation: str, where: str) -> Any:
     return float(value) if annotation == "float" else value
 
 
+_MOST = {
+    "chunk_size": 10_000,
+    "num_steps": 256,
+    "max_state_dim": 4096,
+    "max_action_dim": 4096,
+    "empty_cameras": 32,
+    "tokenizer_max_length": 8192,
+    "expert_width_multiplier": 16.0,
+    "max_period": 1e6,
+}
+"""Far above anything trained; beyond it tables and masks fill the memory before a message could be written."""
+_MOST_SIDE = 16384
+
+
 def _validate(config: SmolVLAConfig) -> None:
     def require(holds: bool, name: str, limit: str) -> None:
         if not holds:
             raise ConfigError(f"{name} is {getattr(config, name)!r}, must be {limit}")
 
+    for name, most in _MOST.items():
+        require(getattr(config, name) <= most, name, f"at most {most}")
+    for item in (*config.input_features, *config.output_features):
+        if max(item.shape) > _MOST_SIDE:
+            raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {_MOST_SIDE} at most")
     names = [item.name for item in config.input_features]
     if STATE not in names or not any(item.name == ACTION for item in config.output_features):
         raise ConfigError(f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}")
