@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_a_missing_or_truncated_or_longer_file_is_named(folder: Path, name: str)
         open_bundle(folder).verify()
 
 
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting_for_it(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: no regular file"):
+        open_bundle(folder).verify()
+
+
+def test_a_manifest_without_end_is_not_valid_json(folder: Path) -> None:
+    (folder / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="not valid JSON"):
+        open_bundle(folder)
+
+
 def test_a_flipped_bit_anywhere_in_the_manifest_changes_the_digest_or_is_refused(folder: Path) -> None:
     data, digest = (folder / MANIFEST).read_bytes(), open_bundle(folder).digest
     for place in range(0, len(data), 97):
@@ -119,7 +133,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_changes_the_digest_or_is_refused
         assert bundle.digest != digest
 
 
-@pytest.mark.parametrize(("schema", "words"), [(SCHEMA + 1, "newer.*update vla-edge"), (SCHEMA - 1, "older.*export"), ("1", "no schema"), (None, "no schema")])
+@pytest.mark.parametrize(("schema", "words"), [(SCHEMA + 1, "newer.*update vla-edge"), (SCHEMA - 1, "older.*export"), ("1", "no schema"), (None, "no schema"), (True, "no schema")])
 def test_another_schema_is_refused_with_what_to_do(folder: Path, schema: Any, words: str) -> None:
     content = json.loads((folder / MANIFEST).read_bytes())
     content["schema"] = schema

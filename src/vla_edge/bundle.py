@@ -186,7 +186,7 @@ def open_bundle(path: Path | str) -> Bundle:
     data = file.read_bytes()
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not valid JSON ({error}); copy or export the bundle again") from None
     return Bundle(folder, _manifest(content, file), hashlib.sha256(data).hexdigest())
 
@@ -232,6 +232,8 @@ def _digest(file: Any) -> str:
 
 
 def _map(path: Path) -> memoryview:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise BundleError(f"{path}: no regular file; copy or export the bundle again")
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
@@ -242,7 +244,7 @@ def _map(path: Path) -> memoryview:
 
 
 def _manifest(content: Any, file: Path) -> Manifest:
-    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:  # true would count as 1
         raise BundleError(f"{file}: no schema number; this is not a bundle's manifest")
     if content["schema"] != SCHEMA:
         age = "newer" if content["schema"] > SCHEMA else "older"
