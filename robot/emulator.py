@@ -6,7 +6,7 @@ Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
 3"` (seconds after the start) or, with `--commands`, as lines on standard input:
 
-    dead ID | alive ID | hang SECONDS | overload ID | push ID COUNTS | voltage ID TENTHS | rate FAULT PROBABILITY | unplug | quit
+    dead ID | alive ID | hang SECONDS | overload ID | reboot ID | push ID COUNTS | voltage ID TENTHS | rate FAULT PROBABILITY | unplug | quit
 
 The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
 """
@@ -176,6 +176,8 @@ class Emulator:
                 self._bus.silent_until_ns = time.monotonic_ns() + int(float(seconds) * 1e9)
             case ("overload", servo):
                 self._servo(servo).overload()
+            case ("reboot", servo):
+                self._servo(servo).reboot(time.monotonic_ns())
             case ("push", servo, counts) if isinstance(self._plant, IdealPlant):
                 index = self._bus.servos.index(self._servo(servo))
                 self._plant.push(index, self._bus.servos[index].raw_of(int(counts)))

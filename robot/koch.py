@@ -7,6 +7,7 @@ one line with the joint and the fix (RUNTIME.md §6 and R9 of §8).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -31,6 +32,8 @@ VOLTAGE_TENTHS = {r.XL430_W250: (65, 132), r.XL330_M288: (37, 60)}
 """Data sheets: 6.5–12.0 V (a 12 V supply may show up to a tenth more) and 3.7–6.0 V."""
 RANGE_MARGIN = 512
 """Counts (45°) a joint may stand outside its calibrated range: further means a lost turn."""
+READINGS, READINGS_ENOUGH = 30, 5
+"""Tries of the reading time, and how many must be short enough: a busy machine delays some."""
 CALL_S = 0.1
 """Longest time of one call of the slow path."""
 
@@ -44,6 +47,7 @@ class ArmResult(IntEnum):
     ALERT = 3
     WATCHDOG = 4
     UNPLUGGED = 5
+    REBOOTED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class KochOptions:
     profile_velocity (0.229 rpm; 131 is 180°/s, see `profile_velocity_above`) and profile_acceleration (214.6 rev/min²;
     164 is 40,000 counts/s²) are the servos' own limits behind the safety filter; gripper_current in mA bounds the grip.
     write: False leaves every register as it is (shadow mode).
+    reading_s: longest time a reading of the six servos may take; 0: any.
     """
 
     port: str
@@ -62,6 +67,7 @@ class KochOptions:
     profile_acceleration: int = 164
     gripper_current: int = 750
     write: bool = True
+    reading_s: float = 0.0
 
 
 def profile_velocity_above(counts_per_s: float) -> int:
@@ -127,6 +133,8 @@ def open_koch(options: KochOptions) -> KochArm:
         check_against_calibration(bus, options.calibration)
         if options.write:
             configure(bus, options)
+        if options.reading_s > 0:
+            check_reading_time(bus, options.reading_s)
         return KochArm(bus, options)
     except BaseException:
         bus.close()
@@ -225,6 +233,25 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
                 f"{name} stands at {position} counts, its range is {calibrated.range_min}..{calibrated.range_max}; "
                 "move it into its range by hand, then switch its power off and on"
             )
+
+
+def check_reading_time(bus: ServoBus, longest_s: float) -> None:
+    """BusError when the six servos cannot be read within `longest_s`: every tick would hold."""
+    times = []
+    for _ in range(READINGS):
+        start_s = time.monotonic()
+        result = bus.native.read_arm(CALL_S)[0]
+        if result in (ArmResult.OK, ArmResult.ALERT):
+            times.append(time.monotonic() - start_s)
+            if sum(took <= longest_s for took in times) >= READINGS_ENOUGH:
+                return
+    if not times:
+        raise BusError(f"no reading of all six servos came whole over {bus.path}; check the cables and the power supply")
+    usual_s = sorted(times)[len(times) // 2]
+    raise BusError(
+        f"reading the six servos over {bus.path} takes {usual_s * 1e3:.1f} ms, longest allowed {longest_s * 1e3:.1f} ms; "
+        "set the adapter's latency timer to 1 ms, use one without (docs/robot.md), or lower --hz"
+    )
 
 
 def configure(bus: ServoBus, options: KochOptions) -> None:

@@ -55,14 +55,17 @@ class ServoBus:
         return BusError(f"{joint} (id {self.joints[joint]}) {_MEANING[BusResult(result)]}")
 
     def ping(self, joint: str) -> tuple[int, int] | None:
-        """(model number, firmware), or None when the servo does not answer."""
+        """(model number, firmware), or None when the servo does not answer. BusError: it does, but never whole."""
+        result = BusResult.TIMEOUT
         for _ in range(TRIES):
             result, model, firmware = self.native.ping(self.joints[joint], REPLY_S)
             if result == BusResult.OK:
                 return int(model), int(firmware)
             if result == BusResult.UNPLUGGED:
-                raise self.fail(joint, result)
-        return None
+                break
+        if result == BusResult.TIMEOUT:
+            return None
+        raise self.fail(joint, result)
 
     def read(self, joint: str, register: Register) -> int:
         """The register of one joint."""

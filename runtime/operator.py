@@ -21,7 +21,7 @@ ANSWER_S = 1.0
 """Several ticks at the slowest rate."""
 
 WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off"}
-_REFUSALS = {
+REFUSALS = {
     "busy": "the arm still slows down; ask again",
     "not_armed": "the arm is not armed; `vla-runtime arm` first",
     "not_parked": "the arm is not parked and would fall; `vla-runtime park` first, or --now with a hand under it",
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint}))
     if answer.word != "done":
         joint = f" ({answer.joint})" if answer.joint else ""
-        raise CheckFailed(f"{arguments.word}: {_REFUSALS.get(answer.word, answer.word)}{joint}")
+        raise CheckFailed(f"{arguments.word}: {REFUSALS.get(answer.word, answer.word)}{joint}")
     if not arguments.json:
         print(f"{arguments.word}: done, state {answer.state}")
     return 0

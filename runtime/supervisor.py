@@ -27,7 +27,7 @@ from vla_edge.runtime.children import Child, end, start, wait_for_line
 from vla_edge.runtime.control import add_robot_arguments, load_core
 from vla_edge.runtime.flight import open_record, tick_times
 from vla_edge.runtime.inference import add_policy_arguments
-from vla_edge.runtime.operator import ask, read_status
+from vla_edge.runtime.operator import REFUSALS, ask, read_status
 from vla_edge.runtime.run_folder import RunFolder, open_run_folder
 
 START_S = 20.0
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     interrupted = False
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ending_signals()}
     try:
         try:
             _start_all(this, console)
@@ -90,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         inference, simulated = _end_all(this)
     finally:
         _end_all(this)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     summary = summarize(this.folder, inference)
     summary |= {"simulated_arm": dict(simulated)} if arguments.robot == "sim" else {}
     summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
@@ -100,6 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     if ended_badly(summary, planned=bool(this.cameras)):
         raise CheckFailed(f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`")
     return 130 if interrupted else 0
+
+
+def ending_signals() -> list[signal.Signals]:
+    """What ends a run as Ctrl-C does: SIGTERM, and SIGHUP when the terminal closes, unless `nohup` had it ignored."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, *hang_up]
 
 
 def _start_all(this: Run, console: Console) -> None:
@@ -128,10 +135,9 @@ def arm(folder: RunFolder) -> None:
         status = read_status(folder)
         if answer.word == "done" and status["state"] != "fault":
             return
-        if answer.word not in ("done", "fault") or attempt == ARM_TRIES - 1:
-            raise ControlError(
-                f"control does not arm: {answer.word} {answer.joint or status['reason']}; see `vla-runtime status`"
-            )
+        if answer.word not in ("done", "fault", "busy") or attempt == ARM_TRIES - 1:
+            why = REFUSALS.get(answer.word) or f"control is in fault ({status['reason']}); see `vla-runtime status`"
+            raise ControlError(f"the arm was not armed: {f'{answer.joint}: ' if answer.joint else ''}{why}")
 
 
 def simulated_arm(arguments: argparse.Namespace, folder: RunFolder) -> SimProcess:

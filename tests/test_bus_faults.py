@@ -249,6 +249,20 @@ def test_the_first_goal_is_the_present_position_and_precedes_torque(tmp_path: Pa
     assert [entry["on"] for entry in entries if entry["kind"] == "torque"] == [1] * 6
 
 
+def test_a_servo_that_rebooted_is_told_from_one_that_stopped_by_itself(tmp_path: Path) -> None:
+    """It has lost its torque: clearing watchdogs would go on with half an arm."""
+    with emulator_process(tmp_path) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        assert bus.set_torque(True, 0.2) == ArmResult.OK
+        assert bus.reboot(4, 0.1) == 0
+        wait_until(lambda: bus.read_arm(0.02)[0] == ArmResult.OK)
+        assert bus.check_watchdog(0.1) == ArmResult.REBOOTED
+        time.sleep(0.4)  # the others have stopped as well by now
+        assert bus.check_watchdog(0.1) == ArmResult.REBOOTED
+        assert bus.set_torque(True, 0.2) == ArmResult.OK and bus.check_watchdog(0.1) == ArmResult.OK
+        bus.close()
+
+
 def test_a_tripped_watchdog_is_found_and_cleared_without_motion(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
         bus = core.KochBus(str(emulator.port))

@@ -213,6 +213,30 @@ def test_lost_readings_hold_and_resume_or_latch(golden_bundle: Path) -> None:
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250  # the arm follows
 
 
+def test_an_arm_that_answers_slowly_is_armed_moves_and_resumes_after_a_gap(golden_bundle: Path) -> None:
+    """Each answer comes 4 ms late: a reading fits into the tick's 6.5 ms, a second question does not."""
+    with rig(golden_bundle, emulator=("--late-ms", "4", "4", "--rate", "stall", "1.0")) as made:
+        made.move(0.6)
+        made.emulator.event("hang 0.25")
+        made.move(1.2)
+        states = [(tick["state"], tick["reason"]) for tick in ticks_of(open_record(made.folder.record))]
+        timely(("hold", "reads_lost") in states, "a quarter of a second of silence was no hold")
+        status = made.expect("moving")
+        assert not status["latched"] and status["missed"] <= 1
+        assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250  # the watchdogs were cleared
+
+
+def test_a_servo_that_rebooted_is_a_fault_and_arming_brings_its_torque_back(golden_bundle: Path) -> None:
+    with rig(golden_bundle) as made:
+        made.move(0.6)
+        made.emulator.event("reboot 3")
+        made.move(0.5, until="fault")
+        made.expect("fault", "torque")
+        made.arm()
+        status = made.move(0.8)
+        assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250
+
+
 def test_an_alert_on_one_servo_stops_all_and_is_named(golden_bundle: Path) -> None:
     """R12."""
     with rig(golden_bundle) as made:

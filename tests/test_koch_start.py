@@ -150,6 +150,21 @@ def test_eeprom_that_would_have_to_change_under_torque_is_told(tmp_path: Path, f
             start(emulator)
 
 
+def test_servos_that_answer_too_slowly_for_a_tick_are_told_before_any_torque(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), "--rate", "stall", "1.0", "--late-ms", "16", "16") as emulator:
+        options = KochOptions(str(emulator.port), CALIBRATION, reading_s=0.0065)
+        with pytest.raises(BusError, match=r"takes 1[6-9]\.\d ms, longest allowed 6\.5 ms; set the adapter's latency timer"):
+            open_koch(options)
+        assert not emulator.entries("goal", "torque")
+        open_koch(replace(options, reading_s=0.05)).close()
+
+
+def test_a_servo_that_answers_every_ping_twice_is_not_called_missing(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), "--rate", "twice", "1.0") as emulator:
+        with pytest.raises(BusError, match="shoulder_pan .id 1. answers with damaged packets; .* no id is used twice"):
+            start(emulator)
+
+
 def test_the_results_have_the_numbers_of_the_c_headers() -> None:
     bus = Path(__file__).resolve().parent.parent / "robot" / "bus"
     for header, prefix, results in (("arm.h", "ARM", ArmResult), ("bus.h", "BUS", BusResult)):

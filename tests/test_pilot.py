@@ -15,6 +15,8 @@ core = pytest.importorskip("vla_edge._core")
 HZ = 30
 T = 1_000_000_000 // HZ
 DIGEST = "ab" * 32
+DONE, BUSY, NOT_PARKED = 1, 2, 4
+"""pilot_answer of runtime/core/pilot.h"""
 
 
 def settings(**fields: Any) -> ControlSettings:
@@ -234,3 +236,60 @@ def test_limits_hold_over_the_goals_that_were_sent_when_writes_fail() -> None:
     assert goals.min() >= low and goals.max() <= high
     for order, limit in ((1, velocity), (2, acceleration), (3, jerk)):
         assert np.abs(np.diff(goals, order)).max() <= limit, order
+
+
+def test_stopping_waits_for_a_lost_reading_before_it_parks() -> None:
+    flight = Flight(park=(2050,) * 6).armed()
+    flight.tick(command=Command.STOP, lost=True)
+    flight.tick(lost=True)
+    assert not flight.last["done"]
+    assert flight.tick()["state"] == "parking"
+    blind = Flight(park=(2050,) * 6).armed()
+    blind.tick(command=Command.STOP, lost=True)
+    ticks = 0
+    while not blind.last["done"]:
+        blind.tick(lost=True)
+        ticks += 1
+    assert 13 <= ticks <= 17 and blind.last["torque"] == 0  # half a second, then it ends holding
+
+
+def test_servos_that_another_process_left_under_torque_are_not_let_go_unasked() -> None:
+    flight = Flight()
+    assert flight.tick(command=Command.TORQUE_OFF)["answer"] == NOT_PARKED and flight.last["torque"] == 0
+    assert flight.tick(command=Command.TORQUE_OFF_NOW)["torque"] == 2
+    assert flight.tick(command=Command.TORQUE_OFF)["answer"] == DONE
+    flight.tick(command=Command.ARM)
+    assert flight.tick(command=Command.TORQUE_OFF)["answer"] == NOT_PARKED
+
+
+def test_a_fault_is_armed_again_only_at_rest() -> None:
+    flight = Flight().armed()
+    flight.tick(flight.chunk(step=5))
+    for _ in range(5):
+        flight.tick()
+    assert flight.tick(alerts=[0, 0, 1, 0, 0, 0], read_result=3)["state"] == "fault"
+    assert flight.tick(command=Command.ARM)["answer"] == BUSY
+    for _ in range(6):
+        flight.tick()
+    assert flight.tick(command=Command.ARM)["answer"] == DONE
+
+
+def test_a_servo_that_hangs_below_its_soft_limit_goes_on_from_the_limit_after_a_watchdog() -> None:
+    flight = Flight()
+    flight.position[1] = 1000
+    flight.armed()
+    for _ in range(3):
+        flight.tick(lost=True)
+    flight.position[1] = 975  # gravity; the goal was the limit
+    told = flight.tick(watchdog=True)
+    assert told["clear_watchdog"] and told["write"] and told["goals"][1] == 1000 and told["state"] != "fault"
+
+
+def test_a_servo_far_outside_its_soft_limits_after_a_watchdog_is_left_to_stand_and_named() -> None:
+    flight = Flight().armed()
+    for _ in range(3):
+        flight.tick(lost=True)
+    flight.position[4] = 3100
+    told = flight.tick(watchdog=True)
+    assert (told["state"], told["reason"], told["joint"]) == ("fault", "outside", 4)
+    assert not told["clear_watchdog"] and not told["write"]

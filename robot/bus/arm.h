@@ -8,7 +8,7 @@
 
 enum { ARM_JOINTS = 6 };
 
-typedef enum { ARM_OK, ARM_TIMEOUT, ARM_CORRUPT, ARM_ALERT, ARM_WATCHDOG, ARM_UNPLUGGED } arm_result;
+typedef enum { ARM_OK, ARM_TIMEOUT, ARM_CORRUPT, ARM_ALERT, ARM_WATCHDOG, ARM_UNPLUGGED, ARM_REBOOTED } arm_result;
 
 typedef struct {
     int64_t time_ns;              /* CLOCK_MONOTONIC when the reply was complete */
@@ -24,12 +24,13 @@ typedef struct {
     arm_result (*read)(void *context, int64_t deadline_ns, arm_reading *out);
     /* Goals are not answered on this bus: ARM_OK means sent, the next reading shows the effect. */
     arm_result (*write_goals)(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns);
-    /* On: goals become the present position first. Off: attempts all six even if one fails. */
-    arm_result (*set_torque)(void *context, bool on, int64_t deadline_ns);
-    /* After a gap: ARM_WATCHDOG when a servo stopped by itself and refuses goals. */
+    /* On: the goals become `goals` first, NULL: the present position. Off: attempts all six even if one fails. */
+    arm_result (*set_torque)(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns);
+    /* After a gap: ARM_REBOOTED when a servo lost its torque and its settings, else ARM_WATCHDOG when one stopped by
+     * itself and refuses goals. */
     arm_result (*check_watchdog)(void *context, int64_t deadline_ns);
-    /* Goals become the present position, then goals are accepted again. */
-    arm_result (*clear_watchdog)(void *context, int64_t deadline_ns);
+    /* The goals become `goals`, NULL: the present position; then goals are accepted again. */
+    arm_result (*clear_watchdog)(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns);
 } arm_port;
 
 #endif

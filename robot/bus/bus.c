@@ -144,6 +144,8 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
         what->address + what->length > BUS_TABLE_END)
         return BUS_REFUSED;
     int64_t asked_ns = serial_now_ns();
+    if (asked_ns >= deadline_ns)
+        return count(bus, BUS_TIMEOUT); /* not asked, so no answer can come late */
     uint16_t wire = fresh_length(bus, what->length, asked_ns);
     if (wire == 0)
         return count(bus, BUS_TIMEOUT); /* the question would take a late answer for its own */

@@ -108,45 +108,51 @@ static arm_result torque_off(koch *koch, int64_t deadline_ns)
     return result;
 }
 
-/* Goals become the present position and are read back: a tripped watchdog refuses them in silence. */
-static arm_result goals_to_present(koch *koch, int64_t deadline_ns)
+/* Goals, NULL: the present position, are written and read back: a tripped watchdog refuses them in silence. */
+static arm_result start_from(koch *koch, const int32_t *goals, int64_t deadline_ns)
 {
     arm_reading reading;
-    arm_result result = read_arm(koch, deadline_ns, &reading);
+    arm_result result = ARM_OK;
+    if (goals == NULL) {
+        result = read_arm(koch, deadline_ns, &reading);
+        goals = reading.position;
+    }
     if (result == ARM_OK)
-        result = write_goals(koch, reading.position, deadline_ns);
+        result = write_goals(koch, goals, deadline_ns);
     if (result != ARM_OK)
         return result;
     uint8_t data[ARM_JOINTS * GOAL_BYTES], alerts[ARM_JOINTS];
     bus_registers what = all(koch, KOCH_GOAL_POSITION, GOAL_BYTES);
     result = from_bus(bus_sync_read(&koch->bus, &what, deadline_ns, data, alerts));
     for (int i = 0; i < ARM_JOINTS && result == ARM_OK; i++) {
-        int64_t off = (int64_t)signed32(data + i * GOAL_BYTES) - reading.position[i];
+        int64_t off = (int64_t)signed32(data + i * GOAL_BYTES) - goals[i];
         if (off > GOAL_TOLERANCE || off < -GOAL_TOLERANCE)
             result = ARM_WATCHDOG;
     }
     return result;
 }
 
-static arm_result clear_watchdog(void *context, int64_t deadline_ns)
+static arm_result clear_watchdog(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
 {
     koch *koch = context;
+    koch->clearing = true;
     arm_result result = set_all(koch, KOCH_BUS_WATCHDOG, 0, deadline_ns);
     if (result == ARM_OK)
-        result = goals_to_present(koch, deadline_ns);
+        result = start_from(koch, goals, deadline_ns);
     if (result == ARM_OK)
         result = set_all(koch, KOCH_BUS_WATCHDOG, KOCH_WATCHDOG_TICKS, deadline_ns);
+    koch->clearing = result != ARM_OK;
     return result;
 }
 
-static arm_result set_torque(void *context, bool on, int64_t deadline_ns)
+static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
 {
     koch *koch = context;
     if (!on)
         return torque_off(koch, deadline_ns);
     int64_t start = serial_now_ns();
     int64_t soon = deadline_ns - (deadline_ns - start) / 3; /* the rest is kept for taking it back */
-    arm_result result = clear_watchdog(koch, soon);
+    arm_result result = clear_watchdog(koch, goals, soon);
     if (result != ARM_OK)
         return result;
     koch->armed = true;
@@ -164,11 +170,15 @@ static arm_result check_watchdog(void *context, int64_t deadline_ns)
     bus_result result = bus_sync_read(&koch->bus, &what, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
-    for (int i = 0; i < ARM_JOINTS; i++)
-        /* An armed servo that rebooted has forgotten its watchdog, its goal and its torque. */
-        if (data[i] == WATCHDOG_TRIPPED || (koch->armed && data[i] != KOCH_WATCHDOG_TICKS))
-            return ARM_WATCHDOG;
-    return ARM_OK;
+    arm_result verdict = ARM_OK;
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        bool on = data[i] == KOCH_WATCHDOG_TICKS;
+        if (data[i] == WATCHDOG_TRIPPED || (koch->clearing && !on))
+            verdict = ARM_WATCHDOG;
+        else if (koch->armed && !on)
+            return ARM_REBOOTED; /* it has forgotten its watchdog, and with it its goal and its torque */
+    }
+    return verdict;
 }
 
 arm_port koch_port(koch *koch)

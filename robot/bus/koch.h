@@ -18,6 +18,7 @@ typedef struct {
     uint8_t ids[ARM_JOINTS];
     unsigned reads;  /* alternates the read length */
     bool armed;      /* torque was switched on through this struct and not off since */
+    bool clearing;   /* the watchdogs were switched off to clear them and not yet seen on again */
 } koch;
 
 void koch_init(koch *koch, int fd, const uint8_t ids[ARM_JOINTS]);

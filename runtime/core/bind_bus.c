@@ -259,31 +259,35 @@ static PyObject *KochBus_set_torque(PyObject *object, PyObject *args)
     if (!is_open(self) || !PyArg_ParseTuple(args, "pd", &on, &timeout_s))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = self->port.set_torque(&self->koch, on != 0, deadline_after(timeout_s));
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(result);
-}
-
-static PyObject *watchdog(KochBus *self, PyObject *args, arm_result (*call)(void *, int64_t))
-{
-    double timeout_s;
-    arm_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = call(&self->koch, deadline_after(timeout_s));
+    result = self->port.set_torque(&self->koch, on != 0, NULL, deadline_after(timeout_s));
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(result);
 }
 
 static PyObject *KochBus_check_watchdog(PyObject *object, PyObject *args)
 {
-    return watchdog((KochBus *)object, args, ((KochBus *)object)->port.check_watchdog);
+    KochBus *self = (KochBus *)object;
+    double timeout_s;
+    arm_result result;
+    if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = self->port.check_watchdog(&self->koch, deadline_after(timeout_s));
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(result);
 }
 
 static PyObject *KochBus_clear_watchdog(PyObject *object, PyObject *args)
 {
-    return watchdog((KochBus *)object, args, ((KochBus *)object)->port.clear_watchdog);
+    KochBus *self = (KochBus *)object;
+    double timeout_s;
+    arm_result result;
+    if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = self->port.clear_watchdog(&self->koch, NULL, deadline_after(timeout_s));
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(result);
 }
 
 static PyObject *KochBus_counters(PyObject *object, PyObject *unused)

@@ -136,10 +136,11 @@ static arm_result still_write(void *context, const int32_t goals[ARM_JOINTS], in
     return ARM_OK;
 }
 
-static arm_result still_torque(void *context, bool on, int64_t deadline_ns)
+static arm_result still_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
 {
     (void)context;
     (void)on;
+    (void)goals;
     (void)deadline_ns;
     return ARM_OK;
 }
@@ -151,6 +152,12 @@ static arm_result still_watchdog(void *context, int64_t deadline_ns)
     return ARM_OK;
 }
 
+static arm_result still_clear(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+{
+    (void)goals;
+    return still_watchdog(context, deadline_ns);
+}
+
 static int StillArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"positions", NULL};
@@ -158,7 +165,7 @@ static int StillArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *positions;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &positions))
         return -1;
-    self->port = (arm_port){self, still_read, still_write, still_torque, still_watchdog, still_watchdog};
+    self->port = (arm_port){self, still_read, still_write, still_torque, still_watchdog, still_clear};
     return counts_from_python(positions, self->reading.position);
 }
 

@@ -9,14 +9,26 @@
 
 enum { MS = 1000000 };
 static const int64_t io_budget_ns = 8 * MS;
-static const int64_t torque_budget_ns = 25 * MS; /* a dozen exchanges; the arm is at rest then */
+static const int64_t torque_budget_min_ns = 25 * MS, torque_budget_max_ns = 60 * MS;
 static const int64_t watchdog_gap_ns = 150 * MS;
+static const int64_t reboot_gap_ns = 80 * MS; /* a servo whose voltage broke down is silent for longer */
 static const int64_t unplugged_ns = 1000 * MS;
 static const int warm_ticks = 3;
 
 static int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
+}
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* For a dozen exchanges with the servos, of which each takes as long as a reading; the arm is at rest then. */
+static int64_t torque_budget_ns(const control *self)
+{
+    return least(most(12 * self->answer_ns, torque_budget_min_ns), torque_budget_max_ns);
 }
 
 static int32_t saturated(int64_t ns)
@@ -149,22 +161,31 @@ static void count_faults(control *self)
     self->status.major_faults = (uint64_t)usage.ru_majflt - self->first_major;
 }
 
-/* Has the bus been silent for so long that the servos may have stopped by themselves? No answer counts as silence:
- * what did not answer may not have heard us either. */
-static void check_gap(control *self, int64_t start_ns, int64_t budget_ns)
+/* Has the bus been silent for so long that the servos may have stopped by themselves, or one may have rebooted? No
+ * answer counts as silence: what did not answer may not have heard us either. On a slow bus this takes the time of the
+ * tick's reading, so the pilot is told of a tripped watchdog as soon as there is one. */
+static void check_gap(control *self, int64_t start_ns, int64_t deadline_ns)
 {
-    if (self->heard_ns != 0 && start_ns - self->heard_ns > watchdog_gap_ns)
+    int64_t sure_ns = most(self->heard_ns, self->checked_ns);
+    int64_t gap_ns = least(most(self->clock.period_ns * 5 / 2, reboot_gap_ns), watchdog_gap_ns);
+    if (sure_ns != 0 && start_ns - sure_ns > gap_ns)
         self->watchdog_due = true;
     if (self->last_tick_ns != 0 && start_ns - self->last_tick_ns > watchdog_gap_ns)
         self->absent = self->watchdog_due = true;
     self->last_tick_ns = start_ns;
     self->input.absent = self->absent;
     self->input.watchdog = false;
-    if (!self->watchdog_due || !self->pilot.torque || self->config.shadow)
+    if (!self->pilot.torque || self->config.shadow)
         return;
-    arm_result result = self->arm->check_watchdog(self->arm->context, start_ns + budget_ns / 2);
-    self->input.watchdog = result == ARM_WATCHDOG;
-    self->watchdog_due = result != ARM_OK && result != ARM_WATCHDOG; /* no answer: ask again */
+    if (self->watchdog_due && !self->tripped) {
+        arm_result result = self->arm->check_watchdog(self->arm->context, deadline_ns);
+        bool told = result == ARM_OK || result == ARM_WATCHDOG || result == ARM_REBOOTED;
+        self->watchdog_due = !told; /* no answer: ask again */
+        self->checked_ns = told ? start_ns : self->checked_ns;
+        self->tripped = result == ARM_WATCHDOG;
+        self->input.torque_failed = self->input.torque_failed || result == ARM_REBOOTED;
+    }
+    self->input.watchdog = self->tripped;
 }
 
 static void take_notice(control *self)
@@ -205,7 +226,7 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
     if (self->config.shadow)
         return;
     if (output->clear_watchdog)
-        result = arm->clear_watchdog(arm->context, clock_now_ns() + torque_budget_ns);
+        result = arm->clear_watchdog(arm->context, output->guard.goals, clock_now_ns() + torque_budget_ns(self));
     if (output->clear_watchdog && result != ARM_OK)
         self->watchdog_due = true; /* still tripped: found again at the next tick */
     if (output->write) {
@@ -213,7 +234,8 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
         self->input.unsent = result != ARM_OK;
     }
     if (output->torque != TORQUE_KEEP) {
-        result = arm->set_torque(arm->context, output->torque == TORQUE_ON, clock_now_ns() + torque_budget_ns);
+        result = arm->set_torque(arm->context, output->torque == TORQUE_ON, output->guard.goals,
+                                 clock_now_ns() + torque_budget_ns(self));
         self->input.torque_failed = result != ARM_OK;
     }
     self->input.unplugged = result == ARM_UNPLUGGED;
@@ -232,18 +254,19 @@ static bool run_tick(control *self, int64_t start_ns)
     input->malformed = false;
 
     int64_t before_ns = clock_now_ns();
-    check_gap(self, start_ns, budget_ns);
-    int64_t left_ns = start_ns + budget_ns - clock_now_ns(); /* all of it, or at least half after a gap */
-    input->read_result = self->arm->read(self->arm->context, start_ns + budget_ns - left_ns * 3 / 8, &input->reading);
+    int64_t deadline_ns = start_ns + budget_ns * 13 / 16; /* the goals have the rest */
+    check_gap(self, start_ns, deadline_ns);
+    int64_t asked_ns = clock_now_ns();
+    input->read_result = self->arm->read(self->arm->context, deadline_ns, &input->reading);
     int64_t read_ns = clock_now_ns() - before_ns;
     bool heard = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
     if (heard) {
         self->heard_ns = start_ns;
+        self->answer_ns = clock_now_ns() - asked_ns;
         self->absent = self->absent && self->watchdog_due;
-    } else if (input->watchdog) { /* clearing it needs to know where the arm is */
-        input->watchdog = false;
-        self->watchdog_due = true;
+        self->tripped = false;
     }
+    input->watchdog = input->watchdog && heard; /* clearing it needs to know where the arm is */
 
     pilot_begin(&self->pilot, input, &self->output);
     take_notice(self);

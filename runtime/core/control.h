@@ -58,10 +58,13 @@ typedef struct {
     pilot_input input;
     pilot_output output;
     int64_t heard_ns;      /* start of the last tick with a reading, 0: none yet */
+    int64_t checked_ns;    /* start of the last tick in which the servos told of their watchdogs, 0: none yet */
+    int64_t answer_ns;     /* how long the last reading took */
     int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
     int64_t last_tick_ns;  /* start of the tick before */
     bool absent;           /* no tick ran for that long; until the servos have answered */
-    bool watchdog_due; /* a gap was long enough for the servos to have stopped */
+    bool watchdog_due; /* a gap was long enough for the servos to have stopped, or for one to have rebooted */
+    bool tripped;      /* one was found stopped, and the pilot is told with the next reading */
     int signals;
     uint64_t first_minor, first_major;
 } control;

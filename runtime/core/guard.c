@@ -230,13 +230,13 @@ guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JO
     return GUARD_CONFIG_OK;
 }
 
-bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int *joint)
+bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t tolerance, int *joint)
 {
     for (int i = 0; i < ARM_JOINTS; i++) {
         const guard_joint_limits *limits = &self->limits[i];
         int32_t goal = clamp(present[i], limits->position_min, limits->position_max);
         *joint = i;
-        if (llabs((long long)goal - present[i]) > GUARD_START_TOLERANCE) {
+        if (llabs((long long)goal - present[i]) > tolerance) {
             self->started = false;
             return false;
         }

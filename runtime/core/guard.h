@@ -32,6 +32,7 @@
 
 enum {
     GUARD_START_TOLERANCE = 2,        /* counts the first goal may differ from the present position */
+    GUARD_SAG = 64,                   /* counts a servo may hang beyond a soft limit that is its goal (5.6 degrees) */
     GUARD_COUNTS_MAX = 1 << 20,       /* 256 turns: beyond it a value is no joint position */
     GUARD_PER_TICK_MAX = 1 << 14,     /* four turns a tick: a larger rate is cut to it */
     GUARD_JOIN_COUNTS = 8,            /* how far beside a moving wish a brake may end for the goal to join it (0.7 degrees) */
@@ -114,8 +115,9 @@ typedef struct {
 /* Sets limits from `limits` for ticks of period_ns. On error names the joint. */
 guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, int *joint);
 
-/* Starts at rest at the present position. False, with the joint, when it lies outside the soft limits. */
-bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int *joint);
+/* Starts at rest at the present position, brought inside the soft limits. False, with the joint, when it lies more than
+ * `tolerance` counts outside. */
+bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t tolerance, int *joint);
 
 /* One tick towards `action` (joint units, `joints` values). A refused action
  * contributes nothing to the goals: they follow the brake. */

@@ -93,12 +93,12 @@ static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *out
     for (int i = 0; i < ARM_JOINTS; i++)
         if (input->reading.alert[i])
             return ANSWER_FAULT;
-    if (!fresh && !guard_at_rest(&self->guard))
+    if (self->guard.started && !guard_at_rest(&self->guard))
         return ANSWER_BUSY;
     if (fresh) {
         /* Out of torque or after a fault the arm may be anywhere: start from where it is. */
         int joint = -1;
-        if (!guard_start(&self->guard, self->present, &joint)) {
+        if (!guard_start(&self->guard, self->present, GUARD_START_TOLERANCE, &joint)) {
             self->reason = REASON_OUTSIDE;
             self->joint = joint;
             return ANSWER_OUTSIDE;
@@ -110,6 +110,7 @@ static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *out
     self->moved = false;
     self->stopping = false;
     self->torque = true;
+    self->let_go = false;
     self->idle_ns = input->now_ns;
     enter(self, PILOT_PLANNING, REASON_NONE, -1);
     return ANSWER_DONE;
@@ -135,6 +136,7 @@ static pilot_answer torque_off(pilot *self, pilot_output *output)
 {
     schedule_drop(&self->schedule);
     self->torque = false;
+    self->let_go = true;
     self->latched = false;
     self->guard.started = false;
     enter(self, PILOT_DISARMED, REASON_OPERATOR, -1);
@@ -164,7 +166,7 @@ static pilot_answer obey(pilot *self, const pilot_input *input, pilot_output *ou
             latch_hold(self, REASON_OPERATOR);
         return ANSWER_DONE;
     case COMMAND_TORQUE_OFF:
-        if (self->torque && self->reason != REASON_PARKED)
+        if (!self->let_go && self->reason != REASON_PARKED)
             return ANSWER_NOT_PARKED;
         return torque_off(self, output);
     case COMMAND_TORQUE_OFF_NOW:
@@ -236,13 +238,16 @@ static void idle(pilot *self, const pilot_input *input, bool malformed)
         enter(self, waits ? PILOT_PLANNING : PILOT_HOLD, waits ? REASON_NONE : reason, -1);
 }
 
-static void stop(pilot *self, pilot_output *output)
+static void stop(pilot *self, const pilot_input *input, pilot_output *output)
 {
     bool rests = self->guard.started ? guard_at_rest(&self->guard) : true;
     if (!self->stopping || !rests || self->state == PILOT_PARKING)
         return;
     if (self->reason == REASON_PARKED)
         torque_off(self, output); /* a parked arm rests by itself */
+    else if (armed(self) && self->config.has_park && self->lost > 0
+             && input->now_ns - self->lost_ns < self->config.reads_latch_ns)
+        return; /* the pose cannot be gone to blindly: readings may come back */
     else if (armed(self) && self->lost == 0 && park(self) == ANSWER_DONE)
         return;
     output->done = true;
@@ -256,8 +261,12 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         .now_ns = input->now_ns,
     };
     if (output->clear_watchdog && self->present_known) {
-        int joint;
-        guard_start(&self->guard, self->present, &joint); /* the servos stand where they were stopped */
+        /* The servos stand where they were stopped. One that was moved away from there is left to stand. */
+        int joint = -1;
+        if (!guard_start(&self->guard, self->present, GUARD_SAG, &joint)) {
+            fault(self, REASON_OUTSIDE, joint);
+            output->clear_watchdog = false;
+        }
     }
     int32_t before[ARM_JOINTS];
     for (int i = 0; i < ARM_JOINTS; i++)
@@ -295,7 +304,7 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         idle(self, input, malformed);
     }
     schedule_note_goal(&self->schedule, input->tick, memcmp(before, output->guard.goals, sizeof before) != 0);
-    stop(self, output);
+    stop(self, input, output);
 
     output->state = self->state;
     output->reason = self->reason;

@@ -38,7 +38,7 @@ typedef enum {
     REASON_OUTSIDE,     /* a joint lies outside its soft limits, so the arm cannot be armed */
     REASON_MALFORMED,   /* a chunk of wrong shape or with values that are not finite */
     REASON_PARKED,
-    REASON_TORQUE,      /* a servo did not take the torque command */
+    REASON_TORQUE,      /* a servo did not take the torque command, or rebooted and lost its torque */
 } pilot_reason;
 
 typedef enum {
@@ -78,7 +78,7 @@ typedef struct {
     bool absent;              /* while we ran no tick ourselves, rather than while readings were lost */
     bool unplugged;           /* a write of the last tick found no bus */
     bool unsent;              /* the goals of the last tick did not go out */
-    bool torque_failed;       /* not every servo took the last torque command */
+    bool torque_failed;       /* not every servo took the last torque command, or one has lost its torque */
     pilot_command command;
     bool malformed;           /* a chunk that ring_check refused came; may be set until pilot_end */
     int64_t patience_ns;      /* 3 x p99 of an inference as announced, 0: none */
@@ -110,6 +110,7 @@ typedef struct {
     bool latched;
     bool moved;          /* a chunk was executed since arming */
     bool torque;         /* asked for by us */
+    bool let_go;         /* torque was switched off by us; before we arm, the servos may hold the arm all the same */
     bool stopping;
     bool present_known;
     int32_t present[ARM_JOINTS];

@@ -66,7 +66,7 @@ static chunk_verdict judge(const schedule *self, const chunk *data, const schedu
     /* The control's own reading of that tick dates the observation, so a wrong time in the chunk makes it no younger. */
     const schedule_reading *reading = &self->readings[observed % SCHEDULE_HISTORY];
     if (reading->tick != observed || view->now_ns - reading->time_ns > view->age_limit_ns
-        || view->now_ns - data->observation_ns > view->age_limit_ns)
+        || data->observation_ns < view->now_ns - view->age_limit_ns) /* whatever the chunk says: no overflow */
         return CHUNK_AGE;
     if (data->kind == CHUNK_REST)
         return rested(self, reading, view->present) ? CHUNK_TAKEN : CHUNK_MOVED;

@@ -78,7 +78,7 @@ int main(int argc, char **argv)
     const uint8_t ids[ARM_JOINTS] = {1, 2, 3, 4, 5, 6};
     koch_init(&arm, fd, ids);
     arm_port port = koch_port(&arm);
-    for (int i = 0; i < 50 && port.set_torque(port.context, true, serial_now_ns() + 50000000) != ARM_OK; i++)
+    for (int i = 0; i < 50 && port.set_torque(port.context, true, NULL, serial_now_ns() + 50000000) != ARM_OK; i++)
         ;
     int64_t stop = serial_now_ns() + (int64_t)(atof(argv[2]) * 1e9);
     unsigned calls = 0;
@@ -102,10 +102,10 @@ int main(int argc, char **argv)
         if (calls % 16 == 0)
             slow_path(&arm, calls / 16);
         if (calls % 64 == 0 && port.check_watchdog(port.context, deadline()) == ARM_WATCHDOG)
-            (void)port.clear_watchdog(port.context, serial_now_ns() + 20000000);
+            (void)port.clear_watchdog(port.context, NULL, serial_now_ns() + 20000000);
         nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
     }
-    (void)port.set_torque(port.context, false, serial_now_ns() + 50000000);
+    (void)port.set_torque(port.context, false, NULL, serial_now_ns() + 50000000);
     printf("done %u\n", calls);
     return 0;
 }

@@ -155,7 +155,7 @@ static int law(guard_limits one, int64_t period_ns, long steps, int against_refe
     if (guard_configure(&guard, limits, period_ns, &joint) != GUARD_CONFIG_OK)
         return 1;
     int32_t present[ARM_JOINTS] = {LOW, HIGH, 2000, 1500, 2500, 2001};
-    CHECK(guard_start(&guard, present, &joint));
+    CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint));
     int32_t last[ARM_JOINTS], v[ARM_JOINTS] = {0}, a[ARM_JOINTS] = {0};
     memcpy(last, present, sizeof last);
     double T = (double)period_ns * 1e-9;

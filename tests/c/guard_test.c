@@ -23,7 +23,7 @@ static guard started(guard_limits one, int32_t at)
     int joint;
     for (int i = 0; i < ARM_JOINTS; i++)
         present[i] = at;
-    if (!guard_start(&guard, present, &joint))
+    if (!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint))
         abort();
     return guard;
 }
@@ -157,20 +157,20 @@ static int starting(void)
     guard guard = made(usual(), period_30hz);
     int32_t present[ARM_JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, 2001};
     int joint;
-    CHECK(guard_start(&guard, present, &joint) && guard.started && guard_at_rest(&guard));
+    CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && guard.started && guard_at_rest(&guard));
     guard_result first = guard_brake(&guard);
     const int32_t expected[ARM_JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, 2001};
     CHECK(first.verdict == GUARD_PASSED && first.joint == -1 && memcmp(first.goals, expected, sizeof expected) == 0);
     present[3] = HIGH + 3;
-    CHECK(!guard_start(&guard, present, &joint) && joint == 3 && !guard.started);
+    CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 3 && !guard.started);
     CHECK(step_all(&guard, 2000, 2000).verdict == GUARD_REFUSED_NO_READING);
     present[3] = HIGH;
     present[0] = LOW - 3;
-    CHECK(!guard_start(&guard, present, &joint) && joint == 0);
+    CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 0);
     present[0] = INT_MIN;
-    CHECK(!guard_start(&guard, present, &joint) && joint == 0);
+    CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 0);
     present[0] = INT_MAX;
-    CHECK(!guard_start(&guard, present, &joint) && joint == 0);
+    CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 0);
     return 0;
 }
 

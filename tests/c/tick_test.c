@@ -103,9 +103,10 @@ static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], in
     return ARM_OK;
 }
 
-static arm_result set_torque(void *context, bool on, int64_t deadline_ns)
+static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
 {
     (void)context;
+    (void)goals;
     (void)deadline_ns;
     arm.torque += on ? 1 : 100;
     return ARM_OK;
@@ -116,6 +117,12 @@ static arm_result fine(void *context, int64_t deadline_ns)
     (void)context;
     (void)deadline_ns;
     return ARM_OK;
+}
+
+static arm_result cleared(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+{
+    (void)goals;
+    return fine(context, deadline_ns);
 }
 
 int main(int argc, char **argv)
@@ -138,7 +145,7 @@ int main(int argc, char **argv)
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         arm.position[i] = 2000;
     }
-    arm_port port = {NULL, read_arm, write_goals, set_torque, fine, fine};
+    arm_port port = {NULL, read_arm, write_goals, set_torque, fine, cleared};
     control_result result = control_run(&loop, &config, &port);
     printf("%ld reads, %ld writes, %ld allocations, %ld page faults, locked %d, %llu chunks taken, moving %llu\n", arm.reads, arm.writes,
            allocations, arm.faults, loop.status.locked, (unsigned long long)loop.status.chunk_verdicts[CHUNK_TAKEN],
