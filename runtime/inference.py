@@ -64,12 +64,14 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
-    os.nice(arguments.nice)
+    lower_priority(arguments.nice)
+    check_recording(arguments)
     bundle = open_bundle(arguments.bundle)
     options = camera_options(bundle, arguments.camera, arguments.without)
     engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads, spin=False))
     session = PolicySession(bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps))
     session.check_task(arguments.task)
+    settings = loop_options(arguments, session)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
     cameras: Mapping[str, Camera] = {name: SharedCamera(camera) for name, camera in open_cameras(options).items()}
     pictures = {name: camera.newest().image for name, camera in cameras.items()}
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     tap.start()
     try:
         watches = {option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness) for option in options}
-        loop = InferenceLoop(session, cameras, watches, folder, loop_options(arguments, session))
+        loop = InferenceLoop(session, cameras, watches, folder, settings)
         with stopped_by_signals(loop.stop):
             summary = loop.run(arguments.seconds, say)
     finally:
@@ -96,6 +98,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def lower_priority(nice: int) -> None:
+    """ConfigError: a priority above the normal one, which belongs to control."""
+    if not 0 <= nice <= 19:
+        raise ConfigError(f"--nice is {nice}; it must be 0 to 19")
+    os.nice(nice)
+
+
+def check_recording(arguments: argparse.Namespace) -> None:
+    """ConfigError before anything was opened."""
+    if not 0 <= arguments.record_fps <= 120:
+        raise ConfigError(f"--record-fps is {arguments.record_fps}; it must be 0 to 120")
+    if arguments.record_fps > 0 and arguments.record_inputs is None:
+        raise ConfigError("--record-fps needs --record-inputs FILE")
+
+
 def input_recorder(arguments: argparse.Namespace, session: PolicySession) -> InputRecorder | None:
     """The record of inputs that was asked for, listening to the session already."""
     if arguments.record_inputs is None:
@@ -107,10 +124,6 @@ def input_recorder(arguments: argparse.Namespace, session: PolicySession) -> Inp
 
 def picture_tap(arguments: argparse.Namespace, cameras: Mapping[str, Camera], folder: RunFolder, recorder: InputRecorder | None) -> PictureTap:
     """Thumbnails for the status page; every picture for the record where --record-fps asks for it."""
-    if not 0 <= arguments.record_fps <= 120:
-        raise ConfigError(f"--record-fps is {arguments.record_fps}; it must be 0 to 120")
-    if arguments.record_fps > 0 and recorder is None:
-        raise ConfigError("--record-fps needs --record-inputs FILE")
     keep = recorder.picture if recorder is not None and arguments.record_fps > 0 else None
     return PictureTap(cameras, folder, arguments.record_fps or THUMBNAIL_FPS, keep, say)
 

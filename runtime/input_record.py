@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
-from vla_edge.errors import RecordError
+from vla_edge.errors import ConfigError, RecordError
 from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
 
 _ENTRY = struct.Struct("<4sIQI")
@@ -42,13 +42,18 @@ class Entry:
 
 
 class InputRecorder:
-    """Takes entries from any thread without waiting. RecordError: the file cannot be made, or exists already.
+    """Takes entries from any thread without waiting. RecordError: the file cannot be made, or exists already. ConfigError:
+    a limit below a megabyte.
 
     say: is told once when the recording had to stop.
     """
 
     def __init__(self, path: Path, limit_bytes: int, say: Callable[[str], None]) -> None:
+        if limit_bytes < 1 << 20:
+            raise ConfigError(f"--record-mb is {limit_bytes >> 20}; it must be 1 or more")
         self._path, self._limit, self._say = path, limit_bytes, say
+        self._written = 0
+        self._holds_something = False
         try:
             self._file = path.open("xb", buffering=0)
         except FileExistsError:
@@ -84,27 +89,29 @@ class InputRecorder:
         self.put(Entry(head, {PICTURE + frame.camera: frame.image}))
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write what waits. A record without an inference or a picture leaves no file."""
         self._queue.put(None)
         self._thread.join()
         self._file.close()
+        if not self._holds_something:
+            self._path.unlink(missing_ok=True)
 
     def _write_all(self) -> None:
-        written = 0
         while (entry := self._queue.get()) is not None:
             data = pack(entry)
             with self._lock:
                 self._waiting -= sum(array.nbytes for array in entry.arrays.values())
             if self.stopped:
                 continue
-            if written + len(data) > self._limit:
+            if self._written + len(data) > self._limit:
                 self._stop(f"the limit of {self._limit >> 20} MB is reached; the record ends here, inference goes on")
                 continue
             try:
                 self._write(data)
-                written += len(data)
+                self._written += len(data)
+                self._holds_something |= entry.head["kind"] in ("inference", "picture")
             except OSError as error:
-                self._file.truncate(written)
+                self._file.truncate(self._written)
                 self._stop(f"{error.strerror}; the record ends here, inference goes on")
 
     def _write(self, data: bytes) -> None:

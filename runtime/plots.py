@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -14,15 +15,20 @@ _COLUMNS = 700
 COLOURS = ("#2f6fde", "#d98a1c", "#16a394", "#d2453b", "#8559c9", "#5f7183", "#2c9a57")
 
 
-def line_plot(x: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]], unit: str, x_unit: str, level: float | None = None) -> str:
-    """Lines over one x axis. NaN values leave a hole. level: a dashed line across. Long lines keep the least and the
-    greatest value of every column, so that no peak is lost."""
+def line_plot(
+    x: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]], unit: str, x_unit: str, level: float | None = None, floor: float | None = 0.0
+) -> str:
+    """Lines over one x axis. NaN values leave a hole. level: a dashed line across. floor: shown whatever the values (None:
+    the axis spans the values alone). Long lines keep the least and the greatest value of every column, so that no peak is
+    lost."""
     known = [values[np.isfinite(values)] for values in lines.values()]
     values = np.concatenate([*known, [] if level is None else [level]])
     if not len(x) or not len(values):
         return '<p class="none">nothing was recorded</p>'
-    low, high = min(0.0, float(values.min())), float(values.max())
+    low, high = float(values.min()), float(values.max())
+    low = low if floor is None else min(low, floor)
     high = high if high > low else low + 1
+    decimals = max(0, math.ceil(-math.log10(high - low)) + 1)
     span = float(x[-1] - x[0]) or 1.0
     across = WIDTH - _LEFT - _RIGHT
     down = HEIGHT - _TOP - _BOTTOM
@@ -33,11 +39,11 @@ def line_plot(x: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]], 
     def py(at: NDArray[np.float64] | float) -> NDArray[np.float64]:
         return _TOP + (high - np.asarray(at)) / (high - low) * down
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    parts = [f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     for share in (0.0, 0.5, 1.0):
         value = low + share * (high - low)
         y = float(py(value))
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.{decimals}f}</text>')
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         parts.append(f'<text x="{_LEFT + share * across:.0f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{x[0] + share * span:.4g} {escape(x_unit) if share == 1 else ""}</text>')
     if level is not None:
@@ -52,7 +58,7 @@ def line_plot(x: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]], 
             pen = "L" if good else "M"
         dots = "".join(f'<circle cx="{px(at):.1f}" cy="{py(value):.1f}" r="2" fill="{colour}"/>' for at, value in zip(shown_x, shown_y) if np.isfinite(value)) if len(series) < 120 else ""
         parts.append(f'<path d="{"".join(points)}" stroke="{colour}"/>{dots}')
-    parts.append("</svg>")
+    parts.append("</svg></div>")
     return "".join(parts) + _legend(lines, unit)
 
 
@@ -75,7 +81,7 @@ def state_strip(x: NDArray[np.float64], states: Sequence[str], colours: Mapping[
         return '<p class="none">nothing was recorded</p>'
     span = float(ends - x[0]) or 1.0
     across = WIDTH - _LEFT - _RIGHT
-    parts = [f'<svg viewBox="0 0 {WIDTH} 26" role="img">']
+    parts = [f'<div class="plot"><svg viewBox="0 0 {WIDTH} 26" role="img">']
     begin = 0
     for index in range(1, len(states) + 1):
         if index == len(states) or states[index] != states[begin]:
@@ -84,7 +90,7 @@ def state_strip(x: NDArray[np.float64], states: Sequence[str], colours: Mapping[
             at, wide = _LEFT + (left - x[0]) / span * across, (right - left) / span * across
             parts.append(f'<rect x="{at:.1f}" width="{max(0.5, wide):.1f}" y="2" height="22" fill="{colours[states[begin]]}"><title>{escape(states[begin])} {right - left:.2f} s</title></rect>')
             begin = index
-    parts.append("</svg>")
+    parts.append("</svg></div>")
     shown = {name: np.zeros(0) for name in colours if name in states}
     return "".join(parts) + _legend(shown, "", [colours[name] for name in shown])
 

@@ -13,6 +13,7 @@ from typing import Any
 from vla_edge.errors import RecordError
 from vla_edge.runtime.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.flight import chunks_of, open_record, tick_times, ticks_of
+from vla_edge.runtime.inference_log import STAGES
 from vla_edge.runtime.report_page import RunFacts, page
 
 
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         temporary.write_text(page(facts), encoding="utf-8")
         os.replace(temporary, arguments.out)
+    except OSError as error:
+        raise RecordError(f"{arguments.out}: {error.strerror}; name a file in a folder that can be written to") from None
     finally:
         temporary.unlink(missing_ok=True)
     skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
@@ -54,21 +57,36 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
 
 
 def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:
-    """The log's lines, the part that was moved aside first. Without a log: none (a run without inference)."""
+    """The log's lines, the part that was moved aside first; a last one that was cut off is left out. Without a log: none
+    (a run without inference)."""
     found = [part for part in (path.with_name(path.name + ".1"), path) if part.is_file()]
     if not found and asked:
         raise RecordError(f"{path}: no such file; give the inference.jsonl of the run")
     lines = []
     for part in found:
-        for number, text in enumerate(part.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        *whole, _ = part.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, text in enumerate(whole, 1):
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 line = None
-            if not isinstance(line, dict):
-                raise RecordError(f"{part}: line {number} is not a JSON object; cut it out of a copy and give that with --inference")
+            if not _is_entry(line):
+                raise RecordError(f"{part}: line {number} is not an entry of inference.jsonl; cut it out of a copy and give that with --inference")
             lines.append(line)
     return lines
+
+
+def _is_entry(line: Any) -> bool:
+    """Whether the page and the blame can work with it: numbers where they look for them."""
+    if not isinstance(line, dict) or type(line.get("time_ns", 0)) is not int:
+        return False
+    if "reason" not in line and "delay_ms" not in line:
+        return True
+    ms = line.get("ms")
+    if not isinstance(ms, dict) or not isinstance(line.get("reason"), str) or not {"time_ns", "prefix"} <= set(line):
+        return False
+    numbers = [line.get("delay_ms", 0), line.get("similarity") or 0, *(ms.get(name) for name in STAGES)]
+    return all(isinstance(number, (int, float)) for number in numbers)
 
 
 def _gate(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

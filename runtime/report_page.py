@@ -26,6 +26,7 @@ svg { width:100%; display:block } svg path { fill:none; stroke-width:1.4; stroke
 .legend { font-size:12px; color:#66758a; display:flex; flex-wrap:wrap; gap:4px 16px; margin:2px 0 14px } .legend i { display:inline-block; width:10px; height:10px; border-radius:3px; margin-right:5px } .legend em { margin-left:auto; font-style:normal }
 .bar { display:grid; grid-template-columns:150px 1fr 120px; gap:12px; align-items:center; padding:2px 0 } .bar i { height:10px; background:#eef1f5; border-radius:5px } .bar b { display:block; height:100%; background:#2f6fde; border-radius:5px } .bar em { font-style:normal; font-variant-numeric:tabular-nums }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums } th { text-align:left; color:#66758a; font-weight:600; font-size:12px } td, th { padding:3px 14px 3px 0; border-bottom:1px solid #eef1f5 } .none { color:#66758a } details { margin-top:10px } h3 { font-size:13px; color:#66758a; margin:14px 0 6px }
+@media (max-width:640px) { body { padding:10px } section { padding:14px } .plot { overflow-x:auto } .plot svg { min-width:620px } .bar { grid-template-columns:104px 1fr 92px } td, th { padding-right:8px } details { overflow-x:auto } }
 """
 
 
@@ -122,9 +123,9 @@ def _cache(facts: RunFacts) -> str:
         "<h3>Stages of each inference</h3>" + line_plot(x, stages, "ms", "s"),
     ]
     if np.isfinite(similarity).any():
-        parts.append("<h3>Gate similarity and its threshold</h3>" + line_plot(x, {"similarity": similarity}, "cosine", "s", facts.gate["threshold"] if facts.gate else None))
+        parts.append("<h3>Gate similarity and its threshold</h3>" + line_plot(x, {"similarity": similarity}, "cosine", "s", facts.gate.get("threshold") if facts.gate else None, None))
     if np.isfinite(guard).any():
-        parts.append("<h3>Pixel guard, largest mean of the cameras</h3>" + line_plot(x, {"mean": guard}, "grey levels", "s", facts.gate["guard_mean"] if facts.gate else None))
+        parts.append("<h3>Pixel guard, largest mean of the cameras</h3>" + line_plot(x, {"mean": guard}, "grey levels", "s", facts.gate.get("guard_mean") if facts.gate else None))
     if verdicts:
         parts.append("<h3>Verdicts of the gate</h3>" + bar_plot(verdicts, "inferences"))
     return "".join(parts)
@@ -139,5 +140,5 @@ def _joints(facts: RunFacts) -> str:
     goals[~written] = np.nan
     seen = np.array([tick["read_result"] == 0 for tick in facts.ticks])
     present[~seen] = np.nan
-    plots = [f"<h3>{name.replace('_', ' ')}</h3>" + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s") for k, name in enumerate(KOCH_JOINTS)]
+    plots = [f"<h3>{name.replace('_', ' ')}</h3>" + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s", floor=None) for k, name in enumerate(KOCH_JOINTS)]
     return "".join(plots) + "<h3>Limits the guard met</h3>" + bar_plot(Counter(tick["verdict"] for tick in facts.ticks if tick["verdict"] != "passed" and tick["due"]), "ticks")

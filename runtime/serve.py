@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import time
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.inference import lower_priority
 from vla_edge.runtime.run_folder import open_run_folder
 from vla_edge.runtime.serve_access import access
 from vla_edge.runtime.serve_options import ServeOptions
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         from vla_edge.runtime.service import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"the service needs {error.name}; pip install 'vla-edge[serve]'") from None
-    os.nice(arguments.nice)
+    lower_priority(arguments.nice)
     allowed = access(arguments.host, arguments.token_file, arguments.certificate, arguments.key)
     options = ServeOptions(
         engine=arguments.engine,

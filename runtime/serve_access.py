@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vla_edge.errors import ServeError
+from vla_edge.runtime.serve_tls import tls_context
 
 TOKEN_CHARACTERS = 16
 LEASE_S = 5.0
@@ -36,7 +37,7 @@ class Access:
         if not self._own_name(headers.get("Host", "")):
             return 403, "the Host header names another machine; use the address the service was started with"
         origin = headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("Host"):
+        if origin is not None and _place(origin) != headers.get("Host"):
             return 403, "a page of another site may not talk to this service"
         if self.token is not None and not self._token_is_right(headers.get("Authorization", "")):
             return 401, "the token is missing or wrong; send `Authorization: Bearer TOKEN`"
@@ -46,8 +47,11 @@ class Access:
         """With a token any name will do: a foreign page does not know it."""
         if self.token is not None:
             return True
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or _is_loopback(name)
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # half an IPv6 address
+            return False
+        return _is_loopback(name)
 
     def _token_is_right(self, given: str) -> bool:
         assert self.token is not None
@@ -63,15 +67,10 @@ def access(host: str, token_file: Path | None, certificate: Path | None, key: Pa
     if certificate is not None or key is not None:
         if certificate is None or key is None:
             raise ServeError("--certificate and --key belong together; give both")
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            tls.load_cert_chain(certificate, key)
-        except (OSError, ssl.SSLError) as error:
-            raise ServeError(f"{certificate}, {key}: no certificate with its key ({error.strerror or error}); give both as PEM") from None
+        tls = tls_context(certificate, key)
     if not _is_loopback(host) and (token is None or tls is None):
-        lacks = "a token and TLS" if token is None and tls is None else "a token" if token is None else "TLS"
-        raise ServeError(f"{host} can be reached from other machines and {lacks} is not set; give --token-file, --certificate and --key, or stay on 127.0.0.1")
+        lacks = "neither a token nor TLS" if token is None and tls is None else "no token" if token is None else "no TLS"
+        raise ServeError(f"{host} can be reached from other machines and there is {lacks}; give --token-file, --certificate and --key, or stay on 127.0.0.1")
     return Access(host, token, tls)
 
 
@@ -98,19 +97,22 @@ class ControlLease:
         self._secret = ""
         self._until_ns = 0
         self._armed = False
-        """the holder let chunks move the arm"""
+        """the holder asked to let chunks move the arm"""
+        self._fell_silent = False
+        """a holder who armed lost the lease, and nobody was told yet"""
 
     def take(self, holder: str, now_ns: int) -> str | None:
         """A secret that proves the lease; None while another holds it. holder: what others are shown."""
         if self.held(now_ns):
             return None
+        self._note_silence()
         self._holder, self._secret = holder, secrets.token_urlsafe(24)
         self._until_ns = now_ns + self._length_ns
         return self._secret
 
     def renew(self, secret: str, now_ns: int) -> bool:
         """Whether `secret` proves the lease, which then lasts anew."""
-        if not self.held(now_ns) or not hmac.compare_digest(secret.encode(), self._secret.encode()):
+        if not self.held(now_ns) or not hmac.compare_digest(secret.encode("utf-8", "surrogateescape"), self._secret.encode()):
             return False
         self._until_ns = now_ns + self._length_ns
         return True
@@ -124,14 +126,26 @@ class ControlLease:
         return True
 
     def armed(self) -> None:
-        """The holder armed the arm: when the lease lapses it must hold."""
+        """The holder asks to arm the arm: when the lease lapses it must hold."""
         self._armed = True
 
     def lapsed(self, now_ns: int) -> bool:
-        """True once, when the lease of a holder who armed the arm ran out without being given back."""
-        lapsed = self._armed and not self.held(now_ns)
-        self._armed = self._armed and not lapsed
+        """True once, when the lease of a holder who armed the arm ran out without being given back; also when another
+        has taken it since."""
+        if not self.held(now_ns):
+            self._note_silence()
+        lapsed, self._fell_silent = self._fell_silent, False
         return lapsed
+
+    def end(self) -> bool:
+        """Nobody watches the lease from now on: whether the arm must hold because its holder armed it."""
+        self._note_silence()
+        self._until_ns = 0
+        return self._fell_silent
+
+    def _note_silence(self) -> None:
+        self._fell_silent |= self._armed
+        self._armed = False
 
     def held(self, now_ns: int) -> bool:
         return now_ns < self._until_ns
@@ -139,6 +153,14 @@ class ControlLease:
     def holder(self, now_ns: int) -> str:
         """Who holds it, empty when nobody does."""
         return self._holder if self.held(now_ns) else ""
+
+
+def _place(url: str) -> str:
+    """Host and port of a URL, empty when it is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

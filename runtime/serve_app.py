@@ -229,6 +229,8 @@ def _add_kserve(app: web.Application, service: Service) -> None:
     async def infer(request: web.Request) -> web.Response:
         known(request)
         try:
+            if (request.content_length or 0) > service.limits.message_bytes:
+                raise web.HTTPRequestEntityTooLarge(service.limits.message_bytes, request.content_length or 0)
             body = await asyncio.wait_for(request.read(), BODY_S)
         except web.HTTPRequestEntityTooLarge:
             service.refused("size")
@@ -287,9 +289,9 @@ def _add_control(app: web.Application, service: Service) -> None:
         if not service.lease.renew(request.headers.get("X-Lease", ""), time.monotonic_ns()):
             service.refused("lease")
             return web.json_response({"error": "this client does not hold the control lease; it may only read"}, status=403)
+        if name == "arm":
+            service.lease.armed()  # before it is asked: when the answer is lost it may be armed
         answer = await asyncio.to_thread(ask, service.folder, WORDS[name])
-        if name == "arm" and answer.word == "done":
-            service.lease.armed()
         told = {"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint}
         return web.json_response(told, status=200 if answer.word == "done" else 409)
 

@@ -16,7 +16,7 @@ section { background:var(--card); border:1px solid var(--line); border-radius:12
 .two { display:grid; grid-template-columns:1fr 1fr; gap:0 28px }
 h2 { font-size:12px; margin:0 0 10px; color:var(--soft); text-transform:uppercase; letter-spacing:.06em; font-weight:600 }
 .cameras { display:flex; gap:12px } .cameras figure { margin:0; flex:1; min-width:0 } .cameras img { width:100%; aspect-ratio:4/3; max-height:340px; object-fit:contain; background:#0b0f14; border-radius:8px; display:block } figcaption { color:var(--soft); margin-top:4px; display:flex; justify-content:space-between }
-.row { display:grid; grid-template-columns:112px 1fr 76px; gap:10px; align-items:center; padding:3px 0 } #reasons .row, #verdicts .row, #chunks .row, #refused .row { grid-template-columns:150px 1fr 52px } .row span { color:var(--soft); white-space:nowrap; overflow:hidden; text-overflow:ellipsis } .row b { font-weight:600; text-align:right; white-space:nowrap; font-variant-numeric:tabular-nums }
+.row { display:grid; grid-template-columns:112px 1fr 76px; gap:10px; align-items:center; padding:3px 0 } #reasons .row, #verdicts .row, #chunks .row, #refused .row { grid-template-columns:168px 1fr 52px } .row span { color:var(--soft); white-space:nowrap; overflow:hidden; text-overflow:ellipsis } .row b { font-weight:600; text-align:right; white-space:nowrap; font-variant-numeric:tabular-nums }
 .track { position:relative; height:8px; border-radius:4px; background:var(--line) } .track i { position:absolute; top:0; bottom:0; left:0; border-radius:4px; background:var(--blue) } .track u { position:absolute; top:-3px; width:3px; height:14px; border-radius:2px; background:var(--amber) } .track em { position:absolute; top:-1px; width:10px; height:10px; margin-left:-5px; border-radius:50%; background:var(--blue) }
 .legend { color:var(--soft); font-size:12px; margin-top:8px } .legend i { display:inline-block; width:10px; height:10px; border-radius:50%; margin:0 4px 0 10px }
 svg { width:100%; height:110px; display:block } .big { font-size:26px; font-weight:600; font-variant-numeric:tabular-nums; letter-spacing:-.02em } .pair { display:flex; gap:26px; margin-bottom:6px } .pair div span { display:block; color:var(--soft); font-size:12px; font-weight:400; letter-spacing:0; line-height:1.6 } .pair .big b { line-height:1.1 } .right { align-items:center }
@@ -63,18 +63,19 @@ function show(s) {
   const order = ['prepare', 'vision', 'prefix', 'state', 'flow', 'total'].filter(k => stages && stages[k]), most = Math.max(1e-9, ...order.map(k => stages[k].p99));
   rows('stages', order.map(k => [k, stages[k].p50 / most, number(stages[k].p50) + ' ms', [['i', null], ['u', stages[k].p99 / most]]]), 'nothing was inferred yet');
   if (last.time_ns !== seen) { seen = last.time_ns; similarity.push(last.similarity ?? null); delays.push(last.ms ? last.ms.total : null); for (const list of [similarity, delays]) if (list.length > 120) list.shift() }
-  const threshold = i ? i.threshold : null; line('similarity', similarity, null, threshold); line('delay', delays, 0, null);
-  const newest = similarity.filter(v => v != null).at(-1); $('sim').textContent = number(newest, 4); $('threshold').textContent = threshold == null ? 'not calibrated' : number(threshold, 4); $('verdict').textContent = (last.verdict || '–').replaceAll('_', ' '); $('reason').textContent = (last.reason || '–').replaceAll('_', ' ');
+  const threshold = (i || own).threshold; line('similarity', similarity, null, threshold); line('delay', delays, 0, null);
+  const newest = similarity.filter(v => v != null).at(-1); $('sim').textContent = number(newest, 5); $('threshold').textContent = threshold == null ? 'not calibrated' : number(threshold, 5); $('verdict').textContent = (last.verdict || '–').replaceAll('_', ' '); $('reason').textContent = (last.reason || '–').replaceAll('_', ' ');
   $('hits').textContent = cache.hits ?? 0; $('misses').textContent = cache.misses ?? cache.inferences - cache.hits; $('inferences').textContent = cache.inferences; rows('reasons', counted(cache.reasons), 'no inference yet');
   $('late').textContent = c ? number(c.late_ns / 1e6, 2) + ' ms' : '–'; $('bus').textContent = c ? number(c.io_ns / 1e6, 2) + ' ms' : '–'; $('age').textContent = c && c.age_ns >= 0 ? number(c.age_ns / 1e6, 0) + ' ms' : '–';
   rows('chunks', c ? counted(c.chunks) : [], 'no chunk yet'); rows('verdicts', c ? counted(c.verdicts) : [], 'the guard had nothing to do');
   $('sessions').textContent = own.sessions; $('served').textContent = own.inferences; rows('refused', counted(own.refused), 'nothing was refused');
-  $('holder').textContent = lease ? 'you hold the control lease' : s.lease ? 'held by ' + s.lease : 'read-only'; for (const b of document.querySelectorAll('[data-word]')) b.disabled = !lease;
+  $('take').textContent = lease ? 'Give back' : 'Take control'; $('holder').textContent = lease ? 'you hold the control lease' : s.lease ? 'held by ' + s.lease : 'read-only'; for (const b of document.querySelectorAll('[data-word]')) b.disabled = !lease;
   cameras(s.cameras);
 }
 const pictures = {};
 function cameras(ages) {
   const names = Object.keys(ages); $('nocamera').hidden = names.length > 0;
+  for (const name of Object.keys(pictures)) if (!(name in ages)) { pictures[name].caption.parentNode.remove(); delete pictures[name] }
   for (const name of names) {
     if (!pictures[name]) { const figure = make('figure'), image = make('img'), caption = make('figcaption'); image.alt = name; caption.append(make('span', name), make('span')); figure.append(image, caption); $('cameras').append(figure); pictures[name] = {image, caption, busy:false} }
     const p = pictures[name]; p.caption.lastChild.textContent = number(ages[name] * 1e3, 0) + ' ms old'; if (p.busy) continue; p.busy = true;
@@ -83,15 +84,16 @@ function cameras(ages) {
 }
 async function poll() {
   try { const r = await fetch('status.json', {headers}); if (!r.ok) throw new Error((await r.json()).error); show(await r.json()) }
-  catch (e) { $('faults').replaceChildren(make('div', 'the service does not answer: ' + e.message)) }
+  catch (e) { $('state').textContent = 'no answer'; $('state').style.background = 'var(--grey)'; $('faults').replaceChildren(make('div', 'the service does not answer: ' + e.message)) }
   if (lease) { const r = await fetch('lease', {method:'PUT', headers:{...headers, 'X-Lease':lease}}).catch(() => null); if (!r || !r.ok) lease = '' }
   setTimeout(poll, 250);
 }
-$('take').onclick = async () => {
-  if (lease) { await fetch('lease', {method:'DELETE', headers:{...headers, 'X-Lease':lease}}); lease = ''; $('take').textContent = 'Take control'; return }
-  const r = await fetch('lease', {method:'POST', headers}), body = await r.json(); if (r.ok) { lease = body.lease; $('take').textContent = 'Give back' } else alert(body.error);
-};
-for (const b of document.querySelectorAll('[data-word]')) b.onclick = async () => { const r = await fetch('control/' + b.dataset.word, {method:'POST', headers:{...headers, 'X-Lease':lease}}), body = await r.json(); if (!r.ok) alert(body.error || body.answer + ' ' + body.reason) };
+async function ask(method, path) {
+  try { const r = await fetch(path, {method, headers:{...headers, 'X-Lease':lease}}), body = await r.json(); if (!r.ok) alert(body.error || body.answer + ' ' + body.reason); return r.ok ? body : null }
+  catch (e) { alert('the service does not answer: ' + e.message); return null }
+}
+$('take').onclick = async () => { if (lease) { await ask('DELETE', 'lease'); lease = '' } else lease = (await ask('POST', 'lease') || {lease: ''}).lease };
+for (const b of document.querySelectorAll('[data-word]')) b.onclick = () => ask('POST', 'control/' + b.dataset.word);
 poll();
 """
 

@@ -136,6 +136,8 @@ class SessionPool:
         result = await asyncio.shield(work)  # a client that goes away does not free its place before the work is done
         assert result is not None
         self._count(client, result)
+        if not np.isfinite(result.actions).all():
+            raise ObservationError("the actions are not finite; check noise and state, or export the bundle again")
         return result
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import cv2
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
 from vla_edge.robot.frames import SimCamera
-from vla_edge.runtime.operator import read_status
+from vla_edge.runtime.operator import is_alive, read_status
 from vla_edge.runtime.picture_tap import thumbnail_files
 from vla_edge.runtime.run_folder import RunFolder
 from vla_edge.runtime.serve_sessions import SessionPool
@@ -22,7 +22,7 @@ _TAIL_BYTES = 16_384
 _CONTROL = (
     "state", "reason", "latched", "shadow", "tick", "ticks", "missed", "lost_reads", "period_ns", "age_ns", "late_ns", "late_max_ns",
     "io_ns", "io_max_ns", "positions", "present", "goals", "load", "fifo", "chunks", "verdicts", "actions_left", "action_sequence",
-    "moving_ticks", "alive", "silent_s", "patience_ns",
+    "moving_ticks", "pid", "alive", "silent_s", "patience_ns",
 )
 GAUGES = {
     "control_up": "1 while the control process ticks",
@@ -44,9 +44,9 @@ class RobotView:
     """Reads what control and inference leave in the run folder. Nothing here writes there or waits for them."""
 
     def __init__(self, folder: RunFolder, threshold: float | None) -> None:
-        """threshold: the bundle's own, for a run whose log does not say which one it uses."""
+        """threshold: the served bundle's own, also for a run whose log does not say which one it uses."""
         self._folder = folder
-        self._threshold = threshold
+        self.threshold = threshold
 
     def control(self) -> dict[str, Any] | None:
         """Control's newest status, None when none ever ran here."""
@@ -65,7 +65,7 @@ class RobotView:
         if summary is None:
             return None
         log = self._folder.path / "inference.jsonl"
-        return {**summary, "last": _last_inference(log), "threshold": _threshold(log, self._threshold)}
+        return {**summary, "last": _last_inference(log), "threshold": _threshold(log, self.threshold)}
 
     def cameras(self) -> dict[str, float]:
         """Short name → age in seconds of the newest thumbnail."""
@@ -101,7 +101,7 @@ def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | Non
     if control is None:
         found.append("no control process has run in this folder")
     elif not control["alive"]:
-        found.append(f"control is silent for {control['silent_s']:.1f} s")
+        found.append(f"control is silent for {control['silent_s']:.1f} s" if is_alive(control["pid"]) else "the control process has ended")
     elif control["reason"] not in ("", "operator", "parked"):
         joint = f" at {control['joint']}" if control["joint"] else ""
         found.append(f"control: {control['state']}, {control['reason'].replace('_', ' ')}{joint}{', latched' if control['latched'] else ''}")
@@ -131,6 +131,7 @@ def status(view: RobotView, pool: SessionPool, holder: str) -> dict[str, Any]:
             "refused": dict(counts.refused),
             "stages_ms": pool.quantiles_ms(),
             "last": counts.last,
+            "threshold": view.threshold,
         },
     }
 
@@ -171,8 +172,6 @@ def metrics(view: RobotView, pool: SessionPool) -> str:
         for name, value in quantiles.items()
     ]
     return "\n".join(lines) + "\n"
-
-
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -11,10 +12,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import ControlError, ServeError
+from vla_edge.errors import ConfigError, ControlError, ServeError
 from vla_edge.runtime.gate import read_gate
 from vla_edge.runtime.inference import say
 from vla_edge.runtime.inference_log import InferenceLog
@@ -31,6 +33,8 @@ from vla_edge.runtime.wire import WireLimits
 
 FIRST_REQUEST_S = 10.0
 """A connection that has not sent a whole request head by then is closed."""
+HOLD_TRIES = 5
+"""A control process that does not answer at once is asked again."""
 
 
 async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: ServeOptions, started_ns: int) -> None:
@@ -58,6 +62,7 @@ async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: Ser
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     app = application(service)
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     doors = Doors(app, options.connections)
     runner = web.AppRunner(app, auto_decompress=False, access_log=None, keepalive_timeout=30, shutdown_timeout=2)
     await runner.setup()
@@ -75,6 +80,8 @@ async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: Ser
         lapse.cancel()
         doors.close()
         await runner.cleanup()
+        if service.lease.end():
+            await _hold(folder, "the service ends, and a client had armed the arm")
         pool.close()
         log.close()
         if recorder is not None:
@@ -86,11 +93,26 @@ async def hold_when_the_lease_lapses(lease: ControlLease, folder: RunFolder) -> 
     while True:
         await asyncio.sleep(0.2)
         if lease.lapsed(time.monotonic_ns()):
-            try:
-                answer = await asyncio.to_thread(ask, folder, "hold")
-                say(f"serve: the holder of the control lease fell silent; hold: {answer.word}")
-            except ControlError as error:
-                say(f"serve: the holder of the control lease fell silent; hold: {error}")
+            await _hold(folder, "the holder of the control lease fell silent")
+
+
+async def _hold(folder: RunFolder, why: str) -> None:
+    told = ""
+    for _ in range(HOLD_TRIES):
+        try:
+            told = (await asyncio.to_thread(ask, folder, "hold")).word
+            break
+        except (ControlError, ConfigError) as error:
+            told = str(error)
+            await asyncio.sleep(0.2)
+    say(f"serve: {why}; hold: {told}")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of aiohttp's log tells of an error of ours, not of bytes that are no HTTP or of a client that went
+    away: strangers could fill the journal with those."""
+    error = None if record.exc_info is None else record.exc_info[1]
+    return not isinstance(error, (HttpProcessingError, ConnectionError))
 
 
 class Doors:

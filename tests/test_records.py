@@ -16,7 +16,7 @@ import pytest
 from vla_edge.bundle import open_bundle
 from vla_edge.datasets.command import main as vla_data
 from vla_edge.datasets.reader import open_dataset
-from vla_edge.errors import RecordError
+from vla_edge.errors import ConfigError, RecordError
 from vla_edge.runtime.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.command import main
 from vla_edge.runtime.episodes import episodes_of
@@ -255,6 +255,24 @@ def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsy
     assert f"every missed tick ({len(blamed)})" in text
 
 
+def test_a_log_that_is_none_and_a_page_that_cannot_be_written_are_refused_in_one_line(run_folder, tmp_path, capsys):
+    record = run_folder / "flight.record"
+    now_ns = next(iter(ticks_of(open_record(record))))["now_ns"]
+    whole = (run_folder / "inference.jsonl").read_text()
+    log = tmp_path / "log.jsonl"
+    for line in ("[]", "{", "[" * 100_000, '{"time_ns": "1"}', json.dumps({"reason": "x", "time_ns": now_ns}), json.dumps({"reason": "x", "ms": {}, "time_ns": now_ns, "prefix": True})):
+        log.write_text(line + "\n" + whole)
+        assert main(["report", str(record), "--inference", str(log), "--out", str(tmp_path / "page.html")]) == 2
+        assert "line 1 is not an entry" in capsys.readouterr().err
+    log.write_text(whole[:-20])  # what a kill in the middle of a line leaves
+    assert main(["report", str(record), "--inference", str(log), "--out", str(tmp_path / "page.html")]) == 0
+    capsys.readouterr()
+    for out in (tmp_path / "none" / "page.html", tmp_path):
+        assert main(["report", str(record), "--out", str(out)]) == 2
+        assert "name a file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "page.html"]
+
+
 def test_counts_by_cause_count_ticks_not_entries():
     assert count_by_cause([Missed(1, 3, True, Cause.BUS, "x"), Missed(5, 5, False, Cause.BUS, "x")], True) == {"bus": 3}
 
@@ -265,6 +283,12 @@ def test_a_long_line_keeps_its_peaks_and_a_hole_stays_a_hole():
     svg = line_plot(np.arange(10_000.0), {"y": y}, "ms", "s")
     assert ">42<" in svg and svg.count("M") == 2
     assert "nothing was recorded" in line_plot(np.zeros(0), {"y": np.zeros(0)}, "ms", "s")
+
+
+def test_an_axis_tells_close_values_apart():
+    x, y = np.arange(3.0), np.array([0.99986, 0.99990, 0.99994])
+    assert ">0.999860<" in line_plot(x, {"y": y}, "cosine", "s", floor=None) and ">0.00<" in line_plot(x, {"y": y}, "cosine", "s")
+    assert ">62.7<" in line_plot(x, {"y": np.full(3, 62.7)}, "degrees", "s", floor=None)
 
 
 # ---- limits
@@ -283,6 +307,15 @@ def test_the_size_limit_ends_the_recording_with_one_line_and_a_whole_file(tmp_pa
         InputRecorder(tmp_path / "x.rec", 1 << 20, said.append)
     with pytest.raises(RecordError, match="No such file"):
         InputRecorder(tmp_path / "none" / "x.rec", 1 << 20, said.append)
+
+
+def test_a_record_without_an_inference_leaves_no_file(tmp_path):
+    recorder = InputRecorder(tmp_path / "x.rec", 1 << 20, print)
+    recorder.put(Entry({"kind": "session", "session": 1}, {}))
+    recorder.close()
+    assert not (tmp_path / "x.rec").exists()
+    with pytest.raises(ConfigError, match="--record-mb is 0"):
+        InputRecorder(tmp_path / "x.rec", 0, print)
 
 
 def test_when_the_disk_takes_no_more_the_recording_stops_and_the_arm_moves_on(golden_bundle, tmp_path, capsys):
