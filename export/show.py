@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.table import Table
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.errors import BundleError
+from vla_edge.runtime.bundle_fit import check_fit
 
 _ORDER = ("vision", "prefix", "state", "expert", "delta_kv", "delta")
 
@@ -30,10 +33,11 @@ def summary(bundle: Bundle) -> dict[str, object]:
 def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
     """Check every file of the bundle at `path` and print its graphs; with `detail` also policy, cameras and tensors.
 
-    BundleError: a file is missing or differs from its hash.
+    BundleError: a file is missing or differs from its hash, or the manifest contradicts itself.
     """
     bundle = open_bundle(path)
     bundle.verify()
+    check_fit(bundle)
     if detail:
         _print_policy(bundle, console)
     table = Table(title=f"{path.name} · {bundle.digest[:12]}")
@@ -76,7 +80,11 @@ def _print_precision(bundle: Bundle, console: Console) -> None:
 
 def _figures(bundle: Bundle, name: str) -> dict[str, int]:
     """Nodes, parameters and weight bytes of one graph; what graphs share counts in each."""
-    graph = onnx.load_from_string(bytes(bundle.read(bundle.manifest.graphs[name].file))).graph
+    file = bundle.manifest.graphs[name].file
+    try:
+        graph = onnx.load_from_string(bytes(bundle.read(file))).graph
+    except DecodeError:
+        raise BundleError(f"{bundle.path / file}: no ONNX graph; export the bundle again") from None
     weights = [item for item in graph.initializer if item.data_type != onnx.TensorProto.INT64]
     elements = [_elements(item) for item in weights]
     sizes = [count * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize for item, count in zip(weights, elements)]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.engines.ort_native import NativeSession
-from vla_edge.errors import ObservationError
+from vla_edge.errors import BundleError, ObservationError
 from vla_edge.runtime.stages import Stages
 
 
@@ -158,9 +158,15 @@ class NativeLoop:
 
 
 def time_biases(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
-    """The time half of the action MLP for each step count: float32 [n, E] by n."""
+    """The time half of the action MLP for each step count: float32 [n, E] by n. BundleError: a table is not there."""
     policy = stages.policy
-    return {n: np.ascontiguousarray(tables[f"time_bias.{n}"], np.float32) for n in range(policy.min_steps, policy.num_steps + 1)}
+    biases = {}
+    for n in range(policy.min_steps, policy.num_steps + 1):
+        table = tables.get(f"time_bias.{n}")
+        if table is None or table.shape != (n, policy.expert_width):
+            raise BundleError(f"tables.safetensors: time_bias.{n} is {'missing' if table is None else list(table.shape)}, must be [{n}, {policy.expert_width}]; export the bundle again")
+        biases[n] = np.ascontiguousarray(table, np.float32)
+    return biases
 
 
 def checked_biases(biases: Mapping[int, NDArray[np.float32]], request: FlowRequest) -> NDArray[np.float32]:

@@ -33,6 +33,8 @@ class PromptEncoder:
             self._tokenizer = Tokenizer.from_buffer(bytes(bundle.read(self._spec.file)))
         except ValueError as error:
             raise BundleError(f"{bundle.path / self._spec.file}: not a tokenizer ({error}); export the bundle again") from None
+        if not 0 <= self._spec.pad_id < self._tokenizer.get_vocab_size():
+            raise BundleError(f"{bundle.path}: manifest: tokenizer.pad_id {self._spec.pad_id} is not in {self._spec.file}; export the bundle again")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

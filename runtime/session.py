@@ -14,6 +14,7 @@ from vla_edge.bundle import Bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, ObservationError
+from vla_edge.runtime.bundle_fit import check_fit
 from vla_edge.runtime.cache import CacheKey, CachePolicy, Decision, PrefixCache
 from vla_edge.runtime.flow import FlowLoop, FlowRequest, Inpaint
 from vla_edge.runtime.flow_loops import flow_loop
@@ -122,6 +123,7 @@ class PolicySession:
         self.bundle = bundle
         self.options = options or SessionOptions()
         self.policy = bundle.manifest.policy
+        check_fit(bundle)
         settings = _gate_settings(bundle, self.options)
         self.preparer = Preparer(bundle)
         self.stages = Stages(bundle, engine)

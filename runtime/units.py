@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from vla_edge.bundle import TABLES, Bundle
@@ -41,8 +42,11 @@ class Normalizer:
 
 
 def read_tables(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    """The arrays of `tables.safetensors`: statistics and time-bias tables."""
-    return dict(load(bytes(bundle.read(TABLES))))
+    """The arrays of `tables.safetensors`: statistics and time-bias tables. BundleError: it is no such file."""
+    try:
+        return dict(load(bytes(bundle.read(TABLES))))
+    except SafetensorError as error:
+        raise BundleError(f"{bundle.path / TABLES}: damaged ({error}); export the bundle again") from None
 
 
 def normalizer(bundle: Bundle, tables: dict[str, NDArray[np.float32]], feature: str, dim: int) -> Normalizer:
