@@ -18,7 +18,7 @@ from vla_edge.datasets.recompute import largest_difference, recompute_stats
 from vla_edge.datasets.tables import stats_to_json
 from vla_edge.datasets.task_texts import add_task, load_counter, rename_task, task_uses
 from vla_edge.datasets.verify import verify_dataset
-from vla_edge.errors import run_command
+from vla_edge.errors import ConfigError, run_command, terminated_like_interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    return int(arguments.run(arguments))
+    with terminated_like_interrupted():
+        return int(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,6 +115,8 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"token limit {arguments.limit}: give at least 1")
     counter = load_counter(arguments.tokenizer, arguments.limit) if arguments.tokenizer else None
     if arguments.add is not None:
         print(f"task {add_task(arguments.data_set, arguments.add)} added")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from vla_edge.datasets.stats import aggregate
 from vla_edge.datasets.verify import verify_dataset
 from vla_edge.datasets.video_files import VideoFiles
 from vla_edge.datasets.writer import partial_folder, publish
-from vla_edge.errors import CheckFailed, DatasetError
+from vla_edge.errors import CheckFailed, ConfigError, DatasetError
 
 Progress = Callable[[int, int], None]
 """Called with (episodes done, episodes in all)."""
@@ -37,6 +38,11 @@ class FileSizes:
 
     data_file_mb: float = layout.DATA_FILE_MB
     video_file_mb: float = layout.VIDEO_FILE_MB
+
+    def __post_init__(self) -> None:
+        for name, size in (("data", self.data_file_mb), ("video", self.video_file_mb)):
+            if not 0 < size < inf:
+                raise ConfigError(f"{name} file size {size} MB: give a number above 0, for example {layout.DATA_FILE_MB}")
 
 
 def convert_dataset(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -193,6 +193,9 @@ def read_info(root: Path) -> Info:
             str(pattern).format(**fields, **extra)
         except (KeyError, IndexError, ValueError):
             raise DatasetError(f"{path}: {name} {pattern!r} is not a {version} pattern of {[*fields, *extra]}; restore the file") from None
+        place = PurePosixPath(str(pattern))
+        if place.is_absolute() or ".." in place.parts:
+            raise DatasetError(f"{path}: {name} {pattern!r} leads out of the data set; restore the file")
     return info
 
 
@@ -210,6 +213,8 @@ def _feature(path: Path, key: str, value: Mapping[str, Any]) -> Feature:
 
 
 def _whole(number: float) -> float:
+    if isinstance(number, (str, bool)):
+        raise TypeError(f"fps is {number!r}, not a number")
     return int(number) if float(number).is_integer() else float(number)
 
 

@@ -11,6 +11,7 @@ from vla_edge.datasets.meta import Episode
 from vla_edge.datasets.meta_edit import edited_meta, write_statistics
 from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.datasets.stats import ImageMoments, Stats, aggregate, number_stats, sampled_frames
+from vla_edge.errors import DatasetError
 
 
 def episode_stats(dataset: Dataset, episode: Episode) -> Stats:
@@ -40,11 +41,21 @@ def recompute_stats(
             parts[episode.index] = episode_stats(dataset, episode)
             if progress is not None:
                 progress(episode.index + 1, len(dataset.episodes))
-        total, stored = aggregate(parts.values()), dataset.stats
+        total, stored = aggregate(parts.values()), _stored(dataset, write)
         if write:
             with edited_meta(root) as copy:
                 write_statistics(copy, dataset.info, parts, total)
     return total, stored
+
+
+def _stored(dataset: Dataset, replaced: bool) -> Stats:
+    """The stored statistics; none at all when they are missing or damaged and about to be replaced."""
+    try:
+        return dataset.stats
+    except DatasetError as error:
+        if replaced:
+            return {}
+        raise DatasetError(f"{error}; or write new statistics with `vla-data stats --write`") from None
 
 
 def largest_difference(key: str, computed: Stats, stored: Stats) -> float:

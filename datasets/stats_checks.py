@@ -26,6 +26,8 @@ def statistics(opened: Opened) -> list[str]:
             return problems[:MOST_PROBLEMS]
     if problems:
         return problems
+    if not frames:
+        return ["no data file to compare the statistics with"]
     for key in info.features:
         if info.features[key].is_camera or info.features[key].dtype == "string":
             continue

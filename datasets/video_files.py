@@ -72,9 +72,8 @@ class VideoFiles:
     def append(self, path: Path) -> tuple[Location, float, float]:
         """Copy an episode's video. Returns its file and (from, to) seconds of that file's clock."""
         joiner = self._joiner
-        if joiner is not None and (
-            joiner.bytes + path.stat().st_size > self._limit or video_identity(path) != joiner.identity
-        ):
+        identity = video_identity(path)
+        if joiner is not None and (joiner.bytes + path.stat().st_size > self._limit or identity != joiner.identity):
             joiner.close()
             joiner, self._joiner = None, None
             self._location = self._location.next(self._chunks_size)

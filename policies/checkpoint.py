@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError
 from vla_edge.policies.config import SmolVLAConfig
+from vla_edge.policies.tensor_file import save_tensors
 
 MODEL_FILE = "model.safetensors"
 
@@ -135,4 +135,4 @@ def write_weights(module: nn.Module, file: Path, types: Mapping[str, torch.dtype
         exact = tensor.detach().cpu().contiguous()
         stored = exact.to(types.get(name, torch.float32))
         tensors[name] = stored if torch.equal(stored.to(exact.dtype), exact) else exact
-    save_file(tensors, file, metadata={"format": "pt"})
+    save_tensors(tensors, file, metadata={"format": "pt"})

@@ -329,3 +329,47 @@ def test_tasks_are_added_and_renamed_and_the_data_set_stays_sound(
     assert main(["tasks", str(root), "--rename", "Wave", " "]) == 2
     assert "already" in capsys.readouterr().err
     assert sorted(path.name for path in root.iterdir()) == ["data", "meta", "videos"]
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_a_file_size_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    for flag in ("--data-file-mb", "--video-file-mb"):
+        assert main(["convert", str(V21), str(tmp_path / "new"), f"{flag}={size}"]) == 2
+        assert "give a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_video_is_named_by_convert_and_an_empty_episode_list_by_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = copy_of(V21, tmp_path)
+    (root / "videos/chunk-000" / FRONT / "episode_000001.mp4").unlink()
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 2
+    assert "episode_000001.mp4 is missing" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    (root / "meta/episodes.jsonl").write_text("")
+    assert main(["verify", str(root)]) == 1
+
+
+@pytest.mark.parametrize("source", [V21, V30], ids=["v2.1", "v3.0"])
+@pytest.mark.parametrize("lost", [True, False], ids=["missing", "damaged"])
+def test_missing_and_damaged_statistics_are_written_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Path, lost: bool
+) -> None:
+    root = copy_of(source, tmp_path)
+    file = root / ("meta/episodes_stats.jsonl" if source is V21 else "meta/stats.json")
+    file.unlink() if lost else file.write_text("{")
+    assert main(["stats", str(root)]) == 2 and "vla-data stats --write" in capsys.readouterr().err
+    assert main(["stats", str(root), "--write"]) == 0 and verify_dataset(root).passed
+
+
+def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (old, new) in enumerate([('"videos/', '"../'), ('"videos/', '"/videos/'), ('"fps": 30,\n    "splits"', '"fps": "30",\n    "splits"')]):
+        root = copy_of(V30, tmp_path / str(number))
+        file = root / "meta/info.json"
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        assert main(["tasks", str(root)]) == 2
+        told = capsys.readouterr().err
+        assert ("leads out of the data set" if number < 2 else "'30', not a number") in told
+
+
+def test_a_token_limit_below_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", str(V30), "--limit", "0"]) == 2 and "token limit 0" in capsys.readouterr().err

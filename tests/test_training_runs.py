@@ -468,7 +468,7 @@ def test_a_sequence_interrupted_in_its_second_stage_continues_to_the_same_matrix
     broken = train_stages(sequence_of(world, tmp_path / "broken"), Interrupting("none"))
     assert whole.to_json() == broken.to_json() and np.isfinite(whole.losses).all()
     assert (tmp_path / "whole" / "transfer.md").read_bytes() == (tmp_path / "broken" / "transfer.md").read_bytes()
-    with pytest.raises(TrainingError, match="another stage file"):
+    with pytest.raises(TrainingError, match="started with another policy, stage file"):
         train_stages(sequence_of(world, tmp_path / "broken", batch_size=2), Interrupting("none"))
     second = json.loads((tmp_path / "whole" / "2_other" / "run.json").read_text())
     held = [task["held_out"] for task in json.loads((tmp_path / "whole" / "1_one" / "run.json").read_text())["data"]]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_edge.bundle import file_sha256, new_folder
@@ -27,6 +26,7 @@ from vla_edge.policies.config import ACTION
 from vla_edge.policies.flow import sample_time
 from vla_edge.policies.scaling import pad_last
 from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of
 from vla_edge.training.anchor_kinds import METADATA, refuse_other_kinds
 from vla_edge.training.config import TaskData
@@ -74,6 +74,8 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
     sources = [Frames(task, FrameSettings(cameras, policy.config.chunk_size, plan.seed)) for task in plan.data]
     frames = [(source, frame) for source in sources for frame in range(len(source))]
     generator = torch.Generator().manual_seed(plan.seed)
+    if plan.count < 1:
+        raise ConfigError(f"{plan.count} anchors wanted; ask for at least 1")
     order = torch.randperm(len(frames), generator=generator)[: plan.count].tolist()
     if len(order) < plan.count:
         raise ConfigError(f"{plan.count} anchors wanted, the data have {len(frames)} frames; ask for fewer")
@@ -90,7 +92,7 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
         shards = {}
         for number, start in enumerate(range(0, plan.count, SHARD_ROWS)):
             file = folder / f"shard_{number:04d}.safetensors"
-            save_file({name: value[start : start + SHARD_ROWS].contiguous() for name, value in joined.items()}, file)
+            save_tensors({name: value[start : start + SHARD_ROWS] for name, value in joined.items()}, file)
             shards[file.name] = file_sha256(file)
         meta = AnchorMeta(
             "hidden_state", policy.digest, statistics_digest(policy.settings.statistics), preprocessing_of(policy), features,

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vla_edge.errors import TrainingError
+from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.run_files import checkpoints_of
 
 CHECKPOINTS = "checkpoints"
@@ -121,7 +122,7 @@ def save_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler, loop:
     folder.mkdir(parents=True, exist_ok=True)
     state = optimizer.state_dict()
     tensors = {f"state/{i}/{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / OPTIMIZER_FILE)
+    save_tensors(tensors, folder / OPTIMIZER_FILE)
     _write_json(folder / GROUPS_FILE, state["param_groups"])
     _write_json(folder / SCHEDULER_FILE, scheduler.state_dict())
     _write_json(folder / STEP_FILE, {"step": loop.step})
@@ -154,7 +155,7 @@ def load_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> Lo
 
 def save_master_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Keep in full precision what model.safetensors narrows or merges, so that resuming loses no bit."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / MASTER_FILE)
+    save_tensors(weights, folder / MASTER_FILE)
 
 
 def load_master_weights(folder: Path, parameters: Mapping[str, Tensor]) -> None:

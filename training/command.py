@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from vla_edge.errors import run_command
+from vla_edge.errors import run_command, terminated_like_interrupted
 
 START = "vla_edge.training.start"
 SUBCOMMANDS = {
@@ -37,7 +37,8 @@ def _main(argv: Sequence[str]) -> int:
             getattr(import_module(module), add)(child)
     arguments = parser.parse_args(argv)
     module, _, run, _ = SUBCOMMANDS[arguments.subcommand]
-    return int(getattr(import_module(module), run)(arguments))
+    with terminated_like_interrupted():
+        return int(getattr(import_module(module), run)(arguments))
 
 
 if __name__ == "__main__":

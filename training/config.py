@@ -31,6 +31,18 @@ _EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
 """YAML 1.1 reads 5e-5 as a text; a person means the number."""
 
 
+def _within(name: str, value: float, low: float, high: float = inf) -> None:
+    """ConfigError unless the finite `value` lies in [low, high]; NaN lies nowhere."""
+    if not low <= value <= high or value == inf:
+        limit = f"must be at least {low:g}" if high == inf else f"must be {low:g} to {high:g}"
+        raise ConfigError(f"{name} is {value}: {limit}")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < inf:
+        raise ConfigError(f"{name} {value}: must be above 0 and finite")
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
     """AdamW; `grad_clip_norm` is the largest norm of the whole gradient."""
@@ -218,18 +230,6 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         if value is not None:
             (inner.setdefault(name, {}) if rest else outer)[rest or name] = value
     return replace(config, **outer, **{name: replace(getattr(config, name), **changed) for name, changed in inner.items()})
-
-
-def _within(name: str, value: float, low: float, high: float = inf) -> None:
-    """ConfigError unless the finite `value` lies in [low, high]; NaN lies nowhere."""
-    if not low <= value <= high or value == inf:
-        limit = f"must be at least {low:g}" if high == inf else f"must be {low:g} to {high:g}"
-        raise ConfigError(f"{name} is {value}: {limit}")
-
-
-def _above_zero(name: str, value: float) -> None:
-    if not 0 < value < inf:
-        raise ConfigError(f"{name} {value}: must be above 0 and finite")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

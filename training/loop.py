@@ -143,12 +143,16 @@ def _restore(loop: Loop, checkpoint: Path) -> None:
     load_master_weights(folder, dict(loop.setup.policy.named_parameters()))
     saved = load_state(folder, loop.optimizer, loop.scheduler)
     loop.position = loop.sampler.restore(saved.extra["sampler"])
-    loop.status = replace(loop.status, step=saved.step, best_loss=saved.extra["best_loss"], best_step=saved.extra["best_step"])
+    best = saved.extra["best_step"]
+    loop.status = replace(loop.status, step=saved.step, best_loss=saved.extra["best_loss"], best_step=best)
     if loop.retention is not None:
         loop.retention.restore(saved.extra["craft"])
     if loop.accelerator.is_main_process:
         run = Path(loop.setup.config.output)
-        cut_metrics(run, saved.step)
+        if best == saved.step:  # the run may have been killed after `last` was moved and before `best` was
+            point(run, "best", checkpoint)
+        logged = cut_metrics(run, saved.step)
+        loop.status = replace(loop.status, loss=logged.get("loss"), lr=logged.get("lr"))
         cut_history(run, saved.step)
     load_rng(rng_file(folder, loop.accelerator.process_index))
 
@@ -158,7 +162,7 @@ def _run(loop: Loop, report: Report) -> Outcome:
     run, first = Path(config.output), loop.status.step
     place = (accelerator.process_index, accelerator.num_processes)
     stream = batches(Mix(loop.setup.training), loop.setup.policy, loop.sampler, loop.position, place, config.workers)
-    loss, pace = float("nan"), 0.0
+    loss, pace = loop.status.loss if loop.status.loss is not None else float("nan"), 0.0
     with open_trackers(config, run, accelerator.is_main_process) as track:
         for step in range(first, config.steps):
             began = time.monotonic()

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vla_edge.errors import TrainingError
+from vla_edge.policies.tensor_file import save_tensors
 
 
 def rng_file(folder: Path, rank: int) -> Path:
@@ -34,7 +35,7 @@ def save_rng(file: Path) -> None:
     }
     if torch.cuda.is_available():
         tensors["torch_cuda_rng_state"] = torch.cuda.get_rng_state()
-    save_file(tensors, file)
+    save_tensors(tensors, file)
 
 
 def load_rng(file: Path) -> None:

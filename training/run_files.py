@@ -73,12 +73,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_metrics(run: Path, step: int) -> None:
-    """Drop what was logged after `step`, so that a resumed run does not log a step twice."""
+def cut_metrics(run: Path, step: int) -> dict[str, Any]:
+    """Drop what was logged after `step`, so that a resumed run does not log a step twice. The newest row kept, or {}."""
     rows = [row for row in read_metrics(run) if row["step"] <= step]
     temporary = run / f".{METRICS}.{os.getpid()}.partial"
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, run / METRICS)
+    return rows[-1] if rows else {}
 
 
 def read_status(run: Path) -> Status:
@@ -117,11 +118,20 @@ def describe(run: Path) -> str:
     )
 
 
+def has_ended(run: Path) -> bool:
+    """Whether `run` says that it is done; a lost or damaged status says nothing."""
+    try:
+        return read_status(run).state == "done"
+    except TrainingError:
+        return False
+
+
 def trained_by_other(run: Path) -> int:
     """The living process of this host that says it is training `run`, 0 for none; this process does not count."""
-    if not (run / STATUS).is_file():
+    try:
+        status = read_status(run)
+    except TrainingError:
         return 0
-    status = read_status(run)
     here = status.state == "running" and status.host == socket.gethostname() and status.process != os.getpid()
     return status.process if here and _alive(status.process) else 0
 

@@ -18,7 +18,7 @@ from vla_edge.training.loop import Outcome, make_accelerator, train
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.retention import Retention
-from vla_edge.training.run_files import read_status, trained_by_other, write_json
+from vla_edge.training.run_files import has_ended, trained_by_other, write_json
 from vla_edge.training.scratch import policy_from_scratch
 from vla_edge.training.setup import Setup, assemble, policy_fields
 from vla_edge.training.stages import hold_out
@@ -98,7 +98,7 @@ def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
     checkpoint = last_checkpoint(run)
     config = replace(read_config(checkpoint / STATE / RUN_FILE), output=str(run))
     join(config.device)
-    if step_of(checkpoint) >= config.steps and read_status(run).state == "done":
+    if step_of(checkpoint) >= config.steps and has_ended(run):
         raise TrainingError(f"{run}: done already ({config.steps} steps); start a new run from {checkpoint / PRETRAINED}")
     if is_first() and (other := trained_by_other(run)):
         raise TrainingError(f"{run}: process {other} is training it now; wait for it, or stop it first")

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import floor, inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError, TrainingError
+
+FINEST = 1_000_000
+"""Largest denominator of a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,13 @@ class QuotaSampler:
         for source in sources:
             if source.frames < 1:
                 raise ConfigError(f"data set {source.name!r} has no frames to train on; check its episode list")
-            if not source.weight > 0:
-                raise ConfigError(f"data set {source.name!r} has weight {source.weight}; weights must be above 0")
-        total = sum(Fraction(source.weight).limit_denominator(10_000) for source in sources)
+            if not 0 < source.weight < inf or not _exact(source.weight):
+                raise ConfigError(f"data set {source.name!r} has weight {source.weight}; weights must be finite and at least {1 / FINEST:g}")
+        total = sum(_exact(source.weight) for source in sources)
         self.sources = tuple(sources)
         self.batch_size = batch_size
         self.seed = seed
-        self._shares = tuple(Fraction(s.weight).limit_denominator(10_000) / total * batch_size for s in sources)
+        self._shares = tuple(_exact(source.weight) / total * batch_size for source in sources)
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def start(self) -> SamplerState:
@@ -115,6 +118,11 @@ class QuotaSampler:
             held = (number, np.random.default_rng((self.seed, source, number)).permutation(frames))
             self._orders[source] = held
         return int(held[1][position % frames])
+
+
+def _exact(weight: float) -> Fraction:
+    """0.2 as 1/5: what was written, not its nearest float."""
+    return Fraction(weight).limit_denominator(FINEST)
 
 
 def _after(state: SamplerState, counts: Sequence[int]) -> SamplerState:

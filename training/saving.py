@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,6 +16,7 @@ from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.config import with_fields
 from vla_edge.policies.saving import write_backbone, write_config, write_processors
 from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.checkpoints import (
     PRETRAINED,
     RUN_FILE,
@@ -40,7 +40,7 @@ def write_policy(folder: Path, policy: SmolVLAPolicy, cls_trained: bool) -> None
     write_config(folder, with_fields(policy.config, cls_trained=cls_trained) if cls_trained else policy.config)
     write_processors(folder, policy.config, policy.settings)
     write_backbone(folder, policy.backbone_folder, policy.settings.tokenizer.folder)
-    save_file(stored_weights(policy), folder / MODEL_FILE, metadata={"format": "pt"})
+    save_tensors(stored_weights(policy), folder / MODEL_FILE, metadata={"format": "pt"})
 
 
 def stored_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:

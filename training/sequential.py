@@ -17,6 +17,7 @@ from typing import Any
 
 from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.policies.checkpoint import read_weights
 from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
 from vla_edge.policies.smolvla import SmolVLAPolicy
 from vla_edge.training.anchors import AnchorPlan, build_anchors
@@ -28,7 +29,7 @@ from vla_edge.training.loop import make_accelerator
 from vla_edge.training.objective import Objective
 from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
-from vla_edge.training.run_files import read_status, write_json
+from vla_edge.training.run_files import has_ended, write_json
 from vla_edge.training.runs import fine_tune, resume, run_exists
 from vla_edge.training.setup import check_dimensions, long_tasks, policy_fields
 from vla_edge.training.stages import StagePlan, hold_out, settings_json
@@ -73,7 +74,7 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
         config = stage_config(sequence, number, held_out, start)
         folder = Path(config.output)
         with first_alone():
-            done = run_exists(folder) and read_status(folder).state == "done"
+            done = run_exists(folder) and has_ended(folder)
             if not done and not run_exists(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         if not done:
@@ -197,6 +198,9 @@ def plan_content(sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> dic
         "held_out": [list(held) for held in held_out],
         "anchors": sequence.anchors,
         "seed": sequence.base.seed,
+        "precision": sequence.base.precision,
+        "rename": dict(sequence.base.rename),
+        "policy": read_weights(Path(sequence.base.policy)).digest,
     }
 
 
@@ -205,7 +209,7 @@ def _write_plan(run: Path, sequence: StageRun, held_out: Sequence[tuple[int, ...
     content, file = plan_content(sequence, held_out), run / PLAN_FILE
     if file.is_file():
         if json.loads(file.read_text()) != content:
-            raise TrainingError(f"{run}: started with another stage file, seed or data; give a new --output")
+            raise TrainingError(f"{run}: started with another policy, stage file, seed, precision or data; give a new --output")
         return
     if run.exists() and any(run.iterdir()):
         raise TrainingError(f"{run}: exists and holds no {PLAN_FILE}; choose another --output")

@@ -7,10 +7,11 @@ follow from the data: ceil(epochs · frames / (batch · share of that task)).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import numpy as np
 import yaml
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.config import FreezeConfig, OptimizerConfig, from_json, to_json
+from vla_edge.training.config import FreezeConfig, OptimizerConfig, ScheduleConfig, from_json, to_json
 
 KUAVO = "kuavo"
+
+
+_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def read_stages(file: Path | str) -> StagePlan:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such stage file; give a YAML file or the shipped name {KUAVO}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds no mapping; see the shipped {KUAVO} stages")
@@ -137,8 +141,16 @@ def _with_tasks(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:
 def _check(plan: StagePlan, where: str) -> None:
     if not plan.tasks or not plan.stages:
         raise ConfigError(f"{where}: needs at least one task and one stage")
-    if len({task.name for task in plan.tasks}) != len(plan.tasks):
-        raise ConfigError(f"{where}: two tasks have the same name; reports go by name")
+    for kind, names in (("tasks", [task.name for task in plan.tasks]), ("stages", [stage.name for stage in plan.stages])):
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"{where}: {kind} {name!r}: names become folders and columns; use letters, digits, - _ . and no dot first")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"{where}: two {kind} have the same name; reports go by name")
+    if plan.shared.batch_size < 1 or plan.shared.accumulation < 1:
+        raise ConfigError(f"{where}: shared batch_size {plan.shared.batch_size} and accumulation {plan.shared.accumulation}: both at least 1")
+    if not 0 < plan.shared.validate_every_epochs < inf:
+        raise ConfigError(f"{where}: shared validate_every_epochs {plan.shared.validate_every_epochs}: must be above 0")
     if plan.shared.statistics not in ("union", "first"):
         raise ConfigError(f"{where}: statistics {plan.shared.statistics!r}: known are union, first")
     if not 0 <= plan.shared.held_out_fraction < 1:
@@ -148,8 +160,12 @@ def _check(plan: StagePlan, where: str) -> None:
             raise ConfigError(f"{where}: stage {stage.name} mixes {len(stage.mix)} tasks, there are {len(plan.tasks)}")
         if any(share < 0 for share in stage.mix) or not stage.mix[-1] > 0 or abs(sum(stage.mix) - 1) > 1e-6:
             raise ConfigError(f"{where}: stage {stage.name} has mix {list(stage.mix)}: shares sum to 1, the last one above 0")
-        if stage.epochs <= 0 or stage.lr <= 0:
-            raise ConfigError(f"{where}: stage {number} ({stage.name}) needs epochs and lr above 0")
+        if not (0 < stage.epochs < inf and plan.shared.decay_lr <= stage.lr < inf and stage.lr > 0):
+            raise ConfigError(f"{where}: stage {number} ({stage.name}) needs epochs above 0 and an lr above 0, not below decay_lr {plan.shared.decay_lr:g}")
+        try:
+            ScheduleConfig(stage.warmup_steps, stage.decay_steps, plan.shared.decay_lr)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: stage {number} ({stage.name}): {error}") from None
 
 
 def missing_datasets(plan: StagePlan) -> list[str]:

@@ -59,6 +59,8 @@ def run_stages(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         rename=dict(pair(text, "--rename") for text in arguments.rename),
     )
+    if arguments.anchors < 0:
+        raise ConfigError(f"--anchors {arguments.anchors}: give 0 (off) or the number of anchors")
     sequence = StageRun(plan, base, arguments.anchors)
     join(base.device)
     print_notes(stage_notes(sequence))

@@ -8,8 +8,11 @@ work was done and its result is "no") is a `CheckFailed` and exit code 1.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class VlaEdgeError(Exception):
@@ -119,8 +122,25 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         raise
 
 
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt inside the block, so that both ways to stop a command clean up alike.
+
+    For the main thread of a command; elsewhere it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 _ENVIRONMENT = {
     errno.ENOTDIR: "a part of the path is a file; give another path",
+    errno.EEXIST: "a file stands where a folder is needed; give another path",
     errno.EISDIR: "a file is needed there; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EFBIG: "larger than this file system or `ulimit -f` allows; raise the limit or write elsewhere",

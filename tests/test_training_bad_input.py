@@ -1,0 +1,275 @@
+"""What a stranger types wrong, and what stops a run from outside: one line, exit code 2, nothing half-made, a true status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.training_world import World, one_thread, write_data, write_policy
+
+from vla_edge.training import start
+from vla_edge.training.command import main
+from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_json, write_status
+
+one_thread()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_policy(root / "policy")
+    write_policy(root / "other_policy", seed=5)
+    write_data(root / "data", World(episodes=4, length=5))
+    write_data(root / "more", World(episodes=4, length=5, seed=3))
+    return root
+
+
+def command(*words: object, capsys) -> tuple[int, str]:
+    """Exit code and the one line on stderr (the progress bar's lines left out)."""
+    code = main([str(word) for word in words])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "s/step" not in line]
+    assert len(lines) <= 1, lines
+    return code, lines[0] if lines else ""
+
+
+def fine_tune(world: Path, output: Path, *words: object) -> list[object]:
+    return ["fine-tune", "--policy", world / "policy", "--dataset", world / "data", "--steps", 2, "--batch-size", 2, "--device", "cpu",
+            "--output", output, *words]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--weight-decay=-1", "weight_decay is -1.0"),
+        ("--weight-decay=nan", "weight_decay is nan"),
+        ("--lr=inf", "learning rate inf"),
+        ("--grad-clip=0", "grad_clip_norm 0.0"),
+        ("--warmup=-1", "warmup_steps is -1"),
+        ("--decay=0", "decay_steps is 0"),
+        ("--decay-lr=nan", "decay_lr is nan"),
+        ("--decay-lr=1", "above the learning rate"),
+        ("--seed=-1", "seed is -1"),
+        ("--workers=-1", "workers is -1"),
+        ("--keep=-1", "keep is -1"),
+        ("--validate-every=-1", "validate_every is -1"),
+        ("--lora-rank=-1", "lora.rank is -1"),
+        ("--lora-dropout=1.5", "lora.dropout is 1.5"),
+        ("--lora-targets=(", "no regular expression"),
+        ("--augment=7", "must be 0 to 6"),
+        ("--craft-lambda=-1", "λ starts at -1"),
+        ("--held-out=1", "held-out share 1.0"),
+        ("--held-out=nan", "held-out share nan"),
+        ("--episodes=0-", "'0-' is not understood"),
+        ("--track=wandb", "tracker wandb"),
+    ],
+)
+def test_a_wrong_value_is_named_before_anything_is_written(world, tmp_path, capsys, flag, told):
+    code, line = command(*fine_tune(world, tmp_path / "run", "--held-out=0.3", flag), capsys=capsys)
+    assert code == 2 and told in line, line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_low_rate_and_its_lowest_may_be_given_together(world, tmp_path, capsys):
+    assert main([str(word) for word in fine_tune(world, tmp_path / "run", "--lr=1e-6", "--decay-lr=1e-7")]) == 0
+    code, line = command(*fine_tune(world, tmp_path / "more", "--lr=1e-6"), capsys=capsys)  # the default lowest is 2.5e-6
+    assert code == 2 and "lower --decay-lr" in line
+
+
+def test_validation_on_a_data_set_of_one_episode_is_refused(world, tmp_path, capsys):
+    code, line = command(*fine_tune(world, tmp_path / "run", "--episodes=1", "--held-out=0.5", "--validate-every=1"), capsys=capsys)
+    assert code == 2 and "two episodes or more" in line
+
+
+def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):
+    """Held out of all 40 episodes, none might be among the ten that a smoke run reads."""
+    write_data(tmp_path / "forty", World(episodes=40, length=1))
+    words = ["smoke", "--policy", world / "policy", "--dataset", tmp_path / "forty", "--held-out=0.03", "--validate-every=1", "--steps=1",
+             "--device=cpu", "--output", tmp_path / "run"]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    task = json.loads((tmp_path / "run" / "run.json").read_text())["data"][0]
+    assert task["episodes"] == list(range(10)) and len(task["held_out"]) == 1 and task["held_out"][0] < 10
+    assert read_status(tmp_path / "run").best_loss is not None
+
+
+@pytest.mark.parametrize("flag", ["--output", "--policy"])
+def test_a_path_through_a_file_is_one_line(world, tmp_path, capsys, flag):
+    file = world / "policy" / "config.json"
+    for path in (file, file / "below"):
+        code, line = command(*fine_tune(world, tmp_path / "run", flag, path), capsys=capsys)
+        assert code == 2 and "config.json" in line
+    code, line = command("status", file, capsys=capsys)
+    assert code == 2 and "config.json" in line
+
+
+def test_a_folder_left_by_a_run_without_checkpoints_is_not_recommended_for_resuming(world, tmp_path, capsys):
+    write_status(tmp_path, Status("failed", 0, 2))
+    code, line = command(*fine_tune(world, tmp_path), capsys=capsys)
+    assert code == 2 and "holds no checkpoint" in line and "resume" not in line
+
+
+# ---- stopped from outside
+
+
+def stop_at(step: int, what: signal.Signals):
+    """A reporter that sends this process a signal after `step` optimiser steps."""
+
+    def report(done: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if done == step:
+            os.kill(os.getpid(), what)
+
+    return lambda first, steps, title: contextlib.nullcontext(report)
+
+
+@pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_interrupted_and_continues(world, tmp_path, capsys, monkeypatch, what):
+    before = signal.getsignal(signal.SIGTERM)
+    words = fine_tune(world, tmp_path / "run", "--steps=4", "--save-every=2", "--log-every=1")
+    with monkeypatch.context() as changed:
+        changed.setattr(start, "reporter", stop_at(3, what))
+        assert command(*words, capsys=capsys) == (130, "interrupted")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert read_status(tmp_path / "run").state == "interrupted"
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["000002", "last"]
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert "state        done" in describe(tmp_path / "run") and [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_killed_run_is_told_by_status_and_one_that_lives_is_not_resumed_twice(world, tmp_path, capsys):
+    assert main([str(word) for word in fine_tune(world, tmp_path, "--save-every=1")]) == 0
+    status = json.loads((tmp_path / "status.json").read_text()) | {"state": "running", "step": 1}
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    write_json(tmp_path / "status.json", status | {"process": other.pid})
+    assert "state        running\n" in describe(tmp_path)
+    code, line = command("resume", tmp_path, capsys=capsys)
+    assert code == 2 and f"process {other.pid} is training it now" in line
+    other.communicate(b"\n")
+    assert f"process {other.pid} was killed; continue with `vla-train resume`" in describe(tmp_path)
+    # killed after the last checkpoint and before "done": nothing is left to train, and the numbers are the logged ones
+    assert main(["resume", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == read_metrics(tmp_path)[-1]["loss"]
+    assert read_status(tmp_path).state == "done"
+
+
+def test_a_damaged_status_does_not_keep_a_run_from_being_resumed(world, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(start, "reporter", stop_at(1, signal.SIGINT))
+        assert main([str(word) for word in fine_tune(world, tmp_path, "--save-every=1", "--steps=3")]) == 130
+    # interrupted inside step 1, before its checkpoint: the run starts again
+    capsys.readouterr()
+    assert "no checkpoint to go on from" in command("resume", tmp_path, capsys=capsys)[1]
+    with monkeypatch.context() as changed:
+        changed.setattr(start, "reporter", stop_at(2, signal.SIGINT))
+        assert main([str(word) for word in fine_tune(world, tmp_path / "run", "--save-every=1", "--steps=3")]) == 130
+    (tmp_path / "run" / "status.json").write_text("")
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert read_status(tmp_path / "run").state == "done"
+
+
+def test_the_best_link_is_mended_when_the_run_was_killed_before_it_was_moved(world, tmp_path):
+    words = fine_tune(world, tmp_path, "--save-every=1", "--held-out=0.3", "--validate-every=1")
+    assert main([str(word) for word in words]) == 0
+    best = tmp_path / "checkpoints" / "best"
+    best.unlink()
+    status = json.loads((tmp_path / "status.json").read_text())
+    write_json(tmp_path / "status.json", status | {"state": "running", "process": 2**22 + 1})
+    step = status["best_step"]
+    (tmp_path / "checkpoints" / "last").unlink()
+    (tmp_path / "checkpoints" / "last").symlink_to(f"{step:06d}")
+    assert main(["resume", str(tmp_path)]) == 0
+    assert best.exists()
+
+
+def test_a_file_larger_than_allowed_is_one_line_and_keeps_the_last_checkpoint(world, tmp_path, capsys):
+    assert main([str(word) for word in fine_tune(world, tmp_path / "run", "--steps=1")]) == 0
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        code, line = command(*fine_tune(world, tmp_path / "small"), capsys=capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and ("File too large" in line and "ulimit -f" in line), line
+    assert read_status(tmp_path / "small").state == "failed"
+    assert not list((tmp_path / "small" / "checkpoints").iterdir())
+
+
+# ---- stage files
+
+
+def stage_file(folder: Path, world: Path, **changes: Any) -> Path:
+    """Two stages; `changes`: dotted path with `__` → value."""
+    stage = {"lr": 1e-3, "epochs": 1, "warmup_steps": 1, "decay_steps": 10}
+    content: dict[str, Any] = {
+        "name": "two",
+        "tasks": [{"name": name, "dataset": str(world / name), "action_dim": 2, "state_dim": 2} for name in ("data", "more")],
+        "stages": [{"name": "one", "mix": [1.0], **stage}, {"name": "two", "mix": [0.3, 0.7], **stage}],
+        "shared": {"batch_size": 4, "held_out_fraction": 0.25},
+    }
+    for path, value in changes.items():
+        *outer, last = [int(part) if part.isdigit() else part for part in path.split("__")]
+        place: Any = content
+        for part in outer:
+            place = place[part]
+        place[last] = value
+    file = folder / "stages.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("stages__0__name", "../../out", "names become folders"),
+        ("stages__0__name", "two", "same name"),
+        ("tasks__0__name", "", "names become folders"),
+        ("stages__1__warmup_steps", -1, r"stage 2 (two): warmup_steps"),
+        ("stages__1__decay_steps", 0, r"stage 2 (two): decay_steps"),
+        ("stages__0__epochs", float("inf"), "epochs above 0"),
+        ("stages__0__epochs", float("nan"), "epochs above 0"),
+        ("stages__0__lr", float("nan"), "lr above 0"),
+        ("stages__0__lr", 1e-9, "not below decay_lr"),
+        ("shared__batch_size", 0, "batch_size 0"),
+        ("shared__validate_every_epochs", -1, "validate_every_epochs -1"),
+        ("shared__optimizer", {"betas": [0.9]}, "betas"),
+    ],
+)
+def test_a_wrong_stage_file_leaves_nothing(world, tmp_path, capsys, path, value, told):
+    file = stage_file(tmp_path, world, **{path: value})
+    code, line = command("stages", file, "--policy", world / "policy", "--output", tmp_path / "out", "--device", "cpu", capsys=capsys)
+    assert code == 2 and told in line, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_file_that_is_no_text_is_one_line(tmp_path, capsys):
+    (tmp_path / "stages.yaml").write_bytes(b"name: \xff\xfe")
+    code, line = command("stages", tmp_path / "stages.yaml", "--dry-run", capsys=capsys)
+    assert code == 2 and "not valid YAML" in line
+    assert command("stages", tmp_path, "--dry-run", capsys=capsys)[0] == 2
+
+
+def test_a_sequence_is_not_continued_from_another_policy_or_in_another_precision(world, tmp_path, capsys):
+    words = ["stages", stage_file(tmp_path, world, stages__0__epochs=0.2, stages__1__epochs=0.2), "--output", tmp_path / "out", "--device", "cpu"]
+    assert main([str(word) for word in [*words, "--policy", world / "policy"]]) == 0
+    capsys.readouterr()
+    for change in (["--policy", world / "other_policy"], ["--policy", world / "policy", "--precision", "bf16"]):
+        code, line = command(*words, *change, capsys=capsys)
+        assert code == 2 and "started with another policy" in line
+    assert main([str(word) for word in [*words, "--policy", world / "policy"]]) == 0
+
+
+def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
+    words = ["anchors", "--policy", world / "policy", "--dataset", world / "data", "--output", tmp_path / "anchors", "--device", "cpu"]
+    for count in (0, -1):
+        code, line = command(*words, f"--count={count}", capsys=capsys)
+        assert code == 2 and "ask for at least 1" in line
+    code, line = command("stages", stage_file(tmp_path, world), "--policy", world / "policy", "--output", tmp_path / "out", "--anchors=-1", capsys=capsys)
+    assert code == 2 and "--anchors -1" in line
