@@ -42,6 +42,7 @@ from vla_edge.export.graph import Graph
 from vla_edge.export.lint import lint
 from vla_edge.export.observations import TASKS, Case, Recording, joint_names, recorded_cases, synthetic_cases
 from vla_edge.export.weights import WeightFile
+from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.cls import why_no_gate
 from vla_edge.policies.smolvla import SmolVLAPolicy
 
@@ -98,7 +99,10 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
     with WeightFile(folder / WEIGHTS) as weights:
         for cut in smolvla_cuts(policy, with_cls=why_pooled is None):
             progress(f"build {cut.name}")
-            graphs[cut.name] = _write_graph(cut, weights, folder)
+            try:
+                graphs[cut.name] = _write_graph(cut, weights, folder)
+            except ExportError as error:
+                raise _named(error, policy, request.checkpoint) from None
     for spec in graphs.values():
         onnx.checker.check_model(str(folder / spec.file), full_check=True)
     progress("write tables and tokenizer")
@@ -121,6 +125,12 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
         tools=_tools(),
         notes=(*policy.notes, *notes),
     )
+
+
+def _named(error: ExportError, policy: SmolVLAPolicy, checkpoint: Path) -> ExportError | CheckpointError:
+    """The error, with the checkpoint's tensor where that is what is wrong: a graph knows its own names only."""
+    broken = next((name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()), None)
+    return error if broken is None else CheckpointError(f"{checkpoint / MODEL_FILE}: tensor {broken} is not finite ({error})")
 
 
 def _write_graph(cut: Cut, weights: WeightFile, folder: Path) -> GraphSpec:

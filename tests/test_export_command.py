@@ -104,7 +104,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "unsupported value": (change_config(attention_mode="sliding"), ("attention_mode", "'sliding'")),
     "wrong tensor shape": (change_tensor("model.state_proj.weight", lambda tensor: tensor[:, :31].clone()), ("model.state_proj.weight", "[96, 31]", "[96, 32]")),
     "missing tensor": (change_tensor("model.action_out_proj.bias", lambda tensor: None), ("model.action_out_proj.bias", "missing")),
-    "a weight that is not finite": (change_tensor("model.action_out_proj.weight", lambda tensor: tensor * float("nan")), ("action_out", "not finite")),
+    "a weight that is not finite": (change_tensor("model.action_out_proj.weight", lambda tensor: tensor * float("nan")), ("model.safetensors: tensor model.action_out_proj.weight is not finite",)),
     "missing statistics": (remove("policy_preprocessor_step_5_normalizer_processor.safetensors"), ("normalizer_processor.safetensors", "missing")),
     "unknown processor step": (add_step, ("policy_preprocessor.json", "blur_processor")),
     "no tokenizer": (remove("vlm/tokenizer.json"), ("tokenizer.json",)),
