@@ -31,12 +31,14 @@ _WITHOUT_ARITHMETIC = frozenset(
         *("optimizer_weight_decay", "optimizer_grad_clip_norm", "scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"),
     )
 )
+_KINDS = ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE")
+"""Types a feature has in LeRobot; SmolVLA reads the first two and `action`."""
 _NOT_IN_FILE = ("source", "notes", "holds_delta")
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One input or output of the policy: `kind` is STATE, VISUAL, ACTION or ENV; a VISUAL shape is (C, H, W)."""
+    """One input or output of the policy: `kind` is one of LeRobot's feature types; a VISUAL shape is (C, H, W)."""
 
     name: str
     kind: str
@@ -232,6 +234,8 @@ def _features(value: Any, where: str) -> tuple[Feature, ...]:
     for name, item in value.items():
         if not isinstance(item, dict) or not isinstance(item.get("shape"), list) or not isinstance(item.get("type"), str):
             raise ConfigError(f"{where}.{name} must have a type and a shape; save the policy again")
+        if item["type"] not in _KINDS:
+            raise ConfigError(f"{where}.{name}.type is {item['type']!r}, must be one of {', '.join(_KINDS)}")
         if not item["shape"] or any(not isinstance(size, int) or size < 1 for size in item["shape"]):
             raise ConfigError(f"{where}.{name}.shape is {item['shape']!r}, must be positive whole numbers")
         features.append(Feature(name, item["type"], tuple(item["shape"])))
@@ -254,6 +258,7 @@ def _value(value: Any, annotation: str, where: str) -> Any:
 _MOST = {
     "chunk_size": 10_000,
     "num_steps": 256,
+    "prefix_length": 8192,
     "max_state_dim": 4096,
     "max_action_dim": 4096,
     "empty_cameras": 32,

@@ -296,6 +296,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
     "more steps than the chunk has": (config_of(n_action_steps=51), ConfigError, "n_action_steps is 51"),
     "an endless chunk": (config_of(chunk_size=10**9), ConfigError, "chunk_size is 1000000000, must be at most 10000"),
     "a million empty cameras": (config_of(empty_cameras=10**6), ConfigError, "empty_cameras is 1000000, must be at most 32"),
+    "an endless prefix": (config_of(prefix_length=10**9), ConfigError, "prefix_length is 1000000000, must be at most 8192"),
+    "a feature of no type": (
+        lambda folder: edit_json(folder / "config.json", lambda c: c["input_features"]["observation.images.phone"].update(type="IMAGE")),
+        ConfigError,
+        r"observation\.images\.phone\.type is 'IMAGE', must be one of STATE, VISUAL",
+    ),
     "a million steps": (config_of(num_steps=10**6), ConfigError, "num_steps is 1000000, must be at most 256"),
     "an endless expert": (config_of(expert_width_multiplier=1e9), ConfigError, "expert_width_multiplier"),
     "an endless period": (config_of(max_period=float("inf")), ConfigError, "max_period is inf"),
