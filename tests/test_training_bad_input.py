@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from tests.training_world import World, one_thread, write_data, write_policy
@@ -273,3 +274,77 @@ def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
         assert code == 2 and "ask for at least 1" in line
     code, line = command("stages", stage_file(tmp_path, world), "--policy", world / "policy", "--output", tmp_path / "out", "--anchors=-1", capsys=capsys)
     assert code == 2 and "--anchors -1" in line
+
+
+# ---- evaluating and comparing
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "{p}", "--seed=-1"], "seed -1"),
+        (["evaluate", "{p}", "--threads=-1"], "threads -1"),
+        (["evaluate", "{p}", "--save={t}/none/x.npz"], "no such folder"),
+        (["evaluate", "{p}", "--save={t}/x.txt"], "ends in .npz"),
+        (["compare", "{p}", "--timed=0"], "at least one prediction"),
+        (["compare", "{p}", "--png={t}"], "ends in .png"),
+        (["compare", "{p}", "--markdown={t}/none/x.md"], "no such folder"),
+        (["gate", "{p}", "--stride=0"], "stride 0"),
+        (["gate", "{p}", "--threshold=nan"], "threshold nan"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_any_work(world, tmp_path, capsys, words, told):
+    words = [word.format(p=world / "policy", t=tmp_path) for word in words]
+    code, line = command(*words, "--dataset", world / "data", capsys=capsys)
+    assert code == 2 and told in line, line
+
+
+def test_data_of_another_robot_are_refused_by_evaluation_and_anchors(world, tmp_path, capsys):
+    write_data(tmp_path / "wide", World(episodes=2, length=3, dims=7))
+    common = ["--dataset", tmp_path / "wide", "--device", "cpu"]
+    for words in (["evaluate", world / "policy"], ["anchors", "--policy", world / "policy", "--count=2", "--output", tmp_path / "anchors"]):
+        code, line = command(*words, *common, capsys=capsys)
+        assert code == 2 and "7 dimensions" in line
+    assert not (tmp_path / "anchors").exists()
+
+
+def test_anchors_that_are_fewer_than_their_metadata_says_are_refused(world, tmp_path, capsys):
+    made = ["anchors", "--policy", world / "policy", "--dataset", world / "data", "--count=4", "--device=cpu", "--output", tmp_path / "anchors"]
+    assert main([str(word) for word in made]) == 0
+    capsys.readouterr()
+    file = tmp_path / "anchors" / "metadata.json"
+    for count in (9, "4", -1):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"count": count}))
+        code, line = command(*fine_tune(world, tmp_path / "run", "--craft-anchors", tmp_path / "anchors", "--statistics=checkpoint"), capsys=capsys)
+        assert code == 2 and "build the anchors again" in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"index": np.array([1.5, 6.5])}, "whole numbers"),
+        ({"index": np.array([1, 1])}, "each once"),
+        ({"action": np.full((2, 1, 2), np.nan)}, "finite"),
+        ({"action": np.full((2, 1, 2), "0")}, "finite"),
+        ({"executed": np.array(0)}, "`executed` must be"),
+        ({"executed": np.array(9)}, "the chunk holds 1"),
+        ({"parameters": np.array(-1)}, "`parameters` must be"),
+        ({"latency_ms": np.array([-1.0])}, "`latency_ms`"),
+        ({"latency_ms": np.array("fast")}, "`latency_ms`"),
+        ({"action": np.zeros((2, 1))}, "needs `index`"),
+    ],
+)
+def test_saved_predictions_of_another_form_are_named(world, tmp_path, capsys, change, told):
+    content = {"index": np.array([1, 6]), "action": np.zeros((2, 1, 2), np.float32)}
+    np.savez(tmp_path / "act.npz", **{**content, **change})
+    code, line = command("compare", tmp_path / "act.npz", "--dataset", world / "data", capsys=capsys)
+    assert code == 2 and told in line, line
+
+
+def test_a_torn_or_empty_npz_is_one_line(world, tmp_path, capsys):
+    np.savez(tmp_path / "act.npz", index=np.arange(2))
+    torn = (tmp_path / "act.npz").read_bytes()
+    for part in (torn[:100], b""):
+        (tmp_path / "act.npz").write_bytes(part)
+        code, line = command("compare", tmp_path / "act.npz", "--dataset", world / "data", capsys=capsys)
+        assert code == 2 and "no predictions to read" in line

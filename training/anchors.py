@@ -69,13 +69,15 @@ class AnchorPlan:
 
 def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device: torch.device) -> AnchorMeta:
     """Run the teacher over the chosen frames and write the cache to `target` (which must not exist)."""
+    if plan.count < 1:
+        raise ConfigError(f"{plan.count} anchors wanted; ask for at least 1")
+    if plan.seed < 0:
+        raise ConfigError(f"anchor seed {plan.seed}: give 0 or more")
     features = feature_names(plan.groups)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     sources = [Frames(task, FrameSettings(cameras, policy.config.chunk_size, plan.seed)) for task in plan.data]
     frames = [(source, frame) for source in sources for frame in range(len(source))]
     generator = torch.Generator().manual_seed(plan.seed)
-    if plan.count < 1:
-        raise ConfigError(f"{plan.count} anchors wanted; ask for at least 1")
     order = torch.randperm(len(frames), generator=generator)[: plan.count].tolist()
     if len(order) < plan.count:
         raise ConfigError(f"{plan.count} anchors wanted, the data have {len(frames)} frames; ask for fewer")
@@ -134,6 +136,9 @@ class AnchorCache:
         for name, digest in self.meta.shards.items():
             if file_sha256(folder / name) != digest:
                 raise TrainingError(f"{folder / name}: damaged or changed (sha256 differs); build the anchors again")
+        rows = sum(shard.get_slice(next(iter(shard.keys()))).get_shape()[0] for shard in self._shards)
+        if self.meta.count != rows or not rows:
+            raise TrainingError(f"{folder / METADATA}: damaged ({self.meta.count!r} anchors there, {rows} in the shards); build the anchors again")
         self._policy: SmolVLAPolicy | None = None
 
     def __len__(self) -> int:

@@ -136,6 +136,8 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
 def scope_of(arguments: argparse.Namespace) -> Scope:
     if arguments.stride < 1 or arguments.draws < 1:
         raise ConfigError(f"stride {arguments.stride} and draws {arguments.draws}: both must be at least 1")
+    if arguments.seed < 0 or arguments.threads < 0:
+        raise ConfigError(f"seed {arguments.seed} and threads {arguments.threads}: neither may be negative")
     dataset, episodes = arguments.dataset, arguments.episodes
     if arguments.run is not None:
         task = read_config(arguments.run / RUN_FILE).data[-1]
@@ -148,6 +150,16 @@ def scope_of(arguments: argparse.Namespace) -> Scope:
     return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws)
 
 
+def check_target(file: Path | None, suffix: str) -> None:
+    """ConfigError, before any work, for a file that could not be written at the end."""
+    if file is None:
+        return
+    if file.suffix != suffix or file.is_dir():
+        raise ConfigError(f"{file}: give a file name that ends in {suffix}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{file.parent}: no such folder for {file.name}; make it first")
+
+
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint, bundle, or saved predictions (.npz)")
     parser.add_argument("--save", type=Path, metavar="NPZ", help="keep the predictions for `vla-train compare`")
@@ -155,6 +167,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
+    check_target(arguments.save, ".npz")
     scope = scope_of(arguments)
     predictor = open_predictor(arguments.policy, arguments.device, arguments.threads)
     errors, predicted, targets = evaluate(predictor, scope)
@@ -185,6 +198,10 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
+    if arguments.timed < 1:
+        raise ConfigError(f"--timed {arguments.timed}: time at least one prediction")
+    check_target(arguments.png, ".png")
+    check_target(arguments.markdown, ".md")
     scope = scope_of(arguments)
     contenders = [contender_of(open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed) for path in arguments.policies]
     table = markdown(contenders)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.policies.config import ACTION, STATE
-from vla_edge.policies.scaling import normalize
+from vla_edge.policies.scaling import Normalization, normalize
 from vla_edge.policies.smolvla import TOKEN_MASK, TOKENS, SmolVLAPolicy
 from vla_edge.training.augment import augment
 from vla_edge.training.config import AugmentConfig, TaskData
@@ -158,7 +158,8 @@ def collate(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, to
     With earlier observations the same keys again under `earlier.`, and `shift` int64 [B].
     """
     batch = _observation(samples, policy)
-    batch[ACTION] = normalize(_stack([s.actions for s in samples], ACTION), policy.settings.action_target)
+    actions = _fitting(_stack([s.actions for s in samples], ACTION), ACTION, policy.settings.action_target)
+    batch[ACTION] = normalize(actions, policy.settings.action_target)
     batch[IS_PAD] = _stack([s.is_pad for s in samples], IS_PAD)
     earlier = [s.earlier for s in samples if s.earlier is not None]
     if earlier:
@@ -175,9 +176,16 @@ def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[st
     batch: dict[str, torch.Tensor] = {}
     for camera in policy.settings.cameras:
         batch[camera.name] = _stack([s.images[camera.source] for s in samples if camera.source in s.images], camera.source)
-    batch[STATE] = normalize(_stack([s.state for s in samples], STATE), policy.settings.state)
+    batch[STATE] = normalize(_fitting(_stack([s.state for s in samples], STATE), STATE, policy.settings.state), policy.settings.state)
     batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
     return batch
+
+
+def _fitting(values: torch.Tensor, name: str, by: Normalization) -> torch.Tensor:
+    """`values` when their last axis is the one the policy's statistics are of; DatasetError otherwise."""
+    if values.shape[-1] != len(by.low):
+        raise DatasetError(f"{name} of the data has {values.shape[-1]} dimensions, the policy's statistics have {len(by.low)}; give data of its robot")
+    return values
 
 
 def _stack(arrays: Sequence[NDArray], name: str) -> torch.Tensor:

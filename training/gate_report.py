@@ -198,12 +198,16 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_gate(arguments: argparse.Namespace) -> int:
+    if arguments.stride < 1 or arguments.near < 1:
+        raise ConfigError(f"stride {arguments.stride} and near {arguments.near}: both must be at least 1")
+    if arguments.threshold is not None and not -1 <= arguments.threshold <= 1:
+        raise ConfigError(f"threshold {arguments.threshold} is compared with a cosine: give -1 to 1")
     policy = SmolVLAPolicy.from_pretrained(arguments.policy)
     require_gate(policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     data = Frames(TaskData("gate", arguments.dataset, episodes=arguments.episodes), FrameSettings(cameras, policy.config.chunk_size, 0))
     threshold = policy.config.cls_similarity_threshold if arguments.threshold is None else arguments.threshold
-    seen = look(policy, data, max(1, arguments.stride))
+    seen = look(policy, data, arguments.stride)
     history, aurocs = history_of(seen, threshold), gate_aurocs(seen, arguments.near)
     for name, value in aurocs.items():
         print(f"AUROC {name:<7} {value:.3f}")

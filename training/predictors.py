@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -68,7 +69,8 @@ def checkpoint_name(folder: Path) -> str:
     """`RUN@step` for a checkpoint of a run, else the folder's own name."""
     place = folder.resolve()
     if place.name == PRETRAINED and place.parent.parent.name == CHECKPOINTS:
-        return f"{place.parent.parent.parent.name}@{int(place.parent.name)}"
+        step = place.parent.name
+        return f"{place.parent.parent.parent.name}@{int(step) if step.isdecimal() else step}"
     return place.name
 
 
@@ -79,6 +81,8 @@ class CheckpointPredictor:
 
     def __init__(self, folder: Path, name: str, device: str) -> None:
         self.name = name
+        if device == "cuda" and not torch.cuda.is_available():
+            raise TrainingError("device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch")
         self.policy = SmolVLAPolicy.from_pretrained(folder).to(torch.device(device))
         self.device = torch.device(device)
         config = self.policy.config
@@ -153,10 +157,11 @@ class SavedPredictor:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 content = {name: archive[name] for name in archive.files}
-        except (FileNotFoundError, ValueError, OSError) as error:
+        except (FileNotFoundError, ValueError, OSError, EOFError, BadZipFile, AttributeError) as error:
             raise TrainingError(f"{file}: no predictions to read ({error}); save them with `vla-train evaluate --save`") from None
         if not {"index", "action"} <= set(content) or content["action"].ndim != 3 or len(content["index"]) != len(content["action"]):
             raise TrainingError(f"{file}: needs `index` [frames] and `action` [frames, chunk, joints] of the same length; it holds {', '.join(content)}")
+        check_saved(file, content)
         self.name = str(content["name"]) if "name" in content else file.stem
         self.cameras: tuple[str, ...] = ()
         self.chunk = content["action"].shape[1]
@@ -175,6 +180,26 @@ class SavedPredictor:
 
     def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
         return None if self._latency is None else self._latency.astype(np.float32)
+
+
+def check_saved(file: Path, content: Mapping[str, np.ndarray]) -> None:
+    """TrainingError names the array of an npz that is of the wrong kind: a comparison of it would mean nothing."""
+    wrong = None
+    if content["index"].ndim != 1 or content["index"].dtype.kind not in "iu" or len(set(content["index"].tolist())) != len(content["index"]):
+        wrong = "`index` must be whole numbers, each once"
+    elif content["action"].dtype.kind not in "fiu" or not np.isfinite(content["action"]).all() or not content["action"].size:
+        wrong = "`action` must be finite numbers"
+    for name in ("executed", "parameters"):
+        value = content.get(name)
+        if value is not None and (value.shape != () or value.dtype.kind not in "iu" or value < 1):
+            wrong = f"`{name}` must be one whole number above 0"
+    if "executed" in content and wrong is None and content["executed"] > content["action"].shape[1]:
+        wrong = f"`executed` is {content['executed']}, the chunk holds {content['action'].shape[1]}"
+    spent = content.get("latency_ms")
+    if spent is not None and (spent.dtype.kind not in "fiu" or not spent.size or not (np.isfinite(spent) & (spent > 0)).all()):
+        wrong = "`latency_ms` must be finite numbers above 0"
+    if wrong:
+        raise TrainingError(f"{file}: {wrong}; see docs/training.md for the form")
 
 
 def _timed(predict: object, queries: Sequence[Query]) -> Floats:
