@@ -100,7 +100,7 @@ class ServoBus:
                 break
         if result == BusResult.REFUSED or result == BusResult.OK:
             hint = (
-                "switch its torque off first"
+                "it is EEPROM, written only without torque: hold the arm, switch the servos' power off and on"
                 if register.address < EEPROM_END
                 else "check the servo in Dynamixel Wizard"
             )

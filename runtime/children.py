@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,14 @@ from typing import IO, Any
 from vla_edge.errors import ControlError
 
 END_S = 10.0
+PR_SET_PDEATHSIG = 1
+"""Linux: <sys/prctl.h>"""
+BAD_INPUT = 2
+"""Exit code of a child that has told its error in a line of its own."""
+
+
+class AlreadyTold(Exception):
+    """A child ended with exit code 2: the line that says why stands on stderr already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +37,12 @@ class Child:
     output: IO[bytes]
 
     def check(self) -> None:
-        """ControlError when it has ended; its own message stands on stderr already."""
+        """AlreadyTold or ControlError when it has ended."""
         code = self.process.poll()
+        if code == BAD_INPUT:
+            raise AlreadyTold(self.name)
         if code is not None:
-            raise ControlError(f"{self.name} ended with exit code {code}; its message stands above")
+            raise ControlError(f"{self.name} ended with exit code {code}; look at its messages above")
 
     def lines(self) -> list[str]:
         """What it printed so far, whole lines."""
@@ -43,8 +56,17 @@ def start(name: str, words: Sequence[str]) -> Child:
     return Child(name, subprocess.Popen([sys.executable, *words], stdout=output, start_new_session=True), output)
 
 
+def end_with(parent: int | None) -> None:
+    """From now on SIGTERM for this process when the one that started it dies, in whatever way. None: it goes on alone."""
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it died before we asked
+        raise ControlError(f"process {parent}, which started this one, is gone; start again")
+
+
 def wait_for_line(child: Child, timeout_s: float) -> str:
-    """Its first line. ControlError: it ended or said nothing."""
+    """Its first line. AlreadyTold, ControlError: it ended or said nothing."""
     end_s = time.monotonic() + timeout_s
     while time.monotonic() < end_s:
         lines = child.lines()
@@ -55,12 +77,12 @@ def wait_for_line(child: Child, timeout_s: float) -> str:
     raise ControlError(f"{child.name} was not ready within {timeout_s:.0f} s; look at its messages above")
 
 
-def end(child: Child) -> Mapping[str, Any]:
+def end(child: Child, patience_s: float = END_S) -> Mapping[str, Any]:
     """Ask it to end, then make it; the JSON object of its last line, empty without one."""
     if child.process.poll() is None:
         child.process.terminate()
         try:
-            child.process.wait(END_S)
+            child.process.wait(patience_s)
         except subprocess.TimeoutExpired:
             child.process.kill()
             child.process.wait()

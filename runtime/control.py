@@ -17,6 +17,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
+from vla_edge.runtime.children import end_with
 from vla_edge.runtime.identity import check_joints, units_of
 from vla_edge.runtime.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
 from vla_edge.runtime.settings import TRACKING, VELOCITY, ControlSettings, Handover, JointLimits, LoopFiles
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long; 0: never")
     parser.add_argument("--json", action="store_true", help="last line: the final status as JSON")
+    parser.add_argument("--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies")
 
 
 def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +86,7 @@ def new_session() -> int:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.port is None or arguments.joints is None:
         raise ConfigError("the control process needs --port and --joints")
+    end_with(arguments.parent)
     bundle = open_bundle(arguments.bundle)
     calibration = load_joint_calibration(arguments.joints)
     units, guess = units_of(bundle, arguments.units)

@@ -20,6 +20,7 @@ from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
 from vla_edge.runtime.cache import CachePolicy
+from vla_edge.runtime.children import end_with
 from vla_edge.runtime.handover import HandOver
 from vla_edge.runtime.identity import check_camera_places, check_picture_sizes
 from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="one for each camera of the policy; see `vla-runtime cameras`")
     parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after so long; 0: never")
     parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
+    parser.add_argument("--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies")
     parser.add_argument("--handover", choices=[kind.value for kind in HandOver], default="replace", help="how a new chunk takes over")
     add_policy_arguments(parser)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
@@ -64,6 +66,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
+    end_with(arguments.parent)
     lower_priority(arguments.nice)
     check_recording(arguments)
     bundle = open_bundle(arguments.bundle)

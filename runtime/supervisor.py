@@ -23,7 +23,7 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim import SimProcess
-from vla_edge.runtime.children import Child, end, start, wait_for_line
+from vla_edge.runtime.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control import add_robot_arguments, load_core
 from vla_edge.runtime.flight import open_record, tick_times
 from vla_edge.runtime.inference import add_policy_arguments
@@ -66,6 +66,10 @@ class Run:
     control: Child | None = None
     inference: Child | None = None
     restarts: int = 0
+    ticked: bool = False
+    """control has run"""
+    control_code: int | None = None
+    """its exit code"""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True)
     this = Run(open_run_folder(arguments.run_dir), arguments, cameras_of(arguments, bundle))
     if not this.cameras:
-        console.print("note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds")
+        console.print("note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds", soft_wrap=True)
     elif not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     interrupted = False
@@ -88,16 +92,22 @@ def run(arguments: argparse.Namespace) -> int:
             interrupted = True
             _stop_control(this, console)
         inference, simulated = _end_all(this)
+    except AlreadyTold:
+        return 2
     finally:
         _end_all(this)
         for number, handler in before.items():
             signal.signal(number, handler)
+    if interrupted and not this.ticked:
+        raise KeyboardInterrupt  # there is nothing to sum up
     summary = summarize(this.folder, inference)
     summary |= {"simulated_arm": dict(simulated)} if arguments.robot == "sim" else {}
     summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
     _tell(summary, console)
     if arguments.json:
         print(json.dumps(summary))
+    if this.control_code not in (0, 2):
+        raise CheckFailed(f"control ended with exit code {this.control_code}: the servos' watchdogs stopped the arm; see `vla-runtime replay {summary['record']}`")
     if ended_badly(summary, planned=bool(this.cameras)):
         raise CheckFailed(f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`")
     return 130 if interrupted else 0
@@ -156,6 +166,7 @@ def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path,
     words += ["--joints", str(joints), "--hz", str(arguments.hz), "--handover", arguments.handover, "--run-dir", str(folder.path)]
     words += ["--speed", str(arguments.speed)]
     words += ["--units", arguments.units] if arguments.units else []
+    words += ["--parent", str(os.getpid())]
     return words + (["--shadow"] if arguments.shadow else [])
 
 
@@ -172,7 +183,7 @@ def inference_words(this: Run) -> list[str]:
     """How to start the inference process of a run."""
     told = this.arguments
     words = ["-m", "vla_edge.runtime.command", "inference", "--bundle", str(told.bundle), "--run-dir", str(this.folder.path)]
-    words += ["--handover", told.handover, "--json"]
+    words += ["--handover", told.handover, "--json", "--parent", str(os.getpid())]
     words += [word for camera in this.cameras for word in ("--camera", camera)]
     words += [word for name in told.without for word in ("--without", name)]
     words += ["--trust-cameras"] if told.trust_cameras else []
@@ -192,6 +203,7 @@ def _wait_for_control(this: Run) -> None:
         this.control.check()
         try:
             if read_status(this.folder)["pid"] == this.control.process.pid:
+                this.ticked = True
                 return
         except ControlError:
             pass  # its files are not there yet
@@ -238,12 +250,12 @@ def _stop_control(this: Run, console: Console) -> None:
         return
     try:
         with console.status("stopping"):
-            this.control.process.send_signal(signal.SIGINT)
+            this.control.process.terminate()
             end_s = time.monotonic() + STOP_S
             while this.control.process.poll() is None and time.monotonic() < end_s:
                 time.sleep(0.02)
     except KeyboardInterrupt:
-        this.control.process.send_signal(signal.SIGINT)
+        this.control.process.terminate()
 
 
 def _end_all(this: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -253,7 +265,8 @@ def _end_all(this: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if this.inference is not None:
         told = end(this.inference)
     if this.control is not None:
-        end(this.control)
+        end(this.control, STOP_S)
+        this.control_code = this.control.process.returncode
     if this.sim is not None:
         simulated = end(this.sim)
     this.inference = this.control = this.sim = None
@@ -309,5 +322,6 @@ def _tell(summary: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"{summary['ticks']} ticks, {summary['missed']} missed, start late p50 {late.get('p50', 0):.0f} p99 {late.get('p99', 0):.0f} µs; "
         f"{summary['chunks_taken']} chunks, refused {summary['chunks_refused'] or 'none'}; in motion {summary['motion_share']:.0%}; "
-        f"guard {summary['verdicts'] or 'idle'}"
+        f"guard {summary['verdicts'] or 'idle'}",
+        soft_wrap=True,
     )

@@ -145,7 +145,7 @@ def test_eeprom_that_would_have_to_change_under_torque_is_told(tmp_path: Path, f
         tmp_path, "--joints", str(file), "--set", "2:return_delay=9", "--set", "2:torque_enable=1"
     ) as emulator:
         with pytest.raises(
-            BusError, match=r"shoulder_lift \(id 2\) does not take return_delay = 0; switch its torque off first"
+            BusError, match=r"shoulder_lift \(id 2\) does not take return_delay = 0; it is EEPROM, written only without torque"
         ):
             start(emulator)
 

@@ -11,6 +11,7 @@ int status_open(shared_file *file, const char *path, bool writer)
         return failure;
     status_file *mapped = file->memory;
     if (writer) {
+        shared_store(&mapped->slot.sequence, 0); /* what an earlier run, or damage, left is no status of ours */
         shared_store(&mapped->bytes, sizeof(status_file));
         shared_store(&mapped->magic, magic);
     } else if (shared_load(&mapped->magic) != magic || shared_load(&mapped->bytes) != sizeof(status_file)) {
