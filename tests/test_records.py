@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vla_edge.bundle import open_bundle
+from vla_edge.contract import Chunk, ChunkKind
 from vla_edge.datasets.command import main as vla_data
 from vla_edge.datasets.reader import open_dataset
 from vla_edge.errors import ConfigError, RecordError
@@ -83,6 +84,44 @@ def test_goals_and_chunks_are_computed_again_bit_for_bit(run_folder, inputs, gol
     assert told["differing"] == 0 and told["ticks"] > 60 and told["chunks"] >= 1
     # The same engine, threads and version: not one bit may differ.
     assert told["inputs"]["differing"] == 0 and told["inputs"]["inferences"] >= 2 and told["inputs"]["worst"] == 0 and told["inputs"]["gaps"] == 0
+
+
+def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
+    """What the record holds of inference's notice is what the pilot was given at that tick, not what came during it."""
+    core = pytest.importorskip("vla_edge._core")
+    folder, digest = open_run_folder(tmp_path / "run"), "ab" * 32
+    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+    settings = ControlSettings(limits, 10_000_000, session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12)
+    listener = listen(folder)
+    files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+    thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
+    thread.start()
+
+    def wait(*states):
+        deadline = time.monotonic() + 20
+        while not folder.state.exists() or (told := core.StateReader(folder.state).read()) is None or told["state"] not in states or told["reading_tick"] < 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return told
+
+    try:
+        told = wait("planning")
+        ring = core.RingWriter(folder.ring)
+        for sequence in range(1, 6):
+            ring.announce(p99_ns=10_000_000, plan_then_move=False, dropped_through=sequence - 1, ready=True)
+            actions = np.linspace(0, 2, 60, dtype=np.float32)[:, None].repeat(6, 1)
+            ring.write(Chunk(ChunkKind.MOVING, 7, digest, sequence, told["reading_tick"], told["reading_ns"], actions))
+            wait("moving")
+            ring.announce(p99_ns=10_000_000, plan_then_move=False, dropped_through=sequence, ready=True)
+            told = wait("hold", "planning")
+    finally:
+        from vla_edge.runtime.operator import ask
+
+        ask(folder, "stop")
+        thread.join(10)
+        listener.close()
+    again = open_record(folder.record).replay()
+    assert again["chunks"] == 5 and again["differing"] == 0
 
 
 def test_a_changed_input_gives_another_chunk_and_fails(run_folder, inputs, golden_bundle, tmp_path, capsys):

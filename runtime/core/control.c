@@ -268,8 +268,8 @@ static bool run_tick(control *self, int64_t start_ns)
     }
     input->watchdog = input->watchdog && heard; /* clearing it needs to know where the arm is */
 
+    take_notice(self); /* before the pilot looks at it: the record holds what the pilot was given */
     pilot_begin(&self->pilot, input, &self->output);
-    take_notice(self);
     take_chunks(self);
     pilot_end(&self->pilot, input, &self->output);
     record_tick told = record_tick_of(input, &self->output); /* before `act` writes the next tick's input */
