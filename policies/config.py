@@ -199,6 +199,7 @@ def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
         raise ConfigError(f"{where}: n_obs_steps is {content['n_obs_steps']!r}, supported is 1; SmolVLA reads one observation")
     unknown = sorted(set(content) - set(known) - _WITHOUT_ARITHMETIC)
     notes = tuple(f"config.json: field {name} is not known here and was not used" for name in unknown)
+    notes += tuple(f"config.json: SmolVLA does not read the input {item.name}" for item in values["input_features"] if item.kind != "VISUAL" and item.name != STATE)
     try:
         return SmolVLAConfig(**values, source=dict(content), notes=notes)
     except ConfigError as error:

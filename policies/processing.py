@@ -7,7 +7,7 @@ buffers older LeRobot versions kept in the model file (POLICY.md §1.4, §1.14).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class ProcessorSettings:
 
 @dataclass(frozen=True)
 class _Pipelines:
-    """Both processor files, understood."""
+    """Both processor files, understood. absent: a note for each step that LeRobot's files have and these do not."""
 
     normalizer: NormalizerStep
     unnormalizer: NormalizerStep
@@ -86,6 +86,7 @@ class _Pipelines:
     tokenizer: Mapping[str, Any]
     append_newline: bool
     vlm: Path | None = None
+    absent: tuple[str, ...] = ()
 
 
 def read_processing(
@@ -114,6 +115,7 @@ def read_processing(
         tokenizer=before.get("tokenizer_processor") or _default_tokenizer(config),
         append_newline="smolvla_new_line_processor" in before,
         vlm=vlm,
+        absent=(*_absent(PREPROCESSOR, before), *_absent(POSTPROCESSOR, after)),
     )
     return _assemble(folder, config, pipelines)
 
@@ -141,10 +143,13 @@ def _assemble(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> Process
         normalization_mapping=dict(modes),
         eps=found.normalizer.eps,
         statistics={**found.normalizer.statistics, **found.unnormalizer.statistics},
-        notes=tuple(
-            f"{item.feature} has no statistics and passes unchanged although its mode is {mode}"
-            for item, mode in wanted
-            if item.mode == "IDENTITY" and mode not in (None, "IDENTITY")
+        notes=(
+            *found.absent,
+            *(
+                f"{item.feature} has no statistics and passes unchanged although its mode is {mode}"
+                for item, mode in wanted
+                if item.mode == "IDENTITY" and mode not in (None, "IDENTITY")
+            ),
         ),
     )
 
@@ -169,6 +174,8 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
     content = read_json(file)
     known = _KNOWN_STEPS[file.stem]
     steps: dict[str, dict[str, Any]] = {}
+    if content.get("steps") is None:
+        raise CheckpointError(f"{file}: steps are missing; copy the checkpoint again")
     listed: list[Any] = take(content, "steps", [], file)
     for index, step in enumerate(listed):
         name = step.get("registry_name") or step.get("class") if isinstance(step, dict) else None
@@ -179,6 +186,21 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
         settings: dict[str, Any] = take(step, "config", {}, f"{file}: step {index}")
         steps[name] = {**settings, "state_file": step.get("state_file")}
     return steps
+
+
+_WITHOUT = {
+    PREPROCESSOR: {
+        "normalizer_processor": f"{STATE} passes unchanged",
+        "smolvla_new_line_processor": "no newline is added to the task",
+        "tokenizer_processor": "tokens are made as config.json says",
+    },
+    POSTPROCESSOR: {"unnormalizer_processor": f"{ACTION} passes unchanged"},
+}
+"""What it means that a step is not there."""
+
+
+def _absent(name: str, steps: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{name}.json has no {step}: {meaning}" for step, meaning in _WITHOUT[name].items() if step not in steps)
 
 
 def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: SmolVLAConfig) -> NormalizerStep:

@@ -272,6 +272,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
         r"normalizer_processor\.features must list observation\.state",
     ),
     "a normaliser for chosen keys": (step_of(PRE, 5, normalize_observation_keys=["observation.images.laptop"]), ConfigError, "normalize_observation_keys"),
+    "no list of steps": (lambda folder: edit_json(folder / PRE, lambda content: content.pop("steps")), CheckpointError, rf"{PRE}: steps are missing"),
     "another normalisation of pictures": (step_of(PRE, 5, norm_map={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD"}), ConfigError, "VISUAL"),
     "unknown normalisation mode": (step_of(PRE, 5, norm_map={"STATE": "LOG"}), ConfigError, "'LOG'"),
     "half precision inputs": (step_of(PRE, 4, float_dtype="float16"), ConfigError, "float_dtype is 'float16'"),
@@ -353,6 +354,16 @@ def test_a_wrong_type_in_any_json_field_is_never_a_traceback(name: str, folder: 
 def test_a_field_nobody_knows_is_reported(folder: Path) -> None:
     config_of(use_relative_actions=True)(folder)
     assert any("use_relative_actions" in note for note in SmolVLAPolicy.from_pretrained(folder).notes)
+
+
+def test_steps_that_are_absent_and_inputs_that_are_not_read_are_reported(folder: Path) -> None:
+    for file, index in ((PRE, 5), (POST, 0)):
+        edit_json(folder / file, lambda content, index=index: content["steps"].pop(index))
+    edit_json(folder / "config.json", lambda content: content["input_features"].update({"observation.force": {"type": "ENV", "shape": [3]}}))
+    policy = SmolVLAPolicy.from_pretrained(folder)
+    for words in ("no normalizer_processor: observation.state passes unchanged", "no unnormalizer_processor: action passes", "does not read the input observation.force"):
+        assert any(words in note for note in policy.notes), words
+    assert torch.equal(policy.postprocess(torch.ones(6)), torch.ones(6))
 
 
 # ---- saving
