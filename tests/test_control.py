@@ -226,6 +226,18 @@ def test_an_arm_that_answers_slowly_is_armed_moves_and_resumes_after_a_gap(golde
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250  # the watchdogs were cleared
 
 
+def test_a_hundred_hertz_resume_after_a_silence_of_many_ticks(golden_bundle: Path) -> None:
+    """R11: forty lost answers leave no read length unused unless the servos are asked less often."""
+    with rig(golden_bundle, "--hz", "100") as made:
+        made.move(0.5)
+        made.emulator.event("hang 0.44")
+        made.move(1.0)
+        ticks = list(ticks_of(open_record(made.folder.record)))
+        lost = np.array([tick["read_result"] != 0 for tick in ticks])
+        timely(44 <= lost.sum() <= 49, f"{lost.sum()} readings lost in 0.44 s at 100 Hz")
+        assert not made.expect("moving")["latched"]
+
+
 def test_a_servo_that_rebooted_is_a_fault_and_arming_brings_its_torque_back(golden_bundle: Path) -> None:
     with rig(golden_bundle) as made:
         made.move(0.6)

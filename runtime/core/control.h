@@ -60,6 +60,7 @@ typedef struct {
     int64_t heard_ns;      /* start of the last tick with a reading, 0: none yet */
     int64_t checked_ns;    /* start of the last tick in which the servos told of their watchdogs, 0: none yet */
     int64_t answer_ns;     /* how long the last reading took */
+    int64_t asked_ns;      /* start of the last tick that asked the servos */
     int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
     int64_t last_tick_ns;  /* start of the tick before */
     bool absent;           /* no tick ran for that long; until the servos have answered */
