@@ -189,6 +189,20 @@ def test_the_best_link_is_mended_when_the_run_was_killed_before_it_was_moved(wor
     assert best.exists()
 
 
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_a_resumed_run_that_keeps_one_checkpoint_outlives_the_one_it_was_resumed_from(world, tmp_path, monkeypatch, kind):
+    """The backbone's and tokenizer's files of every checkpoint are copied from where the policy was read, which is pruned."""
+    words = fine_tune(world, tmp_path, "--kind", kind, "--steps=4", "--save-every=1", "--keep=1", "--batch-size=4")
+    with monkeypatch.context() as changed:
+        changed.setattr(start, "reporter", stop_at(2, signal.SIGINT))
+        assert main([str(word) for word in words]) == 130
+    assert main(["resume", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "last"]
+    saved = tmp_path / "checkpoints" / "last" / "pretrained_model"
+    for file in (world / "policy" / "vlm").iterdir():
+        assert (saved / "vlm" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_a_file_larger_than_allowed_is_one_line_and_keeps_the_last_checkpoint(world, tmp_path, capsys):
     assert main([str(word) for word in fine_tune(world, tmp_path / "run", "--steps=1")]) == 0
     capsys.readouterr()

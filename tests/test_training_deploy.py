@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vla_edge.bundle import MANIFEST, file_sha256, open_bundle
-from vla_edge.errors import CheckFailed, DatasetError, ObservationError
+from vla_edge.errors import CheckFailed, ConfigError, DatasetError, ObservationError
 from vla_edge.export.command import main as export
 from vla_edge.runtime import safety_check
 from vla_edge.training import deploy_check
@@ -199,6 +199,11 @@ def test_predictions_of_other_frames_are_refused(place, tmp_path):
 
     with pytest.raises(DatasetError, match="lack frame"):
         evaluate(open_predictor(tmp_path / "few.npz"), Scope(str(place / "data"), ()))
+
+
+def test_a_control_rate_of_zero_is_refused(place):
+    with pytest.raises(ConfigError, match="--hz is 0"):
+        check_deployment(place / "bundle", None, None, 0.0, 1)
 
 
 def test_a_damaged_bundle_is_named_before_any_check(place, tmp_path):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ObservationError
+from vla_edge.errors import CheckFailed, ConfigError, ObservationError
 from vla_edge.runtime.inference_log import InferenceLog
 from vla_edge.runtime.prompt import PromptEncoder
 from vla_edge.runtime.safety_check import check_safety
@@ -210,6 +210,8 @@ CHECKS: tuple[Callable[[Deployment], Item], ...] = (
 
 def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: float, threads: int) -> list[Item]:
     """Run the nine checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
+    if not hz > 0:
+        raise ConfigError(f"--hz is {hz:g}: give the control rate, for example 30")
     bundle = open_bundle(path)
     bundle.verify()
     # A cut instruction is reported by its own check; the others must still run with it.

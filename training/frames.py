@@ -135,7 +135,7 @@ def check_columns(dataset: Dataset, settings: FrameSettings) -> None:
             raise DatasetError(f"{dataset.root}: no feature {key}; it has {', '.join(dataset.features)}")
     missing = [key for key in settings.cameras if key not in dataset.camera_keys]
     if missing:
-        raise DatasetError(f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}, map them with --rename POLICY=DATA")
+        raise DatasetError(f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}; give data with the policy's cameras, or a policy fine-tuned on these with --rename")
 
 
 class Mix(torch.utils.data.Dataset):

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vla_edge.errors import TrainingError, VlaEdgeError
 from vla_edge.training.batches import batches
 from vla_edge.training.checkpoints import (
+    PRETRAINED,
     STATE,
     LoopState,
     checkpoint_path,
@@ -43,7 +44,7 @@ from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_ev
 from vla_edge.training.retention import Retention, append_history, cut_history, write_state
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
-from vla_edge.training.saving import fill_checkpoint
+from vla_edge.training.saving import copy_from, fill_checkpoint
 from vla_edge.training.schedule import make_optimizer
 from vla_edge.training.setup import Setup
 from vla_edge.training.trackers import open_trackers
@@ -272,6 +273,7 @@ def save(loop: Loop) -> None:
             point(run, "best", target)
         if craft is not None:
             write_state(run, craft)
+        copy_from(loop.setup.policy, target / PRETRAINED)
         prune(run, config.keep)
     accelerator.wait_for_everyone()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vla_edge.policies.backbone import VLM_FOLDER
 from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.config import with_fields
 from vla_edge.policies.saving import write_backbone, write_config, write_processors
@@ -41,6 +43,14 @@ def write_policy(folder: Path, policy: SmolVLAPolicy, cls_trained: bool) -> None
     write_processors(folder, policy.config, policy.settings)
     write_backbone(folder, policy.backbone_folder, policy.settings.tokenizer.folder)
     save_tensors(stored_weights(policy), folder / MODEL_FILE, metadata={"format": "pt"})
+
+
+def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
+    """Let later checkpoints copy the backbone's and tokenizer's files from the checkpoint `folder`: the one that the run
+    was resumed from is removed when it has become the oldest."""
+    policy.backbone_folder = folder / VLM_FOLDER
+    tokenizer = replace(policy.settings.tokenizer, folder=folder / VLM_FOLDER)
+    policy.settings = replace(policy.settings, tokenizer=tokenizer)
 
 
 def stored_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
