@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     if arguments.rounds < 1 or arguments.threads < 0:
         raise ConfigError(f"--rounds {arguments.rounds} must be 1 or more, --threads {arguments.threads} 0 or more")
+    if Path(arguments.name).name != arguments.name:
+        raise ConfigError(f"--name {arguments.name} is no plain file name; the folder is --out")
+    arguments.out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
     inputs = arguments.bundle[0][1]
     specs = [
         SubjectSpec(f"{path.name} on {backend}", "bundle", path, backend, arguments.threads, inputs)
@@ -46,7 +50,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         result = measure(specs, Rounds(arguments.rounds), arguments.threads, status.update)
     for line in markdown(result):
         console.print(line, markup=False, soft_wrap=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / f"{arguments.name}.json"
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     written = [file, *write_report(result, arguments.out, arguments.name)]
@@ -63,6 +66,8 @@ def _compare(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=float, default=1.15, help="largest factor that passes (default: 1.15)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
     arguments = parser.parse_args(argv)
+    if not 0 < arguments.limit < math.inf:
+        raise ConfigError(f"--limit is {arguments.limit}; it must be a factor above 0")
     changes = compare(read_result(arguments.before), read_result(arguments.after))
     for change in changes:
         print(f"{change.subject} {change.case}: {change.before_ms:.1f} → {change.after_ms:.1f} ms, factor {change.factor:.3f}")

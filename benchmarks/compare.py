@@ -28,9 +28,20 @@ def read_result(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a result ({error}); give a JSON file written by vla-bench") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "subjects" not in content:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not _has_times(content):
         raise ConfigError(f"{path}: not a vla-bench result of schema {SCHEMA}; measure again")
     return content
+
+
+def _has_times(content: dict[str, Any]) -> bool:
+    """Whether every case of every subject has the median that is compared, and the baseline is one of them."""
+    try:
+        medians = [case["whole_tick_ms"]["p50"] for subject in content["subjects"].values() for case in subject["cases"].values()]
+        if content["baseline"] is not None:
+            medians.append(_base(content, content["baseline"]))
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return all(isinstance(median, (int, float)) and median > 0 for median in medians)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:

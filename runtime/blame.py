@@ -18,7 +18,8 @@ from typing import Any
 class Cause(Enum):
     """CAMERA: pictures were waited for or a camera was frozen. BUS: reading or writing took too long or failed. GATE: the
     scene changed and the running chunk was void. PREFIX: vision and prefix were running. STEP: state token and flow steps
-    were running. SCHEDULER: nothing of ours was running: the system did not wake the loop, or no plan was due yet."""
+    were running. SCHEDULER: nothing of ours was running: the system did not wake the loop, or no plan was due yet. RECORD:
+    the record is damaged there, so that nobody knows whether the tick ran."""
 
     CAMERA = "camera"
     BUS = "bus"
@@ -26,6 +27,7 @@ class Cause(Enum):
     PREFIX = "prefix"
     STEP = "step"
     SCHEDULER = "scheduler"
+    RECORD = "record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,15 @@ def camera_faults_of(lines: Iterable[Mapping[str, Any]]) -> list[int]:
 
 
 def missed_ticks(
-    ticks: Sequence[Mapping[str, Any]], period_ns: int, chunk_rows: Mapping[int, int], spans: Sequence[InferenceSpan], faults: Sequence[int] = ()
+    ticks: Sequence[Mapping[str, Any]],
+    period_ns: int,
+    chunk_rows: Mapping[int, int],
+    spans: Sequence[InferenceSpan],
+    faults: Sequence[int] = (),
+    after_damage: frozenset[int] = frozenset(),
 ) -> list[Missed]:
-    """Every missed tick of the record, none left out, in order. chunk_rows: actions of each chunk by its sequence."""
+    """Every missed tick of the record, none left out, in order. chunk_rows: actions of each chunk by its sequence.
+    after_damage: see `ticks_after_damage`."""
     found: list[Missed] = []
     starts = [span.start_ns for span in spans]
     cut = False
@@ -85,7 +93,8 @@ def missed_ticks(
     before: Mapping[str, Any] | None = None
     for tick in ticks:
         if before is not None and tick["tick"] > before["tick"] + 1:
-            _add(found, _skipped(before, tick, period_ns))
+            lost = Missed(before["tick"] + 1, tick["tick"] - 1, True, Cause.RECORD, "the record is damaged here")
+            _add(found, lost if tick["tick"] in after_damage else _skipped(before, tick, period_ns))
         if tick["due"]:
             cut = tick["action_index"] + 1 < chunk_rows.get(tick["action_sequence"], 0)
         elif waits_for_action(tick):

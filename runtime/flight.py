@@ -33,6 +33,18 @@ def ticks_of(reader: Any) -> Iterator[Mapping[str, Any]]:
             yield cell[1]
 
 
+def ticks_after_damage(reader: Any) -> frozenset[int]:
+    """The first whole tick behind each damaged cell: the ticks before it may have run, and cannot be read."""
+    first, end = reader.range()
+    found, damaged = set(), False
+    for cell in map(reader.cell, range(first, end)):
+        damaged = damaged or cell is None
+        if cell is not None and cell[0] == "tick":
+            found |= {cell[1]["tick"]} if damaged else set()
+            damaged = False
+    return frozenset(found)
+
+
 def chunks_of(reader: Any) -> dict[int, Mapping[str, Any]]:
     """Every chunk that was taken and is still whole in the record, by its observation's sequence."""
     first, end = reader.range()

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.errors import CheckFailed, ConfigError
-from vla_edge.runtime.flight import open_record, tick_times
+from vla_edge.errors import CheckFailed, ConfigError, RecordError
+from vla_edge.runtime.flight import chunks_of, open_record, tick_times
+from vla_edge.runtime.input_record import read_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.inputs is None and (arguments.bundle is not None or arguments.export is not None):
         raise ConfigError("--bundle and --export need --inputs, the record of inputs of the same run")
+    if not arguments.picture_age >= 0:
+        raise ConfigError(f"--picture-age is {arguments.picture_age}; it must be 0 seconds or more")
     reader = open_record(arguments.record)
+    if arguments.inputs is not None:
+        check_same_run(reader, arguments.inputs)
     told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader)}
     if not arguments.json:
-        print(f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, {told['differing']} differ")
+        print(f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, {told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else ""))
         for name, quantiles in told["times_us"].items():
             print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
     if arguments.bundle is not None:
@@ -40,6 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(told))
     _judge(arguments.record, told)
     return 0
+
+
+def check_same_run(reader: Any, inputs: Path) -> None:
+    """RecordError: none of the chunks that control took was planned from these inputs."""
+    taken = set(chunks_of(reader))
+    if taken and all(entry.head.get("sequence") not in taken for entry in read_inputs(inputs) if entry.head.get("kind") == "inference"):
+        raise RecordError(f"{inputs}: no chunk of the flight record was planned from it; give the record of inputs of the same run")
 
 
 def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:

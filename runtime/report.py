@@ -12,7 +12,7 @@ from typing import Any
 
 from vla_edge.errors import RecordError
 from vla_edge.runtime.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
-from vla_edge.runtime.flight import chunks_of, open_record, tick_times, ticks_of
+from vla_edge.runtime.flight import chunks_of, open_record, tick_times, ticks_after_damage, ticks_of
 from vla_edge.runtime.inference_log import STAGES
 from vla_edge.runtime.report_page import RunFacts, page
 
@@ -52,7 +52,7 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
     lines = _lines(inference or record.with_name("inference.jsonl"), inference is not None)
     within = [line for line in lines if ticks[0]["now_ns"] <= line.get("time_ns", 0) <= ticks[-1]["now_ns"] + 10 * header["period_ns"]]
     rows = {sequence: chunk["n"] for sequence, chunk in chunks_of(reader).items()}
-    missed = missed_ticks(ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within))
+    missed = missed_ticks(ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within), ticks_after_damage(reader))
     return RunFacts(str(record), header, ticks, within, missed, tick_times(reader), _gate(lines))
 
 

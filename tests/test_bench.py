@@ -102,6 +102,22 @@ def test_compare_passes_a_result_on_itself_and_fails_a_slower_one(result: dict[s
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--limit", "2"]) == 0
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 2
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "none.json")]) == 2
+    wrong: list[Any] = [[], 5, {"x": {"cases": {"fresh": {}}}}]
+    for subjects in wrong:
+        (tmp_path / "d.json").write_text(json.dumps({**result, "subjects": subjects}))
+        assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "d.json")]) == 2
+    for limit in ("nan", "0", "-1", "inf"):
+        assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--limit", limit]) == 2, "a gate that no result could fail"
+
+
+def test_where_results_cannot_be_written_is_told_before_the_measurement(golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr("vla_edge.benchmarks.measure.measure", measured)
+    (tmp_path / "file").touch()
+    for words in (["--out", str(tmp_path / "file" / "x")], ["--out", str(tmp_path), "--name", "../evil"]):
+        assert main(["--bundle", str(golden_bundle), *words]) == 2
 
 
 def test_a_slower_machine_is_not_a_slower_program(result: dict[str, Any]) -> None:

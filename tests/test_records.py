@@ -189,6 +189,21 @@ def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_we
         assert set(dataset.tasks.values()) == {"Place the bracelet into the box"} and set(dataset.camera_keys) == {"observation.images.laptop", "observation.images.phone"}
 
 
+def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folder, inputs, tmp_path, capsys):
+    from vla_edge.runtime.input_record import pack
+
+    other = tmp_path / "other.rec"
+    with other.open("wb") as out:
+        for entry in read_inputs(inputs):
+            head = {**entry.head, "sequence": entry.head["sequence"] + 10**9} if entry.head["kind"] == "inference" else entry.head
+            out.write(pack(Entry(head, entry.arrays)))
+    record, target = str(run_folder / "flight.record"), tmp_path / "episodes"
+    assert main(["replay", record, "--inputs", str(other), "--export", str(target), "--picture-age", "1000000"]) == 2
+    assert "no chunk of the flight record was planned from it" in capsys.readouterr().err and not target.exists()
+    assert main(["replay", record, "--inputs", str(inputs), "--export", str(target), "--picture-age", "nan"]) == 2
+    assert "--picture-age is nan" in capsys.readouterr().err and not target.exists()
+
+
 def test_pictures_too_old_for_their_tick_are_not_exported(run_folder, inputs, tmp_path, capsys):
     assert main(["replay", str(run_folder / "flight.record"), "--inputs", str(inputs), "--export", str(tmp_path / "out"), "--picture-age", "0"]) == 2
     assert "record with --record-fps" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -268,6 +283,22 @@ def test_every_missed_tick_is_blamed_once():
         24: (False, Cause.CAMERA),
     }
     assert all(item.why for item in found) and sum(item.ticks for item in found) == len(blamed)
+
+
+def test_a_tick_whose_cell_is_damaged_is_blamed_on_the_record(run_folder, tmp_path, capsys):
+    content = bytearray((run_folder / "flight.record").read_bytes())
+    ticks = list(ticks_of(open_record(run_folder / "flight.record")))
+    lost = ticks[len(ticks) // 2]
+    at = content.index(struct.pack("<qq", lost["tick"], lost["now_ns"]))
+    content[at + 40] ^= 1
+    damaged = tmp_path / "damaged.record"
+    damaged.write_bytes(content)
+    assert main(["report", str(damaged), "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["ticks"] == len(ticks) - 1
+    assert [(item["first"], item["last"]) for item in told["missed"] if item["cause"] == "record"] == [(lost["tick"], lost["tick"])]
+    main(["replay", str(damaged)])
+    assert "; 1 cells are damaged" in capsys.readouterr().out
 
 
 def test_neighbours_of_one_cause_are_told_together():
