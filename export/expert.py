@@ -129,7 +129,8 @@ def _velocity(graph: Graph, model: FlowMatching, path: ActionPath, actions: str,
         causal_bias = attention.own_rows_bias(graph, bias, np.tri(chunk, dtype=np.float32), rows, heads)
         positions = graph.op("Add", first, graph.constant(np.arange(chunk)), name="positions")
         angles = attention.rope_angles(graph, positions, chunk, heads)
-    from_zero = attention.constant_angles(graph, chunk, heads)
+    if cross_layers(plan):
+        from_zero = attention.constant_angles(graph, chunk, heads)
     for index, number in enumerate(plan.expert_of):
         if number is None:
             continue

@@ -63,6 +63,10 @@ def find(model: onnx.ModelProto) -> Iterator[str]:
     names = [node.name for node in model.graph.node]
     if len(set(names)) != len(names) or not all(names):
         yield "node names are missing or not unique"
+    read = {name for node in model.graph.node for name in node.input}
+    for item in model.graph.initializer:
+        if item.name not in read:  # ONNX Runtime drops it, and then refuses to be given its data
+            yield f"tensor {item.name} is read by no node"
     yield from _types_and_shapes(model)
 
 

@@ -140,3 +140,11 @@ def test_the_lint_refuses_a_newer_opset_and_a_constant_that_is_not_finite() -> N
     masked.graph.initializer.append(onnx.numpy_helper.from_array(np.full((2, 3), -np.inf, np.float32), "minus"))
     with pytest.raises(ExportError, match="minus holds a value that is not finite"):
         lint(masked)
+
+
+def test_the_lint_refuses_a_tensor_that_nothing_reads() -> None:
+    # ort-python and ort-cuda give ONNX Runtime the data of every tensor, and it refuses those it has dropped.
+    spare = tiny_model(helper.make_node("Identity", ["x"], ["y"], "n"))
+    spare.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "spare"))
+    with pytest.raises(ExportError, match="spare is read by no node"):
+        lint(spare)

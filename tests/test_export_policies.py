@@ -179,8 +179,8 @@ def wrong_gelu(graph: Graph, kind: str, *inputs: str, name: str, **attributes: A
     return graph.ops(kind, *inputs, name=name, outputs=1, **attributes)[0]
 
 
-def no_rotation(graph: Graph, value: str, angles: Any, heads: Any) -> str:
-    return value
+def rotation_by_the_complement(graph: Graph, value: str, angles: attention.Angles, heads: Any) -> str:
+    return attention_rotate(graph, value, attention.Angles(angles.sine, angles.cosine), heads)
 
 
 def without_epsilon(graph: Graph, value: str, norm: Any, name: str) -> str:
@@ -188,18 +188,19 @@ def without_epsilon(graph: Graph, value: str, norm: Any, name: str) -> str:
 
 
 layers_rms_norm = layers.rms_norm
+attention_rotate = attention.rotate
 
 
 @pytest.mark.parametrize(
     ("owner", "attribute", "wrong", "stage"),
     [
         (Graph, "op", wrong_gelu, "vision"),
-        (attention, "rotate", no_rotation, "prefix"),
+        (attention, "rotate", rotation_by_the_complement, "prefix"),
         (layers, "rms_norm", without_epsilon, "prefix"),
         (expert, "step_times", lambda steps: np.linspace(1, 0, steps, dtype=np.float32), "expert"),
         (expert, "time_waves", lambda time, width, low, high: torch.zeros(len(time), width, dtype=torch.float64), "expert"),
     ],
-    ids=("erf for tanh GELU", "no RoPE", "another epsilon", "another time grid", "no time"),
+    ids=("erf for tanh GELU", "sine for cosine in RoPE", "another epsilon", "another time grid", "no time"),
 )
 def test_a_mistake_in_a_graph_fails_the_export_and_names_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, attribute: str, wrong: Callable[..., Any], stage: str

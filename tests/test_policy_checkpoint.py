@@ -357,8 +357,8 @@ def test_a_field_nobody_knows_is_reported(folder: Path) -> None:
 
 
 def test_steps_that_are_absent_and_inputs_that_are_not_read_are_reported(folder: Path) -> None:
-    for file, index in ((PRE, 5), (POST, 0)):
-        edit_json(folder / file, lambda content, index=index: content["steps"].pop(index))
+    edit_json(folder / PRE, lambda content: content["steps"].pop(5))
+    edit_json(folder / POST, lambda content: content["steps"].pop(0))
     edit_json(folder / "config.json", lambda content: content["input_features"].update({"observation.force": {"type": "ENV", "shape": [3]}}))
     policy = SmolVLAPolicy.from_pretrained(folder)
     for words in ("no normalizer_processor: observation.state passes unchanged", "no unnormalizer_processor: action passes", "does not read the input observation.force"):
