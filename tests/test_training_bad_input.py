@@ -153,11 +153,25 @@ def test_a_killed_run_is_told_by_status_and_one_that_lives_is_not_resumed_twice(
     code, line = command("resume", tmp_path, capsys=capsys)
     assert code == 2 and f"process {other.pid} is training it now" in line
     other.communicate(b"\n")
+    (tmp_path / "checkpoints" / ".000002.77.partial" / "pretrained_model").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".last.77.partial").symlink_to("000002")
     assert f"process {other.pid} was killed; continue with `vla-train resume`" in describe(tmp_path)
     # killed after the last checkpoint and before "done": nothing is left to train, and the numbers are the logged ones
     assert main(["resume", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == read_metrics(tmp_path)[-1]["loss"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000001", "000002", "last"]
     assert read_status(tmp_path).state == "done"
+
+
+def test_loader_processes_end_with_a_killed_trainer():
+    """The loader holds the pipe that this test reads: it is read to its end only when both processes are gone."""
+    program = (
+        "import os, signal, time\nfrom vla_edge.training.batches import end_with_parent\n"
+        "if os.fork():\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "end_with_parent(0)\ntime.sleep(60)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=40)  # 60 s without the watch
+    assert ended.returncode == -signal.SIGKILL
 
 
 def test_a_damaged_status_does_not_keep_a_run_from_being_resumed(world, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -45,9 +48,23 @@ def batches(
         collate_fn=partial(collate, policy=policy) if workers == 0 else _as_list,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
+        worker_init_fn=end_with_parent,
     )
     for item in loader:
         yield item if workers == 0 else collate(item, policy)
+
+
+def end_with_parent(_: int) -> None:
+    """In a loader process: end within two seconds of the trainer's death. One that was killed (lack of memory) cannot
+    tell its loaders, and a loader that waits for someone to take its frames would wait, with its memory, for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_list(samples: list) -> list:

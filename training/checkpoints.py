@@ -77,6 +77,15 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_partial(run: Path) -> None:
+    """Remove what a killed process left half-written beside the checkpoints; nobody else may be training `run`."""
+    for path in (run / CHECKPOINTS).glob(".*.partial"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def point(run: Path, name: str, target: Path) -> None:
     """Make the link `checkpoints/name` (`last`, `best`) point at `target`, in one rename."""
     link = run / CHECKPOINTS / name

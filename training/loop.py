@@ -33,6 +33,7 @@ from vla_edge.training.checkpoints import (
     load_state,
     point,
     prune,
+    remove_partial,
     write_checkpoint,
 )
 from vla_edge.training.delta import with_stale_context
@@ -152,6 +153,7 @@ def _restore(loop: Loop, checkpoint: Path) -> None:
         run = Path(loop.setup.config.output)
         if best == saved.step:  # the run may have been killed after `last` was moved and before `best` was
             point(run, "best", checkpoint)
+        remove_partial(run)
         logged = cut_metrics(run, saved.step)
         loop.status = replace(loop.status, loss=logged.get("loss"), lr=logged.get("lr"))
         cut_history(run, saved.step)
