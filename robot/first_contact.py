@@ -9,7 +9,7 @@ from pathlib import Path
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
-from vla_edge.robot.koch import KochOptions, open_koch
+from vla_edge.robot.koch import READ_S, KochOptions, open_koch
 from vla_edge.robot.slow_motion import SlowLimits, load_park_pose, move_slowly, save_park_pose
 
 FIRST_CONTACT_VELOCITY = 44
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = load_joint_calibration(arguments.joints)
     units = JointUnits(arguments.units)
     options = KochOptions(
-        arguments.port, calibration, units, profile_velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park
+        arguments.port, calibration, units, profile_velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park, reading_s=READ_S
     )
     goal: dict[str, int] = {}
     if arguments.park:

@@ -34,8 +34,12 @@ RANGE_MARGIN = 512
 """Counts (45°) a joint may stand outside its calibrated range: further means a lost turn."""
 READINGS, READINGS_ENOUGH = 30, 5
 """Tries of the reading time, and how many must be short enough: a busy machine delays some."""
+READ_S, READ_TRIES = 0.03, 6
+"""Longest time of a reading of the slow path, and how often it is asked for: together less than the servos' watchdog."""
+TORQUE_S, TORQUE_TRIES = 0.2, 5
+"""The same for switching torque: five exchanges, and a third of the time to take them back."""
 CALL_S = 0.1
-"""Longest time of one call of the slow path."""
+"""Longest time of any other call of the slow path."""
 
 
 class ArmResult(IntEnum):
@@ -92,8 +96,8 @@ class KochArm:
         return self._bus.native.port
 
     def read(self) -> ArmReading:
-        for _ in range(3):
-            result, time_ns, positions, velocities, loads, alerts = self._bus.native.read_arm(CALL_S)
+        for _ in range(READ_TRIES):
+            result, time_ns, positions, velocities, loads, alerts = self._bus.native.read_arm(READ_S)
             if result in (ArmResult.OK, ArmResult.ALERT):
                 return ArmReading(time_ns, positions, velocities, loads, tuple(map(bool, alerts)))
             if result == ArmResult.UNPLUGGED:
@@ -107,8 +111,8 @@ class KochArm:
 
     def set_torque(self, on: bool) -> None:
         result = ArmResult.TIMEOUT
-        for _ in range(3):
-            result = self._bus.native.set_torque(on, CALL_S)
+        for _ in range(TORQUE_TRIES):
+            result = self._bus.native.set_torque(on, TORQUE_S)
             if result == ArmResult.OK:
                 return
         raise self._failed(f"switching torque {'on' if on else 'off'}", result)
@@ -250,7 +254,7 @@ def check_reading_time(bus: ServoBus, longest_s: float) -> None:
     usual_s = sorted(times)[len(times) // 2]
     raise BusError(
         f"reading the six servos over {bus.path} takes {usual_s * 1e3:.1f} ms, longest allowed {longest_s * 1e3:.1f} ms; "
-        "set the adapter's latency timer to 1 ms, use one without (docs/robot.md), or lower --hz"
+        "set the adapter's latency timer to 1 ms or use an adapter without one (docs/robot.md)"
     )
 
 

@@ -73,6 +73,12 @@ def period_ns_of(hz: float) -> int:
     return round(NS / hz)
 
 
+def check_seconds(seconds: float) -> None:
+    """ConfigError when a run's length is no length."""
+    if not 0 <= seconds < float("inf"):  # nan fails every comparison
+        raise ConfigError(f"--seconds is {seconds:g}; it must be 0 (until stopped) or more")
+
+
 def reading_s_of(period_ns: int) -> float:
     """What the tick gives the servos to answer: 13/16 of min(8 ms, T/2), as in core/control.c."""
     return min(8_000_000, period_ns // 2) * 13 / 16 / NS
@@ -86,6 +92,7 @@ def new_session() -> int:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.port is None or arguments.joints is None:
         raise ConfigError("the control process needs --port and --joints")
+    check_seconds(arguments.seconds)
     end_with(arguments.parent)
     bundle = open_bundle(arguments.bundle)
     calibration = load_joint_calibration(arguments.joints)

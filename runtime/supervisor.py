@@ -24,7 +24,7 @@ from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim import SimProcess
 from vla_edge.runtime.children import AlreadyTold, Child, end, start, wait_for_line
-from vla_edge.runtime.control import add_robot_arguments, load_core
+from vla_edge.runtime.control import add_robot_arguments, check_seconds, load_core
 from vla_edge.runtime.flight import open_record, tick_times
 from vla_edge.runtime.inference import add_policy_arguments
 from vla_edge.runtime.operator import REFUSALS, ask, read_status
@@ -73,6 +73,7 @@ class Run:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_seconds(arguments.seconds)
     bundle = open_bundle(arguments.bundle)
     if arguments.robot == "koch" and (arguments.port is None or arguments.joints is None):
         raise ConfigError("--robot koch needs --port and --joints; --robot sim needs neither")

@@ -419,6 +419,13 @@ def test_the_profile_and_units_options_reach_the_arm(tmp_path: Path, file: Path)
         bus.close()
 
 
+def test_a_first_motion_survives_lost_replies(tmp_path: Path, file: Path) -> None:
+    """One status of fifty lost: one reading of nine. A reading is asked for again before the servos' watchdog trips."""
+    with emulator_process(tmp_path, "--joints", str(file), "--rate", "drop", "0.02") as emulator:
+        for to in ("8", "0", "8"):
+            assert move(emulator, file, "--joint", "wrist_flex", "--to", to, "--speed", "30") == 0
+
+
 def test_a_ramp_ends_at_the_goal_and_never_steps_further_than_allowed() -> None:
     goals = list(ramp((0, 0, 5), (100, -33, 5), 6.8))
     assert goals[-1] == (100, -33, 5)

@@ -86,3 +86,10 @@ def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> Non
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
     told = [line for line in ran.stderr.splitlines() if not line.startswith("note:")]
     assert ran.returncode == 2 and len(told) == 1 and "no port" in told[0]
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_length_that_is_none_is_refused(golden_bundle: Path, seconds: str) -> None:
+    words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--seconds", seconds]
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 2 and f"--seconds is {seconds}" in ran.stderr
