@@ -159,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads))
     with open_dataset(arguments.data) as dataset, Progress(console=Console(stderr=True)) as bar:
         recorded = Recorded(dataset, camera_keys(bundle, dataset, arguments.camera))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
         result = calibrate_gate(bundle, engine, recorded, request, bar)
     digest = write_calibrated(bundle, result, arguments.out)
     facts = gate_facts(bundle, result)

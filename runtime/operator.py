@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.run_dir is not None and not arguments.run_dir.is_dir():
+        raise ControlError(f"run folder {arguments.run_dir}: there is none; give the --run-dir of the control process")
     folder = open_run_folder(arguments.run_dir)
     if arguments.word == "status":
         status = read_status(folder)

@@ -12,7 +12,7 @@ header { display:flex; align-items:center; gap:14px; flex-wrap:wrap; padding:16p
 button { font:inherit; padding:5px 12px; border:1px solid var(--line); border-radius:8px; background:var(--card); color:var(--ink); cursor:pointer } button:disabled { opacity:.4; cursor:default }
 #faults { margin:0 24px; } #faults div { background:var(--red); color:#fff; padding:8px 14px; border-radius:8px; margin-bottom:8px }
 main { display:grid; grid-template-columns:repeat(3, minmax(0, 1fr)); gap:16px; padding:0 24px 24px }
-section { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:14px 16px } section.wide { grid-column:span 2 } @media (max-width:1000px) { main { grid-template-columns:1fr } section.wide { grid-column:auto } }
+section { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:14px 16px } section.wide { grid-column:span 2 } @media (max-width:1000px) { main { grid-template-columns:minmax(0, 1fr) } section.wide { grid-column:auto } }
 .two { display:grid; grid-template-columns:1fr 1fr; gap:0 28px }
 h2 { font-size:12px; margin:0 0 10px; color:var(--soft); text-transform:uppercase; letter-spacing:.06em; font-weight:600 }
 .cameras { display:flex; gap:12px } .cameras figure { margin:0; flex:1; min-width:0 } .cameras img { width:100%; aspect-ratio:4/3; max-height:340px; object-fit:contain; background:#0b0f14; border-radius:8px; display:block } figcaption { color:var(--soft); margin-top:4px; display:flex; justify-content:space-between }
@@ -21,6 +21,10 @@ h2 { font-size:12px; margin:0 0 10px; color:var(--soft); text-transform:uppercas
 .legend { color:var(--soft); font-size:12px; margin-top:8px } .legend i { display:inline-block; width:10px; height:10px; border-radius:50%; margin:0 4px 0 10px }
 svg { width:100%; height:110px; display:block } .big { font-size:26px; font-weight:600; font-variant-numeric:tabular-nums; letter-spacing:-.02em } .pair { display:flex; gap:26px; margin-bottom:6px } .pair div span { display:block; color:var(--soft); font-size:12px; font-weight:400; letter-spacing:0; line-height:1.6 } .pair .big b { line-height:1.1 } .right { align-items:center }
 .none { color:var(--soft) }
+@media (max-width:640px) {
+  header, main { padding:12px } .right { margin-left:0; flex-wrap:wrap } .pair { flex-wrap:wrap; gap:10px 22px } .two { grid-template-columns:minmax(0, 1fr) } .two div + div { margin-top:10px }
+  .row, #reasons .row, #verdicts .row, #chunks .row, #refused .row { grid-template-columns:minmax(0, 130px) minmax(0, 1fr) 68px }
+}
 """
 
 _SCRIPT = """

@@ -110,6 +110,12 @@ def test_a_start_that_fails_leaves_no_record(golden_bundle, tmp_path, capsys):
         assert message in capsys.readouterr().err and not record.exists()
 
 
+def test_a_word_to_a_folder_that_is_none_makes_none(tmp_path, capsys):
+    for word in ("status", "arm", "stop"):
+        assert main([word, "--run-dir", str(tmp_path / "typo")]) == 2
+        assert "there is none" in capsys.readouterr().err and not (tmp_path / "typo").exists()
+
+
 # ---- the lease
 
 

@@ -68,6 +68,9 @@ def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle
             before = await page.until("Number(document.getElementById('inferences').textContent)")
             await page.until(f"Number(document.getElementById('inferences').textContent) > {before}")
             await page.until("[...document.querySelectorAll('#cameras img')].filter(i => i.naturalWidth === 320).length === 2")
+            await page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+            assert await page.value("document.documentElement.scrollWidth") <= 390, "on a phone nothing lies beside the page"
+            await page.call("Emulation.clearDeviceMetricsOverride")
             shown = await page.value("['joints', 'stages', 'reasons', 'chunks'].map(id => document.querySelectorAll('#' + id + ' .row').length)")
             wrong = await page.value("document.getElementById('faults').textContent")
             await page.value("cameras({})")  # inference ended: its last picture must not stand there as if it were now
