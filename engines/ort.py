@@ -168,9 +168,9 @@ def require_runtime() -> None:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """The exceptions by which ONNX Runtime says no."""
+    """The exceptions by which ONNX Runtime says no. RuntimeError: a run that fails with a binding."""
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException", "EPFail", "EngineError")
-    return tuple(getattr(binding, name) for name in names if hasattr(binding, name))
+    return (RuntimeError, *(getattr(binding, name) for name in names if hasattr(binding, name)))
 
 
 def _check_interface(graph: GraphFile, session: Any) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.engines.ort_native import NativeSession
-from vla_edge.errors import BundleError, ObservationError
+from vla_edge.errors import BundleError, EngineError, ObservationError
 from vla_edge.runtime.stages import Stages
 
 
@@ -139,20 +139,21 @@ class NativeLoop:
         )
 
     def encode(self, prefix: bool) -> tuple[float, float]:
-        prefix_ns, state_ns = self._flow.encode(prefix)
+        try:
+            prefix_ns, state_ns = self._flow.encode(prefix)
+        except RuntimeError as error:
+            raise EngineError(f"graph prefix or state: run failed: {error}") from None
         return prefix_ns / 1e6, state_ns / 1e6
 
     def denoise(self, request: FlowRequest) -> FlowReport:
         biases = checked_biases(self._biases, request)
         tie = request.inpaint
-        abandoned, step_ns = self._flow.denoise(
-            np.ascontiguousarray(request.noise, np.float32),
-            biases,
-            request.steps,
-            None if tie is None else np.ascontiguousarray(tie.target, np.float32),
-            None if tie is None else np.ascontiguousarray(tie.weights, np.float32),
-            request.signal,
-        )
+        noise = np.ascontiguousarray(request.noise, np.float32)
+        target, weights = (None, None) if tie is None else (np.ascontiguousarray(value, np.float32) for value in (tie.target, tie.weights))
+        try:
+            abandoned, step_ns = self._flow.denoise(noise, biases, request.steps, target, weights, request.signal)
+        except RuntimeError as error:
+            raise EngineError(f"graph expert: run failed: {error}") from None
         took = tuple(duration / 1e6 for duration in step_ns)
         return FlowReport(None if abandoned else self._x[len(took) % 2][0].copy(), took)
 

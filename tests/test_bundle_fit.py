@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from vla_edge.bundle import MANIFEST, TABLES, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import BundleError
+from vla_edge.errors import BundleError, EngineError
 from vla_edge.export.command import main as export_engines
 from vla_edge.runtime.bundle_fit import check_fit
 from vla_edge.runtime.session import PolicySession
@@ -99,6 +99,14 @@ def test_tables_that_are_none_and_a_pad_token_outside_the_tokenizer_are_named(fo
     put(folder, TABLES, b"12345678")
     with pytest.raises(BundleError, match=r"tables\.safetensors: damaged"):
         PolicySession(open_bundle(folder), engine)
+
+
+@pytest.mark.parametrize("backend", ["ort", "ort-python"])
+def test_a_run_that_fails_is_an_engine_error_that_names_the_graph(golden_bundle: Path, backend: str) -> None:
+    session = PolicySession(open_bundle(golden_bundle), load_engine(backend, EngineOptions(threads=1, spin=False)))
+    session.stages.buffers["token_ids"].fill(10**6)
+    with pytest.raises(EngineError, match="graph prefix.*run failed"):
+        session.loop.encode(True)
 
 
 def test_inspect_refuses_a_contradiction_and_a_graph_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
