@@ -19,7 +19,9 @@ from tests.training_world import World, one_thread, write_data, write_policy
 
 from vla_edge.training import start
 from vla_edge.training.command import main
+from vla_edge.training.config import TaskData, TrainConfig
 from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_json, write_status
+from vla_edge.training.runs import fine_tune as train_directly
 
 one_thread()
 
@@ -88,6 +90,16 @@ def test_a_low_rate_and_its_lowest_may_be_given_together(world, tmp_path, capsys
 def test_validation_on_a_data_set_of_one_episode_is_refused(world, tmp_path, capsys):
     code, line = command(*fine_tune(world, tmp_path / "run", "--episodes=1", "--held-out=0.5", "--validate-every=1"), capsys=capsys)
     assert code == 2 and "two episodes or more" in line
+
+
+def test_without_a_validated_task_that_counts_no_step_is_the_best(world, tmp_path):
+    """Only the task of share 0 holds episodes out: the mean under the shares is no number, and the first step is not the best."""
+    data = (TaskData("data", str(world / "data"), 0.0, held_out=(0,)), TaskData("more", str(world / "more")))
+    config = TrainConfig(str(world / "policy"), str(tmp_path / "run"), data, steps=2, batch_size=2, save_every=2, validate_every=1, log_every=1, device="cpu")
+    _, outcome = train_directly(config)
+    assert outcome.best_step is None and not (tmp_path / "run" / "checkpoints" / "best").exists()
+    rows = read_metrics(tmp_path / "run")
+    assert all("validation" not in row and np.isfinite(row["validation/data"]) for row in rows) and len(rows) == 2
 
 
 def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):

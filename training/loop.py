@@ -246,10 +246,15 @@ def _validate(loop: Loop, done: int) -> dict[str, float]:
     objective = loop.accelerator.unwrap_model(loop.objective)
     with loop.autocast():
         losses = validation_losses(objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device)
+    if not all(map(math.isfinite, losses.values())):
+        raise TrainingError(f"{NOT_FINITE}: validation losses {losses} at step {done}")
+    row = {f"validation/{name}": value for name, value in losses.items()}
     overall = weighted(losses, {task.name: task.weight for task in config.data})
+    if not math.isfinite(overall):  # only tasks of share 0 hold episodes out: nothing to choose the best by
+        return row
     if loop.status.best_loss is None or overall < loop.status.best_loss:
         loop.status = replace(loop.status, best_loss=overall, best_step=done)
-    return {**{f"validation/{name}": value for name, value in losses.items()}, "validation": overall}
+    return {**row, "validation": overall}
 
 
 def save(loop: Loop) -> None:
