@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_not_ignored() -> None:
+    """In the background of a script, or under nohup, SIGINT or SIGHUP is ignored, by our children as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def the_process_is_left_as_it_was() -> Iterator[None]:
     """The next test in this process would find a signal handler, and a real-time class as well: its children inherit it."""
