@@ -1,4 +1,4 @@
-"""Writing safetensors files so that a full disk is an error of the operating system, as it is for every other file."""
+"""Writing safetensors files so that a full disk is an ordinary error of the operating system."""
 
 from __future__ import annotations
 
