@@ -18,6 +18,7 @@ from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.synthetic import synthetic
 from vla_edge.errors import ConfigError
+from vla_edge.policies.backbone import find_folder
 from vla_edge.policies.config import STATE
 from vla_edge.policies.smolvla import SmolVLAPolicy
 
@@ -30,14 +31,20 @@ class LerobotSubject:
     def __init__(self, spec: SubjectSpec) -> None:
         if find_spec("lerobot") is None:
             raise ConfigError("--against lerobot: lerobot is not installed here; install it beside vla-edge in an environment of its own, or use --against torch")
+        from lerobot.configs.policies import PreTrainedConfig
         from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy as LerobotPolicy
 
         if spec.threads:
             torch.set_num_threads(spec.threads)
         self._ours = SmolVLAPolicy.from_pretrained(spec.path)
         self._ours.model = None  # type: ignore[assignment]  # only its processors are used; two networks are not kept
-        self._policy = LerobotPolicy.from_pretrained(spec.path)
+        config = PreTrainedConfig.from_pretrained(str(spec.path))
+        # LeRobot takes a relative folder from where it is started, and would load the backbone's own weights first.
+        config.vlm_model_name = str(find_folder(config.vlm_model_name, spec.path, ("config.json",)))
+        config.load_vlm_weights, config.device = False, "cpu"
+        self._policy = LerobotPolicy.from_pretrained(str(spec.path), config=config, strict=True)
         self._policy.eval()
+        _place_patches_by_count(self._policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings)
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         self.facts: dict[str, Any] = {
             "detail": f"LeRobot's SmolVLA, torch {torch.__version__} eager, {torch.get_num_threads()} threads",
@@ -61,3 +68,14 @@ class LerobotSubject:
         normalized = self._policy.predict_action_chunk(batch, noise=torch.from_numpy(self._data.noise[number])[None])
         self._ours.postprocess(normalized.float())
         return normalized[0].float().numpy()
+
+
+def _place_patches_by_count(embeddings: Any) -> None:
+    """transformers 4.57 finds a patch's place by comparing float32 fractions and is off by one (in bfloat16, which
+    published checkpoints use, it is right); a square picture's patches stand at 0, 1, 2, …"""
+
+    def forward(pixel_values: torch.Tensor, patch_attention_mask: torch.Tensor) -> torch.Tensor:
+        patches: torch.Tensor = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        return patches + embeddings.position_embedding.weight
+
+    embeddings.forward = forward

@@ -158,7 +158,8 @@ def _statistics(make: RandomPolicy) -> dict[str, dict[str, NDArray[np.float32]]]
 
 
 def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
-    """Write the backbone's config.json and a byte-level BPE tokenizer learnt from a few instructions."""
+    """Write the backbone's config.json, a byte-level BPE tokenizer learnt from a few instructions, and the processor's
+    files, without which LeRobot does not open the folder."""
     folder.mkdir()
     vocabulary = backbone["text_config"]["vocab_size"]
     text = {"model_type": "llama", "pad_token_id": 2, "rope_theta": 100000, **backbone["text_config"]}
@@ -175,6 +176,18 @@ def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
     extra = {"fake_image_token": SPECIAL[3], "image_token": SPECIAL[4], "global_image_token": SPECIAL[5], "end_of_utterance_token": SPECIAL[6]}
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[1], "eos_token": SPECIAL[6], "unk_token": SPECIAL[0], "pad_token": SPECIAL[2]}
     _write_json(folder / "tokenizer_config.json", {**names, "truncation_side": "left", "model_max_length": 8192, "extra_special_tokens": extra})
+    image = backbone["vision_config"]
+    tokens = (image["image_size"] // image["patch_size"] // backbone["scale_factor"]) ** 2
+    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens})
+    _write_json(folder / "preprocessor_config.json", _preprocessor(image["image_size"]))
+
+
+def _preprocessor(size: int) -> dict[str, Any]:
+    """Transformers' image processor of the published backbone, for its own tiles; no policy runs it."""
+    video = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": size}}
+    done = dict.fromkeys(("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize"), True)
+    scale = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 1, "rescale_factor": 1 / 255, "size": {"longest_edge": 4 * size}}
+    return {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor", "max_image_size": {"longest_edge": size}, "video_sampling": video, **done, **scale}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
