@@ -8,6 +8,7 @@ from typing import Any
 
 COLOURS = {"camera preparation": "#b5b5b5", "vision": "#3b6fb6", "prefix": "#5aa469", "state": "#c9a227", "loop": "#b5533c", "post-processing": "#777777"}
 """One colour a stage, the same in every bar."""
+UNDIVIDED = "#d9d9d9"
 
 
 def write_report(result: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
@@ -87,6 +88,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             width = found["stages_ms"].get(stage, {}).get("p50", 0.0) * (max(1, looked) if stage in ("vision", "camera preparation") else 1)
             axes.barh(row, width, left=left, color=colour, label=stage if row == 0 else None)
             left += width
+        if left == 0.0:  # a subject that tells no stages
+            left = found["whole_tick_ms"]["p50"]
+            axes.barh(row, left, color=UNDIVIDED)
         axes.text(left, row, f"  {found['whole_tick_ms']['p50']:.0f} ms", va="center", fontsize=9)
     axes.set_yticks(range(len(bars)), [f"{name} · {case}" for name, case, _ in bars])
     axes.invert_yaxis()
