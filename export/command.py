@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vla_edge.errors import ConfigError, EngineError, run_command
+from vla_edge.errors import ConfigError, EngineError, run_command, terminated_like_interrupted
 from vla_edge.export.precision_arguments import add_precision_arguments, precision_request
 from vla_edge.export.tensorrt import add_tensorrt_arguments, build_here, check_tensorrt_arguments, pack
 
@@ -45,9 +44,7 @@ def _main(argv: Sequence[str]) -> int:
     if not arguments.out:
         console.print(f"no --out given: writing to {out}", markup=False)
     start = time.monotonic()
-    with _progress(console) as tell, _packages(), ExitStack() as after:
-        # A terminated export cleans up like an interrupted one.
-        after.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
+    with _progress(console) as tell, _packages(), terminated_like_interrupted():
         if arguments.precision == "fp32":
             _export(arguments, out, tell)
         else:

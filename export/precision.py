@@ -11,10 +11,13 @@ import shutil
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, Manifest, file_sha256, new_folder, open_bundle, write_manifest
 from vla_edge.calibration.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
@@ -128,8 +131,6 @@ class _Work:
             lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
         )
         self.folds = folds_of(list(self.graphs.values()), self.ranges)
-        self.progress("float32 reference")
-        self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
         found = search(self._groups(), dialect, self.request.bound, self._measure)
         if found.chosen is None and self.request.precision == "int8":
             best = min(found.tried, key=lambda trial: trial.error.relative)
@@ -142,9 +143,13 @@ class _Work:
     def half(self) -> tuple[Candidate, None]:
         """Every linear map in half precision, for a backend that is not on this machine."""
         plan = {item.group.name: Choice(Treatment.FLOAT16) for item in self._groups() if not item.group.products}
-        self.progress("float32 reference")
-        self.reference = chunks(self.bundle, self.reference_engine, self.data.held_out)
         return Candidate(f"all {Treatment.FLOAT16.value}", plan, folded=False), None
+
+    @cached_property
+    def reference(self) -> NDArray[np.float32]:
+        """What an action error is measured against."""
+        self.progress("float32 reference")
+        return chunks(self.bundle, self.reference_engine, self.data.held_out)
 
     def settings(self, candidate: Candidate) -> VariantSettings:
         signed = self.request.backend in DIALECTS and DIALECTS[self.request.backend].signed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -132,17 +133,17 @@ def open_koch(options: KochOptions) -> KochArm:
     """Open the port, check everything, configure; no torque is switched. Errors: BusError, JointCalibrationError."""
     check_latency_timer(options.port)
     bus = ServoBus(options.port, {joint.name: joint.id for joint in options.calibration.joints})
-    try:
+    with ExitStack() as failed:
+        failed.callback(bus.close)
         check_servos(bus)
         check_against_calibration(bus, options.calibration)
         if options.write:
             configure(bus, options)
         if options.reading_s > 0:
             check_reading_time(bus, options.reading_s)
-        return KochArm(bus, options)
-    except BaseException:
-        bus.close()
-        raise
+        arm = KochArm(bus, options)
+        failed.pop_all()
+    return arm
 
 
 def check_servos(bus: ServoBus) -> None:

@@ -79,11 +79,6 @@ def check_seconds(seconds: float) -> None:
         raise ConfigError(f"--seconds is {seconds:g}; it must be 0 (until stopped) or more")
 
 
-def reading_s_of(period_ns: int) -> float:
-    """What the tick gives the servos to answer: 13/16 of min(8 ms, T/2), as in core/control.c."""
-    return min(8_000_000, period_ns // 2) * 13 / 16 / NS
-
-
 def new_session() -> int:
     """A number no other run has: chunks of other runs are refused by it."""
     return secrets.randbits(62)
@@ -127,7 +122,7 @@ def control_koch(
     lock = lock_for_control(folder)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
-        arm = open_koch(KochOptions(arguments.port, calibration, units, profile, write=not arguments.shadow, reading_s=reading_s_of(settings.period_ns)))
+        arm = open_koch(KochOptions(arguments.port, calibration, units, profile, write=not arguments.shadow, reading_s=core.control_answer_ns(settings.period_ns) / NS))
         try:
             keep_old_records(folder)
             with listen(folder) as listener, stop_signals() as signal_fd:

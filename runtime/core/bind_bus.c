@@ -264,30 +264,31 @@ static PyObject *KochBus_set_torque(PyObject *object, PyObject *args)
     return PyLong_FromLong(result);
 }
 
-static PyObject *KochBus_check_watchdog(PyObject *object, PyObject *args)
+static arm_result clear_to_present(void *koch, int64_t deadline_ns)
 {
-    KochBus *self = (KochBus *)object;
+    return koch_port(koch).clear_watchdog(koch, NULL, deadline_ns);
+}
+
+static PyObject *watchdog(KochBus *self, PyObject *args, arm_result (*call)(void *, int64_t))
+{
     double timeout_s;
     arm_result result;
     if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = self->port.check_watchdog(&self->koch, deadline_after(timeout_s));
+    result = call(&self->koch, deadline_after(timeout_s));
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(result);
 }
 
+static PyObject *KochBus_check_watchdog(PyObject *object, PyObject *args)
+{
+    return watchdog((KochBus *)object, args, ((KochBus *)object)->port.check_watchdog);
+}
+
 static PyObject *KochBus_clear_watchdog(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
-    double timeout_s;
-    arm_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = self->port.clear_watchdog(&self->koch, NULL, deadline_after(timeout_s));
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(result);
+    return watchdog((KochBus *)object, args, clear_to_present);
 }
 
 static PyObject *KochBus_counters(PyObject *object, PyObject *unused)

@@ -192,7 +192,15 @@ static PyTypeObject StillArm_type = {
     .tp_getset = StillArm_getset,
 };
 
+static PyObject *answer_ns(PyObject *module, PyObject *period_ns)
+{
+    (void)module;
+    long long period = PyLong_AsLongLong(period_ns);
+    return PyErr_Occurred() ? NULL : PyLong_FromLongLong(control_answer_ns(period));
+}
+
 static PyMethodDef functions[] = {
+    {"control_answer_ns", answer_ns, METH_O, "control_answer_ns(period_ns): what a tick gives the servos to answer."},
     {"control_run", run_control, METH_VARARGS, "control_run(arm, settings, run): the control loop until it is stopped."},
     {NULL},
 };

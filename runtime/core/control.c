@@ -29,6 +29,16 @@ static int64_t most(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
+static int64_t bus_budget_ns(int64_t period_ns)
+{
+    return least(io_budget_ns, period_ns / 2);
+}
+
+int64_t control_answer_ns(int64_t period_ns)
+{
+    return bus_budget_ns(period_ns) * 13 / 16;
+}
+
 /* For a dozen exchanges with the servos, of which each takes as long as a reading; the arm is at rest then. */
 static int64_t torque_budget_ns(const control *self)
 {
@@ -249,7 +259,7 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
 static bool run_tick(control *self, int64_t start_ns)
 {
     pilot_input *input = &self->input;
-    int64_t budget_ns = least(io_budget_ns, self->clock.period_ns / 2);
+    int64_t budget_ns = bus_budget_ns(self->clock.period_ns);
     count_faults(self);
     command_request request = take_command(self);
     input->tick = self->clock.tick;
@@ -258,7 +268,7 @@ static bool run_tick(control *self, int64_t start_ns)
     input->malformed = false;
 
     int64_t before_ns = clock_now_ns();
-    int64_t deadline_ns = start_ns + budget_ns * 13 / 16; /* the goals have the rest */
+    int64_t deadline_ns = start_ns + control_answer_ns(self->clock.period_ns);
     bool asks = self->pilot.lost < OUTAGE_READS || start_ns - self->asked_ns >= outage_pace_ns;
     check_gap(self, start_ns, asks ? deadline_ns : start_ns);
     int64_t asked_ns = clock_now_ns();

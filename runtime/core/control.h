@@ -70,6 +70,9 @@ typedef struct {
     uint64_t first_minor, first_major;
 } control;
 
+/* What a tick gives the servos to answer; the goals have the rest of its time on the bus. */
+int64_t control_answer_ns(int64_t period_ns);
+
 control_result control_run(control *self, const control_config *config, const arm_port *arm);
 
 #endif

@@ -214,6 +214,9 @@ class StillArm:
     port: Any
     def __init__(self, positions: Sequence[int]) -> None: ...
 
+def control_answer_ns(period_ns: int) -> int:
+    """What a tick of that period gives the servos to answer; the goals have the rest of its time on the bus."""
+
 def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
     """The control loop, until it is stopped; the interpreter is released. arm: an object with a `port` capsule.
 
