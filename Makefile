@@ -49,7 +49,7 @@ core: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) $(ROBOT_VENV) build $(OUT) src/*.egg-info src/vla_edge/_core*.so
 
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/*.[ch] robot/bus/*.[ch])
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/*/*.[ch] robot/bus/*.[ch])
 	@echo "== making the environment $(VENV) (Python with torch on the CPU, ONNX, ONNX Runtime, MuJoCo)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install $(PIP_FLAGS) -U pip "setuptools>=77" wheel
@@ -60,7 +60,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/
 	@$(VENV)/bin/python -c "import vla_edge._core" || { echo "the C core was not built: install a C compiler and the Python headers, then run make again"; exit 1; }
 	@touch $@
 
-$(ROBOT_VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/*.[ch] robot/bus/*.[ch])
+$(ROBOT_VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard runtime/core/*/*.[ch] robot/bus/*.[ch])
 	@echo "== making the environment $(ROBOT_VENV) (ONNX Runtime and MuJoCo, no torch)"
 	@test -x $(ROBOT_VENV)/bin/python || $(PYTHON) -m venv $(ROBOT_VENV)
 	@$(ROBOT_VENV)/bin/pip install $(PIP_FLAGS) -U pip "setuptools>=77" wheel

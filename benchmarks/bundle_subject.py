@@ -11,13 +11,13 @@ import numpy as np
 
 from vla_edge.benchmarks.subject import CACHED, DELTA, FRESH, OBSERVATIONS, ONE_CAMERA, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.synthetic import synthetic
+from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.contract import Frame, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import GateSettings
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 GATE = GateSettings("pooled", -1.0, 2.0, 12.0, max_reuse=1_000_000, max_age_s=1e9)
 """Limits that reuse whatever did not change: the benchmark decides by its pictures which pieces run."""

@@ -25,26 +25,26 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.benchmarks.jitter import commit
-from vla_edge.benchmarks.phases import move_cube, record_phases
+from vla_edge.benchmarks.moving_episodes import move_cube, record_phases
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.calibration.gate_data import Recorded, camera_keys
-from vla_edge.calibration.gate_limits import Pairs
-from vla_edge.calibration.gate_pairs import REUSE_ALL, Measured, measure
-from vla_edge.calibration.gate_replay import Replay, ReplayPlan, replay
+from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
+from vla_edge.calibration.gate.gate_limits import Pairs
+from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, Measured, measure
+from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.datasets.reader import open_dataset
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
-from vla_edge.robot.reach import instruction
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
-from vla_edge.runtime.cache import CachePolicy, Reason
-from vla_edge.runtime.gate import GateSettings, read_gate
-from vla_edge.runtime.lockstep import observe
-from vla_edge.runtime.reach_task import other_colour, wanted_colour
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.runtime.inference.cache import CachePolicy, Reason
+from vla_edge.runtime.inference.scene_gate import GateSettings, read_gate
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.trials.lockstep import observe
+from vla_edge.trials.reach_expert import instruction
+from vla_edge.trials.reach_task import other_colour, wanted_colour
 
 EPISODE_SEED, MOVE_SEED = 300_000, 310_000
 PERIOD_S = 0.1

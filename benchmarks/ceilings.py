@@ -16,10 +16,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile, GraphSpec, TensorSpec
-from vla_edge.calibration.int8 import Rewriter, Span, Step
-from vla_edge.calibration.linear import linear_maps
-from vla_edge.calibration.treatment import Treatment
-from vla_edge.calibration.variant import MemorySink
+from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
+from vla_edge.calibration.precision.linear import linear_maps
+from vla_edge.calibration.precision.treatment import Treatment
+from vla_edge.calibration.precision.variant import MemorySink
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import EngineError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vla_edge.benchmarks.compare import compare, gate, read_result
+from vla_edge.benchmarks.bench_compare import compare, gate, read_result
 from vla_edge.errors import ConfigError, run_command
 
 
@@ -25,8 +25,8 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    from vla_edge.benchmarks.bench_report import markdown, write_report
     from vla_edge.benchmarks.measure import Rounds, measure
-    from vla_edge.benchmarks.report import markdown, write_report
     from vla_edge.benchmarks.subject import SubjectSpec
 
     if arguments.rounds < 1 or arguments.threads < 0:

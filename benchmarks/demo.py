@@ -34,7 +34,7 @@ COLOURS = ("red", "green", "blue")
 PICTURE = (360, 480)
 """Height and width of a picture of the strip."""
 REACHED_M = 0.03
-"""The tip within this distance of the point above the cube: the same limit as in `runtime/reach_task.py`."""
+"""The tip within this distance of the point above the cube: the same limit as in `trials/reach_task.py`."""
 
 
 def demo(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _checkpoint(out: Path, random: bool) -> Path:
             raise ConfigError(f"{CHECKPOINT} is missing; run the demo from a clone of the repository, or with --random")
         print(f"== the trained policy {CHECKPOINT.relative_to(REPOSITORY)}")
         return CHECKPOINT
-    from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+    from tests.random_policy import RandomPolicy, write_random_policy
 
     print("== a tiny random policy: it was never trained, its motion means nothing")
     write_random_policy(out / "checkpoint", RandomPolicy(image_width=128, image_height=96))

@@ -29,8 +29,8 @@ from vla_edge.benchmarks.jitter import commit, core_loop, in_own_process, summar
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, run_command
-from vla_edge.runtime.flow import FlowLoop, FlowRequest, NativeLoop, PythonLoop
-from vla_edge.runtime.session import PolicySession, noise_of
+from vla_edge.runtime.inference.flow_loop import FlowLoop, FlowRequest, NativeLoop, PythonLoop
+from vla_edge.runtime.inference.session import PolicySession, noise_of
 
 HZ = 30.0
 

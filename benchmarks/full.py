@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tests.random_policy import RandomPolicy, write_random_policy
 
+from vla_edge.benchmarks.bench_report import markdown, write_report
 from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
-from vla_edge.benchmarks.report import markdown, write_report
 from vla_edge.benchmarks.subject import SubjectSpec
-from vla_edge.calibration.action_error import ActionErrorBound
+from vla_edge.calibration.precision.action_error import ActionErrorBound
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError, run_command
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.precision import PrecisionRequest, requantise
-from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
 
 BARS = {"fresh_float32": 1.0, "fresh": 3.2, "cached": 14.0, "one_camera": 0.30}
 """Least ratios against torch eager; `one_camera` is the share of a fresh inference that is saved."""

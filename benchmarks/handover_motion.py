@@ -1,6 +1,6 @@
 """From one chunk to the next: how much the commanded velocity jumps, and what a slow host does instead.
 
-    python -m vla_edge.benchmarks.handover --bundle BUNDLE --out benchmarks/results
+    python -m vla_edge.benchmarks.handover_motion --bundle BUNDLE --out benchmarks/results
 
 Lockstep on the simulated arm, the same scenes and noise for every policy. Ceiling:
 the velocity steps of the same chunks where no new one takes over (their median
@@ -30,12 +30,12 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
-from vla_edge.robot.simulated_arm import SimulatedArm, units_from_radians
-from vla_edge.runtime.handover import HandOver, PlannedChunk, inpaint_into, pace_of, velocity_step
-from vla_edge.runtime.lockstep import LockstepOptions
-from vla_edge.runtime.reach_task import new_arm, reach, wanted_colour
-from vla_edge.runtime.session import InferenceRequest, PolicySession, noise_of
-from vla_edge.runtime.settings import Handover
+from vla_edge.robot.sim.simulated_arm import SimulatedArm, units_from_radians
+from vla_edge.runtime.control.control_settings import Handover
+from vla_edge.runtime.control.handover import HandOver, PlannedChunk, inpaint_into, pace_of, velocity_step
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, noise_of
+from vla_edge.trials.lockstep import LockstepOptions
+from vla_edge.trials.reach_task import new_arm, reach, wanted_colour
 
 FIRST_SEED = 330_000
 FAST_TICKS, SLOW_TICKS, REPLAN_TICKS = 2, 90, 10
@@ -168,7 +168,7 @@ def draw(line: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.handover", description="velocity steps at hand-over, and both kinds of host")
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.handover_motion", description="velocity steps at hand-over, and both kinds of host")
     parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task")
     parser.add_argument("--episodes", type=int, default=20, help="of the fast host, for each policy")
     parser.add_argument("--slow-episodes", type=int, default=4, help="of the slow host")

@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError, run_command
-from vla_edge.runtime.control import load_core
-from vla_edge.runtime.report import open_record, ticks_of
-from vla_edge.runtime.run_folder import default_run_folder
-from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.control_process import load_core
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.run_folder import default_run_folder
+from vla_edge.runtime.records.report import open_record, ticks_of
 
 NS = 1_000_000_000
 WORK_S = 0.002

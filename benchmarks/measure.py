@@ -17,8 +17,8 @@ from vla_edge.benchmarks.host import host_facts
 from vla_edge.benchmarks.subject import CACHED, FRESH, OBSERVATIONS, ONE_CAMERA, Run, SubjectSpec
 from vla_edge.benchmarks.subjects import SubjectProcess
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.action_error import action_error, joint_spans
-from vla_edge.calibration.counting import work_of
+from vla_edge.calibration.precision.action_error import action_error, joint_spans
+from vla_edge.calibration.precision.counting import work_of
 
 SCHEMA = 1
 TICK_MS = 1000 / 30

@@ -1,7 +1,7 @@
 """Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate calibration
 look at.
 
-    python -m vla_edge.benchmarks.phases --out DATASET
+    python -m vla_edge.benchmarks.moving_episodes --out DATASET
 
 An episode: rest 3 s, reach for the named cube 3 s, rest above it 3 s, back 3 s, rest 3 s. In the first and the last
 rest somebody moves a cube by 2 to 6 cm, the named one every other time; the arm's instruction stays. Besides state,
@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.errors import ConfigError, run_command
 from vla_edge.robot.camera_options import PREFIX
-from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
-from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
-from vla_edge.robot.scene import FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, units_from_radians
-from vla_edge.runtime.reach_task import other_colour, wanted_colour
+from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
+from vla_edge.robot.sim.scene import FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, units_from_radians
+from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
+from vla_edge.trials.reach_task import other_colour, wanted_colour
 
 HZ, EVERY = 30, 3
 """Ticks a second, and ticks a recorded frame: 10 frames a second."""
@@ -115,7 +115,7 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.phases", description="record episodes for gate calibration")
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration")
     parser.add_argument("--out", type=Path, required=True, help="new data set")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=200_000)

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.benchmarks.jitter import commit
-from vla_edge.benchmarks.phases import move_cube
+from vla_edge.benchmarks.moving_episodes import move_cube
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
@@ -38,20 +38,20 @@ from vla_edge.errors import CheckFailed, ConfigError, run_command
 from vla_edge.robot.camera_options import PREFIX
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
-from vla_edge.robot.mjcf import CAMERAS
-from vla_edge.robot.reach import instruction
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.control import limits_of, load_core
-from vla_edge.runtime.handover import HandOver
-from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
-from vla_edge.runtime.lockstep import observe
-from vla_edge.runtime.operator import ask
-from vla_edge.runtime.reach_task import wanted_colour
-from vla_edge.runtime.run_folder import listen, open_run_folder
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
-from vla_edge.runtime.settings import ControlSettings, LoopFiles
+from vla_edge.robot.sim.mjcf import CAMERAS
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
+from vla_edge.runtime.control.control_process import limits_of, load_core
+from vla_edge.runtime.control.control_settings import ControlSettings, LoopFiles
+from vla_edge.runtime.control.handover import HandOver
+from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.control.operator import ask
+from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+from vla_edge.trials.lockstep import observe
+from vla_edge.trials.reach_expert import instruction
+from vla_edge.trials.reach_task import wanted_colour
 
 FIRST_SEED = 340_000
 TICK_S = 1 / 30

@@ -14,9 +14,9 @@ import torch
 
 from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.synthetic import synthetic
-from vla_edge.policies.config import STATE
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.policies.smolvla.config import STATE
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 
 class TorchSubject:

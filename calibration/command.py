@@ -10,7 +10,7 @@ from importlib import import_module
 from vla_edge.errors import run_command
 
 SUBCOMMANDS = {
-    "gate": ("vla_edge.calibration.gate", "limits of the prefix cache from recorded episodes, with a bound on the action error"),
+    "gate": ("vla_edge.calibration.gate.gate_calibration", "limits of the prefix cache from recorded episodes, with a bound on the action error"),
 }
 
 

@@ -69,8 +69,8 @@ _BACKENDS = {
     "ort-python": ("vla_edge.engines.ort", "open_python"),
     "ort-cuda": ("vla_edge.engines.ort_device", "open_cuda"),
     "ort-tensorrt": ("vla_edge.engines.ort_device", "open_tensorrt"),
-    "tensorrt": ("vla_edge.engines.trt", "open_tensorrt"),
-    "tensorrt-pycuda": ("vla_edge.engines.trt", "open_tensorrt_pycuda"),
+    "tensorrt": ("vla_edge.engines.tensorrt.trt_engine", "open_tensorrt"),
+    "tensorrt-pycuda": ("vla_edge.engines.tensorrt.trt_engine", "open_tensorrt_pycuda"),
     "openvino": ("vla_edge.engines.openvino", "open_openvino"),
 }
 

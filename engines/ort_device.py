@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.cuda import require_gpu
 from vla_edge.engines.engine import EngineOptions, aligned_zeros, check_buffer
 from vla_edge.engines.ort import LoadedGraph, load_graph, onnxruntime, refusals, require_runtime
+from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.errors import EngineError
 
 CUDA = "CUDAExecutionProvider"

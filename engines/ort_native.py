@@ -29,7 +29,7 @@ SELF_TEST_MODEL = (
     b"\x02B\x04\n\x00\x10\x11"
 )
 """y = x·w + x on [2, 2] floats with w = 0, which the test replaces: the smallest graph that uses the table as the
-sessions do. tests/test_engine_native.py rebuilds it with the onnx package."""
+sessions do. tests/engines/test_engine_native.py rebuilds it with the onnx package."""
 
 
 def open_native(options: EngineOptions) -> NativeOrtEngine:

@@ -37,14 +37,14 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckpointError, ExportError
 from vla_edge.export import parity
-from vla_edge.export.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.graph import Graph
 from vla_edge.export.lint import lint
-from vla_edge.export.observations import TASKS, Case, Recording, joint_names, recorded_cases, synthetic_cases
+from vla_edge.export.proof_observations import TASKS, Case, Recording, joint_names, recorded_cases, synthetic_cases
+from vla_edge.export.smolvla.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.weights import WeightFile
 from vla_edge.policies.checkpoint import MODEL_FILE
-from vla_edge.policies.cls import why_no_gate
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.cls import why_no_gate
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 GRAPHS = "graphs"
 WEIGHTS = "graphs/weights.bin"

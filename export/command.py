@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vla_edge.errors import ConfigError, EngineError, run_command, terminated_like_interrupted
 from vla_edge.export.precision_arguments import add_precision_arguments, precision_request
-from vla_edge.export.tensorrt import add_tensorrt_arguments, build_here, check_tensorrt_arguments, pack
+from vla_edge.export.tensorrt_bundle import add_tensorrt_arguments, build_here, check_tensorrt_arguments, pack
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _finish_tensorrt(arguments: argparse.Namespace, path: Path, console: Console
 
 def _export(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
     from vla_edge.export.assemble import ExportRequest, export_bundle
-    from vla_edge.export.observations import Recording
+    from vla_edge.export.proof_observations import Recording
 
     request = ExportRequest(
         checkpoint=arguments.checkpoint,

@@ -20,19 +20,19 @@ from torch import Tensor
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ExportError
-from vla_edge.export.cuts import prefix_rows
-from vla_edge.export.expert import cross_layers, step_times
-from vla_edge.export.observations import Case
-from vla_edge.policies.cls import observe
-from vla_edge.policies.config import STATE
-from vla_edge.policies.delta import predict_velocity
-from vla_edge.policies.flow import Inputs, Prefix
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.policies.text import KeyValue
-from vla_edge.runtime.flow import FlowRequest, PythonLoop
-from vla_edge.runtime.prepare import Layout, Preparer, lay_out
-from vla_edge.runtime.prompt import PromptEncoder
-from vla_edge.runtime.stages import Stages
+from vla_edge.export.proof_observations import Case
+from vla_edge.export.smolvla.cuts import prefix_rows
+from vla_edge.export.smolvla.expert import cross_layers, step_times
+from vla_edge.policies.smolvla.cls import observe
+from vla_edge.policies.smolvla.config import STATE
+from vla_edge.policies.smolvla.delta import predict_velocity
+from vla_edge.policies.smolvla.flow import Inputs, Prefix
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.text import KeyValue
+from vla_edge.runtime.inference.flow_loop import FlowRequest, PythonLoop
+from vla_edge.runtime.inference.graphs import Stages
+from vla_edge.runtime.inference.prepare import Layout, Preparer, lay_out
+from vla_edge.runtime.inference.prompt import PromptEncoder
 
 TOLERANCE = 1e-4
 """max |Δ| over max |torch| of a stage, float32: rounding of another summation order stays ten times below."""

@@ -20,16 +20,16 @@ import onnx
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, Manifest, file_sha256, new_folder, open_bundle, write_manifest
-from vla_edge.calibration.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
-from vla_edge.calibration.audit import GraphAudit, audit_openvino, audit_ort
-from vla_edge.calibration.folding import Folds, folds_of
-from vla_edge.calibration.linear import weight_arrays
-from vla_edge.calibration.observations import Split, from_dataset
-from vla_edge.calibration.plan import Candidate, Search, Weighted, search
-from vla_edge.calibration.ranges import Method, Ranges, gather
-from vla_edge.calibration.synthetic import synthetic
-from vla_edge.calibration.treatment import DIALECTS, Treatment, dialect_of
-from vla_edge.calibration.variant import (
+from vla_edge.calibration.precision.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
+from vla_edge.calibration.precision.folding import Folds, folds_of
+from vla_edge.calibration.precision.linear import weight_arrays
+from vla_edge.calibration.precision.precision_audit import GraphAudit, audit_openvino, audit_ort
+from vla_edge.calibration.precision.precision_plan import Candidate, Search, Weighted, search
+from vla_edge.calibration.precision.ranges import Method, Ranges, gather
+from vla_edge.calibration.precision.recorded_observations import Split, from_dataset
+from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.calibration.precision.treatment import DIALECTS, Treatment, dialect_of
+from vla_edge.calibration.precision.variant import (
     Choice,
     Plan,
     VariantEngine,
@@ -43,7 +43,7 @@ from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.engines.openvino import OpenVinoSession
 from vla_edge.errors import ConfigError, ExportError
 from vla_edge.export.weights import WeightFile
-from vla_edge.runtime.session import InferenceRequest, PolicySession
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 Progress = Callable[[str], None]
 

@@ -32,8 +32,8 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
 
 def precision_request(arguments: argparse.Namespace) -> PrecisionRequest:
     """ConfigError: a flag's value is out of range, or nothing to measure on was given."""
-    from vla_edge.calibration.action_error import ActionErrorBound
-    from vla_edge.calibration.ranges import Method
+    from vla_edge.calibration.precision.action_error import ActionErrorBound
+    from vla_edge.calibration.precision.ranges import Method
     from vla_edge.export.precision import PrecisionRequest
 
     if arguments.data is None and not arguments.synthetic:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
 from vla_edge.errors import DatasetError
-from vla_edge.policies.config import ACTION, STATE
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.config import ACTION, STATE
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 if TYPE_CHECKING:
-    from vla_edge.datasets.reader import Dataset
+    from vla_edge.lerobot_data.reader import Dataset
 
 TASKS = ("Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
 
@@ -83,7 +83,7 @@ def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
 
 def _open(recording: Recording) -> Dataset:
     """The data set. Its reader is imported here because its packages (extra `data`) are needed for nothing else."""
-    from vla_edge.datasets.reader import open_dataset
+    from vla_edge.lerobot_data.reader import open_dataset
 
     return open_dataset(recording.path)
 

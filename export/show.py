@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import BundleError
-from vla_edge.runtime.bundle_fit import check_fit
+from vla_edge.runtime.inference.bundle_fit import check_fit
 
 _ORDER = ("vision", "prefix", "state", "expert", "delta_kv", "delta")
 

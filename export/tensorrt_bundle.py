@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vla_edge.bundle import MANIFEST, open_bundle
-from vla_edge.engines.cuda import require_gpu
-from vla_edge.engines.trt_build import BuildOptions, board_plan, build_plans
-from vla_edge.engines.trt_memory import MB
+from vla_edge.engines.tensorrt.cuda import require_gpu
+from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
+from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def pack(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None])
 
     ExportError: a graph TensorRT would refuse. ConfigError: the file exists.
     """
-    from vla_edge.export.trt_lint import lint_bundle
+    from vla_edge.engines.tensorrt.trt_lint import lint_bundle
 
     bundle = open_bundle(path)
     target = path.resolve().with_name(f"{path.resolve().name}.tar")

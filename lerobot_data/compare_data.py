@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.meta import read_episode_stats
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
+from vla_edge.lerobot_data.stats import Stats
 
-from vla_edge.datasets.meta import read_episode_stats
-from vla_edge.datasets.reader import Dataset, open_dataset
-from vla_edge.datasets.stats import Stats
 from vla_edge.errors import DatasetError
 
 _SAMPLES = 3

@@ -15,18 +15,18 @@ from math import inf
 from pathlib import Path
 
 import pyarrow as pa
+from vla_edge.lerobot_data.columns import column_array
+from vla_edge.lerobot_data.compare_data import compare_datasets
+from vla_edge.lerobot_data.episode_table import EpisodeRow, EpisodeTable
+from vla_edge.lerobot_data.layout import Info, Location
+from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episodes, read_table, read_tasks
+from vla_edge.lerobot_data.stats import aggregate
+from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.video_files import VideoFiles
+from vla_edge.lerobot_data.writer import partial_folder, publish
 
-from vla_edge.datasets import layout, tables
-from vla_edge.datasets.columns import column_array
-from vla_edge.datasets.compare import compare_datasets
-from vla_edge.datasets.episode_table import EpisodeRow, EpisodeTable
-from vla_edge.datasets.layout import Info, Location
-from vla_edge.datasets.meta import Episode, read_episode_stats, read_episodes, read_table, read_tasks
-from vla_edge.datasets.stats import aggregate
-from vla_edge.datasets.verify import verify_dataset
-from vla_edge.datasets.video_files import VideoFiles
-from vla_edge.datasets.writer import partial_folder, publish
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError
+from vla_edge.lerobot_data import layout, tables
 
 Progress = Callable[[int, int], None]
 """Called with (episodes done, episodes in all)."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError
-from vla_edge.policies.config import SmolVLAConfig
+from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.tensor_file import save_tensors
 
 MODEL_FILE = "model.safetensors"

@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.backbone import find_folder, given_folder
-from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig
 from vla_edge.policies.json_fields import read_json, take, take_positive
 from vla_edge.policies.normalization import (
     EPS,
@@ -28,6 +26,8 @@ from vla_edge.policies.normalization import (
     old_statistics,
     read_statistics,
 )
+from vla_edge.policies.smolvla.backbone import find_folder, given_folder
+from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig
 
 PREPROCESSOR = "policy_preprocessor"
 POSTPROCESSOR = "policy_postprocessor"

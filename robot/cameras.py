@@ -26,7 +26,7 @@ class Camera(Protocol):
 def open_camera(options: CameraOptions) -> Camera:
     """The camera `options` names. Errors: CameraError (missing device or file, wrong picture size)."""
     if options.kind == "sim":
-        from vla_edge.robot.frames import SimCamera
+        from vla_edge.robot.shared_frames import SimCamera
 
         return SimCamera(options.name, Path(options.device))
     if options.kind == "file":

@@ -38,9 +38,9 @@ def the_process_is_left_as_it_was() -> Iterator[None]:
 def random_policy(tmp_path: Path) -> Callable[..., Any]:
     """A function that writes a tiny random policy and loads it: fields of `RandomPolicy` and of config.json by name."""
     import torch
+    from tests.random_policy import RandomPolicy, write_random_policy
 
-    from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
-    from vla_edge.policies.smolvla import SmolVLAPolicy
+    from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
     torch.set_num_threads(1)
     makers = set(RandomPolicy.__dataclass_fields__) - {"config"}

@@ -1,6 +1,6 @@
 """Randomly initialised policies in LeRobot's folder layout, with processors, statistics and a locally built tokenizer.
 
-    python -m vla_edge.policies.random_policy --size tiny --out DIR
+    python -m tests.random_policy --size tiny --out DIR
 
 They plan nothing sensible: they exist so that the demo, tests and benchmarks
 have a policy of the right form (tiny) or of the right form and size (full:
@@ -24,12 +24,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, run_command
-from vla_edge.policies.backbone import VLM_FOLDER, BackboneConfig, read_backbone
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
-from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, config_from_json, expert_crosses
 from vla_edge.policies.processing import ProcessorSettings, default_processing
-from vla_edge.policies.saving import write_config, write_processors
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.backbone import VLM_FOLDER, BackboneConfig, read_backbone
+from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, config_from_json, expert_crosses
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.saving import write_config, write_processors
 
 TINY: dict[str, Any] = {
     "backbone": {
@@ -196,7 +196,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.policies.random_policy", description="write a randomly initialised SmolVLA policy")
+    parser = argparse.ArgumentParser(prog="python -m tests.random_policy", description="write a randomly initialised SmolVLA policy")
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""The documents against the repository: links lead somewhere, commands and flags exist, the tree is current."""
+"""The documents against the repository: links lead somewhere, commands and flags exist, the tree page is current."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_flags_in_the_documents_exist(page: Path) -> None:
     assert not unknown, "\n".join(unknown)
 
 
-def test_the_tree_of_the_readme_is_current() -> None:
-    told = subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_tree.py"), "--check"], capture_output=True, text=True)
+def test_the_tree_page_is_current() -> None:
+    told = subprocess.run([sys.executable, str(ROOT / "scripts" / "tree.py"), "--check"], capture_output=True, text=True)
     assert told.returncode == 0, told.stdout + told.stderr

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.config import LoraConfig
+from vla_edge.training.run_config import LoraConfig
 
 EXPERTS = "model.vlm_with_expert."
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.training.config import AugmentConfig
+from vla_edge.training.run_config import AugmentConfig
 
 Image = NDArray[np.uint8]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

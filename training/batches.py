@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.frames import Mix, collate
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.sampler import QuotaSampler, SamplerState
+from vla_edge.training.training_frames import Mix, collate
 
 Picks = list[tuple[int, int, int]]
 

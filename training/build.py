@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vla_edge.lerobot_data.reader import Dataset
 
-from vla_edge.datasets.reader import Dataset
 from vla_edge.errors import ConfigError
-from vla_edge.policies.backbone import find_folder, read_backbone
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights, settle_heads
-from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config, with_fields
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, read_processing
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.backbone import find_folder, read_backbone
+from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config, with_fields
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.statistics import with_statistics
 
 LM_EXPERT = "model.vlm_with_expert.lm_expert."

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from vla_edge.policies.backbone import VLM_FOLDER
 from vla_edge.policies.checkpoint import MODEL_FILE
-from vla_edge.policies.config import with_fields
-from vla_edge.policies.saving import write_backbone, write_config, write_processors
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.backbone import VLM_FOLDER
+from vla_edge.policies.smolvla.config import with_fields
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.saving import write_backbone, write_config, write_processors
 from vla_edge.policies.tensor_file import save_tensors
+from vla_edge.training.adapters import plain_weights
 from vla_edge.training.checkpoints import (
     PRETRAINED,
     RUN_FILE,
@@ -27,10 +28,9 @@ from vla_edge.training.checkpoints import (
     save_master_weights,
     save_state,
 )
-from vla_edge.training.config import TrainConfig, to_json
 from vla_edge.training.random_state import rng_file, save_rng
+from vla_edge.training.run_config import TrainConfig, to_json
 from vla_edge.training.run_files import write_json
-from vla_edge.training.trainable import plain_weights
 
 
 def write_policy(folder: Path, policy: SmolVLAPolicy, cls_trained: bool) -> None:

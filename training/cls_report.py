@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.policies.cls import observe, similarity, why_no_gate
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.config import TaskData
-from vla_edge.training.frames import Frames, FrameSettings, RawSample, collate
+from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.options import parse_episodes
+from vla_edge.training.run_config import TaskData
 from vla_edge.training.similarity_report import auroc
+from vla_edge.training.training_frames import Frames, FrameSettings, RawSample, collate
 
 PAIRS = {"00": (0, 0), "11": (1, 1), "01": (0, 1)}
 BATCH = 16

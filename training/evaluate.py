@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
-from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.errors import ConfigError, DatasetError
-from vla_edge.policies.config import ACTION
+from vla_edge.policies.smolvla.config import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
 from vla_edge.training.compare_report import Contender, draw, markdown
-from vla_edge.training.config import TaskData, read_config
-from vla_edge.training.frames import Frames, FrameSettings
 from vla_edge.training.options import parse_episodes
 from vla_edge.training.prediction_errors import HorizonError, baselines, chunk_errors
 from vla_edge.training.prediction_errors import markdown as error_table
 from vla_edge.training.predictors import Predictor, Query, open_predictor
+from vla_edge.training.run_config import TaskData, read_config
+from vla_edge.training.training_frames import Frames, FrameSettings
 
 BATCH = 8
 

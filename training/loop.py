@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vla_edge.errors import TrainingError, VlaEdgeError
 from vla_edge.training.batches import batches
+from vla_edge.training.checkpoint_saving import copy_from, fill_checkpoint
 from vla_edge.training.checkpoints import (
     PRETRAINED,
     STATE,
@@ -36,19 +37,18 @@ from vla_edge.training.checkpoints import (
     remove_partial,
     write_checkpoint,
 )
-from vla_edge.training.delta import with_stale_context
-from vla_edge.training.faults import NOT_FINITE, fault_advice
-from vla_edge.training.frames import Mix, to_device
+from vla_edge.training.craft.retention import Retention, append_history, cut_history, write_state
+from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.objective import Objective
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_everything
-from vla_edge.training.retention import Retention, append_history, cut_history, write_state
+from vla_edge.training.run_faults import NOT_FINITE, fault_advice
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
-from vla_edge.training.saving import copy_from, fill_checkpoint
 from vla_edge.training.schedule import make_optimizer
-from vla_edge.training.setup import Setup
+from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.trackers import open_trackers
+from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import validation_losses, weighted
 
 

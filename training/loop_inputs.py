@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
-from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training import trainable
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training import adapters as trainable
 from vla_edge.training.build import Fit, policy_for_training
-from vla_edge.training.config import AugmentConfig, TrainConfig
-from vla_edge.training.frames import Frames, FrameSettings
+from vla_edge.training.run_config import AugmentConfig, TrainConfig
 from vla_edge.training.statistics import check_dimensions, chosen_statistics
+from vla_edge.training.training_frames import Frames, FrameSettings
 
 SMALLEST_CLS_BATCH, GOOD_CLS_BATCH = 2, 32
 STALE_FRAMES = 25

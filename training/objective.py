@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vla_edge.policies.config import ACTION
-from vla_edge.policies.flow import sample_time
-from vla_edge.policies.losses import masked_loss
-from vla_edge.policies.scaling import pad_last
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.frames import IS_PAD
+from vla_edge.policies.smolvla.config import ACTION
+from vla_edge.policies.smolvla.flow import sample_time
+from vla_edge.policies.smolvla.losses import masked_loss
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.scaling import pad_last
+from vla_edge.training.training_frames import IS_PAD
 
 
 class Objective(nn.Module):

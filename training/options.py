@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.config import CHOICES, TaskData, TrainConfig, with_values
-from vla_edge.training.craft import LOSSES, MERGES
+from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, live_line, silent
+from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_values
 from vla_edge.training.runs import first_episodes, with_held_out
 
 FIELDS = {

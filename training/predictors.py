@@ -17,10 +17,10 @@ from vla_edge.bundle import MANIFEST, Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
-from vla_edge.training.frames import RawSample, collate, to_device
+from vla_edge.training.training_frames import RawSample, collate, to_device
 
 Floats = NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.training.craft import CraftConfig
+from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
     "precision": ("float32", "bf16"),

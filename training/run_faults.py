@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vla_edge.errors import TrainingError
-from vla_edge.training.config import TrainConfig
+from vla_edge.training.run_config import TrainConfig
 
 NOT_FINITE = "not finite"
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")

@@ -13,7 +13,7 @@ from math import cos, pi
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from vla_edge.training.config import OptimizerConfig, ScheduleConfig
+from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig
 
 
 def lr_factor(step: int, schedule: ScheduleConfig, peak_lr: float, total_steps: int) -> float:

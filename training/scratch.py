@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from vla_edge.lerobot_data.reader import Dataset
 
-from vla_edge.datasets.reader import Dataset
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.backbone import find_folder, read_backbone
-from vla_edge.policies.config import ACTION, STATE, Feature, SmolVLAConfig, config_from_json
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import default_processing
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.backbone import find_folder, read_backbone
+from vla_edge.policies.smolvla.config import ACTION, STATE, Feature, SmolVLAConfig, config_from_json
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 VLM = "model.vlm_with_expert.vlm."
 INITIALIZER_RANGE = 0.02

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla_edge.policies.delta import shift_chunk
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.frames import EARLIER
+from vla_edge.policies.smolvla.delta import shift_chunk
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.training_frames import EARLIER
 
 
 def with_stale_context(batch: dict[str, Tensor], policy: SmolVLAPolicy) -> dict[str, Tensor]:

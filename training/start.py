@@ -9,11 +9,11 @@ from typing import Any
 
 from vla_edge.errors import ConfigError
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
-from vla_edge.training.config import read_config
+from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.options import add_training_arguments, config_from, print_notes, print_outcome, reporter
 from vla_edge.training.processes import join
+from vla_edge.training.run_config import read_config
 from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, begin, prepare, prepare_scratch, resume
-from vla_edge.training.setup import Setup
 
 
 def add_fine_tune(parser: argparse.ArgumentParser) -> None:

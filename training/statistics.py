@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from vla_edge.lerobot_data.reader import Dataset
+from vla_edge.lerobot_data.stats import aggregate
 
-from vla_edge.datasets.reader import Dataset
-from vla_edge.datasets.stats import aggregate
 from vla_edge.errors import DatasetError
-from vla_edge.policies.config import ACTION, STATE
 from vla_edge.policies.normalization import NormalizerStep, Statistics, normalization
 from vla_edge.policies.processing import ProcessorSettings
+from vla_edge.policies.smolvla.config import ACTION, STATE
 
 FEATURES = (STATE, ACTION)
 

@@ -21,12 +21,12 @@ from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
-from vla_edge.runtime.inference_log import InferenceLog
-from vla_edge.runtime.prompt import PromptEncoder
-from vla_edge.runtime.safety_check import check_safety
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
-from vla_edge.runtime.units import ACTION, STATE, joint_ranges, read_tables
-from vla_edge.training.deploy_scenes import Scene, dataset_scenes, random_scenes
+from vla_edge.runtime.control.inference_log import InferenceLog
+from vla_edge.runtime.inference.prompt import PromptEncoder
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+from vla_edge.runtime.inference.units import ACTION, STATE, joint_ranges, read_tables
+from vla_edge.trials.deploy_scenes import Scene, dataset_scenes, random_scenes
+from vla_edge.trials.safety_check import check_safety
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 ARITHMETIC_TOLERANCE = 1e-5

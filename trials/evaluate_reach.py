@@ -1,6 +1,6 @@
 """Closed loop on unseen scenes: the same episodes for torch, the exported graphs, INT8, and the prefix cache.
 
-    python -m vla_edge.training.evaluate_sim --checkpoint DIR --bundle DIR [--int8 DIR] --scenes 100 --out FILE.md
+    python -m vla_edge.trials.evaluate_reach --checkpoint DIR --bundle DIR [--int8 DIR] --scenes 100 --out FILE.md
 
 Every variant runs the same seeds with the same noise, so that differences are
 counted in pairs (McNemar's exact test against the first variant). Each scene is
@@ -34,13 +34,13 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
-from vla_edge.policies.config import STATE
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import read_gate
-from vla_edge.runtime.lockstep import LockstepOptions, Planner
-from vla_edge.runtime.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
-from vla_edge.runtime.session import SessionOptions, noise_of
+from vla_edge.policies.smolvla.config import STATE
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import read_gate
+from vla_edge.runtime.inference.session import SessionOptions, noise_of
+from vla_edge.trials.lockstep import LockstepOptions, Planner
+from vla_edge.trials.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
 
 FIRST_SEED = 50_000
 """Scenes of the evaluation; those of the training data come from another generator and other seeds."""
@@ -217,7 +217,7 @@ def _result(row: Mapping[str, Any]) -> VariantResult:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.training.evaluate_sim", description="closed-loop success on unseen scenes")
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.trials.evaluate_reach", description="closed-loop success on unseen scenes")
     parser.add_argument("--checkpoint", type=Path, help="also in PyTorch")
     parser.add_argument("--bundle", type=Path, required=True, help="float32 bundle; with the cache where it is calibrated")
     parser.add_argument("--int8", type=Path, help="INT8 bundle of the same checkpoint")

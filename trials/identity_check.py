@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.datasets.reader import Dataset, open_dataset
 from vla_edge.errors import CheckFailed, ConfigError, IdentityError
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
-from vla_edge.runtime.identity import check_joints, units_of
-from vla_edge.runtime.prompt import PromptEncoder
-from vla_edge.runtime.units import ACTION, STATE, read_tables
+from vla_edge.runtime.control.identity import check_joints, units_of
+from vla_edge.runtime.inference.prompt import PromptEncoder
+from vla_edge.runtime.inference.units import ACTION, STATE, read_tables
 
 SAME = 0.02
 """Share of a joint's standard deviation by which mean and std of bundle and data set may differ: what a few episodes more

@@ -20,15 +20,15 @@ from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Ob
 from vla_edge.errors import ConfigError
 from vla_edge.robot.camera_options import PREFIX, short_name
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
-from vla_edge.robot.simulated_arm import (
+from vla_edge.robot.sim.simulated_arm import (
     SimulatedArm,
     counts_from_radians,
     radians_from_counts,
     simulated_calibration,
     units_from_radians,
 )
-from vla_edge.runtime.control import limits_of, load_core, period_ns_of
-from vla_edge.runtime.settings import ControlSettings, Handover
+from vla_edge.runtime.control.control_process import limits_of, load_core, period_ns_of
+from vla_edge.runtime.control.control_settings import ControlSettings, Handover
 
 _SESSION = 1
 _DIGEST = "0" * 64

@@ -9,15 +9,15 @@ from pathlib import Path
 from vla_edge.bundle import open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError
-from vla_edge.robot.recording import Recording
-from vla_edge.robot.render import BACKENDS
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.sim import tip_to_cubes
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.lockstep import LockstepOptions, run_lockstep
-from vla_edge.runtime.reach_task import SessionPlanner
-from vla_edge.runtime.session import SessionOptions
+from vla_edge.robot.sim.render import BACKENDS
+from vla_edge.robot.sim.run_video import Recording
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.robot.sim.simulator import tip_to_cubes
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.session import SessionOptions
+from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
+from vla_edge.trials.reach_task import SessionPlanner
 
 _RECORD_EVERY = 3
 _VIEWER_SIZE = (360, 480)

@@ -1,6 +1,6 @@
 """Record the simulated task "reach the COLOUR cube" as a LeRobot v3.0 data set.
 
-    python -m vla_edge.runtime.reach_data --out DIR --scenes 1200
+    python -m vla_edge.trials.reach_data --out DIR --scenes 1200
 
 An episode is one scene. Besides state, action and pictures each frame carries
 the scripted expert's next 50 commands for every instruction
@@ -18,16 +18,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.errors import ConfigError, run_command
 from vla_edge.robot.camera_options import PREFIX
-from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS
-from vla_edge.robot.reach import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.trials.reach_expert import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
 
 EVERY = 3
 """An observation at every third frame of 30 Hz: the data set's own rate is 10 Hz."""
@@ -90,7 +90,7 @@ def _record(work: tuple[int, int]) -> ReachEpisode:
 
 def main(argv: Sequence[str]) -> int:
     default = ReachRecording()
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.runtime.reach_data", description="record the reaching task as a data set")
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a data set")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--scenes", type=int, default=default.scenes)
     parser.add_argument("--observations", type=int, default=default.observations, help="per scene")

@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from vla_edge.lerobot_data.reader import Dataset
 
-from vla_edge.datasets.reader import Dataset
 from vla_edge.errors import TrainingError
-from vla_edge.policies.config import STATE
 from vla_edge.policies.images import resize_with_pad
-from vla_edge.policies.smolvla import SmolVLAPolicy, normalize, pad_last
-from vla_edge.runtime.reach_data import CUBE_COLOURS, INSTRUCTIONS
+from vla_edge.policies.smolvla.config import STATE
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy, normalize, pad_last
+from vla_edge.trials.reach_data import CUBE_COLOURS, INSTRUCTIONS
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_examples(data: Dataset, policy: SmolVLAPolicy, held_out_scenes: int) ->
     """Decode and scale every picture once. TrainingError when the data set is of another task or too small."""
     missing = [f"expert.{colour}" for colour in CUBE_COLOURS if f"expert.{colour}" not in data.features]
     if missing:
-        raise TrainingError(f"{data.root}: no column {missing[0]}; record the data set with vla_edge.runtime.reach_data")
+        raise TrainingError(f"{data.root}: no column {missing[0]}; record the data set with vla_edge.trials.reach_data")
     if len(data.episodes) <= held_out_scenes:
         raise TrainingError(f"{data.root}: {len(data.episodes)} scenes, {held_out_scenes} of them held out leave none to train on; record more")
     cameras = [camera.source for camera in policy.settings.cameras]

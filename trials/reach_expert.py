@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
-from vla_edge.robot.kinematics import reach_angles, tip_position
-from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, SERVOS
-from vla_edge.robot.scene import Scene, random_cubes
-from vla_edge.robot.simulated_arm import SimulatedArm, units_from_radians
+from vla_edge.robot.sim.kinematics import reach_angles, tip_position
+from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS, SERVOS
+from vla_edge.robot.sim.scene import Scene, random_cubes
+from vla_edge.robot.sim.simulated_arm import SimulatedArm, units_from_radians
 
 CONTROL_HZ = 30
 CHUNK = 50

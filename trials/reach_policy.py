@@ -1,8 +1,8 @@
 """Train the reaching policy: a small SmolVLA that reaches the cube it is told to.
 
-    python -m vla_edge.training.sim_policy --data DATASET --out CHECKPOINT
+    python -m vla_edge.trials.reach_policy --data DATASET --out CHECKPOINT
 
-DATASET comes from `vla_edge.runtime.reach_data` and is recorded first when it
+DATASET comes from `vla_edge.trials.reach_data` and is recorded first when it
 does not exist. Two phases, both counted in steps so that the result does not
 depend on the machine's speed:
 
@@ -27,20 +27,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
+from tests.random_policy import round_to_published, write_vlm
 from torch import Tensor, nn
+from vla_edge.lerobot_data.reader import open_dataset
 
-from vla_edge.datasets.reader import open_dataset
 from vla_edge.errors import TrainingError, run_command
-from vla_edge.policies.backbone import VLM_FOLDER, read_backbone
-from vla_edge.policies.config import ACTION, STATE, config_from_json
-from vla_edge.policies.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.processing import default_processing
-from vla_edge.policies.random_policy import round_to_published, write_vlm
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.runtime.reach_data import CHUNK, INSTRUCTIONS, ReachRecording, record_reach_dataset
+from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
+from vla_edge.policies.smolvla.config import ACTION, STATE, config_from_json
+from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.progress import Report, live_line
-from vla_edge.training.sim_examples import Examples, read_examples
 from vla_edge.training.statistics import chosen_statistics
+from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording, record_reach_dataset
+from vla_edge.trials.reach_examples import Examples, read_examples
 
 BACKBONE: Mapping[str, Any] = {
     "scale_factor": 2,
@@ -254,7 +254,7 @@ def held_out_error(run: Training) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     recipe = Recipe()
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.training.sim_policy", description="train the reaching policy of the demo")
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo")
     parser.add_argument("--data", type=Path, required=True, help="data set of the task; recorded there when it does not exist")
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
     parser.add_argument("--scenes", type=int, default=ReachRecording().scenes, help="scenes to record")

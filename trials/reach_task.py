@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
-from vla_edge.robot.mjcf import CUBE_COLOURS
-from vla_edge.robot.reach import expert_chunk, expert_goal, instruction
-from vla_edge.robot.scene import Scene, random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
-from vla_edge.runtime.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS
+from vla_edge.robot.sim.scene import Scene, random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+from vla_edge.trials.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
+from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
 
 REACHED_M = 0.03
 """A cube counts as reached when the tip ends within this distance of the point above it."""

@@ -12,19 +12,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from vla_edge.lerobot_data.meta import Episode
+from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import Bundle, file_sha256, new_folder, open_bundle, write_manifest
-from vla_edge.calibration.gate_data import Recorded, camera_keys
-from vla_edge.calibration.gate_limits import GROSS, Limits, choose
-from vla_edge.calibration.gate_pairs import Measured, PairPlan, measure, planned_pairs
-from vla_edge.calibration.gate_plot import GATE_PLOT, draw
-from vla_edge.calibration.gate_replay import Replay, ReplayPlan, frames_of, replay
-from vla_edge.datasets.meta import Episode
-from vla_edge.datasets.reader import open_dataset
+from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
+from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
+from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, planned_pairs
+from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
+from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import GateSettings
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import GateSettings
 
 HELD_OUT = 0.25
 """Share of the episodes, the last ones, on which the chosen limits are replayed and on which none was chosen."""

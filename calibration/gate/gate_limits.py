@@ -2,7 +2,7 @@
 
 A pair is a reference frame, whose prefix is kept, and a later one, whose joints
 are fresh. Its error is what reuse costs: the measure of the shadow audit
-(`runtime/audit.py`), so that what is allowed here is what the audit accepts.
+(`runtime/inference/shadow_audit.py`), so that what is allowed here is what the audit accepts.
 """
 
 from __future__ import annotations

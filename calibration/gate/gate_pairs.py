@@ -7,18 +7,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.meta import Episode
 
 from vla_edge.bundle import Bundle
-from vla_edge.calibration.gate_data import Recorded
-from vla_edge.calibration.gate_limits import Pairs
-from vla_edge.datasets.meta import Episode
+from vla_edge.calibration.gate.gate_data import Recorded
+from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, DatasetError
-from vla_edge.runtime.audit import action_error
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import SIMILARITIES, GateSettings, block_means, guard_reading, similarity
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions, noise_of
-from vla_edge.runtime.units import joint_ranges, read_tables
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import SIMILARITIES, GateSettings, block_means, guard_reading, similarity
+from vla_edge.runtime.inference.session import (
+    InferenceRequest,
+    InferenceResult,
+    PolicySession,
+    SessionOptions,
+    noise_of,
+)
+from vla_edge.runtime.inference.shadow_audit import action_error
+from vla_edge.runtime.inference.units import joint_ranges, read_tables
 
 NOISE_SEED = 21
 REUSE_ALL = GateSettings("pooled", threshold=-1.0, guard_mean=255.0, guard_worst=255.0, max_reuse=1 << 30, max_age_s=1e9)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.calibration.gate_limits import Limits, Pairs, Values
+from vla_edge.calibration.gate.gate_limits import Limits, Pairs, Values
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import GateSettings
 
 GATE_PLOT = "gate.png"
 _FLOOR = 1e-6

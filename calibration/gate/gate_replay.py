@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.meta import Episode
 
 from vla_edge.bundle import Bundle
-from vla_edge.calibration.gate_data import Recorded
-from vla_edge.calibration.gate_pairs import noise_for, ranges_of
-from vla_edge.datasets.meta import Episode
+from vla_edge.calibration.gate.gate_data import Recorded
+from vla_edge.calibration.gate.gate_pairs import noise_for, ranges_of
 from vla_edge.engines.engine import Engine
-from vla_edge.runtime.audit import action_error
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import GateSettings
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.shadow_audit import action_error
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
-from vla_edge.calibration.synthetic import Measured
+from vla_edge.calibration.precision.synthetic import Measured
 from vla_edge.engines.engine import Engine
-from vla_edge.runtime.session import InferenceRequest, PolicySession
-from vla_edge.runtime.units import ACTION, read_tables
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
+from vla_edge.runtime.inference.units import ACTION, read_tables
 
 
 @dataclass(frozen=True, slots=True)

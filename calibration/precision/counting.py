@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from vla_edge.calibration.linear import Shapes, shapes_of
+from vla_edge.calibration.precision.linear import Shapes, shapes_of
 
 PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
 

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vla_edge.calibration.linear import KEPT_FLOAT, TensorSink
+from vla_edge.calibration.precision.linear import KEPT_FLOAT, TensorSink
 from vla_edge.errors import ExportError
 
 LARGEST = float(np.finfo(np.float16).max)

@@ -16,8 +16,8 @@ import onnx
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.calibration.linear import TensorSink, linear_maps, weight_arrays
-from vla_edge.calibration.ranges import Ranges, Tap
+from vla_edge.calibration.precision.linear import TensorSink, linear_maps, weight_arrays
+from vla_edge.calibration.precision.ranges import Ranges, Tap
 from vla_edge.engines.onnx_file import external_tensors
 
 STRENGTH = 0.5

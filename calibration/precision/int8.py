@@ -22,8 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from vla_edge.calibration.linear import LinearMap, TensorSink
-from vla_edge.calibration.treatment import Treatment
+from vla_edge.calibration.precision.linear import LinearMap, TensorSink
+from vla_edge.calibration.precision.treatment import Treatment
 
 Array = NDArray[Any]
 

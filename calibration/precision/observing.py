@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.calibration.linear import linear_maps, shapes_of
-from vla_edge.calibration.products import products
+from vla_edge.calibration.precision.linear import linear_maps, shapes_of
+from vla_edge.calibration.precision.products import products
 from vla_edge.engines.engine import Engine, Session
 
 Listener = Callable[[str, str, NDArray[np.float32]], None]

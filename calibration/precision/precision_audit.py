@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import onnx
 
 from vla_edge.bundle import GraphFile
-from vla_edge.calibration.counting import work_of
-from vla_edge.calibration.linear import linear_maps
-from vla_edge.calibration.products import products
-from vla_edge.calibration.treatment import Treatment
-from vla_edge.calibration.variant import FLOAT32, Plan
+from vla_edge.calibration.precision.counting import work_of
+from vla_edge.calibration.precision.linear import linear_maps
+from vla_edge.calibration.precision.products import products
+from vla_edge.calibration.precision.treatment import Treatment
+from vla_edge.calibration.precision.variant import FLOAT32, Plan
 from vla_edge.engines.openvino import ExecutedLayer
 from vla_edge.engines.ort_inspect import optimized_model
 

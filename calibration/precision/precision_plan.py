@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vla_edge.calibration.action_error import ActionError, ActionErrorBound
-from vla_edge.calibration.treatment import Dialect, Treatment
-from vla_edge.calibration.variant import FLOAT32, Choice, Group, Plan
+from vla_edge.calibration.precision.action_error import ActionError, ActionErrorBound
+from vla_edge.calibration.precision.treatment import Dialect, Treatment
+from vla_edge.calibration.precision.variant import FLOAT32, Choice, Group, Plan
 
 COST = {Treatment.FLOAT32: 1.0, Treatment.FLOAT16: 0.6, Treatment.INT8_DYNAMIC: 0.47, Treatment.INT8_WEIGHTS: 0.45, Treatment.INT8_STATIC: 0.4}
 """Time of a multiply-add against float32's, as measured on full-size graphs (benchmarks/LOG.md); only orders the search."""

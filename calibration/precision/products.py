@@ -17,8 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from vla_edge.calibration.int8 import Span, activation_grid
-from vla_edge.calibration.linear import TensorSink, shapes_of
+from vla_edge.calibration.precision.int8 import Span, activation_grid
+from vla_edge.calibration.precision.linear import TensorSink, shapes_of
 
 WORTH = 0.05
 """Share of a graph's multiply-adds from which its attention products are a group of the plan."""

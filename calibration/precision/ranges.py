@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
-from vla_edge.calibration.int8 import Span
-from vla_edge.calibration.observing import ObservingEngine
-from vla_edge.calibration.synthetic import Measured
+from vla_edge.calibration.precision.int8 import Span
+from vla_edge.calibration.precision.observing import ObservingEngine
+from vla_edge.calibration.precision.synthetic import Measured
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.session import InferenceRequest, PolicySession
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 OCTAVES = (-24, 24)
 PER_OCTAVE = 16

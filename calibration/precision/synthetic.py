@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.runtime.session import noise_of
-from vla_edge.runtime.units import STATE, read_tables
+from vla_edge.runtime.inference.session import noise_of
+from vla_edge.runtime.inference.units import STATE, read_tables
 
 NOISE_SEED = 20
 """Of the noise of every measurement, so that a plan is compared with float32 from the same start."""

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile
-from vla_edge.calibration.float16 import to_float16
-from vla_edge.calibration.folding import Folds, fold
-from vla_edge.calibration.int8 import Rewriter, Span, Step
-from vla_edge.calibration.linear import LinearMap, TensorSink, linear_maps, weight_arrays
-from vla_edge.calibration.products import Product, products, quantise_products
-from vla_edge.calibration.ranges import Method, Ranges
-from vla_edge.calibration.treatment import Treatment
+from vla_edge.calibration.precision.float16 import to_float16
+from vla_edge.calibration.precision.folding import Folds, fold
+from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
+from vla_edge.calibration.precision.linear import LinearMap, TensorSink, linear_maps, weight_arrays
+from vla_edge.calibration.precision.products import Product, products, quantise_products
+from vla_edge.calibration.precision.ranges import Method, Ranges
+from vla_edge.calibration.precision.treatment import Treatment
 from vla_edge.engines.engine import Engine, Session
 from vla_edge.errors import ConfigError
 

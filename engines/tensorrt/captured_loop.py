@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.engines.cuda import RowCopy, rounded
-from vla_edge.engines.trt import Scratch, TrtRun, TrtSession
-from vla_edge.engines.trt_memory import spec_bytes
+from vla_edge.engines.tensorrt.cuda import RowCopy, rounded
+from vla_edge.engines.tensorrt.memory_plan import spec_bytes
+from vla_edge.engines.tensorrt.trt_engine import Scratch, TrtRun, TrtSession
 from vla_edge.errors import EngineError
-from vla_edge.runtime.flow import FlowReport, FlowRequest, checked_biases, time_biases
-from vla_edge.runtime.stages import DELTA, Stages
+from vla_edge.runtime.inference.flow_loop import FlowReport, FlowRequest, checked_biases, time_biases
+from vla_edge.runtime.inference.graphs import DELTA, Stages
 
 STEP_INPUTS = ("x", "time_bias", "dt")
 FEATURES = ("cls", "pooled")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.engines.cuda import GpuFacts, Pinned, RowCopy, cuda_version, kernel_driver, require_gpu, rounded
+from vla_edge.engines.tensorrt.cuda import GpuFacts, Pinned, RowCopy, cuda_version, kernel_driver, require_gpu, rounded
 from vla_edge.errors import EngineError
 
 

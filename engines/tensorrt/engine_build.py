@@ -19,11 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import Bundle, GraphFile
-from vla_edge.engines.cuda import Cuda, open_cuda
 from vla_edge.engines.onnx_file import with_inline_tensors
-from vla_edge.engines.trt_audit import int8_share, layer_types
-from vla_edge.engines.trt_memory import MB, Board, MemoryPlan, graph_weights, plan_memory
-from vla_edge.engines.trt_plan import PlanIdentity, Sidecar, identity_of, make_private, plan_folder, write_plan
+from vla_edge.engines.tensorrt.cuda import Cuda, open_cuda
+from vla_edge.engines.tensorrt.engine_file import (
+    PlanIdentity,
+    Sidecar,
+    identity_of,
+    make_private,
+    plan_folder,
+    write_plan,
+)
+from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
+from vla_edge.engines.tensorrt.memory_plan import MB, Board, MemoryPlan, graph_weights, plan_memory
 from vla_edge.errors import EngineError
 
 TIMING_CACHE = "timing.cache"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import MANIFEST, GraphFile, TensorSpec
-from vla_edge.engines.cuda import GpuFacts
+from vla_edge.engines.tensorrt.cuda import GpuFacts
 from vla_edge.errors import EngineError
 
 SCHEMA = 1

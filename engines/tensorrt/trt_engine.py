@@ -4,7 +4,7 @@ Every buffer from `allocate` is page-locked host memory with a twin on the
 device (the same bytes where host and GPU share memory). `TrtSession.run` copies
 inputs in and outputs out around one execution: simple and slow, the reference
 for the captured loop, which builds its own `TrtRun`s and keeps tensors on the
-device (runtime/cuda_loop.py).
+device (engines/tensorrt/captured_loop.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
 from vla_edge.engines.engine import EngineOptions, check_buffer
-from vla_edge.engines.trt_build import deserialize, load_tensorrt
-from vla_edge.engines.trt_plan import identity_of, read_plan
+from vla_edge.engines.tensorrt.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
+from vla_edge.engines.tensorrt.engine_build import deserialize, load_tensorrt
+from vla_edge.engines.tensorrt.engine_file import identity_of, read_plan
 from vla_edge.errors import EngineError
 
 
@@ -50,7 +50,7 @@ def open_tensorrt(options: EngineOptions) -> TrtEngine:
 def open_tensorrt_pycuda(options: EngineOptions) -> TrtEngine:
     """The same through pycuda, by explicit choice."""
     require_gpu()
-    from vla_edge.engines.cuda_pycuda import open_pycuda
+    from vla_edge.engines.tensorrt.cuda_pycuda import open_pycuda
 
     return TrtEngine("tensorrt-pycuda", open_pycuda())
 

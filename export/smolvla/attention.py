@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_edge.export.graph import Graph
-from vla_edge.export.layers import Array, array, linear
-from vla_edge.policies.text import ROPE_BASE, Projections, TextModel
+from vla_edge.export.smolvla.layers import Array, array, linear
+from vla_edge.policies.smolvla.text import ROPE_BASE, Projections, TextModel
 
 MASKED = 30_000.0
 """Subtracted from the score of a masked key: its weight is exactly 0 after softmax, and float16 can hold it."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import PolicySpec
 from vla_edge.errors import ConfigError
-from vla_edge.export import expert, prefix, vision
-from vla_edge.export.attention import heads_of
 from vla_edge.export.graph import Graph
-from vla_edge.export.prefix import Rows
-from vla_edge.policies.expert import expert_width
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.policies.vision import tokens_per_image
+from vla_edge.export.smolvla import expert, prefix, vision
+from vla_edge.export.smolvla.attention import heads_of
+from vla_edge.export.smolvla.prefix import Rows
+from vla_edge.policies.smolvla.expert import expert_width
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.vision import tokens_per_image
 
 MIN_STEPS = 1
 """The fewest Euler steps that have a time table: a hurried runtime may take one."""

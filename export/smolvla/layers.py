@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vla_edge.export.graph import Graph
-from vla_edge.policies.text import Layer, RMSNorm
+from vla_edge.policies.smolvla.text import Layer, RMSNorm
 
 Array = NDArray[np.float32]
 

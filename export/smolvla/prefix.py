@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_edge.export import attention, layers
-from vla_edge.export.attention import Angles, Heads, KeyValue
 from vla_edge.export.graph import Graph
-from vla_edge.export.layers import Array, array
-from vla_edge.policies.flow import FlowMatching
-from vla_edge.policies.text import Layer
+from vla_edge.export.smolvla import attention, layers
+from vla_edge.export.smolvla.attention import Angles, Heads, KeyValue
+from vla_edge.export.smolvla.layers import Array, array
+from vla_edge.policies.smolvla.flow import FlowMatching
+from vla_edge.policies.smolvla.text import Layer
 
 
 @dataclass(frozen=True, slots=True)

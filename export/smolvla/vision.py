@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.export.graph import Graph
-from vla_edge.export.layers import array, layer_norm, linear
-from vla_edge.policies.backbone import BackboneConfig
-from vla_edge.policies.vision import Connector, EncoderLayer, VisionModel
+from vla_edge.export.smolvla.layers import array, layer_norm, linear
+from vla_edge.policies.smolvla.backbone import BackboneConfig
+from vla_edge.policies.smolvla.vision import Connector, EncoderLayer, VisionModel
 
 
 def build_vision(graph: Graph, tower: VisionModel, connector: Connector, config: BackboneConfig, size: tuple[int, int]) -> None:

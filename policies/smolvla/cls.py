@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from vla_edge.policies.flow import FlowMatching, Prefix
+from vla_edge.policies.smolvla.flow import FlowMatching, Prefix
 
 
 def observe(model: FlowMatching, prefix: Prefix) -> Tensor:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.backbone import TextConfig
 from vla_edge.policies.json_fields import read_json
+from vla_edge.policies.smolvla.backbone import TextConfig
 
 STATE = "observation.state"
 ACTION = "action"

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from vla_edge.policies.cls import observe
-from vla_edge.policies.vicreg import VicregWeights, vicreg
+from vla_edge.policies.smolvla.cls import observe
+from vla_edge.policies.smolvla.vicreg import VicregWeights, vicreg
 
 if TYPE_CHECKING:
-    from vla_edge.policies.flow import FlowMatching, Inputs, Prefix
+    from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, Prefix
 
 DELTA_TIME = 0.5
 """The expert is always asked at this time."""

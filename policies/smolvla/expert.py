@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vla_edge.policies.backbone import TextConfig
-from vla_edge.policies.config import LayerPlan, SmolVLAConfig, expert_crosses
-from vla_edge.policies.text import KeyValue, Layer, RMSNorm, attend, join
+from vla_edge.policies.smolvla.backbone import TextConfig
+from vla_edge.policies.smolvla.config import LayerPlan, SmolVLAConfig, expert_crosses
+from vla_edge.policies.smolvla.text import KeyValue, Layer, RMSNorm, attend, join
 
 
 class Expert(nn.Module):

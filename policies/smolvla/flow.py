@@ -18,13 +18,13 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from vla_edge.errors import ConfigError
-from vla_edge.policies.backbone import BackboneConfig
-from vla_edge.policies.cls_tokens import ClsProjection, new_cls_tokens
-from vla_edge.policies.config import SmolVLAConfig
-from vla_edge.policies.expert import expert_width
-from vla_edge.policies.smolvlm import SmolVLMWithExpert
-from vla_edge.policies.text import KeyValue, join
-from vla_edge.policies.vision import tokens_per_image
+from vla_edge.policies.smolvla.backbone import BackboneConfig
+from vla_edge.policies.smolvla.cls_tokens import ClsProjection, new_cls_tokens
+from vla_edge.policies.smolvla.config import SmolVLAConfig
+from vla_edge.policies.smolvla.expert import expert_width
+from vla_edge.policies.smolvla.smolvlm import SmolVLMWithExpert
+from vla_edge.policies.smolvla.text import KeyValue, join
+from vla_edge.policies.smolvla.vision import tokens_per_image
 
 
 @dataclass(frozen=True)

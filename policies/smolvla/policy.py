@@ -19,25 +19,25 @@ from torch import Tensor, nn
 
 from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
-from vla_edge.policies.aloha import decode_state, encode_actions, encode_actions_inverse
-from vla_edge.policies.backbone import BackboneConfig, find_folder, given_folder, read_backbone
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
-from vla_edge.policies.cls import observe, similarity
-from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
-from vla_edge.policies.delta import correct_chunk, training_step
-from vla_edge.policies.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.images import prepare_image, to_unit
-from vla_edge.policies.losses import masked_loss
 from vla_edge.policies.processing import (
     ProcessorSettings,
     read_processing,
     special_token_names,
     token_id,
 )
-from vla_edge.policies.saving import write_backbone, write_config, write_processors
-from vla_edge.policies.scaling import normalize, pad_last, unnormalize
+from vla_edge.policies.smolvla.aloha import decode_state, encode_actions, encode_actions_inverse
+from vla_edge.policies.smolvla.backbone import BackboneConfig, find_folder, given_folder, read_backbone
+from vla_edge.policies.smolvla.cls import observe, similarity
+from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.smolvla.delta import correct_chunk, training_step
+from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, SpecialTokens, sample_time
+from vla_edge.policies.smolvla.losses import masked_loss
+from vla_edge.policies.smolvla.saving import write_backbone, write_config, write_processors
+from vla_edge.policies.smolvla.scaling import normalize, pad_last, unnormalize
+from vla_edge.policies.smolvla.trainable import set_trainable
 from vla_edge.policies.tokenizer import TaskTokenizer
-from vla_edge.policies.trainable import set_trainable
 
 TOKENS = "observation.language.tokens"
 TOKEN_MASK = "observation.language.attention_mask"

@@ -11,9 +11,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vla_edge.errors import CheckpointError
-from vla_edge.policies.backbone import VLM_FOLDER
-from vla_edge.policies.config import SmolVLAConfig, config_to_json
 from vla_edge.policies.processing import POSTPROCESSOR, PREPROCESSOR, ProcessorSettings
+from vla_edge.policies.smolvla.backbone import VLM_FOLDER
+from vla_edge.policies.smolvla.config import SmolVLAConfig, config_to_json
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vla_edge.policies.backbone import BackboneConfig
-from vla_edge.policies.config import SmolVLAConfig, plan_layers
-from vla_edge.policies.expert import Expert
-from vla_edge.policies.text import TextModel
-from vla_edge.policies.vision import Connector, VisionModel, tokens_per_image
+from vla_edge.policies.smolvla.backbone import BackboneConfig
+from vla_edge.policies.smolvla.config import SmolVLAConfig, plan_layers
+from vla_edge.policies.smolvla.expert import Expert
+from vla_edge.policies.smolvla.text import TextModel
+from vla_edge.policies.smolvla.vision import Connector, VisionModel, tokens_per_image
 
 
 class SmolVLMModel(nn.Module):

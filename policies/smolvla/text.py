@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from vla_edge.policies.backbone import TextConfig
+from vla_edge.policies.smolvla.backbone import TextConfig
 
 ROPE_BASE = 10_000.0
 """The backbone's own `rope_theta` is ignored, as in LeRobot."""

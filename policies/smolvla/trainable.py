@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vla_edge.policies.delta import delta_parameters
-from vla_edge.policies.flow import FlowMatching
+from vla_edge.policies.smolvla.delta import delta_parameters
+from vla_edge.policies.smolvla.flow import FlowMatching
 
 
 def set_trainable(model: FlowMatching) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from vla_edge.errors import ConfigError
-from vla_edge.policies.backbone import BackboneConfig, VisionConfig
+from vla_edge.policies.smolvla.backbone import BackboneConfig, VisionConfig
 
 
 class Embeddings(nn.Module):

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, fields, replace
 
 from vla_edge.errors import ConfigError
-from vla_edge.robot.framing import encode_status
+from vla_edge.robot.sim.framing import encode_status
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vla_edge.robot.emulated_bus import Log
+from vla_edge.robot.sim.emulated_bus import Log
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The Koch's servo bus behind a pseudo-terminal, with injected faults and a log.
 
-    python -m vla_edge.robot.emulator --link PORT --log LOG.jsonl
+    python -m vla_edge.robot.sim.emulator --link PORT --log LOG.jsonl
 
 Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
@@ -30,12 +30,12 @@ from typing import TextIO
 
 from vla_edge.errors import BusError, ConfigError, run_command
 from vla_edge.robot import registers as r
-from vla_edge.robot.bus_log import open_log
-from vla_edge.robot.emulated_bus import STEP_NS, EmulatedBus
-from vla_edge.robot.emulated_servo import EmulatedServo
-from vla_edge.robot.faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
-from vla_edge.robot.plant import IdealPlant, Plant
+from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
+from vla_edge.robot.sim.bus_log import open_log
+from vla_edge.robot.sim.emulated_bus import STEP_NS, EmulatedBus
+from vla_edge.robot.sim.emulated_servo import EmulatedServo
+from vla_edge.robot.sim.plant import IdealPlant, Plant
 
 KOCH_MODELS = (r.XL430_W250, r.XL430_W250, r.XL330_M288, r.XL330_M288, r.XL330_M288, r.XL330_M288)
 MIDDLE = 2048

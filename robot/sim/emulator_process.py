@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import BusError
-from vla_edge.robot.bus_log import read_log
+from vla_edge.robot.sim.bus_log import read_log
 
 STOP_S = 5.0
 
@@ -39,7 +39,7 @@ class EmulatorProcess:
 def emulator_process(folder: Path, *arguments: str) -> Iterator[EmulatorProcess]:
     """Run the emulator with `--link folder/port --log folder/bus.jsonl` and more `arguments` until the block ends."""
     port, log = folder / "port", folder / "bus.jsonl"
-    words = [sys.executable, "-m", "vla_edge.robot.emulator", "--link", str(port), "--log", str(log), "--commands"]
+    words = [sys.executable, "-m", "vla_edge.robot.sim.emulator", "--link", str(port), "--log", str(log), "--commands"]
     with subprocess.Popen([*words, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -1,6 +1,6 @@
 """Where the simulated Koch's tip is, and the joint angles that bring it to a point, in closed form.
 
-Frame and zero pose: `robot/mjcf.py`. Angles in radians in the order of KOCH_JOINTS.
+Frame and zero pose: `robot/sim/mjcf.py`. Angles in radians in the order of KOCH_JOINTS.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.robot.mjcf import FOREARM_M, HAND_M, SHOULDER_HEIGHT_M, UPPER_ARM_M
+from vla_edge.robot.sim.mjcf import FOREARM_M, HAND_M, SHOULDER_HEIGHT_M, UPPER_ARM_M
 
 
 def tip_position(angles: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.robot.mjcf import CUBE_COLOURS, CUBE_SIDE_M
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS, CUBE_SIDE_M
 
 NEAREST_M = 0.13
 FARTHEST_M = 0.215

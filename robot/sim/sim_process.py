@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_edge.robot.mjcf import CAMERAS
+from vla_edge.robot.sim.mjcf import CAMERAS
 
 PORT = "servo-bus"
 CALIBRATION = "calibration.json"
@@ -41,7 +41,7 @@ class SimProcess:
 
     def command(self) -> list[str]:
         """How to start this process: the arguments after the interpreter."""
-        words = ["-m", "vla_edge.robot.sim", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
+        words = ["-m", "vla_edge.robot.sim.simulator", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
         words += ["--size", f"{self.width}x{self.height}", "--fps", str(self.fps), "--renderer", self.renderer]
         for flag, path in (("--record", self.record), ("--log", self.log)):
             words += [flag, str(path)] if path is not None else []

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CameraError, VlaEdgeError
-from vla_edge.robot.frames import FrameWriter
-from vla_edge.robot.recording import Recording
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.sim_process import SimProcess
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.robot.shared_frames import FrameWriter
+from vla_edge.robot.sim.run_video import Recording
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.sim_process import SimProcess
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 
 _VIEWER_SIZE = (360, 480)
 _RECORD_FPS = 10

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import CameraError
 from vla_edge.robot.joint_calibration import JointUnits, linear_map
-from vla_edge.robot.mjcf import CAMERAS, COUNTS_PER_TURN, CUBE_SIDE_M, MJCF, SERVOS, ZERO_COUNT
-from vla_edge.robot.render import load_mujoco, new_renderer
-from vla_edge.robot.scene import Scene
+from vla_edge.robot.sim.mjcf import CAMERAS, COUNTS_PER_TURN, CUBE_SIDE_M, MJCF, SERVOS, ZERO_COUNT
+from vla_edge.robot.sim.render import load_mujoco, new_renderer
+from vla_edge.robot.sim.scene import Scene
 
 RADIANS_PER_COUNT = 2 * np.pi / COUNTS_PER_TURN
 

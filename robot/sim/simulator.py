@@ -1,6 +1,6 @@
 """The simulated arm as a process of its own: physics behind the emulated servo bus, cameras in shared frames.
 
-    python -m vla_edge.robot.sim --run-dir DIR
+    python -m vla_edge.robot.sim.simulator --run-dir DIR
 
 Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
 port), `calibration.json` (the simulated arm's joint calibration) and
@@ -28,18 +28,18 @@ import numpy as np
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, ConfigError, run_command
-from vla_edge.robot.bus_log import open_log
-from vla_edge.robot.emulated_bus import EmulatedBus, Log
-from vla_edge.robot.emulator import Emulator, Terminal, koch_servos, try_realtime
-from vla_edge.robot.faults import FaultRates, Faults
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
-from vla_edge.robot.mjcf import CUBE_COLOURS, SERVOS, ZERO_COUNT
-from vla_edge.robot.plant import PlantState
-from vla_edge.robot.render import BACKENDS
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.sim_process import SimProcess
-from vla_edge.robot.sim_rendering import SharedConfiguration, rendering
-from vla_edge.robot.simulated_arm import (
+from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_log import open_log
+from vla_edge.robot.sim.emulated_bus import EmulatedBus, Log
+from vla_edge.robot.sim.emulator import Emulator, Terminal, koch_servos, try_realtime
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS, SERVOS, ZERO_COUNT
+from vla_edge.robot.sim.plant import PlantState
+from vla_edge.robot.sim.render import BACKENDS
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.sim_process import SimProcess
+from vla_edge.robot.sim.sim_rendering import SharedConfiguration, rendering
+from vla_edge.robot.sim.simulated_arm import (
     RADIANS_PER_COUNT,
     SimOptions,
     SimulatedArm,
@@ -151,7 +151,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.robot.sim", description="a simulated Koch arm behind an emulated servo bus")
+    parser = argparse.ArgumentParser(prog="python -m vla_edge.robot.sim.simulator", description="a simulated Koch arm behind an emulated servo bus")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames")
     parser.add_argument("--scene", type=int, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")

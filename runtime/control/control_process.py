@@ -17,11 +17,18 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
-from vla_edge.runtime.children import end_with
-from vla_edge.runtime.identity import check_joints, units_of
-from vla_edge.runtime.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
-from vla_edge.runtime.settings import TRACKING, VELOCITY, ControlSettings, Handover, JointLimits, LoopFiles
-from vla_edge.runtime.units import read_tables
+from vla_edge.runtime.control.children import end_with
+from vla_edge.runtime.control.control_settings import (
+    TRACKING,
+    VELOCITY,
+    ControlSettings,
+    Handover,
+    JointLimits,
+    LoopFiles,
+)
+from vla_edge.runtime.control.identity import check_joints, units_of
+from vla_edge.runtime.control.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
+from vla_edge.runtime.inference.units import read_tables
 
 NS = 1_000_000_000
 MIN_HZ, MAX_HZ = 6.0, 100.0

@@ -13,7 +13,7 @@ from vla_edge.bundle import Bundle, CameraSpec
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import IdentityError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map
-from vla_edge.runtime.units import ACTION, STATE
+from vla_edge.runtime.inference.units import ACTION, STATE
 
 OUTSIDE = 0.25
 """Share of its range by which a joint's mean in the policy's data may lie outside this arm's range."""

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.runtime.cache import CacheCounts
-from vla_edge.runtime.handover import Pace
-from vla_edge.runtime.session import InferenceResult
+from vla_edge.runtime.control.handover import Pace
+from vla_edge.runtime.inference.cache import CacheCounts
+from vla_edge.runtime.inference.session import InferenceResult
 
 STAGES = ("prepare", "vision", "prefix", "state", "flow", "total")
 WINDOW = 500

@@ -14,11 +14,9 @@ import numpy as np
 from vla_edge.contract import Chunk, ChunkKind, Frame, JointReading, Observation
 from vla_edge.errors import CameraError
 from vla_edge.robot.cameras import Camera, FreshnessWatch
-from vla_edge.runtime.audit import ShadowAudit
-from vla_edge.runtime.cache import CacheCounts, CachePolicy
-from vla_edge.runtime.control import load_core
-from vla_edge.runtime.control_files import AbandonWatch, ControlReader
-from vla_edge.runtime.handover import (
+from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader
+from vla_edge.runtime.control.control_process import load_core
+from vla_edge.runtime.control.handover import (
     DelayMeter,
     HandOver,
     Pace,
@@ -28,9 +26,9 @@ from vla_edge.runtime.handover import (
     steps_that_fit,
     velocity_step,
 )
-from vla_edge.runtime.identity import check_start_pose
-from vla_edge.runtime.inference_log import WINDOW, InferenceLog
-from vla_edge.runtime.planning import (
+from vla_edge.runtime.control.identity import check_start_pose
+from vla_edge.runtime.control.inference_log import WINDOW, InferenceLog
+from vla_edge.runtime.control.planning import (
     STILL_MEAN,
     STILL_WORST,
     ControlView,
@@ -41,8 +39,10 @@ from vla_edge.runtime.planning import (
     next_kind,
     still,
 )
-from vla_edge.runtime.run_folder import RunFolder
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
+from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.inference.cache import CacheCounts, CachePolicy
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
+from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
 Say = Callable[[str], None]
 

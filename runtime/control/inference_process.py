@@ -19,15 +19,15 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.children import end_with
-from vla_edge.runtime.handover import HandOver
-from vla_edge.runtime.identity import check_camera_places, check_picture_sizes
-from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
-from vla_edge.runtime.input_record import InputRecorder, RecordedSession, session_facts
-from vla_edge.runtime.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
-from vla_edge.runtime.run_folder import RunFolder, open_run_folder
-from vla_edge.runtime.session import PolicySession, SessionOptions
+from vla_edge.runtime.control.children import end_with
+from vla_edge.runtime.control.handover import HandOver
+from vla_edge.runtime.control.identity import check_camera_places, check_picture_sizes
+from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
+from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
 FIRST_PICTURE_S = 10.0
 """How long a camera may take to deliver its first picture."""

@@ -14,8 +14,8 @@ from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
 from vla_edge.robot.camera_options import short_name
 from vla_edge.robot.cameras import Camera
-from vla_edge.robot.frames import FrameWriter
-from vla_edge.runtime.run_folder import RunFolder
+from vla_edge.robot.shared_frames import FrameWriter
+from vla_edge.runtime.control.run_folder import RunFolder
 
 THUMBNAIL_WIDTH = 320
 THUMBNAIL_FPS = 5.0

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import ChunkKind, Frame
-from vla_edge.runtime.gate import block_means, guard_reading
-from vla_edge.runtime.handover import PlannedChunk, Rhythm
+from vla_edge.runtime.control.handover import PlannedChunk, Rhythm
+from vla_edge.runtime.inference.scene_gate import block_means, guard_reading
 
 TAKES_CHUNKS = ("planning", "moving", "hold")
 """States in which control takes chunks; not when the hold is latched."""
@@ -27,7 +27,7 @@ STILL_MEAN, STILL_WORST = 2.0, 16.0
 
 @dataclass(frozen=True, slots=True)
 class ControlView:
-    """What inference needs of the control's status (runtime/core/status.h), one reading of it. Times in ns, ticks of
+    """What inference needs of the control's status (runtime/core/control/status.h), one reading of it. Times in ns, ticks of
     the control loop; positions float32 [joints] in joint units."""
 
     session: int

@@ -22,13 +22,13 @@ from rich.console import Console
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.camera_options import full_name
-from vla_edge.robot.sim import SimProcess
-from vla_edge.runtime.children import AlreadyTold, Child, end, start, wait_for_line
-from vla_edge.runtime.control import add_robot_arguments, check_seconds, load_core
-from vla_edge.runtime.flight import open_record, tick_times
-from vla_edge.runtime.inference import add_policy_arguments
-from vla_edge.runtime.operator import REFUSALS, ask, read_status
-from vla_edge.runtime.run_folder import RunFolder, open_run_folder
+from vla_edge.robot.sim.simulator import SimProcess
+from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
+from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds, load_core
+from vla_edge.runtime.control.flight_record import open_record, tick_times
+from vla_edge.runtime.control.inference_process import add_policy_arguments
+from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
+from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 
 START_S = 20.0
 """Checks of an arm take two seconds; a slow port some more."""

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.runtime.gate import GateSettings, GuardReading, SceneGate, SceneVerdict, block_means, guard_reading
+from vla_edge.runtime.inference.scene_gate import (
+    GateSettings,
+    GuardReading,
+    SceneGate,
+    SceneVerdict,
+    block_means,
+    guard_reading,
+)
 
 
 class CachePolicy(Enum):

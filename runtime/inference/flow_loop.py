@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vla_edge.engines.ort_native import NativeSession
 from vla_edge.errors import BundleError, EngineError, ObservationError
-from vla_edge.runtime.stages import Stages
+from vla_edge.runtime.inference.graphs import Stages
 
 
 class FlowSignal(IntEnum):
@@ -118,7 +118,7 @@ class PythonLoop:
 
 
 class NativeLoop:
-    """The loop in C (runtime/core/flow.c): prefix, state and steps without the interpreter, two x buffers in turn."""
+    """The loop in C (runtime/core/policy/flow.c): prefix, state and steps without the interpreter, two x buffers in turn."""
 
     name = "native"
 

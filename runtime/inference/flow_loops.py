@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.engines.ort_native import NativeSession
-from vla_edge.engines.trt import TrtSession
-from vla_edge.runtime.cuda_loop import CudaGraphLoop
-from vla_edge.runtime.flow import FlowLoop, NativeLoop, PythonLoop
-from vla_edge.runtime.stages import Stages
+from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
+from vla_edge.engines.tensorrt.trt_engine import TrtSession
+from vla_edge.runtime.inference.flow_loop import FlowLoop, NativeLoop, PythonLoop
+from vla_edge.runtime.inference.graphs import Stages
 
 
 def flow_loop(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, TensorSpec
 from vla_edge.engines.engine import Engine, Session
 from vla_edge.errors import BundleError
-from vla_edge.runtime.prepare import Layout
+from vla_edge.runtime.inference.prepare import Layout
 
 REQUIRED = ("vision", "prefix", "state", "expert")
 DELTA = ("delta_kv", "delta")

@@ -22,7 +22,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import BACKENDS, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 
 IMAGES = "observation.images."
 DEVICES = {"cpu": "ort", "cuda": "ort-cuda"}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
 from vla_edge.errors import ConfigError, RecordError
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 
 _ENTRY = struct.Struct("<4sIQI")
 _MAGIC = b"VLAI"

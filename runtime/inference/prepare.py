@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, CameraSpec, PolicySpec
 from vla_edge.errors import BundleError, ObservationError
-from vla_edge.runtime.picture import PictureScaler
-from vla_edge.runtime.units import ACTION, STATE, aloha_actions, aloha_state, normalizer, read_tables
+from vla_edge.runtime.inference.picture import PictureScaler
+from vla_edge.runtime.inference.units import ACTION, STATE, aloha_actions, aloha_state, normalizer, read_tables
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from vla_edge.bundle import Bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, ObservationError
-from vla_edge.runtime.bundle_fit import check_fit
-from vla_edge.runtime.cache import CacheKey, CachePolicy, Decision, PrefixCache
-from vla_edge.runtime.flow import FlowLoop, FlowRequest, Inpaint
-from vla_edge.runtime.flow_loops import flow_loop
-from vla_edge.runtime.gate import GateSettings, SceneVerdict, read_gate
-from vla_edge.runtime.prepare import Preparer, lay_out
-from vla_edge.runtime.prompt import Prompt, PromptEncoder
-from vla_edge.runtime.stages import Stages
+from vla_edge.runtime.inference.bundle_fit import check_fit
+from vla_edge.runtime.inference.cache import CacheKey, CachePolicy, Decision, PrefixCache
+from vla_edge.runtime.inference.flow_loop import FlowLoop, FlowRequest, Inpaint
+from vla_edge.runtime.inference.flow_loops import flow_loop
+from vla_edge.runtime.inference.graphs import Stages
+from vla_edge.runtime.inference.prepare import Preparer, lay_out
+from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
+from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, read_gate
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.gate import GateSettings
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
-from vla_edge.runtime.units import joint_ranges
+from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
+from vla_edge.runtime.inference.units import joint_ranges
 
 PERCENTILE = 95
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.errors import RecordError
-from vla_edge.runtime.flight import ticks_of
-from vla_edge.runtime.input_record import PICTURE, Entry, read_inputs
+from vla_edge.runtime.control.flight_record import ticks_of
+from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
 
 _GAP_TICKS = 3
 """More missed ticks in a row than this end an episode: its rows stand one period apart."""

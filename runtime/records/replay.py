@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.errors import CheckFailed, ConfigError, RecordError
-from vla_edge.runtime.flight import chunks_of, open_record, tick_times
-from vla_edge.runtime.input_record import read_inputs
+from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times
+from vla_edge.runtime.inference.input_record import read_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def check_same_run(reader: Any, inputs: Path) -> None:
 
 
 def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
-    from vla_edge.runtime.replay_inputs import replay_inputs
+    from vla_edge.runtime.records.replay_inputs import replay_inputs
 
     result = replay_inputs(arguments.inputs, arguments.bundle, lambda work: track(work, "inferences", console=Console(stderr=True), transient=True))
     if not arguments.json:
@@ -64,7 +64,7 @@ def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(arguments: argparse.Namespace, reader: Any) -> dict[str, Any]:
-    from vla_edge.runtime.episodes import export_episodes
+    from vla_edge.runtime.records.episodes import export_episodes
 
     made = export_episodes(reader, arguments.inputs, arguments.export, arguments.picture_age)
     if not arguments.json:

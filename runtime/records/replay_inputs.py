@@ -13,11 +13,11 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import IdentityError, RecordError
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.flow import Inpaint
-from vla_edge.runtime.gate import GateSettings
-from vla_edge.runtime.input_record import PICTURE, Entry, read_inputs
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.flow_loop import Inpaint
+from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
+from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 Progress = Callable[[Iterable[Entry]], Iterable[Entry]]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import RecordError
-from vla_edge.runtime.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
-from vla_edge.runtime.flight import chunks_of, open_record, tick_times, ticks_after_damage, ticks_of
-from vla_edge.runtime.inference_log import STAGES
-from vla_edge.runtime.report_page import RunFacts, page
+from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times, ticks_after_damage, ticks_of
+from vla_edge.runtime.control.inference_log import STAGES
+from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
+from vla_edge.runtime.records.report_page import RunFacts, page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.runtime.blame import Missed, count_by_cause
-from vla_edge.runtime.inference_log import STAGES
-from vla_edge.runtime.plots import bar_plot, line_plot, state_strip
+from vla_edge.runtime.control.inference_log import STAGES
+from vla_edge.runtime.records.blame import Missed, count_by_cause
+from vla_edge.runtime.records.plots import bar_plot, line_plot, state_strip
 
 STATE_COLOURS = {"moving": "#2c9a57", "planning": "#2f6fde", "hold": "#d98a1c", "parking": "#16a394", "fault": "#d2453b", "disarmed": "#b4bdc9"}
 _STYLE = """

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.inference import lower_priority
-from vla_edge.runtime.run_folder import open_run_folder
-from vla_edge.runtime.serve_access import access
-from vla_edge.runtime.serve_options import ServeOptions
-from vla_edge.runtime.session import SessionOptions
+from vla_edge.runtime.control.inference_process import lower_priority
+from vla_edge.runtime.control.run_folder import open_run_folder
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.session import SessionOptions
+from vla_edge.runtime.service.serve_access import access
+from vla_edge.runtime.service.serve_options import ServeOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     started_ns = time.monotonic_ns()
     try:
-        from vla_edge.runtime.service import serve
+        from vla_edge.runtime.service.service import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"the service needs {error.name}; pip install 'vla-edge[serve]'") from None
     lower_priority(arguments.nice)

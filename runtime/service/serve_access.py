@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vla_edge.errors import ServeError
-from vla_edge.runtime.serve_tls import tls_context
+from vla_edge.runtime.service.serve_tls import tls_context
 
 TOKEN_CHARACTERS = 16
 LEASE_S = 5.0

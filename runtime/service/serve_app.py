@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Manifest
 from vla_edge.errors import ConfigError, ControlError, ObservationError, WireError
-from vla_edge.runtime import kserve
-from vla_edge.runtime.infer import observation_of
-from vla_edge.runtime.operator import WORDS, ask
-from vla_edge.runtime.run_folder import RunFolder
-from vla_edge.runtime.serve_access import Access, ControlLease
-from vla_edge.runtime.serve_page import PAGE
-from vla_edge.runtime.serve_sessions import Busy, Client, SessionPool
-from vla_edge.runtime.serve_status import RobotView, metrics, status
-from vla_edge.runtime.session import InferenceResult
-from vla_edge.runtime.wire import WireLimits, decode, encode
+from vla_edge.runtime.control.operator import WORDS, ask
+from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.inference.infer import observation_of
+from vla_edge.runtime.inference.session import InferenceResult
+from vla_edge.runtime.service import kserve
+from vla_edge.runtime.service.serve_access import Access, ControlLease
+from vla_edge.runtime.service.serve_page import PAGE
+from vla_edge.runtime.service.serve_sessions import Busy, Client, SessionPool
+from vla_edge.runtime.service.serve_status import RobotView, metrics, status
+from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
 BODY_S = 20.0
 """How long the body of one request may take to arrive."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.session import SessionOptions
+from vla_edge.runtime.inference.session import SessionOptions
 
 
 @dataclass(frozen=True, slots=True)

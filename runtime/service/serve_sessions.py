@@ -15,9 +15,9 @@ import numpy as np
 
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import ObservationError
-from vla_edge.runtime.infer import ObservationFile
-from vla_edge.runtime.inference_log import STAGES, WINDOW, entry_of
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession
+from vla_edge.runtime.control.inference_log import STAGES, WINDOW, entry_of
+from vla_edge.runtime.inference.infer import ObservationFile
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 
 IDLE_S = 60.0
 """A KServe sequence that is not heard of for so long loses its session."""

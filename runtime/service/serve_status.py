@@ -12,11 +12,11 @@ import cv2
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
-from vla_edge.robot.frames import SimCamera
-from vla_edge.runtime.operator import is_alive, read_status
-from vla_edge.runtime.picture_tap import thumbnail_files
-from vla_edge.runtime.run_folder import RunFolder
-from vla_edge.runtime.serve_sessions import SessionPool
+from vla_edge.robot.shared_frames import SimCamera
+from vla_edge.runtime.control.operator import is_alive, read_status
+from vla_edge.runtime.control.picture_tap import thumbnail_files
+from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.service.serve_sessions import SessionPool
 
 _TAIL_BYTES = 16_384
 _CONTROL = (

@@ -17,19 +17,19 @@ from aiohttp.http_exceptions import HttpProcessingError
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, ControlError, ServeError
-from vla_edge.runtime.gate import read_gate
-from vla_edge.runtime.inference import say
-from vla_edge.runtime.inference_log import InferenceLog
-from vla_edge.runtime.input_record import InputRecorder, RecordedSession, session_facts
-from vla_edge.runtime.operator import ask
-from vla_edge.runtime.run_folder import RunFolder
-from vla_edge.runtime.serve_access import Access, ControlLease
-from vla_edge.runtime.serve_app import Service, application, message_limit
-from vla_edge.runtime.serve_options import ServeOptions
-from vla_edge.runtime.serve_sessions import SessionPool
-from vla_edge.runtime.serve_status import RobotView
-from vla_edge.runtime.session import PolicySession, SessionOptions
-from vla_edge.runtime.wire import WireLimits
+from vla_edge.runtime.control.inference_log import InferenceLog
+from vla_edge.runtime.control.inference_process import say
+from vla_edge.runtime.control.operator import ask
+from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.scene_gate import read_gate
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+from vla_edge.runtime.service.serve_access import Access, ControlLease
+from vla_edge.runtime.service.serve_app import Service, application, message_limit
+from vla_edge.runtime.service.serve_options import ServeOptions
+from vla_edge.runtime.service.serve_sessions import SessionPool
+from vla_edge.runtime.service.serve_status import RobotView
+from vla_edge.runtime.service.wire import WireLimits
 
 FIRST_REQUEST_S = 10.0
 """A connection that has not sent a whole request head by then is closed."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import Chunk
-from vla_edge.runtime.settings import ControlSettings, LoopFiles
+from vla_edge.runtime.control.control_settings import ControlSettings, LoopFiles
 
 class OrtRuntime:
     """ONNX Runtime opened from its shared library: one environment, one thread pool for all sessions.
@@ -36,7 +36,7 @@ class OrtBinding:
     def run(self) -> None: ...
 
 class Flow:
-    """The flow loop over bound graphs, without the interpreter (runtime/core/flow.h).
+    """The flow loop over bound graphs, without the interpreter (runtime/core/policy/flow.h).
 
     state_rows: pairs (K or V tensor [heads, rows, width], state row [heads, 1, width]); the row becomes the tensor's last.
     """
@@ -83,7 +83,7 @@ class CudaDriver:
     def destroy_graph(self, graph: int, /) -> None: ...
 
 class CudaLoop:
-    """Prefix, state and flow loop as captured graphs on two sides of buffers (runtime/core/cuda_loop.h).
+    """Prefix, state and flow loop as captured graphs on two sides of buffers (runtime/core/policy/cuda_loop.h).
 
     streams: (high, low). events: (filled 0, filled 1, idle 0, idle 1, stepped 0, stepped 1). prefix, state: graphs by
     side. x: two device addresses. x_in, x_out: pinned float32 of one size. RuntimeError: the driver's failure.
@@ -142,7 +142,7 @@ class StateReader:
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     def read(self) -> dict[str, Any] | None:
-        """The newest status, None before the first. Fields: runtime/core/status.h; times CLOCK_MONOTONIC ns;
+        """The newest status, None before the first. Fields: runtime/core/control/status.h; times CLOCK_MONOTONIC ns;
         state, reason, verdict as words; positions in joint units, present and goals in counts;
         reading_tick and reading_ns date positions; chunks and verdicts are counters by name."""
 
@@ -182,7 +182,7 @@ class Pilot:
         (0 keep, 1 on, 2 off), clear_watchdog, done, chunks (verdict name of each chunk offered)."""
 
 class KochBus:
-    """The servo bus and the Koch's six servos (runtime/core/bind_bus.c); one thread at a time.
+    """The servo bus and the Koch's six servos (runtime/core/glue/bind_bus.c); one thread at a time.
 
     Results are `bus_result` (robot/bus/bus.h) or `arm_result` (robot/bus/arm.h); nothing raises once the port is
     open. Opening raises OSError with ENOENT, EACCES, EBUSY (another process has it), ENOTTY or EINVAL (baud).
@@ -225,7 +225,7 @@ def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
     """
 
 class RecordReader:
-    """A flight record (runtime/core/record.h). OSError EINVAL: of another build, or damaged."""
+    """A flight record (runtime/core/control/record.h). OSError EINVAL: of another build, or damaged."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     def range(self) -> tuple[int, int]: ...

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_edge.errors import run_command
-from vla_edge.robot.render import BACKENDS, rendering_fault
+from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_main, argv)
 
 
-SUBCOMMANDS = {"deploy": ("vla_edge.training.deploy_check", "nine checks of a bundle before it goes to a robot")}
+SUBCOMMANDS = {"deploy": ("vla_edge.trials.deploy_check", "nine checks of a bundle before it goes to a robot")}
 """Checks of something other than this machine: module with `add_arguments` and `run`, and what it does."""
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from vla_edge.benchmarks import measure as measuring
+from vla_edge.benchmarks.bench_compare import compare
 from vla_edge.benchmarks.bundle_subject import BundleSubject
 from vla_edge.benchmarks.ceilings import Ceilings
 from vla_edge.benchmarks.command import main
-from vla_edge.benchmarks.compare import compare
 from vla_edge.benchmarks.full import headline
 from vla_edge.benchmarks.measure import percentiles
 from vla_edge.benchmarks.subject import CACHED, FRESH, ONE_CAMERA, SubjectSpec
 from vla_edge.benchmarks.subjects import SubjectProcess
 from vla_edge.errors import BundleError, CheckFailed
 
-CHECKPOINT = Path(__file__).parent / "golden" / "koch-bfloat16"
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
 
 
 def spec(bundle: Path, **fields: Any) -> SubjectSpec:

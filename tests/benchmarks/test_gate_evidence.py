@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from vla_edge.benchmarks.cache_tradeoff import planted_moves
-from vla_edge.benchmarks.handover import plan_then_move, rms, velocity_steps
-from vla_edge.benchmarks.phases import move_cube, phase_frames
+from vla_edge.benchmarks.handover_motion import plan_then_move, rms, velocity_steps
+from vla_edge.benchmarks.moving_episodes import move_cube, phase_frames
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.robot.mjcf import CUBE_COLOURS
-from vla_edge.robot.render import rendering_fault
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import GateSettings
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS
+from vla_edge.robot.sim.render import rendering_fault
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import GateSettings
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "reach-cube" / "bundle"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reach-cube" / "bundle"
 FAULT = rendering_fault()
 pytestmark = [
     pytest.mark.skipif(FAULT is not None, reason=str(FAULT)),

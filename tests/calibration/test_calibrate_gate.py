@@ -8,22 +8,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.command import main
-from vla_edge.calibration.gate_data import camera_keys
-from vla_edge.calibration.gate_limits import Pairs, auroc, choose, loosest, loosest_guard
-from vla_edge.calibration.gate_pairs import PairPlan, planned_pairs
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.reader import open_dataset
-from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.calibration.gate.gate_data import camera_keys
+from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest, loosest_guard
+from vla_edge.calibration.gate.gate_pairs import PairPlan, planned_pairs
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, DatasetError
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import read_gate
-from vla_edge.runtime.session import PolicySession, SessionOptions
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import read_gate
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16.npz"
 
 
 # ---- the choice
@@ -201,7 +201,7 @@ def test_a_camera_of_the_policy_that_is_not_in_the_data_is_named(golden_bundle, 
 
 
 def test_pairs_stay_within_an_episode_but_for_the_others_and_share_their_task(golden_bundle, dataset):
-    from vla_edge.calibration.gate_data import Recorded
+    from vla_edge.calibration.gate.gate_data import Recorded
 
     with open_dataset(dataset) as data:
         recorded = Recorded(data, {"observation.images.laptop": "observation.images.laptop"})

@@ -11,18 +11,18 @@ import onnx
 import pytest
 
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.calibration.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
-from vla_edge.calibration.audit import audit_openvino, audit_ort
-from vla_edge.calibration.counting import work_of
-from vla_edge.calibration.folding import folds_of
-from vla_edge.calibration.int8 import Span, activation_grid, quantise_columns
-from vla_edge.calibration.linear import linear_maps, shapes_of
-from vla_edge.calibration.observations import from_dataset
-from vla_edge.calibration.plan import Candidate, Weighted, search
-from vla_edge.calibration.ranges import Method, Ranges, Tap, gather
-from vla_edge.calibration.synthetic import synthetic
-from vla_edge.calibration.treatment import DIALECTS, Treatment
-from vla_edge.calibration.variant import (
+from vla_edge.calibration.precision.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
+from vla_edge.calibration.precision.counting import work_of
+from vla_edge.calibration.precision.folding import folds_of
+from vla_edge.calibration.precision.int8 import Span, activation_grid, quantise_columns
+from vla_edge.calibration.precision.linear import linear_maps, shapes_of
+from vla_edge.calibration.precision.precision_audit import audit_openvino, audit_ort
+from vla_edge.calibration.precision.precision_plan import Candidate, Weighted, search
+from vla_edge.calibration.precision.ranges import Method, Ranges, Tap, gather
+from vla_edge.calibration.precision.recorded_observations import from_dataset
+from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.calibration.precision.treatment import DIALECTS, Treatment
+from vla_edge.calibration.precision.variant import (
     FLOAT32,
     Choice,
     Group,
@@ -42,7 +42,7 @@ ONE = EngineOptions(threads=1, spin=False)
 LOOSE = ActionErrorBound(joint_p95=0.05, cosine=0.998)
 """Random weights forget no error, so the default bound is for trained policies; 0.998 is what full size must reach."""
 
-DATA = Path(__file__).parent / "data" / "koch_v21"
+DATA = Path(__file__).parents[1] / "data" / "koch_v21"
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def test_an_interrupted_gathering_of_ranges_goes_on_where_it_stopped(bundle: Bun
 
 def test_the_expert_is_seen_at_every_one_of_its_steps(bundle: Bundle) -> None:
     runs: list[str] = []
-    from vla_edge.calibration.observing import ObservingEngine
-    from vla_edge.runtime.session import InferenceRequest, PolicySession
+    from vla_edge.calibration.precision.observing import ObservingEngine
+    from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
     value = next(linear_maps(onnx.load_from_string(bundle.graph("expert").model))).value
     session = PolicySession(bundle, ObservingEngine(load_engine("ort-python", ONE), lambda graph, name, _: runs.append(graph) if (graph, name) == ("expert", value) else None))

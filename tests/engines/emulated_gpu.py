@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from vla_edge.engines.cuda import GpuFacts, Pinned, RowCopy, rounded
+from vla_edge.engines.tensorrt.cuda import GpuFacts, Pinned, RowCopy, rounded
 
 LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_size_t)
 FACTS = GpuFacts("Emulated", "8.7", 8, 8 << 30, False, "12.6", "540.4.0")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from vla_edge import _core
-from vla_edge.engines.cuda import cuda_version, kernel_driver, require_gpu
 from vla_edge.engines.engine import load_engine
+from vla_edge.engines.tensorrt.cuda import cuda_version, kernel_driver, require_gpu
 from vla_edge.errors import EngineError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HIGH, LOW = 0xA0, 0xB0
 EVENTS = (0xE0, 0xE1, 0xE2, 0xE3, 0xE4, 0xE5)
 """filled 0 and 1, idle 0 and 1, stepped 0 and 1"""
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc t
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stub") / "libstub_cuda.so"
-    words = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(ROOT / "tests" / "c" / "stub_cuda.c"), "-o", str(out)]
+    words = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"), "-o", str(out)]
     subprocess.run(words, check=True)
     return out
 

@@ -16,15 +16,15 @@ import pytest
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.engines.cuda import open_cuda, require_gpu
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.engines.trt import TrtEngine, open_tensorrt
-from vla_edge.engines.trt_build import BuildOptions, build_plans
+from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
+from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
+from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_plans
+from vla_edge.engines.tensorrt.trt_engine import TrtEngine, open_tensorrt
 from vla_edge.export.command import main as export_engines
-from vla_edge.runtime.cuda_loop import CudaGraphLoop
-from vla_edge.runtime.flow import FlowRequest, PythonLoop
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
-from vla_edge.runtime.stages import Stages
+from vla_edge.runtime.inference.flow_loop import FlowRequest, PythonLoop
+from vla_edge.runtime.inference.graphs import Stages
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 FP32_TOLERANCE = 2e-3

@@ -1,5 +1,5 @@
-"""Plans, sidecars, memory plan and the captured loop's logic, on an emulated GPU (tests/emulated_gpu.py): no device is
-used, and nothing here says how TensorRT behaves. What needs a device is marked gpu in tests/test_gpu.py."""
+"""Plans, sidecars, memory plan and the captured loop's logic, on an emulated GPU (tests/engines/emulated_gpu.py): no device is
+used, and nothing here says how TensorRT behaves. What needs a device is marked gpu in tests/engines/test_gpu.py."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt
+from tests.engines.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt
 
 from vla_edge import _core
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.engines import trt, trt_build
-from vla_edge.engines.cuda import require_gpu
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.ort import load_graph
 from vla_edge.engines.ort_device import OrtDeviceSession
-from vla_edge.engines.trt import TrtEngine
-from vla_edge.engines.trt_audit import int8_share, layer_types
-from vla_edge.engines.trt_build import BuildOptions, board_plan, build_plans
-from vla_edge.engines.trt_memory import MB, Board, plan_memory
-from vla_edge.engines.trt_plan import identity_of, l4t_release, plan_folder, read_plan
+from vla_edge.engines.tensorrt import engine_build as trt_build
+from vla_edge.engines.tensorrt import trt_engine as trt
+from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
+from vla_edge.engines.tensorrt.cuda import require_gpu
+from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
+from vla_edge.engines.tensorrt.engine_file import identity_of, l4t_release, plan_folder, read_plan
+from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
+from vla_edge.engines.tensorrt.memory_plan import MB, Board, plan_memory
+from vla_edge.engines.tensorrt.trt_engine import TrtEngine
+from vla_edge.engines.tensorrt.trt_lint import find, lint_bundle
 from vla_edge.errors import EngineError
 from vla_edge.export.command import main as export_engines
-from vla_edge.export.trt_lint import find, lint_bundle
 from vla_edge.runtime.command import main as vla_runtime
-from vla_edge.runtime.cuda_loop import CudaGraphLoop
-from vla_edge.runtime.flow import FlowRequest, FlowSignal, Inpaint
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.flow_loop import FlowRequest, FlowSignal, Inpaint
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FITTING = replace(FACTS, memory=64 << 30)
 SAME_KERNELS = 1e-6
 """Both sides run ONNX Runtime on the CPU; graphs with inline weights may be optimised in another order."""
@@ -51,7 +52,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc to build the stub driver")
     out = tmp_path_factory.mktemp("stub") / "libstub_cuda.so"
-    subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", str(ROOT / "tests" / "c" / "stub_cuda.c"), "-o", str(out)], check=True)
+    subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"), "-o", str(out)], check=True)
     return out
 
 
@@ -371,7 +372,7 @@ def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(bundle: Bundle, ca
 
 
 def test_plans_are_built_by_the_command_where_there_is_a_device(bundle: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("vla_edge.export.tensorrt.require_gpu", lambda: 1)
+    monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", lambda: 1)
     monkeypatch.setattr(trt_build, "open_cuda", lambda: cuda)
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("10.3", "10.13", "10.16", "11.4")
 SOURCES = sorted((ROOT / "engines").glob("trt*.py"))
 OBJECTS = {

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.bundle import open_bundle
 from vla_edge.export.command import main
-from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16"
+GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
 PROGRAM = "import sys; from vla_edge.export.command import main; sys.exit(main())"
-DATASET = Path(__file__).parent / "data" / "koch_v30_official"
+DATASET = Path(__file__).parents[1] / "data" / "koch_v30_official"
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-
-from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+from tests.random_policy import RandomPolicy, write_random_policy
 
 PROGRAM = "import sys; from vla_edge.export.command import main; sys.exit(main())"
 

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.bundle import Manifest, open_bundle
 from vla_edge.errors import ConfigError, ExportError
-from vla_edge.export import attention, expert, layers, parity
+from vla_edge.export import parity
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.graph import Graph
-from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
+from vla_edge.export.smolvla import attention, expert, layers
 
 SMALL = {"num_vlm_layers": 2, "chunk_size": 6, "n_action_steps": 6, "num_steps": 3, "resize_imgs_with_padding": [64, 64], "tokenizer_max_length": 12}
 """Keeps a case under a second; what a case is about stands in the case."""
@@ -101,7 +102,7 @@ def test_an_untrained_cls_head_is_no_gate_and_the_manifest_says_why(tmp_path: Pa
 def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
     """Same weights with and without the head: every other tensor of the prefix is equal bit for bit."""
     from vla_edge.engines.engine import EngineOptions, load_engine
-    from vla_edge.runtime.stages import Stages
+    from vla_edge.runtime.inference.graphs import Stages
 
     write_random_policy(tmp_path / "policy", RandomPolicy(cls=True, config={**SMALL, "cls_trained": True}))
     run_export(tmp_path)

@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vla_edge.lerobot_data.compare_data import compare_datasets
+from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
+from vla_edge.lerobot_data.layout import INDEX_FEATURES
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.stats import number_stats
+from vla_edge.lerobot_data.tables import stats_to_json
+from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.video import H264, VideoEncoder
+from vla_edge.lerobot_data.writer import DatasetWriter
 
-from vla_edge.datasets.compare import compare_datasets
-from vla_edge.datasets.convert import FileSizes, convert_dataset
-from vla_edge.datasets.layout import INDEX_FEATURES
-from vla_edge.datasets.reader import open_dataset
-from vla_edge.datasets.stats import number_stats
-from vla_edge.datasets.tables import stats_to_json
-from vla_edge.datasets.verify import verify_dataset
-from vla_edge.datasets.video import H264, VideoEncoder
-from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.errors import CheckFailed, DatasetError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"
 FRONT = "observation.images.front"
 

@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vla_edge.lerobot_data.compare_data import compare_datasets
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.meta import read_episode_stats
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.stats import sampled_frames
+from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.video import AV1, H264, Encoding, VideoEncoder
+from vla_edge.lerobot_data.writer import DatasetWriter, WriterSettings
 
-from vla_edge.datasets.compare import compare_datasets
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.meta import read_episode_stats
-from vla_edge.datasets.reader import open_dataset
-from vla_edge.datasets.stats import sampled_frames
-from vla_edge.datasets.verify import verify_dataset
-from vla_edge.datasets.video import AV1, H264, Encoding, VideoEncoder
-from vla_edge.datasets.writer import DatasetWriter, WriterSettings
 from vla_edge.errors import DatasetError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"
 FRONT = "observation.images.front"
 HWC = ["height", "width", "channels"]
@@ -279,8 +279,8 @@ def test_a_killed_recording_leaves_nothing_at_the_target(tmp_path: Path) -> None
     program = """
 import os, signal, sys
 import numpy as np
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 writer = DatasetWriter(sys.argv[1], 30, {"action": Feature("float32", (6,))})
 for _ in range(3):
     writer.add_frame({"action": np.zeros(6, np.float32)}, "t")
@@ -296,8 +296,8 @@ def test_recording_memory_does_not_grow_with_the_episode(tmp_path: Path) -> None
     program = """
 import resource, sys
 import numpy as np
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.writer import DatasetWriter
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 writer = DatasetWriter(sys.argv[1], 30, {"camera": Feature("video", (240, 320, 3), ["height", "width", "channels"])})
 image = np.zeros((240, 320, 3), np.uint8)
 for i in range(700):

@@ -16,13 +16,13 @@ import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
+from tests.random_policy import RandomPolicy, main, write_random_policy
 
 from vla_edge.errors import CheckpointError, ConfigError, VlaEdgeError
-from vla_edge.policies.backbone import backbone_from_json
-from vla_edge.policies.random_policy import RandomPolicy, main, write_random_policy
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.backbone import backbone_from_json
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16"
+GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALIZER = "policy_preprocessor_step_5_normalizer_processor.safetensors"
 UNNORMALIZER = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
@@ -118,13 +118,13 @@ def test_the_backbone_is_found_by_a_path_in_the_checkpoint_and_in_the_hubs_cache
     snapshot = tmp_path / "hub" / "models--HuggingFaceTB--SmolVLM2-500M-Video-Instruct" / "snapshots" / "abc"
     snapshot.parent.mkdir(parents=True)
     (folder / "vlm").rename(snapshot)
-    monkeypatch.setattr("vla_edge.policies.backbone.hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("vla_edge.policies.smolvla.backbone.hub_cache", lambda: tmp_path / "hub")
     assert torch.equal(chunk(SmolVLAPolicy.from_pretrained(folder)), expected)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     assert torch.equal(chunk(SmolVLAPolicy.from_pretrained(folder)), expected)
 
-    monkeypatch.setattr("vla_edge.policies.backbone.hub_cache", lambda: tmp_path / "nothing")
+    monkeypatch.setattr("vla_edge.policies.smolvla.backbone.hub_cache", lambda: tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="SmolVLM2-500M.*not found"):
         SmolVLAPolicy.from_pretrained(folder)
     edit_json(folder / "config.json", lambda content: content.update(vlm_model_name=str(snapshot)))

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.policies.cls import observe as observe_scene
-from vla_edge.policies.cls import similarity, why_no_gate
-from vla_edge.policies.config import with_fields
-from vla_edge.policies.delta import delta_parameters, predict_velocity, shift_chunk, suffix_mask
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.policies.vicreg import VicregWeights, vicreg
+from vla_edge.policies.smolvla.cls import observe as observe_scene
+from vla_edge.policies.smolvla.cls import similarity, why_no_gate
+from vla_edge.policies.smolvla.config import with_fields
+from vla_edge.policies.smolvla.delta import delta_parameters, predict_velocity, shift_chunk, suffix_mask
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.vicreg import VicregWeights, vicreg
 
 NOISE = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(4))
 HEADS = {"cls": True, "delta": True}

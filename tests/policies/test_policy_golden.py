@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
-HERE = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared" / "golden"
+HERE = Path(__file__).parents[1] / "golden"
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
 TOLERANCE = 1e-5
 META = {"meta", "raw/task", "raw/state", "steps/time", "noise"}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from vla_edge.errors import ConfigError, ObservationError
-from vla_edge.policies.aloha import encode_actions, encode_actions_inverse
-from vla_edge.policies.vision import tokens_per_image
+from vla_edge.policies.smolvla.aloha import encode_actions, encode_actions_inverse
+from vla_edge.policies.smolvla.vision import tokens_per_image
 
 TOLERANCE = 1e-5
 CAMERAS = ("laptop", "phone", "top")

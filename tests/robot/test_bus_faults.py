@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from tests.machine_stall import excused_by_a_stall, ran_and_waited_s, timely
 
-from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
-from vla_edge.robot.faults import FAULT_NAMES
 from vla_edge.robot.koch import ArmResult
+from vla_edge.robot.sim.bus_faults import FAULT_NAMES
+from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 
 core = pytest.importorskip("vla_edge._core")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUS = ROOT / "robot" / "bus"
 BUDGET_S = 0.008
 TICK_LIMIT_S = 0.010
@@ -97,7 +97,7 @@ def build_talker(tmp_path: Path) -> Path:
         "-fno-sanitize-recover=all",
     ]
     sources = [
-        ROOT / "tests" / "c" / "bus_under_faults.c",
+        ROOT / "tests" / "runtime" / "core" / "c" / "bus_under_faults.c",
         *(BUS / f"{part}.c" for part in ("packet", "serial", "bus", "koch")),
     ]
     subprocess.run(["gcc", *flags, f"-I{BUS}", *map(str, sources), "-o", str(program)], check=True)

@@ -17,7 +17,7 @@ from vla_edge.robot.camera_file import FileCamera
 from vla_edge.robot.camera_options import CameraOptions, parse_camera, parse_cameras
 from vla_edge.robot.camera_report import list_v4l2
 from vla_edge.robot.cameras import FreshnessWatch, open_camera
-from vla_edge.robot.frames import FrameWriter, SimCamera
+from vla_edge.robot.shared_frames import FrameWriter, SimCamera
 from vla_edge.runtime.command import main
 
 LAPTOP = "observation.images.laptop"

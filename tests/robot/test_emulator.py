@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from vla_edge.robot import registers as r
-from vla_edge.robot.bus_log import read_log
-from vla_edge.robot.emulated_bus import EmulatedBus
-from vla_edge.robot.emulated_servo import ALERT_BIT, ERROR_ACCESS, ERROR_LENGTH, ERROR_RANGE, EmulatedServo
-from vla_edge.robot.emulator import koch_servos
-from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
-from vla_edge.robot.faults import FaultRates, Faults
-from vla_edge.robot.framing import BROADCAST, PING, REBOOT, SYNC_READ, SYNC_WRITE, InstructionReader, crc16, encode
-from vla_edge.robot.plant import IdealPlant
+from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_log import read_log
+from vla_edge.robot.sim.emulated_bus import EmulatedBus
+from vla_edge.robot.sim.emulated_servo import ALERT_BIT, ERROR_ACCESS, ERROR_LENGTH, ERROR_RANGE, EmulatedServo
+from vla_edge.robot.sim.emulator import koch_servos
+from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.robot.sim.framing import BROADCAST, PING, REBOOT, SYNC_READ, SYNC_WRITE, InstructionReader, crc16, encode
+from vla_edge.robot.sim.plant import IdealPlant
 
 dxl = pytest.importorskip("dynamixel_sdk")
 

@@ -17,10 +17,10 @@ import pytest
 
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
-from vla_edge.robot import first_contact, guide
+from vla_edge.robot import calibrate_joints as guide
+from vla_edge.robot import first_contact
 from vla_edge.robot import registers as r
 from vla_edge.robot.arm import RobotArm
-from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.joint_calibration import (
     JointCalibrations,
     JointUnits,
@@ -30,6 +30,7 @@ from vla_edge.robot.joint_calibration import (
 from vla_edge.robot.koch import ArmResult, KochArm, KochOptions, open_koch
 from vla_edge.robot.port import check_latency_timer, open_port
 from vla_edge.robot.servo_bus import BusResult, ServoBus
+from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.slow_motion import ramp
 
 pytest.importorskip("vla_edge._core")
@@ -166,7 +167,7 @@ def test_a_servo_that_answers_every_ping_twice_is_not_called_missing(tmp_path: P
 
 
 def test_the_results_have_the_numbers_of_the_c_headers() -> None:
-    bus = Path(__file__).resolve().parent.parent / "robot" / "bus"
+    bus = Path(__file__).resolve().parents[2] / "robot" / "bus"
     for header, prefix, results in (("arm.h", "ARM", ArmResult), ("bus.h", "BUS", BusResult)):
         (names,) = re.findall(rf"typedef enum {{ ({prefix}_OK.*?) }}", (bus / header).read_text())
         assert names.split(", ") == [f"{prefix}_{result.name}" for result in results]

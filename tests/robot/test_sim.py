@@ -13,11 +13,11 @@ import pytest
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError
-from vla_edge.robot.kinematics import reach_angles, tip_position
-from vla_edge.robot.mjcf import CAMERAS, CUBE_COLOURS, CUBE_SIDE_M, SERVOS
-from vla_edge.robot.render import BACKENDS, load_mujoco, rendering_fault
-from vla_edge.robot.scene import APART_M, random_scene
-from vla_edge.robot.simulated_arm import (
+from vla_edge.robot.sim.kinematics import reach_angles, tip_position
+from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS, CUBE_SIDE_M, SERVOS
+from vla_edge.robot.sim.render import BACKENDS, load_mujoco, rendering_fault
+from vla_edge.robot.sim.scene import APART_M, random_scene
+from vla_edge.robot.sim.simulated_arm import (
     SimOptions,
     SimulatedArm,
     counts_from_radians,
@@ -28,7 +28,7 @@ from vla_edge.robot.simulated_arm import (
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +177,8 @@ def test_a_machine_without_the_opengl_library_is_told_what_to_install() -> None:
         "    if name and ('EGL' in str(name) or 'OSMesa' in str(name)): raise OSError('library not found')\n"
         "    real(self, name, *a, **k)\n"
         "ctypes.CDLL.__init__ = blind\n"
-        "from vla_edge.robot.simulated_arm import SimulatedArm\n"
-        "from vla_edge.robot.scene import random_scene\n"
+        "from vla_edge.robot.sim.simulated_arm import SimulatedArm\n"
+        "from vla_edge.robot.sim.scene import random_scene\n"
         "from vla_edge.errors import CameraError\n"
         "try:\n"
         "    SimulatedArm(random_scene(0)).render('laptop')\n"

@@ -20,11 +20,11 @@ from vla_edge.robot.camera_options import parse_camera
 from vla_edge.robot.cameras import FreshnessWatch, open_camera
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.robot.koch import KochOptions, open_koch
-from vla_edge.robot.recording import Recording
-from vla_edge.robot.render import rendering_fault
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.sim import SimPlant, SimProcess
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, counts_from_radians
+from vla_edge.robot.sim.render import rendering_fault
+from vla_edge.robot.sim.run_video import Recording
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians
+from vla_edge.robot.sim.simulator import SimPlant, SimProcess
 
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
@@ -88,7 +88,7 @@ def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
         (["--run-dir", str(tmp_path), "--size", "wide"], "not WIDTHxHEIGHT"),
         (["--run-dir", str(tmp_path), "--record", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
     ):
-        done = subprocess.run([sys.executable, "-m", "vla_edge.robot.sim", *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
         assert reason in done.stderr and done.stderr.count("\n") == 1
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.training_world import World, one_thread, write_data, write_policy
+from tests.training.training_world import World, one_thread, write_data, write_policy
 
 from vla_edge.training import start
 from vla_edge.training.command import main
-from vla_edge.training.config import TaskData, TrainConfig
+from vla_edge.training.run_config import TaskData, TrainConfig
 from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_json, write_status
 from vla_edge.training.runs import fine_tune as train_directly
 

@@ -10,32 +10,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.datasets.reader import open_dataset
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import TrainingError
 from vla_edge.export.command import main as export
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import GateSettings, SceneVerdict
-from vla_edge.runtime.session import InferenceRequest, PolicySession, SessionOptions
-from vla_edge.training.config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
-from vla_edge.training.craft import CraftConfig
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.training.cls_report import Seen, gate_aurocs, history_of, look, scene_pairs, similarities, write_report
+from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.evaluate import Scope, evaluate
-from vla_edge.training.frames import Frames, FrameSettings
-from vla_edge.training.gate_report import Seen, gate_aurocs, history_of, look, scene_pairs, similarities, write_report
 from vla_edge.training.predictors import CheckpointPredictor
 from vla_edge.training.progress import silent
+from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import write_json
 from vla_edge.training.runs import fine_tune
-from vla_edge.training.sequential import StageRun, plan_content, train_stages
-from vla_edge.training.stages import SharedSettings, Stage, StagePlan, StageTask, hold_out
-from vla_edge.training.transfer import Transfer
+from vla_edge.training.sequential.phases import SharedSettings, Stage, StagePlan, StageTask, hold_out
+from vla_edge.training.sequential.task_sequence import StageRun, plan_content, train_stages
+from vla_edge.training.sequential.transfer import Transfer
+from vla_edge.training.training_frames import Frames, FrameSettings
 
-sys.path.insert(0, str(Path(__file__).parent))
-from training_world import CAMERA, World, one_thread, write_data, write_policy
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
 one_thread()
 EVERYTHING = FreezeConfig(vision=False, expert_only=False, state_proj=True)

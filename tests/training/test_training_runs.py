@@ -19,21 +19,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_edge.errors import CheckpointError, ConfigError, TrainingError
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import loop as training_loop
-from vla_edge.training.anchors import AnchorPlan, build_anchors
 from vla_edge.training.command import main
-from vla_edge.training.config import AugmentConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
-from vla_edge.training.craft import CraftConfig
-from vla_edge.training.frames import Frames, FrameSettings, collate
+from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
+from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.progress import silent
+from vla_edge.training.run_config import AugmentConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import read_metrics, read_status
 from vla_edge.training.runs import fine_tune, resume
-from vla_edge.training.sequential import StageRun, train_stages
-from vla_edge.training.stages import PolicySettings, SharedSettings, Stage, StagePlan, StageTask
+from vla_edge.training.sequential.phases import PolicySettings, SharedSettings, Stage, StagePlan, StageTask
+from vla_edge.training.sequential.task_sequence import StageRun, train_stages
+from vla_edge.training.training_frames import Frames, FrameSettings, collate
 
-sys.path.insert(0, str(Path(__file__).parent))
-from training_world import CAMERA, World, one_thread, write_data, write_policy
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
 one_thread()
 STEPS = 6
@@ -312,7 +312,7 @@ def test_lack_of_memory_ends_with_advice(world, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(world, tmp_path, monkeypatch):
-    from vla_edge.training import saving
+    from vla_edge.training import checkpoint_saving as saving
 
     real = saving.save_master_weights
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tests.random_policy import new_policy, round_to_published, write_vlm
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.writer import DatasetWriter
-from vla_edge.policies.backbone import VLM_FOLDER, read_backbone
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
-from vla_edge.policies.config import config_from_json
 from vla_edge.policies.processing import default_processing
-from vla_edge.policies.random_policy import new_policy, round_to_published, write_vlm
-from vla_edge.policies.saving import write_config, write_processors
+from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
+from vla_edge.policies.smolvla.config import config_from_json
+from vla_edge.policies.smolvla.saving import write_config, write_processors
 
 CAMERA = "observation.images.top"
 SIZE = 64

@@ -17,14 +17,13 @@ from safetensors.numpy import load_file, save_file
 from vla_edge.bundle import MANIFEST, file_sha256, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError, ObservationError
 from vla_edge.export.command import main as export
-from vla_edge.runtime import safety_check
-from vla_edge.training import deploy_check
 from vla_edge.training.command import main
 from vla_edge.training.compare_report import Contender, draw
-from vla_edge.training.deploy_check import FAILED, NOT_RUN, PASSED, check_deployment
+from vla_edge.trials import deploy_check, safety_check
+from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED, check_deployment
 
-sys.path.insert(0, str(Path(__file__).parent))
-from training_world import World, one_thread, write_data, write_policy
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.training.training_world import World, one_thread, write_data, write_policy
 
 one_thread()
 
@@ -86,8 +85,8 @@ def test_a_host_too_slow_for_the_rate_fails_the_speed_check(place):
 
 
 def test_arithmetic_that_differs_from_the_definition_fails_the_check_that_names_it(place, monkeypatch):
-    from vla_edge.runtime.picture import PictureScaler
-    from vla_edge.runtime.prepare import Preparer
+    from vla_edge.runtime.inference.picture import PictureScaler
+    from vla_edge.runtime.inference.prepare import Preparer
 
     into, state, actions = PictureScaler.into, Preparer.state, Preparer.actions
 

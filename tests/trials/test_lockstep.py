@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import Observation
 from vla_edge.errors import ConfigError
-from vla_edge.robot.mjcf import CUBE_COLOURS
-from vla_edge.robot.reach import CHUNK, expert_chunk, record_episode
-from vla_edge.robot.render import rendering_fault
-from vla_edge.robot.scene import random_scene
-from vla_edge.robot.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
-from vla_edge.runtime.lockstep import LockstepOptions, run_lockstep
-from vla_edge.runtime.reach_task import ScriptedPlanner, other_colour, reach, wanted_colour
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS
+from vla_edge.robot.sim.render import rendering_fault
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
+from vla_edge.trials.reach_expert import CHUNK, expert_chunk, record_episode
+from vla_edge.trials.reach_task import ScriptedPlanner, other_colour, reach, wanted_colour
 
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))

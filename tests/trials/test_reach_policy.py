@@ -7,23 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import open_bundle
-from vla_edge.datasets.reader import open_dataset
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.robot.render import rendering_fault
-from vla_edge.runtime.lockstep import LockstepOptions
-from vla_edge.runtime.reach_data import INSTRUCTIONS, ReachRecording, record_reach_dataset
-from vla_edge.runtime.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
-from vla_edge.training.evaluate_sim import VariantResult, earlier_results, mcnemar, table, wilson, write_results
-from vla_edge.training.sim_policy import Recipe, train
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.robot.sim.render import rendering_fault
+from vla_edge.trials.evaluate_reach import VariantResult, earlier_results, mcnemar, table, wilson, write_results
+from vla_edge.trials.lockstep import LockstepOptions
+from vla_edge.trials.reach_data import INSTRUCTIONS, ReachRecording, record_reach_dataset
+from vla_edge.trials.reach_policy import Recipe, train
+from vla_edge.trials.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
 
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "reach-cube"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reach-cube"
 RECIPE = Recipe(warmup_steps=2, flow_steps=2, batch=4, held_out_scenes=1)
 
 
@@ -63,7 +63,7 @@ def test_a_run_is_repeatable_and_leaves_lerobots_layout(dataset: Path, tmp_path:
 def test_a_data_set_of_another_task_or_too_small_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="3 of them held out leave none"):
         train(dataset, tmp_path / "out", Recipe(held_out_scenes=3))
-    other = Path(__file__).resolve().parent / "data" / "koch_v21"
+    other = Path(__file__).resolve().parents[1] / "data" / "koch_v21"
     if not other.is_dir():
         pytest.skip(f"{other.name} is not there")
     with pytest.raises(TrainingError, match="no column expert.red; record the data set"):

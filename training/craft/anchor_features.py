@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.policies.flow import Inputs, Prefix
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.trainable import frozen_parts
+from vla_edge.policies.smolvla.flow import Inputs, Prefix
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.adapters import frozen_parts
 
 LAYERS = (-2, -1)
 POOLING = ("mean", "last")

@@ -22,17 +22,17 @@ from torch import Tensor
 
 from vla_edge.bundle import file_sha256, new_folder
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.policies.config import ACTION
-from vla_edge.policies.flow import sample_time
-from vla_edge.policies.scaling import pad_last
-from vla_edge.policies.smolvla import SmolVLAPolicy
+from vla_edge.policies.smolvla.config import ACTION
+from vla_edge.policies.smolvla.flow import sample_time
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.scaling import pad_last
 from vla_edge.policies.tensor_file import save_tensors
-from vla_edge.training.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of
-from vla_edge.training.anchor_kinds import METADATA, refuse_other_kinds
-from vla_edge.training.config import TaskData
-from vla_edge.training.craft import LOSSES, retention_loss
-from vla_edge.training.frames import IS_PAD, Frames, FrameSettings, collate
+from vla_edge.training.craft.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of
+from vla_edge.training.craft.anchor_kinds import METADATA, refuse_other_kinds
+from vla_edge.training.craft.conflict_projection import LOSSES, retention_loss
+from vla_edge.training.run_config import TaskData
 from vla_edge.training.statistics import statistics_digest
+from vla_edge.training.training_frames import IS_PAD, Frames, FrameSettings, collate
 
 SHARD_ROWS = 64
 BATCH = 8

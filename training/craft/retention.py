@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.anchor_features import check_path, features_of
-from vla_edge.training.anchors import AnchorCache
-from vla_edge.training.craft import CraftConfig, Gradients, Merged, combine, epsilon_at, next_multiplier, retention_loss
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.craft.anchor_features import check_path, features_of
+from vla_edge.training.craft.anchors import AnchorCache
+from vla_edge.training.craft.conflict_projection import (
+    CraftConfig,
+    Gradients,
+    Merged,
+    combine,
+    epsilon_at,
+    next_multiplier,
+    retention_loss,
+)
 from vla_edge.training.run_files import write_json
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
 

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.config import FreezeConfig, OptimizerConfig, ScheduleConfig, from_json, to_json
+from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, from_json, to_json
 
 KUAVO = "kuavo"
 

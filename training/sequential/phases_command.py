@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 from vla_edge.errors import ConfigError
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.anchor_features import GROUPS
-from vla_edge.training.anchors import AnchorPlan, build_anchors
-from vla_edge.training.config import CHOICES, TaskData, TrainConfig
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.craft.anchor_features import GROUPS
+from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
 from vla_edge.training.options import pair, parse_episodes, print_notes, reporter, tasks_of
 from vla_edge.training.processes import is_first, join
-from vla_edge.training.sequential import StageRun, stage_notes, train_stages
-from vla_edge.training.stages import KUAVO, describe, missing_datasets, read_stages, with_datasets
+from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig
+from vla_edge.training.sequential.phases import KUAVO, describe, missing_datasets, read_stages, with_datasets
+from vla_edge.training.sequential.task_sequence import StageRun, stage_notes, train_stages
 
 
 def add_stages(parser: argparse.ArgumentParser) -> None:

@@ -15,26 +15,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vla_edge.datasets.reader import Dataset, open_dataset
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
+
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.policies.checkpoint import read_weights
-from vla_edge.policies.config import ACTION, STATE, SmolVLAConfig, read_config
-from vla_edge.policies.smolvla import SmolVLAPolicy
-from vla_edge.training.anchors import AnchorPlan, build_anchors
+from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
-from vla_edge.training.config import ScheduleConfig, TaskData, TrainConfig
-from vla_edge.training.frames import Frames, FrameSettings
+from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
+from vla_edge.training.loop_inputs import check_dimensions, long_tasks, policy_fields
 from vla_edge.training.objective import Objective
 from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
+from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import has_ended, write_json
 from vla_edge.training.runs import fine_tune, resume, run_exists
-from vla_edge.training.setup import check_dimensions, long_tasks, policy_fields
-from vla_edge.training.stages import StagePlan, hold_out, settings_json
+from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json
+from vla_edge.training.sequential.transfer import Transfer, transfer_from_rows
 from vla_edge.training.statistics import chosen_statistics
-from vla_edge.training.transfer import Transfer, transfer_from_rows
+from vla_edge.training.training_frames import Frames, FrameSettings
 from vla_edge.training.validation import validation_losses
 
 PLAN_FILE = "plan.json"

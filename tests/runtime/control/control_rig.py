@@ -21,11 +21,11 @@ from tests.machine_stall import TooLate, excused_by_a_stall, timely
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, JointCalibration
 from vla_edge.errors import ControlError
-from vla_edge.robot.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.joint_calibration import save_joint_calibration
-from vla_edge.runtime.operator import Answer, ask, read_status
-from vla_edge.runtime.run_folder import RunFolder, default_run_folder
-from vla_edge.runtime.supervisor import arm
+from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.runtime.control.operator import Answer, ask, read_status
+from vla_edge.runtime.control.run_folder import RunFolder, default_run_folder
+from vla_edge.runtime.control.supervisor import arm
 
 LOW, HIGH = 900, 3200
 START_S = 30.0

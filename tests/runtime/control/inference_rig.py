@@ -8,8 +8,8 @@ import time
 import pytest
 
 from vla_edge.contract import Frame
-from vla_edge.runtime.run_folder import RunFolder, listen
-from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.run_folder import RunFolder, listen
 
 
 class Control:
@@ -30,7 +30,7 @@ class Control:
         return self.core.StateReader(self.folder.state).read() if self.folder.state.exists() else None
 
     def stop(self):
-        from vla_edge.runtime.operator import ask
+        from vla_edge.runtime.control.operator import ask
 
         ask(self.folder, "stop")
         self.thread.join(5)

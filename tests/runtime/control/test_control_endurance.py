@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.control_rig import Rig, rig
 from tests.machine_stall import timely
+from tests.runtime.control.control_rig import Rig, rig
 
-from vla_edge.robot.faults import FAULT_NAMES
-from vla_edge.runtime.flight import open_record, ticks_of
+from vla_edge.robot.sim.bus_faults import FAULT_NAMES
+from vla_edge.runtime.control.flight_record import open_record, ticks_of
 
 pytest.importorskip("vla_edge._core")
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
 from tests.machine_stall import timely
+from tests.runtime.control.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
 
 from vla_edge.contract import ChunkKind
 from vla_edge.errors import ConfigError, ControlError
-from vla_edge.runtime.flight import open_record, ticks_of
-from vla_edge.runtime.operator import ask
-from vla_edge.runtime.run_folder import RunFolder
+from vla_edge.runtime.control.flight_record import open_record, ticks_of
+from vla_edge.runtime.control.operator import ask
+from vla_edge.runtime.control.run_folder import RunFolder
 
 pytest.importorskip("vla_edge._core")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_edge.runtime.handover import (
+from vla_edge.runtime.control.handover import (
     DelayMeter,
     PlannedChunk,
     Rhythm,

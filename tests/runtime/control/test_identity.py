@@ -10,17 +10,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.bundle import CameraSpec, open_bundle
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
-from vla_edge.datasets.layout import Feature
-from vla_edge.datasets.reader import open_dataset
-from vla_edge.datasets.writer import DatasetWriter
 from vla_edge.errors import IdentityError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, save_joint_calibration
 from vla_edge.runtime.command import main
-from vla_edge.runtime.identity import check_camera_places, check_joints, check_picture_sizes, check_start_pose, units_of
-from vla_edge.runtime.identity_data import differences, long_tasks
+from vla_edge.runtime.control.identity import (
+    check_camera_places,
+    check_joints,
+    check_picture_sizes,
+    check_start_pose,
+    units_of,
+)
+from vla_edge.trials.identity_check import differences, long_tasks
 
 CALIBRATION = JointCalibrations(tuple(JointCalibration(name, i + 1, 0, 0, 600, 3500) for i, name in enumerate(KOCH_JOINTS)), "arm.json")
 
@@ -195,7 +201,7 @@ def test_the_command_names_the_differences_and_fails(golden_bundle, tmp_path, ca
 
 
 def test_long_tasks_are_counted_with_the_policys_own_tokenizer(bundle, tmp_path):
-    from vla_edge.datasets.task_texts import load_counter
+    from vla_edge.lerobot_data.task_texts import load_counter
 
     text = "put the bracelet into the box " * 12
     with open_dataset(write_data(tmp_path / "data", task=text.strip())) as dataset:

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.inference_rig import Control, Switch, wait_until
+from tests.runtime.control.inference_rig import Control, Switch, wait_until
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.robot.cameras import FreshnessWatch
-from vla_edge.runtime.cache import CachePolicy
-from vla_edge.runtime.gate import GateSettings
-from vla_edge.runtime.handover import HandOver, Pace, Rhythm
-from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
-from vla_edge.runtime.planning import WatchedScene
-from vla_edge.runtime.run_folder import open_run_folder
-from vla_edge.runtime.session import PolicySession, SessionOptions
+from vla_edge.runtime.control.handover import HandOver, Pace, Rhythm
+from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.control.planning import WatchedScene
+from vla_edge.runtime.control.run_folder import open_run_folder
+from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 NAMES = ("observation.images.laptop", "observation.images.phone")
 GUARD = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=8, max_reuse=1000, max_age_s=1000)
 
@@ -35,8 +35,8 @@ class World:
     before each step with the session."""
 
     def __init__(self, folder, bundle, monkeypatch, rhythm: Rhythm, options: LoopOptions, step_s: float, session: SessionOptions, hz: float):
-        monkeypatch.setattr("vla_edge.runtime.inference_loop.MEASURED", 1)
-        monkeypatch.setattr("vla_edge.runtime.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.4, 0.4, 1.7, 1.0))
+        monkeypatch.setattr("vla_edge.runtime.control.inference_loop.MEASURED", 1)
+        monkeypatch.setattr("vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.4, 0.4, 1.7, 1.0))
         self.folder = open_run_folder(folder)
         self.control = Control(self.folder, bundle.digest, hz)
         with np.load(GOLDEN, allow_pickle=False) as recorded:

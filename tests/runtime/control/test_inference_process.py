@@ -14,20 +14,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.inference_rig import Control, Switch, wait_until
 from tests.machine_stall import excused_by_a_stall, timely
+from tests.runtime.control.inference_rig import Control, Switch, wait_until
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import ChunkKind, Frame
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.command import main
-from vla_edge.runtime.handover import Pace, Rhythm
-from vla_edge.runtime.inference import camera_options
-from vla_edge.runtime.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
-from vla_edge.runtime.run_folder import open_run_folder
-from vla_edge.runtime.settings import Handover
+from vla_edge.runtime.control.control_settings import Handover
+from vla_edge.runtime.control.handover import Pace, Rhythm
+from vla_edge.runtime.control.inference_process import camera_options
+from vla_edge.runtime.control.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
+from vla_edge.runtime.control.run_folder import open_run_folder
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 RULES = PlanRules(settle_ticks=9, replan_ticks=8)
 VIEW = ControlView(
     session=5,
@@ -187,7 +187,7 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(control, folder, g
 
 @pytest.mark.parametrize(("delay_s", "seconds"), [(0.9, 7), pytest.param(3.0, 60, marks=pytest.mark.soak)])
 def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_bundle, pictures, capsys, monkeypatch, delay_s, seconds):
-    from vla_edge.runtime.session import PolicySession
+    from vla_edge.runtime.inference.session import PolicySession
 
     whole = PolicySession._infer
 
@@ -196,7 +196,7 @@ def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_
         return whole(self, request, audit)
 
     monkeypatch.setattr(PolicySession, "_infer", slow)
-    monkeypatch.setattr("vla_edge.runtime.inference_loop.MEASURED", 2)
+    monkeypatch.setattr("vla_edge.runtime.control.inference_loop.MEASURED", 2)
     with excused_by_a_stall(lambda: {"test": os.getpid()}):
         running = control()
         assert infer_for(seconds, folder, golden_bundle, pictures) == 0
@@ -216,8 +216,8 @@ def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_
 
 
 def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden_bundle, pictures, capsys, monkeypatch):
-    from vla_edge.runtime import session as module
-    from vla_edge.runtime.gate import GateSettings
+    from vla_edge.runtime.inference import session as module
+    from vla_edge.runtime.inference.scene_gate import GateSettings
 
     limits = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=4, max_reuse=3, max_age_s=100)
     monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
@@ -235,11 +235,11 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
 def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, golden_bundle, monkeypatch, rhythm):
     from vla_edge.engines.engine import EngineOptions, load_engine
     from vla_edge.robot.cameras import FreshnessWatch
-    from vla_edge.runtime.handover import HandOver
-    from vla_edge.runtime.inference_loop import InferenceLoop, LoopOptions
-    from vla_edge.runtime.session import PolicySession
+    from vla_edge.runtime.control.handover import HandOver
+    from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
+    from vla_edge.runtime.inference.session import PolicySession
 
-    monkeypatch.setattr("vla_edge.runtime.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.1, 0.1, 1.7, 1.0))
+    monkeypatch.setattr("vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.1, 0.1, 1.7, 1.0))
     running = control()
     with np.load(GOLDEN, allow_pickle=False) as recorded:
         cameras = {name: Switch(name, recorded[f"raw/image/{name}"]) for name in ("observation.images.laptop", "observation.images.phone")}
@@ -304,7 +304,7 @@ def test_a_task_the_policy_cannot_take_is_refused_before_anything_starts(folder,
 
 
 def test_a_camera_without_pictures_is_an_error_in_one_line(folder, golden_bundle, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vla_edge.runtime.inference.FIRST_PICTURE_S", 0.2)
+    monkeypatch.setattr("vla_edge.runtime.control.inference_process.FIRST_PICTURE_S", 0.2)
     given = ["--camera", f"laptop=file:{tmp_path / 'none'}", "--camera", f"phone=file:{tmp_path / 'none'}"]
     assert infer_for(1, folder, golden_bundle, given) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.control_rig import START_S, Rig, rig, write_joints
 from tests.machine_stall import timely
+from tests.runtime.control.control_rig import START_S, Rig, rig, write_joints
 
 from vla_edge.errors import ControlError
-from vla_edge.runtime.operator import is_alive
+from vla_edge.runtime.control.operator import is_alive
 
 pytest.importorskip("vla_edge._core")
 

@@ -1,6 +1,6 @@
 """Does a test notice when the safety filter is wrong? Every operator and constant of guard.c is changed, one at a time.
 
-    python tests/mutate_guard.py
+    python tests/runtime/core/mutate_guard.py
 
 A mutant that compiles and passes both tests of the guard is a survivor. Survivors must be in
 EQUIVALENT, each with the reason why no test can tell it from the original.
@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-GUARD = ROOT / "runtime" / "core" / "guard.c"
-INCLUDES = [f"-I{ROOT / 'runtime' / 'core'}", f"-I{ROOT / 'robot' / 'bus'}"]
+ROOT = Path(__file__).resolve().parents[3]
+GUARD = ROOT / "runtime" / "core" / "control" / "guard.c"
+INCLUDES = [*(f"-I{ROOT / 'runtime' / 'core' / part}" for part in ("control", "policy", "glue")), f"-I{ROOT / 'robot' / 'bus'}"]
 TESTS = ("guard_test", "guard_law_test")
 STEPS = 1500
 CPU_S = 3
@@ -107,7 +107,7 @@ def build_tests(folder: Path) -> list[Path]:
     objects = []
     for name in TESTS:
         objects.append(folder / f"{name}.o")
-        source = ROOT / "tests" / "c" / f"{name}.c"
+        source = Path(__file__).parent / "c" / f"{name}.c"
         subprocess.run(["gcc", "-std=c11", "-O1", *INCLUDES, "-c", str(source), "-o", str(objects[-1])], check=True)
     return objects
 

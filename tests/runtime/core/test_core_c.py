@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.control_rig import short_folder
+from tests.runtime.control.control_rig import short_folder
 
-ROOT = Path(__file__).resolve().parent.parent
-CORE = ROOT / "runtime" / "core"
+ROOT = Path(__file__).resolve().parents[3]
+CORE = ROOT / "runtime" / "core" / "control"
 PROGRAMS = {
     "guard_test": ("guard",),
     "guard_law_test": ("guard",),
@@ -19,7 +19,7 @@ PROGRAMS = {
     "ring_test": ("ring", "shared"),
 }
 LOOP = ("control", "command", "clock", "ring", "shared", "schedule", "guard", "pilot", "record", "record_read", "status")
-CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "ring"
+CORPUS = Path(__file__).parent / "fuzz" / "corpus" / "ring"
 COVERED = {"guard_test": "guard", "schedule_test": "schedule", "ring_test": "ring"}
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("gcov") is None, reason="needs gcc and gcov")
@@ -28,7 +28,7 @@ needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("gcov
 def build(folder: Path, program: str, *flags: str, compiler: str = "gcc") -> Path:
     out = folder / program
     parts = PROGRAMS.get(program, LOOP)
-    home = ROOT / "tests" / ("fuzz" if program == "fuzz_ring" else "c")
+    home = Path(__file__).parent / ("fuzz" if program == "fuzz_ring" else "c")
     sources = [home / f"{program}.c", *(CORE / f"{part}.c" for part in parts)]
     command = [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{CORE}", f"-I{ROOT / 'robot' / 'bus'}", *flags]
     subprocess.run([*command, *map(str, sources), "-lm", "-lpthread", "-o", str(out)], check=True, cwd=folder)
@@ -116,5 +116,5 @@ def test_the_control_loop_passes_under_the_address_sanitizer(tmp_path: Path) -> 
 @pytest.mark.check
 @pytest.mark.timeout(900)
 def test_every_mutated_operator_of_the_guard_is_noticed() -> None:
-    ran = subprocess.run(["python3", str(ROOT / "tests" / "mutate_guard.py")], capture_output=True, text=True)
+    ran = subprocess.run(["python3", str(Path(__file__).parent / "mutate_guard.py")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_edge.contract import Chunk, ChunkKind, Command
-from vla_edge.runtime.settings import ControlSettings, JointLimits
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits
 
 core = pytest.importorskip("vla_edge._core")
 
@@ -16,7 +16,7 @@ HZ = 30
 T = 1_000_000_000 // HZ
 DIGEST = "ab" * 32
 DONE, BUSY, NOT_PARKED = 1, 2, 4
-"""pilot_answer of runtime/core/pilot.h"""
+"""pilot_answer of runtime/core/control/pilot.h"""
 
 
 def settings(**fields: Any) -> ControlSettings:

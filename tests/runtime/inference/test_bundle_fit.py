@@ -17,8 +17,8 @@ from vla_edge.bundle import MANIFEST, TABLES, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import BundleError, EngineError
 from vla_edge.export.command import main as export_engines
-from vla_edge.runtime.bundle_fit import check_fit
-from vla_edge.runtime.session import PolicySession
+from vla_edge.runtime.inference.bundle_fit import check_fit
+from vla_edge.runtime.inference.session import PolicySession
 
 
 @pytest.fixture

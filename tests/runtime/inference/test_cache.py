@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.cache import CacheKey, CachePolicy, PrefixCache, Reason
-from vla_edge.runtime.gate import GateSettings, SceneGate, SceneVerdict, block_means, guard_reading, similarity
+from vla_edge.runtime.inference.cache import CacheKey, CachePolicy, PrefixCache, Reason
+from vla_edge.runtime.inference.scene_gate import (
+    GateSettings,
+    SceneGate,
+    SceneVerdict,
+    block_means,
+    guard_reading,
+    similarity,
+)
 
 SETTINGS = GateSettings("00", threshold=0.9, guard_mean=1.0, guard_worst=8.0, max_reuse=3, max_age_s=10.0)
 KEY = CacheKey("digest", "pick it up", (True, True), "")

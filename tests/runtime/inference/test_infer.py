@@ -12,9 +12,9 @@ import pytest
 
 from vla_edge.errors import ObservationError
 from vla_edge.runtime.command import main
-from vla_edge.runtime.infer import read_observation
+from vla_edge.runtime.inference.infer import read_observation
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 LAPTOP, PHONE = "observation.images.laptop", "observation.images.phone"
 ACTS = "act.npz"
 

@@ -23,13 +23,13 @@ from vla_edge.bundle import (
     write_manifest,
 )
 from vla_edge.errors import BundleError, ObservationError
-from vla_edge.runtime.picture import PictureScaler, resized_size
-from vla_edge.runtime.prepare import Preparer, lay_out
-from vla_edge.runtime.prompt import PromptEncoder
-from vla_edge.runtime.units import normalizer
+from vla_edge.runtime.inference.picture import PictureScaler, resized_size
+from vla_edge.runtime.inference.prepare import Preparer, lay_out
+from vla_edge.runtime.inference.prompt import PromptEncoder
+from vla_edge.runtime.inference.units import normalizer
 
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
+SHARED = Path(__file__).parents[4] / "shared" / "golden"
 LAPTOP, PHONE = "observation.images.laptop", "observation.images.phone"
 
 POLICY = PolicySpec(

@@ -16,7 +16,7 @@ import numpy as np
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.runtime.session import InferenceRequest, PolicySession
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 def kilobytes(field):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
@@ -41,8 +41,9 @@ def measured(bundle: Path) -> dict[str, float]:
 @pytest.mark.timeout(1200)
 def test_a_full_size_policy_runs_in_less_than_one_and_a_half_times_its_tensors(tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    from tests.random_policy import RandomPolicy, write_random_policy
+
     from vla_edge.export.assemble import ExportRequest, export_bundle
-    from vla_edge.policies.random_policy import RandomPolicy, write_random_policy
 
     write_random_policy(tmp_path / "policy", RandomPolicy(size="full"))
     export_bundle(ExportRequest(checkpoint=tmp_path / "policy", out=tmp_path / "bundle"), lambda step: None)

@@ -12,13 +12,19 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, ObservationError
-from vla_edge.runtime.audit import ShadowAudit
-from vla_edge.runtime.cache import CachePolicy, Reason
-from vla_edge.runtime.flow import FlowSignal, Inpaint, NativeLoop, PythonLoop
-from vla_edge.runtime.gate import GateSettings, SceneVerdict
-from vla_edge.runtime.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions, noise_of
+from vla_edge.runtime.inference.cache import CachePolicy, Reason
+from vla_edge.runtime.inference.flow_loop import FlowSignal, Inpaint, NativeLoop, PythonLoop
+from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
+from vla_edge.runtime.inference.session import (
+    InferenceRequest,
+    InferenceResult,
+    PolicySession,
+    SessionOptions,
+    noise_of,
+)
+from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 LOOSE = GateSettings("pooled", threshold=-1.0, guard_mean=255, guard_worst=255, max_reuse=1000, max_age_s=1000)
 STRICT = replace(LOOSE, threshold=0.999999, guard_mean=0, guard_worst=0)
 
@@ -71,7 +77,7 @@ def test_raw_pictures_and_a_task_give_lerobots_actions(bundle, recorded, engine,
 
 
 def test_the_pure_float32_policy_gives_lerobots_actions_too(tmp_path):
-    folder = Path(__file__).parents[2] / "shared" / "golden"
+    folder = Path(__file__).parents[4] / "shared" / "golden"
     if not (folder / "koch-float32.npz").is_file():
         pytest.skip("koch-float32 lies in ../shared/golden, which is not here")
     pytest.importorskip("torch")

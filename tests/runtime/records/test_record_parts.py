@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vla_edge.errors import ConfigError, RecordError
-from vla_edge.runtime.input_record import Entry, InputRecorder, read_inputs
-from vla_edge.runtime.plots import line_plot
+from vla_edge.runtime.inference.input_record import Entry, InputRecorder, read_inputs
+from vla_edge.runtime.records.plots import line_plot
 
 
 def test_a_long_line_keeps_its_peaks_and_a_hole_stays_a_hole():
@@ -52,8 +52,8 @@ def test_a_record_without_an_inference_leaves_no_file(tmp_path):
 
 
 def test_a_log_that_cannot_be_written_stops_with_a_line_and_not_with_an_error(tmp_path, capsys):
-    from vla_edge.runtime.cache import CacheCounts
-    from vla_edge.runtime.inference_log import InferenceLog
+    from vla_edge.runtime.control.inference_log import InferenceLog
+    from vla_edge.runtime.inference.cache import CacheCounts
 
     (tmp_path / "inference.jsonl").symlink_to("/dev/full")
     log = InferenceLog(tmp_path)
@@ -65,7 +65,7 @@ def test_a_log_that_cannot_be_written_stops_with_a_line_and_not_with_an_error(tm
 
 
 def test_entries_are_left_out_rather_than_waited_for_and_the_gap_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr("vla_edge.runtime.input_record._WAITING_BYTES", 250_000)
+    monkeypatch.setattr("vla_edge.runtime.inference.input_record._WAITING_BYTES", 250_000)
     slow = threading.Event()
     whole = InputRecorder._write
 

@@ -12,21 +12,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from vla_edge.lerobot_data.command import main as vla_data
+from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Chunk, ChunkKind
-from vla_edge.datasets.command import main as vla_data
-from vla_edge.datasets.reader import open_dataset
 from vla_edge.errors import RecordError
-from vla_edge.runtime.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.command import main
-from vla_edge.runtime.episodes import episodes_of
-from vla_edge.runtime.flight import open_record, ticks_of
-from vla_edge.runtime.input_record import Entry, read_inputs
-from vla_edge.runtime.run_folder import listen, open_run_folder
-from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.flight_record import open_record, ticks_of
+from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.inference.input_record import Entry, read_inputs
+from vla_edge.runtime.records.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
+from vla_edge.runtime.records.episodes import episodes_of
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 T = 33_333_333
 
 
@@ -53,7 +53,7 @@ def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps:
         told = ["--bundle", str(bundle), "--run-dir", str(folder.path), "--task", "Place the bracelet into the box", "--seconds", str(seconds)]
         assert main(["inference", *told, "--threads", "1", "--nice", "0", *cameras, *words]) == 0
     finally:
-        from vla_edge.runtime.operator import ask
+        from vla_edge.runtime.control.operator import ask
 
         ask(folder, "stop")
         thread.join(10)
@@ -114,7 +114,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
             ring.announce(p99_ns=10_000_000, plan_then_move=False, dropped_through=sequence, ready=True)
             told = wait("hold", "planning")
     finally:
-        from vla_edge.runtime.operator import ask
+        from vla_edge.runtime.control.operator import ask
 
         ask(folder, "stop")
         thread.join(10)
@@ -125,7 +125,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
 
 def test_a_changed_input_gives_another_chunk_and_fails(run_folder, inputs, golden_bundle, tmp_path, capsys):
     """The check can fail: one picture's bytes exchanged in a copy of the record (with its CRC made right again)."""
-    from vla_edge.runtime.input_record import pack
+    from vla_edge.runtime.inference.input_record import pack
 
     changed, done = tmp_path / "changed.rec", False
     with changed.open("wb") as out:
@@ -189,7 +189,7 @@ def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_we
 
 
 def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folder, inputs, tmp_path, capsys):
-    from vla_edge.runtime.input_record import pack
+    from vla_edge.runtime.inference.input_record import pack
 
     other = tmp_path / "other.rec"
     with other.open("wb") as out:

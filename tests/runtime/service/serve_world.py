@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-GOLDEN = Path(__file__).parent / "golden" / "koch-bfloat16.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 START_S = 120
 """Two cores may be busy with other tests."""
 

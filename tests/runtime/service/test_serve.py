@@ -19,13 +19,13 @@ import pytest
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ServeError
 from vla_edge.runtime.command import main
-from vla_edge.runtime.run_folder import listen, open_run_folder
-from vla_edge.runtime.serve_access import Access, ControlLease, access
-from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
-from vla_edge.runtime.wire import WireLimits, decode, encode
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.service.serve_access import Access, ControlLease, access
+from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
-sys.path.insert(0, str(Path(__file__).parent))
-from serve_world import golden_observation, served
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.runtime.service.serve_world import golden_observation, served
 
 aiohttp = pytest.importorskip("aiohttp")
 TOKEN = "a-token-of-this-test"
@@ -48,7 +48,7 @@ class Control:
         return self.core.StateReader(self.folder.state).read()
 
     def stop(self):
-        from vla_edge.runtime.operator import ask
+        from vla_edge.runtime.control.operator import ask
 
         ask(self.folder, "stop")
         self.thread.join(10)
@@ -243,7 +243,7 @@ def healthy(service) -> bool:
 
 
 def test_what_clients_sent_is_recorded_and_gives_the_same_chunks_again(golden_bundle, tmp_path):
-    from vla_edge.runtime.replay_inputs import replay_inputs
+    from vla_edge.runtime.records.replay_inputs import replay_inputs
 
     observation = golden_observation()
     drawn = {name: value for name, value in observation.items() if name != "noise"}

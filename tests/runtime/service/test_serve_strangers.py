@@ -15,18 +15,18 @@ import pytest
 
 from vla_edge.errors import ControlError, ServeError
 from vla_edge.runtime.command import main
-from vla_edge.runtime.operator import Answer
-from vla_edge.runtime.run_folder import RunFolder
-from vla_edge.runtime.serve_access import Access, ControlLease
-from vla_edge.runtime.serve_tls import certificate_ends, tls_context
-from vla_edge.runtime.wire import WireLimits, decode, encode
+from vla_edge.runtime.control.operator import Answer
+from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.service.serve_access import Access, ControlLease
+from vla_edge.runtime.service.serve_tls import certificate_ends, tls_context
+from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
-sys.path.insert(0, str(Path(__file__).parent))
-from serve_world import golden_observation, served
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.runtime.service.serve_world import golden_observation, served
 
 aiohttp = pytest.importorskip("aiohttp")
-from vla_edge.runtime import service as running  # noqa: E402
-from vla_edge.runtime.service import hold_when_the_lease_lapses  # noqa: E402
+from vla_edge.runtime.service import service as running  # noqa: E402
+from vla_edge.runtime.service.service import hold_when_the_lease_lapses  # noqa: E402
 
 INFER = "/v2/models/policy/infer"
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from vla_edge.bundle import open_bundle
-from vla_edge.runtime.run_folder import listen, open_run_folder
-from vla_edge.runtime.serve_page import PAGE
-from vla_edge.runtime.settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.service.serve_page import PAGE
 
-sys.path.insert(0, str(Path(__file__).parent))
-from headless_page import chromium, opened
-from serve_world import GOLDEN, served
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.runtime.service.headless_page import chromium, opened
+from tests.runtime.service.serve_world import GOLDEN, served
 
 pytest.importorskip("aiohttp")
 
@@ -51,7 +51,7 @@ def robot(golden_bundle, tmp_path):
     yield folder
     inference.terminate()
     inference.wait(20)
-    from vla_edge.runtime.operator import ask
+    from vla_edge.runtime.control.operator import ask
 
     ask(folder, "stop")
     thread.join(10)

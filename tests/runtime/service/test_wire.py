@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from vla_edge.errors import ObservationError, WireError
-from vla_edge.runtime import kserve
-from vla_edge.runtime.infer import observation_of
-from vla_edge.runtime.wire import WireLimits, decode, encode
+from vla_edge.runtime.inference.infer import observation_of
+from vla_edge.runtime.service import kserve
+from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
 LIMITS = WireLimits(message_bytes=1 << 20)
-CORPUS = Path(__file__).parent / "fuzz" / "corpus" / "wire"
+CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus" / "wire"
 
 
 def as_openpi(array, **changed):

@@ -1,4 +1,4 @@
-/* A stand-in for libcuda.so.1, built by tests/test_cuda_launcher.py: it runs nothing on any device, it writes down
+/* A stand-in for libcuda.so.1, built by tests/engines/test_cuda_launcher.py: it runs nothing on any device, it writes down
  * every call with its arguments, and fails where the test asks it to.
  *
  * Handles: whatever the test passed in; graphs made here are 0x900, 0x901 ... Device memory is a small array behind

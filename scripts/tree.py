@@ -1,7 +1,7 @@
-"""Write the tree of the README: one line a file, taken from the file's own first sentence.
+"""Write docs/tree.md: one line a file, taken from the file's own first sentence.
 
-    python scripts/readme_tree.py          rewrites the section of README.md
-    python scripts/readme_tree.py --check  exit 1 when the section is not current
+    python scripts/tree.py          rewrites docs/tree.md
+    python scripts/tree.py --check  exit 1 when the page is not current
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("policies", "datasets", "training", "export", "calibration", "engines", "runtime", "robot", "benchmarks", "src/vla_edge", "scripts")
-BEGIN, END = "<!-- tree: scripts/readme_tree.py -->", "<!-- end of tree -->"
+ROOMS = ("policies", "lerobot_data", "training", "export", "calibration", "engines", "runtime", "robot", "trials", "benchmarks", "src/vla_edge", "scripts")
 
 
 def first_sentence(file: Path) -> str:
@@ -40,26 +39,24 @@ def lines() -> list[str]:
             if "__pycache__" not in file.parts and file.name != "__init__.py"
         )
         about = first_sentence(folder / "__init__.py") if (folder / "__init__.py").is_file() else "Small programs for this repository"
-        found.append(f"{room + '/':<34}{about}")
+        found.append(f"{room + '/':<40}{about}")
         for file in files:
             if file.suffix == ".c" and file.with_suffix(".h") in files:
                 continue
             name = file.relative_to(folder).as_posix()
             name = name[:-2] + ".{h,c}" if file.suffix == ".h" and file.with_suffix(".c") in files else name
-            found.append(f"  {name:<32}{first_sentence(file)}")
+            found.append(f"  {name:<38}{first_sentence(file)}")
     return found
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    current = f"{head}{BEGIN}\n```\n" + "\n".join(lines()) + f"\n```\n{END}{tail}"
+    page = ROOT / "docs" / "tree.md"
+    current = "# Tree\n\nWhat stands where: one line a file, taken from the file's own first sentence.\n\n```\n" + "\n".join(lines()) + "\n```\n"
     if "--check" in sys.argv:
-        print("README tree is current" if current == text else "README tree is stale: run python scripts/readme_tree.py")
-        return int(current != text)
-    readme.write_text(current)
+        same = page.is_file() and page.read_text() == current
+        print("docs/tree.md is current" if same else "docs/tree.md is stale: run python scripts/tree.py")
+        return int(not same)
+    page.write_text(current)
     return 0
 
 

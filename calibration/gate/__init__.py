@@ -1,0 +1,1 @@
+"""Limits of prefix reuse, found from recorded episodes."""

@@ -1,0 +1,1 @@
+"""Ranges, folding, INT8 and FP16 rewriting, the precision plan and its audit."""

@@ -1,0 +1,1 @@
+"""Everything TensorRT and CUDA: engine files built, checked, loaded, and the captured flow loop."""

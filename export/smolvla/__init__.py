@@ -1,0 +1,1 @@
+"""Where SmolVLA is cut into graphs, and how each graph is written."""

@@ -1,0 +1,1 @@
+"""SmolVLA in PyTorch: backbone, expert, flow matching, CLS head, delta expert; `policy.py` is what users hold."""

@@ -1,0 +1,1 @@
+"""Simulated arms, servo emulators, rendering."""

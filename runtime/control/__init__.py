@@ -1,0 +1,1 @@
+"""A run: supervisor, control process, inference process, hand-over, operator, run folder, flight record."""

@@ -1,0 +1,1 @@
+"""`vla-runtime serve`: protocols, client sessions, access, status page."""

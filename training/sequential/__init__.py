@@ -1,0 +1,1 @@
+"""Tasks learnt one after the other: phases from a stage file, replay of earlier tasks, transfer matrix."""

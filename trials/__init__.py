@@ -1,0 +1,1 @@
+"""Closed loop in simulation and checks before a robot: lockstep, tasks and their data, evaluation, deployment checklist."""
