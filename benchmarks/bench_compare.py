@@ -27,7 +27,9 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a result ({error}); give a JSON file written by vla-bench") from None
+        raise ConfigError(
+            f"{path}: cannot be read as a result ({error}); give a JSON file written by vla-bench"
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not _has_times(content):
         raise ConfigError(f"{path}: not a vla-bench result of schema {SCHEMA}; measure again")
     return content
@@ -36,7 +38,11 @@ def read_result(path: Path) -> dict[str, Any]:
 def _has_times(content: dict[str, Any]) -> bool:
     """Whether every case of every subject has the median that is compared, and the baseline is one of them."""
     try:
-        medians = [case["whole_tick_ms"]["p50"] for subject in content["subjects"].values() for case in subject["cases"].values()]
+        medians = [
+            case["whole_tick_ms"]["p50"]
+            for subject in content["subjects"].values()
+            for case in subject["cases"].values()
+        ]
         if content["baseline"] is not None:
             medians.append(_base(content, content["baseline"]))
     except (KeyError, TypeError, AttributeError):
@@ -58,7 +64,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
             scale = _base(before, shared) / _base(after, shared) if shared and name != shared else 1.0
             changes.append(Change(name, case, old, new, new / old * scale))
     if not changes:
-        raise ConfigError(f"the results have no subject and case in common: {', '.join(before['subjects'])} and {', '.join(after['subjects'])}")
+        raise ConfigError(
+            f"the results have no subject and case in common: {', '.join(before['subjects'])} and "
+            f"{', '.join(after['subjects'])}"
+        )
     return changes
 
 
@@ -66,7 +75,10 @@ def gate(changes: list[Change], limit: float) -> None:
     """CheckFailed when a case became slower than `limit` times."""
     worst = max(changes, key=lambda change: change.factor)
     if worst.factor > limit:
-        raise CheckFailed(f"{worst.subject} {worst.case} takes {worst.factor:.2f} times as long as before ({worst.before_ms:.1f} → {worst.after_ms:.1f} ms), limit {limit:g}")
+        raise CheckFailed(
+            f"{worst.subject} {worst.case} takes {worst.factor:.2f} times as long as before ({worst.before_ms:.1f} → "
+            f"{worst.after_ms:.1f} ms), limit {limit:g}"
+        )
 
 
 def _base(result: dict[str, Any], name: str) -> float:

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"camera preparation": "#b5b5b5", "vision": "#3b6fb6", "prefix": "#5aa469", "state": "#c9a227", "loop": "#b5533c", "post-processing": "#777777"}
+COLOURS = {
+    "camera preparation": "#b5b5b5",
+    "vision": "#3b6fb6",
+    "prefix": "#5aa469",
+    "state": "#c9a227",
+    "loop": "#b5533c",
+    "post-processing": "#777777",
+}
 """One colour a stage, the same in every bar."""
 UNDIVIDED = "#d9d9d9"
 
@@ -32,46 +39,79 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
     clocks = ", ".join(f"{value:.0f}" for value in host["clock_mhz"])
     yield f"# Latency, {host['when']}"
     yield ""
-    yield f"{host['cpu']}, {host['cores']} cores, clocks {clocks} MHz (governor {host['governor']}), {host['memory_gb']} GB, load before {host['load_before']}, commit {host['commit']}."
-    yield f"Ceilings measured here: float32 {ceilings['float32']:.0f} GOP/s, INT8 {ceilings['int8']:.0f} GOP/s, memory {ceilings['memory']:.1f} GB/s."
-    yield f"{result['rounds']['rounds']} interleaved rounds after {result['rounds']['warm_up']} to warm up; ms; baseline {result['baseline']}."
+    yield (
+        f"{host['cpu']}, {host['cores']} cores, clocks {clocks} MHz (governor {host['governor']}), "
+        f"{host['memory_gb']} GB, load before {host['load_before']}, commit {host['commit']}."
+    )
+    yield (
+        f"Ceilings measured here: float32 {ceilings['float32']:.0f} GOP/s, INT8 {ceilings['int8']:.0f} GOP/s, memory "
+        f"{ceilings['memory']:.1f} GB/s."
+    )
+    yield (
+        f"{result['rounds']['rounds']} interleaved rounds after {result['rounds']['warm_up']} to warm up; ms; "
+        f"baseline {result['baseline']}."
+    )
     yield from ("", "| subject | case | p50 | p90 | p99 | max | CPU ms p50 |", "|---|---|---|---|---|---|---|")
     for name, subject in result["subjects"].items():
         for case, found in subject["cases"].items():
             whole = found["whole_tick_ms"]
-            yield f"| {name} | {case} | {whole['p50']:.1f} | {whole['p90']:.1f} | {whole['p99']:.1f} | {whole['max']:.1f} | {found['cpu_ms']['p50']:.0f} |"
+            yield (
+                f"| {name} | {case} | {whole['p50']:.1f} | {whole['p90']:.1f} | {whole['p99']:.1f} | "
+                f"{whole['max']:.1f} | {found['cpu_ms']['p50']:.0f} |"
+            )
     yield from ("", "Stages of a fresh inference, p50 / p99:", "")
-    stages = list(dict.fromkeys(stage for subject in result["subjects"].values() for stage in subject["cases"]["fresh"]["stages_ms"]))
+    stages = list(
+        dict.fromkeys(
+            stage for subject in result["subjects"].values() for stage in subject["cases"]["fresh"]["stages_ms"]
+        )
+    )
     yield f"| subject | {' | '.join(stages)} |"
     yield "|---" * (len(stages) + 1) + "|"
     for name, subject in result["subjects"].items():
         cells = [subject["cases"]["fresh"]["stages_ms"].get(stage) for stage in stages]
         yield f"| {name} | {' | '.join('–' if cell is None else _pair(cell) for cell in cells)} |"
-    yield from ("", "| subject | fresh × | cached × | one camera saved | fresh × by CPU time | cached × by CPU time | peak RSS MB (loading included) | resident MB after | cold start s | cosine | joint p95 |", "|---|---|---|---|---|---|---|---|---|---|---|")
+    yield from (
+        "",
+        "| subject | fresh × | cached × | one camera saved | fresh × by CPU time | cached × by CPU time | peak RSS "
+        "MB (loading included) | resident MB after | cold start s | cosine | joint p95 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    )
     for name, subject in result["subjects"].items():
         ratio, error = result["ratios"].get(name, {}), result["errors"].get(name, {})
         wall, cpu = ratio.get("wall", {}), ratio.get("cpu", {})
         yield (
-            f"| {name} | {_number(wall.get('fresh'), 2)} | {_number(wall.get('cached'), 1)} | {_number(wall.get('one_camera_saved'), 3)} | {_number(cpu.get('fresh'), 2)} "
-            f"| {_number(cpu.get('cached'), 1)} | {subject['peak_rss_mb']:.0f} | {subject['resident_mb']:.0f} | {subject['cold_start_s']:.1f} | {_number(error.get('cosine'), 5)} | {_number(error.get('joint_p95'), 5)} |"
+            f"| {name} | {_number(wall.get('fresh'), 2)} | {_number(wall.get('cached'), 1)} | "
+            f"{_number(wall.get('one_camera_saved'), 3)} | {_number(cpu.get('fresh'), 2)} "
+            f"| {_number(cpu.get('cached'), 1)} | {subject['peak_rss_mb']:.0f} | {subject['resident_mb']:.0f} | "
+            f"{subject['cold_start_s']:.1f} | {_number(error.get('cosine'), 5)} | "
+            f"{_number(error.get('joint_p95'), 5)} |"
         )
     yield from _graphs(result)
     yield ""
     for name, subject in result["subjects"].items():
         verdicts = subject["verdicts"]
         for question in ("replan_every_tick", "action_output_with_chunks") if verdicts else ():
-            answers = ", ".join(f"{case} {'yes' if holds else 'no'} ({verdicts['p99_ms'][case]:.0f} ms)" for case, holds in verdicts[question].items())
+            answers = ", ".join(
+                f"{case} {'yes' if holds else 'no'} ({verdicts['p99_ms'][case]:.0f} ms)"
+                for case, holds in verdicts[question].items()
+            )
             yield f"- {name}, 30 Hz {question.replace('_', ' ')}: {answers}"
 
 
 def _graphs(result: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("", "| subject | graph | precision | GMAC | weights MB | GOP/s | of ceiling | floor ms | best ms |", "|---|---|---|---|---|---|---|---|---|")
+    yield from (
+        "",
+        "| subject | graph | precision | GMAC | weights MB | GOP/s | of ceiling | floor ms | best ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    )
     for name, subject in result["subjects"].items():
         for graph, found in subject["fractions"].items():
             work = subject["work"][graph]
             yield (
-                f"| {name} | {graph} | {subject['precision'].get(graph, 'fp32')} | {work['multiply_adds'] / 1e9:.2f} | {work['weight_bytes'] / 1e6:.0f} | {found['gops']:.0f} "
-                f"| {100 * found['fraction']:.0f} % of {found['ceiling']} | {found['floor_ms']:.1f} | {found['best_ms']:.1f} |"
+                f"| {name} | {graph} | {subject['precision'].get(graph, 'fp32')} | {work['multiply_adds'] / 1e9:.2f} "
+                f"| {work['weight_bytes'] / 1e6:.0f} | {found['gops']:.0f} "
+                f"| {100 * found['fraction']:.0f} % of {found['ceiling']} | {found['floor_ms']:.1f} | "
+                f"{found['best_ms']:.1f} |"
             )
 
 
@@ -79,13 +119,17 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     """Bars of every subject and case, cut into stages."""
     from matplotlib import pyplot
 
-    bars = [(name, case, found) for name, subject in result["subjects"].items() for case, found in subject["cases"].items()]
+    bars = [
+        (name, case, found) for name, subject in result["subjects"].items() for case, found in subject["cases"].items()
+    ]
     figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.42 * len(bars)), layout="constrained")
     for row, (name, case, found) in enumerate(bars):
         left = 0.0
         looked = {"fresh": result["subjects"][name].get("cameras", 2), "one_camera": 1}.get(case, 0)
         for stage, colour in COLOURS.items():
-            width = found["stages_ms"].get(stage, {}).get("p50", 0.0) * (max(1, looked) if stage in ("vision", "camera preparation") else 1)
+            width = found["stages_ms"].get(stage, {}).get("p50", 0.0) * (
+                max(1, looked) if stage in ("vision", "camera preparation") else 1
+            )
             axes.barh(row, width, left=left, color=colour, label=stage if row == 0 else None)
             left += width
         if left == 0.0:  # a subject that tells no stages
@@ -97,7 +141,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("median ms of one inference")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{result['host']['cpu']}, {result['host']['cores']} cores · commit {result['host']['commit']}", fontsize=10, loc="left")
+    axes.set_title(
+        f"{result['host']['cpu']}, {result['host']['cores']} cores · commit {result['host']['commit']}",
+        fontsize=10,
+        loc="left",
+    )
     figure.legend(loc="outside upper center", ncols=len(COLOURS), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -83,7 +83,9 @@ class BundleSubject:
 
     def actions(self, number: int) -> np.ndarray:
         self._session.reset()
-        result = self._session.infer(InferenceRequest(self._data.observations[number], 0, noise=self._data.noise[number]))
+        result = self._session.infer(
+            InferenceRequest(self._data.observations[number], 0, noise=self._data.noise[number])
+        )
         assert result is not None
         return result.normalized
 
@@ -97,6 +99,11 @@ class BundleSubject:
     def _check(self, case: str, looked: int, prefix: bool, delta: bool) -> None:
         """CheckFailed unless exactly the pieces of the case ran: a benchmark must not time something else."""
         cameras = len(self._last.frames)
-        expected = {FRESH: (cameras, True, False), CACHED: (0, False, False), ONE_CAMERA: (1, True, False), DELTA: (0, False, True)}[case]
+        expected = {
+            FRESH: (cameras, True, False),
+            CACHED: (0, False, False),
+            ONE_CAMERA: (1, True, False),
+            DELTA: (0, False, True),
+        }[case]
         if (looked, prefix, delta) != expected:
             raise CheckFailed(f"case {case} ran {looked} cameras, prefix {prefix}, delta {delta}; expected {expected}")

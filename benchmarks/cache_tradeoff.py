@@ -68,10 +68,15 @@ class Moves:
 
 def policies(bundle: Bundle, settings: GateSettings) -> dict[str, ReplayPlan]:
     """The guard alone, and with the gate on each similarity that calibration found a threshold for."""
-    plans = {"guard": ReplayPlan(CachePolicy.GUARD, settings, PERIOD_S), f"guard + {settings.similarity}": ReplayPlan(CachePolicy.CLS, settings, PERIOD_S)}
+    plans = {
+        "guard": ReplayPlan(CachePolicy.GUARD, settings, PERIOD_S),
+        f"guard + {settings.similarity}": ReplayPlan(CachePolicy.CLS, settings, PERIOD_S),
+    }
     for name, threshold in bundle.manifest.gate["thresholds"].items():
         if name != settings.similarity:
-            plans[f"guard + {name}"] = ReplayPlan(CachePolicy.CLS, replace(settings, similarity=name, threshold=threshold), PERIOD_S)
+            plans[f"guard + {name}"] = ReplayPlan(
+                CachePolicy.CLS, replace(settings, similarity=name, threshold=threshold), PERIOD_S
+            )
     return plans
 
 
@@ -82,14 +87,18 @@ def phase_facts(run: Replay, chosen: Array) -> dict[str, float]:
     return {"inferences": int(chosen.sum()), "hit_rate": float(run.hit[chosen].mean()), "error_joint_p95": p95}
 
 
-def planted_moves(bundle: Bundle, engine: Engine, settings: GateSettings, policy: CachePolicy, count: int, named: bool) -> Moves:
+def planted_moves(
+    bundle: Bundle, engine: Engine, settings: GateSettings, policy: CachePolicy, count: int, named: bool
+) -> Moves:
     """`count` scenes at rest: the cache warms up, a cube is moved (the named one, or another), the cache looks on."""
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
     height, width = next(iter(sizes.values()))
     arm = SimulatedArm(random_scene(0), SimOptions(height, width))
     session = PolicySession(bundle, engine, SessionOptions(policy, gate=replace(settings, max_age_s=1e6)))
     noticed, changed = [], []
-    for seed in track(range(MOVE_SEED, MOVE_SEED + count), f"planted moves, {policy.value}", console=Console(stderr=True)):
+    for seed in track(
+        range(MOVE_SEED, MOVE_SEED + count), f"planted moves, {policy.value}", console=Console(stderr=True)
+    ):
         arm.reset(random_scene(seed))
         session.reset()
         colour = wanted_colour(seed)
@@ -119,13 +128,20 @@ def moving_pairs(recorded: Recorded, references: int) -> list[tuple[int, int]]:
     frames = [index for index in range(len(data)) if moving[min(index + 1, len(data) - 1)]]
     chosen = [frames[place] for place in np.linspace(0, len(frames) - 1, min(references, len(frames))).astype(int)]
     lags = (1, 2, 3, 5, 8, 12, 20)
-    return [(a, a + lag) for a in sorted(set(chosen)) for lag in lags if a + lag < ends[a] and moving[a + lag] and moves[a + lag] == moves[a]]
+    return [
+        (a, a + lag)
+        for a in sorted(set(chosen))
+        for lag in lags
+        if a + lag < ends[a] and moving[a + lag] and moves[a + lag] == moves[a]
+    ]
 
 
 def over_age(pairs: Pairs) -> dict[str, list[float]]:
     """Error of a kept prefix by its age, whatever the pictures say."""
     ages = np.unique(pairs.lag_s)
-    return {"age_s": ages.tolist()} | {f"p{q}": [float(np.percentile(pairs.error[pairs.lag_s == age], q)) for age in ages] for q in (50, 95)}
+    return {"age_s": ages.tolist()} | {
+        f"p{q}": [float(np.percentile(pairs.error[pairs.lag_s == age], q)) for age in ages] for q in (50, 95)
+    }
 
 
 def over_guard(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
@@ -142,8 +158,13 @@ def costs(bundle: Bundle, engine: Engine, rounds: int) -> dict[str, float]:
     """Least time of a fresh inference and of one on a kept prefix, ms, in turn on grey pictures: what another network
     (one of full size) would save."""
     session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD, gate=REUSE_ALL))
-    frames = {camera.name: Frame(camera.name, np.full((camera.height, camera.width, 3), 90, np.uint8), 0, 0) for camera in bundle.manifest.cameras}
-    observation = Observation(0, frames, JointReading(0, 0, np.zeros(bundle.manifest.policy.state_dim, np.float32)), instruction("red"))
+    frames = {
+        camera.name: Frame(camera.name, np.full((camera.height, camera.width, 3), 90, np.uint8), 0, 0)
+        for camera in bundle.manifest.cameras
+    }
+    observation = Observation(
+        0, frames, JointReading(0, 0, np.zeros(bundle.manifest.policy.state_dim, np.float32)), instruction("red")
+    )
     took: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * rounds + 2):
         if number % 2 == 0:
@@ -152,7 +173,11 @@ def costs(bundle: Bundle, engine: Engine, rounds: int) -> dict[str, float]:
         assert result is not None
         if number >= 2:  # the first pair warms up
             took[result.decision.hit].append(result.timings.total)
-    return {"fresh_ms": min(took[False]), "reused_ms": min(took[True]), "saved_by_a_hit": 1 - min(took[True]) / min(took[False])}
+    return {
+        "fresh_ms": min(took[False]),
+        "reused_ms": min(took[True]),
+        "saved_by_a_hit": 1 - min(took[True]) / min(took[False]),
+    }
 
 
 def draw(line: dict[str, Any], path: Path) -> None:
@@ -162,19 +187,37 @@ def draw(line: dict[str, Any], path: Path) -> None:
     rates, age, guard = figure.subplots(1, 3)
     names, bound = list(line["replay"]), line["gate"]["bound"]
     for offset, phase in ((-0.2, "still"), (0.2, "moving")):
-        bars = rates.bar(np.arange(len(names)) + offset, [line["replay"][name][phase]["hit_rate"] for name in names], 0.38, label=phase)
+        bars = rates.bar(
+            np.arange(len(names)) + offset,
+            [line["replay"][name][phase]["hit_rate"] for name in names],
+            0.38,
+            label=phase,
+        )
         rates.bar_label(bars, [f"{line['replay'][name][phase]['error_joint_p95']:.2%}" for name in names], fontsize=8)
-    rates.set(xticks=np.arange(len(names)), xticklabels=names, ylim=(0, 1.15), ylabel="hit rate (above: action error, p95)", title="along episodes, by phase")
+    rates.set(
+        xticks=np.arange(len(names)),
+        xticklabels=names,
+        ylim=(0, 1.15),
+        ylabel="hit rate (above: action error, p95)",
+        title="along episodes, by phase",
+    )
     rates.legend(loc="upper right")
     curve = line["moving_over_age"]
     for q in ("p50", "p95"):
         age.plot(curve["age_s"], curve[q], marker="o", label=q)
     age.axhline(bound, color="tab:red", linestyle="--", label="bound")
-    age.set(yscale="log", xlabel="age of the prefix, s", ylabel="action error, share of range", title="moving arm, every prefix kept")
+    age.set(
+        yscale="log",
+        xlabel="age of the prefix, s",
+        ylabel="action error, share of range",
+        title="moving arm, every prefix kept",
+    )
     age.legend()
     curve = line["moving_over_guard"]
     guard.plot(curve["factor"], curve["hits"], marker=".", color="tab:blue", label="share of moving pairs reused")
-    guard.plot(curve["factor"], np.array(curve["p95"]) / bound, marker=".", color="tab:orange", label="error p95 / bound")
+    guard.plot(
+        curve["factor"], np.array(curve["p95"]) / bound, marker=".", color="tab:orange", label="error p95 / bound"
+    )
     guard.axvline(1, color="tab:green", label="calibrated")
     guard.axhline(1, color="tab:red", linestyle="--")
     guard.set(xscale="log", xlabel="guard limits × factor", title="moving arm, over the guard's limits", ylim=(0, 4))
@@ -187,7 +230,24 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
     settings = read_gate(bundle)
     if settings is None:
         raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
-    line: dict[str, Any] = {"bundle": bundle.digest, "gate": {name: bundle.manifest.gate[name] for name in ("similarity", "threshold", "guard_mean", "guard_worst", "max_reuse", "max_age_s", "bound", "auroc", "thresholds", "tightened")}}
+    line: dict[str, Any] = {
+        "bundle": bundle.digest,
+        "gate": {
+            name: bundle.manifest.gate[name]
+            for name in (
+                "similarity",
+                "threshold",
+                "guard_mean",
+                "guard_worst",
+                "max_reuse",
+                "max_age_s",
+                "bound",
+                "auroc",
+                "thresholds",
+                "tightened",
+            )
+        },
+    }
     camera = bundle.manifest.cameras[0]
     with tempfile.TemporaryDirectory() as scratch:
         arm = SimulatedArm(random_scene(0), SimOptions(camera.height, camera.width))
@@ -199,43 +259,68 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
             line["replay"] = {}
             for name, plan in policies(bundle, settings).items():
                 run = replay(bundle, engine, recorded, data.episodes, plan)
-                phases = {"still": phase_facts(run, ~moving[run.frames]), "moving": phase_facts(run, moving[run.frames])}
+                phases = {
+                    "still": phase_facts(run, ~moving[run.frames]),
+                    "moving": phase_facts(run, moving[run.frames]),
+                }
                 line["replay"][name] = {**run.facts(), **phases}
             measured: Measured = measure(bundle, engine, recorded, moving_pairs(recorded, references))
-    line["ceiling_time_saved"] = (1 - measured.reused_ms / measured.fresh_ms) * settings.max_reuse / (settings.max_reuse + 1)
+    line["ceiling_time_saved"] = (
+        (1 - measured.reused_ms / measured.fresh_ms) * settings.max_reuse / (settings.max_reuse + 1)
+    )
     line["fresh_ms"], line["reused_ms"] = measured.fresh_ms, measured.reused_ms
     line["moving_over_age"], line["moving_over_guard"] = over_age(measured.pairs), over_guard(measured.pairs, settings)
     line["planted"] = {}
     for what, named in (("named cube", True), ("another cube", False)):
         found = planted_moves(bundle, engine, settings, CachePolicy.CLS, moves, named)
         looks = [look for look in found.noticed if look]
-        line["planted"][what] = {"count": moves, "missed": found.missed, "looks_until_noticed_max": max(looks, default=0), "gate_said_changed": sum(found.changed)}
+        line["planted"][what] = {
+            "count": moves,
+            "missed": found.missed,
+            "looks_until_noticed_max": max(looks, default=0),
+            "gate_said_changed": sum(found.changed),
+        }
     return line
 
 
 def report(line: dict[str, Any]) -> list[str]:
-    lines = [f"ceiling: {line['ceiling_time_saved']:.0%} of the time saved ({line['fresh_ms']:.1f} ms fresh, {line['reused_ms']:.1f} ms on a kept prefix, {line['gate']['max_reuse']} reuses)"]
+    lines = [
+        f"ceiling: {line['ceiling_time_saved']:.0%} of the time saved ({line['fresh_ms']:.1f} ms fresh, "
+        f"{line['reused_ms']:.1f} ms on a kept prefix, {line['gate']['max_reuse']} reuses)"
+    ]
     for name, run in line["replay"].items():
         still, moving = run["still"], run["moving"]
         lines.append(
-            f"{name:<16} still {still['hit_rate']:.0%} hits, error p95 {still['error_joint_p95']:.2%}; moving {moving['hit_rate']:.0%} hits, error p95 {moving['error_joint_p95']:.2%}; "
+            f"{name:<16} still {still['hit_rate']:.0%} hits, error p95 {still['error_joint_p95']:.2%}; moving "
+            f"{moving['hit_rate']:.0%} hits, error p95 {moving['error_joint_p95']:.2%}; "
             f"time saved {run['time_saved']:.0%}"
         )
     for what, row in line["planted"].items():
-        lines.append(f"{what} moved: missed {row['missed']} of {row['count']}, noticed at look {row['looks_until_noticed_max']} at the latest; gate said changed {row['gate_said_changed']} times")
+        lines.append(
+            f"{what} moved: missed {row['missed']} of {row['count']}, noticed at look "
+            f"{row['looks_until_noticed_max']} at the latest; gate said changed {row['gate_said_changed']} times"
+        )
     if "other_network" in line:
         row = line["other_network"]
-        lines.append(f"the other network: {row['fresh_ms']:.0f} ms fresh, {row['reused_ms']:.0f} ms on a kept prefix: a hit saves {row['saved_by_a_hit']:.0%}")
+        lines.append(
+            f"the other network: {row['fresh_ms']:.0f} ms fresh, {row['reused_ms']:.0f} ms on a kept prefix: a hit "
+            f"saves {row['saved_by_a_hit']:.0%}"
+        )
     return lines
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.cache_tradeoff", description="hit rate, action error and time saved of the prefix cache")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.cache_tradeoff",
+        description="hit rate, action error and time saved of the prefix cache",
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--moves", type=int, default=100, help="planted moves of each kind")
     parser.add_argument("--references", type=int, default=80, help="moving frames whose prefix is kept")
-    parser.add_argument("--cost-bundle", type=Path, help="another bundle whose times are told too, of full size for instance")
+    parser.add_argument(
+        "--cost-bundle", type=Path, help="another bundle whose times are told too, of full size for instance"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="cache_tradeoff", help="of the two files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the JSON")
@@ -243,17 +328,32 @@ def main(argv: Sequence[str]) -> int:
     if min(options.episodes, options.moves, options.references) < 1:
         raise ConfigError("--episodes, --moves and --references must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    line = measure_all(open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads)), options.episodes, options.moves, options.references)
+    line = measure_all(
+        open_bundle(options.bundle),
+        load_engine("ort", EngineOptions(threads=options.threads)),
+        options.episodes,
+        options.moves,
+        options.references,
+    )
     line["commit"] = commit()
     if options.cost_bundle is not None:
-        line["other_network"] = costs(open_bundle(options.cost_bundle), load_engine("ort", EngineOptions(threads=options.threads)), 3)
+        line["other_network"] = costs(
+            open_bundle(options.cost_bundle), load_engine("ort", EngineOptions(threads=options.threads)), 3
+        )
     draw(line, options.out / f"{options.name}.png")
     (options.out / f"{options.name}.json").write_text(json.dumps(line, indent=1) + "\n")
     print("\n".join(report(line)))
     print(json.dumps(line))
     gated = line["replay"][f"guard + {line['gate']['similarity']}"]
-    if line["planted"]["named cube"]["missed"] or gated["still"]["hit_rate"] < LEAST_STILL_HITS or gated["error_joint_p95"] > line["gate"]["bound"]:
-        raise CheckFailed("the named cube was missed, or fewer than 90 % hits while still, or an error above the bound; calibrate with more episodes")
+    if (
+        line["planted"]["named cube"]["missed"]
+        or gated["still"]["hit_rate"] < LEAST_STILL_HITS
+        or gated["error_joint_p95"] > line["gate"]["bound"]
+    ):
+        raise CheckFailed(
+            "the named cube was missed, or fewer than 90 % hits while still, or an error above the bound; calibrate "
+            "with more episodes"
+        )
     return 0
 
 

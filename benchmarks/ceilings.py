@@ -32,7 +32,8 @@ MEMORY_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Ceilings:
-    """float32 and int8: 10⁹ operations a second (a multiply-add is two); memory: 10⁹ bytes read a second. `found`: every
+    """float32 and int8: 10⁹ operations a second (a multiply-add is two); memory: 10⁹ bytes read a second. `found`:
+    every
     measurement by name."""
 
     float32: float
@@ -54,7 +55,9 @@ def measure_ceilings(threads: int) -> Ceilings:
     generator = np.random.default_rng(0)
     for rows, inner, outer in SHAPES:
         left, right = (generator.standard_normal(shape, np.float32) for shape in ((rows, inner), (inner, outer)))
-        found[f"numpy float32 {rows}×{inner}×{outer}"] = round(2e-9 * rows * inner * outer / _best(lambda left=left, right=right: left @ right), 1)  # type: ignore[misc]
+        found[f"numpy float32 {rows}×{inner}×{outer}"] = round(
+            2e-9 * rows * inner * outer / _best(lambda left=left, right=right: left @ right), 1
+        )  # type: ignore[misc]
     block = np.ones(MEMORY_BYTES // 8, np.float64)
     memory = MEMORY_BYTES / _best(block.sum) / 1e9
     best = {kind: max(value for name, value in found.items() if kind in name) for kind in ("float32", "int8")}
@@ -74,7 +77,11 @@ def _product(engine: Engine, shape: tuple[int, int, int], treatment: Treatment) 
     rows, inner, outer = shape
     weight = np.random.default_rng(0).standard_normal((inner, outer), np.float32)
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["entered"], "enter"), helper.make_node("MatMul", ["entered", "w"], ["product"], "product"), helper.make_node("Identity", ["product"], ["y"], "leave")],
+        [
+            helper.make_node("Identity", ["x"], ["entered"], "enter"),
+            helper.make_node("MatMul", ["entered", "w"], ["product"], "product"),
+            helper.make_node("Identity", ["product"], ["y"], "leave"),
+        ],
         "ceiling",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, (rows, inner))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (rows, outer))],
@@ -85,7 +92,9 @@ def _product(engine: Engine, shape: tuple[int, int, int], treatment: Treatment) 
     step = Step(treatment, Span(-4.0, 4.0))
     sink = MemorySink(bytearray())
     rewritten = Rewriter(model, {"w": weight}, sink).rewrite(maps, dict.fromkeys(maps, step))
-    spec = GraphSpec("ceiling.onnx", (), (TensorSpec("x", (rows, inner), "float32"),), (TensorSpec("y", (rows, outer), "float32"),))
+    spec = GraphSpec(
+        "ceiling.onnx", (), (TensorSpec("x", (rows, inner), "float32"),), (TensorSpec("y", (rows, outer), "float32"),)
+    )
     weights = {"candidate.bin": memoryview(sink.data)} if sink.data else {}
     session = engine.session(GraphFile("ceiling", spec, Path("ceiling.onnx"), rewritten.SerializeToString(), weights))
     value, result = engine.allocate((rows, inner), "float32"), engine.allocate((rows, outer), "float32")

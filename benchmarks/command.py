@@ -44,7 +44,17 @@ def _bench(arguments: argparse.Namespace) -> int:
     for kind in dict.fromkeys(arguments.against):
         if arguments.checkpoint is None:
             raise ConfigError(f"--against {kind} needs the policy's weights: give --checkpoint DIR")
-        specs.append(SubjectSpec(kind, kind.removesuffix("-compiled"), arguments.checkpoint, "torch", arguments.threads, inputs, compiled=kind == "torch-compiled"))
+        specs.append(
+            SubjectSpec(
+                kind,
+                kind.removesuffix("-compiled"),
+                arguments.checkpoint,
+                "torch",
+                arguments.threads,
+                inputs,
+                compiled=kind == "torch-compiled",
+            )
+        )
     console = Console(stderr=arguments.json)
     with console.status("starting") as status:
         result = measure(specs, Rounds(arguments.rounds), arguments.threads, status.update)
@@ -55,12 +65,18 @@ def _bench(arguments: argparse.Namespace) -> int:
     written = [file, *write_report(result, arguments.out, arguments.name)]
     console.print(f"written: {', '.join(str(path) for path in written)}", markup=False)
     if arguments.json:
-        print(json.dumps({"files": [str(path) for path in written], "ratios": result["ratios"], "errors": result["errors"]}))
+        print(
+            json.dumps(
+                {"files": [str(path) for path in written], "ratios": result["ratios"], "errors": result["errors"]}
+            )
+        )
     return 0
 
 
 def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vla-bench compare", description="Fail when the second result is slower than the first.")
+    parser = argparse.ArgumentParser(
+        prog="vla-bench compare", description="Fail when the second result is slower than the first."
+    )
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--limit", type=float, default=1.15, help="largest factor that passes (default: 1.15)")
@@ -70,9 +86,19 @@ def _compare(argv: Sequence[str]) -> int:
         raise ConfigError(f"--limit is {arguments.limit}; it must be a factor above 0")
     changes = compare(read_result(arguments.before), read_result(arguments.after))
     for change in changes:
-        print(f"{change.subject} {change.case}: {change.before_ms:.1f} → {change.after_ms:.1f} ms, factor {change.factor:.3f}")
+        print(
+            f"{change.subject} {change.case}: {change.before_ms:.1f} → {change.after_ms:.1f} ms, factor "
+            f"{change.factor:.3f}"
+        )
     if arguments.json:
-        print(json.dumps({"limit": arguments.limit, "factors": {f"{change.subject} {change.case}": round(change.factor, 4) for change in changes}}))
+        print(
+            json.dumps(
+                {
+                    "limit": arguments.limit,
+                    "factors": {f"{change.subject} {change.case}": round(change.factor, 4) for change in changes},
+                }
+            )
+        )
     gate(changes, arguments.limit)
     return 0
 
@@ -84,13 +110,37 @@ def _bundle(text: str) -> tuple[str, Path]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="vla-bench", description="Latency, memory and action error of bundles; `vla-bench compare A.json B.json` gates.")
-    parser.add_argument("--bundle", type=_bundle, action="append", required=True, metavar="[BACKEND:]DIR", help="a bundle, on ort unless said; may be given several times")
-    parser.add_argument("--against", choices=("torch", "torch-compiled", "lerobot"), action="append", default=[], help="the same policy in torch, or LeRobot's own, interleaved; needs --checkpoint")
+    parser = argparse.ArgumentParser(
+        prog="vla-bench",
+        description="Latency, memory and action error of bundles; `vla-bench compare A.json B.json` gates.",
+    )
+    parser.add_argument(
+        "--bundle",
+        type=_bundle,
+        action="append",
+        required=True,
+        metavar="[BACKEND:]DIR",
+        help="a bundle, on ort unless said; may be given several times",
+    )
+    parser.add_argument(
+        "--against",
+        choices=("torch", "torch-compiled", "lerobot"),
+        action="append",
+        default=[],
+        help="the same policy in torch, or LeRobot's own, interleaved; needs --checkpoint",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the checkpoint the bundles were made of")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of every subject (default: all physical cores)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of every subject (default: all physical cores)"
+    )
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="measured rounds (default: 20)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="folder of the results (default: benchmarks/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmarks/results"),
+        metavar="DIR",
+        help="folder of the results (default: benchmarks/results)",
+    )
     parser.add_argument("--name", default="latency", help="name of the result files (default: latency)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
     return parser.parse_args(argv)

@@ -49,17 +49,40 @@ def demo(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         bundle = out / "bundle"
         checkpoint = _checkpoint(out, arguments.random)
-        _call("export-engines", _export, ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees"])
+        _call(
+            "export-engines",
+            _export,
+            ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees"],
+        )
     report: dict[str, Any] = {}
     for colour in COLOURS:
         task = f"reach the {colour} cube"
-        words = ["--bundle", str(bundle), "--robot", "sim", "--task", task, "--hz", "30", "--seconds", str(arguments.seconds)]
+        words = [
+            "--bundle",
+            str(bundle),
+            "--robot",
+            "sim",
+            "--task",
+            task,
+            "--hz",
+            "30",
+            "--seconds",
+            str(arguments.seconds),
+        ]
         words += ["--seed", str(arguments.seed), "--record", str(out / f"{colour}.mp4"), "--json"]
         summary = _call("vla-runtime", _runtime, words)
         distance = summary["simulated_arm"]["tip_to_cube_m"]
         nearest = min(distance, key=distance.__getitem__)
-        print(f"   told {colour!r}: in the last second the tip was {distance[nearest] * 100:.1f} cm from the {nearest} cube's place; pictures: {out / f'{colour}.png'}")
-        report[colour] = {"tip_to_cube_m": distance, "reached": distance[colour] <= REACHED_M, "missed": summary["missed"], "ticks": summary["ticks"]}
+        print(
+            f"   told {colour!r}: in the last second the tip was {distance[nearest] * 100:.1f} cm from the {nearest} "
+            f"cube's place; pictures: {out / f'{colour}.png'}"
+        )
+        report[colour] = {
+            "tip_to_cube_m": distance,
+            "reached": distance[colour] <= REACHED_M,
+            "missed": summary["missed"],
+            "ticks": summary["ticks"],
+        }
     _overview(out)
     return report
 
@@ -72,9 +95,22 @@ def _overview(out: Path) -> None:
         if strip is None:
             raise CheckFailed(f"{out / f'{colour}.png'} was not recorded; look at the messages of vla-runtime above")
         height, width = PICTURE
-        tiles = [strip[y : y + height, x : x + width] for y in range(0, strip.shape[0], height) for x in range(0, strip.shape[1], width)]
+        tiles = [
+            strip[y : y + height, x : x + width]
+            for y in range(0, strip.shape[0], height)
+            for x in range(0, strip.shape[1], width)
+        ]
         chosen = np.concatenate([tiles[round(i * (len(tiles) - 1) / 4)] for i in range(5)], axis=1)
-        cv2.putText(chosen, f'"reach the {colour} cube"', (12, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255, 255, 255), 2, cv2.LINE_AA)
+        cv2.putText(
+            chosen,
+            f'"reach the {colour} cube"',
+            (12, 30),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.9,
+            (255, 255, 255),
+            2,
+            cv2.LINE_AA,
+        )
         rows.append(cv2.resize(chosen, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
     cv2.imwrite(str(out / "overview.png"), np.concatenate(rows))
 
@@ -119,7 +155,12 @@ def _call(name: str, command: Callable[[Sequence[str]], int], words: Sequence[st
 
 def _clear(out: Path) -> None:
     """Make `out`, and remove what an earlier demo left there; ConfigError when it holds anything else."""
-    ours = {"bundle", "checkpoint", "overview.png", *(f"{colour}{ending}" for colour in COLOURS for ending in (".mp4", ".png"))}
+    ours = {
+        "bundle",
+        "checkpoint",
+        "overview.png",
+        *(f"{colour}{ending}" for colour in COLOURS for ending in (".mp4", ".png")),
+    }
     out.mkdir(parents=True, exist_ok=True)
     foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
     if foreign:
@@ -132,7 +173,9 @@ def _clear(out: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.demo", description="checkpoint to moving simulated arm")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.demo", description="checkpoint to moving simulated arm"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle, videos and strips")
     parser.add_argument("--robot-only", action="store_true", help="the committed bundle; no torch needed")
     parser.add_argument("--random", action="store_true", help="a random policy in place of the trained one")
@@ -141,10 +184,16 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     report = demo(arguments)
     reached = [colour for colour, row in report.items() if row["reached"]]
-    print(f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in {arguments.out}, all three in {arguments.out / 'overview.png'}")
+    print(
+        f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in "
+        f"{arguments.out}, all three in {arguments.out / 'overview.png'}"
+    )
     print(json.dumps(report))
     if len(reached) < len(report) and not arguments.random:
-        raise CheckFailed(f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {arguments.out}, and try a quieter machine or --seconds 15")
+        raise CheckFailed(
+            f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {arguments.out}, "
+            "and try a quieter machine or --seconds 15"
+        )
     return 0
 
 

@@ -38,7 +38,9 @@ HZ = 30.0
 def built(bundle: Bundle, threads: int, python_binding: bool) -> tuple[PolicySession, FlowLoop]:
     """A session with its buffers filled as after a prefix, and its loop. `python_binding`: ONNX Runtime's own Python
     binding under the Python loop, which is what runs where the native one is not available."""
-    session = PolicySession(bundle, load_engine("ort-python" if python_binding else "ort", EngineOptions(threads=threads, spin=False)))
+    session = PolicySession(
+        bundle, load_engine("ort-python" if python_binding else "ort", EngineOptions(threads=threads, spin=False))
+    )
     rng = np.random.default_rng(0)
     for name, array in session.stages.buffers.items():
         if array.dtype == np.float32 and name not in ("mask", "dt"):
@@ -63,7 +65,8 @@ class TimedSteps:
 
 
 def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    """µs a step that each loop takes besides running its graph: wall time less the graph's own, in the same run, so that
+    """µs a step that each loop takes besides running its graph: wall time less the graph's own, in the same run, so
+    that
     a busy neighbour, who lengthens the graph most of all, is not counted."""
     policy = bundle.manifest.policy
     steps = policy.num_steps
@@ -74,7 +77,11 @@ def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, 
     python, python_loop = built(bundle, threads, python_binding=True)
     own = PythonLoop(native.stages, native.preparer.tables)
     timed = {"Python loop, native sessions": TimedSteps(native), "Python loop, Python binding": TimedSteps(python)}
-    loops: dict[str, FlowLoop] = {"native loop": native_loop, "Python loop, native sessions": own, "Python loop, Python binding": python_loop}
+    loops: dict[str, FlowLoop] = {
+        "native loop": native_loop,
+        "Python loop, native sessions": own,
+        "Python loop, Python binding": python_loop,
+    }
     left: dict[str, list[float]] = {name: [] for name in loops}
     graph: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 5):
@@ -101,7 +108,9 @@ def call_us(calls: int) -> dict[str, float]:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "neg", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    file = GraphFile("neg", GraphSpec("neg.onnx", (), (spec[0],), (spec[1],)), Path("neg.onnx"), model.SerializeToString(), {})
+    file = GraphFile(
+        "neg", GraphSpec("neg.onnx", (), (spec[0],), (spec[1],)), Path("neg.onnx"), model.SerializeToString(), {}
+    )
     for name in ("ort", "ort-python"):
         engine = load_engine(name, EngineOptions(threads=1))
         session = engine.session(file)
@@ -134,7 +143,9 @@ def lateness_beside(bundle: Bundle, threads: int, seconds: float) -> dict[str, d
         ready, stop = context.Event(), context.Event()
         worker = None
         if python_binding is not None:
-            worker = context.Process(target=_flow_forever, args=(str(bundle.path), threads, python_binding, ready, stop))
+            worker = context.Process(
+                target=_flow_forever, args=(str(bundle.path), threads, python_binding, ready, stop)
+            )
             worker.start()
             ready.wait()
         late, missed = in_own_process(core_loop, HZ, seconds, 0)
@@ -149,7 +160,9 @@ def lateness_beside(bundle: Bundle, threads: int, seconds: float) -> dict[str, d
 
 def _thread_beside(bundle: Bundle, threads: int, seconds: float, python_binding: bool) -> dict[str, float]:
     session, loop = built(bundle, threads, python_binding)
-    request = FlowRequest(session.policy.num_steps, noise_of(0, 0, (session.policy.chunk_size, session.policy.max_action_dim)))
+    request = FlowRequest(
+        session.policy.num_steps, noise_of(0, 0, (session.policy.chunk_size, session.policy.max_action_dim))
+    )
     found: list[dict[str, float]] = []
     control = threading.Thread(target=lambda: found.append(summary(*core_loop(HZ, seconds, 0))))
     control.start()
@@ -171,14 +184,28 @@ def draw(line: dict[str, Any], path: Path) -> None:
     cost.set(xlabel="overhead, µs a step (p50)", title=f"beside a graph of {ceiling:.0f} µs")
     rows = list(line["control_lateness"])
     for offset, key in ((-0.2, "p50_us"), (0.2, "p99_us")):
-        late.barh(np.arange(len(rows)) + offset, [line["control_lateness"][row][key] for row in rows], 0.38, label=key.removesuffix("_us"))
-    late.set(yticks=np.arange(len(rows)), yticklabels=rows, xscale="log", xlabel="µs", title=f"lateness of {HZ:g} Hz control ticks")
+        late.barh(
+            np.arange(len(rows)) + offset,
+            [line["control_lateness"][row][key] for row in rows],
+            0.38,
+            label=key.removesuffix("_us"),
+        )
+    late.set(
+        yticks=np.arange(len(rows)),
+        yticklabels=rows,
+        xscale="log",
+        xlabel="µs",
+        title=f"lateness of {HZ:g} Hz control ticks",
+    )
     late.legend()
     figure.savefig(path, dpi=100)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.flow_overhead", description="per-step overhead of the flow loops, control lateness beside them")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.flow_overhead",
+        description="per-step overhead of the flow loops, control lateness beside them",
+    )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each lateness measurement")
@@ -195,10 +222,16 @@ def main(argv: Sequence[str]) -> int:
     print(f"ceiling: the graph alone, {line['loops']['native loop']['graph_us_p50']:.1f} µs a step")
     for name, row in line["loops"].items():
         print(f"{name:<30} overhead {row['overhead_us_p50']:6.2f} µs a step (p99 {row['overhead_us_p99']:.1f})")
-    print(f"an empty graph from Python: {line['call_us']['ort']:.1f} µs natively, {line['call_us']['ort-python']:.1f} µs through the Python binding")
+    print(
+        f"an empty graph from Python: {line['call_us']['ort']:.1f} µs natively, {line['call_us']['ort-python']:.1f} "
+        "µs through the Python binding"
+    )
     line["control_lateness"] = lateness_beside(bundle, options.threads, options.seconds)
     for name, row in line["control_lateness"].items():
-        print(f"control beside {name:<30} p50 {row['p50_us']:7.0f}  p99 {row['p99_us']:7.0f}  max {row['max_us']:7.0f} µs, missed {row['missed']}")
+        print(
+            f"control beside {name:<30} p50 {row['p50_us']:7.0f}  p99 {row['p99_us']:7.0f}  max {row['max_us']:7.0f} "
+            f"µs, missed {row['missed']}"
+        )
     draw(line, options.out / "flow_overhead.png")
     (options.out / "flow_overhead.json").write_text(json.dumps(line, indent=1) + "\n")
     print(json.dumps(line))

@@ -65,7 +65,9 @@ def prepare(work: Path, threads: int, tell: Callable[[str], None]) -> list[Subje
             continue
         out = work / f"int8-{backend}"
         if not out.exists():
-            request = PrecisionRequest("int8", backend, bound=BOUND, frames=2, held_out=2, threads=threads, ranges_file=work / "ranges.npz")
+            request = PrecisionRequest(
+                "int8", backend, bound=BOUND, frames=2, held_out=2, threads=threads, ranges_file=work / "ranges.npz"
+            )
             requantise(float32, out, request, tell)
         specs.append(SubjectSpec(f"int8 {backend}", "bundle", out, backend, threads, float32))
     return specs
@@ -89,18 +91,38 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     share = round(subjects["int8 ort"]["peak_rss_mb"] / torch["resident_mb"], 4) if "int8 ort" in subjects else None
     vision_macs = subjects["float32 ort"]["work"]["vision"]["multiply_adds"]
     fastest = 2e-6 * vision_macs / torch["cases"]["fresh"]["stages_ms"]["vision"]["p50"]
-    baseline = {"vision_gops": round(fastest, 1), "fraction_of_ceiling": round(fastest / result["ceilings"]["float32"], 3)}
+    baseline = {
+        "vision_gops": round(fastest, 1),
+        "fraction_of_ceiling": round(fastest / result["ceilings"]["float32"], 3),
+    }
     reached = {name: ratio[name] >= bar for name, bar in BARS.items()}
     reached["memory"] = share is not None and share <= MEMORY_BAR
     reached["cosine"] = all(errors[name]["cosine"] >= COSINE_BAR for name in int8)
     reached["baseline"] = baseline["fraction_of_ceiling"] >= VISION_BAR
-    return {"ratio": ratio, "best": best, "error": error, "memory_mb": memory, "memory_share": share, "torch": baseline, "bars": {**BARS, "memory": MEMORY_BAR, "cosine": COSINE_BAR, "baseline": VISION_BAR}, "reached": reached}
+    return {
+        "ratio": ratio,
+        "best": best,
+        "error": error,
+        "memory_mb": memory,
+        "memory_share": share,
+        "torch": baseline,
+        "bars": {**BARS, "memory": MEMORY_BAR, "cosine": COSINE_BAR, "baseline": VISION_BAR},
+        "reached": reached,
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.full", description="the full-size benchmark")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "out" / "bench", metavar="DIR", help="checkpoint and bundles, made once (default: out/bench)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=REPOSITORY / "out" / "bench",
+        metavar="DIR",
+        help="checkpoint and bundles, made once (default: out/bench)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds, at least 5 (default: 7)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every subject (default: 2)")
     arguments = parser.parse_args(argv)
@@ -114,7 +136,16 @@ def main(argv: Sequence[str]) -> int:
     write_report(result, arguments.out, "full")
     for line in markdown(result):
         console.print(line, markup=False, soft_wrap=True)
-    print(json.dumps({"ratio": result["ratio"], "memory_share": result["memory_share"], "torch": result["torch"], "reached": result["reached"]}))
+    print(
+        json.dumps(
+            {
+                "ratio": result["ratio"],
+                "memory_share": result["memory_share"],
+                "torch": result["torch"],
+                "reached": result["reached"],
+            }
+        )
+    )
     missed = [name for name, reached in result["reached"].items() if not reached]
     if missed:
         raise CheckFailed(f"missed: {', '.join(missed)}; results are in {arguments.out / 'full.json'}")

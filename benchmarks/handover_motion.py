@@ -130,7 +130,9 @@ def plan_then_move(bundle: Bundle, engine: Engine, seeds: range) -> dict[str, An
             moved.append(not np.array_equal(goals, last.pop()))
         last.append(goals)
 
-    options = LockstepOptions(planner.sizes, seconds=24.0, delay_ticks=SLOW_TICKS, replan_ticks=SLOW_TICKS, plan_then_move=True, watch=watch)
+    options = LockstepOptions(
+        planner.sizes, seconds=24.0, delay_ticks=SLOW_TICKS, replan_ticks=SLOW_TICKS, plan_then_move=True, watch=watch
+    )
     arm = new_arm(options)
     reached, latched = 0, 0
     states: Counter[str] = Counter()
@@ -156,19 +158,36 @@ def draw(line: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, key, title in zip(figure.subplots(1, 2), ("action_step", "goal_step"), ("between the chunks' actions", "between goals, after the control core")):
+    for axes, key, title in zip(
+        figure.subplots(1, 2),
+        ("action_step", "goal_step"),
+        ("between the chunks' actions", "between goals, after the control core"),
+    ):
         names = list(line["overlapped"])
         for offset, kind in ((-0.2, "rms"), (0.2, "max")):
-            bars = axes.bar(np.arange(len(names)) + offset, [line["overlapped"][name][f"{key}_{kind}"] for name in names], 0.38, label=kind)
+            bars = axes.bar(
+                np.arange(len(names)) + offset,
+                [line["overlapped"][name][f"{key}_{kind}"] for name in names],
+                0.38,
+                label=kind,
+            )
             axes.bar_label(bars, fmt="%.1f", fontsize=8)
-        axes.set(xticks=np.arange(len(names)), xticklabels=names, ylabel="joint velocity step, degrees/s", title=f"hand-over: {title}")
+        axes.set(
+            xticks=np.arange(len(names)),
+            xticklabels=names,
+            ylabel="joint velocity step, degrees/s",
+            title=f"hand-over: {title}",
+        )
         axes.margins(y=0.2)
         axes.legend(loc="upper center", ncols=2)
     figure.savefig(path, dpi=100)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.handover_motion", description="velocity steps at hand-over, and both kinds of host")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.handover_motion",
+        description="velocity steps at hand-over, and both kinds of host",
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task")
     parser.add_argument("--episodes", type=int, default=20, help="of the fast host, for each policy")
     parser.add_argument("--slow-episodes", type=int, default=4, help="of the slow host")
@@ -180,24 +199,39 @@ def main(argv: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads))
     seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
-    line: dict[str, Any] = {"bundle": bundle.digest, "commit": commit(), "unit": "degrees/s", "fast_delay_ticks": FAST_TICKS, "slow_delay_ticks": SLOW_TICKS}
+    line: dict[str, Any] = {
+        "bundle": bundle.digest,
+        "commit": commit(),
+        "unit": "degrees/s",
+        "fast_delay_ticks": FAST_TICKS,
+        "slow_delay_ticks": SLOW_TICKS,
+    }
     line["overlapped"] = {policy.value: overlapped(bundle, engine, policy, seeds) for policy in HandOver}
-    line["plan_then_move"] = slow = plan_then_move(bundle, engine, range(FIRST_SEED, FIRST_SEED + options.slow_episodes))
-    print(f"ceiling: velocity changes by {line['overlapped']['replace']['goal_step_elsewhere_rms']:.1f} degrees/s (RMS) from tick to tick where no chunk takes over")
+    line["plan_then_move"] = slow = plan_then_move(
+        bundle, engine, range(FIRST_SEED, FIRST_SEED + options.slow_episodes)
+    )
+    print(
+        f"ceiling: velocity changes by {line['overlapped']['replace']['goal_step_elsewhere_rms']:.1f} degrees/s "
+        "(RMS) from tick to tick where no chunk takes over"
+    )
     for name, row in line["overlapped"].items():
         print(
-            f"{name:<8} {row['handovers']} hand-overs, actions {row['action_step_rms']:.1f} RMS {row['action_step_max']:.1f} max, goals {row['goal_step_rms']:.1f} RMS "
+            f"{name:<8} {row['handovers']} hand-overs, actions {row['action_step_rms']:.1f} RMS "
+            f"{row['action_step_max']:.1f} max, goals {row['goal_step_rms']:.1f} RMS "
             f"{row['goal_step_max']:.1f} max degrees/s; reached {row['reached']} of {row['episodes']}"
         )
     print(
-        f"3 s a chunk: {slow['rhythm']}, moving {slow['share_in_state_moving']:.0%} of the time (expected {slow['expected_share']:.0%}), "
+        f"3 s a chunk: {slow['rhythm']}, moving {slow['share_in_state_moving']:.0%} of the time (expected "
+        f"{slow['expected_share']:.0%}), "
         f"latched {slow['latched_ticks']} ticks, reached {slow['reached']} of {slow['episodes']}"
     )
     draw(line, options.out / "handover.png")
     (options.out / "handover.json").write_text(json.dumps(line, indent=1) + "\n")
     print(json.dumps(line))
     if slow["latched_ticks"]:
-        raise CheckFailed(f"the slow host latched HOLD for {slow['latched_ticks']} ticks; its patience must be 3 inferences at least")
+        raise CheckFailed(
+            f"the slow host latched HOLD for {slow['latched_ticks']} ticks; its patience must be 3 inferences at least"
+        )
     return 0
 
 

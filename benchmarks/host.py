@@ -33,16 +33,25 @@ def host_facts() -> dict[str, Any]:
 def commit() -> str:
     """The short commit of this checkout, "+" behind it when tracked files differ; "unknown" outside a clone."""
     try:
-        found = subprocess.run(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
 
 
 def memory_mb(process: int) -> dict[str, float]:
-    """Resident memory of a running process in MB: `peak` so far (VmHWM) and `now` (VmRSS); 0 where the system does not tell."""
+    """Resident memory of a running process in MB: `peak` so far (VmHWM) and `now` (VmRSS); 0 where the system does not
+    tell."""
     fields = {"peak": "VmHWM", "now": "VmRSS"}
-    return {name: round(int((_first(f"/proc/{process}/status", field) or "0 kB").split()[0]) / 1e3, 1) for name, field in fields.items()}
+    return {
+        name: round(int((_first(f"/proc/{process}/status", field) or "0 kB").split()[0]) / 1e3, 1)
+        for name, field in fields.items()
+    }
 
 
 def _governor() -> str:
@@ -60,8 +69,12 @@ def _power_mode() -> str:
 
 def _gpu() -> str:
     """Name, clocks and limit of a desktop GPU, or the clock of Jetson's (now and at most, MHz); "" without one."""
-    desktop = _told("nvidia-smi", "--query-gpu=name,clocks.sm,clocks.max.sm,power.limit", "--format=csv,noheader").strip()
-    for folder in sorted(Path("/sys/class/devfreq").glob("*gpu*")) or sorted(Path("/sys/class/devfreq").glob("*ga10b*")):
+    desktop = _told(
+        "nvidia-smi", "--query-gpu=name,clocks.sm,clocks.max.sm,power.limit", "--format=csv,noheader"
+    ).strip()
+    for folder in sorted(Path("/sys/class/devfreq").glob("*gpu*")) or sorted(
+        Path("/sys/class/devfreq").glob("*ga10b*")
+    ):
         now, most = (int((folder / name).read_text()) / 1e6 for name in ("cur_freq", "max_freq"))
         return f"{folder.name}, {now:.0f} of {most:.0f} MHz"
     return desktop

@@ -52,7 +52,14 @@ def core_loop(hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
     base = default_run_folder().parent
     with tempfile.TemporaryDirectory(prefix="vla-jitter-", dir=base if base.is_dir() else None) as folder:
         path = Path(folder)
-        files = LoopFiles(path / "ring", path / "state", path / "record", priority=priority, arm_at_start=True, stop_after_ticks=round(hz * seconds))
+        files = LoopFiles(
+            path / "ring",
+            path / "state",
+            path / "record",
+            priority=priority,
+            arm_at_start=True,
+            stop_after_ticks=round(hz * seconds),
+        )
         core.control_run(core.StillArm([2000] * 6), settings, files)
         late = np.array([tick["late_ns"] for tick in ticks_of(open_record(path / "record"))], np.int64)
         missed = core.StateReader(path / "state").read()["missed"]
@@ -158,7 +165,14 @@ def cpu_times() -> list[int]:
 
 def summary(late: Lateness, missed: int) -> dict[str, float]:
     values = np.percentile(late / 1e3, [50, 99, 99.9, 100])
-    return {"p50_us": float(values[0]), "p99_us": float(values[1]), "p99.9_us": float(values[2]), "max_us": float(values[3]), "missed": missed, "ticks": len(late)}
+    return {
+        "p50_us": float(values[0]),
+        "p99_us": float(values[1]),
+        "p99.9_us": float(values[2]),
+        "max_us": float(values[3]),
+        "missed": missed,
+        "ticks": len(late),
+    }
 
 
 def measure(hz: float, seconds: float, rounds: int, threads: int) -> tuple[dict[str, Lateness], dict[str, int], float]:
@@ -202,7 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.jitter", description="lateness of control ticks")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.jitter", description="lateness of control ticks"
+    )
     parser.add_argument("--hz", type=float, default=30.0)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each loop")
     parser.add_argument("--rounds", type=int, default=3)
@@ -217,9 +233,24 @@ def _main(argv: Sequence[str]) -> int:
     host = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
     told = {name: summary(late, missed[name]) for name, late in times.items()}
     for name, row in told.items():
-        print(f"{name:<30} p50 {row['p50_us']:9.0f}  p99 {row['p99_us']:9.0f}  p99.9 {row['p99.9_us']:9.0f}  max {row['max_us']:9.0f} µs  missed {row['missed']} of {row['ticks'] + row['missed']}")
-    line = {"hz": options.hz, "seconds": options.seconds, "load_threads": options.load, "steal_share": steal, "host": host, "commit": commit(), "loops": told}
-    draw(times, f"{options.hz:g} Hz beside a {options.load}-thread matrix product ({os.cpu_count()} cores, steal {steal:.1%})", options.out / "jitter.png")
+        print(
+            f"{name:<30} p50 {row['p50_us']:9.0f}  p99 {row['p99_us']:9.0f}  p99.9 {row['p99.9_us']:9.0f}  max "
+            f"{row['max_us']:9.0f} µs  missed {row['missed']} of {row['ticks'] + row['missed']}"
+        )
+    line = {
+        "hz": options.hz,
+        "seconds": options.seconds,
+        "load_threads": options.load,
+        "steal_share": steal,
+        "host": host,
+        "commit": commit(),
+        "loops": told,
+    }
+    draw(
+        times,
+        f"{options.hz:g} Hz beside a {options.load}-thread matrix product ({os.cpu_count()} cores, steal {steal:.1%})",
+        options.out / "jitter.png",
+    )
     (options.out / "jitter.json").write_text(json.dumps(line, indent=1) + "\n")
     print(json.dumps(line))
     return 0
@@ -227,7 +258,11 @@ def _main(argv: Sequence[str]) -> int:
 
 def commit() -> str:
     try:
-        told = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        told = subprocess.run(
+            ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+        )
     except FileNotFoundError:
         return "unknown"
     return told.stdout.strip() or "unknown"

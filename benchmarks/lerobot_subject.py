@@ -30,7 +30,10 @@ class LerobotSubject:
 
     def __init__(self, spec: SubjectSpec) -> None:
         if find_spec("lerobot") is None:
-            raise ConfigError("--against lerobot: lerobot is not installed here; install it beside vla-edge in an environment of its own, or use --against torch")
+            raise ConfigError(
+                "--against lerobot: lerobot is not installed here; install it beside vla-edge in an environment of "
+                "its own, or use --against torch"
+            )
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy as LerobotPolicy
 

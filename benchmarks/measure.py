@@ -1,4 +1,5 @@
-"""Rounds in which all subjects take turns, and what follows from them: percentiles, ratios, errors, fractions, verdicts."""
+"""Rounds in which all subjects take turns, and what follows from them: percentiles, ratios, errors, fractions,
+verdicts."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Ca
                 subjects[spec.name].facts["work"] = _work(spec.path)
         samples = _take(subjects, rounds, tell)
         tell("action errors")
-        chunks = {name: np.stack([subject.actions(number) for number in range(OBSERVATIONS)]) for name, subject in subjects.items()}
+        chunks = {
+            name: np.stack([subject.actions(number) for number in range(OBSERVATIONS)])
+            for name, subject in subjects.items()
+        }
         memory = {name: subject.memory_mb() for name, subject in subjects.items()}
     finally:
         for subject in subjects.values():
@@ -82,7 +86,11 @@ def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Ca
             for name, subject in subjects.items()
         },
         "ratios": ratios,
-        "errors": {name: action_error(found, chunks[baseline], spans).facts() for name, found in chunks.items() if name != baseline},
+        "errors": {
+            name: action_error(found, chunks[baseline], spans).facts()
+            for name, found in chunks.items()
+            if name != baseline
+        },
     }
 
 
@@ -90,7 +98,11 @@ def _take(subjects: Mapping[str, SubjectProcess], rounds: Rounds, tell: Callable
     samples: Samples = {name: {case: [] for case in subject.cases} for name, subject in subjects.items()}
     order = random.Random(0)
     for number in range(-rounds.warm_up, rounds.rounds):
-        tell(f"warm-up {number + rounds.warm_up + 1} of {rounds.warm_up}" if number < 0 else f"round {number + 1} of {rounds.rounds}")
+        tell(
+            f"warm-up {number + rounds.warm_up + 1} of {rounds.warm_up}"
+            if number < 0
+            else f"round {number + 1} of {rounds.rounds}"
+        )
         names = list(subjects)
         order.shuffle(names)
         for name in names:
@@ -133,10 +145,16 @@ def _ratios(samples: Samples, baseline: str) -> dict[str, Any]:
             continue
         found[name] = {}
         for clock in ("wall_ms", "cpu_ms"):
-            ratio = {case: statistics.median(getattr(one, clock) / getattr(run, clock) for one, run in zip(base, runs)) for case, runs in cases.items()}
+            ratio = {
+                case: statistics.median(getattr(one, clock) / getattr(run, clock) for one, run in zip(base, runs))
+                for case, runs in cases.items()
+            }
             entry = {case: round(value, 4) for case, value in ratio.items() if case in (FRESH, CACHED)}
             if ONE_CAMERA in cases:
-                saved = statistics.median(1 - getattr(one, clock) / getattr(fresh, clock) for one, fresh in zip(cases[ONE_CAMERA], cases[FRESH]))
+                saved = statistics.median(
+                    1 - getattr(one, clock) / getattr(fresh, clock)
+                    for one, fresh in zip(cases[ONE_CAMERA], cases[FRESH])
+                )
                 entry["one_camera_saved"] = round(saved, 4)
             found[name][clock.removesuffix("_ms")] = entry
     return found
@@ -153,7 +171,13 @@ def _fractions(facts: Mapping[str, Any], cases: Mapping[str, Sequence[Run]], cei
         kind = "int8" if facts["precision"].get(graph, "fp32").startswith("int8") else "float32"
         memory_ms = 1e-6 * work["weight_bytes"] / ceilings.memory
         compute_ms = 2e-6 * work["multiply_adds"] / getattr(ceilings, kind)
-        found[graph] = {"gops": round(achieved, 1), "ceiling": kind, "fraction": round(achieved / getattr(ceilings, kind), 3), "floor_ms": round(max(memory_ms, compute_ms), 2), "best_ms": round(took, 2)}
+        found[graph] = {
+            "gops": round(achieved, 1),
+            "ceiling": kind,
+            "fraction": round(achieved / getattr(ceilings, kind), 3),
+            "floor_ms": round(max(memory_ms, compute_ms), 2),
+            "best_ms": round(took, 2),
+        }
     return found
 
 

@@ -1,5 +1,5 @@
-"""Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate calibration
-look at.
+"""Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate
+calibration look at.
 
     python -m vla_edge.benchmarks.moving_episodes --out DATASET
 
@@ -37,7 +37,8 @@ MOVING_RAD_S = 0.03
 """A joint faster than this: the arm moves."""
 MOVED_M = (0.02, 0.06)
 CLEAR_M = 0.05
-"""Between the middles of two cubes after a move: no corner touches. A scene's own distance would leave some no way out."""
+"""Between the middles of two cubes after a move: no corner touches. A scene's own distance would leave some no way out.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iter
     arm.reset(scene)
     home, command = arm.goals, arm.goals
     ticks = round(phase_s * HZ)
-    moved_at = [int(rng.integers(ticks // 3, 2 * ticks // 3)), 4 * ticks + int(rng.integers(ticks // 3, 2 * ticks // 3))]
+    moved_at = [
+        int(rng.integers(ticks // 3, 2 * ticks // 3)),
+        4 * ticks + int(rng.integers(ticks // 3, 2 * ticks // 3)),
+    ]
     for tick in range(5 * ticks):
         phase = tick // ticks
         if tick in moved_at:
@@ -109,13 +113,22 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
     with DatasetWriter(target, HZ // EVERY, features, robot_type="koch") as writer:
         for seed in seeds:
             for frame in phase_frames(arm, seed, phase_s):
-                values = {"observation.state": frame.state, "action": frame.action, "moving": np.array([frame.moving], np.float32), "moves": np.array([frame.moves], np.float32)}
-                writer.add_frame(values | {f"{PREFIX}{camera}": picture for camera, picture in frame.images.items()}, frame.task)
+                values = {
+                    "observation.state": frame.state,
+                    "action": frame.action,
+                    "moving": np.array([frame.moving], np.float32),
+                    "moves": np.array([frame.moves], np.float32),
+                }
+                writer.add_frame(
+                    values | {f"{PREFIX}{camera}": picture for camera, picture in frame.images.items()}, frame.task
+                )
             writer.save_episode()
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration"
+    )
     parser.add_argument("--out", type=Path, required=True, help="new data set")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=200_000)

@@ -86,12 +86,16 @@ def sizes_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
     return {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
 
 
-def lockstep(bundle: Bundle, engine: Engine, arm: SimulatedArm, policy: CachePolicy, host: Host, changes: int) -> list[float]:
+def lockstep(
+    bundle: Bundle, engine: Engine, arm: SimulatedArm, policy: CachePolicy, host: Host, changes: int
+) -> list[float]:
     """Seconds from each change to the first action planned from it. The arm rests, inferences follow each other, a
     chunk's first action leaves at the next tick of 30 Hz."""
     session = PolicySession(bundle, engine, SessionOptions(policy))
     sizes, waited = sizes_of(bundle), []
-    for seed in track(range(FIRST_SEED, FIRST_SEED + changes), f"lockstep, {policy.value}", console=Console(stderr=True)):
+    for seed in track(
+        range(FIRST_SEED, FIRST_SEED + changes), f"lockstep, {policy.value}", console=Console(stderr=True)
+    ):
         rng, colour = np.random.default_rng([seed, 5]), wanted_colour(seed)
         arm.reset(random_scene(seed))
         session.reset()
@@ -100,7 +104,9 @@ def lockstep(bundle: Bundle, engine: Engine, arm: SimulatedArm, policy: CachePol
             if now_s >= change_s and not moved:
                 moved = True
                 move_cube(arm, colour, rng)
-            result = session.infer(InferenceRequest(observe(arm, seed, int(now_s * 1e9), instruction(colour), sizes), int(now_s * 1e9)))
+            result = session.infer(
+                InferenceRequest(observe(arm, seed, int(now_s * 1e9), instruction(colour), sizes), int(now_s * 1e9))
+            )
             assert result is not None
             now_s += host.reused_s if result.decision.hit else host.fresh_s
             fresh = moved and not result.decision.hit
@@ -137,7 +143,9 @@ class PlannedFrom:
         self.fresh = False
         self.changed_ns = time.monotonic_ns()
 
-    def inferred(self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool) -> None:
+    def inferred(
+        self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool
+    ) -> None:
         if result is None:
             return
         taken_ns = min(frame.captured_ns for frame in request.observation.frames.values())
@@ -149,7 +157,9 @@ class PlannedFrom:
         pass
 
 
-def real_clock(bundle: Bundle, engine: Engine, scenes: Sequence[tuple[Pictures, Pictures]], policy: CachePolicy) -> list[float]:
+def real_clock(
+    bundle: Bundle, engine: Engine, scenes: Sequence[tuple[Pictures, Pictures]], policy: CachePolicy
+) -> list[float]:
     """Seconds from each change to the tick at which the control loop ran the first action planned from it."""
     core = load_core()
     session = PolicySession(bundle, engine, SessionOptions(policy))
@@ -161,14 +171,30 @@ def real_clock(bundle: Bundle, engine: Engine, scenes: Sequence[tuple[Pictures, 
         folder = open_run_folder(Path(scratch) / "run")
         listener = listen(folder)
         settings = ControlSettings(limits, round(TICK_S * 1e9), 7, bundle.digest)
-        files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 14, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+        files = LoopFiles(
+            folder.ring,
+            folder.state,
+            folder.record,
+            record_cells=1 << 14,
+            socket_fd=listener.fileno(),
+            priority=0,
+            arm_at_start=True,
+        )
         still = core.StillArm([int(count) for count in counts_from_radians(np.array(random_scene(FIRST_SEED).pose))])
         control = threading.Thread(target=core.control_run, args=(still, settings, files))
         control.start()
         cameras = {PREFIX + name: Window(PREFIX + name, picture) for name, picture in scenes[0][0].items()}
         watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in cameras}
         steps = bundle.manifest.policy.num_steps
-        loop = InferenceLoop(session, cameras, watches, folder, LoopOptions(instruction(wanted_colour(FIRST_SEED)), HandOver.REPLACE, steps, steps, replan_s=0.0, audit=0.0))
+        loop = InferenceLoop(
+            session,
+            cameras,
+            watches,
+            folder,
+            LoopOptions(
+                instruction(wanted_colour(FIRST_SEED)), HandOver.REPLACE, steps, steps, replan_s=0.0, audit=0.0
+            ),
+        )
         worker = threading.Thread(target=loop.run, args=(0, lambda line: None))
         worker.start()
         try:
@@ -213,7 +239,9 @@ def _wait_for_action(reader: Any, notes: PlannedFrom) -> float:
         if status is not None and status["action_index"] >= 0 and status["action_sequence"] in notes.sequences:
             return (status["tick_ns"] - notes.changed_ns) / 1e9
         time.sleep(0.002)
-    raise CheckFailed("no action was planned from a change within 20 s: the gate missed it for longer than max_age_s allows")
+    raise CheckFailed(
+        "no action was planned from a change within 20 s: the gate missed it for longer than max_age_s allows"
+    )
 
 
 def scene_pictures(bundle: Bundle, arm: SimulatedArm, count: int) -> list[tuple[Pictures, Pictures]]:
@@ -231,7 +259,11 @@ def scene_pictures(bundle: Bundle, arm: SimulatedArm, count: int) -> list[tuple[
 
 
 def quantiles(waited: Sequence[float]) -> dict[str, float]:
-    return {"p50_ms": float(np.quantile(waited, 0.5) * 1e3), "p99_ms": float(np.quantile(waited, 0.99) * 1e3), "count": len(waited)}
+    return {
+        "p50_ms": float(np.quantile(waited, 0.5) * 1e3),
+        "p99_ms": float(np.quantile(waited, 0.99) * 1e3),
+        "count": len(waited),
+    }
 
 
 def draw(waited: Mapping[str, Mapping[str, Sequence[float]]], ceiling_ms: float, path: Path) -> None:
@@ -243,23 +275,40 @@ def draw(waited: Mapping[str, Mapping[str, Sequence[float]]], ceiling_ms: float,
             axes.step(np.sort(values) * 1e3, np.arange(1, len(values) + 1) / len(values), where="post", label=name)
         if clock == "lockstep":
             axes.axvline(ceiling_ms, color="tab:red", linestyle="--", label="one fresh inference")
-        axes.set(xlabel="ms from the change to the first action planned from it", ylabel="share of changes", title=clock)
+        axes.set(
+            xlabel="ms from the change to the first action planned from it", ylabel="share of changes", title=clock
+        )
         axes.legend()
     figure.savefig(path, dpi=100)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.reaction", description="time from a scene change to the first action planned from it")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.benchmarks.reaction",
+        description="time from a scene change to the first action planned from it",
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
     parser.add_argument("--changes", type=int, default=100, help="in lockstep, for each policy")
-    parser.add_argument("--real-changes", type=int, default=30, help="on the real clock, for each policy; about a second each")
+    parser.add_argument(
+        "--real-changes", type=int, default=30, help="on the real clock, for each policy; about a second each"
+    )
     parser.add_argument("--fresh-ms", type=float, default=300.0, help="a fresh inference in lockstep")
-    parser.add_argument("--reused-share", type=float, help="what one on a kept prefix takes of that in lockstep (default: measured here, on this bundle)")
+    parser.add_argument(
+        "--reused-share",
+        type=float,
+        help="what one on a kept prefix takes of that in lockstep (default: measured here, on this bundle)",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for reaction.png and .json")
     options = parser.parse_args(argv)
-    if min(options.changes, options.real_changes) < 1 or not options.fresh_ms > 0 or not (options.reused_share is None or 0 < options.reused_share <= 1):
-        raise ConfigError("--changes, --real-changes must be at least 1, --fresh-ms above 0, --reused-share above 0 and at most 1")
+    if (
+        min(options.changes, options.real_changes) < 1
+        or not options.fresh_ms > 0
+        or not (options.reused_share is None or 0 < options.reused_share <= 1)
+    ):
+        raise ConfigError(
+            "--changes, --real-changes must be at least 1, --fresh-ms above 0, --reused-share above 0 and at most 1"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads, spin=False))
     height, width = next(iter(sizes_of(bundle).values()))
@@ -268,7 +317,10 @@ def main(argv: Sequence[str]) -> int:
     share = here if options.reused_share is None else options.reused_share
     host = Host(options.fresh_ms / 1e3, options.fresh_ms / 1e3 * share)
     scenes = scene_pictures(bundle, arm, options.real_changes)
-    print(f"ceiling: a fresh inference of {options.fresh_ms:g} ms and the tick after it; on a kept prefix {host.reused_s * 1e3:.0f} ms (share {share:.2f}; this bundle here {here:.2f})")
+    print(
+        f"ceiling: a fresh inference of {options.fresh_ms:g} ms and the tick after it; on a kept prefix "
+        f"{host.reused_s * 1e3:.0f} ms (share {share:.2f}; this bundle here {here:.2f})"
+    )
     waited: dict[str, dict[str, list[float]]] = {"lockstep": {}, "real clock": {}}
     for policy in POLICIES:
         waited["lockstep"][policy.value] = lockstep(bundle, engine, arm, policy, host, options.changes)
@@ -278,8 +330,18 @@ def main(argv: Sequence[str]) -> int:
     told = {clock: {name: quantiles(values) for name, values in rows.items()} for clock, rows in waited.items()}
     for clock, rows in told.items():
         for name, row in rows.items():
-            print(f"{clock:<11} {name:<7} p50 {row['p50_ms']:6.0f}  p99 {row['p99_ms']:6.0f} ms over {row['count']} changes")
-    line = {"bundle": bundle.digest, "commit": commit(), "fresh_ms": options.fresh_ms, "reused_share": share, "reused_share_here": here, **told}
+            print(
+                f"{clock:<11} {name:<7} p50 {row['p50_ms']:6.0f}  p99 {row['p99_ms']:6.0f} ms over {row['count']} "
+                "changes"
+            )
+    line = {
+        "bundle": bundle.digest,
+        "commit": commit(),
+        "fresh_ms": options.fresh_ms,
+        "reused_share": share,
+        "reused_share_here": here,
+        **told,
+    }
     draw(waited, options.fresh_ms, options.out / "reaction.png")
     (options.out / "reaction.json").write_text(json.dumps(line, indent=1) + "\n")
     print(json.dumps(line))

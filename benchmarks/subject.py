@@ -18,7 +18,8 @@ OBSERVATIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class SubjectSpec:
-    """kind: "bundle", "torch" or "lerobot". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile. inputs: the
+    """kind: "bundle", "torch" or "lerobot". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile.
+    inputs: the
     bundle whose cameras and sizes the observations have, the same for all subjects."""
 
     name: str

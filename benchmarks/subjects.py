@@ -62,7 +62,9 @@ class SubjectProcess:
             answer = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise CheckFailed(f"{self.spec.name}: its process ended with code {self._process.exitcode}; free memory, or run it alone") from None
+            raise CheckFailed(
+                f"{self.spec.name}: its process ended with code {self._process.exitcode}; free memory, or run it alone"
+            ) from None
         if isinstance(answer, VlaEdgeError):
             raise answer
         return answer

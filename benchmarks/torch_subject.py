@@ -36,7 +36,8 @@ class TorchSubject:
         self._step: Any
         self._embed, self._together, self._step = (torch.compile(part) for part in parts) if spec.compiled else parts
         self.facts: dict[str, Any] = {
-            "detail": f"torch {torch.__version__} {'compiled' if spec.compiled else 'eager'} float32, LeRobot's order, {torch.get_num_threads()} threads",
+            "detail": f"torch {torch.__version__} {'compiled' if spec.compiled else 'eager'} float32, LeRobot's "
+            f"order, {torch.get_num_threads()} threads",
             "checkpoint": self._policy.digest,
         }
 
@@ -53,7 +54,9 @@ class TorchSubject:
         model, steps = self._policy.model, self._policy.config.num_steps
         marks = [time.perf_counter()]
         raw = {camera.source: observation.frames[camera.name].image for camera in self._policy.settings.cameras}
-        inputs = self._policy.prepare(self._policy.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task}))
+        inputs = self._policy.prepare(
+            self._policy.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task})
+        )
         marks.append(time.perf_counter())
         tokens = self._embed(inputs.images)
         marks.append(time.perf_counter())

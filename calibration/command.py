@@ -10,7 +10,10 @@ from importlib import import_module
 from vla_edge.errors import run_command
 
 SUBCOMMANDS = {
-    "gate": ("vla_edge.calibration.gate.gate_calibration", "limits of the prefix cache from recorded episodes, with a bound on the action error"),
+    "gate": (
+        "vla_edge.calibration.gate.gate_calibration",
+        "limits of the prefix cache from recorded episodes, with a bound on the action error",
+    )
 }
 
 
@@ -19,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vla-calibrate", description="numbers measured from recorded data, written into a new bundle")
+    parser = argparse.ArgumentParser(
+        prog="vla-calibrate", description="numbers measured from recorded data, written into a new bundle"
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
     wanted = next((word for word in argv if word in SUBCOMMANDS), None)
     for name, (module, purpose) in SUBCOMMANDS.items():

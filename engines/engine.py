@@ -53,7 +53,8 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A backend, ready to load graphs. `detail` says in words what really runs (version, provider, how it is called)."""
+    """A backend, ready to load graphs. `detail` says in words what really runs (version, provider, how it is
+    called)."""
 
     name: str
     detail: str
@@ -102,7 +103,10 @@ def check_buffer(graph: str, kind: str, spec: TensorSpec | None, name: str, arra
     if spec is None:
         raise EngineError(f"graph {graph} has no {kind} {name!r}")
     if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
-        raise EngineError(f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} {list(array.shape)}")
+        raise EngineError(
+            f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} "
+            f"{list(array.shape)}"
+        )
     if not array.flags.c_contiguous:
         raise EngineError(f"graph {graph}: buffer of {kind} {name} is not C-contiguous")
     if kind == "output" and not array.flags.writeable:

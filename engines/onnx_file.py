@@ -54,13 +54,17 @@ def external_arrays(graph: GraphFile) -> dict[str, NDArray[Any]]:
     arrays = {}
     for tensor in external_tensors(graph.model):
         if tensor.file not in graph.weights:
-            raise BundleError(f"{graph.path}: initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the bundle again")
+            raise BundleError(
+                f"{graph.path}: initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; "
+                "export the bundle again"
+            )
         arrays[tensor.name] = external_array(tensor, graph.weights[tensor.file])
     return arrays
 
 
 def external_array(tensor: ExternalTensor, data: memoryview) -> NDArray[Any]:
-    """The tensor as a read-only array over `data`, the bytes of its file. BundleError: outside the file, or of another size."""
+    """The tensor as a read-only array over `data`, the bytes of its file. BundleError: outside the file, or of another
+    size."""
     count = int(np.prod(tensor.shape, dtype=np.int64))
     dtype = np.dtype(tensor.dtype)
     if tensor.offset < 0 or tensor.offset + tensor.length > len(data) or tensor.length != count * dtype.itemsize:
@@ -79,11 +83,19 @@ def with_inline_tensors(model: bytes, files: Mapping[str, memoryview]) -> bytes:
     arrays = {}
     for tensor in external_tensors(model):
         if tensor.file not in files:
-            raise BundleError(f"initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the bundle again")
+            raise BundleError(
+                f"initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the "
+                "bundle again"
+            )
         arrays[tensor.name] = external_array(tensor, files[tensor.file])
-    whole = b"".join(_rebuilt(memoryview(model), 7, lambda graph: _rebuilt(graph, 5, lambda tensor: _inlined(tensor, arrays))))
+    whole = b"".join(
+        _rebuilt(memoryview(model), 7, lambda graph: _rebuilt(graph, 5, lambda tensor: _inlined(tensor, arrays)))
+    )
     if len(whole) >= 1 << 31:
-        raise BundleError(f"the graph has {len(whole) / 1e9:.1f} GB with its tensors, 2 GB is the format's limit; choose a smaller precision")
+        raise BundleError(
+            f"the graph has {len(whole) / 1e9:.1f} GB with its tensors, 2 GB is the format's limit; choose a smaller "
+            "precision"
+        )
     return whole
 
 
@@ -145,7 +157,9 @@ def _tensor(content: memoryview) -> Iterator[ExternalTensor]:
             raise ValueError(f"initialiser {name} has element type {kind}")
         dtype = DTYPES[kind]
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        yield ExternalTensor(name, dtype, tuple(shape), where["location"], int(where.get("offset", 0)), int(where.get("length", size)))
+        yield ExternalTensor(
+            name, dtype, tuple(shape), where["location"], int(where.get("offset", 0)), int(where.get("length", size))
+        )
 
 
 def _number(value: int | memoryview) -> int:

@@ -30,7 +30,8 @@ GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class ExecutedLayer:
-    """One layer of a compiled graph: the ONNX nodes it stands for, its kind, precision and kernel as OpenVINO names them."""
+    """One layer of a compiled graph: the ONNX nodes it stands for, its kind, precision and kernel as OpenVINO names
+    them."""
 
     nodes: tuple[str, ...]
     kind: str
@@ -69,7 +70,9 @@ class OpenVinoEngine:
     def session(self, graph: GraphFile) -> OpenVinoSession:
         """Compile `graph`. EngineError when OpenVINO refuses it."""
         try:
-            compiled = self._core.compile_model(self._core.read_model(with_inline_tensors(graph.model, graph.weights)), "CPU", self._settings)
+            compiled = self._core.compile_model(
+                self._core.read_model(with_inline_tensors(graph.model, graph.weights)), "CPU", self._settings
+            )
         except RuntimeError as error:
             raise EngineError(f"{graph.path}: openvino refused the graph: {error}; export the bundle again") from None
         return OpenVinoSession(compiled, graph)
@@ -111,7 +114,10 @@ class OpenVinoSession:
         """What OpenVINO made of the graph, in execution order."""
         for operation in self._compiled.get_runtime_model().get_ordered_ops():
             info = operation.get_rt_info()
-            nodes, kind, precision, kernel = (str(info[name].value) for name in ("originalLayersNames", "layerType", "runtimePrecision", "primitiveType"))
+            nodes, kind, precision, kernel = (
+                str(info[name].value)
+                for name in ("originalLayersNames", "layerType", "runtimePrecision", "primitiveType")
+            )
             yield ExecutedLayer(tuple(nodes.split(",")), kind, precision, kernel)
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:
@@ -122,10 +128,14 @@ class OpenVinoSession:
 
 def _check_interface(graph: GraphFile, compiled: Any) -> None:
     """The manifest's tensors must be the graph's own."""
-    for kind, specs, ports in (("input", graph.spec.inputs, compiled.inputs), ("output", graph.spec.outputs, compiled.outputs)):
+    for kind, specs, ports in (
+        ("input", graph.spec.inputs, compiled.inputs),
+        ("output", graph.spec.outputs, compiled.outputs),
+    ):
         found = {name: tuple(port.shape) for port in ports for name in port.get_names()}
         for spec in specs:
             if found.get(spec.name) != spec.shape:
                 raise EngineError(
-                    f"{graph.path}: {kind} {spec.name} is {found.get(spec.name, 'missing')} in the graph and {spec.shape} in the manifest; export the bundle again"
+                    f"{graph.path}: {kind} {spec.name} is {found.get(spec.name, 'missing')} in the graph and "
+                    f"{spec.shape} in the manifest; export the bundle again"
                 )

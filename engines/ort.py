@@ -99,7 +99,8 @@ def load_graph(graph: GraphFile, backend: str, providers: Sequence[Any], options
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if session.get_providers()[0] != wanted:
         raise EngineError(
-            f"{backend}: {wanted} did not start on this machine (got {', '.join(session.get_providers())}); check its driver and libraries, or choose backend ort"
+            f"{backend}: {wanted} did not start on this machine (got {', '.join(session.get_providers())}); check "
+            "its driver and libraries, or choose backend ort"
         )
     _check_interface(graph, session)
     for data in graph.weights.values():
@@ -169,19 +170,33 @@ def require_runtime() -> None:
 
 def refusals() -> tuple[type[Exception], ...]:
     """The exceptions by which ONNX Runtime says no. RuntimeError: a run that fails with a binding."""
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException", "EPFail", "EngineError")
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "NoSuchFile",
+        "RuntimeException",
+        "EPFail",
+        "EngineError",
+    )
     return (RuntimeError, *(getattr(binding, name) for name in names if hasattr(binding, name)))
 
 
 def _check_interface(graph: GraphFile, session: Any) -> None:
     """The manifest's tensors must be the graph's own."""
-    for kind, specs, nodes in (("input", graph.spec.inputs, session.get_inputs()), ("output", graph.spec.outputs, session.get_outputs())):
+    for kind, specs, nodes in (
+        ("input", graph.spec.inputs, session.get_inputs()),
+        ("output", graph.spec.outputs, session.get_outputs()),
+    ):
         said = {spec.name: (spec.shape, spec.dtype) for spec in specs}
         found = {node.name: (tuple(node.shape), _NUMPY_NAMES.get(node.type, node.type)) for node in nodes}
         for name in sorted(said.keys() | found.keys()):
             if said.get(name) != found.get(name):
                 raise EngineError(
-                    f"{graph.path}: {kind} {name} is {found.get(name, 'missing')} in the graph and {said.get(name, 'missing')} in the manifest; export the bundle again"
+                    f"{graph.path}: {kind} {name} is {found.get(name, 'missing')} in the graph and "
+                    f"{said.get(name, 'missing')} in the manifest; export the bundle again"
                 )
 
 

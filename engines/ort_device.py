@@ -39,12 +39,15 @@ def open_tensorrt(options: EngineOptions) -> OrtDeviceEngine:
     return _open("ort-tensorrt", TENSORRT, [(TENSORRT, TENSORRT_OPTIONS), (CUDA, {"use_tf32": "0"})], options)
 
 
-def _open(name: str, provider: str, providers: list[tuple[str, dict[str, str]]], options: EngineOptions) -> OrtDeviceEngine:
+def _open(
+    name: str, provider: str, providers: list[tuple[str, dict[str, str]]], options: EngineOptions
+) -> OrtDeviceEngine:
     require_runtime()
     have = onnxruntime.get_available_providers()
     if provider not in have:
         raise EngineError(
-            f"backend {name} needs {provider}, this onnxruntime {onnxruntime.__version__} has only {', '.join(have)}; install onnxruntime-gpu, or choose backend ort"
+            f"backend {name} needs {provider}, this onnxruntime {onnxruntime.__version__} has only "
+            f"{', '.join(have)}; install onnxruntime-gpu, or choose backend ort"
         )
     require_gpu()
     return OrtDeviceEngine(name, providers, options)
@@ -78,9 +81,14 @@ class OrtDeviceSession:
         self._loaded = loaded
         self._binding = loaded.session.io_binding()
         self._values: dict[str, Any] = {}
-        for specs, bind in ((self.inputs, self._binding.bind_ortvalue_input), (self.outputs, self._binding.bind_ortvalue_output)):
+        for specs, bind in (
+            (self.inputs, self._binding.bind_ortvalue_input),
+            (self.outputs, self._binding.bind_ortvalue_output),
+        ):
             for name, spec in specs.items():
-                self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(spec.shape, spec.dtype), device, 0)
+                self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                    np.zeros(spec.shape, spec.dtype), device, 0
+                )
                 bind(name, self._values[name])
         self._buffers: dict[str, NDArray[Any]] = {}
 

@@ -15,7 +15,8 @@ except ImportError:
 
 
 def optimized_model(graph: GraphFile, provider: str = "CPUExecutionProvider") -> bytes:
-    """The optimised ONNX model without its large tensors. EngineError when onnxruntime is not installed or refuses it."""
+    """The optimised ONNX model without its large tensors. EngineError when onnxruntime is not installed or refuses
+    it."""
     if onnxruntime is None:
         raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'")
     with tempfile.TemporaryDirectory() as folder:
@@ -31,5 +32,7 @@ def optimized_model(graph: GraphFile, provider: str = "CPUExecutionProvider") ->
         try:
             onnxruntime.InferenceSession(graph.model, options, providers=[provider])
         except RuntimeError as error:
-            raise EngineError(f"{graph.path}: ONNX Runtime refused the graph: {error}; export the bundle again") from None
+            raise EngineError(
+                f"{graph.path}: ONNX Runtime refused the graph: {error}; export the bundle again"
+            ) from None
         return Path(options.optimized_model_filepath).read_bytes()

@@ -58,11 +58,16 @@ class NativeOrtEngine:
         return aligned_zeros(shape, dtype)
 
     def session(self, graph: GraphFile) -> NativeSession:
-        """Load `graph`; its external tensors are used where they are mapped. EngineError when ONNX Runtime refuses it."""
+        """Load `graph`; its external tensors are used where they are mapped. EngineError when ONNX Runtime refuses
+        it."""
         try:
-            session = NativeSession(self._runtime.session(graph.model, {}, external_arrays(graph), str(graph.path.parent)), graph)
+            session = NativeSession(
+                self._runtime.session(graph.model, {}, external_arrays(graph), str(graph.path.parent)), graph
+            )
         except RuntimeError as error:
-            raise EngineError(f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again") from None
+            raise EngineError(
+                f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again"
+            ) from None
         for data in graph.weights.values():
             _drop_pages(data)
         return session
@@ -119,7 +124,9 @@ def _core() -> ModuleType:
     try:
         from vla_edge import _core
     except ImportError:
-        raise EngineError("the C core vla_edge._core is not built; install a C compiler and reinstall vla-edge") from None
+        raise EngineError(
+            "the C core vla_edge._core is not built; install a C compiler and reinstall vla-edge"
+        ) from None
     return _core
 
 

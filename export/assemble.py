@@ -87,7 +87,10 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
             manifest = replace(manifest, parity=report)
             write_manifest(folder, manifest)
     except OSError as error:
-        raise ExportError(f"{request.out}: cannot be written: {error.strerror or error}; free space or choose another folder, nothing was left behind") from None
+        raise ExportError(
+            f"{request.out}: cannot be written: {error.strerror or error}; free space or choose another folder, "
+            "nothing was left behind"
+        ) from None
     return manifest
 
 
@@ -115,10 +118,17 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
         joints=joints,
         joint_units=request.joint_units,
         tokenizer=_tokenizer(policy),
-        normalization=tuple(NormalizationSpec(item.feature, item.mode, item.eps) for item in (policy.settings.state, policy.settings.action)),
+        normalization=tuple(
+            NormalizationSpec(item.feature, item.mode, item.eps)
+            for item in (policy.settings.state, policy.settings.action)
+        ),
         graphs=graphs,
         files={name: file_sha256(folder / name) for name in files},
-        checkpoint={"name": request.checkpoint.resolve().name, "sha256": policy.digest, "config": dict(policy.config.source)},
+        checkpoint={
+            "name": request.checkpoint.resolve().name,
+            "sha256": policy.digest,
+            "config": dict(policy.config.source),
+        },
         parity={},
         precision={"requested": "fp32", "graphs": dict.fromkeys(graphs, "fp32")},
         gate={"kind": "cls"} if why_pooled is None else {"kind": "pooled", "why_not_cls": why_pooled},
@@ -130,7 +140,11 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
 def _named(error: ExportError, policy: SmolVLAPolicy, checkpoint: Path) -> ExportError | CheckpointError:
     """The error, with the checkpoint's tensor where that is what is wrong: a graph knows its own names only."""
     broken = next((name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()), None)
-    return error if broken is None else CheckpointError(f"{checkpoint / MODEL_FILE}: tensor {broken} is not finite ({error})")
+    return (
+        error
+        if broken is None
+        else CheckpointError(f"{checkpoint / MODEL_FILE}: tensor {broken} is not finite ({error})")
+    )
 
 
 def _write_graph(cut: Cut, weights: WeightFile, folder: Path) -> GraphSpec:
@@ -148,7 +162,9 @@ def _tables(policy: SmolVLAPolicy) -> dict[str, np.ndarray[Any, np.dtype[np.floa
     """Time tables, every statistic of the checkpoint, and the pair each normaliser uses under the names of its mode."""
     tables = time_tables(policy)
     for feature, statistics in policy.settings.statistics.items():
-        tables.update({f"{feature}.{name}": np.ascontiguousarray(value, np.float32) for name, value in statistics.items()})
+        tables.update(
+            {f"{feature}.{name}": np.ascontiguousarray(value, np.float32) for name, value in statistics.items()}
+        )
     for item in (policy.settings.state, policy.settings.action):
         names = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}[item.mode]
         tables.update({f"{item.feature}.{name}": value for name, value in zip(names, (item.low, item.high))})
@@ -161,7 +177,10 @@ def _check_token_ids(policy: SmolVLAPolicy) -> None:
     text, _ = policy.tokenizer.encode(TASKS)
     highest = max((settings.pad_id, *special.start, *special.end, int(text.max())))
     if highest >= limit:
-        raise CheckpointError(f"{settings.folder}: the tokenizer makes id {highest}, the backbone knows ids below {limit}; use the policy's own tokenizer")
+        raise CheckpointError(
+            f"{settings.folder}: the tokenizer makes id {highest}, the backbone knows ids below {limit}; use the "
+            "policy's own tokenizer"
+        )
 
 
 def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
@@ -192,7 +211,10 @@ def _joints(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[tuple[s
     if recording is not None:
         return joint_names(policy, recording), ()
     if policy.config.action_dim == len(KOCH_JOINTS):
-        return KOCH_JOINTS, ("a checkpoint names no joints; its six actions are taken for the Koch arm's joints in the order of their ids",)
+        return KOCH_JOINTS, (
+            "a checkpoint names no joints; its six actions are taken for the Koch arm's joints in the order of their "
+            "ids",
+        )
     names = tuple(f"joint_{index}" for index in range(policy.config.action_dim))
     return names, (f"a checkpoint names no joints; its {len(names)} actions are numbered",)
 

@@ -33,14 +33,18 @@ def _main(argv: Sequence[str]) -> int:
             print(json.dumps(summary(bundle)))
         return 0
     if bool(arguments.checkpoint) == bool(arguments.bundle):
-        raise ConfigError("give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE")
+        raise ConfigError(
+            "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE"
+        )
     check_tensorrt_arguments(arguments)
     if arguments.bundle and arguments.precision == "fp32":
         if arguments.backend == "tensorrt":
             return _finish_tensorrt(arguments, arguments.bundle, console)
         raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
     start_from = (arguments.checkpoint or arguments.bundle).resolve()
-    out = arguments.out or start_from.parent / (f"{start_from.name}-bundle" if arguments.checkpoint else f"{start_from.name}-{arguments.precision}")
+    out = arguments.out or start_from.parent / (
+        f"{start_from.name}-bundle" if arguments.checkpoint else f"{start_from.name}-{arguments.precision}"
+    )
     if not arguments.out:
         console.print(f"no --out given: writing to {out}", markup=False)
     start = time.monotonic()
@@ -55,7 +59,11 @@ def _main(argv: Sequence[str]) -> int:
                 requantise(source, out, request, tell)
     written = print_bundle(out, console, detail=False)
     seconds = time.monotonic() - start
-    console.print(f"{out} written and compared with {'torch' if arguments.checkpoint else 'its float32 bundle'} in {seconds:.1f} s", markup=False)
+    console.print(
+        f"{out} written and compared with {'torch' if arguments.checkpoint else 'its float32 bundle'} in "
+        f"{seconds:.1f} s",
+        markup=False,
+    )
     if arguments.backend == "tensorrt":
         return _finish_tensorrt(arguments, out, console)
     if arguments.json:
@@ -107,7 +115,9 @@ def _packages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise EngineError(f"export-engines needs {error.name}, which is not installed; pip install 'vla-edge[export,ort,data]'") from None
+        raise EngineError(
+            f"export-engines needs {error.name}, which is not installed; pip install 'vla-edge[export,ort,data]'"
+        ) from None
 
 
 @contextmanager
@@ -126,21 +136,60 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 def _pair(text: str) -> tuple[str, str]:
     policy, equals, dataset = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} must be POLICY=DATASET, for example observation.images.laptop=observation.images.front")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be POLICY=DATASET, for example observation.images.laptop=observation.images.front"
+        )
     return policy, dataset
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="export-engines", description="Turn a SmolVLA checkpoint into a bundle of verified ONNX graphs.")
+    parser = argparse.ArgumentParser(
+        prog="export-engines", description="Turn a SmolVLA checkpoint into a bundle of verified ONNX graphs."
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder as LeRobot's save_pretrained writes it")
-    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write, must not exist (default: CHECKPOINT-bundle beside it)")
-    parser.add_argument("--vlm", type=Path, metavar="DIR", help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)")
-    parser.add_argument("--data", type=Path, metavar="DATASET", help="LeRobot data set: compare on its frames too, take the joints' names from it")
-    parser.add_argument("--camera", type=_pair, action="append", default=[], metavar="POLICY=DATASET", help="a camera whose name differs in the data set")
-    parser.add_argument("--joint-units", choices=("degrees", "range_m100_100", "unknown"), default="unknown", help="unit of the policy's joint values; checkpoints do not say it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="BUNDLE",
+        help="folder to write, must not exist (default: CHECKPOINT-bundle beside it)",
+    )
+    parser.add_argument(
+        "--vlm",
+        type=Path,
+        metavar="DIR",
+        help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATASET",
+        help="LeRobot data set: compare on its frames too, take the joints' names from it",
+    )
+    parser.add_argument(
+        "--camera",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="POLICY=DATASET",
+        help="a camera whose name differs in the data set",
+    )
+    parser.add_argument(
+        "--joint-units",
+        choices=("degrees", "range_m100_100", "unknown"),
+        default="unknown",
+        help="unit of the policy's joint values; checkpoints do not say it",
+    )
     add_precision_arguments(parser)
     add_tensorrt_arguments(parser)
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of the comparison (default: all physical cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads of the comparison (default: all physical cores)",
+    )
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
-    parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and print what it holds")
+    parser.add_argument(
+        "--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and print what it holds"
+    )
     return parser.parse_args(argv)

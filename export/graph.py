@@ -78,12 +78,16 @@ class Graph:
         path = self._unique("/".join((*self._scope, name)))
         values = np.asarray(array, np.float32)
         if not np.isfinite(values).all():
-            raise ExportError(f"graph {self.name}: weight {path} holds a value that is not finite; the checkpoint is damaged or its training diverged")
+            raise ExportError(
+                f"graph {self.name}: weight {path} holds a value that is not finite; the checkpoint is damaged or "
+                "its training diverged"
+            )
         self._initializers[path] = self._weights.tensor(path, values)
         return path
 
     def constant(self, value: Any, dtype: str = "float32") -> str:
-        """A tensor that is part of the arithmetic, equal ones stored once. int64 only as an operator's shape, axes or index."""
+        """A tensor that is part of the arithmetic, equal ones stored once. int64 only as an operator's shape, axes or
+        index."""
         array = np.ascontiguousarray(value, dtype)
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
@@ -114,7 +118,9 @@ class Graph:
             [_value_info(spec) for spec in self.outputs],
             list(self._initializers.values()),
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="vla-edge")
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="vla-edge"
+        )
 
     def _unique(self, path: str) -> str:
         candidate, count = path, 1

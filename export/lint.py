@@ -11,7 +11,20 @@ from onnx import TensorProto, helper
 from vla_edge.errors import ExportError
 from vla_edge.export.graph import OPSET
 
-_REFUSED = {"If", "Loop", "Scan", "NonZero", "Unique", "NonMaxSuppression", "Multinomial", "Bernoulli", "Dropout", "SequenceMap", "Shape", "Size"}
+_REFUSED = {
+    "If",
+    "Loop",
+    "Scan",
+    "NonZero",
+    "Unique",
+    "NonMaxSuppression",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+    "SequenceMap",
+    "Shape",
+    "Size",
+}
 """Data-dependent control flow, sizes or chance. Names that begin with Random are refused too."""
 
 _INDEX_INPUTS = {
@@ -30,13 +43,7 @@ _INDEX_INPUTS = {
 }
 """The inputs that are shapes, axes or indices: the only place for int64."""
 
-_TYPES = {
-    TensorProto.FLOAT,
-    TensorProto.FLOAT16,
-    TensorProto.INT8,
-    TensorProto.UINT8,
-    TensorProto.INT32,
-}
+_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32}
 
 
 def lint(model: onnx.ModelProto) -> None:
@@ -80,7 +87,9 @@ def _types_and_shapes(model: onnx.ModelProto) -> Iterator[str]:
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         known[value.name] = tensor.elem_type
-        if not tensor.HasField("shape") or any(not size.HasField("dim_value") or size.dim_value < 1 for size in tensor.shape.dim):
+        if not tensor.HasField("shape") or any(
+            not size.HasField("dim_value") or size.dim_value < 1 for size in tensor.shape.dim
+        ):
             yield f"tensor {value.name} has no static shape"
     integers = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.INT64}
     integers |= {item.name for item in graph.initializer if item.data_type == TensorProto.INT64}
@@ -95,6 +104,9 @@ def _types_and_shapes(model: onnx.ModelProto) -> Iterator[str]:
             if name not in known:
                 yield f"tensor {name} has a shape that cannot be inferred"
     for item in graph.initializer:
-        inline = item.data_location != TensorProto.EXTERNAL and item.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+        inline = item.data_location != TensorProto.EXTERNAL and item.data_type in (
+            TensorProto.FLOAT,
+            TensorProto.FLOAT16,
+        )
         if inline and not np.isfinite(onnx.numpy_helper.to_array(item)).all():
             yield f"tensor {item.name} holds a value that is not finite"

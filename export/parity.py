@@ -51,7 +51,10 @@ class Deviations:
         """max |found − expected| / max |expected|; NaN counts as infinite."""
         reference = expected.detach().float().numpy()
         if found.shape != reference.shape:
-            raise ExportError(f"parity: {stage} has shape {found.shape}, torch makes {reference.shape}; this is a fault of the exporter")
+            raise ExportError(
+                f"parity: {stage} has shape {found.shape}, torch makes {reference.shape}; this is a fault of the "
+                "exporter"
+            )
         scale = float(np.abs(reference).max()) or 1.0
         deviation = float(np.abs(found - reference).max()) / scale
         self.worst[stage] = max(self.worst.get(stage, 0.0), deviation if np.isfinite(deviation) else np.inf)
@@ -71,7 +74,8 @@ def compare(
     for stage in STAGES:
         if deviations.worst.get(stage, 0.0) > TOLERANCE:
             raise ExportError(
-                f"parity: stage {stage} differs from torch by {deviations.worst[stage]:.2e} of its maximum, at most {TOLERANCE:g} is allowed; nothing was written"
+                f"parity: stage {stage} differs from torch by {deviations.worst[stage]:.2e} of its maximum, at most "
+                f"{TOLERANCE:g} is allowed; nothing was written"
             )
     return {
         "tolerance": TOLERANCE,
@@ -169,7 +173,8 @@ class _Run:
                 self._deviations.add("state", buffers[name][:, -1:], expected.transpose(0, 1))
 
     def _compare_steps(self, joined: Prefix, noise: NDArray[np.float32]) -> None:
-        """The velocity of the first, middle and last step at the graph's own x: with dt = 1 a step adds it undivided."""
+        """The velocity of the first, middle and last step at the graph's own x: with dt = 1 a step adds it
+        undivided."""
         buffers, steps = self._stages.buffers, self._spec.num_steps
         table = self._preparer.tables[f"time_bias.{steps}"]
         x = noise.copy()

@@ -80,7 +80,10 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
     if any(name != "fp32" for name in bundle.manifest.precision.get("graphs", {}).values()):
         raise ConfigError(f"{source}: is {bundle.manifest.precision.get('requested')} already; give the float32 bundle")
     if request.precision == "fp16" and request.backend in CPU_BACKENDS:
-        raise ExportError(f"fp16 on backend {request.backend}: this CPU has no half-precision products and would compute them in float32; choose fp32 or int8, or a GPU backend")
+        raise ExportError(
+            f"fp16 on backend {request.backend}: this CPU has no half-precision products and would compute them in "
+            "float32; choose fp32 or int8, or a GPU backend"
+        )
     work = _Work(bundle, request, progress)
     with new_folder(out, ExportError) as folder:
         candidate, found = work.half() if request.precision == "fp16" else work.int8()
@@ -96,7 +99,12 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
             why_float32 = f"INT8 takes {took['this']['total']:.1f} ms here and float32 {took['fp32']['total']:.1f} ms"
             shutil.rmtree(folder / "graphs")
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        facts = {"requested": request.precision, "search": _tried(found), "bound": _bound(request), "why_float32": why_float32}
+        facts = {
+            "requested": request.precision,
+            "search": _tried(found),
+            "bound": _bound(request),
+            "why_float32": why_float32,
+        }
         manifest = replace(bundle.manifest, precision={**bundle.manifest.precision, **facts})
         write_manifest(folder, manifest)
     return manifest
@@ -135,7 +143,8 @@ class _Work:
         if found.chosen is None and self.request.precision == "int8":
             best = min(found.tried, key=lambda trial: trial.error.relative)
             raise ExportError(
-                f"no INT8 plan holds the bound (cosine {self.request.bound.cosine:g}, joint error {self.request.bound.joint_p95:g} of range); the best, {best.candidate.name}, "
+                f"no INT8 plan holds the bound (cosine {self.request.bound.cosine:g}, joint error "
+                f"{self.request.bound.joint_p95:g} of range); the best, {best.candidate.name}, "
                 f"has cosine {best.error.cosine:.5f} and {best.error.joint_p95:.4f}; raise the bound, or export fp32"
             )
         return (None if found.chosen is None else found.chosen.candidate), found
@@ -156,7 +165,8 @@ class _Work:
         return VariantSettings(self.ranges, self.request.method, signed, self.folds if candidate.folded else None)
 
     def prove(self, candidate: Candidate, written: Bundle, found: Search | None) -> Manifest:
-        """Error, latency and audit of the written bundle, on the backend it is for. ExportError: it is not what was asked."""
+        """Error, latency and audit of the written bundle, on the backend it is for. ExportError: it is not what was
+        asked."""
         manifest = written.manifest
         facts: dict[str, Any] = {
             "requested": self.request.precision,
@@ -164,31 +174,54 @@ class _Work:
             "plan": {name: str(choice) for name, choice in candidate.plan.items()},
             "folded": candidate.folded,
             "bound": _bound(self.request),
-            "data": {"ranges": self.data.ranges.source, "held_out": self.data.held_out.source, "digest": self.data.held_out.digest},
-            "ranges": None if self.ranges is None else {"digest": self.ranges.digest, "observations": self.ranges.seen, "method": self.request.method.value},
+            "data": {
+                "ranges": self.data.ranges.source,
+                "held_out": self.data.held_out.source,
+                "digest": self.data.held_out.digest,
+            },
+            "ranges": None
+            if self.ranges is None
+            else {"digest": self.ranges.digest, "observations": self.ranges.seen, "method": self.request.method.value},
             "search": _tried(found),
         }
         if not self.runs_here:
             error = self._error(written, self.candidate_engine)
             if not error.within(self.request.bound):
                 raise ExportError(
-                    f"{self.request.precision} for {self.request.backend} has cosine {error.cosine:.5f} and joint error {error.joint_p95:.4f} of range on ort, "
-                    f"outside the bound ({self.request.bound.cosine:g}, {self.request.bound.joint_p95:g}); raise the bound, or export fp32"
+                    f"{self.request.precision} for {self.request.backend} has cosine {error.cosine:.5f} and joint "
+                    f"error {error.joint_p95:.4f} of range on ort, "
+                    f"outside the bound ({self.request.bound.cosine:g}, {self.request.bound.joint_p95:g}); raise the "
+                    "bound, or export fp32"
                 )
             facts["graphs"] = dict.fromkeys(manifest.graphs, f"{self.request.precision}, not run here")
-            facts["audit"] = f"not audited: backend {self.request.backend} is not on this machine; action error measured on ort, as the graphs are written"
+            facts["audit"] = (
+                f"not audited: backend {self.request.backend} is not on this machine; action error measured on ort, "
+                "as the graphs are written"
+            )
             return replace(manifest, precision={**facts, "error": error.facts()})
         engine = load_engine(self.request.backend, EngineOptions(threads=self.request.threads, spin=False))
         self.progress("audit what really runs")
-        audits = {name: self._audit(engine, self.graphs[name], written.graph(name), candidate.plan) for name in manifest.graphs}
+        audits = {
+            name: self._audit(engine, self.graphs[name], written.graph(name), candidate.plan)
+            for name in manifest.graphs
+        }
         lost = [f"{audit.graph}: {node}" for audit in audits.values() for node in audit.fell_back]
         if lost:
-            raise ExportError(f"{len(lost)} layers do not run in the precision they were asked for on {self.request.backend}, first {lost[0]}; choose another precision or backend")
+            raise ExportError(
+                f"{len(lost)} layers do not run in the precision they were asked for on {self.request.backend}, "
+                f"first {lost[0]}; choose another precision or backend"
+            )
         error = self._error(written, engine)
         if not error.within(self.request.bound):
-            raise ExportError(f"the written bundle has cosine {error.cosine:.5f} and joint error {error.joint_p95:.4f}, outside the bound its plan held; report this")
+            raise ExportError(
+                f"the written bundle has cosine {error.cosine:.5f} and joint error {error.joint_p95:.4f}, outside "
+                "the bound its plan held; report this"
+            )
         facts["graphs"] = {name: str(audit) for name, audit in audits.items()}
-        facts["audit"] = {name: {"share": dict(audit.share), "fell_back": list(audit.fell_back), "kernels": dict(audit.kernels)} for name, audit in audits.items()}
+        facts["audit"] = {
+            name: {"share": dict(audit.share), "fell_back": list(audit.fell_back), "kernels": dict(audit.kernels)}
+            for name, audit in audits.items()
+        }
         facts["error"] = error.facts()
         facts["latency_ms"] = self._latency(written, engine)
         return replace(manifest, precision=facts)
@@ -225,9 +258,14 @@ class _Work:
                 assert result is not None
                 timing = result.timings
                 if number:
-                    taken[name].append((timing.vision, timing.prefix, timing.state, statistics.median(timing.step), timing.total))
+                    taken[name].append(
+                        (timing.vision, timing.prefix, timing.state, statistics.median(timing.step), timing.total)
+                    )
         stages = ("vision", "prefix", "state", "expert", "total")
-        return {name: {stage: round(statistics.median(column), 3) for stage, column in zip(stages, zip(*rows))} for name, rows in taken.items()}
+        return {
+            name: {stage: round(statistics.median(column), 3) for stage, column in zip(stages, zip(*rows))}
+            for name, rows in taken.items()
+        }
 
 
 def _write(work: _Work, candidate: Candidate, folder: Path) -> Manifest:
@@ -240,7 +278,12 @@ def _write(work: _Work, candidate: Candidate, folder: Path) -> Manifest:
     with WeightFile(folder / own) as weights:
         for name, graph in work.graphs.items():
             work.progress(f"write {name}")
-            model = settled(build(graph, candidate.plan, settings, weights), weight_arrays(graph, onnx.load_from_string(graph.model)), Path(own).name, weights)
+            model = settled(
+                build(graph, candidate.plan, settings, weights),
+                weight_arrays(graph, onnx.load_from_string(graph.model)),
+                Path(own).name,
+                weights,
+            )
             file = f"graphs/{kind}/{name}.onnx"
             (folder / file).write_bytes(model.SerializeToString())
             outside = any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer)
@@ -266,4 +309,10 @@ def _bound(request: PrecisionRequest) -> dict[str, float]:
 
 
 def _tried(found: Search | None) -> list[dict[str, Any]]:
-    return [] if found is None else [{"plan": trial.candidate.name, "cost": round(trial.cost, 4), **trial.error.facts()} for trial in found.tried]
+    return (
+        []
+        if found is None
+        else [
+            {"plan": trial.candidate.name, "cost": round(trial.cost, 4), **trial.error.facts()} for trial in found.tried
+        ]
+    )

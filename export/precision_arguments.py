@@ -18,16 +18,45 @@ RANGES = ("minmax", "percentile", "mse")
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
-    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="float32 bundle to start from in place of a checkpoint")
-    parser.add_argument("--backend", choices=BACKENDS, default="ort", help="what the graphs are prepared for (default: ort)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="type of the matrices; auto: int8 where it holds the bound (default: fp32)")
-    parser.add_argument("--synthetic", action="store_true", help="measure on synthetic observations: for a policy with random weights")
-    parser.add_argument("--joint-error", type=float, default=0.005, metavar="SHARE", help="bound: 95th percentile of the action error, share of a joint's range (default: 0.005)")
-    parser.add_argument("--cosine", type=float, default=0.999, metavar="C", help="bound: cosine of the chunks with float32's (default: 0.999)")
-    parser.add_argument("--ranges", choices=RANGES, default="minmax", help="how a static INT8 range is taken (default: minmax)")
-    parser.add_argument("--ranges-file", type=Path, metavar="NPZ", help="keep the ranges there; an interrupted run goes on")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="BUNDLE", help="float32 bundle to start from in place of a checkpoint"
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="ort", help="what the graphs are prepared for (default: ort)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="type of the matrices; auto: int8 where it holds the bound (default: fp32)",
+    )
+    parser.add_argument(
+        "--synthetic", action="store_true", help="measure on synthetic observations: for a policy with random weights"
+    )
+    parser.add_argument(
+        "--joint-error",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="bound: 95th percentile of the action error, share of a joint's range (default: 0.005)",
+    )
+    parser.add_argument(
+        "--cosine",
+        type=float,
+        default=0.999,
+        metavar="C",
+        help="bound: cosine of the chunks with float32's (default: 0.999)",
+    )
+    parser.add_argument(
+        "--ranges", choices=RANGES, default="minmax", help="how a static INT8 range is taken (default: minmax)"
+    )
+    parser.add_argument(
+        "--ranges-file", type=Path, metavar="NPZ", help="keep the ranges there; an interrupted run goes on"
+    )
     parser.add_argument("--frames", type=int, default=32, metavar="N", help="observations for ranges (default: 32)")
-    parser.add_argument("--held-out", type=int, default=8, metavar="N", help="observations for the action error (default: 8)")
+    parser.add_argument(
+        "--held-out", type=int, default=8, metavar="N", help="observations for the action error (default: 8)"
+    )
 
 
 def precision_request(arguments: argparse.Namespace) -> PrecisionRequest:
@@ -37,9 +66,14 @@ def precision_request(arguments: argparse.Namespace) -> PrecisionRequest:
     from vla_edge.export.precision import PrecisionRequest
 
     if arguments.data is None and not arguments.synthetic:
-        raise ConfigError(f"--precision {arguments.precision} is measured on recorded observations: give --data DATASET, or --synthetic for random weights")
+        raise ConfigError(
+            f"--precision {arguments.precision} is measured on recorded observations: give --data DATASET, or "
+            "--synthetic for random weights"
+        )
     if not (0 < arguments.joint_error <= 1 and 0 < arguments.cosine <= 1):
-        raise ConfigError(f"--joint-error {arguments.joint_error:g} and --cosine {arguments.cosine:g} must lie above 0 and up to 1")
+        raise ConfigError(
+            f"--joint-error {arguments.joint_error:g} and --cosine {arguments.cosine:g} must lie above 0 and up to 1"
+        )
     if arguments.frames < 1 or arguments.held_out < 1:
         raise ConfigError(f"--frames {arguments.frames} and --held-out {arguments.held_out} must be 1 or more")
     return PrecisionRequest(

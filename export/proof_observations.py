@@ -66,7 +66,9 @@ def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recor
             sample = dataset.frame(int(index), tuple(sources.values()))
             observation: dict[str, Any] = {name: sample.images[key] for name, key in sources.items()}
             observation |= {STATE: sample.values[STATE].astype(np.float32), "task": sample.task}
-            yield Case(f"{recording.path.name} frame {index}", observation, _noise(policy, np.random.default_rng(int(index))))
+            yield Case(
+                f"{recording.path.name} frame {index}", observation, _noise(policy, np.random.default_rng(int(index)))
+            )
 
 
 def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
@@ -77,7 +79,10 @@ def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = next(iter(names.values()), None)
     if not isinstance(names, (list, tuple)) or len(names) != policy.config.action_dim:
-        raise DatasetError(f"{recording.path}: names of {ACTION} are {names!r}, the policy has {policy.config.action_dim} actions; give the data set it was trained on")
+        raise DatasetError(
+            f"{recording.path}: names of {ACTION} are {names!r}, the policy has {policy.config.action_dim} actions; "
+            "give the data set it was trained on"
+        )
     return tuple(str(name) for name in names)
 
 
@@ -93,11 +98,13 @@ def _counterpart(dataset: Dataset, camera: CameraSpec, recording: Recording) -> 
     feature = dataset.features.get(key)
     if feature is None or not feature.is_camera:
         raise DatasetError(
-            f"{recording.path}: no camera {key} for the policy's {camera.source}, it has {', '.join(dataset.camera_keys)}; map it with --camera {camera.source}=NAME"
+            f"{recording.path}: no camera {key} for the policy's {camera.source}, it has "
+            f"{', '.join(dataset.camera_keys)}; map it with --camera {camera.source}=NAME"
         )
     if tuple(feature.shape[:2]) != (camera.height, camera.width):
         raise DatasetError(
-            f"{recording.path}: {key} has pictures of {feature.shape[0]}×{feature.shape[1]}, the policy's {camera.source} {camera.height}×{camera.width} (height×width); give the data set it was trained on"
+            f"{recording.path}: {key} has pictures of {feature.shape[0]}×{feature.shape[1]}, the policy's "
+            f"{camera.source} {camera.height}×{camera.width} (height×width); give the data set it was trained on"
         )
     return key
 

@@ -43,7 +43,14 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
     table = Table(title=f"{path.name} · {bundle.digest[:12]}")
     table.add_column("graph")
     latency = bundle.manifest.precision.get("latency_ms", {})
-    for name in ("nodes", "parameters", "weights MB", "precision", "worst parity", *(("ms (fp32)",) if latency else ())):
+    for name in (
+        "nodes",
+        "parameters",
+        "weights MB",
+        "precision",
+        "worst parity",
+        *(("ms (fp32)",) if latency else ()),
+    ):
         table.add_column(name, justify="right")
     stages = bundle.manifest.parity.get("stages", {})
     precision = bundle.manifest.precision.get("graphs", {})
@@ -51,11 +58,23 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
         figures = _figures(bundle, name)
         worst = f"{stages[name]:.1e}" if name in stages else ""
         took = [f"{latency['this'][name]:.1f} ({latency['fp32'][name]:.1f})"] if name in latency.get("this", {}) else []
-        table.add_row(name, str(figures["nodes"]), f"{figures['parameters'] / 1e6:.2f} M", f"{figures['bytes'] / 1e6:.1f}", precision.get(name, ""), worst, *took)
+        table.add_row(
+            name,
+            str(figures["nodes"]),
+            f"{figures['parameters'] / 1e6:.2f} M",
+            f"{figures['bytes'] / 1e6:.1f}",
+            precision.get(name, ""),
+            worst,
+            *took,
+        )
     console.print(table)
     _print_precision(bundle, console)
     size = sum((path / name).stat().st_size for name in bundle.manifest.files)
-    chunk = f", chunk parity {stages['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})" if "chunk" in stages else ""
+    chunk = (
+        f", chunk parity {stages['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})"
+        if "chunk" in stages
+        else ""
+    )
     console.print(f"{size / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")
     for note in bundle.manifest.notes:
         console.print(f"note: {note}", markup=False)
@@ -69,13 +88,17 @@ def _print_precision(bundle: Bundle, console: Console) -> None:
         return
     error, bound = found["error"], found["bound"]
     console.print(
-        f"{found['requested']} for {found['backend']}: action error cosine {error['cosine']:.5f} (at least {bound['cosine']:g}), "
-        f"95th percentile {100 * error['joint_p95']:.2f} % of a joint's range (at most {100 * bound['joint_p95']:g} %), on {found['data']['held_out']}",
+        f"{found['requested']} for {found['backend']}: action error cosine {error['cosine']:.5f} (at least "
+        f"{bound['cosine']:g}), "
+        f"95th percentile {100 * error['joint_p95']:.2f} % of a joint's range (at most {100 * bound['joint_p95']:g} "
+        f"%), on {found['data']['held_out']}",
         markup=False,
     )
     if "latency_ms" in found:
         whole = found["latency_ms"]
-        console.print(f"fresh inference {whole['this']['total']:.1f} ms, float32 on ONNX Runtime {whole['fp32']['total']:.1f} ms")
+        console.print(
+            f"fresh inference {whole['this']['total']:.1f} ms, float32 on ONNX Runtime {whole['fp32']['total']:.1f} ms"
+        )
 
 
 def _figures(bundle: Bundle, name: str) -> dict[str, int]:
@@ -87,7 +110,9 @@ def _figures(bundle: Bundle, name: str) -> dict[str, int]:
         raise BundleError(f"{bundle.path / file}: no ONNX graph; export the bundle again") from None
     weights = [item for item in graph.initializer if item.data_type != onnx.TensorProto.INT64]
     elements = [_elements(item) for item in weights]
-    sizes = [count * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize for item, count in zip(weights, elements)]
+    sizes = [
+        count * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize for item, count in zip(weights, elements)
+    ]
     return {"nodes": len(graph.node), "parameters": sum(elements), "bytes": sum(sizes)}
 
 
@@ -106,14 +131,26 @@ def _elements(tensor: onnx.TensorProto) -> int:
 def _print_policy(bundle: Bundle, console: Console) -> None:
     manifest, policy = bundle.manifest, bundle.manifest.policy
     facts = Table(show_header=False, title="policy")
-    facts.add_row("type", f"{policy.type}, {policy.layers} text layers, self {list(policy.self_layers)}, cross {list(policy.cross_layers)}")
-    facts.add_row("chunk", f"{policy.chunk_size} actions, {policy.n_action_steps} executed, {policy.min_steps} to {policy.num_steps} flow steps")
+    facts.add_row(
+        "type",
+        f"{policy.type}, {policy.layers} text layers, self {list(policy.self_layers)}, cross "
+        f"{list(policy.cross_layers)}",
+    )
+    facts.add_row(
+        "chunk",
+        f"{policy.chunk_size} actions, {policy.n_action_steps} executed, {policy.min_steps} to {policy.num_steps} "
+        "flow steps",
+    )
     facts.add_row("pictures", f"{policy.image_width}×{policy.image_height}, {policy.tokens_per_image} tokens each")
     for camera in manifest.cameras:
         renamed = f" (from {camera.source})" if camera.source != camera.name else ""
         facts.add_row("camera", f"{camera.name}{renamed} {camera.width}×{camera.height}")
     facts.add_row("joints", f"{', '.join(manifest.joints)} [{manifest.joint_units}]")
-    facts.add_row("language", f"{manifest.tokenizer.max_length} tokens, padding {manifest.tokenizer.padding} {manifest.tokenizer.padding_side}")
+    facts.add_row(
+        "language",
+        f"{manifest.tokenizer.max_length} tokens, padding {manifest.tokenizer.padding} "
+        f"{manifest.tokenizer.padding_side}",
+    )
     for item in manifest.normalization:
         facts.add_row("normalisation", f"{item.feature}: {item.mode}")
     facts.add_row("gate", str(manifest.gate.get("kind")))

@@ -17,10 +17,28 @@ from vla_edge.errors import ConfigError
 
 def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that only `--backend tensorrt` has."""
-    parser.add_argument("--build-on-device", action="store_true", help="tensorrt: check and pack the bundle here, build its plans on the device")
-    parser.add_argument("--board-memory", type=float, default=8, metavar="GB", help="tensorrt, packing: memory of the board it is for (default: 8)")
-    parser.add_argument("--workspace", type=int, default=1024, metavar="MB", help="tensorrt: scratch the builder may use (default: 1024)")
-    parser.add_argument("--force", action="store_true", help="tensorrt: build though the memory plan says it will not fit")
+    parser.add_argument(
+        "--build-on-device",
+        action="store_true",
+        help="tensorrt: check and pack the bundle here, build its plans on the device",
+    )
+    parser.add_argument(
+        "--board-memory",
+        type=float,
+        default=8,
+        metavar="GB",
+        help="tensorrt, packing: memory of the board it is for (default: 8)",
+    )
+    parser.add_argument(
+        "--workspace",
+        type=int,
+        default=1024,
+        metavar="MB",
+        help="tensorrt: scratch the builder may use (default: 1024)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="tensorrt: build though the memory plan says it will not fit"
+    )
 
 
 def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
@@ -41,9 +59,14 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
 def build_here(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[str]:
     """Build the plans of the bundle at `path`; yields what was built, a line each."""
     for plan in build_plans(open_bundle(path), BuildOptions(arguments.workspace * MB, arguments.force), tell):
-        layers = ", ".join(f"{name} {count}" for name, count in plan.sidecar.layers.items() if not name.startswith("products."))
+        layers = ", ".join(
+            f"{name} {count}" for name, count in plan.sidecar.layers.items() if not name.startswith("products.")
+        )
         share = f", INT8 in {plan.int8_share:.0%} of the layers with products" if plan.int8_share else ""
-        yield f"{plan.path.name}: {plan.size / MB:.1f} MB, scratch {plan.sidecar.device_memory / MB:.1f} MB, layers: {layers}{share}"
+        yield (
+            f"{plan.path.name}: {plan.size / MB:.1f} MB, scratch {plan.sidecar.device_memory / MB:.1f} MB, layers: "
+            f"{layers}{share}"
+        )
 
 
 def pack(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[str]:
@@ -71,4 +94,7 @@ def pack(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None])
         temporary.unlink(missing_ok=True)
     yield f"a board of {arguments.board_memory:g} GB:"
     yield from board_plan(bundle, arguments.board_memory, arguments.workspace * MB).lines()
-    yield f"{target}: carry it to the device, then: tar -xf {target.name} && export-engines --bundle {path.resolve().name} --backend tensorrt"
+    yield (
+        f"{target}: carry it to the device, then: tar -xf {target.name} && export-engines --bundle "
+        f"{path.resolve().name} --backend tensorrt"
+    )

@@ -33,11 +33,14 @@ class WeightFile:
     def __enter__(self) -> WeightFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def tensor(self, name: str, array: NDArray[np.generic]) -> TensorProto:
-        """An initializer named `name`; its bytes lie here, or inline when they are few. OSError when the disk is full."""
+        """An initializer named `name`; its bytes lie here, or inline when they are few. OSError when the disk is
+        full."""
         array = np.ascontiguousarray(array)
         if array.nbytes <= INLINE_BYTES:
             return onnx.numpy_helper.from_array(array, name)

@@ -59,9 +59,7 @@ def data_files(root: Path, info: Info, episodes: Sequence[Episode]) -> list[Path
     return files
 
 
-def read_columns(
-    root: Path, info: Info, episodes: Sequence[Episode]
-) -> tuple[dict[str, NDArray], list[FileRows]]:
+def read_columns(root: Path, info: Info, episodes: Sequence[Episode]) -> tuple[dict[str, NDArray], list[FileRows]]:
     """All columns that are no cameras, [frames, *shape] (index columns [frames]), and where each file's frames lie.
 
     Frames are taken by their position, as LeRobot does, so a wrong file number in
@@ -113,29 +111,36 @@ def column_array(path: Path, key: str, feature: Feature, column: pa.ChunkedArray
         raise DatasetError(f"{path}: column {key} is {values.dtype}, info.json says {feature.dtype}; restore the file")
     shape = (rows,) if key in INDEX_FEATURES else (rows, *feature.shape)
     if values.size != int(np.prod(shape)):
-        raise DatasetError(f"{path}: column {key} holds {values.size} numbers in {rows} rows, info.json says {list(feature.shape)} each")
+        raise DatasetError(
+            f"{path}: column {key} holds {values.size} numbers in {rows} rows, info.json says {list(feature.shape)} "
+            "each"
+        )
     return values.reshape(shape)
 
 
-def _check_against_episodes(
-    root: Path, columns: Mapping[str, NDArray], episodes: Sequence[Episode], rows: int
-) -> None:
+def _check_against_episodes(root: Path, columns: Mapping[str, NDArray], episodes: Sequence[Episode], rows: int) -> None:
     expected = 0
     for episode in episodes:
         if episode.from_index != expected or episode.to_index <= episode.from_index:
-            raise DatasetError(f"{root}: episode {episode.index} has frames {episode.from_index} to {episode.to_index}; "
-                               f"it must start at {expected} and hold one at least; run `vla-data verify`")
+            raise DatasetError(
+                f"{root}: episode {episode.index} has frames {episode.from_index} to {episode.to_index}; "
+                f"it must start at {expected} and hold one at least; run `vla-data verify`"
+            )
         expected = episode.to_index
     if rows != expected:
         raise DatasetError(f"{root}: data files hold {rows} frames, meta says {expected}; run `vla-data verify`")
     wrong = np.flatnonzero(columns["index"] != np.arange(rows))
     if wrong.size:
-        raise DatasetError(f"{root}: row {wrong[0]} of the data files has index {columns['index'][wrong[0]]}; run `vla-data verify`")
+        raise DatasetError(
+            f"{root}: row {wrong[0]} of the data files has index {columns['index'][wrong[0]]}; run `vla-data verify`"
+        )
     owner = np.repeat(np.arange(len(episodes)), [episode.length for episode in episodes])
     wrong = np.flatnonzero(columns["episode_index"] != owner)
     if wrong.size:
-        raise DatasetError(f"{root}: frame {wrong[0]} has episode_index {columns['episode_index'][wrong[0]]}, "
-                           f"meta says {owner[wrong[0]]}; run `vla-data verify`")
+        raise DatasetError(
+            f"{root}: frame {wrong[0]} has episode_index {columns['episode_index'][wrong[0]]}, "
+            f"meta says {owner[wrong[0]]}; run `vla-data verify`"
+        )
 
 
 def stored_image(files: Sequence[FileRows], camera: str, index: int) -> NDArray[np.uint8]:
@@ -144,8 +149,12 @@ def stored_image(files: Sequence[FileRows], camera: str, index: int) -> NDArray[
     cell = place.image_cell(camera, index)
     data = cell.get("bytes") if isinstance(cell, Mapping) else None
     if not isinstance(data, bytes):
-        raise DatasetError(f"{place.path}: column {camera} row {index - place.from_index} holds no image bytes; restore the file")
+        raise DatasetError(
+            f"{place.path}: column {camera} row {index - place.from_index} holds no image bytes; restore the file"
+        )
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
-        raise DatasetError(f"{place.path}: column {camera} row {index - place.from_index} is not a picture; restore the file")
+        raise DatasetError(
+            f"{place.path}: column {camera} row {index - place.from_index} is not a picture; restore the file"
+        )
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

@@ -58,14 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     change = tasks.add_mutually_exclusive_group()
     change.add_argument("--add", metavar="TEXT")
     change.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"))
-    tasks.add_argument("--tokenizer", type=Path, help="tokenizer.json, bundle or checkpoint folder to count tokens with")
+    tasks.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.json, bundle or checkpoint folder to count tokens with"
+    )
     tasks.add_argument("--limit", type=int, help="token limit (default: the checkpoint's, else 48)")
     return parser
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
-    run: Callable[[argparse.Namespace], int], purpose: str,
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    purpose: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=purpose, description=purpose)
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
@@ -78,7 +82,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     with _bar("episodes") as advance:
         info = convert_dataset(arguments.source, arguments.target, sizes, advance)
     print(f"{arguments.target}: {info.version}, {info.total_episodes} episodes, {info.total_frames} frames, verified")
-    _last_line(arguments, {"target": str(arguments.target), "episodes": info.total_episodes, "frames": info.total_frames})
+    _last_line(
+        arguments, {"target": str(arguments.target), "episodes": info.total_episodes, "frames": info.total_frames}
+    )
     return 0
 
 
@@ -128,8 +134,16 @@ def _tasks(arguments: argparse.Namespace) -> int:
         tokens = "tokens not counted" if counter is None else f"{use.tokens} of {counter.limit} tokens"
         mark = "  TOO LONG: the policy sees a truncated instruction" if too_long else ""
         print(f"{use.index:>3}  {use.episodes} episodes, {use.frames} frames, {tokens}  {use.text!r}{mark}")
-        rows.append({"index": use.index, "text": use.text, "episodes": use.episodes, "frames": use.frames,
-                     "tokens": use.tokens, "too_long": too_long})
+        rows.append(
+            {
+                "index": use.index,
+                "text": use.text,
+                "episodes": use.episodes,
+                "frames": use.frames,
+                "tokens": use.tokens,
+                "too_long": too_long,
+            }
+        )
     _last_line(arguments, {"tasks": rows, "limit": counter.limit if counter else None})
     return 1 if any(row["too_long"] for row in rows) else 0
 

@@ -46,7 +46,9 @@ def _heads(a: Dataset, b: Dataset) -> list[str]:
     for key in sorted(set(a.features) & set(b.features)):
         x, y = a.features[key], b.features[key]
         if (x.dtype, x.shape, _plain(x.names)) != (y.dtype, y.shape, _plain(y.names)):
-            differences.append(f"feature {key}: {x.dtype} {list(x.shape)} {x.names} and {y.dtype} {list(y.shape)} {y.names}")
+            differences.append(
+                f"feature {key}: {x.dtype} {list(x.shape)} {x.names} and {y.dtype} {list(y.shape)} {y.names}"
+            )
     if len(a.episodes) != len(b.episodes):
         differences.append(f"{len(a.episodes)} and {len(b.episodes)} episodes")
     return differences

@@ -42,7 +42,9 @@ class FileSizes:
     def __post_init__(self) -> None:
         for name, size in (("data", self.data_file_mb), ("video", self.video_file_mb)):
             if not 0 < size < inf:
-                raise ConfigError(f"{name} file size {size} MB: give a number above 0, for example {layout.DATA_FILE_MB}")
+                raise ConfigError(
+                    f"{name} file size {size} MB: give a number above 0, for example {layout.DATA_FILE_MB}"
+                )
 
 
 def convert_dataset(
@@ -67,8 +69,10 @@ def convert_dataset(
         _write(source, info, episodes, folder, sizes, progress)
         report = verify_dataset(folder)
         if not report.passed:
-            raise CheckFailed(f"the conversion of {source} does not verify: {report.first_problem}; the source may be damaged, "
-                              f"run `vla-data verify` on it")
+            raise CheckFailed(
+                f"the conversion of {source} does not verify: {report.first_problem}; the source may be damaged, "
+                f"run `vla-data verify` on it"
+            )
         differences = compare_datasets(source, folder)
         if differences:
             raise CheckFailed(f"the conversion of {source} differs from it: {differences[0]}; nothing was written")
@@ -84,8 +88,10 @@ def _write(
     stats = read_episode_stats(source, info)
     missing = [episode.index for episode in episodes if episode.index not in stats]
     if missing:
-        raise DatasetError(f"{source / layout.V21_STATS_FILE} has no statistics of episode {missing[0]}; "
-                           "run `vla-data stats --write` on the source first")
+        raise DatasetError(
+            f"{source / layout.V21_STATS_FILE} has no statistics of episode {missing[0]}; "
+            "run `vla-data stats --write` on the source first"
+        )
     data = tables.TableFiles(folder, layout.DATA_PATH, sizes.data_file_mb * tables.MB, info.chunks_size)
     videos = {
         key: VideoFiles(folder, key, sizes.video_file_mb * tables.MB, info.chunks_size) for key in info.video_keys
@@ -113,7 +119,8 @@ def _write(
     }
     fields = dict(info.raw) | {"fps": info.fps}
     tables.write_json(
-        folder / layout.INFO_FILE, tables.info_fields(fields, features, sizes.data_file_mb, sizes.video_file_mb))
+        folder / layout.INFO_FILE, tables.info_fields(fields, features, sizes.data_file_mb, sizes.video_file_mb)
+    )
 
 
 def _append_frames(source: Path, info: Info, episode: Episode, data: tables.TableFiles) -> Location:
@@ -124,7 +131,9 @@ def _append_frames(source: Path, info: Info, episode: Episode, data: tables.Tabl
     if odd:
         raise DatasetError(f"{path}: columns {odd} stand only in the file or only in info.json; restore one of them")
     if table.num_rows != episode.length:
-        raise DatasetError(f"{path}: {table.num_rows} rows, {layout.V21_EPISODES_FILE} says {episode.length}; restore one of them")
+        raise DatasetError(
+            f"{path}: {table.num_rows} rows, {layout.V21_EPISODES_FILE} says {episode.length}; restore one of them"
+        )
     columns = {}
     for key in schema.names:
         feature = info.features[key]

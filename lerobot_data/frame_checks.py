@@ -34,7 +34,9 @@ def indices(opened: Opened) -> list[str]:
     problems, expected = [], 0
     for episode in episodes:
         if episode.from_index != expected:
-            problems.append(f"episode {episode.index} starts at {episode.from_index}, the one before ends at {expected}")
+            problems.append(
+                f"episode {episode.index} starts at {episode.from_index}, the one before ends at {expected}"
+            )
         expected = episode.to_index
     index, number = joined(frames, "index"), joined(frames, "episode_index")
     wrong = np.flatnonzero(index != np.arange(len(index)))
@@ -47,7 +49,10 @@ def indices(opened: Opened) -> list[str]:
     counted = np.arange(len(frame)) - np.repeat(starts, np.diff(np.append(starts, len(frame))))
     wrong = np.flatnonzero(frame != counted)
     if wrong.size:
-        problems.append(f"row {wrong[0]} has frame_index {frame[wrong[0]]}, {counted[wrong[0]]} is expected; {wrong.size} rows differ")
+        problems.append(
+            f"row {wrong[0]} has frame_index {frame[wrong[0]]}, {counted[wrong[0]]} is expected; {wrong.size} rows "
+            "differ"
+        )
     return problems[:MOST_PROBLEMS]
 
 
@@ -62,7 +67,9 @@ def files_of_episodes(opened: Opened) -> list[str]:
         actual = [path for path, numbers in held.items() if episode.index in numbers]
         if actual != [named]:
             names = [str(path.relative_to(opened.root)) for path in actual] or ["no file"]
-            problems.append(f"episode {episode.index} is said to lie in {episode.data_path}, it lies in {' and '.join(names)}")
+            problems.append(
+                f"episode {episode.index} is said to lie in {episode.data_path}, it lies in {' and '.join(names)}"
+            )
         for key, span in episode.videos.items():
             if not (opened.root / span.path).is_file():
                 problems.append(f"episode {episode.index}: video {span.path} of {key} is missing")
@@ -70,7 +77,9 @@ def files_of_episodes(opened: Opened) -> list[str]:
         for path in episode_files(opened.root):
             table = read_table(path, ["meta/episodes/chunk_index", "meta/episodes/file_index"])
             for row in table.to_pylist():
-                place = layout.EPISODES_PATH.format(**{f"{n}_index": _number(row[f"meta/episodes/{n}_index"]) for n in ("chunk", "file")})
+                place = layout.EPISODES_PATH.format(
+                    **{f"{n}_index": _number(row[f"meta/episodes/{n}_index"]) for n in ("chunk", "file")}
+                )
                 if opened.root / place != path:
                     problems.append(f"{path.relative_to(opened.root)}: a row says it lies in {place}")
                     break
@@ -113,9 +122,13 @@ def video_ends(opened: Opened) -> list[str]:
                     reader, end = None, 0.0
                     reader = VideoReader(opened.root / span.path)
                 if span.from_s < end - TOLERANCE_S:
-                    problems.append(f"episode {episode.index}: {key} starts at {span.from_s} s, the one before ends at {end} s")
+                    problems.append(
+                        f"episode {episode.index}: {key} starts at {span.from_s} s, the one before ends at {end} s"
+                    )
                 if last >= span.to_s:
-                    problems.append(f"episode {episode.index}: {key} ends at {span.to_s} s, its last frame is due at {last} s")
+                    problems.append(
+                        f"episode {episode.index}: {key} ends at {span.to_s} s, its last frame is due at {last} s"
+                    )
                 end = span.to_s
                 reader.frame_at(span.from_s)
                 reader.frame_at(last)
@@ -150,10 +163,16 @@ def task_indices(opened: Opened) -> list[str]:
     episodes, tasks, frames = opened.episodes, opened.tasks, opened.frames
     assert episodes is not None and tasks is not None and frames is not None
     used, number = joined(frames, "task_index"), joined(frames, "episode_index")
-    problems = [f"task_index {index} of row {np.flatnonzero(used == index)[0]} is not in meta"
-                for index in np.unique(used) if int(index) not in tasks]
+    problems = [
+        f"task_index {index} of row {np.flatnonzero(used == index)[0]} is not in meta"
+        for index in np.unique(used)
+        if int(index) not in tasks
+    ]
     for episode in episodes:
         texts = {tasks.get(int(index)) for index in np.unique(used[number == episode.index])}
         if texts != set(episode.tasks):
-            problems.append(f"episode {episode.index}: meta says tasks {list(episode.tasks)}, its frames say {sorted(map(str, texts))}")
+            problems.append(
+                f"episode {episode.index}: meta says tasks {list(episode.tasks)}, its frames say "
+                f"{sorted(map(str, texts))}"
+            )
     return problems[:MOST_PROBLEMS]

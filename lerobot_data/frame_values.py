@@ -18,7 +18,9 @@ def check_features(features: Mapping[str, Feature]) -> None:
     """Raises DatasetError naming the feature that v3.0 cannot hold."""
     reserved = sorted(set(features) & set(INDEX_FEATURES))
     if reserved or not features:
-        raise DatasetError(f"features {reserved or 'are empty'}: the writer fills {list(INDEX_FEATURES)} itself; give the others")
+        raise DatasetError(
+            f"features {reserved or 'are empty'}: the writer fills {list(INDEX_FEATURES)} itself; give the others"
+        )
     for key, feature in features.items():
         if "/" in key or not key:
             raise DatasetError(f"feature name {key!r} is empty or holds '/'; LeRobot uses dots")
@@ -27,9 +29,13 @@ def check_features(features: Mapping[str, Feature]) -> None:
             if feature.shape != (height, width, channels) or channels != 3:
                 raise DatasetError(f"feature {key} has shape {list(feature.shape)}; cameras are (height, width, 3)")
             if feature.dtype == "video" and (height % 2 or width % 2):
-                raise DatasetError(f"feature {key} is {width}x{height}; video needs even sizes: crop, or store dtype image")
+                raise DatasetError(
+                    f"feature {key} is {width}x{height}; video needs even sizes: crop, or store dtype image"
+                )
         elif feature.dtype not in layout.VALUE_DTYPES:
-            raise DatasetError(f"feature {key} has dtype {feature.dtype!r}; known are image, video, {', '.join(layout.VALUE_DTYPES)}")
+            raise DatasetError(
+                f"feature {key} has dtype {feature.dtype!r}; known are image, video, {', '.join(layout.VALUE_DTYPES)}"
+            )
 
 
 def checked_value(key: str, feature: Feature, value: Any) -> Any:

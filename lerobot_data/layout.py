@@ -34,8 +34,21 @@ V21_TASKS_FILE = "meta/tasks.jsonl"
 
 CHUNKS_SIZE = 1000
 """Files per chunk folder (v3.0), episodes per chunk folder (v2.1)."""
-VALUE_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64",
-                "uint8", "uint16", "uint32", "uint64", "bool", "string")
+VALUE_DTYPES = (
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+    "string",
+)
 """Types of features that are no cameras."""
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
@@ -184,7 +197,9 @@ def read_info(root: Path) -> Info:
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{path}: a field has a wrong type ({error}); restore the file") from None
     if not info.fps > 0 or info.chunks_size < 1:
-        raise DatasetError(f"{path}: fps {info.fps} and chunks_size {info.chunks_size} must be positive; restore the file")
+        raise DatasetError(
+            f"{path}: fps {info.fps} and chunks_size {info.chunks_size} must be positive; restore the file"
+        )
     if info.video_keys and not info.video_path:
         raise DatasetError(f"{path}: video features {list(info.video_keys)} without video_path; restore the file")
     fields = {"episode_chunk": 0, "episode_index": 0} if version == V21 else {"chunk_index": 0, "file_index": 0}
@@ -192,7 +207,9 @@ def read_info(root: Path) -> Info:
         try:
             str(pattern).format(**fields, **extra)
         except (KeyError, IndexError, ValueError):
-            raise DatasetError(f"{path}: {name} {pattern!r} is not a {version} pattern of {[*fields, *extra]}; restore the file") from None
+            raise DatasetError(
+                f"{path}: {name} {pattern!r} is not a {version} pattern of {[*fields, *extra]}; restore the file"
+            ) from None
         place = PurePosixPath(str(pattern))
         if place.is_absolute() or ".." in place.parts:
             raise DatasetError(f"{path}: {name} {pattern!r} leads out of the data set; restore the file")

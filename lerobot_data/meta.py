@@ -74,7 +74,9 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
     tasks: dict[int, str] = {}
     for index, text in pairs:
         if type(index) is not int or not isinstance(text, str):
-            raise DatasetError(f"{path}: task {text!r} with index {index!r} is not a text with a number; restore the file")
+            raise DatasetError(
+                f"{path}: task {text!r} with index {index!r} is not a text with a number; restore the file"
+            )
         if index in tasks:
             raise DatasetError(f"{path}: task_index {index} stands twice; restore the file")
         tasks[index] = text
@@ -86,13 +88,17 @@ def read_episodes(root: Path, info: Info) -> list[Episode]:
     episodes = _episodes_v21(root, info) if info.version == layout.V21 else _episodes_v30(root, info)
     for position, episode in enumerate(episodes):
         if episode.index != position:
-            raise DatasetError(f"{root}: episode {position} is missing in meta (found {episode.index}); restore the files")
+            raise DatasetError(
+                f"{root}: episode {position} is missing in meta (found {episode.index}); restore the files"
+            )
     return episodes
 
 
 def _episodes_v21(root: Path, info: Info) -> list[Episode]:
     path = root / layout.V21_EPISODES_FILE
-    rows = [_checked(path, row, {"episode_index": int, "length": int, "tasks": list}) for row in layout.read_jsonl(path)]
+    rows = [
+        _checked(path, row, {"episode_index": int, "length": int, "tasks": list}) for row in layout.read_jsonl(path)
+    ]
     episodes: list[Episode] = []
     start = 0
     for row in sorted(rows, key=lambda row: row["episode_index"]):
@@ -102,7 +108,9 @@ def _episodes_v21(root: Path, info: Info) -> list[Episode]:
             key: VideoSpan(str(info.video_path).format(video_key=key, **names), 0.0, length / info.fps)
             for key in info.video_keys
         }
-        episodes.append(Episode(index, start, start + length, tuple(row["tasks"]), info.data_path.format(**names), videos))
+        episodes.append(
+            Episode(index, start, start + length, tuple(row["tasks"]), info.data_path.format(**names), videos)
+        )
         start += length
     return episodes
 
@@ -117,7 +125,8 @@ def episode_files(root: Path) -> list[Path]:
 
 def _episodes_v30(root: Path, info: Info) -> list[Episode]:
     kinds: dict[str, type] = dict.fromkeys(
-        ("episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"), int)
+        ("episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"), int
+    )
     kinds["tasks"] = list
     for key in info.video_keys:
         kinds |= {f"videos/{key}/chunk_index": int, f"videos/{key}/file_index": int}
@@ -191,5 +200,7 @@ def _checked(path: Path, row: dict[str, Any], kinds: Mapping[str, type]) -> dict
         value: Any = row.get(name)
         fits = type(value) is kind
         if not fits or (kind is list and not all(isinstance(item, str) for item in row[name])):
-            raise DatasetError(f"{path}: field {name} of episode {row.get('episode_index')} is {value!r}; restore the file")
+            raise DatasetError(
+                f"{path}: field {name} of episode {row.get('episode_index')} is {value!r}; restore the file"
+            )
     return row

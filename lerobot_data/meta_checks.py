@@ -58,10 +58,12 @@ def features(opened: Opened) -> list[str]:
     problems += [f"feature {key} is missing" for key in INDEX_FEATURES if key not in info.features]
     for key in info.camera_keys:
         height, width, _ = layout.image_size(info.features[key])
-        stated = (info.features[key].video_info or {})
+        stated = info.features[key].video_info or {}
         size = stated.get("video.height", height), stated.get("video.width", width)
         if size != (height, width):
-            problems.append(f"feature {key} has shape {list(info.features[key].shape)}, its video info says {list(size)}")
+            problems.append(
+                f"feature {key} has shape {list(info.features[key].shape)}, its video info says {list(size)}"
+            )
     stored = {key: feature for key, feature in info.features.items() if feature.dtype != "video"}
     for path in sorted((opened.root / "data").glob("*/*.parquet")):
         name = path.relative_to(opened.root)
@@ -95,19 +97,28 @@ def counts(opened: Opened) -> list[str]:
     rows = sum(file.rows for file in frames)
     found = [
         ("total_episodes", info.total_episodes, len(episodes), "episodes in meta"),
-        ("total_frames", info.total_frames, sum(episode.length for episode in episodes), "frames of all episodes in meta"),
+        (
+            "total_frames",
+            info.total_frames,
+            sum(episode.length for episode in episodes),
+            "frames of all episodes in meta",
+        ),
         ("total_frames", info.total_frames, rows, "rows in data files"),
         ("total_tasks", info.total_tasks, len(tasks), "tasks in meta"),
     ]
     if info.version == layout.V21 and "total_videos" in info.raw:
         found.append(("total_videos", info.raw["total_videos"], len(episodes) * len(info.video_keys), "videos named"))
-    problems = [f"{name} is {stated}, there are {count} {what}" for name, stated, count, what in found if stated != count]
+    problems = [
+        f"{name} is {stated}, there are {count} {what}" for name, stated, count, what in found if stated != count
+    ]
     if not episodes:
         problems.append("there is no episode")
     found_rows = dict(zip(*(part.tolist() for part in np.unique(joined(frames, "episode_index"), return_counts=True))))
     for episode in episodes:
         if found_rows.get(episode.index, 0) != episode.length:
-            problems.append(f"episode {episode.index} has {found_rows.get(episode.index, 0)} rows, meta says {episode.length}")
+            problems.append(
+                f"episode {episode.index} has {found_rows.get(episode.index, 0)} rows, meta says {episode.length}"
+            )
     if info.version == layout.V30:
         for path in episode_files(opened.root):
             table = read_table(path, ["episode_index", "length"])

@@ -55,7 +55,9 @@ def rename_in_episodes(copy: Path, info: Info, old: str, new: str) -> None:
     if info.version == layout.V21:
         path = copy / layout.V21_EPISODES_FILE
         rows = layout.read_jsonl(path)
-        tables.write_jsonl(path, [row | {"tasks": [new if text == old else text for text in row["tasks"]]} for row in rows])
+        tables.write_jsonl(
+            path, [row | {"tasks": [new if text == old else text for text in row["tasks"]]} for row in rows]
+        )
         return
     for path in episode_files(copy):
         table = read_table(path)

@@ -109,7 +109,9 @@ class Dataset:
         self._check_index(index)
         number = int(self._columns["task_index"][index])
         if number not in self.tasks:
-            raise DatasetError(f"{self.root}: frame {index} has task_index {number}, which meta does not name; run `vla-data verify`")
+            raise DatasetError(
+                f"{self.root}: frame {index} has task_index {number}, which meta does not name; run `vla-data verify`"
+            )
         return self.tasks[number]
 
     def image(self, camera: str, index: int) -> NDArray[np.uint8]:
@@ -176,7 +178,9 @@ class Dataset:
         steps = np.asarray(deltas, dtype=np.float64) * self.fps
         whole = np.round(steps)
         if steps.size == 0 or np.abs(steps - whole).max() > TOLERANCE_S * self.fps:
-            raise DatasetError(f"delta timestamps of {key} are not multiples of 1/{self.fps} s; give frame numbers / fps")
+            raise DatasetError(
+                f"delta timestamps of {key} are not multiples of 1/{self.fps} s; give frame numbers / fps"
+            )
         return whole.astype(np.int64)
 
     def _clamped(self, index: int, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -206,4 +210,3 @@ class Dataset:
 def open_dataset(path: str | Path) -> Dataset:
     """Open a LeRobot data set folder, v2.1 or v3.0. Raises DatasetError naming the file or field."""
     return Dataset(Path(path))
-

@@ -66,6 +66,7 @@ def largest_difference(key: str, computed: Stats, stored: Stats) -> float:
     spread = max(float(np.max(mine["max"].astype(float) - mine["min"])), 1e-12)
     return max(
         float(np.abs(mine[name].astype(float) - theirs[name]).max()) / spread
-        if name in theirs and theirs[name].shape == mine[name].shape else float("inf")
+        if name in theirs and theirs[name].shape == mine[name].shape
+        else float("inf")
         for name in ("min", "max", "mean", "std")
     )

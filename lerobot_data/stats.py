@@ -103,8 +103,10 @@ def _merged(key: str, entries: list[dict[str, NDArray]]) -> dict[str, NDArray]:
     for name in ("min", "max", "mean", "std", "count"):
         shapes = {entry[name].shape if name in entry else None for entry in entries}
         if None in shapes or len(shapes) != 1:
-            raise DatasetError(f"statistics of {key}: {name} is missing or of another shape in some episode; "
-                               "run `vla-data stats --write`")
+            raise DatasetError(
+                f"statistics of {key}: {name} is missing or of another shape in some episode; "
+                "run `vla-data stats --write`"
+            )
     means = np.stack([entry["mean"] for entry in entries])
     counts = np.stack([entry["count"] for entry in entries])
     total = counts.sum(axis=0)

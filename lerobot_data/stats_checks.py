@@ -32,10 +32,12 @@ def statistics(opened: Opened) -> list[str]:
         if info.features[key].is_camera or info.features[key].dtype == "string":
             continue
         try:
-            values = np.concatenate([
-                column_array(path, key, info.features[key], read_table(path, [key])[key])
-                for path in (file.path for file in frames)
-            ])
+            values = np.concatenate(
+                [
+                    column_array(path, key, info.features[key], read_table(path, [key])[key])
+                    for path in (file.path for file in frames)
+                ]
+            )
         except DatasetError as error:
             problems.append(str(error))
             continue
@@ -60,7 +62,9 @@ def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
         shape = (image_size(feature)[2], 1, 1) if feature.is_camera else feature.shape
         wrong = [name for name in ("min", "max", "mean", "std") if entry[name].shape != shape]
         if wrong:
-            problems.append(f"{where}: {wrong[0]} of {key} has shape {list(entry[wrong[0]].shape)}, {list(shape)} is expected")
+            problems.append(
+                f"{where}: {wrong[0]} of {key} has shape {list(entry[wrong[0]].shape)}, {list(shape)} is expected"
+            )
             continue
         slack = 1e-5 * (1 + np.abs(entry["mean"]))
         if (entry["mean"] < entry["min"] - slack).any() or (entry["mean"] > entry["max"] + slack).any():
@@ -90,5 +94,9 @@ def statistics_finite(opened: Opened) -> list[str]:
     problems = []
     for where, entry in (("data set", stats), *((f"episode {index}", part) for index, part in parts.items())):
         for key, values in entry.items():
-            problems += [f"{where}: {name} of {key} is not finite" for name, value in values.items() if not np.isfinite(value).all()]
+            problems += [
+                f"{where}: {name} of {key} is not finite"
+                for name, value in values.items()
+                if not np.isfinite(value).all()
+            ]
     return problems[:MOST_PROBLEMS]

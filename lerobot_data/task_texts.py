@@ -91,8 +91,13 @@ def task_uses(root: Path, counter: TokenCounter | None = None) -> list[TaskUse]:
         used = dataset.column("task_index")
         owner = dataset.column("episode_index")
         return [
-            TaskUse(index, text, len(np.unique(owner[used == index])), int((used == index).sum()),
-                    counter.count(text) if counter else None)
+            TaskUse(
+                index,
+                text,
+                len(np.unique(owner[used == index])),
+                int((used == index).sum()),
+                counter.count(text) if counter else None,
+            )
             for index, text in dataset.tasks.items()
         ]
 

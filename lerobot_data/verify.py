@@ -47,7 +47,12 @@ class Report:
             "version": self.version,
             "passed": self.passed,
             "checks": [
-                {"name": check.name, "result": check.verdict, "problems": list(check.problems or ()), "needs": check.needs}
+                {
+                    "name": check.name,
+                    "result": check.verdict,
+                    "problems": list(check.problems or ()),
+                    "needs": check.needs,
+                }
                 for check in self.checks
             ],
         }

@@ -128,7 +128,9 @@ def best_encoding() -> Encoding:
     for encoding in (AV1, H264):
         if encoding.codec in av.codecs_available:
             return encoding
-    raise DatasetError("this PyAV build encodes neither AV1 (libsvtav1) nor H.264 (libx264); store images instead of video")
+    raise DatasetError(
+        "this PyAV build encodes neither AV1 (libsvtav1) nor H.264 (libx264); store images instead of video"
+    )
 
 
 @contextmanager

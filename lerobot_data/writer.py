@@ -54,8 +54,12 @@ class DatasetWriter:
     _encoders: dict[str, VideoEncoder]
 
     def __init__(
-        self, target: str | Path, fps: float, features: Mapping[str, Feature],
-        robot_type: str | None = None, settings: WriterSettings = WriterSettings(),
+        self,
+        target: str | Path,
+        fps: float,
+        features: Mapping[str, Feature],
+        robot_type: str | None = None,
+        settings: WriterSettings = WriterSettings(),
     ) -> None:
         self._target = Path(target)
         check_features(features)
@@ -70,7 +74,8 @@ class DatasetWriter:
         self._encoding = (settings.encoding or best_encoding()) if self._video_keys else None
         self._root = partial_folder(self._target)
         self._data = tables.TableFiles(
-            self._root, layout.DATA_PATH, settings.data_file_mb * tables.MB, settings.chunks_size)
+            self._root, layout.DATA_PATH, settings.data_file_mb * tables.MB, settings.chunks_size
+        )
         self._videos = {
             key: VideoFiles(self._root, key, settings.video_file_mb * tables.MB, settings.chunks_size)
             for key in self._video_keys
@@ -105,7 +110,10 @@ class DatasetWriter:
         """
         if set(values) != set(self._features):
             odd = sorted(set(values) ^ set(self._features))
-            raise DatasetError(f"frame {self.pending_frames} has other features than the data set: {odd}; give exactly {sorted(self._features)}")
+            raise DatasetError(
+                f"frame {self.pending_frames} has other features than the data set: {odd}; give exactly "
+                f"{sorted(self._features)}"
+            )
         if not task.strip():
             raise DatasetError(f"frame {self.pending_frames} has an empty task; give the instruction in words")
         checked = {key: checked_value(key, feature, values[key]) for key, feature in self._features.items()}
@@ -126,8 +134,11 @@ class DatasetWriter:
         if length == 0:
             raise DatasetError(f"episode {self.episodes} holds no frame; add frames before saving it")
         columns = self._episode_columns(length)
-        stats = {key: number_stats(columns[key]) for key, feature in self._all_features.items()
-                 if not feature.is_camera and feature.dtype != "string"}
+        stats = {
+            key: number_stats(columns[key])
+            for key, feature in self._all_features.items()
+            if not feature.is_camera and feature.dtype != "string"
+        }
         stats |= {key: self._moments[key].stats(sampled_frames(length)) for key in self._cameras}
         cells = {key: tables.column_cells(key, self._all_features[key], columns[key]) for key in self._schema.names}
         table = pa.table(cells, schema=self._schema)
@@ -162,8 +173,10 @@ class DatasetWriter:
         frames of an unsaved episode are left; the writer stays open then.
         """
         if self.episodes == 0 or self.pending_frames:
-            raise DatasetError(f"{self._target} is not written yet: {self.episodes} episodes saved, {self.pending_frames} "
-                               "frames in an unsaved one; save or discard the episode before closing")
+            raise DatasetError(
+                f"{self._target} is not written yet: {self.episodes} episodes saved, {self.pending_frames} "
+                "frames in an unsaved one; save or discard the episode before closing"
+            )
         try:
             self._close_files()
             tables.write_tasks(self._root / layout.TASKS_FILE, {index: text for text, index in self._tasks.items()})
@@ -232,9 +245,17 @@ class DatasetWriter:
                 entry["fps"] = self._fps
             features[key] = entry
         source = {
-            "codebase_version": layout.V30, "robot_type": self._robot_type, "total_episodes": self.episodes,
-            "total_frames": self.frames, "total_tasks": len(self._tasks), "chunks_size": self._settings.chunks_size,
-            "fps": self._fps, "splits": {"train": f"0:{self.episodes}"}, "data_path": "", "video_path": "", "features": {},
+            "codebase_version": layout.V30,
+            "robot_type": self._robot_type,
+            "total_episodes": self.episodes,
+            "total_frames": self.frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": self._settings.chunks_size,
+            "fps": self._fps,
+            "splits": {"train": f"0:{self.episodes}"},
+            "data_path": "",
+            "video_path": "",
+            "features": {},
         }
         return tables.info_fields(source, features, self._settings.data_file_mb, self._settings.video_file_mb)
 
@@ -252,5 +273,7 @@ def partial_folder(target: Path) -> Path:
 def publish(folder: Path, target: Path) -> None:
     """Rename the finished folder to its target, which must not have appeared meanwhile."""
     if target.exists():
-        raise DatasetError(f"{target} appeared while {folder.name} was written; move one of them away and rename the other")
+        raise DatasetError(
+            f"{target} appeared while {folder.name} was written; move one of them away and rename the other"
+        )
     os.rename(folder, target)

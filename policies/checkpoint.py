@@ -55,7 +55,14 @@ def read_weights(folder: Path) -> Weights:
     file = folder / MODEL_FILE
     if not file.is_file():
         sharded = (folder / f"{MODEL_FILE}.index.json").is_file()
-        raise CheckpointError(f"{file}: missing; " + ("the weights are in shards, save them as one file" if sharded else "give the folder that save_pretrained wrote"))
+        raise CheckpointError(
+            f"{file}: missing; "
+            + (
+                "the weights are in shards, save them as one file"
+                if sharded
+                else "give the folder that save_pretrained wrote"
+            )
+        )
     found: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt") as content:
@@ -67,7 +74,9 @@ def read_weights(folder: Path) -> Weights:
     found |= {name: found[kept] for name, kept in tied.items() if name not in found and kept in found}
     for name, tensor in found.items():
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{file}: tensor {name} has type {tensor.dtype}, must be a float; save the policy unquantised")
+            raise CheckpointError(
+                f"{file}: tensor {name} has type {tensor.dtype}, must be a float; save the policy unquantised"
+            )
     statistics = {name: tensor for name, tensor in found.items() if name.startswith(_STATISTICS)}
     ignored = tuple(sorted(name for name in found if name.startswith(_FORK_ONLY)))
     tensors = {name: tensor for name, tensor in found.items() if name not in statistics and name not in ignored}
@@ -100,9 +109,13 @@ def settle_heads(config: SmolVLAConfig, weights: Weights) -> tuple[SmolVLAConfig
     holds_cls = any(bool(tensor.any()) for tensor in cls.values())
     if not holds_cls and cls:
         notes.append(f"{MODEL_FILE}: the CLS head holds only zeros and counts as absent")
-        weights = replace(weights, tensors={name: tensor for name, tensor in weights.tensors.items() if name not in cls})
+        weights = replace(
+            weights, tensors={name: tensor for name, tensor in weights.tensors.items() if name not in cls}
+        )
     if holds_cls != config.use_cls_head and not (config.use_cls_head and not cls):
-        notes.append(f"use_cls_head is {config.use_cls_head} in config.json and {holds_cls} in {MODEL_FILE}; the file decides")
+        notes.append(
+            f"use_cls_head is {config.use_cls_head} in config.json and {holds_cls} in {MODEL_FILE}; the file decides"
+        )
         config = replace(config, use_cls_head=holds_cls, cls_trained=config.cls_trained and holds_cls)
     if delta and not config.train_delta_expert:
         notes.append(f"{MODEL_FILE} holds a delta expert although train_delta_expert is false; it was loaded")
@@ -111,21 +124,32 @@ def settle_heads(config: SmolVLAConfig, weights: Weights) -> tuple[SmolVLAConfig
 
 
 def load_weights(module: nn.Module, weights: Weights) -> None:
-    """Give `module` (its parameters on the meta device or real) the tensors, as float32. Strict, see the module's text."""
+    """Give `module` (its parameters on the meta device or real) the tensors, as float32. Strict, see the module's
+    text."""
     expected = module.state_dict()
     missing = sorted(set(expected) - set(weights.tensors))
     if missing:
-        raise CheckpointError(f"{weights.file}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)}); the file does not fit config.json")
+        raise CheckpointError(
+            f"{weights.file}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)}); the file does not "
+            "fit config.json"
+        )
     extra = sorted(set(weights.tensors) - set(expected))
     if extra:
-        raise CheckpointError(f"{weights.file}: tensor {extra[0]} is not part of this policy ({len(extra)} such); the file does not fit config.json")
+        raise CheckpointError(
+            f"{weights.file}: tensor {extra[0]} is not part of this policy ({len(extra)} such); the file does not "
+            "fit config.json"
+        )
     for name, tensor in expected.items():
         if weights.tensors[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{weights.file}: tensor {name} has shape {list(weights.tensors[name].shape)}, config.json makes it {list(tensor.shape)}"
+                f"{weights.file}: tensor {name} has shape {list(weights.tensors[name].shape)}, config.json makes it "
+                f"{list(tensor.shape)}"
             )
-    # A copy even where the type is float32 already: the tensors read are views of the mapped file, which may change under us.
-    module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in weights.tensors.items()}, assign=True)
+    # A copy even where the type is float32 already: the tensors read are views of the mapped file, which may change
+    # under us.
+    module.load_state_dict(
+        {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.tensors.items()}, assign=True
+    )
 
 
 def write_weights(module: nn.Module, file: Path, types: Mapping[str, torch.dtype]) -> None:

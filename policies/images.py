@@ -10,15 +10,21 @@ from vla_edge.errors import ObservationError
 
 
 def to_unit(image: Tensor, name: str) -> Tensor:
-    """uint8 HWC, CHW or a batch of either, or float 0..1 CHW → float32 [B, 3, h, w] in 0..1. ObservationError names the camera."""
+    """uint8 HWC, CHW or a batch of either, or float 0..1 CHW → float32 [B, 3, h, w] in 0..1. ObservationError names the
+    camera."""
     batch = image[None] if image.ndim == 3 else image
     if batch.ndim != 4 or 3 not in (batch.shape[1], batch.shape[3]):
-        raise ObservationError(f"{name}: picture has shape {list(image.shape)}, must be [height, width, 3] uint8 or [3, height, width] float")
+        raise ObservationError(
+            f"{name}: picture has shape {list(image.shape)}, must be [height, width, 3] uint8 or [3, height, width] "
+            "float"
+        )
     if batch.dtype == torch.uint8:
         channels_first = batch if batch.shape[1] == 3 else batch.permute(0, 3, 1, 2)
         return channels_first.float() / 255
     if not batch.is_floating_point() or batch.shape[1] != 3:
-        raise ObservationError(f"{name}: picture has type {image.dtype}, must be uint8 or float in 0..1 with channels first")
+        raise ObservationError(
+            f"{name}: picture has type {image.dtype}, must be uint8 or float in 0..1 with channels first"
+        )
     return batch.float()
 
 

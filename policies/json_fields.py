@@ -26,7 +26,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def take(content: Mapping[str, Any], name: str, default: T, where: object) -> T:
-    """Field `name` of `content`, of the type `default` has; `default` where it is missing or null. ConfigError otherwise."""
+    """Field `name` of `content`, of the type `default` has; `default` where it is missing or null. ConfigError
+    otherwise."""
     value = content.get(name)
     if value is None:
         return default

@@ -67,7 +67,8 @@ def read_statistics(file: Path) -> Statistics:
 
 
 def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> Statistics:
-    """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like. CheckpointError when there are none."""
+    """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like. CheckpointError when there are
+    none."""
     statistics: dict[str, dict[str, NDArray[np.float32]]] = {}
     for feature, owner in ((STATE, "normalize_inputs"), (ACTION, "unnormalize_outputs")):
         stem = f"{owner}.buffer_{feature.replace('.', '_')}."
@@ -76,7 +77,8 @@ def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> 
             statistics[feature] = found
     if not statistics:
         raise CheckpointError(
-            f"{folder}: no statistics: neither policy_preprocessor.json nor normalize_inputs buffers in the model file; "
+            f"{folder}: no statistics: neither policy_preprocessor.json nor normalize_inputs buffers in the model "
+            "file; "
             "add the processor files that LeRobot's migration writes"
         )
     return statistics
@@ -94,10 +96,17 @@ def normalization(feature: str, kind: str, size: int, step: NormalizerStep, fold
     for name in names:
         value = step.statistics[feature].get(name)
         if value is None:
-            raise CheckpointError(f"{folder}: statistics of {feature} lack {name}, which mode {mode} needs; save the policy with its statistics")
+            raise CheckpointError(
+                f"{folder}: statistics of {feature} lack {name}, which mode {mode} needs; save the policy with its "
+                "statistics"
+            )
         if value.shape != (size,):
-            raise CheckpointError(f"{folder}: statistic {feature}.{name} has shape {list(value.shape)}, the feature has [{size}]")
+            raise CheckpointError(
+                f"{folder}: statistic {feature}.{name} has shape {list(value.shape)}, the feature has [{size}]"
+            )
         if not np.isfinite(value).all():
-            raise CheckpointError(f"{folder}: statistic {feature}.{name} is not finite; the policy was saved before it saw data")
+            raise CheckpointError(
+                f"{folder}: statistic {feature}.{name} is not finite; the policy was saved before it saw data"
+            )
         pair.append(np.ascontiguousarray(value, dtype=np.float32))
     return Normalization(feature, "MEAN_STD" if mode == "MEAN_STD" else "MIN_MAX", step.eps, pair[0], pair[1])

@@ -31,6 +31,8 @@ from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig
 
 PREPROCESSOR = "policy_preprocessor"
 POSTPROCESSOR = "policy_postprocessor"
+
+
 @dataclass(frozen=True, slots=True)
 class CameraSettings:
     """A camera in slot order. `name`: the policy's key; `source`: its key before `rename_map`; size in pixels."""
@@ -101,7 +103,9 @@ def read_processing(
     before, after = (_steps(folder / f"{name}.json") for name in (PREPROCESSOR, POSTPROCESSOR))
     if (before is None) != (after is None):
         lost = PREPROCESSOR if before is None else POSTPROCESSOR
-        raise CheckpointError(f"{folder / lost}.json: missing although its counterpart is there; copy the checkpoint again")
+        raise CheckpointError(
+            f"{folder / lost}.json: missing although its counterpart is there; copy the checkpoint again"
+        )
     if before is None or after is None:
         step = NormalizerStep(config.normalization_mapping, EPS, old_statistics(folder, buffers))
         return _assemble(folder, config, _Pipelines(step, step, {}, _default_tokenizer(config), True, vlm))
@@ -120,7 +124,9 @@ def read_processing(
     return _assemble(folder, config, pipelines)
 
 
-def default_processing(folder: Path, config: SmolVLAConfig, statistics: Statistics, rename_map: Mapping[str, str] | None = None) -> ProcessorSettings:
+def default_processing(
+    folder: Path, config: SmolVLAConfig, statistics: Statistics, rename_map: Mapping[str, str] | None = None
+) -> ProcessorSettings:
     """The settings config.json alone implies, with these statistics; `folder` holds or names the tokenizer."""
     step = NormalizerStep(config.normalization_mapping, EPS, statistics)
     return _assemble(folder, config, _Pipelines(step, step, rename_map or {}, _default_tokenizer(config), True))
@@ -129,7 +135,10 @@ def default_processing(folder: Path, config: SmolVLAConfig, statistics: Statisti
 def _assemble(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> ProcessorSettings:
     modes = found.normalizer.modes
     if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
-        raise ConfigError(f"{folder}: normalization mode of VISUAL is {modes['VISUAL']!r}, supported is IDENTITY; SmolVLA scales pictures itself")
+        raise ConfigError(
+            f"{folder}: normalization mode of VISUAL is {modes['VISUAL']!r}, supported is IDENTITY; SmolVLA scales "
+            "pictures itself"
+        )
     state = normalization(STATE, "STATE", config.state_dim, found.normalizer, folder)
     action = normalization(ACTION, "ACTION", config.action_dim, found.unnormalizer, folder)
     wanted = ((state, found.normalizer.modes.get("STATE")), (action, found.unnormalizer.modes.get("ACTION")))
@@ -180,9 +189,13 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
     for index, step in enumerate(listed):
         name = step.get("registry_name") or step.get("class") if isinstance(step, dict) else None
         if name not in known:
-            raise CheckpointError(f"{file}: step {index} is {name!r}, known are {', '.join(known)}; export the policy without that step")
+            raise CheckpointError(
+                f"{file}: step {index} is {name!r}, known are {', '.join(known)}; export the policy without that step"
+            )
         if name in steps:
-            raise CheckpointError(f"{file}: step {index} is a second {name}, each may stand there once; save the policy with one of them")
+            raise CheckpointError(
+                f"{file}: step {index} is a second {name}, each may stand there once; save the policy with one of them"
+            )
         settings: dict[str, Any] = take(step, "config", {}, f"{file}: step {index}")
         steps[name] = {**settings, "state_file": step.get("state_file")}
     return steps
@@ -208,7 +221,9 @@ def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: SmolVLACon
         return NormalizerStep({}, EPS, {})
     name = take(step, "state_file", "", folder)
     statistics = read_statistics(folder / name) if name else {}
-    return NormalizerStep(take(step, "norm_map", dict(config.normalization_mapping), folder), take(step, "eps", EPS, folder), statistics)
+    return NormalizerStep(
+        take(step, "norm_map", dict(config.normalization_mapping), folder), take(step, "eps", EPS, folder), statistics
+    )
 
 
 def _rename_map(step: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -222,9 +237,15 @@ def _cameras(config: SmolVLAConfig, rename: Mapping[str, str], folder: Path) -> 
     names = {item.name for item in (*config.input_features, *config.output_features)}
     for source, target in rename.items():
         if target not in names:
-            raise ConfigError(f"{folder / PREPROCESSOR}.json: rename_map sends {source} to {target}, which is no feature of the policy")
+            raise ConfigError(
+                f"{folder / PREPROCESSOR}.json: rename_map sends {source} to {target}, which is no feature of the "
+                "policy"
+            )
     sources = {target: source for source, target in rename.items()}
-    return tuple(CameraSettings(item.name, sources.get(item.name, item.name), item.shape[1], item.shape[2]) for item in config.cameras)
+    return tuple(
+        CameraSettings(item.name, sources.get(item.name, item.name), item.shape[1], item.shape[2])
+        for item in config.cameras
+    )
 
 
 def _check_device(step: Mapping[str, Any], file: Path) -> None:
@@ -233,13 +254,20 @@ def _check_device(step: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_covers_state(step: Mapping[str, Any], file: Path) -> None:
-    """LeRobot normalises the observations that the step's `features` and `normalize_observation_keys` list, no others."""
+    """LeRobot normalises the observations that the step's `features` and `normalize_observation_keys` list, no
+    others."""
     kind = take(step, "features", {STATE: {"type": "STATE"}}, file).get(STATE)
     if not isinstance(kind, dict) or kind.get("type") != "STATE":
-        raise ConfigError(f"{file}: normalizer_processor.features must list {STATE} with type STATE; give its norm_map STATE IDENTITY instead of leaving it out")
+        raise ConfigError(
+            f"{file}: normalizer_processor.features must list {STATE} with type STATE; give its norm_map STATE "
+            "IDENTITY instead of leaving it out"
+        )
     keys = step.get("normalize_observation_keys")
     if keys is not None and (not isinstance(keys, list) or STATE not in keys):
-        raise ConfigError(f"{file}: normalizer_processor.normalize_observation_keys is {keys!r}, must hold {STATE} or be null; give norm_map STATE IDENTITY instead")
+        raise ConfigError(
+            f"{file}: normalizer_processor.normalize_observation_keys is {keys!r}, must hold {STATE} or be null; "
+            "give norm_map STATE IDENTITY instead"
+        )
 
 
 def _default_tokenizer(config: SmolVLAConfig) -> dict[str, Any]:
@@ -302,7 +330,9 @@ def token_id(folder: Path, token: object, role: str) -> int:
     vocabulary = (content.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, dict) and isinstance(token, str) and token in vocabulary:
         return int(vocabulary[token])
-    raise CheckpointError(f"{folder / 'tokenizer.json'}: {role} {token!r} is not in the vocabulary; use the policy's own tokenizer")
+    raise CheckpointError(
+        f"{folder / 'tokenizer.json'}: {role} {token!r} is not in the vocabulary; use the policy's own tokenizer"
+    )
 
 
 def _content(token: Any) -> Any:

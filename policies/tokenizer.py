@@ -26,7 +26,8 @@ class TaskTokenizer:
         self._tokenizer.enable_truncation(settings.max_length, direction=settings.truncation_side)
 
     def encode(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """ids int64 [B, T] and mask bool [B, T]; T is max_length, or the longest task's tokens. ObservationError: empty task."""
+        """ids int64 [B, T] and mask bool [B, T]; T is max_length, or the longest task's tokens. ObservationError: empty
+        task."""
         rows = []
         for task in tasks:
             if not task.strip():

@@ -110,7 +110,8 @@ def calibrate_joints(
 
     moved = [joint for joint in KOCH_JOINTS if joint not in FULL_TURN_JOINTS]
     person.ask(
-        f"Now move these joints one after the other from end to end: {', '.join(moved)}. Press Enter to begin, and again when done"
+        f"Now move these joints one after the other from end to end: {', '.join(moved)}. Press Enter to begin, and "
+        "again when done"
     )
     ranges = _record_ranges(bus, person, sleep)
     joints = []
@@ -119,11 +120,13 @@ def calibrate_joints(
         joints.append(JointCalibration(joint, IDS[joint], drive_modes[joint], homing[joint], low, high))
         if high - low < SMALLEST_RANGE:
             raise JointCalibrationError(
-                f"{joint} moved only {high - low} counts, at least {SMALLEST_RANGE} are needed; calibrate again and move it from end to end"
+                f"{joint} moved only {high - low} counts, at least {SMALLEST_RANGE} are needed; calibrate again and "
+                "move it from end to end"
             )
         if low < 0 or high > LAST:
             raise JointCalibrationError(
-                f"{joint} moved over {low}..{high}, outside 0..{LAST}; calibrate again and start nearer to the middle of its range"
+                f"{joint} moved over {low}..{high}, outside 0..{LAST}; calibrate again and start nearer to the "
+                "middle of its range"
             )
     limits = ((r.MIN_POSITION, "range_min"), (r.MAX_POSITION, "range_max"))
     for register, field in limits:

@@ -26,7 +26,14 @@ class FileCamera:
 
     exempt_from_freshness = True
 
-    def __init__(self, name: str, read: Callable[[int], NDArray[np.uint8]], count: int, fps: float, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[int], NDArray[np.uint8]],
+        count: int,
+        fps: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.name = name
         self._read, self._count, self._now_ns = read, count, now_ns
         self._period_ns = round(1e9 / fps)
@@ -37,7 +44,9 @@ class FileCamera:
         """The picture that is due now."""
         index = (self._now_ns() - self._start_ns) // self._period_ns
         if index + 1 != self._newest.sequence:
-            self._newest = Frame(self.name, self._read(index % self._count), self._start_ns + index * self._period_ns, index + 1)
+            self._newest = Frame(
+                self.name, self._read(index % self._count), self._start_ns + index * self._period_ns, index + 1
+            )
         return self._newest
 
     def close(self) -> None:
@@ -48,7 +57,9 @@ def open_file_camera(options: CameraOptions) -> FileCamera:
     """The camera that plays `options.device`. Errors: CameraError (missing, unreadable, no pictures, another size)."""
     path = Path(options.device)
     if not path.exists():
-        raise CameraError(f"camera {options.name}: {path} does not exist; give a video, a folder of pictures or an .npz")
+        raise CameraError(
+            f"camera {options.name}: {path} does not exist; give a video, a folder of pictures or an .npz"
+        )
     fps = float(options.fps or 30)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
@@ -63,7 +74,10 @@ def open_file_camera(options: CameraOptions) -> FileCamera:
         camera = FileCamera(options.name, video.read, video.count, options.fps or video.fps)
     height, width = camera.newest().image.shape[:2]
     if options.width and (height, width) != (options.height, options.width):
-        raise CameraError(f"camera {options.name}: {path} holds {width}x{height}, asked for {options.width}x{options.height}; leave the size out")
+        raise CameraError(
+            f"camera {options.name}: {path} holds {width}x{height}, asked for {options.width}x{options.height}; "
+            "leave the size out"
+        )
     return camera
 
 
@@ -78,7 +92,9 @@ def _stack(name: str, path: Path) -> NDArray[np.uint8]:
     """The array `name` (full or short) of an .npz, or its only one: uint8 [n, h, w, 3] or [h, w, 3]."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = [key for key in (name, name.rsplit(".", 1)[-1]) if key in file] or (list(file) if len(file.files) == 1 else [])
+            keys = [key for key in (name, name.rsplit(".", 1)[-1]) if key in file] or (
+                list(file) if len(file.files) == 1 else []
+            )
             if not keys:
                 raise CameraError(f"camera {name}: {path} holds {', '.join(file)}, none is named {name}")
             stack = file[keys[0]]
@@ -86,7 +102,9 @@ def _stack(name: str, path: Path) -> NDArray[np.uint8]:
         raise CameraError(f"camera {name}: {path} is not a readable .npz ({error})") from None
     stack = stack[None] if stack.ndim == 3 else stack
     if stack.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != 3 or not len(stack):
-        raise CameraError(f"camera {name}: {path} holds {stack.dtype} {list(stack.shape)}, must be uint8 [n, height, width, 3]")
+        raise CameraError(
+            f"camera {name}: {path} holds {stack.dtype} {list(stack.shape)}, must be uint8 [n, height, width, 3]"
+        )
     return np.asarray(stack, np.uint8)
 
 
@@ -105,7 +123,10 @@ class _Video:
         self._capture = cv2.VideoCapture(str(self._path))
         self._next = 0
         if not self._capture.isOpened():
-            raise CameraError(f"camera {self._name}: {self._path} is not a video OpenCV can read; convert it to H.264 MP4 or a folder of pictures")
+            raise CameraError(
+                f"camera {self._name}: {self._path} is not a video OpenCV can read; convert it to H.264 MP4 or a "
+                "folder of pictures"
+            )
 
     def read(self, index: int) -> NDArray[np.uint8]:
         if index < self._next:
@@ -115,7 +136,10 @@ class _Video:
         while self._next <= index:
             decoded, picture = self._capture.read()
             if not decoded:
-                raise CameraError(f"camera {self._name}: {self._path} ends at picture {self._next} of {self.count}; the video is damaged")
+                raise CameraError(
+                    f"camera {self._name}: {self._path} ends at picture {self._next} of {self.count}; the video is "
+                    "damaged"
+                )
             self._next += 1
         assert picture is not None
         return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

@@ -37,7 +37,10 @@ def parse_camera(text: str) -> CameraOptions:
     name, equals, rest = text.partition("=")
     device, *words = rest.split(",")
     if not equals or not re.fullmatch(r"[\w.]+", name) or not device:
-        raise ConfigError(f"camera {text!r} is not NAME=DEVICE; for example laptop=/dev/v4l/by-id/usb-...-index0 or phone=file:clip.mp4")
+        raise ConfigError(
+            f"camera {text!r} is not NAME=DEVICE; for example laptop=/dev/v4l/by-id/usb-...-index0 or "
+            "phone=file:clip.mp4"
+        )
     height = width = fps = 0
     noisy = False
     for word in words:
@@ -57,7 +60,9 @@ def parse_camera(text: str) -> CameraOptions:
     elif re.fullmatch(r"\d+", device) or device.startswith("/"):
         kind = "v4l2"
     else:
-        raise ConfigError(f"camera {name}: {device!r} is no device; give an index, a path such as /dev/video0, file:PATH or sim:PATH")
+        raise ConfigError(
+            f"camera {name}: {device!r} is no device; give an index, a path such as /dev/video0, file:PATH or sim:PATH"
+        )
     return CameraOptions(full_name(name), kind, device, height, width, fps, noisy)
 
 

@@ -35,7 +35,9 @@ class DeviceReport:
     picture: NDArray[np.uint8] | None
 
 
-def list_v4l2(system: Path = Path("/sys/class/video4linux"), links: Path = Path("/dev/v4l/by-id")) -> list[tuple[str, str]]:
+def list_v4l2(
+    system: Path = Path("/sys/class/video4linux"), links: Path = Path("/dev/v4l/by-id")
+) -> list[tuple[str, str]]:
     """(device path, driver's name) of each capture device, by its stable path under `links` where it has one."""
     if not system.is_dir():
         return []
@@ -62,7 +64,9 @@ def look_at(options: CameraOptions, driver_name: str, settle_s: float) -> Device
         if options.kind == "v4l2":
             time.sleep(settle_s)
         picture = camera.newest().image
-        return DeviceReport(options.name, options.device, driver_name, f"{picture.shape[1]}x{picture.shape[0]}", "", picture)
+        return DeviceReport(
+            options.name, options.device, driver_name, f"{picture.shape[1]}x{picture.shape[0]}", "", picture
+        )
     except CameraError as error:
         return DeviceReport(options.name, options.device, driver_name, "", str(error), None)
     finally:
@@ -100,7 +104,9 @@ def report_cameras(texts: Sequence[str], out: Path, settle_s: float) -> list[Dev
     else:
         options = tuple(CameraOptions(f"camera{index}", "v4l2", device) for index, device in enumerate(found))
     if not options:
-        raise CameraError("no camera found: there is no V4L2 device here; plug one in, or name one with --camera NAME=DEVICE")
+        raise CameraError(
+            "no camera found: there is no V4L2 device here; plug one in, or name one with --camera NAME=DEVICE"
+        )
     reports = [look_at(option, found.get(option.device, ""), settle_s) for option in options]
     encoded, data = cv2.imencode(".png", cv2.cvtColor(contact_sheet(reports), cv2.COLOR_RGB2BGR))
     if not encoded or not out.parent.is_dir():
@@ -112,16 +118,32 @@ def report_cameras(texts: Sequence[str], out: Path, settle_s: float) -> list[Dev
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="look at this one (repeat); default: every V4L2 device")
-    parser.add_argument("--out", type=Path, default=Path("cameras.png"), help="contact sheet to write (default: cameras.png)")
-    parser.add_argument("--settle", type=float, default=0.7, metavar="SECONDS", help="time a camera gets for its exposure (default: 0.7)")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DEVICE",
+        help="look at this one (repeat); default: every V4L2 device",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("cameras.png"), help="contact sheet to write (default: cameras.png)"
+    )
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=0.7,
+        metavar="SECONDS",
+        help="time a camera gets for its exposure (default: 0.7)",
+    )
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
     reports = report_cameras(arguments.camera, arguments.out, arguments.settle)
     for report in reports:
-        print(f"{short_name(report.name):<14}{report.device:<44}{report.size or 'FAULT':<11}{report.fault or report.driver_name}")
+        print(
+            f"{short_name(report.name):<14}{report.device:<44}{report.size or 'FAULT':<11}{report.fault or report.driver_name}"
+        )
     print(f"pictures: {arguments.out}")
     if arguments.json:
         rows = [{key: value for key, value in asdict(report).items() if key != "picture"} for report in reports]

@@ -29,12 +29,16 @@ class V4l2Camera:
         self.name = options.name
         self._device = f"/dev/video{options.device}" if options.device.isdigit() else options.device
         if not os.path.exists(self._device):
-            raise CameraError(f"camera {self.name}: {self._device} does not exist; vla-runtime cameras lists the devices there are")
+            raise CameraError(
+                f"camera {self.name}: {self._device} does not exist; vla-runtime cameras lists the devices there are"
+            )
         if not os.access(self._device, os.R_OK | os.W_OK):
             raise CameraError(f"camera {self.name}: no permission for {self._device}; add this user to the group video")
         self._capture = cv2.VideoCapture(self._device, cv2.CAP_V4L2)
         if not self._capture.isOpened():
-            raise CameraError(f"camera {self.name}: {self._device} is not a camera that can be opened, or another program holds it")
+            raise CameraError(
+                f"camera {self.name}: {self._device} is not a camera that can be opened, or another program holds it"
+            )
         if options.width:
             self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, options.width)
             self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, options.height)
@@ -49,12 +53,16 @@ class V4l2Camera:
         self._thread.start()
         if not self._arrived.wait(_FIRST_PICTURE_S) or self._newest is None:
             self.close()
-            raise CameraError(f"camera {self.name}: {self._device} gave no picture in {_FIRST_PICTURE_S:.0f} s{self._fault}; replug it")
+            raise CameraError(
+                f"camera {self.name}: {self._device} gave no picture in {_FIRST_PICTURE_S:.0f} s{self._fault}; "
+                "replug it"
+            )
         height, width = self._newest.image.shape[:2]
         if options.width and (height, width) != (options.height, options.width):
             self.close()
             raise CameraError(
-                f"camera {self.name}: {self._device} gives {width}x{height}, asked for {options.width}x{options.height};"
+                f"camera {self.name}: {self._device} gives {width}x{height}, asked for "
+                f"{options.width}x{options.height};"
                 " choose a size the camera has (v4l2-ctl --list-formats-ext)"
             )
 

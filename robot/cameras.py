@@ -65,9 +65,13 @@ class FreshnessWatch:
             self._last = frame
         still_ns = max(now_ns - self._advanced_ns, now_ns - frame.captured_ns)
         if still_ns > self._limit_ns:
-            raise CameraError(f"camera {self._name} is frozen: no new picture for {still_ns / 1e9:.1f} s (limit {self._limit_ns / 1e9:.1f} s); check its cable")
+            raise CameraError(
+                f"camera {self._name} is frozen: no new picture for {still_ns / 1e9:.1f} s (limit "
+                f"{self._limit_ns / 1e9:.1f} s); check its cable"
+            )
         if self._noisy and now_ns - self._changed_ns > self._equal_ns:
             raise CameraError(
-                f"camera {self._name} is frozen: every picture was the same for {(now_ns - self._changed_ns) / 1e9:.1f} s"
+                f"camera {self._name} is frozen: every picture was the same for "
+                f"{(now_ns - self._changed_ns) / 1e9:.1f} s"
                 f" (limit {self._equal_ns / 1e9:.1f} s, declared noisy); replug it"
             )

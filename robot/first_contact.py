@@ -42,7 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = load_joint_calibration(arguments.joints)
     units = JointUnits(arguments.units)
     options = KochOptions(
-        arguments.port, calibration, units, profile_velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park, reading_s=READ_S
+        arguments.port,
+        calibration,
+        units,
+        profile_velocity=FIRST_CONTACT_VELOCITY,
+        write=not arguments.store_park,
+        reading_s=READ_S,
     )
     goal: dict[str, int] = {}
     if arguments.park:
@@ -61,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print("parked; torque is off")
             else:
                 print(
-                    f"{arguments.joint} arrived; torque stays on and the servos hold: `vla-runtime move --park` lets go safely"
+                    f"{arguments.joint} arrived; torque stays on and the servos hold: `vla-runtime move --park` lets "
+                    "go safely"
                 )
     finally:
         arm.close()

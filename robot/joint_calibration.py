@@ -111,7 +111,8 @@ def _joint(name: str, fields: object, source: str) -> JointCalibration:
             )
     if fields["range_min"] >= fields["range_max"]:
         raise JointCalibrationError(
-            f"{source}: {name}.range_min {fields['range_min']} is not below range_max {fields['range_max']}; calibrate again"
+            f"{source}: {name}.range_min {fields['range_min']} is not below range_max {fields['range_max']}; "
+            "calibrate again"
         )
     return JointCalibration(name=name, **{field: fields[field] for field in _FIELDS})
 

@@ -36,7 +36,8 @@ RANGE_MARGIN = 512
 READINGS, READINGS_ENOUGH = 30, 5
 """Tries of the reading time, and how many must be short enough: a busy machine delays some."""
 READ_S, READ_TRIES = 0.03, 6
-"""Longest time of a reading of the slow path, and how often it is asked for: together less than the servos' watchdog."""
+"""Longest time of a reading of the slow path, and how often it is asked for: together less than the servos' watchdog.
+"""
 TORQUE_S, TORQUE_TRIES = 0.2, 5
 """The same for switching torque: five exchanges, and a third of the time to take them back."""
 CALL_S = 0.1
@@ -76,7 +77,8 @@ class KochOptions:
 
 
 def profile_velocity_above(counts_per_s: float) -> int:
-    """The servos' own speed limit for goals that move at most so fast: a little higher, so that it never lags behind."""
+    """The servos' own speed limit for goals that move at most so fast: a little higher, so that it never lags
+    behind."""
     return math.ceil(1.02 * counts_per_s / r.COUNTS_PER_S_OF_VELOCITY_UNIT)
 
 
@@ -157,12 +159,14 @@ def check_servos(bus: ServoBus) -> None:
         model, firmware = answer
         if model != MODELS[joint]:
             raise BusError(
-                f"{joint} (id {bus.joints[joint]}) is a {r.MODEL_NAMES.get(model, 'servo of another kind')} (model {model}), "
+                f"{joint} (id {bus.joints[joint]}) is a {r.MODEL_NAMES.get(model, 'servo of another kind')} (model "
+                f"{model}), "
                 f"not a {r.MODEL_NAMES[MODELS[joint]]} ({MODELS[joint]}); check the ids and which servo sits where"
             )
         if firmware < MIN_FIRMWARE:
             raise BusError(
-                f"{joint} (id {bus.joints[joint]}) has firmware {firmware}, at least {MIN_FIRMWARE} is needed for the bus watchdog; "
+                f"{joint} (id {bus.joints[joint]}) has firmware {firmware}, at least {MIN_FIRMWARE} is needed for "
+                "the bus watchdog; "
                 "update it with Dynamixel Wizard"
             )
     for joint, code in bus.read_all(r.BAUD_RATE).items():
@@ -173,13 +177,15 @@ def check_servos(bus: ServoBus) -> None:
     for joint, errors in bus.read_all(r.HARDWARE_ERROR).items():
         if errors:
             raise BusError(
-                f"{joint} reports a hardware error: {r.describe_hardware_error(errors)}; remove the cause, then switch its power off and on"
+                f"{joint} reports a hardware error: {r.describe_hardware_error(errors)}; remove the cause, then "
+                "switch its power off and on"
             )
     for joint, tenths in bus.read_all(r.PRESENT_VOLTAGE).items():
         low, high = VOLTAGE_TENTHS[MODELS[joint]]
         if not low <= tenths <= high:
             raise BusError(
-                f"{joint} has {tenths / 10:.1f} V, a {r.MODEL_NAMES[MODELS[joint]]} needs {low / 10:.1f} to {high / 10:.1f} V; check the power supply"
+                f"{joint} has {tenths / 10:.1f} V, a {r.MODEL_NAMES[MODELS[joint]]} needs {low / 10:.1f} to "
+                f"{high / 10:.1f} V; check the power supply"
             )
 
 
@@ -191,12 +197,14 @@ def _missing(bus: ServoBus, missing: Sequence[str]) -> BusError:
     joint = next((name for name in missing if bus.joints[name] == there), missing[0])
     if there is not None:
         return BusError(
-            f"{joint} (id {bus.joints[joint]}) does not answer at {BAUD:,} baud, but id {there} answers at {FACTORY_BAUD:,}, the factory "
+            f"{joint} (id {bus.joints[joint]}) does not answer at {BAUD:,} baud, but id {there} answers at "
+            f"{FACTORY_BAUD:,}, the factory "
             f"baud rate; set id and baud rate with `lerobot-setup-motors` or Dynamixel Wizard"
         )
     if len(missing) == len(bus.joints):
         return BusError(
-            f"no servo answers on {bus.path} at {BAUD:,} baud; check the power supply and that this is the follower's port"
+            f"no servo answers on {bus.path} at {BAUD:,} baud; check the power supply and that this is the "
+            "follower's port"
         )
     others = f" (also missing: {', '.join(missing[1:])})" if len(missing) > 1 else ""
     return BusError(f"{joint} (id {bus.joints[joint]}) does not answer{others}; check its cable and its id")
@@ -209,7 +217,8 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
         if mode != OPERATING_MODES[joint]:
             wanted = OPERATING_MODES[joint]
             raise BusError(
-                f"{joint} is in operating mode {mode}, it must be {wanted} ({MODE_NAMES[wanted]}); `vla-runtime calibrate-joints` sets it"
+                f"{joint} is in operating mode {mode}, it must be {wanted} ({MODE_NAMES[wanted]}); `vla-runtime "
+                "calibrate-joints` sets it"
             )
     differences: list[tuple[str, str]] = []
     for register, field in (
@@ -251,10 +260,13 @@ def check_reading_time(bus: ServoBus, longest_s: float) -> None:
             if sum(took <= longest_s for took in times) >= READINGS_ENOUGH:
                 return
     if not times:
-        raise BusError(f"no reading of all six servos came whole over {bus.path}; check the cables and the power supply")
+        raise BusError(
+            f"no reading of all six servos came whole over {bus.path}; check the cables and the power supply"
+        )
     usual_s = sorted(times)[len(times) // 2]
     raise BusError(
-        f"reading the six servos over {bus.path} takes {usual_s * 1e3:.1f} ms, longest allowed {longest_s * 1e3:.1f} ms; "
+        f"reading the six servos over {bus.path} takes {usual_s * 1e3:.1f} ms, longest allowed {longest_s * 1e3:.1f} "
+        "ms; "
         "set the adapter's latency timer to 1 ms or use an adapter without one (docs/robot.md)"
     )
 

@@ -33,7 +33,10 @@ def _why(path: str, baud: int, error: OSError) -> str:
         there = sorted(str(entry) for entry in BY_ID.iterdir()) if BY_ID.is_dir() else []
         return f"no port {path}; plug the adapter in" + (f" or use one of {', '.join(there)}" if there else "")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission on {path}; add this user to the group that owns it: sudo usermod -aG dialout $USER, then log in again"
+        return (
+            f"no permission on {path}; add this user to the group that owns it: sudo usermod -aG dialout $USER, then "
+            "log in again"
+        )
     if error.errno == errno.EBUSY:
         return f"{path} is in use by another process; stop it first (`fuser {path}` shows which)"
     if error.errno in (errno.ENOTTY, errno.EISDIR):

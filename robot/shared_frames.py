@@ -82,7 +82,10 @@ class SimCamera:
         self._shape = (height, width, 3)
         self._slot_size = _slot_size(height, width)
         if len(self._map) != _HEADER.size + _SLOTS * self._slot_size:
-            raise CameraError(f"camera {name}: {path} has {len(self._map)} bytes, not those of {width}x{height} pictures; start the arm again")
+            raise CameraError(
+                f"camera {name}: {path} has {len(self._map)} bytes, not those of {width}x{height} pictures; start "
+                "the arm again"
+            )
 
     def newest(self) -> Frame:
         """The newest picture, a copy. CameraError when none was written yet or none could be read whole."""
@@ -97,7 +100,9 @@ class SimCamera:
             (last,) = _NEWEST.unpack_from(self._map, start + self._slot_size - _NEWEST.size)
             if first == last == sequence and zlib.crc32(pixels) == checksum:
                 return Frame(self.name, np.frombuffer(pixels, np.uint8).reshape(self._shape), captured_ns, sequence)
-        raise CameraError(f"camera {self.name}: no whole picture in {_TRIES} tries at {self._path}; is the file damaged?")
+        raise CameraError(
+            f"camera {self.name}: no whole picture in {_TRIES} tries at {self._path}; is the file damaged?"
+        )
 
     def close(self) -> None:
         """Unmap."""

@@ -44,10 +44,7 @@ def ramp(start: Sequence[int], goal: Sequence[int], step: float) -> Iterator[tup
 
 
 def move_slowly(
-    arm: RobotArm,
-    goal: Mapping[str, int],
-    limits: SlowLimits,
-    sleep: Callable[[float], None] = time.sleep,
+    arm: RobotArm, goal: Mapping[str, int], limits: SlowLimits, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[int, ...]:
     """Bring the joints of `goal` (counts) there, hold the others; returns the present positions at the end.
 
@@ -74,7 +71,8 @@ def move_slowly(
             return reading.positions
         sleep(PERIOD_S)
     raise BusError(
-        f"{_farthest(arm, reading.positions, target)} and does not come to rest; look at the arm, then try a lower --speed"
+        f"{_farthest(arm, reading.positions, target)} and does not come to rest; look at the arm, then try a lower "
+        "--speed"
     )
 
 
@@ -84,12 +82,14 @@ def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> ArmReading:
     alerts = [name for name, alert in zip(arm.joints, reading.alerts) if alert]
     if alerts:
         raise BusError(
-            f"{alerts[0]} reports a hardware alert and the motion was stopped; remove the cause, then switch its power off and on"
+            f"{alerts[0]} reports a hardware alert and the motion was stopped; remove the cause, then switch its "
+            "power off and on"
         )
     if any(abs(a - b) > tracking for a, b in zip(reading.positions, goals)):
         arm.write_goals(reading.positions)
         raise BusError(
-            f"{_farthest(arm, reading.positions, goals)}: more than {tracking}; the motion was stopped, remove what blocks it"
+            f"{_farthest(arm, reading.positions, goals)}: more than {tracking}; the motion was stopped, remove what "
+            "blocks it"
         )
     return reading
 
@@ -111,7 +111,8 @@ def load_park_pose(calibration: JointCalibrations) -> dict[str, int]:
         pose = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise JointCalibrationError(
-            f"no parking pose {path}; rest the limp arm safely and run `vla-runtime move --store-park` with its --port and --joints"
+            f"no parking pose {path}; rest the limp arm safely and run `vla-runtime move --store-park` with its "
+            "--port and --joints"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise JointCalibrationError(f"{path}: not JSON ({error}); store the parking pose again") from None
@@ -124,7 +125,8 @@ def load_park_pose(calibration: JointCalibrations) -> dict[str, int]:
         counts = pose[joint.name]
         if isinstance(counts, bool) or not isinstance(counts, int) or not joint.range_min <= counts <= joint.range_max:
             raise JointCalibrationError(
-                f"{path}: {joint.name} is {counts!r:.40}, its range is {joint.range_min}..{joint.range_max}; store the parking pose again"
+                f"{path}: {joint.name} is {counts!r:.40}, its range is {joint.range_min}..{joint.range_max}; store "
+                "the parking pose again"
             )
     return pose
 

@@ -57,7 +57,18 @@ def fetch(target: Target, folder: Path) -> None:
     """Wheels of the base dependencies for the target, and this project as source, into `folder`."""
     tags = ["manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, target.glibc + 1)), "linux"]
     platforms = [word for tag in tags for word in ("--platform", f"{tag}_{target.architecture}")]
-    words = ["download", "-q", "--only-binary=:all:", "--python-version", target.python, "--implementation", "cp", *platforms, "-d", str(folder)]
+    words = [
+        "download",
+        "-q",
+        "--only-binary=:all:",
+        "--python-version",
+        target.python,
+        "--implementation",
+        "cp",
+        *platforms,
+        "-d",
+        str(folder),
+    ]
     subprocess.run([sys.executable, "-m", "pip", *words, *base_dependencies(), *target.packages, *BUILD], check=True)
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", str(folder)], check=True, cwd=ROOT)
 
@@ -110,7 +121,10 @@ def main() -> int:
         requirement = " ".join(["vla-edge", *(f'"{package}"' for package in target.packages)])
         pieces = pack(wheels, arguments.out, arguments.piece_mb * MB, requirement)
     total = sum(piece.stat().st_size for piece in pieces) / MB
-    print(f"{arguments.out}: {len(pieces)} pieces, {total:.0f} MB for {arguments.target} (Python {target.python}); carry the folder, then: sh install.sh")
+    print(
+        f"{arguments.out}: {len(pieces)} pieces, {total:.0f} MB for {arguments.target} (Python {target.python}); "
+        "carry the folder, then: sh install.sh"
+    )
     return 0
 
 

@@ -73,7 +73,9 @@ def _needed(extension: Path) -> list[str]:
 
 
 def _imported(extension: Path) -> list[str]:
-    told = subprocess.run(["nm", "-D", "--undefined-only", str(extension)], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(extension)], capture_output=True, text=True, check=True
+    ).stdout
     return re.findall(r" U ((?:create|get|init)(?:Infer|NvOnnx|Builder|Plugin|Lib)\w+)", told)
 
 

@@ -1,7 +1,7 @@
 """Write docs/tree.md: one line a file, taken from the file's own first sentence.
 
-    python scripts/tree.py          rewrites docs/tree.md
-    python scripts/tree.py --check  exit 1 when the page is not current
+python scripts/tree.py          rewrites docs/tree.md
+python scripts/tree.py --check  exit 1 when the page is not current
 """
 
 from __future__ import annotations
@@ -13,11 +13,25 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("policies", "lerobot_data", "training", "export", "calibration", "engines", "runtime", "robot", "trials", "benchmarks", "src/vla_edge", "scripts")
+ROOMS = (
+    "policies",
+    "lerobot_data",
+    "training",
+    "export",
+    "calibration",
+    "engines",
+    "runtime",
+    "robot",
+    "trials",
+    "benchmarks",
+    "src/vla_edge",
+    "scripts",
+)
 
 
 def first_sentence(file: Path) -> str:
-    """The first sentence of a Python docstring or of a C file's opening comment (a .c file without one takes its header's)."""
+    """The first sentence of a Python docstring or of a C file's opening comment (a .c file without one takes its
+    header's)."""
     if file.suffix in (".py", ".pyi"):
         text = ast.get_docstring(ast.parse(file.read_text())) or ""
     else:
@@ -38,7 +52,11 @@ def lines() -> list[str]:
             for file in folder.rglob(pattern)
             if "__pycache__" not in file.parts and file.name != "__init__.py"
         )
-        about = first_sentence(folder / "__init__.py") if (folder / "__init__.py").is_file() else "Small programs for this repository"
+        about = (
+            first_sentence(folder / "__init__.py")
+            if (folder / "__init__.py").is_file()
+            else "Small programs for this repository"
+        )
         found.append(f"{room + '/':<40}{about}")
         for file in files:
             if file.suffix == ".c" and file.with_suffix(".h") in files:
@@ -51,7 +69,11 @@ def lines() -> list[str]:
 
 def main() -> int:
     page = ROOT / "docs" / "tree.md"
-    current = "# Tree\n\nWhat stands where: one line a file, taken from the file's own first sentence.\n\n```\n" + "\n".join(lines()) + "\n```\n"
+    current = (
+        "# Tree\n\nWhat stands where: one line a file, taken from the file's own first sentence.\n\n```\n"
+        + "\n".join(lines())
+        + "\n```\n"
+    )
     if "--check" in sys.argv:
         same = page.is_file() and page.read_text() == current
         print("docs/tree.md is current" if same else "docs/tree.md is stale: run python scripts/tree.py")

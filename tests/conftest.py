@@ -21,7 +21,8 @@ def signals_are_not_ignored() -> None:
 
 @pytest.fixture(autouse=True)
 def the_process_is_left_as_it_was() -> Iterator[None]:
-    """The next test in this process would find a signal handler, and a real-time class as well: its children inherit it."""
+    """The next test in this process would find a signal handler, and a real-time class as well: its children inherit
+    it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     yield
@@ -59,7 +60,9 @@ def observe() -> Callable[..., dict[str, Any]]:
 
     def make(policy: Any, present: tuple[str, ...] = ("laptop", "phone"), seed: int = 3) -> dict[str, Any]:
         generator = np.random.default_rng(seed)
-        pictures = {f"observation.images.{name}": generator.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in present}
+        pictures = {
+            f"observation.images.{name}": generator.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in present
+        }
         state = generator.normal(0, 20, policy.config.state_dim).astype(np.float32)
         return {**pictures, "observation.state": state, "task": "Stack the red block on the blue one"}
 
@@ -72,5 +75,8 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vla_edge.export.assemble import ExportRequest, export_bundle
 
     out = tmp_path_factory.mktemp("golden") / "bundle"
-    export_bundle(ExportRequest(checkpoint=Path(__file__).parent / "golden" / "koch-bfloat16", out=out, threads=1), lambda step: None)
+    export_bundle(
+        ExportRequest(checkpoint=Path(__file__).parent / "golden" / "koch-bfloat16", out=out, threads=1),
+        lambda step: None,
+    )
     return out

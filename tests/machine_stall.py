@@ -1,8 +1,9 @@
-"""How long the machine kept our threads from running, so that lateness of the machine is told from lateness of our code.
+"""How long the machine kept our threads from running, so that lateness of the machine is told from lateness of our
+code.
 
 The kernel counts for every thread the time it was ready to run and waited for a core (second number of
-`/proc/<pid>/schedstat`, nanoseconds; the first is the time it ran). Neither a sleep nor a computation of ours adds to it.
-The time a hypervisor took away stands in `/proc/stat`. Only what a test says about time may be excused with these
+`/proc/<pid>/schedstat`, nanoseconds; the first is the time it ran). Neither a sleep nor a computation of ours adds to
+it. The time a hypervisor took away stands in `/proc/stat`. Only what a test says about time may be excused with these
 numbers: it raises `TooLate`. A broken rule is a plain failed assertion and stays one.
 """
 
@@ -72,7 +73,11 @@ class Witness:
 
     def _look(self) -> None:
         now, stolen = self._sample(), stolen_s()
-        grown = {who: (now[who][0] - before[0], now[who][1] - before[1]) for who, before in self._before.items() if who in now}
+        grown = {
+            who: (now[who][0] - before[0], now[who][1] - before[1])
+            for who, before in self._before.items()
+            if who in now
+        }
         for who, (ran, waited) in grown.items():
             self._keep(who[0], waited - (sum(other for other, _ in grown.values()) - ran))
         self._keep("whole machine (stolen by its host)", stolen - self._stolen_s)
@@ -100,6 +105,9 @@ def excused_by_a_stall(processes: Callable[[], dict[str, int]]) -> Iterator[None
         witness.stop()
         if witness.longest_s < STALL_S:
             raise
-        pytest.skip(f"the machine kept the {witness.name} from running for {witness.longest_s:.2f} s at once; cannot judge: {error}")
+        pytest.skip(
+            f"the machine kept the {witness.name} from running for {witness.longest_s:.2f} s at once; cannot judge: "
+            f"{error}"
+        )
     finally:
         witness.stop()

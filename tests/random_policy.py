@@ -53,7 +53,15 @@ FULL: dict[str, Any] = {
 }  # fmt: skip
 SIZES = {"tiny": TINY, "full": FULL}
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<fake_token_around_image>",
+    "<image>",
+    "<global-img>",
+    "<end_of_utterance>",
+)
 
 _TEXT = """Pick up the cube and put it into the box. Place the bracelet into the box. Grasp the red block, lift it and
 stack it on the blue one. Push the green cylinder to the left. Open the drawer, close the drawer. Move the gripper
@@ -62,7 +70,8 @@ to the yellow target. Put the pen into the cup. Wipe the table with the sponge. 
 
 @dataclass(frozen=True)
 class RandomPolicy:
-    """What to make. `config` overrides fields of config.json; `dtype` bfloat16 mixes types as published checkpoints do."""
+    """What to make. `config` overrides fields of config.json; `dtype` bfloat16 mixes types as published checkpoints
+    do."""
 
     size: str = "tiny"
     seed: int = 0
@@ -90,7 +99,9 @@ def write_random_policy(folder: Path | str, make: RandomPolicy) -> None:
         write_weights(policy, place / MODEL_FILE, types)
 
 
-def new_policy(config: SmolVLAConfig, backbone: BackboneConfig, settings: ProcessorSettings, seed: int) -> SmolVLAPolicy:
+def new_policy(
+    config: SmolVLAConfig, backbone: BackboneConfig, settings: ProcessorSettings, seed: int
+) -> SmolVLAPolicy:
     """A policy with random weights, each stage of which carries signal: linear maps keep the variance of their input,
     norms differ from one."""
     policy = SmolVLAPolicy(config, backbone, settings)
@@ -130,7 +141,10 @@ def round_to_published(policy: SmolVLAPolicy) -> dict[str, torch.dtype]:
 
 def _config_json(make: RandomPolicy) -> dict[str, Any]:
     inputs: dict[str, Any] = {STATE: {"type": "STATE", "shape": [make.joints]}}
-    inputs |= {f"observation.images.{name}": {"type": "VISUAL", "shape": [3, make.image_height, make.image_width]} for name in make.cameras}
+    inputs |= {
+        f"observation.images.{name}": {"type": "VISUAL", "shape": [3, make.image_height, make.image_width]}
+        for name in make.cameras
+    }
     content = {
         "type": "smolvla",
         "input_features": inputs,
@@ -164,18 +178,41 @@ def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
     vocabulary = backbone["text_config"]["vocab_size"]
     text = {"model_type": "llama", "pad_token_id": 2, "rope_theta": 100000, **backbone["text_config"]}
     vision = {"model_type": "smolvlm_vision", **backbone["vision_config"]}
-    content = {"model_type": "smolvlm", "scale_factor": backbone["scale_factor"], "vocab_size": vocabulary, "tie_word_embeddings": False}
+    content = {
+        "model_type": "smolvlm",
+        "scale_factor": backbone["scale_factor"],
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+    }
     _write_json(folder / "config.json", {**content, "text_config": text, "vision_config": vision})
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=min(vocabulary, 512), special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(vocabulary, 512), special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    extra = {"fake_image_token": SPECIAL[3], "image_token": SPECIAL[4], "global_image_token": SPECIAL[5], "end_of_utterance_token": SPECIAL[6]}
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[1], "eos_token": SPECIAL[6], "unk_token": SPECIAL[0], "pad_token": SPECIAL[2]}
-    _write_json(folder / "tokenizer_config.json", {**names, "truncation_side": "left", "model_max_length": 8192, "extra_special_tokens": extra})
+    extra = {
+        "fake_image_token": SPECIAL[3],
+        "image_token": SPECIAL[4],
+        "global_image_token": SPECIAL[5],
+        "end_of_utterance_token": SPECIAL[6],
+    }
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[1],
+        "eos_token": SPECIAL[6],
+        "unk_token": SPECIAL[0],
+        "pad_token": SPECIAL[2],
+    }
+    _write_json(
+        folder / "tokenizer_config.json",
+        {**names, "truncation_side": "left", "model_max_length": 8192, "extra_special_tokens": extra},
+    )
     image = backbone["vision_config"]
     tokens = (image["image_size"] // image["patch_size"] // backbone["scale_factor"]) ** 2
     _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens})
@@ -185,9 +222,24 @@ def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
 def _preprocessor(size: int) -> dict[str, Any]:
     """Transformers' image processor of the published backbone, for its own tiles; no policy runs it."""
     video = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": size}}
-    done = dict.fromkeys(("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize"), True)
-    scale = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 1, "rescale_factor": 1 / 255, "size": {"longest_edge": 4 * size}}
-    return {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor", "max_image_size": {"longest_edge": size}, "video_sampling": video, **done, **scale}
+    done = dict.fromkeys(
+        ("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize"), True
+    )
+    scale = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "resample": 1,
+        "rescale_factor": 1 / 255,
+        "size": {"longest_edge": 4 * size},
+    }
+    return {
+        "image_processor_type": "SmolVLMImageProcessor",
+        "processor_class": "SmolVLMProcessor",
+        "max_image_size": {"longest_edge": size},
+        "video_sampling": video,
+        **done,
+        **scale,
+    }
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
@@ -196,18 +248,26 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.random_policy", description="write a randomly initialised SmolVLA policy")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.random_policy", description="write a randomly initialised SmolVLA policy"
+    )
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: mixed as published checkpoints")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: mixed as published checkpoints"
+    )
     parser.add_argument("--cameras", nargs="+", default=["laptop", "phone"], metavar="NAME")
     parser.add_argument("--image-size", nargs=2, type=int, default=[640, 480], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--joints", type=int, default=6)
     parser.add_argument("--cls", action="store_true", help="with a CLS head")
     parser.add_argument("--delta", action="store_true", help="with a delta expert")
-    parser.add_argument("--rename", nargs=2, action="append", default=[], metavar=("SOURCE", "FEATURE"), help="rename_map entry")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("FIELD", "JSON"), help="a field of config.json")
+    parser.add_argument(
+        "--rename", nargs=2, action="append", default=[], metavar=("SOURCE", "FEATURE"), help="rename_map entry"
+    )
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("FIELD", "JSON"), help="a field of config.json"
+    )
     arguments = parser.parse_args(argv)
     make = RandomPolicy(
         size=arguments.size,

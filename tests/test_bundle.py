@@ -31,7 +31,12 @@ from vla_edge.bundle import (
 )
 from vla_edge.errors import BundleError, ExportError, VlaEdgeError
 
-CONTENTS = {"graphs/vision.onnx": b"graph bytes", "graphs/weights.bin": bytes(range(256)) * 40, "tokenizer.json": b"{}", "empty.bin": b""}
+CONTENTS = {
+    "graphs/vision.onnx": b"graph bytes",
+    "graphs/weights.bin": bytes(range(256)) * 40,
+    "tokenizer.json": b"{}",
+    "empty.bin": b"",
+}
 
 
 @pytest.fixture
@@ -77,7 +82,9 @@ def test_a_written_manifest_reads_back_equal(folder: Path) -> None:
 def test_a_graph_comes_with_the_bytes_that_were_hashed(folder: Path) -> None:
     graph = open_bundle(folder).graph("vision")
     assert graph.model == CONTENTS["graphs/vision.onnx"]
-    assert {name: bytes(data) for name, data in graph.weights.items()} == {"weights.bin": CONTENTS["graphs/weights.bin"]}
+    assert {name: bytes(data) for name, data in graph.weights.items()} == {
+        "weights.bin": CONTENTS["graphs/weights.bin"]
+    }
     assert graph.weights["weights.bin"].readonly
 
 
@@ -133,7 +140,16 @@ def test_a_flipped_bit_anywhere_in_the_manifest_changes_the_digest_or_is_refused
         assert bundle.digest != digest
 
 
-@pytest.mark.parametrize(("schema", "words"), [(SCHEMA + 1, "newer.*update vla-edge"), (SCHEMA - 1, "older.*export"), ("1", "no schema"), (None, "no schema"), (True, "no schema")])
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (SCHEMA + 1, "newer.*update vla-edge"),
+        (SCHEMA - 1, "older.*export"),
+        ("1", "no schema"),
+        (None, "no schema"),
+        (True, "no schema"),
+    ],
+)
 def test_another_schema_is_refused_with_what_to_do(folder: Path, schema: Any, words: str) -> None:
     content = json.loads((folder / MANIFEST).read_bytes())
     content["schema"] = schema
@@ -172,7 +188,9 @@ json_values = st.recursive(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=json_values)
-def test_a_manifest_with_any_field_replaced_or_removed_is_read_or_refused_by_name(folder: Path, data: st.DataObject, value: Any) -> None:
+def test_a_manifest_with_any_field_replaced_or_removed_is_read_or_refused_by_name(
+    folder: Path, data: st.DataObject, value: Any
+) -> None:
     original = json.loads((folder / MANIFEST).read_bytes())
     content = copy.deepcopy(original)
     at: Any = content

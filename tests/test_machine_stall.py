@@ -14,7 +14,8 @@ SPIN = "while True: pass"
 
 
 def on_core(core: set[int], *words: str) -> subprocess.Popen[bytes]:
-    """A process on one core. Set from outside: code between fork and exec can meet a lock that a thread of ours held."""
+    """A process on one core. Set from outside: code between fork and exec can meet a lock that a thread of ours
+    held."""
     process = subprocess.Popen([*words, sys.executable, "-c", SPIN])
     os.sched_setaffinity(process.pid, core)
     return process

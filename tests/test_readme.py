@@ -16,7 +16,8 @@ COMMANDS = ("export-engines", "vla-runtime", "vla-bench", "vla-calibrate", "vla-
 
 
 def commands(page: Path) -> list[str]:
-    """Every line of a code block, and every inline code, that starts with one of our commands; continued lines joined."""
+    """Every line of a code block, and every inline code, that starts with one of our commands; continued lines
+    joined."""
     text = page.read_text().replace("\\\n", " ")
     blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.S)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
@@ -65,5 +66,7 @@ def test_flags_in_the_documents_exist(page: Path) -> None:
 
 
 def test_the_tree_page_is_current() -> None:
-    told = subprocess.run([sys.executable, str(ROOT / "scripts" / "tree.py"), "--check"], capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "tree.py"), "--check"], capture_output=True, text=True
+    )
     assert told.returncode == 0, told.stdout + told.stderr

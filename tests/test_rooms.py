@@ -46,7 +46,11 @@ FAMILY_FOLDERS = ("policies/smolvla", "policies/act", "export/smolvla", "export/
 
 def room_of(parts: tuple[str, ...]) -> str:
     """The room of a path or dotted name below the package: the longest key of the table that it lies in."""
-    return max((room for room in [*MAY_IMPORT, *ROOMS] if tuple(room.split("/")) == parts[: room.count("/") + 1]), key=len, default="")
+    return max(
+        (room for room in [*MAY_IMPORT, *ROOMS] if tuple(room.split("/")) == parts[: room.count("/") + 1]),
+        key=len,
+        default="",
+    )
 
 
 @cache
@@ -65,7 +69,11 @@ def imports(file: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"relative import in {file}"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"vla_edge\.[\w.:]+", node.value):
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and re.fullmatch(r"vla_edge\.[\w.:]+", node.value)
+        ):
             found.append(node.value.replace(":", "."))
     return found
 
@@ -186,7 +194,8 @@ def test_no_paragraph_of_a_file_has_a_single_importer() -> None:
 
 
 def test_namespaces_stay_in_commands_and_argument_functions() -> None:
-    """`argparse.Namespace` as an annotation: only in command.py, and in functions whose name ends in `arguments` or is `run`."""
+    """`argparse.Namespace` as an annotation: only in command.py, and in functions whose name ends in `arguments` or is
+    `run`."""
     offences = []
     for file in python_files():
         if file.name == "command.py":
@@ -195,8 +204,12 @@ def test_namespaces_stay_in_commands_and_argument_functions() -> None:
             if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 continue
             names = node.args if not isinstance(node, ast.ClassDef) else node
-            annotated = [a.annotation for a in ast.walk(names) if isinstance(a, (ast.arg, ast.AnnAssign)) and a.annotation]
-            if any("Namespace" in ast.unparse(a) for a in annotated) and not re.search(r"(arguments|_arguments|^run(_\w+)?)$", node.name):
+            annotated = [
+                a.annotation for a in ast.walk(names) if isinstance(a, (ast.arg, ast.AnnAssign)) and a.annotation
+            ]
+            if any("Namespace" in ast.unparse(a) for a in annotated) and not re.search(
+                r"(arguments|_arguments|^run(_\w+)?)$", node.name
+            ):
                 offences.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name}")
     assert not offences, "\n".join(sorted(set(offences)))
 
@@ -243,5 +256,10 @@ def test_every_binding_has_a_caller_outside_tests() -> None:
 
 
 def test_no_tool_or_path_of_a_developer_machine_is_named() -> None:
-    listed = subprocess.run(["git", "grep", "-nIE", r"(^|[^\w.])/(home/[a-z]+|root)/", "--", ".", ":!tests/test_rooms.py"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "grep", "-nIE", r"(^|[^\w.])/(home/[a-z]+|root)/", "--", ".", ":!tests/test_rooms.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert not listed.stdout, listed.stdout

@@ -34,7 +34,9 @@ def add_lora(policy: nn.Module, config: LoraConfig) -> None:
     try:
         inject_adapter_in_model(settings, policy)
     except ValueError as error:
-        raise ConfigError(f"LoRA targets {config.targets!r} match no layer of the policy that takes adapters ({error})") from None
+        raise ConfigError(
+            f"LoRA targets {config.targets!r} match no layer of the policy that takes adapters ({error})"
+        ) from None
     for name, parameter in policy.named_parameters():
         small = parameter.requires_grad and not name.startswith(EXPERTS)
         parameter.requires_grad_(small or ".lora_" in name)

@@ -61,12 +61,20 @@ def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
 def fit_config(config: SmolVLAConfig, settings: ProcessorSettings, fit: Fit) -> SmolVLAConfig:
     """The configuration with the data's state and action dimensions and picture sizes. ConfigError: they do not fit."""
     features = fit.datasets[0].features
-    shapes = {STATE: features[STATE].shape, **{camera.name: (3, camera.height, camera.width) for camera in settings.cameras}}
+    shapes = {
+        STATE: features[STATE].shape,
+        **{camera.name: (3, camera.height, camera.width) for camera in settings.cameras},
+    }
     inputs = tuple(replace(item, shape=shapes.get(item.name, item.shape)) for item in config.input_features)
-    outputs = tuple(replace(item, shape=features[ACTION].shape) if item.name == ACTION else item for item in config.output_features)
+    outputs = tuple(
+        replace(item, shape=features[ACTION].shape) if item.name == ACTION else item for item in config.output_features
+    )
     for name, limit in ((STATE, config.max_state_dim), (ACTION, config.max_action_dim)):
         if len(features[name].shape) != 1 or features[name].shape[0] > limit:
-            raise ConfigError(f"{name} of the data has shape {list(features[name].shape)}, the policy takes one axis of at most {limit}")
+            raise ConfigError(
+                f"{name} of the data has shape {list(features[name].shape)}, the policy takes one axis of at most "
+                f"{limit}"
+            )
     return with_fields(config, input_features=inputs, output_features=outputs)
 
 

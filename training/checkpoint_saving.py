@@ -20,21 +20,15 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.saving import write_backbone, write_config, write_processors
 from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.adapters import plain_weights
-from vla_edge.training.checkpoints import (
-    PRETRAINED,
-    RUN_FILE,
-    STATE,
-    LoopState,
-    save_master_weights,
-    save_state,
-)
+from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_master_weights, save_state
 from vla_edge.training.random_state import rng_file, save_rng
 from vla_edge.training.run_config import TrainConfig, to_json
 from vla_edge.training.run_files import write_json
 
 
 def write_policy(folder: Path, policy: SmolVLAPolicy, cls_trained: bool) -> None:
-    """The policy under LeRobot's names, each tensor in the type it was read with (float32 for new ones); adapters merged.
+    """The policy under LeRobot's names, each tensor in the type it was read with (float32 for new ones); adapters
+    merged.
 
     `cls_trained` is the mark without which a CLS head is refused as a gate.
     """
@@ -46,7 +40,8 @@ def write_policy(folder: Path, policy: SmolVLAPolicy, cls_trained: bool) -> None
 
 
 def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
-    """Let later checkpoints copy the backbone's and tokenizer's files from the checkpoint `folder`: the one that the run
+    """Let later checkpoints copy the backbone's and tokenizer's files from the checkpoint `folder`: the one that the
+    run
     was resumed from is removed when it has become the oldest."""
     policy.backbone_folder = folder / VLM_FOLDER
     tokenizer = replace(policy.settings.tokenizer, folder=folder / VLM_FOLDER)
@@ -62,7 +57,12 @@ def stored_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
 
 
 def fill_checkpoint(
-    folder: Path, config: TrainConfig, policy: SmolVLAPolicy, optimizer: Optimizer, scheduler: LRScheduler, loop: LoopState
+    folder: Path,
+    config: TrainConfig,
+    policy: SmolVLAPolicy,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    loop: LoopState,
 ) -> None:
     """Write everything into the (temporary) checkpoint `folder`; called by the first process."""
     write_policy(folder / PRETRAINED, policy, cls_trained=config.kind == "delta")
@@ -90,7 +90,11 @@ def lerobot_train_config(config: TrainConfig) -> Mapping[str, Any]:
     """The run under the field names LeRobot's `train_config.json` has, for its tools and for people."""
     optimizer, schedule = config.optimizer, config.schedule
     return {
-        "dataset": {"repo_id": config.data[0].name, "root": config.data[0].path, "episodes": list(config.data[0].episodes) or None},
+        "dataset": {
+            "repo_id": config.data[0].name,
+            "root": config.data[0].path,
+            "episodes": list(config.data[0].episodes) or None,
+        },
         "policy": {"type": "smolvla", "pretrained_path": config.policy},
         "output_dir": config.output,
         "job_name": Path(config.output).name,

@@ -29,7 +29,8 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Seen:
-    """One frame's features: projected tokens float32 [2, E], pooled picture rows float32 [H], its instruction and place."""
+    """One frame's features: projected tokens float32 [2, E], pooled picture rows float32 [H], its instruction and
+    place."""
 
     tokens: Tensor
     pooled: Tensor
@@ -73,9 +74,19 @@ def look(policy: SmolVLAPolicy, data: Frames, stride: int) -> list[Seen]:
         tokens, pooled = _features(policy, samples)
         for row, number in enumerate(part):
             episode = data.dataset.episode_of(int(data.indices[number]))
-            seen.append(Seen(tokens[row], pooled[row], samples[row].task, episode.index, int(data.indices[number]) - episode.from_index))
+            seen.append(
+                Seen(
+                    tokens[row],
+                    pooled[row],
+                    samples[row].task,
+                    episode.index,
+                    int(data.indices[number]) - episode.from_index,
+                )
+            )
     if len(seen) > 1 and float(torch.stack([item.tokens for item in seen]).std(0).max()) < 1e-6:
-        raise TrainingError("the CLS head gives the same answer for every frame of the data; train it longer or with more varied scenes")
+        raise TrainingError(
+            "the CLS head gives the same answer for every frame of the data; train it longer or with more varied scenes"
+        )
     return seen
 
 
@@ -105,8 +116,10 @@ def similarities(pairs: list[tuple[Seen, Seen]]) -> dict[str, NDArray[np.float64
 
 
 def scene_pairs(seen: list[Seen], near: int, seed: int) -> tuple[list[tuple[Seen, Seen]], list[tuple[Seen, Seen]]]:
-    """(same, changed): frames of one episode at most `near` frames apart, and frames of different episodes, up to ten of
-    them per frame; always under one instruction, because another instruction is a miss before any similarity is asked."""
+    """(same, changed): frames of one episode at most `near` frames apart, and frames of different episodes, up to ten
+    of
+    them per frame; always under one instruction, because another instruction is a miss before any similarity is
+    asked."""
     by_task: dict[str, list[Seen]] = {}
     for item in seen:
         by_task.setdefault(item.task, []).append(item)
@@ -114,19 +127,24 @@ def scene_pairs(seen: list[Seen], near: int, seed: int) -> tuple[list[tuple[Seen
     same, changed = [], []
     for items in by_task.values():
         for i, a in enumerate(items):
-            same += [(b, a) for b in items[i + 1 : i + 1 + near] if b.episode == a.episode and b.frame - a.frame <= near]
+            same += [
+                (b, a) for b in items[i + 1 : i + 1 + near] if b.episode == a.episode and b.frame - a.frame <= near
+            ]
             others = [items[int(k)] for k in generator.integers(len(items), size=10)]
             changed += [(b, a) for b in others if b.episode != a.episode]
     return same, changed
 
 
 def gate_aurocs(seen: list[Seen], near: int = 3, seed: int = 0) -> dict[str, float]:
-    """AUROC of each similarity at telling the same scene from another. ConfigError where there is nothing to compare."""
+    """AUROC of each similarity at telling the same scene from another. ConfigError where there is nothing to
+    compare."""
     same, changed = scene_pairs(seen, near, seed)
     if not changed:
         raise ConfigError("the AUROC needs frames of at least two episodes with one instruction; give more episodes")
     if not same:
-        raise ConfigError(f"no two looked-at frames of an episode are within {near} frames; lower --stride or raise --near")
+        raise ConfigError(
+            f"no two looked-at frames of an episode are within {near} frames; lower --stride or raise --near"
+        )
     of_same, of_changed = similarities(same), similarities(changed)
     return {name: auroc(of_same[name], of_changed[name]) for name in of_same}
 
@@ -159,13 +177,22 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
     with (folder / "similarity.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["episode", "frame", "similarity", "stable"])
-        writer.writerows(zip(history.episodes.tolist(), history.frames.tolist(), history.similarity.tolist(), history.stable.astype(int).tolist()))
+        writer.writerows(
+            zip(
+                history.episodes.tolist(),
+                history.frames.tolist(),
+                history.similarity.tolist(),
+                history.stable.astype(int).tolist(),
+            )
+        )
     (folder / "gate.json").write_text(json.dumps(report_json(history, threshold, aurocs), indent=1) + "\n")
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(history.similarity))
     axes.plot(places, history.similarity, color="tab:blue", linewidth=1, label="similarity 0·1 to the reference")
-    axes.scatter(places[history.stable], history.similarity[history.stable], s=10, color="tab:green", label="stable: reuse")
+    axes.scatter(
+        places[history.stable], history.similarity[history.stable], s=10, color="tab:green", label="stable: reuse"
+    )
     axes.axhline(threshold, color="tab:red", linestyle="--", label=f"threshold {threshold:g}")
     for start in np.flatnonzero(np.diff(history.episodes)) + 0.5:
         axes.axvline(start, color="lightgrey", linewidth=0.8)
@@ -179,7 +206,11 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
 
 def report_json(history: History, threshold: float, aurocs: Mapping[str, float]) -> dict[str, object]:
     decided = history.similarity[np.isfinite(history.similarity)]
-    spread = {name: float(np.percentile(decided, q)) for name, q in (("p5", 5), ("p50", 50), ("p95", 95))} if len(decided) else {}
+    spread = (
+        {name: float(np.percentile(decided, q)) for name, q in (("p5", 5), ("p50", 50), ("p95", 95))}
+        if len(decided)
+        else {}
+    )
     return {
         "threshold": threshold, "decisions": len(decided), "hits": int(history.stable.sum()), "hit_rate": history.hit_rate(),
         "similarity": spread, "auroc": dict(aurocs), "best": max(aurocs, key=lambda name: aurocs[name]),
@@ -192,7 +223,11 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST")
     parser.add_argument("--stride", type=int, default=1, help="every n-th frame")
     parser.add_argument("--near", type=int, default=3, help="frames apart that still are the same scene")
-    parser.add_argument("--threshold", type=float, help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it",
+    )
     parser.add_argument("--output", type=Path, help="folder for similarity.csv, gate.json and similarity.png")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
@@ -205,7 +240,10 @@ def run_gate(arguments: argparse.Namespace) -> int:
     policy = SmolVLAPolicy.from_pretrained(arguments.policy)
     require_gate(policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
-    data = Frames(TaskData("gate", arguments.dataset, episodes=arguments.episodes), FrameSettings(cameras, policy.config.chunk_size, 0))
+    data = Frames(
+        TaskData("gate", arguments.dataset, episodes=arguments.episodes),
+        FrameSettings(cameras, policy.config.chunk_size, 0),
+    )
     threshold = policy.config.cls_similarity_threshold if arguments.threshold is None else arguments.threshold
     seen = look(policy, data, arguments.stride)
     history, aurocs = history_of(seen, threshold), gate_aurocs(seen, arguments.near)

@@ -37,7 +37,11 @@ def draw(contenders: Sequence[Contender], file: Path) -> None:
     figure = Figure(figsize=(max(10.0, 2.6 * len(names) + 5), 4.6), layout="constrained")
     latency, parameters, error = figure.subplots(1, 3)
 
-    timed = [(i, c.latency_p50_ms, c.latency_p99_ms) for i, c in enumerate(contenders) if c.latency_p50_ms is not None and c.latency_p99_ms is not None]
+    timed = [
+        (i, c.latency_p50_ms, c.latency_p99_ms)
+        for i, c in enumerate(contenders)
+        if c.latency_p50_ms is not None and c.latency_p99_ms is not None
+    ]
     middles, tops = [middle for _, middle, _ in timed], [top for _, _, top in timed]
     spread = [top - middle for middle, top in zip(middles, tops)]
     latency.bar([i for i, _, _ in timed], middles, yerr=[[0.0] * len(timed), spread], capsize=4, color="tab:blue")
@@ -87,7 +91,11 @@ def markdown(contenders: Sequence[Contender]) -> str:
     for horizon in contenders[0].mae:
         rows.append((f"MAE, {horizon}", [f"{c.mae[horizon]:.4f}" for c in contenders]))
         rows.append((f"MSE, {horizon}", [f"{c.mse[horizon]:.5f}" for c in contenders]))
-    open_rows = ("robot trials: successes / trials", "robot trials: mean time to success (s)", "robot trials: interventions")
+    open_rows = (
+        "robot trials: successes / trials",
+        "robot trials: mean time to success (s)",
+        "robot trials: interventions",
+    )
     rows += [(name, ["" for _ in contenders]) for name in open_rows]
     lines = ["| | " + " | ".join(c.name for c in contenders) + " |", "|---" * (len(contenders) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows])

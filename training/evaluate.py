@@ -55,9 +55,13 @@ class Targets:
 def frames_of(scope: Scope, data: Frames) -> tuple[int, ...]:
     """Data set indices to evaluate; DatasetError when the episodes are too short."""
     chosen = set(data.episodes)
-    numbers = [i for e in data.dataset.episodes if e.index in chosen for i in range(e.from_index + 1, e.to_index, scope.stride)]
+    numbers = [
+        i for e in data.dataset.episodes if e.index in chosen for i in range(e.from_index + 1, e.to_index, scope.stride)
+    ]
     if not numbers:
-        raise DatasetError(f"{data.dataset.root}: no episode with two frames or more among {list(data.episodes)}; choose others")
+        raise DatasetError(
+            f"{data.dataset.root}: no episode with two frames or more among {list(data.episodes)}; choose others"
+        )
     return tuple(numbers)
 
 
@@ -77,27 +81,44 @@ def joint_names(dataset: Dataset) -> tuple[str, ...]:
     names = feature.names
     if isinstance(names, Mapping):
         names = next(iter(names.values()), None)
-    return tuple(map(str, names)) if isinstance(names, (list, tuple)) and len(names) == feature.shape[0] else tuple(map(str, range(feature.shape[0])))
+    return (
+        tuple(map(str, names))
+        if isinstance(names, (list, tuple)) and len(names) == feature.shape[0]
+        else tuple(map(str, range(feature.shape[0])))
+    )
 
 
-def queries_of(data: Frames, predictor: Predictor, scope: Scope, indices: Sequence[int], draw_number: int) -> list[Query]:
+def queries_of(
+    data: Frames, predictor: Predictor, scope: Scope, indices: Sequence[int], draw_number: int
+) -> list[Query]:
     """Observations at `indices` with noise that depends on (seed, draw, frame) alone."""
     places = {int(index): number for number, index in enumerate(data.indices)}
     return [
-        Query(index, data.sample(places[index], 0), np.random.default_rng((scope.seed, draw_number, index)).standard_normal(predictor.noise, np.float32))
+        Query(
+            index,
+            data.sample(places[index], 0),
+            np.random.default_rng((scope.seed, draw_number, index)).standard_normal(predictor.noise, np.float32),
+        )
         for index in indices
     ]
 
 
-def evaluate(predictor: Predictor, scope: Scope) -> tuple[dict[str, dict[str, HorizonError]], NDArray[np.float32], Targets]:
+def evaluate(
+    predictor: Predictor, scope: Scope
+) -> tuple[dict[str, dict[str, HorizonError]], NDArray[np.float32], Targets]:
     """Errors of the predictor and of both baselines, its predictions of the first draw, and the targets."""
-    data = Frames(TaskData("evaluation", scope.dataset, episodes=scope.episodes), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
+    data = Frames(
+        TaskData("evaluation", scope.dataset, episodes=scope.episodes),
+        FrameSettings(predictor.cameras, predictor.chunk, scope.seed),
+    )
     indices = frames_of(scope, data)
     targets = targets_of(data.dataset, indices, predictor.chunk)
     drawn = []
     for number in range(scope.draws):
         parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
-        drawn.append(np.concatenate([predictor.predict(queries_of(data, predictor, scope, part, number)) for part in parts]))
+        drawn.append(
+            np.concatenate([predictor.predict(queries_of(data, predictor, scope, part, number)) for part in parts])
+        )
     recorded, is_pad = (np.concatenate([values] * scope.draws) for values in (targets.actions, targets.is_pad))
     errors = {predictor.name: chunk_errors(np.concatenate(drawn), recorded, is_pad, predictor.executed)}
     for name, predicted in baselines(targets.last, targets.mean, predictor.chunk).items():
@@ -108,7 +129,10 @@ def evaluate(predictor: Predictor, scope: Scope) -> tuple[dict[str, dict[str, Ho
 def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
     """One policy's row of a comparison; latency over `timed` single predictions."""
     errors = evaluate(predictor, scope)[0][predictor.name]
-    data = Frames(TaskData("timing", scope.dataset, episodes=scope.episodes), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
+    data = Frames(
+        TaskData("timing", scope.dataset, episodes=scope.episodes),
+        FrameSettings(predictor.cameras, predictor.chunk, scope.seed),
+    )
     spent = predictor.latency_ms(queries_of(data, predictor, scope, frames_of(scope, data)[:timed], 0))
     return Contender(
         name=predictor.name,
@@ -123,7 +147,13 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
 
 def add_scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", help="LeRobot data set")
-    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to evaluate, e.g. 0-9,12 (default all)")
+    parser.add_argument(
+        "--episodes",
+        type=parse_episodes,
+        default=(),
+        metavar="LIST",
+        help="episodes to evaluate, e.g. 0-9,12 (default all)",
+    )
     parser.add_argument("--run", type=Path, help="take data set and held-out episodes from this run instead")
     parser.add_argument("--stride", type=int, default=5, help="every n-th frame")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
@@ -181,7 +211,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.float32], targets: Targets) -> None:
     """Write what `SavedPredictor` reads, in one rename."""
-    content: dict[str, Any] = {"index": np.array(targets.indices), "action": predicted, "executed": np.array(predictor.executed), "name": np.array(predictor.name)}
+    content: dict[str, Any] = {
+        "index": np.array(targets.indices),
+        "action": predicted,
+        "executed": np.array(predictor.executed),
+        "name": np.array(predictor.name),
+    }
     if predictor.parameters is not None:
         content["parameters"] = np.array(predictor.parameters)
     temporary = file.with_name(f".{file.name}.partial.npz")
@@ -203,7 +238,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
     check_target(arguments.png, ".png")
     check_target(arguments.markdown, ".md")
     scope = scope_of(arguments)
-    contenders = [contender_of(open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed) for path in arguments.policies]
+    contenders = [
+        contender_of(open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed)
+        for path in arguments.policies
+    ]
     table = markdown(contenders)
     print(table)
     if arguments.png:

@@ -79,10 +79,14 @@ class Loop:
 
     def autocast(self) -> torch.autocast:
         """bfloat16 matrix products where the run asks for them; weights, losses and updates stay float32."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.setup.config.precision == "bf16")
+        return torch.autocast(
+            self.accelerator.device.type, torch.bfloat16, enabled=self.setup.config.precision == "bf16"
+        )
 
 
-def train(setup: Setup, retention: Retention | None = None, resume: Path | None = None, report: Report = silent) -> Outcome:
+def train(
+    setup: Setup, retention: Retention | None = None, resume: Path | None = None, report: Report = silent
+) -> Outcome:
     """Train to `config.steps`; `resume` is a checkpoint folder of the same run.
 
     TrainingError (with advice and the last good checkpoint) for a loss or gradient that is not finite and for lack of
@@ -129,14 +133,19 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
 
 def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
     """accelerate's view of this process: device and number of processes. unread_weights: some trained weights get
-    no gradient (the second half of a trained VLM's last text layer). TrainingError when CUDA is asked for and missing."""
+    no gradient (the second half of a trained VLM's last text layer). TrainingError when CUDA is asked for and
+    missing."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch")
+        raise TrainingError(
+            "device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch"
+        )
     unused = DistributedDataParallelKwargs(find_unused_parameters=unread_weights)
     # Autocast is our own (`Loop.autocast`): accelerate's precision cannot change within a process.
     accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", kwargs_handlers=[unused])
     if device == "cpu" and accelerator.device.type != "cpu":
-        raise TrainingError(f"device cpu: this process already works on {accelerator.device}; use one device per process")
+        raise TrainingError(
+            f"device cpu: this process already works on {accelerator.device}; use one device per process"
+        )
     return accelerator
 
 
@@ -173,11 +182,24 @@ def _run(loop: Loop, report: Report) -> Outcome:
             loss, done = row["loss"], step + 1
             seconds = time.monotonic() - began
             pace = seconds if not pace else 0.9 * pace + 0.1 * seconds
-            loop.status = replace(loop.status, step=done, loss=loss, lr=row["lr"], seconds_per_step=pace, eta_s=pace * (config.steps - done))
+            loop.status = replace(
+                loop.status,
+                step=done,
+                loss=loss,
+                lr=row["lr"],
+                seconds_per_step=pace,
+                eta_s=pace * (config.steps - done),
+            )
             report(done, loss, row["lr"], pace)
             validated = _validate(loop, done)
             if accelerator.is_main_process and (validated or done % config.log_every == 0 or done in (1, config.steps)):
-                full = {"step": done, "epoch": round(max(loop.sampler.passes(loop.position)), 4), **row, **validated, "s_per_step": seconds}
+                full = {
+                    "step": done,
+                    "epoch": round(max(loop.sampler.passes(loop.position)), 4),
+                    **row,
+                    **validated,
+                    "s_per_step": seconds,
+                }
                 append_metrics(run, full)
                 track(full)
                 write_status(run, loop.status)
@@ -245,7 +267,9 @@ def _validate(loop: Loop, done: int) -> dict[str, float]:
         return {}
     objective = loop.accelerator.unwrap_model(loop.objective)
     with loop.autocast():
-        losses = validation_losses(objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device)
+        losses = validation_losses(
+            objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device
+        )
     if not all(map(math.isfinite, losses.values())):
         raise TrainingError(f"{NOT_FINITE}: validation losses {losses} at step {done}")
     row = {f"validation/{name}": value for name, value in losses.items()}
@@ -274,7 +298,10 @@ def save(loop: Loop) -> None:
         }
         state = LoopState(step, extra)
         target = checkpoint_path(run, step, config.steps)
-        write_checkpoint(target, lambda folder: fill_checkpoint(folder, config, loop.setup.policy, loop.optimizer, loop.scheduler, state))
+        write_checkpoint(
+            target,
+            lambda folder: fill_checkpoint(folder, config, loop.setup.policy, loop.optimizer, loop.scheduler, state),
+        )
         point(run, "last", target)
         if loop.status.best_step == step:
             point(run, "best", target)

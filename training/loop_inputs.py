@@ -51,7 +51,14 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     check_kind(config, policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
-    reading = FrameSettings(cameras, policy.config.chunk_size, config.seed, config.augment, min(stale, policy.config.chunk_size - 1), config.cache_mb)
+    reading = FrameSettings(
+        cameras,
+        policy.config.chunk_size,
+        config.seed,
+        config.augment,
+        min(stale, policy.config.chunk_size - 1),
+        config.cache_mb,
+    )
     plain = replace(reading, augment=AugmentConfig())
     training = [Frames(task, reading) for task in config.data if task.weight > 0]
     validation = [Frames(task, plain, held_out=True) for task in config.data if task.held_out]
@@ -61,7 +68,10 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     if not trained:
         raise TrainingError("nothing is left to train; loosen the freezing rules")
     notes = [*policy.notes, *long_tasks(policy, [task.name for task in config.data], datasets)]
-    notes.append(f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M weights")
+    notes.append(
+        f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
+        "weights"
+    )
     return Setup(config, policy, training, validation, trained, notes)
 
 
@@ -82,7 +92,11 @@ def policy_fields(config: TrainConfig) -> dict[str, Any]:
     if config.kind == "delta":
         return {"use_cls_head": True, "train_delta_expert": True, "delta_target": config.delta_target}
     wish = config.freeze
-    chosen: dict[str, Any] = {"freeze_vision_encoder": wish.vision, "train_expert_only": wish.expert_only, "train_state_proj": wish.state_proj}
+    chosen: dict[str, Any] = {
+        "freeze_vision_encoder": wish.vision,
+        "train_expert_only": wish.expert_only,
+        "train_state_proj": wish.state_proj,
+    }
     chosen |= {"n_action_steps": config.n_action_steps or None, "num_steps": config.num_steps or None}
     return {"train_delta_expert": False, **{name: value for name, value in chosen.items() if value is not None}}
 
@@ -92,15 +106,24 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
     if config.kind != "delta":
         return
     if not (policy.config.use_cls_head and policy.config.train_delta_expert):
-        raise ConfigError("delta training needs use_cls_head and train_delta_expert; they are set when the policy is built")
+        raise ConfigError(
+            "delta training needs use_cls_head and train_delta_expert; they are set when the policy is built"
+        )
     if config.batch_size < SMALLEST_CLS_BATCH:
-        raise ConfigError(f"batch size {config.batch_size}: VICReg needs at least {SMALLEST_CLS_BATCH} samples, {GOOD_CLS_BATCH} or more are good")
+        raise ConfigError(
+            f"batch size {config.batch_size}: VICReg needs at least {SMALLEST_CLS_BATCH} samples, {GOOD_CLS_BATCH} "
+            "or more are good"
+        )
     if config.delta_target == "stale" and policy.config.chunk_size < 2:
-        raise ConfigError("delta_target stale needs chunks of two actions or more: nothing of an older chunk of one is left")
+        raise ConfigError(
+            "delta_target stale needs chunks of two actions or more: nothing of an older chunk of one is left"
+        )
     if config.lora.rank:
         raise ConfigError("LoRA adapts the base policy, which delta training keeps frozen; use rank 0")
     if config.craft.anchors:
-        raise ConfigError("CRaFT keeps the base policy from drifting, which delta training keeps frozen; leave the anchors out")
+        raise ConfigError(
+            "CRaFT keeps the base policy from drifting, which delta training keeps frozen; leave the anchors out"
+        )
 
 
 def long_tasks(policy: SmolVLAPolicy, names: Sequence[str], datasets: Sequence[Dataset]) -> list[str]:
@@ -113,5 +136,8 @@ def long_tasks(policy: SmolVLAPolicy, names: Sequence[str], datasets: Sequence[D
         for text in dataset.tasks.values():
             count = len(whole.encode(f"{text}\n" if settings.append_newline else text).ids)
             if count > settings.max_length:
-                notes.append(f"{name}: the instruction {text!r} has {count} tokens, the policy reads {settings.max_length}; shorten it with `vla-data tasks`")
+                notes.append(
+                    f"{name}: the instruction {text!r} has {count} tokens, the policy reads {settings.max_length}; "
+                    "shorten it with `vla-data tasks`"
+                )
     return notes

@@ -24,8 +24,11 @@ class Objective(nn.Module):
         self.policy = policy
         self.padded_dims = padded_dims
 
-    def forward(self, batch: Mapping[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
-        """The loss and the numbers to log. noise [B, C, A] and time [B] are drawn from torch's global state when None."""
+    def forward(
+        self, batch: Mapping[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss and the numbers to log. noise [B, C, A] and time [B] are drawn from torch's global state when
+        None."""
         if not self.padded_dims:
             loss, parts = self.policy(batch, noise=noise, time=time)
             return loss, numbers(parts)

@@ -1,4 +1,5 @@
-"""The flags of a training run, each a field of `TrainConfig`, and what `fine-tune`, `scratch`, `smoke` and `resume` print."""
+"""The flags of a training run, each a field of `TrainConfig`, and what `fine-tune`, `scratch`, `smoke` and `resume`
+print."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags shared by every way to start a run."""
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, help="new folder of the run")
-    parser.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="share of episodes held out for validation")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, metavar="SHARE", help="share of episodes held out for validation"
+    )
     for flag, (kind, _, text) in FIELDS.items():
         parser.add_argument(f"--{flag}", type=kind, help=text)
     for flag, (_, known) in CHOSEN.items():
@@ -81,17 +84,34 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", action="append", required=True, metavar="PATH[:WEIGHT]", help="LeRobot data set; several are mixed by weight")
-    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use, e.g. 0-9,12 (one data set only)")
-    parser.add_argument("--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        required=True,
+        metavar="PATH[:WEIGHT]",
+        help="LeRobot data set; several are mixed by weight",
+    )
+    parser.add_argument(
+        "--episodes",
+        type=parse_episodes,
+        default=(),
+        metavar="LIST",
+        help="episodes to use, e.g. 0-9,12 (one data set only)",
+    )
+    parser.add_argument(
+        "--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
+    )
 
 
 def config_from(
     arguments: argparse.Namespace, policy: str, defaults: Mapping[str, Any], kind: str = "base", episodes: int = 0
 ) -> TrainConfig:
-    """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0 all."""
+    """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0
+    all."""
     rename = dict(pair(text, "--rename") for text in arguments.rename)
-    config = TrainConfig(policy, arguments.output, tasks_of(arguments), kind, rename=rename, trackers=tuple(arguments.track), **defaults)
+    config = TrainConfig(
+        policy, arguments.output, tasks_of(arguments), kind, rename=rename, trackers=tuple(arguments.track), **defaults
+    )
     named = vars(arguments)
     table = {flag: field for flag, (_, field, _) in FIELDS.items()}
     table |= {flag: field for flag, (field, _) in {**CHOSEN, **SWITCHES}.items()}
@@ -106,7 +126,9 @@ def tasks_of(arguments: argparse.Namespace) -> tuple[TaskData, ...]:
     """The data sets; names are folder names, made unique."""
     tasks: list[TaskData] = []
     for text in arguments.dataset:
-        path, _, weight = text.rpartition(":") if _is_number(text.rpartition(":")[2]) and ":" in text else (text, "", "1")
+        path, _, weight = (
+            text.rpartition(":") if _is_number(text.rpartition(":")[2]) and ":" in text else (text, "", "1")
+        )
         name = Path(path).name or path
         taken = sum(task.name == name or task.name.startswith(f"{name}#") for task in tasks)
         tasks.append(TaskData(f"{name}#{taken + 1}" if taken else name, str(Path(path).resolve()), float(weight)))
@@ -159,10 +181,24 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     """The end of the run, and the last line for machines."""
     if not is_first():
         return
-    best = f", best validation {outcome.best_loss:.5f} at step {outcome.best_step}" if outcome.best_loss is not None else ""
+    best = (
+        f", best validation {outcome.best_loss:.5f} at step {outcome.best_step}"
+        if outcome.best_loss is not None
+        else ""
+    )
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}; checkpoint {outcome.checkpoint}")
     if as_json:
-        print(json.dumps({"steps": outcome.steps, "loss": outcome.loss, "best_loss": outcome.best_loss, "best_step": outcome.best_step, "checkpoint": outcome.checkpoint}))
+        print(
+            json.dumps(
+                {
+                    "steps": outcome.steps,
+                    "loss": outcome.loss,
+                    "best_loss": outcome.best_loss,
+                    "best_step": outcome.best_step,
+                    "checkpoint": outcome.checkpoint,
+                }
+            )
+        )
 
 
 def _is_number(text: str) -> bool:

@@ -33,14 +33,18 @@ class HorizonError:
         return {**arrays, "mse_mean": float(self.mse.mean()), "mae_mean": float(self.mae.mean()), "steps": self.steps}
 
 
-def chunk_errors(predicted: Floats, recorded: Floats, is_pad: NDArray[np.bool_], executed: int) -> dict[str, HorizonError]:
+def chunk_errors(
+    predicted: Floats, recorded: Floats, is_pad: NDArray[np.bool_], executed: int
+) -> dict[str, HorizonError]:
     """Errors by horizon.
 
     predicted, recorded float32 [frames, chunk, joints]; is_pad bool [frames, chunk], True past the episode's end;
     executed: actions carried out before the next inference (n_action_steps).
     """
     if predicted.shape != recorded.shape:
-        raise TrainingError(f"predictions have shape {predicted.shape}, recordings {recorded.shape}; evaluate on the same episodes")
+        raise TrainingError(
+            f"predictions have shape {predicted.shape}, recordings {recorded.shape}; evaluate on the same episodes"
+        )
     if not np.isfinite(predicted).all():
         raise TrainingError("predictions hold values that are not finite; check the statistics and the weights")
     chunk = recorded.shape[1]
@@ -62,7 +66,10 @@ def markdown(errors: Mapping[str, Mapping[str, HorizonError]], joints: tuple[str
     for name, by_horizon in errors.items():
         for horizon, error in by_horizon.items():
             per_joint = " | ".join(f"{value:.4f} ± {std:.4f}" for value, std in zip(error.mae, error.mae_std))
-            lines.append(f"| {name} | {horizon} | {error.mse.mean():.5f} | {error.mae.mean():.4f} ± {error.mae_std.mean():.4f} | {per_joint} |")
+            lines.append(
+                f"| {name} | {horizon} | {error.mse.mean():.5f} | {error.mae.mean():.4f} ± "
+                f"{error.mae_std.mean():.4f} | {per_joint} |"
+            )
     return "\n".join(lines)
 
 

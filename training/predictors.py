@@ -35,7 +35,8 @@ class Query:
 
 
 class Predictor(Protocol):
-    """cameras: data set keys it reads; chunk: actions per prediction; executed: n_action_steps; noise: shape of one draw;
+    """cameras: data set keys it reads; chunk: actions per prediction; executed: n_action_steps; noise: shape of one
+    draw;
     parameters: count, None when unknown."""
 
     name: str
@@ -82,7 +83,9 @@ class CheckpointPredictor:
     def __init__(self, folder: Path, name: str, device: str) -> None:
         self.name = name
         if device == "cuda" and not torch.cuda.is_available():
-            raise TrainingError("device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch")
+            raise TrainingError(
+                "device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch"
+            )
         self.policy = SmolVLAPolicy.from_pretrained(folder).to(torch.device(device))
         self.device = torch.device(device)
         config = self.policy.config
@@ -125,7 +128,9 @@ class BundlePredictor:
 
     def _one(self, query: Query) -> Floats:
         frames = {key: Frame(key, image, 0, 0) for key, image in query.sample.images.items()}
-        observation = Observation(query.index, frames, JointReading(query.index, 0, query.sample.state), query.sample.task)
+        observation = Observation(
+            query.index, frames, JointReading(query.index, 0, query.sample.state), query.sample.task
+        )
         self.session.reset()
         result = self.session.infer(InferenceRequest(observation, 0, noise=query.noise))
         assert result is not None
@@ -158,9 +163,18 @@ class SavedPredictor:
             with np.load(file, allow_pickle=False) as archive:
                 content = {name: archive[name] for name in archive.files}
         except (FileNotFoundError, ValueError, OSError, EOFError, BadZipFile, AttributeError) as error:
-            raise TrainingError(f"{file}: no predictions to read ({error}); save them with `vla-train evaluate --save`") from None
-        if not {"index", "action"} <= set(content) or content["action"].ndim != 3 or len(content["index"]) != len(content["action"]):
-            raise TrainingError(f"{file}: needs `index` [frames] and `action` [frames, chunk, joints] of the same length; it holds {', '.join(content)}")
+            raise TrainingError(
+                f"{file}: no predictions to read ({error}); save them with `vla-train evaluate --save`"
+            ) from None
+        if (
+            not {"index", "action"} <= set(content)
+            or content["action"].ndim != 3
+            or len(content["index"]) != len(content["action"])
+        ):
+            raise TrainingError(
+                f"{file}: needs `index` [frames] and `action` [frames, chunk, joints] of the same length; it holds "
+                f"{', '.join(content)}"
+            )
         check_saved(file, content)
         self.name = str(content["name"]) if "name" in content else file.stem
         self.cameras: tuple[str, ...] = ()
@@ -175,7 +189,10 @@ class SavedPredictor:
     def predict(self, queries: Sequence[Query]) -> Floats:
         missing = [query.index for query in queries if query.index not in self._rows]
         if missing:
-            raise DatasetError(f"predictions {self.name} lack frame {missing[0]} and {len(missing) - 1} others; evaluate the same episodes and stride")
+            raise DatasetError(
+                f"predictions {self.name} lack frame {missing[0]} and {len(missing) - 1} others; evaluate the same "
+                "episodes and stride"
+            )
         return self._actions[[self._rows[query.index] for query in queries]]
 
     def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
@@ -185,9 +202,17 @@ class SavedPredictor:
 def check_saved(file: Path, content: Mapping[str, np.ndarray]) -> None:
     """TrainingError names the array of an npz that is of the wrong kind: a comparison of it would mean nothing."""
     wrong = None
-    if content["index"].ndim != 1 or content["index"].dtype.kind not in "iu" or len(set(content["index"].tolist())) != len(content["index"]):
+    if (
+        content["index"].ndim != 1
+        or content["index"].dtype.kind not in "iu"
+        or len(set(content["index"].tolist())) != len(content["index"])
+    ):
         wrong = "`index` must be whole numbers, each once"
-    elif content["action"].dtype.kind not in "fiu" or not np.isfinite(content["action"]).all() or not content["action"].size:
+    elif (
+        content["action"].dtype.kind not in "fiu"
+        or not np.isfinite(content["action"]).all()
+        or not content["action"].size
+    ):
         wrong = "`action` must be finite numbers"
     for name in ("executed", "parameters"):
         value = content.get(name)
@@ -196,7 +221,9 @@ def check_saved(file: Path, content: Mapping[str, np.ndarray]) -> None:
     if "executed" in content and wrong is None and content["executed"] > content["action"].shape[1]:
         wrong = f"`executed` is {content['executed']}, the chunk holds {content['action'].shape[1]}"
     spent = content.get("latency_ms")
-    if spent is not None and (spent.dtype.kind not in "fiu" or not spent.size or not (np.isfinite(spent) & (spent > 0)).all()):
+    if spent is not None and (
+        spent.dtype.kind not in "fiu" or not spent.size or not (np.isfinite(spent) & (spent > 0)).all()
+    ):
         wrong = "`latency_ms` must be finite numbers above 0"
     if wrong:
         raise TrainingError(f"{file}: {wrong}; see docs/training.md for the form")

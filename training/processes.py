@@ -20,7 +20,8 @@ def is_first() -> bool:
 
 @contextmanager
 def first_alone() -> Iterator[bool]:
-    """The first process runs the block while the others wait; they then run it too. Yields whether this is the first."""
+    """The first process runs the block while the others wait; they then run it too. Yields whether this is the
+    first."""
     state = PartialState()
     with state.main_process_first():
         yield bool(state.is_main_process)

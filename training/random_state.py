@@ -56,7 +56,10 @@ def load_rng(file: Path) -> None:
         if torch.cuda.is_available() and "torch_cuda_rng_state" in tensors:
             torch.cuda.set_rng_state(tensors["torch_cuda_rng_state"])
     except (FileNotFoundError, SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"{file}: random states cannot be restored ({error}); with another number of processes a run cannot be resumed") from None
+        raise TrainingError(
+            f"{file}: random states cannot be restored ({error}); with another number of processes a run cannot be "
+            "resumed"
+        ) from None
 
 
 def seed_everything(seed: int) -> None:

@@ -190,7 +190,10 @@ class TrainConfig:
             if tracker not in ("tensorboard", "wandb"):
                 raise ConfigError(f"tracker {tracker!r}: known are tensorboard, wandb")
         if self.schedule.decay_lr > self.optimizer.lr:
-            raise ConfigError(f"decay_lr {self.schedule.decay_lr:g} is above the learning rate {self.optimizer.lr:g}, which would rise; lower --decay-lr")
+            raise ConfigError(
+                f"decay_lr {self.schedule.decay_lr:g} is above the learning rate {self.optimizer.lr:g}, which would "
+                "rise; lower --decay-lr"
+            )
 
 
 def from_json(kind: type[T], content: Mapping[str, Any], where: str) -> T:
@@ -229,7 +232,9 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         name, _, rest = path.partition(".")
         if value is not None:
             (inner.setdefault(name, {}) if rest else outer)[rest or name] = value
-    return replace(config, **outer, **{name: replace(getattr(config, name), **changed) for name, changed in inner.items()})
+    return replace(
+        config, **outer, **{name: replace(getattr(config, name), **changed) for name, changed in inner.items()}
+    )
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

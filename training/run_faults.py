@@ -15,12 +15,14 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
     """The one line for a person, or None when the error is of another kind and should be shown as it is."""
     if isinstance(error, TrainingError) and str(error).startswith(NOT_FINITE):
         return TrainingError(
-            f"{error}; lower the learning rate (now {config.optimizer.lr:g}) or raise the warm-up, and check the data set's statistics "
+            f"{error}; lower the learning rate (now {config.optimizer.lr:g}) or raise the warm-up, and check the "
+            "data set's statistics "
             f"with `vla-data verify`; last good checkpoint: {last_good}"
         )
     if _is_memory(error):
         return TrainingError(
-            f"out of memory with batch {config.batch_size} × {config.accumulation} in {config.precision}; use a smaller batch with more "
+            f"out of memory with batch {config.batch_size} × {config.accumulation} in {config.precision}; use a "
+            "smaller batch with more "
             f"accumulation, bf16, or a smaller image size (resize_imgs_with_padding); last good checkpoint: {last_good}"
         )
     return None

@@ -50,7 +50,9 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def write_status(run: Path, status: Status) -> None:
-    write_json(run / STATUS, {**asdict(status), "updated": time.time(), "process": os.getpid(), "host": socket.gethostname()})
+    write_json(
+        run / STATUS, {**asdict(status), "updated": time.time(), "process": os.getpid(), "host": socket.gethostname()}
+    )
 
 
 def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
@@ -74,7 +76,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def cut_metrics(run: Path, step: int) -> dict[str, Any]:
-    """Drop what was logged after `step`, so that a resumed run does not log a step twice. The newest row kept, or {}."""
+    """Drop what was logged after `step`, so that a resumed run does not log a step twice. The newest row kept, or
+    {}."""
     rows = [row for row in read_metrics(run) if row["step"] <= step]
     temporary = run / f".{METRICS}.{os.getpid()}.partial"
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -46,7 +46,8 @@ def prepare(config: TrainConfig) -> Setup:
 
 
 def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any]) -> Setup:
-    """The same for a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default configuration."""
+    """The same for a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default
+    configuration."""
     _check_place(config)
     if config.lora.rank or config.craft.anchors or config.kind == "delta":
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
@@ -72,7 +73,8 @@ def begin(setup: Setup, report: Report = silent) -> Outcome:
 def first_episodes(config: TrainConfig, count: int) -> TrainConfig:
     """Only the first `count` (chosen) episodes of every data set: enough to see that everything fits together."""
     tasks = [
-        replace(task, episodes=(task.episodes or tuple(range(len(open_dataset(task.path).episodes))))[:count]) for task in config.data
+        replace(task, episodes=(task.episodes or tuple(range(len(open_dataset(task.path).episodes))))[:count])
+        for task in config.data
     ]
     return replace(config, data=tuple(tasks))
 
@@ -90,7 +92,10 @@ def with_held_out(config: TrainConfig, fraction: float) -> TrainConfig:
         held = task.held_out or tuple(chosen[i] for i in hold_out(len(chosen), fraction, config.seed))
         tasks.append(replace(task, held_out=held))
     if config.validate_every and not any(task.held_out for task in tasks):
-        raise ConfigError("validation needs a data set of two episodes or more, one of them held out; give more episodes or leave --validate-every out")
+        raise ConfigError(
+            "validation needs a data set of two episodes or more, one of them held out; give more episodes or leave "
+            "--validate-every out"
+        )
     return replace(config, data=tuple(tasks))
 
 
@@ -100,7 +105,9 @@ def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
     config = replace(read_config(checkpoint / STATE / RUN_FILE), output=str(run))
     join(config.device)
     if step_of(checkpoint) >= config.steps and has_ended(run):
-        raise TrainingError(f"{run}: done already ({config.steps} steps); start a new run from {checkpoint / PRETRAINED}")
+        raise TrainingError(
+            f"{run}: done already ({config.steps} steps); start a new run from {checkpoint / PRETRAINED}"
+        )
     if is_first() and (other := trained_by_other(run)):
         raise TrainingError(f"{run}: process {other} is training it now; wait for it, or stop it first")
     setup = assemble(config, resumed_policy(config, checkpoint))
@@ -108,14 +115,20 @@ def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
 
 
 def resumed_policy(config: TrainConfig, checkpoint: Path) -> SmolVLAPolicy:
-    """The policy as it stood at `checkpoint`; with adapters the untouched base policy, whose adapters are restored later."""
+    """The policy as it stood at `checkpoint`; with adapters the untouched base policy, whose adapters are restored
+    later."""
     datasets = [open_dataset(task.path) for task in config.data]
     saved = policy_for_training(checkpoint / PRETRAINED, Fit(datasets, None, {}, policy_fields(config), config.seed))
     if not config.lora.rank:
         return saved
-    base = policy_for_training(Path(config.policy), Fit(datasets, None, config.rename, policy_fields(config), config.seed))
+    base = policy_for_training(
+        Path(config.policy), Fit(datasets, None, config.rename, policy_fields(config), config.seed)
+    )
     base.settings = saved.settings
-    base.load_state_dict({name: value for name, value in saved.state_dict().items() if not name.startswith("model.vlm_with_expert.")}, strict=False)
+    base.load_state_dict(
+        {name: value for name, value in saved.state_dict().items() if not name.startswith("model.vlm_with_expert.")},
+        strict=False,
+    )
     return base
 
 

@@ -62,7 +62,10 @@ class QuotaSampler:
             if source.frames < 1:
                 raise ConfigError(f"data set {source.name!r} has no frames to train on; check its episode list")
             if not 0 < source.weight < inf or not _exact(source.weight):
-                raise ConfigError(f"data set {source.name!r} has weight {source.weight}; weights must be finite and at least {1 / FINEST:g}")
+                raise ConfigError(
+                    f"data set {source.name!r} has weight {source.weight}; weights must be finite and at least "
+                    f"{1 / FINEST:g}"
+                )
         total = sum(_exact(source.weight) for source in sources)
         self.sources = tuple(sources)
         self.batch_size = batch_size
@@ -107,7 +110,9 @@ class QuotaSampler:
         now = self.save(self.start())
         for key in ("sources", "batch_size", "seed"):
             if saved.get(key) != now[key]:
-                raise TrainingError(f"cannot resume: sampler {key} was {saved.get(key)} and is now {now[key]}; start a new run")
+                raise TrainingError(
+                    f"cannot resume: sampler {key} was {saved.get(key)} and is now {now[key]}; start a new run"
+                )
         return SamplerState(int(str(saved["batches"])), tuple(int(n) for n in saved["drawn"]))  # type: ignore[attr-defined]
 
     def _frame(self, source: int, position: int) -> int:

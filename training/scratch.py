@@ -25,7 +25,9 @@ INITIALIZER_RANGE = 0.02
 """Standard deviation of new expert weights (the backbone's own `initializer_range`)."""
 
 
-def policy_from_scratch(vlm: Path, dataset: Dataset, statistics: Statistics, fields: Mapping[str, Any], seed: int) -> SmolVLAPolicy:
+def policy_from_scratch(
+    vlm: Path, dataset: Dataset, statistics: Statistics, fields: Mapping[str, Any], seed: int
+) -> SmolVLAPolicy:
     """A policy for `dataset` on the backbone in `vlm`, with fresh expert and projections.
 
     fields: values of config.json that differ from SmolVLA's defaults. Errors: CheckpointError (backbone files or
@@ -44,10 +46,16 @@ def policy_from_scratch(vlm: Path, dataset: Dataset, statistics: Statistics, fie
     if absent == [f"{VLM}lm_head.weight"]:
         loaded[absent[0]] = loaded[f"{VLM}model.text_model.embed_tokens.weight"]
     elif absent:
-        raise CheckpointError(f"{folder}: backbone weight {absent[0].removeprefix(VLM)} is missing; training from scratch needs all of them")
+        raise CheckpointError(
+            f"{folder}: backbone weight {absent[0].removeprefix(VLM)} is missing; training from scratch needs all of "
+            "them"
+        )
     wrong = [name for name, value in own.items() if loaded[name].shape != value.shape]
     if wrong:
-        raise CheckpointError(f"{folder}: backbone weight {wrong[0].removeprefix(VLM)} has shape {list(loaded[wrong[0]].shape)}, config.json makes it {list(own[wrong[0]].shape)}")
+        raise CheckpointError(
+            f"{folder}: backbone weight {wrong[0].removeprefix(VLM)} has shape {list(loaded[wrong[0]].shape)}, "
+            f"config.json makes it {list(own[wrong[0]].shape)}"
+        )
     policy.load_state_dict({name: loaded[name].float() for name in own}, strict=False)
     policy.stored_types = {name: loaded[name].dtype for name in own}
     policy.backbone_folder = folder
@@ -60,7 +68,9 @@ def read_backbone_weights(folder: Path) -> dict[str, Tensor]:
     CheckpointError when they are missing or damaged: random backbone weights are never used instead.
     """
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    )
     tensors: dict[str, Tensor] = {}
     for name in names:
         try:

@@ -12,7 +12,8 @@ from vla_edge.training.training_frames import EARLIER
 
 def with_stale_context(batch: dict[str, Tensor], policy: SmolVLAPolicy) -> dict[str, Tensor]:
     """Predict each sample's earlier chunk with fresh noise (frozen policy), shift it by its own k, and add it as
-    `delta_context` [B, C, A] with `delta_context_is_pad` bool [B, C]. A batch without earlier frames is returned as is."""
+    `delta_context` [B, C, A] with `delta_context_is_pad` bool [B, C]. A batch without earlier frames is returned as
+    is."""
     if "shift" not in batch:
         return batch
     earlier = {name.removeprefix(EARLIER): value for name, value in batch.items() if name.startswith(EARLIER)}

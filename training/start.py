@@ -18,7 +18,9 @@ from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, be
 
 def add_fine_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, help="LeRobot checkpoint folder to start from")
-    parser.add_argument("--kind", choices=("base", "delta"), default="base", help="delta: CLS head and delta expert on a frozen policy")
+    parser.add_argument(
+        "--kind", choices=("base", "delta"), default="base", help="delta: CLS head and delta expert on a frozen policy"
+    )
     add_training_arguments(parser)
 
 
@@ -43,7 +45,9 @@ def train_prepared(setup: Setup, title: str, as_json: bool) -> int:
 
 def add_scratch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vlm", required=True, help="backbone folder with its weights (SmolVLM2)")
-    parser.add_argument("--config", type=Path, help="JSON of policy configuration fields that differ from SmolVLA's defaults")
+    parser.add_argument(
+        "--config", type=Path, help="JSON of policy configuration fields that differ from SmolVLA's defaults"
+    )
     add_training_arguments(parser)
 
 

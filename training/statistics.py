@@ -31,17 +31,24 @@ def chosen_statistics(datasets: Sequence[Dataset], how: str) -> Statistics:
             if feature not in stats or not {"mean", "std", "count"} <= set(stats[feature]):
                 raise DatasetError(f"{dataset.root}: no statistics of {feature}; run `vla-data stats` on it")
             if not all(np.isfinite(value).all() for value in stats[feature].values()):
-                raise DatasetError(f"{dataset.root}: statistics of {feature} are not finite; run `vla-data verify` on it")
+                raise DatasetError(
+                    f"{dataset.root}: statistics of {feature} are not finite; run `vla-data verify` on it"
+                )
         parts.append({feature: stats[feature] for feature in FEATURES})
     check_dimensions(datasets)
     joined = aggregate(parts) if len(parts) > 1 else parts[0]
-    return {feature: {name: np.asarray(value, np.float32) for name, value in joined[feature].items()} for feature in FEATURES}
+    return {
+        feature: {name: np.asarray(value, np.float32) for name, value in joined[feature].items()}
+        for feature in FEATURES
+    }
 
 
 def check_dimensions(datasets: Sequence[Dataset]) -> None:
     """State and action have the same number of dimensions in every data set."""
     for feature in FEATURES:
-        sizes = {str(dataset.root): dataset.features[feature].shape for dataset in datasets if feature in dataset.features}
+        sizes = {
+            str(dataset.root): dataset.features[feature].shape for dataset in datasets if feature in dataset.features
+        }
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{root}: {list(shape)}" for root, shape in sizes.items())
             raise DatasetError(f"{feature} has different shapes ({told}); train data sets of one robot together")

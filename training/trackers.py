@@ -28,7 +28,9 @@ def open_trackers(config: TrainConfig, run: Path, is_main: bool) -> Iterator[Tra
         sinks = [_OPENERS[name](config, run, stack) for name in config.trackers if is_main]
 
         def track(row: Mapping[str, Any]) -> None:
-            values = {name: float(value) for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+            values = {
+                name: float(value) for name, value in row.items() if isinstance(value, (int, float)) and name != "step"
+            }
             for sink in sinks:
                 sink(int(row["step"]), values)
 

@@ -124,7 +124,10 @@ def chosen_episodes(dataset: Dataset, data: TaskData, held_out: bool) -> tuple[i
         return tuple(sorted(data.held_out))
     chosen = sorted(set(data.episodes or known) - set(data.held_out))
     if not chosen:
-        raise DatasetError(f"{dataset.root}: no episode is left to train on; the episode list is empty after holding out {len(data.held_out)}")
+        raise DatasetError(
+            f"{dataset.root}: no episode is left to train on; the episode list is empty after holding out "
+            f"{len(data.held_out)}"
+        )
     return tuple(chosen)
 
 
@@ -135,7 +138,10 @@ def check_columns(dataset: Dataset, settings: FrameSettings) -> None:
             raise DatasetError(f"{dataset.root}: no feature {key}; it has {', '.join(dataset.features)}")
     missing = [key for key in settings.cameras if key not in dataset.camera_keys]
     if missing:
-        raise DatasetError(f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}; give data with the policy's cameras, or a policy fine-tuned on these with --rename")
+        raise DatasetError(
+            f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}; give data with the "
+            "policy's cameras, or a policy fine-tuned on these with --rename"
+        )
 
 
 class Mix(torch.utils.data.Dataset):
@@ -175,8 +181,12 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
 def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, torch.Tensor]:
     batch: dict[str, torch.Tensor] = {}
     for camera in policy.settings.cameras:
-        batch[camera.name] = _stack([s.images[camera.source] for s in samples if camera.source in s.images], camera.source)
-    batch[STATE] = normalize(_fitting(_stack([s.state for s in samples], STATE), STATE, policy.settings.state), policy.settings.state)
+        batch[camera.name] = _stack(
+            [s.images[camera.source] for s in samples if camera.source in s.images], camera.source
+        )
+    batch[STATE] = normalize(
+        _fitting(_stack([s.state for s in samples], STATE), STATE, policy.settings.state), policy.settings.state
+    )
     batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
     return batch
 
@@ -184,12 +194,17 @@ def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[st
 def _fitting(values: torch.Tensor, name: str, by: Normalization) -> torch.Tensor:
     """`values` when their last axis is the one the policy's statistics are of; DatasetError otherwise."""
     if values.shape[-1] != len(by.low):
-        raise DatasetError(f"{name} of the data has {values.shape[-1]} dimensions, the policy's statistics have {len(by.low)}; give data of its robot")
+        raise DatasetError(
+            f"{name} of the data has {values.shape[-1]} dimensions, the policy's statistics have {len(by.low)}; give "
+            "data of its robot"
+        )
     return values
 
 
 def _stack(arrays: Sequence[NDArray], name: str) -> torch.Tensor:
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1:
-        raise TrainingError(f"{name} has shapes {sorted(shapes)} in one batch; give data sets whose {name} has one shape")
+        raise TrainingError(
+            f"{name} has shapes {sorted(shapes)} in one batch; give data sets whose {name} has one shape"
+        )
     return torch.from_numpy(np.stack(arrays))

@@ -18,7 +18,9 @@ SEED = 20_000
 
 
 @torch.no_grad()
-def validation_losses(objective: Objective, tasks: Sequence[Frames], frames: int, batch_size: int, device: torch.device) -> dict[str, float]:
+def validation_losses(
+    objective: Objective, tasks: Sequence[Frames], frames: int, batch_size: int, device: torch.device
+) -> dict[str, float]:
     """The objective's loss per task over `frames` evenly spaced held-out frames.
 
     What is random depends on the frame's place only; torch's global random state is left as it was.

@@ -1,1 +1,2 @@
-"""Closed loop in simulation and checks before a robot: lockstep, tasks and their data, evaluation, deployment checklist."""
+"""Closed loop in simulation and checks before a robot: lockstep, tasks and their data, evaluation, deployment
+checklist."""

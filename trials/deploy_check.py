@@ -74,10 +74,18 @@ def check_speed(deployment: Deployment) -> Item:
     warm = times[1:] or times
     steps = deployment.bundle.manifest.policy.n_action_steps
     limit = steps / deployment.hz * 1e3
-    found = f"p50 {np.percentile(warm, 50):.1f} ms, worst {max(warm):.1f} ms over {len(warm)}; {steps} actions at {deployment.hz:g} Hz last {limit:.0f} ms"
+    found = (
+        f"p50 {np.percentile(warm, 50):.1f} ms, worst {max(warm):.1f} ms over {len(warm)}; {steps} actions at "
+        f"{deployment.hz:g} Hz last {limit:.0f} ms"
+    )
     if max(warm) < limit:
         return Item("speed", PASSED, found)
-    return Item("speed", FAILED, found, "use the INT8 bundle or a faster backend, execute more actions per chunk, or accept plan-then-move")
+    return Item(
+        "speed",
+        FAILED,
+        found,
+        "use the INT8 bundle or a faster backend, execute more actions per chunk, or accept plan-then-move",
+    )
 
 
 def check_output_range(deployment: Deployment) -> Item:
@@ -100,7 +108,12 @@ def check_output_range(deployment: Deployment) -> Item:
     found = f"{len(actions)} actions, furthest {joint}: {max(float(beyond[worst]), 0):.1%} of its range outside"
     if np.isfinite(actions).all() and beyond[worst] <= RANGE_MARGIN:
         return Item("output range", PASSED, found)
-    return Item("output range", FAILED, found, "check that the data set, its statistics and the joint units are those of training")
+    return Item(
+        "output range",
+        FAILED,
+        found,
+        "check that the data set, its statistics and the joint units are those of training",
+    )
 
 
 def check_instruction(deployment: Deployment) -> Item:
@@ -124,15 +137,28 @@ def check_pictures(deployment: Deployment) -> Item:
         deployment.session.preparer.picture(slot, image, pixels)
         expected = reference_picture(image, (policy.image_height, policy.image_width), policy.resize_with_padding)
         worst = max(worst, float(np.abs(pixels[0] - expected).max()))
-    found = f"largest difference {worst:.1e} over {len(deployment.bundle.manifest.cameras)} cameras (limit {ARITHMETIC_TOLERANCE:.0e})"
-    return _verdict("image preprocessing", worst <= ARITHMETIC_TOLERANCE, found, "the bundle and this runtime disagree: export with this version")
+    found = (
+        f"largest difference {worst:.1e} over {len(deployment.bundle.manifest.cameras)} cameras (limit "
+        f"{ARITHMETIC_TOLERANCE:.0e})"
+    )
+    return _verdict(
+        "image preprocessing",
+        worst <= ARITHMETIC_TOLERANCE,
+        found,
+        "the bundle and this runtime disagree: export with this version",
+    )
 
 
 def check_state(deployment: Deployment) -> Item:
     """The state is normalised as (x − mean)/(std + ε), or to −1..1, and zero-padded."""
     policy, tables = deployment.bundle.manifest.policy, read_tables(deployment.bundle)
     if policy.adapt_to_pi_aloha:
-        return Item("state normalisation", NOT_RUN, "the policy turns Aloha's joints too", "compare with the export's parity report")
+        return Item(
+            "state normalisation",
+            NOT_RUN,
+            "the policy turns Aloha's joints too",
+            "compare with the export's parity report",
+        )
     worst = 0.0
     for scene in deployment.scenes:
         out = np.empty((1, policy.max_state_dim), np.float32)
@@ -141,14 +167,24 @@ def check_state(deployment: Deployment) -> Item:
         expected[: policy.state_dim] = normalised(scene.state, STATE, _spec(deployment.bundle, STATE), tables)
         worst = max(worst, float((np.abs(out[0] - expected) / np.maximum(1, np.abs(expected))).max()))
     found = f"largest relative difference {worst:.1e} (limit {ARITHMETIC_TOLERANCE:.0e})"
-    return _verdict("state normalisation", worst <= ARITHMETIC_TOLERANCE, found, "the statistics in the bundle are damaged: export again")
+    return _verdict(
+        "state normalisation",
+        worst <= ARITHMETIC_TOLERANCE,
+        found,
+        "the statistics in the bundle are damaged: export again",
+    )
 
 
 def check_round_trip(deployment: Deployment) -> Item:
     """Un-normalised actions, normalised again by the formula, give back what the network said."""
     policy, tables = deployment.bundle.manifest.policy, read_tables(deployment.bundle)
     if policy.adapt_to_pi_aloha:
-        return Item("action round trip", NOT_RUN, "the policy turns Aloha's joints too", "compare with the export's parity report")
+        return Item(
+            "action round trip",
+            NOT_RUN,
+            "the policy turns Aloha's joints too",
+            "compare with the export's parity report",
+        )
     latent = np.random.default_rng(1).standard_normal((policy.chunk_size, policy.max_action_dim), np.float32)
     actions, _ = deployment.session.preparer.actions(latent)
     spec = _spec(deployment.bundle, ACTION)
@@ -156,7 +192,10 @@ def check_round_trip(deployment: Deployment) -> Item:
     # A joint that never moved (std 0) has no way back: what matters is that it stays where it was recorded.
     moving = _moving(spec, tables, policy.action_dim)
     worst = float(np.abs(back - latent[:, : policy.action_dim])[:, moving].max(initial=0.0))
-    found = f"largest difference {worst:.1e} over {int(moving.sum())} moving joints (limit 1e-4: float32 at joint values in the hundreds)"
+    found = (
+        f"largest difference {worst:.1e} over {int(moving.sum())} moving joints (limit 1e-4: float32 at joint values "
+        "in the hundreds)"
+    )
     return _verdict("action round trip", worst <= 1e-4, found, "the statistics in the bundle are damaged: export again")
 
 
@@ -166,7 +205,9 @@ def check_exceptions(deployment: Deployment) -> Item:
     first = next(iter(good.images))
     bad: dict[str, Scene] = {
         "no camera": Scene({}, good.state, good.task),
-        "unknown camera": Scene({**good.images, "observation.images.unknown": good.images[first]}, good.state, good.task),
+        "unknown camera": Scene(
+            {**good.images, "observation.images.unknown": good.images[first]}, good.state, good.task
+        ),
         "small picture": Scene({**good.images, first: good.images[first][:1]}, good.state, good.task),
         "float picture": Scene({**good.images, first: good.images[first].astype(np.float32)}, good.state, good.task),  # type: ignore[dict-item]
         "NaN state": Scene(good.images, np.full_like(good.state, np.nan), good.task),
@@ -181,7 +222,12 @@ def check_exceptions(deployment: Deployment) -> Item:
         survived.append(name)
     before, after = deployment.infer(good).actions, deployment.infer(good).actions
     if survived or not np.array_equal(before, after):
-        return Item("exception handling", FAILED, f"accepted: {', '.join(survived) or 'nothing, but a good observation changed'}", "report this as a bug of vla-edge")
+        return Item(
+            "exception handling",
+            FAILED,
+            f"accepted: {', '.join(survived) or 'nothing, but a good observation changed'}",
+            "report this as a bug of vla-edge",
+        )
     return Item("exception handling", PASSED, f"{len(bad)} bad observations refused, the next good one unchanged")
 
 
@@ -194,7 +240,12 @@ def check_logging(deployment: Deployment) -> Item:
         rows = [json.loads(line) for line in (Path(folder) / "inference.jsonl").read_text().splitlines()]
     wanted = {"reason", "vision", "prefix", "ms", "steps"}
     complete = len(rows) == 1 and wanted <= rows[0].keys() and rows[0]["ms"]["total"] > 0
-    return _verdict("logging", complete, f"one inference recorded with {', '.join(sorted(wanted))}", "check the disk the run folder lies on")
+    return _verdict(
+        "logging",
+        complete,
+        f"one inference recorded with {', '.join(sorted(wanted))}",
+        "check the disk the run folder lies on",
+    )
 
 
 def check_limits(deployment: Deployment) -> Item:
@@ -215,10 +266,14 @@ def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: flo
     bundle = open_bundle(path)
     bundle.verify()
     # A cut instruction is reported by its own check; the others must still run with it.
-    session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=threads)), SessionOptions(allow_truncation=True))
+    session = PolicySession(
+        bundle, load_engine("ort", EngineOptions(threads=threads)), SessionOptions(allow_truncation=True)
+    )
     words = task or "do the task"
     scenes = random_scenes(bundle, words) if dataset is None else dataset_scenes(bundle, dataset, task)
-    deployment = Deployment(bundle, session, scenes, dataset is not None, task or (scenes[0].task if dataset is not None else None), hz)
+    deployment = Deployment(
+        bundle, session, scenes, dataset is not None, task or (scenes[0].task if dataset is not None else None), hz
+    )
     return [check(deployment) for check in CHECKS]
 
 
@@ -241,10 +296,14 @@ def _bilinear(values: NDArray[np.float64], axis: int, size: int) -> NDArray[np.f
     return np.take(values, first, axis) * (1 - weight) + np.take(values, second, axis) * weight
 
 
-def normalised(values: NDArray[np.float32], feature: str, spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+def normalised(
+    values: NDArray[np.float32], feature: str, spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]]
+) -> NDArray[np.float64]:
     """The formula of POLICY.md §1.4 in float64."""
     if spec.mode == "MEAN_STD":
-        return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (tables[f"{feature}.std"].astype(np.float64) + spec.eps)
+        return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (
+            tables[f"{feature}.std"].astype(np.float64) + spec.eps
+        )
     if spec.mode == "MIN_MAX":
         low, high = (tables[f"{feature}.{name}"].astype(np.float64) for name in ("min", "max"))
         return 2 * (values - low) / np.where(high == low, max(spec.eps, 1e-8), high - low) - 1
@@ -260,7 +319,10 @@ def _moving(spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]], 
 
 
 def _spec(bundle: Bundle, feature: str) -> NormalizationSpec:
-    return next((spec for spec in bundle.manifest.normalization if spec.feature == feature), NormalizationSpec(feature, "IDENTITY", 0.0))
+    return next(
+        (spec for spec in bundle.manifest.normalization if spec.feature == feature),
+        NormalizationSpec(feature, "IDENTITY", 0.0),
+    )
 
 
 def _verdict(name: str, good: bool, found: str, fix: str) -> Item:

@@ -31,7 +31,10 @@ def random_scenes(bundle: Bundle, task: str) -> list[Scene]:
     generator = np.random.default_rng(0)
     return [
         Scene(
-            {c.source: generator.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in bundle.manifest.cameras},
+            {
+                c.source: generator.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8)
+                for c in bundle.manifest.cameras
+            },
             generator.uniform(-2, 2, bundle.manifest.policy.state_dim).astype(np.float32),
             task,
         )
@@ -45,7 +48,9 @@ def dataset_scenes(bundle: Bundle, path: Path, task: str | None) -> list[Scene]:
     with open_dataset(path) as data:
         missing = [key for key in cameras if key not in data.camera_keys]
         if missing:
-            raise DatasetError(f"{path}: no camera {missing[0]}, which the bundle reads; it has {', '.join(data.camera_keys)}")
+            raise DatasetError(
+                f"{path}: no camera {missing[0]}, which the bundle reads; it has {', '.join(data.camera_keys)}"
+            )
         scenes = []
         for index in np.unique(np.linspace(0, len(data) - 1, COUNT).round().astype(int)):
             frame = data.frame(int(index), cameras)

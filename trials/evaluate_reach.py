@@ -149,7 +149,9 @@ def evaluate(variant: Variant, seeds: Sequence[int], options: LockstepOptions) -
     if isinstance(planner.inner, SessionPlanner):
         counts = planner.inner.session.cache.counts
         hit_rate = counts.hits / max(1, counts.inferences)
-    return VariantResult(variant.name, tuple(reached), tuple(wrong), float(np.mean(errors)), float(np.median(planner.ms)), hit_rate)
+    return VariantResult(
+        variant.name, tuple(reached), tuple(wrong), float(np.mean(errors)), float(np.median(planner.ms)), hit_rate
+    )
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
@@ -172,7 +174,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def table(results: Sequence[VariantResult]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| policy | reached, right instruction (95 %) | reached it although told another | mean tip error | against the first (McNemar) | prefix reused | inference here, p50 |",
+        "| policy | reached, right instruction (95 %) | reached it although told another | mean tip error | against "
+        "the first (McNemar) | prefix reused | inference here, p50 |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -183,7 +186,8 @@ def table(results: Sequence[VariantResult]) -> str:
             pair = f"−{lost} +{won}, p = {p:.2f}"
         hits = "–" if result.hit_rate is None else f"{result.hit_rate:.0%}"
         lines.append(
-            f"| {result.name} | {result.success:.0%} ({low:.0%}–{high:.0%}) | {result.wrong:.0%} | {result.error_m * 100:.1f} cm | {pair} | {hits} | {result.infer_ms:.1f} ms |"
+            f"| {result.name} | {result.success:.0%} ({low:.0%}–{high:.0%}) | {result.wrong:.0%} | "
+            f"{result.error_m * 100:.1f} cm | {pair} | {hits} | {result.infer_ms:.1f} ms |"
         )
     return "\n".join(lines) + "\n"
 
@@ -217,14 +221,22 @@ def _result(row: Mapping[str, Any]) -> VariantResult:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.trials.evaluate_reach", description="closed-loop success on unseen scenes")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.trials.evaluate_reach", description="closed-loop success on unseen scenes"
+    )
     parser.add_argument("--checkpoint", type=Path, help="also in PyTorch")
-    parser.add_argument("--bundle", type=Path, required=True, help="float32 bundle; with the cache where it is calibrated")
+    parser.add_argument(
+        "--bundle", type=Path, required=True, help="float32 bundle; with the cache where it is calibrated"
+    )
     parser.add_argument("--int8", type=Path, help="INT8 bundle of the same checkpoint")
-    parser.add_argument("--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first")
+    parser.add_argument(
+        "--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first"
+    )
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long in the simulated world")
+    parser.add_argument(
+        "--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long in the simulated world"
+    )
     parser.add_argument("--replan", type=int, default=15, metavar="TICKS", help="from one observation to the next")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each episode")
     parser.add_argument("--threads", type=int, default=2)
@@ -237,12 +249,19 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle)
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
-    options = LockstepOptions(sizes, seconds=arguments.seconds, delay_ticks=arguments.delay, replan_ticks=arguments.replan)
+    options = LockstepOptions(
+        sizes, seconds=arguments.seconds, delay_ticks=arguments.delay, replan_ticks=arguments.replan
+    )
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
-    scenes = f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {options.delay_ticks} ticks, a new plan every {options.replan_ticks}"
+    scenes = (
+        f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {options.delay_ticks} ticks, a new "
+        f"plan every {options.replan_ticks}"
+    )
     results = [] if arguments.after is None else earlier_results(arguments.after, scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
-    results += [evaluate(variant, seeds, options) for variant in rows if variant.name not in {row.name for row in results}]
+    results += [
+        evaluate(variant, seeds, options) for variant in rows if variant.name not in {row.name for row in results}
+    ]
     facts = {
         "scenes": scenes,
         "bundle": bundle.digest,
@@ -251,9 +270,19 @@ def main(argv: Sequence[str]) -> int:
     write_results(arguments.out, results, facts)
     print(table(results), end="")
     failed = [row for row in results if row.success < LEAST_SUCCESS or row.wrong > MOST_WRONG]
-    print(json.dumps({row.name: {"success": row.success, "wrong": row.wrong, "error_m": round(row.error_m, 4)} for row in results}))
+    print(
+        json.dumps(
+            {
+                row.name: {"success": row.success, "wrong": row.wrong, "error_m": round(row.error_m, 4)}
+                for row in results
+            }
+        )
+    )
     if failed:
-        raise CheckFailed(f"{failed[0].name}: {failed[0].success:.0%} reached, {failed[0].wrong:.0%} although told another; limits are {LEAST_SUCCESS:.0%} and {MOST_WRONG:.0%}")
+        raise CheckFailed(
+            f"{failed[0].name}: {failed[0].success:.0%} reached, {failed[0].wrong:.0%} although told another; limits "
+            f"are {LEAST_SUCCESS:.0%} and {MOST_WRONG:.0%}"
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""`vla-runtime identity`: does a bundle fit the arm's calibration and a data set? Every difference named, none mended."""
+"""`vla-runtime identity`: does a bundle fit the arm's calibration and a data set? Every difference named, none
+mended."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.units import ACTION, STATE, read_tables
 
 SAME = 0.02
-"""Share of a joint's standard deviation by which mean and std of bundle and data set may differ: what a few episodes more
+"""Share of a joint's standard deviation by which mean and std of bundle and data set may differ: what a few episodes
+more
 or less change."""
 
 
@@ -28,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
     parser.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
     parser.add_argument("--dataset", type=Path, help="data set the policy was trained on, or that it shall go on with")
-    parser.add_argument("--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say")
+    parser.add_argument(
+        "--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
+    )
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
@@ -68,7 +72,12 @@ class LongTask:
 
 def differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> list[str]:
     """A sentence for each way in which the data set is not of the bundle's robot; empty when it is."""
-    return [*_joint_differences(bundle, dataset), *_camera_differences(bundle, dataset), *_statistics_differences(bundle, tables, dataset), *_task_differences(bundle, dataset)]
+    return [
+        *_joint_differences(bundle, dataset),
+        *_camera_differences(bundle, dataset),
+        *_statistics_differences(bundle, tables, dataset),
+        *_task_differences(bundle, dataset),
+    ]
 
 
 def long_tasks(bundle: Bundle, dataset: Dataset) -> list[LongTask]:
@@ -92,7 +101,10 @@ def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
             yield f"{feature} has {held.shape[0]} values in the data set, the bundle has {len(names)} joints"
         elif theirs and theirs != ours:
             at = next(index for index, (a, b) in enumerate(zip(theirs, ours)) if a != b)
-            yield f"{feature}: the data set's joint {at + 1} is {theirs[at]}, the bundle's is {ours[at]}; the order of joints differs"
+            yield (
+                f"{feature}: the data set's joint {at + 1} is {theirs[at]}, the bundle's is {ours[at]}; the order of "
+                "joints differs"
+            )
 
 
 def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
@@ -112,7 +124,9 @@ def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
         yield f"the order of cameras differs: {', '.join(in_data)} in the data set, {', '.join(shared)} in the bundle"
 
 
-def _statistics_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> Iterator[str]:
+def _statistics_differences(
+    bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset
+) -> Iterator[str]:
     """Also how other units show themselves: numbers of another size."""
     for feature in (STATE, ACTION):
         theirs = dataset.stats.get(feature, {})
@@ -125,7 +139,8 @@ def _statistics_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.floa
             if off.max() > SAME:
                 at = int(off.argmax())
                 yield (
-                    f"{feature}: {name} of {bundle.manifest.joints[at]} is {np.asarray(held)[at]:.3g} in the data set, {ours[at]:.3g} in the bundle; "
+                    f"{feature}: {name} of {bundle.manifest.joints[at]} is {np.asarray(held)[at]:.3g} in the data "
+                    f"set, {ours[at]:.3g} in the bundle; "
                     "the policy was trained on other data or other units"
                 )
                 break
@@ -133,7 +148,10 @@ def _statistics_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.floa
 
 def _task_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     for task in long_tasks(bundle, dataset):
-        yield f"the instruction {task.text[:60]!r} has {task.tokens} tokens, the policy takes {task.limit}: it would be cut"
+        yield (
+            f"the instruction {task.text[:60]!r} has {task.tokens} tokens, the policy takes {task.limit}: it would "
+            "be cut"
+        )
 
 
 def _flat(names: object) -> list[str]:

@@ -62,7 +62,9 @@ class LockstepOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay_ticks <= self.replan_ticks:
-            raise ConfigError(f"delay_ticks {self.delay_ticks} must be 0 or more and at most replan_ticks {self.replan_ticks}")
+            raise ConfigError(
+                f"delay_ticks {self.delay_ticks} must be 0 or more and at most replan_ticks {self.replan_ticks}"
+            )
 
 
 @dataclass
@@ -83,7 +85,9 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
     """Arm the simulated arm in its present scene and let the planner move it for `seconds`."""
     period_ns = period_ns_of(options.hz)
     calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
-    settings = ControlSettings(limits_of(calibration, JointUnits.DEGREES), period_ns, _SESSION, _DIGEST, options.handover)
+    settings = ControlSettings(
+        limits_of(calibration, JointUnits.DEGREES), period_ns, _SESSION, _DIGEST, options.handover
+    )
     pilot = load_core().Pilot(settings)
     ticks = round(options.seconds * options.hz)
     result = LockstepResult(np.empty((ticks, 3)))
@@ -114,7 +118,9 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
             observation = observe(arm, tick, now_ns, task, options.sizes)
             kind = ChunkKind.REST if options.plan_then_move else ChunkKind.MOVING
             actions = np.ascontiguousarray(planner.plan(observation, now_ns), np.float32)
-            waiting.append((tick + max(1, options.delay_ticks), Chunk(kind, _SESSION, _DIGEST, tick, tick, now_ns, actions)))
+            waiting.append(
+                (tick + max(1, options.delay_ticks), Chunk(kind, _SESSION, _DIGEST, tick, tick, now_ns, actions))
+            )
             result.inferences += 1
             next_look = tick + max(1, options.replan_ticks)
         arm.set_goals(goals)

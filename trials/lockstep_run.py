@@ -24,17 +24,23 @@ _VIEWER_SIZE = (360, 480)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines, joint units in degrees")
+    parser.add_argument(
+        "--bundle", type=Path, required=True, help="folder written by export-engines, joint units in degrees"
+    )
     parser.add_argument("--task", required=True, help="what the arm shall do, in a sentence")
     parser.add_argument("--seed", type=int, default=0, help="of the scene and the noise")
     parser.add_argument("--seconds", type=float, default=6.0, help="of simulated time")
     parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
     parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long")
     parser.add_argument("--replan", type=int, default=10, metavar="TICKS", help="from one observation to the next")
-    parser.add_argument("--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests")
+    parser.add_argument(
+        "--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests"
+    )
     parser.add_argument("--engine", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument("--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
+    parser.add_argument(
+        "--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused"
+    )
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
     parser.add_argument("--record", type=Path, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
@@ -43,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     if bundle.manifest.joint_units not in ("degrees", "unknown"):
-        raise ConfigError(f"{arguments.bundle}: joint units are {bundle.manifest.joint_units}, the lockstep arm takes degrees; use vla-runtime run --robot sim")
+        raise ConfigError(
+            f"{arguments.bundle}: joint units are {bundle.manifest.joint_units}, the lockstep arm takes degrees; use "
+            "vla-runtime run --robot sim"
+        )
     engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads))
     planner = SessionPlanner(bundle, engine, SessionOptions(CachePolicy(arguments.cache)))
     recording = Recording(arguments.record, arguments.hz / _RECORD_EVERY) if arguments.record else None
@@ -69,10 +78,21 @@ def run(arguments: argparse.Namespace) -> int:
     distance = tip_to_cubes(arm)
     nearest = min(distance, key=distance.__getitem__)
     print(
-        f"{sum(result.states.values())} ticks ({', '.join(f'{name} {count}' for name, count in result.states.items())}), {result.inferences} inferences, "
-        f"chunks {dict(result.chunks)}, clamped {result.clamped}; the tip ended {distance[nearest] * 100:.1f} cm from the {nearest} cube's place"
+        f"{sum(result.states.values())} ticks "
+        f"({', '.join(f'{name} {count}' for name, count in result.states.items())}), {result.inferences} inferences, "
+        f"chunks {dict(result.chunks)}, clamped {result.clamped}; the tip ended {distance[nearest] * 100:.1f} cm "
+        f"from the {nearest} cube's place"
     )
     if arguments.json:
-        print(json.dumps({"states": result.states, "chunks": result.chunks, "inferences": result.inferences, "tip_to_cube_m": distance}))
+        print(
+            json.dumps(
+                {
+                    "states": result.states,
+                    "chunks": result.chunks,
+                    "inferences": result.inferences,
+                    "tip_to_cube_m": distance,
+                }
+            )
+        )
     arm.close()
     return 0

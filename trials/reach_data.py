@@ -56,7 +56,12 @@ def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
         "observation.state": Feature("float32", (6,), joints),
         "action": Feature("float32", (6,), joints),
         **{f"expert.{colour}": Feature("float32", (CHUNK, 6), None) for colour in CUBE_COLOURS},
-        **{f"{PREFIX}{camera}": Feature("video", (recording.height, recording.width, 3), ["height", "width", "channels"]) for camera in CAMERAS},
+        **{
+            f"{PREFIX}{camera}": Feature(
+                "video", (recording.height, recording.width, 3), ["height", "width", "channels"]
+            )
+            for camera in CAMERAS
+        },
     }
     with DatasetWriter(target, CONTROL_HZ // EVERY, features, robot_type="koch") as writer:
         for episode in track(_episodes(recording), "recording scenes", recording.scenes, console=Console(stderr=True)):
@@ -90,13 +95,17 @@ def _record(work: tuple[int, int]) -> ReachEpisode:
 
 def main(argv: Sequence[str]) -> int:
     default = ReachRecording()
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a data set")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a data set"
+    )
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--scenes", type=int, default=default.scenes)
     parser.add_argument("--observations", type=int, default=default.observations, help="per scene")
     parser.add_argument("--processes", type=int, default=default.processes)
     arguments = parser.parse_args(argv)
-    record_reach_dataset(arguments.out, ReachRecording(arguments.scenes, arguments.observations, processes=arguments.processes))
+    record_reach_dataset(
+        arguments.out, ReachRecording(arguments.scenes, arguments.observations, processes=arguments.processes)
+    )
     print(f"{arguments.out}: {arguments.scenes} scenes, {arguments.scenes * arguments.observations} frames")
     return 0
 

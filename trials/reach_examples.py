@@ -44,7 +44,10 @@ def read_examples(data: Dataset, policy: SmolVLAPolicy, held_out_scenes: int) ->
     if missing:
         raise TrainingError(f"{data.root}: no column {missing[0]}; record the data set with vla_edge.trials.reach_data")
     if len(data.episodes) <= held_out_scenes:
-        raise TrainingError(f"{data.root}: {len(data.episodes)} scenes, {held_out_scenes} of them held out leave none to train on; record more")
+        raise TrainingError(
+            f"{data.root}: {len(data.episodes)} scenes, {held_out_scenes} of them held out leave none to train on; "
+            "record more"
+        )
     cameras = [camera.source for camera in policy.settings.cameras]
     size = policy.config.resize_imgs_with_padding
     assert size is not None

@@ -124,7 +124,13 @@ def train(dataset: Path, out: Path, recipe: Recipe) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch, open_dataset(dataset) as data:
         policy = new_policy(Path(scratch), chosen_statistics([data], "first"), recipe.seed)
         examples = read_examples(data, policy, recipe.held_out_scenes)
-        run = Training(policy, nn.Linear(policy.backbone.text.hidden_size, policy.config.action_dim), examples, recipe, torch.Generator().manual_seed(recipe.seed))
+        run = Training(
+            policy,
+            nn.Linear(policy.backbone.text.hidden_size, policy.config.action_dim),
+            examples,
+            recipe,
+            torch.Generator().manual_seed(recipe.seed),
+        )
         with live_line(0, recipe.warmup_steps, "grounding warm-up") as report:
             _warm_up(run, report)
         with live_line(0, recipe.flow_steps, "flow matching") as report:
@@ -133,7 +139,11 @@ def train(dataset: Path, out: Path, recipe: Recipe) -> dict[str, float]:
             for name, weight in policy.model.named_parameters():
                 weight.copy_(average[name])
         policy.stored_types = round_to_published(policy)
-        result = {**held_out_error(run), "seconds": time.monotonic() - start, "parameters": float(sum(p.numel() for p in policy.parameters()))}
+        result = {
+            **held_out_error(run),
+            "seconds": time.monotonic() - start,
+            "parameters": float(sum(p.numel() for p in policy.parameters())),
+        }
         policy.save_pretrained(out)
     return result
 
@@ -203,11 +213,14 @@ def _prefix_of_all(run: Training, picks: Tensor) -> Prefix:
     """The prefix of every picked observation under each instruction, [3·batch]; pictures are looked at once."""
     count = len(INSTRUCTIONS)
     which = torch.arange(count).repeat(len(picks))
-    return _prefix(run, run.examples.pixels(picks), which, run.examples.states[picks].repeat_interleave(count, 0), count)
+    return _prefix(
+        run, run.examples.pixels(picks), which, run.examples.states[picks].repeat_interleave(count, 0), count
+    )
 
 
 def _prefix(run: Training, pixels: Tensor, which: Tensor, states: Tensor, times: int = 1) -> Prefix:
-    """pixels [B, cameras, 3, h, w] in −1..1, each observation used `times` times in a row; which, states [B·times, …]."""
+    """pixels [B, cameras, 3, h, w] in −1..1, each observation used `times` times in a row; which, states [B·times,
+    …]."""
     tokens = run.model.embed_images(list(pixels.flatten(0, 1)[None]))[0].unflatten(0, pixels.shape[:2])
     slots = [tokens[:, slot].repeat_interleave(times, 0) for slot in range(pixels.shape[1])]
     token_ids = run.examples.token_ids[which]
@@ -216,9 +229,14 @@ def _prefix(run: Training, pixels: Tensor, which: Tensor, states: Tensor, times:
     return run.model.run_state(run.model.run_prefix(rows, mask), states)
 
 
-def _descend(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor, lr: float, recipe: Recipe) -> None:
+def _descend(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor, lr: float, recipe: Recipe
+) -> None:
     if not torch.isfinite(loss):
-        raise TrainingError(f"the loss is {float(loss.detach())} at learning rate {lr:.1e}; lower the learning rate or check the data with vla-data verify")
+        raise TrainingError(
+            f"the loss is {float(loss.detach())} at learning rate {lr:.1e}; lower the learning rate or check the "
+            "data with vla-data verify"
+        )
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
@@ -249,13 +267,21 @@ def held_out_error(run: Training) -> dict[str, float]:
         sampled = model.integrate(prefix, noise, run.policy.config.num_steps)[..., : real.shape[-1]]
         wrong.append(((sampled - real) * std).abs())
     error = torch.cat(wrong)
-    return {"chunk_error": float(error.mean()), "last_action_error": float(error[:, -1].mean()), "pan_error": float(error[:, -1, 0].mean())}
+    return {
+        "chunk_error": float(error.mean()),
+        "last_action_error": float(error[:, -1].mean()),
+        "pan_error": float(error[:, -1, 0].mean()),
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     recipe = Recipe()
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo")
-    parser.add_argument("--data", type=Path, required=True, help="data set of the task; recorded there when it does not exist")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="data set of the task; recorded there when it does not exist"
+    )
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
     parser.add_argument("--scenes", type=int, default=ReachRecording().scenes, help="scenes to record")
     parser.add_argument("--warmup-steps", type=int, default=recipe.warmup_steps)

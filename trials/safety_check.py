@@ -16,10 +16,15 @@ MIDDLE = 2048
 
 
 def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
-    """(state, found, fix): NaN, infinite, huge and random chunks for `TICKS` ticks; no goal may leave the soft limits or
+    """(state, found, fix): NaN, infinite, huge and random chunks for `TICKS` ticks; no goal may leave the soft limits
+    or
     move faster than the velocity limit allows, and none may come of a value that is not finite."""
     if joints != len(KOCH_JOINTS):
-        return "not run", f"the policy has {joints} joints, the control core drives the Koch's {len(KOCH_JOINTS)}", "check the limits in your robot's own controller"
+        return (
+            "not run",
+            f"the policy has {joints} joints, the control core drives the Koch's {len(KOCH_JOINTS)}",
+            "check the limits in your robot's own controller",
+        )
     try:
         core = load_core()
     except ControlError as error:
@@ -37,7 +42,14 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
             finite = generator.uniform(-300, 300, (20, 6))
             actions = np.ascontiguousarray(wild if tick % 20 == 5 else finite, np.float32)
             chunks = [Chunk(ChunkKind.MOVING, 1, "0" * 64, tick, tick, tick * period_ns, actions)]
-        output = pilot.tick(tick, tick * period_ns, goals.tolist(), chunks, command=int(Command.ARM if tick == 0 else Command.NONE), p99_ns=period_ns)
+        output = pilot.tick(
+            tick,
+            tick * period_ns,
+            goals.tolist(),
+            chunks,
+            command=int(Command.ARM if tick == 0 else Command.NONE),
+            p99_ns=period_ns,
+        )
         refused += output["verdict"].startswith("refused") or any(name != "taken" for name in output["chunks"])
         if not output["write"]:
             continue
@@ -48,5 +60,9 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
         goals = new
     found = f"{TICKS} ticks of hostile chunks: {len(broken)} limits broken, {refused} ticks with something refused"
     if broken or not refused:
-        return "failed", f"{found} ({broken[0] if broken else 'nothing was refused'})", "do not deploy; report this with the build's version"
+        return (
+            "failed",
+            f"{found} ({broken[0] if broken else 'nothing was refused'})",
+            "do not deploy; report this with the build's version",
+        )
     return "passed", found, ""

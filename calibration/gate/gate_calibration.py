@@ -45,7 +45,10 @@ class GateRequest:
 
     def __post_init__(self) -> None:
         if not 0 < self.bound < 1 or self.max_reuse < 1 or not self.period_s > 0:
-            raise ConfigError(f"--bound {self.bound} must be a share above 0 and below 1, --max-reuse {self.max_reuse} at least 1, --period-s {self.period_s} above 0")
+            raise ConfigError(
+                f"--bound {self.bound} must be a share above 0 and below 1, --max-reuse {self.max_reuse} at least 1, "
+                f"--period-s {self.period_s} above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,16 @@ class GateResult:
 def split_episodes(episodes: Sequence[Episode]) -> tuple[Sequence[Episode], Sequence[Episode]]:
     """(to choose on, held out). DatasetError: fewer than two episodes."""
     if len(episodes) < 2:
-        raise DatasetError("gate calibration needs at least 2 episodes, one of them to check the limits on; record more")
+        raise DatasetError(
+            "gate calibration needs at least 2 episodes, one of them to check the limits on; record more"
+        )
     border = len(episodes) - max(1, round(HELD_OUT * len(episodes)))
     return episodes[:border], episodes[border:]
 
 
-def calibrate_gate(bundle: Bundle, engine: Engine, recorded: Recorded, request: GateRequest, bar: Progress) -> GateResult:
+def calibrate_gate(
+    bundle: Bundle, engine: Engine, recorded: Recorded, request: GateRequest, bar: Progress
+) -> GateResult:
     """Measure pairs, choose the loosest limits within the bound, replay them on held-out episodes and halve them until
     their error is within it too.
 
@@ -82,18 +89,42 @@ def calibrate_gate(bundle: Bundle, engine: Engine, recorded: Recorded, request: 
     measured = measure(bundle, engine, recorded, pairs, lambda: bar.advance(task))
     limits = choose(measured.pairs, request.bound)
     if limits is None:
-        raise CheckFailed(f"no reuse keeps the action error under {request.bound:.2%} of the joints' ranges on these episodes; record still phases too, or raise --bound")
-    settings = GateSettings(limits.similarity, limits.threshold, limits.guard_mean, limits.guard_worst, request.max_reuse, request.pairs.max_age_s, request.bound)
+        raise CheckFailed(
+            f"no reuse keeps the action error under {request.bound:.2%} of the joints' ranges on these episodes; "
+            "record still phases too, or raise --bound"
+        )
+    settings = GateSettings(
+        limits.similarity,
+        limits.threshold,
+        limits.guard_mean,
+        limits.guard_worst,
+        request.max_reuse,
+        request.pairs.max_age_s,
+        request.bound,
+    )
     inferences = sum(map(len, frames_of(recorded, held_out, request.period_s)))
     for tightened in range(MOST_TIGHTENINGS + 1):
         replays = {}
         for policy in (CachePolicy.GUARD, CachePolicy.CLS):
             task = bar.add_task(f"replaying, {policy.value}", total=inferences)
-            replays[policy] = replay(bundle, engine, recorded, held_out, ReplayPlan(policy, settings, request.period_s), lambda: bar.advance(task))  # noqa: B023
-        if all(run.joint_p95 <= request.bound and run.error.max(initial=0.0) <= GROSS * request.bound for run in replays.values()):
+            replays[policy] = replay(
+                bundle,
+                engine,
+                recorded,
+                held_out,
+                ReplayPlan(policy, settings, request.period_s),
+                lambda: bar.advance(task),
+            )  # noqa: B023
+        if all(
+            run.joint_p95 <= request.bound and run.error.max(initial=0.0) <= GROSS * request.bound
+            for run in replays.values()
+        ):
             break
         if tightened == MOST_TIGHTENINGS:
-            raise CheckFailed(f"limits halved {tightened} times still exceed {request.bound:.2%} on held-out episodes; record more varied ones, or raise --bound")
+            raise CheckFailed(
+                f"limits halved {tightened} times still exceed {request.bound:.2%} on held-out episodes; record more "
+                "varied ones, or raise --bound"
+            )
         settings = settings.tightened()
     data = {
         "name": recorded.dataset.root.name, "digest": recorded.digest, "cameras": dict(recorded.cameras), "fps": recorded.dataset.fps,
@@ -133,14 +164,36 @@ def write_calibrated(bundle: Bundle, result: GateResult, out: Path) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan, request = PairPlan(), GateRequest()
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
-    parser.add_argument("--data", type=Path, required=True, help="LeRobot data set, v2.1 or v3.0: still and moving phases, and moments in which objects are moved")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="LeRobot data set, v2.1 or v3.0: still and moving phases, and moments in which objects are moved",
+    )
     parser.add_argument("--out", type=Path, required=True, help="new bundle with the limits in its manifest")
-    parser.add_argument("--camera", action="append", default=[], metavar="POLICY=DATA", help="a camera of the policy and the data set's key for it")
-    parser.add_argument("--bound", type=float, default=request.bound, help="allowed action error, share of a joint's range (95th percentile)")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="POLICY=DATA",
+        help="a camera of the policy and the data set's key for it",
+    )
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=request.bound,
+        help="allowed action error, share of a joint's range (95th percentile)",
+    )
     parser.add_argument("--max-reuse", type=int, default=request.max_reuse, help="reuses of one prefix")
-    parser.add_argument("--max-age-s", type=float, default=plan.max_age_s, help="age of a prefix; pairs are measured up to it")
-    parser.add_argument("--period-s", type=float, default=request.period_s, help="between two inferences, for the replay")
-    parser.add_argument("--references", type=int, default=plan.references, help="frames whose prefix is kept and tried later")
+    parser.add_argument(
+        "--max-age-s", type=float, default=plan.max_age_s, help="age of a prefix; pairs are measured up to it"
+    )
+    parser.add_argument(
+        "--period-s", type=float, default=request.period_s, help="between two inferences, for the replay"
+    )
+    parser.add_argument(
+        "--references", type=int, default=plan.references, help="frames whose prefix is kept and tried later"
+    )
     parser.add_argument("--lags", type=int, default=plan.lags, help="later frames tried for each")
     parser.add_argument("--others", type=int, default=plan.others, help="frames of other episodes tried for each")
     parser.add_argument("--engine", default="ort", help="backend by name")
@@ -175,11 +228,16 @@ def report(result: GateResult) -> list[str]:
     settings, limits = result.settings, result.limits
     told = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in limits.auroc.items())
     lines = [
-        f"guard        mean {settings.guard_mean:.3g}, worst block {settings.guard_worst:.3g} grey levels; {limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
+        f"guard        mean {settings.guard_mean:.3g}, worst block {settings.guard_worst:.3g} grey levels; "
+        f"{limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
         f"similarity   {settings.similarity} above {settings.threshold:.4f}; AUROC {told}",
-        f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out episodes",
+        f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out "
+        "episodes",
         f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on a kept prefix",
     ]
     for policy, run_ in result.replays.items():
-        lines.append(f"{policy.value:<13}{run_.hit_rate:.0%} hits of {len(run_.hit)} held-out inferences, error p95 {run_.joint_p95:.2%}, time saved {run_.saved:.0%}")
+        lines.append(
+            f"{policy.value:<13}{run_.hit_rate:.0%} hits of {len(run_.hit)} held-out inferences, error p95 "
+            f"{run_.joint_p95:.2%}, time saved {run_.saved:.0%}"
+        )
     return lines

@@ -52,16 +52,23 @@ def camera_keys(bundle: Bundle, dataset: Dataset, given: Sequence[str]) -> dict[
     for text in given:
         name, equals, key = text.partition("=")
         if not equals or not name or not key:
-            raise ConfigError(f"--camera {text}: give POLICY=DATA, a camera of the policy and the data set's key for it")
+            raise ConfigError(
+                f"--camera {text}: give POLICY=DATA, a camera of the policy and the data set's key for it"
+            )
         told[_long(name)] = _long(key)
     found = {}
     for camera in bundle.manifest.cameras:
         wanted = [told.pop(name) for name in (camera.name, camera.source) if name in told]
         keys = [key for key in (*wanted[:1], camera.source, camera.name) if key in dataset.camera_keys]
         if wanted and keys[:1] != wanted[:1]:
-            raise ConfigError(f"--camera: {dataset.root} has no camera {wanted[0]}; it has {', '.join(dataset.camera_keys)}")
+            raise ConfigError(
+                f"--camera: {dataset.root} has no camera {wanted[0]}; it has {', '.join(dataset.camera_keys)}"
+            )
         if not keys:
-            raise DatasetError(f"{dataset.root}: no camera {camera.source} that the policy sees, it has {', '.join(dataset.camera_keys)}; map it with --camera POLICY=DATA")
+            raise DatasetError(
+                f"{dataset.root}: no camera {camera.source} that the policy sees, it has "
+                f"{', '.join(dataset.camera_keys)}; map it with --camera POLICY=DATA"
+            )
         found[camera.name] = keys[0]
     if told:
         raise ConfigError(f"--camera: the policy has no camera {next(iter(told))}; it sees {', '.join(found)}")

@@ -85,7 +85,8 @@ def holds(distance: Values, error: Values, bound: float) -> bool:
 
 
 def loosest(distance: Values, error: Values, bound: float) -> float | None:
-    """The greatest limit on `distance` up to which `holds` does, the margin to gross errors kept; None when there is none."""
+    """The greatest limit on `distance` up to which `holds` does, the margin to gross errors kept; None when there is
+    none."""
     for limit in sorted(_candidates(distance), reverse=True):
         near, inside = distance <= limit / MARGIN, distance <= limit
         if not (error[near] > GROSS * bound).any() and holds(distance[inside], error[inside], bound):
@@ -94,7 +95,8 @@ def loosest(distance: Values, error: Values, bound: float) -> float | None:
 
 
 def loosest_guard(pairs: Pairs, bound: float) -> tuple[float, float] | None:
-    """The limits (mean, worst) that allow most pairs; where several allow as many, the smallest ones. A gross error must
+    """The limits (mean, worst) that allow most pairs; where several allow as many, the smallest ones. A gross error
+    must
     be out by one of the two, with its margin."""
     best: tuple[int, float, float] | None = None
     gross = pairs.error > GROSS * bound
@@ -102,7 +104,9 @@ def loosest_guard(pairs: Pairs, bound: float) -> tuple[float, float] | None:
         for mean in _candidates(pairs.guard_mean):
             inside = pairs.within_guard(mean, worst)
             count = int(inside.sum())
-            if (best is not None and count <= best[0]) or (gross & pairs.within_guard(mean / MARGIN, worst / MARGIN)).any():
+            if (best is not None and count <= best[0]) or (
+                gross & pairs.within_guard(mean / MARGIN, worst / MARGIN)
+            ).any():
                 continue
             error = pairs.error[inside]
             if holds(pairs.guard_mean[inside], error, bound) and holds(pairs.guard_worst[inside], error, bound):

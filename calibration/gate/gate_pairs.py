@@ -27,7 +27,9 @@ from vla_edge.runtime.inference.shadow_audit import action_error
 from vla_edge.runtime.inference.units import joint_ranges, read_tables
 
 NOISE_SEED = 21
-REUSE_ALL = GateSettings("pooled", threshold=-1.0, guard_mean=255.0, guard_worst=255.0, max_reuse=1 << 30, max_age_s=1e9)
+REUSE_ALL = GateSettings(
+    "pooled", threshold=-1.0, guard_mean=255.0, guard_worst=255.0, max_reuse=1 << 30, max_age_s=1e9
+)
 
 Progress = Callable[[], None]
 
@@ -44,7 +46,10 @@ class PairPlan:
 
     def __post_init__(self) -> None:
         if self.references < 1 or self.lags < 1 or self.others < 0 or not self.max_age_s > 0:
-            raise ConfigError(f"gate calibration needs at least 1 reference, 1 lag and an age above 0, not {self.references}, {self.lags}, {self.max_age_s}")
+            raise ConfigError(
+                f"gate calibration needs at least 1 reference, 1 lag and an age above 0, not {self.references}, "
+                f"{self.lags}, {self.max_age_s}"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ class Measured:
     reused_ms: float
 
 
-def planned_pairs(recorded: Recorded, episodes: Sequence[Episode], plan: PairPlan, seed: int = 0) -> list[tuple[int, int]]:
+def planned_pairs(
+    recorded: Recorded, episodes: Sequence[Episode], plan: PairPlan, seed: int = 0
+) -> list[tuple[int, int]]:
     """(reference, now) frame numbers, references rising. DatasetError: the episodes are too short for a single pair."""
     data, generator = recorded.dataset, np.random.default_rng(seed)
     frames = np.concatenate([np.arange(episode.from_index, episode.to_index - 1) for episode in episodes])
@@ -74,9 +81,15 @@ def planned_pairs(recorded: Recorded, episodes: Sequence[Episode], plan: PairPla
     tasks, furthest = data.column("task_index"), max(1, round(plan.max_age_s * data.fps))
     lags = sorted({max(1, round(furthest ** (step / max(1, plan.lags - 1)))) for step in range(plan.lags)})
     pairs = []
-    for reference in sorted({int(frames[place]) for place in np.linspace(0, len(frames) - 1, min(plan.references, len(frames))).astype(int)}):
+    for reference in sorted(
+        {int(frames[place]) for place in np.linspace(0, len(frames) - 1, min(plan.references, len(frames))).astype(int)}
+    ):
         own = data.episode_of(reference)
-        near = [reference + lag for lag in lags if reference + lag < own.to_index and tasks[reference + lag] == tasks[reference]]
+        near = [
+            reference + lag
+            for lag in lags
+            if reference + lag < own.to_index and tasks[reference + lag] == tasks[reference]
+        ]
         elsewhere = frames[(tasks[frames] == tasks[reference]) & ((frames < own.from_index) | (frames >= own.to_index))]
         far = generator.choice(elsewhere, min(plan.others, len(elsewhere)), replace=False)
         pairs += [(reference, int(now)) for now in [*near, *far]]
@@ -93,7 +106,10 @@ def ranges_of(bundle: Bundle) -> NDArray[np.float32]:
     """Each joint's range; ConfigError for a bundle without action statistics, in which an error has no measure."""
     ranges = joint_ranges(read_tables(bundle), bundle.manifest.policy.action_dim)
     if ranges is None:
-        raise ConfigError(f"{bundle.path}: no action statistics, so an error is no share of a joint's range; export a checkpoint with statistics")
+        raise ConfigError(
+            f"{bundle.path}: no action statistics, so an error is no share of a joint's range; export a checkpoint "
+            "with statistics"
+        )
     return ranges
 
 
@@ -102,7 +118,13 @@ def noise_for(session: PolicySession, index: int) -> NDArray[np.float32]:
     return noise_of(NOISE_SEED, index, (session.policy.chunk_size, session.policy.max_action_dim))
 
 
-def measure(bundle: Bundle, engine: Engine, recorded: Recorded, pairs: Sequence[tuple[int, int]], progress: Progress = lambda: None) -> Measured:
+def measure(
+    bundle: Bundle,
+    engine: Engine,
+    recorded: Recorded,
+    pairs: Sequence[tuple[int, int]],
+    progress: Progress = lambda: None,
+) -> Measured:
     """Run every pair: fresh at both frames, and now's joints on the reference's prefix. `progress` is called once for
     each inference: frames twice at most, then pairs."""
     session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD, gate=REUSE_ALL))
@@ -117,15 +139,22 @@ def measure(bundle: Bundle, engine: Engine, recorded: Recorded, pairs: Sequence[
         if reference != kept:
             observation = recorded.observation(reference)
             session.reset()
-            fresh_ms.append(_inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, reference))).timings.total)
+            fresh_ms.append(
+                _inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, reference))).timings.total
+            )
             kept = reference
             progress()
-        hit = _inferred(session, InferenceRequest(replace(observation, joints=recorded.joints(now)), 0, noise=noise_for(session, now)))
+        hit = _inferred(
+            session,
+            InferenceRequest(replace(observation, joints=recorded.joints(now)), 0, noise=noise_for(session, now)),
+        )
         assert hit.decision.hit
         error[place] = action_error(hit.actions[:horizon], seen[now].actions[:horizon], ranges)
         reused_ms.append(hit.timings.total)
         progress()
-    return Measured(_collected(recorded, pairs, seen, names, error), float(np.median(fresh_ms)), float(np.median(reused_ms)))
+    return Measured(
+        _collected(recorded, pairs, seen, names, error), float(np.median(fresh_ms)), float(np.median(reused_ms))
+    )
 
 
 def _look(session: PolicySession, recorded: Recorded, index: int) -> Seen:
@@ -133,7 +162,9 @@ def _look(session: PolicySession, recorded: Recorded, index: int) -> Seen:
     session.reset()
     result = _inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, index)))
     features = {name: array.copy() for name, array in session.stages.features().items()}
-    return Seen({name: block_means(frame.image) for name, frame in observation.frames.items()}, features, result.actions)
+    return Seen(
+        {name: block_means(frame.image) for name, frame in observation.frames.items()}, features, result.actions
+    )
 
 
 def _inferred(session: PolicySession, request: InferenceRequest) -> InferenceResult:
@@ -142,16 +173,30 @@ def _inferred(session: PolicySession, request: InferenceRequest) -> InferenceRes
     return result
 
 
-def _collected(recorded: Recorded, pairs: Sequence[tuple[int, int]], seen: dict[int, Seen], names: list[str], error: NDArray[np.float64]) -> Pairs:
+def _collected(
+    recorded: Recorded,
+    pairs: Sequence[tuple[int, int]],
+    seen: dict[int, Seen],
+    names: list[str],
+    error: NDArray[np.float64],
+) -> Pairs:
     data = recorded.dataset
-    readings = [[guard_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in recorded.cameras] for reference, now in pairs]
+    readings = [
+        [guard_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in recorded.cameras]
+        for reference, now in pairs
+    ]
     same = [data.episode_of(reference).index == data.episode_of(now).index for reference, now in pairs]
     return Pairs(
         reference=np.array([reference for reference, _ in pairs]),
         now=np.array([now for _, now in pairs]),
-        lag_s=np.array([(now - reference) / data.fps if near else np.inf for near, (reference, now) in zip(same, pairs)]),
+        lag_s=np.array(
+            [(now - reference) / data.fps if near else np.inf for near, (reference, now) in zip(same, pairs)]
+        ),
         guard_mean=np.array([max(reading.mean for reading in row) for row in readings]),
         guard_worst=np.array([max(reading.worst for reading in row) for row in readings]),
-        similarity={name: np.array([similarity(name, seen[now].features, seen[reference].features) for reference, now in pairs]) for name in names},
+        similarity={
+            name: np.array([similarity(name, seen[now].features, seen[reference].features) for reference, now in pairs])
+            for name in names
+        },
         error=error,
     )

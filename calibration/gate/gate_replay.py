@@ -72,7 +72,14 @@ def frames_of(recorded: Recorded, episodes: Sequence[Episode], period_s: float) 
     return [list(range(episode.from_index, episode.to_index, every)) for episode in episodes]
 
 
-def replay(bundle: Bundle, engine: Engine, recorded: Recorded, episodes: Sequence[Episode], plan: ReplayPlan, progress: Callable[[], None] = lambda: None) -> Replay:
+def replay(
+    bundle: Bundle,
+    engine: Engine,
+    recorded: Recorded,
+    episodes: Sequence[Episode],
+    plan: ReplayPlan,
+    progress: Callable[[], None] = lambda: None,
+) -> Replay:
     """Every episode from a reset on, at the recording's own times. `progress`: once an inference."""
     gated = PolicySession(bundle, engine, SessionOptions(plan.policy, gate=plan.settings))
     always = PolicySession(bundle, engine)

@@ -40,7 +40,9 @@ class ActionError:
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
-def chunks(bundle: Bundle, engine: Engine, data: Measured, progress: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
+def chunks(
+    bundle: Bundle, engine: Engine, data: Measured, progress: Callable[[], None] = lambda: None
+) -> NDArray[np.float32]:
     """Normalised actions float32 [observations, C, action_dim], everything computed anew for each."""
     session = PolicySession(bundle, engine)
     found = []
@@ -74,7 +76,9 @@ def joint_spans(bundle: Bundle) -> NDArray[np.float32]:
         return np.full(bundle.manifest.policy.action_dim, 2.0, np.float32)
     tables = read_tables(bundle)
     if mode == "MEAN_STD" and f"{ACTION}.min" in tables:
-        return ((tables[f"{ACTION}.max"] - tables[f"{ACTION}.min"]) / np.maximum(tables[f"{ACTION}.std"], 1e-8)).astype(np.float32)
+        return ((tables[f"{ACTION}.max"] - tables[f"{ACTION}.min"]) / np.maximum(tables[f"{ACTION}.std"], 1e-8)).astype(
+            np.float32
+        )
     return np.full(bundle.manifest.policy.action_dim, 6.0, np.float32)
 
 

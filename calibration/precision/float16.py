@@ -48,14 +48,21 @@ def to_float16(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], sink:
     used = {name for node in nodes for name in node.input}
     kept = [item for name, item in constants.items() if name in used]
     graph = helper.make_graph(nodes, model.graph.name, model.graph.input, model.graph.output, [*kept, *halved.values()])
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge")
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge"
+    )
 
 
-def _half_constant(name: str, arrays: Mapping[str, NDArray[Any]], halved: dict[str, TensorProto], sink: TensorSink) -> str:
+def _half_constant(
+    name: str, arrays: Mapping[str, NDArray[Any]], halved: dict[str, TensorProto], sink: TensorSink
+) -> str:
     half = f"{name}/half"
     if half not in halved:
         largest = float(np.abs(arrays[name]).max())
         if largest > LARGEST:
-            raise ExportError(f"weight {name} reaches {largest:.3g}, float16 holds at most {LARGEST:g}; choose --precision fp32 or int8")
+            raise ExportError(
+                f"weight {name} reaches {largest:.3g}, float16 holds at most {LARGEST:g}; choose --precision fp32 or "
+                "int8"
+            )
         halved[half] = sink.tensor(half, np.asarray(arrays[name], np.float16))
     return half

@@ -72,7 +72,9 @@ def folds_of(graphs: list[GraphFile], ranges: Ranges) -> Folds:
     return Folds({place: factors[shared] for place, shared in places.items()})
 
 
-def fold(model: onnx.ModelProto, arrays: Mapping[str, Array], factors: Mapping[str, Array], sink: TensorSink) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def fold(
+    model: onnx.ModelProto, arrays: Mapping[str, Array], factors: Mapping[str, Array], sink: TensorSink
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """The same graph with other constants: norms divided, linear maps multiplied."""
     changed: dict[str, Array] = {}
     readers = _readers(model)

@@ -68,9 +68,15 @@ class Rewriter:
         used = {name for node in self._nodes for name in node.input}
         kept = [item for item in self.model.graph.initializer if item.name in used]
         graph = helper.make_graph(
-            self._nodes, self.model.graph.name, self.model.graph.input, self.model.graph.output, [*kept, *self._new.values()]
+            self._nodes,
+            self.model.graph.name,
+            self.model.graph.input,
+            self.model.graph.output,
+            [*kept, *self._new.values()],
         )
-        return helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version, producer_name="vla-edge")
+        return helper.make_model(
+            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version, producer_name="vla-edge"
+        )
 
     def _replace(self, item: LinearMap, step: Step) -> None:
         weight = np.asarray(self.arrays[item.weight], np.float32)
@@ -100,7 +106,10 @@ class Rewriter:
             self._nodes.append(helper.make_node("DynamicQuantizeLinear", [value], outputs, f"{value}/quantise"))
             self._quantised[key] = f"{value}/q"
         quantised, scale = quantise_columns(weight)
-        names = [self._tensor(f"{item.weight}/{part}", array) for part, array in (("q", quantised), ("scale", scale), ("zero", np.zeros(len(scale), np.int8)))]
+        names = [
+            self._tensor(f"{item.weight}/{part}", array)
+            for part, array in (("q", quantised), ("scale", scale), ("zero", np.zeros(len(scale), np.int8)))
+        ]
         self._op("MatMulInteger", [f"{value}/q", names[0], f"{value}/zero", names[2]], f"{item.node}/integer")
         self._op("Cast", [f"{item.node}/integer"], f"{item.node}/sum", to=TensorProto.FLOAT)
         self._op("Mul", [f"{value}/scale", names[1]], f"{item.node}/scale")

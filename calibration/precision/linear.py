@@ -65,17 +65,32 @@ def linear_maps(model: onnx.ModelProto) -> Iterator[LinearMap]:
             continue
         rows = int(np.prod(shapes[node.input[0]][:-1], dtype=np.int64))
         inner, outer = shapes[node.input[1]]
-        yield LinearMap(node.name, node.input[0], node.input[1], node.output[0], rows, inner, outer, f"{model.graph.name}/{_kind(node.name)}")
+        yield LinearMap(
+            node.name,
+            node.input[0],
+            node.input[1],
+            node.output[0],
+            rows,
+            inner,
+            outer,
+            f"{model.graph.name}/{_kind(node.name)}",
+        )
 
 
 def _kind(name: str) -> str:
     """`layer07/mlp/down` → `mlp/down`: what the map is, whichever layer it stands in."""
-    return re.sub(r"^(layer|expert|delta)\d+/", lambda found: "" if found[1] == "layer" else f"{found[1]}/", re.sub(r"\.\d+$", "", name))
+    return re.sub(
+        r"^(layer|expert|delta)\d+/",
+        lambda found: "" if found[1] == "layer" else f"{found[1]}/",
+        re.sub(r"\.\d+$", "", name),
+    )
 
 
 def weight_arrays(graph: GraphFile, model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     """Every initializer by name; those in external files are read-only views of the verified bytes."""
-    arrays = {tensor.name: external_array(tensor, graph.weights[tensor.file]) for tensor in external_tensors(graph.model)}
+    arrays = {
+        tensor.name: external_array(tensor, graph.weights[tensor.file]) for tensor in external_tensors(graph.model)
+    }
     for item in model.graph.initializer:
         if item.name not in arrays:
             arrays[item.name] = onnx.numpy_helper.to_array(item)

@@ -59,8 +59,12 @@ def _append_extremes(graph: onnx.GraphProto, value: str, tap: str, axes: int) ->
     graph.initializer.append(onnx.numpy_helper.from_array(np.arange(axes, dtype=np.int64), f"{tap}/axes"))
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, -1], np.int64), f"{tap}/row"))
     for kind in ("ReduceMax", "ReduceMin"):
-        graph.node.append(helper.make_node(kind, [value, f"{tap}/axes"], [f"{tap}/{kind}"], f"{tap}/{kind}", keepdims=0))
-        graph.node.append(helper.make_node("Reshape", [f"{tap}/{kind}", f"{tap}/row"], [f"{tap}/{kind}/row"], f"{tap}/{kind}/row"))
+        graph.node.append(
+            helper.make_node(kind, [value, f"{tap}/axes"], [f"{tap}/{kind}"], f"{tap}/{kind}", keepdims=0)
+        )
+        graph.node.append(
+            helper.make_node("Reshape", [f"{tap}/{kind}", f"{tap}/row"], [f"{tap}/{kind}/row"], f"{tap}/{kind}/row")
+        )
     graph.node.append(helper.make_node("Concat", [f"{tap}/ReduceMax/row", f"{tap}/ReduceMin/row"], [tap], tap, axis=0))
 
 

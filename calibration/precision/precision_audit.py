@@ -41,7 +41,8 @@ class GraphAudit:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One product that a plan changes: its node, the value it reads, the work, the treatment, and the name of its stored
+    """One product that a plan changes: its node, the value it reads, the work, the treatment, and the name of its
+    stored
     weight ("" where both sides are activations)."""
 
     node: str
@@ -105,7 +106,15 @@ def _asked(source: GraphFile, plan: Plan) -> list[_Asked]:
     for item in linear_maps(model):
         treatment = plan.get(item.group, FLOAT32).treatment
         if treatment is not Treatment.FLOAT32:
-            found.append(_Asked(item.node, item.value, item.multiply_adds, treatment, f"{item.weight}/{'q' if treatment.is_int8 else 'half'}"))
+            found.append(
+                _Asked(
+                    item.node,
+                    item.value,
+                    item.multiply_adds,
+                    treatment,
+                    f"{item.weight}/{'q' if treatment.is_int8 else 'half'}",
+                )
+            )
     for product in products(model):
         treatment = plan.get(product.group, FLOAT32).treatment
         if treatment is Treatment.INT8_STATIC:

@@ -15,8 +15,15 @@ from vla_edge.calibration.precision.action_error import ActionError, ActionError
 from vla_edge.calibration.precision.treatment import Dialect, Treatment
 from vla_edge.calibration.precision.variant import FLOAT32, Choice, Group, Plan
 
-COST = {Treatment.FLOAT32: 1.0, Treatment.FLOAT16: 0.6, Treatment.INT8_DYNAMIC: 0.47, Treatment.INT8_WEIGHTS: 0.45, Treatment.INT8_STATIC: 0.4}
-"""Time of a multiply-add against float32's, as measured on full-size graphs (benchmarks/LOG.md); only orders the search."""
+COST = {
+    Treatment.FLOAT32: 1.0,
+    Treatment.FLOAT16: 0.6,
+    Treatment.INT8_DYNAMIC: 0.47,
+    Treatment.INT8_WEIGHTS: 0.45,
+    Treatment.INT8_STATIC: 0.4,
+}
+"""Time of a multiply-add against float32's, as measured on full-size graphs (benchmarks/LOG.md); only orders the
+search."""
 
 OUTLIER_RATIO = 4.0
 """A channel four times the median one's largest magnitude is an outlier: Gaussian activations stay below two."""
@@ -85,12 +92,17 @@ def search(groups: Sequence[Weighted], dialect: Dialect, bound: ActionErrorBound
 
 
 def candidates(groups: Sequence[Weighted], dialect: Dialect) -> Iterator[Candidate]:
-    """Whole plans of a dialect: one treatment for all; the cheap one for vision alone; both folded or with outliers apart."""
+    """Whole plans of a dialect: one treatment for all; the cheap one for vision alone; both folded or with outliers
+    apart."""
     names = [item.group for item in groups]
-    shapes: list[tuple[str, Callable[[Group], Treatment]]] = [(treatment.value, lambda group, treatment=treatment: treatment) for treatment in dialect.int8]  # type: ignore[misc]
+    shapes: list[tuple[str, Callable[[Group], Treatment]]] = [
+        (treatment.value, lambda group, treatment=treatment: treatment) for treatment in dialect.int8
+    ]  # type: ignore[misc]
     if len(dialect.int8) > 1:
         cheap, fine = dialect.int8[0], dialect.int8[-1]
-        shapes.append((f"vision {cheap.value}, the rest {fine.value}", lambda group: cheap if group.graph == "vision" else fine))
+        shapes.append(
+            (f"vision {cheap.value}, the rest {fine.value}", lambda group: cheap if group.graph == "vision" else fine)
+        )
     for name, treatment_of in shapes:
         plan = {group.name: _choice(group, treatment_of(group), dialect) for group in names}
         yield Candidate(name, plan, folded=False)
@@ -106,7 +118,9 @@ def cost_of(candidate: Candidate, groups: Sequence[Weighted]) -> float:
     return spent / total
 
 
-def _mend(start: Trial, groups: Sequence[Weighted], bound: ActionErrorBound, attempt: Callable[[Candidate], Trial]) -> Trial | None:
+def _mend(
+    start: Trial, groups: Sequence[Weighted], bound: ActionErrorBound, attempt: Callable[[Candidate], Trial]
+) -> Trial | None:
     """Raise groups to float32, the most helpful for its work first. None when only float32 itself is left."""
     base = start.candidate
     gains = []
@@ -134,7 +148,11 @@ def _mend(start: Trial, groups: Sequence[Weighted], bound: ActionErrorBound, att
 
 def _choice(group: Group, treatment: Treatment, dialect: Dialect, outlier_ratio: float = 0.0) -> Choice:
     if group.products:
-        return Choice(treatment) if dialect.products and treatment is Treatment.INT8_STATIC and group.graph == "vision" else FLOAT32
+        return (
+            Choice(treatment)
+            if dialect.products and treatment is Treatment.INT8_STATIC and group.graph == "vision"
+            else FLOAT32
+        )
     return Choice(treatment, outlier_ratio)
 
 

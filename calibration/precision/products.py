@@ -46,11 +46,15 @@ def products(model: onnx.ModelProto) -> list[Product]:
         work = int(np.prod(shapes[node.output[0]], dtype=np.int64)) * shapes[node.input[0]][-1]
         total += work
         if node.input[0] not in weights and node.input[1] not in weights and len(shapes[node.input[0]]) == 3:
-            found.append(Product(node.name, node.input[0], node.input[1], work, f"{model.graph.name}/attention/products"))
+            found.append(
+                Product(node.name, node.input[0], node.input[1], work, f"{model.graph.name}/attention/products")
+            )
     return found if sum(item.multiply_adds for item in found) >= WORTH * total else []
 
 
-def quantise_products(model: onnx.ModelProto, spans: Mapping[str, tuple[Span, Span]], sink: TensorSink) -> onnx.ModelProto:
+def quantise_products(
+    model: onnx.ModelProto, spans: Mapping[str, tuple[Span, Span]], sink: TensorSink
+) -> onnx.ModelProto:
     """A model in which both sides of each product named in `spans` go through QuantizeLinear and DequantizeLinear.
 
     The left side of a softmax is unsigned, everything else signed and symmetric, as integer kernels take them.
@@ -63,11 +67,17 @@ def quantise_products(model: onnx.ModelProto, spans: Mapping[str, tuple[Span, Sp
             nodes.append(helper.make_node("MatMul", sides, node.output, node.name))
         else:
             nodes.append(node)
-    graph = helper.make_graph(nodes, model.graph.name, model.graph.input, model.graph.output, [*model.graph.initializer, *tensors.values()])
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge")
+    graph = helper.make_graph(
+        nodes, model.graph.name, model.graph.input, model.graph.output, [*model.graph.initializer, *tensors.values()]
+    )
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge"
+    )
 
 
-def _quantised(value: str, span: Span, nodes: list[onnx.NodeProto], tensors: dict[str, onnx.TensorProto], sink: TensorSink) -> str:
+def _quantised(
+    value: str, span: Span, nodes: list[onnx.NodeProto], tensors: dict[str, onnx.TensorProto], sink: TensorSink
+) -> str:
     back = f"{value}/product/dq"
     if f"{value}/product/scale" not in tensors:
         grid: Iterator[tuple[str, NDArray[Any]]] = zip(("scale", "zero"), activation_grid(span, signed=span.low < 0))

@@ -90,7 +90,9 @@ class Tap:
         for share in np.linspace(0.2, 1.0, 41):
             low, high = self.low * share, self.high * share
             step = (high - low) / 255
-            clipped = sum(float((side * np.maximum(centres - limit, 0) ** 2).sum()) for side, limit in zip(counts, (-low, high)))
+            clipped = sum(
+                float((side * np.maximum(centres - limit, 0) ** 2).sum()) for side, limit in zip(counts, (-low, high))
+            )
             error = clipped + float(counts.sum()) * step**2 / 12
             if error < least:
                 best, least = Span(low, high), error
@@ -107,7 +109,9 @@ class Ranges:
     seen: int
 
 
-def gather(bundle: Bundle, engine: Engine, data: Measured, file: Path | None, progress: Callable[[int, int], None]) -> Ranges:
+def gather(
+    bundle: Bundle, engine: Engine, data: Measured, file: Path | None, progress: Callable[[int, int], None]
+) -> Ranges:
     """Run every observation and keep what its linear maps saw; `progress` is told (done, of).
 
     With `file` the state is saved after each observation and an interrupted run goes on there. ConfigError: the file
@@ -136,7 +140,11 @@ def _write(file: Path, ranges: Ranges) -> None:
     for number, key in enumerate(keys):
         tap = ranges.taps[key]
         assert tap.counts is not None
-        arrays |= {f"{number}.span": np.array([tap.low, tap.high]), f"{number}.channels": tap.channels, f"{number}.counts": tap.counts}
+        arrays |= {
+            f"{number}.span": np.array([tap.low, tap.high]),
+            f"{number}.channels": tap.channels,
+            f"{number}.counts": tap.counts,
+        }
     temporary = file.with_name(f".{file.name}.partial")
     with temporary.open("wb") as out:
         np.savez_compressed(out, allow_pickle=False, **arrays)
@@ -147,7 +155,9 @@ def _read(file: Path, bundle: str, digest: str) -> tuple[dict[tuple[str, str], T
     with np.load(file, allow_pickle=False) as arrays:
         about = json.loads(arrays["about"].tobytes())
         if (about["format"], about["bundle"], about["digest"]) != (FORMAT, bundle, digest):
-            raise ConfigError(f"{file}: ranges of another bundle or other data; remove it, or give the data it was begun with")
+            raise ConfigError(
+                f"{file}: ranges of another bundle or other data; remove it, or give the data it was begun with"
+            )
         taps = {}
         for number, (graph, value) in enumerate(about["taps"]):
             low, high = arrays[f"{number}.span"]

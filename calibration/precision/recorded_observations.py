@@ -36,14 +36,24 @@ def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: 
         first = _spread(0, border, count)
         last = _spread(border, len(dataset), held_out)
         return Split(
-            measured(bundle, f"{path.name}, {len(first)} frames of 0 to {border - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in first]),
-            measured(bundle, f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}", [_observation(dataset.frame(index, cameras), cameras) for index in last]),
+            measured(
+                bundle,
+                f"{path.name}, {len(first)} frames of 0 to {border - 1}",
+                [_observation(dataset.frame(index, cameras), cameras) for index in first],
+            ),
+            measured(
+                bundle,
+                f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}",
+                [_observation(dataset.frame(index, cameras), cameras) for index in last],
+            ),
         )
 
 
 def _observation(sample: Sample, cameras: Mapping[str, str]) -> Observation:
     frames = {cameras[name]: Frame(cameras[name], image, 0, sample.index) for name, image in sample.images.items()}
-    return Observation(sample.index, frames, JointReading(sample.index, 0, np.asarray(sample.values[STATE], np.float32)), sample.task)
+    return Observation(
+        sample.index, frames, JointReading(sample.index, 0, np.asarray(sample.values[STATE], np.float32)), sample.task
+    )
 
 
 def _cameras(bundle: Bundle, dataset: Dataset, renamed: Mapping[str, str]) -> dict[str, str]:
@@ -56,7 +66,10 @@ def _cameras(bundle: Bundle, dataset: Dataset, renamed: Mapping[str, str]) -> di
             found[key] = camera.source
     if not found:
         names = [camera.source for camera in bundle.manifest.cameras]
-        raise DatasetError(f"{dataset.root}: its cameras {list(dataset.camera_keys)} are none of the policy's {names}; name them with --camera POLICY=DATASET")
+        raise DatasetError(
+            f"{dataset.root}: its cameras {list(dataset.camera_keys)} are none of the policy's {names}; name them "
+            "with --camera POLICY=DATASET"
+        )
     return found
 
 

@@ -37,7 +37,8 @@ class Measured:
 
 
 def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
-    """Seeded observations for a policy without data: large coloured blocks under fine noise, states within the spread of
+    """Seeded observations for a policy without data: large coloured blocks under fine noise, states within the spread
+    of
     the statistics."""
     generator = np.random.default_rng(seed)
     tables = read_tables(bundle)
@@ -45,7 +46,10 @@ def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
     spread = tables.get(f"{STATE}.std", np.ones_like(mean))
     made = []
     for index in range(count):
-        frames = {camera.name: Frame(camera.name, _picture(generator, camera.height, camera.width), index, index) for camera in bundle.manifest.cameras}
+        frames = {
+            camera.name: Frame(camera.name, _picture(generator, camera.height, camera.width), index, index)
+            for camera in bundle.manifest.cameras
+        }
         positions = (mean + generator.uniform(-1, 1, mean.shape) * spread).astype(np.float32)
         made.append(Observation(index, frames, JointReading(index, index, positions), TASKS[index % len(TASKS)]))
     return measured(bundle, f"{count} synthetic observations, seed {seed}", made)
@@ -54,7 +58,9 @@ def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
 def measured(bundle: Bundle, source: str, observations: Sequence[Observation]) -> Measured:
     """With the fixed noise of measurements and the digest of everything."""
     policy = bundle.manifest.policy
-    noise = tuple(noise_of(NOISE_SEED, index, (policy.chunk_size, policy.max_action_dim)) for index in range(len(observations)))
+    noise = tuple(
+        noise_of(NOISE_SEED, index, (policy.chunk_size, policy.max_action_dim)) for index in range(len(observations))
+    )
     digest = hashlib.sha256()
     for observation, draw in zip(observations, noise):
         for name in sorted(observation.frames):

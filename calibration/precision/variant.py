@@ -34,7 +34,9 @@ class Choice:
     outlier_ratio: float = 0.0
 
     def __str__(self) -> str:
-        return self.treatment.value + (f", outliers above {self.outlier_ratio:g}× in float" if self.outlier_ratio else "")
+        return self.treatment.value + (
+            f", outliers above {self.outlier_ratio:g}× in float" if self.outlier_ratio else ""
+        )
 
 
 FLOAT32 = Choice(Treatment.FLOAT32)
@@ -73,7 +75,12 @@ class MemorySink:
         if array.nbytes <= 256:
             return onnx.numpy_helper.from_array(array, name)
         self.data.extend(bytes(-len(self.data) % 64))
-        proto = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), data_location=TensorProto.EXTERNAL)
+        proto = TensorProto(
+            name=name,
+            dims=array.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            data_location=TensorProto.EXTERNAL,
+        )
         for key, value in (("location", SCRATCH), ("offset", str(len(self.data))), ("length", str(array.nbytes))):
             proto.external_data.add(key=key, value=value)
         self.data.extend(array.tobytes())
@@ -104,7 +111,11 @@ def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorS
         model, arrays = fold(model, arrays, settings.folds.of(graph.name), sink)
     maps = {item.node: item for item in linear_maps(model)}
     steps = {node: _step(graph.name, item, plan.get(item.group, FLOAT32), settings) for node, item in maps.items()}
-    inner = {item.node: _spans(graph.name, item, settings) for item in products(model) if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC}
+    inner = {
+        item.node: _spans(graph.name, item, settings)
+        for item in products(model)
+        if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC
+    }
     if inner:
         model = quantise_products(model, inner, sink)
     model = Rewriter(model, arrays, sink, settings.signed).rewrite(maps, steps)
@@ -114,7 +125,8 @@ def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorS
 
 
 def settled(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], own: str, sink: TensorSink) -> onnx.ModelProto:
-    """Move every external tensor that does not lie in the file `own` to `sink`, so that the model needs one file only."""
+    """Move every external tensor that does not lie in the file `own` to `sink`, so that the model needs one file
+    only."""
     moved = onnx.ModelProto()
     moved.CopyFrom(model)
     for item in moved.graph.initializer:

@@ -51,7 +51,11 @@ class CudaGraphLoop:
         high, low = self._scratch("state", "expert"), self._scratch("prefix")
         self._experts = [self._bound("expert", side, high) for side in SIDES]
         self._graphs = [
-            (self._captured_prefix(self._bound("prefix", side, low), side), self._captured_state(self._bound("state", side, high), side)) for side in SIDES
+            (
+                self._captured_prefix(self._bound("prefix", side, low), side),
+                self._captured_state(self._bound("state", side, high), side),
+            )
+            for side in SIDES
         ]
         self._captured: set[int] = set()
         self._loop = _core.CudaLoop(
@@ -80,7 +84,8 @@ class CudaGraphLoop:
         return prefix_ns / 1e6, state_ns / 1e6
 
     def start_refresh(self) -> None:
-        """Begin the prefix of the next observation on the other side and return. Its inputs in `Stages` must stay as they
+        """Begin the prefix of the next observation on the other side and return. Its inputs in `Stages` must stay as
+        they
         are until `adopt` and the `encode(False)` behind it have returned."""
         try:
             self._loop.refresh(1 - self._side)
@@ -151,7 +156,10 @@ class CudaGraphLoop:
     def _captured_state(self, run: TrtRun, side: int) -> int:
         """The state, its K/V rows, and each row into the last place of its tensor."""
         tensors = self._tensors[side]
-        copies = [_row_copy(name, spec.shape, self._stages.buffers[name.removeprefix("state_")], tensors) for name, spec in self._sessions["state"].outputs.items()]
+        copies = [
+            _row_copy(name, spec.shape, self._stages.buffers[name.removeprefix("state_")], tensors)
+            for name, spec in self._sessions["state"].outputs.items()
+        ]
 
         def work() -> None:
             self._upload("state", side, self._high)

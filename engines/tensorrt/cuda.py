@@ -85,14 +85,22 @@ def require_gpu(library: str = DRIVER) -> int:
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:
-        raise EngineError(f"no NVIDIA driver: dlopen of {library} failed ({error}); install the driver, or choose backend ort") from None
+        raise EngineError(
+            f"no NVIDIA driver: dlopen of {library} failed ({error}); install the driver, or choose backend ort"
+        ) from None
     status = driver.cuInit(0)
     if status != 0:
-        raise EngineError(f"the NVIDIA driver does not start: cuInit gave error {status}; look at nvidia-smi (a new driver needs a reboot), or choose backend ort")
+        raise EngineError(
+            f"the NVIDIA driver does not start: cuInit gave error {status}; look at nvidia-smi (a new driver needs a "
+            "reboot), or choose backend ort"
+        )
     count = ctypes.c_int()
     status = driver.cuDeviceGetCount(ctypes.byref(count))
     if status != 0 or count.value < 1:
-        raise EngineError(f"the NVIDIA driver sees no GPU: device count {count.value}, error {status}; check the device and CUDA_VISIBLE_DEVICES, or choose backend ort")
+        raise EngineError(
+            f"the NVIDIA driver sees no GPU: device count {count.value}, error {status}; check the device and "
+            "CUDA_VISIBLE_DEVICES, or choose backend ort"
+        )
     return count.value
 
 
@@ -102,7 +110,9 @@ def open_cuda(device: int = 0) -> Cuda:
     try:
         from cuda.bindings import driver
     except ImportError:
-        raise EngineError("cuda-bindings is not installed; pip install 'vla-edge[gpu]', or choose backend tensorrt-pycuda") from None
+        raise EngineError(
+            "cuda-bindings is not installed; pip install 'vla-edge[gpu]', or choose backend tensorrt-pycuda"
+        ) from None
     return CudaBindings(driver, device)
 
 
@@ -168,7 +178,15 @@ class CudaBindings:
         capability = f"{number('COMPUTE_CAPABILITY_MAJOR')}.{number('COMPUTE_CAPABILITY_MINOR')}"
         memory = int(self._call("cuDeviceTotalMem", device))
         version = int(self._call("cuDriverGetVersion"))
-        return GpuFacts(name, capability, number("MULTIPROCESSOR_COUNT"), memory, bool(number("INTEGRATED")), cuda_version(version), kernel_driver())
+        return GpuFacts(
+            name,
+            capability,
+            number("MULTIPROCESSOR_COUNT"),
+            memory,
+            bool(number("INTEGRATED")),
+            cuda_version(version),
+            kernel_driver(),
+        )
 
     def _call(self, name: str, *arguments: Any) -> Any:
         error, *values = getattr(self._driver, name)(*arguments)

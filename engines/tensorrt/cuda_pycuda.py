@@ -20,7 +20,9 @@ def open_pycuda(device: int = 0) -> PyCuda:
     try:
         import pycuda.driver as driver
     except ImportError:
-        raise EngineError("pycuda is not installed; pip install 'vla-edge[pycuda]', or choose backend tensorrt") from None
+        raise EngineError(
+            "pycuda is not installed; pip install 'vla-edge[pycuda]', or choose backend tensorrt"
+        ) from None
     return PyCuda(driver, device)
 
 

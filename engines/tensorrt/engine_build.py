@@ -68,10 +68,15 @@ def load_tensorrt() -> Any:
     try:
         import tensorrt
     except ImportError as error:
-        raise EngineError(f"TensorRT's Python package cannot be imported ({error}); JetPack brings it (python3-libnvinfer), elsewhere pip install 'vla-edge[gpu]'") from None
+        raise EngineError(
+            f"TensorRT's Python package cannot be imported ({error}); JetPack brings it (python3-libnvinfer), "
+            "elsewhere pip install 'vla-edge[gpu]'"
+        ) from None
     version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
     if version < OLDEST:
-        raise EngineError(f"TensorRT {tensorrt.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; update JetPack or the package")
+        raise EngineError(
+            f"TensorRT {tensorrt.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; update JetPack or the package"
+        )
     return tensorrt
 
 
@@ -118,7 +123,10 @@ def _build(trt: Any, graph: GraphFile, identity: PlanIdentity, options: BuildOpt
     parser = trt.OnnxParser(network, logger)
     model = with_inline_tensors(graph.model, graph.weights)
     if not parser.parse(model):
-        raise EngineError(f"{graph.path}: TensorRT {trt.__version__} refuses the graph: {'; '.join(_refusals(parser, model))}; export the bundle again or choose backend ort")
+        raise EngineError(
+            f"{graph.path}: TensorRT {trt.__version__} refuses the graph: {'; '.join(_refusals(parser, model))}; "
+            "export the bundle again or choose backend ort"
+        )
     del model
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
@@ -137,7 +145,10 @@ def _build(trt: Any, graph: GraphFile, identity: PlanIdentity, options: BuildOpt
             raise EngineError(f"{graph.path}: TensorRT refuses an empty timing cache; remove {timing} and build again")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise EngineError(f"{graph.path}: TensorRT {trt.__version__} built no plan ({logger.last or 'no reason given'}); give it less workspace or free memory, and build again")
+        raise EngineError(
+            f"{graph.path}: TensorRT {trt.__version__} built no plan ({logger.last or 'no reason given'}); give it "
+            "less workspace or free memory, and build again"
+        )
     plan = bytes(serialized)
     _keep_timings(config, timing)
     return _write(trt, graph, plan, identity)
@@ -179,7 +190,10 @@ def _refusals(parser: Any, model: bytes) -> Iterator[str]:
     if not parser.supports_model_v2(model):
         refused = [index for index in range(parser.num_subgraphs) if not parser.is_subgraph_supported(index)]
         if refused:
-            yield f"{len(refused)} parts are not supported, the first begins at node {parser.get_subgraph_nodes(refused[0])[0]}"
+            yield (
+                f"{len(refused)} parts are not supported, the first begins at node "
+                f"{parser.get_subgraph_nodes(refused[0])[0]}"
+            )
 
 
 def _keep_timings(config: Any, file: Path) -> None:

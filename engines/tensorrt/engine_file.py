@@ -102,7 +102,10 @@ def check_private(folder: Path) -> None:
         raise EngineError(f"{folder}: no TensorRT plans; {AGAIN}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
         mode = stat.S_IMODE(found.st_mode)
-        raise EngineError(f"{folder}: plans are executable code, the folder must be a folder of this user with mode 0700 (owner {found.st_uid}, mode {mode:04o}); remove it and {AGAIN}")
+        raise EngineError(
+            f"{folder}: plans are executable code, the folder must be a folder of this user with mode 0700 (owner "
+            f"{found.st_uid}, mode {mode:04o}); remove it and {AGAIN}"
+        )
 
 
 def write_plan(graph: GraphFile, plan: bytes, sidecar: Sidecar) -> Path:
@@ -129,7 +132,10 @@ def read_plan(graph: GraphFile, identity: PlanIdentity) -> tuple[bytes, Sidecar]
     except FileNotFoundError:
         raise EngineError(f"{folder / graph.name}.plan: missing; {AGAIN}") from None
     if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
-        raise EngineError(f"{folder / graph.name}.plan: plan_sha256 differs from its sidecar, the file is damaged or was changed; {AGAIN}")
+        raise EngineError(
+            f"{folder / graph.name}.plan: plan_sha256 differs from its sidecar, the file is damaged or was changed; "
+            f"{AGAIN}"
+        )
     return plan, sidecar
 
 
@@ -153,7 +159,10 @@ def read_sidecar(file: Path) -> Sidecar:
     except ValueError as error:
         raise EngineError(f"{file}: not valid JSON ({error}); {AGAIN}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise EngineError(f"{file}: schema is {content.get('schema') if isinstance(content, dict) else 'missing'}, this version reads {SCHEMA}; {AGAIN}")
+        raise EngineError(
+            f"{file}: schema is {content.get('schema') if isinstance(content, dict) else 'missing'}, this version "
+            f"reads {SCHEMA}; {AGAIN}"
+        )
     try:
         values = dict(content)
         values["identity"] = _built(PlanIdentity, {**values["identity"], "flags": tuple(values["identity"]["flags"])})
@@ -175,13 +184,16 @@ def onnx_digest(graph: GraphFile) -> str:
 
 
 def precision_digest(graph: GraphFile) -> str:
-    """sha256 of the manifest's `precision` (plan and ranges), canonical JSON. EngineError: no manifest above the graph."""
+    """sha256 of the manifest's `precision` (plan and ranges), canonical JSON. EngineError: no manifest above the
+    graph."""
     root = graph.path.parents[len(Path(graph.spec.file).parts) - 1]
     try:
         content = json.loads((root / MANIFEST).read_bytes())
         text = json.dumps(content["precision"], sort_keys=True, separators=(",", ":"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{root / MANIFEST}: no precision plan to compare the engine with ({error}); export the bundle again") from None
+        raise EngineError(
+            f"{root / MANIFEST}: no precision plan to compare the engine with ({error}); export the bundle again"
+        ) from None
     return hashlib.sha256(text.encode()).hexdigest()
 
 

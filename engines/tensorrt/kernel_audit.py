@@ -15,15 +15,39 @@ from typing import Any
 
 from vla_edge.errors import EngineError
 
-_WORDS = (("int8", "int8"), ("fp8", "fp8"), ("half", "fp16"), ("fp16", "fp16"), ("bfloat16", "bf16"), ("bf16", "bf16"), ("fp32", "fp32"), ("float", "fp32"), ("int64", "int64"), ("int32", "int32"), ("bool", "bool"))
+_WORDS = (
+    ("int8", "int8"),
+    ("fp8", "fp8"),
+    ("half", "fp16"),
+    ("fp16", "fp16"),
+    ("bfloat16", "bf16"),
+    ("bf16", "bf16"),
+    ("fp32", "fp32"),
+    ("float", "fp32"),
+    ("int64", "int64"),
+    ("int32", "int32"),
+    ("bool", "bool"),
+)
 """Looked for in this order."""
 
-_PRODUCTS = ("gemm", "matmul", "matrixmultiply", "matrix_multiply", "convolution", "conv", "fc", "myelin", "mha", "attention")
+_PRODUCTS = (
+    "gemm",
+    "matmul",
+    "matrixmultiply",
+    "matrix_multiply",
+    "convolution",
+    "conv",
+    "fc",
+    "myelin",
+    "mha",
+    "attention",
+)
 """Words in the type or name of a layer that holds matrix products."""
 
 
 def layer_types(inspected: str) -> dict[str, int]:
-    """Layers by the type of what they read, the narrowest input first; `products.TYPE` counts those with matrix products.
+    """Layers by the type of what they read, the narrowest input first; `products.TYPE` counts those with matrix
+    products.
 
     EngineError: not the inspector's JSON, or no per-layer detail in it.
     """
@@ -48,15 +72,24 @@ def _layers(inspected: str) -> list[Mapping[str, Any]]:
     try:
         layers = json.loads(inspected)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"the engine inspector's answer has no list of layers ({error}); the plan was built without profiling detail, build it again") from None
+        raise EngineError(
+            f"the engine inspector's answer has no list of layers ({error}); the plan was built without profiling "
+            "detail, build it again"
+        ) from None
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        raise EngineError("the engine inspector gives names only; the plan was built without profiling detail, build it again")
+        raise EngineError(
+            "the engine inspector gives names only; the plan was built without profiling detail, build it again"
+        )
     return layers
 
 
 def _computes_in(layer: Mapping[str, Any]) -> str:
     tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-    kinds = {_kind(str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))) for tensor in tensors if isinstance(tensor, dict)}
+    kinds = {
+        _kind(str(tensor.get("Format/Datatype", tensor.get("Datatype", ""))))
+        for tensor in tensors
+        if isinstance(tensor, dict)
+    }
     return next((kind for _, kind in _WORDS if kind in kinds), "other")
 
 

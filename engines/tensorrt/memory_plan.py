@@ -72,13 +72,24 @@ class MemoryPlan:
         total = sum(self.weights.values())
         here = "shared by host and GPU" if self.board.integrated else "on the GPU"
         made = [
-            f"weights in the plans: {total / MB:.0f} MB ({', '.join(f'{name} {size / MB:.0f}' for name, size in self.weights.items())}); {self.twice / MB:.0f} MB of them stand in two plans",
-            f"build: {self.build / MB:.0f} MB at most, for {self.build_graph}; run: {self.run / MB:.0f} MB; memory {here}: {self.board.memory / MB:.0f} MB",
+            f"weights in the plans: {total / MB:.0f} MB "
+            f"({', '.join(f'{name} {size / MB:.0f}' for name, size in self.weights.items())}); {self.twice / MB:.0f} "
+            "MB of them stand in two plans",
+            f"build: {self.build / MB:.0f} MB at most, for {self.build_graph}; run: {self.run / MB:.0f} MB; memory "
+            f"{here}: {self.board.memory / MB:.0f} MB",
         ]
         if not self.board.integrated:
             made.append(f"build, host memory: {self.build_host / MB:.0f} MB of {self.board.host / MB:.0f} MB")
-        fits = "fits" if self.fits_build and self.fits_run else "does not fit: " + ("building" if self.fits_run else "running")
-        return [*made, f"{fits} (allowances for system, context and scratch are assumed, not measured)", *(f"- {line}" for line in self.advice)]
+        fits = (
+            "fits"
+            if self.fits_build and self.fits_run
+            else "does not fit: " + ("building" if self.fits_run else "running")
+        )
+        return [
+            *made,
+            f"{fits} (allowances for system, context and scratch are assumed, not measured)",
+            *(f"- {line}" for line in self.advice),
+        ]
 
 
 def plan_memory(bundle: Bundle, board: Board, workspace: int, scratch: Mapping[str, int] | None = None) -> MemoryPlan:
@@ -105,9 +116,15 @@ def _advice(plan: MemoryPlan, workspace: int, bundle: Bundle) -> Iterable[str]:
     if not plan.fits_build and workspace > 256 * MB:
         yield f"give the builder less workspace than {workspace / MB:.0f} MB (--workspace 256)"
     if not plan.fits_build and plan.board.integrated:
-        yield "stop the desktop while building (sudo systemctl isolate multi-user.target), and add 8 GB of swap on NVMe for the host's share of the build"
+        yield (
+            "stop the desktop while building (sudo systemctl isolate multi-user.target), and add 8 GB of swap on "
+            "NVMe for the host's share of the build"
+        )
     if not plan.fits_run and "delta" in plan.weights:
-        yield f"export without the delta expert: {(plan.weights['delta'] + plan.weights.get('delta_kv', 0)) / MB:.0f} MB less"
+        yield (
+            f"export without the delta expert: {(plan.weights['delta'] + plan.weights.get('delta_kv', 0)) / MB:.0f} "
+            "MB less"
+        )
     if not plan.fits_run:
         yield "use a board with more memory, or backend ort on the CPU"
 

@@ -64,7 +64,10 @@ class TrtEngine:
         self.trt = load_tensorrt()
         self.driver = _driver()
         facts = cuda.facts
-        self.detail = f"TensorRT {self.trt.__version__}, {facts.name} (sm {facts.compute_capability}), CUDA {facts.cuda}, driver {facts.driver}, {cuda.detail}"
+        self.detail = (
+            f"TensorRT {self.trt.__version__}, {facts.name} (sm {facts.compute_capability}), CUDA {facts.cuda}, "
+            f"driver {facts.driver}, {cuda.detail}"
+        )
         self.stream = cuda.stream(True)
         self._blocks: list[_Block] = []
         self._scratch = Scratch(0, 0)
@@ -95,7 +98,10 @@ class TrtEngine:
         _check_interface(self.trt, engine, graph)
         scratch = int(engine.device_memory_size_v2)
         if scratch != sidecar.device_memory:
-            raise EngineError(f"{graph.path}: device_memory is {sidecar.device_memory} in the sidecar and {scratch} in the plan; build it again on this machine")
+            raise EngineError(
+                f"{graph.path}: device_memory is {sidecar.device_memory} in the sidecar and {scratch} in the plan; "
+                "build it again on this machine"
+            )
         return TrtSession(self, engine, graph)
 
     def device_address(self, array: NDArray[Any]) -> int:
@@ -151,14 +157,19 @@ class TrtRun:
     def bind(self, name: str, device: int) -> None:
         """Tensor `name` is at `device` from now on."""
         if device % ALIGNMENT:
-            raise EngineError(f"graph {self._graph}: {name} would lie at an address that is no multiple of {ALIGNMENT} bytes; TensorRT does not take it")
+            raise EngineError(
+                f"graph {self._graph}: {name} would lie at an address that is no multiple of {ALIGNMENT} bytes; "
+                "TensorRT does not take it"
+            )
         if not self._context.set_tensor_address(name, device):
             raise EngineError(f"graph {self._graph}: TensorRT refuses the address of {name}")
 
     def enqueue(self, stream: int) -> None:
         """Put one execution on `stream`; returns before it ran."""
         if not self._context.execute_async_v3(stream):
-            raise EngineError(f"graph {self._graph}: TensorRT could not enqueue the run; look at the kernel log for GPU errors")
+            raise EngineError(
+                f"graph {self._graph}: TensorRT could not enqueue the run; look at the kernel log for GPU errors"
+            )
 
 
 class TrtSession:
@@ -218,7 +229,9 @@ def _driver() -> Any:
     try:
         from vla_edge import _core
     except ImportError:
-        raise EngineError("the C core vla_edge._core is not built; install a C compiler and reinstall vla-edge") from None
+        raise EngineError(
+            "the C core vla_edge._core is not built; install a C compiler and reinstall vla-edge"
+        ) from None
     try:
         return _core.CudaDriver()
     except RuntimeError as error:
@@ -240,6 +253,12 @@ def _check_interface(trt: Any, engine: Any, graph: GraphFile) -> None:
     said |= {("output", spec.name): (spec.shape, spec.dtype) for spec in graph.spec.outputs}
     for key in sorted(said.keys() | found.keys()):
         if said.get(key) != found.get(key):
-            raise EngineError(f"{graph.path}: {key[0]} {key[1]} is {found.get(key, 'missing')} in the plan and {said.get(key, 'missing')} in the manifest; build it again")
+            raise EngineError(
+                f"{graph.path}: {key[0]} {key[1]} is {found.get(key, 'missing')} in the plan and "
+                f"{said.get(key, 'missing')} in the manifest; build it again"
+            )
     if engine.num_aux_streams != 0:
-        raise EngineError(f"{graph.path}: the plan uses {engine.num_aux_streams} streams of its own, a captured one may use none; build it again")
+        raise EngineError(
+            f"{graph.path}: the plan uses {engine.num_aux_streams} streams of its own, a captured one may use none; "
+            "build it again"
+        )

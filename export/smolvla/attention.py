@@ -53,7 +53,9 @@ class KeyValue:
 def heads_of(text: TextModel) -> Heads:
     """The sizes that text model and experts share."""
     first = text.layers[0].self_attn
-    return Heads(first.q_proj.out_features // first.head_dim, first.k_proj.out_features // first.head_dim, first.head_dim)
+    return Heads(
+        first.q_proj.out_features // first.head_dim, first.k_proj.out_features // first.head_dim, first.head_dim
+    )
 
 
 def rope_angles(graph: Graph, positions: str, rows: int, heads: Heads) -> Angles:
@@ -85,14 +87,22 @@ def rotate(graph: Graph, value: str, angles: Angles, heads: Heads) -> str:
         return graph.op("Concat", *turned, name="join", axis=2)
 
 
-def query_key_value(graph: Graph, normed: str, layer: Projections, angles: Angles, rows: int, heads: Heads) -> tuple[str, KeyValue]:
-    """normed [rows, width] → scaled, rotated queries [query heads, rows, head width] and these rows' keys and values."""
+def query_key_value(
+    graph: Graph, normed: str, layer: Projections, angles: Angles, rows: int, heads: Heads
+) -> tuple[str, KeyValue]:
+    """normed [rows, width] → scaled, rotated queries [query heads, rows, head width] and these rows' keys and
+    values."""
     both = heads.query + heads.kv
     weight = np.concatenate((_scaled_query(layer, heads), array(layer.k_proj.weight), array(layer.v_proj.weight)))
     fused = linear(graph, normed, weight, "qkv")
     turning, value = graph.split(fused, (both * heads.width, heads.kv * heads.width), axis=1)
     turned = rotate(graph, graph.reshape(turning, (rows, both, heads.width), "heads"), angles, heads)
-    query, key = graph.split(graph.op("Transpose", turned, name="heads_first", perm=[1, 0, 2]), (heads.query, heads.kv), axis=0, name="query_key")
+    query, key = graph.split(
+        graph.op("Transpose", turned, name="heads_first", perm=[1, 0, 2]),
+        (heads.query, heads.kv),
+        axis=0,
+        name="query_key",
+    )
     return query, KeyValue(key, heads_first(graph, value, rows, heads, "value"))
 
 
@@ -101,12 +111,17 @@ def key_value(graph: Graph, normed: str, layer: Projections, angles: Angles, row
     fused = linear(graph, normed, np.concatenate((array(layer.k_proj.weight), array(layer.v_proj.weight))), "kv")
     key, value = graph.split(fused, (heads.kv * heads.width,) * 2, axis=1)
     turned = rotate(graph, graph.reshape(key, (rows, heads.kv, heads.width), "heads"), angles, heads)
-    return KeyValue(graph.op("Transpose", turned, name="key", perm=[1, 0, 2]), heads_first(graph, value, rows, heads, "value"))
+    return KeyValue(
+        graph.op("Transpose", turned, name="key", perm=[1, 0, 2]), heads_first(graph, value, rows, heads, "value")
+    )
 
 
 def query(graph: Graph, normed: str, layer: Projections, angles: Angles | None, rows: int, heads: Heads) -> str:
-    """Queries alone, [query heads, rows, head width], for rows that bring no keys; without angles they stand at position 0."""
-    heads_of_rows = graph.reshape(linear(graph, normed, _scaled_query(layer, heads), "query"), (rows, heads.query, heads.width), "heads")
+    """Queries alone, [query heads, rows, head width], for rows that bring no keys; without angles they stand at
+    position 0."""
+    heads_of_rows = graph.reshape(
+        linear(graph, normed, _scaled_query(layer, heads), "query"), (rows, heads.query, heads.width), "heads"
+    )
     turned = heads_of_rows if angles is None else rotate(graph, heads_of_rows, angles, heads)
     return graph.op("Transpose", turned, name="heads_first", perm=[1, 0, 2])
 
@@ -116,8 +131,12 @@ def project_cache(graph: Graph, cache: KeyValue, layer: Projections, rows: int, 
     projected = []
     for name, value, weight in (("key", cache.key, layer.k_proj.weight), ("value", cache.value, layer.v_proj.weight)):
         with graph.scope(name):
-            flat = graph.reshape(graph.op("Transpose", value, name="rows_first", perm=[1, 0, 2]), (rows, heads.kv * heads.width), "flat")
-            projected.append(heads_first(graph, linear(graph, flat, array(weight), "project"), rows, heads, "heads_first"))
+            flat = graph.reshape(
+                graph.op("Transpose", value, name="rows_first", perm=[1, 0, 2]), (rows, heads.kv * heads.width), "flat"
+            )
+            projected.append(
+                heads_first(graph, linear(graph, flat, array(weight), "project"), rows, heads, "heads_first")
+            )
     return KeyValue(*projected)
 
 
@@ -131,7 +150,9 @@ def mask_bias(graph: Graph, mask: str, keys: int) -> str:
     """mask [keys], 1 valid and 0 padding → [1, 1, keys] to be added to scores: 0 or −MASKED."""
     with graph.scope("mask"):
         row = graph.reshape(mask, (1, 1, keys), "row")
-        return graph.op("Mul", graph.op("Sub", row, graph.constant(1.0), name="invalid"), graph.constant(MASKED), name="bias")
+        return graph.op(
+            "Mul", graph.op("Sub", row, graph.constant(1.0), name="invalid"), graph.constant(MASKED), name="bias"
+        )
 
 
 def own_rows_bias(graph: Graph, bias: str, visible: Array, earlier: int, heads: Heads) -> str:
@@ -151,7 +172,9 @@ def attend(graph: Graph, queries: str, seen: KeyValue, bias: str, rows: int, hea
     queries [query heads, rows, head width], scaled; bias broadcasts to [kv heads, group·rows, keys].
     """
     grouped = graph.reshape(queries, (heads.kv, heads.group * rows, heads.width), "group")
-    scores = graph.op("MatMul", grouped, graph.op("Transpose", seen.key, name="key_columns", perm=[0, 2, 1]), name="scores")
+    scores = graph.op(
+        "MatMul", grouped, graph.op("Transpose", seen.key, name="key_columns", perm=[0, 2, 1]), name="scores"
+    )
     weights = graph.op("Softmax", graph.op("Add", scores, bias, name="masked"), name="softmax", axis=-1)
     mixed = graph.op("MatMul", weights, seen.value, name="mix")
     ungrouped = graph.reshape(mixed, (heads.query, rows, heads.width), "ungroup")

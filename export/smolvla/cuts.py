@@ -36,7 +36,16 @@ def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
     model, rows = policy.model, prefix_rows(policy)
     tower = model.vlm_with_expert.vlm.model
     cuts = [
-        Cut("vision", partial(vision.build_vision, tower=tower.vision_model, connector=tower.connector, config=policy.backbone, size=image_size(policy))),
+        Cut(
+            "vision",
+            partial(
+                vision.build_vision,
+                tower=tower.vision_model,
+                connector=tower.connector,
+                config=policy.backbone,
+                size=image_size(policy),
+            ),
+        ),
         Cut("prefix", partial(prefix.build_prefix, model=model, rows=rows, with_cls=with_cls)),
         Cut("state", partial(prefix.build_state, model=model, rows=rows.count, every_layer=policy.config.has_delta)),
         Cut("expert", partial(expert.build_expert, model=model, rows=rows.count + 1)),
@@ -55,7 +64,10 @@ def image_size(policy: SmolVLAPolicy) -> tuple[int, int]:
         return target[1], target[0]
     sizes = {(camera.height, camera.width) for camera in policy.settings.cameras}
     if len(sizes) > 1:
-        raise ConfigError(f"cameras have sizes {sorted(sizes)} and resize_imgs_with_padding is null; graphs are static, set one size for all")
+        raise ConfigError(
+            f"cameras have sizes {sorted(sizes)} and resize_imgs_with_padding is null; graphs are static, set one "
+            "size for all"
+        )
     return sizes.pop()
 
 

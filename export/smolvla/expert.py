@@ -51,7 +51,11 @@ class ActionPath:
 def main_path(model: FlowMatching) -> ActionPath:
     """The path of the flow."""
     return ActionPath(
-        model.vlm_with_expert.lm_expert, model.action_in_proj, model.action_time_mlp_in, model.action_time_mlp_out, model.action_out_proj
+        model.vlm_with_expert.lm_expert,
+        model.action_in_proj,
+        model.action_time_mlp_in,
+        model.action_time_mlp_out,
+        model.action_out_proj,
     )
 
 
@@ -90,7 +94,11 @@ def build_delta(graph: Graph, model: FlowMatching, rows: int) -> None:
     flat = graph.reshape(graph.input("chunk", shape), shape[1:], "chunk_rows")
     bias = path.time_bias(np.array([DELTA_TIME], np.float32), config.min_period, config.max_period)
     velocity = _velocity(graph, model, path, flat, graph.weight(bias, "time_bias"), rows, "d")
-    graph.output(graph.reshape(graph.op("Add", flat, velocity, name="corrected_rows"), shape, "corrected_batch"), "corrected", shape)
+    graph.output(
+        graph.reshape(graph.op("Add", flat, velocity, name="corrected_rows"), shape, "corrected_batch"),
+        "corrected",
+        shape,
+    )
 
 
 def build_delta_kv(graph: Graph, model: FlowMatching, rows: int) -> None:
@@ -100,7 +108,9 @@ def build_delta_kv(graph: Graph, model: FlowMatching, rows: int) -> None:
     for index, number in cross_layers(model.vlm_with_expert.plan):
         cache = KeyValue(*(graph.input(f"{kind}{index:02d}", shape) for kind in "kv"))
         with graph.scope(f"delta{index:02d}"):
-            own = attention.project_cache(graph, cache, model.vlm_with_expert.delta_expert.layers[number].self_attn, rows, heads)
+            own = attention.project_cache(
+                graph, cache, model.vlm_with_expert.delta_expert.layers[number].self_attn, rows, heads
+            )
         graph.output(own.key, f"dk{index:02d}", shape)
         graph.output(own.value, f"dv{index:02d}", shape)
 
@@ -112,10 +122,14 @@ def cross_layers(plan: LayerPlan) -> list[tuple[int, int]]:
 
 def self_layers(plan: LayerPlan) -> list[tuple[int, int]]:
     """(policy layer, expert layer) of the expert's self-attending layers."""
-    return [(index, number) for index, number in enumerate(plan.expert_of) if number is not None and not plan.cross[index]]
+    return [
+        (index, number) for index, number in enumerate(plan.expert_of) if number is not None and not plan.cross[index]
+    ]
 
 
-def _velocity(graph: Graph, model: FlowMatching, path: ActionPath, actions: str, time_bias: str, rows: int, cross_prefix: str) -> str:
+def _velocity(
+    graph: Graph, model: FlowMatching, path: ActionPath, actions: str, time_bias: str, rows: int, cross_prefix: str
+) -> str:
     """actions [C, A] → velocity [C, A]; declares the inputs mask, first_position and all keys and values."""
     plan, chunk = model.vlm_with_expert.plan, model.config.chunk_size
     heads = attention.heads_of(model.vlm_with_expert.vlm.model.text_model)
@@ -123,7 +137,9 @@ def _velocity(graph: Graph, model: FlowMatching, path: ActionPath, actions: str,
     with graph.scope("embed"):
         moved = layers.linear(graph, actions, path.folded(), "actions")
         timed = layers.silu(graph, graph.op("Add", moved, time_bias, name="timed"))
-        hidden = layers.linear(graph, timed, array(path.time_mlp_out.weight), "time_mlp_out", array(path.time_mlp_out.bias))
+        hidden = layers.linear(
+            graph, timed, array(path.time_mlp_out.weight), "time_mlp_out", array(path.time_mlp_out.bias)
+        )
     bias = attention.mask_bias(graph, mask, rows)
     if self_layers(plan):
         causal_bias = attention.own_rows_bias(graph, bias, np.tri(chunk, dtype=np.float32), rows, heads)
@@ -145,7 +161,9 @@ def _velocity(graph: Graph, model: FlowMatching, path: ActionPath, actions: str,
                     mixed = attention.attend(graph, queries, cache, bias, chunk, heads)
                 else:
                     queries, own = attention.query_key_value(graph, normed, layer.self_attn, angles, chunk, heads)
-                    mixed = attention.attend(graph, queries, attention.join(graph, cache, own), causal_bias, chunk, heads)
+                    mixed = attention.attend(
+                        graph, queries, attention.join(graph, cache, own), causal_bias, chunk, heads
+                    )
             hidden = layers.finish(graph, hidden, mixed, layer)
     normed = layers.rms_norm(graph, hidden, path.expert.norm, "norm")
     return layers.linear(graph, normed, array(path.out_proj.weight), "action_out", array(path.out_proj.bias))

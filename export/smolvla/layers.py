@@ -21,7 +21,8 @@ def array(parameter: Any) -> Array:
 
 
 def linear(graph: Graph, value: str, weight: Array, name: str, bias: Array | None = None) -> str:
-    """value [rows, in] · weightᵀ (+ bias); `weight` is [out, in] as torch has it. The MatMul's node is called `name`."""
+    """value [rows, in] · weightᵀ (+ bias); `weight` is [out, in] as torch has it. The MatMul's node is called
+    `name`."""
     product = graph.op("MatMul", value, graph.weight(weight.T, f"{name}.weight"), name=name)
     if bias is None:
         return product

@@ -100,7 +100,11 @@ def build_state(graph: Graph, model: FlowMatching, rows: int, every_layer: bool)
             hidden = layers.finish(graph, hidden, mixed, layer)
         caches.append(cache)
     caches.append(_last_layer(graph, model, hidden, angles, 1, heads))
-    wanted = range(len(caches)) if every_layer else [index for index, expert in enumerate(plan.expert_of) if expert is not None and not plan.cross[index]]
+    wanted = (
+        range(len(caches))
+        if every_layer
+        else [index for index, expert in enumerate(plan.expert_of) if expert is not None and not plan.cross[index]]
+    )
     for name, value in _named_caches(graph, model, caches, wanted, 1, heads):
         graph.output(value, f"state_{name}", (heads.kv, 1, heads.width))
 
@@ -115,16 +119,22 @@ def _embed(graph: Graph, model: FlowMatching, rows: Rows) -> str:
         shape: tuple[int, ...] = (rows.slots, rows.tokens, width)
         slots = graph.reshape(pictures, shape, "slots")
         if rows.start or rows.end:
-            start, end = (np.tile(table[list(ids)][None], (rows.slots, 1, 1)) for ids in (model.special.start, model.special.end))
+            start, end = (
+                np.tile(table[list(ids)][None], (rows.slots, 1, 1)) for ids in (model.special.start, model.special.end)
+            )
             parts = (graph.weight(start, "image_start"), slots, graph.weight(end, "image_end"))
             slots = graph.op("Concat", *parts, name="with_special", axis=1)
         seen = graph.reshape(slots, (rows.slots * rows.slot, width), "pictures")
         scaled = graph.weight(table * np.float32(width**0.5), "tokens.weight")
-        told = graph.reshape(graph.op("Gather", scaled, token_ids, name="tokens", axis=0), (rows.language, width), "language")
+        told = graph.reshape(
+            graph.op("Gather", scaled, token_ids, name="tokens", axis=0), (rows.language, width), "language"
+        )
         return graph.op("Concat", seen, told, name="rows", axis=0)
 
 
-def _attention_inputs(graph: Graph, hidden: str, layer: Layer, angles: Angles, rows: int, heads: Heads) -> tuple[str, KeyValue]:
+def _attention_inputs(
+    graph: Graph, hidden: str, layer: Layer, angles: Angles, rows: int, heads: Heads
+) -> tuple[str, KeyValue]:
     normed = layers.rms_norm(graph, hidden, layer.input_layernorm, "input_norm")
     with graph.scope("attention"):
         return attention.query_key_value(graph, normed, layer.self_attn, angles, rows, heads)
@@ -141,7 +151,8 @@ def _last_layer(graph: Graph, model: FlowMatching, hidden: str, angles: Angles, 
 def _named_caches(
     graph: Graph, model: FlowMatching, caches: list[KeyValue], plain: range | list[int], rows: int, heads: Heads
 ) -> Iterator[tuple[str, str]]:
-    """(name, value) of the text model's keys and values of layers `plain`, then the cross-attending expert layers' own."""
+    """(name, value) of the text model's keys and values of layers `plain`, then the cross-attending expert layers'
+    own."""
     for index in plain:
         yield f"k{index:02d}", caches[index].key
         yield f"v{index:02d}", caches[index].value
@@ -155,7 +166,8 @@ def _named_caches(
 
 
 def _pool(graph: Graph, hidden: str, mask: str, rows: Rows, width: int) -> None:
-    """pooled [H]: the mean over valid picture rows of what enters the last text layer; zero when no picture is there."""
+    """pooled [H]: the mean over valid picture rows of what enters the last text layer; zero when no picture is
+    there."""
     with graph.scope("pooled"):
         wanted = graph.op("Mul", mask, graph.constant(rows.pictures()), name="wanted")
         row = graph.reshape(wanted, (1, rows.count), "row")
@@ -182,7 +194,9 @@ def _observe(graph: Graph, model: FlowMatching, caches: list[KeyValue], bias: st
                     else:
                         queries = attention.query(graph, normed, layer.self_attn, start, tokens, heads)
                         own = attention.key_value(graph, normed, layer.self_attn, start, tokens, heads)
-                    mixed = attention.attend(graph, queries, attention.join(graph, caches[index], own), own_bias, tokens, heads)
+                    mixed = attention.attend(
+                        graph, queries, attention.join(graph, caches[index], own), own_bias, tokens, heads
+                    )
                 hidden = layers.finish(graph, hidden, mixed, layer)
         normed = layers.rms_norm(graph, hidden, text.norm, "norm")
         raised = layers.linear(graph, normed, array(head.fc1.weight), "project_in", array(head.fc1.bias))

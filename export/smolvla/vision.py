@@ -10,7 +10,9 @@ from vla_edge.policies.smolvla.backbone import BackboneConfig
 from vla_edge.policies.smolvla.vision import Connector, EncoderLayer, VisionModel
 
 
-def build_vision(graph: Graph, tower: VisionModel, connector: Connector, config: BackboneConfig, size: tuple[int, int]) -> None:
+def build_vision(
+    graph: Graph, tower: VisionModel, connector: Connector, config: BackboneConfig, size: tuple[int, int]
+) -> None:
     """pixels [1, 3, height, width] in −1..1 → tokens [1, N, H], multiplied by √H. `size` is (height, width)."""
     vision, (height, width) = config.vision, size
     patch, hidden_size = vision.patch_size, vision.hidden_size
@@ -18,9 +20,11 @@ def build_vision(graph: Graph, tower: VisionModel, connector: Connector, config:
     pixels = graph.input("pixels", (1, 3, height, width))
 
     with graph.scope("patches"):
-        cut = graph.slice(graph.slice(pixels, 2, 0, rows * patch, "whole_rows"), 3, 0, columns * patch, "whole_columns") if (
-            height % patch or width % patch
-        ) else pixels
+        cut = (
+            graph.slice(graph.slice(pixels, 2, 0, rows * patch, "whole_rows"), 3, 0, columns * patch, "whole_columns")
+            if (height % patch or width % patch)
+            else pixels
+        )
         blocks = graph.reshape(cut, (3, rows, patch, columns, patch), "blocks")
         by_place = graph.op("Transpose", blocks, name="by_place", perm=[1, 3, 0, 2, 4])
         flat = graph.reshape(by_place, (rows * columns, 3 * patch * patch), "flat")
@@ -53,13 +57,21 @@ def _encoder_layer(graph: Graph, hidden: str, layer: EncoderLayer, rows: int, he
     with graph.scope("attention"):
         normed = layer_norm(graph, hidden, layer.layer_norm1, "norm")
         scale = np.float32(width**-0.5)
-        weight = np.concatenate((array(attention.q_proj.weight) * scale, array(attention.k_proj.weight), array(attention.v_proj.weight)))
-        bias = np.concatenate((array(attention.q_proj.bias) * scale, array(attention.k_proj.bias), array(attention.v_proj.bias)))
+        weight = np.concatenate(
+            (array(attention.q_proj.weight) * scale, array(attention.k_proj.weight), array(attention.v_proj.weight))
+        )
+        bias = np.concatenate(
+            (array(attention.q_proj.bias) * scale, array(attention.k_proj.bias), array(attention.v_proj.bias))
+        )
         fused = graph.reshape(linear(graph, normed, weight, "qkv", bias), (rows, 3, heads, width), "heads")
         stacked = graph.op("Transpose", fused, name="heads_first", perm=[1, 2, 0, 3])
         parts = graph.split(stacked, (1, 1, 1), axis=0)
-        query, key, value = (graph.reshape(part, (heads, rows, width), name) for part, name in zip(parts, ("query", "key", "value")))
-        scores = graph.op("MatMul", query, graph.op("Transpose", key, name="key_columns", perm=[0, 2, 1]), name="scores")
+        query, key, value = (
+            graph.reshape(part, (heads, rows, width), name) for part, name in zip(parts, ("query", "key", "value"))
+        )
+        scores = graph.op(
+            "MatMul", query, graph.op("Transpose", key, name="key_columns", perm=[0, 2, 1]), name="scores"
+        )
         mixed = graph.op("MatMul", graph.op("Softmax", scores, name="softmax", axis=-1), value, name="mix")
         flat = graph.reshape(graph.op("Transpose", mixed, name="rows_first", perm=[1, 0, 2]), (rows, size), "flat")
         projected = linear(graph, flat, array(attention.out_proj.weight), "output", array(attention.out_proj.bias))

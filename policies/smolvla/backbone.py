@@ -78,7 +78,9 @@ def given_folder(folder: Path, files: tuple[str, ...]) -> Path:
     """`folder`, named by the user: no other place is tried. CheckpointError when one of `files` is not in it."""
     for file in files:
         if not (folder / file).is_file():
-            raise CheckpointError(f"{folder / file}: missing; give the folder that holds the backbone's config.json and tokenizer")
+            raise CheckpointError(
+                f"{folder / file}: missing; give the folder that holds the backbone's config.json and tokenizer"
+            )
     return folder
 
 
@@ -107,7 +109,9 @@ def read_backbone(folder: Path) -> BackboneConfig:
     file = folder / "config.json"
     content = read_json(file)
     if content.get("model_type", "smolvlm") not in ("smolvlm", "idefics3"):
-        raise ConfigError(f"{file}: model_type is {content['model_type']!r}, supported is 'smolvlm'; choose another backbone")
+        raise ConfigError(
+            f"{file}: model_type is {content['model_type']!r}, supported is 'smolvlm'; choose another backbone"
+        )
     return backbone_from_json(content, file)
 
 
@@ -127,7 +131,9 @@ def backbone_from_json(content: Mapping[str, Any], file: Path) -> BackboneConfig
         ("vision_config", vision, "num_channels", (3,)),
     ):
         if part.get(key, allowed[0]) not in allowed:
-            raise ConfigError(f"{file}: {where}.{key} is {part[key]!r}, supported is {allowed[0]!r}; this backbone cannot be run")
+            raise ConfigError(
+                f"{file}: {where}.{key} is {part[key]!r}, supported is {allowed[0]!r}; this backbone cannot be run"
+            )
     hidden, heads = take_positive(text, "hidden_size", 4096, file), take_positive(text, "num_attention_heads", 32, file)
     backbone = BackboneConfig(
         vision=VisionConfig(
@@ -151,6 +157,13 @@ def backbone_from_json(content: Mapping[str, Any], file: Path) -> BackboneConfig
         ),
         scale_factor=take_positive(content, "scale_factor", 2, file),
     )
-    if backbone.text.heads % backbone.text.kv_heads or backbone.text.head_dim % 2 or backbone.vision.hidden_size % backbone.vision.heads:
-        raise ConfigError(f"{file}: heads do not divide evenly (text {heads} by {backbone.text.kv_heads}, vision {backbone.vision.hidden_size} by {backbone.vision.heads}); give the config of a SmolVLM2 model")
+    if (
+        backbone.text.heads % backbone.text.kv_heads
+        or backbone.text.head_dim % 2
+        or backbone.vision.hidden_size % backbone.vision.heads
+    ):
+        raise ConfigError(
+            f"{file}: heads do not divide evenly (text {heads} by {backbone.text.kv_heads}, vision "
+            f"{backbone.vision.hidden_size} by {backbone.vision.heads}); give the config of a SmolVLM2 model"
+        )
     return backbone

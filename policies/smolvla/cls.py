@@ -37,7 +37,8 @@ def similarity(now: Tensor, reference: Tensor, token_now: int = 0, token_referen
 def why_no_gate(model: FlowMatching) -> str | None:
     """Why this model's head cannot serve as a gate, in words, or None when it can.
 
-    A head is refused when there is none, when training never marked it, or when its answer does not depend on its input.
+    A head is refused when there is none, when training never marked it, or when its answer does not depend on its
+    input.
     """
     if not model.config.use_cls_head:
         return "the policy has no CLS head"

@@ -27,8 +27,20 @@ _WITHOUT_ARITHMETIC = frozenset(
         *("type", "input_features", "output_features", "normalization_mapping", "n_obs_steps", "use_cache"),
         *("device", "use_amp", "use_peft", "compile_model", "compile_mode", "load_vlm_weights", "rtc_config"),
         *("push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision"),
-        *("fine_tune_vision_encoder", "vision_encoder_lr_multiplier", "optimizer_lr", "optimizer_betas", "optimizer_eps"),
-        *("optimizer_weight_decay", "optimizer_grad_clip_norm", "scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"),
+        *(
+            "fine_tune_vision_encoder",
+            "vision_encoder_lr_multiplier",
+            "optimizer_lr",
+            "optimizer_betas",
+            "optimizer_eps",
+        ),
+        *(
+            "optimizer_weight_decay",
+            "optimizer_grad_clip_norm",
+            "scheduler_warmup_steps",
+            "scheduler_decay_steps",
+            "scheduler_decay_lr",
+        ),
     )
 )
 _KINDS = ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE")
@@ -51,7 +63,9 @@ class SmolVLAConfig:
 
     input_features: tuple[Feature, ...]
     output_features: tuple[Feature, ...]
-    normalization_mapping: Mapping[str, str] = field(default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"})
+    normalization_mapping: Mapping[str, str] = field(
+        default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    )
     chunk_size: int = 50
     n_action_steps: int = 50
     max_state_dim: int = 32
@@ -145,7 +159,9 @@ def plan_layers(config: SmolVLAConfig, text: TextConfig) -> LayerPlan:
     layers = config.num_vlm_layers if 0 < config.num_vlm_layers < text.layers else text.layers
     experts = config.num_expert_layers if config.num_expert_layers > 0 else layers
     if experts > layers or layers % experts:
-        raise ConfigError(f"num_expert_layers is {experts}, must divide the {layers} text layers (num_vlm_layers); change one of them")
+        raise ConfigError(
+            f"num_expert_layers is {experts}, must divide the {layers} text layers (num_vlm_layers); change one of them"
+        )
     every = config.self_attn_every_n_layers
     stride = layers // experts
     expert_of = tuple(index // stride if index % stride == 0 else None for index in range(layers))
@@ -153,7 +169,8 @@ def plan_layers(config: SmolVLAConfig, text: TextConfig) -> LayerPlan:
     for index, expert in enumerate(expert_of):
         if expert is not None and cross[index] != _crosses(config.attention_mode, every, expert):
             raise ConfigError(
-                f"num_expert_layers {experts} with self_attn_every_n_layers {every} pairs expert layer {expert} with text layer "
+                f"num_expert_layers {experts} with self_attn_every_n_layers {every} pairs expert layer {expert} with "
+                "text layer "
                 f"{index}, whose attention is of the other kind; LeRobot cannot run it either, change one of them"
             )
     return LayerPlan(expert_of, cross)
@@ -169,7 +186,8 @@ def _crosses(attention_mode: str, every: int, index: int) -> bool:
 
 
 def read_config(folder: Path) -> SmolVLAConfig:
-    """Parse `folder/config.json`. CheckpointError: missing, damaged, unknown policy type. ConfigError: unsupported value."""
+    """Parse `folder/config.json`. CheckpointError: missing, damaged, unknown policy type. ConfigError: unsupported
+    value."""
     file = folder / "config.json"
     return config_from_json(read_json(file), str(file))
 
@@ -186,7 +204,9 @@ def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
             values[name] = _features(value, f"{where}: {name}")
         elif name == "normalization_mapping":
             if not isinstance(value, dict):
-                raise ConfigError(f"{where}: normalization_mapping is {value!r}, must be an object of modes by feature type")
+                raise ConfigError(
+                    f"{where}: normalization_mapping is {value!r}, must be an object of modes by feature type"
+                )
             values[name] = dict(value)
         elif name in known and name not in _NOT_IN_FILE:
             values[name] = _value(value, str(known[name].type), f"{where}: {name}")
@@ -194,12 +214,20 @@ def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
         if name not in values:
             raise CheckpointError(f"{where}: {name} is missing; save the policy again with LeRobot 0.2 or newer")
     if content.get("use_cache", True) is not True:
-        raise ConfigError(f"{where}: use_cache is false, supported is true; LeRobot cannot sample without its cache either")
+        raise ConfigError(
+            f"{where}: use_cache is false, supported is true; LeRobot cannot sample without its cache either"
+        )
     if content.get("n_obs_steps", 1) != 1:
-        raise ConfigError(f"{where}: n_obs_steps is {content['n_obs_steps']!r}, supported is 1; SmolVLA reads one observation")
+        raise ConfigError(
+            f"{where}: n_obs_steps is {content['n_obs_steps']!r}, supported is 1; SmolVLA reads one observation"
+        )
     unknown = sorted(set(content) - set(known) - _WITHOUT_ARITHMETIC)
     notes = tuple(f"config.json: field {name} is not known here and was not used" for name in unknown)
-    notes += tuple(f"config.json: SmolVLA does not read the input {item.name}" for item in values["input_features"] if item.kind != "VISUAL" and item.name != STATE)
+    notes += tuple(
+        f"config.json: SmolVLA does not read the input {item.name}"
+        for item in values["input_features"]
+        if item.kind != "VISUAL" and item.name != STATE
+    )
     try:
         return SmolVLAConfig(**values, source=dict(content), notes=notes)
     except ConfigError as error:
@@ -210,7 +238,11 @@ def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
     """The content of config.json in LeRobot's form. The CLS and delta fields appear only where they are used, so that
     LeRobot can read a policy that has neither."""
     content: dict[str, Any] = {"type": "smolvla", **config.source}
-    ours = {item.name for item in fields(SmolVLAConfig) if "cls" in item.name or "vicreg" in item.name or "delta" in item.name}
+    ours = {
+        item.name
+        for item in fields(SmolVLAConfig)
+        if "cls" in item.name or "vicreg" in item.name or "delta" in item.name
+    }
     ours.discard("use_delta_joint_actions_aloha")
     extended = config.use_cls_head or config.train_delta_expert
     for item in fields(SmolVLAConfig):
@@ -233,7 +265,11 @@ def _features(value: Any, where: str) -> tuple[Feature, ...]:
         raise ConfigError(f"{where} is {type(value).__name__}, must be an object of features")
     features = []
     for name, item in value.items():
-        if not isinstance(item, dict) or not isinstance(item.get("shape"), list) or not isinstance(item.get("type"), str):
+        if (
+            not isinstance(item, dict)
+            or not isinstance(item.get("shape"), list)
+            or not isinstance(item.get("type"), str)
+        ):
             raise ConfigError(f"{where}.{name} must have a type and a shape; save the policy again")
         if item["type"] not in _KINDS:
             raise ConfigError(f"{where}.{name}.type is {item['type']!r}, must be one of {', '.join(_KINDS)}")
@@ -283,7 +319,9 @@ def _validate(config: SmolVLAConfig) -> None:
             raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {_MOST_SIDE} at most")
     names = [item.name for item in config.input_features]
     if STATE not in names or not any(item.name == ACTION for item in config.output_features):
-        raise ConfigError(f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}")
+        raise ConfigError(
+            f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}"
+        )
     if not config.cameras:
         raise ConfigError("input_features holds no camera (type VISUAL); SmolVLA needs at least one")
     for item in config.cameras:
@@ -291,11 +329,21 @@ def _validate(config: SmolVLAConfig) -> None:
             raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
     require(config.chunk_size >= 1, "chunk_size", "at least 1")
     require(1 <= config.n_action_steps <= config.chunk_size, "n_action_steps", f"1 to chunk_size ({config.chunk_size})")
-    require(config.max_state_dim >= config.state_dim, "max_state_dim", f"at least the state's {config.state_dim} dimensions")
-    require(config.max_action_dim >= config.action_dim, "max_action_dim", f"at least the action's {config.action_dim} dimensions")
+    require(
+        config.max_state_dim >= config.state_dim, "max_state_dim", f"at least the state's {config.state_dim} dimensions"
+    )
+    require(
+        config.max_action_dim >= config.action_dim,
+        "max_action_dim",
+        f"at least the action's {config.action_dim} dimensions",
+    )
     require(config.empty_cameras >= 0, "empty_cameras", "0 or more")
     require(not config.use_delta_joint_actions_aloha, "use_delta_joint_actions_aloha", "false: LeRobot never ported it")
-    require(not config.adapt_to_pi_aloha or (config.state_dim >= 14 and config.action_dim >= 14), "adapt_to_pi_aloha", "false unless state and action have the 14 joints of an Aloha")
+    require(
+        not config.adapt_to_pi_aloha or (config.state_dim >= 14 and config.action_dim >= 14),
+        "adapt_to_pi_aloha",
+        "false unless state and action have the 14 joints of an Aloha",
+    )
     require(config.tokenizer_max_length >= 1, "tokenizer_max_length", "at least 1")
     require(config.num_steps >= 1, "num_steps", "at least 1")
     require(config.attention_mode in ("cross_attn", "self_attn"), "attention_mode", "'cross_attn' or 'self_attn'")

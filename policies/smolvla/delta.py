@@ -73,7 +73,9 @@ def correct_chunk(model: FlowMatching, prefix: Prefix, chunk: Tensor) -> Tensor:
     return chunk + velocity
 
 
-def training_step(model: FlowMatching, inputs: Inputs, noise: tuple[Tensor, Tensor], stale: tuple[Tensor, Tensor] | None) -> DeltaStep:
+def training_step(
+    model: FlowMatching, inputs: Inputs, noise: tuple[Tensor, Tensor], stale: tuple[Tensor, Tensor] | None
+) -> DeltaStep:
     """One step of the delta expert's training.
 
     noise: [B, C, A] to sample the fresh chunk from, and [B, C, A] to disturb it with (unused with `stale`). stale: the
@@ -93,7 +95,11 @@ def training_step(model: FlowMatching, inputs: Inputs, noise: tuple[Tensor, Tens
     cls_loss = None
     if action_tokens is not None:
         config = model.config
-        cls_loss = vicreg(observe(model, scene), action_tokens, VicregWeights(config.vicreg_lambda, config.vicreg_mu, config.vicreg_nu))
+        cls_loss = vicreg(
+            observe(model, scene),
+            action_tokens,
+            VicregWeights(config.vicreg_lambda, config.vicreg_mu, config.vicreg_nu),
+        )
     return DeltaStep(functional.mse_loss(velocity, target, reduction="none"), target.square(), valid, cls_loss)
 
 
@@ -113,5 +119,12 @@ def real_dimensions(model: FlowMatching, like: Tensor) -> Tensor:
 
 def delta_parameters(model: FlowMatching) -> list[tuple[str, torch.nn.Parameter]]:
     """What delta training moves: the delta expert, its projections, the CLS tokens and their projections."""
-    prefixes = ("delta_", "vlm_with_expert.delta_expert.", "pre_cls_param", "suf_cls_param", "obs_cls_proj.", "act_cls_proj.")
+    prefixes = (
+        "delta_",
+        "vlm_with_expert.delta_expert.",
+        "pre_cls_param",
+        "suf_cls_param",
+        "obs_cls_proj.",
+        "act_cls_proj.",
+    )
     return [(name, parameter) for name, parameter in model.named_parameters() if name.startswith(prefixes)]

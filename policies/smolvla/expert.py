@@ -27,8 +27,8 @@ class Expert(nn.Module):
         count = sum(expert is not None for expert in plan.expert_of)
         cached = text.kv_heads * text.head_dim
         self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment] # iterated as its element type
-
-            Layer(width, expert_mlp_size(width), cached if expert_crosses(config, index) else width, text) for index in range(count)
+            Layer(width, expert_mlp_size(width), cached if expert_crosses(config, index) else width, text)
+            for index in range(count)
         )
         self.norm = RMSNorm(width, text.rms_norm_eps)
 

@@ -71,7 +71,9 @@ class FlowMatching(nn.Module):
         self.vlm_with_expert = SmolVLMWithExpert(config, backbone)
         width, expert = backbone.text.hidden_size, expert_width(config, backbone.text)
         if expert % 2:
-            raise ConfigError(f"expert_width_multiplier {config.expert_width_multiplier} makes the expert {expert} wide, must be even")
+            raise ConfigError(
+                f"expert_width_multiplier {config.expert_width_multiplier} makes the expert {expert} wide, must be even"
+            )
         self.state_proj = nn.Linear(config.max_state_dim, width)
         self.action_in_proj = nn.Linear(config.max_action_dim, expert)
         self.action_out_proj = nn.Linear(expert, config.max_action_dim)
@@ -94,8 +96,11 @@ class FlowMatching(nn.Module):
         """Each slot's picture → tokens [B, N, H], scaled by √H."""
         return [self._scaled(self.vlm_with_expert.embed_image(image)) for image in images]
 
-    def embed_prefix(self, tokens: Sequence[Tensor], image_masks: Sequence[Tensor], token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [B, P, H] and mask bool [B, P]: per slot [start] picture [end], then language. `tokens` as `embed_images`
+    def embed_prefix(
+        self, tokens: Sequence[Tensor], image_masks: Sequence[Tensor], token_ids: Tensor, token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows [B, P, H] and mask bool [B, P]: per slot [start] picture [end], then language. `tokens` as
+        `embed_images`
         gives them. Start and end tokens are neither scaled nor masked, even for an empty camera."""
         batch = token_ids.shape[0]
         rows: list[Tensor] = []
@@ -104,7 +109,11 @@ class FlowMatching(nn.Module):
             picture = (image, present[:, None].expand(batch, image.shape[1]))
             parts = [picture]
             if self.config.add_image_special_tokens:
-                parts = [self._special(self.special.start, token_mask), picture, self._special(self.special.end, token_mask)]
+                parts = [
+                    self._special(self.special.start, token_mask),
+                    picture,
+                    self._special(self.special.end, token_mask),
+                ]
             rows.extend(row for row, _ in parts)
             masks.extend(mask for _, mask in parts)
         rows.append(self._scaled(self.vlm_with_expert.embed_tokens(token_ids)))
@@ -133,7 +142,9 @@ class FlowMatching(nn.Module):
         row = self.embed_state(state)
         valid = torch.ones_like(prefix.mask[:, :1])
         mask = torch.cat((prefix.mask, valid), dim=1)
-        hidden, cache = self.vlm_with_expert.vlm.model.text_model(row, mask[:, None, :], positions_of(mask)[:, -1:], prefix.cache)
+        hidden, cache = self.vlm_with_expert.vlm.model.text_model(
+            row, mask[:, None, :], positions_of(mask)[:, -1:], prefix.cache
+        )
         joined = [join(earlier, later) for earlier, later in zip(prefix.cache, cache, strict=True)]
         return Prefix(joined, mask, torch.cat((prefix.hidden, hidden), dim=1))
 
@@ -141,7 +152,9 @@ class FlowMatching(nn.Module):
         """Prefix and state in one pass, as LeRobot runs them, `prefix_length` padding included: the reference that the
         split is checked against."""
         rows, mask, own_block = self.with_state(rows, mask, self.embed_state(state))
-        hidden, cache = self.vlm_with_expert.vlm.model.text_model(rows, self.visible_together(mask, own_block), positions_of(mask))
+        hidden, cache = self.vlm_with_expert.vlm.model.text_model(
+            rows, self.visible_together(mask, own_block), positions_of(mask)
+        )
         return Prefix(cache, mask, hidden)
 
     def with_state(self, rows: Tensor, mask: Tensor, state_row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +163,11 @@ class FlowMatching(nn.Module):
         own_block = functional.pad(torch.zeros_like(mask), (0, 1), value=True)
         rows, mask = torch.cat((rows, state_row), dim=1), functional.pad(mask, (0, 1), value=True)
         missing = max(0, self.config.prefix_length - count - 1)
-        return functional.pad(rows, (0, 0, 0, missing)), functional.pad(mask, (0, missing)), functional.pad(own_block, (0, missing))
+        return (
+            functional.pad(rows, (0, 0, 0, missing)),
+            functional.pad(mask, (0, missing)),
+            functional.pad(own_block, (0, missing)),
+        )
 
     def visible_together(self, mask: Tensor, own_block: Tensor) -> Tensor:
         """bool [B, rows, rows]: a row sees valid rows of its own or an earlier block; the state starts a new block."""
@@ -161,7 +178,9 @@ class FlowMatching(nn.Module):
         """Pictures and language → their cache. Without gradients where the backbone has none to give."""
         trains = any(weight.requires_grad for weight in self.vlm_with_expert.vlm.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            rows, mask = self.embed_prefix(self.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask)
+            rows, mask = self.embed_prefix(
+                self.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask
+            )
             return self.run_prefix(rows, mask)
 
     def prefix_of(self, inputs: Inputs) -> Prefix:

@@ -21,12 +21,7 @@ from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
 from vla_edge.policies.images import prepare_image, to_unit
-from vla_edge.policies.processing import (
-    ProcessorSettings,
-    read_processing,
-    special_token_names,
-    token_id,
-)
+from vla_edge.policies.processing import ProcessorSettings, read_processing, special_token_names, token_id
 from vla_edge.policies.smolvla.aloha import decode_state, encode_actions, encode_actions_inverse
 from vla_edge.policies.smolvla.backbone import BackboneConfig, find_folder, given_folder, read_backbone
 from vla_edge.policies.smolvla.cls import observe, similarity
@@ -65,7 +60,11 @@ class SmolVLAPolicy(nn.Module):
         tokenizer lie, None to look where the checkpoint says. Errors: CheckpointError, ConfigError."""
         folder = Path(folder)
         config, weights = settle_heads(read_config(folder), read_weights(folder))
-        place = find_folder(config.vlm_model_name, folder, ("config.json",)) if vlm is None else given_folder(vlm, ("config.json",))
+        place = (
+            find_folder(config.vlm_model_name, folder, ("config.json",))
+            if vlm is None
+            else given_folder(vlm, ("config.json",))
+        )
         buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
         settings = read_processing(folder, config, buffers, vlm)
         with torch.device("meta"):
@@ -112,7 +111,9 @@ class SmolVLAPolicy(nn.Module):
             if name not in renamed:
                 raise ObservationError(f"the observation has no {name}; it holds {', '.join(observation) or 'nothing'}")
         batch: dict[str, Any] = {
-            camera.name: to_unit(torch.as_tensor(renamed[camera.name]), camera.name) for camera in self.settings.cameras if camera.name in renamed
+            camera.name: to_unit(torch.as_tensor(renamed[camera.name]), camera.name)
+            for camera in self.settings.cameras
+            if camera.name in renamed
         }
         state = torch.as_tensor(renamed[STATE], dtype=torch.float32)
         if state.shape != (self.config.state_dim,):
@@ -142,10 +143,14 @@ class SmolVLAPolicy(nn.Module):
             if camera.name not in batch:
                 continue
             value = batch[camera.name]
-            image = prepare_image(to_unit(value[:, -1] if value.ndim == 5 else value, camera.name), self.config.resize_imgs_with_padding)
+            image = prepare_image(
+                to_unit(value[:, -1] if value.ndim == 5 else value, camera.name), self.config.resize_imgs_with_padding
+            )
             images.append(image)
             given = batch.get(f"{camera.name}_padding_mask")
-            masks.append(torch.ones(image.shape[0], dtype=torch.bool, device=image.device) if given is None else given.bool())
+            masks.append(
+                torch.ones(image.shape[0], dtype=torch.bool, device=image.device) if given is None else given.bool()
+            )
         if not images:
             names = ", ".join(camera.name for camera in self.config.cameras)
             raise ObservationError(f"no camera of the policy is in the observation; it takes {names}")
@@ -168,12 +173,16 @@ class SmolVLAPolicy(nn.Module):
         self.eval()
         inputs = self.prepare(batch)
         scene = self.model.scene_of(inputs)
-        chunk = self.model.integrate(self.model.run_state(scene, inputs.state), self._noise(inputs, noise), self.config.num_steps)
+        chunk = self.model.integrate(
+            self.model.run_state(scene, inputs.state), self._noise(inputs, noise), self.config.num_steps
+        )
         actions = self.real_actions(chunk)
         if not compute_cls_similarity:
             return actions
         if not self.config.use_cls_head:
-            raise ConfigError("compute_cls_similarity needs a CLS head and this policy has none; train one or leave it out")
+            raise ConfigError(
+                "compute_cls_similarity needs a CLS head and this policy has none; train one or leave it out"
+            )
         tokens = observe(self.model, scene)
         return actions, tokens, self._decide(tokens)
 
@@ -230,14 +239,16 @@ class SmolVLAPolicy(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def forward(
+        self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The training loss and what it was made of: means over real dimensions and steps inside the episode.
 
         Flow matching: noise [B, C, A] and times [B] are drawn here unless given; loss_dict holds
         `losses_after_forward` [B, C, A], `losses_after_in_ep_bound`, `losses_after_rm_padding` [B, C, n], `loss`.
         Delta mode (`train_delta_expert`): the same under `delta_`, with `loss` the sum of `delta_loss` and the weighted
-        `cls_loss`; `delta_loss_relative` is the error relative to predicting zero. With `delta_target` "stale" the batch
-        holds `delta_context` [B, C, A] and `delta_context_is_pad` bool [B, C], as `shift_chunk` makes them.
+        `cls_loss`; `delta_loss_relative` is the error relative to predicting zero. With `delta_target` "stale" the
+        batch holds `delta_context` [B, C, A] and `delta_context_is_pad` bool [B, C], as `shift_chunk` makes them.
         """
         inputs = self.prepare(batch)
         noise = self._noise(inputs, noise)
@@ -255,7 +266,10 @@ class SmolVLAPolicy(nn.Module):
         stale = None
         if self.config.delta_target == "stale":
             if "delta_context" not in batch:
-                raise TrainingError("delta_target 'stale' needs delta_context in the batch: the chunk predicted k frames earlier, shifted by k")
+                raise TrainingError(
+                    "delta_target 'stale' needs delta_context in the batch: the chunk predicted k frames earlier, "
+                    "shifted by k"
+                )
             stale = (batch["delta_context"], batch["delta_context_is_pad"])
         step = training_step(self.model, inputs, (noise, torch.randn_like(noise)), stale)
         outside = ~step.valid if batch.get("action_is_pad") is None else ~step.valid | batch["action_is_pad"]

@@ -59,7 +59,9 @@ def write_backbone(folder: Path, source: Path, tokenizer: Path) -> None:
     CheckpointError when they are no longer where the policy was loaded from."""
     for place, name in ((source, "config.json"), (tokenizer, "tokenizer.json")):
         if not (place / name).is_file():
-            raise CheckpointError(f"{place / name}: gone since the policy was loaded; put it back to save a complete checkpoint")
+            raise CheckpointError(
+                f"{place / name}: gone since the policy was loaded; put it back to save a complete checkpoint"
+            )
     target = folder / VLM_FOLDER
     target.mkdir()
     for place, pattern in ((source, "*"), (tokenizer, "tokenizer*.json")):
@@ -84,7 +86,11 @@ def _write_pipeline(folder: Path, name: str, steps: list[dict[str, Any]], settin
     for index, step in enumerate(steps):
         if step["registry_name"] in ("normalizer_processor", "unnormalizer_processor") and settings.statistics:
             file = f"{name}_step_{index}_{step['registry_name']}.safetensors"
-            flat = {f"{feature}.{key}": np.ascontiguousarray(value) for feature, values in settings.statistics.items() for key, value in values.items()}
+            flat = {
+                f"{feature}.{key}": np.ascontiguousarray(value)
+                for feature, values in settings.statistics.items()
+                for key, value in values.items()
+            }
             save_file(flat, folder / file)
             step = {**step, "state_file": file}
         written.append(step)

@@ -1,4 +1,5 @@
-"""Normalising tensors as the checkpoint's settings say. Arithmetic: POLICY.md §1.4 and LeRobot's normalize_processor."""
+"""Normalising tensors as the checkpoint's settings say. Arithmetic: POLICY.md §1.4 and LeRobot's
+normalize_processor."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class SmolVLMWithExpert(nn.Module):
             self.delta_expert = Expert(config, backbone.text, self.plan)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """[B, 3, h, w] in −1..1 → unscaled tokens [B, tokens, H]. ConfigError for a size that pixel shuffle cannot cut."""
+        """[B, 3, h, w] in −1..1 → unscaled tokens [B, tokens, H]. ConfigError for a size that pixel shuffle cannot
+        cut."""
         tokens_per_image(self.backbone, pixels.shape[2], pixels.shape[3])
         return self.vlm.model.connector(self.vlm.model.vision_model(pixels))
 

@@ -110,7 +110,9 @@ class TextModel(nn.Module):
         )
         self.norm = RMSNorm(width, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, visible: Tensor, positions: Tensor, cache: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:
+    def forward(
+        self, hidden: Tensor, visible: Tensor, positions: Tensor, cache: list[KeyValue] | None = None
+    ) -> tuple[Tensor, list[KeyValue]]:
         """Run rows through all layers.
 
         hidden [B, rows, width]; visible bool [B, rows, earlier + rows], true where the row may look; positions

@@ -30,7 +30,9 @@ def vicreg(first: Tensor, second: Tensor, weights: VicregWeights) -> Tensor:
     """
     batch = first.shape[0]
     if batch < SMALLEST_BATCH:
-        raise TrainingError(f"VICReg needs a batch of at least {SMALLEST_BATCH}, got {batch}; its variances run over the batch")
+        raise TrainingError(
+            f"VICReg needs a batch of at least {SMALLEST_BATCH}, got {batch}; its variances run over the batch"
+        )
     if batch < ADVISED_BATCH:
         warnings.warn(f"VICReg over a batch of {batch}: variances are rough below {ADVISED_BATCH}", stacklevel=2)
     pairs = zip(first.float().unbind(dim=1), second.float().unbind(dim=1), strict=True)

@@ -127,7 +127,9 @@ class Connector(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.factor = config.scale_factor
-        self.modality_projection = ModalityProjection(config.vision.hidden_size * self.factor**2, config.text.hidden_size)
+        self.modality_projection = ModalityProjection(
+            config.vision.hidden_size * self.factor**2, config.text.hidden_size
+        )
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, side², hidden] → [B, (side/factor)², text width]."""
@@ -147,7 +149,8 @@ def tokens_per_image(config: BackboneConfig, height: int, width: int) -> int:
     rows, columns = height // config.vision.patch_size, width // config.vision.patch_size
     if rows != columns or rows < 1 or rows % config.scale_factor:
         raise ConfigError(
-            f"pictures of {width}×{height} pixels give {columns}×{rows} patches, pixel shuffle needs a square with sides divisible by "
+            f"pictures of {width}×{height} pixels give {columns}×{rows} patches, pixel shuffle needs a square with "
+            "sides divisible by "
             f"{config.scale_factor}; set resize_imgs_with_padding to a square such as {config.vision.image_size}"
         )
     return (rows // config.scale_factor) ** 2

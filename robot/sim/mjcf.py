@@ -82,7 +82,8 @@ def _joint(name: str, axis: str) -> str:
     servo = SERVOS[name]
     return (
         f'<joint name="{name}" axis="{axis}" range="{servo.low_rad + _STOP_RAD:.5f} {servo.high_rad - _STOP_RAD:.5f}"'
-        f' damping="{servo.damping:.5f}" armature="{_ARMATURE[servo.stall_nm]}" frictionloss="{_FRICTION[servo.stall_nm]}"/>'
+        f' damping="{servo.damping:.5f}" armature="{_ARMATURE[servo.stall_nm]}" '
+        f'frictionloss="{_FRICTION[servo.stall_nm]}"/>'
     )
 
 

@@ -68,8 +68,13 @@ def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connec
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        arm = SimulatedArm(random_scene(process.scene), SimOptions(process.height, process.width, process.scene, renderer=process.renderer))
-        writers = {camera: FrameWriter(path, process.height, process.width) for camera, path in process.cameras().items()}
+        arm = SimulatedArm(
+            random_scene(process.scene),
+            SimOptions(process.height, process.width, process.scene, renderer=process.renderer),
+        )
+        writers = {
+            camera: FrameWriter(path, process.height, process.width) for camera, path in process.cameras().items()
+        }
         recording = Recording(process.record, _RECORD_FPS) if process.record else None
         _show(arm, shared, writers)
         if recording is not None:

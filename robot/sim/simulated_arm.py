@@ -147,7 +147,9 @@ class SimulatedArm:
             raise CameraError(f"the simulated arm has no camera {camera!r}; it has {', '.join(known)}")
         height, width = size or (self.options.height, self.options.width)
         if (height, width) not in self._renderers:
-            self._renderers[height, width] = new_renderer(self._mujoco, self.model, height, width, self.options.renderer)
+            self._renderers[height, width] = new_renderer(
+                self._mujoco, self.model, height, width, self.options.renderer
+            )
         renderer = self._renderers[height, width]
         renderer.update_scene(self.data, camera)
         picture: NDArray[np.uint8] = renderer.render()

@@ -87,11 +87,14 @@ class SimPlant:
         if self.shared is not None:
             self.shared.write(now_ns, arm.configuration, armed=not self._stand)
         positions = arm.positions / RADIANS_PER_COUNT + ZERO_COUNT
-        return PlantState(list(positions), list(arm.velocities / RADIANS_PER_COUNT), list(arm.torques * self._ma_per_nm))
+        return PlantState(
+            list(positions), list(arm.velocities / RADIANS_PER_COUNT), list(arm.torques * self._ma_per_nm)
+        )
 
 
 def serve(process: SimProcess, commands: bool) -> None:
-    """Run until told to stop. Errors: BusError (no pseudo-terminal), CameraError (no rendering, no recording), ConfigError."""
+    """Run until told to stop. Errors: BusError (no pseudo-terminal), CameraError (no rendering, no recording),
+    ConfigError."""
     if not process.run_dir.is_dir():
         raise ConfigError(f"{process.run_dir}: no such folder; make the run folder first")
     arm = SimulatedArm(random_scene(process.scene), SimOptions(renderer=process.renderer))
@@ -104,14 +107,26 @@ def serve(process: SimProcess, commands: bool) -> None:
         try:
             terminal = Terminal(process.port)
         except OSError as error:
-            raise BusError(f"no pseudo-terminal at {process.port}: {error.strerror}; check the folder and /dev/pts") from None
+            raise BusError(
+                f"no pseudo-terminal at {process.port}: {error.strerror}; check the folder and /dev/pts"
+            ) from None
         tips = TipAtGoals(arm, log)
         emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, tips), plant, faults)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: emulator.apply(("quit",)))
         realtime = try_realtime()
         frames = {camera: str(path) for camera, path in process.cameras().items()}
-        print(json.dumps({"port": str(process.port), "calibration": str(process.calibration), "frames": frames, "realtime": realtime}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "port": str(process.port),
+                    "calibration": str(process.calibration),
+                    "frames": frames,
+                    "realtime": realtime,
+                }
+            ),
+            flush=True,
+        )
         emulator.run([], sys.stdin if commands else None)
     print(json.dumps({"tip_to_cube_m": tips.mean()}), flush=True)
 
@@ -151,20 +166,35 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.robot.sim.simulator", description="a simulated Koch arm behind an emulated servo bus")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames")
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_edge.robot.sim.simulator", description="a simulated Koch arm behind an emulated servo bus"
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
+    )
     parser.add_argument("--scene", type=int, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
     parser.add_argument("--fps", type=float, default=30.0)
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
+    )
     parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines of everything the servos accepted")
     parser.add_argument("--commands", action="store_true", help="take the emulator's events from standard input")
     arguments = parser.parse_args(argv)
     width, height = _size(arguments.size)
     if not 1 <= arguments.fps <= 120:
         raise ConfigError(f"--fps {arguments.fps} is not within 1 to 120")
-    process = SimProcess(arguments.run_dir, arguments.scene, height, width, arguments.fps, arguments.renderer, arguments.record, arguments.log)
+    process = SimProcess(
+        arguments.run_dir,
+        arguments.scene,
+        height,
+        width,
+        arguments.fps,
+        arguments.renderer,
+        arguments.record,
+        arguments.log,
+    )
     serve(process, arguments.commands)
     return 0
 

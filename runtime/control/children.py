@@ -57,7 +57,8 @@ def start(name: str, words: Sequence[str]) -> Child:
 
 
 def end_with(parent: int | None) -> None:
-    """From now on SIGTERM for this process when the one that started it dies, in whatever way. None: it goes on alone."""
+    """From now on SIGTERM for this process when the one that started it dies, in whatever way. None: it goes on
+    alone."""
     if parent is None:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -48,13 +48,16 @@ class ControlReader:
             return None
         view = view_of(status)
         if view.bundle_digest != self._digest:
-            raise IdentityError(f"control runs bundle {view.bundle_digest[:12]}, inference {self._digest[:12]}; start both with the same --bundle")
+            raise IdentityError(
+                f"control runs bundle {view.bundle_digest[:12]}, inference {self._digest[:12]}; start both with the "
+                "same --bundle"
+            )
         return view
 
 
 class AbandonWatch(threading.Thread):
-    """While an inference runs: gives it up when control no longer takes the chunks of its session, or when newer pictures
-    show another scene than the one it was started from.
+    """While an inference runs: gives it up when control no longer takes the chunks of its session, or when newer
+    pictures show another scene than the one it was started from.
 
     look: the cameras' newest pictures, called on this thread; CameraError is the loop's own business.
     """

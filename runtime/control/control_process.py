@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long; 0: never")
     parser.add_argument("--json", action="store_true", help="last line: the final status as JSON")
-    parser.add_argument("--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies")
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
+    )
 
 
 def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +53,13 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="exported bundle whose chunks are taken")
     parser.add_argument("--port", help="serial port of the follower, best its /dev/serial/by-id path")
     parser.add_argument("--joints", type=Path, help="calibration file of this arm (LeRobot's JSON)")
-    parser.add_argument("--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say")
+    parser.add_argument(
+        "--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
+    )
     parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
-    parser.add_argument("--handover", choices=["replace", "blend", "inpaint"], default="replace", help="how a new chunk takes over")
+    parser.add_argument(
+        "--handover", choices=["replace", "blend", "inpaint"], default="replace", help="how a new chunk takes over"
+    )
     parser.add_argument("--speed", type=float, default=1.0, help="share of the velocity limits, 0.05 to 2")
     parser.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
 
@@ -129,7 +135,16 @@ def control_koch(
     lock = lock_for_control(folder)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
-        arm = open_koch(KochOptions(arguments.port, calibration, units, profile, write=not arguments.shadow, reading_s=core.control_answer_ns(settings.period_ns) / NS))
+        arm = open_koch(
+            KochOptions(
+                arguments.port,
+                calibration,
+                units,
+                profile,
+                write=not arguments.shadow,
+                reading_s=core.control_answer_ns(settings.period_ns) / NS,
+            )
+        )
         try:
             keep_old_records(folder)
             with listen(folder) as listener, stop_signals() as signal_fd:

@@ -21,7 +21,9 @@ def open_record(path: Path) -> Any:
     try:
         return load_core().RecordReader(path)
     except OSError as error:
-        raise ControlError(f"{path}: not a flight record of this build ({error.strerror}); give a flight.record of a run folder") from error
+        raise ControlError(
+            f"{path}: not a flight record of this build ({error.strerror}); give a flight.record of a run folder"
+        ) from error
 
 
 def ticks_of(reader: Any) -> Iterator[Mapping[str, Any]]:

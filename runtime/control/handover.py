@@ -82,7 +82,8 @@ class Pace:
     def sentence(self) -> str:
         """One line for the start-up print."""
         return (
-            f"{self.rhythm.value}: an inference takes {self.p50_s * 1e3:.0f} ms (p99 {self.p99_s * 1e3:.0f}), a chunk lasts {self.chunk_s * 1e3:.0f} ms; "
+            f"{self.rhythm.value}: an inference takes {self.p50_s * 1e3:.0f} ms (p99 {self.p99_s * 1e3:.0f}), a "
+            f"chunk lasts {self.chunk_s * 1e3:.0f} ms; "
             f"expected share of time in motion {self.motion_share:.0%}"
         )
 
@@ -141,7 +142,9 @@ def inpaint_into(executing: PlannedChunk, tick: int, delay_ticks: int, rows: int
     return Inpaint(target, weights)
 
 
-def velocity_step(executing: PlannedChunk, actions: NDArray[np.float32], tick: int, arrival_tick: int, period_s: float) -> float | None:
+def velocity_step(
+    executing: PlannedChunk, actions: NDArray[np.float32], tick: int, arrival_tick: int, period_s: float
+) -> float | None:
     """The hand-over's discontinuity: by how much the most affected joint's velocity changes (joint units/s) when the
     action of arrival_tick comes from `actions` (action 0 due at `tick`) after two of the executing chunk. None when
     either does not reach there. Blending in the control core comes after it and is not in the figure."""

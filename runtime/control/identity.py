@@ -34,7 +34,11 @@ def units_of(bundle: Bundle, told: str | None) -> tuple[JointUnits, str | None]:
         if told is not None:
             return JointUnits(told), None
         taken = JointUnits.RANGE_M100_100
-        return taken, f"{bundle.path} does not say its joint units: taken as {taken.value}; give --units when it was trained on others"
+        return (
+            taken,
+            f"{bundle.path} does not say its joint units: taken as {taken.value}; give --units when it was trained "
+            "on others",
+        )
     if told is not None and told != known:
         raise IdentityError(f"{bundle.path}: joint units are {known}, --units says {told}; leave --units away")
     return JointUnits(known), None
@@ -50,10 +54,15 @@ def check_joints(
     names = bundle.manifest.joints
     dim = bundle.manifest.policy.action_dim
     if dim != len(KOCH_JOINTS):
-        raise IdentityError(f"{bundle.path}: the policy acts on {dim} joints, a Koch has {len(KOCH_JOINTS)}; give another bundle")
+        raise IdentityError(
+            f"{bundle.path}: the policy acts on {dim} joints, a Koch has {len(KOCH_JOINTS)}; give another bundle"
+        )
     for name, expected in zip(names, KOCH_JOINTS):
         if expected not in name:
-            raise IdentityError(f"{bundle.path}: joint {name!r} stands where a Koch has {expected}; export with the arm's own joint order")
+            raise IdentityError(
+                f"{bundle.path}: joint {name!r} stands where a Koch has {expected}; export with the arm's own joint "
+                "order"
+            )
     for feature in (STATE, ACTION):
         mean = tables.get(f"{feature}.mean")
         if mean is None or mean.shape != (dim,):
@@ -65,13 +74,16 @@ def check_joints(
             if not joint.range_min - margin <= counts <= joint.range_max + margin:
                 low, high = ((limit - line.offset) / line.scale for limit in (joint.range_min, joint.range_max))
                 raise IdentityError(
-                    f"{joint.name}: the policy's data has a mean {feature} of {value:.0f} {units.value}, {calibration.source} allows "
-                    f"{low:.0f}..{high:.0f}; the data set has another zero or sign: convert it or give its own calibration"
+                    f"{joint.name}: the policy's data has a mean {feature} of {value:.0f} {units.value}, "
+                    f"{calibration.source} allows "
+                    f"{low:.0f}..{high:.0f}; the data set has another zero or sign: convert it or give its own "
+                    "calibration"
                 )
 
 
 def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], positions: NDArray[np.float32]) -> None:
-    """positions: float32 [joints] in joint units, before anything moves. IdentityError names the joint that stands where
+    """positions: float32 [joints] in joint units, before anything moves. IdentityError names the joint that stands
+    where
     no demonstration came near. A bundle that does not say its units cannot be compared."""
     low, high = tables.get(f"{STATE}.min"), tables.get(f"{STATE}.max")
     if bundle.manifest.joint_units == "unknown" or low is None or high is None or low.shape != positions.shape:
@@ -80,7 +92,8 @@ def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], 
         margin = START_OUTSIDE * (most - least)
         if not least - margin <= value <= most + margin:
             raise IdentityError(
-                f"{name} stands at {value:.0f} {bundle.manifest.joint_units}, the policy's data goes from {least:.0f} to {most:.0f}; "
+                f"{name} stands at {value:.0f} {bundle.manifest.joint_units}, the policy's data goes from "
+                f"{least:.0f} to {most:.0f}; "
                 "move the arm near the demonstrations' start by hand, or check units and calibration"
             )
 
@@ -93,19 +106,26 @@ def check_picture_sizes(bundle: Bundle, pictures: Mapping[str, NDArray[np.uint8]
         camera = cameras[name]
         if picture.shape != (camera.height, camera.width, 3):
             raise IdentityError(
-                f"camera {name} gives {picture.shape[1]}x{picture.shape[0]}, the policy's data has {camera.width}x{camera.height}; "
+                f"camera {name} gives {picture.shape[1]}x{picture.shape[0]}, the policy's data has "
+                f"{camera.width}x{camera.height}; "
                 f"ask the device for it: --camera NAME=DEVICE,{camera.width}x{camera.height}"
             )
 
 
-def check_camera_places(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-    """pictures as in `check_picture_sizes`, uint8 [height, width, 3]. IdentityError names two cameras that look swapped:
+def check_camera_places(
+    bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], pictures: Mapping[str, NDArray[np.uint8]]
+) -> None:
+    """pictures as in `check_picture_sizes`, uint8 [height, width, 3]. IdentityError names two cameras that look
+    swapped:
     brightness and colour of their pictures fit the policy's statistics of the other one."""
     cameras = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
-    known = {name: picture for name, picture in pictures.items() if _picture_statistics(tables, cameras[name]) is not None}
+    known = {
+        name: picture for name, picture in pictures.items() if _picture_statistics(tables, cameras[name]) is not None
+    }
     for first, second in combinations(known, 2):
         gain = sum(
-            _unlike(known[name], tables, cameras[name]) - _unlike(known[other], tables, cameras[name]) for name, other in ((first, second), (second, first))
+            _unlike(known[name], tables, cameras[name]) - _unlike(known[other], tables, cameras[name])
+            for name, other in ((first, second), (second, first))
         )
         if gain > SWAP_GAIN * 2:
             raise IdentityError(
@@ -114,7 +134,9 @@ def check_camera_places(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]
             )
 
 
-def _picture_statistics(tables: Mapping[str, NDArray[np.float32]], camera: CameraSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+def _picture_statistics(
+    tables: Mapping[str, NDArray[np.float32]], camera: CameraSpec
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Mean and std [3] of a camera's pixels, 0 to 1, where the checkpoint brought them."""
     for name in (camera.name, camera.source):
         mean, std = tables.get(f"{name}.mean"), tables.get(f"{name}.std")

@@ -89,7 +89,11 @@ class InferenceLog:
         for name, values in self._times.items():
             if values:
                 array = np.asarray(values)
-                made[name] = {"p50": float(np.quantile(array, 0.5)), "p99": float(np.quantile(array, 0.99)), "max": float(array.max())}
+                made[name] = {
+                    "p50": float(np.quantile(array, 0.5)),
+                    "p99": float(np.quantile(array, 0.99)),
+                    "max": float(array.max()),
+                }
         return made
 
     def summary(self, state: str, pace: Pace | None, counts: CacheCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,4 +118,9 @@ class InferenceLog:
     def _stop(self, error: OSError) -> None:
         if not self.stopped:
             self.stopped = error.strerror or str(error)
-            print(f"inference: its log in {self._lines.parent} stopped: {self.stopped}; the arm goes on, free some space before the next run", file=sys.stderr, flush=True)
+            print(
+                f"inference: its log in {self._lines.parent} stopped: {self.stopped}; the arm goes on, free some "
+                "space before the next run",
+                file=sys.stderr,
+                flush=True,
+            )

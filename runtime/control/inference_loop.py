@@ -98,7 +98,8 @@ class InferenceLoop:
         self._control_session: int | None = None
         self._observed_tick: int | None = None
         self._sent_tick = -1
-        # Above every number an earlier inference process of this boot can have used: it counted slower than a microsecond.
+        # Above every number an earlier inference process of this boot can have used: it counted slower than a
+        # microsecond.
         self._sequence = time.monotonic_ns() // 1000
         self._dropped_through = 0
         self._since_repaced = 0
@@ -188,10 +189,16 @@ class InferenceLoop:
         measured_s = 0.0 if self.pace is None else self.pace.p99_s
         p99_s = max(MEASURE_S, measured_s) if waited else measured_s
         plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
-        self._ring.announce(p99_ns=int(p99_s * 1e9), plan_then_move=plan_then_move, dropped_through=self._dropped_through, ready=self.pace is not None)
+        self._ring.announce(
+            p99_ns=int(p99_s * 1e9),
+            plan_then_move=plan_then_move,
+            dropped_through=self._dropped_through,
+            ready=self.pace is not None,
+        )
 
     def _turn(self, say: Say) -> bool:
-        """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: a frozen camera."""
+        """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: a frozen
+        camera."""
         assert self.pace is not None
         view = self._control.view()
         if view is None:
@@ -227,7 +234,13 @@ class InferenceLoop:
             self._scene_moved(say)
         delay_s = time.monotonic() - start
         self._meter.add(delay_s, result.timings.step)
-        facts = {"sequence": request.observation.sequence, "kind": kind.name.lower(), "outcome": outcome, "tick": now.reading_tick, "delay_ms": delay_s * 1e3}
+        facts = {
+            "sequence": request.observation.sequence,
+            "kind": kind.name.lower(),
+            "outcome": outcome,
+            "tick": now.reading_tick,
+            "delay_ms": delay_s * 1e3,
+        }
         self._log.inference(result, {**facts, "velocity_step": step, "time_ns": time.monotonic_ns()})
         self._audit_if_due(request, result, say)
         self._since_repaced += 1
@@ -242,23 +255,33 @@ class InferenceLoop:
         if executing is not None:
             period_s = view.period_ns / 1e9
             rest_s = max(0.0, self._meter.p99_s - self._options.steps * self._meter.step_s)
-            steps = steps_that_fit((view.actions_left - 1) * period_s, rest_s, self._meter.step_s, self._options.least_steps, steps)
+            steps = steps_that_fit(
+                (view.actions_left - 1) * period_s, rest_s, self._meter.step_s, self._options.least_steps, steps
+            )
             left = executing.rest(view.reading_tick)
-            # A corrected chunk is no longer than what is left: while half a chunk is, then a whole one is planned again.
+            # A corrected chunk is no longer than what is left: while half a chunk is, then a whole one is planned
+            # again.
             queued = left if 2 * len(left) >= self._session.policy.n_action_steps else None
             if self._options.handover is HandOver.INPAINT:
                 delay = math.ceil(self._meter.p99_s / period_s)
                 inpaint = inpaint_into(executing, view.reading_tick, delay, self._session.policy.chunk_size)
         signal = self._abandon.begin(view.session, self._watched(kind, observation))
-        return InferenceRequest(observation, time.monotonic_ns(), steps, None, queued, inpaint, signal, self._drop_executing)
+        return InferenceRequest(
+            observation, time.monotonic_ns(), steps, None, queued, inpaint, signal, self._drop_executing
+        )
 
     def _watched(self, kind: ChunkKind, observation: Observation) -> WatchedScene | None:
-        """The scene under which the chunk is worth something. While the arm moves, pictures change by themselves: only a
+        """The scene under which the chunk is worth something. While the arm moves, pictures change by themselves: only
+        a
         scene that the last inference found unchanged is watched, so that no two inferences in a row are given up."""
         if kind is ChunkKind.REST:
             return WatchedScene(observation.frames, STILL_MEAN, STILL_WORST)
         settings = self._session.cache.settings
-        return WatchedScene(observation.frames, settings.guard_mean, settings.guard_worst) if settings is not None and self._trusted else None
+        return (
+            WatchedScene(observation.frames, settings.guard_mean, settings.guard_worst)
+            if settings is not None and self._trusted
+            else None
+        )
 
     def _abandoned(self, kind: ChunkKind, say: Say) -> None:
         """The inference was given up between two steps; after a changed scene the next one follows at once."""
@@ -283,7 +306,9 @@ class InferenceLoop:
         digest = self._session.bundle.digest
         reading = observation.joints
         actions = np.ascontiguousarray(result.actions[:rows], np.float32)
-        self._ring.write(Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions))
+        self._ring.write(
+            Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions)
+        )
         first = not self._sent.any
         self._sent.add(observation.sequence, result.latent[:rows], actions)
         if first:
@@ -298,7 +323,9 @@ class InferenceLoop:
         executing = None if view is None else self._sent.executing(view)
         if view is None or executing is None:
             return None
-        step = velocity_step(executing, result.actions, request.observation.joints.tick, view.tick + 1, view.period_ns / 1e9)
+        step = velocity_step(
+            executing, result.actions, request.observation.joints.tick, view.tick + 1, view.period_ns / 1e9
+        )
         if step is not None:
             self._velocity_steps.append(step)
         return step
@@ -357,7 +384,9 @@ class InferenceLoop:
 
     def _observation(self, frames: Mapping[str, Frame], view: ControlView) -> Observation:
         self._sequence += 1
-        return Observation(self._sequence, frames, JointReading(view.reading_tick, view.reading_ns, view.positions), self._options.task)
+        return Observation(
+            self._sequence, frames, JointReading(view.reading_tick, view.reading_ns, view.positions), self._options.task
+        )
 
     def _facts(self) -> dict[str, Any]:
         """What gives every inference of this run back, with its noise: (seed, draw) is `session.noise_of`."""
@@ -382,6 +411,9 @@ class InferenceLoop:
         steps = np.asarray(self._velocity_steps)
         handover: dict[str, Any] = {"policy": self._options.handover.value, "count": len(steps)}
         if len(steps):
-            handover |= {"velocity_step_max": float(steps.max()), "velocity_step_rms": float(np.sqrt(np.mean(steps**2)))}
+            handover |= {
+                "velocity_step_max": float(steps.max()),
+                "velocity_step_rms": float(np.sqrt(np.mean(steps**2))),
+            }
         known = {"delay_ms": delay, "handover": handover, "loop": self._session.loop.name, **audit}
         return self._log.summary(state, self.pace, self._session.cache.counts, {**known, **facts})

@@ -35,11 +35,21 @@ FIRST_PICTURE_S = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="folder shared with control")
-    parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="one for each camera of the policy; see `vla-runtime cameras`")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DEVICE",
+        help="one for each camera of the policy; see `vla-runtime cameras`",
+    )
     parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after so long; 0: never")
     parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
-    parser.add_argument("--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies")
-    parser.add_argument("--handover", choices=[kind.value for kind in HandOver], default="replace", help="how a new chunk takes over")
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
+    )
+    parser.add_argument(
+        "--handover", choices=[kind.value for kind in HandOver], default="replace", help="how a new chunk takes over"
+    )
     add_policy_arguments(parser)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
 
@@ -47,19 +57,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
     parser.add_argument("--task", default="", help="what the arm shall do, in a sentence")
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy")
-    parser.add_argument("--trust-cameras", action="store_true", help="start although the cameras' pictures look swapped")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy"
+    )
+    parser.add_argument(
+        "--trust-cameras", action="store_true", help="start although the cameras' pictures look swapped"
+    )
     parser.add_argument("--engine", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument("--cache", "--policy", dest="cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
+    parser.add_argument(
+        "--cache",
+        "--policy",
+        dest="cache",
+        choices=[policy.value for policy in CachePolicy],
+        default="always",
+        help="when the prefix is reused",
+    )
     parser.add_argument("--steps", type=int, help="Euler steps a chunk (default: the policy's)")
-    parser.add_argument("--least-steps", type=int, help="fewest steps when a chunk would come late (default: as --steps)")
+    parser.add_argument(
+        "--least-steps", type=int, help="fewest steps when a chunk would come late (default: as --steps)"
+    )
     parser.add_argument("--replan-s", type=float, default=0.25, help="least time between two plans while moving")
     parser.add_argument("--audit", type=float, default=0.02, help="share of cache hits that are computed again, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
     parser.add_argument("--record-inputs", type=Path, metavar="FILE", help="write the exact inputs of every inference")
-    parser.add_argument("--record-fps", type=float, default=0.0, help="write the cameras' pictures too, so often a second, for exported episodes")
+    parser.add_argument(
+        "--record-fps",
+        type=float,
+        default=0.0,
+        help="write the cameras' pictures too, so often a second, for exported episodes",
+    )
     parser.add_argument("--record-mb", type=int, default=2048, help="size limit of that file")
 
 
@@ -72,7 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     options = camera_options(bundle, arguments.camera, arguments.without)
     engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads, spin=False))
-    session = PolicySession(bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps))
+    session = PolicySession(
+        bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps)
+    )
     session.check_task(arguments.task)
     settings = loop_options(arguments, session)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
@@ -86,7 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
     tap = picture_tap(arguments, cameras, folder, recorder)
     tap.start()
     try:
-        watches = {option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness) for option in options}
+        watches = {
+            option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness)
+            for option in options
+        }
         loop = InferenceLoop(session, cameras, watches, folder, settings)
         with stopped_by_signals(loop.stop):
             summary = loop.run(arguments.seconds, say)
@@ -125,7 +158,9 @@ def input_recorder(arguments: argparse.Namespace, session: PolicySession) -> Inp
     return recorder
 
 
-def picture_tap(arguments: argparse.Namespace, cameras: Mapping[str, Camera], folder: RunFolder, recorder: InputRecorder | None) -> PictureTap:
+def picture_tap(
+    arguments: argparse.Namespace, cameras: Mapping[str, Camera], folder: RunFolder, recorder: InputRecorder | None
+) -> PictureTap:
     """Thumbnails for the status page; every picture for the record where --record-fps asks for it."""
     keep = recorder.picture if recorder is not None and arguments.record_fps > 0 else None
     return PictureTap(cameras, folder, arguments.record_fps or THUMBNAIL_FPS, keep, say)
@@ -153,11 +188,21 @@ def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tupl
     left_out = {parse_cameras([f"{name}=0"])[0].name for name in without}
     for name in [*(option.name for option in options), *left_out]:
         if name not in known:
-            raise ConfigError(f"the policy has no camera {name}; it sees {', '.join(camera.source for camera in bundle.manifest.cameras)}")
+            raise ConfigError(
+                f"the policy has no camera {name}; it sees "
+                f"{', '.join(camera.source for camera in bundle.manifest.cameras)}"
+            )
     covered = {known[option.name].name for option in options}
-    missing = [camera.source for camera in bundle.manifest.cameras if camera.name not in covered and not {camera.name, camera.source} & left_out]
+    missing = [
+        camera.source
+        for camera in bundle.manifest.cameras
+        if camera.name not in covered and not {camera.name, camera.source} & left_out
+    ]
     if missing:
-        raise ConfigError(f"camera {missing[0]} of the policy is not given; give --camera NAME=DEVICE, or --without NAME to run without it")
+        raise ConfigError(
+            f"camera {missing[0]} of the policy is not given; give --camera NAME=DEVICE, or --without NAME to run "
+            "without it"
+        )
     both = [option.name for option in options if known[option.name].name in {known[name].name for name in left_out}]
     if both:
         raise ConfigError(f"camera {both[0]} is given and left out; drop one of --camera and --without")

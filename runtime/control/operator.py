@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         word = "torque_off_now"
     answer = ask(folder, word)
     if arguments.json:
-        print(json.dumps({"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint}))
+        print(
+            json.dumps({"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint})
+        )
     if answer.word != "done":
         joint = f" ({answer.joint})" if answer.joint else ""
         raise CheckFailed(f"{arguments.word}: {REFUSALS.get(answer.word, answer.word)}{joint}")
@@ -82,7 +84,8 @@ def ask(folder: RunFolder, word: str, timeout_s: float = ANSWER_S) -> Answer:
             text = asker.recv(128).decode()
         except OSError as error:  # a timeout is one too
             raise ControlError(
-                f"no control process answers in {folder.path} ({error.strerror or 'no answer'}); start it, or give its --run-dir"
+                f"no control process answers in {folder.path} ({error.strerror or 'no answer'}); start it, or give "
+                "its --run-dir"
             ) from None
         finally:
             own.unlink(missing_ok=True)
@@ -90,7 +93,9 @@ def ask(folder: RunFolder, word: str, timeout_s: float = ANSWER_S) -> Answer:
         raise ConfigError(f"control does not know the word {word!r}; it is of another version")
     answer, state, reason, joint = text.split()
     index = int(joint)
-    return Answer(answer, state, "" if reason == "-" else reason, KOCH_JOINTS[index] if 0 <= index < len(KOCH_JOINTS) else "")
+    return Answer(
+        answer, state, "" if reason == "-" else reason, KOCH_JOINTS[index] if 0 <= index < len(KOCH_JOINTS) else ""
+    )
 
 
 def read_status(folder: RunFolder) -> Mapping[str, Any]:
@@ -122,7 +127,9 @@ def describe(status: Mapping[str, Any]) -> str:
         return ", ".join(f"{key} {value}" for key, value in status[name].items() if value) or "none"
 
     joint = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
-    why = " ".join(part for part in (status["reason"], joint, "(latched: arm again)" if status["latched"] else "") if part)
+    why = " ".join(
+        part for part in (status["reason"], joint, "(latched: arm again)" if status["latched"] else "") if part
+    )
     age_ms = status["age_ns"] / 1e6
     lines = [
         f"state      {status['state']} {why}".rstrip(),

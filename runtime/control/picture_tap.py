@@ -41,10 +41,16 @@ class SharedCamera:
 
 
 class PictureTap(threading.Thread):
-    """Looks at the cameras `fps` times a second: a thumbnail of each goes into the run folder, new pictures to `keep`."""
+    """Looks at the cameras `fps` times a second: a thumbnail of each goes into the run folder, new pictures to
+    `keep`."""
 
     def __init__(
-        self, cameras: Mapping[str, Camera], folder: RunFolder, fps: float, keep: Callable[[Frame], None] | None, say: Callable[[str], None]
+        self,
+        cameras: Mapping[str, Camera],
+        folder: RunFolder,
+        fps: float,
+        keep: Callable[[Frame], None] | None,
+        say: Callable[[str], None],
     ) -> None:
         super().__init__(name="picture-tap", daemon=True)
         self._cameras, self._folder, self._keep, self._say = cameras, folder, keep, say

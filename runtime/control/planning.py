@@ -22,12 +22,14 @@ TAKES_CHUNKS = ("planning", "moving", "hold")
 """States in which control takes chunks; not when the hold is latched."""
 
 STILL_MEAN, STILL_WORST = 2.0, 16.0
-"""Grey levels up to which a picture counts as still for a rest chunk: above a camera's noise, below an object that moves."""
+"""Grey levels up to which a picture counts as still for a rest chunk: above a camera's noise, below an object that
+moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlView:
-    """What inference needs of the control's status (runtime/core/control/status.h), one reading of it. Times in ns, ticks of
+    """What inference needs of the control's status (runtime/core/control/status.h), one reading of it. Times in ns,
+    ticks of
     the control loop; positions float32 [joints] in joint units."""
 
     session: int

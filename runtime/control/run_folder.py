@@ -59,7 +59,9 @@ def open_run_folder(path: Path | None) -> RunFolder:
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
         raise ControlError(f"run folder {folder} is not a folder of this user; give another with --run-dir")
     if info.st_mode & 0o077:
-        raise ControlError(f"run folder {folder} is open to other users (mode {stat.S_IMODE(info.st_mode):o}); chmod 700 it")
+        raise ControlError(
+            f"run folder {folder} is open to other users (mode {stat.S_IMODE(info.st_mode):o}); chmod 700 it"
+        )
     if len(os.fsencode(folder / "control.sock")) > 100:
         raise ControlError(f"run folder {folder}: the path is too long for a socket; give a shorter one with --run-dir")
     return RunFolder(folder)
@@ -73,7 +75,8 @@ def lock_for_control(folder: RunFolder) -> int:
     except BlockingIOError:
         os.close(lock)
         raise ControlError(
-            f"a control process already runs in {folder.path}; stop it with `vla-runtime stop` or give another --run-dir"
+            f"a control process already runs in {folder.path}; stop it with `vla-runtime stop` or give another "
+            "--run-dir"
         ) from None
     return lock
 

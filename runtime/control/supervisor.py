@@ -45,11 +45,21 @@ RESTARTS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_robot_arguments(parser)
-    parser.add_argument("--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus")
+    parser.add_argument(
+        "--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus"
+    )
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself so long after arming; 0: never")
-    parser.add_argument("--camera", action="append", default=[], metavar="NAME=DEVICE", help="a camera of the policy; --robot sim has its own")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DEVICE",
+        help="a camera of the policy; --robot sim has its own",
+    )
     add_policy_arguments(parser)
-    parser.add_argument("--record", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
+    )
     parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
     parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
 
@@ -80,7 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True)
     this = Run(open_run_folder(arguments.run_dir), arguments, cameras_of(arguments, bundle))
     if not this.cameras:
-        console.print("note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds", soft_wrap=True)
+        console.print(
+            "note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds",
+            soft_wrap=True,
+        )
     elif not arguments.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     interrupted = False
@@ -108,9 +121,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(summary))
     if this.control_code not in (0, 2):
-        raise CheckFailed(f"control ended with exit code {this.control_code}: the servos' watchdogs stopped the arm; see `vla-runtime replay {summary['record']}`")
+        raise CheckFailed(
+            f"control ended with exit code {this.control_code}: the servos' watchdogs stopped the arm; see "
+            f"`vla-runtime replay {summary['record']}`"
+        )
     if ended_badly(summary, planned=bool(this.cameras)):
-        raise CheckFailed(f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`")
+        raise CheckFailed(
+            f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`"
+        )
     return 130 if interrupted else 0
 
 
@@ -156,7 +174,9 @@ def simulated_arm(arguments: argparse.Namespace, folder: RunFolder) -> SimProces
     sizes = {(camera.height, camera.width) for camera in open_bundle(arguments.bundle).manifest.cameras}
     if len(sizes) != 1:
         told = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
-        raise ConfigError(f"{arguments.bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size")
+        raise ConfigError(
+            f"{arguments.bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
+        )
     (height, width) = sizes.pop()
     return SimProcess(folder.path, arguments.seed, height, width, record=arguments.record)
 
@@ -164,7 +184,16 @@ def simulated_arm(arguments: argparse.Namespace, folder: RunFolder) -> SimProces
 def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path, folder: RunFolder) -> list[str]:
     """How to start the control process of a run."""
     words = ["-m", "vla_edge.runtime.command", "control", "--bundle", str(arguments.bundle), "--port", str(port)]
-    words += ["--joints", str(joints), "--hz", str(arguments.hz), "--handover", arguments.handover, "--run-dir", str(folder.path)]
+    words += [
+        "--joints",
+        str(joints),
+        "--hz",
+        str(arguments.hz),
+        "--handover",
+        arguments.handover,
+        "--run-dir",
+        str(folder.path),
+    ]
     words += ["--speed", str(arguments.speed)]
     words += ["--units", arguments.units] if arguments.units else []
     words += ["--parent", str(os.getpid())]
@@ -183,7 +212,15 @@ def cameras_of(arguments: argparse.Namespace, bundle: Bundle) -> list[str]:
 def inference_words(this: Run) -> list[str]:
     """How to start the inference process of a run."""
     told = this.arguments
-    words = ["-m", "vla_edge.runtime.command", "inference", "--bundle", str(told.bundle), "--run-dir", str(this.folder.path)]
+    words = [
+        "-m",
+        "vla_edge.runtime.command",
+        "inference",
+        "--bundle",
+        str(told.bundle),
+        "--run-dir",
+        str(this.folder.path),
+    ]
     words += ["--handover", told.handover, "--json", "--parent", str(os.getpid())]
     words += [word for camera in this.cameras for word in ("--camera", camera)]
     words += [word for name in told.without for word in ("--without", name)]
@@ -276,17 +313,22 @@ def _end_all(this: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 def ended_badly(summary: Mapping[str, Any], planned: bool) -> bool:
     """A fault, or a hold that was latched before we asked to stop. Without a planner no action is what to expect."""
-    return summary["reason"] not in ("", "operator", "parked") and not (summary["reason"] == "no_action" and not planned)
+    return summary["reason"] not in ("", "operator", "parked") and not (
+        summary["reason"] == "no_action" and not planned
+    )
 
 
 def one_line(status: Mapping[str, Any]) -> str:
     """The live line."""
-    why = f" ({status['reason']}{', latched: vla-runtime arm' if status['latched'] else ''})" if status["reason"] else ""
+    why = (
+        f" ({status['reason']}{', latched: vla-runtime arm' if status['latched'] else ''})" if status["reason"] else ""
+    )
     age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"
     refused = sum(status["chunks"].values()) - status["chunks"]["taken"]
     clamped = sum(status["verdicts"].values()) - status["verdicts"]["passed"]
     return (
-        f"{status['state']}{why}  {1e9 / status['period_ns']:.0f} Hz  missed {status['missed']}  chunks {status['chunks']['taken']} "
+        f"{status['state']}{why}  {1e9 / status['period_ns']:.0f} Hz  missed {status['missed']}  chunks "
+        f"{status['chunks']['taken']} "
         f"(+{refused} refused)  age {age}  clamped {clamped}  {'SHADOW' if status['shadow'] else ''}"
     )
 
@@ -321,8 +363,10 @@ def summarize(folder: RunFolder, inference: Mapping[str, Any]) -> dict[str, Any]
 def _tell(summary: Mapping[str, Any], console: Console) -> None:
     late = summary["times_us"].get("late", {})
     console.print(
-        f"{summary['ticks']} ticks, {summary['missed']} missed, start late p50 {late.get('p50', 0):.0f} p99 {late.get('p99', 0):.0f} µs; "
-        f"{summary['chunks_taken']} chunks, refused {summary['chunks_refused'] or 'none'}; in motion {summary['motion_share']:.0%}; "
+        f"{summary['ticks']} ticks, {summary['missed']} missed, start late p50 {late.get('p50', 0):.0f} p99 "
+        f"{late.get('p99', 0):.0f} µs; "
+        f"{summary['chunks_taken']} chunks, refused {summary['chunks_refused'] or 'none'}; in motion "
+        f"{summary['motion_share']:.0%}; "
         f"guard {summary['verdicts'] or 'idle'}",
         soft_wrap=True,
     )

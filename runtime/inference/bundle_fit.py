@@ -43,12 +43,19 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         yield f"joints has {len(manifest.joints)} names, policy.action_dim is {policy.action_dim}"
     layers = policy.self_layers + policy.cross_layers
     if len(set(layers) & set(range(policy.layers))) != len(layers):
-        yield f"policy.self_layers {list(policy.self_layers)} and cross_layers {list(policy.cross_layers)} must be different ones below {policy.layers}"
+        yield (
+            f"policy.self_layers {list(policy.self_layers)} and cross_layers {list(policy.cross_layers)} must be "
+            f"different ones below {policy.layers}"
+        )
 
 
 def _words(manifest: Manifest) -> Iterator[str]:
     tokenizer = manifest.tokenizer
-    for field, allowed in (("padding", ("longest", "max_length")), ("padding_side", ("left", "right")), ("truncation_side", ("left", "right"))):
+    for field, allowed in (
+        ("padding", ("longest", "max_length")),
+        ("padding_side", ("left", "right")),
+        ("truncation_side", ("left", "right")),
+    ):
         if getattr(tokenizer, field) not in allowed:
             yield f"tokenizer.{field} is {getattr(tokenizer, field)!r}, must be {' or '.join(allowed)}"
     for item in manifest.normalization:
@@ -91,4 +98,7 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
             spec = manifest.graphs[graph]
             found = next((item.shape for item in (*spec.inputs, *spec.outputs) if item.name == name), None)
             if found != shape:
-                yield f"graph {graph} has {name} {list(found) if found else 'not at all'}, the policy's numbers make it {list(shape)}"
+                yield (
+                    f"graph {graph} has {name} {list(found) if found else 'not at all'}, the policy's numbers make "
+                    f"it {list(shape)}"
+                )

@@ -55,7 +55,8 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What must be equal for a prefix to be comparable at all. `preprocessing` is whatever shapes the inputs besides."""
+    """What must be equal for a prefix to be comparable at all. `preprocessing` is whatever shapes the inputs
+    besides."""
 
     bundle: str
     instruction: str
@@ -99,7 +100,10 @@ class CacheCounts:
     def facts(self) -> dict[str, Any]:
         """Every count by name, ready for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: {str(key): count for key, count in value.items()} if isinstance(value, Counter) else value for name, value in values.items()}
+        return {
+            name: {str(key): count for key, count in value.items()} if isinstance(value, Counter) else value
+            for name, value in values.items()
+        }
 
 
 class PrefixCache:
@@ -126,7 +130,9 @@ class PrefixCache:
         self._was_reset = self._key is not None or self._was_reset
         self._forget()
 
-    def decide(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None], now_ns: int, queued: bool) -> Decision:
+    def decide(
+        self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None], now_ns: int, queued: bool
+    ) -> Decision:
         """What to run for these pictures (by slot, None missing). queued: a chunk waits that delta could correct."""
         present = tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
         if self.policy is CachePolicy.ALWAYS:
@@ -157,7 +163,9 @@ class PrefixCache:
 
     def audit(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None]) -> Decision:
         """Recompute everything for a chunk that was a hit; neither hit nor miss."""
-        return self._refresh(Reason.AUDIT, key, tuple(slot for slot, picture in enumerate(pictures) if picture is not None))
+        return self._refresh(
+            Reason.AUDIT, key, tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
+        )
 
     def computed(
         self,

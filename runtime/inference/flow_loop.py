@@ -23,7 +23,8 @@ from vla_edge.runtime.inference.graphs import Stages
 
 
 class FlowSignal(IntEnum):
-    """What to do next: go on, take the rest in one step (anytime), or give the chunk up. The same numbers as in flow.h."""
+    """What to do next: go on, take the rest in one step (anytime), or give the chunk up. The same numbers as in
+    flow.h."""
 
     CONTINUE = 0
     FINISH = 1
@@ -75,7 +76,8 @@ class FlowLoop(Protocol):
 
 
 class PythonLoop:
-    """The loop in Python: 'x_next' is copied back to 'x' (6 kB, 0.5 µs), because binding two buffers anew takes 8 µs."""
+    """The loop in Python: 'x_next' is copied back to 'x' (6 kB, 0.5 µs), because binding two buffers anew takes 8
+    µs."""
 
     name = "python"
 
@@ -118,7 +120,8 @@ class PythonLoop:
 
 
 class NativeLoop:
-    """The loop in C (runtime/core/policy/flow.c): prefix, state and steps without the interpreter, two x buffers in turn."""
+    """The loop in C (runtime/core/policy/flow.c): prefix, state and steps without the interpreter, two x buffers in
+    turn."""
 
     name = "native"
 
@@ -135,7 +138,14 @@ class NativeLoop:
         assert isinstance(prefix, NativeSession) and isinstance(state, NativeSession)
         rows = [(tensor, row) for row, tensor in stages.state_rows]
         self._flow = _core.Flow(
-            prefix.binding, state.binding, expert.binding, self._odd.binding, rows, *self._x, buffers["time_bias"], buffers["dt"]
+            prefix.binding,
+            state.binding,
+            expert.binding,
+            self._odd.binding,
+            rows,
+            *self._x,
+            buffers["time_bias"],
+            buffers["dt"],
         )
 
     def encode(self, prefix: bool) -> tuple[float, float]:
@@ -149,7 +159,11 @@ class NativeLoop:
         biases = checked_biases(self._biases, request)
         tie = request.inpaint
         noise = np.ascontiguousarray(request.noise, np.float32)
-        target, weights = (None, None) if tie is None else (np.ascontiguousarray(value, np.float32) for value in (tie.target, tie.weights))
+        target, weights = (
+            (None, None)
+            if tie is None
+            else (np.ascontiguousarray(value, np.float32) for value in (tie.target, tie.weights))
+        )
         try:
             abandoned, step_ns = self._flow.denoise(noise, biases, request.steps, target, weights, request.signal)
         except RuntimeError as error:
@@ -165,7 +179,10 @@ def time_biases(stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> di
     for n in range(policy.min_steps, policy.num_steps + 1):
         table = tables.get(f"time_bias.{n}")
         if table is None or table.shape != (n, policy.expert_width):
-            raise BundleError(f"tables.safetensors: time_bias.{n} is {'missing' if table is None else list(table.shape)}, must be [{n}, {policy.expert_width}]; export the bundle again")
+            raise BundleError(
+                f"tables.safetensors: time_bias.{n} is {'missing' if table is None else list(table.shape)}, must be "
+                f"[{n}, {policy.expert_width}]; export the bundle again"
+            )
         biases[n] = np.ascontiguousarray(table, np.float32)
     return biases
 

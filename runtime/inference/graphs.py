@@ -26,8 +26,9 @@ DELTA = ("delta_kv", "delta")
 class Stages:
     """Sessions and buffers of one bundle on one engine. Not for use from two threads at once.
 
-    names: the graphs that are loaded. buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take [P] as a view of its front.
-    state_rows: (row [KV, 1, D], tensor [KV, P+1, D]) for every K/V tensor that takes the state token's row at its end.
+    names: the graphs that are loaded. buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take
+    [P] as a view of its front. state_rows: (row [KV, 1, D], tensor [KV, P+1, D]) for every K/V tensor that takes the
+    state token's row at its end.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
@@ -97,7 +98,8 @@ class Stages:
         self._sessions["delta"].run()
 
     def features(self) -> dict[str, NDArray[np.float32]]:
-        """Gate features of the last `prefix`, as views of its buffers: `cls` [n, E] and `pooled` [H] where the graph has them."""
+        """Gate features of the last `prefix`, as views of its buffers: `cls` [n, E] and `pooled` [H] where the graph
+        has them."""
         return {name: self.buffers[name] for name in ("cls", "pooled") if name in self._sessions["prefix"].outputs}
 
     def _bind(self, session: Session) -> None:

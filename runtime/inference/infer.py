@@ -30,13 +30,26 @@ DEVICES = {"cpu": "ort", "cuda": "ort-cuda"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", required=True, type=Path, help="folder written by export-engines")
-    parser.add_argument("--observation", required=True, type=Path, help="npz: observation.images.NAME, observation.state, task [, noise, steps]")
-    parser.add_argument("--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists")
+    parser.add_argument(
+        "--observation",
+        required=True,
+        type=Path,
+        help="npz: observation.images.NAME, observation.state, task [, noise, steps]",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists"
+    )
     parser.add_argument("--device", choices=sorted(DEVICES), default="cpu")
-    parser.add_argument("--backend", choices=BACKENDS, help="engine by its name (default: ort on cpu, ort-cuda on cuda)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="engine by its name (default: ort on cpu, ort-cuda on cuda)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, when the observation brings none")
-    parser.add_argument("--refuse-truncation", action="store_true", help="refuse a task that is too long, as the robot does (default: cut it as LeRobot does, and say so)")
+    parser.add_argument(
+        "--refuse-truncation",
+        action="store_true",
+        help="refuse a task that is too long, as the robot does (default: cut it as LeRobot does, and say so)",
+    )
     parser.add_argument("--json", action="store_true", help="print one machine-readable last line")
 
 
@@ -45,18 +58,40 @@ def run(arguments: argparse.Namespace) -> int:
     _check_writable(arguments.out)
     bundle = open_bundle(arguments.bundle)
     engine = load_engine(arguments.backend or DEVICES[arguments.device], EngineOptions(threads=arguments.threads))
-    session = PolicySession(bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=not arguments.refuse_truncation))
+    session = PolicySession(
+        bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=not arguments.refuse_truncation)
+    )
     result = session.infer(InferenceRequest(inputs.observation, 0, inputs.steps, inputs.noise))
     assert result is not None
     if not np.isfinite(result.actions).all():
-        raise CheckFailed("the actions are not finite, nothing was written; check noise and state, or export the bundle again")
+        raise CheckFailed(
+            "the actions are not finite, nothing was written; check noise and state, or export the bundle again"
+        )
     write_actions(arguments.out, result)
     if session.tokens_cut:
         limit = bundle.manifest.tokenizer.max_length
-        print(f"note: {session.tokens_cut} tokens of the task were cut, the policy takes {limit}; a robot is not started with it", file=sys.stderr)
-    print(f"{arguments.out}: {result.actions.shape[0]} actions of {result.actions.shape[1]} joints, {result.timings.total:.1f} ms")
+        print(
+            f"note: {session.tokens_cut} tokens of the task were cut, the policy takes {limit}; a robot is not "
+            "started with it",
+            file=sys.stderr,
+        )
+    print(
+        f"{arguments.out}: {result.actions.shape[0]} actions of {result.actions.shape[1]} joints, "
+        f"{result.timings.total:.1f} ms"
+    )
     if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "shape": list(result.actions.shape), "steps": result.steps, "tokens_cut": session.tokens_cut, "bundle": bundle.digest, "timings_ms": asdict(result.timings)}))
+        print(
+            json.dumps(
+                {
+                    "out": str(arguments.out),
+                    "shape": list(result.actions.shape),
+                    "steps": result.steps,
+                    "tokens_cut": session.tokens_cut,
+                    "bundle": bundle.digest,
+                    "timings_ms": asdict(result.timings),
+                }
+            )
+        )
     return 0
 
 
@@ -79,10 +114,14 @@ def observation_of(arrays: Mapping[str, NDArray[Any]], source: str) -> Observati
     frames = {name: Frame(name, array, 0, 0) for name, array in arrays.items() if name.startswith(IMAGES)}
     unknown = sorted(set(arrays) - set(frames) - {"observation.state", "task", "noise", "steps"})
     if unknown:
-        raise ObservationError(f"{source}: unknown field {unknown[0]!r:.80}; known: {IMAGES}NAME, observation.state, task, noise, steps")
+        raise ObservationError(
+            f"{source}: unknown field {unknown[0]!r:.80}; known: {IMAGES}NAME, observation.state, task, noise, steps"
+        )
     for name in ("observation.state", "task"):
         if name not in arrays:
-            raise ObservationError(f"{source}: no field {name!r}; an observation needs the state, the task and at least one camera")
+            raise ObservationError(
+                f"{source}: no field {name!r}; an observation needs the state, the task and at least one camera"
+            )
     task = arrays["task"]
     if task.dtype.kind != "U" or task.size != 1:
         raise ObservationError(f"{source}: task is {task.dtype} {list(task.shape)}; expected one text")
@@ -96,7 +135,13 @@ def write_actions(path: Path, result: InferenceResult) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, action=result.actions, action_normalized=result.normalized, steps=np.int64(result.steps), **timings)  # type: ignore[arg-type]
+            np.savez(
+                file,
+                action=result.actions,
+                action_normalized=result.normalized,
+                steps=np.int64(result.steps),
+                **timings,
+            )  # type: ignore[arg-type]
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -104,7 +149,9 @@ def write_actions(path: Path, result: InferenceResult) -> None:
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
-        raise ObservationError(f"{path}: no such file; give an npz with observation.images.NAME, observation.state and task")
+        raise ObservationError(
+            f"{path}: no such file; give an npz with observation.images.NAME, observation.state and task"
+        )
     name = ""
     try:
         archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
@@ -119,10 +166,22 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         return arrays
     except _DAMAGE as error:
         where = f" at field {name!r}" if name else ""
-        raise ObservationError(f"{path}: not readable as npz without pickle{where} ({error}); save plain arrays with numpy.savez") from None
+        raise ObservationError(
+            f"{path}: not readable as npz without pickle{where} ({error}); save plain arrays with numpy.savez"
+        ) from None
 
 
-_DAMAGE = (ValueError, EOFError, KeyError, OverflowError, MemoryError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 """What numpy and zipfile raise for bytes that are no plain npz (found by fuzzing)."""
 
 

@@ -1,8 +1,8 @@
 """The record of inputs (`--record-inputs FILE`): what each inference was given, exactly, so that it can be run again.
 
-Entries one behind the other: `VLAI`, u32 bytes of the head, u64 bytes of the arrays, u32 CRC of both, head (JSON), arrays.
-Written by a thread of its own; a disk that is full or a limit that is reached ends the recording with one line and
-touches nothing else. What was written until then is a whole record.
+Entries one behind the other: `VLAI`, u32 bytes of the head, u64 bytes of the arrays, u32 CRC of both, head (JSON),
+arrays. Written by a thread of its own; a disk that is full or a limit that is reached ends the recording with one line
+and touches nothing else. What was written until then is a whole record.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Entry:
 
 
 class InputRecorder:
-    """Takes entries from any thread without waiting. RecordError: the file cannot be made, or exists already. ConfigError:
-    a limit below a megabyte.
+    """Takes entries from any thread without waiting. RecordError: the file cannot be made, or exists already.
+    ConfigError: a limit below a megabyte.
 
     say: is told once when the recording had to stop.
     """
@@ -132,14 +132,19 @@ class RecordedSession:
         self._recorder, self._number = recorder, number
         recorder.put(Entry({"kind": "session", "session": number, **facts}, {}))
 
-    def inferred(self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool) -> None:
+    def inferred(
+        self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool
+    ) -> None:
         observation = request.observation
         arrays: dict[str, NDArray[Any]] = {PICTURE + name: frame.image for name, frame in observation.frames.items()}
         arrays["state"] = np.array(observation.joints.positions)
         if request.queued is not None:
             arrays["queued"] = np.array(request.queued)
         if request.inpaint is not None:
-            arrays |= {"inpaint/target": np.array(request.inpaint.target), "inpaint/weights": np.array(request.inpaint.weights)}
+            arrays |= {
+                "inpaint/target": np.array(request.inpaint.target),
+                "inpaint/weights": np.array(request.inpaint.weights),
+            }
         head: dict[str, Any] = {
             "kind": "inference",
             "session": self._number,
@@ -210,7 +215,9 @@ def read_inputs(path: Path) -> Iterator[Entry]:
                 return
             head, payload = file.read(head_bytes), file.read(payload_bytes)
             if zlib.crc32(payload, zlib.crc32(head)) != checksum:
-                raise RecordError(f"{path}: the entry at byte {at} is damaged; what lies before it can be read from a copy cut there")
+                raise RecordError(
+                    f"{path}: the entry at byte {at} is damaged; what lies before it can be read from a copy cut there"
+                )
             yield _unpacked(path, at, head, payload)
 
 

@@ -41,10 +41,15 @@ def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np
     slots = [(seen, seen) for seen in present] + [(True, False)] * policy.empty_cameras
     mask: list[float] = []
     for marked, seen in slots:
-        mask += [marked] * policy.image_start_tokens + [seen] * policy.tokens_per_image + [marked] * policy.image_end_tokens
+        mask += (
+            [marked] * policy.image_start_tokens + [seen] * policy.tokens_per_image + [marked] * policy.image_end_tokens
+        )
     rows = np.concatenate([np.asarray(mask, np.float32), prompt_mask, np.ones(1, np.float32)])
     if len(rows) != policy.prefix_rows + 1:
-        raise BundleError(f"manifest: policy.prefix_rows is {policy.prefix_rows}, its slots and tokens make {len(rows) - 1}; export again")
+        raise BundleError(
+            f"manifest: policy.prefix_rows is {policy.prefix_rows}, its slots and tokens make {len(rows) - 1}; "
+            "export again"
+        )
     positions = np.cumsum(rows) - 1
     return Layout(rows, positions[:-1].astype(np.float32), int(positions[-1]), int(positions[-1]) + 1)
 
@@ -63,9 +68,14 @@ class Preparer:
         pad = self.policy.resize_with_padding
         for camera in self.cameras:
             if not pad and (camera.height, camera.width) != target:
-                raise BundleError(f"manifest: camera {camera.name} is {camera.height}×{camera.width}, without resize it must be {target[0]}×{target[1]}")
+                raise BundleError(
+                    f"manifest: camera {camera.name} is {camera.height}×{camera.width}, without resize it must be "
+                    f"{target[0]}×{target[1]}"
+                )
         if self.policy.adapt_to_pi_aloha and min(self.policy.state_dim, self.policy.action_dim) < 14:
-            raise BundleError("manifest: adapt_to_pi_aloha needs 14 joints; correct the checkpoint's config and export again")
+            raise BundleError(
+                "manifest: adapt_to_pi_aloha needs 14 joints; correct the checkpoint's config and export again"
+            )
         self._scalers = [PictureScaler((camera.height, camera.width), target, pad) for camera in self.cameras]
 
     def slots(self, images: Mapping[str, NDArray[Any]]) -> list[NDArray[np.uint8] | None]:
@@ -81,11 +91,15 @@ class Preparer:
             if camera is None:
                 raise ObservationError(f"unknown camera {key!r}; the policy sees {', '.join(sorted(names))}")
             if camera.name in found:
-                raise ObservationError(f"camera {camera.name} is given twice, as {camera.source!r} and {camera.name!r}; give one of them")
+                raise ObservationError(
+                    f"camera {camera.name} is given twice, as {camera.source!r} and {camera.name!r}; give one of them"
+                )
             check_picture(key, image, camera)
             found[camera.name] = image
         if not found:
-            raise ObservationError(f"no camera picture; give at least one of {', '.join(camera.source for camera in self.cameras)}")
+            raise ObservationError(
+                f"no camera picture; give at least one of {', '.join(camera.source for camera in self.cameras)}"
+            )
         return [found.get(camera.name) for camera in self.cameras]
 
     def _names(self) -> dict[str, CameraSpec]:
@@ -100,11 +114,16 @@ class Preparer:
         """Normalise joint positions [state_dim] (joint units) into `out` float32 [1, max_state_dim], zero-padded."""
         array = np.asarray(positions)
         if array.dtype.kind not in "fiu" or array.shape != (self.policy.state_dim,):
-            raise ObservationError(f"observation.state is {array.dtype} {list(array.shape)}; expected float32 [{self.policy.state_dim}]")
+            raise ObservationError(
+                f"observation.state is {array.dtype} {list(array.shape)}; expected float32 [{self.policy.state_dim}]"
+            )
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise ObservationError(f"observation.state has a value that is not finite in float32 at index {int(np.argmin(np.isfinite(array)))}; check the joint reading")
+            raise ObservationError(
+                "observation.state has a value that is not finite in float32 at index "
+                f"{int(np.argmin(np.isfinite(array)))}; check the joint reading"
+            )
         normalized = self._state.normalize(array)
         if self.policy.adapt_to_pi_aloha:
             normalized = aloha_state(normalized)
@@ -112,7 +131,8 @@ class Preparer:
         out[0, : self.policy.state_dim] = normalized
 
     def actions(self, latent: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(actions in joint units, normalised actions), both float32 [n, action_dim], of a flow result [n, max_action_dim]."""
+        """(actions in joint units, normalised actions), both float32 [n, action_dim], of a flow result [n,
+        max_action_dim]."""
         normalized = latent[:, : self.policy.action_dim].astype(np.float32)
         if self.policy.adapt_to_pi_aloha:
             normalized = aloha_actions(normalized)

@@ -32,9 +32,14 @@ class PromptEncoder:
         try:
             self._tokenizer = Tokenizer.from_buffer(bytes(bundle.read(self._spec.file)))
         except ValueError as error:
-            raise BundleError(f"{bundle.path / self._spec.file}: not a tokenizer ({error}); export the bundle again") from None
+            raise BundleError(
+                f"{bundle.path / self._spec.file}: not a tokenizer ({error}); export the bundle again"
+            ) from None
         if not 0 <= self._spec.pad_id < self._tokenizer.get_vocab_size():
-            raise BundleError(f"{bundle.path}: manifest: tokenizer.pad_id {self._spec.pad_id} is not in {self._spec.file}; export the bundle again")
+            raise BundleError(
+                f"{bundle.path}: manifest: tokenizer.pad_id {self._spec.pad_id} is not in {self._spec.file}; export "
+                "the bundle again"
+            )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -44,7 +49,9 @@ class PromptEncoder:
         if not task.strip():
             raise ObservationError("the task is empty; say in a sentence what the arm shall do")
         if any(0xD800 <= ord(letter) <= 0xDFFF for letter in task):
-            raise ObservationError(f"the task {task!r:.80} holds half of a surrogate pair, which is no text; encode it again as UTF-8")
+            raise ObservationError(
+                f"the task {task!r:.80} holds half of a surrogate pair, which is no text; encode it again as UTF-8"
+            )
         text = task if task.endswith("\n") or not spec.append_newline else task + "\n"
         tokens = self._tokenizer.encode(text).ids
         excess = max(0, len(tokens) - spec.max_length)

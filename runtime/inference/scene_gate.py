@@ -46,16 +46,20 @@ class GateSettings:
         if self.similarity not in SIMILARITIES:
             raise ConfigError(f"gate similarity is {self.similarity!r}; known: {', '.join(SIMILARITIES)}")
         numbers = (self.threshold, self.guard_mean, self.guard_worst, self.max_age_s, self.bound)
-        if not np.isfinite(numbers).all() or min(numbers[1:]) < 0 or not -1 <= self.threshold <= 1 or self.max_reuse < 0:
-            raise ConfigError(f"gate limits must be finite, not negative, the threshold a cosine: {self}; calibrate again")
+        if (
+            not np.isfinite(numbers).all()
+            or min(numbers[1:]) < 0
+            or not -1 <= self.threshold <= 1
+            or self.max_reuse < 0
+        ):
+            raise ConfigError(
+                f"gate limits must be finite, not negative, the threshold a cosine: {self}; calibrate again"
+            )
 
     def tightened(self) -> GateSettings:
         """Halfway to never reusing: guard limits halved, the threshold half as far from 1."""
         return replace(
-            self,
-            threshold=(1 + self.threshold) / 2,
-            guard_mean=self.guard_mean / 2,
-            guard_worst=self.guard_worst / 2,
+            self, threshold=(1 + self.threshold) / 2, guard_mean=self.guard_mean / 2, guard_worst=self.guard_worst / 2
         )
 
 
@@ -102,7 +106,9 @@ class SceneVerdict(Enum):
     CHANGED = "changed"
 
 
-def similarity(kind: str, now: Mapping[str, NDArray[np.float32]], reference: Mapping[str, NDArray[np.float32]]) -> float:
+def similarity(
+    kind: str, now: Mapping[str, NDArray[np.float32]], reference: Mapping[str, NDArray[np.float32]]
+) -> float:
     """Cosine named by `kind` between the features of two prefixes (`cls` [n, E], `pooled` [H])."""
     if kind == "pooled":
         return _cosine(now["pooled"], reference["pooled"])

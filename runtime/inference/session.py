@@ -44,8 +44,10 @@ class SessionOptions:
 class InferenceRequest:
     """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: a fresh draw).
     queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the observation (cache policy delta
-    may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`. on_changed: called before the flow
-    when the gate finds a scene changed that was stable, so that the old chunk can be voided; inpaint is then dropped."""
+    may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`. on_changed: called before the
+    flow
+    when the gate finds a scene changed that was stable, so that the old chunk can be voided; inpaint is then
+    dropped."""
 
     observation: Observation
     now_ns: int
@@ -74,7 +76,8 @@ class StageTimings:
 class InferenceResult:
     """actions: float32 [n, action_dim] in joint units; normalized: the same before un-normalising; latent: float32
     [n, A], what `queued` and `inpaint` of a later request take. n is the chunk size, or the rows that a delta run
-    corrected. draw: index of the noise draw (None: noise was given or a delta run needed none). steps: Euler steps asked
+    corrected. draw: index of the noise draw (None: noise was given or a delta run needed none). steps: Euler steps
+    asked
     for; timings.step has one entry for each that ran (fewer after FINISH, none in a delta run)."""
 
     actions: NDArray[np.float32]
@@ -91,7 +94,8 @@ class InferenceResult:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What `_see` did. broken: the gate trusted the scene until now and no longer does (while the arm moves, verdicts may
+    """What `_see` did. broken: the gate trusted the scene until now and no longer does (while the arm moves, verdicts
+    may
     be *changed* one after the other: that is no surprise, and the executing chunk was planned knowing it)."""
 
     decision: Decision
@@ -107,7 +111,9 @@ class _Scene:
 class SessionObserver(Protocol):
     """Is told of everything that a session's later results depend on, after it happened, on the session's thread."""
 
-    def inferred(self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool) -> None: ...
+    def inferred(
+        self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool
+    ) -> None: ...
 
     def was_reset(self) -> None: ...
 
@@ -194,8 +200,12 @@ class PolicySession:
         flow_ms = (time.perf_counter_ns() - flow_start) / 1e6
         actions, normalized = self.preparer.actions(latent)
         total_ms = (time.perf_counter_ns() - start) / 1e6
-        timings = StageTimings(scene.prepare_ms, scene.vision_ms, scene.prefix_ms, scene.state_ms, flow_ms, total_ms, step_ms)
-        return InferenceResult(actions, normalized, latent, noise, draw, steps, scene.decision, scene.verdict, scene.similarity, timings)
+        timings = StageTimings(
+            scene.prepare_ms, scene.vision_ms, scene.prefix_ms, scene.state_ms, flow_ms, total_ms, step_ms
+        )
+        return InferenceResult(
+            actions, normalized, latent, noise, draw, steps, scene.decision, scene.verdict, scene.similarity, timings
+        )
 
     def _see(self, request: InferenceRequest, audit: bool) -> _Scene:
         """Bring the K/V up to date with the observation: decide, `vision`, `prefix`, `state`, judge."""
@@ -205,7 +215,11 @@ class PolicySession:
         prompt = self._encode(observation.task)
         self.preparer.state(observation.joints.positions, self.stages.buffers["state"])
         key = self._key(pictures, observation.task)
-        decision = cache.audit(key, pictures) if audit else cache.decide(key, pictures, request.now_ns, request.queued is not None)
+        decision = (
+            cache.audit(key, pictures)
+            if audit
+            else cache.decide(key, pictures, request.now_ns, request.queued is not None)
+        )
         prepare_ns = time.perf_counter_ns() - start
         look_ns, vision_ns = self._look(decision, pictures)
         if decision.prefix:
@@ -248,7 +262,12 @@ class PolicySession:
         return np.array(self.stages.buffers["corrected"][0, :rows], np.float32)
 
     def _key(self, pictures: list[NDArray[np.uint8] | None], task: str) -> CacheKey:
-        return CacheKey(self.bundle.digest, task, tuple(picture is not None for picture in pictures), str(self.options.allow_truncation))
+        return CacheKey(
+            self.bundle.digest,
+            task,
+            tuple(picture is not None for picture in pictures),
+            str(self.options.allow_truncation),
+        )
 
     def _encode(self, task: str) -> Prompt:
         if self._prompt is None or self._prompt.task != task:
@@ -259,7 +278,9 @@ class PolicySession:
         chosen = wanted if wanted is not None else self.options.steps
         steps = self.policy.num_steps if chosen is None else chosen
         if not self.policy.min_steps <= steps <= self.policy.num_steps:
-            raise ObservationError(f"steps is {steps}; this bundle takes {self.policy.min_steps} to {self.policy.num_steps}")
+            raise ObservationError(
+                f"steps is {steps}; this bundle takes {self.policy.min_steps} to {self.policy.num_steps}"
+            )
         return steps
 
     def _checked_noise(self, noise: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
@@ -283,11 +304,17 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
     if options.policy is CachePolicy.ALWAYS and settings is None:
         return None
     if settings is None:
-        raise ConfigError(f"cache policy {options.policy.value} needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose always")
+        raise ConfigError(
+            f"cache policy {options.policy.value} needs a calibrated bundle, this one has no thresholds; run "
+            "vla-calibrate gate, or choose always"
+        )
     outputs = {spec.name for spec in bundle.manifest.graphs["prefix"].outputs}
     feature = "pooled" if settings.similarity == "pooled" else "cls"
     if feature not in outputs:
-        raise ConfigError(f"gate similarity {settings.similarity} needs the output {feature} that this bundle's prefix does not have; calibrate with pooled")
+        raise ConfigError(
+            f"gate similarity {settings.similarity} needs the output {feature} that this bundle's prefix does not "
+            "have; calibrate with pooled"
+        )
     if options.policy is CachePolicy.DELTA and "delta" not in bundle.manifest.graphs:
         raise ConfigError("cache policy delta needs a bundle with a delta expert; choose always, guard or cls")
     return settings

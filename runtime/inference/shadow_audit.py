@@ -35,20 +35,24 @@ class AuditReport:
             return f"audit: cached chunk off by {self.error:.2%} of the joint range, bound {self.bound:.2%}"
         limits = self.tightened
         return (
-            f"audit: cached chunk off by {self.error:.2%} of the joint range, above the bound {self.bound:.2%}; limits tightened to "
+            f"audit: cached chunk off by {self.error:.2%} of the joint range, above the bound {self.bound:.2%}; "
+            "limits tightened to "
             f"guard {limits.guard_mean:.3g}/{limits.guard_worst:.3g} grey levels, similarity {limits.threshold:.4f}"
         )
 
 
 class ShadowAudit:
-    """Audits one session. share: of the hits, 0..1. ConfigError: a bundle without action statistics (no joint range)."""
+    """Audits one session. share: of the hits, 0..1. ConfigError: a bundle without action statistics (no joint
+    range)."""
 
     def __init__(self, session: PolicySession, share: float = 0.02, seed: int = 0) -> None:
         if not 0 <= share <= 1:
             raise ConfigError(f"audit share is {share}; it must be between 0 and 1")
         ranges = joint_ranges(session.preparer.tables, session.policy.action_dim)
         if ranges is None and share > 0:
-            raise ConfigError("the audit needs action statistics for the joints' ranges and the bundle has none; set its share to 0")
+            raise ConfigError(
+                "the audit needs action statistics for the joints' ranges and the bundle has none; set its share to 0"
+            )
         self._session = session
         self._ranges = ranges
         self._share = share

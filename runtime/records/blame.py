@@ -16,9 +16,10 @@ from typing import Any
 
 
 class Cause(Enum):
-    """CAMERA: pictures were waited for or a camera was frozen. BUS: reading or writing took too long or failed. GATE: the
-    scene changed and the running chunk was void. PREFIX: vision and prefix were running. STEP: state token and flow steps
-    were running. SCHEDULER: nothing of ours was running: the system did not wake the loop, or no plan was due yet. RECORD:
+    """CAMERA: pictures were waited for or a camera was frozen. BUS: reading or writing took too long or failed. GATE:
+    the scene changed and the running chunk was void. PREFIX: vision and prefix were running. STEP: state token and flow
+    steps were running. SCHEDULER: nothing of ours was running: the system did not wake the loop, or no plan was due
+    yet. RECORD:
     the record is damaged there, so that nobody knows whether the tick ran."""
 
     CAMERA = "camera"
@@ -47,7 +48,8 @@ class Missed:
 
 @dataclass(frozen=True, slots=True)
 class InferenceSpan:
-    """When an inference ran, CLOCK_MONOTONIC ns: pictures until `looked_ns`, vision and prefix until `prefix_ns`, state and
+    """When an inference ran, CLOCK_MONOTONIC ns: pictures until `looked_ns`, vision and prefix until `prefix_ns`, state
+    and
     flow until `end_ns`. changed: the gate said so."""
 
     start_ns: int
@@ -106,7 +108,12 @@ def missed_ticks(
 
 def waits_for_action(tick: Mapping[str, Any]) -> bool:
     """Armed and taking chunks, and none was due: not where the operator, a fault or a latch keeps the arm still."""
-    return tick["state"] in ("planning", "hold") and not tick["latched"] and not tick["due"] and tick["reason"] not in ("operator", "parked")
+    return (
+        tick["state"] in ("planning", "hold")
+        and not tick["latched"]
+        and not tick["due"]
+        and tick["reason"] not in ("operator", "parked")
+    )
 
 
 def count_by_cause(missed: Iterable[Missed], skipped: bool) -> Counter[str]:
@@ -122,10 +129,23 @@ def _skipped(before: Mapping[str, Any], after: Mapping[str, Any], period_ns: int
     first, last = before["tick"] + 1, after["tick"] - 1
     bus_ns, work_ns = before["read_ns"] + before["write_ns"], before["work_ns"]
     if before["late_ns"] + work_ns <= period_ns:
-        return Missed(first, last, True, Cause.SCHEDULER, f"tick {before['tick']} ended in time, the loop was woken {(last - first + 1) * period_ns / 1e6 + after['late_ns'] / 1e6:.1f} ms late")
+        return Missed(
+            first,
+            last,
+            True,
+            Cause.SCHEDULER,
+            f"tick {before['tick']} ended in time, the loop was woken "
+            f"{(last - first + 1) * period_ns / 1e6 + after['late_ns'] / 1e6:.1f} ms late",
+        )
     if 2 * bus_ns >= work_ns:
         return Missed(first, last, True, Cause.BUS, f"tick {before['tick']} spent {bus_ns / 1e6:.1f} ms at the bus")
-    return Missed(first, last, True, Cause.SCHEDULER, f"tick {before['tick']} was interrupted: {work_ns / 1e6:.1f} ms, {bus_ns / 1e6:.1f} of them at the bus")
+    return Missed(
+        first,
+        last,
+        True,
+        Cause.SCHEDULER,
+        f"tick {before['tick']} was interrupted: {work_ns / 1e6:.1f} ms, {bus_ns / 1e6:.1f} of them at the bus",
+    )
 
 
 def _without_action(
@@ -139,7 +159,11 @@ def _without_action(
     if fault >= 0 and (index < 0 or faults[fault] > spans[index].start_ns):
         return Cause.CAMERA, "a camera was frozen"
     if index < 0 or now > spans[index].end_ns:
-        waiting = "the host plans only at rest and waited for the arm to settle" if tick["plan_then_move"] else "no inference was running"
+        waiting = (
+            "the host plans only at rest and waited for the arm to settle"
+            if tick["plan_then_move"]
+            else "no inference was running"
+        )
         return Cause.SCHEDULER, waiting
     span = spans[index]
     if now < span.looked_ns:

@@ -27,7 +27,8 @@ _GAP_TICKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """left_out: ticks within the episodes that wrote no goal. oldest_picture_s: the greatest age of a picture at its tick."""
+    """left_out: ticks within the episodes that wrote no goal. oldest_picture_s: the greatest age of a picture at its
+    tick."""
 
     episodes: int
     frames: int
@@ -40,7 +41,9 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
     header = reader.header()
     spans = list(episodes_of(ticks_of(reader)))
     if not spans:
-        raise RecordError("the flight record holds no tick in which a chunk moved the arm; there is no episode to export")
+        raise RecordError(
+            "the flight record holds no tick in which a chunk moved the arm; there is no episode to export"
+        )
     scale, offset = np.array(header["maps"]).T
     album = _Album(inputs)
     features = {
@@ -58,7 +61,8 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
                 pictures, age_ns = album.at(tick["reading_ns"])
                 if age_ns > picture_age_s * 1e9:
                     raise RecordError(
-                        f"tick {tick['tick']}: the newest recorded picture is {age_ns / 1e9:.2f} s old, the limit is {picture_age_s} s; "
+                        f"tick {tick['tick']}: the newest recorded picture is {age_ns / 1e9:.2f} s old, the limit is "
+                        f"{picture_age_s} s; "
                         "record with --record-fps, or give a larger --picture-age"
                     )
                 oldest_ns = max(oldest_ns, age_ns)
@@ -116,8 +120,12 @@ class _Album:
             self._ahead = next(self._entries, None)
         missing = [name for name in self.shapes if name not in self._newest]
         if missing:
-            raise RecordError(f"{self._path}: no picture of {missing[0]} before the first action; was it recorded in the same run?")
-        return {name: image for name, (_, image) in self._newest.items()}, time_ns - min(taken for taken, _ in self._newest.values())
+            raise RecordError(
+                f"{self._path}: no picture of {missing[0]} before the first action; was it recorded in the same run?"
+            )
+        return {name: image for name, (_, image) in self._newest.items()}, time_ns - min(
+            taken for taken, _ in self._newest.values()
+        )
 
     def _take(self, entry: Entry) -> None:
         self.task = entry.head.get("task", self.task)

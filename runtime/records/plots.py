@@ -16,10 +16,16 @@ COLOURS = ("#2f6fde", "#d98a1c", "#16a394", "#d2453b", "#8559c9", "#5f7183", "#2
 
 
 def line_plot(
-    x: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]], unit: str, x_unit: str, level: float | None = None, floor: float | None = 0.0
+    x: NDArray[np.float64],
+    lines: Mapping[str, NDArray[np.float64]],
+    unit: str,
+    x_unit: str,
+    level: float | None = None,
+    floor: float | None = 0.0,
 ) -> str:
-    """Lines over one x axis. NaN values leave a hole. level: a dashed line across. floor: shown whatever the values (None:
-    the axis spans the values alone). Long lines keep the least and the greatest value of every column, so that no peak is
+    """Lines over one x axis. NaN values leave a hole. level: a dashed line across. floor: shown whatever the values
+    (None: the axis spans the values alone). Long lines keep the least and the greatest value of every column, so that
+    no peak is
     lost."""
     known = [values[np.isfinite(values)] for values in lines.values()]
     values = np.concatenate([*known, [] if level is None else [level]])
@@ -43,11 +49,20 @@ def line_plot(
     for share in (0.0, 0.5, 1.0):
         value = low + share * (high - low)
         y = float(py(value))
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.{decimals}f}</text>')
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{_LEFT - 6}" '
+            f'y="{y + 4:.1f}" text-anchor="end">{value:.{decimals}f}</text>'
+        )
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        parts.append(f'<text x="{_LEFT + share * across:.0f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{x[0] + share * span:.4g} {escape(x_unit) if share == 1 else ""}</text>')
+        parts.append(
+            f'<text x="{_LEFT + share * across:.0f}" y="{HEIGHT - 6}" '
+            f'text-anchor="{anchor}">{x[0] + share * span:.4g} {escape(x_unit) if share == 1 else ""}</text>'
+        )
     if level is not None:
-        parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{float(py(level)):.1f}" y2="{float(py(level)):.1f}"/>')
+        parts.append(
+            f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{float(py(level)):.1f}" '
+            f'y2="{float(py(level)):.1f}"/>'
+        )
     for colour, series in zip(COLOURS * 2, lines.values()):
         shown_x, shown_y = _thinned(x, series)
         whole = np.isfinite(shown_y)
@@ -56,7 +71,15 @@ def line_plot(
             if good:
                 points.append(f"{pen}{at:.1f} {value:.1f}")
             pen = "L" if good else "M"
-        dots = "".join(f'<circle cx="{px(at):.1f}" cy="{py(value):.1f}" r="2" fill="{colour}"/>' for at, value in zip(shown_x, shown_y) if np.isfinite(value)) if len(series) < 120 else ""
+        dots = (
+            "".join(
+                f'<circle cx="{px(at):.1f}" cy="{py(value):.1f}" r="2" fill="{colour}"/>'
+                for at, value in zip(shown_x, shown_y)
+                if np.isfinite(value)
+            )
+            if len(series) < 120
+            else ""
+        )
         parts.append(f'<path d="{"".join(points)}" stroke="{colour}"/>{dots}')
     parts.append("</svg></div>")
     return "".join(parts) + _legend(lines, unit)
@@ -69,7 +92,8 @@ def bar_plot(counts: Mapping[str, float], unit: str) -> str:
         return '<p class="none">none</p>'
     most = entries[0][1]
     rows = "".join(
-        f'<div class="bar"><span>{escape(name.replace("_", " "))}</span><i><b style="width:{100 * value / most:.1f}%"></b></i><em>{value:g} {escape(unit)}</em></div>'
+        f'<div class="bar"><span>{escape(name.replace("_", " "))}</span><i><b '
+        f'style="width:{100 * value / most:.1f}%"></b></i><em>{value:g} {escape(unit)}</em></div>'
         for name, value in entries
     )
     return f'<div class="bars">{rows}</div>'
@@ -88,7 +112,10 @@ def state_strip(x: NDArray[np.float64], states: Sequence[str], colours: Mapping[
             left = float(x[begin])
             right = float(x[index]) if index < len(states) else ends
             at, wide = _LEFT + (left - x[0]) / span * across, (right - left) / span * across
-            parts.append(f'<rect x="{at:.1f}" width="{max(0.5, wide):.1f}" y="2" height="22" fill="{colours[states[begin]]}"><title>{escape(states[begin])} {right - left:.2f} s</title></rect>')
+            parts.append(
+                f'<rect x="{at:.1f}" width="{max(0.5, wide):.1f}" y="2" height="22" '
+                f'fill="{colours[states[begin]]}"><title>{escape(states[begin])} {right - left:.2f} s</title></rect>'
+            )
             begin = index
     parts.append("</svg></div>")
     shown = {name: np.zeros(0) for name in colours if name in states}
@@ -101,10 +128,16 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     kept: list[int] = []
     for part in np.array_split(np.arange(len(x)), _COLUMNS):
         finite = part[np.isfinite(y[part])]
-        kept += sorted({int(finite[np.argmin(y[finite])]), int(finite[np.argmax(y[finite])])}) if len(finite) else [int(part[0])]
+        kept += (
+            sorted({int(finite[np.argmin(y[finite])]), int(finite[np.argmax(y[finite])])})
+            if len(finite)
+            else [int(part[0])]
+        )
     return x[kept], y[kept]
 
 
 def _legend(lines: Mapping[str, NDArray[np.float64]], unit: str, colours: Sequence[str] = COLOURS * 2) -> str:
-    names = "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for colour, name in zip(colours, lines))
+    names = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for colour, name in zip(colours, lines)
+    )
     return f'<div class="legend">{names}<em>{escape(unit)}</em></div>'

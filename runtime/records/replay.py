@@ -1,4 +1,5 @@
-"""`vla-runtime replay`: compute a record's goals again and compare; with recorded inputs the chunks too; export episodes."""
+"""`vla-runtime replay`: compute a record's goals again and compare; with recorded inputs the chunks too; export
+episodes."""
 
 from __future__ import annotations
 
@@ -17,10 +18,22 @@ from vla_edge.runtime.inference.input_record import read_inputs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("record", type=Path, help="a flight.record")
-    parser.add_argument("--inputs", type=Path, metavar="FILE", help="the record of inputs of the same run (--record-inputs)")
-    parser.add_argument("--bundle", type=Path, help="run the recorded inputs through this bundle again and compare the chunks")
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the episodes as a LeRobot v3.0 data set; needs --inputs")
-    parser.add_argument("--picture-age", type=float, default=0.5, metavar="SECONDS", help="refuse to export pictures older than this at their tick")
+    parser.add_argument(
+        "--inputs", type=Path, metavar="FILE", help="the record of inputs of the same run (--record-inputs)"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, help="run the recorded inputs through this bundle again and compare the chunks"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write the episodes as a LeRobot v3.0 data set; needs --inputs"
+    )
+    parser.add_argument(
+        "--picture-age",
+        type=float,
+        default=0.5,
+        metavar="SECONDS",
+        help="refuse to export pictures older than this at their tick",
+    )
     parser.add_argument("--json", action="store_true", help="one machine-readable line")
 
 
@@ -34,7 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_same_run(reader, arguments.inputs)
     told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader)}
     if not arguments.json:
-        print(f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, {told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else ""))
+        print(
+            f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, "
+            f"{told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else "")
+        )
         for name, quantiles in told["times_us"].items():
             print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
     if arguments.bundle is not None:
@@ -50,17 +66,36 @@ def run(arguments: argparse.Namespace) -> int:
 def check_same_run(reader: Any, inputs: Path) -> None:
     """RecordError: none of the chunks that control took was planned from these inputs."""
     taken = set(chunks_of(reader))
-    if taken and all(entry.head.get("sequence") not in taken for entry in read_inputs(inputs) if entry.head.get("kind") == "inference"):
-        raise RecordError(f"{inputs}: no chunk of the flight record was planned from it; give the record of inputs of the same run")
+    if taken and all(
+        entry.head.get("sequence") not in taken
+        for entry in read_inputs(inputs)
+        if entry.head.get("kind") == "inference"
+    ):
+        raise RecordError(
+            f"{inputs}: no chunk of the flight record was planned from it; give the record of inputs of the same run"
+        )
 
 
 def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
     from vla_edge.runtime.records.replay_inputs import replay_inputs
 
-    result = replay_inputs(arguments.inputs, arguments.bundle, lambda work: track(work, "inferences", console=Console(stderr=True), transient=True))
+    result = replay_inputs(
+        arguments.inputs,
+        arguments.bundle,
+        lambda work: track(work, "inferences", console=Console(stderr=True), transient=True),
+    )
     if not arguments.json:
-        print(f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; largest difference {result.worst:.3g} of a latent value")
-    return {"inferences": result.inferences, "differing": result.differing, "gaps": result.gaps, "worst": result.worst, "first_differing": result.first_differing}
+        print(
+            f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; "
+            f"largest difference {result.worst:.3g} of a latent value"
+        )
+    return {
+        "inferences": result.inferences,
+        "differing": result.differing,
+        "gaps": result.gaps,
+        "worst": result.worst,
+        "first_differing": result.first_differing,
+    }
 
 
 def _export(arguments: argparse.Namespace, reader: Any) -> dict[str, Any]:
@@ -69,20 +104,30 @@ def _export(arguments: argparse.Namespace, reader: Any) -> dict[str, Any]:
     made = export_episodes(reader, arguments.inputs, arguments.export, arguments.picture_age)
     if not arguments.json:
         print(
-            f"{arguments.export}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; {made.left_out} ticks had no write; "
+            f"{arguments.export}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; "
+            f"{made.left_out} ticks had no write; "
             f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
         )
-    return {"episodes": made.episodes, "frames": made.frames, "left_out": made.left_out, "oldest_picture_s": made.oldest_picture_s}
+    return {
+        "episodes": made.episodes,
+        "frames": made.frames,
+        "left_out": made.left_out,
+        "oldest_picture_s": made.oldest_picture_s,
+    }
 
 
 def _judge(record: Path, told: dict[str, Any]) -> None:
     if told["differing"]:
-        raise CheckFailed(f"{record}: {told['differing']} ticks differ, the first at tick {told['differing_at']}; replay with the build that recorded it")
+        raise CheckFailed(
+            f"{record}: {told['differing']} ticks differ, the first at tick {told['differing_at']}; replay with the "
+            "build that recorded it"
+        )
     if told["first_tick"] < 0:
         raise CheckFailed(f"{record}: neither its start nor an arming is left in it; nothing could be computed again")
     inputs = told.get("inputs")
     if inputs and inputs["differing"]:
         raise CheckFailed(
-            f"{inputs['differing']} of {inputs['inferences']} chunks differ from the recorded ones, the first at observation {inputs['first_differing']}; "
+            f"{inputs['differing']} of {inputs['inferences']} chunks differ from the recorded ones, the first at "
+            f"observation {inputs['first_differing']}; "
             "replay on the machine and with the versions that recorded them"
         )

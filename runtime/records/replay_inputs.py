@@ -24,7 +24,8 @@ Progress = Callable[[Iterable[Entry]], Iterable[Entry]]
 
 @dataclass(slots=True)
 class InputsReplay:
-    """differing: chunks of which a bit is not the recorded one. gaps: entries the recorder had to leave out; the cache of
+    """differing: chunks of which a bit is not the recorded one. gaps: entries the recorder had to leave out; the cache
+    of
     a session with a gap may have seen what we did not. worst: largest difference of a latent value."""
 
     inferences: int = 0
@@ -48,7 +49,9 @@ def replay_inputs(record: Path, bundle_path: Path, progress: Progress) -> Inputs
         elif kind in ("reset", "inference"):
             session = sessions.get(entry.head["session"])
             if session is None:
-                raise RecordError(f"{record}: session {entry.head['session']} does not begin in it; give the whole file")
+                raise RecordError(
+                    f"{record}: session {entry.head['session']} does not begin in it; give the whole file"
+                )
             if kind == "reset":
                 session.reset()
             else:
@@ -61,23 +64,41 @@ def replay_inputs(record: Path, bundle_path: Path, progress: Progress) -> Inputs
 def _session(bundle: Bundle, entry: Entry) -> PolicySession:
     head = entry.head
     if head["bundle"] != bundle.digest:
-        raise IdentityError(f"recorded with bundle {head['bundle'][:12]}, {bundle.path} is {bundle.digest[:12]}; give the bundle it was recorded with")
+        raise IdentityError(
+            f"recorded with bundle {head['bundle'][:12]}, {bundle.path} is {bundle.digest[:12]}; give the bundle it "
+            "was recorded with"
+        )
     engine = load_engine(head["engine"], EngineOptions(threads=head["threads"], spin=False))
     gate = None if head["gate"] is None else GateSettings(**head["gate"])
-    return PolicySession(bundle, engine, SessionOptions(CachePolicy(head["policy"]), head["seed"], head["steps"], gate, head["allow_truncation"]))
+    return PolicySession(
+        bundle,
+        engine,
+        SessionOptions(CachePolicy(head["policy"]), head["seed"], head["steps"], gate, head["allow_truncation"]),
+    )
 
 
 def _again(session: PolicySession, entry: Entry, result: InputsReplay) -> None:
     head, arrays = entry.head, entry.arrays
     _tighten_to(session, head["gate"])
-    request = InferenceRequest(_observation(entry), head["now_ns"], head.get("steps"), arrays.get("noise"), arrays.get("queued"), _inpaint(arrays))
+    request = InferenceRequest(
+        _observation(entry),
+        head["now_ns"],
+        head.get("steps"),
+        arrays.get("noise"),
+        arrays.get("queued"),
+        _inpaint(arrays),
+    )
     made = session.recompute(request) if head["audit"] else session.infer(request)
     assert made is not None
     if head["abandoned"]:
         return  # it touched the cache, as here, and gave no chunk
     result.inferences += 1
     recorded = arrays["latent"]
-    if made.latent.shape != recorded.shape or made.latent.tobytes() != recorded.tobytes() or made.actions.tobytes() != arrays["actions"].tobytes():
+    if (
+        made.latent.shape != recorded.shape
+        or made.latent.tobytes() != recorded.tobytes()
+        or made.actions.tobytes() != arrays["actions"].tobytes()
+    ):
         result.differing += 1
         if result.first_differing is None:
             result.first_differing = head["sequence"]
@@ -92,7 +113,9 @@ def _observation(entry: Entry) -> Observation:
         if name.startswith(PICTURE):
             camera = name.removeprefix(PICTURE)
             frames[camera] = Frame(camera, array, head["captured_ns"][camera], 0)
-    return Observation(head["sequence"], frames, JointReading(head["tick"], head["reading_ns"], entry.arrays["state"]), head["task"])
+    return Observation(
+        head["sequence"], frames, JointReading(head["tick"], head["reading_ns"], entry.arrays["state"]), head["task"]
+    )
 
 
 def _inpaint(arrays: Any) -> Inpaint | None:
@@ -108,4 +131,7 @@ def _tighten_to(session: PolicySession, gate: Any) -> None:
         if session.cache.settings == wanted or session.cache.settings is None:
             return
         session.cache.tighten()
-    raise RecordError("the recorded limits of the gate do not follow from those the session began with; the file is not of this version")
+    raise RecordError(
+        "the recorded limits of the gate do not follow from those the session began with; the file is not of this "
+        "version"
+    )

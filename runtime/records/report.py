@@ -1,4 +1,5 @@
-"""`vla-runtime report`: one HTML page on a flight record: timing, the blame of each missed tick, the cache's behaviour."""
+"""`vla-runtime report`: one HTML page on a flight record: timing, the blame of each missed tick, the cache's
+behaviour."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from vla_edge.runtime.records.report_page import RunFacts, page
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("record", type=Path, help="a flight.record")
-    parser.add_argument("--inference", type=Path, metavar="FILE", help="inference.jsonl of the run (default: beside the record)")
+    parser.add_argument(
+        "--inference", type=Path, metavar="FILE", help="inference.jsonl of the run (default: beside the record)"
+    )
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write; replaced when it exists")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
@@ -31,14 +34,23 @@ def run(arguments: argparse.Namespace) -> int:
         temporary.write_text(page(facts), encoding="utf-8")
         os.replace(temporary, arguments.out)
     except OSError as error:
-        raise RecordError(f"{arguments.out}: {error.strerror}; name a file in a folder that can be written to") from None
+        raise RecordError(
+            f"{arguments.out}: {error.strerror}; name a file in a folder that can be written to"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
-    print(f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} without action {dict(idle) or ''}")
+    print(
+        f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} "
+        f"without action {dict(idle) or ''}"
+    )
     if arguments.json:
         missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]
-        print(json.dumps({"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle), "missed": missed}))
+        print(
+            json.dumps(
+                {"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle), "missed": missed}
+            )
+        )
     return 0
 
 
@@ -50,14 +62,21 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
         raise RecordError(f"{record}: no whole tick in it; give the flight.record of a run that ticked")
     header = reader.header()
     lines = _lines(inference or record.with_name("inference.jsonl"), inference is not None)
-    within = [line for line in lines if ticks[0]["now_ns"] <= line.get("time_ns", 0) <= ticks[-1]["now_ns"] + 10 * header["period_ns"]]
+    within = [
+        line
+        for line in lines
+        if ticks[0]["now_ns"] <= line.get("time_ns", 0) <= ticks[-1]["now_ns"] + 10 * header["period_ns"]
+    ]
     rows = {sequence: chunk["n"] for sequence, chunk in chunks_of(reader).items()}
-    missed = missed_ticks(ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within), ticks_after_damage(reader))
+    missed = missed_ticks(
+        ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within), ticks_after_damage(reader)
+    )
     return RunFacts(str(record), header, ticks, within, missed, tick_times(reader), _gate(lines))
 
 
 def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:
-    """The log's lines, the part that was moved aside first; a last one that was cut off is left out. Without a log: none
+    """The log's lines, the part that was moved aside first; a last one that was cut off is left out. Without a log:
+    none
     (a run without inference)."""
     found = [part for part in (path.with_name(path.name + ".1"), path) if part.is_file()]
     if not found and asked:
@@ -71,7 +90,10 @@ def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:
             except (ValueError, RecursionError):
                 line = None
             if not _is_entry(line):
-                raise RecordError(f"{part}: line {number} is not an entry of inference.jsonl; cut it out of a copy and give that with --inference")
+                raise RecordError(
+                    f"{part}: line {number} is not an entry of inference.jsonl; cut it out of a copy and give that "
+                    "with --inference"
+                )
             lines.append(line)
     return lines
 

@@ -17,7 +17,14 @@ from vla_edge.runtime.control.inference_log import STAGES
 from vla_edge.runtime.records.blame import Missed, count_by_cause
 from vla_edge.runtime.records.plots import bar_plot, line_plot, state_strip
 
-STATE_COLOURS = {"moving": "#2c9a57", "planning": "#2f6fde", "hold": "#d98a1c", "parking": "#16a394", "fault": "#d2453b", "disarmed": "#b4bdc9"}
+STATE_COLOURS = {
+    "moving": "#2c9a57",
+    "planning": "#2f6fde",
+    "hold": "#d98a1c",
+    "parking": "#16a394",
+    "fault": "#d2453b",
+    "disarmed": "#b4bdc9",
+}
 _STYLE = """
 body { font:14px/1.5 system-ui, sans-serif; color:#1d2733; background:#f4f6f9; margin:0; padding:28px } main { max-width:980px; margin:auto }
 h1 { font-size:21px; margin:0 0 4px } h2 { font-size:15px; margin:0 0 10px } .sub { color:#66758a; margin:0 0 18px; overflow-wrap:anywhere } section { background:#fff; border:1px solid #e3e8ef; border-radius:12px; padding:16px 20px; margin-bottom:16px }
@@ -67,8 +74,10 @@ def page(facts: RunFacts) -> str:
     ]
     body = "".join(f"<section>{section}</section>" for section in sections)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Run of {began:%Y-%m-%d %H:%M:%S}</title><style>{_STYLE}</style></head><body><main><h1>Run of {began:%Y-%m-%d %H:%M:%S} UTC</h1>"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width, initial-scale=1">'
+        f"<title>Run of {began:%Y-%m-%d %H:%M:%S}</title><style>{_STYLE}</style></head><body><main><h1>Run of "
+        f"{began:%Y-%m-%d %H:%M:%S} UTC</h1>"
         f'<p class="sub">{escape(facts.record)}</p>{body}</main></body></html>'
     )
 
@@ -80,17 +89,24 @@ def _seconds(facts: RunFacts) -> NDArray[np.float64]:
 
 def _timing(facts: RunFacts) -> str:
     x = _seconds(facts)
-    ms = {name: np.array([tick[f"{name}_ns"] / 1e6 for tick in facts.ticks]) for name in ("late", "read", "write", "work")}
+    ms = {
+        name: np.array([tick[f"{name}_ns"] / 1e6 for tick in facts.ticks]) for name in ("late", "read", "write", "work")
+    }
     states = [tick["state"] for tick in facts.ticks]
     strip = state_strip(x, states, STATE_COLOURS, float(x[-1]) + facts.header["period_ns"] / 1e9)
     names = {"late": "start after its time", "read": "bus read", "write": "bus write", "work": "whole tick"}
     rows = "".join(
-        f"<tr><td>{names[name]}</td>" + "".join(f"<td>{value / 1e3:.3f}</td>" for value in quantiles.values()) + "</tr>" for name, quantiles in facts.times_us.items()
+        f"<tr><td>{names[name]}</td>" + "".join(f"<td>{value / 1e3:.3f}</td>" for value in quantiles.values()) + "</tr>"
+        for name, quantiles in facts.times_us.items()
     )
     heads = "".join(f"<th>{name}</th>" for name in next(iter(facts.times_us.values())))
     return (
-        "<h3>State of control</h3>" + strip + "<h3>How late each tick started</h3>" + line_plot(x, {"late": ms["late"]}, "ms", "s")
-        + "<h3>What each tick took</h3>" + line_plot(x, {"whole tick": ms["work"], "bus read": ms["read"], "bus write": ms["write"]}, "ms", "s")
+        "<h3>State of control</h3>"
+        + strip
+        + "<h3>How late each tick started</h3>"
+        + line_plot(x, {"late": ms["late"]}, "ms", "s")
+        + "<h3>What each tick took</h3>"
+        + line_plot(x, {"whole tick": ms["work"], "bus read": ms["read"], "bus write": ms["write"]}, "ms", "s")
         + f"<table><tr><th>ms</th>{heads}</tr>{rows}</table>"
     )
 
@@ -102,7 +118,10 @@ def _blame(missed: Sequence[Missed], skipped: Counter[str], idle: Counter[str]) 
         for item in missed
     )
     table = f"<details><summary>every missed tick ({sum(item.ticks for item in missed)})</summary><table><tr><th>tick</th><th>ticks</th><th>kind</th><th>cause</th><th>why</th></tr>{rows}</table></details>"
-    return f"<h3>Skipped: the loop did not run in time</h3>{bar_plot(skipped, 'ticks')}<h3>Without action: armed, and no action was due</h3>{bar_plot(idle, 'ticks')}{table if missed else ''}"
+    return (
+        f"<h3>Skipped: the loop did not run in time</h3>{bar_plot(skipped, 'ticks')}<h3>Without action: armed, and "
+        f"no action was due</h3>{bar_plot(idle, 'ticks')}{table if missed else ''}"
+    )
 
 
 def _cache(facts: RunFacts) -> str:
@@ -111,21 +130,38 @@ def _cache(facts: RunFacts) -> str:
         return '<p class="none">no inference was logged in the time of this record</p>'
     start = facts.ticks[0]["now_ns"]
     x = np.array([(line["time_ns"] - start) / 1e9 for line in lines])
-    stages = {name: np.array([line["ms"][name] for line in lines]) for name in STAGES if any(line["ms"][name] > 0 for line in lines)}
+    stages = {
+        name: np.array([line["ms"][name] for line in lines])
+        for name in STAGES
+        if any(line["ms"][name] > 0 for line in lines)
+    }
     similarity = np.array([np.nan if line.get("similarity") is None else line["similarity"] for line in lines])
-    guard = np.array([max((reading[0] for reading in (line.get("guard") or {}).values()), default=np.nan) for line in lines])
+    guard = np.array(
+        [max((reading[0] for reading in (line.get("guard") or {}).values()), default=np.nan) for line in lines]
+    )
     hits = sum(not line["prefix"] for line in lines)
     verdicts = Counter(line["verdict"] for line in lines if line.get("verdict"))
     parts = [
-        f'<div class="facts"><div><span>hits</span><b>{hits}</b></div><div><span>prefix runs</span><b>{len(lines) - hits}</b></div>'
-        f'<div><span>delta runs</span><b>{sum(bool(line.get("delta")) for line in lines)}</b></div><div><span>hit rate</span><b>{hits / len(lines):.0%}</b></div></div>',
-        "<h3>Why the prefix ran, or was reused</h3>" + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
+        f'<div class="facts"><div><span>hits</span><b>{hits}</b></div><div><span>prefix '
+        f"runs</span><b>{len(lines) - hits}</b></div>"
+        f"<div><span>delta runs</span><b>{sum(bool(line.get('delta')) for line in lines)}</b></div><div><span>hit "
+        f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",
+        "<h3>Why the prefix ran, or was reused</h3>"
+        + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
         "<h3>Stages of each inference</h3>" + line_plot(x, stages, "ms", "s"),
     ]
     if np.isfinite(similarity).any():
-        parts.append("<h3>Gate similarity and its threshold</h3>" + line_plot(x, {"similarity": similarity}, "cosine", "s", facts.gate.get("threshold") if facts.gate else None, None))
+        parts.append(
+            "<h3>Gate similarity and its threshold</h3>"
+            + line_plot(
+                x, {"similarity": similarity}, "cosine", "s", facts.gate.get("threshold") if facts.gate else None, None
+            )
+        )
     if np.isfinite(guard).any():
-        parts.append("<h3>Pixel guard, largest mean of the cameras</h3>" + line_plot(x, {"mean": guard}, "grey levels", "s", facts.gate.get("guard_mean") if facts.gate else None))
+        parts.append(
+            "<h3>Pixel guard, largest mean of the cameras</h3>"
+            + line_plot(x, {"mean": guard}, "grey levels", "s", facts.gate.get("guard_mean") if facts.gate else None)
+        )
     if verdicts:
         parts.append("<h3>Verdicts of the gate</h3>" + bar_plot(verdicts, "inferences"))
     return "".join(parts)
@@ -140,5 +176,15 @@ def _joints(facts: RunFacts) -> str:
     goals[~written] = np.nan
     seen = np.array([tick["read_result"] == 0 for tick in facts.ticks])
     present[~seen] = np.nan
-    plots = [f"<h3>{name.replace('_', ' ')}</h3>" + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s", floor=None) for k, name in enumerate(KOCH_JOINTS)]
-    return "".join(plots) + "<h3>Limits the guard met</h3>" + bar_plot(Counter(tick["verdict"] for tick in facts.ticks if tick["verdict"] != "passed" and tick["due"]), "ticks")
+    plots = [
+        f"<h3>{name.replace('_', ' ')}</h3>"
+        + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s", floor=None)
+        for k, name in enumerate(KOCH_JOINTS)
+    ]
+    return (
+        "".join(plots)
+        + "<h3>Limits the guard met</h3>"
+        + bar_plot(
+            Counter(tick["verdict"] for tick in facts.ticks if tick["verdict"] != "passed" and tick["due"]), "ticks"
+        )
+    )

@@ -1,7 +1,8 @@
 """KServe's v2 inference protocol over HTTP, with Triton's binary tensor extension: bytes in, bytes out, no I/O.
 
 A request body is JSON, and behind it (its length in `Inference-Header-Content-Length`) the bytes of the inputs whose
-`parameters.binary_data_size` names them, in order. BYTES tensors are elements of 4 bytes length (little endian) and text.
+`parameters.binary_data_size` names them, in order. BYTES tensors are elements of 4 bytes length (little endian) and
+text.
 """
 
 from __future__ import annotations
@@ -24,8 +25,18 @@ HEADER_LIMIT = 1 << 20
 """Bytes of JSON taken: noise as numbers needs some."""
 
 _DTYPES = {
-    "BOOL": "?", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4",
-    "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+    "BOOL": "?",
+    "INT8": "i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "UINT8": "u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
 }
 _INPUTS_MAX = 32
 
@@ -47,7 +58,10 @@ class InferRequest:
 def model_metadata(manifest: Manifest) -> dict[str, Any]:
     """Names, types and shapes of what the model takes and gives."""
     policy = manifest.policy
-    pictures = [{"name": camera.source, "datatype": "UINT8", "shape": [camera.height, camera.width, 3]} for camera in manifest.cameras]
+    pictures = [
+        {"name": camera.source, "datatype": "UINT8", "shape": [camera.height, camera.width, 3]}
+        for camera in manifest.cameras
+    ]
     return {
         "name": MODEL,
         "versions": ["1"],
@@ -57,19 +71,30 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
             {"name": "observation.state", "datatype": "FP32", "shape": [policy.state_dim]},
             {"name": "task", "datatype": "BYTES", "shape": [1]},
         ],
-        "outputs": [{"name": name, "datatype": "FP32", "shape": [policy.chunk_size, policy.action_dim]} for name in ("action", "action_normalized")],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": [policy.chunk_size, policy.action_dim]}
+            for name in ("action", "action_normalized")
+        ],
     }
 
 
 def parse_request(body: bytes, header_length: str | None) -> InferRequest:
-    """WireError names what is wrong. header_length: of the JSON part, as the HTTP header says; None: all of the body."""
+    """WireError names what is wrong. header_length: of the JSON part, as the HTTP header says; None: all of the
+    body."""
     size = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(body):
+        if (
+            not header_length.isascii()
+            or not header_length.isdigit()
+            or len(header_length) > 12
+            or int(header_length) > len(body)
+        ):
             raise WireError(f"{HEADER_LENGTH} is {header_length!r:.20}, the body has {len(body)} bytes")
         size = int(header_length)
     if size > HEADER_LIMIT:
-        raise WireError(f"the JSON part has {size} bytes, at most {HEADER_LIMIT} are taken; send pictures as binary data")
+        raise WireError(
+            f"the JSON part has {size} bytes, at most {HEADER_LIMIT} are taken; send pictures as binary data"
+        )
     try:
         content = json.loads(body[:size])
     except (ValueError, RecursionError) as error:
@@ -101,7 +126,9 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     )
 
 
-def response(request: InferRequest, results: Mapping[str, NDArray[np.float32]], timing_ms: Mapping[str, float]) -> tuple[bytes, int]:
+def response(
+    request: InferRequest, results: Mapping[str, NDArray[np.float32]], timing_ms: Mapping[str, float]
+) -> tuple[bytes, int]:
     """(body, length of its JSON part). WireError: an output that does not exist was asked for."""
     wanted = request.outputs or dict.fromkeys(results, request.binary)
     outputs: list[dict[str, Any]] = []
@@ -117,7 +144,13 @@ def response(request: InferRequest, results: Mapping[str, NDArray[np.float32]], 
         else:
             entry["data"] = [float(value) for value in array.reshape(-1)]
         outputs.append(entry)
-    content = {"model_name": MODEL, "model_version": "1", "id": request.id, "outputs": outputs, "parameters": dict(timing_ms)}
+    content = {
+        "model_name": MODEL,
+        "model_version": "1",
+        "id": request.id,
+        "outputs": outputs,
+        "parameters": dict(timing_ms),
+    }
     head = json.dumps(content).encode()
     return head + tail, len(head)
 
@@ -146,7 +179,9 @@ def _from_bytes(name: str, datatype: Any, shape: list[int], data: bytes, count: 
         return _text(name, data[4:])
     dtype = _dtype(name, datatype)
     if len(data) != count * dtype.itemsize:
-        raise WireError(f"input {name}: shape {shape} of {datatype} needs {count * dtype.itemsize} bytes, {len(data)} were sent")
+        raise WireError(
+            f"input {name}: shape {shape} of {datatype} needs {count * dtype.itemsize} bytes, {len(data)} were sent"
+        )
     if dtype.kind == "b" and data.strip(b"\x00\x01"):
         raise WireError(f"input {name}: BOOL holds bytes other than 0 and 1")
     return np.frombuffer(data, dtype).reshape(shape)
@@ -186,7 +221,9 @@ def _text(name: str, data: bytes) -> NDArray[Any]:
 
 def _dtype(name: str, datatype: Any) -> np.dtype[Any]:
     if not isinstance(datatype, str) or datatype not in _DTYPES:
-        raise WireError(f"input {name}: datatype is {datatype!r:.20}; known: {', '.join(_DTYPES)}, and BYTES for the task")
+        raise WireError(
+            f"input {name}: datatype is {datatype!r:.20}; known: {', '.join(_DTYPES)}, and BYTES for the task"
+        )
     return np.dtype(_DTYPES[datatype])
 
 

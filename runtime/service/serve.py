@@ -23,7 +23,9 @@ from vla_edge.runtime.service.serve_options import ServeOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than loopback needs a token and TLS")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; another than loopback needs a token and TLS"
+    )
     parser.add_argument("--port", type=int, default=8000, help="0: any free one, printed")
     parser.add_argument("--token-file", type=Path, help="file (mode 600) with the token clients must send")
     parser.add_argument("--certificate", type=Path, help="TLS certificate chain, PEM")
@@ -31,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="run folder of the robot whose status is shown")
     parser.add_argument("--engine", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument("--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused")
+    parser.add_argument(
+        "--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise of the first session")
     parser.add_argument("--sessions", type=int, default=2, help="clients with a session of their own at a time")
     parser.add_argument("--connections", type=int, default=32, help="connections at a time")

@@ -69,22 +69,33 @@ def access(host: str, token_file: Path | None, certificate: Path | None, key: Pa
             raise ServeError("--certificate and --key belong together; give both")
         tls = tls_context(certificate, key)
     if not _is_loopback(host) and (token is None or tls is None):
-        lacks = "neither a token nor TLS" if token is None and tls is None else "no token" if token is None else "no TLS"
-        raise ServeError(f"{host} can be reached from other machines and there is {lacks}; give --token-file, --certificate and --key, or stay on 127.0.0.1")
+        lacks = (
+            "neither a token nor TLS" if token is None and tls is None else "no token" if token is None else "no TLS"
+        )
+        raise ServeError(
+            f"{host} can be reached from other machines and there is {lacks}; give --token-file, --certificate and "
+            "--key, or stay on 127.0.0.1"
+        )
     return Access(host, token, tls)
 
 
 def read_token(path: Path) -> bytes:
-    """The token in a file that only its owner can read. ServeError otherwise, or when it is too short to be a secret."""
+    """The token in a file that only its owner can read. ServeError otherwise, or when it is too short to be a
+    secret."""
     try:
         mode = path.stat().st_mode
         text = path.read_bytes().strip()
     except OSError as error:
-        raise ServeError(f"token file {path}: {error.strerror}; write a random text of {TOKEN_CHARACTERS} characters or more into it") from None
+        raise ServeError(
+            f"token file {path}: {error.strerror}; write a random text of {TOKEN_CHARACTERS} characters or more into it"
+        ) from None
     if stat.S_IMODE(mode) & 0o077:
         raise ServeError(f"token file {path} can be read by others (mode {stat.S_IMODE(mode):o}); chmod 600 it")
     if len(text) < TOKEN_CHARACTERS or any(byte <= 32 or byte > 126 for byte in text):
-        raise ServeError(f"token file {path}: the token must be {TOKEN_CHARACTERS} or more visible ASCII characters; it has {len(text)}")
+        raise ServeError(
+            f"token file {path}: the token must be {TOKEN_CHARACTERS} or more visible ASCII characters; it has "
+            f"{len(text)}"
+        )
     return text
 
 
@@ -112,7 +123,9 @@ class ControlLease:
 
     def renew(self, secret: str, now_ns: int) -> bool:
         """Whether `secret` proves the lease, which then lasts anew."""
-        if not self.held(now_ns) or not hmac.compare_digest(secret.encode("utf-8", "surrogateescape"), self._secret.encode()):
+        if not self.held(now_ns) or not hmac.compare_digest(
+            secret.encode("utf-8", "surrogateescape"), self._secret.encode()
+        ):
             return False
         self._until_ns = now_ns + self._length_ns
         return True

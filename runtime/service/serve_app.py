@@ -61,7 +61,9 @@ def application(service: Service) -> web.Application:
     """The routes. Handlers run on the event loop and never block it; inference is the pool's."""
 
     @web.middleware
-    async def guarded(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def guarded(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         refusal = service.access.refusal(request.headers)
         open_page = request.path in _WITHOUT_TOKEN and request.headers.get("Upgrade") is None
         if refusal is not None and not (refusal[0] == 401 and open_page):
@@ -96,23 +98,40 @@ def application(service: Service) -> web.Application:
     async def page(request: web.Request) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await openpi(service, request)
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src blob: data:; frame-ancestors 'none'"
-        return web.Response(text=PAGE, content_type="text/html", headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src "
+            "blob: data:; frame-ancestors 'none'"
+        )
+        return web.Response(
+            text=PAGE,
+            content_type="text/html",
+            headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"},
+        )
 
     async def health(request: web.Request) -> web.Response:
         ready = service.pool.ready
-        return web.json_response({"ready": ready, "cold_start_s": service.pool.cold_start_s}, status=200 if ready else 503)
+        return web.json_response(
+            {"ready": ready, "cold_start_s": service.pool.cold_start_s}, status=200 if ready else 503
+        )
 
     async def state(request: web.Request) -> web.Response:
         holder = service.lease.holder(time.monotonic_ns())
         return web.json_response(await asyncio.to_thread(status, service.view, service.pool, holder))
 
     async def prometheus(request: web.Request) -> web.Response:
-        return web.Response(text=await asyncio.to_thread(metrics, service.view, service.pool), content_type="text/plain", charset="utf-8")
+        return web.Response(
+            text=await asyncio.to_thread(metrics, service.view, service.pool),
+            content_type="text/plain",
+            charset="utf-8",
+        )
 
     async def picture(request: web.Request) -> web.Response:
         data = await asyncio.to_thread(service.view.picture, request.match_info["name"])
-        return web.json_response({"error": "no such camera"}, status=404) if data is None else web.Response(body=data, content_type="image/jpeg")
+        return (
+            web.json_response({"error": "no such camera"}, status=404)
+            if data is None
+            else web.Response(body=data, content_type="image/jpeg")
+        )
 
     app.router.add_get("/", page)
     app.router.add_get("/healthz", health)
@@ -212,7 +231,9 @@ def _add_kserve(app: web.Application, service: Service) -> None:
             raise WireError(f"there is no such model; the service has {kserve.MODEL!r}, version 1")
 
     async def server(request: web.Request) -> web.Response:
-        return web.json_response({"name": "vla-edge", "version": service.digest[:12], "extensions": ["binary_tensor_data", "sequence"]})
+        return web.json_response(
+            {"name": "vla-edge", "version": service.digest[:12], "extensions": ["binary_tensor_data", "sequence"]}
+        )
 
     async def live(request: web.Request) -> web.Response:
         return web.Response()
@@ -240,9 +261,13 @@ def _add_kserve(app: web.Application, service: Service) -> None:
         result = await _in_session(asked, lambda client: service.pool.infer(client, given))
         outputs = {"action": result.actions, "action_normalized": result.normalized}
         data, length = kserve.response(asked, outputs, {"infer_ms": result.timings.total})
-        return web.Response(body=data, content_type="application/octet-stream", headers={kserve.HEADER_LENGTH: str(length)})
+        return web.Response(
+            body=data, content_type="application/octet-stream", headers={kserve.HEADER_LENGTH: str(length)}
+        )
 
-    async def _in_session(asked: kserve.InferRequest, infer_in: Callable[[Client], Awaitable[InferenceResult]]) -> InferenceResult:
+    async def _in_session(
+        asked: kserve.InferRequest, infer_in: Callable[[Client], Awaitable[InferenceResult]]
+    ) -> InferenceResult:
         """Without a sequence every request is an episode of its own."""
         pool = service.pool
         if asked.sequence == 0:
@@ -288,7 +313,9 @@ def _add_control(app: web.Application, service: Service) -> None:
             return web.json_response({"error": f"unknown word; known: {', '.join(WORDS)}"}, status=404)
         if not service.lease.renew(request.headers.get("X-Lease", ""), time.monotonic_ns()):
             service.refused("lease")
-            return web.json_response({"error": "this client does not hold the control lease; it may only read"}, status=403)
+            return web.json_response(
+                {"error": "this client does not hold the control lease; it may only read"}, status=403
+            )
         if name == "arm":
             service.lease.armed()  # before it is asked: when the answer is lost it may be armed
         answer = await asyncio.to_thread(ask, service.folder, WORDS[name])

@@ -119,6 +119,8 @@ _BODY = """
 """
 
 PAGE = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<title>vla-edge</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>{_BODY}<script>{_SCRIPT}</script></body></html>'
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+    'initial-scale=1">'
+    '<title>vla-edge</title><link rel="icon" '
+    f'href="data:,"><style>{_STYLE}</style></head><body>{_BODY}<script>{_SCRIPT}</script></body></html>'
 )

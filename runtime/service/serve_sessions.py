@@ -1,4 +1,5 @@
-"""Policy sessions for clients: one each, with its own cache and noise, at most so many; one worker runs them in turn."""
+"""Policy sessions for clients: one each, with its own cache and noise, at most so many; one worker runs them in
+turn."""
 
 from __future__ import annotations
 
@@ -53,8 +54,8 @@ class ServedCounts:
 class SessionPool:
     """All methods but `warm_up` and `infer` are for the event loop's thread and do not block.
 
-    make: builds a session (loads every graph), called on the worker thread. limit: sessions at a time; each holds its own
-    buffers. waiting: inferences that may wait for the worker.
+    make: builds a session (loads every graph), called on the worker thread. limit: sessions at a time; each holds its
+    own buffers. waiting: inferences that may wait for the worker.
     """
 
     def __init__(self, make: Callable[[int], PolicySession], limit: int, waiting: int = 8) -> None:
@@ -89,7 +90,9 @@ class SessionPool:
         if self._free:
             return self._free.pop()
         if self._made >= self._limit:
-            raise Busy(f"all {self._limit} sessions are taken; try again later, or start the service with more --sessions")
+            raise Busy(
+                f"all {self._limit} sessions are taken; try again later, or start the service with more --sessions"
+            )
         self._made += 1
         number = self._made
         made: PolicySession | None = None
@@ -150,7 +153,11 @@ class SessionPool:
         for name, values in self.counts.stages_ms.items():
             if values:
                 array = np.asarray(values)
-                made[name] = {"p50": float(np.quantile(array, 0.5)), "p99": float(np.quantile(array, 0.99)), "max": float(array.max())}
+                made[name] = {
+                    "p50": float(np.quantile(array, 0.5)),
+                    "p99": float(np.quantile(array, 0.99)),
+                    "max": float(array.max()),
+                }
         return made
 
     def _done(self, client: Client, work: asyncio.Future[Any]) -> None:
@@ -189,7 +196,10 @@ def _now(observation: Observation, now_ns: int) -> Observation:
 def _warm(session: PolicySession) -> None:
     """Two inferences on grey pictures: the first one allocates."""
     policy = session.policy
-    frames = {camera.name: Frame(camera.name, np.full((camera.height, camera.width, 3), 128, np.uint8), 0, 0) for camera in session.bundle.manifest.cameras}
+    frames = {
+        camera.name: Frame(camera.name, np.full((camera.height, camera.width, 3), 128, np.uint8), 0, 0)
+        for camera in session.bundle.manifest.cameras
+    }
     observation = Observation(0, frames, JointReading(0, 0, np.zeros(policy.state_dim, np.float32)), "warm up")
     noise = np.zeros((policy.chunk_size, policy.max_action_dim), np.float32)
     for _ in range(2):

@@ -1,4 +1,5 @@
-"""What the service tells about itself and the robot: one status for the page, Prometheus text, pictures of the cameras."""
+"""What the service tells about itself and the robot: one status for the page, Prometheus text, pictures of the
+cameras."""
 
 from __future__ import annotations
 
@@ -20,9 +21,34 @@ from vla_edge.runtime.service.serve_sessions import SessionPool
 
 _TAIL_BYTES = 16_384
 _CONTROL = (
-    "state", "reason", "latched", "shadow", "tick", "ticks", "missed", "lost_reads", "period_ns", "age_ns", "late_ns", "late_max_ns",
-    "io_ns", "io_max_ns", "positions", "present", "goals", "load", "fifo", "chunks", "verdicts", "actions_left", "action_sequence",
-    "moving_ticks", "pid", "alive", "silent_s", "patience_ns",
+    "state",
+    "reason",
+    "latched",
+    "shadow",
+    "tick",
+    "ticks",
+    "missed",
+    "lost_reads",
+    "period_ns",
+    "age_ns",
+    "late_ns",
+    "late_max_ns",
+    "io_ns",
+    "io_max_ns",
+    "positions",
+    "present",
+    "goals",
+    "load",
+    "fifo",
+    "chunks",
+    "verdicts",
+    "actions_left",
+    "action_sequence",
+    "moving_ticks",
+    "pid",
+    "alive",
+    "silent_s",
+    "patience_ns",
 )
 GAUGES = {
     "control_up": "1 while the control process ticks",
@@ -101,10 +127,17 @@ def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | Non
     if control is None:
         found.append("no control process has run in this folder")
     elif not control["alive"]:
-        found.append(f"control is silent for {control['silent_s']:.1f} s" if is_alive(control["pid"]) else "the control process has ended")
+        found.append(
+            f"control is silent for {control['silent_s']:.1f} s"
+            if is_alive(control["pid"])
+            else "the control process has ended"
+        )
     elif control["reason"] not in ("", "operator", "parked"):
         joint = f" at {control['joint']}" if control["joint"] else ""
-        found.append(f"control: {control['state']}, {control['reason'].replace('_', ' ')}{joint}{', latched' if control['latched'] else ''}")
+        found.append(
+            f"control: {control['state']}, "
+            f"{control['reason'].replace('_', ' ')}{joint}{', latched' if control['latched'] else ''}"
+        )
     if inference is not None and inference.get("state") == "fault":
         found.append(f"inference: {inference.get('fault', 'fault')}")
     return found
@@ -161,10 +194,20 @@ def metrics(view: RobotView, pool: SessionPool) -> str:
         if name in values:
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# HELP vla_{name} {purpose}", f"# TYPE vla_{name} {kind}", f"vla_{name} {values[name]:.9g}"]
-    lines += ["# HELP vla_serve_refused_total requests that were refused, by reason", "# TYPE vla_serve_refused_total counter"]
-    lines += [f'vla_serve_refused_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.refused.items())]
-    lines += ["# HELP vla_serve_prefix_total inferences by why the prefix ran or was reused", "# TYPE vla_serve_prefix_total counter"]
-    lines += [f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.reasons.items())]
+    lines += [
+        "# HELP vla_serve_refused_total requests that were refused, by reason",
+        "# TYPE vla_serve_refused_total counter",
+    ]
+    lines += [
+        f'vla_serve_refused_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.refused.items())
+    ]
+    lines += [
+        "# HELP vla_serve_prefix_total inferences by why the prefix ran or was reused",
+        "# TYPE vla_serve_prefix_total counter",
+    ]
+    lines += [
+        f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.reasons.items())
+    ]
     lines += ["# HELP vla_serve_stage_milliseconds of the last inferences", "# TYPE vla_serve_stage_milliseconds gauge"]
     lines += [
         f'vla_serve_stage_milliseconds{{stage="{stage}",quantile="{name}"}} {value:.6g}'

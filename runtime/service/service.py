@@ -116,7 +116,8 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 class Doors:
-    """The listening socket: so many connections at a time, and none that holds its place without asking for anything."""
+    """The listening socket: so many connections at a time, and none that holds its place without asking for
+    anything."""
 
     def __init__(self, app: web.Application, connections: int) -> None:
         self._server: Any = None
@@ -133,9 +134,13 @@ class Doors:
         loop = asyncio.get_running_loop()
         patience = None if allowed.tls is None else FIRST_REQUEST_S
         try:
-            self._listener = await loop.create_server(self._connection, allowed.host, port, ssl=allowed.tls, ssl_handshake_timeout=patience, backlog=64)
+            self._listener = await loop.create_server(
+                self._connection, allowed.host, port, ssl=allowed.tls, ssl_handshake_timeout=patience, backlog=64
+            )
         except (OSError, socket.gaierror) as error:
-            raise ServeError(f"{allowed.host}:{port}: {error.strerror or error}; give another --host or --port") from None
+            raise ServeError(
+                f"{allowed.host}:{port}: {error.strerror or error}; give another --host or --port"
+            ) from None
         self._watch = asyncio.create_task(self._close_the_silent())
         return self._listener
 
@@ -154,7 +159,9 @@ class Doors:
 
     def _note(self) -> Any:
         @web.middleware
-        async def note(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        async def note(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
             place = self._places.get(request.protocol)
             if place is not None:
                 place.asked = True
@@ -210,7 +217,9 @@ class _Full(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         with contextlib.suppress(OSError):
-            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n")
+            transport.write(
+                b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
+            )
         transport.close()
 
 

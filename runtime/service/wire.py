@@ -1,4 +1,5 @@
-"""openpi's wire format: msgpack, arrays as maps of `__ndarray__`, `data`, `dtype`, `shape`. Bytes of strangers come in here.
+"""openpi's wire format: msgpack, arrays as maps of `__ndarray__`, `data`, `dtype`, `shape`. Bytes of strangers come in
+here.
 
 Format: the PyPI package `openpi-client` 0.1.2, which packs the map's keys as
 bytes. Only plain numbers cross (dtype kinds b, i, u, f): nothing here can name
@@ -29,7 +30,8 @@ _SCALAR = {"__npgeneric__", "data", "dtype"}
 
 @dataclass(frozen=True, slots=True)
 class WireLimits:
-    """What one message may hold. containers: lists and maps in all, so that a small message cannot become many objects."""
+    """What one message may hold. containers: lists and maps in all, so that a small message cannot become many
+    objects."""
 
     message_bytes: int
     containers: int = 4096
@@ -42,7 +44,10 @@ class WireLimits:
 def decode(message: bytes, limits: WireLimits) -> Any:
     """The value of one message; arrays are read-only views of it. WireError names what is wrong."""
     if len(message) > limits.message_bytes:
-        raise WireError(f"the message has {len(message)} bytes, at most {limits.message_bytes} are taken; send pictures of the policy's size")
+        raise WireError(
+            f"the message has {len(message)} bytes, at most {limits.message_bytes} are taken; send pictures of the "
+            "policy's size"
+        )
     count = 0
 
     def counted() -> None:
@@ -72,8 +77,14 @@ def decode(message: bytes, limits: WireLimits) -> Any:
             max_map_len=limits.items,
             max_ext_len=0,
         )
-    except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError, StackError and FormatError are ValueErrors
-        raise WireError(f"the message is not msgpack we take ({error or type(error).__name__}); send one map of names to arrays and texts") from None
+    except (
+        ValueError,
+        msgpack.UnpackException,
+    ) as error:  # UnicodeDecodeError, StackError and FormatError are ValueErrors
+        raise WireError(
+            f"the message is not msgpack we take ({error or type(error).__name__}); send one map of names to arrays "
+            "and texts"
+        ) from None
 
 
 def encode(value: Any) -> bytes:
@@ -109,14 +120,22 @@ def _dtype(text: Any) -> np.dtype[Any]:
 
 def _array(fields: dict[str, Any], limits: WireLimits) -> NDArray[Any]:
     if set(fields) != _ARRAY or fields["__ndarray__"] is not True:
-        raise WireError(f"an array's map holds {', '.join(sorted(map(str, fields)))[:80]}; it must hold {', '.join(sorted(_ARRAY))}")
+        raise WireError(
+            f"an array's map holds {', '.join(sorted(map(str, fields)))[:80]}; it must hold {', '.join(sorted(_ARRAY))}"
+        )
     dtype, shape, data = _dtype(fields["dtype"]), fields["shape"], fields["data"]
-    if not isinstance(shape, list) or len(shape) > limits.dimensions or any(type(size) is not int or size < 0 for size in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > limits.dimensions
+        or any(type(size) is not int or size < 0 for size in shape)
+    ):
         raise WireError(f"an array has shape {shape!r:.60}; send at most {limits.dimensions} sizes of 0 or more")
     wanted = math.prod(shape) * dtype.itemsize
     if not isinstance(data, bytes) or len(data) != wanted:
         held = len(data) if isinstance(data, bytes) else f"{type(data).__name__}, not"
-        raise WireError(f"an array of shape {shape!r:.60} and dtype {dtype.str} needs {wanted} bytes, its data has {held} bytes")
+        raise WireError(
+            f"an array of shape {shape!r:.60} and dtype {dtype.str} needs {wanted} bytes, its data has {held} bytes"
+        )
     if dtype.kind == "b" and data.strip(b"\x00\x01"):
         raise WireError("a bool array holds bytes other than 0 and 1")
     return np.frombuffer(data, dtype).reshape(shape)

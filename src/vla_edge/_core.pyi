@@ -38,7 +38,8 @@ class OrtBinding:
 class Flow:
     """The flow loop over bound graphs, without the interpreter (runtime/core/policy/flow.h).
 
-    state_rows: pairs (K or V tensor [heads, rows, width], state row [heads, 1, width]); the row becomes the tensor's last.
+    state_rows: pairs (K or V tensor [heads, rows, width], state row [heads, 1, width]); the row becomes the tensor's
+    last.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class CudaLoop:
         x_out: NDArray[np.float32],
         columns: int,
     ) -> None: ...
-    def add_steps(self, side: int, whole: int, steps: tuple[int, ...], dt: tuple[int, ...], finish: NDArray[np.float32], /) -> None:
+    def add_steps(
+        self, side: int, whole: int, steps: tuple[int, ...], dt: tuple[int, ...], finish: NDArray[np.float32], /
+    ) -> None:
         """The loop of n = len(steps) captured for one side; dt: device address of each step's dt; finish: pinned
         float32 [n + 1], -(n - k)/n for each k and then -1/n."""
     def refresh(self, side: int, /) -> None:
@@ -232,6 +235,7 @@ class RecordReader:
     def cell(self, index: int) -> tuple[str, dict[str, Any] | None] | None:
         """("tick", fields), ("chunk", fields), ("actions", None), or None: gone or damaged."""
     def header(self) -> dict[str, Any]:
-        """wall_minus_monotonic_ns, period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale · unit + offset."""
+        """wall_minus_monotonic_ns, period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale ·
+        unit + offset."""
     def replay(self) -> dict[str, int]:
         """ticks, chunks, damaged, differing (ticks whose goals, state or writing differ), first_tick, differing_at."""

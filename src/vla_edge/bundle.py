@@ -159,7 +159,10 @@ class Bundle:
                 raise BundleError(f"{self.path}: manifest lists no file {name}; export the bundle again")
             data = _map(self.path / name)
             if hashlib.sha256(data).hexdigest() != expected:
-                raise BundleError(f"{self.path / name}: sha256 differs from the manifest, the file is damaged or was changed; copy or export the bundle again")
+                raise BundleError(
+                    f"{self.path / name}: sha256 differs from the manifest, the file is damaged or was changed; copy "
+                    "or export the bundle again"
+                )
             self._verified[name] = data
         return self._verified[name]
 
@@ -249,7 +252,9 @@ def _manifest(content: Any, file: Path) -> Manifest:
     if content["schema"] != SCHEMA:
         age = "newer" if content["schema"] > SCHEMA else "older"
         advice = "update vla-edge" if age == "newer" else "export the bundle again"
-        raise BundleError(f"{file}: schema {content['schema']} is {age} than {SCHEMA}, the one this version reads; {advice}")
+        raise BundleError(
+            f"{file}: schema {content['schema']} is {age} than {SCHEMA}, the one this version reads; {advice}"
+        )
     try:
         manifest: Manifest = _build(Manifest, content, "manifest")
         _check_names(manifest)
@@ -296,7 +301,11 @@ def _build(kind: Any, content: Any, where: str) -> Any:
             value = tuple(value)
         _check(value, str(known[name].type), f"{where}.{name}")
         values[name] = value
-    missing = [name for name, item in known.items() if name not in values and item.default is MISSING and item.default_factory is MISSING]
+    missing = [
+        name
+        for name, item in known.items()
+        if name not in values and item.default is MISSING and item.default_factory is MISSING
+    ]
     if missing:
         raise ValueError(f"missing field {where}.{missing[0]}")
     return kind(**values)

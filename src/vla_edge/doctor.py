@@ -47,7 +47,15 @@ def host() -> list[Finding]:
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     system = f"{platform.system()} {platform.release()} {platform.machine()}, {cores} cores, {memory_gb:.0f} GB"
     enough = platform.system() == "Linux" and cores >= 2 and memory_gb >= 3.5
-    made = [Finding("host", OK if enough else NOTE, system, "Linux, 2 cores, 4 GB", "" if enough else "use a larger machine for the full-size policy")]
+    made = [
+        Finding(
+            "host",
+            OK if enough else NOTE,
+            system,
+            "Linux, 2 cores, 4 GB",
+            "" if enough else "use a larger machine for the full-size policy",
+        )
+    ]
     return [*made, _priority(), _locked_memory()]
 
 
@@ -57,7 +65,11 @@ def _priority() -> Finding:
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
     except PermissionError:
-        found, fix = "SCHED_FIFO refused", "add '@realtime - rtprio 99' to /etc/security/limits.conf and the user to that group, or use the systemd unit"
+        found, fix = (
+            "SCHED_FIFO refused",
+            "add '@realtime - rtprio 99' to /etc/security/limits.conf and the user to that group, or use the systemd "
+            "unit",
+        )
         return Finding("real-time priority", NOTE, found, "60, so that load cannot delay the control loop", fix)
     os.sched_setscheduler(0, *before)
     return Finding("real-time priority", OK, "SCHED_FIFO allowed", "60, so that load cannot delay the control loop")
@@ -75,12 +87,28 @@ def _locked_memory() -> Finding:
 def python() -> list[Finding]:
     """The interpreter and the packages everything needs."""
     good = sys.version_info >= (3, 10)
-    made = [Finding("python", OK if good else MISSING, platform.python_version(), "3.10 or newer", "" if good else "install Python 3.10 or newer")]
+    made = [
+        Finding(
+            "python",
+            OK if good else MISSING,
+            platform.python_version(),
+            "3.10 or newer",
+            "" if good else "install Python 3.10 or newer",
+        )
+    ]
     for package in ("numpy", "safetensors", "tokenizers", "rich", "opencv-python-headless"):
         found = _version(package)
         if found is None and package.startswith("opencv"):
             found = _version("opencv-python")
-        made.append(Finding(package, OK if found else MISSING, found or "not installed", "any", "" if found else "pip install vla-edge"))
+        made.append(
+            Finding(
+                package,
+                OK if found else MISSING,
+                found or "not installed",
+                "any",
+                "" if found else "pip install vla-edge",
+            )
+        )
     return made
 
 
@@ -89,7 +117,15 @@ def core() -> list[Finding]:
     try:
         module = import_module("vla_edge._core")
     except ImportError as error:
-        return [Finding("C core", MISSING, str(error), "vla_edge._core", "install a C compiler (apt-get install gcc python3-dev) and pip install vla-edge again")]
+        return [
+            Finding(
+                "C core",
+                MISSING,
+                str(error),
+                "vla_edge._core",
+                "install a C compiler (apt-get install gcc python3-dev) and pip install vla-edge again",
+            )
+        ]
     return [Finding("C core", OK, Path(module.__file__ or "").name, "vla_edge._core")]
 
 
@@ -101,7 +137,13 @@ def engine() -> list[Finding]:
         return [Finding("onnxruntime", MISSING, "not installed", "1.20 or newer", "pip install 'vla-edge[ort]'")]
     old = tuple(int(part) for part in runtime.__version__.split(".")[:2]) < (1, 20)
     return [
-        Finding("onnxruntime", MISSING if old else OK, runtime.__version__, "1.20 or newer", "pip install --upgrade onnxruntime" if old else ""),
+        Finding(
+            "onnxruntime",
+            MISSING if old else OK,
+            runtime.__version__,
+            "1.20 or newer",
+            "pip install --upgrade onnxruntime" if old else "",
+        ),
         Finding("onnxruntime providers", OK, ", ".join(runtime.get_available_providers()), "CPUExecutionProvider"),
     ]
 
@@ -112,10 +154,26 @@ def gpu() -> list[Finding]:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return [Finding(name, MISSING, "no libcuda.so.1", "an NVIDIA driver", "install the NVIDIA driver; without one use engine ort on the CPU")]
+        return [
+            Finding(
+                name,
+                MISSING,
+                "no libcuda.so.1",
+                "an NVIDIA driver",
+                "install the NVIDIA driver; without one use engine ort on the CPU",
+            )
+        ]
     status = driver.cuInit(0)
     if status != 0:
-        return [Finding(name, MISSING, f"cuInit failed with {status}", "a working NVIDIA driver", "look at nvidia-smi; a new driver needs a reboot")]
+        return [
+            Finding(
+                name,
+                MISSING,
+                f"cuInit failed with {status}",
+                "a working NVIDIA driver",
+                "look at nvidia-smi; a new driver needs a reboot",
+            )
+        ]
     number, count = ctypes.c_int(), ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(number))
     driver.cuDeviceGetCount(ctypes.byref(count))
@@ -125,17 +183,36 @@ def gpu() -> list[Finding]:
         driver.cuDeviceGetName(text, len(text), index)
         names.append(text.value.decode())
     found = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}, {', '.join(names) or 'no device'}"
-    return [Finding(name, OK if names else MISSING, found, "a CUDA device", "" if names else "check that the GPU is visible to this user or container")]
+    return [
+        Finding(
+            name,
+            OK if names else MISSING,
+            found,
+            "a CUDA device",
+            "" if names else "check that the GPU is visible to this user or container",
+        )
+    ]
 
 
 def tensorrt() -> list[Finding]:
-    return [_package("TensorRT", "tensorrt", "tensorrt", "10.3 or newer", "pip install 'vla-edge[gpu]' (on a Jetson: apt-get install python3-libnvinfer)")]
+    return [
+        _package(
+            "TensorRT",
+            "tensorrt",
+            "tensorrt",
+            "10.3 or newer",
+            "pip install 'vla-edge[gpu]' (on a Jetson: apt-get install python3-libnvinfer)",
+        )
+    ]
 
 
 def export() -> list[Finding]:
     """What `export-engines` needs."""
     fix = "pip install 'vla-edge[export]'"
-    return [_package(name, name, name, needed, fix) for name, needed in (("torch", "2.5 or newer"), ("onnx", "1.16 or newer"))]
+    return [
+        _package(name, name, name, needed, fix)
+        for name, needed in (("torch", "2.5 or newer"), ("onnx", "1.16 or newer"))
+    ]
 
 
 def sim() -> list[Finding]:
@@ -145,14 +222,27 @@ def sim() -> list[Finding]:
     if package.state != OK:
         return [package]
     needed = "off-screen rendering through EGL"
-    return [package, Finding("rendering", OK, "a picture came out", needed) if fault is None else Finding("rendering", MISSING, fault, needed, f"apt-get install {BACKENDS['egl']}")]
+    return [
+        package,
+        Finding("rendering", OK, "a picture came out", needed)
+        if fault is None
+        else Finding("rendering", MISSING, fault, needed, f"apt-get install {BACKENDS['egl']}"),
+    ]
 
 
 def cameras(devices: Path = Path("/dev")) -> list[Finding]:
     """V4L2 devices and whether this user may open them."""
     nodes = sorted(devices.glob("video*"))
     if not nodes:
-        return [Finding("cameras", MISSING, "no /dev/video*", "one for each camera of the policy", "plug one in; in a container pass it through; files and the simulated arm need none")]
+        return [
+            Finding(
+                "cameras",
+                MISSING,
+                "no /dev/video*",
+                "one for each camera of the policy",
+                "plug one in; in a container pass it through; files and the simulated arm need none",
+            )
+        ]
     return [_device("camera", node, _by_id(devices / "v4l" / "by-id", node), "video") for node in nodes]
 
 
@@ -160,7 +250,15 @@ def serial(devices: Path = Path("/dev"), usb: Path = Path("/sys/bus/usb-serial/d
     """Serial ports, whether this user may open them, and the USB adapter's latency timer (1 ms is wanted)."""
     nodes = sorted([*devices.glob("ttyUSB*"), *devices.glob("ttyACM*")])
     if not nodes:
-        return [Finding("serial ports", MISSING, "no ttyUSB* or ttyACM*", "one for the servo bus", "plug the adapter in; in a container pass it through; the simulated arm needs none")]
+        return [
+            Finding(
+                "serial ports",
+                MISSING,
+                "no ttyUSB* or ttyACM*",
+                "one for the servo bus",
+                "plug the adapter in; in a container pass it through; the simulated arm needs none",
+            )
+        ]
     made = []
     for node in nodes:
         made.append(_device("serial port", node, _by_id(devices / "serial" / "by-id", node), "dialout"))
@@ -174,12 +272,18 @@ def _device(kind: str, node: Path, stable: str, group: str) -> Finding:
     usable = os.access(node, os.R_OK | os.W_OK)
     found = f"{node}{f' = {stable}' if stable else ''}"
     fix = "" if usable else f"sudo usermod -aG {group} $USER, then log in again"
-    return Finding(kind, OK if usable else MISSING, found if usable else f"{found}: no permission", "read and write access", fix)
+    return Finding(
+        kind, OK if usable else MISSING, found if usable else f"{found}: no permission", "read and write access", fix
+    )
 
 
 def _by_id(folder: Path, node: Path) -> str:
     """The name of a device that survives replugging."""
-    return next((link.name for link in sorted(folder.glob("*")) if link.resolve() == node.resolve()), "") if folder.is_dir() else ""
+    return (
+        next((link.name for link in sorted(folder.glob("*")) if link.resolve() == node.resolve()), "")
+        if folder.is_dir()
+        else ""
+    )
 
 
 def _package(check: str, package: str, module: str, needed: str, fix: str) -> Finding:
@@ -203,11 +307,32 @@ def disk() -> list[Finding]:
     """Room where bundles are written by default: the working folder."""
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     enough = free_gb >= 5
-    return [Finding("disk", OK if enough else NOTE, f"{free_gb:.0f} GB free here", "5 GB for exporting the full-size policy", "" if enough else "free some, or export to another disk")]
+    return [
+        Finding(
+            "disk",
+            OK if enough else NOTE,
+            f"{free_gb:.0f} GB free here",
+            "5 GB for exporting the full-size policy",
+            "" if enough else "free some, or export to another disk",
+        )
+    ]
 
 
-ALWAYS: dict[str, Callable[[], list[Finding]]] = {"host": host, "python": python, "core": core, "engine": engine, "disk": disk}
-OPTIONAL: dict[str, Callable[[], list[Finding]]] = {"export": export, "sim": sim, "gpu": gpu, "tensorrt": tensorrt, "cameras": cameras, "serial": serial}
+ALWAYS: dict[str, Callable[[], list[Finding]]] = {
+    "host": host,
+    "python": python,
+    "core": core,
+    "engine": engine,
+    "disk": disk,
+}
+OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
+    "export": export,
+    "sim": sim,
+    "gpu": gpu,
+    "tensorrt": tensorrt,
+    "cameras": cameras,
+    "serial": serial,
+}
 
 
 def examine(need: Sequence[str]) -> tuple[list[Finding], list[Finding]]:
@@ -239,12 +364,25 @@ def _main(argv: Sequence[str]) -> int:
     also = "; ".join(f"vla-doctor {name}: {purpose}" for name, (_, purpose) in SUBCOMMANDS.items())
     description = "What this machine has, what is needed, how to fix what is missing."
     parser = argparse.ArgumentParser(prog="vla-doctor", description=description, epilog=also)
-    parser.add_argument("--need", action="append", default=[], choices=sorted(OPTIONAL), help="treat this as needed; may be given several times")
+    parser.add_argument(
+        "--need",
+        action="append",
+        default=[],
+        choices=sorted(OPTIONAL),
+        help="treat this as needed; may be given several times",
+    )
     parser.add_argument("--json", action="store_true", help="one machine-readable line instead of the table")
     arguments = parser.parse_args(argv)
     findings, lacking = examine(arguments.need)
     if arguments.json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings], "missing": [finding.check for finding in lacking]}))
+        print(
+            json.dumps(
+                {
+                    "findings": [asdict(finding) for finding in findings],
+                    "missing": [finding.check for finding in lacking],
+                }
+            )
+        )
     else:
         _print(findings, lacking)
     return 1 if lacking else 0
@@ -257,7 +395,9 @@ def _print(findings: Sequence[Finding], lacking: Sequence[Finding]) -> None:
     marks = {OK: "[green]ok[/]", NOTE: "[yellow]look[/]", MISSING: "[dim]not here[/]"}
     for finding in findings:
         mark = "[red]MISSING[/]" if finding in lacking else marks[finding.state]
-        table.add_row(f"{mark} {finding.check}", *(escape(text) for text in (finding.found, finding.needed, finding.fix)))
+        table.add_row(
+            f"{mark} {finding.check}", *(escape(text) for text in (finding.found, finding.needed, finding.fix))
+        )
     console = Console()
     console.print(table)
     missing = ", ".join(finding.check for finding in lacking)

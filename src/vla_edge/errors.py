@@ -111,13 +111,21 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: no space left on the disk while writing {error.filename or 'output'}; free some and run again", file=sys.stderr)
+            print(
+                f"error: no space left on the disk while writing {error.filename or 'output'}; free some and run again",
+                file=sys.stderr,
+            )
             return 2
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            print(f"error: no permission for {error.filename}: {error.strerror}; check its owner and mode", file=sys.stderr)
+            print(
+                f"error: no permission for {error.filename}: {error.strerror}; check its owner and mode",
+                file=sys.stderr,
+            )
             return 2
         if error.errno in _ENVIRONMENT:
-            print(f"error: {error.filename or 'output'}: {error.strerror}; {_ENVIRONMENT[error.errno]}", file=sys.stderr)
+            print(
+                f"error: {error.filename or 'output'}: {error.strerror}; {_ENVIRONMENT[error.errno]}", file=sys.stderr
+            )
             return 2
         raise
 

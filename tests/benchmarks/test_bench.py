@@ -25,7 +25,9 @@ CHECKPOINT = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
 
 
 def spec(bundle: Path, **fields: Any) -> SubjectSpec:
-    return SubjectSpec(**{"name": "one", "kind": "bundle", "path": bundle, "backend": "ort", "threads": 1, "inputs": bundle, **fields})
+    return SubjectSpec(
+        **{"name": "one", "kind": "bundle", "path": bundle, "backend": "ort", "threads": 1, "inputs": bundle, **fields}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,18 @@ def result(golden_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vla_edge.benchmarks.ceilings.SHAPES", ((64, 64, 64),))
-        words = ["--bundle", str(golden_bundle), "--against", "torch", "--checkpoint", str(CHECKPOINT), "--rounds", "3", "--threads", "1"]
+        words = [
+            "--bundle",
+            str(golden_bundle),
+            "--against",
+            "torch",
+            "--checkpoint",
+            str(CHECKPOINT),
+            "--rounds",
+            "3",
+            "--threads",
+            "1",
+        ]
         assert main([*words, "--out", str(out), "--name", "tiny", "--json"]) == 0
     assert {file.name for file in out.iterdir()} == {"tiny.json", "tiny.md", "tiny.png"}
     content: dict[str, Any] = json.loads((out / "tiny.json").read_text())
@@ -47,13 +60,18 @@ def test_percentiles_are_ordered_and_exact() -> None:
 
 def test_a_result_names_host_commit_digest_and_every_stage(result: dict[str, Any]) -> None:
     assert {"cpu", "cores", "clock_mhz", "commit", "when"} <= result["host"].keys()
-    bundle, torch = (next(item for item in result["subjects"].values() if item["kind"] == kind) for kind in ("bundle", "torch"))
+    bundle, torch = (
+        next(item for item in result["subjects"].values() if item["kind"] == kind) for kind in ("bundle", "torch")
+    )
     assert len(bundle["digest"]) == 64 and len(torch["checkpoint"]) == 64
     assert bundle["cases"].keys() == {FRESH, CACHED, ONE_CAMERA}
     stages = bundle["cases"][FRESH]["stages_ms"]
     for stage in ("camera preparation", "vision", "prefix", "state", "step", "loop", "post-processing", "inference"):
         assert stages[stage]["p50"] > 0, stage
-    assert bundle["cases"][CACHED]["stages_ms"]["vision"]["max"] == 0 and bundle["cases"][CACHED]["stages_ms"]["prefix"]["max"] == 0
+    assert (
+        bundle["cases"][CACHED]["stages_ms"]["vision"]["max"] == 0
+        and bundle["cases"][CACHED]["stages_ms"]["prefix"]["max"] == 0
+    )
     assert len(bundle["cases"][FRESH]["raw_ms"]) == 3 and bundle["peak_rss_mb"] > 50 and bundle["cold_start_s"] > 0
     assert set(bundle["verdicts"]["replan_every_tick"]) == set(bundle["cases"])
 
@@ -66,7 +84,9 @@ def test_the_bundle_and_torch_are_compared_on_the_same_inputs(result: dict[str, 
     assert ratio["wall"].keys() == ratio["cpu"].keys() == {FRESH, CACHED, "one_camera_saved"}
 
 
-def test_a_case_that_ran_other_pieces_than_its_name_says_is_refused(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_ran_other_pieces_than_its_name_says_is_refused(
+    golden_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = BundleSubject(spec(golden_bundle))
     subject.run(FRESH, 0)
     monkeypatch.setattr(subject, "_one_changed", lambda: subject._last)
@@ -75,7 +95,10 @@ def test_a_case_that_ran_other_pieces_than_its_name_says_is_refused(golden_bundl
 
 
 def test_fractions_are_of_the_ceiling_of_the_type_that_runs() -> None:
-    facts = {"work": {"vision": {"multiply_adds": 10**9, "weight_bytes": 10**6, "activation_bytes": 0}}, "precision": {"vision": "int8 90.0 %, fp32 10.0 %"}}
+    facts = {
+        "work": {"vision": {"multiply_adds": 10**9, "weight_bytes": 10**6, "activation_bytes": 0}},
+        "precision": {"vision": "int8 90.0 %, fp32 10.0 %"},
+    }
     runs = [measuring.Run(20, 20, {"vision": 10.0}), measuring.Run(30, 30, {"vision": 20.0})]
     found = measuring._fractions(facts, {FRESH: runs}, Ceilings(100.0, 400.0, 10.0, {}))["vision"]
     assert found == {"gops": 200.0, "ceiling": "int8", "fraction": 0.5, "floor_ms": 5.0, "best_ms": 10.0}
@@ -85,12 +108,17 @@ def test_ratios_are_medians_over_the_rounds() -> None:
     def runs(*walls: float) -> list[measuring.Run]:
         return [measuring.Run(wall, 2 * wall, {}) for wall in walls]
 
-    samples = {"torch": {FRESH: runs(100, 200, 900)}, "ours": {FRESH: runs(50, 50, 90), CACHED: runs(10, 10, 10), ONE_CAMERA: runs(30, 25, 45)}}
+    samples = {
+        "torch": {FRESH: runs(100, 200, 900)},
+        "ours": {FRESH: runs(50, 50, 90), CACHED: runs(10, 10, 10), ONE_CAMERA: runs(30, 25, 45)},
+    }
     found = measuring._ratios(samples, "torch")["ours"]
     assert found["wall"] == {FRESH: 4.0, CACHED: 20.0, "one_camera_saved": 0.5} == found["cpu"]
 
 
-def test_compare_passes_a_result_on_itself_and_fails_a_slower_one(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_passes_a_result_on_itself_and_fails_a_slower_one(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     slower = copy.deepcopy(result)
     name = next(name for name, item in slower["subjects"].items() if item["kind"] == "bundle")
     slower["subjects"][name]["cases"][CACHED]["whole_tick_ms"]["p50"] *= 1.5
@@ -107,10 +135,14 @@ def test_compare_passes_a_result_on_itself_and_fails_a_slower_one(result: dict[s
         (tmp_path / "d.json").write_text(json.dumps({**result, "subjects": subjects}))
         assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "d.json")]) == 2
     for limit in ("nan", "0", "-1", "inf"):
-        assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--limit", limit]) == 2, "a gate that no result could fail"
+        assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--limit", limit]) == 2, (
+            "a gate that no result could fail"
+        )
 
 
-def test_where_results_cannot_be_written_is_told_before_the_measurement(golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_results_cannot_be_written_is_told_before_the_measurement(
+    golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measured(*_: object) -> None:
         raise AssertionError("measured first")
 
@@ -135,7 +167,12 @@ def test_a_subject_that_cannot_load_says_why_in_the_parent(tmp_path: Path) -> No
 
 def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() -> None:
     def subject(rss: float) -> dict[str, Any]:
-        return {"peak_rss_mb": rss, "resident_mb": rss, "work": {"vision": {"multiply_adds": 100 * 10**9}}, "cases": {FRESH: {"stages_ms": {"vision": {"p50": 1000.0}}}}}
+        return {
+            "peak_rss_mb": rss,
+            "resident_mb": rss,
+            "work": {"vision": {"multiply_adds": 100 * 10**9}},
+            "cases": {FRESH: {"stages_ms": {"vision": {"p50": 1000.0}}}},
+        }
 
     def ratio(fresh: float, cached: float) -> dict[str, Any]:
         return {"wall": {FRESH: fresh, CACHED: cached, "one_camera_saved": 0.35}}
@@ -143,11 +180,20 @@ def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() ->
     content: dict[str, Any] = {
         "ratios": {"float32 ort": ratio(1.1, 4), "int8 ort": ratio(2, 8), "int8 openvino": ratio(3.5, 15)},
         "errors": {name: {"cosine": 0.9985} for name in ("float32 ort", "int8 ort", "int8 openvino")},
-        "subjects": {"torch eager": subject(2000), "float32 ort": subject(2500), "int8 ort": subject(900), "int8 openvino": subject(1500)},
+        "subjects": {
+            "torch eager": subject(2000),
+            "float32 ort": subject(2500),
+            "int8 ort": subject(900),
+            "int8 openvino": subject(1500),
+        },
         "ceilings": {"float32": 250.0},
     }
     found = headline(content)
     assert found["ratio"] == {"fresh_float32": 1.1, "fresh": 3.5, "cached": 15, "one_camera": 0.35}
-    assert all(found["reached"].values()) and found["memory_share"] == 0.45 and np.isclose(found["torch"]["fraction_of_ceiling"], 0.8)
+    assert (
+        all(found["reached"].values())
+        and found["memory_share"] == 0.45
+        and np.isclose(found["torch"]["fraction_of_ceiling"], 0.8)
+    )
     content["errors"]["int8 openvino"]["cosine"] = 0.9
     assert not headline(content)["reached"]["cosine"]

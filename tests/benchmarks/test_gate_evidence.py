@@ -72,7 +72,10 @@ def test_a_moved_cube_keeps_clear_of_the_others_and_the_arm_stays(arm):
         before, joints = arm.configuration, arm.positions
         distance = move_cube(arm, "green", np.random.default_rng(seed))
         after = arm.configuration
-        places = {colour: after[(start := int(arm.model.joint(f"{colour}_cube").qposadr[0])) : start + 2] for colour in CUBE_COLOURS}
+        places = {
+            colour: after[(start := int(arm.model.joint(f"{colour}_cube").qposadr[0])) : start + 2]
+            for colour in CUBE_COLOURS
+        }
         assert 0.02 <= distance <= 0.06 and np.array_equal(arm.positions, joints)
         assert min(np.linalg.norm(places["green"] - places[other]) for other in ("red", "blue")) >= 0.05
         assert np.count_nonzero(after != before) <= 2, "one cube, x and y"

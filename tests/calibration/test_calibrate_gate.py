@@ -32,7 +32,15 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16.npz"
 def pairs(mean, worst, error, **similarity) -> Pairs:
     count = len(error)
     places = np.arange(count)
-    return Pairs(places, places + 1, np.ones(count), np.asarray(mean, float), np.asarray(worst, float), {k: np.asarray(v, float) for k, v in similarity.items()}, np.asarray(error, float))
+    return Pairs(
+        places,
+        places + 1,
+        np.ones(count),
+        np.asarray(mean, float),
+        np.asarray(worst, float),
+        {k: np.asarray(v, float) for k, v in similarity.items()},
+        np.asarray(error, float),
+    )
 
 
 def test_the_auroc_is_the_chance_to_rank_a_pair_right():
@@ -108,11 +116,16 @@ def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gate") / "data"
     keys = {"laptop": "observation.images.laptop", "phone": "observation.images.front"}
     features = {"observation.state": Feature("float32", (6,), None), "action": Feature("float32", (6,), None)}
-    features |= {key: Feature("image", pictures[name].shape, ["height", "width", "channels"]) for name, key in keys.items()}
+    features |= {
+        key: Feature("image", pictures[name].shape, ["height", "width", "channels"]) for name, key in keys.items()
+    }
     with DatasetWriter(folder, 10, features, robot_type="koch") as writer:
         for episode in range(4):
             for frame in range(12):
-                values = {"observation.state": (state + 0.2 * frame).astype(np.float32), "action": state.astype(np.float32)}
+                values = {
+                    "observation.state": (state + 0.2 * frame).astype(np.float32),
+                    "action": state.astype(np.float32),
+                }
                 for name, key in keys.items():
                     picture = pictures[name].copy()
                     if frame >= 8 and name == "phone":
@@ -124,11 +137,26 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def words(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
-    small = ["--references", "8", "--lags", "3", "--others", "1", "--max-age-s", "0.8", "--threads", "1", "--camera", "phone=front"]
+    small = [
+        "--references",
+        "8",
+        "--lags",
+        "3",
+        "--others",
+        "1",
+        "--max-age-s",
+        "0.8",
+        "--threads",
+        "1",
+        "--camera",
+        "phone=front",
+    ]
     return ["gate", "--bundle", str(bundle), "--data", str(data), "--out", str(out), "--json", *small, *more]
 
 
-def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(golden_bundle, dataset, tmp_path, capsys):
+def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
+    golden_bundle, dataset, tmp_path, capsys
+):
     out = tmp_path / "calibrated"
     # A random policy's actions follow the noise of a picture more than a trained one's: a wider bound than the default.
     assert main(words(golden_bundle, dataset, out, "--bound", "0.05")) == 0
@@ -141,7 +169,10 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
     assert weights.read_bytes() == (golden_bundle / "graphs" / "weights.bin").read_bytes()
     assert weights.stat().st_nlink == 1, "the ONNX checker takes a second hard link for an attack"
     gate = bundle.manifest.gate
-    assert len(gate["data"]["digest"]) == 64 and gate["data"]["cameras"]["observation.images.phone"] == "observation.images.front"
+    assert (
+        len(gate["data"]["digest"]) == 64
+        and gate["data"]["cameras"]["observation.images.phone"] == "observation.images.front"
+    )
     assert gate["similarity"] == "pooled" and set(gate["auroc"]) == {"pooled"} and gate["bound"] == 0.05
     plot = cv2.imread(str(out / "gate.png"))
     assert plot is not None and plot.shape == (800, 1100, 3)
@@ -158,13 +189,18 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
 def test_the_same_data_gives_the_same_limits_and_digest(golden_bundle, dataset, tmp_path, capsys):
     found = []
     for name in "ab":
-        assert main(words(golden_bundle, dataset, tmp_path / name, "--bound", "0.05", "--references", "3", "--lags", "2")) == 0
+        assert (
+            main(words(golden_bundle, dataset, tmp_path / name, "--bound", "0.05", "--references", "3", "--lags", "2"))
+            == 0
+        )
         found.append(open_bundle(tmp_path / name).manifest.gate)
     same = ("similarity", "threshold", "guard_mean", "guard_worst", "auroc", "data", "tightened")
     assert [found[0][key] for key in same] == [found[1][key] for key in same]
 
 
-def test_a_bound_that_no_reuse_keeps_fails_with_exit_code_1_and_writes_nothing(golden_bundle, dataset, tmp_path, capsys):
+def test_a_bound_that_no_reuse_keeps_fails_with_exit_code_1_and_writes_nothing(
+    golden_bundle, dataset, tmp_path, capsys
+):
     assert main(words(golden_bundle, dataset, tmp_path / "out", "--bound", "1e-9", "--references", "3")) == 1
     assert "no reuse keeps the action error under" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

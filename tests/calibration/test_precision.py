@@ -64,7 +64,12 @@ def openvino() -> Engine:
 
 
 def everywhere(bundle: Bundle, treatment: Treatment) -> Plan:
-    return {group.name: Choice(treatment) for name in bundle.manifest.graphs for group in groups_of(bundle.graph(name)) if not group.products}
+    return {
+        group.name: Choice(treatment)
+        for name in bundle.manifest.graphs
+        for group in groups_of(bundle.graph(name))
+        if not group.products
+    }
 
 
 def error_of(bundle: Bundle, engine: Engine, plan: Plan, settings: VariantSettings) -> ActionError:
@@ -75,7 +80,9 @@ def error_of(bundle: Bundle, engine: Engine, plan: Plan, settings: VariantSettin
 
 
 def test_weights_come_back_within_half_a_step_of_their_column() -> None:
-    weight = np.random.default_rng(0).standard_normal((40, 7)).astype(np.float32) * np.logspace(-3, 3, 7, dtype=np.float32)
+    weight = np.random.default_rng(0).standard_normal((40, 7)).astype(np.float32) * np.logspace(
+        -3, 3, 7, dtype=np.float32
+    )
     weight[:, 3] = 0
     quantised, scale = quantise_columns(weight)
     assert quantised.dtype == np.int8 and np.abs(quantised).max() == 127
@@ -115,7 +122,10 @@ def test_multiply_adds_are_those_of_the_matrices(bundle: Bundle) -> None:
     )
     found = work_of(model)
     assert found.multiply_adds == maps + others
-    assert found.weight_bytes == sum(int(np.prod(item.dims)) * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize for item in model.graph.initializer)
+    assert found.weight_bytes == sum(
+        int(np.prod(item.dims)) * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize
+        for item in model.graph.initializer
+    )
 
 
 def test_an_interrupted_gathering_of_ranges_goes_on_where_it_stopped(bundle: Bundle, tmp_path: Path) -> None:
@@ -148,7 +158,13 @@ def test_the_expert_is_seen_at_every_one_of_its_steps(bundle: Bundle) -> None:
     from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
     value = next(linear_maps(onnx.load_from_string(bundle.graph("expert").model))).value
-    session = PolicySession(bundle, ObservingEngine(load_engine("ort-python", ONE), lambda graph, name, _: runs.append(graph) if (graph, name) == ("expert", value) else None))
+    session = PolicySession(
+        bundle,
+        ObservingEngine(
+            load_engine("ort-python", ONE),
+            lambda graph, name, _: runs.append(graph) if (graph, name) == ("expert", value) else None,
+        ),
+    )
     session.infer(InferenceRequest(synthetic(bundle, 1, 1).observations[0], 0))
     assert len(runs) == bundle.manifest.policy.num_steps
 
@@ -183,18 +199,27 @@ def test_an_audit_names_every_layer_that_did_not_become_what_was_asked(bundle: B
 def test_half_precision_keeps_softmax_norms_and_the_euler_step_in_float32(bundle: Bundle) -> None:
     plan = everywhere(bundle, Treatment.FLOAT16)
     model = onnx.load_from_string(in_memory(bundle.graph("expert"), plan, VariantSettings()).model)
-    types = {value.name: value.type.tensor_type.elem_type for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
     for node in model.graph.node:
         if node.op_type in ("Softmax", "Sqrt", "Cos", "Sin", "ReduceMean", "Add", "Mul", "Div"):
             assert types.get(node.output[0], onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT, node.name
-    halves = [node for node in model.graph.node if node.op_type == "MatMul" and types[node.output[0]] == onnx.TensorProto.FLOAT16]
+    halves = [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and types[node.output[0]] == onnx.TensorProto.FLOAT16
+    ]
     assert len(halves) > 20
     # float16 has 11 bits: 5e-4 a product, averaged over the sums.
     assert error_of(bundle, load_engine("ort-python", ONE), plan, VariantSettings()).relative < 5e-3
 
 
 @pytest.mark.parametrize("treatment, kind", [(Treatment.INT8_STATIC, "int8"), (Treatment.INT8_WEIGHTS, "int8 weights")])
-def test_openvino_runs_what_was_asked(bundle: Bundle, ranges: Ranges, openvino: Engine, treatment: Treatment, kind: str) -> None:
+def test_openvino_runs_what_was_asked(
+    bundle: Bundle, ranges: Ranges, openvino: Engine, treatment: Treatment, kind: str
+) -> None:
     plan = everywhere(bundle, treatment)
     settings = VariantSettings(ranges, Method.MINMAX)
     for name in ("vision", "expert"):
@@ -228,7 +253,10 @@ def test_a_missing_backend_is_never_another_one(monkeypatch: pytest.MonkeyPatch)
         load_engine("openvino", ONE)
 
 
-GROUPS = [Weighted(Group(name, name.split("/")[0], work), 1) for name, work in (("vision/up", 60), ("prefix/up", 25), ("expert/up", 15))]
+GROUPS = [
+    Weighted(Group(name, name.split("/")[0], work), 1)
+    for name, work in (("vision/up", 60), ("prefix/up", 25), ("expert/up", 15))
+]
 
 
 def pretend(bad: Sequence[str]) -> ActionError:
@@ -248,7 +276,11 @@ def test_the_search_mends_only_what_is_broken() -> None:
     found = search(GROUPS, DIALECTS["ort"], ActionErrorBound(), measure)
     assert found.chosen is not None
     plan = found.chosen.candidate.plan
-    assert plan["expert/up"] == FLOAT32 and plan["vision/up"].treatment is Treatment.INT8_DYNAMIC and plan["prefix/up"].treatment is Treatment.INT8_DYNAMIC
+    assert (
+        plan["expert/up"] == FLOAT32
+        and plan["vision/up"].treatment is Treatment.INT8_DYNAMIC
+        and plan["prefix/up"].treatment is Treatment.INT8_DYNAMIC
+    )
 
 
 def test_a_bound_that_nothing_holds_gives_no_plan() -> None:
@@ -257,7 +289,9 @@ def test_a_bound_that_nothing_holds_gives_no_plan() -> None:
 
 def test_an_int8_bundle_runs_native_and_says_what_it_is(golden_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8"
-    manifest = requantise(golden_bundle, out, PrecisionRequest("int8", bound=LOOSE, frames=2, held_out=2, threads=1), lambda step: None)
+    manifest = requantise(
+        golden_bundle, out, PrecisionRequest("int8", bound=LOOSE, frames=2, held_out=2, threads=1), lambda step: None
+    )
     written = open_bundle(out)
     written.verify()
     assert written.manifest == manifest and "native" in load_engine("ort", ONE).detail
@@ -287,7 +321,9 @@ def test_a_bound_out_of_reach_fails_the_export_and_auto_stays_in_float32(golden_
 
 
 @pytest.mark.parametrize("int8_ms, kept", [(50.0, "int8"), (150.0, "fp32")])
-def test_auto_keeps_int8_only_where_it_is_faster(golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_ms: float, kept: str) -> None:
+def test_auto_keeps_int8_only_where_it_is_faster(
+    golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_ms: float, kept: str
+) -> None:
     timed = {"this": {"total": int8_ms}, "fp32": {"total": 100.0}}
     monkeypatch.setattr("vla_edge.export.precision._Work._latency", lambda work, written, engine: timed)
     request = PrecisionRequest("auto", bound=LOOSE, frames=1, held_out=1, threads=1)
@@ -299,7 +335,9 @@ def test_auto_keeps_int8_only_where_it_is_faster(golden_bundle: Path, tmp_path: 
     assert sorted(found) == sorted(["manifest.json", *manifest.files])
 
 
-def test_half_precision_for_this_cpu_is_refused_and_for_a_gpu_is_said_not_to_be_audited(golden_bundle: Path, tmp_path: Path) -> None:
+def test_half_precision_for_this_cpu_is_refused_and_for_a_gpu_is_said_not_to_be_audited(
+    golden_bundle: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ExportError, match="float32"):
         requantise(golden_bundle, tmp_path / "no", PrecisionRequest("fp16", "ort"), lambda step: None)
     request = PrecisionRequest("fp16", "ort-cuda", frames=1, held_out=1, threads=1)
@@ -311,7 +349,11 @@ def test_int8_for_tensorrt_is_searched_here_and_refused_beyond_its_bound(golden_
     """Its graphs are computed as they are written: the same rounding, without the device's speed."""
     request = PrecisionRequest("int8", "tensorrt", bound=LOOSE, frames=2, held_out=2, threads=1)
     precision = requantise(golden_bundle, tmp_path / "int8", request, lambda step: None).precision
-    assert precision["search"] and precision["error"]["cosine"] >= LOOSE.cosine and precision["audit"].startswith("not audited")
+    assert (
+        precision["search"]
+        and precision["error"]["cosine"] >= LOOSE.cosine
+        and precision["audit"].startswith("not audited")
+    )
     assert any("int8-static" in choice for choice in precision["plan"].values())
     tight = replace(request, bound=ActionErrorBound(1e-9, 1.0), frames=1, held_out=1)
     with pytest.raises(ExportError, match="no INT8 plan holds the bound"):
@@ -322,7 +364,9 @@ def test_int8_for_tensorrt_is_searched_here_and_refused_beyond_its_bound(golden_
 
 
 @pytest.mark.parametrize("backend", ["ort", "openvino", "tensorrt"])
-def test_planted_outlier_channels_leave_a_plan_that_reaches_the_cosine(random_policy, tmp_path: Path, backend: str) -> None:
+def test_planted_outlier_channels_leave_a_plan_that_reaches_the_cosine(
+    random_policy, tmp_path: Path, backend: str
+) -> None:
     """8 times the norm weights on 0.8 % of the channels (one of 96): plain INT8 spends its steps on them."""
     if backend == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
@@ -338,9 +382,16 @@ def test_planted_outlier_channels_leave_a_plan_that_reaches_the_cosine(random_po
                 count = max(1, round(0.008 * len(weight)))
                 weight[torch.randperm(len(weight), generator=generator)[:count]] *= 8
     policy.save_pretrained(tmp_path / "outliers")
-    export_bundle(ExportRequest(checkpoint=tmp_path / "outliers", out=tmp_path / "bundle", threads=1), lambda step: None)
+    export_bundle(
+        ExportRequest(checkpoint=tmp_path / "outliers", out=tmp_path / "bundle", threads=1), lambda step: None
+    )
     bound = ActionErrorBound(joint_p95=1.0, cosine=0.998)
-    manifest = requantise(tmp_path / "bundle", tmp_path / "int8", PrecisionRequest("int8", backend, bound=bound, frames=2, held_out=2, threads=1), lambda step: None)
+    manifest = requantise(
+        tmp_path / "bundle",
+        tmp_path / "int8",
+        PrecisionRequest("int8", backend, bound=bound, frames=2, held_out=2, threads=1),
+        lambda step: None,
+    )
     assert manifest.precision["error"]["cosine"] >= 0.998
     audit = manifest.precision["audit"]
     if backend != "tensorrt":  # what runs there is decided on the device
@@ -351,15 +402,24 @@ def test_observations_come_from_a_data_set_and_some_are_held_out(bundle: Bundle)
     names = [camera.source for camera in bundle.manifest.cameras]
     renamed = dict(zip(names, ("observation.images.front", "observation.images.wrist")))
     split = from_dataset(bundle, DATA, renamed, 3, 2)
-    assert len(split.ranges.observations) == 3 and len(split.held_out.observations) == 2 and split.ranges.digest != split.held_out.digest
-    assert max(item.sequence for item in split.ranges.observations) < min(item.sequence for item in split.held_out.observations)
+    assert (
+        len(split.ranges.observations) == 3
+        and len(split.held_out.observations) == 2
+        and split.ranges.digest != split.held_out.digest
+    )
+    assert max(item.sequence for item in split.ranges.observations) < min(
+        item.sequence for item in split.held_out.observations
+    )
     assert set(split.held_out.observations[0].frames) == set(names)
     with pytest.raises(DatasetError, match="--camera"):
         from_dataset(replace_cameras(bundle), DATA, {}, 3, 2)
 
 
 def replace_cameras(bundle: Bundle) -> Bundle:
-    cameras = tuple(replace(camera, name="observation.images.other", source="observation.images.other") for camera in bundle.manifest.cameras[:1])
+    cameras = tuple(
+        replace(camera, name="observation.images.other", source="observation.images.other")
+        for camera in bundle.manifest.cameras[:1]
+    )
     return replace(bundle, manifest=replace(bundle.manifest, cameras=cameras))
 
 
@@ -373,7 +433,9 @@ def replace_cameras(bundle: Bundle) -> Bundle:
         (["--precision", "fp16", "--synthetic"], "half-precision"),
     ],
 )
-def test_mistaken_flags_are_one_line(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str) -> None:
+def test_mistaken_flags_are_one_line(
+    golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
     assert export_main(["--bundle", str(golden_bundle), "--out", str(tmp_path / "out"), *flags]) == 2
     message = capsys.readouterr().err.strip().splitlines()
     assert len(message) == 1 and said in message[0]

@@ -124,7 +124,9 @@ class _Context:
         return True
 
     def _execute(self, addresses: dict[str, int]) -> None:
-        tensors = {name: array_at(addresses[name], shape, dtype) for name, (_, shape, dtype) in self._engine.tensors.items()}
+        tensors = {
+            name: array_at(addresses[name], shape, dtype) for name, (_, shape, dtype) in self._engine.tensors.items()
+        }
         inputs = {name: tensors[name] for name, (mode, _, _) in self._engine.tensors.items() if mode == "INPUT"}
         names = [name for name in tensors if name not in inputs]
         for name, value in zip(names, self._engine.session.run(names, inputs)):
@@ -168,7 +170,14 @@ class _Engine:
         return _Context(self)
 
     def create_engine_inspector(self) -> Any:
-        layers = [{"Name": "gemm 0", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Row major linear FP32"}], "Outputs": []}]
+        layers = [
+            {
+                "Name": "gemm 0",
+                "LayerType": "gemm",
+                "Inputs": [{"Format/Datatype": "Row major linear FP32"}],
+                "Outputs": [],
+            }
+        ]
         return types.SimpleNamespace(get_engine_information=lambda format: json.dumps({"Layers": layers}))
 
 
@@ -199,7 +208,9 @@ def emulated_tensorrt(cuda: EmulatedCuda) -> types.ModuleType:
             return not any(node.op_type == "Det" for node in onnx.load_from_string(model).graph.node)
 
         def get_error(self, index: int) -> Any:
-            return types.SimpleNamespace(node_name=lambda: "the_node", node_operator=lambda: "Det", desc=lambda: "no such layer")
+            return types.SimpleNamespace(
+                node_name=lambda: "the_node", node_operator=lambda: "Det", desc=lambda: "no such layer"
+            )
 
         def supports_model_v2(self, model: bytes) -> bool:
             return False

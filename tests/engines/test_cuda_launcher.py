@@ -32,7 +32,18 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc t
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stub") / "libstub_cuda.so"
-    words = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"), "-o", str(out)]
+    words = [
+        "gcc",
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"),
+        "-o",
+        str(out),
+    ]
     subprocess.run(words, check=True)
     return out
 
@@ -86,10 +97,19 @@ def test_the_driver_is_started_in_order_and_its_primary_context_is_used(library:
     driver = _core.CudaDriver(str(library))
     assert driver.version == 12060
     del driver
-    assert stub.calls() == ["cuInit(0)", "cuDriverGetVersion()", "cuDeviceGetCount()", "cuDeviceGet(0)", "cuDevicePrimaryCtxRetain(0)", "cuDevicePrimaryCtxRelease_v2(0)"]
+    assert stub.calls() == [
+        "cuInit(0)",
+        "cuDriverGetVersion()",
+        "cuDeviceGetCount()",
+        "cuDeviceGet(0)",
+        "cuDevicePrimaryCtxRetain(0)",
+        "cuDevicePrimaryCtxRelease_v2(0)",
+    ]
 
 
-@pytest.mark.parametrize("call", ["cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])
+@pytest.mark.parametrize(
+    "call", ["cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
+)
 def test_a_driver_call_that_fails_at_the_start_is_named(library: Path, stub: Stub, call: str) -> None:
     stub.reset(call)
     with pytest.raises(RuntimeError, match=f"{call} failed: CUDA_ERROR_UNKNOWN"):
@@ -137,7 +157,9 @@ def test_the_default_stream_is_not_captured(rig: Rig) -> None:
         ("cuStreamSynchronize", "cuStreamSynchronize", ["cuGraphDestroy(0x800)", "cuGraphExecDestroy(0x900)"]),
     ],
 )
-def test_a_capture_that_fails_leaves_no_graph_behind(rig: Rig, stub: Stub, failing: str, name: str, cleaned: list[str]) -> None:
+def test_a_capture_that_fails_leaves_no_graph_behind(
+    rig: Rig, stub: Stub, failing: str, name: str, cleaned: list[str]
+) -> None:
     rig.driver.begin_capture(LOW)
     stub.reset(failing)
     with pytest.raises(RuntimeError, match=name):
@@ -171,12 +193,21 @@ def test_encode_runs_the_prefix_on_the_low_stream_and_the_state_behind_it_on_the
 
 def test_encode_without_a_prefix_still_waits_for_one_that_was_started(rig: Rig, stub: Stub) -> None:
     assert rig.loop.encode(0, False)[0] == 0
-    assert stub.calls()[1:4] == ["cuEventSynchronize(0xe0)", "cuStreamWaitEvent(0xa0, 0xe0, 0)", "cuGraphLaunch(0x200, 0xa0)"]
+    assert stub.calls()[1:4] == [
+        "cuEventSynchronize(0xe0)",
+        "cuStreamWaitEvent(0xa0, 0xe0, 0)",
+        "cuGraphLaunch(0x200, 0xa0)",
+    ]
 
 
 def test_a_refresh_waits_on_the_device_for_the_last_reader_of_its_side_and_returns(rig: Rig, stub: Stub) -> None:
     rig.loop.refresh(1)
-    assert stub.calls() == ["cuCtxSetCurrent(0xc0)", "cuStreamWaitEvent(0xb0, 0xe3, 0)", "cuGraphLaunch(0x101, 0xb0)", "cuEventRecord(0xe1, 0xb0)"]
+    assert stub.calls() == [
+        "cuCtxSetCurrent(0xc0)",
+        "cuStreamWaitEvent(0xb0, 0xe3, 0)",
+        "cuGraphLaunch(0x101, 0xb0)",
+        "cuEventRecord(0xe1, 0xb0)",
+    ]
 
 
 def test_every_read_of_a_side_lies_between_its_filled_and_its_idle_event(rig: Rig, stub: Stub) -> None:
@@ -239,7 +270,9 @@ def test_a_frozen_row_ends_in_its_target_and_a_free_one_does_not_see_it(rig: Rig
     np.testing.assert_array_equal(rig.x_out[0], [[7, 7], [0, 0]])
 
 
-@pytest.mark.parametrize("call", ["cuCtxSetCurrent", "cuStreamWaitEvent", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"])
+@pytest.mark.parametrize(
+    "call", ["cuCtxSetCurrent", "cuStreamWaitEvent", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"]
+)
 def test_every_failing_call_of_the_loop_ends_it_with_its_name(rig: Rig, stub: Stub, call: str) -> None:
     for arguments in ({}, {"signal": np.zeros(1, np.int32)}):
         stub.reset(call)
@@ -274,7 +307,9 @@ def test_requests_that_do_not_fit_are_refused(rig: Rig) -> None:
         _core.CudaLoop(rig.driver, (HIGH, 0), EVENTS, PREFIX, STATE, X, rig.x_in, rig.x_out, 2)
 
 
-def test_the_gate_names_which_of_dlopen_cuinit_and_device_count_failed(library: Path, stub: Stub, tmp_path: Path) -> None:
+def test_the_gate_names_which_of_dlopen_cuinit_and_device_count_failed(
+    library: Path, stub: Stub, tmp_path: Path
+) -> None:
     assert require_gpu(str(library)) == 1
     with pytest.raises(EngineError, match="no NVIDIA driver: dlopen of .*backend ort"):
         require_gpu(str(tmp_path / "nowhere.so"))
@@ -299,6 +334,11 @@ def test_a_backend_without_its_driver_is_an_error_that_says_so() -> None:
 
 def test_versions_are_read_as_the_driver_writes_them() -> None:
     assert (cuda_version(12060), cuda_version(13000)) == ("12.6", "13.0")
-    assert kernel_driver(lambda path: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun") == "535.54.03"
-    assert kernel_driver(lambda path: "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release") == "540.4.0"
+    assert (
+        kernel_driver(lambda path: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun") == "535.54.03"
+    )
+    assert (
+        kernel_driver(lambda path: "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release")
+        == "540.4.0"
+    )
     assert kernel_driver(lambda path: "nothing known") == "unknown"

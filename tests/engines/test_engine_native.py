@@ -1,4 +1,5 @@
-"""Native ONNX Runtime sessions against the Python binding, and the reader of external tensors against the onnx package."""
+"""Native ONNX Runtime sessions against the Python binding, and the reader of external tensors against the onnx
+package."""
 
 from __future__ import annotations
 
@@ -29,8 +30,14 @@ def graph_file(tmp_path: Path, name: str = "one") -> GraphFile:
     (tmp_path / "weights.bin").write_bytes(arrays["a"].tobytes() + arrays["b"].tobytes())
     initialisers = []
     for index, key in enumerate(arrays):
-        tensor = TensorProto(name=key, data_type=TensorProto.FLOAT, dims=[WIDTH, WIDTH], data_location=TensorProto.EXTERNAL)
-        for field, value in (("location", "weights.bin"), ("offset", index * WIDTH * WIDTH * 4), ("length", WIDTH * WIDTH * 4)):
+        tensor = TensorProto(
+            name=key, data_type=TensorProto.FLOAT, dims=[WIDTH, WIDTH], data_location=TensorProto.EXTERNAL
+        )
+        for field, value in (
+            ("location", "weights.bin"),
+            ("offset", index * WIDTH * WIDTH * 4),
+            ("length", WIDTH * WIDTH * 4),
+        ):
             tensor.external_data.add(key=field, value=str(value))
         initialisers.append(tensor)
     nodes = [
@@ -41,7 +48,9 @@ def graph_file(tmp_path: Path, name: str = "one") -> GraphFile:
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, WIDTH])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, WIDTH])]
     model = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, initialisers), opset_imports=[helper.make_opsetid("", 20)], ir_version=9
+        helper.make_graph(nodes, name, inputs, outputs, initialisers),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
     )
     weights = {"weights.bin": memoryview((tmp_path / "weights.bin").read_bytes())}
     spec = GraphSpec(f"{name}.onnx", ("weights.bin",), (X,), (Y,))
@@ -59,7 +68,10 @@ def run(engine_name: str, graph: GraphFile, x: np.ndarray) -> np.ndarray:
 
 def test_the_self_test_model_is_what_its_comment_says() -> None:
     model = onnx.load_model_from_string(SELF_TEST_MODEL)
-    assert [(node.op_type, list(node.input)) for node in model.graph.node] == [("MatMul", ["x", "w"]), ("Add", ["h", "x"])]
+    assert [(node.op_type, list(node.input)) for node in model.graph.node] == [
+        ("MatMul", ["x", "w"]),
+        ("Add", ["h", "x"]),
+    ]
     np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[0]), np.zeros((2, 2), np.float32))
 
 
@@ -115,7 +127,9 @@ def test_external_tensors_are_read_as_the_onnx_package_reads_them(tmp_path: Path
     model = onnx.load_model_from_string(graph.model)
     onnx.external_data_helper.load_external_data_for_model(model, str(tmp_path))
     for tensor, expected in zip(tensors, model.graph.initializer):
-        np.testing.assert_array_equal(external_array(tensor, graph.weights["weights.bin"]), numpy_helper.to_array(expected))
+        np.testing.assert_array_equal(
+            external_array(tensor, graph.weights["weights.bin"]), numpy_helper.to_array(expected)
+        )
 
 
 def test_a_tensor_outside_its_file_is_refused(tmp_path: Path) -> None:
@@ -126,7 +140,9 @@ def test_a_tensor_outside_its_file_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_changed_bytes_never_raise_anything_but_a_bundle_error(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_changed_bytes_never_raise_anything_but_a_bundle_error(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     model = bytearray(graph_file(tmp_path_factory.mktemp("fuzz")).model)
     for _ in range(data.draw(st.integers(1, 8))):
         model[data.draw(st.integers(0, len(model) - 1))] = data.draw(st.integers(0, 255))

@@ -68,7 +68,9 @@ def test_a_session_writes_into_the_bound_buffers_and_follows_a_new_binding(bundl
 
 
 @pytest.mark.parametrize("shape, dtype", [((1, 3, 2, 2), "float32"), (None, "float64")])
-def test_a_buffer_that_does_not_fit_is_refused(bundle: Bundle, engine: Engine, shape: tuple[int, ...] | None, dtype: str) -> None:
+def test_a_buffer_that_does_not_fit_is_refused(
+    bundle: Bundle, engine: Engine, shape: tuple[int, ...] | None, dtype: str
+) -> None:
     graph = bundle.graph("vision")
     with pytest.raises(EngineError, match="pixels"):
         engine.session(graph).bind_input("pixels", np.zeros(shape or graph.spec.inputs[0].shape, dtype))

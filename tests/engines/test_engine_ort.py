@@ -116,7 +116,9 @@ def test_what_is_not_bound_is_named_before_anything_runs(engine: Engine, graph_f
         (np.zeros((80, 2), np.float32).T, "contiguous"),
     ],
 )
-def test_a_buffer_that_does_not_fit_is_refused_with_both_shapes(engine: Engine, graph_file: GraphFile, buffer: np.ndarray, words: str) -> None:
+def test_a_buffer_that_does_not_fit_is_refused_with_both_shapes(
+    engine: Engine, graph_file: GraphFile, buffer: np.ndarray, words: str
+) -> None:
     session = engine.session(graph_file)
     with pytest.raises(EngineError, match=words):
         session.bind_input("x", buffer)
@@ -143,7 +145,9 @@ def test_a_manifest_that_tells_other_tensors_than_the_graph_is_refused(graph_fil
             PYTHON.session(replace(graph_file, spec=spec))
 
 
-def test_bytes_that_are_no_graph_are_refused_in_one_line(engine: Engine, graph_file: GraphFile, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bytes_that_are_no_graph_are_refused_in_one_line(
+    engine: Engine, graph_file: GraphFile, capfd: pytest.CaptureFixture[str]
+) -> None:
     for model in (b"", b"no graph at all", graph_file.model[:-40]):
         with pytest.raises(VlaEdgeError):
             engine.session(replace(graph_file, model=model))

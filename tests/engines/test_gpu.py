@@ -1,5 +1,6 @@
 """What only a GPU can show (`make gpu`): plans against torch's bundle, the captured loop against single steps, overlap,
-latency. Bounds: cosine and joint error below. Nothing here has a meaning on a machine without the driver, so it fails there by name."""
+latency. Bounds: cosine and joint error below. Nothing here has a meaning on a machine without the driver, so it fails
+there by name."""
 
 from __future__ import annotations
 
@@ -44,12 +45,27 @@ def bundle(request: pytest.FixtureRequest, golden_bundle: Path, tmp_path_factory
     else:
         # Random weights forget no error: INT8 misses the bound of trained policies on them.
         loose = ["--joint-error", "0.05", "--cosine", "0.998"]
-        words = ["--bundle", str(golden_bundle), "--precision", request.param, "--backend", "tensorrt", "--synthetic", *loose, "--build-on-device", "--out", str(path)]
+        words = [
+            "--bundle",
+            str(golden_bundle),
+            "--precision",
+            request.param,
+            "--backend",
+            "tensorrt",
+            "--synthetic",
+            *loose,
+            "--build-on-device",
+            "--out",
+            str(path),
+        ]
         assert export_engines(words) == 0
     made = open_bundle(path)
     plans = build_plans(made, BuildOptions(), lambda step: None, open_cuda())
     for plan in plans:
-        print(f"{request.param} {plan.sidecar.graph}: layers {dict(plan.sidecar.layers)}, INT8 share {plan.int8_share:.2f}")
+        print(
+            f"{request.param} {plan.sidecar.graph}: layers {dict(plan.sidecar.layers)}, INT8 share "
+            f"{plan.int8_share:.2f}"
+        )
     if request.param == "int8":
         assert any(plan.int8_share > 0 for plan in plans), "no layer with matrix products reads INT8"
     return made
@@ -57,7 +73,8 @@ def bundle(request: pytest.FixtureRequest, golden_bundle: Path, tmp_path_factory
 
 @pytest.fixture(scope="module")
 def reference(bundle: Bundle, golden_bundle: Path) -> Bundle:
-    """What a chunk is compared with, on the CPU: float32, and for INT8 the same quantised graphs (the plan's own bound is
+    """What a chunk is compared with, on the CPU: float32, and for INT8 the same quantised graphs (the plan's own bound
+    is
     against float32 and was judged when the bundle was made)."""
     return bundle if requested(bundle) == "int8" else open_bundle(golden_bundle)
 
@@ -73,8 +90,16 @@ def engine(bundle: Bundle) -> Iterator[TrtEngine]:
 
 def observation(bundle: Bundle, seed: int) -> Observation:
     generator = np.random.default_rng(seed)
-    frames = {item.name: Frame(item.name, generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8), 0, 0) for item in bundle.manifest.cameras}
-    return Observation(0, frames, JointReading(0, 0, generator.normal(0, 10, bundle.manifest.policy.state_dim).astype(np.float32)), "Stack the blocks")
+    frames = {
+        item.name: Frame(item.name, generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8), 0, 0)
+        for item in bundle.manifest.cameras
+    }
+    return Observation(
+        0,
+        frames,
+        JointReading(0, 0, generator.normal(0, 10, bundle.manifest.policy.state_dim).astype(np.float32)),
+        "Stack the blocks",
+    )
 
 
 def flow_of(bundle: Bundle, seed: int = 1) -> FlowRequest:
@@ -87,7 +112,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.dot(a.ravel(), b.ravel()) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def test_every_graph_gives_what_onnx_runtime_gives_which_export_compared_with_torch(bundle: Bundle, engine: TrtEngine) -> None:
+def test_every_graph_gives_what_onnx_runtime_gives_which_export_compared_with_torch(
+    bundle: Bundle, engine: TrtEngine
+) -> None:
     if requested(bundle) != "fp32":
         pytest.skip("graph by graph in float32; the others are judged by the chunk")
     ours, theirs = Stages(bundle, engine), Stages(bundle, load_engine("ort", EngineOptions(spin=False)))
@@ -107,7 +134,11 @@ def test_every_graph_gives_what_onnx_runtime_gives_which_export_compared_with_to
                 continue
             found, wanted = ours.buffers[tensor], theirs.buffers[tensor]
             assert np.abs(found - wanted).max() <= FP32_TOLERANCE * max(np.abs(wanted).max(), 1e-3), f"{name}: {tensor}"
-    np.testing.assert_allclose(ours.buffers["image_tokens"], theirs.buffers["image_tokens"], atol=FP32_TOLERANCE * float(np.abs(theirs.buffers["image_tokens"]).max()))
+    np.testing.assert_allclose(
+        ours.buffers["image_tokens"],
+        theirs.buffers["image_tokens"],
+        atol=FP32_TOLERANCE * float(np.abs(theirs.buffers["image_tokens"]).max()),
+    )
 
 
 def test_the_chunk_stays_within_its_bounds_of_the_cpus(bundle: Bundle, engine: TrtEngine, reference: Bundle) -> None:
@@ -153,12 +184,21 @@ def test_a_prefix_refreshed_beside_the_loop_disturbs_neither(bundle: Bundle, eng
         np.testing.assert_array_equal(loop.denoise(flow).latent, alone)
 
 
-def test_latency_by_stage_fresh_and_cached_is_printed(bundle: Bundle, engine: TrtEngine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latency_by_stage_fresh_and_cached_is_printed(
+    bundle: Bundle, engine: TrtEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
     session = PolicySession(bundle, engine)
     requests = [InferenceRequest(observation(bundle, seed), seed) for seed in range(8)]
     for request in requests:
         session.infer(request)
-    times: dict[str, list[float]] = {"vision": [], "prefix": [], "state": [], "flow": [], "total": [], "cached loop": []}
+    times: dict[str, list[float]] = {
+        "vision": [],
+        "prefix": [],
+        "state": [],
+        "flow": [],
+        "total": [],
+        "cached loop": [],
+    }
     flow = flow_of(bundle)
     for request in requests * 10:
         result = session.infer(request)
@@ -171,7 +211,17 @@ def test_latency_by_stage_fresh_and_cached_is_printed(bundle: Bundle, engine: Tr
         times["cached loop"].append((time.perf_counter() - start) * 1e3)
     with capsys.disabled():
         print(f"\n{engine.detail}")
-        print(json.dumps({name: {"p50_ms": round(float(np.median(values)), 3), "p99_ms": round(float(np.percentile(values, 99)), 3)} for name, values in times.items()}))
+        print(
+            json.dumps(
+                {
+                    name: {
+                        "p50_ms": round(float(np.median(values)), 3),
+                        "p99_ms": round(float(np.percentile(values, 99)), 3),
+                    }
+                    for name, values in times.items()
+                }
+            )
+        )
 
 
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt"])
@@ -187,11 +237,28 @@ def test_onnx_runtimes_gpu_providers_replay_their_graphs_with_the_same_chunk(bun
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer on this machine")
 def test_compute_sanitizer_finds_no_race_and_no_bad_access(bundle: Bundle, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    frames = {item.name: generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8) for item in bundle.manifest.cameras}
+    frames = {
+        item.name: generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8)
+        for item in bundle.manifest.cameras
+    }
     state = np.zeros(bundle.manifest.policy.state_dim, np.float32)
     np.savez(tmp_path / "observation.npz", **frames, **{"observation.state": state, "task": np.array("wait")})  # type: ignore[arg-type]
-    infer = [sys.executable, "-m", "vla_edge.runtime.command", "infer", "--bundle", str(bundle.path), "--backend", "tensorrt"]
+    infer = [
+        sys.executable,
+        "-m",
+        "vla_edge.runtime.command",
+        "infer",
+        "--bundle",
+        str(bundle.path),
+        "--backend",
+        "tensorrt",
+    ]
     infer += ["--observation", str(tmp_path / "observation.npz"), "--out", str(tmp_path / "actions.npz")]
     for tool in ("memcheck", "racecheck"):
-        ran = subprocess.run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", *infer], capture_output=True, text=True, timeout=1500)
+        ran = subprocess.run(
+            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", *infer],
+            capture_output=True,
+            text=True,
+            timeout=1500,
+        )
         assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]

@@ -1,4 +1,5 @@
-"""Plans, sidecars, memory plan and the captured loop's logic, on an emulated GPU (tests/engines/emulated_gpu.py): no device is
+"""Plans, sidecars, memory plan and the captured loop's logic, on an emulated GPU (tests/engines/emulated_gpu.py): no
+device is
 used, and nothing here says how TensorRT behaves. What needs a device is marked gpu in tests/engines/test_gpu.py."""
 
 from __future__ import annotations
@@ -52,7 +53,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc to build the stub driver")
     out = tmp_path_factory.mktemp("stub") / "libstub_cuda.so"
-    subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"), "-o", str(out)], check=True)
+    subprocess.run(
+        [
+            "gcc",
+            "-std=c11",
+            "-shared",
+            "-fPIC",
+            str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"),
+            "-o",
+            str(out),
+        ],
+        check=True,
+    )
     return out
 
 
@@ -78,14 +90,21 @@ def built(bundle: Bundle, cuda: EmulatedCuda) -> Bundle:
 
 def observation(bundle: Bundle, seed: int = 4) -> Observation:
     generator = np.random.default_rng(seed)
-    frames = {item.name: Frame(item.name, generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8), 0, 0) for item in bundle.manifest.cameras}
+    frames = {
+        item.name: Frame(item.name, generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8), 0, 0)
+        for item in bundle.manifest.cameras
+    }
     state = generator.normal(0, 10, bundle.manifest.policy.state_dim).astype(np.float32)
     return Observation(0, frames, JointReading(0, 0, state), "Stack the blocks")
 
 
-def test_a_built_bundle_runs_as_captured_graphs_and_gives_the_chunks_of_the_python_loop(built: Bundle, cuda: EmulatedCuda) -> None:
+def test_a_built_bundle_runs_as_captured_graphs_and_gives_the_chunks_of_the_python_loop(
+    built: Bundle, cuda: EmulatedCuda
+) -> None:
     session = PolicySession(built, TrtEngine("tensorrt", cuda), SessionOptions(seed=3))
-    reference = PolicySession(built, load_engine("ort-python", EngineOptions(threads=1, spin=False)), SessionOptions(seed=3))
+    reference = PolicySession(
+        built, load_engine("ort-python", EngineOptions(threads=1, spin=False)), SessionOptions(seed=3)
+    )
     assert session.loop.name == "cuda-graph"
     for seed, steps in ((4, None), (5, None), (6, 4)):
         request = InferenceRequest(observation(built, seed), seed, steps)
@@ -103,15 +122,24 @@ def test_signals_and_inpaint_give_what_the_python_loop_gives(built: Bundle, cuda
     reference.infer(request)
     policy = built.manifest.policy
     generator = np.random.default_rng(9)
-    noise, target = (generator.standard_normal((policy.chunk_size, policy.max_action_dim)).astype(np.float32) for _ in range(2))
+    noise, target = (
+        generator.standard_normal((policy.chunk_size, policy.max_action_dim)).astype(np.float32) for _ in range(2)
+    )
     tie = Inpaint(target, np.linspace(1, 0, policy.chunk_size, dtype=np.float32))
     for flow in (
         FlowRequest(policy.num_steps, noise, None, np.zeros(1, np.int32)),
         FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.FINISH], np.int32)),
         FlowRequest(policy.num_steps, noise, tie),
     ):
-        np.testing.assert_allclose(session.loop.denoise(flow).latent, reference.loop.denoise(flow).latent, atol=10 * SAME_KERNELS)  # type: ignore[arg-type]
-    assert session.loop.denoise(FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.ABANDON], np.int32))).latent is None
+        np.testing.assert_allclose(
+            session.loop.denoise(flow).latent, reference.loop.denoise(flow).latent, atol=10 * SAME_KERNELS
+        )  # type: ignore[arg-type]
+    assert (
+        session.loop.denoise(
+            FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.ABANDON], np.int32))
+        ).latent
+        is None
+    )
 
 
 def test_a_refresh_on_the_other_side_changes_nothing_until_it_is_adopted(built: Bundle, cuda: EmulatedCuda) -> None:
@@ -143,7 +171,9 @@ def test_single_runs_copy_inputs_in_and_outputs_out(built: Bundle, cuda: Emulate
         cuda.facts = facts
         engine = TrtEngine("tensorrt", cuda)
         session = engine.session(built.graph("vision"))
-        pixels, tokens = (engine.allocate(spec.shape, spec.dtype) for spec in (session.inputs["pixels"], session.outputs["tokens"]))
+        pixels, tokens = (
+            engine.allocate(spec.shape, spec.dtype) for spec in (session.inputs["pixels"], session.outputs["tokens"])
+        )
         session.bind_input("pixels", pixels)
         with pytest.raises(EngineError, match="nothing is bound to tokens"):
             session.run()
@@ -199,17 +229,34 @@ def test_a_graph_tensorrt_refuses_is_named_with_its_node(bundle: Bundle, cuda: E
         trt_build._build(sys.modules["tensorrt"], broken, identity, BuildOptions(), lambda step: None)
 
 
-IDENTITY = ("onnx_sha256", "precision_sha256", "tensorrt", "cuda", "driver", "os", "architecture", "l4t", "gpu", "compute_capability", "sm_count", "flags")
+IDENTITY = (
+    "onnx_sha256",
+    "precision_sha256",
+    "tensorrt",
+    "cuda",
+    "driver",
+    "os",
+    "architecture",
+    "l4t",
+    "gpu",
+    "compute_capability",
+    "sm_count",
+    "flags",
+)
 
 
 @pytest.mark.parametrize("field", IDENTITY)
-def test_every_field_of_the_identity_refuses_a_plan_when_it_differs(built: Bundle, cuda: EmulatedCuda, field: str) -> None:
+def test_every_field_of_the_identity_refuses_a_plan_when_it_differs(
+    built: Bundle, cuda: EmulatedCuda, field: str
+) -> None:
     graph = built.graph("state")
     identity = identity_of(graph, "10.3.0", cuda.facts)
     assert set(asdict(identity)) == set(IDENTITY)
     read_plan(graph, identity)
     other: Any = identity.sm_count + 1 if field == "sm_count" else ("another",) if field == "flags" else "another"
-    with pytest.raises(EngineError, match=f"state.plan: {field} is .* in the plan and .*another|{field} is 8 in the plan and 9 here"):
+    with pytest.raises(
+        EngineError, match=f"state.plan: {field} is .* in the plan and .*another|{field} is 8 in the plan and 9 here"
+    ):
         read_plan(graph, replace(identity, **{field: other}))
 
 
@@ -279,10 +326,16 @@ def test_the_memory_plan_counts_shared_weights_twice(bundle: Bundle) -> None:
     assert any("stand in two plans" in line for line in plan.lines())
 
 
-def test_a_board_that_is_too_small_is_told_what_to_do_before_anything_is_built(bundle: Bundle, cuda: EmulatedCuda) -> None:
+def test_a_board_that_is_too_small_is_told_what_to_do_before_anything_is_built(
+    bundle: Bundle, cuda: EmulatedCuda
+) -> None:
     plan = board_plan(bundle, 2, 1024 * MB)
     assert not plan.fits_build and not plan.fits_run
-    assert "half-precision" in plan.advice[0] and any("--workspace" in line for line in plan.advice) and "swap" in "".join(plan.advice)
+    assert (
+        "half-precision" in plan.advice[0]
+        and any("--workspace" in line for line in plan.advice)
+        and "swap" in "".join(plan.advice)
+    )
     cuda.facts = replace(FACTS, memory=1 << 30, integrated=True)
     with pytest.raises(EngineError, match="does not fit.*half-precision.*--force"):
         build_plans(bundle, BuildOptions(), lambda step: None, cuda)
@@ -297,9 +350,23 @@ def test_a_gpu_with_its_own_memory_counts_the_hosts_apart(bundle: Bundle) -> Non
 
 def test_layers_are_counted_by_the_type_they_read() -> None:
     def layer(kind: str, *formats: str) -> dict[str, Any]:
-        return {"Name": "x", "LayerType": kind, "Inputs": [{"Format/Datatype": text} for text in formats], "Outputs": []}
+        return {
+            "Name": "x",
+            "LayerType": kind,
+            "Inputs": [{"Format/Datatype": text} for text in formats],
+            "Outputs": [],
+        }
 
-    text = json.dumps({"Layers": [layer("gemm", "Int8", "Row major linear FP32"), layer("gemm", "Half"), layer("PointWise", "FP16"), layer("Myelin", "strange")]})
+    text = json.dumps(
+        {
+            "Layers": [
+                layer("gemm", "Int8", "Row major linear FP32"),
+                layer("gemm", "Half"),
+                layer("PointWise", "FP16"),
+                layer("Myelin", "strange"),
+            ]
+        }
+    )
     layers = layer_types(text)
     assert layers == {"fp16": 2, "int8": 1, "other": 1, "products.fp16": 1, "products.int8": 1, "products.other": 1}
     assert int8_share(layers) == pytest.approx(1 / 3)
@@ -311,7 +378,9 @@ def test_layers_are_counted_by_the_type_they_read() -> None:
 def test_onnx_runtimes_device_session_moves_tensors_through_its_fixed_values(bundle: Bundle) -> None:
     """On the CPU as its device: the copies and bindings are the same, the CUDA graph is not there."""
     graph = bundle.graph("vision")
-    session = OrtDeviceSession(load_graph(graph, "ort-cuda", ["CPUExecutionProvider"], EngineOptions(threads=1, spin=False)), graph, "cpu")
+    session = OrtDeviceSession(
+        load_graph(graph, "ort-cuda", ["CPUExecutionProvider"], EngineOptions(threads=1, spin=False)), graph, "cpu"
+    )
     reference = load_engine("ort-python", EngineOptions(threads=1, spin=False)).session(graph)
     pixels = np.zeros(session.inputs["pixels"].shape, np.float32)
     outputs = [np.zeros(session.outputs["tokens"].shape, np.float32) for _ in range(2)]
@@ -341,15 +410,27 @@ def test_exported_graphs_pass_the_lint_for_tensorrt(bundle: Bundle) -> None:
         (1.0, None, "no zero-point"),
     ],
 )
-def test_the_lint_names_what_tensorrt_cannot_quantise(tmp_path: Path, scale: float, zero: Any, words: str | None) -> None:
+def test_the_lint_names_what_tensorrt_cannot_quantise(
+    tmp_path: Path, scale: float, zero: Any, words: str | None
+) -> None:
     names = ["x", "scale", *(["zero"] if zero is not None else [])]
     arrays = {"scale": np.float32(scale), **({"zero": zero} if zero is not None else {})}
-    nodes = [onnx.helper.make_node("QuantizeLinear", names, ["q"], name="quantise"), onnx.helper.make_node("DequantizeLinear", ["q", *names[1:]], ["y"], name="back")]
-    assert _found(nodes, arrays) == [] if words is None else any(words in line and "quantise" in line for line in _found(nodes, arrays))
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", names, ["q"], name="quantise"),
+        onnx.helper.make_node("DequantizeLinear", ["q", *names[1:]], ["y"], name="back"),
+    ]
+    assert (
+        _found(nodes, arrays) == []
+        if words is None
+        else any(words in line and "quantise" in line for line in _found(nodes, arrays))
+    )
 
 
 def test_the_lint_names_operators_types_and_shapes_tensorrt_does_not_take() -> None:
-    nodes = [onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"), onnx.helper.make_node("Identity", ["x"], ["y"], name="same")]
+    nodes = [
+        onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"),
+        onnx.helper.make_node("Identity", ["x"], ["y"], name="same"),
+    ]
     assert _found(nodes, {}) == ["node dynamic: TensorRT has no DynamicQuantizeLinear"]
     assert _found(nodes[1:], {"w": np.zeros(2, np.float64)}) == ["initialiser w has type DOUBLE"]
     assert _found(nodes[1:], {}, size="rows") == ["tensor x has no static shape", "tensor y has no static shape"]
@@ -357,12 +438,20 @@ def test_the_lint_names_operators_types_and_shapes_tensorrt_does_not_take() -> N
 
 def _found(nodes: list[Any], arrays: dict[str, Any], size: int | str = 4) -> list[str]:
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size]) for name in ("x", "y")]
-    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()])
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        values[:1],
+        values[1:],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
     return list(find(GraphFile("g", GraphSpec("g.onnx", (), (), ()), Path("g.onnx"), model.SerializeToString(), {})))
 
 
-def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--build-on-device"]) == 0
     told = capsys.readouterr().out
     assert "stand in two plans" in told and "export-engines --bundle bundle --backend tensorrt" in told
@@ -371,15 +460,21 @@ def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(bundle: Bundle, ca
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--build-on-device"]) == 2
 
 
-def test_plans_are_built_by_the_command_where_there_is_a_device(bundle: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_are_built_by_the_command_where_there_is_a_device(
+    bundle: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", lambda: 1)
     monkeypatch.setattr(trt_build, "open_cuda", lambda: cuda)
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["built"] and [line.split(":")[0] for line in told["told"]] == [f"{name}.plan" for name in bundle.manifest.graphs]
+    assert told["built"] and [line.split(":")[0] for line in told["told"]] == [
+        f"{name}.plan" for name in bundle.manifest.graphs
+    ]
 
 
-def test_without_a_driver_the_commands_end_with_2_and_name_it(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_driver_the_commands_end_with_2_and_name_it(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         require_gpu()
     except EngineError:
@@ -391,7 +486,17 @@ def test_without_a_driver_the_commands_end_with_2_and_name_it(bundle: Bundle, tm
     frames = {item.name: np.zeros((item.height, item.width, 3), np.uint8) for item in bundle.manifest.cameras}
     state = np.zeros(bundle.manifest.policy.state_dim, np.float32)
     np.savez(tmp_path / "observation.npz", **frames, **{"observation.state": state, "task": np.array("wait")})  # type: ignore[arg-type]
-    words = ["infer", "--bundle", str(bundle.path), "--observation", str(tmp_path / "observation.npz"), "--out", str(tmp_path / "actions.npz"), "--backend", "tensorrt"]
+    words = [
+        "infer",
+        "--bundle",
+        str(bundle.path),
+        "--observation",
+        str(tmp_path / "observation.npz"),
+        "--out",
+        str(tmp_path / "actions.npz"),
+        "--backend",
+        "tensorrt",
+    ]
     assert vla_runtime(words) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "NVIDIA driver" in told and "choose backend ort" in told

@@ -22,7 +22,15 @@ OBJECTS = {
     "runtime": "Runtime", "context": "IExecutionContext", "_context": "IExecutionContext", "inspector": "EngineInspector", "error": "ParserError",
 }  # fmt: skip
 """What a variable of this name is, wherever it stands in these files."""
-REMOVED = {"EXPLICIT_BATCH", "supports_model", "device_memory_size", "create_execution_context_without_device_memory", "set_calibration_profile", "int8_calibrator", "dynamic_range"}
+REMOVED = {
+    "EXPLICIT_BATCH",
+    "supports_model",
+    "device_memory_size",
+    "create_execution_context_without_device_memory",
+    "set_calibration_profile",
+    "int8_calibrator",
+    "dynamic_range",
+}
 
 
 def table(version: str) -> dict[str, Any]:
@@ -51,7 +59,9 @@ def owner_of(node: ast.Attribute) -> str | None:
 def parameters(signature: str) -> list[str]:
     """Names of a signature's parameters; a trailing "=" marks an optional one."""
     text = re.sub(r"<[^>]*>|\[[^\]]*\]", "", signature)
-    return [re.match(r"\s*(\w+)", part).group(1) + ("=" if "=" in part else "") for part in text.split(",") if part.strip()]  # type: ignore[union-attr]
+    return [
+        re.match(r"\s*(\w+)", part).group(1) + ("=" if "=" in part else "") for part in text.split(",") if part.strip()
+    ]  # type: ignore[union-attr]
 
 
 def takes(signature: str, call: ast.Call) -> bool:
@@ -134,10 +144,20 @@ def test_nothing_that_version_11_removed_is_used() -> None:
 
 def test_objects_of_our_own_that_tensorrt_calls_have_its_method_names() -> None:
     build = ast.parse((ROOT / "engines" / "trt_build.py").read_text())
-    classes = {ast.unparse(node.bases[0]): node for node in ast.walk(build) if isinstance(node, ast.ClassDef) and node.bases}
+    classes = {
+        ast.unparse(node.bases[0]): node for node in ast.walk(build) if isinstance(node, ast.ClassDef) and node.bases
+    }
     for version in VERSIONS:
         api = table(version)
         for base in ("IProgressMonitor", "ILogger"):
-            methods = {item.name: [argument.arg for argument in item.args.args[1:]] for item in classes[f"trt.{base}"].body if isinstance(item, ast.FunctionDef)}
-            wanted = {name: parameters(signatures[0]) for name, signatures in api[base].items() if signatures and name not in ("__init__", "Severity")}
+            methods = {
+                item.name: [argument.arg for argument in item.args.args[1:]]
+                for item in classes[f"trt.{base}"].body
+                if isinstance(item, ast.FunctionDef)
+            }
+            wanted = {
+                name: parameters(signatures[0])
+                for name, signatures in api[base].items()
+                if signatures and name not in ("__init__", "Severity")
+            }
             assert {name: methods.get(name) for name in wanted} == wanted, version

@@ -1,4 +1,5 @@
-"""`export-engines` as a user meets it: tables, JSON, and for each bad input one line, exit code 2 and nothing written."""
+"""`export-engines` as a user meets it: tables, JSON, and for each bad input one line, exit code 2 and nothing
+written."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def the_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def test_a_checkpoint_becomes_a_bundle_beside_it_and_the_command_says_so(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_becomes_a_bundle_beside_it_and_the_command_says_so(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--checkpoint", checkpoint, "--threads", 1, "--json", "--joint-units", "degrees") == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
@@ -102,10 +105,22 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "missing config": (remove("config.json"), ("config.json", "missing")),
     "unknown policy type": (change_config(type="act"), ("config.json", "'act'", "smolvla")),
     "unsupported value": (change_config(attention_mode="sliding"), ("attention_mode", "'sliding'")),
-    "wrong tensor shape": (change_tensor("model.state_proj.weight", lambda tensor: tensor[:, :31].clone()), ("model.state_proj.weight", "[96, 31]", "[96, 32]")),
-    "missing tensor": (change_tensor("model.action_out_proj.bias", lambda tensor: None), ("model.action_out_proj.bias", "missing")),
-    "a weight that is not finite": (change_tensor("model.action_out_proj.weight", lambda tensor: tensor * float("nan")), ("model.safetensors: tensor model.action_out_proj.weight is not finite",)),
-    "missing statistics": (remove("policy_preprocessor_step_5_normalizer_processor.safetensors"), ("normalizer_processor.safetensors", "missing")),
+    "wrong tensor shape": (
+        change_tensor("model.state_proj.weight", lambda tensor: tensor[:, :31].clone()),
+        ("model.state_proj.weight", "[96, 31]", "[96, 32]"),
+    ),
+    "missing tensor": (
+        change_tensor("model.action_out_proj.bias", lambda tensor: None),
+        ("model.action_out_proj.bias", "missing"),
+    ),
+    "a weight that is not finite": (
+        change_tensor("model.action_out_proj.weight", lambda tensor: tensor * float("nan")),
+        ("model.safetensors: tensor model.action_out_proj.weight is not finite",),
+    ),
+    "missing statistics": (
+        remove("policy_preprocessor_step_5_normalizer_processor.safetensors"),
+        ("normalizer_processor.safetensors", "missing"),
+    ),
     "unknown processor step": (add_step, ("policy_preprocessor.json", "blur_processor")),
     "no tokenizer": (remove("vlm/tokenizer.json"), ("tokenizer.json",)),
     "another model's tokenizer": (pad_beyond_vocabulary, ("id 600", "below 512")),
@@ -114,7 +129,9 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
-def test_a_bad_checkpoint_is_one_line_exit_2_and_no_folder(checkpoint: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_checkpoint_is_one_line_exit_2_and_no_folder(
+    checkpoint: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage, words = BAD_CHECKPOINTS[name]
     damage(checkpoint)
     assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle") == 2
@@ -131,7 +148,9 @@ def test_an_existing_folder_is_refused_before_work_begins(checkpoint: Path, caps
     assert not list((checkpoint.parent / "bundle").iterdir())
 
 
-def test_a_checkpoint_that_is_not_there_and_no_argument_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_is_not_there_and_no_argument_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--checkpoint", tmp_path / "nowhere", "--out", tmp_path / "bundle") == 2
     assert "config.json" in the_line(capsys)
     assert run() == 2
@@ -154,8 +173,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path) -> None:
 
 
 def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
-    write_random_policy(tmp_path / "policy", RandomPolicy(config={"num_vlm_layers": 6, "chunk_size": 400, "num_steps": 50}))
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, "--checkpoint", str(tmp_path / "policy"), "--out", str(tmp_path / "bundle")])
+    write_random_policy(
+        tmp_path / "policy", RandomPolicy(config={"num_vlm_layers": 6, "chunk_size": 400, "num_steps": 50})
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--checkpoint", str(tmp_path / "policy"), "--out", str(tmp_path / "bundle")]
+    )
     while process.poll() is None and not list(tmp_path.glob(".bundle.*/graphs/expert.onnx")):
         time.sleep(0.01)
     process.terminate()
@@ -173,30 +196,72 @@ def test_the_backbone_may_lie_elsewhere_when_it_is_named(checkpoint: Path, capsy
     (checkpoint / "vlm").rename(checkpoint.parent / "elsewhere")
     assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle") == 2
     assert "vlm" in the_line(capsys)
-    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle", "--vlm", checkpoint.parent / "nowhere") == 2
+    assert (
+        run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle", "--vlm", checkpoint.parent / "nowhere")
+        == 2
+    )
     assert "nowhere" in the_line(capsys)
-    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "bundle", "--vlm", checkpoint.parent / "elsewhere", "--threads", 1) == 0
+    assert (
+        run(
+            "--checkpoint",
+            checkpoint,
+            "--out",
+            checkpoint.parent / "bundle",
+            "--vlm",
+            checkpoint.parent / "elsewhere",
+            "--threads",
+            1,
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("package", ("onnx", "torch", "onnxruntime"))
 def test_a_missing_package_is_named(checkpoint: Path, package: str) -> None:
     program = f"import sys; sys.modules[{package!r}] = None; {PROGRAM[len('import sys; ') :]}"
-    command = [sys.executable, "-c", program, "--checkpoint", str(checkpoint), "--out", str(checkpoint.parent / "bundle")]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(checkpoint.parent / "bundle"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
-    assert result.stderr.splitlines() == [f"error: export-engines needs {package}, which is not installed; pip install 'vla-edge[export,ort,data]'"]
+    assert result.stderr.splitlines() == [
+        f"error: export-engines needs {package}, which is not installed; pip install 'vla-edge[export,ort,data]'"
+    ]
 
 
 def test_exporting_without_a_data_set_needs_no_data_packages(checkpoint: Path) -> None:
     program = f"import sys; sys.modules.update(pyarrow=None, av=None); {PROGRAM[len('import sys; ') :]}"
-    command = [sys.executable, "-c", program, "--checkpoint", str(checkpoint), "--out", str(checkpoint.parent / "bundle"), "--threads", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(checkpoint.parent / "bundle"),
+        "--threads",
+        "1",
+    ]
     assert subprocess.run(command, capture_output=True, text=True, timeout=120).returncode == 0
-    result = subprocess.run([*command[:-3], str(checkpoint.parent / "other"), "--data", str(DATASET)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [*command[:-3], str(checkpoint.parent / "other"), "--data", str(DATASET)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and "vla-edge[export,ort,data]" in result.stderr
 
 
-def test_inspecting_a_damaged_bundle_names_the_file(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspecting_a_damaged_bundle_names_the_file(
+    golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = Path(shutil.copytree(golden_bundle, tmp_path / "bundle"))
     data = bytearray((bundle / "graphs" / "weights.bin").read_bytes())
     data[len(data) // 2] ^= 1
@@ -207,15 +272,58 @@ def test_inspecting_a_damaged_bundle_names_the_file(golden_bundle: Path, tmp_pat
     assert "manifest.json" in the_line(capsys)
 
 
-def test_recorded_frames_are_compared_too_and_name_the_joints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_random_policy(tmp_path / "policy", RandomPolicy(cameras=("front", "top"), image_width=160, image_height=120, config={"num_vlm_layers": 2}))
+def test_recorded_frames_are_compared_too_and_name_the_joints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_random_policy(
+        tmp_path / "policy",
+        RandomPolicy(cameras=("front", "top"), image_width=160, image_height=120, config={"num_vlm_layers": 2}),
+    )
     assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--data", DATASET) == 2
     assert "--camera observation.images.top=NAME" in the_line(capsys)
     mapping = "observation.images.top=observation.images.wrist"
-    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--data", DATASET, "--camera", mapping, "--threads", 1) == 0
+    assert (
+        run(
+            "--checkpoint",
+            tmp_path / "policy",
+            "--out",
+            tmp_path / "bundle",
+            "--data",
+            DATASET,
+            "--camera",
+            mapping,
+            "--threads",
+            1,
+        )
+        == 0
+    )
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert [case for case in manifest.parity["cases"] if "frame" in case] == ["koch_v30_official frame 33", "koch_v30_official frame 66"]
-    assert manifest.joints == ("shoulder_pan.pos", "shoulder_lift.pos", "elbow_flex.pos", "wrist_flex.pos", "wrist_roll.pos", "gripper.pos")
-    assert run("--checkpoint", GOLDEN, "--out", tmp_path / "other", "--data", DATASET, "--camera", "observation.images.laptop=observation.images.front", "--camera", "observation.images.phone=observation.images.wrist") == 2
+    assert [case for case in manifest.parity["cases"] if "frame" in case] == [
+        "koch_v30_official frame 33",
+        "koch_v30_official frame 66",
+    ]
+    assert manifest.joints == (
+        "shoulder_pan.pos",
+        "shoulder_lift.pos",
+        "elbow_flex.pos",
+        "wrist_flex.pos",
+        "wrist_roll.pos",
+        "gripper.pos",
+    )
+    assert (
+        run(
+            "--checkpoint",
+            GOLDEN,
+            "--out",
+            tmp_path / "other",
+            "--data",
+            DATASET,
+            "--camera",
+            "observation.images.laptop=observation.images.front",
+            "--camera",
+            "observation.images.phone=observation.images.wrist",
+        )
+        == 2
+    )
     capsys.readouterr()
     assert not (tmp_path / "other").exists()

@@ -31,7 +31,9 @@ def test_equal_tensors_are_stored_once_whatever_their_name(tmp_path: Path) -> No
         places = [weights.tensor(name, array.copy()).external_data for name in ("a", "b")]
         other = weights.tensor("c", array + 1).external_data
         small = weights.tensor("d", array[: INLINE_BYTES // 4])
-    assert [entry.value for entry in places[0]] == [entry.value for entry in places[1]] != [entry.value for entry in other]
+    assert (
+        [entry.value for entry in places[0]] == [entry.value for entry in places[1]] != [entry.value for entry in other]
+    )
     assert not small.external_data and small.raw_data
     assert (tmp_path / "weights.bin").stat().st_size < 2 * array.nbytes + 128
 
@@ -55,7 +57,10 @@ def test_an_existing_weight_file_is_not_written_over(tmp_path: Path) -> None:
 def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     with WeightFile(tmp_path / "weights.bin") as weights:
         graph = Graph("expert", weights)
-        with graph.scope("layer03"), pytest.raises(ExportError, match="expert: weight layer03/gate_up holds a value that is not finite"):
+        with (
+            graph.scope("layer03"),
+            pytest.raises(ExportError, match="expert: weight layer03/gate_up holds a value that is not finite"),
+        ):
             graph.weight(np.array([1.0, np.nan]), "gate_up")
 
 
@@ -68,18 +73,33 @@ def test_every_graph_passes_checker_and_lint_and_uses_only_onnx_itself(bundle: B
 
 
 def test_a_later_pass_finds_each_matrix_by_a_name_that_stays(bundle: Bundle) -> None:
-    names = {name: {node.name for node in model.graph.node if node.op_type == "MatMul"} for name, model in models(bundle).items()}
+    names = {
+        name: {node.name for node in model.graph.node if node.op_type == "MatMul"}
+        for name, model in models(bundle).items()
+    }
     assert {"patches/project", "layer00/attention/qkv", "layer02/mlp/down", "connector/project"} <= names["vision"]
-    assert {"layer00/attention/qkv", "layer02/mlp/gate_up", "layer03/attention/kv", "expert01/key/project"} <= names["prefix"]
+    assert {"layer00/attention/qkv", "layer02/mlp/gate_up", "layer03/attention/kv", "expert01/key/project"} <= names[
+        "prefix"
+    ]
     assert {"state_proj", "layer00/attention/output", "layer03/attention/kv"} <= names["state"]
-    assert {"embed/actions", "layer00/attention/qkv", "layer01/attention/query", "layer03/mlp/down", "action_out"} <= names["expert"]
+    assert {
+        "embed/actions",
+        "layer00/attention/qkv",
+        "layer01/attention/query",
+        "layer03/mlp/down",
+        "action_out",
+    } <= names["expert"]
 
 
 def test_prefix_and_state_share_the_text_weights_under_the_same_names(bundle: Bundle) -> None:
     places = {}
     for name in ("prefix", "state"):
         graph = models(bundle)[name].graph
-        places[name] = {item.name: [(entry.key, entry.value) for entry in item.external_data] for item in graph.initializer if item.external_data}
+        places[name] = {
+            item.name: [(entry.key, entry.value) for entry in item.external_data]
+            for item in graph.initializer
+            if item.external_data
+        }
     shared = {name for name in places["state"] if name.startswith("layer")}
     assert len(shared) >= 3 * 4
     for name in shared:
@@ -91,12 +111,19 @@ def test_no_graph_carries_what_nobody_reads(bundle: Bundle) -> None:
     for name, model in models(bundle).items():
         used = {value for node in model.graph.node for value in node.input}
         assert {item.name for item in model.graph.initializer} <= used, name
-    assert not any(item.name.startswith("layer03/") and "kv" not in item.name and "norm" not in item.name for item in models(bundle)["prefix"].graph.initializer)
+    assert not any(
+        item.name.startswith("layer03/") and "kv" not in item.name and "norm" not in item.name
+        for item in models(bundle)["prefix"].graph.initializer
+    )
 
 
-def tiny_model(node: onnx.NodeProto, kind: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = (2, 3)) -> onnx.ModelProto:
+def tiny_model(
+    node: onnx.NodeProto, kind: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = (2, 3)
+) -> onnx.ModelProto:
     value = [helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y")]
-    return helper.make_model(helper.make_graph([node], "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", OPSET)])
+    return helper.make_model(
+        helper.make_graph([node], "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", OPSET)]
+    )
 
 
 def branch() -> onnx.GraphProto:
@@ -115,9 +142,15 @@ def branch() -> onnx.GraphProto:
         (tiny_model(helper.make_node("RandomUniformLike", ["x"], ["y"], "n")), "RandomUniformLike"),
         (tiny_model(helper.make_node("If", ["c"], ["y"], "n", then_branch=branch(), else_branch=branch())), "is If"),
         (tiny_model(helper.make_node("Loop", ["", "c", "x"], ["y"], "n", body=branch())), "is Loop"),
-        (tiny_model(helper.make_node("NonZero", ["x"], ["y"], "n"), kind=TensorProto.INT64, shape=(2, 2)), "is NonZero"),
+        (
+            tiny_model(helper.make_node("NonZero", ["x"], ["y"], "n"), kind=TensorProto.INT64, shape=(2, 2)),
+            "is NonZero",
+        ),
         (tiny_model(helper.make_node("Identity", ["x"], ["y"])), "names are missing"),
-        (tiny_model(helper.make_node("FusedGemm", ["x", "x"], ["y"], "n", domain="com.microsoft")), "operator domain com.microsoft"),
+        (
+            tiny_model(helper.make_node("FusedGemm", ["x", "x"], ["y"], "n", domain="com.microsoft")),
+            "operator domain com.microsoft",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "model",
 )

@@ -25,7 +25,14 @@ from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.graph import Graph
 from vla_edge.export.smolvla import attention, expert, layers
 
-SMALL = {"num_vlm_layers": 2, "chunk_size": 6, "n_action_steps": 6, "num_steps": 3, "resize_imgs_with_padding": [64, 64], "tokenizer_max_length": 12}
+SMALL = {
+    "num_vlm_layers": 2,
+    "chunk_size": 6,
+    "n_action_steps": 6,
+    "num_steps": 3,
+    "resize_imgs_with_padding": [64, 64],
+    "tokenizer_max_length": 12,
+}
 """Keeps a case under a second; what a case is about stands in the case."""
 
 PLAIN_ROUNDING = 1e-5
@@ -51,23 +58,44 @@ CONFIGURATIONS: Mapping[str, tuple[RandomPolicy, Mapping[str, Any]]] = {
     "three cameras": (small(("a", "b", "c")), {"prefix_rows": 3 + 12}),
     "self attention everywhere": (small(attention_mode="self_attn"), {"self_layers": (0, 1), "cross_layers": ()}),
     "cross attention everywhere": (small(self_attn_every_n_layers=0), {"self_layers": (), "cross_layers": (0, 1)}),
-    "self attention every third layer": (small(num_vlm_layers=4, self_attn_every_n_layers=3), {"self_layers": (0, 3), "cross_layers": (1, 2)}),
-    "fewer expert layers": (small(num_vlm_layers=4, num_expert_layers=2, self_attn_every_n_layers=4), {"self_layers": (0,), "cross_layers": (2,)}),
+    "self attention every third layer": (
+        small(num_vlm_layers=4, self_attn_every_n_layers=3),
+        {"self_layers": (0, 3), "cross_layers": (1, 2)},
+    ),
+    "fewer expert layers": (
+        small(num_vlm_layers=4, num_expert_layers=2, self_attn_every_n_layers=4),
+        {"self_layers": (0,), "cross_layers": (2,)},
+    ),
     "one layer": (small(num_vlm_layers=1), {"layers": 1, "self_layers": (0,)}),
-    "special image tokens": (small(add_image_special_tokens=True), {"image_start_tokens": 2, "image_end_tokens": 1, "prefix_rows": 2 * 4 + 12}),
-    "special tokens of empty cameras": (small(add_image_special_tokens=True, empty_cameras=2), {"empty_cameras": 2, "prefix_rows": 4 * 4 + 12}),
-    "empty cameras without special tokens add no rows": (small(empty_cameras=2), {"empty_cameras": 0, "prefix_rows": 2 + 12}),
+    "special image tokens": (
+        small(add_image_special_tokens=True),
+        {"image_start_tokens": 2, "image_end_tokens": 1, "prefix_rows": 2 * 4 + 12},
+    ),
+    "special tokens of empty cameras": (
+        small(add_image_special_tokens=True, empty_cameras=2),
+        {"empty_cameras": 2, "prefix_rows": 4 * 4 + 12},
+    ),
+    "empty cameras without special tokens add no rows": (
+        small(empty_cameras=2),
+        {"empty_cameras": 0, "prefix_rows": 2 + 12},
+    ),
     "prefix_length adds no rows": (small(prefix_length=60), {"prefix_rows": 2 + 12}),
     "padding to the longest": (small(pad_language_to="longest"), {}),
     "a truncated instruction": (small(tokenizer_max_length=3), {"prefix_rows": 2 + 3}),
     "one action": (small(chunk_size=1, n_action_steps=1), {"chunk_size": 1}),
     "one step": (small(num_steps=1), {"num_steps": 1}),
     "no resizing": (small(resize_imgs_with_padding=None), {"resize_with_padding": False, "image_height": 64}),
-    "pictures that are no multiple of the patch": (small(resize_imgs_with_padding=[70, 70]), {"image_width": 70, "tokens_per_image": 1}),
+    "pictures that are no multiple of the patch": (
+        small(resize_imgs_with_padding=[70, 70]),
+        {"image_width": 70, "tokens_per_image": 1},
+    ),
     "larger pictures than the position table": (small(resize_imgs_with_padding=[192, 192]), {"tokens_per_image": 9}),
     "an Aloha's joints": (small(joints=14, adapt_to_pi_aloha=True), {"adapt_to_pi_aloha": True, "action_dim": 14}),
     "a narrow expert": (small(expert_width_multiplier=0.5), {"expert_width": 48}),
-    "other periods and widths": (small(min_period=0.01, max_period=2.0, max_state_dim=8, max_action_dim=9), {"max_action_dim": 9}),
+    "other periods and widths": (
+        small(min_period=0.01, max_period=2.0, max_state_dim=8, max_action_dim=9),
+        {"max_action_dim": 9},
+    ),
 }
 
 
@@ -84,7 +112,13 @@ def test_a_configuration_equals_torch_stage_by_stage(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("attention_mode", ("cross_attn", "self_attn"))
 def test_a_delta_expert_and_a_trained_cls_head_come_along(tmp_path: Path, attention_mode: str) -> None:
-    make = RandomPolicy(cls=True, delta=True, image_width=64, image_height=48, config={**SMALL, "cls_trained": True, "attention_mode": attention_mode})
+    make = RandomPolicy(
+        cls=True,
+        delta=True,
+        image_width=64,
+        image_height=48,
+        config={**SMALL, "cls_trained": True, "attention_mode": attention_mode},
+    )
     manifest = export(tmp_path, make)
     assert manifest.gate["kind"] == "cls"
     assert {"cls", "delta"} <= set(manifest.parity["stages"])
@@ -107,7 +141,9 @@ def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
     write_random_policy(tmp_path / "policy", RandomPolicy(cls=True, config={**SMALL, "cls_trained": True}))
     run_export(tmp_path)
     weights = load_file(tmp_path / "policy" / "model.safetensors")
-    save_file({name: value for name, value in weights.items() if "cls" not in name}, tmp_path / "policy" / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if "cls" not in name}, tmp_path / "policy" / "model.safetensors"
+    )
     change_config(tmp_path / "policy", use_cls_head=False)
     export_bundle(ExportRequest(tmp_path / "policy", tmp_path / "plain", threads=1), lambda step: None)
     results = []
@@ -115,7 +151,9 @@ def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
         stages = Stages(open_bundle(tmp_path / folder), load_engine("ort", EngineOptions(threads=1)))
         generator = np.random.default_rng(5)
         for name in ("image_tokens", "mask", "positions"):
-            stages.buffers[name][:] = generator.standard_normal(stages.buffers[name].shape) if name == "image_tokens" else 1.0
+            stages.buffers[name][:] = (
+                generator.standard_normal(stages.buffers[name].shape) if name == "image_tokens" else 1.0
+            )
         stages.prefix()
         results.append(dict(stages.buffers))
     assert "cls" in results[0] and "cls" not in results[1]
@@ -147,7 +185,9 @@ def test_an_export_is_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 def test_renamed_cameras_keep_both_names(tmp_path: Path) -> None:
-    manifest = export(tmp_path, RandomPolicy(rename_map={"observation.images.front": "observation.images.laptop"}, config=SMALL))
+    manifest = export(
+        tmp_path, RandomPolicy(rename_map={"observation.images.front": "observation.images.laptop"}, config=SMALL)
+    )
     assert [(camera.name, camera.source) for camera in manifest.cameras] == [
         ("observation.images.laptop", "observation.images.front"),
         ("observation.images.phone", "observation.images.phone"),
@@ -155,7 +195,10 @@ def test_renamed_cameras_keep_both_names(tmp_path: Path) -> None:
 
 
 def test_unresized_cameras_of_two_sizes_are_refused(tmp_path: Path) -> None:
-    write_random_policy(tmp_path / "policy", RandomPolicy(image_width=64, image_height=64, config={**SMALL, "resize_imgs_with_padding": None}))
+    write_random_policy(
+        tmp_path / "policy",
+        RandomPolicy(image_width=64, image_height=64, config={**SMALL, "resize_imgs_with_padding": None}),
+    )
     content = json.loads((tmp_path / "policy" / "config.json").read_text())
     content["input_features"]["observation.images.phone"]["shape"] = [3, 128, 128]
     change_config(tmp_path / "policy", input_features=content["input_features"])
@@ -169,8 +212,19 @@ def test_graphs_take_no_more_room_than_the_tensors_they_use(tmp_path: Path) -> N
     write_random_policy(tmp_path / "policy", RandomPolicy(config={"num_vlm_layers": 4}))
     run_export(tmp_path)
     tensors = load_file(tmp_path / "policy" / "model.safetensors")
-    unread = ("lm_head", "text_model.norm", "layers.3.mlp", "layers.3.self_attn.q_proj", "layers.3.self_attn.o_proj", "layers.3.post")
-    used = sum(tensor.numel() * 4 for name, tensor in tensors.items() if not ("vlm.model.text_model" in name or "lm_head" in name) or not any(part in name for part in unread))
+    unread = (
+        "lm_head",
+        "text_model.norm",
+        "layers.3.mlp",
+        "layers.3.self_attn.q_proj",
+        "layers.3.self_attn.o_proj",
+        "layers.3.post",
+    )
+    used = sum(
+        tensor.numel() * 4
+        for name, tensor in tensors.items()
+        if not ("vlm.model.text_model" in name or "lm_head" in name) or not any(part in name for part in unread)
+    )
     assert (tmp_path / "bundle" / "graphs" / "weights.bin").stat().st_size <= 1.05 * used
 
 
@@ -199,7 +253,12 @@ attention_rotate = attention.rotate
         (attention, "rotate", rotation_by_the_complement, "prefix"),
         (layers, "rms_norm", without_epsilon, "prefix"),
         (expert, "step_times", lambda steps: np.linspace(1, 0, steps, dtype=np.float32), "expert"),
-        (expert, "time_waves", lambda time, width, low, high: torch.zeros(len(time), width, dtype=torch.float64), "expert"),
+        (
+            expert,
+            "time_waves",
+            lambda time, width, low, high: torch.zeros(len(time), width, dtype=torch.float64),
+            "expert",
+        ),
     ],
     ids=("erf for tanh GELU", "sine for cosine in RoPE", "another epsilon", "another time grid", "no time"),
 )

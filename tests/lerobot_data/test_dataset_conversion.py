@@ -32,8 +32,11 @@ FRONT = "observation.images.front"
 
 
 def digests(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
 
 
 def write_v21(root: Path, lengths: list[int], picture: bool = False) -> None:
@@ -50,8 +53,11 @@ def write_v21(root: Path, lengths: list[int], picture: bool = False) -> None:
         frames = np.arange(length)
         columns: dict[str, np.ndarray] = {
             "action": rng.normal(size=(length, 6)).astype(np.float32),
-            "timestamp": (frames / 30).astype(np.float32), "frame_index": frames,
-            "episode_index": np.full(length, number), "index": frames + start, "task_index": np.zeros(length, np.int64),
+            "timestamp": (frames / 30).astype(np.float32),
+            "frame_index": frames,
+            "episode_index": np.full(length, number),
+            "index": frames + start,
+            "task_index": np.zeros(length, np.int64),
         }
         table = pa.table({key: list(value) if key == "action" else value for key, value in columns.items()})
         table = table.set_column(0, "action", table["action"].cast(pa.list_(pa.float32(), 6)))
@@ -69,11 +75,19 @@ def write_v21(root: Path, lengths: list[int], picture: bool = False) -> None:
     for name, rows in meta.items():
         (root / f"meta/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     info = {
-        "codebase_version": "v2.1", "robot_type": "koch", "total_episodes": len(lengths), "total_frames": start,
-        "total_tasks": 1, "total_videos": 0, "total_chunks": 1, "chunks_size": 1000, "fps": 30,
+        "codebase_version": "v2.1",
+        "robot_type": "koch",
+        "total_episodes": len(lengths),
+        "total_frames": start,
+        "total_tasks": 1,
+        "total_videos": 0,
+        "total_chunks": 1,
+        "chunks_size": 1000,
+        "fps": 30,
         "splits": {"train": f"0:{len(lengths)}"},
         "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": None, "features": features,
+        "video_path": None,
+        "features": features,
     }
     (root / "meta/info.json").write_text(json.dumps(info))
 
@@ -85,8 +99,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("name", [
-    "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parquet"])
+@pytest.mark.parametrize(
+    "name", ["data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parquet"]
+)
 def test_tables_equal_the_official_ones_in_every_cell_and_type(converted: Path, name: str) -> None:
     ours, official = pq.read_table(converted / name), pq.read_table(V30 / name)
     assert ours.schema.equals(official.schema) and ours.equals(official)
@@ -135,7 +150,9 @@ def test_each_converted_episode_lies_in_the_file_its_row_names(
     convert_dataset(folder / "old", folder / "new", FileSizes(kib / 1024, 1))
     with open_dataset(folder / "new") as dataset:
         for episode in dataset.episodes:
-            held = pq.read_table(folder / "new" / episode.data_path, columns=["episode_index"])["episode_index"].to_pylist()
+            held = pq.read_table(folder / "new" / episode.data_path, columns=["episode_index"])[
+                "episode_index"
+            ].to_pylist()
             assert held.count(episode.index) == episode.length == lengths[episode.index]
 
 
@@ -155,8 +172,11 @@ def test_the_official_converters_fault_is_found_by_verify(tmp_path: Path) -> Non
 def test_pictures_inside_the_tables_come_through_byte_for_byte(tmp_path: Path) -> None:
     write_v21(tmp_path / "old", [4, 6], picture=True)
     convert_dataset(tmp_path / "old", tmp_path / "new")
-    old = [cell for i in range(2) for cell in pq.read_table(
-        tmp_path / f"old/data/chunk-000/episode_{i:06d}.parquet")["camera"].to_pylist()]
+    old = [
+        cell
+        for i in range(2)
+        for cell in pq.read_table(tmp_path / f"old/data/chunk-000/episode_{i:06d}.parquet")["camera"].to_pylist()
+    ]
     table = pq.read_table(tmp_path / "new/data/chunk-000/file-000.parquet")
     assert table["camera"].to_pylist() == old
     described = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
@@ -228,12 +248,18 @@ def shift_timestamps(root: Path) -> None:
     pq.write_table(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", late), path)
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (truncate_video, "episode_000001.mp4 cannot be opened"), (drop_column, r"columns \['action'\]"),
-    (drop_row, "30 rows, meta/episodes.jsonl says 31"), (drop_stats, "no statistics of episode 3"),
-    (forget_episodes, "lists no episode"), (drop_pattern_field, "data_path"),
-    (shift_timestamps, "does not verify: "),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate_video, "episode_000001.mp4 cannot be opened"),
+        (drop_column, r"columns \['action'\]"),
+        (drop_row, "30 rows, meta/episodes.jsonl says 31"),
+        (drop_stats, "no statistics of episode 3"),
+        (forget_episodes, "lists no episode"),
+        (drop_pattern_field, "data_path"),
+        (shift_timestamps, "does not verify: "),
+    ],
+)
 def test_a_damaged_source_ends_in_one_line_and_leaves_nothing(tmp_path: Path, damage, message: str) -> None:
     source = tmp_path / "source"
     shutil.copytree(V21, source)

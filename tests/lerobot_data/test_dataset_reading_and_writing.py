@@ -47,7 +47,12 @@ def test_both_versions_give_the_same_frames_bit_for_bit() -> None:
         assert (len(old), len(new), old.fps, old.tasks) == (100, 100, 30, new.tasks)
         for a, b in zip(old.frames(), new.frames()):
             assert (a.index, a.episode_index, a.frame_index, a.timestamp, a.task) == (
-                b.index, b.episode_index, b.frame_index, b.timestamp, b.task)
+                b.index,
+                b.episode_index,
+                b.frame_index,
+                b.timestamp,
+                b.task,
+            )
             assert set(a.values) == {"observation.state", "action"} and len(a.images) == 2
             for key in a.values:
                 assert a.values[key].dtype == np.float32 and np.array_equal(a.values[key], b.values[key])
@@ -104,8 +109,11 @@ def test_statistics_of_v21_put_together_equal_the_official_converters() -> None:
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     features = NUMBERS | {
-        "gain": Feature("float64", (1,)), "table": Feature("int64", (2, 3)), "done": Feature("bool", (1,)),
-        "note": Feature("string", (1,)), "observation.images.a": Feature("video", (64, 96, 3), HWC),
+        "gain": Feature("float64", (1,)),
+        "table": Feature("int64", (2, 3)),
+        "done": Feature("bool", (1,)),
+        "note": Feature("string", (1,)),
+        "observation.images.a": Feature("video", (64, 96, 3), HWC),
         "observation.images.b": Feature("image", (64, 96, 3), HWC),
     }
     rng = np.random.default_rng(1)
@@ -114,10 +122,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         for length in (7, 1, 12):
             for i in range(length):
                 noise = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
-                kept.append({
-                    **numbers(rng),
-                    "gain": 0.1 * i, "table": np.arange(6).reshape(2, 3) + i, "done": i == length - 1, "note": f"n{i}",
-                    "observation.images.a": picture(i), "observation.images.b": noise})
+                kept.append(
+                    {
+                        **numbers(rng),
+                        "gain": 0.1 * i,
+                        "table": np.arange(6).reshape(2, 3) + i,
+                        "done": i == length - 1,
+                        "note": f"n{i}",
+                        "observation.images.a": picture(i),
+                        "observation.images.b": noise,
+                    }
+                )
                 writer.add_frame(kept[-1], task=f"task {length % 2}")
             writer.save_episode()
     assert verify_dataset(tmp_path / "set").passed
@@ -134,9 +149,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_tables_have_the_column_types_of_the_official_ones(tmp_path: Path) -> None:
-    with open_dataset(V30) as dataset, DatasetWriter(tmp_path / "set", 30, {
-        key: dataset.features[key] for key in ("action", "observation.state", FRONT, "observation.images.wrist")
-    }) as writer:
+    with (
+        open_dataset(V30) as dataset,
+        DatasetWriter(
+            tmp_path / "set",
+            30,
+            {key: dataset.features[key] for key in ("action", "observation.state", FRONT, "observation.images.wrist")},
+        ) as writer,
+    ):
         for sample in dataset.frames(0):
             writer.add_frame(dict(sample.values) | dict(sample.images), sample.task)
         writer.save_episode()
@@ -146,7 +166,8 @@ def test_tables_have_the_column_types_of_the_official_ones(tmp_path: Path) -> No
     ours, official = (json.loads((root / "meta/info.json").read_text()) for root in (tmp_path / "set", V30))
     assert list(ours) == list(official)
     assert {key: {k: v for k, v in entry.items() if k != "info"} for key, entry in ours["features"].items()} == {
-        key: {k: v for k, v in entry.items() if k != "info"} for key, entry in official["features"].items()}
+        key: {k: v for k, v in entry.items() if k != "info"} for key, entry in official["features"].items()
+    }
     assert list(ours["features"][FRONT]["info"]) == list(official["features"][FRONT]["info"])
 
 
@@ -154,7 +175,9 @@ def test_tasks_table_restores_the_texts_as_its_pandas_index(tmp_path: Path) -> N
     with DatasetWriter(tmp_path / "set", 10, NUMBERS) as writer:
         writer.add_frame(numbers(np.random.default_rng(0)), "Pick")
         writer.save_episode()
-    metadata = [json.loads(pq.read_schema(root / "meta/tasks.parquet").metadata[b"pandas"]) for root in (tmp_path / "set", V30)]
+    metadata = [
+        json.loads(pq.read_schema(root / "meta/tasks.parquet").metadata[b"pandas"]) for root in (tmp_path / "set", V30)
+    ]
     assert metadata[0]["index_columns"] == metadata[1]["index_columns"] == ["__index_level_0__"]
 
 
@@ -180,7 +203,12 @@ def test_written_statistics_equal_numpy_over_all_frames(tmp_path: Path) -> None:
     chosen = [5 + frame for frame in sampled_frames(130)]
     assert len(chosen) == 100 and parts[1][FRONT]["count"].tolist() == [100]
     pixels = np.stack(images)[chosen].reshape(-1, 3) / 255.0
-    for name, value in (("mean", pixels.mean(0)), ("std", pixels.std(0)), ("min", pixels.min(0)), ("max", pixels.max(0))):
+    for name, value in (
+        ("mean", pixels.mean(0)),
+        ("std", pixels.std(0)),
+        ("min", pixels.min(0)),
+        ("max", pixels.max(0)),
+    ):
         assert parts[1][FRONT][name].shape == (3, 1, 1)
         assert np.allclose(parts[1][FRONT][name].ravel(), value, rtol=0, atol=1e-12)
 
@@ -308,19 +336,24 @@ for i in range(700):
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 writer.abort()
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "set")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "set")], capture_output=True, text=True, check=True
+    )
     # The 600 pictures after warm-up are 132 MiB raw; encoder queues may still settle by a few.
     assert float(done.stdout) < 40
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"action": np.zeros(5, np.float32)}, r"action has shape \[5\], \[6\] is expected"),
-    ({"action": np.full(6, np.nan, np.float32)}, "action is not finite"),
-    ({"action": np.array(["a"] * 6)}, "action is <U1, float32"),
-    ({FRONT: np.zeros((64, 96, 3), np.float32)}, "float32, uint8 is expected"),
-    ({FRONT: np.zeros((64, 90, 3), np.uint8)}, r"has shape \[64, 90, 3\]"),
-    ({"extra": 1}, r"other features than the data set: \['extra'\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": np.zeros(5, np.float32)}, r"action has shape \[5\], \[6\] is expected"),
+        ({"action": np.full(6, np.nan, np.float32)}, "action is not finite"),
+        ({"action": np.array(["a"] * 6)}, "action is <U1, float32"),
+        ({FRONT: np.zeros((64, 96, 3), np.float32)}, "float32, uint8 is expected"),
+        ({FRONT: np.zeros((64, 90, 3), np.uint8)}, r"has shape \[64, 90, 3\]"),
+        ({"extra": 1}, r"other features than the data set: \['extra'\]"),
+    ],
+)
 def test_a_wrong_frame_is_refused_and_named(tmp_path: Path, change: dict, message: str) -> None:
     writer = DatasetWriter(tmp_path / "set", 30, NUMBERS | {FRONT: Feature("video", (64, 96, 3), HWC)})
     good = numbers(np.random.default_rng(0)) | {FRONT: picture(1)}
@@ -359,8 +392,10 @@ def test_a_writer_refuses_existing_targets_empty_sets_and_features_it_cannot_sto
         with DatasetWriter(tmp_path / "open", 30, NUMBERS) as writer:
             writer.add_frame(numbers(np.random.default_rng(0)), "t")
     for features, message in (
-        ({"camera": Feature("video", (63, 96, 3), HWC)}, "even sizes"), ({"index": Feature("int64", (1,))}, "index"),
-        ({"a/b": Feature("float32", (1,))}, "dots"), ({"x": Feature("complex64", (1,))}, "complex64"),
+        ({"camera": Feature("video", (63, 96, 3), HWC)}, "even sizes"),
+        ({"index": Feature("int64", (1,))}, "index"),
+        ({"a/b": Feature("float32", (1,))}, "dots"),
+        ({"x": Feature("complex64", (1,))}, "complex64"),
     ):
         with pytest.raises(DatasetError, match=message):
             DatasetWriter(tmp_path / "odd", 30, features)

@@ -36,6 +36,7 @@ def remove(name: str) -> Damage:
     def damage(root: Path) -> None:
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     return damage
 
 
@@ -44,6 +45,7 @@ def text(name: str, old: str, new: str) -> Damage:
         before = (root / name).read_text()
         assert old in before
         (root / name).write_text(before.replace(old, new, 1))
+
     return damage
 
 
@@ -51,11 +53,13 @@ def truncate(name: str, keep: float) -> Damage:
     def damage(root: Path) -> None:
         content = (root / name).read_bytes()
         (root / name).write_bytes(content[: int(len(content) * keep)])
+
     return damage
 
 
 def cell(name: str, column: str, row: int, value: object) -> Damage:
     """Set one cell of a parquet column, keeping its type."""
+
     def damage(root: Path) -> None:
         table = pq.read_table(root / name)
         position = table.schema.get_field_index(column)
@@ -64,12 +68,14 @@ def cell(name: str, column: str, row: int, value: object) -> Damage:
         values[row] = value
         kind = table.schema.field(column).type
         pq.write_table(table.set_column(position, table.schema.field(column), pa.array(values, kind)), root / name)
+
     return damage
 
 
 def column(name: str, change: Callable[[pa.Table], pa.Table]) -> Damage:
     def damage(root: Path) -> None:
         pq.write_table(change(pq.read_table(root / name)), root / name)
+
     return damage
 
 
@@ -95,48 +101,76 @@ INFO = "meta/info.json"
 CORRUPTIONS: dict[str, list[tuple[Path, Damage]]] = {
     "folders": [(V30, remove("videos")), (V21, remove("data")), (V30, remove("meta/episodes"))],
     "meta files": [
-        (V30, remove("meta/tasks.parquet")), (V30, remove("meta/stats.json")), (V21, remove("meta/episodes_stats.jsonl")),
-        (V21, remove(INFO))],
+        (V30, remove("meta/tasks.parquet")),
+        (V30, remove("meta/stats.json")),
+        (V21, remove("meta/episodes_stats.jsonl")),
+        (V21, remove(INFO)),
+    ],
     "metadata": [
-        (V30, text(INFO, '"fps": 30', '"fpz": 30')), (V21, truncate("meta/episodes.jsonl", 0.7)),
-        (V30, truncate("meta/tasks.parquet", 0.5)), (V21, text("meta/tasks.jsonl", '"task_index": 1', '"task_index": 0')),
-        (V30, text(INFO, "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "chunk-{chunk}/file.parquet"))],
+        (V30, text(INFO, '"fps": 30', '"fpz": 30')),
+        (V21, truncate("meta/episodes.jsonl", 0.7)),
+        (V30, truncate("meta/tasks.parquet", 0.5)),
+        (V21, text("meta/tasks.jsonl", '"task_index": 1', '"task_index": 0')),
+        (V30, text(INFO, "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "chunk-{chunk}/file.parquet")),
+    ],
     "version": [
-        (V30, text(INFO, '"v3.0"', '"v2.0"')), (V30, text(INFO, '"v3.0"', '"v2.1"')), (V21, text(INFO, '"v2.1"', '"v3.0"'))],
+        (V30, text(INFO, '"v3.0"', '"v2.0"')),
+        (V30, text(INFO, '"v3.0"', '"v2.1"')),
+        (V21, text(INFO, '"v2.1"', '"v3.0"')),
+    ],
     "features": [
-        (V30, column(V30_TABLE, as_double)), (V21, column(V21_TABLE, lambda table: table.drop_columns(["observation.state"]))),
+        (V30, column(V30_TABLE, as_double)),
+        (V21, column(V21_TABLE, lambda table: table.drop_columns(["observation.state"]))),
         (V30, column(V30_TABLE, lambda table: table.append_column("extra", table["index"]))),
-        (V30, text(INFO, '"video.height": 120', '"video.height": 240'))],
+        (V30, text(INFO, '"video.height": 120', '"video.height": 240')),
+    ],
     "counts": [
-        (V30, text(INFO, '"total_episodes": 4', '"total_episodes": 5')), (V21, text(INFO, '"total_frames": 100', '"total_frames": 99')),
-        (V30, text(INFO, '"total_tasks": 2', '"total_tasks": 1')), (V30, text(INFO, '"0:4"', '"0:9"')),
-        (V21, text(INFO, '"total_videos": 8', '"total_videos": 4')), (V30, cell(V30_ROWS, "length", 2, 17)),
-        (V21, column(V21_TABLE, lambda table: table.slice(0, 30)))],
+        (V30, text(INFO, '"total_episodes": 4', '"total_episodes": 5')),
+        (V21, text(INFO, '"total_frames": 100', '"total_frames": 99')),
+        (V30, text(INFO, '"total_tasks": 2', '"total_tasks": 1')),
+        (V30, text(INFO, '"0:4"', '"0:9"')),
+        (V21, text(INFO, '"total_videos": 8', '"total_videos": 4')),
+        (V30, cell(V30_ROWS, "length", 2, 17)),
+        (V21, column(V21_TABLE, lambda table: table.slice(0, 30))),
+    ],
     "sample": [(V21, remove(f"videos/chunk-000/{FRONT}/episode_000000.mp4")), (V30, truncate(V30_VIDEO, 0.3))],
     "statistics": [
         (V30, text("meta/stats.json", "14.416541380882263", "15.416541380882263")),
         (V21, text("meta/episodes_stats.jsonl", '"max": [48.11603546142578', '"max": [47.0')),
         (V30, text("meta/stats.json", '"index"', '"indexx"')),
         (V30, cell(V30_ROWS, "stats/action/std", 1, [1.0] * 6)),
-        (V30, cell(V30_TABLE, "action", 50, [float("nan")] * 6))],
+        (V30, cell(V30_TABLE, "action", 50, [float("nan")] * 6)),
+    ],
     "indices": [
-        (V30, cell(V30_TABLE, "index", 30, 31)), (V21, cell(V21_TABLE, "frame_index", 3, 4)),
-        (V30, column(V30_TABLE, swap_frames)), (V30, cell(V30_ROWS, "dataset_from_index", 2, 54))],
+        (V30, cell(V30_TABLE, "index", 30, 31)),
+        (V21, cell(V21_TABLE, "frame_index", 3, 4)),
+        (V30, column(V30_TABLE, swap_frames)),
+        (V30, cell(V30_ROWS, "dataset_from_index", 2, 54)),
+    ],
     "episode files": [
-        (V30, cell(V30_ROWS, "data/file_index", 3, 1)), (V21, remove(V21_VIDEO)),
-        (V30, cell(V30_ROWS, f"videos/{FRONT}/file_index", 1, 1)), (V30, cell(V30_ROWS, "meta/episodes/file_index", 1, 1)),
-        (V21, cell(V21_TABLE, "episode_index", 3, 2))],
+        (V30, cell(V30_ROWS, "data/file_index", 3, 1)),
+        (V21, remove(V21_VIDEO)),
+        (V30, cell(V30_ROWS, f"videos/{FRONT}/file_index", 1, 1)),
+        (V30, cell(V30_ROWS, "meta/episodes/file_index", 1, 1)),
+        (V21, cell(V21_TABLE, "episode_index", 3, 2)),
+    ],
     "timestamps": [(V30, cell(V30_TABLE, "timestamp", 40, 0.6)), (V21, column(V21_TABLE, add_to_timestamps))],
     "video ends": [
-        (V21, truncate(V21_VIDEO, 0.5)), (V30, cut_video_short),
+        (V21, truncate(V21_VIDEO, 0.5)),
+        (V30, cut_video_short),
         (V30, cell(V30_ROWS, f"videos/{FRONT}/from_timestamp", 2, 0.8)),
-        (V30, cell(V30_ROWS, f"videos/{FRONT}/to_timestamp", 3, 2.5))],
+        (V30, cell(V30_ROWS, f"videos/{FRONT}/to_timestamp", 3, 2.5)),
+    ],
     "task indices": [
-        (V30, cell(V30_TABLE, "task_index", 10, 7)), (V21, cell(V21_TABLE, "task_index", 10, 0)),
-        (V30, cell(V30_ROWS, "tasks", 0, ["Push the green button"]))],
+        (V30, cell(V30_TABLE, "task_index", 10, 7)),
+        (V21, cell(V21_TABLE, "task_index", 10, 0)),
+        (V30, cell(V30_ROWS, "tasks", 0, ["Push the green button"])),
+    ],
     "statistics finite": [
-        (V30, text("meta/stats.json", "14.416541380882263", "NaN")), (V30, cell(V30_ROWS, "stats/action/max", 1, [float("inf")] * 6)),
-        (V21, text("meta/episodes_stats.jsonl", '"mean": [27.35289764404297', '"mean": [NaN'))],
+        (V30, text("meta/stats.json", "14.416541380882263", "NaN")),
+        (V30, cell(V30_ROWS, "stats/action/max", 1, [float("inf")] * 6)),
+        (V21, text("meta/episodes_stats.jsonl", '"mean": [27.35289764404297', '"mean": [NaN')),
+    ],
 }
 
 
@@ -151,7 +185,8 @@ def test_every_check_has_a_corruption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [(name, number) for name, cases in CORRUPTIONS.items() for number in range(len(cases))])
+    ("name", "number"), [(name, number) for name, cases in CORRUPTIONS.items() for number in range(len(cases))]
+)
 def test_a_planted_corruption_fails_the_check_that_names_it(tmp_path: Path, name: str, number: int) -> None:
     source, damage = CORRUPTIONS[name][number]
     shutil.copytree(source, tmp_path / "set")
@@ -173,7 +208,9 @@ def scramble(path: Path, rng: np.random.Generator) -> None:
             content[place] = int(rng.integers(256))
     else:
         words = [b"null", b"-1", b"1e400", b"[]", b"{}", b'"x"', b"true"]
-        numbers = [match.span() for match in re.finditer(rb'(?<=[:\[ ])(-?[0-9.]+|"[^"]*")(?=[,\]}\n])', bytes(content))]
+        numbers = [
+            match.span() for match in re.finditer(rb'(?<=[:\[ ])(-?[0-9.]+|"[^"]*")(?=[,\]}\n])', bytes(content))
+        ]
         if numbers:
             first, last = numbers[int(rng.integers(len(numbers)))]
             content[first:last] = words[int(rng.integers(len(words)))]
@@ -223,16 +260,19 @@ def test_convert_and_compare_from_the_command_line(tmp_path: Path, capsys: pytes
     assert "episode 1: observation.state differs at frame 0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["verify", "{tmp}/nowhere"], "nowhere does not exist"),
-    (["stats", "{tmp}/nowhere"], "nowhere does not exist"),
-    (["convert", str(V30), "{tmp}/new"], "is v3.0"),
-    (["convert", str(V21), "{tmp}"], "exists; choose a new folder"),
-    (["compare", str(V21), "{tmp}"], "info.json is missing"),
-    (["compare", str(V21), str(V30), "--samples", "0"], "samples is 0"),
-    (["tasks", str(V30), "--tokenizer", "{tmp}"], "no tokenizer at"),
-    (["tasks", str(V30), "--rename", "no such", "x"], "has no task 'no such'"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "{tmp}/nowhere"], "nowhere does not exist"),
+        (["stats", "{tmp}/nowhere"], "nowhere does not exist"),
+        (["convert", str(V30), "{tmp}/new"], "is v3.0"),
+        (["convert", str(V21), "{tmp}"], "exists; choose a new folder"),
+        (["compare", str(V21), "{tmp}"], "info.json is missing"),
+        (["compare", str(V21), str(V30), "--samples", "0"], "samples is 0"),
+        (["tasks", str(V30), "--tokenizer", "{tmp}"], "no tokenizer at"),
+        (["tasks", str(V30), "--rename", "no such", "x"], "has no task 'no such'"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
@@ -241,15 +281,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
-@pytest.mark.parametrize(("source", "damage", "message"), [
-    (V30, text(INFO, '"v3.0"', '"v1.6"'), "codebase_version is 'v1.6'"),
-    (V30, column(V30_TABLE, lambda table: table.drop_columns(["action"])), "column action is missing"),
-    (V30, truncate(V30_VIDEO, 0.3), "file-000.mp4 cannot be decoded at 0.8333 s"),
-    (V21, lambda root: (root / "meta/episodes.jsonl").write_text(""), "holds no episode"),
-    (V30, column(V30_TABLE, as_double), "action is float64, info.json says float32"),
-    (V30, cell(V30_TABLE, "action", 3, None), "column action has 1 empty cells"),
-    (V30, cell(V30_TABLE, "action", 3, [1.0]), "holds 595 numbers in 100 rows"),
-])
+@pytest.mark.parametrize(
+    ("source", "damage", "message"),
+    [
+        (V30, text(INFO, '"v3.0"', '"v1.6"'), "codebase_version is 'v1.6'"),
+        (V30, column(V30_TABLE, lambda table: table.drop_columns(["action"])), "column action is missing"),
+        (V30, truncate(V30_VIDEO, 0.3), "file-000.mp4 cannot be decoded at 0.8333 s"),
+        (V21, lambda root: (root / "meta/episodes.jsonl").write_text(""), "holds no episode"),
+        (V30, column(V30_TABLE, as_double), "action is float64, info.json says float32"),
+        (V30, cell(V30_TABLE, "action", 3, None), "column action has 1 empty cells"),
+        (V30, cell(V30_TABLE, "action", 3, [1.0]), "holds 595 numbers in 100 rows"),
+    ],
+)
 def test_unreadable_data_sets_are_named_by_file_and_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Path, damage: Damage, message: str
 ) -> None:
@@ -278,7 +321,12 @@ def test_recomputed_image_statistics_equal_numpy_over_the_decoded_frames() -> No
     with open_dataset(V30) as dataset:
         pixels = np.stack([dataset.image(FRONT, i) for i in range(100)]).reshape(-1, 3) / 255.0
     # numpy adds 1.9 million pixels one by one: 1e-9 of numbers below 1. Ours are whole-number sums.
-    for name, value in (("mean", pixels.mean(0)), ("std", pixels.std(0)), ("min", pixels.min(0)), ("max", pixels.max(0))):
+    for name, value in (
+        ("mean", pixels.mean(0)),
+        ("std", pixels.std(0)),
+        ("min", pixels.min(0)),
+        ("max", pixels.max(0)),
+    ):
         assert np.allclose(computed[FRONT][name].ravel(), value, rtol=0, atol=1e-9)
 
 
@@ -321,8 +369,14 @@ def test_tasks_are_added_and_renamed_and_the_data_set_stays_sound(
     assert main(["tasks", str(root), "--add", "Wave"]) == 0
     assert verify_dataset(root).passed
     with open_dataset(root) as dataset:
-        assert dataset.tasks == {0: "Pick up the red cube and place it in the blue bowl.", 1: "Drück den grünen Knopf", 2: "Wave"}
-        assert dataset.frame(30, ()).task == "Drück den grünen Knopf" and dataset.episodes[1].tasks == (dataset.tasks[1],)
+        assert dataset.tasks == {
+            0: "Pick up the red cube and place it in the blue bowl.",
+            1: "Drück den grünen Knopf",
+            2: "Wave",
+        }
+        assert dataset.frame(30, ()).task == "Drück den grünen Knopf" and dataset.episodes[1].tasks == (
+            dataset.tasks[1],
+        )
     assert all("task" in difference for difference in compare_datasets(source, root))
     capsys.readouterr()
     assert main(["tasks", str(root), "--add", "Wave"]) == 2
@@ -339,7 +393,9 @@ def test_a_file_size_that_is_none_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "new").exists()
 
 
-def test_a_missing_video_is_named_by_convert_and_an_empty_episode_list_by_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_video_is_named_by_convert_and_an_empty_episode_list_by_verify(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = copy_of(V21, tmp_path)
     (root / "videos/chunk-000" / FRONT / "episode_000001.mp4").unlink()
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
@@ -360,8 +416,12 @@ def test_missing_and_damaged_statistics_are_written_anew(
     assert main(["stats", str(root), "--write"]) == 0 and verify_dataset(root).passed
 
 
-def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, (old, new) in enumerate([('"videos/', '"../'), ('"videos/', '"/videos/'), ('"fps": 30,\n    "splits"', '"fps": "30",\n    "splits"')]):
+def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (old, new) in enumerate(
+        [('"videos/', '"../'), ('"videos/', '"/videos/'), ('"fps": 30,\n    "splits"', '"fps": "30",\n    "splits"')]
+    ):
         root = copy_of(V30, tmp_path / str(number))
         file = root / "meta/info.json"
         assert old in file.read_text()

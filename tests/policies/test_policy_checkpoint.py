@@ -63,7 +63,10 @@ def chunk(policy: SmolVLAPolicy) -> torch.Tensor:
 
 def test_a_compiled_models_keys_load(folder: Path) -> None:
     expected = chunk(SmolVLAPolicy.from_pretrained(folder))
-    renamed = {name.replace("model.", "model._orig_mod.", 1): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    renamed = {
+        name.replace("model.", "model._orig_mod.", 1): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(renamed, folder / "model.safetensors")
     assert torch.equal(chunk(SmolVLAPolicy.from_pretrained(folder)), expected)
 
@@ -73,7 +76,11 @@ def test_an_older_checkpoint_with_normalisation_buffers_and_no_processors_loads(
     statistics = load_file(folder / NORMALIZER)
 
     def add(tensors: dict[str, torch.Tensor]) -> None:
-        for owner, feature in (("normalize_inputs", "observation.state"), ("normalize_targets", "action"), ("unnormalize_outputs", "action")):
+        for owner, feature in (
+            ("normalize_inputs", "observation.state"),
+            ("normalize_targets", "action"),
+            ("unnormalize_outputs", "action"),
+        ):
             for name in ("mean", "std"):
                 tensors[f"{owner}.buffer_{feature.replace('.', '_')}.{name}"] = statistics[f"{feature}.{name}"].clone()
 
@@ -86,7 +93,10 @@ def test_an_older_checkpoint_with_normalisation_buffers_and_no_processors_loads(
 
 def test_tensors_that_were_tied_when_saved_get_back_both_names(folder: Path) -> None:
     expected = chunk(SmolVLAPolicy.from_pretrained(folder))
-    head, table = "model.vlm_with_expert.vlm.lm_head.weight", "model.vlm_with_expert.vlm.model.text_model.embed_tokens.weight"
+    head, table = (
+        "model.vlm_with_expert.vlm.lm_head.weight",
+        "model.vlm_with_expert.vlm.model.text_model.embed_tokens.weight",
+    )
     tensors = load_file(folder / "model.safetensors")
     tensors[head] = tensors.pop(table)  # the name that safetensors' save_model keeps comes first in the alphabet
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", table: head})
@@ -105,10 +115,14 @@ def test_keys_of_a_fork_are_reported_and_ignored_and_a_zero_head_counts_as_absen
     edit_tensors(folder / "model.safetensors", add)
     policy = SmolVLAPolicy.from_pretrained(folder)
     assert torch.equal(chunk(policy), expected) and not policy.config.use_cls_head
-    assert any("action_context_encoder" in note for note in policy.notes) and any("only zeros" in note for note in policy.notes)
+    assert any("action_context_encoder" in note for note in policy.notes) and any(
+        "only zeros" in note for note in policy.notes
+    )
 
 
-def test_the_backbone_is_found_by_a_path_in_the_checkpoint_and_in_the_hubs_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backbone_is_found_by_a_path_in_the_checkpoint_and_in_the_hubs_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
     expected = chunk(SmolVLAPolicy.from_pretrained(folder))
     edit_json(folder / "config.json", lambda content: content.update(vlm_model_name=name))
@@ -136,19 +150,48 @@ def test_missing_fields_of_the_backbones_config_take_transformers_defaults() -> 
     content: dict[str, Any] = {
         "model_type": "smolvlm",
         "scale_factor": 4,
-        "text_config": {"model_type": "llama", "hidden_size": 960, "num_attention_heads": 15, "num_key_value_heads": 5, "intermediate_size": 2560, "vocab_size": 49280},
-        "vision_config": {"model_type": "smolvlm_vision", "hidden_size": 768, "image_size": 512, "num_attention_heads": 12, "patch_size": 16},
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 960,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "intermediate_size": 2560,
+            "vocab_size": 49280,
+        },
+        "vision_config": {
+            "model_type": "smolvlm_vision",
+            "hidden_size": 768,
+            "image_size": 512,
+            "num_attention_heads": 12,
+            "patch_size": 16,
+        },
     }
     backbone = backbone_from_json(content, Path("config.json"))
     transformers = pytest.importorskip("transformers")
-    text, vision = transformers.LlamaConfig(**content["text_config"]), transformers.SmolVLMVisionConfig(**content["vision_config"])
-    assert (backbone.text.head_dim, backbone.text.layers, backbone.text.rms_norm_eps) == (text.head_dim, text.num_hidden_layers, text.rms_norm_eps)
-    assert (backbone.vision.layers, backbone.vision.mlp_size) == (vision.num_hidden_layers, vision.intermediate_size) == (12, 3072)
+    text, vision = (
+        transformers.LlamaConfig(**content["text_config"]),
+        transformers.SmolVLMVisionConfig(**content["vision_config"]),
+    )
+    assert (backbone.text.head_dim, backbone.text.layers, backbone.text.rms_norm_eps) == (
+        text.head_dim,
+        text.num_hidden_layers,
+        text.rms_norm_eps,
+    )
+    assert (
+        (backbone.vision.layers, backbone.vision.mlp_size)
+        == (vision.num_hidden_layers, vision.intermediate_size)
+        == (12, 3072)
+    )
     assert backbone.vision.layer_norm_eps == vision.layer_norm_eps
 
 
 def test_cameras_are_renamed_as_the_preprocessor_says(folder: Path) -> None:
-    edit_json(folder / PRE, lambda content: content["steps"][0]["config"].update(rename_map={"observation.images.front": "observation.images.laptop"}))
+    edit_json(
+        folder / PRE,
+        lambda content: content["steps"][0]["config"].update(
+            rename_map={"observation.images.front": "observation.images.laptop"}
+        ),
+    )
     policy = SmolVLAPolicy.from_pretrained(folder)
     assert [(camera.name, camera.source) for camera in policy.settings.cameras] == [
         ("observation.images.laptop", "observation.images.front"),
@@ -157,12 +200,19 @@ def test_cameras_are_renamed_as_the_preprocessor_says(folder: Path) -> None:
     assert torch.equal(chunk(policy), chunk(SmolVLAPolicy.from_pretrained(GOLDEN)))
 
 
-@pytest.mark.parametrize(("mode", "low", "high"), [("MIN_MAX", "min", "max"), ("QUANTILES", "q01", "q99"), ("QUANTILE10", "q10", "q90")])
-def test_other_normalisation_modes_map_the_range_to_minus_one_and_one(folder: Path, mode: str, low: str, high: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "low", "high"), [("MIN_MAX", "min", "max"), ("QUANTILES", "q01", "q99"), ("QUANTILE10", "q10", "q90")]
+)
+def test_other_normalisation_modes_map_the_range_to_minus_one_and_one(
+    folder: Path, mode: str, low: str, high: str
+) -> None:
     for file in (NORMALIZER, UNNORMALIZER):
         statistics = load_numpy(folder / file)
         for feature in ("observation.state", "action"):
-            statistics[f"{feature}.{low}"], statistics[f"{feature}.{high}"] = np.full(6, -3, np.float32), np.full(6, 5, np.float32)
+            statistics[f"{feature}.{low}"], statistics[f"{feature}.{high}"] = (
+                np.full(6, -3, np.float32),
+                np.full(6, 5, np.float32),
+            )
             statistics[f"{feature}.{high}"][5] = -3
         save_numpy(statistics, folder / file)
     for file, step in ((PRE, 5), (POST, 0)):
@@ -175,12 +225,19 @@ def test_other_normalisation_modes_map_the_range_to_minus_one_and_one(folder: Pa
 
 
 def test_a_feature_without_statistics_passes_unchanged_and_says_so(folder: Path) -> None:
-    statistics = {name: value for name, value in load_numpy(folder / NORMALIZER).items() if not name.startswith("observation.state")}
+    statistics = {
+        name: value
+        for name, value in load_numpy(folder / NORMALIZER).items()
+        if not name.startswith("observation.state")
+    }
     for file in (NORMALIZER, UNNORMALIZER):
         save_numpy(statistics, folder / file)
     policy = SmolVLAPolicy.from_pretrained(folder)
     assert any("observation.state has no statistics" in note for note in policy.notes)
-    assert torch.equal(policy.preprocess({"observation.state": np.ones(6, np.float32), "task": "go"})["observation.state"], torch.ones(1, 6))
+    assert torch.equal(
+        policy.preprocess({"observation.state": np.ones(6, np.float32), "task": "go"})["observation.state"],
+        torch.ones(1, 6),
+    )
 
 
 def test_the_newline_step_decides_about_the_newline(folder: Path) -> None:
@@ -193,12 +250,22 @@ def test_the_newline_step_decides_about_the_newline(folder: Path) -> None:
 
 def test_long_tasks_are_cut_on_the_side_the_tokenizer_names_as_transformers_does(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    task = "Pick up the red cube, then place it into the box beside the blue cylinder and close the lid twice, slowly, then wave to the camera and rest"
+    task = (
+        "Pick up the red cube, then place it into the box beside the blue cylinder and close the lid twice, slowly, "
+        "then wave to the camera and rest"
+    )
     for side in ("left", "right"):
         edit_json(folder / "vlm" / "tokenizer_config.json", functools.partial(dict.update, truncation_side=side))
         ids, mask = SmolVLAPolicy.from_pretrained(folder).tokenizer.encode([task, "short"])
         reference = transformers.AutoTokenizer.from_pretrained(folder / "vlm")
-        expected = reference([f"{task}\n", "short\n"], max_length=48, truncation=True, padding="max_length", padding_side="right", return_tensors="pt")
+        expected = reference(
+            [f"{task}\n", "short\n"],
+            max_length=48,
+            truncation=True,
+            padding="max_length",
+            padding_side="right",
+            return_tensors="pt",
+        )
         assert torch.equal(ids, expected["input_ids"]) and torch.equal(mask, expected["attention_mask"].bool())
         assert mask[0].all()
 
@@ -227,7 +294,9 @@ def step_of(file: str, index: int, **fields: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / file, lambda content: content["steps"][index]["config"].update(fields))
 
 
-def tensors_of(change: Callable[[dict[str, torch.Tensor]], Any], file: str = "model.safetensors") -> Callable[[Path], None]:
+def tensors_of(
+    change: Callable[[dict[str, torch.Tensor]], Any], file: str = "model.safetensors"
+) -> Callable[[Path], None]:
     return lambda folder: edit_tensors(folder / file, change)
 
 
@@ -238,26 +307,72 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
         CheckpointError,
         "the weights are in shards, save them as one file",
     ),
-    "a config without end": (lambda folder: (folder / "config.json").write_text("[" * 100_000), CheckpointError, r"config\.json: not valid JSON"),
+    "a config without end": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        CheckpointError,
+        r"config\.json: not valid JSON",
+    ),
     "truncated model file": (truncate, CheckpointError, r"model\.safetensors: truncated or damaged"),
-    "empty model file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), CheckpointError, "truncated or damaged"),
+    "empty model file": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        CheckpointError,
+        "truncated or damaged",
+    ),
     "no config": (remove("config.json"), CheckpointError, r"config\.json: missing"),
-    "damaged config": (lambda folder: (folder / "config.json").write_text("{"), CheckpointError, r"config\.json: not valid JSON"),
+    "damaged config": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        CheckpointError,
+        r"config\.json: not valid JSON",
+    ),
     "unknown policy type": (config_of(type="act"), CheckpointError, "policy type is 'act', supported is 'smolvla'"),
     "a tensor is missing": (tensors_of(lambda t: t.pop(TENSOR)), CheckpointError, rf"tensor {TENSOR} is missing"),
-    "a tensor too many": (tensors_of(lambda t: t.update({"model.extra": torch.ones(1)})), CheckpointError, r"tensor model\.extra is not part"),
-    "a tensor of another shape": (tensors_of(lambda t: t.update({TENSOR: torch.ones(96, 71)})), CheckpointError, r"has shape \[96, 71\], config.json makes it \[96, 72\]"),
-    "a quantised tensor": (tensors_of(lambda t: t.update({TENSOR: torch.ones(96, 72, dtype=torch.int8)})), CheckpointError, "torch.int8"),
+    "a tensor too many": (
+        tensors_of(lambda t: t.update({"model.extra": torch.ones(1)})),
+        CheckpointError,
+        r"tensor model\.extra is not part",
+    ),
+    "a tensor of another shape": (
+        tensors_of(lambda t: t.update({TENSOR: torch.ones(96, 71)})),
+        CheckpointError,
+        r"has shape \[96, 71\], config.json makes it \[96, 72\]",
+    ),
+    "a quantised tensor": (
+        tensors_of(lambda t: t.update({TENSOR: torch.ones(96, 72, dtype=torch.int8)})),
+        CheckpointError,
+        "torch.int8",
+    ),
     "statistics file missing": (remove(NORMALIZER), CheckpointError, rf"{NORMALIZER}: statistics are missing"),
-    "statistics of the actions missing": (remove(UNNORMALIZER), CheckpointError, rf"{UNNORMALIZER}: statistics are missing"),
-    "statistics file damaged": (lambda folder: (folder / NORMALIZER).write_bytes(b"12345678"), CheckpointError, "truncated or damaged"),
-    "one statistic missing": (tensors_of(lambda t: t.pop("observation.state.std"), NORMALIZER), CheckpointError, "statistics of observation.state lack std"),
-    "a statistic of another shape": (tensors_of(lambda t: t.update({"action.mean": torch.ones(5)}), UNNORMALIZER), CheckpointError, r"action\.mean has shape \[5\]"),
-    "an infinite statistic": (tensors_of(lambda t: t["action.std"].fill_(float("inf")), UNNORMALIZER), CheckpointError, "action.std is not finite"),
+    "statistics of the actions missing": (
+        remove(UNNORMALIZER),
+        CheckpointError,
+        rf"{UNNORMALIZER}: statistics are missing",
+    ),
+    "statistics file damaged": (
+        lambda folder: (folder / NORMALIZER).write_bytes(b"12345678"),
+        CheckpointError,
+        "truncated or damaged",
+    ),
+    "one statistic missing": (
+        tensors_of(lambda t: t.pop("observation.state.std"), NORMALIZER),
+        CheckpointError,
+        "statistics of observation.state lack std",
+    ),
+    "a statistic of another shape": (
+        tensors_of(lambda t: t.update({"action.mean": torch.ones(5)}), UNNORMALIZER),
+        CheckpointError,
+        r"action\.mean has shape \[5\]",
+    ),
+    "an infinite statistic": (
+        tensors_of(lambda t: t["action.std"].fill_(float("inf")), UNNORMALIZER),
+        CheckpointError,
+        "action.std is not finite",
+    ),
     "no processors and no buffers": (remove(PRE, POST), CheckpointError, "no statistics"),
     "one processor file missing": (remove(POST), CheckpointError, rf"{POST}: missing"),
     "unknown processor step": (
-        lambda folder: edit_json(folder / PRE, lambda content: content["steps"].append({"registry_name": "flip_images"})),
+        lambda folder: edit_json(
+            folder / PRE, lambda content: content["steps"].append({"registry_name": "flip_images"})
+        ),
         CheckpointError,
         "step 6 is 'flip_images'",
     ),
@@ -267,51 +382,103 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
         "step 6 is a second rename_observations_processor",
     ),
     "a normaliser that leaves the state out": (
-        lambda folder: edit_json(folder / PRE, lambda content: content["steps"][5]["config"]["features"].pop("observation.state")),
+        lambda folder: edit_json(
+            folder / PRE, lambda content: content["steps"][5]["config"]["features"].pop("observation.state")
+        ),
         ConfigError,
         r"normalizer_processor\.features must list observation\.state",
     ),
-    "a normaliser for chosen keys": (step_of(PRE, 5, normalize_observation_keys=["observation.images.laptop"]), ConfigError, "normalize_observation_keys"),
-    "no list of steps": (lambda folder: edit_json(folder / PRE, lambda content: content.pop("steps")), CheckpointError, rf"{PRE}: steps are missing"),
-    "another normalisation of pictures": (step_of(PRE, 5, norm_map={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD"}), ConfigError, "VISUAL"),
+    "a normaliser for chosen keys": (
+        step_of(PRE, 5, normalize_observation_keys=["observation.images.laptop"]),
+        ConfigError,
+        "normalize_observation_keys",
+    ),
+    "no list of steps": (
+        lambda folder: edit_json(folder / PRE, lambda content: content.pop("steps")),
+        CheckpointError,
+        rf"{PRE}: steps are missing",
+    ),
+    "another normalisation of pictures": (
+        step_of(PRE, 5, norm_map={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD"}),
+        ConfigError,
+        "VISUAL",
+    ),
     "unknown normalisation mode": (step_of(PRE, 5, norm_map={"STATE": "LOG"}), ConfigError, "'LOG'"),
     "half precision inputs": (step_of(PRE, 4, float_dtype="float16"), ConfigError, "float_dtype is 'float16'"),
     "no truncation": (step_of(PRE, 3, truncation=False), ConfigError, "truncation"),
     "unknown padding": (step_of(PRE, 3, padding="both"), ConfigError, "padding is 'both'"),
-    "a rename to nowhere": (step_of(PRE, 0, rename_map={"a": "observation.images.b"}), ConfigError, "no feature of the policy"),
+    "a rename to nowhere": (
+        step_of(PRE, 0, rename_map={"a": "observation.images.b"}),
+        ConfigError,
+        "no feature of the policy",
+    ),
     "no tokenizer": (remove("vlm/tokenizer.json"), CheckpointError, "tokenizer.json.*not found"),
     "a pad token that is not there": (
-        lambda folder: edit_json(folder / "vlm" / "tokenizer_config.json", lambda content: content.update(pad_token="<nothing>")),
+        lambda folder: edit_json(
+            folder / "vlm" / "tokenizer_config.json", lambda content: content.update(pad_token="<nothing>")
+        ),
         CheckpointError,
         "pad_token '<nothing>' is not in the vocabulary",
     ),
-    "another backbone": (lambda folder: edit_json(folder / "vlm" / "config.json", lambda c: c.update(model_type="qwen")), ConfigError, "model_type is 'qwen'"),
+    "another backbone": (
+        lambda folder: edit_json(folder / "vlm" / "config.json", lambda c: c.update(model_type="qwen")),
+        ConfigError,
+        "model_type is 'qwen'",
+    ),
     "another activation": (
-        lambda folder: edit_json(folder / "vlm" / "config.json", lambda c: c["vision_config"].update(hidden_act="gelu")),
+        lambda folder: edit_json(
+            folder / "vlm" / "config.json", lambda c: c["vision_config"].update(hidden_act="gelu")
+        ),
         ConfigError,
         "vision_config.hidden_act is 'gelu'",
     ),
     "another attention mode": (config_of(attention_mode="sliding"), ConfigError, "attention_mode is 'sliding'"),
-    "joint deltas of an aloha": (config_of(use_delta_joint_actions_aloha=True), ConfigError, "use_delta_joint_actions_aloha"),
+    "joint deltas of an aloha": (
+        config_of(use_delta_joint_actions_aloha=True),
+        ConfigError,
+        "use_delta_joint_actions_aloha",
+    ),
     "aloha joints on six joints": (config_of(adapt_to_pi_aloha=True), ConfigError, "adapt_to_pi_aloha"),
     "more steps than the chunk has": (config_of(n_action_steps=51), ConfigError, "n_action_steps is 51"),
     "an endless chunk": (config_of(chunk_size=10**9), ConfigError, "chunk_size is 1000000000, must be at most 10000"),
-    "a million empty cameras": (config_of(empty_cameras=10**6), ConfigError, "empty_cameras is 1000000, must be at most 32"),
-    "an endless prefix": (config_of(prefix_length=10**9), ConfigError, "prefix_length is 1000000000, must be at most 8192"),
+    "a million empty cameras": (
+        config_of(empty_cameras=10**6),
+        ConfigError,
+        "empty_cameras is 1000000, must be at most 32",
+    ),
+    "an endless prefix": (
+        config_of(prefix_length=10**9),
+        ConfigError,
+        "prefix_length is 1000000000, must be at most 8192",
+    ),
     "a feature of no type": (
-        lambda folder: edit_json(folder / "config.json", lambda c: c["input_features"]["observation.images.phone"].update(type="IMAGE")),
+        lambda folder: edit_json(
+            folder / "config.json", lambda c: c["input_features"]["observation.images.phone"].update(type="IMAGE")
+        ),
         ConfigError,
         r"observation\.images\.phone\.type is 'IMAGE', must be one of STATE, VISUAL",
     ),
     "a million steps": (config_of(num_steps=10**6), ConfigError, "num_steps is 1000000, must be at most 256"),
     "an endless expert": (config_of(expert_width_multiplier=1e9), ConfigError, "expert_width_multiplier"),
     "an endless period": (config_of(max_period=float("inf")), ConfigError, "max_period is inf"),
-    "a state without end": (config_of(input_features={"observation.state": {"type": "STATE", "shape": [10**9]}}), ConfigError, "sides may be 16384 at most"),
+    "a state without end": (
+        config_of(input_features={"observation.state": {"type": "STATE", "shape": [10**9]}}),
+        ConfigError,
+        "sides may be 16384 at most",
+    ),
     "a text as number": (config_of(num_steps="10"), ConfigError, "num_steps is '10', must be of type int"),
     "no cache": (config_of(use_cache=False), ConfigError, "use_cache"),
     "two observation steps": (config_of(n_obs_steps=2), ConfigError, "n_obs_steps"),
-    "pictures of no square": (config_of(resize_imgs_with_padding=[128, 64]), ConfigError, "pixel shuffle needs a square"),
-    "no camera": (config_of(input_features={"observation.state": {"type": "STATE", "shape": [6]}}), ConfigError, "no camera"),
+    "pictures of no square": (
+        config_of(resize_imgs_with_padding=[128, 64]),
+        ConfigError,
+        "pixel shuffle needs a square",
+    ),
+    "no camera": (
+        config_of(input_features={"observation.state": {"type": "STATE", "shape": [6]}}),
+        ConfigError,
+        "no camera",
+    ),
     "state wider than allowed": (config_of(max_state_dim=5), ConfigError, "max_state_dim is 5"),
     "an odd expert": (config_of(expert_width_multiplier=0.055), ConfigError, "makes the expert 5 wide, must be even"),
 }
@@ -359,9 +526,16 @@ def test_a_field_nobody_knows_is_reported(folder: Path) -> None:
 def test_steps_that_are_absent_and_inputs_that_are_not_read_are_reported(folder: Path) -> None:
     edit_json(folder / PRE, lambda content: content["steps"].pop(5))
     edit_json(folder / POST, lambda content: content["steps"].pop(0))
-    edit_json(folder / "config.json", lambda content: content["input_features"].update({"observation.force": {"type": "ENV", "shape": [3]}}))
+    edit_json(
+        folder / "config.json",
+        lambda content: content["input_features"].update({"observation.force": {"type": "ENV", "shape": [3]}}),
+    )
     policy = SmolVLAPolicy.from_pretrained(folder)
-    for words in ("no normalizer_processor: observation.state passes unchanged", "no unnormalizer_processor: action passes", "does not read the input observation.force"):
+    for words in (
+        "no normalizer_processor: observation.state passes unchanged",
+        "no unnormalizer_processor: action passes",
+        "does not read the input observation.force",
+    ):
         assert any(words in note for note in policy.notes), words
     assert torch.equal(policy.postprocess(torch.ones(6)), torch.ones(6))
 
@@ -379,7 +553,9 @@ def test_saving_keeps_names_types_values_and_config(folder: Path, tmp_path: Path
     for name in (NORMALIZER, UNNORMALIZER):
         first, second = load_numpy(folder / name), load_numpy(tmp_path / "saved" / name)
         assert first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
-    assert torch.equal(chunk(SmolVLAPolicy.from_pretrained(tmp_path / "saved")), chunk(SmolVLAPolicy.from_pretrained(folder)))
+    assert torch.equal(
+        chunk(SmolVLAPolicy.from_pretrained(tmp_path / "saved")), chunk(SmolVLAPolicy.from_pretrained(folder))
+    )
     with pytest.raises(CheckpointError, match="exists already"):
         SmolVLAPolicy.from_pretrained(folder).save_pretrained(tmp_path / "saved")
 
@@ -404,7 +580,10 @@ def test_saving_without_the_backbones_files_leaves_nothing_behind(folder: Path, 
 def test_the_digest_is_the_files_sha256(folder: Path) -> None:
     import hashlib
 
-    assert SmolVLAPolicy.from_pretrained(folder).digest == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        SmolVLAPolicy.from_pretrained(folder).digest
+        == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    )
 
 
 # ---- random policies
@@ -420,11 +599,26 @@ def test_a_random_policy_is_the_same_for_the_same_seed_and_differs_for_another(t
 def test_a_random_policy_in_published_types_has_lerobots_tensors(tmp_path: Path) -> None:
     write_random_policy(tmp_path / "policy", RandomPolicy(dtype="bfloat16"))
     ours, theirs = load_file(tmp_path / "policy" / "model.safetensors"), load_file(GOLDEN / "model.safetensors")
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in ours.items()} == {name: (tensor.shape, tensor.dtype) for name, tensor in theirs.items()}
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in ours.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in theirs.items()
+    }
 
 
-def test_the_command_writes_a_policy_with_the_options_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--cameras", "top", "--cls", "--delta", "--set", "prefix_length", "70", "--rename", "observation.images.front", "observation.images.top"]
+def test_the_command_writes_a_policy_with_the_options_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--cameras",
+        "top",
+        "--cls",
+        "--delta",
+        "--set",
+        "prefix_length",
+        "70",
+        "--rename",
+        "observation.images.front",
+        "observation.images.top",
+    ]
     assert main(["--out", str(tmp_path / "policy"), *options]) == 0
     policy = SmolVLAPolicy.from_pretrained(tmp_path / "policy")
     assert policy.config.use_cls_head and policy.config.train_delta_expert and policy.config.prefix_length == 70

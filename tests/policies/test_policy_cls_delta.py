@@ -66,7 +66,13 @@ def test_observation_tokens_do_not_depend_on_how_the_language_is_padded(random_p
     policy = random_policy(**HEADS)
     batch = policy.preprocess(observe(policy))
     count = int(batch["observation.language.attention_mask"].sum())
-    short = {**batch, **{name: batch[name][:, :count] for name in ("observation.language.tokens", "observation.language.attention_mask")}}
+    short = {
+        **batch,
+        **{
+            name: batch[name][:, :count]
+            for name in ("observation.language.tokens", "observation.language.attention_mask")
+        },
+    }
     full, cut = (observe_scene(policy.model, policy.model.scene_of(policy.prepare(item))) for item in (batch, short))
     assert (full - cut).abs().max() < 1e-5 * full.abs().max()  # another number of rows sums in another order
 
@@ -144,12 +150,23 @@ def test_heads_survive_saving_and_the_file_decides_whether_they_exist(random_pol
     policy = random_policy(**HEADS, cls_trained=True)
     policy.save_pretrained(tmp_path / "saved")
     again = SmolVLAPolicy.from_pretrained(tmp_path / "saved")
-    assert again.config.use_cls_head and again.config.cls_trained and again.config.train_delta_expert and again.notes == ()
+    assert (
+        again.config.use_cls_head and again.config.cls_trained and again.config.train_delta_expert and again.notes == ()
+    )
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in policy.state_dict().items())
     config = tmp_path / "saved" / "config.json"
-    config.write_text(config.read_text().replace('"train_delta_expert": true', '"train_delta_expert": false').replace('"use_cls_head": true', '"use_cls_head": false'))
+    config.write_text(
+        config.read_text()
+        .replace('"train_delta_expert": true', '"train_delta_expert": false')
+        .replace('"use_cls_head": true', '"use_cls_head": false')
+    )
     loaded = SmolVLAPolicy.from_pretrained(tmp_path / "saved")
-    assert loaded.config.use_cls_head and loaded.config.has_delta and not loaded.config.train_delta_expert and len(loaded.notes) == 2
+    assert (
+        loaded.config.use_cls_head
+        and loaded.config.has_delta
+        and not loaded.config.train_delta_expert
+        and len(loaded.notes) == 2
+    )
 
 
 def test_the_configuration_cannot_change_after_the_model_is_built(random_policy) -> None:
@@ -204,12 +221,20 @@ def test_the_flow_loss_is_the_masked_mean_over_real_dimensions(random_policy, ob
     padded = torch.nn.functional.pad(batch["action"], (0, 26))
     mix = time[:, None, None]
     with torch.no_grad():
-        velocity = policy.model.denoise_step(policy.model.prefix_of(policy.prepare(batch)), mix * noise + (1 - mix) * padded, time)
+        velocity = policy.model.denoise_step(
+            policy.model.prefix_of(policy.prepare(batch)), mix * noise + (1 - mix) * padded, time
+        )
     error = ((noise - padded) - velocity).square()
-    assert torch.allclose(parts["losses_after_forward"], error, rtol=1e-4, atol=1e-5)  # batches of other shapes sum in another order
+    assert torch.allclose(
+        parts["losses_after_forward"], error, rtol=1e-4, atol=1e-5
+    )  # batches of other shapes sum in another order
     expected = (error[0, :30, :6].sum() + error[1, :, :6].sum()) / (80 * 6)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and parts["loss"] == loss.item()
-    assert parts["losses_after_in_ep_bound"][0, 30:].abs().max() == 0 and parts["losses_after_rm_padding"].shape == (2, 50, 6)
+    assert parts["losses_after_in_ep_bound"][0, 30:].abs().max() == 0 and parts["losses_after_rm_padding"].shape == (
+        2,
+        50,
+        6,
+    )
     del batch["action_is_pad"]
     assert policy(batch, noise, time)[0].item() == pytest.approx(error[:, :, :6].mean().item(), rel=1e-4)
 
@@ -236,7 +261,9 @@ def test_training_the_backbone_reaches_vision_tower_and_text(random_policy, obse
 @pytest.mark.filterwarnings("ignore:VICReg over a batch")
 def test_delta_training_moves_only_its_own_parameters_and_lowers_the_denoise_error(random_policy, observe) -> None:
     torch.manual_seed(0)
-    policy = random_policy(**HEADS, num_vlm_layers=2, num_steps=2, cls_noise_scale=0.5, chunk_size=10, n_action_steps=10).train()
+    policy = random_policy(
+        **HEADS, num_vlm_layers=2, num_steps=2, cls_noise_scale=0.5, chunk_size=10, n_action_steps=10
+    ).train()
     names = {f"model.{name}" for name, _ in delta_parameters(policy.model)}
     assert {name for name, parameter in policy.named_parameters() if parameter.requires_grad} == names
     batch = batch_of(policy, observe, 4)
@@ -249,8 +276,17 @@ def test_delta_training_moves_only_its_own_parameters_and_lowers_the_denoise_err
         loss.backward()
         optimiser.step()
         errors.append(parts["delta_loss"])
-    assert {"loss", "cls_loss", "delta_loss_relative", "delta_losses_after_forward", "delta_losses_after_in_ep_bound", "delta_losses_after_rm_padding"} < parts.keys()
-    assert parts["loss"] == pytest.approx(parts["delta_loss"] + policy.config.vicreg_weight * parts["cls_loss"], rel=1e-5)
+    assert {
+        "loss",
+        "cls_loss",
+        "delta_loss_relative",
+        "delta_losses_after_forward",
+        "delta_losses_after_in_ep_bound",
+        "delta_losses_after_rm_padding",
+    } < parts.keys()
+    assert parts["loss"] == pytest.approx(
+        parts["delta_loss"] + policy.config.vicreg_weight * parts["cls_loss"], rel=1e-5
+    )
     assert np.mean(errors[-3:]) < 0.5 * errors[0]
     moved = {name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name])}
     unread = {name for name in names - moved if not name.endswith(("k_proj.weight", "q_proj.weight"))}
@@ -274,4 +310,6 @@ def test_a_stale_context_is_the_shifted_chunk_and_its_held_tail_does_not_count(r
         target = policy.model.integrate(prefix, noise, 2) - batch["delta_context"]
         error = (predict_velocity(policy.model, prefix, batch["delta_context"])[0] - target).square()
     assert loss.item() == pytest.approx(error[:, :7, :6].mean().item(), rel=1e-4)
-    assert parts["delta_loss_relative"] == pytest.approx((error[:, :7, :6].mean() / target[:, :7, :6].square().mean()).item(), rel=1e-4)
+    assert parts["delta_loss_relative"] == pytest.approx(
+        (error[:, :7, :6].mean() / target[:, :7, :6].square().mean()).item(), rel=1e-4
+    )

@@ -24,8 +24,13 @@ META = {"meta", "raw/task", "raw/state", "steps/time", "noise"}
 
 
 def golden_names() -> list:
-    skip = pytest.mark.skipif(not (SHARED / "koch-float32.npz").is_file(), reason="koch-float32 lies in ../shared/golden, which is not here")
-    return [pytest.param(HERE / "koch-bfloat16", id="koch-bfloat16"), pytest.param(SHARED / "koch-float32", id="koch-float32", marks=skip)]
+    skip = pytest.mark.skipif(
+        not (SHARED / "koch-float32.npz").is_file(), reason="koch-float32 lies in ../shared/golden, which is not here"
+    )
+    return [
+        pytest.param(HERE / "koch-bfloat16", id="koch-bfloat16"),
+        pytest.param(SHARED / "koch-float32", id="koch-float32", marks=skip),
+    ]
 
 
 @pytest.fixture(scope="module", params=golden_names())
@@ -42,8 +47,12 @@ def case(request: pytest.FixtureRequest) -> tuple[SmolVLAPolicy, dict[str, np.nd
 @torch.no_grad()
 def compute(policy: SmolVLAPolicy, recorded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ours: dict[str, torch.Tensor] = {}
-    observation = {name.removeprefix("raw/image/"): value for name, value in recorded.items() if name.startswith("raw/image/")}
-    batch = policy.preprocess({**observation, "observation.state": recorded["raw/state"], "task": str(recorded["raw/task"])})
+    observation = {
+        name.removeprefix("raw/image/"): value for name, value in recorded.items() if name.startswith("raw/image/")
+    }
+    batch = policy.preprocess(
+        {**observation, "observation.state": recorded["raw/state"], "task": str(recorded["raw/task"])}
+    )
     inputs, model = policy.prepare(batch), policy.model
     vlm = model.vlm_with_expert.vlm.model
     ours |= {"tokens/ids": inputs.token_ids, "tokens/mask": inputs.token_mask, "state/padded": inputs.state}
@@ -54,7 +63,9 @@ def compute(policy: SmolVLAPolicy, recorded: dict[str, np.ndarray]) -> dict[str,
         hidden = vlm.vision_model(image)
         ours |= {f"images/{index}": image, f"images/mask/{index}": present}
         ours |= {f"vision/last_hidden/{index}": hidden, f"vision/connector/{index}": vlm.connector(hidden)}
-    rows, mask = model.embed_prefix(model.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask)
+    rows, mask = model.embed_prefix(
+        model.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask
+    )
     embedded, padded, block = model.with_state(rows, mask, model.embed_state(inputs.state))
     ours |= {"prefix/embs": embedded, "prefix/pad_mask": padded, "prefix/att_mask": block}
     ours |= {"prefix/att_2d": model.visible_together(padded, block), "prefix/position_ids": padded.cumsum(1) - 1}
@@ -76,7 +87,10 @@ def compute(policy: SmolVLAPolicy, recorded: dict[str, np.ndarray]) -> dict[str,
     for step in range(policy.config.num_steps):
         time = torch.full((1,), 1.0 - step / policy.config.num_steps, dtype=torch.float32)
         walk.append(walk[-1] - model.denoise_step(prefix, walk[-1], time) / policy.config.num_steps)
-    ours |= {"steps/x_t": torch.stack(walk[:-1]), "steps/x_final": model.integrate(prefix, walk[0], policy.config.num_steps)}
+    ours |= {
+        "steps/x_t": torch.stack(walk[:-1]),
+        "steps/x_final": model.integrate(prefix, walk[0], policy.config.num_steps),
+    }
     actions = policy.predict_action_chunk(batch, walk[0])
     assert isinstance(actions, torch.Tensor)
     ours |= {"actions/normalized": actions, "actions/final": policy.postprocess(actions)}
@@ -124,5 +138,7 @@ def test_the_types_of_the_file_are_kept_in_mind(case) -> None:
     types = policy.stored_types
     assert types["model.state_proj.weight"] == torch.float32
     assert types["model.vlm_with_expert.lm_expert.layers.1.self_attn.k_proj.weight"] == torch.float32
-    assert types["model.vlm_with_expert.lm_expert.layers.0.self_attn.k_proj.weight"] == (torch.bfloat16 if mixed else torch.float32)
+    assert types["model.vlm_with_expert.lm_expert.layers.0.self_attn.k_proj.weight"] == (
+        torch.bfloat16 if mixed else torch.float32
+    )
     assert all(parameter.dtype == torch.float32 for parameter in policy.parameters())

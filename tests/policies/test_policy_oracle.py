@@ -58,14 +58,19 @@ def test_split_equals_monolith_and_an_independent_implementation(name: str, rand
     policy = random_policy(**VARIANTS[name])
     config, model = policy.config, policy.model
     inputs = policy.prepare(policy.preprocess(observe(policy)))
-    rows, mask = model.embed_prefix(model.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask)
+    rows, mask = model.embed_prefix(
+        model.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask
+    )
     together = model.run_together(rows, mask, inputs.state)
     split = model.run_state(model.run_prefix(rows, mask), inputs.state)
     for mine, whole in zip(split.cache, together.cache, strict=True):
         for part, full in zip(mine, whole, strict=True):
             assert relative(part[split.mask], full[together.mask]) < TOLERANCE
     noise = torch.randn(1, config.chunk_size, config.max_action_dim, generator=torch.Generator().manual_seed(5))
-    assert relative(model.integrate(split, noise, config.num_steps), model.integrate(together, noise, config.num_steps)) < TOLERANCE
+    assert (
+        relative(model.integrate(split, noise, config.num_steps), model.integrate(together, noise, config.num_steps))
+        < TOLERANCE
+    )
 
     text, plan = policy.backbone.text, model.vlm_with_expert.plan
     shape = Shape(
@@ -81,13 +86,16 @@ def test_split_equals_monolith_and_an_independent_implementation(name: str, rand
     )
     weights = {key: value.numpy() for key, value in policy.state_dict().items()}
     embedded, padded, _ = model.with_state(rows, mask, model.embed_state(inputs.state))
-    expected = velocity(weights, shape, embedded[0].numpy(), padded[0].numpy(), noise[0].numpy(), float(torch.tensor(0.7)))
+    expected = velocity(
+        weights, shape, embedded[0].numpy(), padded[0].numpy(), noise[0].numpy(), float(torch.tensor(0.7))
+    )
     assert relative(model.denoise_step(split, noise, torch.tensor([0.7]))[0], expected) < ORACLE_TOLERANCE
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers the oracle needs; `every` is self_attn_every_n_layers, `crossing` whether attention_mode says cross."""
+    """The numbers the oracle needs; `every` is self_attn_every_n_layers, `crossing` whether attention_mode says
+    cross."""
 
     layers: int
     experts: int
@@ -101,7 +109,8 @@ class Shape:
 
 
 def velocity(weights: dict[str, Array], shape: Shape, prefix: Array, mask: Array, actions: Array, time: float) -> Array:
-    """prefix [rows, H] embedded with the state's row last among the valid ones; mask bool [rows]; actions [C, A] → [C, A]."""
+    """prefix [rows, H] embedded with the state's row last among the valid ones; mask bool [rows]; actions [C, A] → [C,
+    A]."""
     model = {name.removeprefix("model."): value.astype(np.float64) for name, value in weights.items()}
     suffix = _suffix(model, shape, actions, time)
     state = int(np.flatnonzero(mask).max())
@@ -127,12 +136,17 @@ def velocity(weights: dict[str, Array], shape: Shape, prefix: Array, mask: Array
             normed = _norm(s, expert["input_layernorm.weight"], shape.eps)
             eq = _heads(normed @ expert["self_attn.q_proj.weight"].T, shape)
             if shape.crossing and not (shape.every > 0 and index % shape.every == 0):
-                ek, ev = (_heads(x.reshape(p_rows, -1) @ expert[f"self_attn.{part}_proj.weight"].T, shape) for x, part in ((k, "k"), (v, "v")))
+                ek, ev = (
+                    _heads(x.reshape(p_rows, -1) @ expert[f"self_attn.{part}_proj.weight"].T, shape)
+                    for x, part in ((k, "k"), (v, "v"))
+                )
                 s_mixed = _attention(_rope(eq, np.arange(s_rows)), ek, ev, sees[p_rows:, :p_rows])
             else:
                 ek, ev = (_heads(normed @ expert[f"self_attn.{part}_proj.weight"].T, shape) for part in "kv")
                 ek = _rope(ek, positions[p_rows:])
-                s_mixed = _attention(_rope(eq, positions[p_rows:]), np.concatenate((k, ek)), np.concatenate((v, ev)), sees[p_rows:])
+                s_mixed = _attention(
+                    _rope(eq, positions[p_rows:]), np.concatenate((k, ek)), np.concatenate((v, ev)), sees[p_rows:]
+                )
             s = _finish(s, s_mixed, expert, shape.eps)
         p = _finish(p, mixed, text, shape.eps)
     s = _norm(s, model["vlm_with_expert.lm_expert.norm.weight"], shape.eps)
@@ -145,7 +159,10 @@ def _suffix(model: dict[str, Array], shape: Shape, actions: Array, time: float) 
     low, high = shape.periods
     angles = [2 * math.pi * time / (low * (high / low) ** (index / (half - 1))) for index in range(half)]
     wave = np.array([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
-    rows = np.concatenate((rows, np.tile(wave, (len(rows), 1))), axis=1) @ model["action_time_mlp_in.weight"].T + model["action_time_mlp_in.bias"]
+    rows = (
+        np.concatenate((rows, np.tile(wave, (len(rows), 1))), axis=1) @ model["action_time_mlp_in.weight"].T
+        + model["action_time_mlp_in.bias"]
+    )
     rows = rows / (1 + np.exp(-rows))
     return rows @ model["action_time_mlp_out.weight"].T + model["action_time_mlp_out.bias"]
 

@@ -39,7 +39,9 @@ def test_the_vision_tower_and_connector_equal_transformers(random_policy, size: 
     hidden = ours.vision_model(pixels)
     assert relative(hidden, theirs(pixel_values=pixels).last_hidden_state) < TOLERANCE
     both = transformers.SmolVLMConfig(
-        vision_config=config.to_dict(), text_config={"model_type": "llama", "hidden_size": policy.backbone.text.hidden_size}, scale_factor=4
+        vision_config=config.to_dict(),
+        text_config={"model_type": "llama", "hidden_size": policy.backbone.text.hidden_size},
+        scale_factor=4,
     )
     connector = modelling.SmolVLMConnector(both).eval()
     connector.load_state_dict(ours.connector.state_dict(), strict=True)

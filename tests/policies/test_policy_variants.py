@@ -16,6 +16,7 @@ from vla_edge.policies.smolvla.vision import tokens_per_image
 TOLERANCE = 1e-5
 CAMERAS = ("laptop", "phone", "top")
 
+
 def relative(ours: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray) -> float:
     a, b = (np.asarray(item, dtype=np.float64) for item in (ours, expected))
     assert a.shape == b.shape
@@ -30,11 +31,19 @@ def test_a_cached_prefix_with_a_new_state_equals_a_full_run_with_that_state(rand
     policy.model.run_state(scene, first.state)
     new_state = first.state.flip(1)
     cached = policy.model.run_state(scene, new_state)
-    rows, mask = policy.model.embed_prefix(policy.model.embed_images(first.images), first.image_masks, first.token_ids, first.token_mask)
+    rows, mask = policy.model.embed_prefix(
+        policy.model.embed_images(first.images), first.image_masks, first.token_ids, first.token_mask
+    )
     fresh = policy.model.run_together(rows, mask, new_state)
     noise = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(1))
     assert relative(policy.model.integrate(cached, noise, 10), policy.model.integrate(fresh, noise, 10)) < TOLERANCE
-    assert relative(policy.model.integrate(cached, noise, 10), policy.model.integrate(policy.model.run_state(scene, first.state), noise, 10)) > 1e-3
+    assert (
+        relative(
+            policy.model.integrate(cached, noise, 10),
+            policy.model.integrate(policy.model.run_state(scene, first.state), noise, 10),
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("cameras", [1, 3])
@@ -55,7 +64,9 @@ def test_a_missing_camera_is_skipped_and_later_tokens_move_up(random_policy, obs
     policy = random_policy()
     inputs = policy.prepare(policy.preprocess(observe(policy, ("phone",))))
     assert len(inputs.images) == 1
-    _, mask = policy.model.embed_prefix(policy.model.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask)
+    _, mask = policy.model.embed_prefix(
+        policy.model.embed_images(inputs.images), inputs.image_masks, inputs.token_ids, inputs.token_mask
+    )
     assert mask.shape[1] == 4 + policy.config.tokenizer_max_length
 
 
@@ -83,7 +94,11 @@ def test_left_and_right_language_padding_give_the_same_actions(random_policy, ob
     batch = policy.preprocess(observe(policy))
     tokens, mask = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
     count = int(mask.sum())
-    left = {**batch, "observation.language.tokens": tokens.roll(-count, 1), "observation.language.attention_mask": mask.roll(-count, 1)}
+    left = {
+        **batch,
+        "observation.language.tokens": tokens.roll(-count, 1),
+        "observation.language.attention_mask": mask.roll(-count, 1),
+    }
     noise = torch.ones(1, 50, 32)
     assert relative(policy.predict_action_chunk(left, noise), policy.predict_action_chunk(batch, noise)) < TOLERANCE
 
@@ -104,7 +119,9 @@ def test_pictures_without_resizing_keep_their_own_size(random_policy, observe) -
     images = policy.prepare(batch).images
     assert images[0].shape == (1, 3, 64, 64) and torch.allclose(images[0], torch.tensor(-0.6))
     with pytest.raises(ConfigError, match="square"):
-        policy.predict_action_chunk(policy.preprocess({**seen, "observation.images.laptop": np.zeros((48, 64, 3), np.uint8)}))
+        policy.predict_action_chunk(
+            policy.preprocess({**seen, "observation.images.laptop": np.zeros((48, 64, 3), np.uint8)})
+        )
 
 
 def test_expert_layers_that_meet_the_wrong_kind_of_attention_are_refused(random_policy, observe) -> None:

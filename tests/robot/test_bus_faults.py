@@ -1,4 +1,5 @@
-"""The bus under injected faults, judged by the emulator's log: deadlines, no stale value, alerts, an unplugged adapter."""
+"""The bus under injected faults, judged by the emulator's log: deadlines, no stale value, alerts, an unplugged
+adapter."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def realtime() -> Iterator[None]:
 
 
 def tick(bus: object, goals: tuple[int, ...]) -> tuple[int, float]:
-    """One control tick's I/O as the loop does it: (result of the read, seconds less those the scheduler kept us waiting)."""
+    """One control tick's I/O as the loop does it: (result of the read, seconds less those the scheduler kept us
+    waiting)."""
     waited = ran_and_waited_s()[1]
     start = time.monotonic()
     result, _, positions, *_ = bus.read_arm(BUDGET_S - 0.001)  # type: ignore[attr-defined]
@@ -65,7 +67,8 @@ SINGLE_FAULTS = ["dead 1", "dead 4", "dead 6", "hang 60", "overload 3", *(f"rate
 
 @pytest.mark.parametrize("fault", SINGLE_FAULTS)
 def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Path, fault: str) -> None:
-    """R3. Every status of the bus has the fault, which is worse than any single one. Late is later than a call waits."""
+    """R3. Every status of the bus has the fault, which is worse than any single one. Late is later than a call
+    waits."""
     with emulator_process(tmp_path, "--late-ms", "9", "120") as emulator:
         bus = core.KochBus(str(emulator.port))
         goals = bus.read_arm(0.1)[2]
@@ -105,7 +108,8 @@ def build_talker(tmp_path: Path) -> Path:
 
 
 def judge(emulator: EmulatorProcess, output: str) -> dict[str, int]:
-    """Every accepted value must be what the servos had during its own call; returns how many there were of each kind."""
+    """Every accepted value must be what the servos had during its own call; returns how many there were of each
+    kind."""
     answers = [
         (entry["t"], tuple(entry["positions"].get(str(servo)) for servo in IDS)) for entry in emulator.entries("answer")
     ]
@@ -143,7 +147,9 @@ def endure(tmp_path: Path, hardship: Hardship, **at_least: int) -> None:
     program = build_talker(tmp_path)
     with emulator_process(tmp_path, *faults, *homing, "--seed", str(seed)) as emulator:
         with (tmp_path / "said").open("w+") as said:
-            talker = subprocess.Popen([str(program), str(emulator.port), str(seconds)], stdout=said, stderr=subprocess.PIPE, text=True)
+            talker = subprocess.Popen(
+                [str(program), str(emulator.port), str(seconds)], stdout=said, stderr=subprocess.PIPE, text=True
+            )
             with excused_by_a_stall(lambda: {"servo bus": emulator.process.pid, "driver": talker.pid}):
                 _, message = talker.communicate()
                 assert talker.returncode == 0, message
@@ -154,7 +160,10 @@ def endure(tmp_path: Path, hardship: Hardship, **at_least: int) -> None:
                     timely(counts.get(kind, 0) > least, f"only {counts.get(kind, 0)} of kind {kind}")
                 # Late by more than the scheduler's count. A driver that ignored its deadline would be late at every
                 # fault; three and half a per cent may be the hypervisor's.
-                timely(counts.get("late", 0) <= 3 + counts.get("reading", 0) // 200, f"{counts.get('late', 0)} calls ended late")
+                timely(
+                    counts.get("late", 0) <= 3 + counts.get("reading", 0) // 200,
+                    f"{counts.get('late', 0)} calls ended late",
+                )
 
 
 def test_no_stale_value_is_accepted_with_every_fault_at_one_per_cent_of_all_statuses(tmp_path: Path) -> None:
@@ -180,7 +189,8 @@ def test_no_stale_value_is_accepted_for_minutes(tmp_path: Path, seed: int) -> No
 
 @pytest.mark.parametrize("late_ms", [12, 115, 230, 460])
 def test_a_reply_that_comes_after_its_deadline_is_never_the_next_answer(tmp_path: Path, late_ms: int) -> None:
-    """Every reply is so late and asked for every 10 ms: it arrives in the window of a later question, after some hundred
+    """Every reply is so late and asked for every 10 ms: it arrives in the window of a later question, after some
+    hundred
     milliseconds of one to which every length has been asked for already."""
     with emulator_process(tmp_path, "--late-ms", str(late_ms), str(late_ms), "--rate", "late", "1") as emulator:
         bus = core.KochBus(str(emulator.port))

@@ -25,12 +25,16 @@ def build(tmp_path: Path, flags: list[str], sources: list[Path]) -> Path:
 
 
 def test_the_packet_test_passes_under_the_sanitizers(tmp_path: Path) -> None:
-    program = build(tmp_path, SANITIZERS, [ROOT / "tests" / "runtime" / "core" / "c" / "packet_test.c", BUS / "packet.c"])
+    program = build(
+        tmp_path, SANITIZERS, [ROOT / "tests" / "runtime" / "core" / "c" / "packet_test.c", BUS / "packet.c"]
+    )
     subprocess.run([str(program)], check=True)
 
 
 def test_the_packet_test_runs_every_line_of_the_framing(tmp_path: Path) -> None:
-    program = build(tmp_path, ["-O0", "--coverage"], [ROOT / "tests" / "runtime" / "core" / "c" / "packet_test.c", BUS / "packet.c"])
+    program = build(
+        tmp_path, ["-O0", "--coverage"], [ROOT / "tests" / "runtime" / "core" / "c" / "packet_test.c", BUS / "packet.c"]
+    )
     subprocess.run([str(program)], check=True, cwd=tmp_path)
     report = subprocess.run(
         ["gcov", "-n", *map(str, tmp_path.glob("*packet.gcda"))],
@@ -46,7 +50,11 @@ def test_the_packet_test_runs_every_line_of_the_framing(tmp_path: Path) -> None:
 def test_the_kept_fuzz_corpus_replays_without_a_finding(tmp_path: Path) -> None:
     inputs = sorted(CORPUS.iterdir())
     assert len(inputs) > 50
-    program = build(tmp_path, [*SANITIZERS, "-DREPLAY"], [ROOT / "tests" / "runtime" / "core" / "fuzz" / "fuzz_status.c", BUS / "packet.c"])
+    program = build(
+        tmp_path,
+        [*SANITIZERS, "-DREPLAY"],
+        [ROOT / "tests" / "runtime" / "core" / "fuzz" / "fuzz_status.c", BUS / "packet.c"],
+    )
     done = subprocess.run([str(program), *map(str, inputs)], check=True, capture_output=True, text=True)
     assert done.stdout == f"{len(inputs)} inputs\n"
 

@@ -31,7 +31,9 @@ def picture(value: int, height: int = 6, width: int = 8) -> NDArray[np.uint8]:
 def test_a_camera_text_names_its_device_kind_and_options() -> None:
     assert parse_camera("laptop=0") == CameraOptions(LAPTOP, "v4l2", "0")
     by_id = "/dev/v4l/by-id/usb-cam-index0"
-    assert parse_camera(f"{LAPTOP}={by_id},640x480,30fps,noisy") == CameraOptions(LAPTOP, "v4l2", by_id, 480, 640, 30, True)
+    assert parse_camera(f"{LAPTOP}={by_id},640x480,30fps,noisy") == CameraOptions(
+        LAPTOP, "v4l2", by_id, 480, 640, 30, True
+    )
     assert parse_camera("phone=file:clips/a.mp4").kind == "file"
     assert parse_camera("phone=sim:run/frames.phone").device == "run/frames.phone"
 
@@ -206,7 +208,9 @@ def test_a_v4l2_camera_gives_its_newest_picture_with_its_time(tmp_path: Path, mo
     assert second.image[0, 0, 2] > 0 and second.image[0, 0, 0] == 0, "pictures are RGB"
 
 
-def test_a_v4l2_camera_that_stops_or_has_another_size_is_a_named_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_v4l2_camera_that_stops_or_has_another_size_is_a_named_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = tmp_path / "video0"
     with pytest.raises(CameraError, match="does not exist; vla-runtime cameras lists"):
         open_camera(parse_camera(f"laptop={device}"))
@@ -265,21 +269,40 @@ def test_a_file_camera_is_exempt_from_freshness() -> None:
 
 def test_devices_are_listed_by_their_stable_path(tmp_path: Path) -> None:
     system = tmp_path / "sys"
-    for node, index, name in (("video0", 0, "C920"), ("video1", 1, "C920"), ("video10", 0, "Phone"), ("video2", 0, "Laptop")):
+    for node, index, name in (
+        ("video0", 0, "C920"),
+        ("video1", 1, "C920"),
+        ("video10", 0, "Phone"),
+        ("video2", 0, "Laptop"),
+    ):
         (system / node).mkdir(parents=True)
         (system / node / "index").write_text(f"{index}\n")
         (system / node / "name").write_text(f"{name}\n")
     links = tmp_path / "by-id"
     links.mkdir()
     (links / "usb-C920-index0").symlink_to("/dev/video0")
-    assert list_v4l2(system, links) == [(str(links / "usb-C920-index0"), "C920"), ("/dev/video2", "Laptop"), ("/dev/video10", "Phone")]
+    assert list_v4l2(system, links) == [
+        (str(links / "usb-C920-index0"), "C920"),
+        ("/dev/video2", "Laptop"),
+        ("/dev/video10", "Phone"),
+    ]
     assert list_v4l2(tmp_path / "none", links) == []
 
 
 def test_the_cameras_command_writes_a_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "a.npz", laptop=picture(200))
     sheet = tmp_path / "sheet.png"
-    code = main(["cameras", "--camera", f"laptop=file:{tmp_path / 'a.npz'}", "--camera", f"phone=file:{tmp_path / 'gone'}", "--out", str(sheet)])
+    code = main(
+        [
+            "cameras",
+            "--camera",
+            f"laptop=file:{tmp_path / 'a.npz'}",
+            "--camera",
+            f"phone=file:{tmp_path / 'gone'}",
+            "--out",
+            str(sheet),
+        ]
+    )
     out = capsys.readouterr()
     assert code == 1, "one camera of two gave no picture"
     assert "laptop" in out.out and "8x6" in out.out

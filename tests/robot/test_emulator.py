@@ -84,6 +84,7 @@ def test_the_sdk_moves_all_servos_with_sync_write_and_sees_it_with_sync_read(
         assert writer.addParam(servo, (2048 + 10 * servo).to_bytes(4, "little"))
         assert reader.addParam(servo)
     assert writer.txPacket() == dxl.COMM_SUCCESS
+
     def positions() -> list[int]:
         assert reader.txRxPacket() == dxl.COMM_SUCCESS
         return [reader.getData(servo, 132, 4) for servo in range(1, 7)]

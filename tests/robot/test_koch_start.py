@@ -1,4 +1,5 @@
-"""What a Koch must be before any torque: each bad input is one line with the joint or file and the fix, and no torque."""
+"""What a Koch must be before any torque: each bad input is one line with the joint or file and the fix, and no
+torque."""
 
 from __future__ import annotations
 
@@ -146,15 +147,20 @@ def test_eeprom_that_would_have_to_change_under_torque_is_told(tmp_path: Path, f
         tmp_path, "--joints", str(file), "--set", "2:return_delay=9", "--set", "2:torque_enable=1"
     ) as emulator:
         with pytest.raises(
-            BusError, match=r"shoulder_lift \(id 2\) does not take return_delay = 0; it is EEPROM, written only without torque"
+            BusError,
+            match=r"shoulder_lift \(id 2\) does not take return_delay = 0; it is EEPROM, written only without torque",
         ):
             start(emulator)
 
 
 def test_servos_that_answer_too_slowly_for_a_tick_are_told_before_any_torque(tmp_path: Path, file: Path) -> None:
-    with emulator_process(tmp_path, "--joints", str(file), "--rate", "stall", "1.0", "--late-ms", "16", "16") as emulator:
+    with emulator_process(
+        tmp_path, "--joints", str(file), "--rate", "stall", "1.0", "--late-ms", "16", "16"
+    ) as emulator:
         options = KochOptions(str(emulator.port), CALIBRATION, reading_s=0.0065)
-        with pytest.raises(BusError, match=r"takes 1[6-9]\.\d ms, longest allowed 6\.5 ms; set the adapter's latency timer"):
+        with pytest.raises(
+            BusError, match=r"takes 1[6-9]\.\d ms, longest allowed 6\.5 ms; set the adapter's latency timer"
+        ):
             open_koch(options)
         assert not emulator.entries("goal", "torque")
         open_koch(replace(options, reading_s=0.05)).close()

@@ -148,7 +148,9 @@ def test_pictures_show_the_cubes_and_carry_one_grey_level_of_noise(arm: Simulate
 
 
 def test_a_cube_rests_on_the_table_and_moves_when_pushed(arm: SimulatedArm) -> None:
-    scene = type(arm.scene)({"red": (0.2, 0.0, 0.0), "green": (0.1, 0.15, 0.0), "blue": (0.1, -0.15, 0.0)}, (-0.5, 0.55, 0.25, 0.35, 0, 0))
+    scene = type(arm.scene)(
+        {"red": (0.2, 0.0, 0.0), "green": (0.1, 0.15, 0.0), "blue": (0.1, -0.15, 0.0)}, (-0.5, 0.55, 0.25, 0.35, 0, 0)
+    )
     arm.reset(scene)
     arm.step(0.5)
     assert abs(arm.data.body("red_cube").xpos[2] - CUBE_SIDE_M / 2) < 1e-3

@@ -33,7 +33,9 @@ MS = 1_000_000
 
 
 def start(process: SimProcess) -> subprocess.Popen[str]:
-    child = subprocess.Popen([sys.executable, *process.command()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, *process.command()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     ready = child.stdout.readline()
     assert ready, child.stderr.read() if child.stderr else ""
@@ -50,7 +52,9 @@ def running(tmp_path: Path) -> Iterator[tuple[SimProcess, subprocess.Popen[str]]
     child.wait()
 
 
-def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(running: tuple[SimProcess, subprocess.Popen[str]]) -> None:
+def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(
+    running: tuple[SimProcess, subprocess.Popen[str]],
+) -> None:
     process, child = running
     camera = open_camera(parse_camera(f"phone=sim:{process.cameras()['phone']}"))
     watch = FreshnessWatch(camera.name, noisy=True, exempt=camera.exempt_from_freshness, limit_s=5.0)
@@ -88,7 +92,9 @@ def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
         (["--run-dir", str(tmp_path), "--size", "wide"], "not WIDTHxHEIGHT"),
         (["--run-dir", str(tmp_path), "--record", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
     ):
-        done = subprocess.run([sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 2
         assert reason in done.stderr and done.stderr.count("\n") == 1
 

@@ -1,4 +1,5 @@
-"""What a stranger types wrong, and what stops a run from outside: one line, exit code 2, nothing half-made, a true status."""
+"""What a stranger types wrong, and what stops a run from outside: one line, exit code 2, nothing half-made, a true
+status."""
 
 from __future__ import annotations
 
@@ -83,19 +84,34 @@ def test_a_wrong_value_is_named_before_anything_is_written(world, tmp_path, caps
 
 def test_a_low_rate_and_its_lowest_may_be_given_together(world, tmp_path, capsys):
     assert main([str(word) for word in fine_tune(world, tmp_path / "run", "--lr=1e-6", "--decay-lr=1e-7")]) == 0
-    code, line = command(*fine_tune(world, tmp_path / "more", "--lr=1e-6"), capsys=capsys)  # the default lowest is 2.5e-6
+    code, line = command(
+        *fine_tune(world, tmp_path / "more", "--lr=1e-6"), capsys=capsys
+    )  # the default lowest is 2.5e-6
     assert code == 2 and "lower --decay-lr" in line
 
 
 def test_validation_on_a_data_set_of_one_episode_is_refused(world, tmp_path, capsys):
-    code, line = command(*fine_tune(world, tmp_path / "run", "--episodes=1", "--held-out=0.5", "--validate-every=1"), capsys=capsys)
+    code, line = command(
+        *fine_tune(world, tmp_path / "run", "--episodes=1", "--held-out=0.5", "--validate-every=1"), capsys=capsys
+    )
     assert code == 2 and "two episodes or more" in line
 
 
 def test_without_a_validated_task_that_counts_no_step_is_the_best(world, tmp_path):
-    """Only the task of share 0 holds episodes out: the mean under the shares is no number, and the first step is not the best."""
+    """Only the task of share 0 holds episodes out: the mean under the shares is no number, and the first step is not
+    the best."""
     data = (TaskData("data", str(world / "data"), 0.0, held_out=(0,)), TaskData("more", str(world / "more")))
-    config = TrainConfig(str(world / "policy"), str(tmp_path / "run"), data, steps=2, batch_size=2, save_every=2, validate_every=1, log_every=1, device="cpu")
+    config = TrainConfig(
+        str(world / "policy"),
+        str(tmp_path / "run"),
+        data,
+        steps=2,
+        batch_size=2,
+        save_every=2,
+        validate_every=1,
+        log_every=1,
+        device="cpu",
+    )
     _, outcome = train_directly(config)
     assert outcome.best_step is None and not (tmp_path / "run" / "checkpoints" / "best").exists()
     rows = read_metrics(tmp_path / "run")
@@ -153,7 +169,9 @@ def test_a_stopped_run_says_interrupted_and_continues(world, tmp_path, capsys, m
     assert read_status(tmp_path / "run").state == "interrupted"
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["000002", "last"]
     assert main(["resume", str(tmp_path / "run")]) == 0
-    assert "state        done" in describe(tmp_path / "run") and [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert "state        done" in describe(tmp_path / "run") and [
+        row["step"] for row in read_metrics(tmp_path / "run")
+    ] == [1, 2, 3, 4]
 
 
 def test_a_killed_run_is_told_by_status_and_one_that_lives_is_not_resumed_twice(world, tmp_path, capsys):
@@ -216,8 +234,11 @@ def test_the_best_link_is_mended_when_the_run_was_killed_before_it_was_moved(wor
 
 
 @pytest.mark.parametrize("kind", ["base", "delta"])
-def test_a_resumed_run_that_keeps_one_checkpoint_outlives_the_one_it_was_resumed_from(world, tmp_path, monkeypatch, kind):
-    """The backbone's and tokenizer's files of every checkpoint are copied from where the policy was read, which is pruned."""
+def test_a_resumed_run_that_keeps_one_checkpoint_outlives_the_one_it_was_resumed_from(
+    world, tmp_path, monkeypatch, kind
+):
+    """The backbone's and tokenizer's files of every checkpoint are copied from where the policy was read, which is
+    pruned."""
     words = fine_tune(world, tmp_path, "--kind", kind, "--steps=4", "--save-every=1", "--keep=1", "--batch-size=4")
     with monkeypatch.context() as changed:
         changed.setattr(start, "reporter", stop_at(2, signal.SIGINT))
@@ -251,7 +272,9 @@ def stage_file(folder: Path, world: Path, **changes: Any) -> Path:
     stage = {"lr": 1e-3, "epochs": 1, "warmup_steps": 1, "decay_steps": 10}
     content: dict[str, Any] = {
         "name": "two",
-        "tasks": [{"name": name, "dataset": str(world / name), "action_dim": 2, "state_dim": 2} for name in ("data", "more")],
+        "tasks": [
+            {"name": name, "dataset": str(world / name), "action_dim": 2, "state_dim": 2} for name in ("data", "more")
+        ],
         "stages": [{"name": "one", "mix": [1.0], **stage}, {"name": "two", "mix": [0.3, 0.7], **stage}],
         "shared": {"batch_size": 4, "held_out_fraction": 0.25},
     }
@@ -285,7 +308,9 @@ def stage_file(folder: Path, world: Path, **changes: Any) -> Path:
 )
 def test_a_wrong_stage_file_leaves_nothing(world, tmp_path, capsys, path, value, told):
     file = stage_file(tmp_path, world, **{path: value})
-    code, line = command("stages", file, "--policy", world / "policy", "--output", tmp_path / "out", "--device", "cpu", capsys=capsys)
+    code, line = command(
+        "stages", file, "--policy", world / "policy", "--output", tmp_path / "out", "--device", "cpu", capsys=capsys
+    )
     assert code == 2 and told in line, line
     assert not (tmp_path / "out").exists()
 
@@ -298,7 +323,14 @@ def test_a_stage_file_that_is_no_text_is_one_line(tmp_path, capsys):
 
 
 def test_a_sequence_is_not_continued_from_another_policy_or_in_another_precision(world, tmp_path, capsys):
-    words = ["stages", stage_file(tmp_path, world, stages__0__epochs=0.2, stages__1__epochs=0.2), "--output", tmp_path / "out", "--device", "cpu"]
+    words = [
+        "stages",
+        stage_file(tmp_path, world, stages__0__epochs=0.2, stages__1__epochs=0.2),
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    ]
     assert main([str(word) for word in [*words, "--policy", world / "policy"]]) == 0
     capsys.readouterr()
     for change in (["--policy", world / "other_policy"], ["--policy", world / "policy", "--precision", "bf16"]):
@@ -308,11 +340,30 @@ def test_a_sequence_is_not_continued_from_another_policy_or_in_another_precision
 
 
 def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
-    words = ["anchors", "--policy", world / "policy", "--dataset", world / "data", "--output", tmp_path / "anchors", "--device", "cpu"]
+    words = [
+        "anchors",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        world / "data",
+        "--output",
+        tmp_path / "anchors",
+        "--device",
+        "cpu",
+    ]
     for count in (0, -1):
         code, line = command(*words, f"--count={count}", capsys=capsys)
         assert code == 2 and "ask for at least 1" in line
-    code, line = command("stages", stage_file(tmp_path, world), "--policy", world / "policy", "--output", tmp_path / "out", "--anchors=-1", capsys=capsys)
+    code, line = command(
+        "stages",
+        stage_file(tmp_path, world),
+        "--policy",
+        world / "policy",
+        "--output",
+        tmp_path / "out",
+        "--anchors=-1",
+        capsys=capsys,
+    )
     assert code == 2 and "--anchors -1" in line
 
 
@@ -342,20 +393,36 @@ def test_what_cannot_be_evaluated_is_told_before_any_work(world, tmp_path, capsy
 def test_data_of_another_robot_are_refused_by_evaluation_and_anchors(world, tmp_path, capsys):
     write_data(tmp_path / "wide", World(episodes=2, length=3, dims=7))
     common = ["--dataset", tmp_path / "wide", "--device", "cpu"]
-    for words in (["evaluate", world / "policy"], ["anchors", "--policy", world / "policy", "--count=2", "--output", tmp_path / "anchors"]):
+    for words in (
+        ["evaluate", world / "policy"],
+        ["anchors", "--policy", world / "policy", "--count=2", "--output", tmp_path / "anchors"],
+    ):
         code, line = command(*words, *common, capsys=capsys)
         assert code == 2 and "7 dimensions" in line
     assert not (tmp_path / "anchors").exists()
 
 
 def test_anchors_that_are_fewer_than_their_metadata_says_are_refused(world, tmp_path, capsys):
-    made = ["anchors", "--policy", world / "policy", "--dataset", world / "data", "--count=4", "--device=cpu", "--output", tmp_path / "anchors"]
+    made = [
+        "anchors",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        world / "data",
+        "--count=4",
+        "--device=cpu",
+        "--output",
+        tmp_path / "anchors",
+    ]
     assert main([str(word) for word in made]) == 0
     capsys.readouterr()
     file = tmp_path / "anchors" / "metadata.json"
     for count in (9, "4", -1):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"count": count}))
-        code, line = command(*fine_tune(world, tmp_path / "run", "--craft-anchors", tmp_path / "anchors", "--statistics=checkpoint"), capsys=capsys)
+        code, line = command(
+            *fine_tune(world, tmp_path / "run", "--craft-anchors", tmp_path / "anchors", "--statistics=checkpoint"),
+            capsys=capsys,
+        )
         assert code == 2 and "build the anchors again" in line and not (tmp_path / "run").exists()
 
 

@@ -134,7 +134,9 @@ def test_the_threshold_is_a_cosine_not_a_dot_product():
     assert combine(task, keep, 1.0, CraftConfig(conflict_cosine=-0.04)).conflict
 
 
-@pytest.mark.parametrize(("how", "expected"), [("weighted", [1.0, 3.0]), ("equal", [0.5, 1.0]), ("task_priority", [1.0, 2.0])])
+@pytest.mark.parametrize(
+    ("how", "expected"), [("weighted", [1.0, 3.0]), ("equal", [0.5, 1.0]), ("task_priority", [1.0, 2.0])]
+)
 def test_the_three_merges(how, expected):
     merged = combine(vectors(1.0, 1.0), vectors(0.0, 1.0), 2.0, CraftConfig(merge=how))
     assert numbers(merged.gradients[0]) == expected
@@ -143,7 +145,11 @@ def test_the_three_merges(how, expected):
 def test_a_missing_gradient_on_one_side_counts_as_zero():
     merged = combine([torch.ones(2), None, None], [None, torch.ones(2), None], 0.5, CraftConfig())
     assert merged.cosine == 0.0 and not merged.conflict
-    assert numbers(merged.gradients[0]) == [1.0, 1.0] and numbers(merged.gradients[1]) == [0.5, 0.5] and merged.gradients[2] is None
+    assert (
+        numbers(merged.gradients[0]) == [1.0, 1.0]
+        and numbers(merged.gradients[1]) == [0.5, 0.5]
+        and merged.gradients[2] is None
+    )
 
 
 def test_lambda_rises_above_epsilon_falls_below_and_is_clipped():
@@ -163,7 +169,10 @@ def test_identical_inputs_have_retention_loss_zero_and_others_do_not(kind):
 
 
 def test_cosine_loss_is_one_minus_the_cosine():
-    a, b = torch.randn(6, 20, generator=torch.Generator().manual_seed(1)), torch.randn(6, 20, generator=torch.Generator().manual_seed(2))
+    a, b = (
+        torch.randn(6, 20, generator=torch.Generator().manual_seed(1)),
+        torch.randn(6, 20, generator=torch.Generator().manual_seed(2)),
+    )
     expected = (1 - torch.nn.functional.cosine_similarity(a, b)).mean()
     assert retention_loss(a, b, "cosine").item() == pytest.approx(expected.item(), abs=1e-6)  # float32 rounding
 
@@ -175,11 +184,28 @@ def test_the_shipped_kuavo_stages_are_those_of_the_specification():
     plan = read_stages("kuavo")
     assert [stage.mix for stage in plan.stages] == [(1.0,), (0.2, 0.8), (0.1, 0.2, 0.7), (0.1, 0.1, 0.2, 0.6)]
     assert [stage.lr for stage in plan.stages] == [5e-5, 3.5e-5, 2.5e-5, 2e-5]
-    assert [(s.epochs, s.warmup_steps, s.decay_steps) for s in plan.stages] == [(100, 1500, 25_000), (25, 800, 20_000), (30, 500, 25_000), (35, 300, 30_000)]
+    assert [(s.epochs, s.warmup_steps, s.decay_steps) for s in plan.stages] == [
+        (100, 1500, 25_000),
+        (25, 800, 20_000),
+        (30, 500, 25_000),
+        (35, 300, 30_000),
+    ]
     optimizer = plan.shared.optimizer
-    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay, optimizer.grad_clip_norm) == ((0.9, 0.999), 1e-8, 5e-7, 1.0)
-    assert (plan.policy.chunk_size, plan.policy.n_action_steps, plan.policy.num_steps, plan.shared.batch_size) == (50, 8, 10, 64)
-    assert plan.stages[1].steps(frames=6400, batch_size=64) == 25 * 125  # one epoch passes the own task's 6400 frames at 0.8 of 64
+    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay, optimizer.grad_clip_norm) == (
+        (0.9, 0.999),
+        1e-8,
+        5e-7,
+        1.0,
+    )
+    assert (plan.policy.chunk_size, plan.policy.n_action_steps, plan.policy.num_steps, plan.shared.batch_size) == (
+        50,
+        8,
+        10,
+        64,
+    )
+    assert (
+        plan.stages[1].steps(frames=6400, batch_size=64) == 25 * 125
+    )  # one epoch passes the own task's 6400 frames at 0.8 of 64
 
 
 @pytest.mark.parametrize(
@@ -195,7 +221,10 @@ def test_a_wrong_stage_file_is_named_by_stage_and_field(tmp_path: Path, change, 
     file = tmp_path / "stages.yaml"
     common = "lr: 1e-4, epochs: 1, warmup_steps: 0, decay_steps: 1"
     tasks = "\n".join(f"  - {{name: {name}, dataset: {name}, action_dim: 2, state_dim: 2}}" for name in "ab")
-    file.write_text(f"name: two\ntasks:\n{tasks}\nstages:\n  - {{name: a, mix: [1], {common}}}\n  - {{name: b, {change}, {common}}}\n")
+    file.write_text(
+        f"name: two\ntasks:\n{tasks}\nstages:\n  - {{name: a, mix: [1], {common}}}\n  - {{name: b, {change}, "
+        f"{common}}}\n"
+    )
     with pytest.raises(ConfigError, match=message):
         read_stages(file)
 
@@ -207,7 +236,9 @@ def test_held_out_episodes_are_fixed_by_the_seed_and_never_all():
 
 def test_forgetting_is_relative_to_each_tasks_own_best():
     transfer = transfer_from_rows(["s1", "s2"], ["a", "b"], [{"a": 0.2, "b": 0.9}, {"a": 0.5, "b": 0.3}])
-    assert transfer.forgetting() == pytest.approx({"a": 1.5, "b": 0.0}) and transfer.mean_forgetting() == pytest.approx(1.5)
+    assert transfer.forgetting() == pytest.approx({"a": 1.5, "b": 0.0}) and transfer.mean_forgetting() == pytest.approx(
+        1.5
+    )
     assert "+150.0%" in transfer.markdown()
     half = transfer_from_rows(["s1", "s2"], ["a", "b"], [{"a": 0.2}])
     assert half.to_json()["losses"] == [[0.2, None], [None, None]] and half.mean_forgetting() == 0.0
@@ -225,9 +256,13 @@ def test_prediction_errors_count_only_steps_inside_the_episode_and_by_horizon():
     errors = chunk_errors(predicted, recorded, is_pad, executed=2)
     assert errors["first step"].mae.tolist() == [1.0, 3.0] and errors["first step"].mse.tolist() == [1.0, 9.0]
     assert errors["executed"].mae.tolist() == [0.5, 1.5] and errors["executed"].mae_std.tolist() == [0.5, 1.5]
-    assert errors["chunk"].steps == 6 and errors["chunk"].mae.tolist() == pytest.approx([1 / 3, 1.0])  # step 3 is padding
+    assert errors["chunk"].steps == 6 and errors["chunk"].mae.tolist() == pytest.approx(
+        [1 / 3, 1.0]
+    )  # step 3 is padding
     held = baselines(np.array([[1.0, 2.0]], np.float32), np.array([5.0, 6.0], np.float32), 3)
-    assert held["hold last action"].tolist() == [[[1.0, 2.0]] * 3] and held["mean action"].tolist() == [[[5.0, 6.0]] * 3]
+    assert held["hold last action"].tolist() == [[[1.0, 2.0]] * 3] and held["mean action"].tolist() == [
+        [[5.0, 6.0]] * 3
+    ]
 
 
 def test_auroc_of_separated_equal_and_reversed_scores():
@@ -241,7 +276,9 @@ def test_auroc_of_separated_equal_and_reversed_scores():
 
 
 def test_a_configuration_reads_back_equal_and_names_what_is_wrong():
-    config = TrainConfig("p", "o", (TaskData("a", "x", 0.5, (1, 2), (3,)),), craft=CraftConfig(anchors="c", merge="equal"))
+    config = TrainConfig(
+        "p", "o", (TaskData("a", "x", 0.5, (1, 2), (3,)),), craft=CraftConfig(anchors="c", merge="equal")
+    )
     assert from_json(TrainConfig, to_json(config), "run") == config
     with pytest.raises(ConfigError, match="unknown field 'stepz'"):
         from_json(TrainConfig, {**to_json(config), "stepz": 3}, "run")
@@ -264,7 +301,16 @@ def test_metrics_survive_a_torn_line_and_are_cut_at_the_resumed_step(tmp_path: P
 def test_status_tells_what_a_person_asks_for(tmp_path: Path):
     write_status(tmp_path, Status("failed", 40, 100, 0.5, 1e-4, 0.25, 3700.0, 0.4, 30, "out of memory"))
     told = describe(tmp_path)
-    for piece in ("failed", "40 of 100", "0.50000", "0.0001", "0.250", "1 h 01 min", "0.40000 at step 30", "out of memory"):
+    for piece in (
+        "failed",
+        "40 of 100",
+        "0.50000",
+        "0.0001",
+        "0.250",
+        "1 h 01 min",
+        "0.40000 at step 30",
+        "out of memory",
+    ):
         assert piece in told
     with pytest.raises(TrainingError, match="no status.json"):
         describe(tmp_path / "elsewhere")

@@ -62,7 +62,11 @@ def state_of(run: Path, step: int) -> dict[str, bytes]:
     """Every byte of a checkpoint, by file; paths inside run.json and train_config.json differ by the run's folder."""
     folder = run / "checkpoints" / f"{step:06d}"
     skipped = ("run.json", "train_config.json")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in skipped}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in skipped
+    }
 
 
 def interrupt_at(step: int):
@@ -89,18 +93,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, variant):
     changes = dict(VARIANTS[variant])
     if "two data sets" in variant:
-        changes["data"] = (TaskData("data", str(world / "data"), 0.7, held_out=(5,)), TaskData("more", str(world / "more"), 0.3))
+        changes["data"] = (
+            TaskData("data", str(world / "data"), 0.7, held_out=(5,)),
+            TaskData("more", str(world / "more"), 0.3),
+        )
     if "craft" in changes:
-        build_anchors(SmolVLAPolicy.from_pretrained(world / "policy"), AnchorPlan((TaskData("more", str(world / "more")),), 10), tmp_path / "anchors", torch.device("cpu"))
+        build_anchors(
+            SmolVLAPolicy.from_pretrained(world / "policy"),
+            AnchorPlan((TaskData("more", str(world / "more")),), 10),
+            tmp_path / "anchors",
+            torch.device("cpu"),
+        )
         changes["craft"] = replace(changes["craft"], anchors=str(tmp_path / "anchors"))
     fine_tune(config(world, tmp_path / "whole", **changes))
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(config(world, tmp_path / "broken", **changes), interrupt_at(5))  # two steps after the checkpoint of step 3
+        fine_tune(
+            config(world, tmp_path / "broken", **changes), interrupt_at(5)
+        )  # two steps after the checkpoint of step 3
     assert read_status(tmp_path / "broken").state == "interrupted"
     resume(tmp_path / "broken")
     whole, broken = state_of(tmp_path / "whole", STEPS), state_of(tmp_path / "broken", STEPS)
     assert whole.keys() == broken.keys() and [name for name in whole if whole[name] != broken[name]] == []
-    timeless = [[{k: v for k, v in row.items() if k != "s_per_step"} for row in read_metrics(tmp_path / name)] for name in ("whole", "broken")]
+    timeless = [
+        [{k: v for k, v in row.items() if k != "s_per_step"} for row in read_metrics(tmp_path / name)]
+        for name in ("whole", "broken")
+    ]
     assert timeless[0] == timeless[1] and len(timeless[0]) == STEPS
     if "craft" in changes:
         for name in ("lambda_history.csv", "craft_state.json"):
@@ -126,7 +143,10 @@ def test_a_fine_tuned_checkpoint_has_lerobots_layout_and_the_sources_names_and_t
         "config.json", "model.safetensors", "train_config.json", "policy_preprocessor.json", "policy_postprocessor.json",
         "policy_preprocessor_step_5_normalizer_processor.safetensors", "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
     }  # fmt: skip
-    before, after = header(world / "policy" / "model.safetensors"), header(folder / "pretrained_model" / "model.safetensors")
+    before, after = (
+        header(world / "policy" / "model.safetensors"),
+        header(folder / "pretrained_model" / "model.safetensors"),
+    )
     assert before == after and len({kind for kind, _ in after.values()}) == 2  # BF16 and F32, as published
     loaded = SmolVLAPolicy.from_pretrained(folder / "pretrained_model")  # strict: any missing or extra name is an error
     assert loaded.config.action_dim == 2
@@ -158,7 +178,9 @@ def test_delta_training_marks_the_head_and_leaves_the_base_policy_as_it_was(worl
     assert all(torch.equal(before[name], after[name]) for name in before)  # frozen: exactly equal
     data = Frames(TaskData("data", str(world / "data")), FrameSettings((CAMERA,), 4, 0))
     noise = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
-    chunks = [policy.predict_action_chunk(collate([data.sample(3, 0)], base), noise=noise) for policy in (base, trained)]
+    chunks = [
+        policy.predict_action_chunk(collate([data.sample(3, 0)], base), noise=noise) for policy in (base, trained)
+    ]
     assert all(isinstance(chunk, torch.Tensor) for chunk in chunks)
     assert torch.equal(chunks[0], chunks[1])  # type: ignore[arg-type] # the head and the delta expert change the policy's own chunk by exactly 0
     row = read_metrics(tmp_path / "run")[-1]
@@ -181,10 +203,36 @@ def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
     """On CPUs through torch's launcher (`accelerate launch` starts several processes only for GPUs)."""
 
     def launch(*words: object) -> None:
-        command_line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
-        subprocess.run([*command_line, "-m", "vla_edge.training.command", *map(str, words)], check=True, timeout=300, capture_output=True)
+        command_line = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29533",
+        ]
+        subprocess.run(
+            [*command_line, "-m", "vla_edge.training.command", *map(str, words)],
+            check=True,
+            timeout=300,
+            capture_output=True,
+        )
 
-    common = ["--policy", world / "policy", "--dataset", world / "data", "--batch-size", 2, "--accumulation", 2, "--device", "cpu", "--log-every", 1]
+    common = [
+        "--policy",
+        world / "policy",
+        "--dataset",
+        world / "data",
+        "--batch-size",
+        2,
+        "--accumulation",
+        2,
+        "--device",
+        "cpu",
+        "--log-every",
+        1,
+    ]
     launch("fine-tune", *common, "--output", tmp_path / "whole", "--steps", 4, "--save-every", 2)
     shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "000004")
@@ -206,7 +254,16 @@ def test_padded_dimensions_enter_the_loss_only_when_asked_for(world, tmp_path):
 def test_sixteen_dimensions_are_padded_to_the_policys_and_cropped_back(tmp_path):
     write_policy(tmp_path / "policy", max_state_dim=32, max_action_dim=32)
     write_data(tmp_path / "data", World(episodes=2, length=4, dims=16))
-    setup, _ = fine_tune(TrainConfig(str(tmp_path / "policy"), str(tmp_path / "run"), (TaskData("d", str(tmp_path / "data")),), steps=1, batch_size=2, device="cpu"))
+    setup, _ = fine_tune(
+        TrainConfig(
+            str(tmp_path / "policy"),
+            str(tmp_path / "run"),
+            (TaskData("d", str(tmp_path / "data")),),
+            steps=1,
+            batch_size=2,
+            device="cpu",
+        )
+    )
     policy = SmolVLAPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
     assert policy.config.action_dim == policy.config.state_dim == 16 and policy.settings.action.low.shape == (16,)
     sample = setup.training[0].sample(0, 0)
@@ -249,7 +306,9 @@ def test_anchoring_what_is_frozen_names_the_feature_and_the_frozen_part(world, t
     cache = anchors_of(world, tmp_path / "anchors", groups=("velocity", "vlm"))
     with pytest.raises(TrainingError, match="vision cannot move: frozen are the VLM"):
         fine_tune(with_craft(world, tmp_path / "run", cache))
-    fine_tune(with_craft(world, tmp_path / "lora", cache, steps=1, save_every=1, lora=LoraConfig(rank=2)))  # adapters move the VLM
+    fine_tune(
+        with_craft(world, tmp_path / "lora", cache, steps=1, save_every=1, lora=LoraConfig(rank=2))
+    )  # adapters move the VLM
 
 
 def test_older_anchor_caches_are_told_apart_and_refused_by_name(world, tmp_path):
@@ -293,7 +352,9 @@ def test_a_loss_that_is_not_finite_ends_with_advice_and_keeps_the_last_good_chec
         return (loss * float("nan") if len(calls) == 5 else loss), parts
 
     monkeypatch.setattr(training_loop.Objective, "forward", spoiled)
-    with pytest.raises(TrainingError, match=r"not finite: loss nan at step 5; lower the learning rate .*checkpoints/000003"):
+    with pytest.raises(
+        TrainingError, match=r"not finite: loss nan at step 5; lower the learning rate .*checkpoints/000003"
+    ):
         fine_tune(config(world, tmp_path / "run"))
     assert read_status(tmp_path / "run").state == "failed" and "not finite" in str(read_status(tmp_path / "run").error)
     assert state_of(tmp_path / "run", 3) == state_of(whole, 3)
@@ -343,11 +404,20 @@ BAD = {
     "empty episode list": (["--dataset", "{world}/data", "--episodes", ","], "episode list"),
     "unknown episode": (["--dataset", "{world}/data", "--episodes", "40"], "no episode 40"),
     "missing policy": (["--dataset", "{world}/data", "--policy", "{tmp}/none"], "config.json: missing"),
-    "wrong camera": (["--dataset", "{world}/data", "--rename", f"{CAMERA}=observation.images.side"], "no camera observation.images.side"),
+    "wrong camera": (
+        ["--dataset", "{world}/data", "--rename", f"{CAMERA}=observation.images.side"],
+        "no camera observation.images.side",
+    ),
     "batch of zero": (["--dataset", "{world}/data", "--batch-size", "0"], "batch_size is 0"),
     "unknown device": (["--dataset", "{world}/data", "--device", "cuda"], "device cuda"),
-    "CLS batch of one": (["--dataset", "{world}/data", "--kind", "delta", "--batch-size", "1"], "VICReg needs at least 2"),
-    "no layer matches": (["--dataset", "{world}/data", "--lora-rank", "2", "--lora-targets", "nothing"], "match no layer"),
+    "CLS batch of one": (
+        ["--dataset", "{world}/data", "--kind", "delta", "--batch-size", "1"],
+        "VICReg needs at least 2",
+    ),
+    "no layer matches": (
+        ["--dataset", "{world}/data", "--lora-rank", "2", "--lora-targets", "nothing"],
+        "match no layer",
+    ),
     "validation without episodes": (["--dataset", "{world}/data", "--validate-every", "2"], "--held-out"),
 }
 
@@ -367,16 +437,45 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_no_run(world, tmp_pat
 
 def test_data_of_other_shapes_and_unreadable_video_are_named(world, tmp_path, capsys):
     write_data(tmp_path / "wide", World(episodes=2, length=3, dims=16))
-    code, line = command("fine-tune", "--policy", world / "policy", "--dataset", tmp_path / "wide", "--output", tmp_path / "a", capsys=capsys)
+    code, line = command(
+        "fine-tune",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        tmp_path / "wide",
+        "--output",
+        tmp_path / "a",
+        capsys=capsys,
+    )
     assert code == 2 and "has shape [16], the policy takes one axis of at most 8" in line
     code, line = command(
-        "fine-tune", "--policy", world / "policy", "--dataset", world / "data", "--dataset", tmp_path / "wide", "--output", tmp_path / "b", capsys=capsys
+        "fine-tune",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        world / "data",
+        "--dataset",
+        tmp_path / "wide",
+        "--output",
+        tmp_path / "b",
+        capsys=capsys,
     )
     assert code == 2 and "different shapes" in line
     write_data(tmp_path / "video", World(episodes=2, length=3, video=True))
     for file in (tmp_path / "video").rglob("*.mp4"):
         file.write_bytes(b"no video")
-    code, line = command("fine-tune", "--policy", world / "policy", "--dataset", tmp_path / "video", "--output", tmp_path / "c", "--device", "cpu", capsys=capsys)
+    code, line = command(
+        "fine-tune",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        tmp_path / "video",
+        "--output",
+        tmp_path / "c",
+        "--device",
+        "cpu",
+        capsys=capsys,
+    )
     assert code == 2 and ".mp4" in line
 
 
@@ -384,16 +483,45 @@ def test_scratch_is_refused_without_backbone_weights_and_trains_with_them(world,
     vlm = tmp_path / "vlm"
     shutil.copytree(world / "float" / "vlm", vlm)
     options = tmp_path / "options.json"
-    options.write_text(json.dumps({"num_vlm_layers": 2, "chunk_size": 2, "n_action_steps": 2, "resize_imgs_with_padding": [64, 64], "pad_language_to": "max_length"}))
-    words = ["scratch", "--vlm", vlm, "--dataset", world / "data", "--config", options, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+    options.write_text(
+        json.dumps(
+            {
+                "num_vlm_layers": 2,
+                "chunk_size": 2,
+                "n_action_steps": 2,
+                "resize_imgs_with_padding": [64, 64],
+                "pad_language_to": "max_length",
+            }
+        )
+    )
+    words = [
+        "scratch",
+        "--vlm",
+        vlm,
+        "--dataset",
+        world / "data",
+        "--config",
+        options,
+        "--steps",
+        1,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+    ]
     code, line = command(*words, "--output", tmp_path / "a", capsys=capsys)
     assert code == 2 and "backbone weights cannot be read" in line and not (tmp_path / "a").exists()
     weights = load_file(world / "float" / "model.safetensors")
     prefix = "model.vlm_with_expert.vlm."
-    save_file({name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}, vlm / "model.safetensors")
+    save_file(
+        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)},
+        vlm / "model.safetensors",
+    )
     assert main([str(word) for word in [*words, "--output", tmp_path / "b"]]) == 0
     made = load_file(tmp_path / "b" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
-    assert all(torch.equal(made[name], weights[name]) for name in made if name.startswith(prefix))  # the backbone is the loaded one
+    assert all(
+        torch.equal(made[name], weights[name]) for name in made if name.startswith(prefix)
+    )  # the backbone is the loaded one
     (vlm / "model.safetensors").write_bytes((vlm / "model.safetensors").read_bytes()[:-100])
     with warnings.catch_warnings():
         code, line = command(*words, "--output", tmp_path / "c", capsys=capsys)
@@ -407,7 +535,9 @@ def test_resume_refuses_a_finished_run_a_folder_without_one_and_a_damaged_checkp
     assert code == 2 and "no checkpoint to go on from" in line
     status = tmp_path / "run" / "status.json"
     status.write_text(status.read_text().replace('"done"', '"interrupted"'))
-    (tmp_path / "run" / "checkpoints" / "000002" / "training_state" / "optimizer_state.safetensors").write_bytes(b"torn")
+    (tmp_path / "run" / "checkpoints" / "000002" / "training_state" / "optimizer_state.safetensors").write_bytes(
+        b"torn"
+    )
     code, line = command("resume", tmp_path / "run", capsys=capsys)
     assert code == 2 and "damaged" in line and "earlier checkpoint" in line
 
@@ -421,7 +551,20 @@ def test_an_existing_run_is_never_overwritten(world, tmp_path):
 
 
 def test_status_and_smoke_work_from_the_command_line(world, tmp_path, capsys):
-    words = ["smoke", "--policy", world / "policy", "--dataset", world / "data", "--output", tmp_path / "run", "--steps", 2, "--device", "cpu", "--json"]
+    words = [
+        "smoke",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        world / "data",
+        "--output",
+        tmp_path / "run",
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert main([str(word) for word in words]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["steps"] == 2 and np.isfinite(last["loss"])
@@ -448,7 +591,11 @@ def sequence_of(world: Path, output: Path, batch_size: int = 4) -> StageRun:
         (Stage("one", (1.0,), 1e-3, 0.5, 1, 10), Stage("other", (0.25, 0.75), 1e-3, 1.0, 1, 10)),
         SharedSettings(batch_size=batch_size, validate_every_epochs=9, held_out_fraction=0.3), PolicySettings(n_action_steps=2, num_steps=5),
     )  # fmt: skip
-    return StageRun(plan, TrainConfig(str(world / "policy"), str(output), (), device="cpu", save_every=2, validation_frames=6), anchors=8)
+    return StageRun(
+        plan,
+        TrainConfig(str(world / "policy"), str(output), (), device="cpu", save_every=2, validation_frames=6),
+        anchors=8,
+    )
 
 
 class Interrupting:
@@ -473,7 +620,9 @@ def test_a_sequence_interrupted_in_its_second_stage_continues_to_the_same_matrix
     second = json.loads((tmp_path / "whole" / "2_other" / "run.json").read_text())
     held = [task["held_out"] for task in json.loads((tmp_path / "whole" / "1_one" / "run.json").read_text())["data"]]
     assert [task["held_out"] for task in second["data"]][:1] == held  # fixed before stage 1
-    assert [task["weight"] for task in second["data"]] == [0.25, 0.75] and second["craft"]["anchors"].endswith("anchors_2")
+    assert [task["weight"] for task in second["data"]] == [0.25, 0.75] and second["craft"]["anchors"].endswith(
+        "anchors_2"
+    )
     policy = SmolVLAPolicy.from_pretrained(tmp_path / "whole" / "2_other" / "checkpoints" / "best" / "pretrained_model")
     start = SmolVLAPolicy.from_pretrained(tmp_path / "whole" / "start")
     assert (policy.config.n_action_steps, policy.config.num_steps) == (2, 5)
@@ -486,13 +635,30 @@ def test_data_that_disagree_with_the_stage_file_are_named(world, tmp_path):
     with pytest.raises(ConfigError, match="task other: action of .* has shape"):
         train_stages(replace(sequence, plan=replace(sequence.plan, tasks=tasks)), Interrupting("none"))
     with pytest.raises(ConfigError, match="chunk_size is 4, the stage file demands 50"):
-        train_stages(replace(sequence, plan=replace(sequence.plan, policy=PolicySettings(chunk_size=50))), Interrupting("none"))
+        train_stages(
+            replace(sequence, plan=replace(sequence.plan, policy=PolicySettings(chunk_size=50))), Interrupting("none")
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_an_instruction_longer_than_the_tokenizer_takes_is_told_before_training(world, tmp_path, capsys):
-    write_data(tmp_path / "wordy", World(episodes=2, length=2, text="please go slowly and carefully to the {} square and stay there"))
-    words = ["fine-tune", "--policy", world / "policy", "--dataset", tmp_path / "wordy", "--output", tmp_path / "run", "--steps", 1, "--device", "cpu"]
+    write_data(
+        tmp_path / "wordy",
+        World(episodes=2, length=2, text="please go slowly and carefully to the {} square and stay there"),
+    )
+    words = [
+        "fine-tune",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        tmp_path / "wordy",
+        "--output",
+        tmp_path / "run",
+        "--steps",
+        1,
+        "--device",
+        "cpu",
+    ]
     assert main([str(word) for word in words]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = [number for number, line in enumerate(lines) if "tokens, the policy reads 16" in line]

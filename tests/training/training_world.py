@@ -60,7 +60,10 @@ def write_policy(folder: Path, seed: int = 0, dtype: str = "float32", **fields: 
     write_vlm(folder / VLM_FOLDER, BACKBONE)
     content = {
         "type": "smolvla",
-        "input_features": {"observation.state": {"type": "STATE", "shape": [2]}, CAMERA: {"type": "VISUAL", "shape": [3, SIZE, SIZE]}},
+        "input_features": {
+            "observation.state": {"type": "STATE", "shape": [2]},
+            CAMERA: {"type": "VISUAL", "shape": [3, SIZE, SIZE]},
+        },
         "output_features": {"action": {"type": "ACTION", "shape": [2]}},
         "vlm_model_name": VLM_FOLDER,
         "pad_language_to": "max_length",
@@ -120,7 +123,8 @@ def write_data(folder: Path, world: World) -> Path:
 
 
 def scatter(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """`count` places [count, 2] evenly round the middle, the first colour somewhere on the left: without the instruction
+    """`count` places [count, 2] evenly round the middle, the first colour somewhere on the left: without the
+    instruction
     the best guess is to stay, without the picture the height is unknown."""
     angles = np.pi + generator.uniform(-0.8, 0.8) + np.arange(count) * 2 * np.pi / count
     return generator.uniform(0.5, 0.75) * np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -75,7 +75,9 @@ def test_without_data_the_output_range_is_not_run_and_says_what_it_needs(place):
 
 
 def test_an_instruction_that_would_be_cut_fails_its_check_alone(place):
-    items = check_deployment(place / "bundle", None, "please go to the red square and then stay there for a long while", 10.0, 1)
+    items = check_deployment(
+        place / "bundle", None, "please go to the red square and then stay there for a long while", 10.0, 1
+    )
     assert [item.name for item in items if item.state == FAILED] == ["instruction"]
 
 
@@ -93,10 +95,14 @@ def test_arithmetic_that_differs_from_the_definition_fails_the_check_that_names_
     def failed() -> list[str]:
         return [item.name for item in check_deployment(place / "bundle", None, "red", 10.0, 1) if item.state == FAILED]
 
-    monkeypatch.setattr(PictureScaler, "into", lambda self, image, pixels: (into(self, image, pixels), pixels.__imul__(0.999))[0])
+    monkeypatch.setattr(
+        PictureScaler, "into", lambda self, image, pixels: (into(self, image, pixels), pixels.__imul__(0.999))[0]
+    )
     assert failed() == ["image preprocessing"]
     monkeypatch.setattr(PictureScaler, "into", into)
-    monkeypatch.setattr(Preparer, "state", lambda self, positions, out: (state(self, positions, out), out.__iadd__(0.001))[0])
+    monkeypatch.setattr(
+        Preparer, "state", lambda self, positions, out: (state(self, positions, out), out.__iadd__(0.001))[0]
+    )
     assert failed() == ["state normalisation"]
     monkeypatch.setattr(Preparer, "state", state)
     monkeypatch.setattr(Preparer, "actions", lambda self, latent: actions(self, latent * 1.01))
@@ -119,10 +125,15 @@ def test_a_runtime_that_takes_a_bad_observation_fails_exception_handling(place, 
 def test_the_command_prints_nine_lines_and_exits_1_on_a_failure(place, capsys):
     parser = ArgumentParser()
     deploy_check.add_arguments(parser)
-    assert deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "10", "--threads", "1"])) == 0
+    assert (
+        deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "10", "--threads", "1"]))
+        == 0
+    )
     assert sum(line[:1].isdigit() for line in capsys.readouterr().out.splitlines()) == 9
     with pytest.raises(CheckFailed, match="1 of 9 deployment checks: speed"):
-        deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "100000", "--threads", "1"]))
+        deploy_check.run(
+            parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "100000", "--threads", "1"])
+        )
 
 
 def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one_is_found(monkeypatch):
@@ -150,7 +161,19 @@ def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one
 
 
 def test_a_checkpoint_its_bundle_and_its_saved_predictions_have_the_same_errors(place, tmp_path, capsys):
-    common = ["--dataset", str(place / "data"), "--episodes", "1,2", "--stride", "3", "--seed", "4", "--threads", "1", "--json"]
+    common = [
+        "--dataset",
+        str(place / "data"),
+        "--episodes",
+        "1,2",
+        "--stride",
+        "3",
+        "--seed",
+        "4",
+        "--threads",
+        "1",
+        "--json",
+    ]
     results = {}
     for name, path in (("checkpoint", place / "policy"), ("bundle", place / "bundle")):
         assert main(["evaluate", str(path), "--save", str(tmp_path / f"{name}.npz"), *common]) == 0
@@ -164,9 +187,34 @@ def test_a_checkpoint_its_bundle_and_its_saved_predictions_have_the_same_errors(
 
 
 def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(place, tmp_path, capsys):
-    assert main(["evaluate", str(place / "policy"), "--dataset", str(place / "data"), "--stride", "4", "--save", str(tmp_path / "act.npz")]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(place / "policy"),
+                "--dataset",
+                str(place / "data"),
+                "--stride",
+                "4",
+                "--save",
+                str(tmp_path / "act.npz"),
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
-    words = ["compare", place / "policy", place / "bundle", tmp_path / "act.npz", "--dataset", place / "data", "--stride", "4", "--timed", "3"]
+    words = [
+        "compare",
+        place / "policy",
+        place / "bundle",
+        tmp_path / "act.npz",
+        "--dataset",
+        place / "data",
+        "--stride",
+        "4",
+        "--timed",
+        "3",
+    ]
     words += ["--threads", "1", "--png", tmp_path / "compare.png", "--markdown", tmp_path / "compare.md", "--json"]
     assert main([str(word) for word in words]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -180,7 +228,13 @@ def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(pla
 
 def test_the_picture_draws_the_30_hz_line(tmp_path):
     error = {"first step": 1.0, "executed": 2.0, "chunk": 3.0}
-    draw([Contender("a", "bundle", 20.0, 25.0, 10**6, error, error), Contender("b", "bundle", 60.0, 80.0, None, error, error)], tmp_path / "p.png")
+    draw(
+        [
+            Contender("a", "bundle", 20.0, 25.0, 10**6, error, error),
+            Contender("b", "bundle", 60.0, 80.0, None, error, error),
+        ],
+        tmp_path / "p.png",
+    )
     loaded = cv2.imread(str(tmp_path / "p.png"))
     assert loaded is not None
     picture = loaded.astype(int)

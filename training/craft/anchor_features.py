@@ -69,7 +69,11 @@ def check_path(features: Mapping[str, Tensor], policy: SmolVLAPolicy) -> None:
     """
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     for name, value in features.items():
-        found = torch.autograd.grad(value.square().sum(), weights, retain_graph=True, allow_unused=True) if value.requires_grad else ()
+        found = (
+            torch.autograd.grad(value.square().sum(), weights, retain_graph=True, allow_unused=True)
+            if value.requires_grad
+            else ()
+        )
         if not any(gradient is not None and bool(gradient.any()) for gradient in found):
             raise TrainingError(
                 f"anchor feature {name} cannot move: frozen are {frozen_parts(policy)}; "
@@ -99,7 +103,9 @@ def _layer_outputs(expert: nn.Module) -> Iterator[dict[int, Tensor]]:
     hooks = []
     for wanted in LAYERS:
         if -wanted > len(readers):
-            raise ConfigError(f"the expert has {len(readers)} layers, the anchors need layer {wanted}; anchor the velocity only")
+            raise ConfigError(
+                f"the expert has {len(readers)} layers, the anchors need layer {wanted}; anchor the velocity only"
+            )
 
         def keep(_: nn.Module, arguments: tuple[Tensor, ...], number: int = wanted) -> None:
             outputs[number] = arguments[0]

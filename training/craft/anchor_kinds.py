@@ -42,7 +42,9 @@ def refuse_other_kinds(folder: Path) -> None:
         )
     old = sorted(folder.glob("*.pt"))
     if old:
-        raise TrainingError(f"{old[0]}: an old {kind} shard without teacher and preprocessing digests; build the anchors again")
+        raise TrainingError(
+            f"{old[0]}: an old {kind} shard without teacher and preprocessing digests; build the anchors again"
+        )
     if not (folder / METADATA).is_file():
         raise TrainingError(f"{folder / METADATA}: missing; build the anchors again")
 
@@ -59,7 +61,9 @@ def _first_keys(folder: Path) -> set[str]:
                 return set(content.keys())
         loaded = torch.load(first, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise TrainingError(f"{first}: cannot be read as data only ({str(error).splitlines()[0]}); build the anchors again") from None
+        raise TrainingError(
+            f"{first}: cannot be read as data only ({str(error).splitlines()[0]}); build the anchors again"
+        ) from None
     if isinstance(loaded, list) and loaded:
         loaded = loaded[0]
     return set(loaded) if isinstance(loaded, dict) else set()

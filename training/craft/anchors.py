@@ -138,7 +138,10 @@ class AnchorCache:
                 raise TrainingError(f"{folder / name}: damaged or changed (sha256 differs); build the anchors again")
         rows = sum(shard.get_slice(next(iter(shard.keys()))).get_shape()[0] for shard in self._shards)
         if self.meta.count != rows or not rows:
-            raise TrainingError(f"{folder / METADATA}: damaged ({self.meta.count!r} anchors there, {rows} in the shards); build the anchors again")
+            raise TrainingError(
+                f"{folder / METADATA}: damaged ({self.meta.count!r} anchors there, {rows} in the shards); build the "
+                "anchors again"
+            )
         self._policy: SmolVLAPolicy | None = None
 
     def __len__(self) -> int:
@@ -155,13 +158,19 @@ class AnchorCache:
             ("preprocessing", json.dumps(self.meta.preprocessing), json.dumps(preprocessing_of(policy))),
         ):
             if then != now:
-                raise TrainingError(f"{self.folder}: anchors of another {what} ({then[:60]} there, {now[:60]} here); build them again from the starting checkpoint")
+                raise TrainingError(
+                    f"{self.folder}: anchors of another {what} ({then[:60]} there, {now[:60]} here); build them "
+                    "again from the starting checkpoint"
+                )
         self._policy = policy
 
     def require(self, digest: str) -> None:
         """The cache is the one a run was started with."""
         if digest != self.digest:
-            raise TrainingError(f"{self.folder}: the anchors were built anew since the run started; resume with the old cache or start a new run")
+            raise TrainingError(
+                f"{self.folder}: the anchors were built anew since the run started; resume with the old cache or "
+                "start a new run"
+            )
 
     def batch(self, rows: Sequence[int], device: torch.device) -> tuple[AnchorInputs, dict[str, Tensor]]:
         """Inputs and teacher's features of some anchors, on `device`. `fit` must have been called."""
@@ -182,14 +191,22 @@ class AnchorCache:
 
 
 @torch.no_grad()
-def _run_teacher(policy: SmolVLAPolicy, batch: dict[str, Tensor], features: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+def _run_teacher(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], features: Sequence[str], device: torch.device
+) -> dict[str, Tensor]:
     actions = pad_last(batch[ACTION], policy.config.max_action_dim)
     noise, time = torch.randn(actions.shape), sample_time(len(actions), torch.device("cpu"))
     x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
     moved = {name: value.to(device) for name, value in batch.items()}
     teacher = features_of(policy, AnchorInputs(policy.prepare(moved), x_t.to(device), time.to(device)), features)
     inputs = {f"input.{name}": value for name, value in batch.items() if name not in (ACTION, IS_PAD)}
-    return {**inputs, "noise": noise, "time": time, "x_t": x_t, **{f"teacher.{name}": value.cpu() for name, value in teacher.items()}}
+    return {
+        **inputs,
+        "noise": noise,
+        "time": time,
+        "x_t": x_t,
+        **{f"teacher.{name}": value.cpu() for name, value in teacher.items()},
+    }
 
 
 def _same_length(parts: list[Tensor], policy: SmolVLAPolicy) -> list[Tensor]:
@@ -209,5 +226,8 @@ def _scales(name: str, teacher: Tensor) -> dict[str, float]:
     mean = teacher.mean(0, keepdim=True).expand_as(teacher)
     scales = {kind: float(retention_loss(teacher, mean, kind)) for kind in LOSSES}
     if not min(scales.values()) > 0:
-        raise ConfigError(f"anchor feature {name} is the same for all {len(teacher)} anchors; take more anchors, of different episodes")
+        raise ConfigError(
+            f"anchor feature {name} is the same for all {len(teacher)} anchors; take more anchors, of different "
+            "episodes"
+        )
     return scales

@@ -56,7 +56,9 @@ class CraftConfig:
                 "give 0 ≤ start ≤ end, and a step of 0 or more"
             )
         if not (0 <= self.epsilon_start < inf and 0 <= self.epsilon_end < inf):
-            raise ConfigError(f"CRaFT ε goes from {self.epsilon_start} to {self.epsilon_end}: give numbers of 0 or more")
+            raise ConfigError(
+                f"CRaFT ε goes from {self.epsilon_start} to {self.epsilon_end}: give numbers of 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,9 @@ def combine(task: Gradients, retention: Gradients, multiplier: float, config: Cr
     cosine = dot / (task_norm * retention_norm) if task_norm and retention_norm else 0.0
     conflict = cosine < config.conflict_cosine
     along = -dot / retention_norm**2 if conflict else 0.0
-    weights = {
-        "weighted": (1.0, multiplier),
-        "equal": (0.5, 0.5),
-        "task_priority": (1.0, min(multiplier, 1.0)),
-    }[config.merge]
+    weights = {"weighted": (1.0, multiplier), "equal": (0.5, 0.5), "task_priority": (1.0, min(multiplier, 1.0))}[
+        config.merge
+    ]
     merged = [_sum(g, r, weights[0], weights[0] * along + weights[1]) for g, r in zip(task, retention, strict=True)]
     return Merged(merged, cosine, conflict)
 
@@ -102,7 +102,9 @@ def retention_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     below zero.
     """
     if student.shape != teacher.shape:
-        raise ConfigError(f"retention loss between shapes {tuple(student.shape)} and {tuple(teacher.shape)}; rebuild the anchors")
+        raise ConfigError(
+            f"retention loss between shapes {tuple(student.shape)} and {tuple(teacher.shape)}; rebuild the anchors"
+        )
     now, then = student.float(), teacher.float()
     if kind == "mse":
         return (now - then).square().mean()

@@ -64,7 +64,8 @@ class Retention:
             check_path(student, policy)
             self.path_checked = True
         losses = [
-            retention_loss(student[name], teacher[name], self.config.loss) / (1.0 if self.config.raw else self.cache.scale(name, self.config.loss))
+            retention_loss(student[name], teacher[name], self.config.loss)
+            / (1.0 if self.config.raw else self.cache.scale(name, self.config.loss))
             for name in teacher
         ]
         return torch.stack(losses).mean()

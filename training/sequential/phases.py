@@ -141,14 +141,23 @@ def _with_tasks(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:
 def _check(plan: StagePlan, where: str) -> None:
     if not plan.tasks or not plan.stages:
         raise ConfigError(f"{where}: needs at least one task and one stage")
-    for kind, names in (("tasks", [task.name for task in plan.tasks]), ("stages", [stage.name for stage in plan.stages])):
+    for kind, names in (
+        ("tasks", [task.name for task in plan.tasks]),
+        ("stages", [stage.name for stage in plan.stages]),
+    ):
         for name in names:
             if not _NAME.fullmatch(name):
-                raise ConfigError(f"{where}: {kind} {name!r}: names become folders and columns; use letters, digits, - _ . and no dot first")
+                raise ConfigError(
+                    f"{where}: {kind} {name!r}: names become folders and columns; use letters, digits, - _ . and no "
+                    "dot first"
+                )
         if len(set(names)) != len(names):
             raise ConfigError(f"{where}: two {kind} have the same name; reports go by name")
     if plan.shared.batch_size < 1 or plan.shared.accumulation < 1:
-        raise ConfigError(f"{where}: shared batch_size {plan.shared.batch_size} and accumulation {plan.shared.accumulation}: both at least 1")
+        raise ConfigError(
+            f"{where}: shared batch_size {plan.shared.batch_size} and accumulation {plan.shared.accumulation}: both "
+            "at least 1"
+        )
     if not 0 < plan.shared.validate_every_epochs < inf:
         raise ConfigError(f"{where}: shared validate_every_epochs {plan.shared.validate_every_epochs}: must be above 0")
     if plan.shared.statistics not in ("union", "first"):
@@ -159,9 +168,14 @@ def _check(plan: StagePlan, where: str) -> None:
         if not 1 <= len(stage.mix) <= len(plan.tasks):
             raise ConfigError(f"{where}: stage {stage.name} mixes {len(stage.mix)} tasks, there are {len(plan.tasks)}")
         if any(share < 0 for share in stage.mix) or not stage.mix[-1] > 0 or abs(sum(stage.mix) - 1) > 1e-6:
-            raise ConfigError(f"{where}: stage {stage.name} has mix {list(stage.mix)}: shares sum to 1, the last one above 0")
+            raise ConfigError(
+                f"{where}: stage {stage.name} has mix {list(stage.mix)}: shares sum to 1, the last one above 0"
+            )
         if not (0 < stage.epochs < inf and plan.shared.decay_lr <= stage.lr < inf and stage.lr > 0):
-            raise ConfigError(f"{where}: stage {number} ({stage.name}) needs epochs above 0 and an lr above 0, not below decay_lr {plan.shared.decay_lr:g}")
+            raise ConfigError(
+                f"{where}: stage {number} ({stage.name}) needs epochs above 0 and an lr above 0, not below decay_lr "
+                f"{plan.shared.decay_lr:g}"
+            )
         try:
             ScheduleConfig(stage.warmup_steps, stage.decay_steps, plan.shared.decay_lr)
         except ConfigError as error:
@@ -178,7 +192,10 @@ def describe(plan: StagePlan) -> str:
     lines = [f"{plan.name}: batch {plan.shared.batch_size}, statistics {plan.shared.statistics}"]
     for number, stage in enumerate(plan.stages, 1):
         mix = " ".join(f"{share:g}" for share in stage.mix)
-        lines.append(f"  {number} {stage.name:<16} mix {mix:<14} lr {stage.lr:g} epochs {stage.epochs:g} warm-up {stage.warmup_steps} decay {stage.decay_steps}")
+        lines.append(
+            f"  {number} {stage.name:<16} mix {mix:<14} lr {stage.lr:g} epochs {stage.epochs:g} warm-up "
+            f"{stage.warmup_steps} decay {stage.decay_steps}"
+        )
     return "\n".join(lines)
 
 

@@ -23,8 +23,12 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", help="LeRobot checkpoint to start from")
     parser.add_argument("--output", help="folder of the sequence; an existing one is continued")
     parser.add_argument("--data", action="append", default=[], metavar="TASK=PATH", help="where a task's data set lies")
-    parser.add_argument("--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it")
-    parser.add_argument("--anchors", type=int, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks")
+    parser.add_argument(
+        "--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
+    )
+    parser.add_argument(
+        "--anchors", type=int, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks"
+    )
     parser.add_argument("--precision", choices=CHOICES["precision"], default="float32")
     parser.add_argument("--device", choices=CHOICES["device"], default="auto")
     parser.add_argument("--seed", type=int, default=1000)
@@ -36,7 +40,10 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 
 def run_stages(arguments: argparse.Namespace) -> int:
-    plan = with_datasets(read_stages(arguments.file), {name: str(Path(path).resolve()) for name, path in (pair(text, "--data") for text in arguments.data)})
+    plan = with_datasets(
+        read_stages(arguments.file),
+        {name: str(Path(path).resolve()) for name, path in (pair(text, "--data") for text in arguments.data)},
+    )
     missing = missing_datasets(plan)
     if arguments.dry_run:
         print(describe(plan))
@@ -73,12 +80,24 @@ def run_stages(arguments: argparse.Namespace) -> int:
 
 
 def add_anchors(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", required=True, type=Path, help="the teacher: the checkpoint fine-tuning will start from")
-    parser.add_argument("--dataset", action="append", required=True, metavar="PATH", help="data of what must not be forgotten")
-    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one data set only)")
+    parser.add_argument(
+        "--policy", required=True, type=Path, help="the teacher: the checkpoint fine-tuning will start from"
+    )
+    parser.add_argument(
+        "--dataset", action="append", required=True, metavar="PATH", help="data of what must not be forgotten"
+    )
+    parser.add_argument(
+        "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one data set only)"
+    )
     parser.add_argument("--output", required=True, type=Path, help="new folder of the cache")
     parser.add_argument("--count", type=int, default=256, help="anchors")
-    parser.add_argument("--features", nargs="+", default=["hidden", "velocity"], choices=sorted(GROUPS), help="what is kept; vlm with LoRA or a trained VLM")
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=["hidden", "velocity"],
+        choices=sorted(GROUPS),
+        help="what is kept; vlm with LoRA or a trained VLM",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=CHOICES["device"], default="auto")
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
@@ -89,7 +108,19 @@ def run_anchors(arguments: argparse.Namespace) -> int:
     plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
     device = make_accelerator(arguments.device).device
     meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.policy), plan, arguments.output, device)
-    print(f"{arguments.output}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher {meta.teacher[:12]}")
+    print(
+        f"{arguments.output}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher "
+        f"{meta.teacher[:12]}"
+    )
     if arguments.json:
-        print(json.dumps({"count": meta.count, "shards": len(meta.shards), "teacher": meta.teacher, "cache_type": meta.cache_type}))
+        print(
+            json.dumps(
+                {
+                    "count": meta.count,
+                    "shards": len(meta.shards),
+                    "teacher": meta.teacher,
+                    "cache_type": meta.cache_type,
+                }
+            )
+        )
     return 0

@@ -1,8 +1,8 @@
 """Tasks learnt one after the other with replay (Kuavo): one training run per stage, the transfer matrix, forgetting.
 
-    RUN/plan.json            what the sequence is resumed under; held-out episodes, fixed before stage 1
-    RUN/1_NAME …             one ordinary run per stage; each starts from the best checkpoint of the one before
-    RUN/transfer.json, .md   R[stage, task] (validation loss) and forgetting
+RUN/plan.json            what the sequence is resumed under; held-out episodes, fixed before stage 1
+RUN/1_NAME …             one ordinary run per stage; each starts from the best checkpoint of the one before
+RUN/transfer.json, .md   R[stage, task] (validation loss) and forgetting
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ Reporter = Callable[[int, int, str], AbstractContextManager[Report]]
 @dataclass(frozen=True)
 class StageRun:
     """A sequence of stages to run: the plan, the first policy, the folder, and a base configuration whose data, lr,
-    steps, mix and output each stage sets. `anchors` > 0 turns CRaFT on from stage 2 with that many anchors of the earlier tasks."""
+    steps, mix and output each stage sets. `anchors` > 0 turns CRaFT on from stage 2 with that many anchors of the
+    earlier tasks."""
 
     plan: StagePlan
     base: TrainConfig
@@ -56,7 +57,10 @@ def stage_notes(sequence: StageRun) -> list[str]:
     """What to know before the sequence starts: the policy's notes and instructions its tokenizer would cut."""
     policy = SmolVLAPolicy.from_pretrained(sequence.base.policy)
     tasks = sequence.plan.tasks
-    return [*policy.notes, *long_tasks(policy, [task.name for task in tasks], [open_dataset(task.dataset) for task in tasks])]
+    return [
+        *policy.notes,
+        *long_tasks(policy, [task.name for task in tasks], [open_dataset(task.dataset) for task in tasks]),
+    ]
 
 
 def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
@@ -66,7 +70,9 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
     run = Path(sequence.base.output)
     datasets = [open_dataset(task.dataset) for task in sequence.plan.tasks]
     check_plan(sequence, datasets)
-    held_out = [hold_out(len(data.episodes), sequence.plan.shared.held_out_fraction, sequence.base.seed) for data in datasets]
+    held_out = [
+        hold_out(len(data.episodes), sequence.plan.shared.held_out_fraction, sequence.base.seed) for data in datasets
+    ]
     rows: list[dict[str, float]] = []
     with first_alone():
         _write_plan(run, sequence, held_out)
@@ -85,7 +91,9 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
                 _train_stage(config, report)
         start = str(best_or_last(folder) / PRETRAINED)
         rows.append(_transfer_row(sequence, start, held_out))
-        transfer = transfer_from_rows([s.name for s in sequence.plan.stages], [t.name for t in sequence.plan.tasks], rows)
+        transfer = transfer_from_rows(
+            [s.name for s in sequence.plan.stages], [t.name for t in sequence.plan.tasks], rows
+        )
         if is_first():
             write_json(run / "transfer.json", transfer.to_json())
             (run / "transfer.md").write_text(transfer.markdown() + "\n")
@@ -140,12 +148,17 @@ def check_plan(sequence: StageRun, datasets: Sequence[Dataset]) -> None:
         for feature, size in ((ACTION, task.action_dim), (STATE, task.state_dim)):
             shape = data.features[feature].shape
             if shape != (size,):
-                raise ConfigError(f"task {task.name}: {feature} of {data.root} has shape {list(shape)}, the stage file says {size}")
+                raise ConfigError(
+                    f"task {task.name}: {feature} of {data.root} has shape {list(shape)}, the stage file says {size}"
+                )
     policy: SmolVLAConfig = read_config(Path(sequence.base.policy))
     for name in ("chunk_size", "max_state_dim", "max_action_dim"):
         wanted = getattr(sequence.plan.policy, name)
         if wanted and wanted != getattr(policy, name):
-            raise ConfigError(f"{sequence.base.policy}: {name} is {getattr(policy, name)}, the stage file demands {wanted}; choose another policy or change the file")
+            raise ConfigError(
+                f"{sequence.base.policy}: {name} is {getattr(policy, name)}, the stage file demands {wanted}; choose "
+                "another policy or change the file"
+            )
 
 
 def best_or_last(run: Path) -> Path:
@@ -174,7 +187,12 @@ def _with_anchors(sequence: StageRun, config: TrainConfig, number: int) -> Train
     if not cache.is_dir():
         earlier = tuple(replace(task, weight=1.0) for task in config.data[:-1])
         device = make_accelerator(config.device).device
-        build_anchors(SmolVLAPolicy.from_pretrained(config.policy), AnchorPlan(earlier, sequence.anchors, config.seed), cache, device)
+        build_anchors(
+            SmolVLAPolicy.from_pretrained(config.policy),
+            AnchorPlan(earlier, sequence.anchors, config.seed),
+            cache,
+            device,
+        )
     return replace(config, craft=replace(config.craft, anchors=str(cache)))
 
 
@@ -210,7 +228,9 @@ def _write_plan(run: Path, sequence: StageRun, held_out: Sequence[tuple[int, ...
     content, file = plan_content(sequence, held_out), run / PLAN_FILE
     if file.is_file():
         if json.loads(file.read_text()) != content:
-            raise TrainingError(f"{run}: started with another policy, stage file, seed, precision or data; give a new --output")
+            raise TrainingError(
+                f"{run}: started with another policy, stage file, seed, precision or data; give a new --output"
+            )
         return
     if run.exists() and any(run.iterdir()):
         raise TrainingError(f"{run}: exists and holds no {PLAN_FILE}; choose another --output")

@@ -76,13 +76,20 @@ class Rig:
             time.sleep(0.003)
         raise TooLate(f"not within {timeout_s} s: {self.status()}")
 
-    def chunk(self, actions: NDArray[np.float32], kind: ChunkKind = ChunkKind.MOVING, status: Mapping[str, Any] | None = None) -> int:
+    def chunk(
+        self, actions: NDArray[np.float32], kind: ChunkKind = ChunkKind.MOVING, status: Mapping[str, Any] | None = None
+    ) -> int:
         """Write a chunk of joint units [n, k] observed now; its sequence."""
         status = self.status() if status is None else status
         self.sequence += 1
         self.writer.write(
             Chunk(
-                kind, status["session"], self.digest, self.sequence, status["reading_tick"], status["reading_ns"],
+                kind,
+                status["session"],
+                self.digest,
+                self.sequence,
+                status["reading_tick"],
+                status["reading_ns"],
                 np.ascontiguousarray(actions, np.float32),
             )
         )
@@ -130,10 +137,25 @@ class Rig:
         return out
 
 
-def start_control(folder: RunFolder, port: Path, bundle: Path, joints: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
-    words = ["-m", "vla_edge.runtime.command", "control", "--bundle", str(bundle), "--port", str(port), "--joints", str(joints)]
+def start_control(
+    folder: RunFolder, port: Path, bundle: Path, joints: Path, flags: Sequence[str]
+) -> subprocess.Popen[str]:
+    words = [
+        "-m",
+        "vla_edge.runtime.command",
+        "control",
+        "--bundle",
+        str(bundle),
+        "--port",
+        str(port),
+        "--joints",
+        str(joints),
+    ]
     return subprocess.Popen(
-        [sys.executable, *words, "--run-dir", str(folder.path), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *words, "--run-dir", str(folder.path), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -178,7 +200,9 @@ def rig(bundle: Path, *flags: str, armed: bool = True, emulator: Sequence[str] =
             control = start_control(folder, bus.port, bundle, joints, flags)
             made = Rig(folder, bus, bundle, joints, control, tuple(flags), digest=open_bundle(bundle).digest)
             try:
-                with excused_by_a_stall(lambda: {"servo bus": bus.process.pid, "control loop": made.control.pid, "test": os.getpid()}):
+                with excused_by_a_stall(
+                    lambda: {"servo bus": bus.process.pid, "control loop": made.control.pid, "test": os.getpid()}
+                ):
                     wait_for_tick(folder, control)
                     made.writer = _core.RingWriter(folder.ring)
                     made.writer.announce(p99_ns=50_000_000, plan_then_move=False)

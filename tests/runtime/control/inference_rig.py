@@ -20,7 +20,15 @@ class Control:
         limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
         self.settings = ControlSettings(limits, round(1e9 / hz), session=7, bundle_digest=digest, **settings)
         self.listener = listen(folder)
-        files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=self.listener.fileno(), priority=0, arm_at_start=True)
+        files = LoopFiles(
+            folder.ring,
+            folder.state,
+            folder.record,
+            record_cells=1 << 12,
+            socket_fd=self.listener.fileno(),
+            priority=0,
+            arm_at_start=True,
+        )
         self.core, self.folder = core, folder
         arm = core.StillArm([2048] * 6)
         self.thread = threading.Thread(target=core.control_run, args=(arm, self.settings, files), daemon=True)

@@ -1,4 +1,5 @@
-"""The control loop for long: R10 (a bus with every fault) and R24 (memory and file descriptors), short and long forms."""
+"""The control loop for long: R10 (a bus with every fault) and R24 (memory and file descriptors), short and long
+forms."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ pytest.importorskip("vla_edge._core")
 WARM_S = 3.0
 """Python's start, the first chunks and the record's pages are over by then."""
 SHORT_GROWTH_KB = 256
-"""In seconds an allocation that leaks once a tick shows with under a kilobyte; the allocator's own steps are below this."""
+"""In seconds an allocation that leaks once a tick shows with under a kilobyte; the allocator's own steps are below
+this."""
 LONG_SLOPE_KB_PER_H = 1024
 
 
@@ -36,7 +38,8 @@ def descriptors(pid: int) -> list[str]:
 
 
 def grown(made: Rig, seconds: float) -> np.ndarray:
-    """Private memory in kB against seconds [n, 2] while chunks are planned and words are asked; descriptors stay the same."""
+    """Private memory in kB against seconds [n, 2] while chunks are planned and words are asked; descriptors stay the
+    same."""
     made.move(WARM_S)
     began_s, before = time.monotonic(), descriptors(made.control.pid)
     told: list[tuple[float, int]] = []
@@ -83,16 +86,26 @@ def endure(golden_bundle: Path, seconds: float) -> None:
         assert made.control.poll() is None, made.control.communicate()
         status = made.status()
         ticks = list(ticks_of(open_record(made.folder.record)))
-        answers = [(entry["t"], [entry["positions"].get(str(servo)) for servo in range(1, 7)]) for entry in made.emulator.entries("answer")]
+        answers = [
+            (entry["t"], [entry["positions"].get(str(servo)) for servo in range(1, 7)])
+            for entry in made.emulator.entries("answer")
+        ]
         times, good = [t for t, _ in answers], 0
         for tick in ticks:
             if tick["read_result"] == 0:
-                during = answers[bisect.bisect_left(times, tick["now_ns"]) : bisect.bisect_right(times, tick["reading_ns"])]
-                assert list(tick["position"]) in [values for _, values in during], f"tick {tick['tick']}: no servo said {tick['position']}"
+                during = answers[
+                    bisect.bisect_left(times, tick["now_ns"]) : bisect.bisect_right(times, tick["reading_ns"])
+                ]
+                assert list(tick["position"]) in [values for _, values in during], (
+                    f"tick {tick['tick']}: no servo said {tick['position']}"
+                )
                 good += 1
         allowed = 0 if status["fifo"] else 2 + status["ticks"] // 1000
         timely(status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed")
-        timely(good > 0.5 * 30 * seconds and status["moving_ticks"] > 30, f"{good} good readings, {status['moving_ticks']} ticks moving")
+        timely(
+            good > 0.5 * 30 * seconds and status["moving_ticks"] > 30,
+            f"{good} good readings, {status['moving_ticks']} ticks moving",
+        )
         assert status["lost_reads"] > 0
 
 

@@ -34,7 +34,8 @@ WATCHDOG = 98
 
 
 def deceleration(made: Rig, after_tick: int) -> tuple[int, int]:
-    """From the record: (first tick without a due action after `after_tick`, ticks from there until goals are constant)."""
+    """From the record: (first tick without a due action after `after_tick`, ticks from there until goals are
+    constant)."""
     ticks = [tick for tick in ticks_of(open_record(made.folder.record)) if tick["tick"] > after_tick]
     first = next(index for index, tick in enumerate(ticks) if not tick["due"])
     final = ticks[-1]["goals"]
@@ -55,7 +56,9 @@ def test_thirty_hertz_beside_a_busy_machine(golden_bundle: Path, seconds: float)
         status = made.status()
         ticks = list(ticks_of(open_record(made.folder.record)))
         assert made.stop() == ""
-        allowed = 0 if status["fifo"] else 0.001 * status["ticks"] + 2  # without the class another process can hold the core
+        allowed = (
+            0 if status["fifo"] else 0.001 * status["ticks"] + 2
+        )  # without the class another process can hold the core
         timely(status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed")
         period = status["period_ns"]
         late = np.array([tick["late_ns"] for tick in ticks])
@@ -113,8 +116,12 @@ def test_a_malformed_chunk_stops_the_arm_within_a_tick(golden_bundle: Path, bad:
         ticks = list(ticks_of(open_record(made.folder.record)))
         first = next(index for index, tick in enumerate(ticks) if tick["reason"] == "malformed")
         speed = np.abs(np.diff([tick["goals"] for tick in ticks[first - 1 :]], axis=0)).max(axis=1)
-        assert (np.diff(speed) <= 0).all() and speed[told["rest_ticks"]] == 0  # slower from the first tick on, then still
-        assert (np.array([tick["goals"] for tick in ticks]).max() < 2900) and not any(tick["due"] for tick in ticks[first + 1 :])
+        assert (np.diff(speed) <= 0).all() and speed[
+            told["rest_ticks"]
+        ] == 0  # slower from the first tick on, then still
+        assert (np.array([tick["goals"] for tick in ticks]).max() < 2900) and not any(
+            tick["due"] for tick in ticks[first + 1 :]
+        )
 
 
 def motions(made: Rig) -> list[np.ndarray]:
@@ -152,7 +159,11 @@ def adversary(made: Rig, seconds: float) -> None:
     while time.monotonic() < end_s:
         n = int(generator.integers(1, 60))
         kind = generator.integers(0, 4)
-        actions = generator.uniform(-400, 400, (n, 6)) if kind == 0 else np.tile(generator.choice([-1e4, 1e4], (1, 6)), (n, 1))
+        actions = (
+            generator.uniform(-400, 400, (n, 6))
+            if kind == 0
+            else np.tile(generator.choice([-1e4, 1e4], (1, 6)), (n, 1))
+        )
         actions = np.cumsum(generator.normal(0, 20, (n, 6)), axis=0) if kind == 2 else actions
         made.chunk(actions.astype(np.float32))
         if generator.integers(0, 30) == 0:
@@ -164,7 +175,9 @@ def adversary(made: Rig, seconds: float) -> None:
 
 def test_adversarial_chunks_never_exceed_a_limit_on_the_bus(golden_bundle: Path) -> None:
     """R8 over the pseudo-terminal, short, at 50 Hz, holds included; R9: the first goal is where the arm is."""
-    with rig(golden_bundle, "--hz", "50", emulator=("--positions", "2048", "1200", "2900", "2048", "1800", "1500")) as made:
+    with rig(
+        golden_bundle, "--hz", "50", emulator=("--positions", "2048", "1200", "2900", "2048", "1800", "1500")
+    ) as made:
         adversary(made, 8.0)
         timely(limits_kept(made, 50.0) > 300, "hardly any goals")
         log = made.emulator.entries("goal", "torque")
@@ -284,7 +297,9 @@ def test_an_unplugged_adapter_is_noticed_and_ends_control(golden_bundle: Path) -
 
 
 @pytest.mark.parametrize("times", [3, long_form(100)])
-def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_replays(golden_bundle: Path, times: int) -> None:
+def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_replays(
+    golden_bundle: Path, times: int
+) -> None:
     """R14, R21, R22: the servos' own watchdog stops them, and a restart is disarmed."""
     with rig(golden_bundle) as made:
         for _ in range(times):
@@ -360,7 +375,9 @@ def test_parking_is_a_slow_move_and_then_torque_may_go_off(golden_bundle: Path) 
 
     with rig(golden_bundle, armed=False) as made:
         assert made.stop() == ""
-        pose = dict.fromkeys(("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"), 2148)
+        pose = dict.fromkeys(
+            ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"), 2148
+        )
         made.joints.with_suffix(".park.json").write_text(json.dumps(pose))
         made.start_control()
         made.arm()
@@ -393,10 +410,33 @@ def test_run_without_cameras_arms_and_holds_and_sums_up(golden_bundle: Path) -> 
 
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        words = ["--bundle", str(golden_bundle), "--robot", "koch", "--port", str(made.emulator.port), "--joints", str(made.joints)]
+        words = [
+            "--bundle",
+            str(golden_bundle),
+            "--robot",
+            "koch",
+            "--port",
+            str(made.emulator.port),
+            "--joints",
+            str(made.joints),
+        ]
         ran = subprocess.run(
-            [sys.executable, "-m", "vla_edge.runtime.command", *words, "--hz", "30", "--seconds", "2", "--json", "--run-dir", str(made.folder.path)],
-            capture_output=True, text=True, timeout=60,
+            [
+                sys.executable,
+                "-m",
+                "vla_edge.runtime.command",
+                *words,
+                "--hz",
+                "30",
+                "--seconds",
+                "2",
+                "--json",
+                "--run-dir",
+                str(made.folder.path),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         timely(ran.returncode == 0, ran.stderr[-500:])
         summary = summary_of(ran)

@@ -1,4 +1,5 @@
-"""The identity contract: bundle against arm, calibration, cameras and data set. Each mismatch is refused by its name."""
+"""The identity contract: bundle against arm, calibration, cameras and data set. Each mismatch is refused by its
+name."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ from vla_edge.runtime.control.identity import (
 )
 from vla_edge.trials.identity_check import differences, long_tasks
 
-CALIBRATION = JointCalibrations(tuple(JointCalibration(name, i + 1, 0, 0, 600, 3500) for i, name in enumerate(KOCH_JOINTS)), "arm.json")
+CALIBRATION = JointCalibrations(
+    tuple(JointCalibration(name, i + 1, 0, 0, 600, 3500) for i, name in enumerate(KOCH_JOINTS)), "arm.json"
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,18 @@ def tables(**changed):
     """Statistics that fit CALIBRATION in degrees, with fields of one feature changed."""
     known: dict[str, np.ndarray] = {}
     for feature in ("observation.state", "action"):
-        known |= {f"{feature}.mean": np.zeros(6), f"{feature}.std": np.full(6, 20.0), f"{feature}.min": np.full(6, -40.0), f"{feature}.max": np.full(6, 60.0)}
+        known |= {
+            f"{feature}.mean": np.zeros(6),
+            f"{feature}.std": np.full(6, 20.0),
+            f"{feature}.min": np.full(6, -40.0),
+            f"{feature}.max": np.full(6, 60.0),
+        }
         known[f"{feature}.mean"][5] = 40  # the gripper is 0..100
     for name, level in (("laptop", 0.7), ("phone", 0.3)):
-        known |= {f"observation.images.{name}.mean": np.full((3, 1, 1), level), f"observation.images.{name}.std": np.full((3, 1, 1), 0.2)}
+        known |= {
+            f"observation.images.{name}.mean": np.full((3, 1, 1), level),
+            f"observation.images.{name}.std": np.full((3, 1, 1), 0.2),
+        }
     return {name: np.asarray(value, np.float32) for name, value in {**known, **changed}.items()}
 
 
@@ -68,7 +79,11 @@ def test_other_units_are_refused(bundle):
     with pytest.raises(IdentityError, match="joint units are degrees, --units says range_m100_100"):
         units_of(bundle, "range_m100_100")
     # Counts where degrees should be: no joint of this arm reaches that.
-    with pytest.raises(IdentityError, match=r"shoulder_pan: the policy's data has a mean observation.state of 2048 degrees, arm.json allows -127\.\.127"):
+    with pytest.raises(
+        IdentityError,
+        match=r"shoulder_pan: the policy's data has a mean observation.state of 2048 degrees, arm.json allows "
+        r"-127\.\.127",
+    ):
         check_joints(bundle, tables(**{"observation.state.mean": np.full(6, 2048.0)}), CALIBRATION, JointUnits.DEGREES)
 
 
@@ -102,24 +117,43 @@ def test_a_start_far_from_every_demonstration_is_refused(bundle):
 
 def test_swapped_cameras_are_refused_with_both_names(bundle):
     swapped = {"observation.images.laptop": picture(80), "observation.images.phone": picture(180)}
-    with pytest.raises(IdentityError, match="cameras observation.images.laptop and observation.images.phone look swapped"):
+    with pytest.raises(
+        IdentityError, match="cameras observation.images.laptop and observation.images.phone look swapped"
+    ):
         check_camera_places(bundle, tables(), swapped)
     # One dark room says nothing about places.
-    check_camera_places(bundle, tables(), {"observation.images.laptop": picture(20), "observation.images.phone": picture(10)})
+    check_camera_places(
+        bundle, tables(), {"observation.images.laptop": picture(20), "observation.images.phone": picture(10)}
+    )
     # Without statistics of the pictures nothing can be said.
     check_camera_places(bundle, {name: value for name, value in tables().items() if "images" not in name}, swapped)
 
 
 def test_a_camera_of_another_size_is_refused_by_name(bundle):
-    with pytest.raises(IdentityError, match="camera observation.images.phone gives 320x240, the policy's data has 640x480"):
-        check_picture_sizes(bundle, {"observation.images.laptop": picture(1), "observation.images.phone": picture(1, 240, 320)})
+    with pytest.raises(
+        IdentityError, match="camera observation.images.phone gives 320x240, the policy's data has 640x480"
+    ):
+        check_picture_sizes(
+            bundle, {"observation.images.laptop": picture(1), "observation.images.phone": picture(1, 240, 320)}
+        )
 
 
 def test_inference_refuses_to_start_with_a_camera_of_another_size(golden_bundle, tmp_path, capsys):
     for name, size in (("laptop", (480, 640)), ("phone", (240, 320))):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((*size, 3), np.uint8))
-    words = ["--bundle", str(golden_bundle), "--run-dir", str(tmp_path / "run"), "--task", "put it away", "--nice", "0", "--threads", "1"]
+    words = [
+        "--bundle",
+        str(golden_bundle),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--task",
+        "put it away",
+        "--nice",
+        "0",
+        "--threads",
+        "1",
+    ]
     cameras = [word for name in ("laptop", "phone") for word in ("--camera", f"{name}=file:{tmp_path / name}")]
     assert main(["inference", *words, *cameras]) == 2
     assert "camera observation.images.phone gives 320x240" in capsys.readouterr().err
@@ -132,7 +166,16 @@ def test_a_control_process_refuses_to_start_with_other_units(golden_bundle, tmp_
     manifest["joint_units"] = "degrees"
     (known / "manifest.json").write_text(json.dumps(manifest))
     save_joint_calibration(CALIBRATION.joints, tmp_path / "arm.json")
-    words = ["--bundle", str(known), "--port", str(tmp_path / "none"), "--joints", str(tmp_path / "arm.json"), "--run-dir", str(tmp_path / "run")]
+    words = [
+        "--bundle",
+        str(known),
+        "--port",
+        str(tmp_path / "none"),
+        "--joints",
+        str(tmp_path / "arm.json"),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     assert main(["control", *words, "--units", "range_m100_100"]) == 2
     assert "joint units are degrees, --units says range_m100_100" in capsys.readouterr().err
 
@@ -140,21 +183,37 @@ def test_a_control_process_refuses_to_start_with_other_units(golden_bundle, tmp_
 # ---- data set
 
 
-def write_data(path: Path, joints=KOCH_JOINTS, cameras=("laptop", "phone"), size=(480, 640), task="put it away", scale=1.0) -> Path:
-    features = {"observation.state": Feature("float32", (6,), list(joints)), "action": Feature("float32", (6,), list(joints))}
-    features |= {f"observation.images.{name}": Feature("image", (*size, 3), ["height", "width", "channels"]) for name in cameras}
+def write_data(
+    path: Path, joints=KOCH_JOINTS, cameras=("laptop", "phone"), size=(480, 640), task="put it away", scale=1.0
+) -> Path:
+    features = {
+        "observation.state": Feature("float32", (6,), list(joints)),
+        "action": Feature("float32", (6,), list(joints)),
+    }
+    features |= {
+        f"observation.images.{name}": Feature("image", (*size, 3), ["height", "width", "channels"]) for name in cameras
+    }
     generator = np.random.default_rng(0)
     with DatasetWriter(path, 30, features) as writer:
         for _ in range(6):
-            values = {name: (generator.normal(0, 20, 6) * scale).astype(np.float32) for name in ("observation.state", "action")}
-            writer.add_frame({**values, **{f"observation.images.{name}": np.zeros((*size, 3), np.uint8) for name in cameras}}, task)
+            values = {
+                name: (generator.normal(0, 20, 6) * scale).astype(np.float32)
+                for name in ("observation.state", "action")
+            }
+            writer.add_frame(
+                {**values, **{f"observation.images.{name}": np.zeros((*size, 3), np.uint8) for name in cameras}}, task
+            )
         writer.save_episode()
     return path
 
 
 def statistics_of(path: Path) -> dict[str, np.ndarray]:
     with open_dataset(path) as dataset:
-        return {f"{feature}.{name}": np.asarray(value, np.float32) for feature in ("observation.state", "action") for name, value in dataset.stats[feature].items()}
+        return {
+            f"{feature}.{name}": np.asarray(value, np.float32)
+            for feature in ("observation.state", "action")
+            for name, value in dataset.stats[feature].items()
+        }
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +235,18 @@ def test_the_data_set_it_was_trained_on_has_no_difference(bundle, trained_on):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"joints": (KOCH_JOINTS[1], KOCH_JOINTS[0], *KOCH_JOINTS[2:])}, "joint 1 is shoulder_lift, the bundle's is shoulder_pan; the order of joints differs"),
-        ({"cameras": ("phone", "laptop")}, "the order of cameras differs: observation.images.phone, observation.images.laptop in the data set"),
-        ({"cameras": ("laptop", "front")}, "no camera observation.images.phone; it has observation.images.laptop, observation.images.front"),
+        (
+            {"joints": (KOCH_JOINTS[1], KOCH_JOINTS[0], *KOCH_JOINTS[2:])},
+            "joint 1 is shoulder_lift, the bundle's is shoulder_pan; the order of joints differs",
+        ),
+        (
+            {"cameras": ("phone", "laptop")},
+            "the order of cameras differs: observation.images.phone, observation.images.laptop in the data set",
+        ),
+        (
+            {"cameras": ("laptop", "front")},
+            "no camera observation.images.phone; it has observation.images.laptop, observation.images.front",
+        ),
         ({"size": (240, 320)}, "camera observation.images.laptop is 320x240 in the data set, 640x480 in the bundle"),
         ({"scale": np.pi / 180}, "the policy was trained on other data or other units"),
         ({"scale": 1.1}, "the policy was trained on other data or other units"),
@@ -210,6 +278,11 @@ def test_long_tasks_are_counted_with_the_policys_own_tokenizer(bundle, tmp_path)
 
 
 def test_cameras_are_known_under_their_names_before_rename_map_too(bundle):
-    renamed = replace(bundle, manifest=replace(bundle.manifest, cameras=(CameraSpec("observation.images.camera1", "observation.images.laptop", 480, 640),)))
+    renamed = replace(
+        bundle,
+        manifest=replace(
+            bundle.manifest, cameras=(CameraSpec("observation.images.camera1", "observation.images.laptop", 480, 640),)
+        ),
+    )
     with pytest.raises(IdentityError, match="camera observation.images.laptop gives 64x48"):
         check_picture_sizes(renamed, {"observation.images.laptop": picture(0, 48, 64)})

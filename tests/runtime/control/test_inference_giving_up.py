@@ -34,9 +34,21 @@ class World:
     """A session whose Euler steps take `step_s`, two cameras, control, and the loop in a thread. `at_step` is called
     before each step with the session."""
 
-    def __init__(self, folder, bundle, monkeypatch, rhythm: Rhythm, options: LoopOptions, step_s: float, session: SessionOptions, hz: float):
+    def __init__(
+        self,
+        folder,
+        bundle,
+        monkeypatch,
+        rhythm: Rhythm,
+        options: LoopOptions,
+        step_s: float,
+        session: SessionOptions,
+        hz: float,
+    ):
         monkeypatch.setattr("vla_edge.runtime.control.inference_loop.MEASURED", 1)
-        monkeypatch.setattr("vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.4, 0.4, 1.7, 1.0))
+        monkeypatch.setattr(
+            "vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.4, 0.4, 1.7, 1.0)
+        )
         self.folder = open_run_folder(folder)
         self.control = Control(self.folder, bundle.digest, hz)
         with np.load(GOLDEN, allow_pickle=False) as recorded:
@@ -76,7 +88,11 @@ class World:
         return json.loads(file.read_text())["events"] if file.is_file() else {}
 
     def lines(self) -> list[dict]:
-        return [line for line in map(json.loads, (self.folder.path / "inference.jsonl").read_text().splitlines()) if "reason" in line]
+        return [
+            line
+            for line in map(json.loads, (self.folder.path / "inference.jsonl").read_text().splitlines())
+            if "reason" in line
+        ]
 
 
 @pytest.fixture
@@ -86,7 +102,18 @@ def world(tmp_path, golden_bundle, monkeypatch):
     def make(rhythm=Rhythm.OVERLAPPED, step_s=0.04, session=None, hz=30.0, **options) -> World:
         values = {"steps": 10, "least_steps": 10, "audit": 0.0, **options}
         loop = LoopOptions("put it away", HandOver.REPLACE, **values)
-        made.append(World(tmp_path / "run", open_bundle(golden_bundle), monkeypatch, rhythm, loop, step_s, session or SessionOptions(), hz))
+        made.append(
+            World(
+                tmp_path / "run",
+                open_bundle(golden_bundle),
+                monkeypatch,
+                rhythm,
+                loop,
+                step_s,
+                session or SessionOptions(),
+                hz,
+            )
+        )
         return made[-1]
 
     yield make
@@ -147,7 +174,9 @@ def test_a_scene_that_was_not_trusted_is_not_watched_so_no_two_inferences_in_a_r
     wait_until(lambda: running.state == "moving")
 
     def flicker() -> None:
-        running.cameras["observation.images.phone"].image = np.full((480, 640, 3), 20 + 30 * (running.steps // 3 % 7), np.uint8)
+        running.cameras["observation.images.phone"].image = np.full(
+            (480, 640, 3), 20 + 30 * (running.steps // 3 % 7), np.uint8
+        )
 
     running.at_step = flicker
     before = len(running.lines())
@@ -156,7 +185,8 @@ def test_a_scene_that_was_not_trusted_is_not_watched_so_no_two_inferences_in_a_r
     assert {line["reason"] for line in running.lines()[-3:]} == {"picture_changed"}
 
 
-# At 15 Hz a chunk lasts 3.33 s. 2.5 s into it the next one is planned, which would take 1 s with all its steps: it comes
+# At 15 Hz a chunk lasts 3.33 s. 2.5 s into it the next one is planned, which would take 1 s with all its steps: it
+# comes
 # 0.17 s too late, unless it takes fewer. (The first moving one is in time: the resting arm's chunk begins when it is
 # taken, not when it was observed.)
 HURRY = {"step_s": 0.1, "hz": 15.0, "replan_s": 2.5}

@@ -57,7 +57,13 @@ def test_at_rest_every_host_plans_a_rest_chunk():
 
 
 def test_nothing_is_planned_while_control_takes_no_chunks():
-    for change in ({"state": "disarmed"}, {"state": "fault"}, {"state": "parking"}, {"state": "hold", "latched": True}, {"reading_tick": -1}):
+    for change in (
+        {"state": "disarmed"},
+        {"state": "fault"},
+        {"state": "parking"},
+        {"state": "hold", "latched": True},
+        {"reading_tick": -1},
+    ):
         assert next_kind(replace(VIEW, **change), Rhythm.OVERLAPPED, RULES, None) is None
 
 
@@ -97,7 +103,12 @@ def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
     for sequence in (1, 2, 3):
         sent.add(sequence, np.full((50, 32), sequence, np.float32), np.zeros((50, 6), np.float32))
     running = sent.executing(replace(VIEW, action_sequence=3, action_index=12))
-    assert running is not None and running.start_tick == 88 and running.rest(100)[0, 0] == 3 and len(running.rest(100)) == 38
+    assert (
+        running is not None
+        and running.start_tick == 88
+        and running.rest(100)[0, 0] == 3
+        and len(running.rest(100)) == 38
+    )
     assert sent.executing(replace(VIEW, action_sequence=1, action_index=0)) is None
     assert sent.executing(VIEW) is None
 
@@ -107,7 +118,10 @@ def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
 
 def test_every_camera_of_the_policy_must_be_given_or_left_out(golden_bundle):
     bundle = open_bundle(golden_bundle)
-    assert [option.name for option in camera_options(bundle, ["laptop=0", "phone=1"], [])] == ["observation.images.laptop", "observation.images.phone"]
+    assert [option.name for option in camera_options(bundle, ["laptop=0", "phone=1"], [])] == [
+        "observation.images.laptop",
+        "observation.images.phone",
+    ]
     assert len(camera_options(bundle, ["laptop=0"], ["phone"])) == 1
     for given, without, message in (
         (["laptop=0"], [], "observation.images.phone of the policy is not given"),
@@ -134,7 +148,9 @@ def pictures(tmp_path):
         for name in ("laptop", "phone"):
             place = tmp_path / name
             place.mkdir()
-            cv2.imwrite(str(place / "0.png"), cv2.cvtColor(recorded[f"raw/image/observation.images.{name}"], cv2.COLOR_RGB2BGR))
+            cv2.imwrite(
+                str(place / "0.png"), cv2.cvtColor(recorded[f"raw/image/observation.images.{name}"], cv2.COLOR_RGB2BGR)
+            )
             arguments += ["--camera", f"{name}=file:{place}"]
     return arguments
 
@@ -153,7 +169,16 @@ def control(folder, golden_bundle):
 
 
 def infer_for(seconds, folder, bundle, pictures, *extra):
-    words = ["--bundle", str(bundle), "--run-dir", str(folder.path), "--task", "Place the bracelet into the box", "--seconds", str(seconds)]
+    words = [
+        "--bundle",
+        str(bundle),
+        "--run-dir",
+        str(folder.path),
+        "--task",
+        "Place the bracelet into the box",
+        "--seconds",
+        str(seconds),
+    ]
     return main(["inference", *words, "--threads", "1", "--nice", "0", "--json", *pictures, *extra])
 
 
@@ -165,7 +190,9 @@ def lines_of(folder):
 
 
 @pytest.mark.parametrize("handover", ["replace", "blend", "inpaint"])
-def test_a_fast_host_moves_all_the_time_and_replans_under_way(control, folder, golden_bundle, pictures, capsys, handover):
+def test_a_fast_host_moves_all_the_time_and_replans_under_way(
+    control, folder, golden_bundle, pictures, capsys, handover
+):
     running = control(handover=Handover.BLEND if handover == "blend" else Handover.REPLACE)
     assert infer_for(4, folder, golden_bundle, pictures, "--handover", handover) == 0
     status = running.reader()
@@ -186,7 +213,9 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(control, folder, g
 
 
 @pytest.mark.parametrize(("delay_s", "seconds"), [(0.9, 7), pytest.param(3.0, 60, marks=pytest.mark.soak)])
-def test_a_slow_host_plans_then_moves_and_never_latches(control, folder, golden_bundle, pictures, capsys, monkeypatch, delay_s, seconds):
+def test_a_slow_host_plans_then_moves_and_never_latches(
+    control, folder, golden_bundle, pictures, capsys, monkeypatch, delay_s, seconds
+):
     from vla_edge.runtime.inference.session import PolicySession
 
     whole = PolicySession._infer
@@ -226,7 +255,12 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     lines = lines_of(folder)
     chunks, audits = [line for line in lines if "reason" in line], [line for line in lines if "audit" in line]
-    assert chunks[0]["reason"] == "reset" and chunks[1]["reason"] == "reused" and chunks[1]["ms"]["prefix"] == 0 and chunks[1]["vision"] == []
+    assert (
+        chunks[0]["reason"] == "reset"
+        and chunks[1]["reason"] == "reused"
+        and chunks[1]["ms"]["prefix"] == 0
+        and chunks[1]["vision"] == []
+    )
     # The pictures stand still, so what an audit finds is nothing.
     assert audits and max(line["audit"] for line in audits) <= 1e-6 and summary["cache"]["audits"] >= len(audits)
 
@@ -239,13 +273,20 @@ def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, gold
     from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
     from vla_edge.runtime.inference.session import PolicySession
 
-    monkeypatch.setattr("vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.1, 0.1, 1.7, 1.0))
+    monkeypatch.setattr(
+        "vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.1, 0.1, 1.7, 1.0)
+    )
     running = control()
     with np.load(GOLDEN, allow_pickle=False) as recorded:
-        cameras = {name: Switch(name, recorded[f"raw/image/{name}"]) for name in ("observation.images.laptop", "observation.images.phone")}
+        cameras = {
+            name: Switch(name, recorded[f"raw/image/{name}"])
+            for name in ("observation.images.laptop", "observation.images.phone")
+        }
     session = PolicySession(open_bundle(golden_bundle), load_engine("ort", EngineOptions(threads=1)))
     watches = {name: FreshnessWatch(name, noisy=False, exempt=False) for name in cameras}
-    loop = InferenceLoop(session, cameras, watches, folder, LoopOptions("put it away", HandOver.REPLACE, 10, 10, audit=0))
+    loop = InferenceLoop(
+        session, cameras, watches, folder, LoopOptions("put it away", HandOver.REPLACE, 10, 10, audit=0)
+    )
     said: list[str] = []
     worker = threading.Thread(target=loop.run, args=(0, said.append))
     worker.start()

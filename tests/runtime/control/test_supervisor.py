@@ -24,7 +24,16 @@ pytest.importorskip("vla_edge._core")
 @contextlib.contextmanager
 def supervised(made: Rig, bundle: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """`vla-runtime run` in the rig's folder, once it has armed."""
-    words = ["-m", "vla_edge.runtime.command", "--bundle", str(bundle), "--robot", "koch", "--port", str(made.emulator.port)]
+    words = [
+        "-m",
+        "vla_edge.runtime.command",
+        "--bundle",
+        str(bundle),
+        "--robot",
+        "koch",
+        "--port",
+        str(made.emulator.port),
+    ]
     words += ["--joints", str(made.joints), "--run-dir", str(made.folder.path), *flags]
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -80,7 +89,16 @@ def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(golden_bundle: Path) -> Non
 
 
 def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> None:
-    words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "koch", "--port", str(tmp_path / "no-port")]
+    words = [
+        "-m",
+        "vla_edge.runtime.command",
+        "--bundle",
+        str(golden_bundle),
+        "--robot",
+        "koch",
+        "--port",
+        str(tmp_path / "no-port"),
+    ]
     words += ["--joints", str(tmp_path / "joints.json"), "--run-dir", str(tmp_path / "run")]
     write_joints(tmp_path / "joints.json")
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)

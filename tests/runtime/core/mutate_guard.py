@@ -19,17 +19,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 GUARD = ROOT / "runtime" / "core" / "control" / "guard.c"
-INCLUDES = [*(f"-I{ROOT / 'runtime' / 'core' / part}" for part in ("control", "policy", "glue")), f"-I{ROOT / 'robot' / 'bus'}"]
+INCLUDES = [
+    *(f"-I{ROOT / 'runtime' / 'core' / part}" for part in ("control", "policy", "glue")),
+    f"-I{ROOT / 'robot' / 'bus'}",
+]
 TESTS = ("guard_test", "guard_law_test")
 STEPS = 1500
 CPU_S = 3
 
 SWAPS = {
-    "<=": ["<", ">="], ">=": [">", "<="], "<": ["<=", ">"], ">": [">=", "<"], "==": ["!="], "!=": ["=="],
-    "&&": ["||"], "||": ["&&"], "+": ["-"], "-": ["+"], "*": ["+"], "/": ["*"], "+=": ["-="], "-=": ["+="],
-    "true": ["false"], "false": ["true"],
+    "<=": ["<", ">="],
+    ">=": [">", "<="],
+    "<": ["<=", ">"],
+    ">": [">=", "<"],
+    "==": ["!="],
+    "!=": ["=="],
+    "&&": ["||"],
+    "||": ["&&"],
+    "+": ["-"],
+    "-": ["+"],
+    "*": ["+"],
+    "/": ["*"],
+    "+=": ["-="],
+    "-=": ["+="],
+    "true": ["false"],
+    "false": ["true"],
 }
-TOKEN = re.compile(r"->|\+\+|--|<=|>=|==|!=|&&|\|\||\+=|-=|[-+*/<>]|\btrue\b|\bfalse\b|(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
+TOKEN = re.compile(
+    r"->|\+\+|--|<=|>=|==|!=|&&|\|\||\+=|-=|[-+*/<>]|\btrue\b|\bfalse\b|(?<![\w.])\d+(?:\.\d+)?(?![\w.])"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("int32_t middle = first + (last - first) / 2;", "2", "3"): _SPLIT,
     ("present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */", "2", "3"): _ROOM,
     ("present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */", "*", "+"): _ROOM,
-    ("chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */", "<", "<="): "`safe` itself is stoppable: the loop has ended",
+    (
+        "chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */",
+        "<",
+        "<=",
+    ): "`safe` itself is stoppable: the loop has ended",
     ("return counts > GUARD_PER_TICK_MAX ? GUARD_PER_TICK_MAX : (int32_t)floor(counts);", ">", ">="): _SAME,
     ("int32_t worst = 0;", "0", "1"): "one tick is the least any joint needs",
     ("for (int32_t a = 0; a <= limits->acceleration; a++) {", "0", "1"): "an acceleration of 1 needs no less",
@@ -70,7 +92,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("if (ticks > self->rest_ticks)", ">", ">="): _SAME,
     ("to->acceleration = to->acceleration > 2 * to->velocity ? 2 * to->velocity : to->acceleration;", ">", ">="): _SAME,
     ("to->jerk = to->jerk > 2 * to->acceleration ? 2 * to->acceleration : to->jerk;", ">", ">="): _SAME,
-    ("return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);", "<", "<="): "the right number never comes here",
+    (
+        "return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);",
+        "<",
+        "<=",
+    ): "the right number never comes here",
 }
 """(line's text, old, new): reason."""
 
@@ -82,7 +108,9 @@ def mutants(source: str) -> Iterator[Mutant]:
         if in_comment or "/*" in code:
             in_comment = "*/" not in code
             continue
-        if code.startswith(("#", "static ", "guard_", "bool ")) or code.strip().startswith(("const ", "for (int i = 0; i < ARM_JOINTS")):
+        if code.startswith(("#", "static ", "guard_", "bool ")) or code.strip().startswith(
+            ("const ", "for (int i = 0; i < ARM_JOINTS")
+        ):
             continue  # declarations: a pointer's star is no product
         for found in TOKEN.finditer(code):
             old = found[0]
@@ -117,13 +145,17 @@ def survives(source: str, mutant: Mutant | None, tests: Sequence[Path]) -> bool 
     with tempfile.TemporaryDirectory() as folder:
         file, built = Path(folder) / "guard.c", Path(folder) / "guard.o"
         file.write_text(apply(source, mutant) if mutant else source)
-        if subprocess.run(["gcc", "-std=c11", "-O1", "-w", *INCLUDES, "-c", str(file), "-o", str(built)], capture_output=True).returncode:
+        if subprocess.run(
+            ["gcc", "-std=c11", "-O1", "-w", *INCLUDES, "-c", str(file), "-o", str(built)], capture_output=True
+        ).returncode:
             return None
         for test in tests:
             program = Path(folder) / test.stem
             subprocess.run(["gcc", str(test), str(built), "-lm", "-o", str(program)], check=True)
             # A mutant may never end: CPU time is bounded, so that a busy machine makes no difference.
-            if subprocess.run(["sh", "-c", f"ulimit -t {CPU_S}; exec {program} {STEPS}"], capture_output=True).returncode:
+            if subprocess.run(
+                ["sh", "-c", f"ulimit -t {CPU_S}; exec {program} {STEPS}"], capture_output=True
+            ).returncode:
                 return False
         return True
 

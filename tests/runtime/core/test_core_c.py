@@ -18,7 +18,19 @@ PROGRAMS = {
     "schedule_test": ("schedule",),
     "ring_test": ("ring", "shared"),
 }
-LOOP = ("control", "command", "clock", "ring", "shared", "schedule", "guard", "pilot", "record", "record_read", "status")
+LOOP = (
+    "control",
+    "command",
+    "clock",
+    "ring",
+    "shared",
+    "schedule",
+    "guard",
+    "pilot",
+    "record",
+    "record_read",
+    "status",
+)
 CORPUS = Path(__file__).parent / "fuzz" / "corpus" / "ring"
 COVERED = {"guard_test": "guard", "schedule_test": "schedule", "ring_test": "ring"}
 
@@ -78,7 +90,9 @@ def test_the_tick_allocates_nothing_and_touches_no_new_page(tmp_path: Path) -> N
 def test_hostile_ring_files_of_the_kept_corpus_move_no_goal_outside_its_limits(tmp_path: Path) -> None:
     inputs = sorted(map(str, CORPUS.iterdir()))
     assert len(inputs) > 25
-    program = build(tmp_path, "fuzz_ring", "-O1", "-g", "-DREPLAY", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = build(
+        tmp_path, "fuzz_ring", "-O1", "-g", "-DREPLAY", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    )
     ran = subprocess.run([str(program), *inputs], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout == f"{len(inputs)} inputs\n", ran.stderr
 
@@ -106,7 +120,9 @@ def test_c_tests_pass_under_sanitizers(tmp_path: Path, program: str, sanitizer: 
 @pytest.mark.check
 def test_the_control_loop_passes_under_the_address_sanitizer(tmp_path: Path) -> None:
     """Readings that are lost and chunks included."""
-    program = build(tmp_path, "tick_test", "-O1", "-g", "-DSANITIZED", "-fno-sanitize-recover=all", "-fsanitize=address,undefined")
+    program = build(
+        tmp_path, "tick_test", "-O1", "-g", "-DSANITIZED", "-fno-sanitize-recover=all", "-fsanitize=address,undefined"
+    )
     with short_folder() as folder:
         ran = subprocess.run([str(program), str(folder)], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout + ran.stderr

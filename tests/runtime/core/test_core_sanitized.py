@@ -30,17 +30,33 @@ def test_the_extension_passes_its_python_tests_under_the_address_sanitizer(tmp_p
         if not item.name.startswith("_core.c"):
             (package / item.name).symlink_to(item)
     built = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = [f"-I{sysconfig.get_path('include')}", *(f"-I{ROOT / 'runtime' / 'core' / part}" for part in ("control", "policy", "glue")), f"-I{ROOT / 'robot' / 'bus'}"]
+    include = [
+        f"-I{sysconfig.get_path('include')}",
+        *(f"-I{ROOT / 'runtime' / 'core' / part}" for part in ("control", "policy", "glue")),
+        f"-I{ROOT / 'robot' / 'bus'}",
+    ]
     flags = ["-std=c11", "-shared", "-fPIC", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run(["gcc", *flags, *include, *map(str, SOURCES), "-ldl", "-lrt", "-lpthread", "-lm", "-o", str(built)], check=True)
+    subprocess.run(
+        ["gcc", *flags, *include, *map(str, SOURCES), "-ldl", "-lrt", "-lpthread", "-lm", "-o", str(built)], check=True
+    )
     libraries = [
         subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
     # Python's own arenas are never given back: leaks are not looked for.
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
     environment["PYTHONMALLOC"] = "malloc"
-    found = subprocess.run([sys.executable, "-c", "import vla_edge._core as c; print(c.__file__)"], env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", "import vla_edge._core as c; print(c.__file__)"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert found.stdout.strip() == str(built), found.stdout + found.stderr
     files = [str(ROOT / "tests" / name) for name in DRIVEN_BY]
     words = [sys.executable, "-m", "pytest", "-k", LEFT_OUT, *files]

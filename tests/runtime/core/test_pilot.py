@@ -45,7 +45,9 @@ class Flight:
             self.position = list(self.last["goals"])
         return self.last
 
-    def chunk(self, kind: ChunkKind = ChunkKind.MOVING, n: int = 30, step: float = 0.5, observed: int | None = None) -> Chunk:
+    def chunk(
+        self, kind: ChunkKind = ChunkKind.MOVING, n: int = 30, step: float = 0.5, observed: int | None = None
+    ) -> Chunk:
         """n actions from where the arm is, `step` joint units a tick."""
         self.sequence += 1
         tick = self.tick_number if observed is None else observed
@@ -212,7 +214,14 @@ def test_stopping_without_a_pose_ends_holding() -> None:
 
 def test_a_limit_below_one_count_is_refused_with_the_joint() -> None:
     with pytest.raises(ValueError, match="joint 0: its velocity, acceleration, jerk or step limit is below one count"):
-        core.Pilot(ControlSettings(limits=tuple(JointLimits(0, 9, 1.0, 0.0, jerk=1.0) for _ in range(6)), period_ns=T, session=1, bundle_digest=DIGEST))
+        core.Pilot(
+            ControlSettings(
+                limits=tuple(JointLimits(0, 9, 1.0, 0.0, jerk=1.0) for _ in range(6)),
+                period_ns=T,
+                session=1,
+                bundle_digest=DIGEST,
+            )
+        )
 
 
 def test_limits_hold_over_the_goals_that_were_sent_when_writes_fail() -> None:
@@ -225,7 +234,10 @@ def test_limits_hold_over_the_goals_that_were_sent_when_writes_fail() -> None:
         if index % 7 == 0:
             flight.sequence += 1
             wild = generator.uniform(-200, 200, (20, 6)).astype(np.float32)
-            told = flight.tick(Chunk(ChunkKind.MOVING, 7, DIGEST, flight.sequence, flight.tick_number, flight.tick_number * T, wild), unsent=unsent)
+            told = flight.tick(
+                Chunk(ChunkKind.MOVING, 7, DIGEST, flight.sequence, flight.tick_number, flight.tick_number * T, wild),
+                unsent=unsent,
+            )
         else:
             told = flight.tick(unsent=unsent)
         unsent = bool(generator.random() < 0.2)

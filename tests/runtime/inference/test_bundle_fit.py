@@ -1,4 +1,5 @@
-"""A manifest whose numbers contradict its graphs, tokenizer or tables is refused in one line, by `infer` and `--inspect`."""
+"""A manifest whose numbers contradict its graphs, tokenizer or tables is refused in one line, by `infer` and
+`--inspect`."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ def policy(**fields: Any) -> Callable[[dict[str, Any]], None]:
 
 
 CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "another chunk": (policy(chunk_size=60), r"graph expert has x \[1, 50, 32\], the policy's numbers make it \[1, 60, 32\]"),
+    "another chunk": (
+        policy(chunk_size=60),
+        r"graph expert has x \[1, 50, 32\], the policy's numbers make it \[1, 60, 32\]",
+    ),
     "other heads": (policy(kv_heads=3), "graph expert has k00"),
     "another picture": (policy(image_height=64), r"graph vision has pixels \[1, 3, 128, 128\]"),
     "other tokens": (policy(tokens_per_image=5), "policy.prefix_rows is 56"),
@@ -53,14 +57,29 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a layer of the other kind": (policy(self_layers=[0], cross_layers=[1, 2, 3]), "graph expert has ek02 not at all"),
     "no steps": (policy(num_steps=0), "policy.min_steps is 1, must be 1 to 0"),
     "half a chunk executed twice": (policy(n_action_steps=51), "policy.n_action_steps is 51, must be 1 to 50"),
-    "another prompt": (lambda content: content["tokenizer"].update(max_length=20), "cameras, image tokens and tokenizer.max_length make 28"),
-    "an unknown side": (lambda content: content["tokenizer"].update(padding_side="up"), "tokenizer.padding_side is 'up'"),
+    "another prompt": (
+        lambda content: content["tokenizer"].update(max_length=20),
+        "cameras, image tokens and tokenizer.max_length make 28",
+    ),
+    "an unknown side": (
+        lambda content: content["tokenizer"].update(padding_side="up"),
+        "tokenizer.padding_side is 'up'",
+    ),
     "a joint less": (lambda content: content["joints"].pop(), "joints has 5 names, policy.action_dim is 6"),
     "a camera less": (lambda content: content["cameras"].pop(), "policy.prefix_rows is 56"),
-    "a camera twice": (lambda content: content["cameras"].__setitem__(1, content["cameras"][0]), "must be one or more different ones"),
+    "a camera twice": (
+        lambda content: content["cameras"].__setitem__(1, content["cameras"][0]),
+        "must be one or more different ones",
+    ),
     "a camera without pixels": (lambda content: content["cameras"][0].update(height=0), "must have pixels"),
-    "an input of another name": (lambda content: content["graphs"]["vision"]["inputs"][0].update(name="picture"), "graph vision has pixels not at all"),
-    "no epsilon": (lambda content: content["normalization"][0].update(eps=float("nan")), "normalization eps of observation.state is nan"),
+    "an input of another name": (
+        lambda content: content["graphs"]["vision"]["inputs"][0].update(name="picture"),
+        "graph vision has pixels not at all",
+    ),
+    "no epsilon": (
+        lambda content: content["normalization"][0].update(eps=float("nan")),
+        "normalization eps of observation.state is nan",
+    ),
 }
 
 
@@ -81,8 +100,13 @@ def cut_table(tables: dict[str, Any]) -> None:
     tables["time_bias.10"] = np.ascontiguousarray(tables["time_bias.10"][:-1])
 
 
-@pytest.mark.parametrize(("change", "words"), [(drop_table, r"time_bias\.10 is missing, must be \[10, 72\]"), (cut_table, r"time_bias\.10 is \[9, 72\]")])
-def test_a_table_of_the_steps_that_does_not_fit_is_named(change: Callable[[dict[str, Any]], None], words: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(drop_table, r"time_bias\.10 is missing, must be \[10, 72\]"), (cut_table, r"time_bias\.10 is \[9, 72\]")],
+)
+def test_a_table_of_the_steps_that_does_not_fit_is_named(
+    change: Callable[[dict[str, Any]], None], words: str, folder: Path
+) -> None:
     tables = load_file(folder / TABLES)
     change(tables)
     save_file(tables, folder / "changed")
@@ -109,7 +133,9 @@ def test_a_run_that_fails_is_an_engine_error_that_names_the_graph(golden_bundle:
         session.loop.encode(True)
 
 
-def test_inspect_refuses_a_contradiction_and_a_graph_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_refuses_a_contradiction_and_a_graph_that_is_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit_manifest(folder, policy(chunk_size=60))
     assert export_engines(["--inspect", str(folder)]) == 2
     assert "graph expert has x" in (found := capsys.readouterr().err) and found.count("\n") == 1

@@ -107,7 +107,9 @@ def test_the_guard_compares_with_the_picture_of_the_cached_tokens_so_drift_adds_
 def test_noise_of_one_grey_level_is_no_change():
     rng = np.random.default_rng(1)
     drive = Driver(settings=replace(SETTINGS, guard_mean=0.2, guard_worst=0.5))
-    noisy = [[(picture + rng.integers(-1, 2, picture.shape)).astype(np.uint8) for picture in pictures()] for _ in range(3)]
+    noisy = [
+        [(picture + rng.integers(-1, 2, picture.shape)).astype(np.uint8) for picture in pictures()] for _ in range(3)
+    ]
     assert [drive(frames).reason for frames in noisy][-1] is Reason.REUSED
 
 
@@ -135,7 +137,10 @@ def test_a_stable_verdict_never_moves_the_reference():
         verdicts.append(gate.judge(features, SETTINGS))
         angle += 0.1
     # cos(0.4) = 0.921, cos(0.5) = 0.878: stable against the first until the fifth step of a slow turn.
-    assert verdicts == [SceneVerdict.NO_HISTORY] + [SceneVerdict.STABLE] * 4 + [SceneVerdict.CHANGED] + [SceneVerdict.STABLE] * 2
+    assert (
+        verdicts
+        == [SceneVerdict.NO_HISTORY] + [SceneVerdict.STABLE] * 4 + [SceneVerdict.CHANGED] + [SceneVerdict.STABLE] * 2
+    )
 
 
 def test_a_similarity_equal_to_the_threshold_is_not_above_it():
@@ -278,7 +283,10 @@ def test_tightening_moves_every_limit_towards_never_and_ends_the_history():
     assert drive(pictures(first=101)).reason is Reason.PICTURE_CHANGED
 
 
-@pytest.mark.parametrize("wrong", [{"similarity": "10"}, {"threshold": 1.5}, {"guard_mean": -1.0}, {"max_age_s": float("nan")}, {"max_reuse": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"similarity": "10"}, {"threshold": 1.5}, {"guard_mean": -1.0}, {"max_age_s": float("nan")}, {"max_reuse": -1}],
+)
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ConfigError):
         replace(SETTINGS, **wrong)

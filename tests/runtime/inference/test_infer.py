@@ -39,7 +39,20 @@ def run(golden_bundle, tmp_path, capsys):
         observation = tmp_path / "obs.npz"
         if fields is not None:
             np.savez(observation, **fields)
-        code = main(["infer", "--bundle", str(bundle), "--observation", str(observation), "--out", str(tmp_path / out), "--threads", "1", *extra])
+        code = main(
+            [
+                "infer",
+                "--bundle",
+                str(bundle),
+                "--observation",
+                str(observation),
+                "--out",
+                str(tmp_path / out),
+                "--threads",
+                "1",
+                *extra,
+            ]
+        )
         captured = capsys.readouterr()
         return code, captured.out, captured.err, tmp_path / out
 
@@ -56,7 +69,11 @@ def test_the_golden_observation_gives_lerobots_actions(run, fields):
             assert np.abs(acts[ours] - golden[theirs][0]).max() <= 1e-4 * np.abs(golden[theirs]).max()
         assert acts["timing_ms/total"] > 0 and len(acts["timing_ms/step"]) == 10
     last = json.loads(stdout.splitlines()[-1])
-    assert last["shape"] == [50, 6] and last["steps"] == 10 and set(last["timings_ms"]) >= {"vision", "prefix", "state", "flow", "total"}
+    assert (
+        last["shape"] == [50, 6]
+        and last["steps"] == 10
+        and set(last["timings_ms"]) >= {"vision", "prefix", "state", "flow", "total"}
+    )
 
 
 def test_an_existing_action_file_is_replaced_whole(run, fields, tmp_path):
@@ -92,8 +109,14 @@ def changed(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(**{"observation.images.front": np.zeros((480, 640, 3), np.uint8)}), "unknown camera 'observation.images.front'"),
-        (changed(**{LAPTOP: np.zeros((240, 320, 3), np.uint8)}), "laptop is uint8 [240, 320, 3]; expected uint8 [480, 640, 3]"),
+        (
+            changed(**{"observation.images.front": np.zeros((480, 640, 3), np.uint8)}),
+            "unknown camera 'observation.images.front'",
+        ),
+        (
+            changed(**{LAPTOP: np.zeros((240, 320, 3), np.uint8)}),
+            "laptop is uint8 [240, 320, 3]; expected uint8 [480, 640, 3]",
+        ),
         (changed(**{LAPTOP: np.zeros((480, 640, 3), np.float32)}), "laptop is float32"),
         (changed(**{LAPTOP: np.zeros((480, 640, 4), np.uint8)}), "[480, 640, 4]"),
         (without(LAPTOP, PHONE), "no camera picture"),
@@ -102,7 +125,10 @@ def changed(**values):
         (changed(task=""), "the task is empty"),
         (changed(task=np.float32(3)), "task is float32 []; expected one text"),
         (changed(task="\ud800 cube"), "half of a surrogate pair"),
-        (changed(**{"observation.state": np.zeros(5, np.float32)}), "observation.state is float32 [5]; expected float32 [6]"),
+        (
+            changed(**{"observation.state": np.zeros(5, np.float32)}),
+            "observation.state is float32 [5]; expected float32 [6]",
+        ),
         (changed(**{"observation.state": np.full(6, np.nan, np.float32)}), "not finite in float32 at index 0"),
         (changed(**{"observation.state": np.full(6, 1e300)}), "not finite in float32 at index 0"),
         (changed(noise=np.zeros((50, 6), np.float32)), "noise is float32 [50, 6]; expected float32 [50, 32]"),
@@ -127,7 +153,9 @@ def test_a_task_that_is_too_long_is_cut_as_lerobot_does_with_a_note_or_refused(r
     assert json.loads(stdout.splitlines()[-1])["tokens_cut"] > 0
     out.unlink()
     code, stdout, stderr, out = run(long, "--refuse-truncation")
-    assert code == 2 and stdout == "" and not out.exists() and "the task is too long" in stderr and stderr.count("\n") == 1
+    assert (
+        code == 2 and stdout == "" and not out.exists() and "the task is too long" in stderr and stderr.count("\n") == 1
+    )
 
 
 def test_files_that_are_no_npz_are_refused_without_unpickling(run, tmp_path):
@@ -169,7 +197,15 @@ def test_a_flipped_bit_in_a_picture_is_noticed(run, fields, tmp_path):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_bytes_never_give_anything_but_an_observation_error(tmp_path, save):
     path = tmp_path / "obs.npz"
-    save(path, **{LAPTOP: np.zeros((4, 4, 3), np.uint8), "observation.state": np.zeros(6, np.float32), "task": "x", "steps": 3})
+    save(
+        path,
+        **{
+            LAPTOP: np.zeros((4, 4, 3), np.uint8),
+            "observation.state": np.zeros(6, np.float32),
+            "task": "x",
+            "steps": 3,
+        },
+    )
     whole, rng, refused = path.read_bytes(), np.random.default_rng(5), 0
     for _ in range(600):
         data = bytearray(whole)

@@ -65,7 +65,9 @@ MODES = (NormalizationSpec("observation.state", "MEAN_STD", 1e-8), Normalization
 def bundle_without_graphs(folder: Path, source: Path, **changes: object) -> Bundle:
     """A bundle of a golden checkpoint's tokenizer and statistics: all that preparing reads."""
     stats = load_file(source / "policy_preprocessor_step_5_normalizer_processor.safetensors")
-    save_file({name: value for name, value in stats.items() if not name.startswith("observation.images")}, folder / TABLES)
+    save_file(
+        {name: value for name, value in stats.items() if not name.startswith("observation.images")}, folder / TABLES
+    )
     (folder / TOKENIZER).write_bytes((source / "vlm" / "tokenizer.json").read_bytes())
     manifest = Manifest(
         policy=POLICY,
@@ -144,7 +146,13 @@ def test_masks_and_positions_equal_lerobots(golden):
 def test_resize_equals_torch_for_any_size():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(4)
-    sizes = [(480, 640, 512, 512), (720, 1280, 512, 512), (1080, 1920, 512, 512), (640, 480, 224, 224), (481, 641, 511, 513)]
+    sizes = [
+        (480, 640, 512, 512),
+        (720, 1280, 512, 512),
+        (1080, 1920, 512, 512),
+        (640, 480, 224, 224),
+        (481, 641, 511, 513),
+    ]
     random = rng.integers(16, 500, (60, 4)).tolist()
     for height, width, target_height, target_width in sizes + random:
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -207,9 +215,13 @@ def test_truncation_where_allowed_cuts_on_the_tokenizers_side(bundle, tmp_path_f
     assert left.ids[-1] == newline != right.ids[-1]
 
 
-@pytest.mark.parametrize(("padding", "side", "first"), [("max_length", "right", 0), ("longest", "left", 0), ("max_length", "left", 36)])
+@pytest.mark.parametrize(
+    ("padding", "side", "first"), [("max_length", "right", 0), ("longest", "left", 0), ("max_length", "left", 36)]
+)
 def test_padding_side_moves_the_text_only_when_the_length_is_fixed(tmp_path, padding, side, first):
-    bundle = bundle_without_graphs(tmp_path, GOLDEN / "koch-bfloat16", tokenizer=replace(TOKENS, padding=padding, padding_side=side))
+    bundle = bundle_without_graphs(
+        tmp_path, GOLDEN / "koch-bfloat16", tokenizer=replace(TOKENS, padding=padding, padding_side=side)
+    )
     prompt = PromptEncoder(bundle).encode("Place the bracelet into the box")
     assert prompt.mask.sum() == 12 and prompt.mask[first : first + 12].all()
     layout = lay_out(POLICY, (True, True), prompt.mask)
@@ -248,7 +260,10 @@ def picture(height=480, width=640, dtype=np.uint8):
     ("images", "message"),
     [
         ({}, "no camera picture"),
-        ({"observation.images.front": picture()}, "unknown camera 'observation.images.front'; the policy sees .*laptop"),
+        (
+            {"observation.images.front": picture()},
+            "unknown camera 'observation.images.front'; the policy sees .*laptop",
+        ),
         ({LAPTOP: picture(240, 320)}, r"laptop is uint8 \[240, 320, 3\]; expected uint8 \[480, 640, 3\]"),
         ({LAPTOP: picture(dtype=np.float32)}, "float32"),
         ({LAPTOP: np.zeros((3, 480, 640), np.uint8)}, r"\[3, 480, 640\]"),
@@ -261,7 +276,10 @@ def test_a_wrong_picture_is_refused_by_name(bundle, images, message):
 
 
 def test_renamed_cameras_answer_to_both_names_but_not_at_once(tmp_path):
-    cameras = (CameraSpec("observation.images.camera1", LAPTOP, 480, 640), CameraSpec("observation.images.camera2", PHONE, 480, 640))
+    cameras = (
+        CameraSpec("observation.images.camera1", LAPTOP, 480, 640),
+        CameraSpec("observation.images.camera2", PHONE, 480, 640),
+    )
     prepare = Preparer(bundle_without_graphs(tmp_path, GOLDEN / "koch-bfloat16", cameras=cameras))
     seen = prepare.slots({PHONE: picture(), "observation.images.camera1": picture()})
     assert all(image is not None for image in seen)
@@ -278,7 +296,11 @@ def test_swapped_cameras_follow_the_rename_map(tmp_path):
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [(np.zeros(5, np.float32), r"float32 \[5\]; expected float32 \[6\]"), (np.array([0, 0, np.nan, 0, 0, 0]), "not finite in float32 at index 2"), (np.array(["a"] * 6), "expected float32")],
+    [
+        (np.zeros(5, np.float32), r"float32 \[5\]; expected float32 \[6\]"),
+        (np.array([0, 0, np.nan, 0, 0, 0]), "not finite in float32 at index 2"),
+        (np.array(["a"] * 6), "expected float32"),
+    ],
 )
 def test_a_wrong_state_is_refused(bundle, state, message):
     with pytest.raises(ObservationError, match=message):
@@ -306,7 +328,12 @@ def test_without_statistics_values_pass_unchanged_and_an_unknown_mode_is_refused
 
 
 def test_mean_std_adds_its_epsilon_only_when_dividing():
-    norm = normalizer(_bundle_of("MEAN_STD", eps=0.25), {"f.mean": np.ones(1, np.float32), "f.std": np.full(1, 0.5, np.float32)}, "f", 1)
+    norm = normalizer(
+        _bundle_of("MEAN_STD", eps=0.25),
+        {"f.mean": np.ones(1, np.float32), "f.std": np.full(1, 0.5, np.float32)},
+        "f",
+        1,
+    )
     four = np.full(1, 4, np.float32)
     assert norm.normalize(four) == 4 and norm.unnormalize(four) == 3
 
@@ -318,7 +345,8 @@ def test_the_pi_aloha_convention_flips_joints_and_bends_grippers(tmp_path):
     prepare.state(np.full(14, 0.5, np.float32), state)
     flipped = [1, 2, 8, 9]
     assert (state[0, flipped] == -0.5).all() and state[0, 0] == 0.5 and (state[0, 14:] == 0).all()
-    # By hand: l = 0.5·0.03956 + 0.01844 = 0.03822 m; asin((0.022² + l² − 0.036²)/(2·0.022·l)) = 0.3958; (0.3958 − 0.4)/1.1.
+    # By hand: l = 0.5·0.03956 + 0.01844 = 0.03822 m; asin((0.022² + l² − 0.036²)/(2·0.022·l)) = 0.3958; (0.3958 −
+    # 0.4)/1.1.
     length = 0.5 * 0.03956 + 0.01844
     angle = np.arcsin((0.022**2 + length**2 - 0.036**2) / (2 * 0.022 * length))
     assert state[0, [6, 13]] == pytest.approx((angle - 0.4) / 1.1, abs=1e-6)
@@ -330,7 +358,9 @@ def test_the_pi_aloha_convention_flips_joints_and_bends_grippers(tmp_path):
 
 def test_the_pi_aloha_convention_needs_fourteen_joints(tmp_path):
     with pytest.raises(BundleError, match="needs 14 joints"):
-        Preparer(bundle_without_graphs(tmp_path, GOLDEN / "koch-bfloat16", policy=replace(POLICY, adapt_to_pi_aloha=True)))
+        Preparer(
+            bundle_without_graphs(tmp_path, GOLDEN / "koch-bfloat16", policy=replace(POLICY, adapt_to_pi_aloha=True))
+        )
 
 
 def test_a_damaged_tokenizer_or_table_is_named(bundle):

@@ -50,6 +50,9 @@ def test_a_full_size_policy_runs_in_less_than_one_and_a_half_times_its_tensors(t
     told = measured(tmp_path / "bundle")
     # Each tensor lies once in this file, in float32.
     tensors = (tmp_path / "bundle" / "graphs" / "weights.bin").stat().st_size
-    print(f"\n{told['rss'] / tensors:.2f} × {tensors / 1e6:.0f} MB resident, peak {told['peak'] / tensors:.2f} ×, {told['ms']:.0f} ms cold")
+    print(
+        f"\n{told['rss'] / tensors:.2f} × {tensors / 1e6:.0f} MB resident, peak {told['peak'] / tensors:.2f} ×, "
+        f"{told['ms']:.0f} ms cold"
+    )
     assert told["loop"] == "native" and told["finite"]
     assert told["peak"] < 1.5 * tensors

@@ -50,7 +50,9 @@ def observation_of(recorded, brighter: int = 0, state_shift: float = 0.0) -> Obs
     for name, array in recorded.items():
         if name.startswith("raw/image/"):
             key = name.removeprefix("raw/image/")
-            image = np.clip(array.astype(np.int16) + (brighter if key.endswith("phone") else 0), 0, 255).astype(np.uint8)
+            image = np.clip(array.astype(np.int16) + (brighter if key.endswith("phone") else 0), 0, 255).astype(
+                np.uint8
+            )
             frames[key] = Frame(key, image, 0, 0)
     state = recorded["raw/state"] + np.float32(state_shift)
     return Observation(0, frames, JointReading(0, 0, state), str(recorded["raw/task"]))
@@ -83,7 +85,9 @@ def test_the_pure_float32_policy_gives_lerobots_actions_too(tmp_path):
     pytest.importorskip("torch")
     from vla_edge.export.assemble import ExportRequest, export_bundle
 
-    export_bundle(ExportRequest(checkpoint=folder / "koch-float32", out=tmp_path / "bundle", threads=1), lambda step: None)
+    export_bundle(
+        ExportRequest(checkpoint=folder / "koch-float32", out=tmp_path / "bundle", threads=1), lambda step: None
+    )
     with np.load(folder / "koch-float32.npz", allow_pickle=False) as content:
         recorded = {name: content[name] for name in content.files}
     result = infer(session_of(open_bundle(tmp_path / "bundle")), observation_of(recorded), noise=recorded["noise"][0])
@@ -93,7 +97,9 @@ def test_the_pure_float32_policy_gives_lerobots_actions_too(tmp_path):
 @pytest.mark.parametrize("inpaint", [False, True])
 def test_the_native_loop_and_the_python_loop_write_the_same_bits(bundle, recorded, inpaint):
     tie = Inpaint(np.full((50, 32), 0.3, np.float32), np.linspace(1, 0, 50, dtype=np.float32)) if inpaint else None
-    results = [infer(session_of(bundle, engine), observation_of(recorded), inpaint=tie) for engine in ("ort", "ort-python")]
+    results = [
+        infer(session_of(bundle, engine), observation_of(recorded), inpaint=tie) for engine in ("ort", "ort-python")
+    ]
     assert np.array_equal(results[0].latent, results[1].latent)
 
 
@@ -299,8 +305,14 @@ def test_other_configurations_equal_the_torch_policy_from_raw_values(random_poli
     policy = random_policy(image_height=48, image_width=64, **fields)
     export_bundle(ExportRequest(checkpoint=tmp_path / "policy", out=tmp_path / "bundle", threads=1), lambda step: None)
     raw = observe(policy, present)
-    noise = np.random.default_rng(2).standard_normal((policy.config.chunk_size, policy.config.max_action_dim)).astype(np.float32)
-    expected = policy.postprocess(policy.predict_action_chunk(policy.preprocess(raw), torch.from_numpy(noise)[None]))[0].numpy()
+    noise = (
+        np.random.default_rng(2)
+        .standard_normal((policy.config.chunk_size, policy.config.max_action_dim))
+        .astype(np.float32)
+    )
+    expected = policy.postprocess(policy.predict_action_chunk(policy.preprocess(raw), torch.from_numpy(noise)[None]))[
+        0
+    ].numpy()
     frames = {name: Frame(name, value, 0, 0) for name, value in raw.items() if name.startswith("observation.images.")}
     observation = Observation(0, frames, JointReading(0, 0, raw["observation.state"]), raw["task"])
     result = infer(session_of(open_bundle(tmp_path / "bundle")), observation, noise=noise)
@@ -334,10 +346,16 @@ def test_the_learned_observation_tokens_gate_a_real_prefix(random_policy, observ
 
     policy = random_policy(image_height=48, image_width=64, cls=True, cls_trained=True)
     export_bundle(ExportRequest(checkpoint=tmp_path / "policy", out=tmp_path / "bundle", threads=1), lambda step: None)
-    session = session_of(open_bundle(tmp_path / "bundle"), policy=CachePolicy.CLS, gate=replace(STRICT, similarity="00"))
+    session = session_of(
+        open_bundle(tmp_path / "bundle"), policy=CachePolicy.CLS, gate=replace(STRICT, similarity="00")
+    )
     verdicts = []
     for seed in (3, 3, 4):
         raw = observe(policy, seed=seed)
-        frames = {name: Frame(name, value, 0, 0) for name, value in raw.items() if name.startswith("observation.images.")}
-        verdicts.append(infer(session, Observation(0, frames, JointReading(0, 0, raw["observation.state"]), raw["task"])).verdict)
+        frames = {
+            name: Frame(name, value, 0, 0) for name, value in raw.items() if name.startswith("observation.images.")
+        }
+        verdicts.append(
+            infer(session, Observation(0, frames, JointReading(0, 0, raw["observation.state"]), raw["task"])).verdict
+        )
     assert verdicts == [SceneVerdict.NO_HISTORY, SceneVerdict.STABLE, SceneVerdict.CHANGED]

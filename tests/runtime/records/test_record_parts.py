@@ -23,7 +23,9 @@ def test_a_long_line_keeps_its_peaks_and_a_hole_stays_a_hole():
 
 def test_an_axis_tells_close_values_apart():
     x, y = np.arange(3.0), np.array([0.99986, 0.99990, 0.99994])
-    assert ">0.999860<" in line_plot(x, {"y": y}, "cosine", "s", floor=None) and ">0.00<" in line_plot(x, {"y": y}, "cosine", "s")
+    assert ">0.999860<" in line_plot(x, {"y": y}, "cosine", "s", floor=None) and ">0.00<" in line_plot(
+        x, {"y": y}, "cosine", "s"
+    )
     assert ">62.7<" in line_plot(x, {"y": np.full(3, 62.7)}, "degrees", "s", floor=None)
 
 
@@ -34,7 +36,9 @@ def test_the_size_limit_ends_the_recording_with_one_line_and_a_whole_file(tmp_pa
         recorder.put(Entry({"kind": "picture", "number": index}, {"picture/a": np.full((100, 1000), index, np.uint8)}))
     recorder.close()
     kept = list(read_inputs(tmp_path / "x.rec"))
-    assert [entry.head["number"] for entry in kept] == list(range(10)) and (tmp_path / "x.rec").stat().st_size <= 1 << 20
+    assert [entry.head["number"] for entry in kept] == list(range(10)) and (
+        tmp_path / "x.rec"
+    ).stat().st_size <= 1 << 20
     assert len(said) == 1 and "limit of 1 MB is reached; the record ends here, inference goes on" in said[0]
     with pytest.raises(RecordError, match="exists already"):
         InputRecorder(tmp_path / "x.rec", 1 << 20, said.append)

@@ -40,17 +40,38 @@ def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps:
             (root / name).mkdir()
             picture = recorded[f"raw/image/observation.images.{name}"]
             for index in range(2):
-                cv2.imwrite(str(root / name / f"{index}.png"), cv2.cvtColor(np.roll(picture, 40 * index, 1), cv2.COLOR_RGB2BGR))
+                cv2.imwrite(
+                    str(root / name / f"{index}.png"), cv2.cvtColor(np.roll(picture, 40 * index, 1), cv2.COLOR_RGB2BGR)
+                )
             cameras += ["--camera", f"{name}=file:{root / name},{fps}fps"]
     limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
     # Starting inference takes long on a busy machine: the wait for its first chunk must not latch.
-    settings = ControlSettings(limits, T, session=7, bundle_digest=open_bundle(bundle).digest, patience_min_ns=10**12, patience_max_ns=10**12)
+    settings = ControlSettings(
+        limits, T, session=7, bundle_digest=open_bundle(bundle).digest, patience_min_ns=10**12, patience_max_ns=10**12
+    )
     listener = listen(folder)
-    files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 13, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+    files = LoopFiles(
+        folder.ring,
+        folder.state,
+        folder.record,
+        record_cells=1 << 13,
+        socket_fd=listener.fileno(),
+        priority=0,
+        arm_at_start=True,
+    )
     thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
     thread.start()
     try:
-        told = ["--bundle", str(bundle), "--run-dir", str(folder.path), "--task", "Place the bracelet into the box", "--seconds", str(seconds)]
+        told = [
+            "--bundle",
+            str(bundle),
+            "--run-dir",
+            str(folder.path),
+            "--task",
+            "Place the bracelet into the box",
+            "--seconds",
+            str(seconds),
+        ]
         assert main(["inference", *told, "--threads", "1", "--nice", "0", *cameras, *words]) == 0
     finally:
         from vla_edge.runtime.control.operator import ask
@@ -82,7 +103,12 @@ def test_goals_and_chunks_are_computed_again_bit_for_bit(run_folder, inputs, gol
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["differing"] == 0 and told["ticks"] > 60 and told["chunks"] >= 1
     # The same engine, threads and version: not one bit may differ.
-    assert told["inputs"]["differing"] == 0 and told["inputs"]["inferences"] >= 2 and told["inputs"]["worst"] == 0 and told["inputs"]["gaps"] == 0
+    assert (
+        told["inputs"]["differing"] == 0
+        and told["inputs"]["inferences"] >= 2
+        and told["inputs"]["worst"] == 0
+        and told["inputs"]["gaps"] == 0
+    )
 
 
 def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
@@ -90,15 +116,30 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
     core = pytest.importorskip("vla_edge._core")
     folder, digest = open_run_folder(tmp_path / "run"), "ab" * 32
     limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-    settings = ControlSettings(limits, 10_000_000, session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12)
+    settings = ControlSettings(
+        limits, 10_000_000, session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12
+    )
     listener = listen(folder)
-    files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+    files = LoopFiles(
+        folder.ring,
+        folder.state,
+        folder.record,
+        record_cells=1 << 12,
+        socket_fd=listener.fileno(),
+        priority=0,
+        arm_at_start=True,
+    )
     thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
     thread.start()
 
     def wait(*states):
         deadline = time.monotonic() + 20
-        while not folder.state.exists() or (told := core.StateReader(folder.state).read()) is None or told["state"] not in states or told["reading_tick"] < 0:
+        while (
+            not folder.state.exists()
+            or (told := core.StateReader(folder.state).read()) is None
+            or told["state"] not in states
+            or told["reading_tick"] < 0
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         return told
@@ -135,7 +176,10 @@ def test_a_changed_input_gives_another_chunk_and_fails(run_folder, inputs, golde
                 name = next(name for name in arrays if name.startswith("picture/"))
                 arrays[name], done = 255 - arrays[name], True
             out.write(pack(Entry(entry.head, arrays)))
-    assert main(["replay", str(run_folder / "flight.record"), "--inputs", str(changed), "--bundle", str(golden_bundle)]) == 1
+    assert (
+        main(["replay", str(run_folder / "flight.record"), "--inputs", str(changed), "--bundle", str(golden_bundle)])
+        == 1
+    )
     assert "chunks differ from the recorded ones" in capsys.readouterr().err
 
 
@@ -171,9 +215,14 @@ def test_a_cut_record_of_inputs_is_read_up_to_the_cut_and_a_damaged_one_is_refus
 # ---- export
 
 
-def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_were_sent(run_folder, inputs, tmp_path, capsys):
+def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_were_sent(
+    run_folder, inputs, tmp_path, capsys
+):
     record, target = run_folder / "flight.record", tmp_path / "episodes"
-    assert main(["replay", str(record), "--inputs", str(inputs), "--export", str(target), "--picture-age", "5", "--json"]) == 0
+    assert (
+        main(["replay", str(record), "--inputs", str(inputs), "--export", str(target), "--picture-age", "5", "--json"])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
     assert vla_data(["verify", str(target)]) == 0
     reader = open_record(record)
@@ -185,7 +234,10 @@ def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_we
         # Goals are whole counts; float32 joint units hold them to a thousandth of a count.
         assert np.abs(actions * scale + offset - [tick["goals"] for tick in sent]).max() < 1e-2
         assert np.abs(states * scale + offset - [tick["position"] for tick in sent]).max() < 1e-2
-        assert set(dataset.tasks.values()) == {"Place the bracelet into the box"} and set(dataset.camera_keys) == {"observation.images.laptop", "observation.images.phone"}
+        assert set(dataset.tasks.values()) == {"Place the bracelet into the box"} and set(dataset.camera_keys) == {
+            "observation.images.laptop",
+            "observation.images.phone",
+        }
 
 
 def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folder, inputs, tmp_path, capsys):
@@ -194,7 +246,11 @@ def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folde
     other = tmp_path / "other.rec"
     with other.open("wb") as out:
         for entry in read_inputs(inputs):
-            head = {**entry.head, "sequence": entry.head["sequence"] + 10**9} if entry.head["kind"] == "inference" else entry.head
+            head = (
+                {**entry.head, "sequence": entry.head["sequence"] + 10**9}
+                if entry.head["kind"] == "inference"
+                else entry.head
+            )
             out.write(pack(Entry(head, entry.arrays)))
     record, target = str(run_folder / "flight.record"), tmp_path / "episodes"
     assert main(["replay", record, "--inputs", str(other), "--export", str(target), "--picture-age", "1000000"]) == 2
@@ -204,22 +260,58 @@ def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folde
 
 
 def test_pictures_too_old_for_their_tick_are_not_exported(run_folder, inputs, tmp_path, capsys):
-    assert main(["replay", str(run_folder / "flight.record"), "--inputs", str(inputs), "--export", str(tmp_path / "out"), "--picture-age", "0"]) == 2
+    assert (
+        main(
+            [
+                "replay",
+                str(run_folder / "flight.record"),
+                "--inputs",
+                str(inputs),
+                "--export",
+                str(tmp_path / "out"),
+                "--picture-age",
+                "0",
+            ]
+        )
+        == 2
+    )
     assert "record with --record-fps" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def tick(number, **fields):
     known = {
-        "tick": number, "now_ns": number * T, "state": "moving", "reason": "", "latched": False, "due": True, "write": True, "late_ns": 0,
-        "read_ns": 1_000_000, "write_ns": 100_000, "work_ns": 1_200_000, "read_result": 0, "action_sequence": 1, "action_index": 0, "plan_then_move": False,
+        "tick": number,
+        "now_ns": number * T,
+        "state": "moving",
+        "reason": "",
+        "latched": False,
+        "due": True,
+        "write": True,
+        "late_ns": 0,
+        "read_ns": 1_000_000,
+        "write_ns": 100_000,
+        "work_ns": 1_200_000,
+        "read_result": 0,
+        "action_sequence": 1,
+        "action_index": 0,
+        "plan_then_move": False,
     }
     return {**known, **fields}
 
 
 def test_an_episode_ends_where_the_arm_was_parked_latched_or_lost_many_ticks():
-    ticks = [tick(k) for k in range(5)] + [tick(5, state="parking", due=False)] + [tick(k) for k in range(6, 9)] + [tick(9, state="hold", due=False)]
+    ticks = (
+        [tick(k) for k in range(5)]
+        + [tick(5, state="parking", due=False)]
+        + [tick(k) for k in range(6, 9)]
+        + [tick(9, state="hold", due=False)]
+    )
     ticks += [tick(k) for k in range(30, 33)] + [tick(33, state="hold", due=False, latched=True)]
-    assert [[item["tick"] for item in span] for span in episodes_of(iter(ticks))] == [[0, 1, 2, 3, 4], [6, 7, 8], [30, 31, 32]]
+    assert [[item["tick"] for item in span] for span in episodes_of(iter(ticks))] == [
+        [0, 1, 2, 3, 4],
+        [6, 7, 8],
+        [30, 31, 32],
+    ]
 
 
 # ---- blame
@@ -227,7 +319,13 @@ def test_an_episode_ends_where_the_arm_was_parked_latched_or_lost_many_ticks():
 
 def line(start_ms, end_ms, verdict=None, **ms):
     stages = {"prepare": 0, "vision": 0, "prefix": 0, "state": 0, "flow": 0, **ms}
-    return {"time_ns": int(end_ms * 1e6), "delay_ms": end_ms - start_ms, "ms": stages, "verdict": verdict, "reason": "always"}
+    return {
+        "time_ns": int(end_ms * 1e6),
+        "delay_ms": end_ms - start_ms,
+        "ms": stages,
+        "verdict": verdict,
+        "reason": "always",
+    }
 
 
 def test_every_missed_tick_is_blamed_once():
@@ -295,7 +393,9 @@ def test_a_tick_whose_cell_is_damaged_is_blamed_on_the_record(run_folder, tmp_pa
     assert main(["report", str(damaged), "--out", str(tmp_path / "page.html"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["ticks"] == len(ticks) - 1
-    assert [(item["first"], item["last"]) for item in told["missed"] if item["cause"] == "record"] == [(lost["tick"], lost["tick"])]
+    assert [(item["first"], item["last"]) for item in told["missed"] if item["cause"] == "record"] == [
+        (lost["tick"], lost["tick"])
+    ]
     main(["replay", str(damaged)])
     assert "; 1 cells are damaged" in capsys.readouterr().out
 
@@ -313,14 +413,28 @@ def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsy
     numbers = {item["tick"] for item in ticks}
     skipped = set(range(min(numbers), max(numbers) + 1)) - numbers
     idle = {
-        item["tick"] for item in ticks
-        if item["state"] in ("planning", "hold") and not item["due"] and not item["latched"] and item["reason"] not in ("operator", "parked")
+        item["tick"]
+        for item in ticks
+        if item["state"] in ("planning", "hold")
+        and not item["due"]
+        and not item["latched"]
+        and item["reason"] not in ("operator", "parked")
     }
     blamed = [(number, item["skipped"]) for item in told["missed"] for number in range(item["first"], item["last"] + 1)]
-    assert len(blamed) == len(set(blamed)) and {n for n, s in blamed if s} == skipped and {n for n, s in blamed if not s} == idle and idle
+    assert (
+        len(blamed) == len(set(blamed))
+        and {n for n, s in blamed if s} == skipped
+        and {n for n, s in blamed if not s} == idle
+        and idle
+    )
     assert all(item["cause"] in {cause.value for cause in Cause} for item in told["missed"])
     text = out.read_text()
-    assert text.startswith("<!doctype html>") and "<svg" in text and "http" not in text.replace("http-equiv", "") and "Missed ticks" in text
+    assert (
+        text.startswith("<!doctype html>")
+        and "<svg" in text
+        and "http" not in text.replace("http-equiv", "")
+        and "Missed ticks" in text
+    )
     assert f"every missed tick ({len(blamed)})" in text
 
 
@@ -329,7 +443,14 @@ def test_a_log_that_is_none_and_a_page_that_cannot_be_written_are_refused_in_one
     now_ns = next(iter(ticks_of(open_record(record))))["now_ns"]
     whole = (run_folder / "inference.jsonl").read_text()
     log = tmp_path / "log.jsonl"
-    for line in ("[]", "{", "[" * 100_000, '{"time_ns": "1"}', json.dumps({"reason": "x", "time_ns": now_ns}), json.dumps({"reason": "x", "ms": {}, "time_ns": now_ns, "prefix": True})):
+    for line in (
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"time_ns": "1"}',
+        json.dumps({"reason": "x", "time_ns": now_ns}),
+        json.dumps({"reason": "x", "ms": {}, "time_ns": now_ns, "prefix": True}),
+    ):
         log.write_text(line + "\n" + whole)
         assert main(["report", str(record), "--inference", str(log), "--out", str(tmp_path / "page.html")]) == 2
         assert "line 1 is not an entry" in capsys.readouterr().err
@@ -355,7 +476,9 @@ def test_when_the_disk_takes_no_more_the_recording_stops_and_the_arm_moves_on(go
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, hard))
     try:
-        folder = record_run(tmp_path / "clip", golden_bundle, "--record-inputs", str(tmp_path / "inputs.rec"), seconds=8)
+        folder = record_run(
+            tmp_path / "clip", golden_bundle, "--record-inputs", str(tmp_path / "inputs.rec"), seconds=8
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     told = capsys.readouterr().err

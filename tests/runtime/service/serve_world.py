@@ -35,7 +35,9 @@ class Served:
     def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         return self.send("GET", path, headers=headers)
 
-    def send(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    def send(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
         request = urllib.request.Request(self.url + path, body, headers or {}, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -58,8 +60,19 @@ class Served:
 @contextmanager
 def served(bundle: Path, run_dir: Path, words: Sequence[str] = ()) -> Iterator[Served]:
     """The service on a free port, ready. It is ended when the block ends."""
-    command = [sys.executable, "-m", "vla_edge.runtime.command", "serve", "--bundle", str(bundle), "--run-dir", str(run_dir)]
-    process = subprocess.Popen([*command, "--port", "0", "--threads", "1", "--nice", "0", *words], stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "vla_edge.runtime.command",
+        "serve",
+        "--bundle",
+        str(bundle),
+        "--run-dir",
+        str(run_dir),
+    ]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--threads", "1", "--nice", "0", *words], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         line = process.stdout.readline().strip()
@@ -83,7 +96,9 @@ def served(bundle: Path, run_dir: Path, words: Sequence[str] = ()) -> Iterator[S
 def golden_observation() -> dict[str, Any]:
     """The recorded observation of tests/golden with a noise of its own: names → arrays, `task` a text."""
     with np.load(GOLDEN, allow_pickle=False) as recorded:
-        fields: dict[str, Any] = {name.removeprefix("raw/image/"): recorded[name] for name in recorded.files if name.startswith("raw/image/")}
+        fields: dict[str, Any] = {
+            name.removeprefix("raw/image/"): recorded[name] for name in recorded.files if name.startswith("raw/image/")
+        }
         fields["observation.state"] = recorded["raw/state"].astype(np.float32)
         fields["task"] = str(recorded["raw/task"])
     fields["noise"] = np.random.default_rng(5).standard_normal((50, 32)).astype(np.float32)

@@ -1,4 +1,5 @@
-"""`vla-runtime serve`: the clients that exist get the actions of `vla-runtime infer`; strangers and bad messages do not."""
+"""`vla-runtime serve`: the clients that exist get the actions of `vla-runtime infer`; strangers and bad messages do
+not."""
 
 from __future__ import annotations
 
@@ -39,9 +40,15 @@ class Control:
         self.core = pytest.importorskip("vla_edge._core")
         self.folder, self.listener = folder, listen(folder)
         limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-        settings = ControlSettings(limits, round(1e9 / 30), session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12)
-        files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=self.listener.fileno(), priority=0)
-        self.thread = threading.Thread(target=self.core.control_run, args=(self.core.StillArm([2048] * 6), settings, files), daemon=True)
+        settings = ControlSettings(
+            limits, round(1e9 / 30), session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12
+        )
+        files = LoopFiles(
+            folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=self.listener.fileno(), priority=0
+        )
+        self.thread = threading.Thread(
+            target=self.core.control_run, args=(self.core.StillArm([2048] * 6), settings, files), daemon=True
+        )
         self.thread.start()
 
     def status(self):
@@ -70,7 +77,22 @@ def expected(golden_bundle, tmp_path_factory):
     """What `vla-runtime infer` makes of the observation."""
     folder = tmp_path_factory.mktemp("infer")
     np.savez(folder / "in.npz", **golden_observation())
-    assert main(["infer", "--bundle", str(golden_bundle), "--observation", str(folder / "in.npz"), "--out", str(folder / "out.npz"), "--threads", "1"]) == 0
+    assert (
+        main(
+            [
+                "infer",
+                "--bundle",
+                str(golden_bundle),
+                "--observation",
+                str(folder / "in.npz"),
+                "--out",
+                str(folder / "out.npz"),
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     with np.load(folder / "out.npz") as made:
         return made["action"]
 
@@ -79,7 +101,10 @@ def talk(service, *messages, headers=None):
     """Send messages over one websocket as openpi's client does; the metadata and what came back for each."""
 
     async def run():
-        async with aiohttp.ClientSession() as session, session.ws_connect(service.url + "/", max_msg_size=0, headers=headers) as socket_:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(service.url + "/", max_msg_size=0, headers=headers) as socket_,
+        ):
             answers = [decode((await socket_.receive(timeout=60)).data, LARGE)]
             for message in messages:
                 await (socket_.send_str(message) if isinstance(message, str) else socket_.send_bytes(message))
@@ -97,7 +122,10 @@ def test_the_openpi_protocol_gives_the_actions_of_infer(world, expected):
     observation = golden_observation()
     observation["prompt"] = observation.pop("task")
     metadata, first, second = talk(service, encode(observation), encode(observation))
-    assert metadata["action_shape"] == [50, 6] and list(metadata["cameras"]) == ["observation.images.laptop", "observation.images.phone"]
+    assert metadata["action_shape"] == [50, 6] and list(metadata["cameras"]) == [
+        "observation.images.laptop",
+        "observation.images.phone",
+    ]
     for answer in (first, second):
         content = decode(answer.data, LARGE)
         assert content["actions"].tobytes() == expected.tobytes() and content["server_timing"]["infer_ms"] > 0
@@ -108,7 +136,11 @@ def test_the_triton_client_gets_the_actions_of_infer_with_and_without_a_sequence
     service, _ = world
     client = http.InferenceServerClient(service.url.removeprefix("http://"))
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("policy")
-    assert {item["name"] for item in client.get_model_metadata("policy")["inputs"]} >= {"observation.images.phone", "observation.state", "task"}
+    assert {item["name"] for item in client.get_model_metadata("policy")["inputs"]} >= {
+        "observation.images.phone",
+        "observation.state",
+        "task",
+    }
     kinds = {"uint8": "UINT8", "float32": "FP32"}
     inputs = []
     for name, value in golden_observation().items():
@@ -149,15 +181,25 @@ def test_the_openpi_client_of_pypi_gets_the_actions_of_infer(world, expected, re
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         made = subprocess.run([sys.executable, "-m", "venv", str(home)], capture_output=True, text=True)
-        packages = ["openpi-client==0.1.2", "numpy<2", "typing_extensions"]  # the client uses the last without saying so
+        packages = [
+            "openpi-client==0.1.2",
+            "numpy<2",
+            "typing_extensions",
+        ]  # the client uses the last without saying so
         if made.returncode == 0:
-            made = subprocess.run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], capture_output=True, text=True)
+            made = subprocess.run(
+                [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages],
+                capture_output=True,
+                text=True,
+            )
         if made.returncode != 0:
             pytest.skip(f"no environment for openpi-client could be made: {made.stderr.strip().splitlines()[-1:]}")
         (home / "ready").touch()
     np.savez(tmp_path / "in.npz", **golden_observation())
     words = [str(python), "-c", OPENPI_CLIENT, str(service.port), str(tmp_path / "in.npz"), str(tmp_path / "out.npy")]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, "no_proxy": "127.0.0.1"})
+    ran = subprocess.run(
+        words, capture_output=True, text=True, timeout=120, env={**os.environ, "no_proxy": "127.0.0.1"}
+    )
     assert ran.returncode == 0, ran.stderr
     assert np.load(tmp_path / "out.npy").tobytes() == expected.tobytes()
     assert "refused: Error in inference server:" in ran.stdout and "unknown field 'bad'" in ran.stdout
@@ -248,7 +290,9 @@ def test_what_clients_sent_is_recorded_and_gives_the_same_chunks_again(golden_bu
     observation = golden_observation()
     drawn = {name: value for name, value in observation.items() if name != "noise"}
     (tmp_path / "run").mkdir(mode=0o700)
-    with served(golden_bundle, tmp_path / "run", ["--record-inputs", str(tmp_path / "inputs.rec"), "--seed", "3"]) as service:
+    with served(
+        golden_bundle, tmp_path / "run", ["--record-inputs", str(tmp_path / "inputs.rec"), "--seed", "3"]
+    ) as service:
         for _ in range(2):
             _, first, second = talk(service, encode(observation), encode(drawn))
             assert decode(first.data, LARGE)["actions"].tobytes() != decode(second.data, LARGE)["actions"].tobytes()
@@ -311,7 +355,10 @@ def test_one_client_may_give_words_and_the_others_only_read(world):
     code, body = service.send("POST", "/lease")
     assert code == 200
     mine = {"X-Lease": json.loads(body)["lease"]}
-    assert service.send("POST", "/lease")[0] == 409 and service.send("POST", "/control/hold", headers={"X-Lease": "guess"})[0] == 403
+    assert (
+        service.send("POST", "/lease")[0] == 409
+        and service.send("POST", "/control/hold", headers={"X-Lease": "guess"})[0] == 403
+    )
     assert service.status()["lease"] == "127.0.0.1" and control.status()["state"] == "disarmed"
     assert service.send("POST", "/control/arm", headers=mine)[0] == 200
     assert control.status()["state"] == "planning"
@@ -335,7 +382,10 @@ def test_metrics_are_prometheus_text_and_count(world):
     talk(service, encode(golden_observation()))
     second = samples()
     assert second["vla_control_up"] == 1 and second["vla_control_ticks_total"] > first["vla_control_ticks_total"]
-    assert second["vla_serve_inferences_total"] == first["vla_serve_inferences_total"] + 1 and second["vla_serve_cold_start_seconds"] > 0
+    assert (
+        second["vla_serve_inferences_total"] == first["vla_serve_inferences_total"] + 1
+        and second["vla_serve_cold_start_seconds"] > 0
+    )
     assert 'vla_serve_stage_milliseconds{stage="flow",quantile="p50"}' in second
 
 
@@ -364,9 +414,26 @@ def secrets_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     (folder / "token").write_text(TOKEN + "\n")
     (folder / "token").chmod(0o600)
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     try:
-        subprocess.run([*words, "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")], check=True, capture_output=True)
+        subprocess.run(
+            [*words, "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"openssl makes no certificate here: {error}")
     return folder
@@ -383,7 +450,11 @@ def test_off_loopback_only_with_token_and_tls(secrets_of):
         with pytest.raises(ServeError, match="there is no token"):
             access(host, None, certificate, key)
         assert access(host, token, certificate, key).tls is not None
-    for content, mode, message in ((TOKEN, 0o644, "can be read by others"), ("short", 0o600, "16 or more"), ("with a blank in it ", 0o600, "visible ASCII")):
+    for content, mode, message in (
+        (TOKEN, 0o644, "can be read by others"),
+        ("short", 0o600, "16 or more"),
+        ("with a blank in it ", 0o600, "visible ASCII"),
+    ):
         bad = secrets_of / "bad"
         bad.write_text(content)
         bad.chmod(mode)
@@ -392,7 +463,16 @@ def test_off_loopback_only_with_token_and_tls(secrets_of):
 
 
 def test_the_token_is_asked_for_everywhere_but_on_the_empty_page(golden_bundle, tmp_path, secrets_of):
-    words = ["--host", "0.0.0.0", "--token-file", str(secrets_of / "token"), "--certificate", str(secrets_of / "cert.pem"), "--key", str(secrets_of / "key.pem")]
+    words = [
+        "--host",
+        "0.0.0.0",
+        "--token-file",
+        str(secrets_of / "token"),
+        "--certificate",
+        str(secrets_of / "cert.pem"),
+        "--key",
+        str(secrets_of / "key.pem"),
+    ]
     trusting = ssl.create_default_context(cafile=str(secrets_of / "cert.pem"))
     trusting.check_hostname = False
 
@@ -400,7 +480,13 @@ def test_the_token_is_asked_for_everywhere_but_on_the_empty_page(golden_bundle, 
         url = f"https://127.0.0.1:{service.port}"
         codes = {}
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session:
-            for scheme, token in (("", ""), ("Bearer", "wrong-token-of-this-test"), ("Bearer", TOKEN), ("Api-Key", TOKEN), ("Basic", TOKEN)):
+            for scheme, token in (
+                ("", ""),
+                ("Bearer", "wrong-token-of-this-test"),
+                ("Bearer", TOKEN),
+                ("Api-Key", TOKEN),
+                ("Basic", TOKEN),
+            ):
                 headers = {"Authorization": f"{scheme} {token}"} if scheme else {}
                 for path in ("/", "/healthz", "/status.json", "/metrics", "/v2/models/policy"):
                     async with session.get(url + path, headers=headers) as answer:
@@ -437,7 +523,11 @@ def test_a_lease_is_held_by_one_renewed_by_use_and_lapses():
     lease = ControlLease(seconds=5)
     first = lease.take("a", 0)
     assert first is not None and lease.take("b", 4_000_000_000) is None
-    assert lease.renew(first, 4_000_000_000) and lease.take("b", 8_000_000_000) is None and not lease.renew("guess", 8_000_000_000)
+    assert (
+        lease.renew(first, 4_000_000_000)
+        and lease.take("b", 8_000_000_000) is None
+        and not lease.renew("guess", 8_000_000_000)
+    )
     lease.armed()
     assert not lease.lapsed(8_000_000_000) and lease.lapsed(9_000_000_000) and not lease.lapsed(9_100_000_000)
     second = lease.take("b", 9_200_000_000)
@@ -446,8 +536,16 @@ def test_a_lease_is_held_by_one_renewed_by_use_and_lapses():
     assert lease.release(second, 9_400_000_000) and not lease.lapsed(20_000_000_000)
 
 
-@pytest.mark.parametrize("words, message", [(["--host", "0.0.0.0"], "can be reached from other machines"), (["--port", "70000"], "--port is 70000"), (["--sessions", "0"], "--sessions is 0")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--port", "70000"], "--port is 70000"),
+        (["--sessions", "0"], "--sessions is 0"),
+    ],
+)
 def test_what_cannot_be_served_is_refused_in_one_line(golden_bundle, tmp_path, capsys, words, message):
-    assert main(["serve", "--bundle", str(golden_bundle), "--nice", "0", "--run-dir", str(tmp_path / "run"), *words]) == 2
+    assert (
+        main(["serve", "--bundle", str(golden_bundle), "--nice", "0", "--run-dir", str(tmp_path / "run"), *words]) == 2
+    )
     assert message in capsys.readouterr().err
-

@@ -1,4 +1,5 @@
-"""What strangers send to the service's door in bytes of their own, and what happens to the arm when its holder is gone."""
+"""What strangers send to the service's door in bytes of their own, and what happens to the arm when its holder is
+gone."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def test_headers_that_are_no_text_or_no_name_are_refused_and_no_error_of_ours(se
     for host in (b"[", b"[::1", b"\xff\xfe", b"", b"127.0.0.1@evil.example"):
         assert b" 403 " in ask(service, b"GET /status.json HTTP/1.1\r\nHost: " + host)[:15], host
     for origin in (b"http://[", b"null", b"\xff", b"http://127.0.0.1:99999999999"):
-        assert b" 403 " in ask(service, b"GET /status.json HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: " + origin)[:15], origin
+        assert b" 403 " in ask(service, b"GET /status.json HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: " + origin)[:15], (
+            origin
+        )
     assert service.send("POST", "/lease")[0] == 200
     for word in (b"PUT /lease", b"DELETE /lease", b"POST /control/hold"):  # while the lease is held: it is compared
         assert b" 403 " in ask(service, word + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Lease: \xff\xfe")[:15], word
@@ -84,7 +87,11 @@ def test_actions_that_are_not_finite_are_no_answer(service):
 def test_the_journal_is_not_filled_by_strangers(golden_bundle, tmp_path, capfd):
     with served(golden_bundle, tmp_path / "run") as service:
         capfd.readouterr()
-        for head in (b"\x16\x03\x01garbage", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5", b"GET / HTTP/1.1\r\nX: " + b"a" * 9000):
+        for head in (
+            b"\x16\x03\x01garbage",
+            b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5",
+            b"GET / HTTP/1.1\r\nX: " + b"a" * 9000,
+        ):
             assert b" 400 " in ask(service, head)[:15]
         with socket.create_connection(("127.0.0.1", service.port)) as door:  # goes away in the middle of its body
             door.sendall(f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\nabc".encode())
@@ -94,18 +101,34 @@ def test_the_journal_is_not_filled_by_strangers(golden_bundle, tmp_path, capfd):
 
 def test_an_error_of_ours_is_still_logged():
     def line(error: Exception) -> logging.LogRecord:
-        return logging.LogRecord("aiohttp.server", logging.ERROR, "", 0, "Error handling request", (), (type(error), error, None))
+        return logging.LogRecord(
+            "aiohttp.server", logging.ERROR, "", 0, "Error handling request", (), (type(error), error, None)
+        )
 
     assert running._is_ours(line(KeyError("ms"))) and not running._is_ours(line(ConnectionResetError()))
 
 
 def test_a_start_that_fails_leaves_no_record(golden_bundle, tmp_path, capsys):
     record = tmp_path / "inputs.rec"
-    words = ["serve", "--bundle", str(golden_bundle), "--nice", "0", "--run-dir", str(tmp_path / "run"), "--record-inputs", str(record)]
+    words = [
+        "serve",
+        "--bundle",
+        str(golden_bundle),
+        "--nice",
+        "0",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--record-inputs",
+        str(record),
+    ]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main([*words, "--port", str(taken.getsockname()[1])]) == 2
     assert "in use" in capsys.readouterr().err and not record.exists()
-    for more, message in ((["--record-mb", "0"], "--record-mb is 0"), (["--nice", "-5"], "--nice is -5"), (["--nice", "20"], "--nice is 20")):
+    for more, message in (
+        (["--record-mb", "0"], "--record-mb is 0"),
+        (["--nice", "-5"], "--nice is -5"),
+        (["--nice", "20"], "--nice is 20"),
+    ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err and not record.exists()
 
@@ -178,19 +201,46 @@ def test_half_an_address_is_nobodys_name():
 
 def test_a_certificate_that_has_ended_and_a_key_with_a_passphrase_are_refused_without_a_question(tmp_path):
     key, certificate, ended, locked = (tmp_path / name for name in ("key.pem", "cert.pem", "ended.pem", "locked.pem"))
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     try:
         subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-        subprocess.run(["openssl", "x509", "-in", str(certificate), "-days", "-1", "-signkey", str(key), "-out", str(ended)], check=True, capture_output=True)
-        subprocess.run(["openssl", "ec", "-aes128", "-passout", "pass:abcd", "-in", str(key), "-out", str(locked)], check=True, capture_output=True)
+        subprocess.run(
+            ["openssl", "x509", "-in", str(certificate), "-days", "-1", "-signkey", str(key), "-out", str(ended)],
+            check=True,
+            capture_output=True,
+        )
+        subprocess.run(
+            ["openssl", "ec", "-aes128", "-passout", "pass:abcd", "-in", str(key), "-out", str(locked)],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"openssl makes no such certificate here: {error}")
-    assert abs(certificate_ends(certificate.read_text()) - datetime.now(timezone.utc) - timedelta(days=2)) < timedelta(hours=1)
+    assert abs(certificate_ends(certificate.read_text()) - datetime.now(timezone.utc) - timedelta(days=2)) < timedelta(
+        hours=1
+    )
     assert tls_context(certificate, key) is not None
     with pytest.raises(ServeError, match="expired on"):
         tls_context(ended, key)
     with pytest.raises(ServeError, match="without a passphrase"):
         tls_context(certificate, locked)
-    for text in ("", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"):
+    for text in (
+        "",
+        "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n",
+        "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+    ):
         with pytest.raises(ValueError):
             certificate_ends(text)

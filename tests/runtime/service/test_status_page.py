@@ -26,7 +26,9 @@ pytest.importorskip("aiohttp")
 
 
 def test_the_page_needs_nothing_from_outside():
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", PAGE) and "http" not in PAGE.replace("http://www.w3.org/2000/svg", "")
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", PAGE) and "http" not in PAGE.replace(
+        "http://www.w3.org/2000/svg", ""
+    )
 
 
 @pytest.fixture
@@ -36,16 +38,43 @@ def robot(golden_bundle, tmp_path):
     folder = open_run_folder(tmp_path / "run")
     listener = listen(folder)
     limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-    settings = ControlSettings(limits, round(1e9 / 30), session=7, bundle_digest=open_bundle(golden_bundle).digest, patience_min_ns=10**12, patience_max_ns=10**12)
-    files = LoopFiles(folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=listener.fileno(), priority=0, arm_at_start=True)
+    settings = ControlSettings(
+        limits,
+        round(1e9 / 30),
+        session=7,
+        bundle_digest=open_bundle(golden_bundle).digest,
+        patience_min_ns=10**12,
+        patience_max_ns=10**12,
+    )
+    files = LoopFiles(
+        folder.ring,
+        folder.state,
+        folder.record,
+        record_cells=1 << 12,
+        socket_fd=listener.fileno(),
+        priority=0,
+        arm_at_start=True,
+    )
     thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
     thread.start()
-    words = [sys.executable, "-m", "vla_edge.runtime.command", "inference", "--bundle", str(golden_bundle), "--run-dir", str(folder.path)]
+    words = [
+        sys.executable,
+        "-m",
+        "vla_edge.runtime.command",
+        "inference",
+        "--bundle",
+        str(golden_bundle),
+        "--run-dir",
+        str(folder.path),
+    ]
     words += ["--task", "Place the bracelet into the box", "--threads", "1", "--nice", "0"]
     with np.load(GOLDEN, allow_pickle=False) as recorded:
         for name in ("laptop", "phone"):
             (tmp_path / name).mkdir()
-            cv2.imwrite(str(tmp_path / name / "0.png"), cv2.cvtColor(recorded[f"raw/image/observation.images.{name}"], cv2.COLOR_RGB2BGR))
+            cv2.imwrite(
+                str(tmp_path / name / "0.png"),
+                cv2.cvtColor(recorded[f"raw/image/observation.images.{name}"], cv2.COLOR_RGB2BGR),
+            )
             words += ["--camera", f"{name}=file:{tmp_path / name}"]
     inference = subprocess.Popen(words)
     yield folder
@@ -62,25 +91,46 @@ def robot(golden_bundle, tmp_path):
 def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle, tmp_path):
     async def look(url):
         async with opened(url + "/", tmp_path / "profile") as page:
-            await page.until("document.getElementById('ready').textContent === 'ready' && Number(document.getElementById('tick').textContent) > 0")
+            await page.until(
+                "document.getElementById('ready').textContent === 'ready' && "
+                "Number(document.getElementById('tick').textContent) > 0"
+            )
             first = await page.value("Number(document.getElementById('tick').textContent)")
             await page.until(f"Number(document.getElementById('tick').textContent) > {first}")
             before = await page.until("Number(document.getElementById('inferences').textContent)")
             await page.until(f"Number(document.getElementById('inferences').textContent) > {before}")
-            await page.until("[...document.querySelectorAll('#cameras img')].filter(i => i.naturalWidth === 320).length === 2")
-            await page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
-            assert await page.value("document.documentElement.scrollWidth") <= 390, "on a phone nothing lies beside the page"
+            await page.until(
+                "[...document.querySelectorAll('#cameras img')].filter(i => i.naturalWidth === 320).length === 2"
+            )
+            await page.call(
+                "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True
+            )
+            assert await page.value("document.documentElement.scrollWidth") <= 390, (
+                "on a phone nothing lies beside the page"
+            )
             await page.call("Emulation.clearDeviceMetricsOverride")
-            shown = await page.value("['joints', 'stages', 'reasons', 'chunks'].map(id => document.querySelectorAll('#' + id + ' .row').length)")
+            shown = await page.value(
+                "['joints', 'stages', 'reasons', 'chunks'].map(id => document.querySelectorAll('#' + id + ' "
+                ".row').length)"
+            )
             wrong = await page.value("document.getElementById('faults').textContent")
             await page.value("cameras({})")  # inference ended: its last picture must not stand there as if it were now
-            gone = await page.value("document.querySelectorAll('#cameras figure').length === 0 && !document.getElementById('nocamera').hidden")
+            gone = await page.value(
+                "document.querySelectorAll('#cameras figure').length === 0 && "
+                "!document.getElementById('nocamera').hidden"
+            )
             await page.value("document.getElementById('take').click()")
-            await page.until("document.getElementById('holder').textContent === 'you hold the control lease' && !document.querySelector('[data-word=hold]').disabled")
+            await page.until(
+                "document.getElementById('holder').textContent === 'you hold the control lease' && "
+                "!document.querySelector('[data-word=hold]').disabled"
+            )
             await page.value("document.querySelector('[data-word=hold]').click()")
             await page.until("document.getElementById('state').textContent === 'hold'")
             await page.value("lease = ''")  # lost, as after a long sleep of the computer
-            await page.until("document.getElementById('take').textContent === 'Take control' && document.querySelector('[data-word=hold]').disabled")
+            await page.until(
+                "document.getElementById('take').textContent === 'Take control' && "
+                "document.querySelector('[data-word=hold]').disabled"
+            )
             return shown, wrong, gone
 
     with served(golden_bundle, robot.path) as service:

@@ -115,7 +115,13 @@ def mutated(seed: bytes, generator: random.Random) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    sincere = encode({"observation.images.laptop": np.zeros((4, 4, 3), np.uint8), "observation.state": np.zeros(6, np.float32), "prompt": "go"})
+    sincere = encode(
+        {
+            "observation.images.laptop": np.zeros((4, 4, 3), np.uint8),
+            "observation.state": np.zeros(6, np.float32),
+            "prompt": "go",
+        }
+    )
     return [sincere, *(message for message in HOSTILE.values() if 0 < len(message) < 4096)]
 
 
@@ -132,7 +138,9 @@ def check_any_request(data: bytes, header_length: str | None) -> None:
 def fuzz(rounds: int, seed: int) -> None:
     generator = random.Random(seed)
     pool = [*seeds(), *(file.read_bytes() for file in CORPUS.glob("*"))]
-    requests = [request for request in BAD_REQUESTS.values() if len(request[0]) < 4096] + [body([(STATE, b"\0" * 8)], outputs=[{"name": "action"}])]
+    requests = [request for request in BAD_REQUESTS.values() if len(request[0]) < 4096] + [
+        body([(STATE, b"\0" * 8)], outputs=[{"name": "action"}])
+    ]
     for _ in range(rounds):
         check_any(mutated(generator.choice(pool), generator))
         data, length = generator.choice(requests)
@@ -168,10 +176,21 @@ STATE = {"name": "observation.state", "datatype": "FP32", "shape": [2]}
 
 def test_binary_and_json_inputs_are_the_same_arrays():
     values = np.array([1.5, -2], np.float32)
-    binary = kserve.parse_request(*body([(STATE, values.tobytes()), ({"name": "task", "datatype": "BYTES", "shape": [1]}, b"\x02\0\0\0go")]))
-    plain = kserve.parse_request(*body([({**STATE, "data": [1.5, -2]}, None), ({"name": "task", "datatype": "BYTES", "shape": [1], "data": ["go"]}, None)]))
+    binary = kserve.parse_request(
+        *body([(STATE, values.tobytes()), ({"name": "task", "datatype": "BYTES", "shape": [1]}, b"\x02\0\0\0go")])
+    )
+    plain = kserve.parse_request(
+        *body(
+            [
+                ({**STATE, "data": [1.5, -2]}, None),
+                ({"name": "task", "datatype": "BYTES", "shape": [1], "data": ["go"]}, None),
+            ]
+        )
+    )
     for request in (binary, plain):
-        assert request.inputs["observation.state"].tobytes() == values.tobytes() and str(request.inputs["task"][0]) == "go"
+        assert (
+            request.inputs["observation.state"].tobytes() == values.tobytes() and str(request.inputs["task"][0]) == "go"
+        )
 
 
 BAD_REQUESTS = {
@@ -185,7 +204,9 @@ BAD_REQUESTS = {
     "too few bytes": body([(STATE, b"\0" * 7)]),
     "bytes behind the inputs": (body([(STATE, b"\0" * 8)])[0] + b"x", body([(STATE, b"\0" * 8)])[1]),
     "a size beyond the body": body([({**STATE, "parameters": {"binary_data_size": 1 << 40}}, None)]),
-    "a text that lies about its length": body([({"name": "task", "datatype": "BYTES", "shape": [1]}, b"\xff\xff\xff\xffgo")]),
+    "a text that lies about its length": body(
+        [({"name": "task", "datatype": "BYTES", "shape": [1]}, b"\xff\xff\xff\xffgo")]
+    ),
     "a text where numbers belong": body([({**STATE, "data": ["1", "2"]}, None)]),
     "a number that does not fit": body([({**STATE, "datatype": "UINT8", "data": [1, 256]}, None)]),
     "the same input twice": body([(STATE, b"\0" * 8), (STATE, b"\0" * 8)]),
