@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.benchmarks.jitter import commit
 from vla_edge.benchmarks.moving_episodes import move_cube, record_phases
@@ -37,6 +36,7 @@ from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.inference.cache import CachePolicy, Reason

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature, Info
-from vla_edge.lerobot_data.meta import Episode, read_table
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature, Info
+from vla_edge.lerobot_data.meta import Episode, read_table
 
 
 @dataclass(slots=True)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
+
+from vla_edge.errors import ConfigError, run_command, terminated_like_interrupted
+from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.tables import stats_to_json
 from vla_edge.lerobot_data.task_texts import add_task, load_counter, rename_task, task_uses
 from vla_edge.lerobot_data.verify import verify_dataset
-
-from vla_edge.errors import ConfigError, run_command, terminated_like_interrupted
-from vla_edge.lerobot_data import layout
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.stats import Stats
-
-from vla_edge.errors import DatasetError
 
 _SAMPLES = 3
 _TOTAL_TOLERANCE = 1e-9

@@ -15,6 +15,9 @@ from math import inf
 from pathlib import Path
 
 import pyarrow as pa
+
+from vla_edge.errors import CheckFailed, ConfigError, DatasetError
+from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.columns import column_array
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.episode_table import EpisodeRow, EpisodeTable
@@ -24,9 +27,6 @@ from vla_edge.lerobot_data.stats import aggregate
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video_files import VideoFiles
 from vla_edge.lerobot_data.writer import partial_folder, publish
-
-from vla_edge.errors import CheckFailed, ConfigError, DatasetError
-from vla_edge.lerobot_data import layout, tables
 
 Progress = Callable[[int, int], None]
 """Called with (episodes done, episodes in all)."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from vla_edge.lerobot_data.layout import Location
-from vla_edge.lerobot_data.stats import Stats
-from vla_edge.lerobot_data.tables import MB, TableFiles, nested
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.layout import Location
+from vla_edge.lerobot_data.stats import Stats
+from vla_edge.lerobot_data.tables import MB, TableFiles, nested
 
 _ROWS_PER_GROUP = 100
 

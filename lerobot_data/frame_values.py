@@ -8,10 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature
 
 
 def check_features(features: Mapping[str, Feature]) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.layout import Info, Location
-from vla_edge.lerobot_data.stats import Stats, aggregate
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.layout import Info, Location
+from vla_edge.lerobot_data.stats import Stats, aggregate
 
 
 @dataclass(frozen=True, slots=True)

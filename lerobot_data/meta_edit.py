@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.episode_table import stats_columns
 from vla_edge.lerobot_data.layout import Info
 from vla_edge.lerobot_data.meta import episode_files, read_table
 from vla_edge.lerobot_data.stats import Stats
-
-from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data import layout, tables
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.columns import column_array, data_files
 from vla_edge.lerobot_data.layout import INDEX_FEATURES, Info
 from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episodes, read_stats, read_table, read_tasks
 from vla_edge.lerobot_data.stats import Stats
-
-from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data import layout
 
 T = TypeVar("T")
 

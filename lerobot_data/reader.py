@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.columns import read_columns, stored_image
 from vla_edge.lerobot_data.layout import Feature, Info, read_info
 from vla_edge.lerobot_data.meta import Episode, read_episodes, read_stats, read_tasks
 from vla_edge.lerobot_data.stats import Stats
 from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader
-
-from vla_edge.errors import DatasetError
 
 _OPEN_VIDEOS = 8
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.meta_edit import edited_meta, write_statistics
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.stats import ImageMoments, Stats, aggregate, number_stats, sampled_frames
-
-from vla_edge.errors import DatasetError
 
 
 def episode_stats(dataset: Dataset, episode: Episode) -> Stats:

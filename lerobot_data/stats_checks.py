@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.columns import column_array
 from vla_edge.lerobot_data.layout import Info, image_size
 from vla_edge.lerobot_data.meta import read_table
 from vla_edge.lerobot_data.opened import MOST_PROBLEMS, Opened
 from vla_edge.lerobot_data.stats import Stats, number_stats
-
-from vla_edge.errors import DatasetError
 
 
 def statistics(opened: Opened) -> list[str]:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature, Location
-from vla_edge.lerobot_data.stats import Stats
 
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature, Location
+from vla_edge.lerobot_data.stats import Stats
 
 MB = 1024 * 1024
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

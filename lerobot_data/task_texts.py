@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.layout import read_info
 from vla_edge.lerobot_data.meta import read_tasks
 from vla_edge.lerobot_data.meta_edit import edited_meta, rename_in_episodes, write_task_texts
 from vla_edge.lerobot_data.reader import open_dataset
-
-from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data import layout
 
 TOKEN_LIMIT = 48
 """`tokenizer_max_length` of SmolVLA."""

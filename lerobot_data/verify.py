@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.checks import CHECKS, Check
 from vla_edge.lerobot_data.opened import Opened, open_parts
-
-from vla_edge.errors import DatasetError
 
 
 @dataclass(frozen=True, slots=True)

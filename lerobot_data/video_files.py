@@ -7,11 +7,11 @@ from typing import Any
 
 import av
 from av.error import FFmpegError
-from vla_edge.lerobot_data.layout import Location
-from vla_edge.lerobot_data.video import open_video
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.layout import Location
+from vla_edge.lerobot_data.video import open_video
 
 
 class VideoJoiner:

@@ -24,15 +24,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.episode_table import EpisodeRow, EpisodeTable
 from vla_edge.lerobot_data.frame_values import check_features, checked_value, png_bytes
 from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature
 from vla_edge.lerobot_data.stats import ImageMoments, Stats, aggregate, number_stats, sampled_frames
 from vla_edge.lerobot_data.video import Encoding, VideoEncoder, best_encoding
 from vla_edge.lerobot_data.video_files import VideoFiles, video_facts
-
-from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data import layout, tables
 
 
 @dataclass(frozen=True, slots=True)

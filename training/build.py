@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vla_edge.lerobot_data.reader import Dataset
 
 from vla_edge.errors import ConfigError
+from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights, settle_heads
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, read_processing

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.smolvla.config import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
 from vla_edge.training.compare_report import Contender, draw, markdown

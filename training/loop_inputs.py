@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import adapters as trainable
 from vla_edge.training.build import Fit, policy_for_training

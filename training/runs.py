@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vla_edge.lerobot_data.reader import open_dataset
-
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from vla_edge.lerobot_data.reader import Dataset
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.smolvla.backbone import find_folder, read_backbone

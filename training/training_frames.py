@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
 from vla_edge.errors import DatasetError, TrainingError
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.smolvla.config import ACTION, STATE
 from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS, SmolVLAPolicy
 from vla_edge.policies.smolvla.scaling import Normalization, normalize

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import Bundle
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.runtime.inference.units import STATE
 
 COUNT = 6

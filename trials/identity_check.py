@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, IdentityError
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.inference.prompt import PromptEncoder

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from vla_edge.lerobot_data.reader import Dataset
 
 from vla_edge.errors import TrainingError
+from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.images import resize_with_pad
 from vla_edge.policies.smolvla.config import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy, normalize, pad_last

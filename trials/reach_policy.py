@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as functional
 from tests.random_policy import round_to_published, write_vlm
 from torch import Tensor, nn
-from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.errors import TrainingError, run_command
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
 from vla_edge.policies.smolvla.config import ACTION, STATE, config_from_json

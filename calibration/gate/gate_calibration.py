@@ -12,8 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from vla_edge.lerobot_data.meta import Episode
-from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import Bundle, file_sha256, new_folder, open_bundle, write_manifest
 from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
@@ -23,6 +21,8 @@ from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError
+from vla_edge.lerobot_data.meta import Episode
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.scene_gate import GateSettings
 
@@ -113,8 +113,8 @@ def calibrate_gate(
                 recorded,
                 held_out,
                 ReplayPlan(policy, settings, request.period_s),
-                lambda: bar.advance(task),
-            )  # noqa: B023
+                lambda: bar.advance(task),  # noqa: B023
+            )
         if all(
             run.joint_p95 <= request.bound and run.error.max(initial=0.0) <= GROSS * request.bound
             for run in replays.values()

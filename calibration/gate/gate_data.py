@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from vla_edge.lerobot_data.reader import Dataset
 
 from vla_edge.bundle import Bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.runtime.inference.units import STATE
 
 PREFIX = "observation.images."

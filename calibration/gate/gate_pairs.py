@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.meta import Episode
 
 from vla_edge.bundle import Bundle
 from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.lerobot_data.meta import Episode
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.scene_gate import SIMILARITIES, GateSettings, block_means, guard_reading, similarity
 from vla_edge.runtime.inference.session import (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from vla_edge.lerobot_data.reader import Dataset, Sample, open_dataset
 
 from vla_edge.bundle import Bundle
 from vla_edge.calibration.precision.synthetic import Measured, measured
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.reader import Dataset, Sample, open_dataset
 from vla_edge.runtime.inference.units import STATE
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vla_edge.robot import registers as r
+from vla_edge.robot.sim import framing
 from vla_edge.robot.sim.bus_faults import Faults
 from vla_edge.robot.sim.emulated_servo import ERROR_INSTRUCTION, ERROR_LENGTH, EmulatedServo
 from vla_edge.robot.sim.plant import Plant
-from vla_edge.robot.sim import framing
 
 STEP_NS = 2_000_000
 Log = Callable[[Mapping[str, Any]], None]

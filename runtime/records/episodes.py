@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vla_edge.lerobot_data.layout import Feature
-from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import RecordError
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.runtime.control.flight_record import ticks_of
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
 

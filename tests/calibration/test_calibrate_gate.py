@@ -8,9 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from vla_edge.lerobot_data.layout import Feature
-from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.command import main
@@ -19,6 +16,9 @@ from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest,
 from vla_edge.calibration.gate.gate_pairs import PairPlan, planned_pairs
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions

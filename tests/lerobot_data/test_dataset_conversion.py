@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from vla_edge.errors import CheckFailed, DatasetError
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
 from vla_edge.lerobot_data.layout import INDEX_FEATURES
@@ -23,8 +25,6 @@ from vla_edge.lerobot_data.tables import stats_to_json
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video import H264, VideoEncoder
 from vla_edge.lerobot_data.writer import DatasetWriter
-
-from vla_edge.errors import CheckFailed, DatasetError
 
 DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.meta import read_episode_stats
@@ -23,8 +25,6 @@ from vla_edge.lerobot_data.stats import sampled_frames
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video import AV1, H264, Encoding, VideoEncoder
 from vla_edge.lerobot_data.writer import DatasetWriter, WriterSettings
-
-from vla_edge.errors import DatasetError
 
 DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"

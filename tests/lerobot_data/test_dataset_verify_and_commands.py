@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
+
+from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.checks import CHECKS
 from vla_edge.lerobot_data.command import main
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.verify import verify_dataset
-
-from vla_edge.errors import DatasetError
 
 DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import TrainingError
 from vla_edge.export.command import main as export
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tests.random_policy import new_policy, round_to_published, write_vlm
+
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
-
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone

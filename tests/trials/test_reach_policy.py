@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vla_edge.lerobot_data.reader import open_dataset
 
 from vla_edge.bundle import open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.trials.evaluate_reach import VariantResult, earlier_results, mcnemar, table, wilson, write_results

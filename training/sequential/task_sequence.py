@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
-
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint import read_weights
 from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy

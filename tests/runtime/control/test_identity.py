@@ -11,13 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from vla_edge.lerobot_data.layout import Feature
-from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.lerobot_data.writer import DatasetWriter
 
 from vla_edge.bundle import CameraSpec, open_bundle
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import IdentityError
+from vla_edge.lerobot_data.layout import Feature
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, save_joint_calibration
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.identity import (
