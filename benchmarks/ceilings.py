@@ -56,8 +56,9 @@ def measure_ceilings(threads: int) -> Ceilings:
     for rows, inner, outer in SHAPES:
         left, right = (generator.standard_normal(shape, np.float32) for shape in ((rows, inner), (inner, outer)))
         found[f"numpy float32 {rows}×{inner}×{outer}"] = round(
-            2e-9 * rows * inner * outer / _best(lambda left=left, right=right: left @ right), 1
-        )  # type: ignore[misc]
+            2e-9 * rows * inner * outer / _best(lambda left=left, right=right: left @ right),  # type: ignore[misc]
+            1,
+        )
     block = np.ones(MEMORY_BYTES // 8, np.float64)
     memory = MEMORY_BYTES / _best(block.sum) / 1e9
     best = {kind: max(value for name, value in found.items() if kind in name) for kind in ("float32", "int8")}

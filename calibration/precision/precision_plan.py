@@ -96,8 +96,9 @@ def candidates(groups: Sequence[Weighted], dialect: Dialect) -> Iterator[Candida
     apart."""
     names = [item.group for item in groups]
     shapes: list[tuple[str, Callable[[Group], Treatment]]] = [
-        (treatment.value, lambda group, treatment=treatment: treatment) for treatment in dialect.int8
-    ]  # type: ignore[misc]
+        (treatment.value, lambda group, treatment=treatment: treatment)  # type: ignore[misc]
+        for treatment in dialect.int8
+    ]
     if len(dialect.int8) > 1:
         cheap, fine = dialect.int8[0], dialect.int8[-1]
         shapes.append(

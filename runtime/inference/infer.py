@@ -140,8 +140,8 @@ def write_actions(path: Path, result: InferenceResult) -> None:
                 action=result.actions,
                 action_normalized=result.normalized,
                 steps=np.int64(result.steps),
-                **timings,
-            )  # type: ignore[arg-type]
+                **timings,  # type: ignore[arg-type]
+            )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

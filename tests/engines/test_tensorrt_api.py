@@ -60,8 +60,10 @@ def parameters(signature: str) -> list[str]:
     """Names of a signature's parameters; a trailing "=" marks an optional one."""
     text = re.sub(r"<[^>]*>|\[[^\]]*\]", "", signature)
     return [
-        re.match(r"\s*(\w+)", part).group(1) + ("=" if "=" in part else "") for part in text.split(",") if part.strip()
-    ]  # type: ignore[union-attr]
+        match.group(1) + ("=" if "=" in part else "")
+        for part in text.split(",")
+        if (match := re.match(r"\s*(\w+)", part))
+    ]
 
 
 def takes(signature: str, call: ast.Call) -> bool:
