@@ -1,4 +1,4 @@
-"""Every TensorRT name and call in engines/trt*.py against the signatures of the real bindings, 10.3 to 11.4.
+"""Every TensorRT name and call in engines/tensorrt against the signatures of the real bindings, 10.3 to 11.4.
 
 The tables in tests/data/tensorrt_api were written by scripts/tensorrt_signatures.py from the published wheels; no
 TensorRT is needed here and none is run.
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("10.3", "10.13", "10.16", "11.4")
-SOURCES = sorted((ROOT / "engines").glob("trt*.py"))
+SOURCES = sorted((ROOT / "engines" / "tensorrt").glob("*.py"))
 OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig", "engine": "ICudaEngine",
     "runtime": "Runtime", "context": "IExecutionContext", "_context": "IExecutionContext", "inspector": "EngineInspector", "error": "ParserError",
