@@ -20,10 +20,10 @@ import zipfile
 from pathlib import Path
 
 CLASSES = (
-    "Builder", "IBuilderConfig", "INetworkDefinition", "OnnxParser", "ParserError", "Runtime", "ICudaEngine", "IExecutionContext",
-    "EngineInspector", "ITimingCache", "IProgressMonitor", "IHostMemory", "Logger", "ILogger", "NetworkDefinitionCreationFlag", "BuilderFlag",
-    "MemoryPoolType", "ProfilingVerbosity", "LayerInformationFormat", "TensorIOMode", "ExecutionContextAllocationStrategy", "DataType",
-)  # fmt: skip
+    "Builder IBuilderConfig INetworkDefinition OnnxParser ParserError Runtime ICudaEngine IExecutionContext EngineInspector "
+    "ITimingCache IProgressMonitor IHostMemory Logger ILogger NetworkDefinitionCreationFlag BuilderFlag MemoryPoolType "
+    "ProfilingVerbosity LayerInformationFormat TensorIOMode ExecutionContextAllocationStrategy DataType"
+).split()
 READ = """
 import ctypes, importlib.util, json, re, sys, types
 folder, classes = sys.argv[1], json.loads(sys.argv[2])
@@ -44,8 +44,10 @@ for name in classes:
         text = getattr(kind, member).__doc__ or ""
         if member in getattr(kind, "__members__", {}) or not callable(getattr(kind, member)):
             text = ""
-        found = [line for line in re.findall(r"^(?:\\d+\\. )?" + member + r"\\((.*)\\)(?: -> .*)?$", text, re.M) if not line.startswith("*args, **kwargs")]
-        table[name][member] = [re.sub(r"^self: [^,]*(, )?", "", line) for line in found] if callable(getattr(kind, member)) else ""
+        pattern = r"^(?:\\d+\\. )?" + member + r"\\((.*)\\)(?: -> .*)?$"
+        found = [line for line in re.findall(pattern, text, re.M) if not line.startswith("*args, **kwargs")]
+        signatures = [re.sub(r"^self: [^,]*(, )?", "", line) for line in found]
+        table[name][member] = signatures if callable(getattr(kind, member)) else ""
 table["top"] = {name: "" for name in dir(module) if not name.startswith("_")}
 print(json.dumps(table))
 """

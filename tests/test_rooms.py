@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "vla_edge"
 SHARED = {"bundle", "contract", "errors", "files", "fields", "camera_names", "core", "_core", "__version__"}
 INFERENCE, CONTROL = "runtime/inference", "runtime/control"
-MAY_IMPORT = {
+MAY_IMPORT: dict[str, set[str]] = {
     "policies": set(),
     "lerobot_data": set(),
     "training": {"policies", "lerobot_data", "engines", INFERENCE},
@@ -28,15 +28,9 @@ MAY_IMPORT = {
     "runtime/service": {INFERENCE, CONTROL, "engines", "robot"},
     "runtime/records": {INFERENCE, CONTROL, "engines", "lerobot_data"},
     "robot": set(),
-    "trials": {
-        "policies", "lerobot_data", "training", "export", "calibration", "engines", INFERENCE, CONTROL, "runtime/service",
-        "runtime/records", "robot",
-    },
-    "benchmarks": {
-        "policies", "lerobot_data", "training", "export", "calibration", "engines", INFERENCE, CONTROL, "runtime/service",
-        "runtime/records", "robot", "trials",
-    },
-}  # fmt: skip
+}
+MAY_IMPORT["trials"] = set(MAY_IMPORT)
+MAY_IMPORT["benchmarks"] = set(MAY_IMPORT)
 ROOMS = sorted({room.split("/")[0] for room in MAY_IMPORT})
 WITHOUT_TORCH = ("engines", "runtime", "robot", "lerobot_data", "calibration")
 SOURCE_FILES = {"training": 30}
