@@ -14,8 +14,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vla_edge.errors import ConfigError, EngineError, run_command, terminated_like_interrupted
-from vla_edge.export.precision_arguments import add_precision_arguments, precision_request
-from vla_edge.export.tensorrt_bundle import add_tensorrt_arguments, build_here, check_tensorrt_arguments, pack
+from vla_edge.export.precision_arguments import add_precision_arguments, request_from_arguments
+from vla_edge.export.tensorrt_bundle import (
+    add_tensorrt_arguments,
+    build_here,
+    check_tensorrt_arguments,
+    options_from_arguments,
+    pack,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +60,7 @@ def _main(argv: Sequence[str]) -> int:
         else:
             from vla_edge.export.precision import requantise
 
-            request = precision_request(arguments)
+            request = request_from_arguments(arguments)
             with _float32_bundle(arguments, out, tell) as source:
                 requantise(source, out, request, tell)
     written = print_bundle(out, console, detail=False)
@@ -73,7 +79,7 @@ def _main(argv: Sequence[str]) -> int:
 
 def _finish_tensorrt(arguments: argparse.Namespace, path: Path, console: Console) -> int:
     with _progress(console) as tell, _packages():
-        lines = list((pack if arguments.build_on_device else build_here)(path, arguments, tell))
+        lines = list((pack if arguments.build_on_device else build_here)(path, options_from_arguments(arguments), tell))
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     if arguments.json:

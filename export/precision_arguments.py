@@ -59,7 +59,7 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def precision_request(arguments: argparse.Namespace) -> PrecisionRequest:
+def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
     """ConfigError: a flag's value is out of range, or nothing to measure on was given."""
     from vla_edge.calibration.precision.action_error import ActionErrorBound
     from vla_edge.calibration.precision.ranges import Method

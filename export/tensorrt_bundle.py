@@ -6,6 +6,7 @@ import argparse
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.bundle import MANIFEST, open_bundle
@@ -13,6 +14,16 @@ from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
 from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRTOptions:
+    """How engine files are built: scratch of the builder, memory of the board they are for, `force` to build although
+    the memory does not suffice."""
+
+    workspace_bytes: int
+    board_memory_gb: float
+    force: bool
 
 
 def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +67,14 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--board-memory is {arguments.board_memory}, must be more than 0 GB")
 
 
-def build_here(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[str]:
+def options_from_arguments(arguments: argparse.Namespace) -> TensorRTOptions:
+    """The options that the flags ask for."""
+    return TensorRTOptions(arguments.workspace * MB, arguments.board_memory, arguments.force)
+
+
+def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:
     """Build the plans of the bundle at `path`; yields what was built, a line each."""
-    for plan in build_plans(open_bundle(path), BuildOptions(arguments.workspace * MB, arguments.force), tell):
+    for plan in build_plans(open_bundle(path), BuildOptions(options.workspace_bytes, options.force), tell):
         layers = ", ".join(
             f"{name} {count}" for name, count in plan.sidecar.layers.items() if not name.startswith("products.")
         )
@@ -69,7 +85,7 @@ def build_here(path: Path, arguments: argparse.Namespace, tell: Callable[[str], 
         )
 
 
-def pack(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[str]:
+def pack(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:
     """Check every graph for TensorRT and put the bundle into `BUNDLE.tar`; yields the memory plan and what to do next.
 
     ExportError: a graph TensorRT would refuse. ConfigError: the file exists.
@@ -92,8 +108,8 @@ def pack(path: Path, arguments: argparse.Namespace, tell: Callable[[str], None])
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    yield f"a board of {arguments.board_memory:g} GB:"
-    yield from board_plan(bundle, arguments.board_memory, arguments.workspace * MB).lines()
+    yield f"a board of {options.board_memory_gb:g} GB:"
+    yield from board_plan(bundle, options.board_memory_gb, options.workspace_bytes).lines()
     yield (
         f"{target}: carry it to the device, then: tar -xf {target.name} && export-engines --bundle "
         f"{path.resolve().name} --backend tensorrt"

@@ -152,11 +152,28 @@ def load_weights(module: nn.Module, weights: Weights) -> None:
     )
 
 
+def plain_weights(policy: nn.Module) -> dict[str, Tensor]:
+    """The policy's state dict with adapters merged into the layers they adapt, under the checkpoint's own keys."""
+    merged: dict[str, Tensor] = {}
+    adapted = {name: module for name, module in policy.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, value in policy.state_dict().items():
+        if ".lora_" in name:
+            continue
+        if ".base_layer." in name:
+            owner = name.split(".base_layer.")[0]
+            if name.endswith(".weight"):
+                value = value + adapted[owner].get_delta_weight("default").to(value.dtype)
+            name = name.replace(".base_layer.", ".")
+        merged[name] = value.detach()
+    return merged
+
+
 def write_weights(module: nn.Module, file: Path, types: Mapping[str, torch.dtype]) -> None:
-    """Write `module` to `file`, each tensor in its type of `types` where that loses nothing, else in float32."""
+    """Write the weights of `module` to `file`, adapters merged, each tensor in its type of `types` where that holds its
+    values exactly, else in float32: what training moved is not rounded."""
     tensors = {}
-    for name, tensor in module.state_dict().items():
-        exact = tensor.detach().cpu().contiguous()
+    for name, tensor in plain_weights(module).items():
+        exact = tensor.cpu().contiguous()
         stored = exact.to(types.get(name, torch.float32))
         tensors[name] = stored if torch.equal(stored.to(exact.dtype), exact) else exact
     save_tensors(tensors, file, metadata={"format": "pt"})

@@ -20,52 +20,66 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, run_command
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
 from vla_edge.policies.processing import ProcessorSettings, default_processing
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER, BackboneConfig, read_backbone
-from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, config_from_json, expert_crosses
+from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, config_from_json
+from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.saving import write_config, write_processors
 
 TINY: dict[str, Any] = {
     "backbone": {
         "scale_factor": 4,
-        "text_config": {"vocab_size": 512, "hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2,
-                        "head_dim": 16, "intermediate_size": 192, "rms_norm_eps": 1e-05},
-        "vision_config": {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 96,
-                          "image_size": 128, "patch_size": 16},
+        "text_config": {
+            "vocab_size": 512,
+            "hidden_size": 96,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 192,
+            "rms_norm_eps": 1e-05,
+        },
+        "vision_config": {
+            "hidden_size": 48,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "intermediate_size": 96,
+            "image_size": 128,
+            "patch_size": 16,
+        },
     },
     "config": {"num_vlm_layers": 4, "resize_imgs_with_padding": [128, 128]},
-}  # fmt: skip
+}
 FULL: dict[str, Any] = {
     "backbone": {
         "scale_factor": 4,
-        "text_config": {"vocab_size": 49280, "hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
-                        "head_dim": 64, "intermediate_size": 2560, "rms_norm_eps": 1e-05},
-        "vision_config": {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
-                          "image_size": 512, "patch_size": 16},
+        "text_config": {
+            "vocab_size": 49280,
+            "hidden_size": 960,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "head_dim": 64,
+            "intermediate_size": 2560,
+            "rms_norm_eps": 1e-05,
+        },
+        "vision_config": {
+            "hidden_size": 768,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "intermediate_size": 3072,
+            "image_size": 512,
+            "patch_size": 16,
+        },
     },
     "config": {"num_vlm_layers": 16, "resize_imgs_with_padding": [512, 512]},
-}  # fmt: skip
+}
 SIZES = {"tiny": TINY, "full": FULL}
-
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<fake_token_around_image>",
-    "<image>",
-    "<global-img>",
-    "<end_of_utterance>",
-)
-
-_TEXT = """Pick up the cube and put it into the box. Place the bracelet into the box. Grasp the red block, lift it and
-stack it on the blue one. Push the green cylinder to the left. Open the drawer, close the drawer. Move the gripper
-to the yellow target. Put the pen into the cup. Wipe the table with the sponge. Hand over the screwdriver."""
 
 
 @dataclass(frozen=True)
@@ -122,23 +136,6 @@ def new_policy(
     return policy.eval()
 
 
-def round_to_published(policy: SmolVLAPolicy) -> dict[str, torch.dtype]:
-    """Round the weights that published checkpoints keep in bfloat16 and return their types: all but `state_proj`,
-    `action_*` and the k_proj and v_proj of cross-attending expert layers."""
-    crossing = {
-        f"model.vlm_with_expert.lm_expert.layers.{index}.self_attn.{part}_proj.weight"
-        for index in range(len(policy.model.vlm_with_expert.lm_expert.layers))
-        if expert_crosses(policy.config, index)
-        for part in "kv"
-    }
-    types = {}
-    for name, tensor in policy.state_dict().items():
-        if name.startswith("model.vlm_with_expert.") and name not in crossing:
-            tensor.copy_(tensor.to(torch.bfloat16))
-            types[name] = torch.bfloat16
-    return types
-
-
 def _config_json(make: RandomPolicy) -> dict[str, Any]:
     inputs: dict[str, Any] = {STATE: {"type": "STATE", "shape": [make.joints]}}
     inputs |= {
@@ -169,81 +166,6 @@ def _statistics(make: RandomPolicy) -> dict[str, dict[str, NDArray[np.float32]]]
         spread = {"mean": mean, "std": std, "min": mean - 3 * std, "max": mean + 3 * std}
         statistics[feature] = {**spread, "count": np.array([1000], np.float32)}
     return statistics
-
-
-def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
-    """Write the backbone's config.json, a byte-level BPE tokenizer learnt from a few instructions, and the processor's
-    files, without which LeRobot does not open the folder."""
-    folder.mkdir()
-    vocabulary = backbone["text_config"]["vocab_size"]
-    text = {"model_type": "llama", "pad_token_id": 2, "rope_theta": 100000, **backbone["text_config"]}
-    vision = {"model_type": "smolvlm_vision", **backbone["vision_config"]}
-    content = {
-        "model_type": "smolvlm",
-        "scale_factor": backbone["scale_factor"],
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": False,
-    }
-    _write_json(folder / "config.json", {**content, "text_config": text, "vision_config": vision})
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(vocabulary, 512), special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    extra = {
-        "fake_image_token": SPECIAL[3],
-        "image_token": SPECIAL[4],
-        "global_image_token": SPECIAL[5],
-        "end_of_utterance_token": SPECIAL[6],
-    }
-    names = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIAL[1],
-        "eos_token": SPECIAL[6],
-        "unk_token": SPECIAL[0],
-        "pad_token": SPECIAL[2],
-    }
-    _write_json(
-        folder / "tokenizer_config.json",
-        {**names, "truncation_side": "left", "model_max_length": 8192, "extra_special_tokens": extra},
-    )
-    image = backbone["vision_config"]
-    tokens = (image["image_size"] // image["patch_size"] // backbone["scale_factor"]) ** 2
-    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens})
-    _write_json(folder / "preprocessor_config.json", _preprocessor(image["image_size"]))
-
-
-def _preprocessor(size: int) -> dict[str, Any]:
-    """Transformers' image processor of the published backbone, for its own tiles; no policy runs it."""
-    video = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": size}}
-    done = dict.fromkeys(
-        ("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize"), True
-    )
-    scale = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "resample": 1,
-        "rescale_factor": 1 / 255,
-        "size": {"longest_edge": 4 * size},
-    }
-    return {
-        "image_processor_type": "SmolVLMImageProcessor",
-        "processor_class": "SmolVLMProcessor",
-        "max_image_size": {"longest_edge": size},
-        "video_sampling": video,
-        **done,
-        **scale,
-    }
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str]) -> int:

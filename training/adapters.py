@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vla_edge.errors import ConfigError
 from vla_edge.training.run_config import LoraConfig
@@ -40,22 +40,6 @@ def add_lora(policy: nn.Module, config: LoraConfig) -> None:
     for name, parameter in policy.named_parameters():
         small = parameter.requires_grad and not name.startswith(EXPERTS)
         parameter.requires_grad_(small or ".lora_" in name)
-
-
-def plain_weights(policy: nn.Module) -> dict[str, Tensor]:
-    """The policy's state dict with adapters merged into the layers they adapt, under the checkpoint's own keys."""
-    merged: dict[str, Tensor] = {}
-    adapted = {name: module for name, module in policy.named_modules() if hasattr(module, "get_delta_weight")}
-    for name, value in policy.state_dict().items():
-        if ".lora_" in name:
-            continue
-        if ".base_layer." in name:
-            owner = name.split(".base_layer.")[0]
-            if name.endswith(".weight"):
-                value = value + adapted[owner].get_delta_weight("default").to(value.dtype)
-            name = name.replace(".base_layer.", ".")
-        merged[name] = value.detach()
-    return merged
 
 
 def frozen_parts(policy: nn.Module) -> str:

@@ -8,35 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER
-from vla_edge.policies.smolvla.config import with_fields
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.policies.smolvla.saving import write_backbone, write_config, write_processors
-from vla_edge.policies.tensor_file import save_tensors
-from vla_edge.training.adapters import plain_weights
-from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_master_weights, save_state
+from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_adapters, save_state
 from vla_edge.training.random_state import rng_file, save_rng
 from vla_edge.training.run_config import TrainConfig, to_json
 from vla_edge.training.run_files import write_json
-
-
-def write_policy(folder: Path, policy: SmolVLAPolicy, cls_trained: bool) -> None:
-    """The policy under LeRobot's names, each tensor in the type it was read with (float32 for new ones); adapters
-    merged.
-
-    `cls_trained` is the mark without which a CLS head is refused as a gate.
-    """
-    folder.mkdir(parents=True)
-    write_config(folder, with_fields(policy.config, cls_trained=cls_trained) if cls_trained else policy.config)
-    write_processors(folder, policy.config, policy.settings)
-    write_backbone(folder, policy.backbone_folder, policy.settings.tokenizer.folder)
-    save_tensors(stored_weights(policy), folder / MODEL_FILE, metadata={"format": "pt"})
 
 
 def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
@@ -48,14 +28,6 @@ def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
     policy.settings = replace(policy.settings, tokenizer=tokenizer)
 
 
-def stored_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
-    """The tensors of model.safetensors. Rounding to a narrow type is the format's; resuming reads the full weights."""
-    return {
-        name: value.to("cpu", policy.stored_types.get(name, torch.float32)).contiguous()
-        for name, value in plain_weights(policy).items()
-    }
-
-
 def fill_checkpoint(
     folder: Path,
     config: TrainConfig,
@@ -65,25 +37,17 @@ def fill_checkpoint(
     loop: LoopState,
 ) -> None:
     """Write everything into the (temporary) checkpoint `folder`; called by the first process."""
-    write_policy(folder / PRETRAINED, policy, cls_trained=config.kind == "delta")
+    (folder / PRETRAINED).mkdir()
+    policy.write(folder / PRETRAINED, cls_trained=config.kind == "delta")
     write_json(folder / PRETRAINED / "train_config.json", lerobot_train_config(config))
     state = folder / STATE
     save_state(state, optimizer, scheduler, loop)
     write_json(state / RUN_FILE, to_json(config))
     save_rng(rng_file(state, 0))
-    save_master_weights(state, unsaved_weights(policy))
+    if config.lora.rank:
+        save_adapters(state, policy)
     for file in Path(config.output).glob(".rng_state_*.safetensors"):
         os.replace(file, state / file.name.removeprefix("."))
-
-
-def unsaved_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
-    """What model.safetensors cannot give back bit for bit: trained weights of a narrow stored type, and adapters."""
-    narrow = {name for name, kind in policy.stored_types.items() if kind != torch.float32}
-    return {
-        name: parameter
-        for name, parameter in policy.named_parameters()
-        if parameter.requires_grad and (name in narrow or ".lora_" in name)
-    }
 
 
 def lerobot_train_config(config: TrainConfig) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/000100/pretrained_model/   config.json, model.safetensors, processors, train_config.json
     RUN/checkpoints/000100/training_state/     optimiser, scheduler, random states, step, and ours: run.json,
-                                               resume.json, master_weights.safetensors
+                                               resume.json, master_weights.safetensors (adapters)
     RUN/checkpoints/last -> 000100             best -> the one with the lowest validation loss
 
 A checkpoint is written to a hidden sibling, flushed and renamed; the links are
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -162,14 +162,17 @@ def load_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> Lo
     return LoopState(int(step), extra)
 
 
-def save_master_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Keep in full precision what model.safetensors narrows or merges, so that resuming loses no bit."""
-    save_tensors(weights, folder / MASTER_FILE)
+def save_adapters(folder: Path, policy: nn.Module) -> None:
+    """Keep the adapters, which model.safetensors holds merged."""
+    save_tensors({name: value for name, value in policy.named_parameters() if ".lora_" in name}, folder / MASTER_FILE)
 
 
-def load_master_weights(folder: Path, parameters: Mapping[str, Tensor]) -> None:
-    """Copy the full-precision weights back into `parameters` in place."""
+def load_master_weights(folder: Path, parameters: Mapping[str, Tensor], adapted: bool) -> None:
+    """Copy back in place what model.safetensors cannot give: adapters where the policy is `adapted`, and in runs of
+    earlier versions the full precision of weights that were stored rounded."""
     file = folder / MASTER_FILE
+    if not adapted and not file.exists():
+        return
     try:
         saved = load_file(file)
     except (FileNotFoundError, SafetensorError) as error:

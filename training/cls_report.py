@@ -20,7 +20,6 @@ from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.options import parse_episodes
 from vla_edge.training.run_config import TaskData
-from vla_edge.training.similarity_report import auroc
 from vla_edge.training.training_frames import Frames, FrameSettings, RawSample, collate
 
 PAIRS = {"00": (0, 0), "11": (1, 1), "01": (0, 1)}
@@ -149,6 +148,20 @@ def gate_aurocs(seen: list[Seen], near: int = 3, seed: int = 0) -> dict[str, flo
     return {name: auroc(of_same[name], of_changed[name]) for name in of_same}
 
 
+def auroc(same: NDArray[np.floating], changed: NDArray[np.floating]) -> float:
+    """Probability that a pair of the same scene scores above a pair of changed scenes; ties count half. 0.5 is chance.
+
+    Computed from ranks (Mann-Whitney U), float64. NaN where a class is empty.
+    """
+    if len(same) == 0 or len(changed) == 0:
+        return float("nan")
+    values = np.concatenate([same, changed]).astype(np.float64)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks = (last - (counts - 1) / 2)[inverse]
+    return float((ranks[: len(same)].sum() - len(same) * (len(same) + 1) / 2) / (len(same) * len(changed)))
+
+
 def history_of(seen: list[Seen], threshold: float) -> History:
     """Replay the method's decision: compared with a reference that only a changed verdict moves; no history at the
     start of an episode and after a new instruction."""
@@ -212,9 +225,14 @@ def report_json(history: History, threshold: float, aurocs: Mapping[str, float])
         else {}
     )
     return {
-        "threshold": threshold, "decisions": len(decided), "hits": int(history.stable.sum()), "hit_rate": history.hit_rate(),
-        "similarity": spread, "auroc": dict(aurocs), "best": max(aurocs, key=lambda name: aurocs[name]),
-    }  # fmt: skip
+        "threshold": threshold,
+        "decisions": len(decided),
+        "hits": int(history.stable.sum()),
+        "hit_rate": history.hit_rate(),
+        "similarity": spread,
+        "auroc": dict(aurocs),
+        "best": max(aurocs, key=lambda name: aurocs[name]),
+    }
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:

@@ -163,7 +163,7 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
-def scope_of(arguments: argparse.Namespace) -> Scope:
+def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
     if arguments.stride < 1 or arguments.draws < 1:
         raise ConfigError(f"stride {arguments.stride} and draws {arguments.draws}: both must be at least 1")
     if arguments.seed < 0 or arguments.threads < 0:
@@ -198,7 +198,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     check_target(arguments.save, ".npz")
-    scope = scope_of(arguments)
+    scope = scope_from_arguments(arguments)
     predictor = open_predictor(arguments.policy, arguments.device, arguments.threads)
     errors, predicted, targets = evaluate(predictor, scope)
     print(error_table(errors, targets.joints))
@@ -237,7 +237,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--timed {arguments.timed}: time at least one prediction")
     check_target(arguments.png, ".png")
     check_target(arguments.markdown, ".md")
-    scope = scope_of(arguments)
+    scope = scope_from_arguments(arguments)
     contenders = [
         contender_of(open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed)
         for path in arguments.policies

@@ -39,17 +39,19 @@ from vla_edge.training.checkpoints import (
 )
 from vla_edge.training.craft.retention import Retention, append_history, cut_history, write_state
 from vla_edge.training.loop_inputs import Setup
-from vla_edge.training.objective import Objective
+from vla_edge.training.objective import Objective, make_optimizer
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_everything
-from vla_edge.training.run_faults import NOT_FINITE, fault_advice
+from vla_edge.training.run_config import TrainConfig
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
-from vla_edge.training.schedule import make_optimizer
 from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.trackers import open_trackers
 from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import validation_losses, weighted
+
+NOT_FINITE = "not finite"
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,29 @@ def train(
         raise told from None
 
 
+def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> TrainingError | None:
+    """The one line for a person, or None when the error is of another kind and should be shown as it is."""
+    if isinstance(error, TrainingError) and str(error).startswith(NOT_FINITE):
+        return TrainingError(
+            f"{error}; lower the learning rate (now {config.optimizer.lr:g}) or raise the warm-up, and check the "
+            "data set's statistics "
+            f"with `vla-data verify`; last good checkpoint: {last_good}"
+        )
+    if _is_memory(error):
+        return TrainingError(
+            f"out of memory with batch {config.batch_size} × {config.accumulation} in {config.precision}; use a "
+            "smaller batch with more "
+            f"accumulation, bf16, or a smaller image size (resize_imgs_with_padding); last good checkpoint: {last_good}"
+        )
+    return None
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+
+
 def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Loop:
     config = setup.config
     accelerator = make_accelerator(config.device, not setup.policy.config.train_expert_only)
@@ -151,7 +176,7 @@ def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
 
 def _restore(loop: Loop, checkpoint: Path) -> None:
     folder = checkpoint / STATE
-    load_master_weights(folder, dict(loop.setup.policy.named_parameters()))
+    load_master_weights(folder, dict(loop.setup.policy.named_parameters()), bool(loop.setup.config.lora.rank))
     saved = load_state(folder, loop.optimizer, loop.scheduler)
     loop.position = loop.sampler.restore(saved.extra["sampler"])
     best = saved.extra["best_step"]

@@ -103,14 +103,20 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_from(
+def config_from_arguments(
     arguments: argparse.Namespace, policy: str, defaults: Mapping[str, Any], kind: str = "base", episodes: int = 0
 ) -> TrainConfig:
     """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0
     all."""
     rename = dict(pair(text, "--rename") for text in arguments.rename)
     config = TrainConfig(
-        policy, arguments.output, tasks_of(arguments), kind, rename=rename, trackers=tuple(arguments.track), **defaults
+        policy,
+        arguments.output,
+        tasks_of(arguments.dataset, arguments.episodes),
+        kind,
+        rename=rename,
+        trackers=tuple(arguments.track),
+        **defaults,
     )
     named = vars(arguments)
     table = {flag: field for flag, (_, field, _) in FIELDS.items()}
@@ -122,19 +128,19 @@ def config_from(
     return with_held_out(first_episodes(config, episodes) if episodes else config, arguments.held_out)
 
 
-def tasks_of(arguments: argparse.Namespace) -> tuple[TaskData, ...]:
-    """The data sets; names are folder names, made unique."""
+def tasks_of(datasets: Sequence[str], episodes: tuple[int, ...]) -> tuple[TaskData, ...]:
+    """The data sets of `PATH[:WEIGHT]` texts; names are folder names, made unique."""
     tasks: list[TaskData] = []
-    for text in arguments.dataset:
+    for text in datasets:
         path, _, weight = (
             text.rpartition(":") if _is_number(text.rpartition(":")[2]) and ":" in text else (text, "", "1")
         )
         name = Path(path).name or path
         taken = sum(task.name == name or task.name.startswith(f"{name}#") for task in tasks)
         tasks.append(TaskData(f"{name}#{taken + 1}" if taken else name, str(Path(path).resolve()), float(weight)))
-    if arguments.episodes and len(tasks) > 1:
+    if episodes and len(tasks) > 1:
         raise ConfigError("--episodes with several data sets is ambiguous; give one data set")
-    return tuple(replace(task, episodes=arguments.episodes) for task in tasks)
+    return tuple(replace(task, episodes=episodes) for task in tasks)
 
 
 def parse_episodes(text: str) -> tuple[int, ...]:

@@ -10,7 +10,13 @@ from typing import Any
 from vla_edge.errors import ConfigError
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.loop_inputs import Setup
-from vla_edge.training.options import add_training_arguments, config_from, print_notes, print_outcome, reporter
+from vla_edge.training.options import (
+    add_training_arguments,
+    config_from_arguments,
+    print_notes,
+    print_outcome,
+    reporter,
+)
 from vla_edge.training.processes import join
 from vla_edge.training.run_config import read_config
 from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, begin, prepare, prepare_scratch, resume
@@ -25,12 +31,12 @@ def add_fine_tune(parser: argparse.ArgumentParser) -> None:
 
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
-    config = config_from(arguments, arguments.policy, FINE_TUNE, arguments.kind)
+    config = config_from_arguments(arguments, arguments.policy, FINE_TUNE, arguments.kind)
     return train_prepared(prepare(config), "fine-tune", arguments.json)
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
-    config = config_from(arguments, arguments.policy, SMOKE, arguments.kind, SMOKE_EPISODES)
+    config = config_from_arguments(arguments, arguments.policy, SMOKE, arguments.kind, SMOKE_EPISODES)
     return train_prepared(prepare(config), "smoke run", arguments.json)
 
 
@@ -52,7 +58,7 @@ def add_scratch(parser: argparse.ArgumentParser) -> None:
 
 
 def run_scratch(arguments: argparse.Namespace) -> int:
-    config = config_from(arguments, arguments.vlm, SCRATCH)
+    config = config_from_arguments(arguments, arguments.vlm, SCRATCH)
     return train_prepared(prepare_scratch(config, policy_options(arguments.config)), "from scratch", arguments.json)
 
 

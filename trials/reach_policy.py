@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from tests.random_policy import round_to_published, write_vlm
 from torch import Tensor, nn
 
 from vla_edge.errors import TrainingError, run_command
@@ -36,6 +35,7 @@ from vla_edge.policies.processing import default_processing
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
 from vla_edge.policies.smolvla.config import ACTION, STATE, config_from_json
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
+from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.progress import Report, live_line
 from vla_edge.training.statistics import chosen_statistics

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from vla_edge.errors import ConfigError
 from vla_edge.policies.smolvla.backbone import BackboneConfig
-from vla_edge.policies.smolvla.cls_tokens import ClsProjection, new_cls_tokens
 from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.smolvla.expert import expert_width
 from vla_edge.policies.smolvla.smolvlm import SmolVLMWithExpert
@@ -57,6 +56,24 @@ class Prefix:
     cache: list[KeyValue]
     mask: Tensor
     hidden: Tensor
+
+
+class ClsProjection(nn.Module):
+    """Two linear maps with a ReLU between."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, tokens, width] → [B, tokens, out]."""
+        return self.fc2(torch.relu(self.fc1(tokens)))
+
+
+def new_cls_tokens(count: int, width: int) -> nn.Parameter:
+    """(1, count, width) drawn from N(0, 1)·0.02."""
+    return nn.Parameter(torch.randn(1, count, width) * 0.02)
 
 
 class FlowMatching(nn.Module):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,11 @@ from vla_edge.policies.smolvla.aloha import decode_state, encode_actions, encode
 from vla_edge.policies.smolvla.backbone import BackboneConfig, find_folder, given_folder, read_backbone
 from vla_edge.policies.smolvla.cls import observe, similarity
 from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
-from vla_edge.policies.smolvla.delta import correct_chunk, training_step
+from vla_edge.policies.smolvla.delta import correct_chunk, delta_parameters, training_step
 from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
 from vla_edge.policies.smolvla.saving import write_backbone, write_config, write_processors
 from vla_edge.policies.smolvla.scaling import normalize, pad_last, unnormalize
-from vla_edge.policies.smolvla.trainable import set_trainable
 from vla_edge.policies.tokenizer import TaskTokenizer
 
 TOKENS = "observation.language.tokens"
@@ -79,10 +79,14 @@ class SmolVLAPolicy(nn.Module):
         """Write the policy to `folder` (which must not exist) in LeRobot's layout. Tensors keep the type they were read
         with where it holds their values exactly; what training changed is written as float32."""
         with new_folder(folder, CheckpointError) as place:
-            write_config(place, self.config)
-            write_processors(place, self.config, self.settings)
-            write_backbone(place, self.backbone_folder, self.settings.tokenizer.folder)
-            write_weights(self, place / MODEL_FILE, self.stored_types)
+            self.write(place)
+
+    def write(self, folder: Path, cls_trained: bool = False) -> None:
+        """The same into a folder that is there. `cls_trained` sets the mark without which a CLS head is no gate."""
+        write_config(folder, replace(self.config, cls_trained=True) if cls_trained else self.config)
+        write_processors(folder, self.config, self.settings)
+        write_backbone(folder, self.backbone_folder, self.settings.tokenizer.folder)
+        write_weights(self, folder / MODEL_FILE, self.stored_types)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -290,3 +294,28 @@ def special_tokens(config: SmolVLAConfig, settings: ProcessorSettings) -> Specia
     folder = settings.tokenizer.folder
     around, whole = (token_id(folder, name, "image token") for name in special_token_names(folder))
     return SpecialTokens((around, whole), (around,))
+
+
+def set_trainable(model: FlowMatching) -> None:
+    """Set `requires_grad` everywhere.
+
+    Delta mode: only what `delta_parameters` names. Otherwise as LeRobot: `train_expert_only` freezes the backbone,
+    `freeze_vision_encoder` its vision tower, `train_state_proj` decides about the state's projection; `lm_head` and the
+    text norm, which the actions do not depend on, and delta and CLS weights stay frozen.
+    """
+    config, backbone = model.config, model.vlm_with_expert.vlm
+    ours = [parameter for _, parameter in delta_parameters(model)]
+    if config.train_delta_expert:
+        model.requires_grad_(False)
+        for parameter in ours:
+            parameter.requires_grad_(True)
+        return
+    model.requires_grad_(True)
+    for parameter in ours:
+        parameter.requires_grad_(False)
+    backbone.requires_grad_(not config.train_expert_only)
+    backbone.lm_head.requires_grad_(False)
+    backbone.model.text_model.norm.requires_grad_(False)
+    if config.freeze_vision_encoder:
+        backbone.model.vision_model.requires_grad_(False)
+    model.state_proj.requires_grad_(config.train_state_proj)

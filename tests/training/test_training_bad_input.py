@@ -46,8 +46,22 @@ def command(*words: object, capsys) -> tuple[int, str]:
 
 
 def fine_tune(world: Path, output: Path, *words: object) -> list[object]:
-    return ["fine-tune", "--policy", world / "policy", "--dataset", world / "data", "--steps", 2, "--batch-size", 2, "--device", "cpu",
-            "--output", output, *words]  # fmt: skip
+    return [
+        "fine-tune",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        world / "data",
+        "--steps",
+        2,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+        "--output",
+        output,
+        *words,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +135,19 @@ def test_without_a_validated_task_that_counts_no_step_is_the_best(world, tmp_pat
 def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):
     """Held out of all 40 episodes, none might be among the ten that a smoke run reads."""
     write_data(tmp_path / "forty", World(episodes=40, length=1))
-    words = ["smoke", "--policy", world / "policy", "--dataset", tmp_path / "forty", "--held-out=0.03", "--validate-every=1", "--steps=1",
-             "--device=cpu", "--output", tmp_path / "run"]  # fmt: skip
+    words = [
+        "smoke",
+        "--policy",
+        world / "policy",
+        "--dataset",
+        tmp_path / "forty",
+        "--held-out=0.03",
+        "--validate-every=1",
+        "--steps=1",
+        "--device=cpu",
+        "--output",
+        tmp_path / "run",
+    ]
     assert main([str(word) for word in words]) == 0
     task = json.loads((tmp_path / "run" / "run.json").read_text())["data"][0]
     assert task["episodes"] == list(range(10)) and len(task["held_out"]) == 1 and task["held_out"][0] < 10

@@ -51,10 +51,18 @@ def teach(root: Path, world: World, steps: int) -> Path:
     write_policy(root / "policy")
     write_data(root / "data", world)
     config = TrainConfig(
-        str(root / "policy"), str(root / "run"), (TaskData("reach", str(root / "data"), held_out=HELD_OUT),), steps=steps, batch_size=32,
-        save_every=steps, log_every=50, device="cpu", freeze=EVERYTHING,
-        optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4, grad_clip_norm=1.0), schedule=ScheduleConfig(40, steps, 1e-4),
-    )  # fmt: skip
+        str(root / "policy"),
+        str(root / "run"),
+        (TaskData("reach", str(root / "data"), held_out=HELD_OUT),),
+        steps=steps,
+        batch_size=32,
+        save_every=steps,
+        log_every=50,
+        device="cpu",
+        freeze=EVERYTHING,
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-4, grad_clip_norm=1.0),
+        schedule=ScheduleConfig(40, steps, 1e-4),
+    )
     fine_tune(config)
     return root / "run" / "checkpoints" / "last" / "pretrained_model"
 
@@ -93,9 +101,17 @@ def gated(taught: tuple[Path, Path]) -> Path:
     """The learnt policy with a delta expert and CLS head trained for 50 steps."""
     root, checkpoint = taught
     config = TrainConfig(
-        str(checkpoint), str(root / "gated"), (TaskData("reach", str(root / "data"), held_out=HELD_OUT),), kind="delta", steps=50, batch_size=32,
-        save_every=50, device="cpu", optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig(5, 50, 1e-4),
-    )  # fmt: skip
+        str(checkpoint),
+        str(root / "gated"),
+        (TaskData("reach", str(root / "data"), held_out=HELD_OUT),),
+        kind="delta",
+        steps=50,
+        batch_size=32,
+        save_every=50,
+        device="cpu",
+        optimizer=OptimizerConfig(lr=1e-3),
+        schedule=ScheduleConfig(5, 50, 1e-4),
+    )
     fine_tune(config)
     return root / "gated" / "checkpoints" / "last" / "pretrained_model"
 
@@ -189,11 +205,18 @@ def two_tasks(root: Path, seed: int, epochs: tuple[float, float]) -> StageRun:
     ):
         write_data(root / name, world)
     plan = StagePlan(
-        "two", tuple(StageTask(name, str(root / name), 2, 2) for name in ("near", "away")),
+        "two",
+        tuple(StageTask(name, str(root / name), 2, 2) for name in ("near", "away")),
         (Stage("near", (1.0,), 2e-3, epochs[0], 40, 200), Stage("away", (0.0, 1.0), 1e-3, epochs[1], 5, 200)),
-        SharedSettings(batch_size=32, validate_every_epochs=1000, held_out_fraction=0.1, freeze=EVERYTHING,
-                       optimizer=OptimizerConfig(weight_decay=1e-4, grad_clip_norm=1.0), decay_lr=1e-4),
-    )  # fmt: skip
+        SharedSettings(
+            batch_size=32,
+            validate_every_epochs=1000,
+            held_out_fraction=0.1,
+            freeze=EVERYTHING,
+            optimizer=OptimizerConfig(weight_decay=1e-4, grad_clip_norm=1.0),
+            decay_lr=1e-4,
+        ),
+    )
     base = TrainConfig(
         str(root / "policy"),
         str(root / "plain"),

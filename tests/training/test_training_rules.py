@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.training.cls_report import auroc
 from vla_edge.training.craft.conflict_projection import (
     CraftConfig,
     combine,
@@ -20,14 +21,13 @@ from vla_edge.training.craft.conflict_projection import (
     next_multiplier,
     retention_loss,
 )
+from vla_edge.training.objective import lr_factor
 from vla_edge.training.prediction_errors import baselines, chunk_errors
 from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig, from_json, to_json
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, describe, read_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source, quota
-from vla_edge.training.schedule import lr_factor
 from vla_edge.training.sequential.phases import hold_out, read_stages
 from vla_edge.training.sequential.transfer import transfer_from_rows
-from vla_edge.training.similarity_report import auroc
 
 KUAVO_LAST = [Source(name, 500, weight) for name, weight in (("a", 0.1), ("b", 0.1), ("c", 0.2), ("d", 0.6))]
 

@@ -52,9 +52,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(world: Path, output: Path, **changes) -> TrainConfig:
     base = TrainConfig(
-        str(world / "policy"), str(output), (TaskData("data", str(world / "data"), held_out=(5,)),),
-        steps=STEPS, batch_size=4, save_every=3, log_every=1, device="cpu", optimizer=OptimizerConfig(lr=1e-3),
-    )  # fmt: skip
+        str(world / "policy"),
+        str(output),
+        (TaskData("data", str(world / "data"), held_out=(5,)),),
+        steps=STEPS,
+        batch_size=4,
+        save_every=3,
+        log_every=1,
+        device="cpu",
+        optimizer=OptimizerConfig(lr=1e-3),
+    )
     return replace(base, **changes)
 
 
@@ -137,34 +144,52 @@ def test_a_fine_tuned_checkpoint_has_lerobots_layout_and_the_sources_names_and_t
     folder = tmp_path / "run" / "checkpoints" / "last"
     assert folder.is_symlink() and folder.readlink() == Path("000002")
     assert {file.name for file in (folder / "training_state").iterdir()} >= {
-        "optimizer_state.safetensors", "optimizer_param_groups.json", "scheduler_state.json", "rng_state.safetensors", "training_step.json",
-    }  # fmt: skip
+        "optimizer_state.safetensors",
+        "optimizer_param_groups.json",
+        "scheduler_state.json",
+        "rng_state.safetensors",
+        "training_step.json",
+    }
     assert {file.name for file in (folder / "pretrained_model").iterdir()} >= {
-        "config.json", "model.safetensors", "train_config.json", "policy_preprocessor.json", "policy_postprocessor.json",
-        "policy_preprocessor_step_5_normalizer_processor.safetensors", "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "train_config.json",
+        "policy_preprocessor.json",
+        "policy_postprocessor.json",
+        "policy_preprocessor_step_5_normalizer_processor.safetensors",
+        "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+    }
     before, after = (
         header(world / "policy" / "model.safetensors"),
         header(folder / "pretrained_model" / "model.safetensors"),
     )
-    assert before == after and len({kind for kind, _ in after.values()}) == 2  # BF16 and F32, as published
+    assert {name: shape for name, (_, shape) in before.items()} == {name: shape for name, (_, shape) in after.items()}
     loaded = SmolVLAPolicy.from_pretrained(folder / "pretrained_model")  # strict: any missing or extra name is an error
     assert loaded.config.action_dim == 2
     moved = load_file(folder / "pretrained_model" / "model.safetensors")
     source = load_file(world / "policy" / "model.safetensors")
-    changed = {name for name in moved if not torch.equal(moved[name], source[name])}
+    changed = {name for name in moved if not torch.equal(moved[name].float(), source[name].float())}
+    assert {name for name in moved if moved[name].dtype != source[name].dtype} <= changed  # frozen: as published
     assert changed and not any("vision_model" in name or "connector" in name for name in changed)
     assert any("lm_expert" in name for name in changed)
 
 
 def test_training_narrow_weights_keeps_what_rounding_would_lose(world, tmp_path):
-    """bfloat16 has 8 bits: a step of 1e-5 vanishes in it. The run keeps float32 weights beside the checkpoint."""
+    """bfloat16 has 8 bits: a step of 1e-5 vanishes in it."""
     fine_tune(config(world, tmp_path / "run", steps=1, save_every=1, optimizer=OptimizerConfig(lr=1e-5)))
-    state = load_file(tmp_path / "run" / "checkpoints" / "last" / "training_state" / "master_weights.safetensors")
-    narrow = load_file(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
-    name = next(name for name in state if "lm_expert" in name and state[name].ndim == 2)
-    assert state[name].dtype == torch.float32 and not torch.equal(state[name], narrow[name].float())
-    assert torch.equal(state[name].to(torch.bfloat16), narrow[name])
+    saved = load_file(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
+    source = load_file(world / "policy" / "model.safetensors")
+    name = next(name for name in source if "lm_expert" in name and source[name].dtype == torch.bfloat16)
+    assert saved[name].dtype == torch.float32 and not torch.equal(saved[name], saved[name].bfloat16().float())
+
+
+def test_a_checkpoint_of_a_run_holds_the_bytes_that_save_pretrained_writes(world, tmp_path):
+    setup, _ = fine_tune(config(world, tmp_path / "run", steps=2, save_every=2))
+    setup.policy.save_pretrained(tmp_path / "saved")
+    folder = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    saved = {file.relative_to(tmp_path / "saved"): file for file in (tmp_path / "saved").rglob("*") if file.is_file()}
+    assert len(saved) > 8
+    assert all(file.read_bytes() == (folder / name).read_bytes() for name, file in saved.items())
 
 
 @pytest.mark.filterwarnings("ignore:VICReg")
@@ -194,8 +219,8 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(world, tmp_path):
     fine_tune(config(world, plain, steps=2, save_every=2))
     reference = [row["loss"] for row in read_metrics(plain)]
     assert losses != reference and losses == pytest.approx(reference, rel=0.05)  # bfloat16 keeps 8 bits
-    state = load_file(tmp_path / "run" / "checkpoints" / "last" / "training_state" / "master_weights.safetensors")
-    assert {value.dtype for value in state.values()} == {torch.float32}
+    saved = load_file(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
+    assert any(not torch.equal(value, value.bfloat16().float()) for name, value in saved.items() if "lm_expert" in name)
 
 
 @pytest.mark.soak
@@ -375,19 +400,19 @@ def test_lack_of_memory_ends_with_advice(world, tmp_path, monkeypatch):
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(world, tmp_path, monkeypatch):
     from vla_edge.training import checkpoint_saving as saving
 
-    real = saving.save_master_weights
+    real = saving.save_state
 
-    def full(folder: Path, weights):
+    def full(folder: Path, *parts):
         if "000006" in str(folder):
             raise OSError(28, "No space left on device", str(folder))
-        real(folder, weights)
+        real(folder, *parts)
 
-    monkeypatch.setattr(saving, "save_master_weights", full)
+    monkeypatch.setattr(saving, "save_state", full)
     with pytest.raises(OSError, match="No space left"):
         fine_tune(config(world, tmp_path / "run"))
     names = sorted(item.name for item in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["000003", "last"]
-    monkeypatch.setattr(saving, "save_master_weights", real)
+    monkeypatch.setattr(saving, "save_state", real)
     resume(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "last").readlink() == Path("000006")
 
@@ -587,10 +612,12 @@ def test_a_checkpoint_with_a_lost_tensor_is_refused(world, tmp_path):
 
 def sequence_of(world: Path, output: Path, batch_size: int = 4) -> StageRun:
     plan = StagePlan(
-        "two", (StageTask("one", str(world / "data"), 2, 2), StageTask("other", str(world / "more"), 2, 2)),
+        "two",
+        (StageTask("one", str(world / "data"), 2, 2), StageTask("other", str(world / "more"), 2, 2)),
         (Stage("one", (1.0,), 1e-3, 0.5, 1, 10), Stage("other", (0.25, 0.75), 1e-3, 1.0, 1, 10)),
-        SharedSettings(batch_size=batch_size, validate_every_epochs=9, held_out_fraction=0.3), PolicySettings(n_action_steps=2, num_steps=5),
-    )  # fmt: skip
+        SharedSettings(batch_size=batch_size, validate_every_epochs=9, held_out_fraction=0.3),
+        PolicySettings(n_action_steps=2, num_steps=5),
+    )
     return StageRun(
         plan,
         TrainConfig(str(world / "policy"), str(output), (), device="cpu", save_every=2, validation_frames=6),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tests.random_policy import new_policy, round_to_published, write_vlm
+from tests.random_policy import new_policy
 
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
@@ -19,6 +19,7 @@ from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
 from vla_edge.policies.smolvla.config import config_from_json
+from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.saving import write_config, write_processors
 
 CAMERA = "observation.images.top"
@@ -29,11 +30,25 @@ COLOURS = {"red": (230, 40, 40), "blue": (50, 80, 230), "green": (40, 200, 60), 
 
 BACKBONE: dict[str, Any] = {
     "scale_factor": 2,
-    "text_config": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-                    "head_dim": 16, "intermediate_size": 128, "rms_norm_eps": 1e-05},
-    "vision_config": {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 96,
-                      "image_size": 64, "patch_size": 16},
-}  # fmt: skip
+    "text_config": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "rms_norm_eps": 1e-05,
+    },
+    "vision_config": {
+        "hidden_size": 48,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "image_size": 64,
+        "patch_size": 16,
+    },
+}
 
 
 @dataclass(frozen=True)

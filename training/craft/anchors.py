@@ -97,9 +97,19 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
             save_tensors({name: value[start : start + SHARD_ROWS] for name, value in joined.items()}, file)
             shards[file.name] = file_sha256(file)
         meta = AnchorMeta(
-            "hidden_state", policy.digest, statistics_digest(policy.settings.statistics), preprocessing_of(policy), features,
-            LAYERS, POOLING, "float32", plan.count, plan.seed, {name: _scales(name, joined[f"teacher.{name}"]) for name in features}, shards,
-        )  # fmt: skip
+            "hidden_state",
+            policy.digest,
+            statistics_digest(policy.settings.statistics),
+            preprocessing_of(policy),
+            features,
+            LAYERS,
+            POOLING,
+            "float32",
+            plan.count,
+            plan.seed,
+            {name: _scales(name, joined[f"teacher.{name}"]) for name in features},
+            shards,
+        )
         (folder / METADATA).write_text(json.dumps(asdict(meta), indent=1) + "\n")
     return meta
 

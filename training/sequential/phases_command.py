@@ -104,7 +104,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
 
 
 def run_anchors(arguments: argparse.Namespace) -> int:
-    data: tuple[TaskData, ...] = tasks_of(arguments)
+    data: tuple[TaskData, ...] = tasks_of(arguments.dataset, arguments.episodes)
     plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
     device = make_accelerator(arguments.device).device
     meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.policy), plan, arguments.output, device)
