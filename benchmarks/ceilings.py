@@ -97,7 +97,7 @@ def _product(engine: Engine, shape: tuple[int, int, int], treatment: Treatment) 
         "ceiling.onnx", (), (TensorSpec("x", (rows, inner), "float32"),), (TensorSpec("y", (rows, outer), "float32"),)
     )
     weights = {"candidate.bin": memoryview(sink.data)} if sink.data else {}
-    session = engine.session(GraphFile("ceiling", spec, Path("ceiling.onnx"), rewritten.SerializeToString(), weights))
+    session = engine.load(GraphFile("ceiling", spec, Path("ceiling.onnx"), rewritten.SerializeToString(), weights))
     value, result = engine.allocate((rows, inner), "float32"), engine.allocate((rows, outer), "float32")
     value[...] = np.random.default_rng(1).standard_normal((rows, inner), np.float32)
     session.bind_input("x", value)

@@ -28,8 +28,9 @@ from onnx import TensorProto, helper
 from vla_edge.benchmarks.jitter import commit, core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
+from vla_edge.engines.ort_native import NativeLoop
 from vla_edge.errors import ConfigError, run_command
-from vla_edge.runtime.inference.flow_loop import FlowLoop, FlowRequest, NativeLoop, PythonLoop
 from vla_edge.runtime.inference.session import PolicySession, noise_of
 
 HZ = 30.0
@@ -55,8 +56,9 @@ class TimedSteps:
 
     def __init__(self, session: PolicySession) -> None:
         self.ns = 0
-        self._step = session.stages.step
-        session.stages.step = self  # type: ignore[method-assign]
+        expert = session.stages.loaded("expert")
+        self._step = expert.run
+        expert.run = self  # type: ignore[method-assign]
 
     def __call__(self) -> None:
         start = time.perf_counter_ns()
@@ -75,7 +77,7 @@ def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, 
     if not isinstance(native_loop, NativeLoop):
         raise ConfigError("the native flow loop is not available here; build the C core to compare with it")
     python, python_loop = built(bundle, threads, python_binding=True)
-    own = PythonLoop(native.stages, native.preparer.tables)
+    own = PythonLoop(native.stages.flow(native.preparer.tables))
     timed = {"Python loop, native sessions": TimedSteps(native), "Python loop, Python binding": TimedSteps(python)}
     loops: dict[str, FlowLoop] = {
         "native loop": native_loop,
@@ -113,7 +115,7 @@ def call_us(calls: int) -> dict[str, float]:
     )
     for name in ("ort", "ort-python"):
         engine = load_engine(name, EngineOptions(threads=1))
-        session = engine.session(file)
+        session = engine.load(file)
         session.bind_input("x", engine.allocate((2, 2), "float32"))
         session.bind_output("y", engine.allocate((2, 2), "float32"))
         took = []

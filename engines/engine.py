@@ -1,4 +1,4 @@
-"""The border every backend stands behind: sessions bound once to caller-owned buffers.
+"""The border every backend stands behind: loaded graphs on buffers of the caller, and a flow loop that runs them.
 
 A backend is one file in this folder and one row in `_BACKENDS`; a backend that
 is not there is an `EngineError` that names what is missing, never another
@@ -7,15 +7,15 @@ backend in its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import GraphFile, TensorSpec
+from vla_edge.bundle import GraphFile
+from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
 from vla_edge.errors import EngineError
 
 MOST_THREADS = 1024
@@ -37,21 +37,6 @@ class EngineOptions:
             raise EngineError(f"threads is {self.threads}, must be 0 (all physical cores) to {MOST_THREADS}")
 
 
-class Session(Protocol):
-    """One loaded graph. Buffers are C-contiguous, of the exact shape and dtype, owned by the caller,
-    and must outlive the session; EngineError names a binding that does not fit."""
-
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-
-    def bind_input(self, name: str, array: NDArray[Any]) -> None: ...
-
-    def bind_output(self, name: str, array: NDArray[Any]) -> None: ...
-
-    def run(self) -> None:
-        """Execute once on the bound buffers; returns when the outputs are complete."""
-
-
 class Engine(Protocol):
     """A backend, ready to load graphs. `detail` says in words what really runs (version, provider, how it is
     called)."""
@@ -59,7 +44,11 @@ class Engine(Protocol):
     name: str
     detail: str
 
-    def session(self, graph: GraphFile) -> Session: ...
+    def load(self, graph: GraphFile) -> LoadedGraph:
+        """EngineError: the backend refuses the graph, or its tensors are not the manifest's."""
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        """The loop this backend runs its graphs with."""
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """A zeroed buffer the backend can bind without copying."""
@@ -87,27 +76,3 @@ def load_engine(name: str, options: EngineOptions | None = None) -> Engine:
     module, function = _BACKENDS[name]
     engine: Engine = getattr(import_module(module), function)(options or EngineOptions())
     return engine
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: str, alignment: int = 64) -> NDArray[Any]:
-    """A zeroed C-contiguous array whose data pointer is a multiple of `alignment` bytes."""
-    kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    raw = np.zeros(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + size].view(kind).reshape(shape)
-
-
-def check_buffer(graph: str, kind: str, spec: TensorSpec | None, name: str, array: NDArray[Any]) -> None:
-    """EngineError unless `array` is exactly what `spec`, the graph's own tensor, asks for."""
-    if spec is None:
-        raise EngineError(f"graph {graph} has no {kind} {name!r}")
-    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
-        raise EngineError(
-            f"graph {graph}: {kind} {name} is {spec.dtype} {list(spec.shape)}, the buffer is {array.dtype} "
-            f"{list(array.shape)}"
-        )
-    if not array.flags.c_contiguous:
-        raise EngineError(f"graph {graph}: buffer of {kind} {name} is not C-contiguous")
-    if kind == "output" and not array.flags.writeable:
-        raise EngineError(f"graph {graph}: buffer of output {name} is read-only")

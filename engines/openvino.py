@@ -9,14 +9,16 @@ inside the kernel, `GROUP` numbers of a row with one scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.engine import EngineOptions, aligned_zeros, check_buffer
+from vla_edge.bundle import GraphFile
+from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface
+from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.errors import EngineError
 
@@ -67,7 +69,7 @@ class OpenVinoEngine:
         """A zeroed host buffer on a 64-byte boundary."""
         return aligned_zeros(shape, dtype)
 
-    def session(self, graph: GraphFile) -> OpenVinoSession:
+    def load(self, graph: GraphFile) -> OpenVinoGraph:
         """Compile `graph`. EngineError when OpenVINO refuses it."""
         try:
             compiled = self._core.compile_model(
@@ -75,40 +77,20 @@ class OpenVinoEngine:
             )
         except RuntimeError as error:
             raise EngineError(f"{graph.path}: openvino refused the graph: {error}; export the bundle again") from None
-        return OpenVinoSession(compiled, graph)
+        check_interface(graph, _interface(compiled, {spec.name for spec in (*graph.spec.inputs, *graph.spec.outputs)}))
+        return OpenVinoGraph(compiled, graph)
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        return PythonLoop(graphs)
 
 
-class OpenVinoSession:
-    """One compiled graph bound to its buffers; see `engine.Session`."""
+class OpenVinoGraph(LoadedGraph):
+    """One compiled graph with one request."""
 
     def __init__(self, compiled: Any, graph: GraphFile) -> None:
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
-        self._graph = graph.name
+        super().__init__(graph)
         self._compiled = compiled
-        _check_interface(graph, compiled)
         self._request = compiled.create_infer_request()
-        self._buffers: dict[str, NDArray[Any]] = {}
-        self._missing = set(self.inputs) | set(self.outputs)
-
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        """Read input `name` from `array` in every following run."""
-        check_buffer(self._graph, "input", self.inputs.get(name), name, array)
-        self._bind(name, array)
-
-    def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        """Write output `name` into `array` in every following run."""
-        check_buffer(self._graph, "output", self.outputs.get(name), name, array)
-        self._bind(name, array)
-
-    def run(self) -> None:
-        """Execute on the bound buffers. EngineError names what is not bound, or OpenVINO's failure."""
-        if self._missing:
-            raise EngineError(f"graph {self._graph}: nothing is bound to {', '.join(sorted(self._missing))}")
-        try:
-            self._request.infer()
-        except RuntimeError as error:
-            raise EngineError(f"graph {self._graph}: run failed: {error}") from None
 
     def executed_layers(self) -> Iterator[ExecutedLayer]:
         """What OpenVINO made of the graph, in execution order."""
@@ -120,22 +102,20 @@ class OpenVinoSession:
             )
             yield ExecutedLayer(tuple(nodes.split(",")), kind, precision, kernel)
 
-    def _bind(self, name: str, array: NDArray[Any]) -> None:
+    def _attach(self, name: str, array: NDArray[Any]) -> None:
         self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
-        self._buffers[name] = array
-        self._missing.discard(name)
+
+    def _execute(self) -> None:
+        self._request.infer()
 
 
-def _check_interface(graph: GraphFile, compiled: Any) -> None:
-    """The manifest's tensors must be the graph's own."""
-    for kind, specs, ports in (
-        ("input", graph.spec.inputs, compiled.inputs),
-        ("output", graph.spec.outputs, compiled.outputs),
-    ):
-        found = {name: tuple(port.shape) for port in ports for name in port.get_names()}
-        for spec in specs:
-            if found.get(spec.name) != spec.shape:
-                raise EngineError(
-                    f"{graph.path}: {kind} {spec.name} is {found.get(spec.name, 'missing')} in the graph and "
-                    f"{spec.shape} in the manifest; export the bundle again"
-                )
+def _interface(compiled: Any, wanted: set[str]) -> Interface:
+    """A port of a compiled model may have several names; the one of the manifest counts."""
+    return {
+        (kind, min(port.get_names() & wanted or port.get_names())): (
+            tuple(port.shape),
+            port.get_element_type().to_dtype().name,
+        )
+        for kind, ports in (("input", compiled.inputs), ("output", compiled.outputs))
+        for port in ports
+    }

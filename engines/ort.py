@@ -8,15 +8,16 @@ wheels for Python 3.10 are 1.23.)
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.engine import Engine, EngineOptions, aligned_zeros, check_buffer
+from vla_edge.bundle import GraphFile
+from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface, drop_pages
+from vla_edge.engines.engine import Engine, EngineOptions
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.engines.ort_native import open_native
 from vla_edge.errors import EngineError
@@ -70,20 +71,23 @@ class OrtEngine:
         """A zeroed host buffer on a 64-byte boundary."""
         return aligned_zeros(shape, dtype)
 
-    def session(self, graph: GraphFile) -> OrtSession:
+    def load(self, graph: GraphFile) -> OrtGraph:
         """Load `graph`. EngineError when ONNX Runtime refuses it or a provider did not come up."""
-        return OrtSession(load_graph(graph, self.name, self._providers, self._options), graph)
+        return OrtGraph(make_session(graph, self.name, self._providers, self._options), graph)
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        return PythonLoop(graphs)
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedGraph:
-    """An ONNX Runtime session, and the tensors it reads where they are mapped."""
+class OrtSession:
+    """An `onnxruntime.InferenceSession`, and the tensors it reads where they are mapped."""
 
     session: Any
     weights: Mapping[str, Any]
 
 
-def load_graph(graph: GraphFile, backend: str, providers: Sequence[Any], options: EngineOptions) -> LoadedGraph:
+def make_session(graph: GraphFile, backend: str, providers: Sequence[Any], options: EngineOptions) -> OrtSession:
     """Load `graph` on the first of `providers` (a name, or a name with its options).
 
     EngineError when ONNX Runtime refuses it, the provider did not come up, or its tensors are not the manifest's.
@@ -102,10 +106,9 @@ def load_graph(graph: GraphFile, backend: str, providers: Sequence[Any], options
             f"{backend}: {wanted} did not start on this machine (got {', '.join(session.get_providers())}); check "
             "its driver and libraries, or choose backend ort"
         )
-    _check_interface(graph, session)
-    for data in graph.weights.values():
-        _drop_pages(data)
-    return LoadedGraph(session, weights)
+    check_interface(graph, _interface(session))
+    drop_pages(graph)
+    return OrtSession(session, weights)
 
 
 def session_options(options: EngineOptions) -> Any:
@@ -122,42 +125,21 @@ def session_options(options: EngineOptions) -> Any:
     return made
 
 
-class OrtSession:
-    """One graph bound to its buffers; see `engine.Session`."""
+class OrtGraph(LoadedGraph):
+    """One graph in a session of the Python binding, on buffers of the host."""
 
-    def __init__(self, loaded: LoadedGraph, graph: GraphFile) -> None:
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
-        self._graph = graph.name
-        self._loaded = loaded
-        self._binding = loaded.session.io_binding()
-        self._buffers: dict[str, NDArray[Any]] = {}
-        self._missing = set(self.inputs) | set(self.outputs)
+    def __init__(self, made: OrtSession, graph: GraphFile) -> None:
+        super().__init__(graph)
+        self.refusals = refusals()
+        self._made = made
+        self._binding = made.session.io_binding()
 
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        """Read input `name` from `array` in every following run."""
-        check_buffer(self._graph, "input", self.inputs.get(name), name, array)
-        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._remember(name, array)
+    def _attach(self, name: str, array: NDArray[Any]) -> None:
+        bind = self._binding.bind_input if name in self.inputs else self._binding.bind_output
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        """Write output `name` into `array` in every following run."""
-        check_buffer(self._graph, "output", self.outputs.get(name), name, array)
-        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._remember(name, array)
-
-    def run(self) -> None:
-        """Execute on the bound buffers. EngineError names what is not bound, or ONNX Runtime's failure."""
-        if self._missing:
-            raise EngineError(f"graph {self._graph}: nothing is bound to {', '.join(sorted(self._missing))}")
-        try:
-            self._loaded.session.run_with_iobinding(self._binding)
-        except refusals() as error:
-            raise EngineError(f"graph {self._graph}: run failed: {error}") from None
-
-    def _remember(self, name: str, array: NDArray[Any]) -> None:
-        self._buffers[name] = array
-        self._missing.discard(name)
+    def _execute(self) -> None:
+        self._made.session.run_with_iobinding(self._binding)
 
 
 def require_runtime() -> None:
@@ -184,20 +166,12 @@ def refusals() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(binding, name) for name in names if hasattr(binding, name)))
 
 
-def _check_interface(graph: GraphFile, session: Any) -> None:
-    """The manifest's tensors must be the graph's own."""
-    for kind, specs, nodes in (
-        ("input", graph.spec.inputs, session.get_inputs()),
-        ("output", graph.spec.outputs, session.get_outputs()),
-    ):
-        said = {spec.name: (spec.shape, spec.dtype) for spec in specs}
-        found = {node.name: (tuple(node.shape), _NUMPY_NAMES.get(node.type, node.type)) for node in nodes}
-        for name in sorted(said.keys() | found.keys()):
-            if said.get(name) != found.get(name):
-                raise EngineError(
-                    f"{graph.path}: {kind} {name} is {found.get(name, 'missing')} in the graph and "
-                    f"{said.get(name, 'missing')} in the manifest; export the bundle again"
-                )
+def _interface(session: Any) -> Interface:
+    return {
+        (kind, node.name): (tuple(node.shape), _NUMPY_NAMES.get(node.type, node.type))
+        for kind, nodes in (("input", session.get_inputs()), ("output", session.get_outputs()))
+        for node in nodes
+    }
 
 
 _NUMPY_NAMES = {
@@ -208,9 +182,3 @@ _NUMPY_NAMES = {
     "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
 }
-
-
-def _drop_pages(data: memoryview) -> None:
-    """Give the mapped file's pages back: the session holds its own copy of the weights by now."""
-    if isinstance(data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        data.obj.madvise(mmap.MADV_DONTNEED)

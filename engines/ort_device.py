@@ -9,15 +9,16 @@ the CPU for a node is refused by the provider, not run in part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.engine import EngineOptions, aligned_zeros, check_buffer
-from vla_edge.engines.ort import LoadedGraph, load_graph, onnxruntime, refusals, require_runtime
+from vla_edge.bundle import GraphFile
+from vla_edge.engines.bindings import LoadedGraph, aligned_zeros
+from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
+from vla_edge.engines.ort import OrtSession, make_session, onnxruntime, refusals, require_runtime
 from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.errors import EngineError
 
@@ -66,20 +67,22 @@ class OrtDeviceEngine:
         """A zeroed host buffer on a 64-byte boundary."""
         return aligned_zeros(shape, dtype)
 
-    def session(self, graph: GraphFile) -> OrtDeviceSession:
+    def load(self, graph: GraphFile) -> OrtDeviceGraph:
         """Load `graph`. EngineError when the provider refuses it or did not come up."""
-        return OrtDeviceSession(load_graph(graph, self.name, self._providers, self._options), graph, "cuda")
+        return OrtDeviceGraph(make_session(graph, self.name, self._providers, self._options), graph, "cuda")
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        return PythonLoop(graphs)
 
 
-class OrtDeviceSession:
-    """One graph with its tensors on `device`; see `engine.Session`."""
+class OrtDeviceGraph(LoadedGraph):
+    """One graph with its tensors on `device`; a run copies inputs in and outputs out."""
 
-    def __init__(self, loaded: LoadedGraph, graph: GraphFile, device: str) -> None:
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
-        self._graph = graph.name
-        self._loaded = loaded
-        self._binding = loaded.session.io_binding()
+    def __init__(self, made: OrtSession, graph: GraphFile, device: str) -> None:
+        super().__init__(graph)
+        self.refusals = refusals()
+        self._made = made
+        self._binding = made.session.io_binding()
         self._values: dict[str, Any] = {}
         for specs, bind in (
             (self.inputs, self._binding.bind_ortvalue_input),
@@ -90,28 +93,13 @@ class OrtDeviceSession:
                     np.zeros(spec.shape, spec.dtype), device, 0
                 )
                 bind(name, self._values[name])
-        self._buffers: dict[str, NDArray[Any]] = {}
 
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        """Read input `name` from `array` in every following run."""
-        check_buffer(self._graph, "input", self.inputs.get(name), name, array)
-        self._buffers[name] = array
+    def _attach(self, name: str, array: NDArray[Any]) -> None:
+        """Nothing to tell the provider: its tensors keep their own place on the device."""
 
-    def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        """Write output `name` into `array` in every following run."""
-        check_buffer(self._graph, "output", self.outputs.get(name), name, array)
-        self._buffers[name] = array
-
-    def run(self) -> None:
-        """Execute on the bound buffers. EngineError names what is not bound, or the provider's failure."""
-        missing = sorted((set(self.inputs) | set(self.outputs)) - set(self._buffers))
-        if missing:
-            raise EngineError(f"graph {self._graph}: nothing is bound to {', '.join(missing)}")
-        try:
-            for name in self.inputs:
-                self._values[name].update_inplace(self._buffers[name])
-            self._loaded.session.run_with_iobinding(self._binding)
-            for name in self.outputs:
-                np.copyto(self._buffers[name], self._values[name].numpy())
-        except refusals() as error:
-            raise EngineError(f"graph {self._graph}: run failed: {error}") from None
+    def _execute(self) -> None:
+        for name in self.inputs:
+            self._values[name].update_inplace(self.buffers[name])
+        self._made.session.run_with_iobinding(self._binding)
+        for name in self.outputs:
+            np.copyto(self.buffers[name], self._values[name].numpy())

@@ -7,7 +7,6 @@ packed once, read where the verified file is mapped.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.engine import EngineOptions, aligned_zeros, check_buffer
+from vla_edge.bundle import GraphFile
+from vla_edge.engines.bindings import LoadedGraph, aligned_zeros, drop_pages
+from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.errors import EngineError
 
@@ -57,67 +58,92 @@ class NativeOrtEngine:
         """A zeroed host buffer on a 64-byte boundary."""
         return aligned_zeros(shape, dtype)
 
-    def session(self, graph: GraphFile) -> NativeSession:
+    def load(self, graph: GraphFile) -> NativeGraph:
         """Load `graph`; its external tensors are used where they are mapped. EngineError when ONNX Runtime refuses
         it."""
         try:
-            session = NativeSession(
-                self._runtime.session(graph.model, {}, external_arrays(graph), str(graph.path.parent)), graph
-            )
+            session = self._runtime.session(graph.model, {}, external_arrays(graph), str(graph.path.parent))
         except RuntimeError as error:
             raise EngineError(
                 f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again"
             ) from None
-        for data in graph.weights.values():
-            _drop_pages(data)
-        return session
+        loaded = NativeGraph(session, graph)
+        drop_pages(graph)
+        return loaded
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        """Prefix, state and steps in C, without the interpreter."""
+        return NativeLoop(graphs)
 
 
-class NativeSession:
-    """One graph bound to its buffers; see `engine.Session`."""
+class NativeGraph(LoadedGraph):
+    """One graph in a session of the C core."""
 
     def __init__(self, session: Any, graph: GraphFile) -> None:
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
-        self._graph = graph
-        self._session = session
-        self._missing = set(self.inputs) | set(self.outputs)
-        self._buffers: dict[str, NDArray[Any]] = {}
+        super().__init__(graph)
+        self._graph, self._session = graph, session
         self.binding = session.binding()
 
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        """Read input `name` from `array` in every following run."""
-        check_buffer(self._graph.name, "input", self.inputs.get(name), name, array)
-        self._bound(self.binding.bind_input, name, array)
-
-    def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        """Write output `name` into `array` in every following run."""
-        check_buffer(self._graph.name, "output", self.outputs.get(name), name, array)
-        self._bound(self.binding.bind_output, name, array)
-
-    def run(self) -> None:
-        """Execute on the bound buffers. EngineError names what is not bound, or ONNX Runtime's failure."""
-        if self._missing:
-            raise EngineError(f"graph {self._graph.name}: nothing is bound to {', '.join(sorted(self._missing))}")
-        try:
-            self.binding.run()
-        except RuntimeError as error:
-            raise EngineError(f"graph {self._graph.name}: run failed: {error}") from None
-
-    def rebound(self, exchanged: Mapping[str, NDArray[Any]]) -> NativeSession:
+    def rebound(self, exchanged: Mapping[str, NDArray[Any]]) -> NativeGraph:
         """The same loaded graph with the same buffers but those in `exchanged`: the other half of a ping-pong pair."""
-        twin = NativeSession(self._session, self._graph)
-        for name, array in {**self._buffers, **exchanged}.items():
+        twin = NativeGraph(self._session, self._graph)
+        for name, array in {**self.buffers, **exchanged}.items():
             (twin.bind_input if name in twin.inputs else twin.bind_output)(name, array)
         return twin
 
-    def _bound(self, bind: Any, name: str, array: NDArray[Any]) -> None:
+    def _attach(self, name: str, array: NDArray[Any]) -> None:
+        (self.binding.bind_input if name in self.inputs else self.binding.bind_output)(name, array)
+
+    def _execute(self) -> None:
+        self.binding.run()
+
+
+class NativeLoop:
+    """The loop in C (runtime/core/policy/flow.c): prefix, state and steps without the interpreter, two x buffers in
+    turn."""
+
+    name = "native"
+
+    def __init__(self, graphs: FlowGraphs) -> None:
+        prefix, state, step = graphs.prefix, graphs.state, graphs.step
+        assert isinstance(prefix, NativeGraph) and isinstance(state, NativeGraph) and isinstance(step, NativeGraph)
+        self._graphs, buffers = graphs, graphs.buffers
+        self._x = (buffers["x"], buffers["x_next"])
+        self._odd = step.rebound({"x": buffers["x_next"], "x_next": buffers["x"]})
+        rows = [(tensor, row) for row, tensor in graphs.state_rows]
+        self._flow = _core().Flow(
+            prefix.binding,
+            state.binding,
+            step.binding,
+            self._odd.binding,
+            rows,
+            *self._x,
+            buffers["time_bias"],
+            buffers["dt"],
+        )
+
+    def encode(self, prefix: bool) -> tuple[float, float]:
         try:
-            bind(name, array)
+            prefix_ns, state_ns = self._flow.encode(prefix)
         except RuntimeError as error:
-            raise EngineError(f"{self._graph.path}: {name}: {error}; export the bundle again") from None
-        self._buffers[name] = array
-        self._missing.discard(name)
+            raise EngineError(f"graph prefix or state: run failed: {error}") from None
+        return prefix_ns / 1e6, state_ns / 1e6
+
+    def denoise(self, request: FlowRequest) -> FlowReport:
+        biases = self._graphs.checked_biases(request)
+        tie = request.inpaint
+        noise = np.ascontiguousarray(request.noise, np.float32)
+        target, weights = (
+            (None, None)
+            if tie is None
+            else (np.ascontiguousarray(value, np.float32) for value in (tie.target, tie.weights))
+        )
+        try:
+            abandoned, step_ns = self._flow.denoise(noise, biases, request.steps, target, weights, request.signal)
+        except RuntimeError as error:
+            raise EngineError(f"graph {self._graphs.step.name}: run failed: {error}") from None
+        took = tuple(duration / 1e6 for duration in step_ns)
+        return FlowReport(None if abandoned else self._x[len(took) % 2][0].copy(), took)
 
 
 def _core() -> ModuleType:
@@ -150,9 +176,3 @@ def _self_test(runtime: Any) -> None:
     binding.run()
     if not np.array_equal(y, x @ weights + x):
         raise RuntimeError(f"the self-test graph gave {y.tolist()}, expected {(x @ weights + x).tolist()}")
-
-
-def _drop_pages(data: memoryview) -> None:
-    """Give the mapped file's pages back; what a session still reads of them is mapped in again."""
-    if isinstance(data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        data.obj.madvise(mmap.MADV_DONTNEED)

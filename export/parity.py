@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import Engine
+from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
 from vla_edge.errors import ExportError
 from vla_edge.export.proof_observations import Case
 from vla_edge.export.smolvla.cuts import prefix_rows
@@ -29,7 +30,6 @@ from vla_edge.policies.smolvla.delta import predict_velocity
 from vla_edge.policies.smolvla.flow import Inputs, Prefix
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.text import KeyValue
-from vla_edge.runtime.inference.flow_loop import FlowRequest, PythonLoop
 from vla_edge.runtime.inference.graphs import Stages
 from vla_edge.runtime.inference.prepare import Layout, Preparer, lay_out
 from vla_edge.runtime.inference.prompt import PromptEncoder
@@ -96,7 +96,7 @@ class _Run:
         self._preparer = Preparer(bundle)
         self._prompts = PromptEncoder(bundle, allow_truncation=True)
         self._stages = Stages(bundle, engine)
-        self._loop = PythonLoop(self._stages, self._preparer.tables)
+        self._loop = PythonLoop(self._stages.flow(self._preparer.tables))
 
     def case(self, case: Case) -> None:
         """Compare every stage of one observation."""
@@ -180,7 +180,7 @@ class _Run:
         x = noise.copy()
         for index, time in enumerate(step_times(steps)):
             buffers["x"][0], buffers["time_bias"][0], buffers["dt"][0] = x, table[index], 1.0
-            self._stages.step()
+            self._stages.loaded("expert").run()
             velocity = buffers["x_next"][0] - x
             if index in (0, steps // 2, steps - 1):
                 expected = self._model.denoise_step(joined, torch.from_numpy(x)[None], torch.tensor([time]))

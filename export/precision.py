@@ -40,7 +40,7 @@ from vla_edge.calibration.precision.variant import (
     settled,
 )
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.engines.openvino import OpenVinoSession
+from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, ExportError
 from vla_edge.export.weights import WeightFile
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
@@ -242,8 +242,8 @@ class _Work:
     def _audit(self, engine: Engine, source: GraphFile, variant: GraphFile, plan: Plan) -> GraphAudit:
         if self.request.backend == "ort":
             return audit_ort(source, variant, plan)
-        session = engine.session(variant)
-        assert isinstance(session, OpenVinoSession)
+        session = engine.load(variant)
+        assert isinstance(session, OpenVinoGraph)
         return audit_openvino(source, session.executed_layers(), plan)
 
     def _latency(self, written: Bundle, engine: Engine) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from onnx import TensorProto, helper
 from vla_edge.bundle import GraphFile, TensorSpec
 from vla_edge.calibration.precision.linear import linear_maps, shapes_of
 from vla_edge.calibration.precision.products import products
-from vla_edge.engines.engine import Engine, Session
+from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.engine import Engine
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 
 Listener = Callable[[str, str, NDArray[np.float32]], None]
 """Called after each run with graph, value name and the value [rows, channels], which is overwritten by the next run.
@@ -33,7 +35,11 @@ class ObservingEngine:
     def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         return self._engine.allocate(shape, dtype)
 
-    def session(self, graph: GraphFile) -> ObservingSession:
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        """A native loop would run past the listener."""
+        return PythonLoop(graphs)
+
+    def load(self, graph: GraphFile) -> ObservedGraph:
         model = onnx.load_from_string(graph.model)
         shapes = shapes_of(model)
         values = sorted({item.value for item in linear_maps(model)} - {spec.name for spec in graph.spec.inputs})
@@ -47,11 +53,11 @@ class ObservingEngine:
         for tap in taps:
             model.graph.output.append(helper.make_tensor_value_info(tap.name, TensorProto.FLOAT, tap.shape))
         spec = replace(graph.spec, outputs=(*graph.spec.outputs, *taps))
-        session = self._engine.session(replace(graph, model=model.SerializeToString(), spec=spec))
+        inner = self._engine.load(replace(graph, model=model.SerializeToString(), spec=spec))
         buffers = {value: self._engine.allocate(tap.shape, tap.dtype) for tap, value in zip(taps, values)}
         for tap, value in zip(taps, values):
-            session.bind_output(tap.name, buffers[value])
-        return ObservingSession(graph, session, buffers, self._listener)
+            inner.bind_output(tap.name, buffers[value])
+        return ObservedGraph(graph, inner, buffers, self._listener)
 
 
 def _append_extremes(graph: onnx.GraphProto, value: str, tap: str, axes: int) -> None:
@@ -68,26 +74,19 @@ def _append_extremes(graph: onnx.GraphProto, value: str, tap: str, axes: int) ->
     graph.node.append(helper.make_node("Concat", [f"{tap}/ReduceMax/row", f"{tap}/ReduceMin/row"], [tap], tap, axis=0))
 
 
-@dataclass
-class ObservingSession:
-    """A session that shows only the graph's own tensors; see `engine.Session`."""
+class ObservedGraph(LoadedGraph):
+    """A loaded graph that shows only the tensors of the graph that was asked for, and tells the listener the rest."""
 
-    graph: GraphFile
-    session: Session
-    taps: Mapping[str, NDArray[np.float32]]
-    listener: Listener
+    def __init__(
+        self, graph: GraphFile, inner: LoadedGraph, taps: Mapping[str, NDArray[np.float32]], listener: Listener
+    ) -> None:
+        super().__init__(graph)
+        self._inner, self._taps, self._listener = inner, taps, listener
 
-    def __post_init__(self) -> None:
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in self.graph.spec.inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in self.graph.spec.outputs}
+    def _attach(self, name: str, array: NDArray[Any]) -> None:
+        (self._inner.bind_input if name in self.inputs else self._inner.bind_output)(name, array)
 
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        self.session.bind_input(name, array)
-
-    def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        self.session.bind_output(name, array)
-
-    def run(self) -> None:
-        self.session.run()
-        for value, array in self.taps.items():
-            self.listener(self.graph.name, value, array.reshape(-1, array.shape[-1]))
+    def _execute(self) -> None:
+        self._inner.run()
+        for value, array in self._taps.items():
+            self._listener(self.name, value, array.reshape(-1, array.shape[-1]))

@@ -19,7 +19,9 @@ from vla_edge.calibration.precision.linear import LinearMap, TensorSink, linear_
 from vla_edge.calibration.precision.products import Product, products, quantise_products
 from vla_edge.calibration.precision.ranges import Method, Ranges
 from vla_edge.calibration.precision.treatment import Treatment
-from vla_edge.engines.engine import Engine, Session
+from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.engine import Engine
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
 from vla_edge.errors import ConfigError
 
 SCRATCH = "candidate.bin"
@@ -149,8 +151,11 @@ class VariantEngine:
     def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         return self.engine.allocate(shape, dtype)
 
-    def session(self, graph: GraphFile) -> Session:
-        return self.engine.session(self.variants.get(graph.name, graph))
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        return self.engine.flow_loop(graphs)
+
+    def load(self, graph: GraphFile) -> LoadedGraph:
+        return self.engine.load(self.variants.get(graph.name, graph))
 
 
 def in_memory(graph: GraphFile, plan: Plan, settings: VariantSettings) -> GraphFile:

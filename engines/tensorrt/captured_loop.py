@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.flow_loop import FlowGraphs, FlowReport, FlowRequest
 from vla_edge.engines.tensorrt.cuda import RowCopy, rounded
 from vla_edge.engines.tensorrt.memory_plan import spec_bytes
-from vla_edge.engines.tensorrt.trt_engine import Scratch, TrtRun, TrtSession
+from vla_edge.engines.tensorrt.trt_engine import Scratch, TrtGraph, TrtRun
 from vla_edge.errors import EngineError
-from vla_edge.runtime.inference.flow_loop import FlowReport, FlowRequest, checked_biases, time_biases
-from vla_edge.runtime.inference.graphs import DELTA, Stages
 
 STEP_INPUTS = ("x", "time_bias", "dt")
 FEATURES = ("cls", "pooled")
@@ -28,28 +28,27 @@ SIDES = (0, 1)
 
 class CudaGraphLoop:
     """`FlowLoop` on captured graphs. The pictures' tokens, ids, masks and positions are read from the buffers of
-    `Stages` when `encode` or `start_refresh` is called; K/V stay on the device."""
+    its `FlowGraphs` when `encode` or `start_refresh` is called; K/V stay on the device."""
 
     name = "cuda-graph"
 
-    def __init__(self, stages: Stages, tables: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(self, graphs: FlowGraphs) -> None:
         from vla_edge import _core
 
-        self._stages = stages
-        self._biases = time_biases(stages, tables)
-        self._sessions = {name: _trt(stages, name) for name in ("prefix", "state", "expert")}
-        self._engine = self._sessions["prefix"].owner
+        self._flow = graphs
+        self._loaded = {"prefix": _trt(graphs.prefix), "state": _trt(graphs.state), "step": _trt(graphs.step)}
+        self._engine = self._loaded["prefix"].owner
         cuda = self._engine.cuda
         cuda.enter()
         self._high, self._low = cuda.stream(True), cuda.stream(False)
         self._side = 0
         self._sizes = self._tensor_sizes()
         self._tensors = [{name: self._engine.zeroed(size) for name, size in self._sizes.items()} for _ in SIDES]
-        x_bytes = stages.buffers["x"].nbytes
+        x_bytes = graphs.buffers["x"].nbytes
         self._x = (self._engine.zeroed(x_bytes), self._engine.zeroed(x_bytes))
-        self._x_in, self._x_out = (self._engine.allocate(stages.buffers["x"].shape, "float32") for _ in SIDES)
-        high, low = self._scratch("state", "expert"), self._scratch("prefix")
-        self._experts = [self._bound("expert", side, high) for side in SIDES]
+        self._x_in, self._x_out = (self._engine.allocate(graphs.buffers["x"].shape, "float32") for _ in SIDES)
+        high, low = self._scratch("state", "step"), self._scratch("prefix")
+        self._experts = [self._bound("step", side, high) for side in SIDES]
         self._graphs = [
             (
                 self._captured_prefix(self._bound("prefix", side, low), side),
@@ -67,9 +66,9 @@ class CudaGraphLoop:
             self._x,
             self._x_in,
             self._x_out,
-            stages.buffers["x"].shape[-1],
+            graphs.buffers["x"].shape[-1],
         )
-        self._capture_steps(max(self._biases))
+        self._capture_steps(max(self._flow.biases))
         self._follow()
 
     def encode(self, prefix: bool) -> tuple[float, float]:
@@ -84,7 +83,7 @@ class CudaGraphLoop:
         return prefix_ns / 1e6, state_ns / 1e6
 
     def start_refresh(self) -> None:
-        """Begin the prefix of the next observation on the other side and return. Its inputs in `Stages` must stay as
+        """Begin the prefix of the next observation on the other side and return. Its inputs in its `FlowGraphs` must stay as
         they
         are until `adopt` and the `encode(False)` behind it have returned."""
         try:
@@ -98,7 +97,7 @@ class CudaGraphLoop:
         self._follow()
 
     def denoise(self, request: FlowRequest) -> FlowReport:
-        checked_biases(self._biases, request)
+        self._flow.checked_biases(request)
         if request.steps not in self._captured:
             self._capture_steps(request.steps)
         tie = request.inpaint
@@ -118,37 +117,37 @@ class CudaGraphLoop:
     def _tensor_sizes(self) -> dict[str, int]:
         """Bytes of every tensor that exists once a side; `mask` at its longest."""
         sizes: dict[str, int] = {}
-        for session in self._sessions.values():
-            for spec in (*session.inputs.values(), *session.outputs.values()):
+        for graph in self._loaded.values():
+            for spec in (*graph.inputs.values(), *graph.outputs.values()):
                 if spec.name not in (*STEP_INPUTS, "x_next"):
                     sizes[spec.name] = max(sizes.get(spec.name, 0), spec_bytes(spec))
         return sizes
 
     def _scratch(self, *names: str) -> Scratch:
-        size = rounded(max(self._sessions[name].scratch_size for name in names))
+        size = rounded(max(self._loaded[name].scratch_size for name in names))
         return Scratch(self._engine.cuda.allocate(size), size)
 
     def _bound(self, name: str, side: int, scratch: Scratch) -> TrtRun:
         """A context of its own for one graph and side."""
-        session = self._sessions[name]
-        run = self._engine.run_of(session, scratch)
-        for tensor in (*session.inputs, *session.outputs):
+        graph = self._loaded[name]
+        run = self._engine.run_of(graph, scratch)
+        for tensor in (*graph.inputs, *graph.outputs):
             if tensor in self._tensors[side]:
                 run.bind(tensor, self._tensors[side][tensor])
         return run
 
     def _captured_prefix(self, run: TrtRun, side: int) -> int:
         """Inputs from the host, the prefix, the gate's features to the host."""
-        made = {*self._sessions["prefix"].outputs, *self._sessions["state"].outputs, "state"}
+        made = {*self._loaded["prefix"].outputs, *self._loaded["state"].outputs, "state"}
         given = sorted(set(self._sizes) - made)
-        features = [name for name in FEATURES if name in self._sessions["prefix"].outputs]
+        features = [name for name in FEATURES if name in self._loaded["prefix"].outputs]
 
         def work() -> None:
             for name in given:
                 self._upload(name, side, self._low)
             run.enqueue(self._low)
             for name in features:
-                host = self._stages.buffers[name]
+                host = self._flow.buffers[name]
                 self._engine.cuda.to_host(host.ctypes.data, self._tensors[side][name], host.nbytes, self._low)
 
         return self._engine.capture(self._low, work)
@@ -157,8 +156,8 @@ class CudaGraphLoop:
         """The state, its K/V rows, and each row into the last place of its tensor."""
         tensors = self._tensors[side]
         copies = [
-            _row_copy(name, spec.shape, self._stages.buffers[name.removeprefix("state_")], tensors)
-            for name, spec in self._sessions["state"].outputs.items()
+            _row_copy(name, spec.shape, self._flow.buffers[name.removeprefix("state_")], tensors)
+            for name, spec in self._loaded["state"].outputs.items()
         ]
 
         def work() -> None:
@@ -170,13 +169,13 @@ class CudaGraphLoop:
         return self._engine.capture(self._high, work)
 
     def _upload(self, name: str, side: int, stream: int) -> None:
-        host = self._stages.buffers[name]
+        host = self._flow.buffers[name]
         self._engine.cuda.to_device(self._tensors[side][name], host.ctypes.data, host.nbytes, stream)
 
     def _capture_steps(self, count: int) -> None:
         """Capture the loop of `count` steps for both sides: as a whole, and step by step."""
         cuda = self._engine.cuda
-        rows = self._rows(self._biases[count])
+        rows = self._rows(self._flow.biases[count])
         dt = self._rows(np.full((count, 1), -1 / count, np.float32))
         finish = self._engine.allocate((count + 1,), "float32")
         finish[:] = [*(-(count - k) / count for k in range(count)), -1 / count]
@@ -213,12 +212,10 @@ class CudaGraphLoop:
 
     def _follow(self) -> None:
         """The delta graphs read what the current side holds."""
-        for name in DELTA:
-            if name in self._stages.names:
-                session = _trt(self._stages, name)
-                for tensor in session.inputs:
-                    if tensor in self._tensors[self._side]:
-                        session.read_from_device(tensor, self._tensors[self._side][tensor])
+        for reader in map(_trt, self._flow.readers):
+            for tensor in reader.inputs:
+                if tensor in self._tensors[self._side]:
+                    reader.read_from_device(tensor, self._tensors[self._side][tensor])
 
 
 def _row_copy(name: str, row: tuple[int, ...], tensor: NDArray[Any], addresses: Mapping[str, int]) -> RowCopy:
@@ -228,7 +225,6 @@ def _row_copy(name: str, row: tuple[int, ...], tensor: NDArray[Any], addresses: 
     return RowCopy(addresses[name.removeprefix("state_")] + pitch - piece, pitch, addresses[name], piece, piece, heads)
 
 
-def _trt(stages: Stages, name: str) -> TrtSession:
-    session = stages.session(name)
-    assert isinstance(session, TrtSession)
-    return session
+def _trt(graph: LoadedGraph) -> TrtGraph:
+    assert isinstance(graph, TrtGraph)
+    return graph

@@ -1,7 +1,7 @@
 """TensorRT behind the engine border: plans built on this machine, run on device memory.
 
 Every buffer from `allocate` is page-locked host memory with a twin on the
-device (the same bytes where host and GPU share memory). `TrtSession.run` copies
+device (the same bytes where host and GPU share memory). `TrtGraph.run` copies
 inputs in and outputs out around one execution: simple and slow, the reference
 for the captured loop, which builds its own `TrtRun`s and keeps tensors on the
 device (engines/tensorrt/captured_loop.py).
@@ -10,15 +10,17 @@ device (engines/tensorrt/captured_loop.py).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import GraphFile, TensorSpec
-from vla_edge.engines.engine import EngineOptions, check_buffer
+from vla_edge.bundle import GraphFile
+from vla_edge.engines.bindings import LoadedGraph, check_interface
+from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
 from vla_edge.engines.tensorrt.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
 from vla_edge.engines.tensorrt.engine_build import deserialize, load_tensorrt
 from vla_edge.engines.tensorrt.engine_file import identity_of, read_plan
@@ -90,7 +92,7 @@ class TrtEngine:
         self.cuda.synchronize(self.stream)
         return device
 
-    def session(self, graph: GraphFile) -> TrtSession:
+    def load(self, graph: GraphFile) -> TrtGraph:
         """Load the graph's plan. EngineError: not built, built for something else (the field is named), or damaged."""
         self.cuda.enter()
         plan, sidecar = read_plan(graph, identity_of(graph, self.trt.__version__, self.cuda.facts))
@@ -102,7 +104,13 @@ class TrtEngine:
                 f"{graph.path}: device_memory is {sidecar.device_memory} in the sidecar and {scratch} in the plan; "
                 "build it again on this machine"
             )
-        return TrtSession(self, engine, graph)
+        return TrtGraph(self, engine, graph)
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        """Prefix, state and steps as captured CUDA graphs."""
+        from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
+
+        return CudaGraphLoop(graphs)
 
     def device_address(self, array: NDArray[Any]) -> int:
         """Where the device has the bytes of `array`, a buffer of `allocate` or a part of one."""
@@ -118,14 +126,14 @@ class TrtEngine:
             self._scratch = Scratch(self.cuda.allocate(size), rounded(size))
         return self._scratch
 
-    def run_of(self, session: TrtSession, scratch: Scratch) -> TrtRun:
-        """One more execution context of a session's engine, on caller-owned scratch."""
-        context = session.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def run_of(self, graph: TrtGraph, scratch: Scratch) -> TrtRun:
+        """One more execution context of a loaded graph's engine, on caller-owned scratch."""
+        context = graph.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EngineError(f"graph {session.graph}: TensorRT makes no execution context; free memory on the device")
-        if session.scratch_size:
+            raise EngineError(f"graph {graph.name}: TensorRT makes no execution context; free memory on the device")
+        if graph.scratch_size:
             context.set_device_memory(scratch.address, scratch.size)
-        return TrtRun(context, session.graph)
+        return TrtRun(context, graph.name)
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """The executable graph of what `work` puts on `stream`. It is run once before, as TensorRT asks.
@@ -172,29 +180,16 @@ class TrtRun:
             )
 
 
-class TrtSession:
-    """One plan bound to its buffers; see `engine.Session`. scratch_size: bytes a context of it needs."""
+class TrtGraph(LoadedGraph):
+    """One plan bound to its buffers. scratch_size: bytes a context of it needs."""
 
     def __init__(self, owner: TrtEngine, engine: Any, graph: GraphFile) -> None:
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in graph.spec.outputs}
+        super().__init__(graph)
         self.owner = owner
         self.engine = engine
-        self.graph = graph.name
         self.scratch_size = int(engine.device_memory_size_v2)
         self._run = owner.run_of(self, owner.scratch(self.scratch_size))
         self._copies: dict[str, tuple[NDArray[Any], int]] = {}
-        self._missing = set(self.inputs) | set(self.outputs)
-
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        """Read input `name` from `array` in every following run."""
-        check_buffer(self.graph, "input", self.inputs.get(name), name, array)
-        self._bind(name, array)
-
-    def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        """Write output `name` into `array` in every following run."""
-        check_buffer(self.graph, "output", self.outputs.get(name), name, array)
-        self._bind(name, array)
 
     def read_from_device(self, name: str, device: int) -> None:
         """Read input `name` from device memory that someone else keeps up to date; its host buffer is not looked at."""
@@ -202,10 +197,7 @@ class TrtSession:
         self._copies.pop(name, None)
         self._missing.discard(name)
 
-    def run(self) -> None:
-        """Execute on the bound buffers. EngineError names what is not bound, or the driver's failure."""
-        if self._missing:
-            raise EngineError(f"graph {self.graph}: nothing is bound to {', '.join(sorted(self._missing))}")
+    def _execute(self) -> None:
         cuda, stream = self.owner.cuda, self.owner.stream
         cuda.enter()
         copies = {} if cuda.facts.integrated else self._copies
@@ -218,11 +210,10 @@ class TrtSession:
                 cuda.to_host(array.ctypes.data, device, array.nbytes, stream)
         cuda.synchronize(stream)
 
-    def _bind(self, name: str, array: NDArray[Any]) -> None:
+    def _attach(self, name: str, array: NDArray[Any]) -> None:
         device = self.owner.device_address(array)
         self._run.bind(name, device)
         self._copies[name] = (array, device)
-        self._missing.discard(name)
 
 
 def _driver() -> Any:
@@ -249,14 +240,7 @@ def _check_interface(trt: Any, engine: Any, graph: GraphFile) -> None:
         name = engine.get_tensor_name(index)
         kind = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
         found[kind, name] = (tuple(engine.get_tensor_shape(name)), names.get(engine.get_tensor_dtype(name), "unknown"))
-    said = {("input", spec.name): (spec.shape, spec.dtype) for spec in graph.spec.inputs}
-    said |= {("output", spec.name): (spec.shape, spec.dtype) for spec in graph.spec.outputs}
-    for key in sorted(said.keys() | found.keys()):
-        if said.get(key) != found.get(key):
-            raise EngineError(
-                f"{graph.path}: {key[0]} {key[1]} is {found.get(key, 'missing')} in the plan and "
-                f"{said.get(key, 'missing')} in the manifest; build it again"
-            )
+    check_interface(graph, found, "build its engine file again")
     if engine.num_aux_streams != 0:
         raise EngineError(
             f"{graph.path}: the plan uses {engine.num_aux_streams} streams of its own, a captured one may use none; "

@@ -15,7 +15,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.runtime.inference.flow_loop import Inpaint
+from vla_edge.engines.flow_loop import Inpaint
 
 
 class HandOver(Enum):

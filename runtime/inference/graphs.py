@@ -8,13 +8,16 @@ means stands in docs/design.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, TensorSpec
-from vla_edge.engines.engine import Engine, Session
+from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.engine import Engine
+from vla_edge.engines.flow_loop import FlowGraphs, time_biases
 from vla_edge.errors import BundleError
 from vla_edge.runtime.inference.prepare import Layout
 
@@ -42,21 +45,27 @@ class Stages:
         self.buffers: dict[str, NDArray[Any]] = {}
         self.buffers["mask"] = engine.allocate((self.policy.prefix_rows + 1,), "float32")
         self.names = REQUIRED + tuple(name for name in DELTA if name in manifest.graphs)
-        self._sessions = {name: engine.session(bundle.graph(name)) for name in self.names}
-        for name, session in self._sessions.items():
+        self._loaded = {name: engine.load(bundle.graph(name)) for name in self.names}
+        for name, session in self._loaded.items():
             if name != "vision":
                 self._bind(session)
         self._vision_rows = self._bind_vision()
-        state_outputs = self._sessions["state"].outputs
+        state_outputs = self._loaded["state"].outputs
         self.state_rows = [(self.buffers[name], self.buffers[name.removeprefix("state_")]) for name in state_outputs]
 
-    def session(self, name: str) -> Session:
-        """The session of one graph, for a loop that binds it once more."""
-        return self._sessions[name]
+    def loaded(self, name: str) -> LoadedGraph:
+        """One graph by its name."""
+        return self._loaded[name]
+
+    def flow(self, tables: Mapping[str, NDArray[np.float32]]) -> FlowGraphs:
+        """What a flow loop runs. BundleError: a time-bias table is missing in `tables`."""
+        prefix, state, step = (self._loaded[name] for name in ("prefix", "state", "expert"))
+        readers = [self._loaded[name] for name in DELTA if name in self._loaded]
+        return FlowGraphs(prefix, state, step, readers, self.buffers, self.state_rows, time_biases(self.policy, tables))
 
     def vision(self, slot: int) -> None:
         """Run `vision` on `buffers["pixels"]` into the rows of camera `slot`."""
-        session = self._sessions["vision"]
+        session = self._loaded["vision"]
         session.bind_output("tokens", self._vision_rows[slot])
         session.run()
 
@@ -75,34 +84,20 @@ class Stages:
         self.buffers["position"][:] = layout.state_position
         self.buffers["first_position"][:] = layout.first_position
 
-    def prefix(self) -> None:
-        """Image tokens and language → K/V (, `cls`, `pooled`). The state row is zero until `state` ran."""
-        self._sessions["prefix"].run()
-
-    def state(self) -> None:
-        """`buffers["state"]` and the prefix K/V → the state token's row in every K/V tensor."""
-        self._sessions["state"].run()
-        for row, tensor in self.state_rows:
-            np.copyto(tensor[:, -1:, :], row)
-
-    def step(self) -> None:
-        """One Euler step: `x`, `time_bias`, `dt` → `x_next`."""
-        self._sessions["expert"].run()
-
     def delta(self) -> None:
         """`chunk` (queued, normalised) → `corrected`, on the current prefix and state."""
         if not self.has_delta:
             raise BundleError("the bundle has no delta expert; choose cache policy always, guard or cls")
-        if "delta_kv" in self._sessions:
-            self._sessions["delta_kv"].run()
-        self._sessions["delta"].run()
+        if "delta_kv" in self._loaded:
+            self._loaded["delta_kv"].run()
+        self._loaded["delta"].run()
 
     def features(self) -> dict[str, NDArray[np.float32]]:
         """Gate features of the last `prefix`, as views of its buffers: `cls` [n, E] and `pooled` [H] where the graph
         has them."""
-        return {name: self.buffers[name] for name in ("cls", "pooled") if name in self._sessions["prefix"].outputs}
+        return {name: self.buffers[name] for name in ("cls", "pooled") if name in self._loaded["prefix"].outputs}
 
-    def _bind(self, session: Session) -> None:
+    def _bind(self, session: LoadedGraph) -> None:
         for name, spec in session.inputs.items():
             session.bind_input(name, self._buffer(spec))
         for name, spec in session.outputs.items():
@@ -116,7 +111,7 @@ class Stages:
         return self.buffers[spec.name]
 
     def _bind_vision(self) -> list[NDArray[Any]]:
-        session = self._sessions["vision"]
+        session = self._loaded["vision"]
         session.bind_input("pixels", self._buffer(session.inputs["pixels"]))
         tokens = self.buffers["image_tokens"]
         count = self.policy.tokens_per_image

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
+from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, Inpaint
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.inference.bundle_fit import check_fit
 from vla_edge.runtime.inference.cache import CacheKey, CachePolicy, Decision, PrefixCache
-from vla_edge.runtime.inference.flow_loop import FlowLoop, FlowRequest, Inpaint
-from vla_edge.runtime.inference.flow_loops import flow_loop
 from vla_edge.runtime.inference.graphs import Stages
 from vla_edge.runtime.inference.prepare import Preparer, lay_out
 from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
@@ -133,7 +132,7 @@ class PolicySession:
         settings = _gate_settings(bundle, self.options)
         self.preparer = Preparer(bundle)
         self.stages = Stages(bundle, engine)
-        self.loop: FlowLoop = flow_loop(self.stages, self.preparer.tables)
+        self.loop: FlowLoop = engine.flow_loop(self.stages.flow(self.preparer.tables))
         self.cache = PrefixCache(self.options.policy, settings)
         self.observer: SessionObserver | None = None
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)

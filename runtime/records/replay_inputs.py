@@ -12,9 +12,9 @@ import numpy as np
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.errors import IdentityError, RecordError
 from vla_edge.runtime.inference.cache import CachePolicy
-from vla_edge.runtime.inference.flow_loop import Inpaint
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions

@@ -33,7 +33,7 @@ from vla_edge.calibration.precision.variant import (
     in_memory,
 )
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.engines.openvino import OpenVinoSession
+from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, DatasetError, EngineError, ExportError
 from vla_edge.export.command import main as export_main
 from vla_edge.export.precision import PrecisionRequest, requantise
@@ -223,8 +223,8 @@ def test_openvino_runs_what_was_asked(
     plan = everywhere(bundle, treatment)
     settings = VariantSettings(ranges, Method.MINMAX)
     for name in ("vision", "expert"):
-        session = openvino.session(in_memory(bundle.graph(name), plan, settings))
-        assert isinstance(session, OpenVinoSession)
+        session = openvino.load(in_memory(bundle.graph(name), plan, settings))
+        assert isinstance(session, OpenVinoGraph)
         found = audit_openvino(bundle.graph(name), session.executed_layers(), plan)
         assert found.share[kind] > 0.5 and not found.fell_back
     error = error_of(bundle, openvino, plan, settings)

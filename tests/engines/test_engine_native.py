@@ -58,7 +58,7 @@ def graph_file(tmp_path: Path, name: str = "one") -> GraphFile:
 
 
 def run(engine_name: str, graph: GraphFile, x: np.ndarray) -> np.ndarray:
-    session = load_engine(engine_name, EngineOptions(threads=1)).session(graph)
+    session = load_engine(engine_name, EngineOptions(threads=1)).load(graph)
     y = np.zeros((ROWS, WIDTH), np.float32)
     session.bind_input("x", x)
     session.bind_output("y", y)
@@ -87,7 +87,7 @@ def test_the_ort_engine_is_native_here_and_says_so() -> None:
 
 
 def test_a_rebound_twin_reads_and_writes_the_exchanged_buffers(tmp_path: Path) -> None:
-    session = open_native(EngineOptions(threads=1)).session(graph_file(tmp_path))
+    session = open_native(EngineOptions(threads=1)).load(graph_file(tmp_path))
     a = np.random.default_rng(7).standard_normal((ROWS, WIDTH)).astype(np.float32)
     b = np.zeros_like(a)
     session.bind_input("x", a)
@@ -101,7 +101,7 @@ def test_a_rebound_twin_reads_and_writes_the_exchanged_buffers(tmp_path: Path) -
 
 
 def test_bindings_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    session = open_native(EngineOptions(threads=1)).session(graph_file(tmp_path))
+    session = open_native(EngineOptions(threads=1)).load(graph_file(tmp_path))
     with pytest.raises(EngineError, match="no input 'z'"):
         session.bind_input("z", np.zeros((ROWS, WIDTH), np.float32))
     with pytest.raises(EngineError, match=r"x is float32 \[3, 64\], the buffer is float64"):
@@ -114,7 +114,7 @@ def test_a_damaged_model_is_refused_in_one_line(tmp_path: Path) -> None:
     graph = graph_file(tmp_path)
     broken = GraphFile(graph.name, graph.spec, graph.path, graph.model[:-40], graph.weights)
     with pytest.raises((EngineError, BundleError)):
-        open_native(EngineOptions(threads=1)).session(broken)
+        open_native(EngineOptions(threads=1)).load(broken)
 
 
 def test_external_tensors_are_read_as_the_onnx_package_reads_them(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_missing_or_short_file_of_tensors_is_named(bundle: Bundle) -> None:
 
 def test_a_session_writes_into_the_bound_buffers_and_follows_a_new_binding(bundle: Bundle, engine: Engine) -> None:
     graph = bundle.graph("vision")
-    session = engine.session(graph)
+    session = engine.load(graph)
     (pixels,), (tokens,) = graph.spec.inputs, graph.spec.outputs
     picture = engine.allocate(pixels.shape, pixels.dtype)
     picture[...] = np.random.default_rng(0).uniform(-1, 1, pixels.shape)
@@ -73,13 +73,13 @@ def test_a_buffer_that_does_not_fit_is_refused(
 ) -> None:
     graph = bundle.graph("vision")
     with pytest.raises(EngineError, match="pixels"):
-        engine.session(graph).bind_input("pixels", np.zeros(shape or graph.spec.inputs[0].shape, dtype))
+        engine.load(graph).bind_input("pixels", np.zeros(shape or graph.spec.inputs[0].shape, dtype))
 
 
 def test_a_graph_that_is_none_and_one_of_another_interface_are_refused(bundle: Bundle, engine: Engine) -> None:
     graph = bundle.graph("vision")
     with pytest.raises((EngineError, BundleError)):
-        engine.session(replace(graph, model=b"nonsense"))
+        engine.load(replace(graph, model=b"nonsense"))
     spec = replace(graph.spec, inputs=(replace(graph.spec.inputs[0], shape=(1, 3, 7, 7)),))
     with pytest.raises(EngineError, match="pixels"):
-        engine.session(replace(graph, spec=spec))
+        engine.load(replace(graph, spec=spec))

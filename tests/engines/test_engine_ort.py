@@ -42,7 +42,7 @@ def graph_file(tmp_path: Path) -> GraphFile:
 
 
 def test_a_session_reads_and_writes_the_callers_buffers(engine: Engine, graph_file: GraphFile) -> None:
-    session = engine.session(graph_file)
+    session = engine.load(graph_file)
     x, z, y = (engine.allocate((2, 80), "float32") for _ in range(3))
     session.bind_input("x", x)
     session.bind_input("z", z)
@@ -58,7 +58,7 @@ def test_a_session_reads_and_writes_the_callers_buffers(engine: Engine, graph_fi
 def test_the_weights_are_those_in_memory_whatever_became_of_the_file(engine: Engine, graph_file: GraphFile) -> None:
     file = graph_file.path.parent / "weights.bin"
     file.write_bytes(bytes(file.stat().st_size))
-    session = engine.session(graph_file)
+    session = engine.load(graph_file)
     x, z, y = (engine.allocate((2, 80), "float32") for _ in range(3))
     session.bind_input("x", x)
     session.bind_input("z", z)
@@ -69,7 +69,7 @@ def test_the_weights_are_those_in_memory_whatever_became_of_the_file(engine: Eng
 
 
 def test_a_buffer_may_be_bound_again_and_a_view_is_enough(engine: Engine, graph_file: GraphFile) -> None:
-    session = engine.session(graph_file)
+    session = engine.load(graph_file)
     x, z = engine.allocate((2, 80), "float32"), engine.allocate((2, 80), "float32")
     both = engine.allocate((2, 2, 80), "float32")
     session.bind_input("x", x)
@@ -83,7 +83,7 @@ def test_a_buffer_may_be_bound_again_and_a_view_is_enough(engine: Engine, graph_
 
 
 def test_one_buffer_may_be_output_of_a_session_and_input_of_another(engine: Engine, graph_file: GraphFile) -> None:
-    first, second = engine.session(graph_file), engine.session(graph_file)
+    first, second = engine.load(graph_file), engine.load(graph_file)
     x, between, z, y = (engine.allocate((2, 80), "float32") for _ in range(4))
     for session, source, target in ((first, x, between), (second, between, y)):
         session.bind_input("x", source)
@@ -102,7 +102,7 @@ def test_buffers_are_zeroed_and_aligned(engine: Engine) -> None:
 
 
 def test_what_is_not_bound_is_named_before_anything_runs(engine: Engine, graph_file: GraphFile) -> None:
-    session = engine.session(graph_file)
+    session = engine.load(graph_file)
     session.bind_input("z", engine.allocate((2, 80), "float32"))
     with pytest.raises(EngineError, match="nothing is bound to x, y"):
         session.run()
@@ -119,7 +119,7 @@ def test_what_is_not_bound_is_named_before_anything_runs(engine: Engine, graph_f
 def test_a_buffer_that_does_not_fit_is_refused_with_both_shapes(
     engine: Engine, graph_file: GraphFile, buffer: np.ndarray, words: str
 ) -> None:
-    session = engine.session(graph_file)
+    session = engine.load(graph_file)
     with pytest.raises(EngineError, match=words):
         session.bind_input("x", buffer)
     with pytest.raises(EngineError, match=words):
@@ -127,7 +127,7 @@ def test_a_buffer_that_does_not_fit_is_refused_with_both_shapes(
 
 
 def test_a_read_only_output_and_an_unknown_name_are_refused(engine: Engine, graph_file: GraphFile) -> None:
-    session, buffer = engine.session(graph_file), np.zeros((2, 80), np.float32)
+    session, buffer = engine.load(graph_file), np.zeros((2, 80), np.float32)
     buffer.flags.writeable = False
     with pytest.raises(EngineError, match="read-only"):
         session.bind_output("y", buffer)
@@ -142,7 +142,7 @@ def test_a_manifest_that_tells_other_tensors_than_the_graph_is_refused(graph_fil
         replace(graph_file.spec, outputs=(TensorSpec("y", (2, 80), "float16"),)),
     ):
         with pytest.raises(EngineError, match="in the graph and .* in the manifest"):
-            PYTHON.session(replace(graph_file, spec=spec))
+            PYTHON.load(replace(graph_file, spec=spec))
 
 
 def test_bytes_that_are_no_graph_are_refused_in_one_line(
@@ -150,9 +150,9 @@ def test_bytes_that_are_no_graph_are_refused_in_one_line(
 ) -> None:
     for model in (b"", b"no graph at all", graph_file.model[:-40]):
         with pytest.raises(VlaEdgeError):
-            engine.session(replace(graph_file, model=model))
+            engine.load(replace(graph_file, model=model))
     with pytest.raises(VlaEdgeError):
-        engine.session(replace(graph_file, weights={"weights.bin": graph_file.weights["weights.bin"][:100]}))
+        engine.load(replace(graph_file, weights={"weights.bin": graph_file.weights["weights.bin"][:100]}))
     assert not capfd.readouterr().err
 
 
@@ -160,7 +160,7 @@ def test_an_operator_nobody_knows_is_refused_by_name(engine: Engine, graph_file:
     model = onnx.load_from_string(graph_file.model)
     model.graph.node[0].op_type = "Unheard"
     with pytest.raises(EngineError, match="Unheard"):
-        engine.session(replace(graph_file, model=model.SerializeToString()))
+        engine.load(replace(graph_file, model=model.SerializeToString()))
 
 
 def test_a_backend_that_is_not_there_says_what_is_missing() -> None:

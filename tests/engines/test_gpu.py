@@ -18,12 +18,12 @@ import pytest
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
 from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
 from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
 from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_plans
 from vla_edge.engines.tensorrt.trt_engine import TrtEngine, open_tensorrt
 from vla_edge.export.command import main as export_engines
-from vla_edge.runtime.inference.flow_loop import FlowRequest, PythonLoop
 from vla_edge.runtime.inference.graphs import Stages
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
@@ -123,13 +123,13 @@ def test_every_graph_gives_what_onnx_runtime_gives_which_export_compared_with_to
     inputs = session.stages.buffers
     for name in ours.names:
         for stages in (ours, theirs):
-            for tensor in stages.session(name).inputs:
+            for tensor in stages.loaded(name).inputs:
                 stages.buffers[tensor][...] = inputs[tensor]
             if name == "vision":
                 stages.vision(0)
             else:
-                stages.session(name).run()
-        for tensor in ours.session(name).outputs:
+                stages.loaded(name).run()
+        for tensor in ours.loaded(name).outputs:
             if tensor == "tokens":
                 continue
             found, wanted = ours.buffers[tensor], theirs.buffers[tensor]
@@ -160,10 +160,9 @@ def test_the_captured_loop_equals_the_loop_step_by_step(bundle: Bundle, engine: 
     whole = session.loop.denoise(flow).latent
     stepped = session.loop.denoise(FlowRequest(flow.steps, flow.noise, None, np.zeros(1, np.int32))).latent
     np.testing.assert_array_equal(whole, stepped)
-    stages = session.stages
-    stages.prefix()
-    stages.state()
-    python = PythonLoop(stages, session.preparer.tables).denoise(flow).latent
+    reference = PythonLoop(session.stages.flow(session.preparer.tables))
+    reference.encode(True)
+    python = reference.denoise(flow).latent
     np.testing.assert_allclose(whole, python, atol=1e-5)  # type: ignore[arg-type]
 
 

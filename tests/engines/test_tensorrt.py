@@ -24,8 +24,9 @@ from vla_edge import _core
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.engines.ort import load_graph
-from vla_edge.engines.ort_device import OrtDeviceSession
+from vla_edge.engines.flow_loop import FlowRequest, FlowSignal, Inpaint
+from vla_edge.engines.ort import make_session
+from vla_edge.engines.ort_device import OrtDeviceGraph
 from vla_edge.engines.tensorrt import engine_build as trt_build
 from vla_edge.engines.tensorrt import trt_engine as trt
 from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
@@ -39,7 +40,6 @@ from vla_edge.engines.tensorrt.trt_lint import find, lint_bundle
 from vla_edge.errors import EngineError
 from vla_edge.export.command import main as export_engines
 from vla_edge.runtime.command import main as vla_runtime
-from vla_edge.runtime.inference.flow_loop import FlowRequest, FlowSignal, Inpaint
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,7 +170,7 @@ def test_single_runs_copy_inputs_in_and_outputs_out(built: Bundle, cuda: Emulate
     for facts in (FITTING, replace(FITTING, integrated=True)):
         cuda.facts = facts
         engine = TrtEngine("tensorrt", cuda)
-        session = engine.session(built.graph("vision"))
+        session = engine.load(built.graph("vision"))
         pixels, tokens = (
             engine.allocate(spec.shape, spec.dtype) for spec in (session.inputs["pixels"], session.outputs["tokens"])
         )
@@ -270,7 +270,7 @@ def test_a_sidecar_changed_by_hand_is_refused_with_its_field(built: Bundle, cuda
         content[field] = content[field] + 1 if isinstance(content[field], int) else f"{content[field]}x"
     file.write_text(json.dumps(content))
     with pytest.raises(EngineError, match=field):
-        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+        TrtEngine("tensorrt", cuda).load(built.graph("state"))
 
 
 @pytest.mark.parametrize("field", ["weights", "layers", "identity", "plan_sha256"])
@@ -279,14 +279,14 @@ def test_a_missing_or_unknown_field_of_the_sidecar_is_named(built: Bundle, cuda:
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "surplus": 1}))
     with pytest.raises(EngineError, match="surplus"):
-        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+        TrtEngine("tensorrt", cuda).load(built.graph("state"))
     del content[field]
     file.write_text(json.dumps(content))
     with pytest.raises(EngineError, match=field):
-        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+        TrtEngine("tensorrt", cuda).load(built.graph("state"))
     file.write_text("{")
     with pytest.raises(EngineError, match="not valid JSON"):
-        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+        TrtEngine("tensorrt", cuda).load(built.graph("state"))
 
 
 def test_one_flipped_bit_of_a_plan_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
@@ -295,18 +295,18 @@ def test_one_flipped_bit_of_a_plan_is_refused(built: Bundle, cuda: EmulatedCuda)
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(EngineError, match="state.plan: plan_sha256 differs"):
-        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+        TrtEngine("tensorrt", cuda).load(built.graph("state"))
 
 
 def test_a_plan_folder_that_others_may_write_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
     os.chmod(plan_folder(built.graph("state")), 0o770)
     with pytest.raises(EngineError, match="mode 0700"):
-        TrtEngine("tensorrt", cuda).session(built.graph("state"))
+        TrtEngine("tensorrt", cuda).load(built.graph("state"))
 
 
 def test_a_bundle_without_plans_says_how_to_build_them(bundle: Bundle, cuda: EmulatedCuda) -> None:
     with pytest.raises(EngineError, match="no TensorRT plans; build it on this machine: export-engines --bundle"):
-        TrtEngine("tensorrt", cuda).session(bundle.graph("state"))
+        TrtEngine("tensorrt", cuda).load(bundle.graph("state"))
 
 
 def test_the_release_of_jetson_linux_is_read(tmp_path: Path) -> None:
@@ -378,10 +378,10 @@ def test_layers_are_counted_by_the_type_they_read() -> None:
 def test_onnx_runtimes_device_session_moves_tensors_through_its_fixed_values(bundle: Bundle) -> None:
     """On the CPU as its device: the copies and bindings are the same, the CUDA graph is not there."""
     graph = bundle.graph("vision")
-    session = OrtDeviceSession(
-        load_graph(graph, "ort-cuda", ["CPUExecutionProvider"], EngineOptions(threads=1, spin=False)), graph, "cpu"
+    session = OrtDeviceGraph(
+        make_session(graph, "ort-cuda", ["CPUExecutionProvider"], EngineOptions(threads=1, spin=False)), graph, "cpu"
     )
-    reference = load_engine("ort-python", EngineOptions(threads=1, spin=False)).session(graph)
+    reference = load_engine("ort-python", EngineOptions(threads=1, spin=False)).load(graph)
     pixels = np.zeros(session.inputs["pixels"].shape, np.float32)
     outputs = [np.zeros(session.outputs["tokens"].shape, np.float32) for _ in range(2)]
     with pytest.raises(EngineError, match="nothing is bound to pixels, tokens"):

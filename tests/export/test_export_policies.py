@@ -154,7 +154,7 @@ def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
             stages.buffers[name][:] = (
                 generator.standard_normal(stages.buffers[name].shape) if name == "image_tokens" else 1.0
             )
-        stages.prefix()
+        stages.loaded("prefix").run()
         results.append(dict(stages.buffers))
     assert "cls" in results[0] and "cls" not in results[1]
     for name in results[1]:

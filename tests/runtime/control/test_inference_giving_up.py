@@ -57,7 +57,8 @@ class World:
         self.session = PolicySession(bundle, load_engine("ort-python", EngineOptions(threads=1)), session)
         self.at_step: Callable[[], None] = lambda: None
         self.steps = 0
-        quick = self.session.stages.step
+        expert = self.session.stages.loaded("expert")
+        quick = expert.run
 
         def slow() -> None:
             self.steps += 1
@@ -65,7 +66,7 @@ class World:
             time.sleep(step_s)
             quick()
 
-        monkeypatch.setattr(self.session.stages, "step", slow)
+        monkeypatch.setattr(expert, "run", slow)
         watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in NAMES}
         self.loop = InferenceLoop(self.session, self.cameras, watches, self.folder, options)
         self.said: list[str] = []

@@ -11,9 +11,10 @@ import pytest
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.flow_loop import FlowSignal, Inpaint, PythonLoop
+from vla_edge.engines.ort_native import NativeLoop
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.inference.cache import CachePolicy, Reason
-from vla_edge.runtime.inference.flow_loop import FlowSignal, Inpaint, NativeLoop, PythonLoop
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
 from vla_edge.runtime.inference.session import (
     InferenceRequest,
