@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_edge.files import write_text
+
 COLOURS = {
     "camera preparation": "#b5b5b5",
     "vision": "#3b6fb6",
@@ -22,7 +24,7 @@ def write_report(result: Mapping[str, Any], folder: Path, name: str) -> list[Pat
     """NAME.md and, where matplotlib is installed, NAME.png; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.md"]
-    written[0].write_text("\n".join(markdown(result)) + "\n", encoding="utf-8")
+    write_text(written[0], "\n".join(markdown(result)) + "\n")
     try:
         import matplotlib
     except ImportError:

@@ -36,6 +36,7 @@ from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.files import write_json
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
@@ -341,7 +342,7 @@ def main(argv: Sequence[str]) -> int:
             open_bundle(options.cost_bundle), load_engine("ort", EngineOptions(threads=options.threads)), 3
         )
     draw(line, options.out / f"{options.name}.png")
-    (options.out / f"{options.name}.json").write_text(json.dumps(line, indent=1) + "\n")
+    write_json(options.out / f"{options.name}.json", line)
     print("\n".join(report(line)))
     print(json.dumps(line))
     gated = line["replay"][f"guard + {line['gate']['similarity']}"]

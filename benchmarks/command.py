@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vla_edge.benchmarks.bench_compare import compare, gate, read_result
 from vla_edge.errors import ConfigError, run_command
+from vla_edge.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     for line in markdown(result):
         console.print(line, markup=False, soft_wrap=True)
     file = arguments.out / f"{arguments.name}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(file, result)
     written = [file, *write_report(result, arguments.out, arguments.name)]
     console.print(f"written: {', '.join(str(path) for path in written)}", markup=False)
     if arguments.json:

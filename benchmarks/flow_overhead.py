@@ -31,6 +31,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
 from vla_edge.engines.ort_native import NativeLoop
 from vla_edge.errors import ConfigError, run_command
+from vla_edge.files import write_json
 from vla_edge.runtime.inference.session import PolicySession, noise_of
 
 HZ = 30.0
@@ -235,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
             f"µs, missed {row['missed']}"
         )
     draw(line, options.out / "flow_overhead.png")
-    (options.out / "flow_overhead.json").write_text(json.dumps(line, indent=1) + "\n")
+    write_json(options.out / "flow_overhead.json", line)
     print(json.dumps(line))
     return 0
 

@@ -30,6 +30,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError, run_command
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.precision import PrecisionRequest, requantise
+from vla_edge.files import write_json
 
 BARS = {"fresh_float32": 1.0, "fresh": 3.2, "cached": 14.0, "one_camera": 0.30}
 """Least ratios against torch eager; `one_camera` is the share of a fresh inference that is saved."""
@@ -132,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
         result = measure(specs, Rounds(max(5, arguments.rounds), warm_up=1), arguments.threads, status.update)
     result.update(headline(result))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "full.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.out / "full.json", result)
     write_report(result, arguments.out, "full")
     for line in markdown(result):
         console.print(line, markup=False, soft_wrap=True)

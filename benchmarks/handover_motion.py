@@ -30,6 +30,7 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.files import write_json
 from vla_edge.robot.sim.simulated_arm import SimulatedArm, units_from_radians
 from vla_edge.runtime.control.control_settings import Handover
 from vla_edge.runtime.control.handover import HandOver, PlannedChunk, inpaint_into, pace_of, velocity_step
@@ -226,7 +227,7 @@ def main(argv: Sequence[str]) -> int:
         f"latched {slow['latched_ticks']} ticks, reached {slow['reached']} of {slow['episodes']}"
     )
     draw(line, options.out / "handover.png")
-    (options.out / "handover.json").write_text(json.dumps(line, indent=1) + "\n")
+    write_json(options.out / "handover.json", line)
     print(json.dumps(line))
     if slow["latched_ticks"]:
         raise CheckFailed(

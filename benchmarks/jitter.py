@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError, run_command
+from vla_edge.files import write_json
 from vla_edge.runtime.control.control_process import load_core
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import default_run_folder
@@ -251,7 +252,7 @@ def _main(argv: Sequence[str]) -> int:
         f"{options.hz:g} Hz beside a {options.load}-thread matrix product ({os.cpu_count()} cores, steal {steal:.1%})",
         options.out / "jitter.png",
     )
-    (options.out / "jitter.json").write_text(json.dumps(line, indent=1) + "\n")
+    write_json(options.out / "jitter.json", line)
     print(json.dumps(line))
     return 0
 

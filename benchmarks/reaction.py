@@ -35,6 +35,7 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.files import write_json
 from vla_edge.robot.camera_options import PREFIX
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
@@ -343,7 +344,7 @@ def main(argv: Sequence[str]) -> int:
         **told,
     }
     draw(waited, options.fresh_ms, options.out / "reaction.png")
-    (options.out / "reaction.json").write_text(json.dumps(line, indent=1) + "\n")
+    write_json(options.out / "reaction.json", line)
     print(json.dumps(line))
     return 0
 

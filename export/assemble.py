@@ -29,7 +29,6 @@ from vla_edge.bundle import (
     NormalizationSpec,
     TokenizerSpec,
     file_sha256,
-    new_folder,
     open_bundle,
     write_manifest,
 )
@@ -42,6 +41,7 @@ from vla_edge.export.lint import lint
 from vla_edge.export.proof_observations import TASKS, Case, Recording, joint_names, recorded_cases, synthetic_cases
 from vla_edge.export.smolvla.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.weights import WeightFile
+from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.smolvla.cls import why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vla_edge.bundle import Bundle, GraphFile, GraphSpec, Manifest, file_sha256, new_folder, open_bundle, write_manifest
+from vla_edge.bundle import Bundle, GraphFile, GraphSpec, Manifest, file_sha256, open_bundle, write_manifest
 from vla_edge.calibration.precision.action_error import ActionError, ActionErrorBound, action_error, chunks, joint_spans
 from vla_edge.calibration.precision.folding import Folds, folds_of
 from vla_edge.calibration.precision.linear import weight_arrays
@@ -43,6 +43,7 @@ from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, ExportError
 from vla_edge.export.weights import WeightFile
+from vla_edge.files import new_folder
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 Progress = Callable[[str], None]

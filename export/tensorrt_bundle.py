@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
 from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
+from vla_edge.files import written_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,9 @@ def pack(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> I
     bundle.verify()
     lint_bundle(bundle)
     tell(f"write {target.name}")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with tarfile.open(temporary, "w") as archive:
-            for name in (MANIFEST, *sorted(bundle.manifest.files)):
-                archive.add(bundle.path / name, f"{path.resolve().name}/{name}")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_beside(target) as partial, tarfile.open(partial, "w") as archive:
+        for name in (MANIFEST, *sorted(bundle.manifest.files)):
+            archive.add(bundle.path / name, f"{path.resolve().name}/{name}")
     yield f"a board of {options.board_memory_gb:g} GB:"
     yield from board_plan(bundle, options.board_memory_gb, options.workspace_bytes).lines()
     yield (

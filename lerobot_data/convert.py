@@ -8,7 +8,6 @@ next instead of being joined into one that does not decode.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -17,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError
+from vla_edge.files import new_folder
 from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.columns import column_array
 from vla_edge.lerobot_data.compare_data import compare_datasets
@@ -26,7 +26,6 @@ from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episode
 from vla_edge.lerobot_data.stats import aggregate
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video_files import VideoFiles
-from vla_edge.lerobot_data.writer import partial_folder, publish
 
 Progress = Callable[[int, int], None]
 """Called with (episodes done, episodes in all)."""
@@ -64,8 +63,7 @@ def convert_dataset(
     episodes = read_episodes(source, info)
     if not episodes:
         raise DatasetError(f"{source / layout.V21_EPISODES_FILE} lists no episode; there is nothing to convert")
-    folder = partial_folder(target)
-    try:
+    with new_folder(target, DatasetError) as folder:
         _write(source, info, episodes, folder, sizes, progress)
         report = verify_dataset(folder)
         if not report.passed:
@@ -76,9 +74,6 @@ def convert_dataset(
         differences = compare_datasets(source, folder)
         if differences:
             raise CheckFailed(f"the conversion of {source} differs from it: {differences[0]}; nothing was written")
-        publish(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return layout.read_info(target)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_edge.errors import DatasetError
+from vla_edge.files import partial_path, replace_folder
 from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.episode_table import stats_columns
 from vla_edge.lerobot_data.layout import Info
@@ -24,19 +22,13 @@ from vla_edge.lerobot_data.stats import Stats
 def edited_meta(root: Path) -> Iterator[Path]:
     """Yields a folder that holds a copy of `root/meta`; when the block ends well the copy takes its place.
 
-    An error inside leaves the data set as it was. Raises DatasetError when an
-    interrupted swap left its backup behind.
+    An error inside leaves the dataset as it was.
     """
-    backup = root / ".meta.before-edit"
-    if backup.exists():
-        raise DatasetError(f"{backup} is left from an interrupted edit; compare it with {root / 'meta'} and remove one")
-    copy = Path(tempfile.mkdtemp(prefix=".edit-", dir=root))
+    copy = partial_path(root / "edit")
     try:
         shutil.copytree(root / "meta", copy / "meta")
         yield copy
-        os.rename(root / "meta", backup)
-        os.rename(copy / "meta", root / "meta")
-        shutil.rmtree(backup)
+        replace_folder(copy / "meta", root / "meta")
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 

@@ -14,9 +14,7 @@ catches it inside, discards the open episode and lets the writer close.
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from vla_edge.errors import DatasetError
+from vla_edge.files import begin_folder, finish_folder
 from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.episode_table import EpisodeRow, EpisodeTable
 from vla_edge.lerobot_data.frame_values import check_features, checked_value, png_bytes
@@ -72,7 +71,7 @@ class DatasetWriter:
         self._cameras = [key for key, feature in features.items() if feature.is_camera]
         self._video_keys = [key for key in self._cameras if features[key].dtype == "video"]
         self._encoding = (settings.encoding or best_encoding()) if self._video_keys else None
-        self._root = partial_folder(self._target)
+        self._root = begin_folder(self._target, DatasetError)
         self._data = tables.TableFiles(
             self._root, layout.DATA_PATH, settings.data_file_mb * tables.MB, settings.chunks_size
         )
@@ -182,7 +181,7 @@ class DatasetWriter:
             tables.write_tasks(self._root / layout.TASKS_FILE, {index: text for text, index in self._tasks.items()})
             tables.write_json(self._root / layout.STATS_FILE, tables.stats_to_json(self._stats))
             tables.write_json(self._root / layout.INFO_FILE, self._info())
-            publish(self._root, self._target)
+            finish_folder(self._root, self._target, DatasetError)
         finally:
             shutil.rmtree(self._root, ignore_errors=True)
 
@@ -258,22 +257,3 @@ class DatasetWriter:
             "features": {},
         }
         return tables.info_fields(source, features, self._settings.data_file_mb, self._settings.video_file_mb)
-
-
-def partial_folder(target: Path) -> Path:
-    """A new hidden folder beside `target`. Raises DatasetError when `target` exists."""
-    if target.exists() or target.is_symlink():
-        raise DatasetError(f"{target} exists; choose a new folder or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    folder.chmod(0o755)
-    return folder
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Rename the finished folder to its target, which must not have appeared meanwhile."""
-    if target.exists():
-        raise DatasetError(
-            f"{target} appeared while {folder.name} was written; move one of them away and rename the other"
-        )
-    os.rename(folder, target)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CameraError, CheckFailed
+from vla_edge.files import write_bytes
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras, short_name
 from vla_edge.robot.cameras import open_camera
 
@@ -111,9 +112,7 @@ def report_cameras(texts: Sequence[str], out: Path, settle_s: float) -> list[Dev
     encoded, data = cv2.imencode(".png", cv2.cvtColor(contact_sheet(reports), cv2.COLOR_RGB2BGR))
     if not encoded or not out.parent.is_dir():
         raise CameraError(f"{out}: the contact sheet cannot be written; choose a folder that exists")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.write_bytes(data.tobytes())
-    partial.rename(out)
+    write_bytes(out, data.tobytes())
     return reports
 
 

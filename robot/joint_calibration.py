@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +19,7 @@ from typing import Any
 
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import JointCalibrationError
+from vla_edge.files import write_text
 from vla_edge.robot.registers import COUNTS_PER_TURN
 
 GRIPPER = "gripper"
@@ -125,12 +125,7 @@ def dump_joint_calibration(joints: Sequence[JointCalibration]) -> str:
 
 def save_joint_calibration(joints: Sequence[JointCalibration], path: Path) -> None:
     """Write the file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(dump_joint_calibration(joints))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, dump_joint_calibration(joints))
 
 
 def linear_map(joint: JointCalibration, units: JointUnits) -> LinearMap:

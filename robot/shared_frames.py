@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
+from vla_edge.files import written_beside
 
 MAGIC = b"VLAFRAM1"
 _HEADER = struct.Struct("<8sIIQ40x")
@@ -37,13 +38,11 @@ class FrameWriter:
     def __init__(self, path: Path, height: int, width: int) -> None:
         self._shape = (height, width, 3)
         self._slot_size = _slot_size(height, width)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w+b") as file:
+        with written_beside(path, flush=False) as partial, partial.open("w+b") as file:
             # Not a file with holes: on a full disk the write into a mapped hole would kill the process.
             os.posix_fallocate(file.fileno(), 0, _HEADER.size + _SLOTS * self._slot_size)
             self._map = mmap.mmap(file.fileno(), 0)
-        _HEADER.pack_into(self._map, 0, MAGIC, height, width, 0)
-        temporary.rename(path)
+            _HEADER.pack_into(self._map, 0, MAGIC, height, width, 0)
         self._sequence = 0
 
     def write(self, image: NDArray[np.uint8], captured_ns: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.errors import BusError, JointCalibrationError
+from vla_edge.files import write_json
 from vla_edge.robot.arm import ArmReading, RobotArm
 from vla_edge.robot.joint_calibration import JointCalibrations
 
@@ -138,7 +139,5 @@ def save_park_pose(calibration: JointCalibrations, positions: Sequence[int]) -> 
         joint.name: min(max(counts, joint.range_min), joint.range_max)
         for joint, counts in zip(calibration.joints, positions)
     }
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(pose, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, pose, indent=2)
     return path

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, run_command
+from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
 from vla_edge.policies.processing import ProcessorSettings, default_processing
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER, BackboneConfig, read_backbone

@@ -25,11 +25,11 @@ from vla_edge.bundle import (
     TensorSpec,
     TokenizerSpec,
     file_sha256,
-    new_folder,
     open_bundle,
     write_manifest,
 )
-from vla_edge.errors import BundleError, ExportError, VlaEdgeError
+from vla_edge.errors import BundleError
+from vla_edge.files import new_folder
 
 CONTENTS = {
     "graphs/vision.onnx": b"graph bytes",
@@ -43,7 +43,7 @@ CONTENTS = {
 def folder(tmp_path: Path) -> Path:
     """A complete bundle of files that only their hashes describe."""
     place = tmp_path / "bundle"
-    with new_folder(place) as temporary:
+    with new_folder(place, BundleError) as temporary:
         (temporary / "graphs").mkdir()
         for name, data in CONTENTS.items():
             (temporary / name).write_bytes(data)
@@ -229,33 +229,6 @@ def test_a_folder_where_a_file_should_be_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").mkdir()
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         open_bundle(folder).verify()
-
-
-def test_new_folder_refuses_an_existing_one_and_leaves_it_alone(folder: Path) -> None:
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(ExportError, match="exists already"):
-        with new_folder(folder, ExportError):
-            raise AssertionError("the block must not run")
-    assert sorted(folder.rglob("*")) == before
-
-
-@pytest.mark.parametrize("failure", (VlaEdgeError("no"), OSError(28, "No space left on device"), KeyboardInterrupt()))
-def test_new_folder_leaves_nothing_behind_when_its_block_fails(tmp_path: Path, failure: BaseException) -> None:
-    with pytest.raises(type(failure)):
-        with new_folder(tmp_path / "out") as temporary:
-            (temporary / "half").write_bytes(b"half")
-            raise failure
-    assert not list(tmp_path.iterdir())
-
-
-def test_new_folder_does_not_replace_a_folder_that_appeared_meanwhile(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with pytest.raises(OSError, match="not empty"):
-        with new_folder(target) as temporary:
-            (temporary / "ours").write_bytes(b"")
-            target.mkdir()
-            (target / "theirs").write_bytes(b"theirs")
-    assert [item.name for item in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
 def test_two_bundles_of_the_same_content_have_the_same_digest(folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vla_edge.files import put_in_place, write_json
 from vla_edge.policies.smolvla.backbone import VLM_FOLDER
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_adapters, save_state
 from vla_edge.training.random_state import rng_file, save_rng
 from vla_edge.training.run_config import TrainConfig, to_json
-from vla_edge.training.run_files import write_json
 
 
 def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
@@ -47,7 +46,7 @@ def fill_checkpoint(
     if config.lora.rank:
         save_adapters(state, policy)
     for file in Path(config.output).glob(".rng_state_*.safetensors"):
-        os.replace(file, state / file.name.removeprefix("."))
+        put_in_place(file, state / file.name.removeprefix("."))
 
 
 def lerobot_train_config(config: TrainConfig) -> Mapping[str, Any]:

@@ -5,8 +5,8 @@
                                                resume.json, master_weights.safetensors (adapters)
     RUN/checkpoints/last -> 000100             best -> the one with the lowest validation loss
 
-A checkpoint is written to a hidden sibling, flushed and renamed; the links are
-replaced by a rename too. Source of names and layout: LeRobot 0.4.4.
+A checkpoint is written beside its place and renamed; the links are replaced by
+a rename too. Source of names and layout: LeRobot 0.4.4.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vla_edge.errors import TrainingError
+from vla_edge.files import partial_path, replace_folder, write_json, written_beside
 from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.run_files import checkpoints_of
 
@@ -59,22 +60,18 @@ def checkpoint_path(run: Path, step: int, total_steps: int) -> Path:
 
 
 def write_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder beside `target`, flush it to disk, and rename it to `target`.
+    """Let `fill` write a folder that stands at `target` when it is whole.
 
     An existing `target` (the same step written again after a resume) is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
+    partial = partial_path(target)
+    partial.mkdir()
     try:
-        temporary.mkdir()
-        fill(temporary)
-        _flush(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(temporary, target)
+        fill(partial)
+        replace_folder(partial, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partial(run: Path) -> None:
@@ -89,10 +86,8 @@ def remove_partial(run: Path) -> None:
 def point(run: Path, name: str, target: Path) -> None:
     """Make the link `checkpoints/name` (`last`, `best`) point at `target`, in one rename."""
     link = run / CHECKPOINTS / name
-    temporary = link.with_name(f".{name}.{os.getpid()}.partial")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, link)
+    with written_beside(link, flush=False) as partial:
+        partial.symlink_to(target.name)
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -132,10 +127,10 @@ def save_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler, loop:
     state = optimizer.state_dict()
     tensors = {f"state/{i}/{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
     save_tensors(tensors, folder / OPTIMIZER_FILE)
-    _write_json(folder / GROUPS_FILE, state["param_groups"])
-    _write_json(folder / SCHEDULER_FILE, scheduler.state_dict())
-    _write_json(folder / STEP_FILE, {"step": loop.step})
-    _write_json(folder / RESUME_FILE, loop.extra)
+    write_json(folder / GROUPS_FILE, state["param_groups"])
+    write_json(folder / SCHEDULER_FILE, scheduler.state_dict())
+    write_json(folder / STEP_FILE, {"step": loop.step})
+    write_json(folder / RESUME_FILE, loop.extra)
 
 
 def load_state(folder: Path, optimizer: Optimizer, scheduler: LRScheduler) -> LoopState:
@@ -182,17 +177,3 @@ def load_master_weights(folder: Path, parameters: Mapping[str, Tensor], adapted:
             if name not in parameters:
                 raise TrainingError(f"{file}: weight {name} is not in the policy; the checkpoint is of another model")
             parameters[name].copy_(value)
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _flush(folder: Path) -> None:
-    """fsync every file and folder: a rename alone may survive a power cut that the contents do not."""
-    for path in [*sorted(folder.rglob("*")), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

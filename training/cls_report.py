@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.files import write_json, written_beside
 from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.options import parse_episodes
@@ -187,7 +188,7 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "similarity.csv").open("w", newline="") as file:
+    with written_beside(folder / "similarity.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["episode", "frame", "similarity", "stable"])
         writer.writerows(
@@ -198,7 +199,7 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
                 history.stable.astype(int).tolist(),
             )
         )
-    (folder / "gate.json").write_text(json.dumps(report_json(history, threshold, aurocs), indent=1) + "\n")
+    write_json(folder / "gate.json", report_json(history, threshold, aurocs))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(history.similarity))

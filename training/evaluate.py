@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.files import write_text, written_beside
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.smolvla.config import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
@@ -210,7 +211,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.float32], targets: Targets) -> None:
-    """Write what `SavedPredictor` reads, in one rename."""
+    """Write what `SavedPredictor` reads."""
     content: dict[str, Any] = {
         "index": np.array(targets.indices),
         "action": predicted,
@@ -219,9 +220,8 @@ def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.flo
     }
     if predictor.parameters is not None:
         content["parameters"] = np.array(predictor.parameters)
-    temporary = file.with_name(f".{file.name}.partial.npz")
-    np.savez(temporary, **content)
-    temporary.replace(file)
+    with written_beside(file) as partial:
+        np.savez(partial, **content)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +247,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     if arguments.png:
         draw(contenders, arguments.png)
     if arguments.markdown:
-        arguments.markdown.write_text(table + "\n")
+        write_text(arguments.markdown, table + "\n")
     if arguments.json:
         print(json.dumps([{name: getattr(c, name) for name in Contender.__dataclass_fields__} for c in contenders]))
     return 0

@@ -1,7 +1,7 @@
 """What a run leaves for people: `metrics.jsonl` (one line per logged step) and `status.json` (the newest state).
 
 Both are whole at any moment: a line is appended in one write, the status is
-written beside and renamed. Times are wall clock (seconds since 1970).
+replaced as a whole. Times are wall clock (seconds since 1970).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import TrainingError
+from vla_edge.files import write_json, write_text
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -40,13 +41,6 @@ class Status:
     updated: float = 0.0
     process: int = 0
     host: str = ""
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON so that a reader or a crash sees the old file or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, file)
 
 
 def write_status(run: Path, status: Status) -> None:
@@ -79,9 +73,7 @@ def cut_metrics(run: Path, step: int) -> dict[str, Any]:
     """Drop what was logged after `step`, so that a resumed run does not log a step twice. The newest row kept, or
     {}."""
     rows = [row for row in read_metrics(run) if row["step"] <= step]
-    temporary = run / f".{METRICS}.{os.getpid()}.partial"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, run / METRICS)
+    write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
     return rows[-1] if rows else {}
 
 

@@ -34,6 +34,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.files import write_json, write_text
 from vla_edge.policies.smolvla.config import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.cache import CachePolicy
@@ -196,9 +197,9 @@ def write_results(out: Path, results: Sequence[VariantResult], facts: Mapping[st
     """`out` (.md) with the table, and the same as JSON beside it."""
     text = f"# Reaching the named cube: closed loop on {len(results[0].reached)} unseen scenes\n\n"
     text += "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n\n" + table(results)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     rows = [{**asdict(result), "success": result.success, "wrong": result.wrong} for result in results]
-    out.with_suffix(".json").write_text(json.dumps({"facts": dict(facts), "variants": rows}) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".json"), {"facts": dict(facts), "variants": rows}, indent=None)
 
 
 def earlier_results(file: Path, scenes: str) -> list[VariantResult]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vla_edge.bundle import Bundle, file_sha256, new_folder, open_bundle, write_manifest
+from vla_edge.bundle import Bundle, file_sha256, open_bundle, write_manifest
 from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
 from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
 from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, planned_pairs
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError, DatasetError
+from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
+from vla_edge.files import link_or_copy, new_folder
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.runtime.inference.cache import CachePolicy
@@ -146,16 +146,13 @@ def gate_facts(bundle: Bundle, result: GateResult) -> dict[str, Any]:
 
 
 def write_calibrated(bundle: Bundle, result: GateResult, out: Path) -> str:
-    """A new bundle `out`: copies of the same files (the ONNX checker refuses weights that have a second hard link), the
-    manifest with the gate, and the plot. Returns its digest. BundleError: `out` exists, or a file of the old one is
-    damaged."""
+    """A new bundle `out`: hard links to the same files (copies on another file system), the manifest with the gate, and
+    the plot. Returns its digest. BundleError: `out` exists, or a file of the old one is damaged."""
     bundle.verify()
-    with new_folder(out) as folder:
+    with new_folder(out, BundleError) as folder:
         for name in bundle.manifest.files:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
             if name != GATE_PLOT:
-                shutil.copyfile(bundle.path / name, target)
+                link_or_copy(bundle.path / name, folder / name)
         draw(result.measured.pairs, result.settings, result.limits, folder / GATE_PLOT)
         files = {**bundle.manifest.files, GATE_PLOT: file_sha256(folder / GATE_PLOT)}
         return write_manifest(folder, replace(bundle.manifest, files=files, gate=gate_facts(bundle, result)))

@@ -8,7 +8,6 @@ two can be added. The span to quantise is taken from it by one of three rules.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,6 +23,7 @@ from vla_edge.calibration.precision.observing import ObservingEngine
 from vla_edge.calibration.precision.synthetic import Measured
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError
+from vla_edge.files import written_beside
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 OCTAVES = (-24, 24)
@@ -145,10 +145,8 @@ def _write(file: Path, ranges: Ranges) -> None:
             f"{number}.channels": tap.channels,
             f"{number}.counts": tap.counts,
         }
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("wb") as out:
+    with written_beside(file) as partial, partial.open("wb") as out:
         np.savez_compressed(out, allow_pickle=False, **arrays)
-    os.replace(temporary, file)
 
 
 def _read(file: Path, bundle: str, digest: str) -> tuple[dict[tuple[str, str], Tap], int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +31,7 @@ from vla_edge.engines.tensorrt.engine_file import (
 from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, MemoryPlan, graph_weights, plan_memory
 from vla_edge.errors import EngineError
+from vla_edge.files import write_bytes
 
 TIMING_CACHE = "timing.cache"
 OLDEST = (10, 3)
@@ -197,9 +197,7 @@ def _refusals(parser: Any, model: bytes) -> Iterator[str]:
 
 
 def _keep_timings(config: Any, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-    shutil.move(temporary, file)
+    write_bytes(file, bytes(config.get_timing_cache().serialize()))
 
 
 @cache

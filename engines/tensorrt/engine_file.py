@@ -22,6 +22,7 @@ from typing import Any
 from vla_edge.bundle import MANIFEST, GraphFile, TensorSpec
 from vla_edge.engines.tensorrt.cuda import GpuFacts
 from vla_edge.errors import EngineError
+from vla_edge.files import write_bytes
 
 SCHEMA = 1
 FLAGS = ("max_aux_streams=0", "no TF32", "optimization level 3", "strongly typed")
@@ -113,8 +114,8 @@ def write_plan(graph: GraphFile, plan: bytes, sidecar: Sidecar) -> Path:
     folder = plan_folder(graph)
     make_private(folder)
     target = folder / f"{graph.name}.plan"
-    _replace(target, plan)
-    _replace(target.with_suffix(".json"), (json.dumps(asdict(sidecar), indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(target, plan)
+    write_bytes(target.with_suffix(".json"), (json.dumps(asdict(sidecar), indent=1, sort_keys=True) + "\n").encode())
     return target
 
 
@@ -232,12 +233,3 @@ def _words(value: Any) -> str:
     if isinstance(value, tuple) and value and isinstance(value[0], TensorSpec):
         return ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in value)
     return repr(list(value) if isinstance(value, tuple) else value)
-
-
-def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_edge.bundle import new_folder
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
+from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
 from vla_edge.policies.images import prepare_image, to_unit
 from vla_edge.policies.processing import ProcessorSettings, read_processing, special_token_names, token_id

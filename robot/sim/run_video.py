@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError
+from vla_edge.files import partial_path, put_in_place, write_bytes
 
 STRIP_PICTURES = 12
 _STRIP_COLUMNS = 4
@@ -31,7 +31,7 @@ class Recording:
         if not path.parent.is_dir():
             raise ConfigError(f"{path.parent}: no such folder; make it, or record elsewhere")
         self._path, self._fps = path, fps
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self._partial = partial_path(path)
         self._video: _Video | None = None
         self._strip: list[NDArray[np.uint8]] = []
         self._every = 1
@@ -52,7 +52,7 @@ class Recording:
             return
         if self._video is not None:
             self._video.close()
-            self._partial.rename(self._path)
+            put_in_place(self._partial, self._path)
         write_strip(self._path.with_suffix(".png"), self._strip)
 
     def _keep(self, picture: NDArray[np.uint8]) -> None:
@@ -71,9 +71,7 @@ def write_strip(path: Path, pictures: list[NDArray[np.uint8]]) -> None:
     rows = [np.concatenate(chosen[i : i + _STRIP_COLUMNS], axis=1) for i in range(0, len(chosen), _STRIP_COLUMNS)]
     encoded, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
     assert encoded
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data.tobytes())
-    partial.rename(path)
+    write_bytes(path, data.tobytes())
 
 
 class _PyAvVideo:

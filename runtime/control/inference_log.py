@@ -8,7 +8,6 @@ milliseconds of each; at its size limit the file is moved aside once.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_edge.files import write_json
 from vla_edge.runtime.control.handover import Pace
 from vla_edge.runtime.inference.cache import CacheCounts
 from vla_edge.runtime.inference.session import InferenceResult
@@ -106,12 +106,9 @@ class InferenceLog:
             "stages_ms": self.stages(),
             **facts,
         }
-        temporary = self._summary.with_name(f".inference.json.{os.getpid()}")
         try:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-            temporary.replace(self._summary)
+            write_json(self._summary, content, indent=None, flush=False)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             self._stop(error)
         return content
 

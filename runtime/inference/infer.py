@@ -22,6 +22,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import BACKENDS, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
+from vla_edge.files import written_beside
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 
 IMAGES = "observation.images."
@@ -130,21 +131,16 @@ def observation_of(arrays: Mapping[str, NDArray[Any]], source: str) -> Observati
 
 
 def write_actions(path: Path, result: InferenceResult) -> None:
-    """Write the result beside `path` and rename it there, so that a reader never sees half a file."""
+    """Write the actions, the normalised actions, the steps and the times to `path` (npz)."""
     timings = {f"timing_ms/{name}": np.asarray(value, np.float64) for name, value in asdict(result.timings).items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                action=result.actions,
-                action_normalized=result.normalized,
-                steps=np.int64(result.steps),
-                **timings,  # type: ignore[arg-type]
-            )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_beside(path) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            action=result.actions,
+            action_normalized=result.normalized,
+            steps=np.int64(result.steps),
+            **timings,  # type: ignore[arg-type]
+        )
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

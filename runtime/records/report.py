@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import RecordError
+from vla_edge.files import write_text
 from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times, ticks_after_damage, ticks_of
 from vla_edge.runtime.control.inference_log import STAGES
 from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
@@ -29,16 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     facts = gather(arguments.record, arguments.inference)
-    temporary = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(page(facts), encoding="utf-8")
-        os.replace(temporary, arguments.out)
+        write_text(arguments.out, page(facts))
     except OSError as error:
         raise RecordError(
             f"{arguments.out}: {error.strerror}; name a file in a folder that can be written to"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
     print(
         f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} "

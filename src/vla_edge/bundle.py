@@ -1,7 +1,7 @@
 """The exported folder: manifest, hashes, shapes.
 
-A bundle is written to a temporary sibling and renamed, and read by checking
-the sha256 of every file on the very bytes that are used. Facts of the policy
+A bundle is read by checking the sha256 of every file on the very bytes that
+are used. Facts of the policy
 that the runtime needs stand in the manifest; arrays stand in
 `tables.safetensors`.
 """
@@ -12,14 +12,13 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import BundleError
+from vla_edge.files import write_bytes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -194,30 +193,10 @@ def open_bundle(path: Path | str) -> Bundle:
     return Bundle(folder, _manifest(content, file), hashlib.sha256(data).hexdigest())
 
 
-@contextmanager
-def new_folder(path: Path | str, error: type[Exception] = BundleError) -> Iterator[Path]:
-    """A temporary sibling of `path` that is renamed to it when the block ends well and removed when it does not.
-
-    Refuses an existing `path`.
-    """
-    target = Path(path)
-    if target.exists():
-        raise error(f"{target}: exists already; choose another folder or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, target)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> str:
     """Write `manifest.json` into `folder`; returns the bundle digest."""
     data = (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
-    (folder / MANIFEST).write_bytes(data)
+    write_bytes(folder / MANIFEST, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -200,7 +200,7 @@ def test_videos_of_different_coding_are_not_joined(tmp_path: Path) -> None:
 
 def test_conversion_refuses_what_it_must_not_do(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(DatasetError, match="there exists"):
+    with pytest.raises(DatasetError, match="there: exists already"):
         convert_dataset(V21, tmp_path / "there")
     with pytest.raises(DatasetError, match="is v3.0"):
         convert_dataset(V30, tmp_path / "new")

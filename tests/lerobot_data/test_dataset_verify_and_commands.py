@@ -266,7 +266,7 @@ def test_convert_and_compare_from_the_command_line(tmp_path: Path, capsys: pytes
         (["verify", "{tmp}/nowhere"], "nowhere does not exist"),
         (["stats", "{tmp}/nowhere"], "nowhere does not exist"),
         (["convert", str(V30), "{tmp}/new"], "is v3.0"),
-        (["convert", str(V21), "{tmp}"], "exists; choose a new folder"),
+        (["convert", str(V21), "{tmp}"], "exists already; choose another folder"),
         (["compare", str(V21), "{tmp}"], "info.json is missing"),
         (["compare", str(V21), str(V30), "--samples", "0"], "samples is 0"),
         (["tasks", str(V30), "--tokenizer", "{tmp}"], "no tokenizer at"),

@@ -18,10 +18,11 @@ import pytest
 import yaml
 from tests.training.training_world import World, one_thread, write_data, write_policy
 
+from vla_edge.files import write_json
 from vla_edge.training import start
 from vla_edge.training.command import main
 from vla_edge.training.run_config import TaskData, TrainConfig
-from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_json, write_status
+from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_status
 from vla_edge.training.runs import fine_tune as train_directly
 
 one_thread()

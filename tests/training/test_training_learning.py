@@ -16,6 +16,7 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import TrainingError
 from vla_edge.export.command import main as export
+from vla_edge.files import write_json
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.cache import CachePolicy
@@ -27,7 +28,6 @@ from vla_edge.training.evaluate import Scope, evaluate
 from vla_edge.training.predictors import CheckpointPredictor
 from vla_edge.training.progress import silent
 from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
-from vla_edge.training.run_files import write_json
 from vla_edge.training.runs import fine_tune
 from vla_edge.training.sequential.phases import SharedSettings, Stage, StagePlan, StageTask, hold_out
 from vla_edge.training.sequential.task_sequence import StageRun, plan_content, train_stages

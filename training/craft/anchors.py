@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vla_edge.bundle import file_sha256, new_folder
+from vla_edge.bundle import file_sha256
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.files import new_folder
 from vla_edge.policies.smolvla.config import ACTION
 from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla_edge.files import write_json, written_beside
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import check_path, features_of
 from vla_edge.training.craft.anchors import AnchorCache
@@ -24,7 +24,6 @@ from vla_edge.training.craft.conflict_projection import (
     next_multiplier,
     retention_loss,
 )
-from vla_edge.training.run_files import write_json
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
 
 STATE_FILE = "craft_state.json"
@@ -121,10 +120,8 @@ def cut_history(run: Path, step: int) -> None:
     with file.open(newline="") as stream:
         rows = list(csv.reader(stream))
     kept = rows[:1] + [row for row in rows[1:] if row and int(row[0]) <= step]
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("w", newline="") as stream:
+    with written_beside(file) as partial, partial.open("w", newline="") as stream:
         csv.writer(stream).writerows(kept)
-    os.replace(temporary, file)
 
 
 def write_state(run: Path, state: Mapping[str, Any]) -> None:

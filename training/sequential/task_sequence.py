@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.files import write_json, write_text
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint import read_weights
 from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
@@ -29,7 +30,7 @@ from vla_edge.training.objective import Objective
 from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
 from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig
-from vla_edge.training.run_files import has_ended, write_json
+from vla_edge.training.run_files import has_ended
 from vla_edge.training.runs import fine_tune, resume, run_exists
 from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json
 from vla_edge.training.sequential.transfer import Transfer, transfer_from_rows
@@ -95,7 +96,7 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
         )
         if is_first():
             write_json(run / "transfer.json", transfer.to_json())
-            (run / "transfer.md").write_text(transfer.markdown() + "\n")
+            write_text(run / "transfer.md", transfer.markdown() + "\n")
     return transfer
 
 
