@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 from vla_edge.bundle import GraphFile, GraphSpec, TensorSpec
 from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
 from vla_edge.calibration.precision.linear import linear_maps
-from vla_edge.calibration.precision.treatment import Treatment
 from vla_edge.calibration.precision.variant import MemorySink
-from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.engines.dialect import Treatment
+from vla_edge.engines.engine import Engine, EngineOptions, backend_of, load_engine
 from vla_edge.errors import EngineError
 
 SHAPES = ((1024, 768, 3072), (1024, 3072, 768), (1024, 1024, 1024))
@@ -46,10 +46,10 @@ def measure_ceilings(threads: int) -> Ceilings:
     """Takes some seconds."""
     found: dict[str, float] = {}
     for name, engine in _engines(threads):
-        ways = [("float32", Treatment.FLOAT32), ("int8 dynamic", Treatment.INT8_DYNAMIC)]
-        if name == "openvino":
-            ways = [("float32", Treatment.FLOAT32), ("int8 static", Treatment.INT8_STATIC)]
-        for label, treatment in ways:
+        dialect = backend_of(name).dialect
+        assert dialect is not None
+        for treatment in (Treatment.FLOAT32, dialect.int8[0]):
+            label = "float32" if treatment is Treatment.FLOAT32 else treatment.value.replace("-", " ")
             for shape in SHAPES:
                 found[f"{name} {label} {'×'.join(map(str, shape))}"] = round(_product(engine, shape, treatment), 1)
     generator = np.random.default_rng(0)

@@ -1,20 +1,25 @@
 """The border every backend stands behind: loaded graphs on buffers of the caller, and a flow loop that runs them.
 
-A backend is one file in this folder and one row in `_BACKENDS`; a backend that
-is not there is an `EngineError` that names what is missing, never another
-backend in its place.
+A backend is one file (or folder) beside this one that states what it can do in `BACKENDS`; one that is not there is an
+`EngineError` that names what is missing, never another backend in its place. Importing such a file costs nothing: the
+package it stands on is imported when the backend is opened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.dialect import Dialect
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
 from vla_edge.errors import EngineError
 
@@ -54,25 +59,39 @@ class Engine(Protocol):
         """A zeroed buffer the backend can bind without copying."""
 
 
-_BACKENDS = {
-    "ort": ("vla_edge.engines.ort", "open_cpu"),
-    "ort-python": ("vla_edge.engines.ort", "open_python"),
-    "ort-cuda": ("vla_edge.engines.ort_device", "open_cuda"),
-    "ort-tensorrt": ("vla_edge.engines.ort_device", "open_tensorrt"),
-    "tensorrt": ("vla_edge.engines.tensorrt.trt_engine", "open_tensorrt"),
-    "tensorrt-pycuda": ("vla_edge.engines.tensorrt.trt_engine", "open_tensorrt_pycuda"),
-    "openvino": ("vla_edge.engines.openvino", "open_openvino"),
-}
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a backend is and can do, stated in `BACKENDS` of its own file (or folder) beside this one.
+
+    open makes it ready; EngineError names what it lacks here. device: "cpu" or "cuda"; standard: the one taken on its
+    device when none is named. dialect: in what precision graphs are prepared for it (None: for it none are).
+    from_memory: loads graphs whose tensors lie in no file. builds: runs engine files, built from the graphs before.
+    """
+
+    name: str
+    open: Callable[[EngineOptions], Engine]
+    device: str = "cpu"
+    standard: bool = False
+    dialect: Dialect | None = None
+    from_memory: bool = True
+    builds: bool = False
 
 
-BACKENDS = tuple(_BACKENDS)
-"""The names `load_engine` knows."""
+@cache
+def backends() -> Mapping[str, Backend]:
+    """Every backend by its name."""
+    folder = [str(Path(__file__).parent)]
+    modules = (import_module(f"{__package__}.{item.name}") for item in iter_modules(folder))
+    return {backend.name: backend for module in modules for backend in getattr(module, "BACKENDS", ())}
+
+
+def backend_of(name: str) -> Backend:
+    """EngineError names the backends there are."""
+    if name not in backends():
+        raise EngineError(f"unknown backend {name!r}; known: {', '.join(backends())}")
+    return backends()[name]
 
 
 def load_engine(name: str, options: EngineOptions | None = None) -> Engine:
     """The backend `name`. Errors: EngineError names the known backends, or what this one lacks here."""
-    if name not in _BACKENDS:
-        raise EngineError(f"unknown backend {name!r}; known: {', '.join(_BACKENDS)}")
-    module, function = _BACKENDS[name]
-    engine: Engine = getattr(import_module(module), function)(options or EngineOptions())
-    return engine
+    return backend_of(name).open(options or EngineOptions())

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface
-from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.dialect import Dialect, Treatment
+from vla_edge.engines.engine import Backend, EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.errors import EngineError
-
-try:
-    import openvino
-except ImportError:
-    openvino = None
 
 GROUP = 64
 
@@ -43,9 +40,16 @@ class ExecutedLayer:
 
 def open_openvino(options: EngineOptions) -> OpenVinoEngine:
     """EngineError when openvino is not installed."""
-    if openvino is None:
-        raise EngineError("openvino is not installed; pip install 'vla-edge[openvino]'")
-    return OpenVinoEngine(options)
+    try:
+        import openvino
+    except ImportError:
+        raise EngineError("openvino is not installed; pip install 'vla-edge[openvino]'") from None
+    return OpenVinoEngine(openvino, options)
+
+
+BACKENDS = (
+    Backend("openvino", open_openvino, dialect=Dialect((Treatment.INT8_STATIC, Treatment.INT8_WEIGHTS), products=True)),
+)
 
 
 class OpenVinoEngine:
@@ -53,8 +57,9 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, openvino: ModuleType, options: EngineOptions) -> None:
         self.detail = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
+        self._openvino = openvino
         self._core = openvino.Core()
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -78,7 +83,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"{graph.path}: openvino refused the graph: {error}; export the bundle again") from None
         check_interface(graph, _interface(compiled, {spec.name for spec in (*graph.spec.inputs, *graph.spec.outputs)}))
-        return OpenVinoGraph(compiled, graph)
+        return OpenVinoGraph(self._openvino.Tensor, compiled, graph)
 
     def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
         return PythonLoop(graphs)
@@ -87,8 +92,9 @@ class OpenVinoEngine:
 class OpenVinoGraph(LoadedGraph):
     """One compiled graph with one request."""
 
-    def __init__(self, compiled: Any, graph: GraphFile) -> None:
+    def __init__(self, tensor: Any, compiled: Any, graph: GraphFile) -> None:
         super().__init__(graph)
+        self._tensor = tensor
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
@@ -103,7 +109,7 @@ class OpenVinoGraph(LoadedGraph):
             yield ExecutedLayer(tuple(nodes.split(",")), kind, precision, kernel)
 
     def _attach(self, name: str, array: NDArray[Any]) -> None:
-        self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        self._request.set_tensor(name, self._tensor(array, shared_memory=True))
 
     def _execute(self) -> None:
         self._request.infer()

@@ -8,25 +8,23 @@ wheels for Python 3.10 are 1.23.)
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface, drop_pages
-from vla_edge.engines.engine import Engine, EngineOptions
+from vla_edge.engines.dialect import Dialect, Treatment
+from vla_edge.engines.engine import Backend, Engine, EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.engines.ort_native import open_native
 from vla_edge.errors import EngineError
-
-try:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as binding
-except ImportError:
-    onnxruntime = None
 
 CPU = "CPUExecutionProvider"
 OLDEST = (1, 20)
@@ -50,12 +48,18 @@ def open_cpu(options: EngineOptions) -> Engine:
 
 def open_python(options: EngineOptions) -> OrtEngine:
     """ONNX Runtime on the CPU through its Python binding, by explicit choice."""
-    require_runtime()
     return _python_binding(options, "Python binding")
 
 
 def _python_binding(options: EngineOptions, how: str) -> OrtEngine:
-    return OrtEngine("ort", (CPU,), options, f"ONNX Runtime {onnxruntime.__version__}, {how}")
+    return OrtEngine("ort", (CPU,), options, f"ONNX Runtime {require_runtime().__version__}, {how}")
+
+
+CPU_DIALECT = Dialect((Treatment.INT8_DYNAMIC,))
+BACKENDS = (
+    Backend("ort", open_cpu, standard=True, dialect=CPU_DIALECT, from_memory=False),
+    Backend("ort-python", open_python, dialect=CPU_DIALECT),
+)
 
 
 class OrtEngine:
@@ -92,7 +96,8 @@ def make_session(graph: GraphFile, backend: str, providers: Sequence[Any], optio
 
     EngineError when ONNX Runtime refuses it, the provider did not come up, or its tensors are not the manifest's.
     """
-    settings = session_options(options)
+    onnxruntime = require_runtime()
+    settings = _session_options(onnxruntime, options)
     weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in external_arrays(graph).items()}
     if weights:
         settings.add_external_initializers(list(weights), list(weights.values()))
@@ -111,7 +116,7 @@ def make_session(graph: GraphFile, backend: str, providers: Sequence[Any], optio
     return OrtSession(session, weights)
 
 
-def session_options(options: EngineOptions) -> Any:
+def _session_options(onnxruntime: ModuleType, options: EngineOptions) -> Any:
     """ONNX Runtime's settings for one stream of small runs."""
     made = onnxruntime.SessionOptions()
     made.intra_op_num_threads = options.threads
@@ -142,16 +147,41 @@ class OrtGraph(LoadedGraph):
         self._made.session.run_with_iobinding(self._binding)
 
 
-def require_runtime() -> None:
-    if onnxruntime is None:
-        raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'")
+def optimized_model(graph: GraphFile) -> bytes:
+    """The ONNX model as the CPU provider will run it, after its own optimisation, without large tensors. EngineError:
+    onnxruntime is not installed, or refuses the graph."""
+    onnxruntime = require_runtime()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _session_options(onnxruntime, EngineOptions())
+        settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
+        if graph.weights:
+            settings.add_external_initializers_from_files_in_memory(
+                list(graph.weights), list(graph.weights.values()), [len(data) for data in graph.weights.values()]
+            )
+        try:
+            onnxruntime.InferenceSession(graph.model, settings, providers=[CPU])
+        except refusals() as error:
+            raise EngineError(f"{graph.path}: ort refused the graph: {error}; export the bundle again") from None
+        return Path(settings.optimized_model_filepath).read_bytes()
+
+
+def require_runtime() -> ModuleType:
+    """The package onnxruntime. EngineError: it is not installed, or too old."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'") from None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < OLDEST:
         raise EngineError(f"onnxruntime {onnxruntime.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; upgrade it")
+    return onnxruntime  # type: ignore[no-any-return]
 
 
 def refusals() -> tuple[type[Exception], ...]:
     """The exceptions by which ONNX Runtime says no. RuntimeError: a run that fails with a binding."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
     names = (
         "Fail",
         "InvalidArgument",

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.engines.bindings import LoadedGraph, aligned_zeros
-from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.dialect import Dialect
+from vla_edge.engines.engine import Backend, EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
-from vla_edge.engines.ort import OrtSession, make_session, onnxruntime, refusals, require_runtime
+from vla_edge.engines.ort import OrtSession, make_session, refusals, require_runtime
 from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.errors import EngineError
 
@@ -40,10 +41,16 @@ def open_tensorrt(options: EngineOptions) -> OrtDeviceEngine:
     return _open("ort-tensorrt", TENSORRT, [(TENSORRT, TENSORRT_OPTIONS), (CUDA, {"use_tf32": "0"})], options)
 
 
+BACKENDS = (
+    Backend("ort-cuda", open_cuda, device="cuda", standard=True, dialect=Dialect((), half=True)),
+    Backend("ort-tensorrt", open_tensorrt, device="cuda"),
+)
+
+
 def _open(
     name: str, provider: str, providers: list[tuple[str, dict[str, str]]], options: EngineOptions
 ) -> OrtDeviceEngine:
-    require_runtime()
+    onnxruntime = require_runtime()
     have = onnxruntime.get_available_providers()
     if provider not in have:
         raise EngineError(
@@ -59,7 +66,7 @@ class OrtDeviceEngine:
 
     def __init__(self, name: str, providers: list[tuple[str, dict[str, str]]], options: EngineOptions) -> None:
         self.name = name
-        self.detail = f"ONNX Runtime {onnxruntime.__version__}, {providers[0][0]} with CUDA graphs"
+        self.detail = f"ONNX Runtime {require_runtime().__version__}, {providers[0][0]} with CUDA graphs"
         self._providers = providers
         self._options = options
 
@@ -89,7 +96,7 @@ class OrtDeviceGraph(LoadedGraph):
             (self.outputs, self._binding.bind_ortvalue_output),
         ):
             for name, spec in specs.items():
-                self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                self._values[name] = require_runtime().OrtValue.ortvalue_from_numpy(
                     np.zeros(spec.shape, spec.dtype), device, 0
                 )
                 bind(name, self._values[name])

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from vla_edge.engines.engine import backend_of
 from vla_edge.errors import ConfigError, EngineError, run_command, terminated_like_interrupted
 from vla_edge.export.precision_arguments import add_precision_arguments, request_from_arguments
 from vla_edge.export.tensorrt_bundle import (
@@ -44,7 +45,7 @@ def _main(argv: Sequence[str]) -> int:
         )
     check_tensorrt_arguments(arguments)
     if arguments.bundle and arguments.precision == "fp32":
-        if arguments.backend == "tensorrt":
+        if backend_of(arguments.backend).builds:
             return _finish_tensorrt(arguments, arguments.bundle, console)
         raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
     start_from = (arguments.checkpoint or arguments.bundle).resolve()
@@ -70,7 +71,7 @@ def _main(argv: Sequence[str]) -> int:
         f"{seconds:.1f} s",
         markup=False,
     )
-    if arguments.backend == "tensorrt":
+    if backend_of(arguments.backend).builds:
         return _finish_tensorrt(arguments, out, console)
     if arguments.json:
         print(json.dumps({**summary(written), "seconds": round(seconds, 2)}))

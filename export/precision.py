@@ -28,7 +28,6 @@ from vla_edge.calibration.precision.precision_plan import Candidate, Search, Wei
 from vla_edge.calibration.precision.ranges import Method, Ranges, gather
 from vla_edge.calibration.precision.recorded_observations import Split, from_dataset
 from vla_edge.calibration.precision.synthetic import synthetic
-from vla_edge.calibration.precision.treatment import DIALECTS, Treatment, dialect_of
 from vla_edge.calibration.precision.variant import (
     Choice,
     Plan,
@@ -39,7 +38,8 @@ from vla_edge.calibration.precision.variant import (
     in_memory,
     settled,
 )
-from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.engines.dialect import Dialect, Treatment
+from vla_edge.engines.engine import Backend, Engine, EngineOptions, backend_of, backends, load_engine
 from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, ExportError
 from vla_edge.export.weights import WeightFile
@@ -48,7 +48,6 @@ from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 Progress = Callable[[str], None]
 
-CPU_BACKENDS = ("ort", "openvino")
 ROUNDS = 3
 """Timed inferences of float32 and of the plan, in turn; medians are compared."""
 
@@ -80,12 +79,13 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
     bundle = open_bundle(source)
     if any(name != "fp32" for name in bundle.manifest.precision.get("graphs", {}).values()):
         raise ConfigError(f"{source}: is {bundle.manifest.precision.get('requested')} already; give the float32 bundle")
-    if request.precision == "fp16" and request.backend in CPU_BACKENDS:
+    backend, dialect = backend_of(request.backend), dialect_of(request.backend)
+    if request.precision == "fp16" and not dialect.half:
         raise ExportError(
             f"fp16 on backend {request.backend}: this CPU has no half-precision products and would compute them in "
             "float32; choose fp32 or int8, or a GPU backend"
         )
-    work = _Work(bundle, request, progress)
+    work = _Work(bundle, request, backend, dialect, progress)
     with new_folder(out, ExportError) as folder:
         candidate, found = work.half() if request.precision == "fp16" else work.int8()
         why_float32 = "no INT8 plan holds the bound"
@@ -114,15 +114,16 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
 class _Work:
     """One export: the float32 bundle, what it is measured on, and the search."""
 
-    def __init__(self, bundle: Bundle, request: PrecisionRequest, progress: Progress) -> None:
-        self.bundle, self.request, self.progress = bundle, request, progress
+    def __init__(
+        self, bundle: Bundle, request: PrecisionRequest, backend: Backend, dialect: Dialect, progress: Progress
+    ) -> None:
+        self.bundle, self.request, self.dialect, self.progress = bundle, request, dialect, progress
         self.graphs = {name: bundle.graph(name) for name in bundle.manifest.graphs}
         options = EngineOptions(threads=request.threads, spin=False)
         self.reference_engine = load_engine("ort", options)
-        self.runs_here = request.backend in CPU_BACKENDS
-        # Candidates lie in memory, which ONNX Runtime's native sessions do not take.
-        if request.backend == "openvino":
-            self.candidate_engine = load_engine("openvino", options)
+        self.runs_here = backend.device == "cpu"
+        if self.runs_here and backend.from_memory:  # candidates lie in memory
+            self.candidate_engine = backend.open(options)
         else:
             self.candidate_engine = load_engine("ort-python", replace(options, fuse=self.runs_here))
         self.data: Split = _observations(bundle, request)
@@ -131,7 +132,6 @@ class _Work:
 
     def int8(self) -> tuple[Candidate | None, Search | None]:
         """The plan; None when `auto` finds float32 to be the better choice."""
-        dialect = dialect_of(self.request.backend)
         self.ranges = gather(
             self.bundle,
             load_engine("ort-python", EngineOptions(threads=self.request.threads, spin=False)),
@@ -140,7 +140,9 @@ class _Work:
             lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
         )
         self.folds = folds_of(list(self.graphs.values()), self.ranges)
-        found = search(self._groups(), dialect, self.request.bound, self._measure)
+        if not self.dialect.int8:
+            raise ConfigError(f"backend {self.request.backend} has no INT8 products; choose fp16")
+        found = search(self._groups(), self.dialect, self.request.bound, self._measure)
         if found.chosen is None and self.request.precision == "int8":
             best = min(found.tried, key=lambda trial: trial.error.relative)
             raise ExportError(
@@ -162,8 +164,9 @@ class _Work:
         return chunks(self.bundle, self.reference_engine, self.data.held_out)
 
     def settings(self, candidate: Candidate) -> VariantSettings:
-        signed = self.request.backend in DIALECTS and DIALECTS[self.request.backend].signed
-        return VariantSettings(self.ranges, self.request.method, signed, self.folds if candidate.folded else None)
+        return VariantSettings(
+            self.ranges, self.request.method, self.dialect.signed, self.folds if candidate.folded else None
+        )
 
     def prove(self, candidate: Candidate, written: Bundle, found: Search | None) -> Manifest:
         """Error, latency and audit of the written bundle, on the backend it is for. ExportError: it is not what was
@@ -241,11 +244,10 @@ class _Work:
         return action_error(chunks(bundle, engine, self.data.held_out), self.reference, joint_spans(self.bundle))
 
     def _audit(self, engine: Engine, source: GraphFile, variant: GraphFile, plan: Plan) -> GraphAudit:
-        if self.request.backend == "ort":
-            return audit_ort(source, variant, plan)
-        session = engine.load(variant)
-        assert isinstance(session, OpenVinoGraph)
-        return audit_openvino(source, session.executed_layers(), plan)
+        loaded = engine.load(variant)
+        if isinstance(loaded, OpenVinoGraph):
+            return audit_openvino(source, loaded.executed_layers(), plan)
+        return audit_ort(source, variant, plan)
 
     def _latency(self, written: Bundle, engine: Engine) -> dict[str, dict[str, float]]:
         """Median ms of each stage in float32 on ONNX Runtime and in the written bundle, run in turn."""
@@ -297,6 +299,15 @@ def _write(work: _Work, candidate: Candidate, folder: Path) -> Manifest:
         shutil.copyfile(work.bundle.path / name, folder / name)
     files = sorted({*others, own, *(spec.file for spec in specs.values())})
     return replace(work.bundle.manifest, graphs=specs, files={name: file_sha256(folder / name) for name in files})
+
+
+def dialect_of(backend: str) -> Dialect:
+    """ConfigError names the backends that graphs are prepared for."""
+    dialect = backend_of(backend).dialect
+    if dialect is None:
+        others = (name for name, other in backends().items() if other.dialect)
+        raise ConfigError(f"no graphs are prepared for backend {backend}; choose one of {', '.join(others)}")
+    return dialect
 
 
 def _observations(bundle: Bundle, request: PrecisionRequest) -> Split:

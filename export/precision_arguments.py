@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_edge.engines.engine import backends
 from vla_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from vla_edge.export.precision import PrecisionRequest
 
-BACKENDS = ("ort", "openvino", "ort-cuda", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8", "auto")
 RANGES = ("minmax", "percentile", "mse")
 
@@ -22,7 +22,10 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, metavar="BUNDLE", help="float32 bundle to start from in place of a checkpoint"
     )
     parser.add_argument(
-        "--backend", choices=BACKENDS, default="ort", help="what the graphs are prepared for (default: ort)"
+        "--backend",
+        choices=[name for name, backend in backends().items() if backend.dialect],
+        default="ort",
+        help="what the graphs are prepared for (default: ort)",
     )
     parser.add_argument(
         "--precision",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.bundle import MANIFEST, open_bundle
+from vla_edge.engines.engine import backend_of
 from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
 from vla_edge.engines.tensorrt.memory_plan import MB
@@ -57,7 +58,7 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
 
     ConfigError, EngineError.
     """
-    if arguments.backend != "tensorrt":
+    if not backend_of(arguments.backend).builds:
         if arguments.build_on_device or arguments.force:
             raise ConfigError("--build-on-device and --force belong to --backend tensorrt")
         return

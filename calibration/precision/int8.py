@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from vla_edge.calibration.precision.linear import LinearMap, TensorSink
-from vla_edge.calibration.precision.treatment import Treatment
+from vla_edge.engines.dialect import Treatment
 
 Array = NDArray[Any]
 

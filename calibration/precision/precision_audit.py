@@ -15,10 +15,10 @@ from vla_edge.bundle import GraphFile
 from vla_edge.calibration.precision.counting import work_of
 from vla_edge.calibration.precision.linear import linear_maps
 from vla_edge.calibration.precision.products import products
-from vla_edge.calibration.precision.treatment import Treatment
 from vla_edge.calibration.precision.variant import FLOAT32, Plan
+from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.openvino import ExecutedLayer
-from vla_edge.engines.ort_inspect import optimized_model
+from vla_edge.engines.ort import optimized_model
 
 INTEGER_OPERATORS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"}
 """ONNX Runtime's operators that multiply 8-bit integers."""

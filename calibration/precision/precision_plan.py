@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vla_edge.calibration.precision.action_error import ActionError, ActionErrorBound
-from vla_edge.calibration.precision.treatment import Dialect, Treatment
 from vla_edge.calibration.precision.variant import FLOAT32, Choice, Group, Plan
+from vla_edge.engines.dialect import Dialect, Treatment
 
 COST = {
     Treatment.FLOAT32: 1.0,

@@ -18,8 +18,8 @@ from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
 from vla_edge.calibration.precision.linear import LinearMap, TensorSink, linear_maps, weight_arrays
 from vla_edge.calibration.precision.products import Product, products, quantise_products
 from vla_edge.calibration.precision.ranges import Method, Ranges
-from vla_edge.calibration.precision.treatment import Treatment
 from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
 from vla_edge.errors import ConfigError

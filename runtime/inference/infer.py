@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
-from vla_edge.engines.engine import BACKENDS, EngineOptions, load_engine
+from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.files import written_beside
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 
 IMAGES = "observation.images."
-DEVICES = {"cpu": "ort", "cuda": "ort-cuda"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists"
     )
-    parser.add_argument("--device", choices=sorted(DEVICES), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--backend", choices=BACKENDS, help="engine by its name (default: ort on cpu, ort-cuda on cuda)"
+        "--backend", choices=list(backends()), help="engine by its name (default: ort on cpu, ort-cuda on cuda)"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, when the observation brings none")
@@ -58,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = read_observation(arguments.observation)
     _check_writable(arguments.out)
     bundle = open_bundle(arguments.bundle)
-    engine = load_engine(arguments.backend or DEVICES[arguments.device], EngineOptions(threads=arguments.threads))
+    standard = (name for name, backend in backends().items() if backend.standard and backend.device == arguments.device)
+    engine = load_engine(arguments.backend or next(standard), EngineOptions(threads=arguments.threads))
     session = PolicySession(
         bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=not arguments.refuse_truncation)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from vla_edge.calibration.precision.precision_plan import Candidate, Weighted, s
 from vla_edge.calibration.precision.ranges import Method, Ranges, Tap, gather
 from vla_edge.calibration.precision.recorded_observations import from_dataset
 from vla_edge.calibration.precision.synthetic import synthetic
-from vla_edge.calibration.precision.treatment import DIALECTS, Treatment
 from vla_edge.calibration.precision.variant import (
     FLOAT32,
     Choice,
@@ -32,11 +32,12 @@ from vla_edge.calibration.precision.variant import (
     groups_of,
     in_memory,
 )
+from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, DatasetError, EngineError, ExportError
 from vla_edge.export.command import main as export_main
-from vla_edge.export.precision import PrecisionRequest, requantise
+from vla_edge.export.precision import PrecisionRequest, dialect_of, requantise
 
 ONE = EngineOptions(threads=1, spin=False)
 LOOSE = ActionErrorBound(joint_p95=0.05, cosine=0.998)
@@ -248,7 +249,7 @@ def test_openvino_agrees_with_onnx_runtime_in_float32(bundle: Bundle, openvino: 
 
 
 def test_a_missing_backend_is_never_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vla_edge.engines.openvino.openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match="openvino is not installed"):
         load_engine("openvino", ONE)
 
@@ -264,7 +265,7 @@ def pretend(bad: Sequence[str]) -> ActionError:
 
 
 def test_the_search_takes_the_cheapest_plan_that_holds_the_bound() -> None:
-    found = search(GROUPS, DIALECTS["openvino"], ActionErrorBound(), lambda candidate: pretend([]))
+    found = search(GROUPS, dialect_of("openvino"), ActionErrorBound(), lambda candidate: pretend([]))
     assert found.chosen is not None and len(found.tried) == 1
     assert {choice.treatment for choice in found.chosen.candidate.plan.values()} == {Treatment.INT8_STATIC}
 
@@ -273,7 +274,7 @@ def test_the_search_mends_only_what_is_broken() -> None:
     def measure(candidate: Candidate) -> ActionError:
         return pretend([name for name in ("expert/up",) if candidate.plan.get(name, FLOAT32) != FLOAT32])
 
-    found = search(GROUPS, DIALECTS["ort"], ActionErrorBound(), measure)
+    found = search(GROUPS, dialect_of("ort"), ActionErrorBound(), measure)
     assert found.chosen is not None
     plan = found.chosen.candidate.plan
     assert (
@@ -284,7 +285,7 @@ def test_the_search_mends_only_what_is_broken() -> None:
 
 
 def test_a_bound_that_nothing_holds_gives_no_plan() -> None:
-    assert search(GROUPS, DIALECTS["ort"], ActionErrorBound(), lambda candidate: pretend(["all"])).chosen is None
+    assert search(GROUPS, dialect_of("ort"), ActionErrorBound(), lambda candidate: pretend(["all"])).chosen is None
 
 
 def test_an_int8_bundle_runs_native_and_says_what_it_is(golden_bundle: Path, tmp_path: Path) -> None:

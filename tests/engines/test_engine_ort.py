@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from vla_edge.bundle import GraphFile, GraphSpec, TensorSpec
-from vla_edge.engines import ort
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import EngineError, VlaEdgeError
 from vla_edge.export.graph import Graph
@@ -166,13 +168,13 @@ def test_an_operator_nobody_knows_is_refused_by_name(engine: Engine, graph_file:
 def test_a_backend_that_is_not_there_says_what_is_missing() -> None:
     with pytest.raises(EngineError, match="unknown backend 'orт'.*ort"):
         load_engine("orт")
-    if "CUDAExecutionProvider" not in ort.onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(EngineError, match="CUDAExecutionProvider.*onnxruntime-gpu"):
             load_engine("ort-cuda")
 
 
 def test_a_machine_without_onnxruntime_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match=r"pip install 'vla-edge\[ort\]'"):
         load_engine("ort")
 
@@ -181,3 +183,14 @@ def test_a_machine_without_onnxruntime_is_told_what_to_install(monkeypatch: pyte
 def test_a_number_of_threads_that_no_host_has_is_refused(threads: int) -> None:
     with pytest.raises(EngineError, match=f"threads is {threads}, must be 0 .* to 1024"):
         EngineOptions(threads=threads)
+
+
+def test_listing_the_backends_imports_none_of_their_packages() -> None:
+    code = (
+        "import sys; from vla_edge.engines.engine import backends; names = list(backends()); "
+        "print(*names, *({'onnxruntime', 'openvino', 'tensorrt', 'cuda', 'onnx', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) >= {"ort", "ort-python", "ort-cuda", "openvino"}
+    assert not {"onnxruntime", "onnx", "torch", "cuda"} & set(done.stdout.split())
+    assert done.stdout.split().count("openvino") == done.stdout.split().count("tensorrt") == 1
