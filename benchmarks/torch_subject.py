@@ -15,7 +15,7 @@ import torch
 from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.precision.synthetic import synthetic
-from vla_edge.policies.smolvla.config import STATE
+from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 

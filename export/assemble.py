@@ -110,7 +110,7 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
         onnx.checker.check_model(str(folder / spec.file), full_check=True)
     progress("write tables and tokenizer")
     (folder / TABLES).write_bytes(save(_tables(policy)))
-    (folder / TOKENIZER).write_bytes((policy.settings.tokenizer.folder / "tokenizer.json").read_bytes())
+    (folder / TOKENIZER).write_bytes((policy.tokenizer.settings.folder / "tokenizer.json").read_bytes())
     files = sorted({TABLES, TOKENIZER, WEIGHTS, *(spec.file for spec in graphs.values())})
     return Manifest(
         policy=policy_spec(policy),
@@ -173,7 +173,7 @@ def _tables(policy: SmolVLAPolicy) -> dict[str, np.ndarray[Any, np.dtype[np.floa
 
 def _check_token_ids(policy: SmolVLAPolicy) -> None:
     """The tokenizer must be the backbone's: padding, image tokens and ordinary text lie in its vocabulary."""
-    settings, special, limit = policy.settings.tokenizer, policy.model.special, policy.backbone.text.vocab_size
+    settings, special, limit = policy.tokenizer.settings, policy.model.special, policy.backbone.text.vocab_size
     text, _ = policy.tokenizer.encode(TASKS)
     highest = max((settings.pad_id, *special.start, *special.end, int(text.max())))
     if highest >= limit:
@@ -184,7 +184,7 @@ def _check_token_ids(policy: SmolVLAPolicy) -> None:
 
 
 def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
-    settings = policy.settings.tokenizer
+    settings = policy.tokenizer.settings
     return TokenizerSpec(
         file=TOKENIZER,
         max_length=settings.max_length,

@@ -24,8 +24,8 @@ from vla_edge.errors import ExportError
 from vla_edge.export.proof_observations import Case
 from vla_edge.export.smolvla.cuts import prefix_rows
 from vla_edge.export.smolvla.expert import cross_layers, step_times
+from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.cls import observe
-from vla_edge.policies.smolvla.config import STATE
 from vla_edge.policies.smolvla.delta import predict_velocity
 from vla_edge.policies.smolvla.flow import Inputs, Prefix
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy

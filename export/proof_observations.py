@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
 from vla_edge.errors import DatasetError
-from vla_edge.policies.smolvla.config import ACTION, STATE
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,15 +20,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError
-from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.tensor_file import save_tensors
 
 MODEL_FILE = "model.safetensors"
 
 _COMPILED = "model._orig_mod."
 _STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
-_CLS = ("model.pre_cls_param", "model.suf_cls_param", "model.obs_cls_proj.", "model.act_cls_proj.")
-_DELTA = ("model.delta_", "model.vlm_with_expert.delta_expert.")
 _FORK_ONLY = ("model.action_context_encoder.",)
 
 
@@ -95,32 +92,6 @@ def file_digest(file: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def settle_heads(config: SmolVLAConfig, weights: Weights) -> tuple[SmolVLAConfig, Weights]:
-    """Let the file decide whether the policy has a CLS head and a delta expert.
-
-    A head that holds only zeros, as forks write for a disabled one, counts as absent. The configuration returned
-    agrees with the tensors returned; every difference from config.json stands in its notes.
-    """
-    cls = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(_CLS)}
-    delta = any(name.startswith(_DELTA) for name in weights.tensors)
-    notes = [f"{MODEL_FILE}: {name} has no use here and was ignored" for name in weights.ignored]
-    holds_cls = any(bool(tensor.any()) for tensor in cls.values())
-    if not holds_cls and cls:
-        notes.append(f"{MODEL_FILE}: the CLS head holds only zeros and counts as absent")
-        weights = replace(
-            weights, tensors={name: tensor for name, tensor in weights.tensors.items() if name not in cls}
-        )
-    if holds_cls != config.use_cls_head and not (config.use_cls_head and not cls):
-        notes.append(
-            f"use_cls_head is {config.use_cls_head} in config.json and {holds_cls} in {MODEL_FILE}; the file decides"
-        )
-        config = replace(config, use_cls_head=holds_cls, cls_trained=config.cls_trained and holds_cls)
-    if delta and not config.train_delta_expert:
-        notes.append(f"{MODEL_FILE} holds a delta expert although train_delta_expert is false; it was loaded")
-        config = replace(config, holds_delta=True)
-    return replace(config, notes=(*config.notes, *notes)), weights
 
 
 def load_weights(module: nn.Module, weights: Weights) -> None:

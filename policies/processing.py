@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.json_fields import read_json, take, take_positive
+from vla_edge.policies.features import ACTION, STATE, PolicyConfig
+from vla_edge.policies.json_fields import read_json, take
 from vla_edge.policies.normalization import (
     EPS,
     Normalization,
@@ -26,8 +27,7 @@ from vla_edge.policies.normalization import (
     old_statistics,
     read_statistics,
 )
-from vla_edge.policies.smolvla.backbone import find_folder, given_folder
-from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig
+from vla_edge.policies.tokenizer_settings import TokenizerSettings, read_tokenizer
 
 PREPROCESSOR = "policy_preprocessor"
 POSTPROCESSOR = "policy_postprocessor"
@@ -43,32 +43,17 @@ class CameraSettings:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerSettings:
-    """How the task becomes ids. `folder` holds tokenizer.json; `name` is what the checkpoint calls it.
-    padding: "longest" (none at batch 1) or "max_length"; sides: "left" or "right"."""
-
-    name: str
-    folder: Path
-    max_length: int
-    padding: str
-    padding_side: str
-    truncation_side: str
-    pad_id: int
-    append_newline: bool
-
-
 @dataclass(frozen=True)
 class ProcessorSettings:
     """Everything between an observation and the network, and back.
 
     action: turns normalised actions into robot units; action_target: normalises recorded actions for training.
-    statistics: all that the checkpoint holds, written back on saving.
+    statistics: all that the checkpoint holds, written back on saving. tokenizer: None where the policy reads no task.
     """
 
     cameras: tuple[CameraSettings, ...]
     rename_map: Mapping[str, str]
-    tokenizer: TokenizerSettings
+    tokenizer: TokenizerSettings | None
     state: Normalization
     action: Normalization
     action_target: Normalization
@@ -85,14 +70,14 @@ class _Pipelines:
     normalizer: NormalizerStep
     unnormalizer: NormalizerStep
     rename_map: Mapping[str, str]
-    tokenizer: Mapping[str, Any]
+    tokenizer: Mapping[str, Any] | None
     append_newline: bool
     vlm: Path | None = None
     absent: tuple[str, ...] = ()
 
 
 def read_processing(
-    folder: Path, config: SmolVLAConfig, buffers: Mapping[str, NDArray[np.float32]], vlm: Path | None = None
+    folder: Path, config: PolicyConfig, buffers: Mapping[str, NDArray[np.float32]], vlm: Path | None = None
 ) -> ProcessorSettings:
     """The settings of the checkpoint in `folder`.
 
@@ -108,7 +93,7 @@ def read_processing(
         )
     if before is None or after is None:
         step = NormalizerStep(config.normalization_mapping, EPS, old_statistics(folder, buffers))
-        return _assemble(folder, config, _Pipelines(step, step, {}, _default_tokenizer(config), True, vlm))
+        return _assemble(folder, config, _Pipelines(step, step, {}, config.tokenizer_step, True, vlm))
     for steps, name in ((before, PREPROCESSOR), (after, POSTPROCESSOR)):
         _check_device(steps.get("device_processor", {}), folder / f"{name}.json")
     _check_covers_state(before.get("normalizer_processor", {}), folder / f"{PREPROCESSOR}.json")
@@ -116,28 +101,28 @@ def read_processing(
         normalizer=_normalizer(folder, before.get("normalizer_processor"), config),
         unnormalizer=_normalizer(folder, after.get("unnormalizer_processor"), config),
         rename_map=_rename_map(before.get("rename_observations_processor", {}), folder),
-        tokenizer=before.get("tokenizer_processor") or _default_tokenizer(config),
+        tokenizer=_tokenizer_step(before.get("tokenizer_processor"), config),
         append_newline="smolvla_new_line_processor" in before,
         vlm=vlm,
-        absent=(*_absent(PREPROCESSOR, before), *_absent(POSTPROCESSOR, after)),
+        absent=(*_absent(PREPROCESSOR, before, config), *_absent(POSTPROCESSOR, after, config)),
     )
     return _assemble(folder, config, pipelines)
 
 
 def default_processing(
-    folder: Path, config: SmolVLAConfig, statistics: Statistics, rename_map: Mapping[str, str] | None = None
+    folder: Path, config: PolicyConfig, statistics: Statistics, rename_map: Mapping[str, str] | None = None
 ) -> ProcessorSettings:
     """The settings config.json alone implies, with these statistics; `folder` holds or names the tokenizer."""
     step = NormalizerStep(config.normalization_mapping, EPS, statistics)
-    return _assemble(folder, config, _Pipelines(step, step, rename_map or {}, _default_tokenizer(config), True))
+    return _assemble(folder, config, _Pipelines(step, step, rename_map or {}, config.tokenizer_step, True))
 
 
-def _assemble(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> ProcessorSettings:
+def _assemble(folder: Path, config: PolicyConfig, found: _Pipelines) -> ProcessorSettings:
     modes = found.normalizer.modes
-    if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
+    if modes.get("VISUAL", "IDENTITY") not in config.picture_modes:
         raise ConfigError(
-            f"{folder}: normalization mode of VISUAL is {modes['VISUAL']!r}, supported is IDENTITY; SmolVLA scales "
-            "pictures itself"
+            f"{folder}: normalization mode of VISUAL is {modes['VISUAL']!r}, this policy takes "
+            f"{' or '.join(config.picture_modes)}; save it with that mode"
         )
     state = normalization(STATE, "STATE", config.state_dim, found.normalizer, folder)
     action = normalization(ACTION, "ACTION", config.action_dim, found.unnormalizer, folder)
@@ -145,7 +130,9 @@ def _assemble(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> Process
     return ProcessorSettings(
         cameras=_cameras(config, found.rename_map, folder),
         rename_map=dict(found.rename_map),
-        tokenizer=_tokenizer(folder, config, found),
+        tokenizer=None
+        if found.tokenizer is None
+        else read_tokenizer(folder, found.tokenizer, found.append_newline, found.vlm),
         state=state,
         action=action,
         action_target=normalization(ACTION, "ACTION", config.action_dim, found.normalizer, folder),
@@ -210,13 +197,24 @@ _WITHOUT = {
     POSTPROCESSOR: {"unnormalizer_processor": f"{ACTION} passes unchanged"},
 }
 """What it means that a step is not there."""
+_LANGUAGE = ("smolvla_new_line_processor", "tokenizer_processor")
 
 
-def _absent(name: str, steps: Mapping[str, Any]) -> Iterator[str]:
-    return (f"{name}.json has no {step}: {meaning}" for step, meaning in _WITHOUT[name].items() if step not in steps)
+def _absent(name: str, steps: Mapping[str, Any], config: PolicyConfig) -> Iterator[str]:
+    for step, meaning in _WITHOUT[name].items():
+        if step not in steps and (step not in _LANGUAGE or config.tokenizer_step is not None):
+            yield f"{name}.json has no {step}: {meaning}"
 
 
-def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: SmolVLAConfig) -> NormalizerStep:
+def _tokenizer_step(step: Mapping[str, Any] | None, config: PolicyConfig) -> Mapping[str, Any] | None:
+    """The step of the file, its tokenizer that of the configuration where it names none."""
+    implied = config.tokenizer_step
+    if step is None or implied is None:
+        return implied
+    return {"tokenizer_name": implied["tokenizer_name"], **step}
+
+
+def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: PolicyConfig) -> NormalizerStep:
     if step is None:
         return NormalizerStep({}, EPS, {})
     name = take(step, "state_file", "", folder)
@@ -233,7 +231,7 @@ def _rename_map(step: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return dict(rename)
 
 
-def _cameras(config: SmolVLAConfig, rename: Mapping[str, str], folder: Path) -> tuple[CameraSettings, ...]:
+def _cameras(config: PolicyConfig, rename: Mapping[str, str], folder: Path) -> tuple[CameraSettings, ...]:
     names = {item.name for item in (*config.input_features, *config.output_features)}
     for source, target in rename.items():
         if target not in names:
@@ -268,72 +266,3 @@ def _check_covers_state(step: Mapping[str, Any], file: Path) -> None:
             f"{file}: normalizer_processor.normalize_observation_keys is {keys!r}, must hold {STATE} or be null; "
             "give norm_map STATE IDENTITY instead"
         )
-
-
-def _default_tokenizer(config: SmolVLAConfig) -> dict[str, Any]:
-    return {
-        "tokenizer_name": config.vlm_model_name,
-        "max_length": config.tokenizer_max_length,
-        "padding": config.pad_language_to,
-        "padding_side": "right",
-    }
-
-
-def _tokenizer(folder: Path, config: SmolVLAConfig, found: _Pipelines) -> TokenizerSettings:
-    values = found.tokenizer
-    where = folder / f"{PREPROCESSOR}.json"
-    given = values.get("padding", "max_length")
-    padding = "longest" if given in (True, False, "do_not_pad") else given
-    side, length = values.get("padding_side", "right"), take_positive(values, "max_length", 512, where)
-    for field, value, holds, limit in (
-        ("padding", padding, padding in ("longest", "max_length"), "longest or max_length"),
-        ("padding_side", side, side in ("left", "right"), "left or right"),
-        ("truncation", values.get("truncation", True), values.get("truncation", True) is True, "true"),
-        ("task_key", values.get("task_key", "task"), values.get("task_key", "task") == "task", "task"),
-    ):
-        if not holds:
-            raise ConfigError(f"{where}: tokenizer_processor.{field} is {value!r}, must be {limit}")
-    name = take(values, "tokenizer_name", config.vlm_model_name, where)
-    files = ("tokenizer.json", "tokenizer_config.json")
-    place = find_folder(name, folder, files) if found.vlm is None else given_folder(found.vlm, files)
-    details = read_json(place / "tokenizer_config.json")
-    cut = take(details, "truncation_side", "right", place / "tokenizer_config.json")
-    if cut not in ("left", "right"):
-        raise ConfigError(f"{place / 'tokenizer_config.json'}: truncation_side is {cut!r}, must be left or right")
-    return TokenizerSettings(
-        name=name,
-        folder=place,
-        max_length=length,
-        padding=padding,
-        padding_side=side,
-        truncation_side=cut,
-        pad_id=token_id(place, _content(details.get("pad_token")), "pad_token"),
-        append_newline=found.append_newline,
-    )
-
-
-def special_token_names(folder: Path) -> tuple[str, str]:
-    """The tokens put around pictures: (around, global), as tokenizer_config.json names them."""
-    details = read_json(folder / "tokenizer_config.json")
-    named = details.get("extra_special_tokens")  # a list in some tokenizers: then it names no roles
-    extra = {**details, **(named if isinstance(named, dict) else {})}
-    around = _content(extra.get("fake_image_token")) or "<fake_token_around_image>"
-    return around, _content(extra.get("global_image_token")) or "<global-img>"
-
-
-def token_id(folder: Path, token: object, role: str) -> int:
-    """Id of a token in `folder/tokenizer.json`; CheckpointError when it is not there."""
-    content = read_json(folder / "tokenizer.json")
-    for item in content.get("added_tokens") or ():
-        if item.get("content") == token:
-            return int(item["id"])
-    vocabulary = (content.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, dict) and isinstance(token, str) and token in vocabulary:
-        return int(vocabulary[token])
-    raise CheckpointError(
-        f"{folder / 'tokenizer.json'}: {role} {token!r} is not in the vocabulary; use the policy's own tokenizer"
-    )
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token

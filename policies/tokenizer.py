@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla_edge.errors import CheckpointError, ObservationError
-from vla_edge.policies.processing import TokenizerSettings
+from vla_edge.policies.tokenizer_settings import TokenizerSettings
 
 
 class TaskTokenizer:

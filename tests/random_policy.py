@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 from vla_edge.errors import CheckpointError, ConfigError, run_command
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
+from vla_edge.policies.checkpoint_folder import VLM_FOLDER
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.processing import ProcessorSettings, default_processing
-from vla_edge.policies.smolvla.backbone import VLM_FOLDER, BackboneConfig, read_backbone
-from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, config_from_json
+from vla_edge.policies.processor_files import write_processors
+from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
+from vla_edge.policies.smolvla.config import SmolVLAConfig, config_from_json
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.policies.smolvla.saving import write_config, write_processors
+from vla_edge.policies.smolvla.saving import write_config
 
 TINY: dict[str, Any] = {
     "backbone": {

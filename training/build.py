@@ -11,11 +11,14 @@ import torch
 
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
-from vla_edge.policies.checkpoint import Weights, load_weights, read_weights, settle_heads
+from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
+from vla_edge.policies.checkpoint_folder import find_folder
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, read_processing
-from vla_edge.policies.smolvla.backbone import find_folder, read_backbone
-from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config, with_fields
+from vla_edge.policies.smolvla.backbone import read_backbone
+from vla_edge.policies.smolvla.cls import settle_heads
+from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, with_fields
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.statistics import with_statistics
 

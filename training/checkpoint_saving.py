@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vla_edge.files import put_in_place, write_json
-from vla_edge.policies.smolvla.backbone import VLM_FOLDER
+from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_adapters, save_state
 from vla_edge.training.random_state import rng_file, save_rng
@@ -23,8 +23,7 @@ def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
     run
     was resumed from is removed when it has become the oldest."""
     policy.backbone_folder = folder / VLM_FOLDER
-    tokenizer = replace(policy.settings.tokenizer, folder=folder / VLM_FOLDER)
-    policy.settings = replace(policy.settings, tokenizer=tokenizer)
+    policy.tokenizer.settings = replace(policy.tokenizer.settings, folder=folder / VLM_FOLDER)
 
 
 def fill_checkpoint(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.files import write_text, written_beside
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
-from vla_edge.policies.smolvla.config import ACTION
+from vla_edge.policies.features import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
 from vla_edge.training.compare_report import Contender, draw, markdown
 from vla_edge.training.options import parse_episodes

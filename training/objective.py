@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vla_edge.policies.smolvla.config import ACTION
+from vla_edge.policies.features import ACTION
+from vla_edge.policies.scaling import pad_last
 from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.policies.smolvla.scaling import pad_last
 from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig
 from vla_edge.training.training_frames import IS_PAD
 

@@ -124,7 +124,7 @@ def resumed_policy(config: TrainConfig, checkpoint: Path) -> SmolVLAPolicy:
     base = policy_for_training(
         Path(config.policy), Fit(datasets, None, config.rename, policy_fields(config), config.seed)
     )
-    base.settings = saved.settings
+    base.settings, base.tokenizer = saved.settings, saved.tokenizer
     base.load_state_dict(
         {name: value for name, value in saved.state_dict().items() if not name.startswith("model.vlm_with_expert.")},
         strict=False,

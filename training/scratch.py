@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.lerobot_data.reader import Dataset
+from vla_edge.policies.checkpoint_folder import find_folder
+from vla_edge.policies.features import ACTION, STATE, Feature
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import default_processing
-from vla_edge.policies.smolvla.backbone import find_folder, read_backbone
-from vla_edge.policies.smolvla.config import ACTION, STATE, Feature, SmolVLAConfig, config_from_json
+from vla_edge.policies.smolvla.backbone import read_backbone
+from vla_edge.policies.smolvla.config import SmolVLAConfig, config_from_json
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 VLM = "model.vlm_with_expert.vlm."

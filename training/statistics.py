@@ -12,9 +12,9 @@ import numpy as np
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.lerobot_data.stats import aggregate
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.normalization import NormalizerStep, Statistics, normalization
 from vla_edge.policies.processing import ProcessorSettings
-from vla_edge.policies.smolvla.config import ACTION, STATE
 
 FEATURES = (STATE, ACTION)
 

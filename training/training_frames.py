@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
-from vla_edge.policies.smolvla.config import ACTION, STATE
+from vla_edge.policies.features import ACTION, STATE
+from vla_edge.policies.scaling import Normalization, normalize
 from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS, SmolVLAPolicy
-from vla_edge.policies.smolvla.scaling import Normalization, normalize
 from vla_edge.training.augment import augment
 from vla_edge.training.run_config import AugmentConfig, TaskData
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_edge.policies.smolvla.config import ACTION
-from vla_edge.policies.smolvla.scaling import pad_last
+from vla_edge.policies.features import ACTION
+from vla_edge.policies.scaling import pad_last
 from vla_edge.training.objective import Objective
 from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.training_frames import Frames, collate, to_device

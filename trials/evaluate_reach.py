@@ -35,7 +35,7 @@ from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
 from vla_edge.files import write_json, write_text
-from vla_edge.policies.smolvla.config import STATE
+from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.scene_gate import read_gate

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vla_edge.errors import TrainingError
 from vla_edge.lerobot_data.reader import Dataset
+from vla_edge.policies.features import STATE
 from vla_edge.policies.images import resize_with_pad
-from vla_edge.policies.smolvla.config import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy, normalize, pad_last
 from vla_edge.trials.reach_data import CUBE_COLOURS, INSTRUCTIONS
 

@@ -31,9 +31,11 @@ from torch import Tensor, nn
 
 from vla_edge.errors import TrainingError, run_command
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.policies.checkpoint_folder import VLM_FOLDER
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.processing import default_processing
-from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
-from vla_edge.policies.smolvla.config import ACTION, STATE, config_from_json
+from vla_edge.policies.smolvla.backbone import read_backbone
+from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy

@@ -84,7 +84,7 @@ def prefix_rows(policy: SmolVLAPolicy) -> Rows:
         tokens=tokens_per_image(policy.backbone, height, width),
         start=len(special.start),
         end=len(special.end),
-        language=policy.settings.tokenizer.max_length,
+        language=policy.tokenizer.settings.max_length,
     )
 
 

@@ -1,10 +1,7 @@
-"""The vision-language backbone's numbers and where its files lie.
+"""The vision-language backbone's numbers.
 
-`vlm_model_name` of a policy names a folder (given as is, or relative to the
-checkpoint) or a repository of the model hub, which is looked up in the hub's
-local cache by path. Nothing is downloaded. Missing fields of the backbone's
-config.json take the defaults of transformers' LlamaConfig and
-SmolVLMVisionConfig, because published configs rely on them.
+Missing fields of the backbone's config.json take the defaults of transformers'
+LlamaConfig and SmolVLMVisionConfig, because published configs rely on them.
 """
 
 from __future__ import annotations
@@ -16,9 +13,6 @@ from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.json_fields import read_json, take, take_positive
-
-VLM_FOLDER = "vlm"
-"""Where a self-contained checkpoint keeps its backbone's config and tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +49,6 @@ class BackboneConfig:
     vision: VisionConfig
     text: TextConfig
     scale_factor: int
-
-
-def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
-    """The folder that holds all of `files` for the backbone or tokenizer `name`.
-
-    Looked for in this order: `name` relative to the checkpoint, `name` as given,
-    the checkpoint's `vlm` folder, the hub's cache. CheckpointError lists the places.
-    """
-    places = [checkpoint / name, Path(name).expanduser(), checkpoint / VLM_FOLDER, *_cached_snapshots(name)]
-    for place in places:
-        if all((place / file).is_file() for file in files):
-            return place
-    tried = ", ".join(str(place) for place in places)
-    raise CheckpointError(
-        f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried} or the hub's cache; "
-        f"copy that folder to {checkpoint / VLM_FOLDER} or download {name} once with the hub's own tool"
-    )
-
-
-def given_folder(folder: Path, files: tuple[str, ...]) -> Path:
-    """`folder`, named by the user: no other place is tried. CheckpointError when one of `files` is not in it."""
-    for file in files:
-        if not (folder / file).is_file():
-            raise CheckpointError(
-                f"{folder / file}: missing; give the folder that holds the backbone's config.json and tokenizer"
-            )
-    return folder
-
-
-def _cached_snapshots(name: str) -> list[Path]:
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        return []
-    repository = hub_cache() / f"models--{name.replace('/', '--')}"
-    reference = repository / "refs" / "main"
-    if reference.is_file():
-        return [repository / "snapshots" / reference.read_text().strip()]
-    snapshots = repository / "snapshots"
-    return sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-
-
-def hub_cache() -> Path:
-    """Where the model hub's client keeps its files on this machine."""
-    try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        return Path.home() / ".cache" / "huggingface" / "hub"
-    return Path(HF_HUB_CACHE)
 
 
 def read_backbone(folder: Path) -> BackboneConfig:

@@ -7,11 +7,18 @@ run after the prefix, against its cache, and change the policy by exactly 0.0.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from vla_edge.policies.checkpoint import MODEL_FILE, Weights
+from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix
+
+_CLS = ("model.pre_cls_param", "model.suf_cls_param", "model.obs_cls_proj.", "model.act_cls_proj.")
+_DELTA = ("model.delta_", "model.vlm_with_expert.delta_expert.")
 
 
 def observe(model: FlowMatching, prefix: Prefix) -> Tensor:
@@ -49,3 +56,29 @@ def why_no_gate(model: FlowMatching) -> str | None:
     with torch.no_grad():
         spread = model.obs_cls_proj(probes).std(dim=0).max().item()
     return None if spread > 0.0 else "the CLS head gives the same answer for every input"
+
+
+def settle_heads(config: SmolVLAConfig, weights: Weights) -> tuple[SmolVLAConfig, Weights]:
+    """Let the file decide whether the policy has a CLS head and a delta expert.
+
+    A head that holds only zeros, as forks write for a disabled one, counts as absent. The configuration returned
+    agrees with the tensors returned; every difference from config.json stands in its notes.
+    """
+    cls = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(_CLS)}
+    delta = any(name.startswith(_DELTA) for name in weights.tensors)
+    notes = [f"{MODEL_FILE}: {name} has no use here and was ignored" for name in weights.ignored]
+    holds_cls = any(bool(tensor.any()) for tensor in cls.values())
+    if not holds_cls and cls:
+        notes.append(f"{MODEL_FILE}: the CLS head holds only zeros and counts as absent")
+        weights = replace(
+            weights, tensors={name: tensor for name, tensor in weights.tensors.items() if name not in cls}
+        )
+    if holds_cls != config.use_cls_head and not (config.use_cls_head and not cls):
+        notes.append(
+            f"use_cls_head is {config.use_cls_head} in config.json and {holds_cls} in {MODEL_FILE}; the file decides"
+        )
+        config = replace(config, use_cls_head=holds_cls, cls_trained=config.cls_trained and holds_cls)
+    if delta and not config.train_delta_expert:
+        notes.append(f"{MODEL_FILE} holds a delta expert although train_delta_expert is false; it was loaded")
+        config = replace(config, holds_delta=True)
+    return replace(config, notes=(*config.notes, *notes)), weights

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.policies.features import ACTION, STATE, Feature, read_features
 from vla_edge.policies.json_fields import read_json
 from vla_edge.policies.smolvla.backbone import TextConfig
 
-STATE = "observation.state"
-ACTION = "action"
 EMPTY_CAMERA = "observation.images.empty_camera_"
 
 _WITHOUT_ARITHMETIC = frozenset(
@@ -43,18 +42,7 @@ _WITHOUT_ARITHMETIC = frozenset(
         ),
     )
 )
-_KINDS = ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE")
-"""Types a feature has in LeRobot; SmolVLA reads the first two and `action`."""
 _NOT_IN_FILE = ("source", "notes", "holds_delta")
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """One input or output of the policy: `kind` is one of LeRobot's feature types; a VISUAL shape is (C, H, W)."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -125,6 +113,21 @@ class SmolVLAConfig:
     def action_dim(self) -> int:
         """Real dimensions of the action."""
         return next(item.shape[0] for item in self.output_features if item.name == ACTION)
+
+    @property
+    def picture_modes(self) -> tuple[str, ...]:
+        """SmolVLA scales pictures itself."""
+        return ("IDENTITY",)
+
+    @property
+    def tokenizer_step(self) -> dict[str, Any]:
+        """The `tokenizer_processor` of a checkpoint without processor files."""
+        return {
+            "tokenizer_name": self.vlm_model_name,
+            "max_length": self.tokenizer_max_length,
+            "padding": self.pad_language_to,
+            "padding_side": "right",
+        }
 
     @property
     def has_delta(self) -> bool:
@@ -201,7 +204,7 @@ def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
     values: dict[str, Any] = {}
     for name, value in content.items():
         if name in ("input_features", "output_features"):
-            values[name] = _features(value, f"{where}: {name}")
+            values[name] = read_features(value, f"{where}: {name}")
         elif name == "normalization_mapping":
             if not isinstance(value, dict):
                 raise ConfigError(
@@ -258,25 +261,6 @@ def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
 def with_fields(config: SmolVLAConfig, **changes: Any) -> SmolVLAConfig:
     """A copy with other values, validated again: for building another model, never for one that exists."""
     return replace(config, **changes)
-
-
-def _features(value: Any, where: str) -> tuple[Feature, ...]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {type(value).__name__}, must be an object of features")
-    features = []
-    for name, item in value.items():
-        if (
-            not isinstance(item, dict)
-            or not isinstance(item.get("shape"), list)
-            or not isinstance(item.get("type"), str)
-        ):
-            raise ConfigError(f"{where}.{name} must have a type and a shape; save the policy again")
-        if item["type"] not in _KINDS:
-            raise ConfigError(f"{where}.{name}.type is {item['type']!r}, must be one of {', '.join(_KINDS)}")
-        if not item["shape"] or any(not isinstance(size, int) or size < 1 for size in item["shape"]):
-            raise ConfigError(f"{where}.{name}.shape is {item['shape']!r}, must be positive whole numbers")
-        features.append(Feature(name, item["type"], tuple(item["shape"])))
-    return tuple(features)
 
 
 def _value(value: Any, annotation: str, where: str) -> Any:

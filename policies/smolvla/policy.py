@@ -20,19 +20,23 @@ from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.files import new_folder
-from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, settle_heads, write_weights
+from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, write_weights
+from vla_edge.policies.checkpoint_folder import find_folder, given_folder
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.images import prepare_image, to_unit
-from vla_edge.policies.processing import ProcessorSettings, read_processing, special_token_names, token_id
+from vla_edge.policies.processing import ProcessorSettings, read_processing
+from vla_edge.policies.processor_files import write_processors
+from vla_edge.policies.scaling import normalize, pad_last, unnormalize
 from vla_edge.policies.smolvla.aloha import decode_state, encode_actions, encode_actions_inverse
-from vla_edge.policies.smolvla.backbone import BackboneConfig, find_folder, given_folder, read_backbone
-from vla_edge.policies.smolvla.cls import observe, similarity
-from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
+from vla_edge.policies.smolvla.cls import observe, settle_heads, similarity
+from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config
 from vla_edge.policies.smolvla.delta import correct_chunk, delta_parameters, training_step
 from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
-from vla_edge.policies.smolvla.saving import write_backbone, write_config, write_processors
-from vla_edge.policies.smolvla.scaling import normalize, pad_last, unnormalize
+from vla_edge.policies.smolvla.saving import write_backbone, write_config
 from vla_edge.policies.tokenizer import TaskTokenizer
+from vla_edge.policies.tokenizer_settings import TokenizerSettings, special_token_names, token_id
 
 TOKENS = "observation.language.tokens"
 TOKEN_MASK = "observation.language.attention_mask"
@@ -46,8 +50,9 @@ class SmolVLAPolicy(nn.Module):
         self.config = config
         self.backbone = backbone
         self.settings = settings
+        assert settings.tokenizer is not None  # SmolVLA's configuration always implies one
         self.tokenizer = TaskTokenizer(settings.tokenizer)
-        self.model = FlowMatching(config, backbone, special_tokens(config, settings))
+        self.model = FlowMatching(config, backbone, special_tokens(config, settings.tokenizer))
         self.backbone_folder = settings.tokenizer.folder
         self.stored_types: dict[str, torch.dtype] = {}
         self.digest = ""
@@ -85,7 +90,7 @@ class SmolVLAPolicy(nn.Module):
         """The same into a folder that is there. `cls_trained` sets the mark without which a CLS head is no gate."""
         write_config(folder, replace(self.config, cls_trained=True) if cls_trained else self.config)
         write_processors(folder, self.config, self.settings)
-        write_backbone(folder, self.backbone_folder, self.settings.tokenizer.folder)
+        write_backbone(folder, self.backbone_folder, self.tokenizer.settings.folder)
         write_weights(self, folder / MODEL_FILE, self.stored_types)
 
     @property
@@ -287,11 +292,11 @@ class SmolVLAPolicy(nn.Module):
         return loss, report
 
 
-def special_tokens(config: SmolVLAConfig, settings: ProcessorSettings) -> SpecialTokens:
+def special_tokens(config: SmolVLAConfig, tokenizer: TokenizerSettings) -> SpecialTokens:
     """Ids of the tokens around pictures; none where the policy does not use them."""
     if not config.add_image_special_tokens:
         return SpecialTokens((), ())
-    folder = settings.tokenizer.folder
+    folder = tokenizer.folder
     around, whole = (token_id(folder, name, "image token") for name in special_token_names(folder))
     return SpecialTokens((around, whole), (around,))
 

@@ -16,11 +16,13 @@ from tests.random_policy import new_policy
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
+from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.processing import default_processing
-from vla_edge.policies.smolvla.backbone import VLM_FOLDER, read_backbone
+from vla_edge.policies.processor_files import write_processors
+from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
-from vla_edge.policies.smolvla.saving import write_config, write_processors
+from vla_edge.policies.smolvla.saving import write_config
 
 CAMERA = "observation.images.top"
 SIZE = 64

@@ -23,10 +23,10 @@ from torch import Tensor
 from vla_edge.bundle import file_sha256
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import new_folder
-from vla_edge.policies.smolvla.config import ACTION
+from vla_edge.policies.features import ACTION
+from vla_edge.policies.scaling import pad_last
 from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.policies.smolvla.scaling import pad_last
 from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.craft.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of
 from vla_edge.training.craft.anchor_kinds import METADATA, refuse_other_kinds
@@ -117,7 +117,7 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
 
 def preprocessing_of(policy: SmolVLAPolicy) -> dict[str, Any]:
     """What decides how an observation reaches the network, apart from statistics."""
-    tokenizer = policy.settings.tokenizer
+    tokenizer = policy.tokenizer.settings
     return {
         "cameras": [[camera.name, camera.source] for camera in policy.settings.cameras],
         "resize": list(policy.config.resize_imgs_with_padding or ()),
@@ -225,7 +225,7 @@ def _same_length(parts: list[Tensor], policy: SmolVLAPolicy) -> list[Tensor]:
     widest = max(part.shape[1] if part.ndim == 2 else 0 for part in parts)
     if all(part.ndim != 2 or part.shape[1] == widest for part in parts):
         return parts
-    tokenizer = policy.settings.tokenizer
+    tokenizer = policy.tokenizer.settings
     value = 0 if parts[0].dtype == torch.bool else tokenizer.pad_id
     missing = [widest - part.shape[1] for part in parts]
     sides = [(0, count) if tokenizer.padding_side == "right" else (count, 0) for count in missing]

@@ -19,7 +19,8 @@ from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import write_json, write_text
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint import read_weights
-from vla_edge.policies.smolvla.config import ACTION, STATE, SmolVLAConfig, read_config
+from vla_edge.policies.features import ACTION, STATE
+from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
