@@ -19,7 +19,30 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-CLASSES = ["Builder", "IBuilderConfig", "INetworkDefinition", "OnnxParser", "ParserError", "Runtime", "ICudaEngine", "IExecutionContext", "EngineInspector", "ITimingCache", "IProgressMonitor", "IHostMemory", "Logger", "ILogger", "NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "ProfilingVerbosity", "LayerInformationFormat", "TensorIOMode", "ExecutionContextAllocationStrategy", "DataType"]
+CLASSES = [
+    "Builder",
+    "IBuilderConfig",
+    "INetworkDefinition",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
+    "ICudaEngine",
+    "IExecutionContext",
+    "EngineInspector",
+    "ITimingCache",
+    "IProgressMonitor",
+    "IHostMemory",
+    "Logger",
+    "ILogger",
+    "NetworkDefinitionCreationFlag",
+    "BuilderFlag",
+    "MemoryPoolType",
+    "ProfilingVerbosity",
+    "LayerInformationFormat",
+    "TensorIOMode",
+    "ExecutionContextAllocationStrategy",
+    "DataType",
+]
 READ = """
 import ctypes, importlib.util, json, re, sys, types
 folder, classes = sys.argv[1], json.loads(sys.argv[2])

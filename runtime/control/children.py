@@ -6,18 +6,21 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from vla_edge.errors import ControlError
 
 END_S = 10.0
+KILL_S = 5.0
 PR_SET_PDEATHSIG = 1
 """Linux: <sys/prctl.h>"""
 BAD_INPUT = 2
@@ -50,10 +53,15 @@ class Child:
         return self.output.read().decode(errors="replace").splitlines()
 
 
-def start(name: str, words: Sequence[str]) -> Child:
-    """Run this interpreter with `words`. Signals of the terminal reach only us: we decide who stops when."""
+def start(name: str, words: Sequence[str], ends_with_us: bool = False) -> Child:
+    """Run this interpreter with `words`. Signals of the terminal reach only us: we decide who stops when.
+
+    ends_with_us: its standard input is a pipe that nobody writes to and that closes when we die, in whatever way.
+    """
     output = tempfile.TemporaryFile("a+b")  # noqa: SIM115  appended to by the child wherever we have read
-    return Child(name, subprocess.Popen([sys.executable, *words], stdout=output, start_new_session=True), output)
+    source = subprocess.PIPE if ends_with_us else subprocess.DEVNULL
+    words = [sys.executable, *words]
+    return Child(name, subprocess.Popen(words, stdin=source, stdout=output, start_new_session=True), output)
 
 
 def end_with(parent: int | None) -> None:
@@ -78,18 +86,41 @@ def wait_for_line(child: Child, timeout_s: float) -> str:
     raise ControlError(f"{child.name} was not ready within {timeout_s:.0f} s; look at its messages above")
 
 
-def end(child: Child, patience_s: float = END_S) -> Mapping[str, Any]:
-    """Ask it to end, then make it; the JSON object of its last line, empty without one."""
+def end(child: Child, hurried: Callable[[float], bool], patience_s: float = END_S) -> Mapping[str, Any]:
+    """Ask it to end, then make it; the JSON object of its last line, empty without one.
+
+    hurried: waits so many seconds and says whether somebody wants it over now. A process that outlives SIGKILL (the
+    kernel keeps it, or gives it no core) is told of and left.
+    """
     if child.process.poll() is None:
         child.process.terminate()
-        try:
-            child.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
+        ends_s = time.monotonic() + patience_s
+        while child.process.poll() is None and time.monotonic() < ends_s and not hurried(0.02):
+            pass
+        if child.process.poll() is None:
             child.process.kill()
-            child.process.wait()
+            try:
+                child.process.wait(KILL_S)
+            except subprocess.TimeoutExpired:
+                print(
+                    f"{child.name} (process {child.process.pid}) did not end {KILL_S:.0f} s after SIGKILL: "
+                    f"{kernel_state(child.process.pid)}; look at it with `ps`",
+                    file=sys.stderr,
+                    flush=True,
+                )
     lines = child.lines()
     child.output.close()
     with contextlib.suppress(ValueError):
         told = json.loads(lines[-1]) if lines else {}
         return told if isinstance(told, dict) else {}
     return {}
+
+
+def kernel_state(pid: int) -> str:
+    """What the kernel says a process does, in words: "R (running)", and its scheduling class."""
+    try:
+        state = re.search(r"^State:\s+(.*)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+        realtime = os.sched_getscheduler(pid) != os.SCHED_OTHER
+    except OSError:
+        return "gone"
+    return f"{state[1] if state else 'unknown'}{', real-time class' if realtime else ''}"

@@ -28,6 +28,7 @@ from vla_edge.runtime.control.control_settings import (
 )
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.control.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
+from vla_edge.runtime.control.run_options import ControlOptions, options_of_arguments
 from vla_edge.runtime.inference.units import read_tables
 
 NS = 1_000_000_000
@@ -98,50 +99,53 @@ def new_session() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.port is None or arguments.joints is None:
+    options = options_of_arguments(ControlOptions, arguments)
+    if options.port is None or options.joints is None:
         raise ConfigError("the control process needs --port and --joints")
-    check_seconds(arguments.seconds)
-    end_with(arguments.parent)
-    bundle = open_bundle(arguments.bundle)
-    calibration = load_joint_calibration(arguments.joints)
-    units, guess = units_of(bundle, arguments.units)
+    check_seconds(options.seconds)
+    end_with(options.parent)
+    if options.parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # but in the loop: the supervisor's, whenever it comes
+    bundle = open_bundle(options.bundle)
+    calibration = load_joint_calibration(options.joints)
+    units, guess = units_of(bundle, options.units)
     if guess is not None:
         print(f"note: {guess}", file=sys.stderr)
     check_joints(bundle, read_tables(bundle), calibration, units)
     settings = ControlSettings(
-        limits=limits_of(calibration, units, arguments.speed),
-        period_ns=period_ns_of(arguments.hz),
+        limits=limits_of(calibration, units, options.speed),
+        period_ns=period_ns_of(options.hz),
         session=new_session(),
         bundle_digest=bundle.digest,
-        handover=Handover.BLEND if arguments.handover == "blend" else Handover.REPLACE,
+        handover=Handover.BLEND if options.handover == "blend" else Handover.REPLACE,
         park=_park_pose(calibration),
     )
-    result, status = control_koch(arguments, calibration, units, settings)
-    if arguments.json:
+    result, status = control_koch(options, options.port, calibration, units, settings)
+    if options.json:
         print(json.dumps({"result": result, **status}))
     if result == "unplugged":
-        raise BusError(f"the adapter at {arguments.port} is gone; plug it in and start again, it will be disarmed")
+        raise BusError(f"the adapter at {options.port} is gone; plug it in and start again, it will be disarmed")
     return 0
 
 
 def control_koch(
-    arguments: argparse.Namespace, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
+    options: ControlOptions, port: str, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
 ) -> tuple[str, Mapping[str, Any]]:
     """Check the arm and run the loop; how it ended, and the last status."""
     from vla_edge.robot.koch import KochOptions, open_koch, profile_velocity_above
 
     core = load_core()
-    folder = open_run_folder(arguments.run_dir)
+    folder = open_run_folder(options.run_dir)
     lock = lock_for_control(folder)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
         arm = open_koch(
             KochOptions(
-                arguments.port,
+                port,
                 calibration,
                 units,
                 profile,
-                write=not arguments.shadow,
+                write=not options.shadow,
                 reading_s=core.control_answer_ns(settings.period_ns) / NS,
             )
         )
@@ -154,9 +158,9 @@ def control_koch(
                     record=folder.record,
                     socket_fd=listener.fileno(),
                     signal_fd=signal_fd,
-                    shadow=arguments.shadow,
-                    arm_at_start=arguments.arm,
-                    stop_after_ticks=round(arguments.seconds * NS / settings.period_ns),
+                    shadow=options.shadow,
+                    arm_at_start=options.arm,
+                    stop_after_ticks=round(options.seconds * NS / settings.period_ns),
                 )
                 result = run_loop(core, arm, settings, files)
         finally:

@@ -25,6 +25,7 @@ from vla_edge.runtime.control.identity import check_camera_places, check_picture
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
+from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
@@ -92,44 +93,42 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.task:
+    options = options_of_arguments(InferenceOptions, arguments)
+    if not options.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
-    end_with(arguments.parent)
-    lower_priority(arguments.nice)
-    check_recording(arguments)
-    bundle = open_bundle(arguments.bundle)
-    options = camera_options(bundle, arguments.camera, arguments.without)
-    engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads, spin=False))
-    session = PolicySession(
-        bundle, engine, SessionOptions(CachePolicy(arguments.cache), arguments.seed, arguments.steps)
-    )
-    session.check_task(arguments.task)
-    settings = loop_options(arguments, session)
+    end_with(options.parent)
+    lower_priority(options.nice)
+    bundle = open_bundle(options.bundle)
+    devices = camera_options(bundle, options.camera, options.without)
+    engine = load_engine(options.engine, EngineOptions(threads=options.threads, spin=False))
+    session = PolicySession(bundle, engine, SessionOptions(CachePolicy(options.cache), options.seed, options.steps))
+    session.check_task(options.task)
+    settings = loop_options(options, session)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
-    cameras: Mapping[str, Camera] = {name: SharedCamera(camera) for name, camera in open_cameras(options).items()}
+    cameras: Mapping[str, Camera] = {name: SharedCamera(camera) for name, camera in open_cameras(devices).items()}
     pictures = {name: camera.newest().image for name, camera in cameras.items()}
     check_picture_sizes(bundle, pictures)
-    if not arguments.trust_cameras:
+    if not options.trust_cameras:
         check_camera_places(bundle, session.preparer.tables, pictures)
-    folder = open_run_folder(arguments.run_dir)
-    recorder = input_recorder(arguments, session)
-    tap = picture_tap(arguments, cameras, folder, recorder)
+    folder = open_run_folder(options.run_dir)
+    recorder = input_recorder(options, session)
+    tap = picture_tap(options, cameras, folder, recorder)
     tap.start()
     try:
         watches = {
             option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness)
-            for option in options
+            for option in devices
         }
         loop = InferenceLoop(session, cameras, watches, folder, settings)
         with stopped_by_signals(loop.stop):
-            summary = loop.run(arguments.seconds, say)
+            summary = loop.run(options.seconds, say)
     finally:
         tap.close()
         for camera in cameras.values():
             camera.close()
         if recorder is not None:
             recorder.close()
-    if arguments.json:
+    if options.json:
         print(json.dumps(summary))
     return 0
 
@@ -141,41 +140,31 @@ def lower_priority(nice: int) -> None:
     os.nice(nice)
 
 
-def check_recording(arguments: argparse.Namespace) -> None:
-    """ConfigError before anything was opened."""
-    if not 0 <= arguments.record_fps <= 120:
-        raise ConfigError(f"--record-fps is {arguments.record_fps}; it must be 0 to 120")
-    if arguments.record_fps > 0 and arguments.record_inputs is None:
-        raise ConfigError("--record-fps needs --record-inputs FILE")
-
-
-def input_recorder(arguments: argparse.Namespace, session: PolicySession) -> InputRecorder | None:
+def input_recorder(options: InferenceOptions, session: PolicySession) -> InputRecorder | None:
     """The record of inputs that was asked for, listening to the session already."""
-    if arguments.record_inputs is None:
+    if options.record_inputs is None:
         return None
-    recorder = InputRecorder(arguments.record_inputs, arguments.record_mb << 20, say)
-    session.observer = RecordedSession(recorder, 1, session_facts(session, arguments.engine, arguments.threads))
+    recorder = InputRecorder(options.record_inputs, options.record_mb << 20, say)
+    session.observer = RecordedSession(recorder, 1, session_facts(session, options.engine, options.threads))
     return recorder
 
 
 def picture_tap(
-    arguments: argparse.Namespace, cameras: Mapping[str, Camera], folder: RunFolder, recorder: InputRecorder | None
+    options: InferenceOptions, cameras: Mapping[str, Camera], folder: RunFolder, recorder: InputRecorder | None
 ) -> PictureTap:
     """Thumbnails for the status page; every picture for the record where --record-fps asks for it."""
-    keep = recorder.picture if recorder is not None and arguments.record_fps > 0 else None
-    return PictureTap(cameras, folder, arguments.record_fps or THUMBNAIL_FPS, keep, say)
+    keep = recorder.picture if recorder is not None and options.record_fps > 0 else None
+    return PictureTap(cameras, folder, options.record_fps or THUMBNAIL_FPS, keep, say)
 
 
-def loop_options(arguments: argparse.Namespace, session: PolicySession) -> LoopOptions:
+def loop_options(options: InferenceOptions, session: PolicySession) -> LoopOptions:
     """The loop's options from the command line. ConfigError names the flag."""
     policy = session.policy
-    most = policy.num_steps if arguments.steps is None else arguments.steps
-    least = most if arguments.least_steps is None else arguments.least_steps
+    most = policy.num_steps if options.steps is None else options.steps
+    least = most if options.least_steps is None else options.least_steps
     if not policy.min_steps <= least <= most:
         raise ConfigError(f"--least-steps is {least}; it must be {policy.min_steps} to {most}")
-    if arguments.replan_s < 0:
-        raise ConfigError(f"--replan-s is {arguments.replan_s}; it must be 0 or more")
-    return LoopOptions(arguments.task, HandOver(arguments.handover), most, least, arguments.replan_s, arguments.audit)
+    return LoopOptions(options.task, HandOver(options.handover), most, least, options.replan_s, options.audit)
 
 
 def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tuple[CameraOptions, ...]:

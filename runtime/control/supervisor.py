@@ -1,19 +1,20 @@
-"""`vla-runtime run`: starts control and inference (and the simulated arm), arms, watches, stops, sums up.
+"""`vla-runtime run`: starts control and inference (and the simulated arm), arms, obeys the person, ends, sums up.
 
-It moves nothing itself: every motion is decided in the control process. Ctrl-C
-asks control to slow down, park where a pose is stored, and end; a second one
-ends it at once with the arm holding.
+It moves nothing itself: every motion is decided in the control process.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,32 @@ from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds, load_core
-from vla_edge.runtime.control.flight_record import open_record, tick_times
 from vla_edge.runtime.control.inference_process import add_policy_arguments
 from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
+from vla_edge.runtime.control.person import HELP, Person, Wish
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
+from vla_edge.runtime.control.run_options import (
+    ControlOptions,
+    InferenceOptions,
+    PolicyOptions,
+    RobotOptions,
+    RunOptions,
+    extended,
+    flags_of,
+    options_of_arguments,
+)
+from vla_edge.runtime.control.run_summary import WANTED, one_line, summarize, tell
 
+COMMAND = ["-m", "vla_edge.runtime.command"]
 START_S = 20.0
 """Checks of an arm take two seconds; a slow port some more."""
 READY_S = 300.0
 """Loading engines of the full network on a small host."""
 STOP_S = 30.0
 """Slowing down and the slow move to the parking pose."""
-WATCH_S = 0.25
+REST_S = 2.0
+"""Slowing down alone: control tells in how many ticks it does, a fraction of a second."""
+WATCH_S = 0.1
 ARM_TRIES = 3
 SETTLE_S = 0.2
 """In which a torque command that failed shows as a fault."""
@@ -49,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus"
     )
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself so long after arming; 0: never")
+    parser.add_argument("--no-arm", action="store_true", help="start disarmed; the key a begins")
     parser.add_argument(
         "--camera",
         action="append",
@@ -69,7 +85,7 @@ class Run:
     """The processes of one run, in the order in which they were started."""
 
     folder: RunFolder
-    arguments: argparse.Namespace
+    options: RunOptions
     cameras: list[str]
     """NAME=DEVICE; none: no inference"""
     sim: Child | None = None
@@ -80,80 +96,104 @@ class Run:
     """control has run"""
     control_code: int | None = None
     """its exit code"""
+    wrong: Mapping[str, Any] | None = None
+    """the newest status with a fault or a latched hold that nobody asked for, None once the arm was armed again"""
+    inference_died: str = ""
+
+    def note(self, status: Mapping[str, Any]) -> None:
+        """Keep what went wrong: the stop that follows it changes the reason."""
+        if not status["latched"]:
+            self.wrong = None
+        elif status["reason"] not in WANTED:
+            self.wrong = status
 
 
 def run(arguments: argparse.Namespace) -> int:
-    check_seconds(arguments.seconds)
-    bundle = open_bundle(arguments.bundle)
-    if arguments.robot == "koch" and (arguments.port is None or arguments.joints is None):
+    options = options_of_arguments(
+        RunOptions,
+        arguments,
+        robot=options_of_arguments(RobotOptions, arguments),
+        policy=options_of_arguments(PolicyOptions, arguments),
+        simulated=arguments.robot == "sim",
+    )
+    return supervise(options)
+
+
+def supervise(options: RunOptions) -> int:
+    """The whole run; its exit code."""
+    check_seconds(options.seconds)
+    bundle = open_bundle(options.robot.bundle)
+    if not options.simulated and (options.robot.port is None or options.robot.joints is None):
         raise ConfigError("--robot koch needs --port and --joints; --robot sim needs neither")
     console = Console(stderr=True)
-    this = Run(open_run_folder(arguments.run_dir), arguments, cameras_of(arguments, bundle))
+    this = Run(open_run_folder(options.run_dir), options, cameras_of(options, bundle))
     if not this.cameras:
         console.print(
             "note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds",
             soft_wrap=True,
         )
-    elif not arguments.task:
+    elif not options.policy.task:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
+    console.print(f"note: run folder {this.folder.path}", soft_wrap=True, highlight=False)
     interrupted = False
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ending_signals()}
-    try:
+    with Person() as person:
         try:
-            _start_all(this, console)
-            _watch(this, console)
+            _start_all(this, person, console)
+            _watch(this, person, console)
         except KeyboardInterrupt:
-            interrupted = True
-            _stop_control(this, console)
-        inference, simulated = _end_all(this)
-    except AlreadyTold:
-        return 2
-    finally:
-        _end_all(this)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            interrupted = True  # nothing was armed
+        except AlreadyTold:
+            return 2
+        finally:
+            person.heed()
+            inference, simulated = _end_all(this, person)
+        interrupted = interrupted or person.signalled
     if interrupted and not this.ticked:
         raise KeyboardInterrupt  # there is nothing to sum up
-    summary = summarize(this.folder, inference)
-    summary |= {"simulated_arm": dict(simulated)} if arguments.robot == "sim" else {}
+    summary = summarize(this.folder, inference, this.wrong)
+    summary |= {"simulated_arm": dict(simulated)} if options.simulated else {}
     summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
-    _tell(summary, console)
-    if arguments.json:
+    tell(summary, console)
+    if options.json:
         print(json.dumps(summary))
-    if this.control_code not in (0, 2):
-        raise CheckFailed(
-            f"control ended with exit code {this.control_code}: the servos' watchdogs stopped the arm; see "
-            f"`vla-runtime replay {summary['record']}`"
-        )
-    if ended_badly(summary, planned=bool(this.cameras)):
-        raise CheckFailed(
-            f"the run ended in {summary['state']} ({summary['reason']}); see `vla-runtime replay {summary['record']}`"
-        )
+    _judge(this, summary)
     return 130 if interrupted else 0
 
 
-def ending_signals() -> list[signal.Signals]:
-    """What ends a run as Ctrl-C does: SIGTERM, and SIGHUP when the terminal closes, unless `nohup` had it ignored."""
-    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGTERM, *hang_up]
+def _judge(this: Run, summary: Mapping[str, Any]) -> None:
+    """CheckFailed: the run did not end as its person wanted."""
+    replay = f"see `vla-runtime replay {summary['record']}`"
+    if this.control_code not in (0, 2):
+        raise CheckFailed(
+            f"control ended with exit code {this.control_code}: the servos' watchdogs stopped the arm; {replay}"
+        )
+    if ended_badly(summary, planned=bool(this.cameras)):
+        raise CheckFailed(f"the run ended in {summary['state']}: {summary['fault']}; {replay}")
+    if this.inference_died:
+        raise CheckFailed(f"{this.inference_died}; look at its messages above")
 
 
-def _start_all(this: Run, console: Console) -> None:
-    arguments, folder = this.arguments, this.folder
-    port, joints = arguments.port, arguments.joints
-    if arguments.robot == "sim":
-        sim = simulated_arm(arguments, folder)
-        this.sim = start("simulated arm", sim.command())
+def _start_all(this: Run, person: Person, console: Console) -> None:
+    robot, folder = this.options.robot, this.folder
+    port, joints = robot.port, robot.joints
+    if this.options.simulated:
+        sim = simulated_arm(this.options, folder)
+        this.sim = start("simulated arm", [*sim.command(), "--commands"], ends_with_us=True)
         wait_for_line(this.sim, START_S * 3)
-        port, joints = sim.port, sim.calibration
-    this.control = start("control", control_words(arguments, port, joints, folder))
+        port, joints = str(sim.port), sim.calibration
+    assert port is not None and joints is not None
+    this.control = start("control", control_words(replace(robot, port=port, joints=joints), folder))
     _wait_for_control(this)
     core = load_core()
     core.RingWriter(folder.ring)  # forgets what an earlier inference announced
     if this.cameras:
         this.inference = start("inference", inference_words(this))
         _wait_for_inference(this, core, console)
-    arm(folder)
+    person.heed()
+    if this.options.no_arm:
+        console.print(f"not armed; {HELP}, or `vla-runtime arm`", soft_wrap=True)
+    else:
+        arm(folder)
 
 
 def arm(folder: RunFolder) -> None:
@@ -169,69 +209,53 @@ def arm(folder: RunFolder) -> None:
             raise ControlError(f"the arm was not armed: {f'{answer.joint}: ' if answer.joint else ''}{why}")
 
 
-def simulated_arm(arguments: argparse.Namespace, folder: RunFolder) -> SimProcess:
+def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
     """The simulated arm of a run: its cameras give pictures of the size the policy's data had."""
-    sizes = {(camera.height, camera.width) for camera in open_bundle(arguments.bundle).manifest.cameras}
+    bundle = options.robot.bundle
+    sizes = {(camera.height, camera.width) for camera in open_bundle(bundle).manifest.cameras}
     if len(sizes) != 1:
         told = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise ConfigError(
-            f"{arguments.bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
+            f"{bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
-    return SimProcess(folder.path, arguments.seed, height, width, record=arguments.record)
+    return SimProcess(folder.path, options.policy.seed, height, width, record=options.record)
 
 
-def control_words(arguments: argparse.Namespace, port: Path | str, joints: Path, folder: RunFolder) -> list[str]:
+def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:
     """How to start the control process of a run."""
-    words = ["-m", "vla_edge.runtime.command", "control", "--bundle", str(arguments.bundle), "--port", str(port)]
-    words += [
-        "--joints",
-        str(joints),
-        "--hz",
-        str(arguments.hz),
-        "--handover",
-        arguments.handover,
-        "--run-dir",
-        str(folder.path),
-    ]
-    words += ["--speed", str(arguments.speed)]
-    words += ["--units", arguments.units] if arguments.units else []
-    words += ["--parent", str(os.getpid())]
-    return words + (["--shadow"] if arguments.shadow else [])
+    options = extended(
+        ControlOptions, robot, run_dir=folder.path, arm=False, seconds=0.0, parent=os.getpid(), json=True
+    )
+    return [*COMMAND, "control", *flags_of(options)]
 
 
-def cameras_of(arguments: argparse.Namespace, bundle: Bundle) -> list[str]:
+def cameras_of(options: RunOptions, bundle: Bundle) -> list[str]:
     """The cameras of the run: as given, or the simulated arm's that the policy has."""
-    if arguments.robot == "koch" or arguments.camera:
-        return list(arguments.camera)
+    if not options.simulated or options.camera:
+        return options.camera
     known = {name for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
-    found = SimProcess(open_run_folder(arguments.run_dir).path).cameras()
+    found = SimProcess(open_run_folder(options.run_dir).path).cameras()
     return [f"{name}=sim:{path}" for name, path in found.items() if full_name(name) in known]
 
 
 def inference_words(this: Run) -> list[str]:
-    """How to start the inference process of a run."""
-    told = this.arguments
-    words = [
-        "-m",
-        "vla_edge.runtime.command",
-        "inference",
-        "--bundle",
-        str(told.bundle),
-        "--run-dir",
-        str(this.folder.path),
-    ]
-    words += ["--handover", told.handover, "--json", "--parent", str(os.getpid())]
-    words += [word for camera in this.cameras for word in ("--camera", camera)]
-    words += [word for name in told.without for word in ("--without", name)]
-    words += ["--trust-cameras"] if told.trust_cameras else []
-    if told.record_inputs is not None:  # a restarted inference writes a file of its own
-        words += ["--record-inputs", f"{told.record_inputs}{f'.{this.restarts}' if this.restarts else ''}"]
-    names = ("task", "engine", "threads", "cache", "steps", "least_steps", "replan_s", "audit", "seed", "nice")
-    for name in (*names, "record_fps", "record_mb"):
-        value = getattr(told, name)
-        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    return words
+    """How to start the inference process of a run; a restarted one writes a file of inputs of its own."""
+    robot, inputs = this.options.robot, this.options.policy.record_inputs
+    if inputs is not None and this.restarts:
+        inputs = inputs.with_name(f"{inputs.name}.{this.restarts}")
+    options = extended(
+        InferenceOptions,
+        replace(this.options.policy, record_inputs=inputs),
+        bundle=robot.bundle,
+        run_dir=this.folder.path,
+        camera=this.cameras,
+        handover=robot.handover,
+        seconds=0.0,
+        parent=os.getpid(),
+        json=True,
+    )
+    return [*COMMAND, "inference", *flags_of(options)]
 
 
 def _wait_for_control(this: Run) -> None:
@@ -264,109 +288,104 @@ def _wait_for_inference(this: Run, core: Any, console: Console) -> None:
     raise ControlError(f"inference was not ready within {READY_S:.0f} s; look at its messages above")
 
 
-def _watch(this: Run, console: Console) -> None:
-    """Until the time is over or control has ended; a dead inference is started again, the arm holds meanwhile."""
+def _watch(this: Run, person: Person, console: Console) -> None:
+    """Until control has ended: shows its status, does what the person asks, starts a dead inference again."""
     assert this.control is not None
     began_s = time.monotonic()
+    ending: Wish | None = None
+    ends_s = math.inf
     with console.status("armed") as line:
         while this.control.process.poll() is None:
+            wishes = person.wishes(WATCH_S)
             status = read_status(this.folder)
-            line.update(one_line(status))
-            if this.inference is not None and this.inference.process.poll() is not None and this.restarts < RESTARTS:
-                this.restarts += 1
-                console.print(f"inference ended ({this.inference.process.returncode}); started again, the arm holds")
-                this.inference = start("inference", inference_words(this))
-            if this.arguments.seconds > 0 and time.monotonic() - began_s >= this.arguments.seconds:
-                break
-            time.sleep(WATCH_S)
-    _stop_control(this, console)
+            line.update(one_line(status) + (f"  [dim]{HELP}[/dim]" if person.has_terminal else ""))
+            this.note(status)
+            _keep_inference(this, person, console)
+            if ending is None and 0 < this.options.seconds <= time.monotonic() - began_s:
+                wishes.append(Wish.STOP)
+            for wish in wishes:
+                ending, ends_s = _obey(this, wish, person, console)
+            if ending is Wish.NOW or time.monotonic() >= ends_s or (ending is Wish.END and at_rest(status)):
+                _end_holding(this)
+                return
 
 
-def _stop_control(this: Run, console: Console) -> None:
-    """Ask control to slow down, park and end; what does not answer is ended."""
-    if this.control is None or this.control.process.poll() is not None:
-        return
+def _obey(this: Run, wish: Wish, person: Person, console: Console) -> tuple[Wish | None, float]:
+    """Do what was asked; how the run ends now (None: it goes on), and until when it must have."""
+    assert this.control is not None
     try:
-        with console.status("stopping"):
+        if wish is Wish.STOP:
             this.control.process.terminate()
-            end_s = time.monotonic() + STOP_S
-            while this.control.process.poll() is None and time.monotonic() < end_s:
-                time.sleep(0.02)
-    except KeyboardInterrupt:
-        this.control.process.terminate()
+            return wish, time.monotonic() + STOP_S
+        if wish is Wish.NOW:
+            return wish, 0.0
+        if wish is Wish.END:
+            ask(this.folder, "hold")
+            return wish, time.monotonic() + REST_S
+        if wish is Wish.ARM:
+            arm(this.folder)
+        else:
+            answer = ask(this.folder, wish.value)
+            if answer.word != "done":
+                console.print(f"{wish.value}: {REFUSALS.get(answer.word, answer.word)}", soft_wrap=True)
+            elif wish is Wish.HOLD and person.has_terminal:
+                console.print("the arm holds: a goes on, p parks, q or Ctrl-C ends holding", soft_wrap=True)
+    except ControlError as error:
+        console.print(str(error), soft_wrap=True)
+    return None, math.inf
 
 
-def _end_all(this: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """End what still runs, control last but for the arm it moves; the last lines of inference and simulated arm."""
+def at_rest(status: Mapping[str, Any]) -> bool:
+    """No chunk moves the arm any more, and its goals have come to rest."""
+    waits = status["latched"] or status["state"] == "disarmed"
+    return waits and status["state"] != "parking" and status["tick"] > status["goal_moved_tick"] + 1
+
+
+def _end_holding(this: Run) -> None:
+    """A second interrupt ends control at once, wherever the arm is; some time apart, as two that meet are one."""
+    assert this.control is not None
+    for patience_s in (WATCH_S, REST_S):
+        this.control.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            this.control.process.wait(patience_s)
+
+
+def _keep_inference(this: Run, person: Person, console: Console) -> None:
+    """Start a dead inference again, the arm holds meanwhile; after the last time tell what that means."""
+    if this.inference is None or (code := this.inference.process.poll()) is None or this.inference_died:
+        return
+    if this.restarts < RESTARTS:
+        this.restarts += 1
+        console.print(f"inference ended ({code}); started again, the arm holds")
+        this.inference = start("inference", inference_words(this))
+        return
+    this.inference_died = f"inference ended ({code}) after {RESTARTS} restarts and is not started again"
+    console.print(f"{this.inference_died}: the arm holds", soft_wrap=True)
+    if not person.has_terminal:
+        person.ask(Wish.STOP)
+
+
+def _end_all(this: Run, person: Person) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """End what still runs; the last lines of inference and simulated arm. Whatever is asked meanwhile hurries it."""
     told: Mapping[str, Any] = {}
     simulated: Mapping[str, Any] = {}
+
+    def hurried(seconds: float) -> bool:
+        return bool(person.wishes(seconds))
+
+    if this.control is not None and this.control.process.poll() is None:
+        this.control.process.terminate()  # it slows the arm down while the others end
     if this.inference is not None:
-        told = end(this.inference)
+        told = end(this.inference, hurried)
     if this.control is not None:
-        end(this.control, STOP_S)
+        end(this.control, hurried, STOP_S)
         this.control_code = this.control.process.returncode
     if this.sim is not None:
-        simulated = end(this.sim)
+        simulated = end(this.sim, hurried)
     this.inference = this.control = this.sim = None
     return told, simulated
 
 
 def ended_badly(summary: Mapping[str, Any], planned: bool) -> bool:
-    """A fault, or a hold that was latched before we asked to stop. Without a planner no action is what to expect."""
-    return summary["reason"] not in ("", "operator", "parked") and not (
-        summary["reason"] == "no_action" and not planned
-    )
-
-
-def one_line(status: Mapping[str, Any]) -> str:
-    """The live line."""
-    why = (
-        f" ({status['reason']}{', latched: vla-runtime arm' if status['latched'] else ''})" if status["reason"] else ""
-    )
-    age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"
-    refused = sum(status["chunks"].values()) - status["chunks"]["taken"]
-    clamped = sum(status["verdicts"].values()) - status["verdicts"]["passed"]
-    return (
-        f"{status['state']}{why}  {1e9 / status['period_ns']:.0f} Hz  missed {status['missed']}  chunks "
-        f"{status['chunks']['taken']} "
-        f"(+{refused} refused)  age {age}  clamped {clamped}  {'SHADOW' if status['shadow'] else ''}"
-    )
-
-
-def summarize(folder: RunFolder, inference: Mapping[str, Any]) -> dict[str, Any]:
-    """The run in numbers: from control's last status, its flight record and inference's own last line."""
-    status = read_status(folder)
-    record = Path(status["record"])
-    chunks = status["chunks"]
-    return {
-        "state": status["state"],
-        "reason": status["reason"],
-        "latched": status["latched"],
-        "ticks": status["ticks"],
-        "missed": status["missed"],
-        "hz": 1e9 / status["period_ns"],
-        "motion_share": status["moving_ticks"] / max(1, status["ticks"]),
-        "chunks_taken": chunks["taken"],
-        "chunks_refused": {name: count for name, count in chunks.items() if name != "taken" and count},
-        "verdicts": {name: count for name, count in status["verdicts"].items() if count},
-        "lost_reads": status["lost_reads"],
-        "minor_faults": status["minor_faults"],
-        "fifo": status["fifo"],
-        "shadow": status["shadow"],
-        "io_max_us": status["io_max_ns"] / 1e3,
-        "times_us": tick_times(open_record(record)) if os.path.exists(record) else {},
-        "record": status["record"],
-        "inference": dict(inference),
-    }
-
-
-def _tell(summary: Mapping[str, Any], console: Console) -> None:
-    late = summary["times_us"].get("late", {})
-    console.print(
-        f"{summary['ticks']} ticks, {summary['missed']} missed, start late p50 {late.get('p50', 0):.0f} p99 "
-        f"{late.get('p99', 0):.0f} µs; "
-        f"{summary['chunks_taken']} chunks, refused {summary['chunks_refused'] or 'none'}; in motion "
-        f"{summary['motion_share']:.0%}; "
-        f"guard {summary['verdicts'] or 'idle'}",
-        soft_wrap=True,
-    )
+    """A fault or a hold that nobody asked for. Without a planner no action is what to expect."""
+    return summary["reason"] not in WANTED and not (summary["reason"] == "no_action" and not planned)

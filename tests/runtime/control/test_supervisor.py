@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.machine_stall import timely
@@ -22,8 +25,8 @@ pytest.importorskip("vla_edge._core")
 
 
 @contextlib.contextmanager
-def supervised(made: Rig, bundle: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """`vla-runtime run` in the rig's folder, once it has armed."""
+def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """`vla-runtime run` in the rig's folder, once it has armed. terminal: descriptor of its controlling terminal."""
     words = [
         "-m",
         "vla_edge.runtime.command",
@@ -35,20 +38,43 @@ def supervised(made: Rig, bundle: Path, *flags: str) -> Iterator[subprocess.Pope
         str(made.emulator.port),
     ]
     words += ["--joints", str(made.joints), "--run-dir", str(made.folder.path), *flags]
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
     try:
-        armed = False
-        end_s = time.monotonic() + START_S
-        while not armed:
-            timely(time.monotonic() < end_s, "not armed")
-            with contextlib.suppress(ControlError):  # what the rig's own control told is forgotten first
-                status = made.status()
-                armed = status["pid"] != made.control.pid and bool(status["torque"])
-            time.sleep(0.01)
+        own, disarmed = made.control.pid, "--no-arm" in flags
+        ready = wait_for(made, lambda status: status["pid"] != own and (disarmed or bool(status["torque"])))
+        timely(ready, "not armed")
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def wait_for(made: Rig, what: Callable[[Mapping[str, Any]], bool], timeout_s: float = START_S) -> bool:
+    """Whether a status came for which `what` holds; there is none while control starts."""
+    end_s = time.monotonic() + timeout_s
+    while time.monotonic() < end_s:
+        with contextlib.suppress(ControlError):
+            if what(made.status()):
+                return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """(what a person types into, the terminal's own end)."""
+    person, own = os.openpty()
+    yield person, own
+    os.close(person)
+    os.close(own)
 
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:
@@ -111,3 +137,84 @@ def test_a_length_that_is_none_is_refused(golden_bundle: Path, seconds: str) -> 
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--seconds", seconds]
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 2 and f"--seconds is {seconds}" in ran.stderr
+
+
+def latched(status: Mapping[str, Any]) -> bool:
+    return status["state"] == "hold" and status["latched"] and status["reason"] == "operator"
+
+
+def test_ctrl_c_and_the_space_bar_hold_and_q_ends_with_the_arm_holding(
+    golden_bundle: Path, terminal: tuple[int, int]
+) -> None:
+    person, own = terminal
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle, terminal=own) as process:
+            for key in (b"\x03", b" "):
+                os.write(person, key)
+                timely(wait_for(made, latched), f"{key!r} did not hold")
+                assert process.poll() is None
+                os.write(person, b"a")
+                timely(wait_for(made, lambda status: not status["latched"]), "a did not arm")
+            os.write(person, b"q")
+            _, said = process.communicate(timeout=30)
+        assert process.returncode == 0, said
+        assert not [entry for entry in made.emulator.entries("torque") if not entry["on"]][6:], "q let the arm go"
+        assert "the arm holds" in said and "Armed for" in said and f"run folder {made.folder.path}" in said
+
+
+def test_a_second_ctrl_c_ends_holding_and_a_third_adds_no_traceback(
+    golden_bundle: Path, terminal: tuple[int, int]
+) -> None:
+    person, own = terminal
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle, terminal=own) as process:
+            os.write(person, b"\x03")
+            timely(wait_for(made, latched), "Ctrl-C did not hold")
+            os.write(person, b"\x03")
+            timely(wait_for(made, lambda status: not status["alive"]), "the second one did not end control")
+            with contextlib.suppress(OSError):  # it may have ended already
+                os.write(person, b"\x03")
+            _, said = process.communicate(timeout=30)
+        assert process.returncode == 130 and "Traceback" not in said, said
+
+
+def test_without_a_terminal_the_first_interrupt_holds_and_ends(golden_bundle: Path) -> None:
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle) as process:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        assert process.returncode == 130 and made.status()["reason"] == "operator", said
+
+
+def test_a_run_told_not_to_arm_waits_for_the_key(golden_bundle: Path, terminal: tuple[int, int]) -> None:
+    person, own = terminal
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle, "--no-arm", terminal=own) as process:
+            assert made.status()["state"] == "disarmed"
+            os.write(person, b"a")
+            timely(wait_for(made, lambda status: status["state"] == "planning"), "a did not arm")
+            os.write(person, b"q")
+            process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+def test_a_servo_that_falls_silent_ends_the_run_with_1(golden_bundle: Path) -> None:
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle) as process:
+            made.emulator.event("dead 4")
+            timely(wait_for(made, lambda status: status["reason"] == "reads_lost" and status["latched"]), "no hold")
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=30)
+        assert process.returncode == 1 and "did not answer" in said.splitlines()[-1], said
+
+
+@pytest.mark.parametrize("flag", ["--audit=5", "--threads=9999", "--nice=-3", "--record-fps=nan"])
+def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bundle: Path, flag: str) -> None:
+    words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "sim", "--task", "x", flag]
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 2 and f"{flag.split('=')[0]} is" in ran.stderr and ran.stderr.count("\n") == 1

@@ -1,0 +1,133 @@
+"""Options of a run as frozen dataclasses: read from the command line once, handed to child processes as flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vla_edge.errors import ConfigError
+
+
+def check_range(flag: str, value: float, least: float, most: float) -> None:
+    """ConfigError: the value of a flag lies outside least..most, or is no number."""
+    if not least <= value <= most:
+        raise ConfigError(f"{flag} is {value:g}; it must be {least:g} to {most:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class RobotOptions:
+    """The arm, and how it may be moved. joints: its calibration file. units: None where the bundle says them.
+    hz: ticks a second. speed: share of the velocity limits."""
+
+    bundle: Path
+    port: str | None
+    joints: Path | None
+    units: str | None
+    hz: float
+    handover: str
+    speed: float
+    shadow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions(RobotOptions):
+    """Everything the control process is told. seconds: 0, until stopped. parent: stop when that process dies."""
+
+    run_dir: Path | None
+    arm: bool
+    seconds: float
+    parent: int | None
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """What the policy shall do and how it is computed. steps, least_steps: None, the policy's own. replan_s: least time
+    between two plans while moving. audit: share of cache hits computed again. record_fps: pictures a second, 0: none."""
+
+    task: str
+    without: list[str]
+    trust_cameras: bool
+    engine: str
+    threads: int
+    cache: str
+    steps: int | None
+    least_steps: int | None
+    replan_s: float
+    audit: float
+    seed: int
+    nice: int
+    record_inputs: Path | None
+    record_fps: float
+    record_mb: int
+
+    def __post_init__(self) -> None:
+        cores = os.cpu_count() or 1
+        for flag, value, least, most in (
+            ("--audit", self.audit, 0, 1),
+            ("--threads", self.threads, 0, cores),
+            ("--nice", self.nice, 0, 19),
+            ("--replan-s", self.replan_s, 0, 60),
+            ("--record-fps", self.record_fps, 0, 120),
+            ("--record-mb", self.record_mb, 1, 1 << 20),
+        ):
+            check_range(flag, value, least, most)
+        if self.record_fps > 0 and self.record_inputs is None:
+            raise ConfigError("--record-fps needs --record-inputs FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceOptions(PolicyOptions):
+    """Everything the inference process is told. camera: NAME=DEVICE, one for each camera of the policy."""
+
+    bundle: Path
+    run_dir: Path | None
+    camera: list[str]
+    handover: str
+    seconds: float
+    parent: int | None
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Everything a supervised run is told. simulated: the arm is. record: film of the simulated arm."""
+
+    robot: RobotOptions
+    policy: PolicyOptions
+    simulated: bool
+    no_arm: bool
+    seconds: float
+    camera: list[str]
+    record: Path | None
+    run_dir: Path | None
+    json: bool
+
+
+Options = TypeVar("Options")
+
+
+def options_of_arguments(kind: type[Options], arguments: argparse.Namespace, **given: Any) -> Options:
+    """The fields of `kind` by their names on the command line; `given` ones are no flags."""
+    names = [field.name for field in fields(kind) if field.name not in given]  # type: ignore[arg-type]
+    return kind(**{name: getattr(arguments, name) for name in names}, **given)
+
+
+def extended(kind: type[Options], options: Any, **more: Any) -> Options:
+    """`options` with the fields that `kind` adds to them."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(options)}, **more)
+
+
+def flags_of(options: Any) -> list[str]:
+    """The command line that `options_of_arguments` reads as these options: False, None and nothing are left out."""
+    words: list[str] = []
+    for field in fields(options):
+        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        elif value is not None and value != "":
+            words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
+    return words
