@@ -105,8 +105,7 @@ def _rebuilt(content: memoryview, wanted: int, rebuild: Callable[[memoryview], I
         if field != wanted:
             yield bytes(raw)
             continue
-        part = b"".join(rebuild(value))
-        yield _varint_bytes(wanted << 3 | BYTES) + _varint_bytes(len(part)) + part
+        yield message_field(wanted, b"".join(rebuild(value)))
 
 
 def _inlined(content: memoryview, arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
@@ -116,8 +115,17 @@ def _inlined(content: memoryview, arrays: Mapping[str, NDArray[Any]]) -> Iterato
         if name not in arrays or field not in (13, 14):
             yield bytes(raw)
     if name in arrays:
-        data = arrays[name].tobytes()
-        yield _varint_bytes(9 << 3 | BYTES) + _varint_bytes(len(data)) + data
+        yield message_field(9, arrays[name].tobytes())
+
+
+def message_field(field: int, content: bytes) -> bytes:
+    """One field of a protobuf message that holds bytes, text or another message."""
+    return _varint_bytes(field << 3 | BYTES) + _varint_bytes(len(content)) + content
+
+
+def number_field(field: int, value: int) -> bytes:
+    """One field of a protobuf message that holds a number, 0 or more."""
+    return _varint_bytes(field << 3 | VARINT) + _varint_bytes(value)
 
 
 def _varint_bytes(value: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`export-engines --backend tensorrt`: plans on the device itself, or one file to carry to it."""
+"""`export-engines --backend tensorrt`: engine files on the device itself, or one file to carry to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vla_edge.bundle import MANIFEST, open_bundle
 from vla_edge.engines.engine import backend_of
-from vla_edge.engines.tensorrt.cuda import require_gpu
-from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
+from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
+from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_of, board_plan, build_engines, memory_of
 from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
 from vla_edge.files import written_beside
@@ -32,7 +32,7 @@ def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--build-on-device",
         action="store_true",
-        help="tensorrt: check and pack the bundle here, build its plans on the device",
+        help="tensorrt: check and pack the bundle here, build its engine files on the device",
     )
     parser.add_argument(
         "--board-memory",
@@ -54,7 +54,7 @@ def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
-    """Before any work: flags that mean nothing without the backend, and the driver where plans are to be built.
+    """Before any work: flags that mean nothing without the backend, and the driver where engine files are to be built.
 
     ConfigError, EngineError.
     """
@@ -74,16 +74,20 @@ def options_from_arguments(arguments: argparse.Namespace) -> TensorRTOptions:
 
 
 def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:
-    """Build the plans of the bundle at `path`; yields what was built, a line each."""
-    for plan in build_plans(open_bundle(path), BuildOptions(options.workspace_bytes, options.force), tell):
+    """Build the engine files of the bundle at `path`; yields what was built, a line each, and what it needs to run."""
+    bundle, cuda = open_bundle(path), open_cuda()
+    build = BuildOptions(options.workspace_bytes, options.force)
+    made = build_engines(bundle, build, tell, cuda)
+    for built in made:
         layers = ", ".join(
-            f"{name} {count}" for name, count in plan.sidecar.layers.items() if not name.startswith("products.")
+            f"{name} {count}" for name, count in built.sidecar.layers.items() if not name.startswith("products.")
         )
-        share = f", INT8 in {plan.int8_share:.0%} of the layers with products" if plan.int8_share else ""
+        share = f", INT8 in {built.int8_share:.0%} of the layers with products" if built.int8_share else ""
         yield (
-            f"{plan.path.name}: {plan.size / MB:.1f} MB, scratch {plan.sidecar.device_memory / MB:.1f} MB, layers: "
+            f"{built.path.name}: {built.size / MB:.1f} MB, scratch {built.sidecar.device_memory / MB:.1f} MB, layers: "
             f"{layers}{share}"
         )
+    yield from memory_of(bundle, made, board_of(cuda), build).lines()
 
 
 def pack(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:

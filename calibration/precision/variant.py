@@ -163,7 +163,7 @@ def in_memory(graph: GraphFile, plan: Plan, settings: VariantSettings) -> GraphF
     sink = MemorySink(bytearray())
     model = build(graph, plan, settings, sink)
     weights = {**graph.weights, SCRATCH: memoryview(sink.data)} if sink.data else graph.weights
-    return replace(graph, model=model.SerializeToString(), weights=weights)
+    return replace(graph, model=model.SerializeToString(), weights=weights, verified={})
 
 
 def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings) -> Step:

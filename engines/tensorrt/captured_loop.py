@@ -2,13 +2,16 @@
 
 All tensors that a prefix fills lie on the device twice, as two sides. A prefix
 goes to the side that is not in use; `start_refresh` does so while the loop
-still runs on the other one. Ten steps are one launch, each with its own row of
-the time table and its own `dt`, x going back and forth between two buffers.
+still runs on the other one. Every captured graph has execution contexts of its
+own, whose addresses never change afterwards. A step copies its row of numbers
+(time bias, dt, shares of the tie) to the device, ties x to y and takes the Euler
+step from y to x; the graphs are the same for every number of steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,15 @@ from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.flow_loop import FlowGraphs, FlowReport, FlowRequest
 from vla_edge.engines.tensorrt.cuda import RowCopy, rounded
 from vla_edge.engines.tensorrt.memory_plan import spec_bytes
-from vla_edge.engines.tensorrt.trt_engine import Scratch, TrtGraph, TrtRun
+from vla_edge.engines.tensorrt.tie_graph import tie_graph
+from vla_edge.engines.tensorrt.trt_engine import DeviceEngine, Scratch, TrtGraph, TrtRun, held_by
 from vla_edge.errors import EngineError
 
-STEP_INPUTS = ("x", "time_bias", "dt")
+STEP_TENSORS = ("x", "x_next", "time_bias", "dt")
 FEATURES = ("cls", "pooled")
 SIDES = (0, 1)
+TURNS = (0, 1)
+FLOAT_BYTES = 4
 
 
 class CudaGraphLoop:
@@ -38,37 +44,43 @@ class CudaGraphLoop:
         self._flow = graphs
         self._loaded = {"prefix": _trt(graphs.prefix), "state": _trt(graphs.state), "step": _trt(graphs.step)}
         self._engine = self._loaded["prefix"].owner
-        cuda = self._engine.cuda
-        cuda.enter()
-        self._high, self._low = cuda.stream(True), cuda.stream(False)
+        self._tie = self._engine.engine_of(tie_graph(self._loaded["step"].source))
+        self._held = held_by(self, self._engine.cuda)
+        self._high, self._low = self._held.stream(True), self._held.stream(False)
         self._side = 0
         self._sizes = self._tensor_sizes()
-        self._tensors = [{name: self._engine.zeroed(size) for name, size in self._sizes.items()} for _ in SIDES]
-        x_bytes = graphs.buffers["x"].nbytes
-        self._x = (self._engine.zeroed(x_bytes), self._engine.zeroed(x_bytes))
-        self._x_in, self._x_out = (self._engine.allocate(graphs.buffers["x"].shape, "float32") for _ in SIDES)
-        high, low = self._scratch("state", "step"), self._scratch("prefix")
-        self._experts = [self._bound("step", side, high) for side in SIDES]
-        self._graphs = [
-            (
-                self._captured_prefix(self._bound("prefix", side, low), side),
-                self._captured_state(self._bound("state", side, high), side),
-            )
-            for side in SIDES
-        ]
-        self._captured: set[int] = set()
+        self._tensors = [{name: self._zeroed(size) for name, size in self._sizes.items()} for _ in SIDES]
+        rows, columns = graphs.buffers["x"].shape[-2:]
+        shape = (rows, columns, graphs.buffers["time_bias"].size)
+        self._layout = _core.cuda_loop_layout(*shape)
+        self._chunk_in = self._engine.allocate((self._layout["chunk_floats"],), "float32")
+        self._step_in = self._engine.allocate((2 * self._layout["group"] + 1, self._layout["step_floats"]), "float32")
+        self._x_out = self._engine.allocate((rows, columns), "float32")
+        self._x, self._y = self._zeroed(self._x_out.nbytes), self._zeroed(self._x_out.nbytes)
+        self._chunk, self._step = self._zeroed(self._chunk_in.nbytes), self._zeroed(self._step_in[0].nbytes)
+        self._high_scratch = self._scratch("state", "step", least=self._tie.scratch)
+        low = self._scratch("prefix")
+        prefix = tuple(self._captured_prefix(self._bound("prefix", side, low), side) for side in SIDES)
+        state = tuple(self._captured_state(self._bound("state", side, self._high_scratch), side) for side in SIDES)
+        ends = self._captured(self._high, self._begin), self._captured(self._high, self._end)
+        groups = tuple(self._captured_steps(side, turn, self._layout["group"]) for side in SIDES for turn in TURNS)
+        single = tuple(self._captured_steps(side, len(TURNS), 1) for side in SIDES)
+        events = tuple(self._held.event() for _ in range(6))
+        self._held.keep(partial(self._engine.cuda.synchronize, self._low))
         self._loop = _core.CudaLoop(
             self._engine.driver,
             (self._high, self._low),
-            (cuda.event(), cuda.event(), cuda.event(), cuda.event(), cuda.event(), cuda.event()),
-            (self._graphs[0][0], self._graphs[1][0]),
-            (self._graphs[0][1], self._graphs[1][1]),
-            self._x,
-            self._x_in,
+            events,  # type: ignore[arg-type]
+            prefix,  # type: ignore[arg-type]
+            state,  # type: ignore[arg-type]
+            ends,
+            groups,  # type: ignore[arg-type]
+            single,  # type: ignore[arg-type]
+            shape,
+            self._chunk_in,
+            self._step_in,
             self._x_out,
-            graphs.buffers["x"].shape[-1],
         )
-        self._capture_steps(max(self._flow.biases))
         self._follow()
 
     def encode(self, prefix: bool) -> tuple[float, float]:
@@ -83,9 +95,8 @@ class CudaGraphLoop:
         return prefix_ns / 1e6, state_ns / 1e6
 
     def start_refresh(self) -> None:
-        """Begin the prefix of the next observation on the other side and return. Its inputs in its `FlowGraphs` must stay as
-        they
-        are until `adopt` and the `encode(False)` behind it have returned."""
+        """Begin the prefix of the next observation on the other side and return. Its inputs in the buffers must stay as
+        they are until `adopt` and the `encode(False)` behind it have returned."""
         try:
             self._loop.refresh(1 - self._side)
         except RuntimeError as error:
@@ -97,14 +108,13 @@ class CudaGraphLoop:
         self._follow()
 
     def denoise(self, request: FlowRequest) -> FlowReport:
-        self._flow.checked_biases(request)
-        if request.steps not in self._captured:
-            self._capture_steps(request.steps)
+        biases = self._flow.checked_biases(request)
         tie = request.inpaint
         try:
             abandoned, step_ns = self._loop.denoise(
                 self._side,
                 np.ascontiguousarray(request.noise, np.float32),
+                biases,
                 request.steps,
                 None if tie is None else np.ascontiguousarray(tie.target, np.float32),
                 None if tie is None else np.ascontiguousarray(tie.weights, np.float32),
@@ -112,29 +122,43 @@ class CudaGraphLoop:
             )
         except RuntimeError as error:
             raise EngineError(f"the flow loop did not run: {error}") from None
-        return FlowReport(None if abandoned else self._x_out[0].copy(), tuple(duration / 1e6 for duration in step_ns))
+        return FlowReport(None if abandoned else self._x_out.copy(), tuple(duration / 1e6 for duration in step_ns))
 
     def _tensor_sizes(self) -> dict[str, int]:
         """Bytes of every tensor that exists once a side; `mask` at its longest."""
         sizes: dict[str, int] = {}
         for graph in self._loaded.values():
             for spec in (*graph.inputs.values(), *graph.outputs.values()):
-                if spec.name not in (*STEP_INPUTS, "x_next"):
+                if spec.name not in STEP_TENSORS:
                     sizes[spec.name] = max(sizes.get(spec.name, 0), spec_bytes(spec))
         return sizes
 
-    def _scratch(self, *names: str) -> Scratch:
-        size = rounded(max(self._loaded[name].scratch_size for name in names))
-        return Scratch(self._engine.cuda.allocate(size), size)
+    def _zeroed(self, size: int) -> int:
+        return self._held.zeroed(size, self._high)
+
+    def _scratch(self, *names: str, least: int = 0) -> Scratch:
+        size = rounded(max(least, *(self._loaded[name].loaded.scratch for name in names)))
+        return Scratch(self._held.allocate(size), size)
 
     def _bound(self, name: str, side: int, scratch: Scratch) -> TrtRun:
         """A context of its own for one graph and side."""
         graph = self._loaded[name]
-        run = self._engine.run_of(graph, scratch)
+        run = self._context(graph.loaded, scratch)
         for tensor in (*graph.inputs, *graph.outputs):
             if tensor in self._tensors[side]:
                 run.bind(tensor, self._tensors[side][tensor])
         return run
+
+    def _context(self, loaded: DeviceEngine, scratch: Scratch) -> TrtRun:
+        run = self._engine.run_of(loaded, scratch)
+        self._held.keep(run.close)
+        return run
+
+    def _captured(self, stream: int, work: Callable[[], None], *runs: TrtRun) -> int:
+        graph = self._engine.capture(stream, work, runs)
+        driver = self._engine.driver
+        self._held.keep(lambda: driver.destroy_graph(graph))
+        return graph
 
     def _captured_prefix(self, run: TrtRun, side: int) -> int:
         """Inputs from the host, the prefix, the gate's features to the host."""
@@ -150,7 +174,7 @@ class CudaGraphLoop:
                 host = self._flow.buffers[name]
                 self._engine.cuda.to_host(host.ctypes.data, self._tensors[side][name], host.nbytes, self._low)
 
-        return self._engine.capture(self._low, work)
+        return self._captured(self._low, work, run)
 
     def _captured_state(self, run: TrtRun, side: int) -> int:
         """The state, its K/V rows, and each row into the last place of its tensor."""
@@ -166,49 +190,52 @@ class CudaGraphLoop:
             for copy in copies:
                 self._engine.cuda.copy_rows(copy, self._high)
 
-        return self._engine.capture(self._high, work)
+        return self._captured(self._high, work, run)
 
     def _upload(self, name: str, side: int, stream: int) -> None:
         host = self._flow.buffers[name]
         self._engine.cuda.to_device(self._tensors[side][name], host.ctypes.data, host.nbytes, stream)
 
-    def _capture_steps(self, count: int) -> None:
-        """Capture the loop of `count` steps for both sides: as a whole, and step by step."""
-        cuda = self._engine.cuda
-        rows = self._rows(self._flow.biases[count])
-        dt = self._rows(np.full((count, 1), -1 / count, np.float32))
-        finish = self._engine.allocate((count + 1,), "float32")
-        finish[:] = [*(-(count - k) / count for k in range(count)), -1 / count]
-        for side, run in enumerate(self._experts):
+    def _begin(self) -> None:
+        """The chunk's noise, target and weights to the device; x is the noise."""
+        cuda, size = self._engine.cuda, self._x_out.nbytes
+        cuda.to_device(self._chunk, self._chunk_in.ctypes.data, self._chunk_in.nbytes, self._high)
+        cuda.copy_rows(RowCopy(self._x, size, self._chunk, size, size, 1), self._high)
 
-            def step(k: int, run: TrtRun = run) -> None:
-                run.bind("x", self._x[k % 2])
-                run.bind("x_next", self._x[(k + 1) % 2])
-                run.bind("time_bias", rows[k])
-                run.bind("dt", dt[k])
-                run.enqueue(self._high)
+    def _end(self) -> None:
+        self._engine.cuda.to_host(self._x_out.ctypes.data, self._x, self._x_out.nbytes, self._high)
 
-            def whole() -> None:
-                cuda.to_device(self._x[0], self._x_in.ctypes.data, self._x_in.nbytes, self._high)
-                for k in range(count):
-                    step(k)
-                cuda.to_host(self._x_out.ctypes.data, self._x[count % 2], self._x_out.nbytes, self._high)
+    def _captured_steps(self, side: int, place: int, count: int) -> int:
+        """`count` steps from x to x, with the rows of `step_in` that belong to `place`."""
+        tie, expert = self._bound_tie(), self._bound("step", side, self._high_scratch)
+        expert.bind("x", self._y)
+        expert.bind("x_next", self._x)
+        expert.bind("time_bias", self._step)
+        expert.bind("dt", self._step_address("dt"))
+        first = place * self._layout["group"]
 
-            steps = tuple(self._engine.capture(self._high, lambda k=k: step(k)) for k in range(count))  # type: ignore[misc]
-            self._loop.add_steps(side, self._engine.capture(self._high, whole), steps, dt, finish)
-        self._captured.add(count)
+        def work() -> None:
+            for row in self._step_in[first : first + count]:
+                self._engine.cuda.to_device(self._step, row.ctypes.data, row.nbytes, self._high)
+                tie.enqueue(self._high)
+                expert.enqueue(self._high)
 
-    def _rows(self, table: NDArray[np.float32]) -> tuple[int, ...]:
-        """The rows of a table on the device, each on an address TensorRT takes."""
-        cuda = self._engine.cuda
-        width = table.shape[1] * table.itemsize
-        stride = rounded(width)
-        host = self._engine.allocate((len(table), stride // table.itemsize), "float32")
-        host[:, : table.shape[1]] = table
-        device = cuda.allocate(host.nbytes)
-        cuda.to_device(device, host.ctypes.data, host.nbytes, self._high)
-        cuda.synchronize(self._high)
-        return tuple(device + k * stride for k in range(len(table)))
+        return self._captured(self._high, work, tie, expert)
+
+    def _bound_tie(self) -> TrtRun:
+        """A context that draws x to its path, into y."""
+        run = self._context(self._tie, self._high_scratch)
+        run.bind("x", self._x)
+        run.bind("tied", self._y)
+        run.bind("noise", self._chunk)
+        for name in ("target", "weights"):
+            run.bind(name, self._chunk + self._layout[name] * FLOAT_BYTES)
+        for name in ("noise_share", "target_share"):
+            run.bind(name, self._step_address(name))
+        return run
+
+    def _step_address(self, name: str) -> int:
+        return self._step + self._layout[name] * FLOAT_BYTES
 
     def _follow(self) -> None:
         """The delta graphs read what the current side holds."""

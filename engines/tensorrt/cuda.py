@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """The device a plan binds to. cuda: what the driver supports, "13.0"; driver: the kernel module's version, or
+    """The device an engine file binds to. cuda: what the driver supports, "13.0"; driver: the kernel module's version, or
     "unknown"; memory: bytes; integrated: the GPU shares the host's memory (Jetson)."""
 
     name: str
@@ -56,19 +57,24 @@ class RowCopy:
 
 
 class Cuda(Protocol):
-    """One device's primary context through some Python binding. Copies and fills are ordered on `stream`; memory,
-    streams and events live until the process ends. EngineError: the driver's failure, by the name of the call."""
+    """One device's primary context through some Python binding, usable from every thread: each call makes the context
+    current on its own. Copies and fills are ordered on `stream`. Who allocates frees (`Holdings`). EngineError: the
+    driver's failure, by the name of the call."""
 
     detail: str
     facts: GpuFacts
 
     def enter(self) -> None:
-        """Make the context current on this thread."""
+        """Make the context current on this thread, for calls that do not go through here (TensorRT's)."""
 
     def stream(self, high_priority: bool) -> int: ...
+    def destroy_stream(self, stream: int) -> None: ...
     def event(self) -> int: ...
+    def destroy_event(self, event: int) -> None: ...
     def allocate(self, size: int) -> int: ...
+    def free(self, device: int) -> None: ...
     def pinned(self, size: int) -> Pinned: ...
+    def free_pinned(self, host: int) -> None: ...
     def zero(self, device: int, size: int, stream: int) -> None: ...
     def to_device(self, device: int, host: int, size: int, stream: int) -> None: ...
     def to_host(self, host: int, device: int, size: int, stream: int) -> None: ...
@@ -121,32 +127,46 @@ class CudaBindings:
 
     def __init__(self, driver: Any, ordinal: int) -> None:
         self._driver = driver
+        self._thread = threading.local()
         self.detail = "cuda-bindings"
-        self._call("cuInit", 0)
-        device = self._call("cuDeviceGet", ordinal)
-        self._context = self._call("cuDevicePrimaryCtxRetain", device)
-        self.enter()
+        self._checked("cuInit", 0)
+        device = self._checked("cuDeviceGet", ordinal)
+        self._context = self._checked("cuDevicePrimaryCtxRetain", device)
         self.facts = self._facts(device)
         # (least, greatest): the greatest priority is the smallest number.
         self._least, self._greatest = self._call("cuCtxGetStreamPriorityRange")
 
     def enter(self) -> None:
-        self._call("cuCtxSetCurrent", self._context)
+        if not getattr(self._thread, "entered", False):
+            self._checked("cuCtxSetCurrent", self._context)
+            self._thread.entered = True
 
     def stream(self, high_priority: bool) -> int:
         flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return int(self._call("cuStreamCreateWithPriority", flags, self._greatest if high_priority else self._least))
 
+    def destroy_stream(self, stream: int) -> None:
+        self._call("cuStreamDestroy", stream)
+
     def event(self) -> int:
         return int(self._call("cuEventCreate", int(self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)))
 
+    def destroy_event(self, event: int) -> None:
+        self._call("cuEventDestroy", event)
+
     def allocate(self, size: int) -> int:
         return int(self._call("cuMemAlloc", rounded(size)))
+
+    def free(self, device: int) -> None:
+        self._call("cuMemFree", device)
 
     def pinned(self, size: int) -> Pinned:
         flags = int(self._driver.CU_MEMHOSTALLOC_PORTABLE) | int(self._driver.CU_MEMHOSTALLOC_DEVICEMAP)
         host = int(self._call("cuMemHostAlloc", rounded(size), flags))
         return Pinned(host, int(self._call("cuMemHostGetDevicePointer", host, 0)))
+
+    def free_pinned(self, host: int) -> None:
+        self._call("cuMemFreeHost", host)
 
     def zero(self, device: int, size: int, stream: int) -> None:
         self._call("cuMemsetD8Async", device, 0, size, stream)
@@ -172,12 +192,12 @@ class CudaBindings:
         attribute = self._driver.CUdevice_attribute
 
         def number(name: str) -> int:
-            return int(self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+            return int(self._checked("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
 
-        name = self._call("cuDeviceGetName", 128, device).split(b"\0")[0].decode()
+        name = self._checked("cuDeviceGetName", 128, device).split(b"\0")[0].decode()
         capability = f"{number('COMPUTE_CAPABILITY_MAJOR')}.{number('COMPUTE_CAPABILITY_MINOR')}"
-        memory = int(self._call("cuDeviceTotalMem", device))
-        version = int(self._call("cuDriverGetVersion"))
+        memory = int(self._checked("cuDeviceTotalMem", device))
+        version = int(self._checked("cuDriverGetVersion"))
         return GpuFacts(
             name,
             capability,
@@ -189,6 +209,11 @@ class CudaBindings:
         )
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        """A call that needs the context."""
+        self.enter()
+        return self._checked(name, *arguments)
+
+    def _checked(self, name: str, *arguments: Any) -> Any:
         error, *values = getattr(self._driver, name)(*arguments)
         if int(error) != 0:
             raise EngineError(f"{name} failed: {getattr(error, 'name', error)}; look at nvidia-smi and the kernel log")

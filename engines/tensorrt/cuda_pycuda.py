@@ -6,6 +6,7 @@ refreshes beside the loop takes turns with it instead of yielding.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -35,49 +36,73 @@ class PyCuda:
         driver.init()
         device = driver.Device(ordinal)
         self._context = device.retain_primary_context()
-        self._entered = False
-        self._kept: list[Any] = []
+        self._thread = threading.local()
+        self._kept: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
         self.enter()
         self.facts = _facts(driver, device)
 
     def enter(self) -> None:
-        # pycuda keeps a stack of contexts for each thread; one push is enough for the thread that owns the session.
-        if not self._entered:
+        # pycuda keeps a stack of contexts for each thread; one push is enough for a thread.
+        if not getattr(self._thread, "entered", False):
             self._context.push()
-            self._entered = True
+            self._thread.entered = True
 
     def stream(self, high_priority: bool) -> int:
+        self.enter()
         stream = self._driver.Stream(1)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
+    def destroy_stream(self, stream: int) -> None:
+        self.enter()
+        del self._streams[stream]
+
     def event(self) -> int:
+        self.enter()
         event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
-        self._kept.append(event)
+        self._kept[int(event.handle)] = event
         return int(event.handle)
 
+    def destroy_event(self, event: int) -> None:
+        self.enter()
+        del self._kept[event]
+
     def allocate(self, size: int) -> int:
+        self.enter()
         memory = self._driver.mem_alloc(rounded(size))
-        self._kept.append(memory)
+        self._kept[int(memory)] = memory
         return int(memory)
 
+    def free(self, device: int) -> None:
+        self.enter()
+        self._kept.pop(device).free()
+
     def pinned(self, size: int) -> Pinned:
+        self.enter()
         flags = self._driver.host_alloc_flags.PORTABLE | self._driver.host_alloc_flags.DEVICEMAP
         array = self._driver.pagelocked_empty(rounded(size), np.uint8, mem_flags=flags)
-        self._kept.append(array)
+        self._kept[array.ctypes.data] = array
         return Pinned(array.ctypes.data, int(array.base.get_device_pointer()))
 
+    def free_pinned(self, host: int) -> None:
+        self.enter()
+        del self._kept[host]
+
     def zero(self, device: int, size: int, stream: int) -> None:
+        self.enter()
         self._driver.memset_d8_async(device, 0, size, self._streams[stream])
 
     def to_device(self, device: int, host: int, size: int, stream: int) -> None:
+        self.enter()
         self._driver.memcpy_htod_async(device, _bytes_at(host, size), self._streams[stream])
 
     def to_host(self, host: int, device: int, size: int, stream: int) -> None:
+        self.enter()
         self._driver.memcpy_dtoh_async(_bytes_at(host, size), device, self._streams[stream])
 
     def copy_rows(self, rows: RowCopy, stream: int) -> None:
+        self.enter()
         copy = self._driver.Memcpy2D()
         copy.set_src_device(rows.source)
         copy.set_dst_device(rows.target)
@@ -86,6 +111,7 @@ class PyCuda:
         copy(self._streams[stream])
 
     def synchronize(self, stream: int) -> None:
+        self.enter()
         self._streams[stream].synchronize()
 
 

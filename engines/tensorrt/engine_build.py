@@ -1,4 +1,4 @@
-"""ONNX graphs of a bundle → TensorRT plans on this machine, with timing cache, progress, sidecar and audit.
+"""ONNX graphs of a bundle → engine files of TensorRT or TensorRT-RTX, with timing cache, progress, sidecar and audit.
 
 Networks are strongly typed: what a graph says is what runs, and nothing here
 chooses a precision. Only what TensorRT 10.3 to 11 have in common is used
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,20 +21,23 @@ from vla_edge.bundle import Bundle, GraphFile
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.engines.tensorrt.cuda import Cuda, open_cuda
 from vla_edge.engines.tensorrt.engine_file import (
-    PlanIdentity,
+    Compiler,
+    EngineIdentity,
     Sidecar,
+    engine_folder,
     identity_of,
     make_private,
-    plan_folder,
-    write_plan,
+    write_engine,
 )
 from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, MemoryPlan, graph_weights, plan_memory
+from vla_edge.engines.tensorrt.tie_graph import tie_graph
 from vla_edge.errors import EngineError
 from vla_edge.files import write_bytes
 
 TIMING_CACHE = "timing.cache"
 OLDEST = (10, 3)
+RTX = "tensorrt-rtx"
 
 Progress = Callable[[str], None]
 """Told what begins now, in words."""
@@ -54,8 +57,8 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltPlan:
-    """One plan on disk. int8_share: of the layers with matrix products, as the inspector tells them."""
+class BuiltEngine:
+    """One engine file on disk. int8_share: of the layers with matrix products, as the inspector tells them."""
 
     path: Path
     size: int
@@ -63,8 +66,16 @@ class BuiltPlan:
     int8_share: float
 
 
-def load_tensorrt() -> Any:
-    """The TensorRT module, once the GPU gate is passed. EngineError: missing or too old."""
+def load_compiler(name: str = "tensorrt") -> Compiler:
+    """TensorRT or TensorRT-RTX. EngineError: missing or too old."""
+    if name == RTX:
+        try:
+            import tensorrt_rtx
+        except ImportError as error:
+            raise EngineError(
+                f"TensorRT-RTX's Python package cannot be imported ({error}); pip install 'vla-edge[rtx]'"
+            ) from None
+        return Compiler(name, tensorrt_rtx.__version__, True, tensorrt_rtx)
     try:
         import tensorrt
     except ImportError as error:
@@ -77,28 +88,46 @@ def load_tensorrt() -> Any:
         raise EngineError(
             f"TensorRT {tensorrt.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; update JetPack or the package"
         )
-    return tensorrt
+    return Compiler(name, tensorrt.__version__, False, tensorrt)
 
 
-def build_plans(bundle: Bundle, options: BuildOptions, progress: Progress, cuda: Cuda | None = None) -> list[BuiltPlan]:
-    """Build every graph of the bundle for this GPU and write plans and sidecars beside them.
+def build_engines(
+    bundle: Bundle,
+    options: BuildOptions,
+    progress: Progress,
+    cuda: Cuda | None = None,
+    compiler: Compiler | None = None,
+) -> list[BuiltEngine]:
+    """Build every graph of the bundle for this GPU and write engine files and sidecars beside them.
 
     EngineError: no driver, no TensorRT, too little memory (unless forced), or a graph TensorRT refuses, with its node.
     """
     device = cuda or open_cuda()
-    trt = load_tensorrt()
+    compiler = compiler or load_compiler()
     fit = plan_memory(bundle, board_of(device), options.workspace)
     if not (fit.fits_build and fit.fits_run) and not options.force:
         raise EngineError(f"{bundle.path}: {'; '.join(fit.lines())}; or build anyway with --force")
     device.enter()
     made = []
-    for name in bundle.manifest.graphs:
-        progress(f"build {name}")
-        graph = bundle.graph(name)
-        identity = identity_of(graph, trt.__version__, device.facts)
-        make_private(plan_folder(graph))
-        made.append(_build(trt, graph, identity, options, progress))
+    for graph in engine_graphs(bundle):
+        progress(f"build {graph.name}")
+        identity = identity_of(graph, compiler, device.facts)
+        make_private(engine_folder(graph, compiler))
+        built = serialize(compiler, graph, options, progress)
+        made.append(_write(compiler, graph, built, identity))
     return made
+
+
+def engine_graphs(bundle: Bundle) -> list[GraphFile]:
+    """The graphs that become engine files: the bundle's, and the tie of the flow loop."""
+    graphs = [bundle.graph(name) for name in bundle.manifest.graphs]
+    return [*graphs, *(tie_graph(graph) for graph in graphs if graph.name == "expert")]
+
+
+def memory_of(bundle: Bundle, made: Iterable[BuiltEngine], board: Board, options: BuildOptions) -> MemoryPlan:
+    """The memory plan with the scratch that the engine files say they need."""
+    scratch = {built.sidecar.graph: built.sidecar.device_memory for built in made}
+    return plan_memory(bundle, board, options.workspace, scratch)
 
 
 def board_of(cuda: Cuda) -> Board:
@@ -116,15 +145,20 @@ def board_plan(bundle: Bundle, memory_gb: float, workspace: int) -> MemoryPlan:
     return plan_memory(bundle, Board(int(memory_gb * (1 << 30)), integrated=True), workspace)
 
 
-def _build(trt: Any, graph: GraphFile, identity: PlanIdentity, options: BuildOptions, progress: Progress) -> BuiltPlan:
-    logger = _logger(trt)
+def serialize(compiler: Compiler, graph: GraphFile, options: BuildOptions, progress: Progress) -> bytes:
+    """The graph compiled, as the bytes of an engine file; neither a GPU nor a driver is asked for here.
+
+    EngineError: the graph is refused, with its node, or nothing was built, with TensorRT's last error of this build.
+    """
+    trt = compiler.module
+    logger = fresh_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     model = with_inline_tensors(graph.model, graph.weights)
     if not parser.parse(model):
         raise EngineError(
-            f"{graph.path}: TensorRT {trt.__version__} refuses the graph: {'; '.join(_refusals(parser, model))}; "
+            f"{graph.path}: {compiler.name} {compiler.version} refuses the graph: {'; '.join(_refusals(parser, model))}; "
             "export the bundle again or choose backend ort"
         )
     del model
@@ -136,31 +170,37 @@ def _build(trt: Any, graph: GraphFile, identity: PlanIdentity, options: BuildOpt
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     monitor = _monitor(trt, graph.name, progress)
     config.progress_monitor = monitor
-    timing = plan_folder(graph) / TIMING_CACHE
-    timings = config.create_timing_cache(timing.read_bytes() if timing.exists() else b"")
-    # A cache of another TensorRT or GPU is refused here and begun anew; it only ever saves time.
-    if not config.set_timing_cache(timings, False):
-        timings = config.create_timing_cache(b"")
-        if not config.set_timing_cache(timings, False):
-            raise EngineError(f"{graph.path}: TensorRT refuses an empty timing cache; remove {timing} and build again")
+    timing = engine_folder(graph, compiler) / TIMING_CACHE
+    _take_timings(config, timing)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise EngineError(
-            f"{graph.path}: TensorRT {trt.__version__} built no plan ({logger.last or 'no reason given'}); give it "
+            f"{graph.path}: {compiler.name} {compiler.version} built nothing ({logger.reason()}); give it "
             "less workspace or free memory, and build again"
         )
-    plan = bytes(serialized)
-    _keep_timings(config, timing)
-    return _write(trt, graph, plan, identity)
+    made = bytes(serialized)
+    if timing.parent.exists():
+        _keep_timings(config, timing)
+    return made
 
 
-def _write(trt: Any, graph: GraphFile, plan: bytes, identity: PlanIdentity) -> BuiltPlan:
-    engine = deserialize(trt, plan, str(graph.path))
+def _take_timings(config: Any, file: Path) -> None:
+    """A cache that is damaged, or of another TensorRT or GPU, is begun anew: it only ever saves time."""
+    for known in (file.read_bytes() if file.exists() else b"", b""):
+        timings = config.create_timing_cache(known)
+        if timings is not None and config.set_timing_cache(timings, False):
+            return
+    raise EngineError(f"{file}: TensorRT refuses an empty timing cache; update TensorRT")
+
+
+def _write(compiler: Compiler, graph: GraphFile, data: bytes, identity: EngineIdentity) -> BuiltEngine:
+    trt = compiler.module
+    engine = deserialize(trt, data, str(graph.path))
     inspector = engine.create_engine_inspector()
     layers = layer_types(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     sidecar = Sidecar(
         graph=graph.name,
-        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        engine_sha256=hashlib.sha256(data).hexdigest(),
         identity=identity,
         inputs=graph.spec.inputs,
         outputs=graph.spec.outputs,
@@ -168,17 +208,19 @@ def _write(trt: Any, graph: GraphFile, plan: bytes, identity: PlanIdentity) -> B
         weights=graph_weights(graph),
         layers=layers,
     )
-    return BuiltPlan(write_plan(graph, plan, sidecar), len(plan), sidecar, int8_share(layers))
+    path = write_engine(engine_folder(graph, compiler), data, sidecar)
+    return BuiltEngine(path, len(data), sidecar, int8_share(layers))
 
 
-def deserialize(trt: Any, plan: bytes, name: str) -> Any:
-    """An engine from verified bytes; code inside a plan that would run on the host stays forbidden."""
-    runtime = trt.Runtime(_logger(trt))
+def deserialize(trt: Any, data: bytes, name: str) -> Any:
+    """An engine from verified bytes; code inside a file that would run on the host stays forbidden."""
+    logger = fresh_logger(trt)
+    runtime = trt.Runtime(logger)
     if runtime.engine_host_code_allowed:
-        raise EngineError("TensorRT's runtime allows host code in plans; this must stay off")
-    engine = runtime.deserialize_cuda_engine(plan)
+        raise EngineError("TensorRT's runtime allows host code in engine files; this must stay off")
+    engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError(f"{name}: TensorRT does not load the plan; build it again on this machine")
+        raise EngineError(f"{name}: TensorRT does not load the engine file ({logger.reason()}); build it again")
     return engine
 
 
@@ -197,7 +239,16 @@ def _refusals(parser: Any, model: bytes) -> Iterator[str]:
 
 
 def _keep_timings(config: Any, file: Path) -> None:
-    write_bytes(file, bytes(config.get_timing_cache().serialize()))
+    timings = config.get_timing_cache()
+    if timings is not None:
+        write_bytes(file, bytes(timings.serialize()))
+
+
+def fresh_logger(trt: Any) -> Any:
+    """The process's logger, with nothing in it of what was done before."""
+    logger = _logger(trt)
+    logger.forget()
+    return logger
 
 
 @cache
@@ -205,15 +256,22 @@ def _logger(trt: Any) -> Any:
     """One logger for the process, as TensorRT wants it."""
 
     class LastError(trt.ILogger):
-        """Keeps the newest error for the exception that is raised; the rest of TensorRT's log is not shown."""
+        """Keeps the newest error for the exception that is raised; the rest of TensorRT's log is not shown. The
+        builder calls from threads of its own, so there is one text for all of them."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.last = ""
+            self._last = ""
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.last = msg
+                self._last = msg
+
+        def forget(self) -> None:
+            self._last = ""
+
+        def reason(self) -> str:
+            return self._last or "no reason given"
 
     return LastError()
 

@@ -1,9 +1,10 @@
-"""What a TensorRT plan binds to, kept beside it, and compared field by field before a byte of it is used.
+"""What an engine file binds to, kept beside it, and compared field by field before a byte of it is used.
 
-A plan is executable code for one TensorRT version, GPU architecture and
-operating system. It lies in a folder `tensorrt` (mode 0700) beside its ONNX
-graph, with a sidecar `GRAPH.json`; neither is part of the bundle's digest,
-because both belong to one machine.
+An engine file is executable code for one TensorRT version, GPU architecture and
+operating system (TensorRT-RTX's run on every RTX card). It lies in a folder
+named like its compiler (mode 0700) beside its ONNX graph, with a sidecar
+`GRAPH.json`; neither is part of the bundle's digest, because both belong to
+one machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,30 @@ from vla_edge.files import write_bytes
 
 SCHEMA = 1
 FLAGS = ("max_aux_streams=0", "no TF32", "optimization level 3", "strongly typed")
-"""How every plan is built (trt_build.py)."""
-
-AGAIN = "build it on this machine: export-engines --bundle BUNDLE --backend tensorrt"
+"""How every engine file is built (engine_build.py)."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlanIdentity:
-    """Everything a plan depends on. onnx_sha256: over the graph's bytes and its external data; precision_sha256: of the
-    manifest's precision plan with the digest of its ranges; l4t: "" where this is no Jetson."""
+class Compiler:
+    """NVIDIA's compiler. name: "tensorrt" or "tensorrt-rtx", also the backend and the folder; portable: its engine
+    files do not bind to one GPU and are built without any."""
+
+    name: str
+    version: str
+    portable: bool
+    module: Any = field(compare=False, repr=False)
+
+    @property
+    def again(self) -> str:
+        where = "" if self.portable else " on this machine"
+        return f"build it{where}: export-engines --bundle BUNDLE --backend {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """Everything an engine file depends on. onnx_sha256: over the digests of the graph and its external data;
+    precision_sha256: of the manifest's precision plan with the digest of its ranges; l4t: "" where this is no Jetson;
+    cuda, driver, gpu, compute_capability are "" and sm_count 0 in a portable one."""
 
     onnx_sha256: str
     precision_sha256: str
@@ -52,12 +68,12 @@ class PlanIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """The JSON beside a plan. device_memory: bytes of scratch that a context needs; weights: bytes the plan holds;
+    """The JSON beside an engine file. device_memory: bytes of scratch that a context needs; weights: bytes it holds;
     layers: how many layers the inspector saw by the type they compute in."""
 
     graph: str
-    plan_sha256: str
-    identity: PlanIdentity
+    engine_sha256: str
+    identity: EngineIdentity
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     device_memory: int
@@ -66,121 +82,126 @@ class Sidecar:
     schema: int = SCHEMA
 
 
-def identity_of(graph: GraphFile, tensorrt: str, gpu: GpuFacts) -> PlanIdentity:
-    """What a plan of `graph` must have been built for to run here."""
-    return PlanIdentity(
+def identity_of(graph: GraphFile, compiler: Compiler, gpu: GpuFacts | None) -> EngineIdentity:
+    """What an engine file of `graph` must have been built for to run here. gpu: not needed for a portable one."""
+    bound = None if compiler.portable else gpu
+    return EngineIdentity(
         onnx_sha256=onnx_digest(graph),
         precision_sha256=precision_digest(graph),
-        tensorrt=tensorrt,
-        cuda=gpu.cuda,
-        driver=gpu.driver,
+        tensorrt=f"{compiler.name} {compiler.version}",
+        cuda="" if bound is None else bound.cuda,
+        driver="" if bound is None else bound.driver,
         os=system_name(),
         architecture=platform.machine(),
         l4t=l4t_release(),
-        gpu=gpu.name,
-        compute_capability=gpu.compute_capability,
-        sm_count=gpu.sm_count,
+        gpu="" if bound is None else bound.name,
+        compute_capability="" if bound is None else bound.compute_capability,
+        sm_count=0 if bound is None else bound.sm_count,
         flags=FLAGS,
     )
 
 
-def plan_folder(graph: GraphFile) -> Path:
-    return graph.path.parent / "tensorrt"
+def engine_folder(graph: GraphFile, compiler: Compiler) -> Path:
+    return graph.path.parent / compiler.name
 
 
 def make_private(folder: Path) -> None:
-    """Make the plan folder, readable by its owner only. EngineError: it is someone else's or cannot be made so."""
+    """Make the folder of engine files, readable by its owner only. EngineError: it is someone else's or cannot be made
+    so."""
     folder.mkdir(mode=0o700, exist_ok=True)
     os.chmod(folder, 0o700)
-    check_private(folder)
+    check_private(folder, "remove it and build again")
 
 
-def check_private(folder: Path) -> None:
+def check_private(folder: Path, again: str) -> None:
     """EngineError unless the folder is this user's own with mode 0700: whoever can write there can run code here."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
-        raise EngineError(f"{folder}: no TensorRT plans; {AGAIN}") from None
+        raise EngineError(f"{folder}: no engine files; {again}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
         mode = stat.S_IMODE(found.st_mode)
         raise EngineError(
-            f"{folder}: plans are executable code, the folder must be a folder of this user with mode 0700 (owner "
-            f"{found.st_uid}, mode {mode:04o}); remove it and {AGAIN}"
+            f"{folder}: engine files are executable code, the folder must be a folder of this user with mode 0700 "
+            f"(owner {found.st_uid}, mode {mode:04o}); remove it and {again}"
         )
 
 
-def write_plan(graph: GraphFile, plan: bytes, sidecar: Sidecar) -> Path:
-    """Write plan and sidecar by renaming, the sidecar last: a plan without its sidecar counts as not built."""
-    folder = plan_folder(graph)
+def write_engine(folder: Path, data: bytes, sidecar: Sidecar) -> Path:
+    """Write engine file and sidecar by renaming, the sidecar last: one without its sidecar counts as not built."""
     make_private(folder)
-    target = folder / f"{graph.name}.plan"
-    write_bytes(target, plan)
+    target = folder / f"{sidecar.graph}.engine"
+    write_bytes(target, data)
     write_bytes(target.with_suffix(".json"), (json.dumps(asdict(sidecar), indent=1, sort_keys=True) + "\n").encode())
     return target
 
 
-def read_plan(graph: GraphFile, identity: PlanIdentity) -> tuple[bytes, Sidecar]:
-    """The plan's bytes, hashed as they are returned, and its sidecar.
+def fitting_sidecar(graph: GraphFile, compiler: Compiler, gpu: GpuFacts) -> Sidecar:
+    """The sidecar of the graph's engine file, which fits this machine and this graph.
 
-    EngineError names the first field in which plan and machine (or graph) differ.
+    EngineError names the first field in which they differ.
     """
-    folder = plan_folder(graph)
-    check_private(folder)
-    sidecar = read_sidecar(folder / f"{graph.name}.json")
-    check_sidecar(sidecar, graph, identity, folder / f"{graph.name}.plan")
-    try:
-        plan = (folder / f"{graph.name}.plan").read_bytes()
-    except FileNotFoundError:
-        raise EngineError(f"{folder / graph.name}.plan: missing; {AGAIN}") from None
-    if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
-        raise EngineError(
-            f"{folder / graph.name}.plan: plan_sha256 differs from its sidecar, the file is damaged or was changed; "
-            f"{AGAIN}"
-        )
-    return plan, sidecar
-
-
-def check_sidecar(sidecar: Sidecar, graph: GraphFile, identity: PlanIdentity, plan: Path) -> None:
-    """EngineError names the field that does not fit."""
+    folder = engine_folder(graph, compiler)
+    check_private(folder, compiler.again)
+    sidecar = read_sidecar(folder / f"{graph.name}.json", compiler.again)
     expected: dict[str, Any] = {"graph": graph.name, "inputs": graph.spec.inputs, "outputs": graph.spec.outputs}
     found = {name: getattr(sidecar, name) for name in expected}
-    expected |= asdict(identity)
+    expected |= asdict(identity_of(graph, compiler, gpu))
     found |= asdict(sidecar.identity)
     for name, value in expected.items():
         if found[name] != value:
-            raise EngineError(f"{plan}: {name} is {_words(found[name])} in the plan and {_words(value)} here; {AGAIN}")
+            raise EngineError(
+                f"{folder / graph.name}.engine: {name} is {_words(found[name])} in the engine file and "
+                f"{_words(value)} here; {compiler.again}"
+            )
+    return sidecar
 
 
-def read_sidecar(file: Path) -> Sidecar:
+def read_engine(graph: GraphFile, compiler: Compiler, sidecar: Sidecar) -> bytes:
+    """The engine file's bytes, hashed as they are returned. EngineError: missing, or not the sidecar's."""
+    file = engine_folder(graph, compiler) / f"{graph.name}.engine"
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise EngineError(f"{file}: missing; {compiler.again}") from None
+    if hashlib.sha256(data).hexdigest() != sidecar.engine_sha256:
+        raise EngineError(
+            f"{file}: engine_sha256 differs from its sidecar, the file is damaged or was changed; {compiler.again}"
+        )
+    return data
+
+
+def read_sidecar(file: Path, again: str) -> Sidecar:
     """EngineError: missing, not JSON, another schema, or a field that is missing, unknown or of the wrong type."""
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise EngineError(f"{file}: missing; {AGAIN}") from None
+        raise EngineError(f"{file}: missing; {again}") from None
     except ValueError as error:
-        raise EngineError(f"{file}: not valid JSON ({error}); {AGAIN}") from None
+        raise EngineError(f"{file}: not valid JSON ({error}); {again}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise EngineError(
             f"{file}: schema is {content.get('schema') if isinstance(content, dict) else 'missing'}, this version "
-            f"reads {SCHEMA}; {AGAIN}"
+            f"reads {SCHEMA}; {again}"
         )
     try:
         values = dict(content)
-        values["identity"] = _built(PlanIdentity, {**values["identity"], "flags": tuple(values["identity"]["flags"])})
+        values["identity"] = _built(EngineIdentity, {**values["identity"], "flags": tuple(values["identity"]["flags"])})
         for name in ("inputs", "outputs"):
             values[name] = tuple(_built(TensorSpec, {**item, "shape": tuple(item["shape"])}) for item in values[name])
         sidecar: Sidecar = _built(Sidecar, values)
     except (KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{file}: field {error} is missing or wrong; {AGAIN}") from None
+        raise EngineError(f"{file}: field {error} is missing or wrong; {again}") from None
     return sidecar
 
 
 def onnx_digest(graph: GraphFile) -> str:
-    """sha256 over the model and each external file with its name."""
+    """sha256 over the model and the digest of each external file with its name; what the bundle has verified is not
+    hashed again."""
     digest = hashlib.sha256(graph.model)
-    for name in sorted(graph.weights):
-        digest.update(f"\0{name}\0{len(graph.weights[name])}\0".encode())
-        digest.update(graph.weights[name])
+    for name, data in sorted(graph.weights.items()):
+        found = graph.verified.get(name) or hashlib.sha256(data).hexdigest()
+        digest.update(f"\0{name}\0{found}".encode())
     return digest.hexdigest()
 
 

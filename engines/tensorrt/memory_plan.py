@@ -1,8 +1,8 @@
-"""Will a bundle's plans fit: said before anything is built, from the bundle's files and the size of the board.
+"""Will a bundle's engine files fit: said before anything is built, from the bundle's files and the size of the board.
 
 What is counted is exact: the bytes of every graph's weights (those that
-`prefix` and `state` share on disk stand in both plans), of its inputs and
-outputs, of the workspace the builder may use. What cannot be known before a
+`prefix` and `state` share on disk stand in both engine files), of its inputs
+and outputs, of the workspace the builder may use. What cannot be known before a
 build is a named allowance below, assumed and not measured; after a build the
 sidecars' own numbers replace the scratch.
 """
@@ -10,7 +10,7 @@ sidecars' own numbers replace the scratch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,14 +22,15 @@ SYSTEM = 1536 * MB
 """allowance: operating system, Python and this package on a board whose GPU shares the host's memory"""
 CONTEXT = 512 * MB
 """allowance: CUDA context, kernels and TensorRT's own libraries in one process"""
-SCRATCH = 256 * MB
-"""allowance: activations of one stream's graphs before a plan says its device memory"""
+SCRATCH = 64 * MB
+"""allowance: activations of one graph before its engine file says its device memory (TensorRT-RTX 1.7 counts 8 to 24 MB
+for graphs of full size in half precision, 113 MB where attention is left unfused)"""
 BUILD_COPIES = 4
-"""a build holds the graph with its tensors put in, the parser's copy, the builder's on the device, the plan"""
+"""a build holds the graph with its tensors put in, the parser's copy, the builder's on the device, the result"""
 HOST_COPIES = 3
 """of those, the ones in the host's memory"""
-STREAMS = 3
-"""flow loop, prefix refresh, single runs: scratch is shared by the graphs of a stream"""
+STREAMS: tuple[tuple[str, ...], ...] = (("state", "expert", "tie"), ("prefix",), ())
+"""flow loop, prefix refresh, single runs (of every graph): scratch is shared by the graphs of a stream"""
 SIDES = 3
 """tensors that cross between graphs: one for single runs and the two sides of the captured loops"""
 
@@ -46,8 +47,8 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes. weights: by graph; twice: of these, what the plans hold a second time though the bundle stores it once;
-    build, run: peak on the GPU (with the host's share where they are one memory); build_host: peak of a build in the
+    """Bytes. weights: by graph; twice: of these, what engine files hold a second time though the bundle stores it once;
+    measured: the scratch is the engine files' own, not an allowance; build, run: peak on the GPU (with the host's share where they are one memory); build_host: peak of a build in the
     host's own memory, 0 where that is the same; advice: what to do when it does not fit, most effective first."""
 
     weights: Mapping[str, int]
@@ -57,7 +58,8 @@ class MemoryPlan:
     build_host: int
     run: int
     board: Board
-    advice: tuple[str, ...]
+    measured: bool
+    advice: tuple[str, ...] = ()
 
     @property
     def fits_build(self) -> bool:
@@ -72,9 +74,9 @@ class MemoryPlan:
         total = sum(self.weights.values())
         here = "shared by host and GPU" if self.board.integrated else "on the GPU"
         made = [
-            f"weights in the plans: {total / MB:.0f} MB "
+            f"weights in the engine files: {total / MB:.0f} MB "
             f"({', '.join(f'{name} {size / MB:.0f}' for name, size in self.weights.items())}); {self.twice / MB:.0f} "
-            "MB of them stand in two plans",
+            "MB of them stand in two of them",
             f"build: {self.build / MB:.0f} MB at most, for {self.build_graph}; run: {self.run / MB:.0f} MB; memory "
             f"{here}: {self.board.memory / MB:.0f} MB",
         ]
@@ -85,34 +87,39 @@ class MemoryPlan:
             if self.fits_build and self.fits_run
             else "does not fit: " + ("building" if self.fits_run else "running")
         )
+        assumed = "system and context" if self.measured else "system, context and scratch"
         return [
             *made,
-            f"{fits} (allowances for system, context and scratch are assumed, not measured)",
+            f"{fits} (allowances for {assumed} are assumed, not measured)",
             *(f"- {line}" for line in self.advice),
         ]
 
 
 def plan_memory(bundle: Bundle, board: Board, workspace: int, scratch: Mapping[str, int] | None = None) -> MemoryPlan:
-    """scratch: device memory by graph from existing sidecars. BundleError: a damaged graph."""
+    """scratch: device memory by graph, of every graph of the bundle, from existing sidecars. BundleError: a damaged
+    graph."""
     graphs = [bundle.graph(name) for name in bundle.manifest.graphs]
     weights = {graph.name: graph_weights(graph) for graph in graphs}
     largest = max(weights, key=lambda name: weights[name])
     base = CONTEXT + (SYSTEM if board.integrated else 0)
     copies = BUILD_COPIES if board.integrated else BUILD_COPIES - HOST_COPIES
     build = base + copies * weights[largest] + workspace
-    per_stream = max(scratch.values()) if scratch else SCRATCH
-    run = base + sum(weights.values()) + STREAMS * per_stream + SIDES * tensor_bytes(graphs)
+    known = scratch or dict.fromkeys(weights, SCRATCH)
+    streams = sum(
+        max((size for name, size in known.items() if name in names or not names), default=0) for names in STREAMS
+    )
+    run = base + sum(weights.values()) + streams + SIDES * tensor_bytes(graphs)
     host = 0 if board.integrated else HOST_COPIES * weights[largest] + CONTEXT
     twice = sum(weights.values()) - distinct_weights(graphs)
-    plan = MemoryPlan(weights, twice, build, largest, host, run, board, ())
+    plan = MemoryPlan(weights, twice, build, largest, host, run, board, scratch is not None)
     if plan.fits_build and plan.fits_run:
         return plan
-    return MemoryPlan(weights, twice, build, largest, host, run, board, tuple(_advice(plan, workspace, bundle)))
+    return replace(plan, advice=tuple(_advice(plan, workspace, bundle)))
 
 
 def _advice(plan: MemoryPlan, workspace: int, bundle: Bundle) -> Iterable[str]:
     if bundle.manifest.precision.get("requested") == "fp32":
-        yield "export the bundle with half-precision matrices: plans and build take about half"
+        yield "export the bundle with half-precision matrices: engine files and build take about half"
     if not plan.fits_build and workspace > 256 * MB:
         yield f"give the builder less workspace than {workspace / MB:.0f} MB (--workspace 256)"
     if not plan.fits_build and plan.board.integrated:
@@ -130,7 +137,7 @@ def _advice(plan: MemoryPlan, workspace: int, bundle: Bundle) -> Iterable[str]:
 
 
 def graph_weights(graph: GraphFile) -> int:
-    """Bytes of weights in this graph's plan: its external tensors and what the model holds inline."""
+    """Bytes of weights in this graph's engine file: its external tensors and what the model holds inline."""
     return sum(tensor.length for tensor in external_tensors(graph.model)) + len(graph.model)
 
 

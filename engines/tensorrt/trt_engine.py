@@ -1,16 +1,20 @@
-"""TensorRT behind the engine border: plans built on this machine, run on device memory.
+"""TensorRT behind the engine border: engine files built on this machine, run on device memory.
 
 Every buffer from `allocate` is page-locked host memory with a twin on the
-device (the same bytes where host and GPU share memory). `TrtGraph.run` copies
-inputs in and outputs out around one execution: simple and slow, the reference
-for the captured loop, which builds its own `TrtRun`s and keeps tensors on the
-device (engines/tensorrt/captured_loop.py).
+device (the same bytes where host and GPU share memory); both go when the array
+and all views of it have gone. `TrtGraph.run` copies inputs in and outputs out
+around one execution: simple and slow, the reference for the captured loop,
+which builds its own `TrtRun`s and keeps tensors on the device
+(engines/tensorrt/captured_loop.py).
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +26,9 @@ from vla_edge.engines.bindings import LoadedGraph, check_interface
 from vla_edge.engines.engine import EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
 from vla_edge.engines.tensorrt.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
-from vla_edge.engines.tensorrt.engine_build import deserialize, load_tensorrt
-from vla_edge.engines.tensorrt.engine_file import identity_of, read_plan
+from vla_edge.engines.tensorrt.engine_build import RTX, deserialize, fresh_logger, load_compiler
+from vla_edge.engines.tensorrt.engine_file import Compiler, Sidecar, fitting_sidecar, read_engine
+from vla_edge.engines.tensorrt.holdings import Holdings
 from vla_edge.errors import EngineError
 
 
@@ -35,76 +40,82 @@ class Scratch:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A buffer of `allocate`: host bytes and where the device has them."""
+class DeviceEngine:
+    """An engine file on the device, once for all sessions that run it. engine: TensorRT's object; scratch: bytes
+    a context of it needs."""
 
-    host: int
-    size: int
-    device: int
+    def __init__(self, name: str, engine: Any) -> None:
+        self.name = name
+        self.engine = engine
+        self.scratch = int(engine.device_memory_size_v2)
+
+
+class Block:
+    """A buffer of `allocate`: host bytes, and where the device has them. What numpy takes for its memory."""
+
+    def __init__(self, host: int, size: int, device: int) -> None:
+        self.host, self.size, self.device = host, size, device
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (host, False), "version": 3}
 
 
 def open_tensorrt(options: EngineOptions) -> TrtEngine:
     """TensorRT through cuda-bindings. EngineError names the first thing that is not there: driver, package, C core."""
-    return TrtEngine("tensorrt", open_cuda())
+    return TrtEngine("tensorrt", open_cuda(), load_compiler())
+
+
+def open_tensorrt_rtx(options: EngineOptions) -> TrtEngine:
+    """TensorRT-RTX, whose engine files are built anywhere and run on RTX cards, by explicit choice."""
+    return TrtEngine(RTX, open_cuda(), load_compiler(RTX))
 
 
 def open_tensorrt_pycuda(options: EngineOptions) -> TrtEngine:
-    """The same through pycuda, by explicit choice."""
+    """TensorRT through pycuda, by explicit choice."""
     require_gpu()
     from vla_edge.engines.tensorrt.cuda_pycuda import open_pycuda
 
-    return TrtEngine("tensorrt-pycuda", open_pycuda())
+    return TrtEngine("tensorrt-pycuda", open_pycuda(), load_compiler())
 
 
 class TrtEngine:
-    """Loads plans of one device; one stream for single runs, with one scratch for all of them."""
+    """Loads engine files of one device; one stream for single runs, with one scratch for all of them. Sessions may
+    live on different threads."""
 
-    def __init__(self, name: str, cuda: Cuda) -> None:
+    def __init__(self, name: str, cuda: Cuda, compiler: Compiler) -> None:
         self.name = name
         self.cuda = cuda
-        self.trt = load_tensorrt()
+        self.compiler = compiler
         self.driver = _driver()
         facts = cuda.facts
         self.detail = (
-            f"TensorRT {self.trt.__version__}, {facts.name} (sm {facts.compute_capability}), CUDA {facts.cuda}, "
+            f"{compiler.name} {compiler.version}, {facts.name} (sm {facts.compute_capability}), CUDA {facts.cuda}, "
             f"driver {facts.driver}, {cuda.detail}"
         )
-        self.stream = cuda.stream(True)
-        self._blocks: list[_Block] = []
+        self._lock = threading.Lock()
+        self._blocks: weakref.WeakSet[Block] = weakref.WeakSet()
+        self._engines: weakref.WeakValueDictionary[str, DeviceEngine] = weakref.WeakValueDictionary()
+        self._held = held_by(self, cuda)
+        self.stream = self._held.stream(True)
         self._scratch = Scratch(0, 0)
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """A zeroed page-locked buffer with its twin on the device."""
         kind = np.dtype(dtype)
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        pinned = self.cuda.pinned(size)
-        array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pinned.host)).view(kind).reshape(shape)
+        held = Holdings(self.cuda)
+        pinned = held.pinned(size)
+        device = pinned.device if self.cuda.facts.integrated else held.zeroed(size, self.stream)
+        block = Block(pinned.host, size, device)
+        weakref.finalize(block, held.close).atexit = False
+        with self._lock:
+            self._blocks.add(block)
+        array = np.asarray(block).view(kind).reshape(shape)
         array.fill(0)
-        device = pinned.device if self.cuda.facts.integrated else self.zeroed(size)
-        self._blocks.append(_Block(pinned.host, size, device))
         return array
 
-    def zeroed(self, size: int) -> int:
-        """Device memory of `size` zero bytes."""
-        device = self.cuda.allocate(size)
-        self.cuda.zero(device, size, self.stream)
-        self.cuda.synchronize(self.stream)
-        return device
-
     def load(self, graph: GraphFile) -> TrtGraph:
-        """Load the graph's plan. EngineError: not built, built for something else (the field is named), or damaged."""
-        self.cuda.enter()
-        plan, sidecar = read_plan(graph, identity_of(graph, self.trt.__version__, self.cuda.facts))
-        engine = deserialize(self.trt, plan, str(graph.path))
-        _check_interface(self.trt, engine, graph)
-        scratch = int(engine.device_memory_size_v2)
-        if scratch != sidecar.device_memory:
-            raise EngineError(
-                f"{graph.path}: device_memory is {sidecar.device_memory} in the sidecar and {scratch} in the plan; "
-                "build it again on this machine"
-            )
-        return TrtGraph(self, engine, graph)
+        """The graph with an execution context of its own. EngineError: not built, built for something else (the field
+        is named), or damaged."""
+        return TrtGraph(self, self.engine_of(graph), graph)
 
     def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
         """Prefix, state and steps as captured CUDA graphs."""
@@ -112,83 +123,134 @@ class TrtEngine:
 
         return CudaGraphLoop(graphs)
 
+    def engine_of(self, graph: GraphFile) -> DeviceEngine:
+        """The graph's engine on the device, read from its file unless someone has it already."""
+        sidecar = fitting_sidecar(graph, self.compiler, self.cuda.facts)
+        with self._lock:
+            loaded = self._engines.get(sidecar.engine_sha256)
+            if loaded is None:
+                loaded = self._deserialized(graph, sidecar)
+                self._engines[sidecar.engine_sha256] = loaded
+            return loaded
+
+    def _deserialized(self, graph: GraphFile, sidecar: Sidecar) -> DeviceEngine:
+        self.cuda.enter()
+        trt = self.compiler.module
+        data = read_engine(graph, self.compiler, sidecar)
+        loaded = DeviceEngine(graph.name, deserialize(trt, data, str(graph.path)))
+        _check_interface(trt, loaded.engine, graph)
+        if not self.compiler.portable and loaded.scratch != sidecar.device_memory:
+            raise EngineError(
+                f"{graph.path}: device_memory is {sidecar.device_memory} in the sidecar and {loaded.scratch} in the "
+                f"engine file; {self.compiler.again}"
+            )
+        return loaded
+
     def device_address(self, array: NDArray[Any]) -> int:
         """Where the device has the bytes of `array`, a buffer of `allocate` or a part of one."""
         start = array.ctypes.data
-        for block in self._blocks:
-            if block.host <= start and start + array.nbytes <= block.host + block.size:
-                return block.device + start - block.host
+        with self._lock:
+            for block in self._blocks:
+                if block.host <= start and start + array.nbytes <= block.host + block.size:
+                    return block.device + start - block.host
         raise EngineError(f"{self.name}: the buffer was not made by this engine's allocate; bind one that was")
 
     def scratch(self, size: int) -> Scratch:
         """The scratch of single runs, at least `size` bytes. Runs that hold an older, smaller one keep it."""
-        if self._scratch.size < size:
-            self._scratch = Scratch(self.cuda.allocate(size), rounded(size))
-        return self._scratch
+        with self._lock:
+            if self._scratch.size < size:
+                self._scratch = Scratch(self._held.allocate(size), rounded(size))
+            return self._scratch
 
-    def run_of(self, graph: TrtGraph, scratch: Scratch) -> TrtRun:
-        """One more execution context of a loaded graph's engine, on caller-owned scratch."""
-        context = graph.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def run_of(self, loaded: DeviceEngine, scratch: Scratch) -> TrtRun:
+        """One more execution context of an engine, on caller-owned scratch."""
+        self.cuda.enter()
+        trt = self.compiler.module
+        logger = fresh_logger(trt)
+        context = loaded.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EngineError(f"graph {graph.name}: TensorRT makes no execution context; free memory on the device")
-        if graph.scratch_size:
+            raise EngineError(
+                f"graph {loaded.name}: TensorRT makes no execution context ({logger.reason()}); free memory on the "
+                "device"
+            )
+        if loaded.scratch:
             context.set_device_memory(scratch.address, scratch.size)
-        return TrtRun(context, graph.name)
+        return TrtRun(context, loaded.name, logger.reason)
 
-    def capture(self, stream: int, work: Callable[[], None]) -> int:
+    def capture(self, stream: int, work: Callable[[], None], runs: Sequence[TrtRun] = ()) -> int:
         """The executable graph of what `work` puts on `stream`. It is run once before, as TensorRT asks.
 
-        EngineError: any call failed; the stream is usable again then.
+        runs: the contexts that are in the graph, in no other one, and keep their addresses from now on. EngineError:
+        any call failed; the stream is usable again then.
         """
         self.cuda.enter()
         work()
         self.cuda.synchronize(stream)
         try:
-            self.driver.begin_capture(stream)
-            try:
-                work()
-            except EngineError:
-                self.driver.cancel_capture(stream)
-                raise
-            return int(self.driver.end_capture(stream))
+            with _no_collection():
+                self.driver.begin_capture(stream)
+                try:
+                    work()
+                except BaseException:
+                    self.driver.cancel_capture(stream)
+                    raise
+                graph = int(self.driver.end_capture(stream))
         except RuntimeError as error:
             raise EngineError(f"{self.name}: the graph cannot be captured: {error}") from None
+        for run in runs:
+            run.fix()
+        return graph
 
 
 class TrtRun:
     """One execution context with device addresses for its tensors."""
 
-    def __init__(self, context: Any, graph: str) -> None:
+    def __init__(self, context: Any, graph: str, reason: Callable[[], str]) -> None:
         self._context = context
         self._graph = graph
+        self._reason = reason
+        self._fixed = False
 
     def bind(self, name: str, device: int) -> None:
         """Tensor `name` is at `device` from now on."""
+        if self._fixed:
+            raise EngineError(f"graph {self._graph}: {name} is captured at its address, which cannot change any more")
         if device % ALIGNMENT:
             raise EngineError(
                 f"graph {self._graph}: {name} would lie at an address that is no multiple of {ALIGNMENT} bytes; "
                 "TensorRT does not take it"
             )
         if not self._context.set_tensor_address(name, device):
-            raise EngineError(f"graph {self._graph}: TensorRT refuses the address of {name}")
+            raise EngineError(f"graph {self._graph}: TensorRT refuses the address of {name} ({self._reason()})")
+
+    def fix(self) -> None:
+        """The context is part of one captured graph: no address changes, and no second graph takes it."""
+        if self._fixed:
+            raise EngineError(f"graph {self._graph}: one execution context is captured into two graphs")
+        self._fixed = True
+
+    def close(self) -> None:
+        """Give the context back."""
+        self._context = None
 
     def enqueue(self, stream: int) -> None:
         """Put one execution on `stream`; returns before it ran."""
         if not self._context.execute_async_v3(stream):
             raise EngineError(
-                f"graph {self._graph}: TensorRT could not enqueue the run; look at the kernel log for GPU errors"
+                f"graph {self._graph}: TensorRT could not enqueue the run ({self._reason()}); look at the kernel log "
+                "for GPU errors"
             )
 
 
 class TrtGraph(LoadedGraph):
-    """One plan bound to its buffers. scratch_size: bytes a context of it needs."""
+    """One engine bound to its buffers. source: the graph it was built from."""
 
-    def __init__(self, owner: TrtEngine, engine: Any, graph: GraphFile) -> None:
+    def __init__(self, owner: TrtEngine, loaded: DeviceEngine, graph: GraphFile) -> None:
         super().__init__(graph)
         self.owner = owner
-        self.engine = engine
-        self.scratch_size = int(engine.device_memory_size_v2)
-        self._run = owner.run_of(self, owner.scratch(self.scratch_size))
+        self.loaded = loaded
+        self.source = graph
+        self._run = owner.run_of(loaded, owner.scratch(loaded.scratch))
         self._copies: dict[str, tuple[NDArray[Any], int]] = {}
 
     def read_from_device(self, name: str, device: int) -> None:
@@ -216,6 +278,25 @@ class TrtGraph(LoadedGraph):
         self._copies[name] = (array, device)
 
 
+def held_by(owner: object, cuda: Cuda) -> Holdings:
+    """Holdings that are given back when `owner` goes; not at the end of the process, which gives all back by itself."""
+    held = Holdings(cuda)
+    weakref.finalize(owner, held.close).atexit = False
+    return held
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection: memory freed in the middle of a capture would end it."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def _driver() -> Any:
     try:
         from vla_edge import _core
@@ -230,7 +311,7 @@ def _driver() -> Any:
 
 
 def _check_interface(trt: Any, engine: Any, graph: GraphFile) -> None:
-    """The plan's tensors must be the manifest's, and the plan fit for capture."""
+    """The engine's tensors must be the manifest's, and the engine fit for capture."""
     names = {
         trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16", trt.DataType.INT8: "int8", trt.DataType.INT32: "int32",
         trt.DataType.INT64: "int64", trt.DataType.UINT8: "uint8", trt.DataType.BOOL: "bool",
@@ -243,6 +324,6 @@ def _check_interface(trt: Any, engine: Any, graph: GraphFile) -> None:
     check_interface(graph, found, "build its engine file again")
     if engine.num_aux_streams != 0:
         raise EngineError(
-            f"{graph.path}: the plan uses {engine.num_aux_streams} streams of its own, a captured one may use none; "
+            f"{graph.path}: the engine uses {engine.num_aux_streams} streams of its own, a captured one may use none; "
             "build it again"
         )

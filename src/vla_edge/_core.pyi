@@ -83,11 +83,16 @@ class CudaDriver:
         """After a failure inside a capture: the stream is usable again."""
     def destroy_graph(self, graph: int, /) -> None: ...
 
+def cuda_loop_layout(rows: int, columns: int, width: int, /) -> dict[str, int]:
+    """The pinned buffers of a `CudaLoop`, in floats (cuda_layout in cuda_loop.h), and "group", the steps a graph."""
+
 class CudaLoop:
     """Prefix, state and flow loop as captured graphs on two sides of buffers (runtime/core/policy/cuda_loop.h).
 
-    streams: (high, low). events: (filled 0, filled 1, idle 0, idle 1, stepped 0, stepped 1). prefix, state: graphs by
-    side. x: two device addresses. x_in, x_out: pinned float32 of one size. RuntimeError: the driver's failure.
+    streams: (high, low). events: (filled 0, filled 1, idle 0, idle 1, stepped 0, stepped 1). prefix, state, single:
+    graphs by side. ends: (begin, end). groups: (side 0 turn 0, side 0 turn 1, side 1 turn 0, side 1 turn 1). shape:
+    (rows, columns, width) of `cuda_loop_layout`. chunk_in, step_in, x_out: pinned float32. RuntimeError: the driver's
+    failure.
     """
 
     def __init__(
@@ -97,16 +102,14 @@ class CudaLoop:
         events: tuple[int, int, int, int, int, int],
         prefix: tuple[int, int],
         state: tuple[int, int],
-        x: tuple[int, int],
-        x_in: NDArray[np.float32],
+        ends: tuple[int, int],
+        groups: tuple[int, int, int, int],
+        single: tuple[int, int],
+        shape: tuple[int, int, int],
+        chunk_in: NDArray[np.float32],
+        step_in: NDArray[np.float32],
         x_out: NDArray[np.float32],
-        columns: int,
     ) -> None: ...
-    def add_steps(
-        self, side: int, whole: int, steps: tuple[int, ...], dt: tuple[int, ...], finish: NDArray[np.float32], /
-    ) -> None:
-        """The loop of n = len(steps) captured for one side; dt: device address of each step's dt; finish: pinned
-        float32 [n + 1], -(n - k)/n for each k and then -1/n."""
     def refresh(self, side: int, /) -> None:
         """Start the prefix of `side` on the low-priority stream and return."""
     def encode(self, side: int, prefix: bool, /) -> tuple[int, int]:
@@ -115,12 +118,13 @@ class CudaLoop:
         self,
         side: int,
         noise: NDArray[np.float32],
+        bias_rows: NDArray[np.float32],
         steps: int,
         target: NDArray[np.float32] | None = None,
         weights: NDArray[np.float32] | None = None,
         signal: NDArray[np.int32] | None = None,
     ) -> tuple[bool, tuple[int, ...]]:
-        """(abandoned, nanoseconds of each step that ran); the result lies in x_out."""
+        """(abandoned, nanoseconds of each step that ran); the result lies in x_out. bias_rows: [steps, width]."""
 
 class RingWriter:
     """Writing end of `chunks.ring`; makes the file when it is not there. OSError: it cannot be mapped."""

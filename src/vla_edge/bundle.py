@@ -132,13 +132,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph's verified bytes: the model and its external data as read-only maps by file name."""
+    """A graph's verified bytes: the model and its external data as read-only maps by file name. verified: sha256 by
+    file name of external data that was compared with the manifest; empty where it was made or changed in memory."""
 
     name: str
     spec: GraphSpec
     path: Path
     model: bytes
     weights: Mapping[str, memoryview]
+    verified: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class Bundle:
         if spec is None:
             raise BundleError(f"{self.path}: no graph {name!r}; it holds {', '.join(sorted(self.manifest.graphs))}")
         weights = {Path(file).name: self.read(file) for file in spec.weights}
-        return GraphFile(name, spec, self.path / spec.file, bytes(self.read(spec.file)), weights)
+        verified = {Path(file).name: self.manifest.files[file] for file in spec.weights}
+        return GraphFile(name, spec, self.path / spec.file, bytes(self.read(spec.file)), weights, verified)
 
     def verify(self) -> None:
         """Hash every file the manifest lists."""

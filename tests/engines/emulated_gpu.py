@@ -1,6 +1,6 @@
 """TensorRT and CUDA as far as our own code can tell them apart: for tests of that code, not of any device.
 
-"Device memory" is host memory, a "plan" is the ONNX model, an execution runs it
+"Device memory" is host memory, a "engine file" is the ONNX model, an execution runs it
 with ONNX Runtime on the CPU. Work put on a stream runs at once, or, while the
 stub driver library captures, is written down and run when the C core launches
 the graph. So addresses, sides, row copies and order are really followed; timing,
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
+import subprocess
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +21,29 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 
-from vla_edge.engines.tensorrt.cuda import GpuFacts, Pinned, RowCopy, rounded
+from vla_edge.engines.tensorrt.cuda import CudaBindings, GpuFacts, Pinned, RowCopy, rounded
 
 LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_size_t)
 FACTS = GpuFacts("Emulated", "8.7", 8, 8 << 30, False, "12.6", "540.4.0")
 
 
-class EmulatedCuda:
-    """`Cuda` over host memory, with what the stub driver captured."""
+def stub_driver(folder: Path) -> Path:
+    """The stub driver library, compiled into `folder` as the process's libcuda.so.1; skips the test without gcc."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc to build the stub driver")
+    out = folder / "libcuda.so.1"
+    source = Path(__file__).resolve().parents[1] / "runtime" / "core" / "c" / "stub_cuda.c"
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, str(source), "-o", str(out)], check=True)
+    return out
 
-    detail = "emulated"
 
-    def __init__(self, library: Path, facts: GpuFacts = FACTS) -> None:
-        self.facts = facts
-        self._memory: list[Any] = []
-        self._handle = 0xF000
+class Captured:
+    """What a thread put on the stream while the stub driver library captured, run when the C core launches it."""
+
+    def __init__(self, library: Path) -> None:
         self.recording: list[Callable[[], object]] | None = None
         self.graphs: dict[int, list[Callable[[], object]]] = {}
         self._listener = LISTENER(self._heard)
@@ -50,6 +59,10 @@ class EmulatedCuda:
         elif what == b"made":
             assert self.recording is not None
             self.graphs[handle], self.recording = self.recording, None
+        elif what == b"drop":
+            self.recording = None
+        elif what == b"destroy":
+            del self.graphs[handle]
         else:
             for work in self.graphs[handle]:
                 work()
@@ -60,25 +73,57 @@ class EmulatedCuda:
         else:
             self.recording.append(work)
 
+
+class EmulatedCuda(Captured):
+    """`Cuda` over host memory, with what the stub driver captured."""
+
+    detail = "emulated"
+
+    def __init__(self, library: Path, facts: GpuFacts = FACTS) -> None:
+        super().__init__(library)
+        self.facts = facts
+        self._memory: dict[int, Any] = {}
+        self._handle = 0xF000
+        self._handles: set[int] = set()
+
     def enter(self) -> None:
         pass
 
+    def free(self, device: int) -> None:
+        del self._memory[device]
+
+    def free_pinned(self, host: int) -> None:
+        del self._memory[host]
+
+    def destroy_stream(self, stream: int) -> None:
+        self._handles.remove(stream)
+
+    def destroy_event(self, event: int) -> None:
+        self._handles.remove(event)
+
     def stream(self, high_priority: bool) -> int:
         self._handle += 1
+        self._handles.add(self._handle)
         return self._handle
 
     def event(self) -> int:
         self._handle += 1
+        self._handles.add(self._handle)
         return self._handle
 
     def allocate(self, size: int) -> int:
         raw = np.zeros(rounded(size) + 256, np.uint8)
-        self._memory.append(raw)
-        return raw.ctypes.data + -raw.ctypes.data % 256
+        address = raw.ctypes.data + -raw.ctypes.data % 256
+        self._memory[address] = raw
+        return int(address)
 
     def pinned(self, size: int) -> Pinned:
         address = self.allocate(size)
         return Pinned(address, address)
+
+    def held(self) -> tuple[int, int]:
+        """How many pieces of memory, and how many streams and events, have not been given back."""
+        return len(self._memory), len(self._handles)
 
     def zero(self, device: int, size: int, stream: int) -> None:
         self.put(lambda: ctypes.memset(device, 0, size) and None)
@@ -100,6 +145,23 @@ class EmulatedCuda:
         assert self.recording is None, "a stream is synchronised while it is captured"
 
 
+class BindingsOnStub(Captured, CudaBindings):
+    """Real cuda-bindings over the stub driver library, which must be the process's libcuda.so.1."""
+
+    def __init__(self, library: Path, driver: Any) -> None:
+        Captured.__init__(self, library)
+        CudaBindings.__init__(self, driver, 0)
+
+    def to_device(self, device: int, host: int, size: int, stream: int) -> None:
+        self.put(lambda: CudaBindings.to_device(self, device, host, size, stream))
+
+    def to_host(self, host: int, device: int, size: int, stream: int) -> None:
+        self.put(lambda: CudaBindings.to_host(self, host, device, size, stream))
+
+    def copy_rows(self, rows: RowCopy, stream: int) -> None:
+        self.put(lambda: CudaBindings.copy_rows(self, rows, stream))
+
+
 def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype).reshape(shape)
@@ -108,17 +170,17 @@ def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 class _Context:
     def __init__(self, engine: _Engine) -> None:
         self._engine = engine
-        self._addresses: dict[str, int] = {}
+        self.addresses: dict[str, int] = {}
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0 and size >= self._engine.device_memory_size_v2
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        self._addresses[name] = memory
+        self.addresses[name] = memory
         return name in self._engine.tensors
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        addresses = dict(self._addresses)
+        addresses = dict(self.addresses)
         assert set(addresses) == set(self._engine.tensors), "a tensor has no address"
         self._engine.cuda.put(lambda: self._execute(addresses))
         return True
@@ -137,11 +199,11 @@ class _Engine:
     num_aux_streams = 0
     device_memory_size_v2 = 4096
 
-    def __init__(self, cuda: EmulatedCuda, plan: bytes) -> None:
+    def __init__(self, cuda: Captured, data: bytes) -> None:
         self.cuda = cuda
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         self.tensors = {
             node.name: (mode, tuple(node.shape), kinds[node.type])
@@ -181,7 +243,7 @@ class _Engine:
         return types.SimpleNamespace(get_engine_information=lambda format: json.dumps({"Layers": layers}))
 
 
-def emulated_tensorrt(cuda: EmulatedCuda) -> types.ModuleType:
+def emulated_tensorrt(cuda: Captured) -> types.ModuleType:
     """A module to stand in `sys.modules["tensorrt"]`."""
     module: Any = types.ModuleType("tensorrt")
     module.__version__ = "10.3.0"
@@ -239,8 +301,8 @@ def emulated_tensorrt(cuda: EmulatedCuda) -> types.ModuleType:
         def __init__(self, logger: Any) -> None:
             pass
 
-        def deserialize_cuda_engine(self, plan: bytes) -> _Engine:
-            return _Engine(cuda, plan)
+        def deserialize_cuda_engine(self, data: bytes) -> _Engine:
+            return _Engine(cuda, data)
 
     module.OnnxParser, module.Builder, module.Runtime = Parser, Builder, Runtime
     return module
@@ -258,6 +320,8 @@ class _Config:
         self.cleared.append(flag)
 
     def create_timing_cache(self, serialized: bytes) -> Any:
+        if serialized.startswith(b"damaged"):
+            return None
         return types.SimpleNamespace(serialize=lambda: serialized + b"+", serialized=serialized)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:

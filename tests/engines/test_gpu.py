@@ -21,7 +21,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
 from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
 from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
-from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_plans
+from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_engines
 from vla_edge.engines.tensorrt.trt_engine import TrtEngine, open_tensorrt
 from vla_edge.export.command import main as export_engines
 from vla_edge.runtime.inference.graphs import Stages
@@ -60,7 +60,7 @@ def bundle(request: pytest.FixtureRequest, golden_bundle: Path, tmp_path_factory
         ]
         assert export_engines(words) == 0
     made = open_bundle(path)
-    plans = build_plans(made, BuildOptions(), lambda step: None, open_cuda())
+    plans = build_engines(made, BuildOptions(), lambda step: None, open_cuda())
     for plan in plans:
         print(
             f"{request.param} {plan.sidecar.graph}: layers {dict(plan.sidecar.layers)}, INT8 share "

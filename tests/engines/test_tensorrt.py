@@ -4,21 +4,23 @@ used, and nothing here says how TensorRT behaves. What needs a device is marked 
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from tests.engines.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt
+from tests.engines.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt, stub_driver
 
 from vla_edge import _core
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, open_bundle
@@ -27,15 +29,22 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowRequest, FlowSignal, Inpaint
 from vla_edge.engines.ort import make_session
 from vla_edge.engines.ort_device import OrtDeviceGraph
-from vla_edge.engines.tensorrt import engine_build as trt_build
 from vla_edge.engines.tensorrt import trt_engine as trt
 from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
 from vla_edge.engines.tensorrt.cuda import require_gpu
-from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_plans
-from vla_edge.engines.tensorrt.engine_file import identity_of, l4t_release, plan_folder, read_plan
+from vla_edge.engines.tensorrt.engine_build import (
+    BuildOptions,
+    board_plan,
+    build_engines,
+    engine_graphs,
+    load_compiler,
+    serialize,
+)
+from vla_edge.engines.tensorrt.engine_file import Sidecar, engine_folder, l4t_release, onnx_digest
 from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, plan_memory
-from vla_edge.engines.tensorrt.trt_engine import TrtEngine
+from vla_edge.engines.tensorrt.tie_graph import tie_graph
+from vla_edge.engines.tensorrt.trt_engine import DeviceEngine, Scratch, TrtEngine, TrtRun
 from vla_edge.engines.tensorrt.trt_lint import find, lint_bundle
 from vla_edge.errors import EngineError
 from vla_edge.export.command import main as export_engines
@@ -50,22 +59,7 @@ SAME_KERNELS = 1e-6
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc to build the stub driver")
-    out = tmp_path_factory.mktemp("stub") / "libstub_cuda.so"
-    subprocess.run(
-        [
-            "gcc",
-            "-std=c11",
-            "-shared",
-            "-fPIC",
-            str(ROOT / "tests" / "runtime" / "core" / "c" / "stub_cuda.c"),
-            "-o",
-            str(out),
-        ],
-        check=True,
-    )
-    return out
+    return stub_driver(tmp_path_factory.mktemp("stub"))
 
 
 @pytest.fixture
@@ -84,8 +78,16 @@ def bundle(golden_bundle: Path, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def built(bundle: Bundle, cuda: EmulatedCuda) -> Bundle:
-    build_plans(bundle, BuildOptions(), lambda step: None, cuda)
+    build_engines(bundle, BuildOptions(), lambda step: None, cuda)
     return bundle
+
+
+def engine_on(cuda: EmulatedCuda) -> TrtEngine:
+    return TrtEngine("tensorrt", cuda, load_compiler())
+
+
+def folder_of(bundle: Bundle) -> Path:
+    return engine_folder(bundle.graph("state"), load_compiler())
 
 
 def observation(bundle: Bundle, seed: int = 4) -> Observation:
@@ -101,7 +103,7 @@ def observation(bundle: Bundle, seed: int = 4) -> Observation:
 def test_a_built_bundle_runs_as_captured_graphs_and_gives_the_chunks_of_the_python_loop(
     built: Bundle, cuda: EmulatedCuda
 ) -> None:
-    session = PolicySession(built, TrtEngine("tensorrt", cuda), SessionOptions(seed=3))
+    session = PolicySession(built, engine_on(cuda), SessionOptions(seed=3))
     reference = PolicySession(
         built, load_engine("ort-python", EngineOptions(threads=1, spin=False)), SessionOptions(seed=3)
     )
@@ -115,7 +117,7 @@ def test_a_built_bundle_runs_as_captured_graphs_and_gives_the_chunks_of_the_pyth
 
 
 def test_signals_and_inpaint_give_what_the_python_loop_gives(built: Bundle, cuda: EmulatedCuda) -> None:
-    session = PolicySession(built, TrtEngine("tensorrt", cuda))
+    session = PolicySession(built, engine_on(cuda))
     reference = PolicySession(built, load_engine("ort-python", EngineOptions(threads=1, spin=False)))
     request = InferenceRequest(observation(built), 0)
     session.infer(request)
@@ -126,14 +128,30 @@ def test_signals_and_inpaint_give_what_the_python_loop_gives(built: Bundle, cuda
         generator.standard_normal((policy.chunk_size, policy.max_action_dim)).astype(np.float32) for _ in range(2)
     )
     tie = Inpaint(target, np.linspace(1, 0, policy.chunk_size, dtype=np.float32))
-    for flow in (
-        FlowRequest(policy.num_steps, noise, None, np.zeros(1, np.int32)),
-        FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.FINISH], np.int32)),
-        FlowRequest(policy.num_steps, noise, tie),
+
+    class Hurried:
+        """Says FINISH when it is read the second time, which is where the captured loop reads it first."""
+
+        asked = 0
+
+        def __getitem__(self, index: int) -> int:
+            self.asked += 1
+            return FlowSignal.FINISH if self.asked > 1 else FlowSignal.CONTINUE
+
+    steps = policy.num_steps
+    hurried: Any = Hurried()
+    for flow, same in (
+        (FlowRequest(steps, noise, None, np.zeros(1, np.int32)), None),
+        (FlowRequest(steps, noise, None, np.array([FlowSignal.FINISH], np.int32)), hurried),
+        (FlowRequest(steps, noise, tie), None),
+        (FlowRequest(steps - 1, noise, tie, np.zeros(1, np.int32)), None),
+        (FlowRequest(steps, noise), None),
+        (FlowRequest(1, noise), None),
     ):
-        ours, theirs = session.loop.denoise(flow).latent, reference.loop.denoise(flow).latent
-        assert ours is not None and theirs is not None
-        np.testing.assert_allclose(ours, theirs, atol=10 * SAME_KERNELS)
+        ours, theirs = session.loop.denoise(flow), reference.loop.denoise(replace(flow, signal=same))
+        assert ours.latent is not None and theirs.latent is not None
+        np.testing.assert_allclose(ours.latent, theirs.latent, atol=10 * SAME_KERNELS)
+        assert len(ours.step_ms) == len(theirs.step_ms)
     assert (
         session.loop.denoise(
             FlowRequest(policy.num_steps, noise, None, np.array([FlowSignal.ABANDON], np.int32))
@@ -143,7 +161,7 @@ def test_signals_and_inpaint_give_what_the_python_loop_gives(built: Bundle, cuda
 
 
 def test_a_refresh_on_the_other_side_changes_nothing_until_it_is_adopted(built: Bundle, cuda: EmulatedCuda) -> None:
-    session = PolicySession(built, TrtEngine("tensorrt", cuda))
+    session = PolicySession(built, engine_on(cuda))
     loop = session.loop
     assert isinstance(loop, CudaGraphLoop)
     policy = built.manifest.policy
@@ -169,7 +187,7 @@ def test_a_refresh_on_the_other_side_changes_nothing_until_it_is_adopted(built: 
 def test_single_runs_copy_inputs_in_and_outputs_out(built: Bundle, cuda: EmulatedCuda) -> None:
     for facts in (FITTING, replace(FITTING, integrated=True)):
         cuda.facts = facts
-        engine = TrtEngine("tensorrt", cuda)
+        engine = engine_on(cuda)
         session = engine.load(built.graph("vision"))
         pixels, tokens = (
             engine.allocate(spec.shape, spec.dtype) for spec in (session.inputs["pixels"], session.outputs["tokens"])
@@ -185,38 +203,115 @@ def test_single_runs_copy_inputs_in_and_outputs_out(built: Bundle, cuda: Emulate
             session.bind_input("pixels", np.zeros(pixels.shape, np.float32))
 
 
-def test_a_failed_capture_leaves_the_stream_usable(built: Bundle, cuda: EmulatedCuda) -> None:
-    engine = TrtEngine("tensorrt", cuda)
+@pytest.mark.parametrize("error", [EngineError, KeyboardInterrupt, ValueError])
+def test_a_failed_capture_leaves_the_stream_usable(
+    built: Bundle, cuda: EmulatedCuda, error: type[BaseException]
+) -> None:
+    engine = engine_on(cuda)
     runs = []
 
     def work() -> None:
         runs.append(1)
         if len(runs) == 2:
-            raise EngineError("inside the capture")
+            raise error("inside the capture")
 
-    with pytest.raises(EngineError, match="inside the capture"):
+    with pytest.raises(error, match="inside the capture"):
         engine.capture(engine.stream, work)
-    cuda.recording = None
+    assert cuda.recording is None
     assert engine.capture(engine.stream, lambda: None) >= 0x900
+    assert gc.isenabled()
 
 
-def test_plans_lie_in_a_private_folder_with_sidecars_and_kept_timings(built: Bundle, cuda: EmulatedCuda) -> None:
-    folder = plan_folder(built.graph("vision"))
+def test_a_captured_context_keeps_its_addresses_and_stays_in_one_graph(built: Bundle, cuda: EmulatedCuda) -> None:
+    engine = engine_on(cuda)
+    run = engine.run_of(engine.engine_of(tie_graph(built.graph("expert"))), Scratch(cuda.allocate(4096), 4096))
+    run.bind("x", cuda.allocate(64))
+    engine.capture(engine.stream, lambda: None, [run])
+    with pytest.raises(EngineError, match="x is captured at its address"):
+        run.bind("x", cuda.allocate(64))
+    with pytest.raises(EngineError, match="captured into two graphs"):
+        engine.capture(engine.stream, lambda: None, [run])
+
+
+def test_every_graph_of_the_loop_has_contexts_of_its_own_and_no_address_changes_when_it_runs(
+    built: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[tuple[TrtRun, ...]] = []
+    capture = TrtEngine.capture
+
+    def noted(engine: TrtEngine, stream: int, work: Callable[[], None], runs: Sequence[TrtRun] = ()) -> int:
+        captured.append(tuple(runs))
+        return capture(engine, stream, work, runs)
+
+    monkeypatch.setattr(TrtEngine, "capture", noted)
+    session = PolicySession(built, engine_on(cuda))
+    contexts = [run for runs in captured for run in runs]
+    # Two sides of prefix and state; begin and end without any; two turns and one single step a side, a tie in each.
+    assert len(captured) == 4 + 2 + 6 and len(contexts) == len(set(map(id, contexts))) == 4 + 12
+    made = len(cuda.graphs)
+    before = [dict(run._context.addresses) for run in contexts]
+    policy = built.manifest.policy
+    for steps in range(policy.min_steps, policy.num_steps + 1):
+        session.infer(InferenceRequest(observation(built, steps), steps, steps))
+    assert [run._context.addresses for run in contexts] == before
+    assert len(cuda.graphs) == made, "a graph was captured after the start"
+
+
+def test_two_sessions_load_one_engine_and_what_a_session_holds_goes_with_it(
+    built: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    deserialized = TrtEngine._deserialized
+
+    def noted(engine: TrtEngine, graph: GraphFile, sidecar: Sidecar) -> DeviceEngine:
+        loaded.append(graph.name)
+        return deserialized(engine, graph, sidecar)
+
+    monkeypatch.setattr(TrtEngine, "_deserialized", noted)
+    engine = engine_on(cuda)
+    empty = cuda.held()
+    first = PolicySession(built, engine)
+    one = cuda.held()
+    second = PolicySession(built, engine)
+    assert sorted(loaded) == sorted(graph.name for graph in engine_graphs(built))
+    two, destroyed = cuda.held(), set(cuda.graphs)
+    assert two > one > empty
+    chunk = second.infer(InferenceRequest(observation(built), 0))
+    del first
+    gc.collect()
+    assert cuda.held() == one and len(cuda.graphs) == len(destroyed) // 2
+    again = second.recompute(InferenceRequest(observation(built), 0, noise=chunk.noise if chunk else None))
+    assert chunk is not None and again is not None
+    np.testing.assert_array_equal(chunk.latent, again.latent)
+    del second, chunk, again
+    gc.collect()
+    assert not cuda.graphs
+    # Only the scratch of single runs, which belongs to the engine.
+    assert cuda.held() == (empty[0] + 1, empty[1])
+    del engine
+    gc.collect()
+    assert cuda.held() == (0, 0)
+
+
+def test_engine_files_lie_in_a_private_folder_with_sidecars_and_kept_timings(built: Bundle, cuda: EmulatedCuda) -> None:
+    folder = folder_of(built)
     assert folder.stat().st_mode & 0o777 == 0o700
     names = {file.name for file in folder.iterdir()}
-    assert names == {"timing.cache", *(f"{name}.{end}" for name in built.manifest.graphs for end in ("plan", "json"))}
-    assert (folder / "timing.cache").read_bytes() == b"+" * len(built.manifest.graphs)
-    (folder / "timing.cache").write_bytes(b"foreign")
-    build_plans(built, BuildOptions(), lambda step: None, cuda)
-    assert not (folder / "timing.cache").read_bytes().startswith(b"foreign")
+    graphs = [*built.manifest.graphs, "tie"]
+    assert names == {"timing.cache", *(f"{name}.{end}" for name in graphs for end in ("engine", "json"))}
+    assert (folder / "timing.cache").read_bytes() == b"+" * len(graphs)
+    for useless in (b"foreign", b"damaged"):
+        (folder / "timing.cache").write_bytes(useless)
+        build_engines(built, BuildOptions(), lambda step: None, cuda)
+        assert not (folder / "timing.cache").read_bytes().startswith(useless)
 
 
 def test_the_build_tells_its_progress_and_what_was_built(bundle: Bundle, cuda: EmulatedCuda) -> None:
     told: list[str] = []
-    plans = build_plans(bundle, BuildOptions(), told.append, cuda)
+    made = build_engines(bundle, BuildOptions(), told.append, cuda)
     assert "build expert: tactics 1/2" in told
-    assert [plan.sidecar.graph for plan in plans] == list(bundle.manifest.graphs)
-    assert plans[0].sidecar.layers == {"fp32": 1, "products.fp32": 1} and plans[0].int8_share == 0
+    assert [engine.sidecar.graph for engine in made] == [*bundle.manifest.graphs, "tie"]
+    assert made[0].sidecar.layers == {"fp32": 1, "products.fp32": 1} and made[0].int8_share == 0
 
 
 def test_a_graph_tensorrt_refuses_is_named_with_its_node(bundle: Bundle, cuda: EmulatedCuda) -> None:
@@ -224,9 +319,8 @@ def test_a_graph_tensorrt_refuses_is_named_with_its_node(bundle: Bundle, cuda: E
     model = onnx.load_from_string(graph.model)
     model.graph.node.append(onnx.helper.make_node("Det", ["state"], ["nowhere"], name="odd"))
     broken = replace(graph, model=model.SerializeToString())
-    identity = identity_of(graph, "10.3.0", cuda.facts)
     with pytest.raises(EngineError, match=r"refuses the graph: node the_node \(Det\): no such layer"):
-        trt_build._build(sys.modules["tensorrt"], broken, identity, BuildOptions(), lambda step: None)
+        serialize(load_compiler(), broken, BuildOptions(), lambda step: None)
 
 
 IDENTITY = (
@@ -246,23 +340,52 @@ IDENTITY = (
 
 
 @pytest.mark.parametrize("field", IDENTITY)
-def test_every_field_of_the_identity_refuses_a_plan_when_it_differs(
+def test_every_field_of_the_identity_refuses_an_engine_file_when_it_differs(
     built: Bundle, cuda: EmulatedCuda, field: str
 ) -> None:
+    file = folder_of(built) / "state.json"
+    content = json.loads(file.read_text())
+    assert set(content["identity"]) == set(IDENTITY)
+    engine_on(cuda).load(built.graph("state"))
+    before = content["identity"][field]
+    content["identity"][field] = {int: 9, list: ["another"], str: "another"}[type(before)]
+    file.write_text(json.dumps(content))
+    with pytest.raises(EngineError, match=f"state.engine: {field} is .*(another|9).* in the engine file and .* here"):
+        engine_on(cuda).load(built.graph("state"))
+
+
+def test_sessions_of_real_cuda_bindings_live_on_any_thread(golden_bundle: Path, library: Path, tmp_path: Path) -> None:
+    """As in the service, where the engine is opened on one thread and sessions are made and used on others; the stub
+    driver has a current context for each thread, as the real one does."""
+    pytest.importorskip("cuda.bindings")
+    script = ROOT / "tests" / "engines" / "threads_on_stub.py"
+    bundle = shutil.copytree(golden_bundle, tmp_path / "bundle")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
+    ran = subprocess.run(
+        [sys.executable, str(script), str(bundle), str(library)], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.split() == ["main", "worker", "same"]
+
+
+def test_what_the_bundle_has_verified_is_not_hashed_again(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = built.graph("state")
-    identity = identity_of(graph, "10.3.0", cuda.facts)
-    assert set(asdict(identity)) == set(IDENTITY)
-    read_plan(graph, identity)
-    other: Any = identity.sm_count + 1 if field == "sm_count" else ("another",) if field == "flags" else "another"
-    with pytest.raises(
-        EngineError, match=f"state.plan: {field} is .* in the plan and .*another|{field} is 8 in the plan and 9 here"
-    ):
-        read_plan(graph, replace(identity, **{field: other}))
+    assert onnx_digest(graph) == onnx_digest(replace(graph, verified={}))
+    hashed: list[int] = []
+    real = hashlib.sha256
+
+    def noted(data: Any = b"") -> Any:
+        hashed.append(len(data))
+        return real(data)
+
+    monkeypatch.setattr(hashlib, "sha256", noted)
+    onnx_digest(graph)
+    assert hashed == [len(graph.model)]
 
 
-@pytest.mark.parametrize("field", ["graph", "inputs", "outputs", "plan_sha256", "device_memory", "schema"])
+@pytest.mark.parametrize("field", ["graph", "inputs", "outputs", "engine_sha256", "device_memory", "schema"])
 def test_a_sidecar_changed_by_hand_is_refused_with_its_field(built: Bundle, cuda: EmulatedCuda, field: str) -> None:
-    file = plan_folder(built.graph("state")) / "state.json"
+    file = folder_of(built) / "state.json"
     content = json.loads(file.read_text())
     if field in ("inputs", "outputs"):
         content[field][0]["shape"] = [*content[field][0]["shape"], 1]
@@ -270,43 +393,43 @@ def test_a_sidecar_changed_by_hand_is_refused_with_its_field(built: Bundle, cuda
         content[field] = content[field] + 1 if isinstance(content[field], int) else f"{content[field]}x"
     file.write_text(json.dumps(content))
     with pytest.raises(EngineError, match=field):
-        TrtEngine("tensorrt", cuda).load(built.graph("state"))
+        engine_on(cuda).load(built.graph("state"))
 
 
-@pytest.mark.parametrize("field", ["weights", "layers", "identity", "plan_sha256"])
+@pytest.mark.parametrize("field", ["weights", "layers", "identity", "engine_sha256"])
 def test_a_missing_or_unknown_field_of_the_sidecar_is_named(built: Bundle, cuda: EmulatedCuda, field: str) -> None:
-    file = plan_folder(built.graph("state")) / "state.json"
+    file = folder_of(built) / "state.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "surplus": 1}))
     with pytest.raises(EngineError, match="surplus"):
-        TrtEngine("tensorrt", cuda).load(built.graph("state"))
+        engine_on(cuda).load(built.graph("state"))
     del content[field]
     file.write_text(json.dumps(content))
     with pytest.raises(EngineError, match=field):
-        TrtEngine("tensorrt", cuda).load(built.graph("state"))
+        engine_on(cuda).load(built.graph("state"))
     file.write_text("{")
     with pytest.raises(EngineError, match="not valid JSON"):
-        TrtEngine("tensorrt", cuda).load(built.graph("state"))
+        engine_on(cuda).load(built.graph("state"))
 
 
-def test_one_flipped_bit_of_a_plan_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
-    file = plan_folder(built.graph("state")) / "state.plan"
+def test_one_flipped_bit_of_an_engine_file_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
+    file = folder_of(built) / "state.engine"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(EngineError, match="state.plan: plan_sha256 differs"):
-        TrtEngine("tensorrt", cuda).load(built.graph("state"))
+    with pytest.raises(EngineError, match="state.engine: engine_sha256 differs"):
+        engine_on(cuda).load(built.graph("state"))
 
 
-def test_a_plan_folder_that_others_may_write_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
-    os.chmod(plan_folder(built.graph("state")), 0o770)
+def test_a_folder_that_others_may_write_is_refused(built: Bundle, cuda: EmulatedCuda) -> None:
+    os.chmod(folder_of(built), 0o770)
     with pytest.raises(EngineError, match="mode 0700"):
-        TrtEngine("tensorrt", cuda).load(built.graph("state"))
+        engine_on(cuda).load(built.graph("state"))
 
 
-def test_a_bundle_without_plans_says_how_to_build_them(bundle: Bundle, cuda: EmulatedCuda) -> None:
-    with pytest.raises(EngineError, match="no TensorRT plans; build it on this machine: export-engines --bundle"):
-        TrtEngine("tensorrt", cuda).load(bundle.graph("state"))
+def test_a_bundle_without_engine_files_says_how_to_build_them(bundle: Bundle, cuda: EmulatedCuda) -> None:
+    with pytest.raises(EngineError, match="no engine files; build it on this machine: export-engines --bundle"):
+        engine_on(cuda).load(bundle.graph("state"))
 
 
 def test_the_release_of_jetson_linux_is_read(tmp_path: Path) -> None:
@@ -323,7 +446,7 @@ def test_the_memory_plan_counts_shared_weights_twice(bundle: Bundle) -> None:
     # weights.bin aligns its tensors, so it is a little larger than what they hold.
     assert sum(plan.weights.values()) - plan.twice <= stored + inline
     assert plan.twice > 0 and plan.fits_build and plan.fits_run and not plan.advice
-    assert any("stand in two plans" in line for line in plan.lines())
+    assert any("stand in two of them" in line for line in plan.lines())
 
 
 def test_a_board_that_is_too_small_is_told_what_to_do_before_anything_is_built(
@@ -338,9 +461,9 @@ def test_a_board_that_is_too_small_is_told_what_to_do_before_anything_is_built(
     )
     cuda.facts = replace(FACTS, memory=1 << 30, integrated=True)
     with pytest.raises(EngineError, match="does not fit.*half-precision.*--force"):
-        build_plans(bundle, BuildOptions(), lambda step: None, cuda)
-    assert not plan_folder(bundle.graph("state")).exists()
-    assert len(build_plans(bundle, BuildOptions(force=True), lambda step: None, cuda)) == len(bundle.manifest.graphs)
+        build_engines(bundle, BuildOptions(), lambda step: None, cuda)
+    assert not folder_of(bundle).exists()
+    assert len(build_engines(bundle, BuildOptions(force=True), lambda step: None, cuda)) == len(engine_graphs(bundle))
 
 
 def test_a_gpu_with_its_own_memory_counts_the_hosts_apart(bundle: Bundle) -> None:
@@ -454,22 +577,23 @@ def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(
 ) -> None:
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--build-on-device"]) == 0
     told = capsys.readouterr().out
-    assert "stand in two plans" in told and "export-engines --bundle bundle --backend tensorrt" in told
+    assert "stand in two of them" in told and "export-engines --bundle bundle --backend tensorrt" in told
     with tarfile.open(bundle.path.with_suffix(".tar")) as archive:
         assert set(archive.getnames()) == {f"bundle/{name}" for name in ("manifest.json", *bundle.manifest.files)}
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--build-on-device"]) == 2
 
 
-def test_plans_are_built_by_the_command_where_there_is_a_device(
+def test_engine_files_are_built_by_the_command_where_there_is_a_device(
     bundle: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", lambda: 1)
-    monkeypatch.setattr(trt_build, "open_cuda", lambda: cuda)
+    monkeypatch.setattr("vla_edge.export.tensorrt_bundle.open_cuda", lambda: cuda)
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["built"] and [line.split(":")[0] for line in told["told"]] == [
-        f"{name}.plan" for name in bundle.manifest.graphs
-    ]
+    lines = told["told"]
+    graphs = [f"{graph.name}.engine" for graph in engine_graphs(bundle)]
+    assert told["built"] and [line.split(":")[0] for line in lines[: len(graphs)]] == graphs
+    assert "allowances for system and context are assumed" in " ".join(lines)
 
 
 def test_without_a_driver_the_commands_end_with_2_and_name_it(

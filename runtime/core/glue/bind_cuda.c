@@ -150,42 +150,87 @@ static int handles(PyObject *tuple, const char *what, void **out, Py_ssize_t cou
     return 0;
 }
 
-static int fill(loop_object *self, PyObject *const parts[5], PyObject *x_in, PyObject *x_out, Py_ssize_t columns)
+/* A pinned buffer of exactly `count` floats. */
+static float *pinned_of(loop_object *self, PyObject *array, const char *what, size_t count)
 {
+    size_t found = 0;
+    float *data = pinned(self, array, what, &found);
+    if (data != NULL && found != count) {
+        PyErr_Format(PyExc_ValueError, "%s has %zu floats, must have %zu", what, found, count);
+        return NULL;
+    }
+    return data;
+}
+
+enum { STREAMS, EVENTS, PREFIX, STATE, ENDS, GROUPS, SINGLE, HANDLES };
+
+static int fill(loop_object *self, PyObject *const parts[HANDLES], PyObject *const arrays[3])
+{
+    static const char *const names[HANDLES] = {"streams", "events", "prefix", "state", "ends", "groups", "single"};
+    static const Py_ssize_t counts[HANDLES] = {2, 6, 2, 2, 2, 4, 2};
     cuda_loop *loop = &self->loop;
-    void *streams[2], *events[6], *prefix[2], *state[2], *x[2];
-    size_t in = 0, out = 0;
-    if (handles(parts[0], "streams", streams, 2) < 0 || handles(parts[1], "events", events, 6) < 0
-        || handles(parts[2], "prefix", prefix, 2) < 0 || handles(parts[3], "state", state, 2) < 0
-        || handles(parts[4], "x", x, 2) < 0 || (loop->x_in = pinned(self, x_in, "x_in", &in)) == NULL
-        || (loop->x_out = pinned(self, x_out, "x_out", &out)) == NULL)
+    void *found[HANDLES][6];
+    for (int i = 0; i < HANDLES; i++)
+        if (handles(parts[i], names[i], found[i], counts[i]) < 0)
+            return -1;
+    const cuda_layout *layout = &loop->layout;
+    if ((loop->chunk_in = pinned_of(self, arrays[0], "chunk_in", layout->chunk_floats)) == NULL
+        || (loop->step_in = pinned_of(self, arrays[1], "step_in", CUDA_ROWS * layout->step_floats)) == NULL
+        || (loop->x_out = pinned_of(self, arrays[2], "x_out", layout->rows * layout->columns)) == NULL)
         return -1;
-    if (columns < 1 || in != out || in % (size_t)columns != 0) {
-        PyErr_SetString(PyExc_ValueError, "x_in and x_out must be of one size, a multiple of columns");
-        return -1;
-    }
-    loop->high = streams[0];
-    loop->low = streams[1];
+    loop->high = found[STREAMS][0];
+    loop->low = found[STREAMS][1];
+    loop->begin = found[ENDS][0];
+    loop->end = found[ENDS][1];
     for (int side = 0; side < 2; side++) {
-        loop->filled[side] = events[side];
-        loop->idle[side] = events[2 + side];
-        loop->stepped[side] = events[4 + side];
-        loop->prefix[side] = prefix[side];
-        loop->state[side] = state[side];
-        loop->x[side] = (uint64_t)(uintptr_t)x[side];
+        loop->filled[side] = found[EVENTS][side];
+        loop->idle[side] = found[EVENTS][2 + side];
+        loop->stepped[side] = found[EVENTS][4 + side];
+        loop->prefix[side] = found[PREFIX][side];
+        loop->state[side] = found[STATE][side];
+        loop->single[side] = found[SINGLE][side];
+        for (int turn = 0; turn < 2; turn++)
+            loop->group[side][turn] = found[GROUPS][2 * side + turn];
     }
-    loop->columns = (size_t)columns;
-    loop->rows = in / (size_t)columns;
     return 0;
 }
 
+static int read_layout(PyObject *shape, cuda_layout *out)
+{
+    Py_ssize_t rows, columns, width;
+    if (!PyArg_ParseTuple(shape, "nnn", &rows, &columns, &width))
+        return -1;
+    if (rows < 1 || columns < 1 || width < 1) {
+        PyErr_SetString(PyExc_ValueError, "rows, columns and width must be 1 or more");
+        return -1;
+    }
+    *out = cuda_loop_layout((size_t)rows, (size_t)columns, (size_t)width);
+    return 0;
+}
+
+/* The sizes of a loop's pinned buffers, so that no one else computes them. */
+static PyObject *layout_of(PyObject *module, PyObject *args)
+{
+    (void)module;
+    cuda_layout layout;
+    if (read_layout(args, &layout) < 0)
+        return NULL;
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "group", (Py_ssize_t)CUDA_GROUP, "dt", (Py_ssize_t)layout.dt,
+                         "noise_share", (Py_ssize_t)layout.noise_share, "target_share", (Py_ssize_t)layout.target_share,
+                         "step_floats", (Py_ssize_t)layout.step_floats, "target", (Py_ssize_t)layout.target, "weights",
+                         (Py_ssize_t)layout.weights, "chunk_floats", (Py_ssize_t)layout.chunk_floats);
+}
+
+static PyMethodDef layout_method = {"cuda_loop_layout", layout_of, METH_VARARGS, NULL};
+
 static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"driver", "streams", "events", "prefix", "state", "x", "x_in", "x_out", "columns", NULL};
-    PyObject *driver, *parts[5], *x_in, *x_out;
-    Py_ssize_t columns;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOOOOOn", names, &driver_type, &driver, &parts[0], &parts[1],
-                                     &parts[2], &parts[3], &parts[4], &x_in, &x_out, &columns))
+    static char *names[] = {"driver", "streams", "events", "prefix", "state", "ends", "groups", "single",
+                            "shape", "chunk_in", "step_in", "x_out", NULL};
+    PyObject *driver, *parts[HANDLES], *shape, *arrays[3];
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOOOOOO!OOO", names, &driver_type, &driver, &parts[STREAMS],
+                                     &parts[EVENTS], &parts[PREFIX], &parts[STATE], &parts[ENDS], &parts[GROUPS],
+                                     &parts[SINGLE], &PyTuple_Type, &shape, &arrays[0], &arrays[1], &arrays[2]))
         return NULL;
     loop_object *self = (loop_object *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -193,7 +238,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     self->owner = (driver_object *)Py_NewRef(driver);
     self->loop.driver = &self->owner->driver;
     self->kept = PyList_New(0);
-    if (self->kept == NULL || fill(self, parts, x_in, x_out, columns) < 0) {
+    if (self->kept == NULL || read_layout(shape, &self->loop.layout) < 0 || fill(self, parts, arrays) < 0) {
         Py_DECREF((PyObject *)self);
         return NULL;
     }
@@ -213,39 +258,6 @@ static int checked_side(int side)
         return 0;
     PyErr_Format(PyExc_ValueError, "side is %d, must be 0 or 1", side);
     return -1;
-}
-
-static PyObject *loop_add_steps(loop_object *self, PyObject *args)
-{
-    int side;
-    PyObject *whole, *steps, *dt, *finish;
-    if (!PyArg_ParseTuple(args, "iOOOO", &side, &whole, &steps, &dt, &finish) || checked_side(side) < 0)
-        return NULL;
-    Py_ssize_t n = PyTuple_Check(steps) ? PyTuple_GET_SIZE(steps) : 0;
-    if (n < 1 || n > FLOW_MAX_STEPS) {
-        PyErr_Format(PyExc_ValueError, "steps must be a tuple of 1 to %d graphs", FLOW_MAX_STEPS);
-        return NULL;
-    }
-    void *step[FLOW_MAX_STEPS], *address[FLOW_MAX_STEPS], *all = PyLong_AsVoidPtr(whole);
-    size_t count = 0;
-    if ((all == NULL && PyErr_Occurred()) || handles(steps, "steps", step, n) < 0 || handles(dt, "dt", address, n) < 0)
-        return NULL;
-    const float *values = pinned(self, finish, "finish", &count);
-    if (values == NULL)
-        return NULL;
-    if (all == NULL || count != (size_t)n + 1) {
-        PyErr_Format(PyExc_ValueError, "the whole loop's handle must not be 0 and finish must hold %zd floats", n + 1);
-        return NULL;
-    }
-    cuda_steps *made = &self->loop.steps[side][n];
-    for (Py_ssize_t k = 0; k < n; k++) {
-        made->step[k] = step[k];
-        made->dt[k] = (uint64_t)(uintptr_t)address[k];
-    }
-    made->whole = all;
-    made->finish = values;
-    made->count = (int)n;
-    Py_RETURN_NONE;
 }
 
 static PyObject *loop_refresh(loop_object *self, PyObject *argument)
@@ -269,40 +281,33 @@ static PyObject *loop_encode(loop_object *self, PyObject *args)
     return ran ? Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns) : raise(self->loop.driver);
 }
 
-static int captured(const cuda_loop *loop, int side, int steps)
-{
-    if (steps >= 1 && steps <= FLOW_MAX_STEPS && loop->steps[side][steps].count > 0)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%d steps are not captured for side %d", steps, side);
-    return -1;
-}
-
 static PyObject *loop_denoise(loop_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"side", "noise", "steps", "target", "weights", "signal", NULL};
+    static char *names[] = {"side", "noise", "bias_rows", "steps", "target", "weights", "signal", NULL};
     bind_request given = {0};
     Py_buffer *buffers = given.buffers;
-    const cuda_loop *loop = &self->loop;
+    const cuda_layout *layout = &self->loop.layout;
     int side, steps;
     flow_request request;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iy*i|z*z*z*", names, &side, &buffers[NOISE], &steps, &buffers[TARGET],
-                                     &buffers[WEIGHTS], &buffers[SIGNAL]))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iy*y*i|z*z*z*", names, &side, &buffers[NOISE], &buffers[BIAS_ROWS],
+                                     &steps, &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
         return NULL;
     PyObject *made = NULL;
-    if (checked_side(side) == 0 && captured(loop, side, steps) == 0
-        && bind_request_read(&given, steps, loop->rows, loop->columns, 0, &request) == 0) {
+    if (steps < 1 || steps > FLOW_MAX_STEPS)
+        PyErr_Format(PyExc_ValueError, "steps is %d, must be 1 to %d", steps, FLOW_MAX_STEPS);
+    else if (checked_side(side) == 0
+             && bind_request_read(&given, steps, layout->rows, layout->columns, layout->width, &request) == 0) {
         Py_BEGIN_ALLOW_THREADS
         cuda_loop_denoise(&self->loop, side, &request, &result);
         Py_END_ALLOW_THREADS
-        made = result.outcome == FLOW_FAILED ? raise(loop->driver) : bind_request_result(&result);
+        made = result.outcome == FLOW_FAILED ? raise(self->loop.driver) : bind_request_result(&result);
     }
     bind_request_release(&given);
     return made;
 }
 
 static PyMethodDef loop_methods[] = {
-    {"add_steps", (PyCFunction)loop_add_steps, METH_VARARGS, NULL},
     {"refresh", (PyCFunction)loop_refresh, METH_O, NULL},
     {"encode", (PyCFunction)loop_encode, METH_VARARGS, NULL},
     {"denoise", (PyCFunction)(void (*)(void))loop_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
@@ -321,5 +326,10 @@ int bind_cuda(PyObject *module)
 {
     if (module_add_type(module, "CudaDriver", &driver_type) < 0)
         return -1;
+    PyObject *layout = PyCFunction_New(&layout_method, NULL);
+    if (layout == NULL || PyModule_AddObject(module, "cuda_loop_layout", layout) < 0) {
+        Py_XDECREF(layout);
+        return -1;
+    }
     return module_add_type(module, "CudaLoop", &loop_type);
 }

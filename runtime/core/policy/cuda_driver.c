@@ -48,8 +48,6 @@ static bool bind_symbols(cuda_driver *driver)
         {"cuStreamWaitEvent", &driver->call.stream_wait},
         {"cuEventRecord", &driver->call.event_record},
         {"cuEventSynchronize", &driver->call.event_sync},
-        {"cuMemcpyHtoDAsync_v2", &driver->call.to_device},
-        {"cuMemcpyDtoHAsync_v2", &driver->call.to_host},
     };
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
         void *found = dlsym(driver->library, symbols[i].name);

@@ -40,8 +40,6 @@ typedef struct {
     cuda_result (*stream_wait)(cuda_stream stream, cuda_event event, unsigned flags);
     cuda_result (*event_record)(cuda_event event, cuda_stream stream);
     cuda_result (*event_sync)(cuda_event event);
-    cuda_result (*to_device)(uint64_t device, const void *host, size_t bytes, cuda_stream stream);
-    cuda_result (*to_host)(void *host, uint64_t device, size_t bytes, cuda_stream stream);
 } cuda_table;
 
 typedef struct {

@@ -36,17 +36,6 @@ static bool finished(cuda_loop *loop)
     return cuda_ok(loop->driver, loop->driver->call.stream_sync(loop->high), "cuStreamSynchronize");
 }
 
-static bool to_device(cuda_loop *loop, uint64_t device, const void *host, size_t bytes)
-{
-    return cuda_ok(loop->driver, loop->driver->call.to_device(device, host, bytes, loop->high), "cuMemcpyHtoDAsync");
-}
-
-static bool to_host(cuda_loop *loop, uint64_t device)
-{
-    size_t bytes = loop->rows * loop->columns * sizeof(float);
-    return cuda_ok(loop->driver, loop->driver->call.to_host(loop->x_out, device, bytes, loop->high), "cuMemcpyDtoHAsync");
-}
-
 static bool refresh(cuda_loop *loop, int side)
 {
     return order(loop, loop->low, loop->idle[side]) && launch(loop, loop->prefix[side], loop->low)
@@ -73,93 +62,114 @@ bool cuda_loop_encode(cuda_loop *loop, int side, bool prefix, int64_t *prefix_ns
     return true;
 }
 
-static bool run_whole(cuda_loop *loop, const cuda_steps *steps, int side, flow_result *result)
-{
-    int64_t start = now_ns();
-    if (!launch(loop, steps->whole, loop->high) || !record(loop, loop->idle[side], loop->high) || !finished(loop))
-        return false;
-    int64_t took = now_ns() - start;
-    for (int k = 0; k < steps->count; k++)
-        result->step_ns[k] = took / steps->count;
-    result->steps = steps->count;
-    return true;
-}
-
 static flow_signal asked(const flow_request *request)
 {
     return request->signal == NULL ? FLOW_CONTINUE : (flow_signal)__atomic_load_n(request->signal, __ATOMIC_ACQUIRE);
 }
 
-static void tie(const cuda_loop *loop, const flow_request *request, float *x, double t)
+static size_t padded(size_t floats)
 {
-    flow_tie(request, x, loop->rows, loop->columns, t);
+    return (floats + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
 }
 
-/* x[k % 2] comes to the host, is drawn to the path and goes back. */
-static bool tie_on_host(cuda_loop *loop, const flow_request *request, int k)
+cuda_layout cuda_loop_layout(size_t rows, size_t columns, size_t width)
 {
-    if (!to_host(loop, loop->x[k % 2]) || !finished(loop))
-        return false;
-    tie(loop, request, loop->x_out, 1.0 - (double)k / request->steps);
-    return to_device(loop, loop->x[k % 2], loop->x_out, loop->rows * loop->columns * sizeof(float));
+    size_t cells = padded(rows * columns), bias = padded(width);
+    return (cuda_layout){.rows = rows,
+                         .columns = columns,
+                         .width = width,
+                         .dt = bias,
+                         .noise_share = bias + CUDA_ALIGN,
+                         .target_share = bias + 2 * CUDA_ALIGN,
+                         .step_floats = bias + 3 * CUDA_ALIGN,
+                         .target = cells,
+                         .weights = 2 * cells,
+                         .chunk_floats = 2 * cells + padded(rows)};
 }
 
-/* Step k; the last one of a hurried chunk takes the rest of the way. */
-static bool enqueue(cuda_loop *loop, const cuda_steps *steps, int k, bool rest)
+/* Without a target the weights are 0, and tying changes nothing. */
+static void fill_chunk(cuda_loop *loop, const flow_request *request)
 {
-    if (rest && !to_device(loop, steps->dt[k], &steps->finish[k], sizeof(float)))
-        return false;
-    if (!launch(loop, steps->step[k], loop->high))
-        return false;
-    if (rest && !to_device(loop, steps->dt[k], &steps->finish[steps->count], sizeof(float)))
-        return false;
-    return record(loop, loop->stepped[k % 2], loop->high);
+    const cuda_layout *layout = &loop->layout;
+    size_t cells = layout->rows * layout->columns;
+    memset(loop->chunk_in, 0, layout->chunk_floats * sizeof(float));
+    memcpy(loop->chunk_in, request->noise, cells * sizeof(float));
+    if (request->target == NULL)
+        return;
+    memcpy(loop->chunk_in + layout->target, request->target, cells * sizeof(float));
+    memcpy(loop->chunk_in + layout->weights, request->weights, layout->rows * sizeof(float));
 }
 
-static flow_outcome run_steps(cuda_loop *loop, const cuda_steps *steps, const flow_request *request, flow_result *result)
+/* What step k reads, `taken` steps long. */
+static void fill_step(cuda_loop *loop, const flow_request *request, float *row, int k, int taken)
 {
-    int k = 0, n = steps->count;
+    const cuda_layout *layout = &loop->layout;
+    double t = 1.0 - (double)k / request->steps;
+    memcpy(row, request->bias_rows + (size_t)k * layout->width, layout->width * sizeof(float));
+    row[layout->dt] = (float)(-(double)taken / request->steps);
+    row[layout->noise_share] = (float)t;
+    row[layout->target_share] = (float)(1.0 - t);
+}
+
+/* Launches the steps from k on, one graph; `turn` says whose rows are free. Returns how many steps it takes, 0 on
+ * failure. */
+static int launch_steps(cuda_loop *loop, int side, const flow_request *request, int k, int turn, bool rest)
+{
+    int count = rest || request->steps - k < CUDA_GROUP ? 1 : CUDA_GROUP;
+    cuda_exec exec = count == 1 ? loop->single[side] : loop->group[side][turn];
+    float *rows = loop->step_in + (size_t)(count == 1 ? 2 : turn) * CUDA_GROUP * loop->layout.step_floats;
+    for (int i = 0; i < count; i++)
+        fill_step(loop, request, rows + (size_t)i * loop->layout.step_floats, k + i, rest ? request->steps - k : 1);
+    return launch(loop, exec, loop->high) && record(loop, loop->stepped[turn], loop->high) ? count : 0;
+}
+
+static void share_time(flow_result *result, int from, int count, int64_t took_ns)
+{
+    for (int i = 0; i < count; i++)
+        result->step_ns[from + i] = took_ns / count;
+}
+
+static flow_outcome run_steps(cuda_loop *loop, int side, const flow_request *request, flow_result *result)
+{
+    int k = 0, running = 0; /* steps launched; of these, in the newest launch */
     int64_t before = now_ns();
-    tie(loop, request, loop->x_in, 1.0);
-    if (!to_device(loop, loop->x[0], loop->x_in, loop->rows * loop->columns * sizeof(float)))
+    fill_chunk(loop, request);
+    if (!launch(loop, loop->begin, loop->high))
         return FLOW_FAILED;
-    for (bool last = false; k < n && !last; k++) {
+    bool last = false;
+    for (int turn = 0; k < request->steps && !last; turn = 1 - turn) {
         flow_signal signal = k == 0 ? FLOW_CONTINUE : asked(request);
         if (signal == FLOW_ABANDON) {
             result->steps = k;
             return finished(loop) ? FLOW_ABANDONED : FLOW_FAILED;
         }
         last = signal == FLOW_FINISH;
-        if (k > 0 && request->target != NULL && !tie_on_host(loop, request, k))
+        int count = launch_steps(loop, side, request, k, turn, last);
+        if (count == 0 || (k > 0 && !reached(loop, loop->stepped[1 - turn])))
             return FLOW_FAILED;
-        if (!enqueue(loop, steps, k, last) || (k > 0 && !reached(loop, loop->stepped[(k - 1) % 2])))
-            return FLOW_FAILED;
+        int64_t now = now_ns();
         if (k > 0) {
-            result->step_ns[k - 1] = now_ns() - before;
-            before += result->step_ns[k - 1];
+            share_time(result, k - running, running, now - before);
+            before = now;
         }
+        running = count;
+        k += count;
     }
-    if (!to_host(loop, loop->x[k % 2]) || !finished(loop))
+    if (!launch(loop, loop->end, loop->high) || !finished(loop))
         return FLOW_FAILED;
-    result->step_ns[k - 1] = now_ns() - before;
+    share_time(result, k - running, running, now_ns() - before);
     result->steps = k;
-    tie(loop, request, loop->x_out, 0.0);
+    flow_tie(request, loop->x_out, loop->layout.rows, loop->layout.columns, 0.0);
     return FLOW_DONE;
 }
 
 void cuda_loop_denoise(cuda_loop *loop, int side, const flow_request *request, flow_result *result)
 {
-    const cuda_steps *steps = &loop->steps[side][request->steps];
     memset(result, 0, sizeof *result);
     result->outcome = FLOW_FAILED;
     if (!cuda_enter(loop->driver) || !order(loop, loop->high, loop->filled[side]))
         return;
-    memcpy(loop->x_in, request->noise, loop->rows * loop->columns * sizeof(float));
-    if (request->target == NULL && request->signal == NULL) {
-        result->outcome = run_whole(loop, steps, side, result) ? FLOW_DONE : FLOW_FAILED;
-        return;
-    }
-    result->outcome = run_steps(loop, steps, request, result);
+    result->outcome = run_steps(loop, side, request, result);
     if (result->outcome != FLOW_FAILED && !record(loop, loop->idle[side], loop->high))
         result->outcome = FLOW_FAILED;
 }

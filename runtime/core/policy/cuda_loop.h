@@ -6,6 +6,12 @@
  * low stream behind a prefix; the high stream waits for it) and `idle` (recorded on
  * the high stream behind the last reader; the low stream waits for it before the
  * side is overwritten). Pinned inputs of a prefix are read until `filled`.
+ *
+ * A chunk is: `begin` takes `chunk_in` to the device and x = noise; graphs of
+ * CUDA_GROUP steps (`single` for an odd one, or for the rest of a hurried chunk), each
+ * step copying its row of `step_in` to the device, tying x and taking the Euler step;
+ * `end` brings x to `x_out`. Groups take turns between two graphs with rows of their
+ * own, so that one is filled and launched while the other runs.
  */
 #ifndef VLA_CUDA_LOOP_H
 #define VLA_CUDA_LOOP_H
@@ -13,25 +19,34 @@
 #include "cuda_driver.h"
 #include "flow.h"
 
-/* The captured steps of one side and one step count n. */
+enum {
+    CUDA_GROUP = 2,                   /* steps a graph */
+    CUDA_ROWS = 2 * CUDA_GROUP + 1,   /* rows of step_in: of turn 0, of turn 1, of `single` */
+    CUDA_ALIGN = 256 / sizeof(float), /* floats: TensorRT's tensors begin at multiples of 256 bytes */
+};
+
+/* The pinned layouts, in floats. A step's row: time bias, then dt, t and 1 - t at `dt`, `noise_share` and
+ * `target_share`. chunk_in: noise, then target and weights. */
 typedef struct {
-    int count;                      /* n; 0: nothing is captured */
-    cuda_exec whole;                /* pinned x_in -> n steps -> pinned x_out */
-    cuda_exec step[FLOW_MAX_STEPS]; /* step k alone: x[k % 2] -> x[(k + 1) % 2] */
-    uint64_t dt[FLOW_MAX_STEPS];    /* device address of the float that step k reads, -1/n */
-    const float *finish;            /* pinned: -(n - k)/n for each k, then -1/n */
-} cuda_steps;
+    size_t rows, columns, width; /* chunk, action, time bias */
+    size_t dt, noise_share, target_share, step_floats;
+    size_t target, weights, chunk_floats;
+} cuda_layout;
 
 typedef struct {
     cuda_driver *driver;
     cuda_stream high, low;
     cuda_event filled[2], idle[2], stepped[2];
-    cuda_exec prefix[2], state[2];
-    float *x_in, *x_out; /* pinned, [rows, columns] */
-    uint64_t x[2];       /* device */
-    size_t rows, columns;
-    cuda_steps steps[2][FLOW_MAX_STEPS + 1]; /* by side and n */
+    cuda_exec prefix[2], state[2]; /* by side */
+    cuda_exec begin, end;
+    cuda_exec group[2][2]; /* by side and turn */
+    cuda_exec single[2];   /* by side */
+    cuda_layout layout;
+    float *chunk_in, *step_in; /* pinned; step_in: [CUDA_ROWS, step_floats] */
+    float *x_out;              /* pinned, [rows, columns] */
 } cuda_loop;
+
+cuda_layout cuda_loop_layout(size_t rows, size_t columns, size_t width);
 
 /* Starts the prefix of `side` on the low stream and returns at once. */
 bool cuda_loop_refresh(cuda_loop *loop, int side);
@@ -39,9 +54,9 @@ bool cuda_loop_refresh(cuda_loop *loop, int side);
 /* Runs [the prefix and] the state row of `side`; returns when they are complete. */
 bool cuda_loop_encode(cuda_loop *loop, int side, bool prefix, int64_t *prefix_ns, int64_t *state_ns);
 
-/* Runs the steps on what `side` holds; the result lies in x_out. Of the request, bias_rows is not used: the rows are on
- * the device. Without signal and target it is one launch, whose time is told in equal shares; with a signal, steps are
- * launched one ahead, so that an abandoned chunk costs at most one step more. */
+/* Runs the steps on what `side` holds; the result lies in x_out. The signal is read before every launch but the first;
+ * launches go one ahead, so that an abandoned chunk costs at most two graphs' steps more. Steps of one graph share
+ * its time in equal parts. */
 void cuda_loop_denoise(cuda_loop *loop, int side, const flow_request *request, flow_result *result);
 
 #endif
