@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vla_edge.benchmarks.measure import SCHEMA
 from vla_edge.errors import CheckFailed, ConfigError
+from vla_edge.fields import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,8 @@ class Change:
 
 def read_result(path: Path) -> dict[str, Any]:
     """ConfigError: not a result of this version."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as a result ({error}); give a JSON file written by vla-bench"
-        ) from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not _has_times(content):
+    content = read_object(path, ConfigError, "give a JSON file written by vla-bench")
+    if content.get("schema") != SCHEMA or not _has_times(content):
         raise ConfigError(f"{path}: not a vla-bench result of schema {SCHEMA}; measure again")
     return content
 

@@ -7,7 +7,6 @@ size and names each episode's place in `meta/episodes`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vla_edge.errors import DatasetError
+from vla_edge.fields import parse_json
 
 V21 = "v2.1"
 V30 = "v3.0"
@@ -158,10 +158,7 @@ def _text(path: Path) -> str:
 
 
 def _parsed(path: Path, text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}{where} is not JSON ({error}); restore it from the source of the data set") from None
+    return parse_json(text, f"{path}{where}", DatasetError, "restore it from the source of the dataset")
 
 
 def read_info(root: Path) -> Info:

@@ -8,11 +8,20 @@ is downloaded.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vla_edge.errors import CheckpointError
+from vla_edge.fields import read_object
 
 VLM_FOLDER = "vlm"
 """Where a self-contained checkpoint keeps its backbone's config and tokenizer."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint."""
+    return read_object(
+        file, CheckpointError, "copy the checkpoint again", "missing; give the folder that save_pretrained wrote"
+    )
 
 
 def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:

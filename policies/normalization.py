@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.fields import take
 from vla_edge.policies.features import ACTION, STATE
-from vla_edge.policies.json_fields import take
 
 EPS = 1e-8
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.fields import take
+from vla_edge.policies.checkpoint_folder import read_json
 from vla_edge.policies.features import ACTION, STATE, PolicyConfig
-from vla_edge.policies.json_fields import read_json, take
 from vla_edge.policies.normalization import (
     EPS,
     Normalization,

@@ -19,6 +19,7 @@ from typing import Any
 
 from vla_edge.contract import KOCH_JOINTS, JointCalibration
 from vla_edge.errors import JointCalibrationError
+from vla_edge.fields import parse_json
 from vla_edge.files import write_text
 from vla_edge.robot.registers import COUNTS_PER_TURN
 
@@ -79,10 +80,7 @@ def load_joint_calibration(path: Path) -> JointCalibrations:
 
 def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
     """`text` is the JSON; `source` stands in messages."""
-    try:
-        data = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise JointCalibrationError(f"{source}: not JSON ({error}); give LeRobot's calibration of this arm") from None
+    data = parse_json(text, source, JointCalibrationError, "give LeRobot's calibration of this arm")
     if not isinstance(data, dict):
         raise JointCalibrationError(f"{source}: not one object per joint; give LeRobot's calibration of this arm")
     missing = [name for name in KOCH_JOINTS if name not in data]

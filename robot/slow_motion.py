@@ -7,13 +7,13 @@ control` has its own loop and its own `park`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.errors import BusError, JointCalibrationError
+from vla_edge.fields import read_object
 from vla_edge.files import write_json
 from vla_edge.robot.arm import ArmReading, RobotArm
 from vla_edge.robot.joint_calibration import JointCalibrations
@@ -108,17 +108,14 @@ def park_pose_path(calibration: JointCalibrations) -> Path:
 def load_park_pose(calibration: JointCalibrations) -> dict[str, int]:
     """Goal counts per joint. Errors: JointCalibrationError when none is stored or it does not fit the calibration."""
     path = park_pose_path(calibration)
-    try:
-        pose = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise JointCalibrationError(
-            f"no parking pose {path}; rest the limp arm safely and run `vla-runtime move --store-park` with its "
-            "--port and --joints"
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise JointCalibrationError(f"{path}: not JSON ({error}); store the parking pose again") from None
+    pose = read_object(
+        path,
+        JointCalibrationError,
+        "store the parking pose again",
+        "no parking pose; rest the limp arm safely and run `vla-runtime move --store-park` with its --port and --joints",
+    )
     names = [joint.name for joint in calibration.joints]
-    if not isinstance(pose, dict) or sorted(pose) != sorted(names):
+    if sorted(pose) != sorted(names):
         raise JointCalibrationError(
             f"{path}: not one number per joint ({', '.join(names)}); store the parking pose again"
         )

@@ -10,12 +10,13 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vla_edge.fields import to_json
 from vla_edge.files import put_in_place, write_json
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_adapters, save_state
 from vla_edge.training.random_state import rng_file, save_rng
-from vla_edge.training.run_config import TrainConfig, to_json
+from vla_edge.training.run_config import TrainConfig
 
 
 def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:

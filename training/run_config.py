@@ -6,15 +6,15 @@ resumed run reads it from there: what was not saved cannot differ.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.fields import build, read_object
 from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
@@ -26,9 +26,6 @@ CHOICES = {
 }
 TRANSFORMS = 6
 """Kinds of image augmentation (`augment.py`)."""
-T = TypeVar("T")
-_EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
-"""YAML 1.1 reads 5e-5 as a text; a person means the number."""
 
 
 def _within(name: str, value: float, low: float, high: float = inf) -> None:
@@ -196,32 +193,10 @@ class TrainConfig:
             )
 
 
-def from_json(kind: type[T], content: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass `kind` from JSON or YAML values; ConfigError names an unknown or wrongly typed field."""
-    hints = get_type_hints(kind)
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    for name in content:
-        if name not in known:
-            raise ConfigError(f"{where}: unknown field {name!r}; known are {', '.join(sorted(known))}")
-    try:
-        return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in content.items()})
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON values; `from_json` reads it back equal."""
-    return json.loads(json.dumps(asdict(config)))  # type: ignore[no-any-return]
-
-
 def read_config(file: Path) -> TrainConfig:
     """The configuration a run or checkpoint was saved with."""
-    try:
-        return from_json(TrainConfig, json.loads(file.read_text()), file.name)
-    except FileNotFoundError:
-        raise TrainingError(f"{file}: missing; this is not a run of vla-train") from None
-    except ValueError as error:
-        raise TrainingError(f"{file}: not valid JSON ({error}); the run cannot be resumed") from None
+    content = read_object(file, TrainingError, "the run cannot be resumed", "missing; this is not a run of vla-train")
+    return build(TrainConfig, content, file.name, ConfigError)
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -235,25 +210,3 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return replace(
         config, **outer, **{name: replace(getattr(config, name), **changed) for name, changed in inner.items()}
     )
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {type(value).__name__}, must be a mapping")
-        return from_json(hint, value, where)
-    text = str(hint)
-    if text.startswith("tuple["):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} is {type(value).__name__}, must be a list")
-        inner = hint.__args__[0]
-        return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
-    if hint in (int, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ConfigError(f"{where} is {value!r}, must be {hint.__name__}")
-    if hint is float:
-        raise ConfigError(f"{where} is {value!r}, must be a number")
-    return value

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import TrainingError
+from vla_edge.fields import build, read_object
 from vla_edge.files import write_json, write_text
 
 METRICS = "metrics.jsonl"
@@ -79,12 +80,9 @@ def cut_metrics(run: Path, step: int) -> dict[str, Any]:
 
 def read_status(run: Path) -> Status:
     """The newest status of the run; TrainingError when `run` is none."""
-    try:
-        return Status(**json.loads((run / STATUS).read_text()))
-    except FileNotFoundError:
-        raise TrainingError(f"{run}: no {STATUS}; give the output folder of a vla-train run") from None
-    except (ValueError, TypeError) as error:
-        raise TrainingError(f"{run / STATUS}: not a status ({error}); look at {METRICS} instead") from None
+    file, advice = run / STATUS, f"look at {METRICS} instead"
+    content = read_object(file, TrainingError, advice, "missing; give the output folder of a vla-train run")
+    return build(Status, content, file, TrainingError, advice)
 
 
 def checkpoints_of(run: Path) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.fields import to_json
 from vla_edge.files import write_json
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
@@ -19,7 +20,7 @@ from vla_edge.training.loop import Outcome, make_accelerator, train
 from vla_edge.training.loop_inputs import Setup, assemble, policy_fields
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
-from vla_edge.training.run_config import OptimizerConfig, TrainConfig, read_config, to_json
+from vla_edge.training.run_config import OptimizerConfig, TrainConfig, read_config
 from vla_edge.training.run_files import has_ended, trained_by_other
 from vla_edge.training.scratch import policy_from_scratch
 from vla_edge.training.sequential.phases import hold_out

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError
+from vla_edge.fields import read_object
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.options import (
@@ -80,10 +80,4 @@ def policy_options(file: Path | None) -> dict[str, Any]:
     """The fields of a JSON file; ConfigError when it is unreadable or no object."""
     if file is None:
         return {}
-    try:
-        content = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{file}: no JSON to read ({error}); write the policy's fields as one object") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: holds no object; write the policy's fields as one object")
-    return content
+    return read_object(file, ConfigError, "write the policy's fields as one object")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.run_config import TrainConfig, to_json
+from vla_edge.fields import to_json
+from vla_edge.training.run_config import TrainConfig
 
 Track = Callable[[Mapping[str, Any]], None]
 

@@ -16,13 +16,14 @@ import platform
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import MANIFEST, GraphFile, TensorSpec
 from vla_edge.engines.tensorrt.cuda import GpuFacts
 from vla_edge.errors import EngineError
+from vla_edge.fields import build, read_object
 from vla_edge.files import write_bytes
 
 SCHEMA = 1
@@ -173,26 +174,10 @@ def read_engine(graph: GraphFile, compiler: Compiler, sidecar: Sidecar) -> bytes
 
 def read_sidecar(file: Path, again: str) -> Sidecar:
     """EngineError: missing, not JSON, another schema, or a field that is missing, unknown or of the wrong type."""
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise EngineError(f"{file}: missing; {again}") from None
-    except ValueError as error:
-        raise EngineError(f"{file}: not valid JSON ({error}); {again}") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise EngineError(
-            f"{file}: schema is {content.get('schema') if isinstance(content, dict) else 'missing'}, this version "
-            f"reads {SCHEMA}; {again}"
-        )
-    try:
-        values = dict(content)
-        values["identity"] = _built(EngineIdentity, {**values["identity"], "flags": tuple(values["identity"]["flags"])})
-        for name in ("inputs", "outputs"):
-            values[name] = tuple(_built(TensorSpec, {**item, "shape": tuple(item["shape"])}) for item in values[name])
-        sidecar: Sidecar = _built(Sidecar, values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{file}: field {error} is missing or wrong; {again}") from None
-    return sidecar
+    content = read_object(file, EngineError, again)
+    if content.get("schema") != SCHEMA:
+        raise EngineError(f"{file}: schema is {content.get('schema')}, this version reads {SCHEMA}; {again}")
+    return build(Sidecar, content, file, EngineError, again)
 
 
 def onnx_digest(graph: GraphFile) -> str:
@@ -236,18 +221,6 @@ def l4t_release(file: Path = Path("/etc/nv_tegra_release")) -> str:
         return ""
     found = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)
     return f"{found.group(1)}.{found.group(2)}" if found else text.splitlines()[0][:80]
-
-
-def _built(kind: Any, values: Mapping[str, Any]) -> Any:
-    kinds = {"str": str, "int": int}
-    for item in fields(kind):
-        wanted = kinds.get(str(item.type))
-        if item.name not in values or (wanted and type(values[item.name]) is not wanted):
-            raise KeyError(item.name)
-    unknown = set(values) - {item.name for item in fields(kind)}
-    if unknown:
-        raise KeyError(sorted(unknown)[0])
-    return kind(**values)
 
 
 def _words(value: Any) -> str:

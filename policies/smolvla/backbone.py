@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.json_fields import read_json, take, take_positive
+from vla_edge.fields import take, take_positive
+from vla_edge.policies.checkpoint_folder import read_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.policies.checkpoint_folder import read_json
 from vla_edge.policies.features import ACTION, STATE, Feature, read_features
-from vla_edge.policies.json_fields import read_json
 from vla_edge.policies.smolvla.backbone import TextConfig
 
 EMPTY_CAMERA = "observation.images.empty_camera_"

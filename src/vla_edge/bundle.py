@@ -13,17 +13,19 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import BundleError
+from vla_edge.fields import build, parse_json
 from vla_edge.files import write_bytes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 TABLES = "tables.safetensors"
 TOKENIZER = "tokenizer.json"
+AGAIN = "export the bundle again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +191,7 @@ def open_bundle(path: Path | str) -> Bundle:
     if not file.is_file():
         raise BundleError(f"{folder}: no {MANIFEST}; give a folder written by export-engines")
     data = file.read_bytes()
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: not valid JSON ({error}); copy or export the bundle again") from None
+    content = parse_json(data, file, BundleError, "copy or export the bundle again")
     return Bundle(folder, _manifest(content, file), hashlib.sha256(data).hexdigest())
 
 
@@ -237,76 +236,8 @@ def _manifest(content: Any, file: Path) -> Manifest:
         raise BundleError(
             f"{file}: schema {content['schema']} is {age} than {SCHEMA}, the one this version reads; {advice}"
         )
-    try:
-        manifest: Manifest = _build(Manifest, content, "manifest")
-        _check_names(manifest)
-        return manifest
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BundleError(f"{file}: {error}; export the bundle again") from None
-
-
-def _check_names(manifest: Manifest) -> None:
-    """Files are named relative to the bundle and stay inside it."""
+    manifest = build(Manifest, content, file, BundleError, AGAIN)
     for name in manifest.files:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"manifest.files names {name!r}, which is not a file inside the bundle")
-
-
-_NESTED: dict[tuple[type, str], tuple[str, type]] = {
-    (Manifest, "policy"): ("one", PolicySpec),
-    (Manifest, "cameras"): ("tuple", CameraSpec),
-    (Manifest, "tokenizer"): ("one", TokenizerSpec),
-    (Manifest, "normalization"): ("tuple", NormalizationSpec),
-    (Manifest, "graphs"): ("dict", GraphSpec),
-    (GraphSpec, "inputs"): ("tuple", TensorSpec),
-    (GraphSpec, "outputs"): ("tuple", TensorSpec),
-}
-
-
-def _build(kind: Any, content: Any, where: str) -> Any:
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} is not an object")
-    known = {item.name: item for item in fields(kind)}
-    for name in content:
-        if name not in known:
-            raise ValueError(f"unknown field {where}.{name}")
-    values = {}
-    for name, value in content.items():
-        how, nested = _NESTED.get((kind, name), ("", None))
-        if how == "one":
-            value = _build(nested, value, f"{where}.{name}")
-        elif how == "tuple":
-            value = tuple(_build(nested, item, f"{where}.{name}") for item in value)
-        elif how == "dict":
-            value = {key: _build(nested, item, f"{where}.{name}.{key}") for key, item in value.items()}
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check(value, str(known[name].type), f"{where}.{name}")
-        values[name] = value
-    missing = [
-        name
-        for name, item in known.items()
-        if name not in values and item.default is MISSING and item.default_factory is MISSING
-    ]
-    if missing:
-        raise ValueError(f"missing field {where}.{missing[0]}")
-    return kind(**values)
-
-
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "str": (str,), "float": (int, float), "bool": (bool,)}
-
-
-def _check(value: Any, annotation: str, where: str) -> None:
-    if annotation in _TYPES:
-        allowed = _TYPES[annotation]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and annotation != "bool"):
-            raise ValueError(f"{where} is {type(value).__name__}, must be {annotation}")
-    elif annotation.startswith("tuple["):
-        if not isinstance(value, tuple):
-            raise ValueError(f"{where} is {type(value).__name__}, must be a list")
-        inner = annotation[6:].split(",")[0].rstrip("]")
-        for item in value:
-            if inner in _TYPES:
-                _check(item, inner, where)
-    elif annotation.startswith("Mapping[") and not isinstance(value, dict):
-        raise ValueError(f"{where} is {type(value).__name__}, must be an object")
+            raise BundleError(f"{file}: files names {name!r}, which is not a file inside the bundle; {AGAIN}")
+    return manifest

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.fields import build, to_json
 from vla_edge.training.cls_report import auroc
 from vla_edge.training.craft.conflict_projection import (
     CraftConfig,
@@ -23,7 +24,7 @@ from vla_edge.training.craft.conflict_projection import (
 )
 from vla_edge.training.objective import lr_factor
 from vla_edge.training.prediction_errors import baselines, chunk_errors
-from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig, from_json, to_json
+from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, describe, read_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source, quota
 from vla_edge.training.sequential.phases import hold_out, read_stages
@@ -213,7 +214,7 @@ def test_the_shipped_kuavo_stages_are_those_of_the_specification():
     [
         ("mix: [0.2, 0.7]", "shares sum to 1"),
         ("mix: [0.2, 0.2, 0.6]", "mixes 3 tasks, there are 2"),
-        ("mix: [0.2, 0.8], speed: 3", "unknown field 'speed'"),
+        ("mix: [0.2, 0.8], speed: 3", "unknown field .*speed"),
         ("mix: [0.2, fast]", "must be a number"),
     ],
 )
@@ -279,11 +280,11 @@ def test_a_configuration_reads_back_equal_and_names_what_is_wrong():
     config = TrainConfig(
         "p", "o", (TaskData("a", "x", 0.5, (1, 2), (3,)),), craft=CraftConfig(anchors="c", merge="equal")
     )
-    assert from_json(TrainConfig, to_json(config), "run") == config
-    with pytest.raises(ConfigError, match="unknown field 'stepz'"):
-        from_json(TrainConfig, {**to_json(config), "stepz": 3}, "run")
-    with pytest.raises(ConfigError, match="run.optimizer.lr is 'high'"):
-        from_json(TrainConfig, {**to_json(config), "optimizer": {"lr": "high"}}, "run")
+    assert build(TrainConfig, to_json(config), "run", ConfigError) == config
+    with pytest.raises(ConfigError, match="unknown field stepz; did you mean 'steps'"):
+        build(TrainConfig, {**to_json(config), "stepz": 3}, "run", ConfigError)
+    with pytest.raises(ConfigError, match="run: optimizer.lr is 'high'"):
+        build(TrainConfig, {**to_json(config), "optimizer": {"lr": "high"}}, "run", ConfigError)
     with pytest.raises(ConfigError, match="precision 'fp8'"):
         TrainConfig("p", "o", (), precision="fp8")
 
@@ -312,5 +313,5 @@ def test_status_tells_what_a_person_asks_for(tmp_path: Path):
         "out of memory",
     ):
         assert piece in told
-    with pytest.raises(TrainingError, match="no status.json"):
+    with pytest.raises(TrainingError, match="status.json: missing; give the output folder"):
         describe(tmp_path / "elsewhere")

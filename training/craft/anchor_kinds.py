@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vla_edge.errors import TrainingError
+from vla_edge.fields import read_object
 
 METADATA = "metadata.json"
 
@@ -23,10 +23,7 @@ def cache_type(folder: Path) -> str:
         raise TrainingError(f"{folder}: no anchor cache there; build one with `vla-train anchors`")
     file = folder / METADATA
     if file.is_file():
-        try:
-            named = json.loads(file.read_text()).get("cache_type")
-        except (ValueError, AttributeError) as error:
-            raise TrainingError(f"{file}: not valid JSON ({error}); build the anchors again") from None
+        named = read_object(file, TrainingError, "build the anchors again").get("cache_type")
         if named in ("hidden_state", "token_level"):
             return str(named)
     return "token_level" if "labels" in _first_keys(folder) else "hidden_state"

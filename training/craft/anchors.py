@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vla_edge.bundle import file_sha256
 from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.fields import build, parse_json
 from vla_edge.files import new_folder
 from vla_edge.policies.features import ACTION
 from vla_edge.policies.scaling import pad_last
@@ -135,15 +136,13 @@ class AnchorCache:
         data = (folder / METADATA).read_bytes()
         self.folder = folder
         self.digest = hashlib.sha256(data).hexdigest()
+        again = "build the anchors again"
+        content = parse_json(data, folder / METADATA, TrainingError, again)
+        self.meta = build(AnchorMeta, content, folder / METADATA, TrainingError, again)
         try:
-            content = json.loads(data)
-            tuples = {name: tuple(content[name]) for name in ("features", "layers", "pooling")}
-            self.meta = AnchorMeta(**{**content, **tuples})
             self._shards = [safe_open(folder / name, framework="pt") for name in self.meta.shards]
-        except (ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{folder / METADATA}: damaged ({error}); build the anchors again") from None
         except (FileNotFoundError, SafetensorError) as error:
-            raise TrainingError(f"{folder}: a shard cannot be read ({error}); build the anchors again") from None
+            raise TrainingError(f"{folder}: a shard cannot be read ({error}); {again}") from None
         for name, digest in self.meta.shards.items():
             if file_sha256(folder / name) != digest:
                 raise TrainingError(f"{folder / name}: damaged or changed (sha256 differs); build the anchors again")

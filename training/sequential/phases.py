@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, from_json, to_json
+from vla_edge.fields import build, read_object, to_json
+from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig
 
 KUAVO = "kuavo"
 
@@ -99,15 +99,8 @@ def read_stages(file: Path | str) -> StagePlan:
     """
     shipped = str(file) == KUAVO
     path = Path(str(files("vla_edge.training") / f"{KUAVO}.yaml")) if shipped else Path(file)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such stage file; give a YAML file or the shipped name {KUAVO}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds no mapping; see the shipped {KUAVO} stages")
-    plan = from_json(StagePlan, content, path.name)
+    advice = f"give a YAML file or the shipped name {KUAVO}"
+    plan = build(StagePlan, read_object(path, ConfigError, advice), path.name, ConfigError)
     _check(plan, path.name)
     base = Path.cwd() if shipped else path.parent.resolve()
     return _with_tasks(plan, {task.name: str((base / task.dataset).resolve()) for task in plan.tasks})
