@@ -33,6 +33,7 @@ from vla_edge.benchmarks.jitter import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.contract import Frame
+from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, run_command
 from vla_edge.files import write_json
@@ -42,7 +43,7 @@ from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.mjcf import CAMERAS
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
-from vla_edge.runtime.control.control_process import limits_of, load_core
+from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, LoopFiles
 from vla_edge.runtime.control.handover import HandOver
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions

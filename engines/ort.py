@@ -24,7 +24,7 @@ from vla_edge.engines.engine import Backend, Engine, EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.engines.ort_native import open_native
-from vla_edge.errors import EngineError
+from vla_edge.errors import CoreError, EngineError
 
 CPU = "CPUExecutionProvider"
 OLDEST = (1, 20)
@@ -42,7 +42,7 @@ def open_cpu(options: EngineOptions) -> Engine:
         return _python_binding(options, "Python binding, quantised products as written")
     try:
         return open_native(options)
-    except EngineError as reason:
+    except (CoreError, EngineError) as reason:
         return _python_binding(options, f"Python binding, native sessions not possible: {reason}")
 
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
+from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, aligned_zeros, drop_pages
 from vla_edge.engines.engine import EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.errors import EngineError
+
+if TYPE_CHECKING:
+    from vla_edge._core import OrtBinding, OrtRuntime, OrtSession
 
 SELF_TEST_MODEL = (
     b'\x08\x08:u\n\x11\n\x01x\n\x01w\x12\x01h"\x06MatMul\n\x0e\n\x01h\n\x01x\x12\x01y"\x03Add\x12'
@@ -34,8 +37,9 @@ sessions do. tests/engines/test_engine_native.py rebuilds it with the onnx packa
 
 
 def open_native(options: EngineOptions) -> NativeOrtEngine:
-    """ONNX Runtime's CPU provider through its C function table. EngineError says why it cannot be used here."""
-    core = _core()
+    """ONNX Runtime's CPU provider through its C function table. EngineError or CoreError says why it cannot be used
+    here."""
+    core = load_core()
     library = _library()
     try:
         runtime = core.OrtRuntime(str(library), options.threads, options.spin)
@@ -50,7 +54,7 @@ class NativeOrtEngine:
 
     name = "ort"
 
-    def __init__(self, runtime: Any) -> None:
+    def __init__(self, runtime: OrtRuntime) -> None:
         self.detail = f"ONNX Runtime {runtime.version}, native"
         self._runtime = runtime
 
@@ -62,7 +66,7 @@ class NativeOrtEngine:
         """Load `graph`; its external tensors are used where they are mapped. EngineError when ONNX Runtime refuses
         it."""
         try:
-            session = self._runtime.session(graph.model, {}, external_arrays(graph), str(graph.path.parent))
+            session = self._runtime.session(graph.model, external_arrays(graph), str(graph.path.parent))
         except RuntimeError as error:
             raise EngineError(
                 f"{graph.path}: {self.name} refused the graph: {error}; export the bundle again"
@@ -79,10 +83,10 @@ class NativeOrtEngine:
 class NativeGraph(LoadedGraph):
     """One graph in a session of the C core."""
 
-    def __init__(self, session: Any, graph: GraphFile) -> None:
+    def __init__(self, session: OrtSession, graph: GraphFile) -> None:
         super().__init__(graph)
         self._graph, self._session = graph, session
-        self.binding = session.binding()
+        self.binding: OrtBinding = session.binding()
 
     def rebound(self, exchanged: Mapping[str, NDArray[Any]]) -> NativeGraph:
         """The same loaded graph with the same buffers but those in `exchanged`: the other half of a ping-pong pair."""
@@ -111,7 +115,7 @@ class NativeLoop:
         self._x = (buffers["x"], buffers["x_next"])
         self._odd = step.rebound({"x": buffers["x_next"], "x_next": buffers["x"]})
         rows = [(tensor, row) for row, tensor in graphs.state_rows]
-        self._flow = _core().Flow(
+        self._flow = load_core().Flow(
             prefix.binding,
             state.binding,
             step.binding,
@@ -146,16 +150,6 @@ class NativeLoop:
         return FlowReport(None if abandoned else self._x[len(took) % 2][0].copy(), took)
 
 
-def _core() -> ModuleType:
-    try:
-        from vla_edge import _core
-    except ImportError:
-        raise EngineError(
-            "the C core vla_edge._core is not built; install a C compiler and reinstall vla-edge"
-        ) from None
-    return _core
-
-
 def _library() -> Path:
     found = find_spec("onnxruntime")
     if found is None or not found.submodule_search_locations:
@@ -166,10 +160,10 @@ def _library() -> Path:
     return libraries[0]
 
 
-def _self_test(runtime: Any) -> None:
+def _self_test(runtime: OrtRuntime) -> None:
     """One small graph through every function of the table that is used. RuntimeError when a number differs."""
     weights = np.array([[1, 2], [3, 4]], np.float32)
-    binding = runtime.session(SELF_TEST_MODEL, {}, {"w": weights}).binding()
+    binding = runtime.session(SELF_TEST_MODEL, {"w": weights}).binding()
     x, y = np.array([[1, -1], [0.5, 2]], np.float32), np.zeros((2, 2), np.float32)
     binding.bind_input("x", x)
     binding.bind_output("y", y)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_edge.core import load_core
 from vla_edge.errors import BusError
 
 BY_ID = Path("/dev/serial/by-id")
@@ -17,13 +18,7 @@ LATENCY_TIMER_MS = 1
 def open_port(path: str, baud: int, ids: Sequence[int]) -> Any:
     """A `_core.KochBus` on `path`, locked for this process; BusError tells what stands in the way."""
     try:
-        from vla_edge._core import KochBus
-    except ImportError as error:
-        raise BusError(
-            f"the C core is not there ({error}); install a C compiler and run `pip install --force-reinstall vla-edge`"
-        ) from error
-    try:
-        return KochBus(str(Path(path).resolve()), baud, ids)
+        return load_core().KochBus(str(Path(path).resolve()), baud, ids)
     except OSError as error:
         raise BusError(_why(path, baud, error)) from error
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Observation
+from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.robot.camera_options import PREFIX, short_name
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
@@ -27,7 +28,7 @@ from vla_edge.robot.sim.simulated_arm import (
     simulated_calibration,
     units_from_radians,
 )
-from vla_edge.runtime.control.control_process import limits_of, load_core, period_ns_of
+from vla_edge.runtime.control.control_process import limits_of, period_ns_of
 from vla_edge.runtime.control.control_settings import ControlSettings, Handover
 
 _SESSION = 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, Command
+from vla_edge.core import load_core
 from vla_edge.errors import ControlError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.simulated_arm import simulated_calibration
-from vla_edge.runtime.control.control_process import limits_of, load_core, period_ns_of
+from vla_edge.runtime.control.control_process import limits_of, period_ns_of
 from vla_edge.runtime.control.control_settings import ControlSettings
 
 TICKS = 600

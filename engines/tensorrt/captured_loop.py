@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.flow_loop import FlowGraphs, FlowReport, FlowRequest
 from vla_edge.engines.tensorrt.cuda import RowCopy, rounded
@@ -39,8 +40,7 @@ class CudaGraphLoop:
     name = "cuda-graph"
 
     def __init__(self, graphs: FlowGraphs) -> None:
-        from vla_edge import _core
-
+        core = load_core()
         self._flow = graphs
         self._loaded = {"prefix": _trt(graphs.prefix), "state": _trt(graphs.state), "step": _trt(graphs.step)}
         self._engine = self._loaded["prefix"].owner
@@ -52,7 +52,7 @@ class CudaGraphLoop:
         self._tensors = [{name: self._zeroed(size) for name, size in self._sizes.items()} for _ in SIDES]
         rows, columns = graphs.buffers["x"].shape[-2:]
         shape = (rows, columns, graphs.buffers["time_bias"].size)
-        self._layout = _core.cuda_loop_layout(*shape)
+        self._layout = core.cuda_loop_layout(*shape)
         self._chunk_in = self._engine.allocate((self._layout["chunk_floats"],), "float32")
         self._step_in = self._engine.allocate((2 * self._layout["group"] + 1, self._layout["step_floats"]), "float32")
         self._x_out = self._engine.allocate((rows, columns), "float32")
@@ -67,7 +67,7 @@ class CudaGraphLoop:
         single = tuple(self._captured_steps(side, len(TURNS), 1) for side in SIDES)
         events = tuple(self._held.event() for _ in range(6))
         self._held.keep(partial(self._engine.cuda.synchronize, self._low))
-        self._loop = _core.CudaLoop(
+        self._loop = core.CudaLoop(
             self._engine.driver,
             (self._high, self._low),
             events,  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
+from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, check_interface
 from vla_edge.engines.engine import EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
@@ -299,13 +300,7 @@ def _no_collection() -> Iterator[None]:
 
 def _driver() -> Any:
     try:
-        from vla_edge import _core
-    except ImportError:
-        raise EngineError(
-            "the C core vla_edge._core is not built; install a C compiler and reinstall vla-edge"
-        ) from None
-    try:
-        return _core.CudaDriver()
+        return load_core().CudaDriver()
     except RuntimeError as error:
         raise EngineError(f"the C core cannot use the NVIDIA driver: {error}") from None
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
+from vla_edge.core import load_core
 from vla_edge.engines.flow_loop import FlowSignal
 from vla_edge.errors import CameraError, IdentityError
-from vla_edge.runtime.control.control_process import load_core
 from vla_edge.runtime.control.planning import ControlView, WatchedScene, view_of
 from vla_edge.runtime.control.run_folder import RunFolder
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import KOCH_JOINTS
+from vla_edge.core import load_core
 from vla_edge.errors import BusError, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.runtime.control.children import end_with
@@ -201,16 +202,6 @@ def stop_signals() -> Iterator[int]:
             signal.signal(number, handler)
         os.close(reading)
         os.close(writing)
-
-
-def load_core() -> Any:
-    try:
-        from vla_edge import _core
-    except ImportError:
-        raise ControlError(
-            "the C extension vla_edge._core is not built; install a C compiler and run `pip install` again"
-        ) from None
-    return _core
 
 
 def _park_pose(calibration: JointCalibrations) -> tuple[int, ...] | None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.core import load_core
 from vla_edge.errors import ControlError
-from vla_edge.runtime.control.control_process import load_core
 
 _TIMES = ("late_ns", "read_ns", "write_ns", "work_ns")
 _QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}

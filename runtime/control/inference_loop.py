@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from vla_edge.contract import Chunk, ChunkKind, Frame, JointReading, Observation
+from vla_edge.core import load_core
 from vla_edge.errors import CameraError
 from vla_edge.robot.cameras import Camera, FreshnessWatch
 from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader
-from vla_edge.runtime.control.control_process import load_core
 from vla_edge.runtime.control.handover import (
     DelayMeter,
     HandOver,

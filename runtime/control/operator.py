@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.contract import KOCH_JOINTS
+from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
-from vla_edge.runtime.control.control_process import load_core
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 
 ANSWER_S = 1.0

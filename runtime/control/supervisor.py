@@ -21,11 +21,12 @@ from typing import Any
 from rich.console import Console
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
-from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds, load_core
+from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
 from vla_edge.runtime.control.inference_process import add_policy_arguments
 from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
 from vla_edge.runtime.control.person import HELP, Person, Wish

@@ -1,6 +1,6 @@
 """The C extension: control core, servo bus, native engine sessions. Sources in runtime/core and robot/bus."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -19,11 +19,9 @@ class OrtRuntime:
     version: str
 
     def __init__(self, library: str, threads: int = 0, spin: bool = True) -> None: ...
-    def session(
-        self, model: bytes, files: dict[str, Any], shared: dict[str, NDArray[Any]], folder: str | None = None
-    ) -> OrtSession:
-        """files: external data by the name the model gives it, copied by ONNX Runtime. shared: initialisers used where
-        they lie, packed once for all sessions; they must stay unchanged. folder: where the external data lies."""
+    def session(self, model: bytes, shared: Mapping[str, NDArray[Any]], folder: str | None = None) -> OrtSession:
+        """shared: initialisers used where they lie, packed once for all sessions; they must stay unchanged. folder:
+        where the external data lies."""
 
 class OrtSession:
     def binding(self) -> OrtBinding: ...

@@ -35,6 +35,10 @@ class ExportError(VlaEdgeError):
     """An export did not reach its tolerance or cannot be written."""
 
 
+class CoreError(VlaEdgeError):
+    """The C extension is not there."""
+
+
 class EngineError(VlaEdgeError):
     """A backend is missing or refused a graph."""
 

@@ -3,6 +3,7 @@ package."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from vla_edge.bundle import GraphFile, GraphSpec, TensorSpec
+from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.onnx_file import external_array, external_tensors
 from vla_edge.engines.ort_native import SELF_TEST_MODEL, open_native
@@ -148,3 +150,38 @@ def test_changed_bytes_never_raise_anything_but_a_bundle_error(
         model[data.draw(st.integers(0, len(model) - 1))] = data.draw(st.integers(0, 255))
     with suppress(BundleError):
         external_tensors(bytes(model))
+
+
+def picking(index: int, tmp_path: Path) -> LoadedGraph:
+    """y = table[x] with x bound to an index that is not there: a graph whose every run fails with its own message."""
+    value = [helper.make_tensor_value_info(name, kind, [1]) for name, kind in (("x", 7), ("y", 1))]
+    table = numpy_helper.from_array(np.zeros(2, np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])], "pick", value[:1], value[1:], [table]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    spec = GraphSpec("pick.onnx", (), (TensorSpec("x", (1,), "int64"),), (TensorSpec("y", (1,), "float32"),))
+    loaded = NATIVE.load(GraphFile(f"pick {index}", spec, tmp_path / "pick.onnx", model.SerializeToString(), {}))
+    loaded.bind_input("x", np.array([index]))
+    loaded.bind_output("y", np.zeros(1, np.float32))
+    return loaded
+
+
+NATIVE = open_native(EngineOptions(threads=1))
+
+
+def test_graphs_that_fail_in_two_threads_say_each_its_own_reason(tmp_path: Path) -> None:
+    """One buffer for all messages would mix them up: they are written without the interpreter's lock."""
+
+    def fail(index: int) -> set[str]:
+        graph, said = picking(index, tmp_path), set()
+        for _ in range(2000):
+            try:
+                graph.run()
+            except EngineError as error:
+                said.add(str(error))
+        return said
+
+    with ThreadPoolExecutor(2) as threads:
+        for index, said in zip((70, 1234567890), threads.map(fail, (70, 1234567890))):
+            assert len(said) == 1 and f"idx={index} " in said.pop()

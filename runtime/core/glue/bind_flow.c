@@ -147,7 +147,7 @@ static void flow_dealloc(flow_object *self)
 
 static PyObject *failed(const flow_object *self)
 {
-    PyErr_SetString(PyExc_RuntimeError, bind_ort_message(self->graphs[1]));
+    PyErr_SetString(PyExc_RuntimeError, bind_ort_message(self->loop.failed));
     return NULL;
 }
 

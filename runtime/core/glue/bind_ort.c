@@ -24,9 +24,9 @@ typedef struct {
 
 static PyTypeObject session_type, binding_type;
 
-static PyObject *raise(const ort_runtime *runtime)
+static PyObject *raise(const ort_reason *reason)
 {
-    PyErr_SetString(PyExc_RuntimeError, runtime->message);
+    PyErr_SetString(PyExc_RuntimeError, reason->text);
     return NULL;
 }
 
@@ -87,9 +87,10 @@ static PyObject *runtime_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     runtime_object *self = (runtime_object *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->open = ort_open(&self->runtime, library, threads, spin);
+    ort_reason reason = {0};
+    self->open = ort_open(&self->runtime, library, threads, spin, &reason);
     if (!self->open) {
-        raise(&self->runtime);
+        raise(&reason);
         Py_DECREF(self);
         return NULL;
     }
@@ -109,32 +110,13 @@ static PyObject *runtime_version(runtime_object *self, void *closure)
     return PyUnicode_FromString(self->runtime.version);
 }
 
-enum { MAX_SHARED = 4096, MAX_FILES = 16 };
+enum { MAX_SHARED = 4096 };
 
 typedef struct {
     ort_tensor *shared;
-    ort_file files[MAX_FILES];
     ort_source source;
     PyObject *kept;
 } source_builder;
-
-static int add_file(source_builder *builder, PyObject *name, PyObject *data)
-{
-    ort_tensor bytes;
-    if (builder->source.file_count == MAX_FILES) {
-        PyErr_Format(PyExc_ValueError, "more than %d external files", MAX_FILES);
-        return -1;
-    }
-    const char *text = PyUnicode_AsUTF8(name);
-    PyObject *view = text == NULL ? NULL : tensor_of(data, text, false, &bytes);
-    if (view == NULL || PyList_Append(builder->kept, view) < 0) {
-        Py_XDECREF(view);
-        return -1;
-    }
-    Py_DECREF(view);
-    builder->files[builder->source.file_count++] = (ort_file){text, bytes.data, bytes.bytes};
-    return 0;
-}
 
 static int add_shared(source_builder *builder, PyObject *name, PyObject *array)
 {
@@ -153,34 +135,31 @@ static int add_shared(source_builder *builder, PyObject *name, PyObject *array)
     return 0;
 }
 
-static int add_all(source_builder *builder, PyObject *mapping, int (*add)(source_builder *, PyObject *, PyObject *))
+static int add_all(source_builder *builder, PyObject *shared)
 {
     PyObject *name, *value;
     Py_ssize_t position = 0;
-    while (PyDict_Next(mapping, &position, &name, &value))
-        if (add(builder, name, value) < 0)
+    while (PyDict_Next(shared, &position, &name, &value))
+        if (add_shared(builder, name, value) < 0)
             return -1;
     return 0;
 }
 
 static PyObject *runtime_session(runtime_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"model", "files", "shared", "folder", NULL};
+    static char *names[] = {"model", "shared", "folder", NULL};
     const char *folder = NULL;
     Py_buffer model;
-    PyObject *files, *shared, *made = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*O!O!|z", names, &model, &PyDict_Type, &files, &PyDict_Type,
-                                     &shared, &folder))
+    PyObject *shared, *made = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*O!|z", names, &model, &PyDict_Type, &shared, &folder))
         return NULL;
     session_object *session = (session_object *)session_type.tp_alloc(&session_type, 0);
     source_builder builder = {.shared = PyMem_Calloc(MAX_SHARED, sizeof(ort_tensor)), .kept = PyList_New(0)};
     if (session == NULL || builder.shared == NULL || builder.kept == NULL) {
         PyErr_NoMemory();
-    } else if (PyList_Append(builder.kept, shared) == 0 && PyList_Append(builder.kept, files) == 0
-               && add_all(&builder, files, add_file) == 0 && add_all(&builder, shared, add_shared) == 0) {
+    } else if (PyList_Append(builder.kept, shared) == 0 && add_all(&builder, shared) == 0) {
         builder.source.model = model.buf;
         builder.source.model_bytes = (size_t)model.len;
-        builder.source.files = builder.files;
         builder.source.folder = folder;
         builder.source.shared = builder.shared;
         bool created;
@@ -192,7 +171,7 @@ static PyObject *runtime_session(runtime_object *self, PyObject *args, PyObject 
             session->kept = Py_NewRef(builder.kept);
             made = Py_NewRef((PyObject *)session);
         } else {
-            raise(&self->runtime);
+            raise(&session->session.reason);
         }
     }
     Py_XDECREF((PyObject *)session);
@@ -238,7 +217,7 @@ static PyObject *session_binding(session_object *self, PyObject *unused)
     binding->kept = PyDict_New();
     if (binding->kept == NULL || !ort_binding_create(&binding->binding, &self->session)) {
         if (!PyErr_Occurred())
-            raise(&self->owner->runtime);
+            raise(&binding->binding.reason);
         Py_DECREF((PyObject *)binding);
         return NULL;
     }
@@ -280,7 +259,7 @@ static PyObject *bind_array(binding_object *self, PyObject *args, bool output)
         return NULL;
     bool bound = output ? ort_bind_output(&self->binding, &tensor) : ort_bind_input(&self->binding, &tensor);
     if (!bound)
-        raise(&self->owner->owner->runtime);
+        raise(&self->binding.reason);
     int kept = bound ? PyDict_SetItemString(self->kept, name, view) : -1;
     Py_DECREF(view);
     if (kept < 0)
@@ -306,7 +285,7 @@ static PyObject *binding_run(binding_object *self, PyObject *unused)
     ran = ort_run(&self->binding);
     Py_END_ALLOW_THREADS
     if (!ran)
-        return raise(&self->owner->owner->runtime);
+        return raise(&self->binding.reason);
     Py_RETURN_NONE;
 }
 
@@ -339,9 +318,9 @@ int bind_ort_graph(PyObject *binding, flow_graph *graph)
     return 0;
 }
 
-const char *bind_ort_message(PyObject *binding)
+const char *bind_ort_message(const flow_graph *graph)
 {
-    return ((binding_object *)binding)->owner->owner->runtime.message;
+    return ((const ort_binding *)graph->context)->reason.text;
 }
 
 int bind_ort(PyObject *module)

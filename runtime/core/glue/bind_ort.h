@@ -9,7 +9,7 @@
  * stay alive. Returns -1 with TypeError set for another object. */
 int bind_ort_graph(PyObject *binding, flow_graph *graph);
 
-/* The message of the runtime behind an OrtBinding. */
-const char *bind_ort_message(PyObject *binding);
+/* Why the last run of a graph made by bind_ort_graph failed. */
+const char *bind_ort_message(const flow_graph *graph);
 
 #endif

@@ -11,11 +11,13 @@ static int64_t now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static bool timed(flow_graph *graph, int64_t *duration_ns)
+static bool timed(flow *loop, const flow_graph *graph, int64_t *duration_ns)
 {
     int64_t start = now_ns();
     bool ran = graph->run(graph->context);
     *duration_ns = now_ns() - start;
+    if (!ran)
+        loop->failed = graph;
     return ran;
 }
 
@@ -31,9 +33,9 @@ static void place_state_rows(const flow *loop)
 flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *state_ns)
 {
     *prefix_ns = *state_ns = 0;
-    if (prefix && !timed(&loop->prefix, prefix_ns))
+    if (prefix && !timed(loop, &loop->prefix, prefix_ns))
         return FLOW_FAILED;
-    if (!timed(&loop->state, state_ns))
+    if (!timed(loop, &loop->state, state_ns))
         return FLOW_FAILED;
     place_state_rows(loop);
     return FLOW_DONE;
@@ -71,7 +73,7 @@ static flow_outcome denoise(flow *loop, const flow_request *request, flow_result
         flow_tie(request, loop->x[k % 2], loop->rows, loop->columns, 1.0 - (double)k / n);
         memcpy(loop->time_bias, request->bias_rows + (size_t)k * loop->width, loop->width * sizeof(float));
         *loop->dt = (float)(-(double)(last ? n - k : 1) / n);
-        if (!timed(&loop->step[k % 2], &result->step_ns[k]))
+        if (!timed(loop, &loop->step[k % 2], &result->step_ns[k]))
             return FLOW_FAILED;
         result->steps = k + 1;
     }

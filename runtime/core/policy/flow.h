@@ -37,6 +37,7 @@ typedef struct {
     float *time_bias; /* the step graph's input, `width` floats */
     float *dt;        /* the step graph's input, one float */
     size_t rows, columns, width;
+    const flow_graph *failed; /* the graph that made a call return FLOW_FAILED */
 } flow;
 
 typedef enum { FLOW_DONE, FLOW_ABANDONED, FLOW_FAILED } flow_outcome;

@@ -33,7 +33,6 @@ enum slot {
     CREATE_PREPACKED_WEIGHTS_CONTAINER = 166,
     RELEASE_PREPACKED_WEIGHTS_CONTAINER = 167,
     CREATE_SESSION_FROM_ARRAY_WITH_PREPACKED_WEIGHTS_CONTAINER = 169,
-    ADD_EXTERNAL_INITIALIZERS_FROM_FILES_IN_MEMORY = 279,
 };
 
 enum { LOG_ERRORS = 3, DEVICE_ALLOCATOR = 0, DEFAULT_MEMORY = 0 };
@@ -45,17 +44,17 @@ typedef struct {
     const char *(*get_version)(void);
 } api_base;
 
-static bool fail(ort_runtime *runtime, const char *what)
+static bool fail(ort_reason *reason, const char *what)
 {
-    snprintf(runtime->message, sizeof runtime->message, "%s", what);
+    snprintf(reason->text, sizeof reason->text, "%s", what);
     return false;
 }
 
-bool ort_check(ort_runtime *runtime, ort_status *status)
+bool ort_check(const ort_runtime *runtime, ort_status *status, ort_reason *reason)
 {
     if (status == NULL)
         return true;
-    fail(runtime, runtime->call.message(status));
+    fail(reason, runtime->call.message(status));
     runtime->call.release_status(status);
     return false;
 }
@@ -80,7 +79,6 @@ static void take_functions(ort_runtime *runtime, const any_function *table)
     TAKE(disable_own_threads, DISABLE_PER_SESSION_THREADS);
     TAKE(add_config, ADD_SESSION_CONFIG_ENTRY);
     TAKE(add_initializer, ADD_INITIALIZER);
-    TAKE(add_files_in_memory, ADD_EXTERNAL_INITIALIZERS_FROM_FILES_IN_MEMORY);
     TAKE(create_prepacked, CREATE_PREPACKED_WEIGHTS_CONTAINER);
     TAKE(release_prepacked, RELEASE_PREPACKED_WEIGHTS_CONTAINER);
     TAKE(create_session, CREATE_SESSION_FROM_ARRAY_WITH_PREPACKED_WEIGHTS_CONTAINER);
@@ -96,30 +94,30 @@ static void take_functions(ort_runtime *runtime, const any_function *table)
     TAKE(run_bound, RUN_WITH_BINDING);
 }
 
-static bool make_environment(ort_runtime *runtime, int threads, bool spin)
+static bool make_environment(ort_runtime *runtime, int threads, bool spin, ort_reason *reason)
 {
     ort_threading *threading = NULL;
-    bool made = ort_check(runtime, runtime->call.create_threading(&threading))
-        && ort_check(runtime, runtime->call.set_threads(threading, threads))
-        && ort_check(runtime, runtime->call.set_spin(threading, spin ? 1 : 0))
-        && ort_check(runtime, runtime->call.create_environment(LOG_ERRORS, "vla-edge", threading, &runtime->environment))
-        && ort_check(runtime, runtime->call.create_memory(DEVICE_ALLOCATOR, DEFAULT_MEMORY, &runtime->memory))
-        && ort_check(runtime, runtime->call.create_prepacked(&runtime->prepacked));
+    bool made = ort_check(runtime, runtime->call.create_threading(&threading), reason)
+        && ort_check(runtime, runtime->call.set_threads(threading, threads), reason)
+        && ort_check(runtime, runtime->call.set_spin(threading, spin ? 1 : 0), reason)
+        && ort_check(runtime, runtime->call.create_environment(LOG_ERRORS, "vla-edge", threading, &runtime->environment), reason)
+        && ort_check(runtime, runtime->call.create_memory(DEVICE_ALLOCATOR, DEFAULT_MEMORY, &runtime->memory), reason)
+        && ort_check(runtime, runtime->call.create_prepacked(&runtime->prepacked), reason);
     if (threading != NULL)
         runtime->call.release_threading(threading);
     return made;
 }
 
-bool ort_open(ort_runtime *runtime, const char *path, int threads, bool spin)
+bool ort_open(ort_runtime *runtime, const char *path, int threads, bool spin, ort_reason *reason)
 {
     memset(runtime, 0, sizeof *runtime);
     runtime->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (runtime->library == NULL)
-        return fail(runtime, dlerror());
+        return fail(reason, dlerror());
     const api_base *(*get_base)(void) = NULL;
     void *symbol = dlsym(runtime->library, "OrtGetApiBase");
     if (symbol == NULL) {
-        fail(runtime, "the library does not export OrtGetApiBase");
+        fail(reason, "the library does not export OrtGetApiBase");
         ort_close(runtime);
         return false;
     }
@@ -128,13 +126,13 @@ bool ort_open(ort_runtime *runtime, const char *path, int threads, bool spin)
     snprintf(runtime->version, sizeof runtime->version, "%s", base->get_version());
     const any_function *table = base->get_api(ORT_API_VERSION);
     if (table == NULL) {
-        snprintf(runtime->message, sizeof runtime->message, "ONNX Runtime %s has no API version %d (1.18 and later do)",
+        snprintf(reason->text, sizeof reason->text, "ONNX Runtime %s has no API version %d (1.18 and later do)",
                  runtime->version, ORT_API_VERSION);
         ort_close(runtime);
         return false;
     }
     take_functions(runtime, table);
-    if (!make_environment(runtime, threads, spin)) {
+    if (!make_environment(runtime, threads, spin, reason)) {
         ort_close(runtime);
         return false;
     }

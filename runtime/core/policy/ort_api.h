@@ -28,6 +28,11 @@ typedef struct ort_value ort_value;
 typedef struct ort_io ort_io;
 typedef struct ort_prepacked ort_prepacked;
 
+/* Why the last call failed. Every session and every binding has its own, because they are used from several threads. */
+typedef struct {
+    char text[ORT_MESSAGE];
+} ort_reason;
+
 typedef struct {
     const char *(*message)(const ort_status *);
     void (*release_status)(ort_status *);
@@ -43,7 +48,6 @@ typedef struct {
     ort_status *(*disable_own_threads)(ort_options *);
     ort_status *(*add_config)(ort_options *, const char *, const char *);
     ort_status *(*add_initializer)(ort_options *, const char *, const ort_value *);
-    ort_status *(*add_files_in_memory)(ort_options *, const char *const *, char *const *, const size_t *, size_t);
     ort_status *(*create_prepacked)(ort_prepacked **);
     void (*release_prepacked)(ort_prepacked *);
     ort_status *(*create_session)(const ort_environment *, const void *, size_t, const ort_options *, ort_prepacked *,
@@ -69,15 +73,14 @@ typedef struct {
     ort_memory *memory;
     ort_prepacked *prepacked;
     char version[32];
-    char message[ORT_MESSAGE]; /* why the last call failed */
 } ort_runtime;
 
 /* Opens the library at `path`. threads: 0 lets ONNX Runtime choose; spin: workers
- * wait busily between runs. False: `message` says why, nothing is left open. */
-bool ort_open(ort_runtime *runtime, const char *path, int threads, bool spin);
+ * wait busily between runs. False: `reason` says why, nothing is left open. */
+bool ort_open(ort_runtime *runtime, const char *path, int threads, bool spin, ort_reason *reason);
 void ort_close(ort_runtime *runtime);
 
-/* True when `status` is success; else keeps its message, releases it and returns false. */
-bool ort_check(ort_runtime *runtime, ort_status *status);
+/* True when `status` is success; else copies its message, releases it and returns false. */
+bool ort_check(const ort_runtime *runtime, ort_status *status, ort_reason *reason);
 
 #endif

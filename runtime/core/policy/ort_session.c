@@ -4,12 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALL_OPTIMIZATIONS = 99, MAX_FILES = 16 };
+enum { ALL_OPTIMIZATIONS = 99 };
 
-static bool make_value(ort_runtime *runtime, const ort_tensor *tensor, ort_value **value)
+static bool make_value(const ort_runtime *runtime, const ort_tensor *tensor, ort_value **value, ort_reason *reason)
 {
-    return ort_check(runtime, runtime->call.create_tensor(runtime->memory, tensor->data, tensor->bytes, tensor->shape,
-                                                          tensor->rank, (int)tensor->type, value));
+    return ort_check(runtime,
+                     runtime->call.create_tensor(runtime->memory, tensor->data, tensor->bytes, tensor->shape, tensor->rank,
+                                                 (int)tensor->type, value),
+                     reason);
 }
 
 static bool share_initializers(ort_session *session, ort_options *options, const ort_source *source)
@@ -19,36 +21,18 @@ static bool share_initializers(ort_session *session, ort_options *options, const
         return true;
     session->shared = calloc(source->shared_count, sizeof *session->shared);
     if (session->shared == NULL) {
-        snprintf(runtime->message, sizeof runtime->message, "out of memory for %zu initialisers", source->shared_count);
+        snprintf(session->reason.text, sizeof session->reason.text, "out of memory for %zu initialisers", source->shared_count);
         return false;
     }
     for (size_t i = 0; i < source->shared_count; i++) {
-        if (!make_value(runtime, &source->shared[i], &session->shared[i]))
+        if (!make_value(runtime, &source->shared[i], &session->shared[i], &session->reason))
             return false;
         session->shared_count = i + 1;
-        if (!ort_check(runtime, runtime->call.add_initializer(options, source->shared[i].name, session->shared[i])))
+        if (!ort_check(runtime, runtime->call.add_initializer(options, source->shared[i].name, session->shared[i]),
+                       &session->reason))
             return false;
     }
     return true;
-}
-
-static bool give_files(ort_runtime *runtime, ort_options *options, const ort_source *source)
-{
-    const char *names[MAX_FILES];
-    char *data[MAX_FILES];
-    size_t bytes[MAX_FILES];
-    if (source->file_count == 0)
-        return true;
-    if (source->file_count > MAX_FILES) {
-        snprintf(runtime->message, sizeof runtime->message, "%zu external files, at most %d", source->file_count, MAX_FILES);
-        return false;
-    }
-    for (size_t i = 0; i < source->file_count; i++) {
-        names[i] = source->files[i].name;
-        data[i] = source->files[i].data;
-        bytes[i] = source->files[i].bytes;
-    }
-    return ort_check(runtime, runtime->call.add_files_in_memory(options, names, data, bytes, source->file_count));
 }
 
 bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_source *source)
@@ -56,16 +40,20 @@ bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_so
     ort_options *options = NULL;
     memset(session, 0, sizeof *session);
     session->runtime = runtime;
-    bool made = ort_check(runtime, runtime->call.create_options(&options))
-        && ort_check(runtime, runtime->call.set_optimization(options, ALL_OPTIMIZATIONS))
-        && ort_check(runtime, runtime->call.disable_own_threads(options))
+    ort_reason *reason = &session->reason;
+    bool made = ort_check(runtime, runtime->call.create_options(&options), reason)
+        && ort_check(runtime, runtime->call.set_optimization(options, ALL_OPTIMIZATIONS), reason)
+        && ort_check(runtime, runtime->call.disable_own_threads(options), reason)
         && (source->folder == NULL
-            || ort_check(runtime, runtime->call.add_config(options, "session.model_external_initializers_file_folder_path",
-                                                           source->folder)))
-        && give_files(runtime, options, source)
+            || ort_check(runtime,
+                         runtime->call.add_config(options, "session.model_external_initializers_file_folder_path",
+                                                  source->folder),
+                         reason))
         && share_initializers(session, options, source)
-        && ort_check(runtime, runtime->call.create_session(runtime->environment, source->model, source->model_bytes,
-                                                           options, runtime->prepacked, &session->session));
+        && ort_check(runtime,
+                     runtime->call.create_session(runtime->environment, source->model, source->model_bytes, options,
+                                                  runtime->prepacked, &session->session),
+                     reason);
     if (options != NULL)
         runtime->call.release_options(options);
     if (!made)
@@ -89,18 +77,18 @@ bool ort_binding_create(ort_binding *binding, ort_session *session)
 {
     binding->session = session;
     binding->io = NULL;
-    return ort_check(session->runtime, session->runtime->call.create_io(session->session, &binding->io));
+    return ort_check(session->runtime, session->runtime->call.create_io(session->session, &binding->io), &binding->reason);
 }
 
 /* The binding keeps its own reference to the value, so ours is released at once. */
 static bool bind(ort_binding *binding, const ort_tensor *tensor,
                  ort_status *(*call)(ort_io *, const char *, const ort_value *))
 {
-    ort_runtime *runtime = binding->session->runtime;
+    const ort_runtime *runtime = binding->session->runtime;
     ort_value *value = NULL;
-    if (!make_value(runtime, tensor, &value))
+    if (!make_value(runtime, tensor, &value, &binding->reason))
         return false;
-    bool bound = ort_check(runtime, call(binding->io, tensor->name, value));
+    bool bound = ort_check(runtime, call(binding->io, tensor->name, value), &binding->reason);
     runtime->call.release_value(value);
     return bound;
 }
@@ -124,6 +112,6 @@ void ort_binding_destroy(ort_binding *binding)
 
 bool ort_run(ort_binding *binding)
 {
-    ort_runtime *runtime = binding->session->runtime;
-    return ort_check(runtime, runtime->call.run_bound(binding->session->session, NULL, binding->io));
+    const ort_runtime *runtime = binding->session->runtime;
+    return ort_check(runtime, runtime->call.run_bound(binding->session->session, NULL, binding->io), &binding->reason);
 }

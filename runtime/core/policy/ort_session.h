@@ -16,18 +16,9 @@ typedef struct {
     ort_type type;
 } ort_tensor;
 
-/* External data of a model: the file's name as the model spells it, and its bytes. */
-typedef struct {
-    const char *name;
-    char *data;
-    size_t bytes;
-} ort_file;
-
 typedef struct {
     const void *model;
     size_t model_bytes;
-    const ort_file *files;
-    size_t file_count;
     const char *folder;       /* where the model's external data lies: ONNX Runtime wants it to exist even when unread */
     const ort_tensor *shared; /* initialisers used where they lie and packed once for all sessions */
     size_t shared_count;
@@ -38,15 +29,17 @@ typedef struct {
     ort_raw_session *session;
     ort_value **shared;
     size_t shared_count;
+    ort_reason reason; /* why it could not be made */
 } ort_session;
 
-/* False: `runtime->message` says why and nothing is left behind. Allocates; never called in a loop. */
+/* False: `session->reason` says why and nothing is left behind. Allocates; never called in a loop. */
 bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_source *source);
 void ort_session_destroy(ort_session *session);
 
 typedef struct {
     ort_session *session;
     ort_io *io;
+    ort_reason reason; /* why the last call on this binding failed; one thread uses it at a time */
 } ort_binding;
 
 bool ort_binding_create(ort_binding *binding, ort_session *session);

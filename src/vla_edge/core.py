@@ -1,0 +1,19 @@
+"""The C extension `vla_edge._core`: the one place that loads it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from vla_edge.errors import CoreError
+
+
+def load_core() -> ModuleType:
+    """`vla_edge._core`. CoreError: it was not built, or not for this Python."""
+    try:
+        from vla_edge import _core
+    except ImportError as error:
+        raise CoreError(
+            f"the C extension vla_edge._core is not there ({error}); install a C compiler and Python's headers "
+            "(apt-get install gcc python3-dev), then install vla-edge again from where it came"
+        ) from None
+    return _core
