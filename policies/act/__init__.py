@@ -1,0 +1,1 @@
+"""ACT in PyTorch: a ResNet for each picture, a transformer from picture and joint tokens to a chunk of actions."""

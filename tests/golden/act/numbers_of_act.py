@@ -1,0 +1,49 @@
+"""Weights and inputs of the golden ACT policies, made from names alone, so that no weights are stored. No torch."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COMMON = {"chunk_size": 20, "n_action_steps": 20, "dim_model": 64, "n_heads": 4, "dim_feedforward": 96, "latent_dim": 8}
+POLICIES: dict[str, dict[str, Any]] = {
+    "resnet18": {"n_encoder_layers": 2, "n_vae_encoder_layers": 2},
+    "pre-norm": {"pre_norm": True, "n_decoder_layers": 2, "feedforward_activation": "gelu", "n_vae_encoder_layers": 1},
+    "no-vae": {"use_vae": False, "n_encoder_layers": 1},
+    "dilated": {"vision_backbone": "resnet50", "replace_final_stride_with_dilation": True, "n_encoder_layers": 1},
+}
+"""What differs from `COMMON`, by name."""
+CAMERAS = {"front": (96, 128), "wrist": (64, 96)}
+JOINTS = 6
+BATCH = 3
+
+
+def numbers(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The same float32 numbers for the same name everywhere."""
+    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+
+
+def weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A tensor of the network: norms near 1, variances positive, maps scaled by their inputs."""
+    made = numbers(name, shape)
+    if name.endswith("running_var"):
+        return np.float32(1) + np.float32(0.2) * np.abs(made)
+    if len(shape) == 1:
+        return np.float32(0.05) * made + np.float32(name.endswith("weight"))
+    return (made / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def inputs() -> dict[str, NDArray[Any]]:
+    """One batch: normalised pictures, joints, actions, their end, and the latent's noise."""
+    is_pad = np.zeros((BATCH, COMMON["chunk_size"]), bool)
+    is_pad[1, 12:] = True
+    return {
+        **{camera: numbers(camera, (BATCH, 3, *size)) for camera, size in CAMERAS.items()},
+        "state": numbers("state", (BATCH, JOINTS)),
+        "actions": numbers("actions", (BATCH, COMMON["chunk_size"], JOINTS)),
+        "is_pad": is_pad,
+        "noise": numbers("noise", (BATCH, COMMON["latent_dim"])),
+    }
