@@ -5,6 +5,7 @@ python make.py OUT.npz      in an environment with lerobot (0.4.4 and 0.6.1 were
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def main() -> None:
     ensemble = ACTTemporalEnsembler(0.01, COMMON["chunk_size"])
     chunks = numbers("ensemble", (200, COMMON["chunk_size"], JOINTS))
     kept["ensemble"] = np.stack([ensemble.update(torch.from_numpy(chunk)[None])[0].numpy() for chunk in chunks])
+    kept["divides_by_valid"] = np.bool_("num_valid" in inspect.getsource(ACTPolicy.forward))
     np.savez_compressed(sys.argv[1], **kept)  # type: ignore[arg-type]
 
 
