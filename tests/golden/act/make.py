@@ -69,7 +69,7 @@ def main() -> None:
     ensemble = ACTTemporalEnsembler(0.01, COMMON["chunk_size"])
     chunks = numbers("ensemble", (200, COMMON["chunk_size"], JOINTS))
     kept["ensemble"] = np.stack([ensemble.update(torch.from_numpy(chunk)[None])[0].numpy() for chunk in chunks])
-    kept["divides_by_valid"] = np.bool_("num_valid" in inspect.getsource(ACTPolicy.forward))
+    kept["divides_by_valid"] = np.array("num_valid" in inspect.getsource(ACTPolicy.forward))
     np.savez_compressed(sys.argv[1], **kept)  # type: ignore[arg-type]
 
 
