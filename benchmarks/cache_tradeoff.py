@@ -33,9 +33,10 @@ from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
 from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, Measured, measure
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
+from vla_edge.command_line import run_command
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene

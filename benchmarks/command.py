@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from vla_edge.benchmarks.bench_compare import compare, gate, read_result
-from vla_edge.errors import ConfigError, run_command
+from vla_edge.command_line import Command, Subcommand, answer, count, folder_to_write, positive, threads
+from vla_edge.errors import ConfigError
 from vla_edge.files import write_json
 
+main = Command(
+    "vla-bench",
+    "Latency, memory and action error of bundles.",
+    {
+        "": Subcommand(
+            "vla_edge.benchmarks.command",
+            "latency, memory and action error of bundles, and of torch beside them",
+            "--bundle BUNDLE --bundle openvino:BUNDLE-int8 --rounds 20",
+            "add_bench",
+            "run_bench",
+        ),
+        "compare": Subcommand(
+            "vla_edge.benchmarks.command",
+            "fail when the second result is slower than the first",
+            "compare before.json after.json --limit 1.15",
+            "add_compare",
+            "run_compare",
+        ),
+    },
+    default="",
+)
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_main, argv)
 
-
-def _main(argv: Sequence[str]) -> int:
-    if argv and argv[0] == "compare":
-        return _compare(argv[1:])
-    return _bench(_parse(argv))
-
-
-def _bench(arguments: argparse.Namespace) -> int:
+def run_bench(arguments: argparse.Namespace) -> int:
     from vla_edge.benchmarks.bench_report import markdown, write_report
     from vla_edge.benchmarks.measure import Rounds, measure
     from vla_edge.benchmarks.subject import SubjectSpec
 
-    if arguments.rounds < 1 or arguments.threads < 0:
-        raise ConfigError(f"--rounds {arguments.rounds} must be 1 or more, --threads {arguments.threads} 0 or more")
     if Path(arguments.name).name != arguments.name:
         raise ConfigError(f"--name {arguments.name} is no plain file name; the folder is --out")
-    arguments.out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
     inputs = arguments.bundle[0][1]
     specs = [
         SubjectSpec(f"{path.name} on {backend}", "bundle", path, backend, arguments.threads, inputs)
@@ -56,50 +65,42 @@ def _bench(arguments: argparse.Namespace) -> int:
                 compiled=kind == "torch-compiled",
             )
         )
-    console = Console(stderr=arguments.json)
+    console = Console()
     with console.status("starting") as status:
         result = measure(specs, Rounds(arguments.rounds), arguments.threads, status.update)
     for line in markdown(result):
         console.print(line, markup=False, soft_wrap=True)
-    file = arguments.out / f"{arguments.name}.json"
-    write_json(file, result)
-    written = [file, *write_report(result, arguments.out, arguments.name)]
-    console.print(f"written: {', '.join(str(path) for path in written)}", markup=False)
-    if arguments.json:
-        print(
-            json.dumps(
-                {"files": [str(path) for path in written], "ratios": result["ratios"], "errors": result["errors"]}
-            )
-        )
+    written: list[Path] = []
+    if arguments.out is not None:
+        file = arguments.out / f"{arguments.name}.json"
+        write_json(file, result)
+        written = [file, *write_report(result, arguments.out, arguments.name)]
+        console.print(f"written: {', '.join(str(path) for path in written)}", markup=False)
+    answer({"files": [str(path) for path in written], "ratios": result["ratios"], "errors": result["errors"]})
     return 0
 
 
-def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vla-bench compare", description="Fail when the second result is slower than the first."
-    )
-    parser.add_argument("before", type=Path)
-    parser.add_argument("after", type=Path)
-    parser.add_argument("--limit", type=float, default=1.15, help="largest factor that passes (default: 1.15)")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
-    arguments = parser.parse_args(argv)
-    if not 0 < arguments.limit < math.inf:
-        raise ConfigError(f"--limit is {arguments.limit}; it must be a factor above 0")
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("before", type=Path, help="JSON that vla-bench wrote")
+    parser.add_argument("after", type=Path, help="JSON of a later run")
+    parser.add_argument("--limit", type=positive, default=1.15, help="largest factor that passes")
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from vla_edge.benchmarks.bench_compare import compare, gate, read_result
+
     changes = compare(read_result(arguments.before), read_result(arguments.after))
     for change in changes:
         print(
             f"{change.subject} {change.case}: {change.before_ms:.1f} → {change.after_ms:.1f} ms, factor "
             f"{change.factor:.3f}"
         )
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "limit": arguments.limit,
-                    "factors": {f"{change.subject} {change.case}": round(change.factor, 4) for change in changes},
-                }
-            )
-        )
+    answer(
+        {
+            "limit": arguments.limit,
+            "factors": {f"{change.subject} {change.case}": round(change.factor, 4) for change in changes},
+        }
+    )
     gate(changes, arguments.limit)
     return 0
 
@@ -110,38 +111,32 @@ def _bundle(text: str) -> tuple[str, Path]:
     return (backend, Path(path)) if colon else ("ort", Path(text))
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="vla-bench",
-        description="Latency, memory and action error of bundles; `vla-bench compare A.json B.json` gates.",
-    )
-    parser.add_argument(
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    measured = parser.add_argument_group("what is measured")
+    measured.add_argument(
         "--bundle",
         type=_bundle,
         action="append",
         required=True,
         metavar="[BACKEND:]DIR",
-        help="a bundle, on ort unless said; may be given several times",
+        help="a bundle, on ort unless a backend stands before it; may be given several times",
     )
-    parser.add_argument(
+    measured.add_argument(
         "--against",
         choices=("torch", "torch-compiled", "lerobot"),
         action="append",
         default=[],
-        help="the same policy in torch, or LeRobot's own, interleaved; needs --checkpoint",
+        help="the same policy in torch, or LeRobot's own, measured in turns; needs --checkpoint",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="the checkpoint the bundles were made of")
-    parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads of every subject (default: all physical cores)"
+    measured.add_argument("--checkpoint", type=Path, metavar="DIR", help="the checkpoint the bundles were made of")
+    measured.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of every subject (default: all physical cores)"
     )
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="measured rounds (default: 20)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results"),
-        metavar="DIR",
-        help="folder of the results (default: benchmarks/results)",
-    )
-    parser.add_argument("--name", default="latency", help="name of the result files (default: latency)")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
-    return parser.parse_args(argv)
+    measured.add_argument("--rounds", type=count, default=20, help="measured rounds")
+    files = parser.add_argument_group("files that are written")
+    files.add_argument("--out", type=folder_to_write, help="folder for the results (default: none is written)")
+    files.add_argument("--name", default="latency", help="name of the result files")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,7 +25,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.command_line import run_command
+from vla_edge.errors import CheckFailed, ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHECKPOINT = REPOSITORY / "examples" / "reach-cube" / "checkpoint"

@@ -27,10 +27,11 @@ from onnx import TensorProto, helper
 
 from vla_edge.benchmarks.jitter import commit, core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
+from vla_edge.command_line import run_command
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
 from vla_edge.engines.ort_native import NativeLoop
-from vla_edge.errors import ConfigError, run_command
+from vla_edge.errors import ConfigError
 from vla_edge.files import write_json
 from vla_edge.runtime.inference.session import PolicySession, noise_of
 

@@ -26,8 +26,9 @@ from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
 from vla_edge.benchmarks.subject import SubjectSpec
 from vla_edge.calibration.precision.action_error import ActionErrorBound
+from vla_edge.command_line import run_command
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, EngineError, run_command
+from vla_edge.errors import CheckFailed, EngineError
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.precision import PrecisionRequest, requantise
 from vla_edge.files import write_json

@@ -27,9 +27,10 @@ from rich.progress import track
 
 from vla_edge.benchmarks.jitter import commit
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.command_line import run_command
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json
 from vla_edge.robot.sim.simulated_arm import SimulatedArm, units_from_radians
 from vla_edge.runtime.control.control_settings import Handover

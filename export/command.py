@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from vla_edge.command_line import Command, Subcommand, answer, folder_to_write, threads
 from vla_edge.engines.engine import backend_of
-from vla_edge.errors import ConfigError, EngineError, run_command, terminated_like_interrupted
+from vla_edge.errors import ConfigError
 from vla_edge.export.precision_arguments import add_precision_arguments, request_from_arguments
 from vla_edge.export.tensorrt_bundle import (
     add_tensorrt_arguments,
@@ -24,20 +25,28 @@ from vla_edge.export.tensorrt_bundle import (
     pack,
 )
 
+main = Command(
+    "export-engines",
+    "Turn a SmolVLA checkpoint into a bundle of verified ONNX graphs.",
+    {
+        "": Subcommand(
+            "vla_edge.export.command",
+            "turn a SmolVLA checkpoint into a bundle of verified ONNX graphs",
+            "--checkpoint CHECKPOINT --out BUNDLE --data DATASET",
+        )
+    },
+    default="",
+    extras="export,ort,data",
+)
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_main, argv)
 
+def run(arguments: argparse.Namespace) -> int:
+    from vla_edge.export.show import print_bundle, summary
 
-def _main(argv: Sequence[str]) -> int:
-    arguments = _parse(argv)
-    with _packages():
-        from vla_edge.export.show import print_bundle, summary
-    console = Console(stderr=arguments.json)
+    console = Console()
     if arguments.inspect:
         bundle = print_bundle(arguments.inspect, console, detail=True)
-        if arguments.json:
-            print(json.dumps(summary(bundle)))
+        answer(summary(bundle))
         return 0
     if bool(arguments.checkpoint) == bool(arguments.bundle):
         raise ConfigError(
@@ -55,7 +64,7 @@ def _main(argv: Sequence[str]) -> int:
     if not arguments.out:
         console.print(f"no --out given: writing to {out}", markup=False)
     start = time.monotonic()
-    with _progress(console) as tell, _packages(), terminated_like_interrupted():
+    with _progress(console) as tell:
         if arguments.precision == "fp32":
             _export(arguments, out, tell)
         else:
@@ -73,18 +82,16 @@ def _main(argv: Sequence[str]) -> int:
     )
     if backend_of(arguments.backend).builds:
         return _finish_tensorrt(arguments, out, console)
-    if arguments.json:
-        print(json.dumps({**summary(written), "seconds": round(seconds, 2)}))
+    answer({**summary(written), "seconds": round(seconds, 2)})
     return 0
 
 
 def _finish_tensorrt(arguments: argparse.Namespace, path: Path, console: Console) -> int:
-    with _progress(console) as tell, _packages():
+    with _progress(console) as tell:
         lines = list((pack if arguments.build_on_device else build_here)(path, options_from_arguments(arguments), tell))
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-    if arguments.json:
-        print(json.dumps({"bundle": str(path), "built": not arguments.build_on_device, "told": lines}))
+    answer({"bundle": str(path), "built": not arguments.build_on_device, "lines": lines})
     return 0
 
 
@@ -117,17 +124,6 @@ def _float32_bundle(arguments: argparse.Namespace, out: Path, tell: Callable[[st
 
 
 @contextmanager
-def _packages() -> Iterator[None]:
-    """Turn a missing optional package into one line: a robot's own computer may have neither torch nor onnx."""
-    try:
-        yield
-    except ImportError as error:
-        raise EngineError(
-            f"export-engines needs {error.name}, which is not installed; pip install 'vla-edge[export,ort,data]'"
-        ) from None
-
-
-@contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str], None]]:
     """A line that says what is being done and for how long."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
@@ -149,54 +145,48 @@ def _pair(text: str) -> tuple[str, str]:
     return policy, dataset
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="export-engines", description="Turn a SmolVLA checkpoint into a bundle of verified ONNX graphs."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder as LeRobot's save_pretrained writes it")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder_to_write,
         metavar="BUNDLE",
-        help="folder to write, must not exist (default: CHECKPOINT-bundle beside it)",
+        help="new folder to write (default: CHECKPOINT-bundle beside it)",
     )
-    parser.add_argument(
+    parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and show what it holds")
+    described = parser.add_argument_group("what the checkpoint does not say")
+    described.add_argument(
         "--vlm",
         type=Path,
         metavar="DIR",
         help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)",
     )
-    parser.add_argument(
+    described.add_argument(
         "--data",
         type=Path,
         metavar="DATASET",
-        help="LeRobot data set: compare on its frames too, take the joints' names from it",
+        help="LeRobot dataset: compare on its frames too, take the joints' names from it",
     )
-    parser.add_argument(
+    described.add_argument(
         "--camera",
         type=_pair,
         action="append",
         default=[],
-        metavar="POLICY=DATASET",
-        help="a camera whose name differs in the data set",
+        metavar="NAME=DATASET_NAME",
+        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
     )
-    parser.add_argument(
+    described.add_argument(
         "--joint-units",
         choices=("degrees", "range_m100_100", "unknown"),
         default="unknown",
-        help="unit of the policy's joint values; checkpoints do not say it",
+        help="unit of the policy's joint values",
     )
     add_precision_arguments(parser)
     add_tensorrt_arguments(parser)
     parser.add_argument(
-        "--threads",
-        type=int,
-        default=0,
-        metavar="N",
-        help="CPU threads of the comparison (default: all physical cores)",
+        "--threads", type=threads, default=0, help="CPU threads of the comparison (default: all physical cores)"
     )
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line; tables go to stderr")
-    parser.add_argument(
-        "--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and print what it holds"
-    )
-    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.command_line import answer
 from vla_edge.errors import CameraError, CheckFailed
 from vla_edge.files import write_bytes
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras, short_name
@@ -134,7 +134,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time a camera gets for its exposure (default: 0.7)",
     )
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -144,9 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{short_name(report.name):<14}{report.device:<44}{report.size or 'FAULT':<11}{report.fault or report.driver_name}"
         )
     print(f"pictures: {arguments.out}")
-    if arguments.json:
-        rows = [{key: value for key, value in asdict(report).items() if key != "picture"} for report in reports]
-        print(json.dumps({"cameras": rows, "sheet": str(arguments.out)}))
+    rows = [{key: value for key, value in asdict(report).items() if key != "picture"} for report in reports]
+    answer({"cameras": rows, "sheet": str(arguments.out)})
     faults = [report for report in reports if report.fault]
     if faults:
         raise CheckFailed(f"{len(faults)} of {len(reports)} cameras gave no picture: {faults[0].fault}")

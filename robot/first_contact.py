@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from vla_edge.command_line import answer
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=float, help="joint value in --units")
     parser.add_argument("--units", choices=[units.value for units in JointUnits], default=JointUnits.DEGREES.value)
     parser.add_argument("--speed", type=float, default=15.0, help="degrees per second, 1 to 30")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,9 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
                 )
     finally:
         arm.close()
-    if arguments.json:
-        values = {
-            joint.name: unit_from_counts(joint, units, counts) for joint, counts in zip(calibration.joints, positions)
-        }
-        print(json.dumps({"positions": values, "counts": dict(zip(KOCH_JOINTS, positions)), "units": units.value}))
+    values = {joint.name: unit_from_counts(joint, units, at) for joint, at in zip(calibration.joints, positions)}
+    answer({"positions": values, "counts": dict(zip(KOCH_JOINTS, positions)), "units": units.value})
     return 0

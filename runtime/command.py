@@ -2,67 +2,87 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from importlib import import_module
 
-from vla_edge.errors import run_command
+from vla_edge.command_line import Command, Subcommand
 
-SUBCOMMANDS = {
-    "run": ("vla_edge.runtime.control.supervisor", "start control and inference and move the arm (default)"),
-    "control": ("vla_edge.runtime.control.control_process", "the control process alone"),
-    "inference": ("vla_edge.runtime.control.inference_process", "the inference process alone"),
-    "status": (
-        "vla_edge.runtime.control.operator",
-        "state, rates, ages, faults and latches of the running control process",
-    ),
-    "arm": ("vla_edge.runtime.control.operator", "let chunks move the arm; also after a latched hold or a fault"),
-    "hold": ("vla_edge.runtime.control.operator", "slow down and hold, torque on"),
-    "park": ("vla_edge.runtime.control.operator", "move slowly to the parking pose and hold"),
-    "stop": ("vla_edge.runtime.control.operator", "slow down, park where a pose is stored, end the control process"),
-    "torque-off": ("vla_edge.runtime.control.operator", "switch torque off (parked, or --now)"),
-    "replay": (
-        "vla_edge.runtime.records.replay",
-        "compute a record's goals and chunks again and compare; export its episodes",
-    ),
-    "report": (
-        "vla_edge.runtime.records.report",
-        "one HTML page on a record: timing, blame of each missed tick, cache",
-    ),
-    "serve": (
-        "vla_edge.runtime.service.serve",
-        "the policy for clients over the network, and the robot's status in a browser",
-    ),
-    "infer": ("vla_edge.runtime.inference.infer", "one observation in, actions out"),
-    "calibrate-joints": (
-        "vla_edge.robot.calibrate_joints",
-        "guide a person through the joint calibration, with live counts",
-    ),
-    "move": ("vla_edge.robot.first_contact", "first contact: one joint, slowly; store or go to the parking pose"),
-    "lockstep": ("vla_edge.trials.lockstep_run", "one episode on the simulated arm, on a simulated clock"),
-    "identity": ("vla_edge.trials.identity_check", "compare a bundle with the arm's calibration and a data set"),
-    "cameras": ("vla_edge.robot.camera_report", "which camera is which device, with a picture of each"),
-}
+CONTROL, OPERATOR = "vla_edge.runtime.control", "vla_edge.runtime.control.operator"
+RECORDS, TRIALS = "vla_edge.runtime.records", "vla_edge.trials"
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_main, argv)
-
-
-def _main(argv: Sequence[str]) -> int:
-    words = list(argv)
-    if words and words[0] in ("-h", "--help"):
-        print("usage: vla-runtime [SUBCOMMAND] [options]\n\nsubcommands (each has --help):")
-        for name, (_, purpose) in SUBCOMMANDS.items():
-            print(f"  {name:<18}{purpose}")
-        return 0
-    name = words.pop(0) if words and words[0] in SUBCOMMANDS else "run"
-    module = import_module(SUBCOMMANDS[name][0])
-    parser = argparse.ArgumentParser(prog=f"vla-runtime {name}", description=SUBCOMMANDS[name][1])
-    module.add_arguments(parser)
-    return int(module.run(parser.parse_args(words)))
-
+main = Command(
+    "vla-runtime",
+    "Run a policy on the arm, say what it does, look at what it did.",
+    {
+        "run": Subcommand(
+            f"{CONTROL}.supervisor",
+            "start control and inference and move the arm",
+            '--robot sim --bundle BUNDLE --task "reach the red cube" --seconds 10',
+        ),
+        "control": Subcommand(
+            f"{CONTROL}.control_process",
+            "the control process alone",
+            "control --bundle BUNDLE --port /dev/serial/by-id/usb-... --joints follower.json",
+        ),
+        "inference": Subcommand(
+            f"{CONTROL}.inference_process",
+            "the inference process alone",
+            'inference --bundle BUNDLE --task "pick up the cube" --camera front=/dev/video0',
+        ),
+        "status": Subcommand(OPERATOR, "state, rates, ages, faults and latches of the control process", "status"),
+        "arm": Subcommand(OPERATOR, "let chunks move the arm; also after a latched hold or a fault", "arm"),
+        "hold": Subcommand(OPERATOR, "slow down and hold, torque on", "hold"),
+        "park": Subcommand(OPERATOR, "move slowly to the parking pose and hold", "park"),
+        "stop": Subcommand(OPERATOR, "slow down, park where a pose is stored, end the control process", "stop"),
+        "torque-off": Subcommand(OPERATOR, "switch torque off (parked, or --now)", "torque-off"),
+        "replay": Subcommand(
+            f"{RECORDS}.replay",
+            "compute a record's goals and chunks again and compare; export its episodes",
+            "replay RUN/flight.record --inputs inputs.record --export DATASET",
+        ),
+        "report": Subcommand(
+            f"{RECORDS}.report",
+            "one HTML page on a record: timing, why each tick was missed, cache",
+            "report RUN/flight.record --out report.html",
+        ),
+        "serve": Subcommand(
+            "vla_edge.runtime.service.serve",
+            "the policy for clients over the network, and the robot's status in a browser",
+            "serve --bundle BUNDLE --port 8000",
+        ),
+        "infer": Subcommand(
+            "vla_edge.runtime.inference.infer",
+            "one observation file in, one file of actions out",
+            "infer --bundle BUNDLE --observation observation.npz --out actions.npz",
+        ),
+        "calibrate-joints": Subcommand(
+            "vla_edge.robot.calibrate_joints",
+            "guide a person through the joint calibration, with live counts",
+            "calibrate-joints --port /dev/serial/by-id/usb-... --joints follower.json",
+        ),
+        "move": Subcommand(
+            "vla_edge.robot.first_contact",
+            "first contact: move one joint slowly; store the parking pose or go to it",
+            "move --port /dev/serial/by-id/usb-... --joints follower.json --joint gripper --to 20",
+        ),
+        "lockstep": Subcommand(
+            f"{TRIALS}.lockstep_run",
+            "one episode on the simulated arm, on a simulated clock",
+            'lockstep --bundle BUNDLE --task "reach the red cube" --video run.mp4',
+        ),
+        "identity": Subcommand(
+            f"{TRIALS}.identity_check",
+            "compare a bundle with the arm's joint calibration and with a dataset",
+            "identity --bundle BUNDLE --joints follower.json --dataset DATASET",
+        ),
+        "cameras": Subcommand(
+            "vla_edge.robot.camera_report",
+            "which camera is which device, with a picture of each",
+            "cameras --out cameras.png",
+        ),
+    },
+    default="run",
+    terminable=False,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vla_edge.errors import CheckpointError, ConfigError, run_command
+from vla_edge.command_line import run_command
+from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, write_weights
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER

@@ -14,7 +14,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "vla_edge"
-SHARED = {"bundle", "contract", "errors", "files", "fields", "camera_names", "core", "_core", "__version__"}
+SHARED = {
+    "bundle",
+    "command_line",
+    "contract",
+    "errors",
+    "files",
+    "fields",
+    "camera_names",
+    "core",
+    "_core",
+    "__version__",
+}
 INFERENCE, CONTROL = "runtime/inference", "runtime/control"
 MAY_IMPORT: dict[str, set[str]] = {
     "policies": set(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import write_json, written_beside
 from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
@@ -248,7 +248,6 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it",
     )
     parser.add_argument("--output", type=Path, help="folder for similarity.csv, gate.json and similarity.png")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run_gate(arguments: argparse.Namespace) -> int:
@@ -271,6 +270,5 @@ def run_gate(arguments: argparse.Namespace) -> int:
     print(f"hit rate      {history.hit_rate():.1%} at threshold {threshold:g} (0·1, the method's own)")
     if arguments.output:
         write_report(arguments.output, history, threshold, aurocs)
-    if arguments.json:
-        print(json.dumps(report_json(history, threshold, aurocs)))
+    answer(report_json(history, threshold, aurocs))
     return 0

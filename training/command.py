@@ -2,79 +2,84 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from importlib import import_module
+import sys
 
-from vla_edge.errors import run_command, terminated_like_interrupted
+from vla_edge.command_line import Command, Subcommand
 
-START = "vla_edge.training.start"
-SUBCOMMANDS = {
-    "fine-tune": (
-        START,
-        "add_fine_tune",
-        "run_fine_tune",
-        "train from a LeRobot checkpoint (base policy, or delta expert and CLS head)",
-    ),
-    "scratch": (START, "add_scratch", "run_scratch", "train a new expert on a pretrained backbone"),
-    "smoke": (START, "add_fine_tune", "run_smoke", "10 episodes, 100 steps: does everything fit together?"),
-    "resume": (START, "add_resume", "run_resume", "continue an interrupted run exactly"),
-    "anchors": (
-        "vla_edge.training.sequential.phases_command",
-        "add_anchors",
-        "run_anchors",
-        "build CRaFT's anchor cache from the starting checkpoint",
-    ),
-    "stages": (
-        "vla_edge.training.sequential.phases_command",
-        "add_stages",
-        "run_stages",
-        "tasks one after the other with replay (Kuavo), transfer matrix, forgetting",
-    ),
-    "evaluate": (
-        "vla_edge.training.evaluate",
-        "add_evaluate",
-        "run_evaluate",
-        "chunk errors on recorded episodes beside hold-last and mean-action",
-    ),
-    "compare": (
-        "vla_edge.training.evaluate",
-        "add_compare",
-        "run_compare",
-        "policies side by side: latency, parameters, error; PNG and table",
-    ),
-    "gate": (
-        "vla_edge.training.cls_report",
-        "add_gate",
-        "run_gate",
-        "what a trained CLS head sees: similarities, hit rate, AUROC, plot",
-    ),
-    "status": (
-        "vla_edge.training.run_files",
-        "add_status",
-        "run_status",
-        "step, loss, lr, time left, checkpoints, last error of a run",
-    ),
-}
+TRAINING = "vla_edge.training"
+START, EVALUATE, PHASES = f"{TRAINING}.start", f"{TRAINING}.evaluate", f"{TRAINING}.sequential.phases_command"
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_main, argv)
-
-
-def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vla-train", description=__doc__)
-    table = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
-    name = next((word for word in argv if not word.startswith("-")), "")
-    for command, (module, add, _, purpose) in SUBCOMMANDS.items():
-        child = table.add_parser(command, help=purpose, description=purpose)
-        if command == name:
-            getattr(import_module(module), add)(child)
-    arguments = parser.parse_args(argv)
-    module, _, run, _ = SUBCOMMANDS[arguments.subcommand]
-    with terminated_like_interrupted():
-        return int(getattr(import_module(module), run)(arguments))
-
+main = Command(
+    "vla-train",
+    "Fine-tune a policy on LeRobot data, and say how good it is.",
+    {
+        "fine-tune": Subcommand(
+            START,
+            "train from a LeRobot checkpoint (base policy, or delta expert and CLS head)",
+            "fine-tune --policy CHECKPOINT --dataset DATASET --output RUN --steps 20000",
+            "add_fine_tune",
+            "run_fine_tune",
+        ),
+        "scratch": Subcommand(
+            START,
+            "train a new action expert on a pretrained backbone",
+            "scratch --vlm SMOLVLM2 --dataset DATASET --output RUN",
+            "add_scratch",
+            "run_scratch",
+        ),
+        "smoke": Subcommand(
+            START,
+            "10 episodes, 100 steps: does everything fit together?",
+            "smoke --policy CHECKPOINT --dataset DATASET --output RUN",
+            "add_fine_tune",
+            "run_smoke",
+        ),
+        "resume": Subcommand(START, "continue an interrupted run exactly", "resume RUN", "add_resume", "run_resume"),
+        "anchors": Subcommand(
+            PHASES,
+            "build CRaFT's anchor cache from the starting checkpoint",
+            "anchors --policy CHECKPOINT --dataset DATASET --output ANCHORS",
+            "add_anchors",
+            "run_anchors",
+        ),
+        "stages": Subcommand(
+            PHASES,
+            "tasks one after the other with replay (Kuavo), transfer matrix, forgetting",
+            "stages kuavo --policy CHECKPOINT --output RUN --data grasp=DATASET --dry-run",
+            "add_stages",
+            "run_stages",
+        ),
+        "evaluate": Subcommand(
+            EVALUATE,
+            "chunk errors on recorded episodes, beside two policies that do not look",
+            "evaluate CHECKPOINT --dataset DATASET --episodes 40-49",
+            "add_evaluate",
+            "run_evaluate",
+        ),
+        "compare": Subcommand(
+            EVALUATE,
+            "policies side by side: latency, parameters, error; picture and table",
+            "compare CHECKPOINT BUNDLE --dataset DATASET --png comparison.png",
+            "add_compare",
+            "run_compare",
+        ),
+        "gate": Subcommand(
+            f"{TRAINING}.cls_report",
+            "what a trained CLS head sees: similarities, hit rate, AUROC, plot",
+            "gate CHECKPOINT --dataset DATASET --output FOLDER",
+            "add_gate",
+            "run_gate",
+        ),
+        "status": Subcommand(
+            f"{TRAINING}.run_files",
+            "step, loss, learning rate, time left, checkpoints, last error of a run",
+            "status RUN",
+            "add_status",
+            "run_status",
+        ),
+    },
+    extras="train",
+)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

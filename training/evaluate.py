@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.files import write_text, written_beside
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
@@ -161,7 +161,6 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=1, help="noise draws per frame")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a bundle's engine")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
@@ -205,8 +204,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     print(error_table(errors, targets.joints))
     if arguments.save:
         save_predictions(arguments.save, predictor, predicted, targets)
-    if arguments.json:
-        print(json.dumps({name: {h: e.to_json() for h, e in by.items()} for name, by in errors.items()}))
+    answer({name: {h: e.to_json() for h, e in by.items()} for name, by in errors.items()})
     return 0
 
 
@@ -248,6 +246,5 @@ def run_compare(arguments: argparse.Namespace) -> int:
         draw(contenders, arguments.png)
     if arguments.markdown:
         write_text(arguments.markdown, table + "\n")
-    if arguments.json:
-        print(json.dumps([{name: getattr(c, name) for name in Contender.__dataclass_fields__} for c in contenders]))
+    answer({"policies": [{name: getattr(c, name) for name in Contender.__dataclass_fields__} for c in contenders]})
     return 0

@@ -4,13 +4,13 @@ print."""
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError
 from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
@@ -80,7 +80,6 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     for flag, (_, text) in SWITCHES.items():
         parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=text)
     parser.add_argument("--track", action="append", default=[], choices=("tensorboard", "wandb"), help="also log there")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +182,8 @@ def print_notes(notes: Sequence[str]) -> None:
         print(f"note: {note}", flush=True)
 
 
-def print_outcome(outcome: Outcome, as_json: bool) -> None:
-    """The end of the run, and the last line for machines."""
+def print_outcome(outcome: Outcome) -> None:
+    """The end of the run, for people and for `--json`."""
     if not is_first():
         return
     best = (
@@ -193,18 +192,15 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
         else ""
     )
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}; checkpoint {outcome.checkpoint}")
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "steps": outcome.steps,
-                    "loss": outcome.loss,
-                    "best_loss": outcome.best_loss,
-                    "best_step": outcome.best_step,
-                    "checkpoint": outcome.checkpoint,
-                }
-            )
-        )
+    answer(
+        {
+            "steps": outcome.steps,
+            "loss": outcome.loss,
+            "best_loss": outcome.best_loss,
+            "best_step": outcome.best_step,
+            "checkpoint": outcome.checkpoint,
+        }
+    )
 
 
 def _is_number(text: str) -> bool:

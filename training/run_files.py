@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_edge.command_line import answer
 from vla_edge.errors import TrainingError
 from vla_edge.fields import build, read_object
 from vla_edge.files import write_json, write_text
@@ -162,11 +163,9 @@ def _duration(seconds: float | None) -> str:
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run_status(arguments: argparse.Namespace) -> int:
     print(describe(arguments.run))
-    if arguments.json:
-        print(json.dumps({**asdict(read_status(arguments.run)), "checkpoints": checkpoints_of(arguments.run)}))
+    answer({**asdict(read_status(arguments.run)), "checkpoints": checkpoints_of(arguments.run)})
     return 0

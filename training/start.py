@@ -32,20 +32,20 @@ def add_fine_tune(parser: argparse.ArgumentParser) -> None:
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments, arguments.policy, FINE_TUNE, arguments.kind)
-    return train_prepared(prepare(config), "fine-tune", arguments.json)
+    return train_prepared(prepare(config), "fine-tune")
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments, arguments.policy, SMOKE, arguments.kind, SMOKE_EPISODES)
-    return train_prepared(prepare(config), "smoke run", arguments.json)
+    return train_prepared(prepare(config), "smoke run")
 
 
-def train_prepared(setup: Setup, title: str, as_json: bool) -> int:
+def train_prepared(setup: Setup, title: str) -> int:
     """Say what there is to know about the run, train it, say how it ended."""
     print_notes(setup.notes)
     with reporter(0, setup.config.steps, title) as report:
         outcome = begin(setup, report)
-    print_outcome(outcome, as_json)
+    print_outcome(outcome)
     return 0
 
 
@@ -59,12 +59,11 @@ def add_scratch(parser: argparse.ArgumentParser) -> None:
 
 def run_scratch(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments, arguments.vlm, SCRATCH)
-    return train_prepared(prepare_scratch(config, policy_options(arguments.config)), "from scratch", arguments.json)
+    return train_prepared(prepare_scratch(config, policy_options(arguments.config)), "from scratch")
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
@@ -72,7 +71,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
     join(config.device)
     with reporter(step_of(last_checkpoint(arguments.run)), config.steps, "resumed") as report:
         _, outcome = resume(arguments.run, report)
-    print_outcome(outcome, arguments.json)
+    print_outcome(outcome)
     return 0
 
 

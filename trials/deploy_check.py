@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
+from vla_edge.command_line import answer
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
@@ -335,7 +336,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="the instruction that will be given")
     parser.add_argument("--hz", type=float, default=30.0, help="control rate")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the engine")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -345,8 +345,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{number} {item.name:<20} {item.state:<8} {item.found}")
         if item.fix:
             print(f"{'':<31} -> {item.fix}")
-    if arguments.json:
-        print(json.dumps([asdict(item) for item in items]))
+    answer({"checks": [asdict(item) for item in items]})
     failed = [item.name for item in items if item.state == FAILED]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(items)} deployment checks: {', '.join(failed)}; see the arrows above")

@@ -31,9 +31,10 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.bundle import open_bundle
+from vla_edge.command_line import run_command
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError, run_command
+from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json, write_text
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy

@@ -4,7 +4,6 @@ mended."""
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, IdentityError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,8 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             found += differences(bundle, tables, dataset)
     for line in found:
         print(line)
-    if arguments.json:
-        print(json.dumps({"differences": found, "bundle": bundle.digest}))
+    answer({"differences": found, "bundle": bundle.digest})
     if found:
         raise CheckFailed(f"{len(found)} differences, the first: {found[0]}")
     print(f"{arguments.bundle} fits what it was compared with")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
+from vla_edge.command_line import answer
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError
 from vla_edge.robot.sim.render import BACKENDS
@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
     parser.add_argument("--record", type=Path, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,16 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"chunks {dict(result.chunks)}, clamped {result.clamped}; the tip ended {distance[nearest] * 100:.1f} cm "
         f"from the {nearest} cube's place"
     )
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "states": result.states,
-                    "chunks": result.chunks,
-                    "inferences": result.inferences,
-                    "tip_to_cube_m": distance,
-                }
-            )
-        )
+    answer(
+        {"states": result.states, "chunks": result.chunks, "inferences": result.inferences, "tip_to_cube_m": distance}
+    )
     arm.close()
     return 0

@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from vla_edge.errors import TrainingError, run_command
+from vla_edge.command_line import run_command
+from vla_edge.errors import TrainingError
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.features import ACTION, STATE

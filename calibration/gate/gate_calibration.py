@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
 from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, planned_pairs
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
+from vla_edge.command_line import answer
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
 from vla_edge.files import link_or_copy, new_folder
@@ -195,7 +195,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--others", type=int, default=plan.others, help="frames of other episodes tried for each")
     parser.add_argument("--engine", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -215,8 +214,7 @@ def run(arguments: argparse.Namespace) -> int:
     facts = gate_facts(bundle, result)
     print("\n".join(report(result)))
     print(f"written: {arguments.out} (digest {digest[:12]}, plot {GATE_PLOT})")
-    if arguments.json:
-        print(json.dumps({"bundle": str(arguments.out), "digest": digest, **facts}))
+    answer({"bundle": str(arguments.out), "digest": digest, **facts})
     return 0
 
 

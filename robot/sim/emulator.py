@@ -29,7 +29,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import TextIO
 
-from vla_edge.errors import BusError, ConfigError, run_command
+from vla_edge.command_line import run_command
+from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot import registers as r
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from vla_edge.command_line import run_command
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.errors import BusError, ConfigError, run_command
+from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import open_bundle
+from vla_edge.command_line import answer
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import BusError, ConfigError, ControlError
@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="folder shared with inference and operators")
     parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long; 0: never")
-    parser.add_argument("--json", action="store_true", help="last line: the final status as JSON")
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
     )
@@ -122,8 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         park=_park_pose(calibration),
     )
     result, status = control_koch(options, options.port, calibration, units, settings)
-    if options.json:
-        print(json.dumps({"result": result, **status}))
+    answer({"result": result, **status})
     if result == "unplugged":
         raise BusError(f"the adapter at {options.port} is gone; plug it in and start again, it will be disarmed")
     return 0

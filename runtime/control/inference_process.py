@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import TypeVar
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.command_line import answer
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one for each camera of the policy; see `vla-runtime cameras`",
     )
     parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after so long; 0: never")
-    parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
     )
@@ -128,8 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
             camera.close()
         if recorder is not None:
             recorder.close()
-    if options.json:
-        print(json.dumps(summary))
+    answer(summary)
     return 0
 
 
@@ -248,5 +246,5 @@ class stopped_by_signals:
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal; stdout belongs to --json."""
+    """One line for the person at the terminal; standard output belongs to the summary."""
     print(line, file=sys.stderr, flush=True)

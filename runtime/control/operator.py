@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_edge.command_line import answer
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
@@ -43,7 +43,6 @@ class Answer:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="run folder of the control process")
-    parser.add_argument("--json", action="store_true", help="one machine-readable line")
     if parser.prog.endswith("torque-off"):
         parser.add_argument("--now", action="store_true", help="wherever the arm is: it may fall")
     parser.set_defaults(word=parser.prog.rsplit(" ", 1)[-1])
@@ -55,21 +54,18 @@ def run(arguments: argparse.Namespace) -> int:
     folder = open_run_folder(arguments.run_dir)
     if arguments.word == "status":
         status = read_status(folder)
-        print(json.dumps(status) if arguments.json else describe(status))
+        print(describe(status))
+        answer(status)
         return 0
     word = WORDS[arguments.word]
     if word == "torque_off" and arguments.now:
         word = "torque_off_now"
-    answer = ask(folder, word)
-    if arguments.json:
-        print(
-            json.dumps({"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint})
-        )
-    if answer.word != "done":
-        joint = f" ({answer.joint})" if answer.joint else ""
-        raise CheckFailed(f"{arguments.word}: {REFUSALS.get(answer.word, answer.word)}{joint}")
-    if not arguments.json:
-        print(f"{arguments.word}: done, state {answer.state}")
+    told = ask(folder, word)
+    answer({"answer": told.word, "state": told.state, "reason": told.reason, "joint": told.joint})
+    if told.word != "done":
+        joint = f" ({told.joint})" if told.joint else ""
+        raise CheckFailed(f"{arguments.word}: {REFUSALS.get(told.word, told.word)}{joint}")
+    print(f"{arguments.word}: done, state {told.state}")
     return 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import signal
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.core import load_core
+from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim.simulator import SimProcess
@@ -78,7 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
     )
     parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
-    parser.add_argument("--json", action="store_true", help="last line: the summary as JSON")
 
 
 @dataclass(slots=True)
@@ -155,8 +154,7 @@ def supervise(options: RunOptions) -> int:
     summary |= {"simulated_arm": dict(simulated)} if options.simulated else {}
     summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
     tell(summary, console)
-    if options.json:
-        print(json.dumps(summary))
+    answer(summary)
     _judge(this, summary)
     return 130 if interrupted else 0
 

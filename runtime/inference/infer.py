@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import struct
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import open_bundle
+from vla_edge.command_line import answer
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse a task that is too long, as the robot does (default: cut it as LeRobot does, and say so)",
     )
-    parser.add_argument("--json", action="store_true", help="print one machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,19 +79,16 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {result.actions.shape[0]} actions of {result.actions.shape[1]} joints, "
         f"{result.timings.total:.1f} ms"
     )
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "out": str(arguments.out),
-                    "shape": list(result.actions.shape),
-                    "steps": result.steps,
-                    "tokens_cut": session.tokens_cut,
-                    "bundle": bundle.digest,
-                    "timings_ms": asdict(result.timings),
-                }
-            )
-        )
+    answer(
+        {
+            "out": str(arguments.out),
+            "shape": list(result.actions.shape),
+            "steps": result.steps,
+            "tokens_cut": session.tokens_cut,
+            "bundle": bundle.digest,
+            "timings_ms": asdict(result.timings),
+        }
+    )
     return 0
 
 

@@ -4,13 +4,13 @@ episodes."""
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
+from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, RecordError
 from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times
 from vla_edge.runtime.inference.input_record import read_inputs
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="refuse to export pictures older than this at their tick",
     )
-    parser.add_argument("--json", action="store_true", help="one machine-readable line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,19 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.inputs is not None:
         check_same_run(reader, arguments.inputs)
     told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader)}
-    if not arguments.json:
-        print(
-            f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, "
-            f"{told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else "")
-        )
-        for name, quantiles in told["times_us"].items():
-            print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
+    print(
+        f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, "
+        f"{told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else "")
+    )
+    for name, quantiles in told["times_us"].items():
+        print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
     if arguments.bundle is not None:
         told["inputs"] = _replay_inputs(arguments)
     if arguments.export is not None:
         told["episodes"] = _export(arguments, reader)
-    if arguments.json:
-        print(json.dumps(told))
+    answer(told)
     _judge(arguments.record, told)
     return 0
 
@@ -84,11 +81,10 @@ def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.bundle,
         lambda work: track(work, "inferences", console=Console(stderr=True), transient=True),
     )
-    if not arguments.json:
-        print(
-            f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; "
-            f"largest difference {result.worst:.3g} of a latent value"
-        )
+    print(
+        f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; "
+        f"largest difference {result.worst:.3g} of a latent value"
+    )
     return {
         "inferences": result.inferences,
         "differing": result.differing,
@@ -102,12 +98,11 @@ def _export(arguments: argparse.Namespace, reader: Any) -> dict[str, Any]:
     from vla_edge.runtime.records.episodes import export_episodes
 
     made = export_episodes(reader, arguments.inputs, arguments.export, arguments.picture_age)
-    if not arguments.json:
-        print(
-            f"{arguments.export}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; "
-            f"{made.left_out} ticks had no write; "
-            f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
-        )
+    print(
+        f"{arguments.export}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; "
+        f"{made.left_out} ticks had no write; "
+        f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
+    )
     return {
         "episodes": made.episodes,
         "frames": made.frames,

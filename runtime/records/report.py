@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vla_edge.command_line import answer
 from vla_edge.errors import RecordError
 from vla_edge.files import write_text
 from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times, ticks_after_damage, ticks_of
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inference", type=Path, metavar="FILE", help="inference.jsonl of the run (default: beside the record)"
     )
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write; replaced when it exists")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,13 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} "
         f"without action {dict(idle) or ''}"
     )
-    if arguments.json:
-        missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]
-        print(
-            json.dumps(
-                {"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle), "missed": missed}
-            )
-        )
+    missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]
+    answer({"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle), "missed": missed})
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import platform
 import resource
@@ -24,7 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vla_edge.errors import run_command
+from vla_edge.command_line import Command, Subcommand, answer
+from vla_edge.errors import CheckFailed
 from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
 OK, MISSING, NOTE = "ok", "missing", "note"
@@ -346,46 +346,42 @@ def examine(need: Sequence[str]) -> tuple[list[Finding], list[Finding]]:
     return findings, lacking
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_main, argv)
+main = Command(
+    "vla-doctor",
+    "What this machine has, what is needed, how to fix what is missing.",
+    {
+        "": Subcommand(
+            "vla_edge.doctor", "what this machine has, what is needed, how to fix what is missing", "--need export"
+        ),
+        "deploy": Subcommand(
+            "vla_edge.trials.deploy_check",
+            "nine checks of a bundle before it goes to a robot",
+            'deploy BUNDLE --dataset DATASET --task "pick up the cube"',
+        ),
+    },
+    default="",
+)
 
 
-SUBCOMMANDS = {"deploy": ("vla_edge.trials.deploy_check", "nine checks of a bundle before it goes to a robot")}
-"""Checks of something other than this machine: module with `add_arguments` and `run`, and what it does."""
-
-
-def _main(argv: Sequence[str]) -> int:
-    if argv and argv[0] in SUBCOMMANDS:
-        name, purpose = SUBCOMMANDS[argv[0]]
-        module = import_module(name)
-        child = argparse.ArgumentParser(prog=f"vla-doctor {argv[0]}", description=purpose)
-        module.add_arguments(child)
-        return int(module.run(child.parse_args(argv[1:])))
-    also = "; ".join(f"vla-doctor {name}: {purpose}" for name, (_, purpose) in SUBCOMMANDS.items())
-    description = "What this machine has, what is needed, how to fix what is missing."
-    parser = argparse.ArgumentParser(prog="vla-doctor", description=description, epilog=also)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--need",
         action="append",
         default=[],
         choices=sorted(OPTIONAL),
-        help="treat this as needed; may be given several times",
+        help="exit with 1 when this is missing; may be given several times",
     )
-    parser.add_argument("--json", action="store_true", help="one machine-readable line instead of the table")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; CheckFailed (exit code 1) when something needed is missing."""
     findings, lacking = examine(arguments.need)
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "findings": [asdict(finding) for finding in findings],
-                    "missing": [finding.check for finding in lacking],
-                }
-            )
-        )
-    else:
-        _print(findings, lacking)
-    return 1 if lacking else 0
+    answer({"findings": [asdict(finding) for finding in findings], "missing": [finding.check for finding in lacking]})
+    _print(findings, lacking)
+    if lacking:
+        raise CheckFailed(f"missing: {', '.join(finding.check for finding in lacking)}")
+    print("everything needed is here")
+    return 0
 
 
 def _print(findings: Sequence[Finding], lacking: Sequence[Finding]) -> None:
@@ -398,10 +394,7 @@ def _print(findings: Sequence[Finding], lacking: Sequence[Finding]) -> None:
         table.add_row(
             f"{mark} {finding.check}", *(escape(text) for text in (finding.found, finding.needed, finding.fix))
         )
-    console = Console()
-    console.print(table)
-    missing = ", ".join(finding.check for finding in lacking)
-    console.print(f"[red]missing: {missing}[/]" if lacking else "everything needed is here")
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS
@@ -36,7 +36,6 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints to keep per stage, 0 all")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, train nothing")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run_stages(arguments: argparse.Namespace) -> int:
@@ -74,8 +73,7 @@ def run_stages(arguments: argparse.Namespace) -> int:
     transfer = train_stages(sequence, reporter)
     if is_first():
         print(transfer.markdown())
-        if arguments.json:
-            print(json.dumps(transfer.to_json()))
+        answer(transfer.to_json())
     return 0
 
 
@@ -100,7 +98,6 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=CHOICES["device"], default="auto")
-    parser.add_argument("--json", action="store_true", help="print a machine-readable last line")
 
 
 def run_anchors(arguments: argparse.Namespace) -> int:
@@ -112,15 +109,5 @@ def run_anchors(arguments: argparse.Namespace) -> int:
         f"{arguments.output}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher "
         f"{meta.teacher[:12]}"
     )
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "count": meta.count,
-                    "shards": len(meta.shards),
-                    "teacher": meta.teacher,
-                    "cache_type": meta.cache_type,
-                }
-            )
-        )
+    answer({"count": meta.count, "shards": len(meta.shards), "teacher": meta.teacher, "cache_type": meta.cache_type})
     return 0

@@ -1,0 +1,139 @@
+"""`vla-data convert | verify | compare | stats | tasks` on LeRobot datasets: arguments and calls."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from vla_edge.command_line import answer, count, folder_to_write, positive, whole
+from vla_edge.errors import CheckFailed
+from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.compare_data import compare_datasets
+from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
+from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
+from vla_edge.lerobot_data.tables import stats_to_json
+from vla_edge.lerobot_data.task_texts import add_task, load_counter, rename_task, task_uses
+from vla_edge.lerobot_data.verify import verify_dataset
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="dataset folder, v2.1")
+    parser.add_argument("target", type=folder_to_write, help="new dataset folder, must not exist")
+    sizes = parser.add_argument_group("file sizes")
+    sizes.add_argument("--data-file-mb", type=positive, default=layout.DATA_FILE_MB, help="size of a data file")
+    sizes.add_argument("--video-file-mb", type=positive, default=layout.VIDEO_FILE_MB, help="size of a video file")
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="dataset folder")
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, help="dataset folder")
+    parser.add_argument("b", type=Path, help="dataset folder that should hold the same")
+    parser.add_argument("--samples", type=whole, default=3, help="pictures compared per episode and camera")
+
+
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("--write", action="store_true", help="replace the stored statistics")
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="dataset folder")
+    change = parser.add_argument_group("change a text").add_mutually_exclusive_group()
+    change.add_argument("--add", metavar="TEXT", help="add a task text")
+    change.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="change a task text")
+    tokens = parser.add_argument_group("count tokens")
+    tokens.add_argument("--tokenizer", type=Path, help="tokenizer.json, bundle or checkpoint folder to count with")
+    tokens.add_argument("--limit", type=count, help="token limit (default: the checkpoint's, else 48)")
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    sizes = FileSizes(arguments.data_file_mb, arguments.video_file_mb)
+    with _bar("episodes") as advance:
+        info = convert_dataset(arguments.source, arguments.target, sizes, advance)
+    print(f"{arguments.target}: {info.version}, {info.total_episodes} episodes, {info.total_frames} frames, verified")
+    answer({"target": str(arguments.target), "episodes": info.total_episodes, "frames": info.total_frames})
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    report = verify_dataset(arguments.dataset)
+    for check in report.checks:
+        print(f"{check.verdict:<8}{check.name}" + (f": {check.needs}" if check.needs else ""))
+        for problem in check.problems or ():
+            print(f"        {problem}")
+    answer(report.as_json())
+    open_ = [check.name for check in report.checks if check.verdict != "passed"]
+    if not report.passed:
+        raise CheckFailed(
+            f"{arguments.dataset}: {len(open_)} of {len(report.checks)} checks, first {open_[0]}; see above"
+        )
+    return 0
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    differences = compare_datasets(arguments.a, arguments.b, arguments.samples)
+    for difference in differences:
+        print(difference)
+    if not differences:
+        print("equal")
+    answer({"equal": not differences, "differences": differences})
+    if differences:
+        raise CheckFailed(f"{len(differences)} differences, first {differences[0]}")
+    return 0
+
+
+def run_stats(arguments: argparse.Namespace) -> int:
+    with _bar("episodes") as advance:
+        computed, stored = recompute_stats(arguments.dataset, advance, arguments.write)
+    differences = {key: largest_difference(key, computed, stored) for key in computed}
+    for key, difference in differences.items():
+        print(f"{key:<32} stored differs by {difference:.2g} of the range")
+    if arguments.write:
+        print("the computed statistics were written")
+    answer({"stats": stats_to_json(computed), "difference": differences, "written": arguments.write})
+    return 0
+
+
+def run_tasks(arguments: argparse.Namespace) -> int:
+    counter = load_counter(arguments.tokenizer, arguments.limit) if arguments.tokenizer else None
+    if arguments.add is not None:
+        print(f"task {add_task(arguments.dataset, arguments.add)} added")
+    if arguments.rename is not None:
+        print(f"task {rename_task(arguments.dataset, *arguments.rename)} renamed")
+    rows = []
+    for use in task_uses(arguments.dataset, counter):
+        too_long = counter is not None and use.tokens is not None and use.tokens > counter.limit
+        tokens = "tokens not counted" if counter is None else f"{use.tokens} of {counter.limit} tokens"
+        mark = "  TOO LONG: the policy sees a truncated instruction" if too_long else ""
+        print(f"{use.index:>3}  {use.episodes} episodes, {use.frames} frames, {tokens}  {use.text!r}{mark}")
+        rows.append(
+            {
+                "index": use.index,
+                "text": use.text,
+                "episodes": use.episodes,
+                "frames": use.frames,
+                "tokens": use.tokens,
+                "too_long": too_long,
+            }
+        )
+    answer({"tasks": rows, "limit": counter.limit if counter else None})
+    long = [str(row["text"]) for row in rows if row["too_long"]]
+    if long:
+        raise CheckFailed(f"{len(long)} task texts are too long, first {long[0][:60]!r}; shorten with --rename OLD NEW")
+    return 0
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(unit, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -1,0 +1,476 @@
+"""What the seven commands share: the parser, errors in one line, `--json`, old names, packages that are not here.
+
+Exit codes: 0 done, 1 a check failed (or a run ended in a fault), 2 bad input or environment, 130 interrupted. With
+`--json` standard output holds one object and nothing else; what a person reads goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlparse
+
+from vla_edge import __version__
+from vla_edge.errors import CheckFailed, UsageError, VlaEdgeError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The clone, when this is one."""
+EXTRAS = {
+    "torch": ("export", "train"), "onnx": ("export", "train"), "onnxscript": ("export", "train"),
+    "onnxruntime": ("ort",), "openvino": ("openvino",), "tensorrt": ("gpu",), "cuda": ("gpu",), "pycuda": ("pycuda",),
+    "mujoco": ("sim",), "pyarrow": ("data", "train"), "av": ("data", "train"), "matplotlib": ("plot", "train"),
+    "transformers": ("train",), "accelerate": ("train",), "peft": ("train",), "aiohttp": ("serve",),
+    "msgpack": ("serve",),
+}  # fmt: skip
+"""Importable name of an optional package → our extras that bring it, the smallest first."""
+_answers: list[dict[str, Any]] = []
+"""One for each `run_command` that is under way: what its `--json` will print."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One word after a command. module: holds the functions `add` (arguments into a parser) and `run` (parsed arguments
+    → exit code). example: what to type after the command's name."""
+
+    module: str
+    purpose: str
+    example: str
+    add: str = "add_arguments"
+    run: str = "run"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of the seven commands. default: the subcommand that is meant when no word is given ("" is one without a
+    word). old: its old words and flags → what they are called now. extras: what a missing package is installed with.
+    translate: other spellings into ours, before parsing."""
+
+    name: str
+    purpose: str
+    subcommands: Mapping[str, Subcommand]
+    default: str | None = None
+    old: Mapping[str, str] = field(default_factory=dict)
+    extras: str = ""
+    terminable: bool = True
+    """SIGTERM ends it as Ctrl-C does; otherwise its subcommands see to signals themselves."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        return run_command(self._run, argv, self.extras)
+
+    def parser(self, name: str) -> CommandParser:
+        """The parser of a subcommand; its module is imported."""
+        sub = self.subcommands[name]
+        others = {word: entry.purpose for word, entry in self.subcommands.items() if word} if not name else {}
+        parser = CommandParser(
+            prog=f"{self.name} {name}".rstrip(),
+            description=f"{sub.purpose[:1].upper()}{sub.purpose[1:]}.",
+            example=f"{self.name} {sub.example}",
+            old=self.old,
+            subcommands=others,
+        )
+        getattr(import_module(sub.module), sub.add)(parser)
+        parser.add_json()
+        return parser
+
+    def overview(self) -> str:
+        """What `--help` prints before a subcommand is named."""
+        width = max(map(len, self.subcommands)) + 2
+        default = f"without one: {self.default}; " if self.default else ""
+        word = "[SUBCOMMAND]" if self.default else "SUBCOMMAND"
+        return "\n".join(
+            [
+                f"usage: {self.name} {word} [options]\n\n{self.purpose}\n",
+                f"subcommands ({default}each has --help):",
+                *(f"  {name:<{width}}{entry.purpose}" for name, entry in self.subcommands.items()),
+                "\nexample:",
+                f"  {self.name} {next(iter(self.subcommands.values())).example}",
+                f"\n{self.name} --version prints the version.",
+            ]
+        )
+
+    def _run(self, argv: Sequence[str]) -> int:
+        words, name = list(argv), self.default
+        first = words[0] if words else ""
+        if first == "--version":
+            print(f"{self.name} {__version__}")
+            return 0
+        if first in ("-h", "--help") and "" not in self.subcommands:
+            print(self.overview())
+            return 0
+        if first and not first.startswith("-") and len(self.subcommands) > 1:
+            if first not in self.subcommands:
+                raise UsageError(self._unknown(first))
+            name = words.pop(0)
+        if name is None:
+            raise UsageError(f"{self.name} needs a subcommand: {', '.join(self.subcommands)}; see `{self.name} --help`")
+        arguments = self.parser(name).parse_args(words)
+        run = getattr(import_module(self.subcommands[name].module), self.subcommands[name].run)
+        with terminated_like_interrupted() if self.terminable else contextlib.nullcontext():
+            return int(run(arguments))
+
+    def _unknown(self, word: str) -> str:
+        if word in self.old:
+            return f"`{self.name} {word}` is now `{self.old[word]}`"
+        known = [name for name in self.subcommands if name]
+        return f"{self.name} has no subcommand {word!r}{did_you_mean(word, known)}; see `{self.name} --help`"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser without abbreviations whose errors are `UsageError`s of one line, and whose help shows defaults, groups
+    and an example."""
+
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        example: str = "",
+        old: Mapping[str, str] | None = None,
+        subcommands: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, add_help=False
+        )
+        self.old, self.example, self.subcommands = old or {}, example, subcommands or {}
+        self.last = self.add_argument_group("help and output")
+        self.last.add_argument("-h", "--help", action="help", help="show this help")
+        self.last.add_argument("--version", action="version", version=f"{prog} {__version__}", help="print the version")
+
+    def add_json(self) -> None:
+        """The flag that every command has."""
+        self.last.add_argument(
+            "--json", action="store_true", help="print one JSON object, on errors too; text for people goes to stderr"
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = list(sys.argv[1:] if args is None else args)
+        self._refuse_old(words)
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            word = unknown[0].partition("=")[0]
+            kind = "option" if word.startswith("-") else "argument"
+            self.error(f"there is no {kind} {word}{did_you_mean(word, known)}")
+        return parsed
+
+    def _refuse_old(self, words: Sequence[str]) -> None:
+        """An option, or an option's value, of an earlier version."""
+        for word, after in zip(words, [*words[1:], ""]):
+            flag, equals, value = word.partition("=")
+            if word == "--":
+                return
+            if flag in self.old and flag not in self._option_string_actions:
+                raise UsageError(f"{flag} is now {self.old[flag]}; see `{self.prog} --help`")
+            pair = f"{flag} {value if equals else after}"
+            if pair in self.old and flag in self._option_string_actions:
+                raise UsageError(f"{pair} is now {self.old[pair]}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            text = f"{value!r} is none of {', '.join(known)}{did_you_mean(str(value), known)}"
+            raise argparse.ArgumentError(action, text)
+
+    def error(self, message: str) -> NoReturn:
+        for pattern, text in _PLAIN.items():
+            message = re.sub(pattern, text, message)
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def format_usage(self) -> str:
+        how = _HelpFormatter(self.prog).how_to_type
+        words = [self.prog, *(["[SUBCOMMAND]"] if self.subcommands else [])]
+        words += [how(action) for action in self._actions if not action.option_strings]
+        words += [how(action) for action in self._actions if action.option_strings and action.required]
+        for group in self._mutually_exclusive_groups:
+            if group.required:
+                words.append(f"({' | '.join(how(action) for action in group._group_actions)})")
+        words.append("[options]")
+        return f"usage: {' '.join(words)}\n"
+
+    def format_help(self) -> str:
+        self._action_groups.sort(key=lambda group: group is self.last)
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        parts = [self.format_usage(), "\n", formatter.format_help()]
+        if self.subcommands:
+            rows = [f"  {name:<10}{purpose}\n" for name, purpose in self.subcommands.items()]
+            parts += ["\nsubcommands (each has --help):\n", *rows]
+        if self.example:
+            parts += ["\nexample:\n", f"  {self.example}\n"]
+        return "".join(parts)
+
+
+_PLAIN = {
+    r"^argument (?:-\w/)?": "",
+    r": invalid int value: (.*)$": r" \1 is not a whole number",
+    r": invalid float value: (.*)$": r" \1 is not a number",
+    r": expected one argument$": " needs a value",
+    r"^the following arguments are required: ": "missing: ",
+}
+"""argparse's own sentences → ours."""
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Defaults are shown where there is one worth showing and the text does not name it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.default not in (None, False, argparse.SUPPRESS, "", (), [])
+        if shown and action.option_strings and "default" not in text and not isinstance(action.default, list):
+            return f"{text} (default: %(default)s)"
+        return text
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        names = {Path: "PATH", int: "N", float: "X", file_to_write: "FILE", folder_to_write: "DIR"}
+        kind = action.type
+        return kind.metavar if isinstance(kind, Number) else names.get(kind, action.dest.upper())  # type: ignore[call-overload, no-any-return]
+
+    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
+        return action.dest.upper()
+
+    def how_to_type(self, action: argparse.Action) -> str:
+        """`--bundle PATH`, `RECORD`."""
+        if not action.option_strings:
+            return self._format_args(action, self._get_default_metavar_for_positional(action))
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[-1]} {values}".strip()
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean laptop?`, or nothing where nothing known is near."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def answer(value: Mapping[str, Any]) -> None:
+    """What `--json` prints when the command ends, `error` and `exit_code` beside it if it fails then."""
+    if _answers:
+        _answers[-1].update(value)
+
+
+def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None, extras: str = "") -> int:
+    """Run `main(argv)`, turn errors a user can meet into one line on stderr, print the answer where `--json` stands.
+
+    A full disk, a refused permission and a path that is none are the environment's errors; an optional package that is
+    missing is named with the command that installs it. Anything else is our bug and keeps its traceback.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
+    _answers.append({})
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            code, line = _outcome(main, words, extras)
+        if line:
+            print(line, file=sys.stderr)
+        if as_json:
+            failure = {"error": line.partition(": ")[2] or line or "failed", "exit_code": code} if code else {}
+            told = {**_answers[-1], **failure}
+            print(json.dumps(told) if told else "", end="\n" if told else "", flush=True)
+        return code
+    except BrokenPipeError:
+        return 0
+    finally:
+        _answers.pop()
+
+
+def _outcome(main: Callable[[Sequence[str]], int], words: Sequence[str], extras: str) -> tuple[int, str]:
+    """(exit code, what to say about it)."""
+    try:
+        return main(words), ""
+    except CheckFailed as error:
+        return 1, f"failed: {_one_line(error)}"
+    except VlaEdgeError as error:
+        return 2, f"error: {_one_line(error)}"
+    except KeyboardInterrupt:
+        return 130, "interrupted"
+    except BrokenPipeError:
+        raise
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return 2, f"error: {missing_package(package, extras)}"
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT:
+            raise
+        return 2, f"error: {error.filename or 'output'}: {error.strerror}; {_ENVIRONMENT[error.errno]}"
+
+
+_ENVIRONMENT = {
+    errno.ENOSPC: "no space left on the disk; free some and run again",
+    errno.EDQUOT: "no space left on the disk for this user; free some and run again",
+    errno.EACCES: "no permission; check its owner and mode",
+    errno.EPERM: "no permission; check its owner and mode",
+    errno.EROFS: "no permission to write there; give another path",
+    errno.ENOTDIR: "a part of the path is a file; give another path",
+    errno.EEXIST: "a file stands where a folder is needed; give another path",
+    errno.EISDIR: "a file is needed there; give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EFBIG: "larger than this file system or `ulimit -f` allows; raise the limit or write elsewhere",
+    errno.EIO: "the disk does not answer; check it and run again",
+}
+"""Errors of the operating system that are not our bug, and the next step for each."""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt inside the block, so that both ways to stop a command clean up alike.
+
+    For the main thread of a command; elsewhere it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def missing_package(package: str, extras: str = "") -> str:
+    """One line on an optional package that does not import. extras: what the command that runs is installed with."""
+    brought_by = EXTRAS[package]
+    wanted = extras if set(brought_by) & set(extras.split(",")) else brought_by[0]
+    return f"{package} is not installed here; install it with: {install_command(wanted)}"
+
+
+def install_command(extras: str = "") -> str:
+    """The command that installs us again with optional packages, as it can be typed in the working folder.
+
+    From the clone that runs, else from the wheel that was installed, else the packages by their own names: another
+    project has our name on the package index.
+    """
+    pip = Path(sys.executable).with_name("pip")
+    tool = _from_here(pip) if pip.is_file() else f"{_from_here(Path(sys.executable))} -m pip"
+    bracket = f"[{extras}]" if extras else ""
+    if (ROOT / "pyproject.toml").is_file():
+        return f'{tool} install -e "{_from_here(ROOT)}{bracket}"'
+    wheel = _wheel()
+    if wheel is not None:
+        return f'{tool} install "{_from_here(wheel)}{bracket}"'
+    return " ".join([tool, "install", *(f'"{name}"' for name in _requirements(extras.split(",")))])
+
+
+def _from_here(path: Path) -> str:
+    """Relative where it lies below the working folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _wheel() -> Path | None:
+    """The wheel file we were installed from, where it still lies there."""
+    try:
+        text = distribution("vla-edge").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    url = urlparse(json.loads(text)["url"]) if text else urlparse("")
+    file = Path(unquote(url.path))
+    return file if url.scheme == "file" and file.suffix == ".whl" and file.is_file() else None
+
+
+def _requirements(extras: Sequence[str]) -> list[str]:
+    """The packages behind our extras, from the metadata of the installed distribution."""
+    try:
+        lines = distribution("vla-edge").requires or []
+    except PackageNotFoundError:
+        lines = []
+    found: list[str] = []
+    for line in lines:
+        name, _, marker = line.partition(";")
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
+        if not extra or extra[1] not in extras:
+            continue
+        ours = re.match(r"vla-edge\[([\w,-]+)\]", name)
+        found += _requirements(ours[1].split(",")) if ours else [name.strip()]
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """Type of an argument: a number of a kind (int or float) that fits; what it must be is said where it does not."""
+
+    kind: Callable[[str], Any]
+    fits: Callable[[Any], bool]
+    what: str
+    metavar: str
+
+    def __call__(self, text: str) -> Any:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.fits(value):  # nan fits nothing
+            raise argparse.ArgumentTypeError(f"{text!r} is not {self.what}")
+        return value
+
+
+count = Number(int, lambda value: value >= 1, "a whole number from 1 up", "N")
+whole = Number(int, lambda value: value >= 0, "a whole number from 0 up", "N")
+fraction = Number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1", "SHARE")
+positive = Number(float, lambda value: 0 < value < math.inf, "a number above 0", "X")
+not_negative = Number(float, lambda value: 0 <= value < math.inf, "a number from 0 up", "X")
+PROCESSORS = os.cpu_count() or 1
+threads = Number(
+    int, lambda value: 0 <= value <= PROCESSORS, f"0 (all physical cores) to {PROCESSORS}, what this machine has", "N"
+)
+
+
+def between(low: float, high: float, kind: Callable[[str], Any] = float) -> Number:
+    """A number (kind: float or int) from low to high."""
+    return Number(
+        kind, lambda value: low <= value <= high, f"a number from {low:g} to {high:g}", "N" if kind is int else "X"
+    )
+
+
+def file_to_write(text: str) -> Path:
+    """Type of an argument: a file that can be written, its folders made where they are not there."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file")
+    _writable_parent(path)
+    return path
+
+
+def folder_to_write(text: str) -> Path:
+    """Type of an argument: a folder that is there or can be made."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file; name a folder")
+    _writable_parent(path)
+    return path
+
+
+def _writable_parent(path: Path) -> None:
+    """The nearest folder above that is there decides; nothing is made before the command knows what to do."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"'{path}' cannot be made: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"'{path}' cannot be made: no permission to write in {above}")
