@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.core import load_core
 from vla_edge.command_line import answer
+from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim.simulator import SimProcess

@@ -78,7 +78,7 @@ class Command:
         others = {word: entry.purpose for word, entry in self.subcommands.items() if word} if not name else {}
         parser = CommandParser(
             prog=f"{self.name} {name}".rstrip(),
-            description=f"{sub.purpose[:1].upper()}{sub.purpose[1:]}.",
+            description=_sentence(sub.purpose),
             example=f"{self.name} {sub.example}",
             old=self.old,
             subcommands=others,
@@ -112,7 +112,7 @@ class Command:
         if first in ("-h", "--help") and "" not in self.subcommands:
             print(self.overview())
             return 0
-        if first and not first.startswith("-") and len(self.subcommands) > 1:
+        if first and not first.startswith("-") and set(self.subcommands) != {""}:
             if first not in self.subcommands:
                 raise UsageError(self._unknown(first))
             name = words.pop(0)
@@ -206,7 +206,7 @@ class CommandParser(argparse.ArgumentParser):
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         for group in self._action_groups:
-            formatter.start_section(group.title)
+            formatter.start_section("arguments" if group is self._positionals else group.title)
             formatter.add_text(group.description)
             formatter.add_arguments(group._group_actions)
             formatter.end_section()
@@ -237,10 +237,10 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        shown = action.default not in (None, False, argparse.SUPPRESS, "", (), [])
-        if shown and action.option_strings and "default" not in text and not isinstance(action.default, list):
-            return f"{text} (default: %(default)s)"
-        return text
+        hidden = action.default is None or isinstance(action.default, (bool, list, tuple)) or not str(action.default)
+        if hidden or action.default is argparse.SUPPRESS or not action.option_strings or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         names = {Path: "PATH", int: "N", float: "X", file_to_write: "FILE", folder_to_write: "DIR"}
@@ -256,6 +256,10 @@ class _HelpFormatter(argparse.HelpFormatter):
             return self._format_args(action, self._get_default_metavar_for_positional(action))
         values = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{action.option_strings[-1]} {values}".strip()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

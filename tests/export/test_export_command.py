@@ -189,7 +189,7 @@ def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
 def test_a_place_where_no_folder_can_be_is_one_line(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint.parent / "file").write_text("")
     assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "file" / "bundle") == 2
-    assert "bundle: cannot be written" in the_line(capsys)
+    assert "cannot be made" in the_line(capsys)
 
 
 def test_the_backbone_may_lie_elsewhere_when_it_is_named(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,9 +230,9 @@ def test_a_missing_package_is_named(checkpoint: Path, package: str) -> None:
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
-    assert result.stderr.splitlines() == [
-        f"error: export-engines needs {package}, which is not installed; pip install 'vla-edge[export,ort,data]'"
-    ]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {package} is not installed here; install it with: ")
+    assert line.endswith('[export,ort,data]"')
 
 
 def test_exporting_without_a_data_set_needs_no_data_packages(checkpoint: Path) -> None:
@@ -256,7 +256,7 @@ def test_exporting_without_a_data_set_needs_no_data_packages(checkpoint: Path) -
         timeout=120,
     )
     assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1 and "vla-edge[export,ort,data]" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and "[export,ort,data]" in result.stderr
 
 
 def test_inspecting_a_damaged_bundle_names_the_file(

@@ -389,7 +389,7 @@ def test_tasks_are_added_and_renamed_and_the_data_set_stays_sound(
 def test_a_file_size_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
     for flag in ("--data-file-mb", "--video-file-mb"):
         assert main(["convert", str(V21), str(tmp_path / "new"), f"{flag}={size}"]) == 2
-        assert "give a number above 0" in capsys.readouterr().err
+        assert "is not a number above 0" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -432,4 +432,4 @@ def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(
 
 
 def test_a_token_limit_below_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tasks", str(V30), "--limit", "0"]) == 2 and "token limit 0" in capsys.readouterr().err
+    assert main(["tasks", str(V30), "--limit", "0"]) == 2 and "not a whole number from 1 up" in capsys.readouterr().err

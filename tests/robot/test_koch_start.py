@@ -33,6 +33,7 @@ from vla_edge.robot.port import check_latency_timer, open_port
 from vla_edge.robot.servo_bus import BusResult, ServoBus
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.slow_motion import ramp
+from vla_edge.runtime.command import main
 
 pytest.importorskip("vla_edge._core")
 
@@ -365,9 +366,8 @@ def test_an_existing_calibration_file_is_not_replaced_unasked(file: Path) -> Non
 
 
 def move(emulator: EmulatorProcess, file: Path, *words: str) -> int:
-    parser = argparse.ArgumentParser()
-    first_contact.add_arguments(parser)
-    return first_contact.run(parser.parse_args(["--port", str(emulator.port), "--joints", str(file), *words]))
+    arguments = main.parser("move").parse_args(["--port", str(emulator.port), "--joints", str(file), *words])
+    return first_contact.run(arguments)
 
 
 def test_first_contact_moves_one_joint_slowly_and_parks(
@@ -376,7 +376,8 @@ def test_first_contact_moves_one_joint_slowly_and_parks(
     with emulator_process(tmp_path, "--joints", str(file)) as emulator:
         assert move(emulator, file, "--store-park") == 0
         assert not emulator.entries("goal", "torque", "write")
-        assert move(emulator, file, "--joint", "elbow_flex", "--to", "10", "--speed", "20", "--json") == 0
+        words = ["--joint", "elbow_flex", "--to", "10", "--speed", "20", "--json"]
+        assert main(["move", "--port", str(emulator.port), "--joints", str(file), *words]) == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert result["positions"]["elbow_flex"] == pytest.approx(10, abs=30 * 360 / 4095)
         goals = emulator.entries("goal")

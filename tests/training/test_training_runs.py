@@ -594,8 +594,8 @@ def test_status_and_smoke_work_from_the_command_line(world, tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["steps"] == 2 and np.isfinite(last["loss"])
     assert main(["status", str(tmp_path / "run"), "--json"]) == 0
-    out = capsys.readouterr().out
-    assert "state        done" in out and json.loads(out.splitlines()[-1])["checkpoints"] == ["000002"]
+    captured = capsys.readouterr()
+    assert "state        done" in captured.err and json.loads(captured.out)["checkpoints"] == ["000002"]
 
 
 def test_a_checkpoint_with_a_lost_tensor_is_refused(world, tmp_path):

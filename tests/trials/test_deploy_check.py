@@ -217,7 +217,7 @@ def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(pla
     ]
     words += ["--threads", "1", "--png", tmp_path / "compare.png", "--markdown", tmp_path / "compare.md", "--json"]
     assert main([str(word) for word in words]) == 0
-    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = json.loads(capsys.readouterr().out)["policies"]
     assert [row["kind"] for row in rows] == ["checkpoint (torch)", "bundle (ort)", "saved predictions"]
     assert rows[0]["latency_p50_ms"] > 0 and rows[1]["latency_p50_ms"] > 0 and rows[2]["latency_p50_ms"] is None
     table = (tmp_path / "compare.md").read_text()

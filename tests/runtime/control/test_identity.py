@@ -262,9 +262,10 @@ def test_each_difference_of_a_data_set_is_named(bundle, trained_on, tmp_path, ch
 def test_the_command_names_the_differences_and_fails(golden_bundle, tmp_path, capsys):
     path = write_data(tmp_path / "data", task="put the bracelet into the box " * 12)
     assert main(["identity", "--bundle", str(golden_bundle), "--dataset", str(path), "--json"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    told = json.loads(lines[-1])["differences"]
-    assert any("it would be cut" in line for line in told) and lines[:-1] == told
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert any("it would be cut" in line for line in result["differences"])
+    assert captured.err.splitlines()[:-1] == result["differences"] and result["exit_code"] == 1
     assert main(["identity", "--bundle", str(golden_bundle)]) == 2
 
 
