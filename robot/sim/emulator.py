@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import resource
 import select
 import signal
 import struct
@@ -42,6 +43,8 @@ from vla_edge.robot.sim.plant import IdealPlant, Plant
 KOCH_MODELS = (r.XL430_W250, r.XL430_W250, r.XL330_M288, r.XL330_M288, r.XL330_M288, r.XL330_M288)
 MIDDLE = 2048
 REALTIME_PRIORITY = 10
+HOG_US = 1_000_000
+"""Longest time on a core in the real-time class without waiting for anything."""
 _TCGETS2, _TERMIOS2_BYTES, _OSPEED_AT = 0x802C542A, 44, 40  # asm-generic/termbits.h: struct termios2
 
 
@@ -243,11 +246,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def try_realtime() -> bool:
-    """Servos do not wait for a scheduler: run before ordinary processes where that is allowed."""
+    """Servos do not wait for a scheduler: run before ordinary processes where that is allowed. What we start does not,
+    and neither do we after a second without a pause: a loop that hogs a core starves everything below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
-    except PermissionError:
+        resource.setrlimit(resource.RLIMIT_RTTIME, (HOG_US, hard))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(REALTIME_PRIORITY))
+    except (PermissionError, ValueError):
         return False
+    signal.signal(signal.SIGXCPU, lambda *_: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)))
     return True
 
 

@@ -22,7 +22,7 @@ class Recording:
 
     .png is a strip of at most 12 pictures, evenly spread over all that came; .mp4 is a video with that strip beside it
     (the same name, .png): H.264 where PyAV is installed, else MPEG-4 by OpenCV. ConfigError: another ending, a folder
-    that does not exist.
+    that does not exist or takes no file; OSError from `add` and `close`: it takes no more.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -32,6 +32,11 @@ class Recording:
             raise ConfigError(f"{path.parent}: no such folder; make it, or record elsewhere")
         self._path, self._fps = path, fps
         self._partial = partial_path(path)
+        try:
+            self._partial.touch()
+            self._partial.unlink()
+        except OSError as error:
+            raise ConfigError(f"{path.parent}: {error.strerror}; record into a folder that can be written to") from None
         self._video: _Video | None = None
         self._strip: list[NDArray[np.uint8]] = []
         self._every = 1

@@ -6,6 +6,7 @@ them; the servo bus must be answered within one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import signal
@@ -27,6 +28,8 @@ from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 
 _VIEWER_SIZE = (360, 480)
 _RECORD_FPS = 10
+RECORDED_S = 10.0
+"""For the last pictures of a recording to be written."""
 
 
 class SharedConfiguration:
@@ -58,12 +61,14 @@ class SharedConfiguration:
             time_ns, values = self._time_ns.value, np.array(self._values)
             if before % 2 == 0 and before == self._count.value:
                 return time_ns, values
+            time.sleep(0.001)  # its writer may have died while it wrote
 
 
 def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connection) -> None:
     """The rendering process: both cameras `fps` times a second into the frames files, and the recording.
 
-    Sends "" over `link` after the first pictures, or what is wrong; ends when the other end says so or is gone.
+    Sends "" over `link` after the first pictures, or what is wrong; ends when the other end says so or is gone, and
+    sends then whether the recording was written.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -83,6 +88,27 @@ def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connec
         link.send(str(error))
         return
     link.send("")
+    try:
+        _render_on(process, arm, shared, writers, recording, link)
+        fault = ""
+    except OSError as error:
+        fault = (
+            f"{process.record}: the recording stopped: {error.strerror or error}; free some space, or record elsewhere"
+        )
+    with contextlib.suppress(OSError):  # the one who asked is gone
+        link.send(fault)
+    arm.close()
+
+
+def _render_on(
+    process: SimProcess,
+    arm: SimulatedArm,
+    shared: SharedConfiguration,
+    writers: Mapping[str, FrameWriter],
+    recording: Recording | None,
+    link: Connection,
+) -> None:
+    """Pictures until the other end speaks or is gone. OSError: the recording cannot be written."""
     due_s = record_due_s = time.monotonic()
     while not link.poll(max(0.0, due_s - time.monotonic())):
         _show(arm, shared, writers)
@@ -94,7 +120,6 @@ def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connec
         due_s = max(due_s + 1 / process.fps, now_s)
     if recording is not None:
         recording.close()
-    arm.close()
 
 
 def _show(arm: SimulatedArm, shared: SharedConfiguration, writers: Mapping[str, FrameWriter]) -> None:
@@ -108,7 +133,7 @@ def _show(arm: SimulatedArm, shared: SharedConfiguration, writers: Mapping[str, 
 def rendering(process: SimProcess, configuration: NDArray[np.float64]) -> Iterator[SharedConfiguration]:
     """The rendering process for the block, starting with `configuration`; gives what it reads the next ones from.
 
-    CameraError: it cannot render or record.
+    CameraError: it cannot render or record, or the recording was not written.
     """
     context = multiprocessing.get_context("spawn")
     shared = SharedConfiguration(context, len(configuration))
@@ -123,8 +148,17 @@ def rendering(process: SimProcess, configuration: NDArray[np.float64]) -> Iterat
         fault = "the rendering process ended at once; its message stands above"
     if fault:
         raise CameraError(fault)
+    fault = ""
     try:
         yield shared
     finally:
+        with contextlib.suppress(OSError, EOFError):
+            here.send("end")
+            if here.poll(RECORDED_S):
+                fault = here.recv()
         here.close()
-        child.join(timeout=10.0)
+        child.join(timeout=RECORDED_S)
+        if child.is_alive():
+            child.kill()
+    if fault:
+        raise CameraError(fault)

@@ -32,7 +32,7 @@ from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
-from vla_edge.robot.sim.emulated_bus import EmulatedBus, Log
+from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulator import Emulator, Terminal, koch_servos, try_realtime
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS, SERVOS, ZERO_COUNT
 from vla_edge.robot.sim.plant import PlantState
@@ -83,7 +83,7 @@ class SimPlant:
         if self._stand:
             arm.place(self._on_stand)
         elif self._last_ns is not None:
-            arm.step((now_ns - self._last_ns) / 1e9)
+            arm.step(min(now_ns - self._last_ns, CATCH_UP_NS) / 1e9)
         self._last_ns = now_ns
         if self.shared is not None:
             self.shared.write(now_ns, arm.configuration, armed=not self._stand)

@@ -96,6 +96,8 @@ class Run:
     """control has run"""
     control_code: int | None = None
     """its exit code"""
+    sim_code: int | None = None
+    """of the simulated arm"""
     wrong: Mapping[str, Any] | None = None
     """the newest status with a fault or a latched hold that nobody asked for, None once the arm was armed again"""
     inference_died: str = ""
@@ -170,6 +172,8 @@ def _judge(this: Run, summary: Mapping[str, Any]) -> None:
         raise CheckFailed(f"the run ended in {summary['state']}: {summary['fault']}; {replay}")
     if this.inference_died:
         raise CheckFailed(f"{this.inference_died}; look at its messages above")
+    if this.sim_code:
+        raise CheckFailed(f"the simulated arm ended with exit code {this.sim_code}; look at its message above")
 
 
 def _start_all(this: Run, person: Person, console: Console) -> None:
@@ -381,6 +385,7 @@ def _end_all(this: Run, person: Person) -> tuple[Mapping[str, Any], Mapping[str,
         this.control_code = this.control.process.returncode
     if this.sim is not None:
         simulated = end(this.sim, hurried)
+        this.sim_code = this.sim.process.returncode
     this.inference = this.control = this.sim = None
     return told, simulated
 

@@ -91,6 +91,7 @@ def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
         (["--run-dir", str(tmp_path / "none")], "no such folder"),
         (["--run-dir", str(tmp_path), "--size", "wide"], "not WIDTHxHEIGHT"),
         (["--run-dir", str(tmp_path), "--record", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
+        (["--run-dir", str(tmp_path), "--record", "/proc/a.png"], "record into a folder that can be written to"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60
@@ -145,3 +146,29 @@ def test_a_recording_is_refused_before_the_run(tmp_path: Path) -> None:
         Recording(tmp_path / "a.avi", 10)
     with pytest.raises(ConfigError, match="no such folder"):
         Recording(tmp_path / "none" / "a.png", 10)
+
+
+def test_a_recording_that_cannot_be_finished_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """Its folder is gone by then."""
+    (tmp_path / "films").mkdir()
+    process = SimProcess(tmp_path, scene=3, height=96, width=128, record=tmp_path / "films" / "seen.png")
+    child = start(process)
+    (tmp_path / "films").rmdir()
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 2 and "the recording stopped" in said and said.count("\n") == 1
+
+
+def test_the_real_time_class_is_not_inherited_and_given_up_by_a_loop_that_hogs_a_core() -> None:
+    words = (
+        "import os, subprocess, sys, vla_edge.robot.sim.emulator as emulator\n"
+        "emulator.HOG_US = 50_000\n"
+        "if not emulator.try_realtime(): sys.exit(3)\n"
+        "child = [sys.executable, '-c', 'import os; print(os.sched_getscheduler(0) == os.SCHED_OTHER)']\n"
+        "assert subprocess.check_output(child).strip() == b'True'\n"
+        "while os.sched_getscheduler(0) != os.SCHED_OTHER: pass"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
+    if done.returncode == 3:
+        pytest.skip("no real-time class is granted here")
+    assert done.returncode == 0, done.stderr
