@@ -107,6 +107,19 @@ class KochArm:
                 break
         raise self._failed("reading the joints", result)
 
+    def ailing(self) -> dict[str, str]:
+        """What is wrong with which servo: "does not answer", or its hardware errors in words."""
+        found = {}
+        for joint in self.joints:
+            try:
+                errors = self._bus.read(joint, r.HARDWARE_ERROR)
+            except BusError:
+                found[joint] = "does not answer"
+                continue
+            if errors:
+                found[joint] = r.describe_hardware_error(errors)
+        return found
+
     def write_goals(self, counts: Sequence[int]) -> None:
         result = self._bus.native.write_goals(tuple(counts), CALL_S)
         if result != ArmResult.OK:

@@ -16,7 +16,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.command_line import answer
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
-from vla_edge.errors import BusError, ConfigError, ControlError
+from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.control_settings import (
@@ -27,6 +27,7 @@ from vla_edge.runtime.control.control_settings import (
     JointLimits,
     LoopFiles,
 )
+from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.control.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
 from vla_edge.runtime.control.run_options import ControlOptions, options_of_arguments
@@ -35,6 +36,8 @@ from vla_edge.runtime.inference.units import read_tables
 NS = 1_000_000_000
 MIN_HZ, MAX_HZ = 6.0, 100.0
 """Below, the servos' bus watchdog of 200 ms would trip between two ticks; above, six servos take too long to ask."""
+LAST_READINGS = 3
+"""Ticks without a reading before the end that say a servo is silent."""
 GRIPPER_TRACKING = 1_500
 """Counts the gripper's goal may lead by: a held object keeps it from closing."""
 
@@ -124,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
     answer({"result": result, **status})
     if result == "unplugged":
         raise BusError(f"the adapter at {options.port} is gone; plug it in and start again, it will be disarmed")
+    if status.get("ailing") and options.parent is None:
+        raise CheckFailed(fault_of(status, status["ailing"]) or str(status["ailing"]))
     return 0
 
 
@@ -162,12 +167,20 @@ def control_koch(
                     stop_after_ticks=round(options.seconds * NS / settings.period_ns),
                 )
                 result = run_loop(core, arm, settings, files)
+            status = _last_status(core, folder)
+            if result != "unplugged" and not answers(status):
+                status["ailing"] = arm.ailing()
         finally:
             folder.socket.unlink(missing_ok=True)
             arm.close()
     finally:
         os.close(lock)
-    return result, _last_status(core, folder)
+    return result, status
+
+
+def answers(status: Mapping[str, Any]) -> bool:
+    """Whether every servo was heard at the end, and none with an alert."""
+    return status["tick"] - status["reading_tick"] <= LAST_READINGS and status["reason"] not in ("alert", "torque")
 
 
 def run_loop(core: Any, arm: Any, settings: ControlSettings, files: LoopFiles) -> str:
@@ -211,6 +224,6 @@ def _park_pose(calibration: JointCalibrations) -> tuple[int, ...] | None:
     return tuple(pose[name] for name in KOCH_JOINTS)
 
 
-def _last_status(core: Any, folder: RunFolder) -> Mapping[str, Any]:
-    status = core.StateReader(folder.state).read()
-    return {} if status is None else status
+def _last_status(core: Any, folder: RunFolder) -> dict[str, Any]:
+    status: dict[str, Any] = core.StateReader(folder.state).read()
+    return status

@@ -6,34 +6,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla_edge.contract import KOCH_JOINTS
+from vla_edge.robot.registers import describe_hardware_error
 
+WANTED = ("", "operator", "parked")
+"""Reasons to stand still that somebody asked for."""
+ARM_AGAIN = "then `vla-runtime arm`"
+POWER = "switch the servos' power off and on, start again"
 CAUSES = {
-    "no_action": ("no chunk came in time", "look at inference's messages, then `vla-runtime arm`"),
-    "reads_lost": (
-        "the servos did not answer for half a second",
-        "check the cable and the supply of the servo that does not blink when power comes on, then `vla-runtime arm`",
-    ),
-    "alert": (
-        "hardware alert (overload, heat or voltage)",
-        "free the joint, let it cool, switch the servos' power off and on, start again",
-    ),
+    "no_action": ("no chunk came in time", f"look at inference's messages, {ARM_AGAIN}"),
+    "reads_lost": ("the servos did not answer for half a second", f"check cables and supply, {ARM_AGAIN}"),
+    "alert": ("hardware alert (overload, heat or voltage)", "free it, let it cool, then `vla-runtime recover`"),
     "unplugged": ("the adapter is gone", "plug it in and start again; the arm will be disarmed"),
-    "watchdog": ("the servos heard nothing for 200 ms and stopped by themselves", "`vla-runtime arm`"),
-    "outside": ("outside its soft limits", "move it inside by hand, then `vla-runtime arm`"),
-    "malformed": (
-        "a chunk had a wrong shape or values that are no numbers",
-        "restart inference, then `vla-runtime arm`",
-    ),
-    "torque": (
-        "did not take the torque command, or rebooted and lost its torque",
-        "check the supply, switch the servos' power off and on, start again",
-    ),
+    "watchdog": ("the servos heard nothing for 200 ms and stopped by themselves", f"see that it is safe, {ARM_AGAIN}"),
+    "outside": ("far outside its soft limits", f"move it inside by hand, {ARM_AGAIN}"),
+    "malformed": ("a chunk had a wrong shape or values that are no numbers", f"restart inference, {ARM_AGAIN}"),
+    "torque": ("did not take the torque command, or rebooted and lost its torque", f"check the supply, {POWER}"),
+    "stall": ("pressed against something", f"clear the way, {ARM_AGAIN}"),
+    "setting": ("does not take a setting, so there is no torque", POWER),
+    "deaf": ("does not take goals", POWER),
+    "voltage": ("the supply is outside the servo's limits", f"check the supply, {ARM_AGAIN}"),
+    "temperature": ("about to shut down from heat, so the arm parks", f"let it cool, {ARM_AGAIN}"),
+    "supervisor": ("`vla-runtime run` was silent for half a second", f"see whether it was stopped, {ARM_AGAIN}"),
+    "writer": ("another inference process writes the chunks", f"end the one that is not wanted, {ARM_AGAIN}"),
+    "files": ("a file of the run folder was cut short", "start again"),
 }
 """Reason → (cause, remedy)."""
+SILENT = "does not answer"
 
 
-def fault_of(status: Mapping[str, Any]) -> str:
-    """One sentence without a full stop. status: `reason` and `joint` (index, or -1) of a status or a recorded tick."""
+def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None) -> str:
+    """One sentence without a full stop; empty when nothing is wrong. status: `reason` and `joint` (index, or -1) of a
+    status or a recorded tick. ailing: what servos were found to have, by joint."""
+    if status["reason"] in WANTED:
+        return ""
     cause, remedy = CAUSES.get(status["reason"], (status["reason"].replace("_", " "), "see `vla-runtime status`"))
     joint = KOCH_JOINTS[status["joint"]] if 0 <= status["joint"] < len(KOCH_JOINTS) else ""
-    return f"{f'{joint}: ' if joint else ''}{cause}; {remedy}"
+    errors = dict(zip(KOCH_JOINTS, status.get("errors", ())))
+    found = ailing or {name: describe_hardware_error(bits) for name, bits in errors.items() if bits}
+    told = ", ".join(f"{name}: {what}" for name, what in found.items()) or f"{f'{joint}: ' if joint else ''}{cause}"
+    return f"{told}; {remedy}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vla_edge.core import load_core
 from vla_edge.errors import ControlError
+from vla_edge.runtime.control.faults import fault_of
 
 _TIMES = ("late_ns", "read_ns", "write_ns", "work_ns")
 _QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
@@ -45,6 +46,18 @@ def ticks_after_damage(reader: Any) -> frozenset[int]:
             found |= {cell[1]["tick"]} if damaged else set()
             damaged = False
     return frozenset(found)
+
+
+def faults_of(ticks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every fault and latched hold that nobody asked for: its first tick, state, and the sentence for a person."""
+    found: list[dict[str, Any]] = []
+    last = ""
+    for tick in ticks:
+        fault = fault_of(tick) if tick["latched"] else ""
+        if fault and fault != last:
+            found.append({"tick": tick["tick"], "state": tick["state"], "fault": fault})
+        last = fault
+    return found
 
 
 def chunks_of(reader: Any) -> dict[int, Mapping[str, Any]]:

@@ -15,6 +15,7 @@ from vla_edge.command_line import answer
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
+from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 
 ANSWER_S = 1.0
@@ -27,7 +28,7 @@ REFUSALS = {
     "not_parked": "the arm is not parked and would fall; `vla-runtime park` first, or --now with a hand under it",
     "no_pose": "no parking pose is stored; rest the limp arm and run `vla-runtime move --store-park`",
     "fault": "the last reading failed or shows an alert; see `vla-runtime status`",
-    "outside": "a joint lies outside its soft limits; move it inside by hand",
+    "outside": "it lies outside its soft limits; move it inside by hand",
 }
 
 
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         status = read_status(folder)
         print(describe(status))
         answer(status)
+        if not status["alive"]:
+            raise CheckFailed(f"the control process of {folder.path} has ended or is stuck; start it again")
         return 0
     word = WORDS[arguments.word]
     if word == "torque_off" and arguments.now:
@@ -63,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     told = ask(folder, word)
     answer({"answer": told.word, "state": told.state, "reason": told.reason, "joint": told.joint})
     if told.word != "done":
-        joint = f" ({told.joint})" if told.joint else ""
-        raise CheckFailed(f"{arguments.word}: {REFUSALS.get(told.word, told.word)}{joint}")
+        joint = f"{told.joint}: " if told.joint else ""
+        raise CheckFailed(f"{arguments.word}: {joint}{REFUSALS.get(told.word, told.word)}")
     print(f"{arguments.word}: done, state {told.state}")
     return 0
 
@@ -122,13 +125,10 @@ def describe(status: Mapping[str, Any]) -> str:
     def counts(name: str) -> str:
         return ", ".join(f"{key} {value}" for key, value in status[name].items() if value) or "none"
 
-    joint = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
-    why = " ".join(
-        part for part in (status["reason"], joint, "(latched: arm again)" if status["latched"] else "") if part
-    )
+    why = fault_of(status) or " ".join((status["reason"], "(latched: arm again)" if status["latched"] else ""))
     age_ms = status["age_ns"] / 1e6
     lines = [
-        f"state      {status['state']} {why}".rstrip(),
+        f"state      {status['state']} {why.strip()}".rstrip(),
         f"process    {'alive' if status['alive'] else 'gone'}, pid {status['pid']}, silent {status['silent_s']:.2f} s"
         + (", shadow: nothing is written to the arm" if status["shadow"] else ""),
         f"rate       {1e9 / status['period_ns']:.1f} Hz, {status['ticks']} ticks, {status['missed']} missed, "

@@ -18,8 +18,6 @@ from vla_edge.runtime.control.flight_record import open_record, tick_times, tick
 from vla_edge.runtime.control.operator import read_status
 from vla_edge.runtime.control.run_folder import RunFolder
 
-WANTED = ("", "operator", "parked")
-"""Reasons to stand still that somebody asked for."""
 PHASE_TICKS = 10
 """Ticks behind the first action of a motion (start) or of a chunk that took over (hand-over)."""
 DEGREES_PER_COUNT = 360 / 4096
@@ -42,9 +40,13 @@ def one_line(status: Mapping[str, Any]) -> str:
 
 
 def summarize(
-    folder: RunFolder, inference: Mapping[str, Any], wrong: Mapping[str, Any] | None = None
+    folder: RunFolder,
+    inference: Mapping[str, Any],
+    wrong: Mapping[str, Any] | None = None,
+    ailing: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The run in numbers. wrong: a status with the fault or hold that nobody asked for and that the end came after."""
+    """The run in numbers. wrong: a status with the fault or hold that nobody asked for and that the end came after.
+    ailing: what control found its servos to have when it ended."""
     status = read_status(folder)
     why = status if wrong is None else wrong
     chunks = status["chunks"]
@@ -57,7 +59,7 @@ def summarize(
     return {
         "state": why["state"],
         "reason": why["reason"],
-        "fault": "" if why["reason"] in WANTED else fault_of(why),
+        "fault": fault_of(why, ailing),
         "latched": why["latched"],
         "ticks": status["ticks"],
         "missed": status["missed"],

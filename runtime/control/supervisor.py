@@ -27,6 +27,7 @@ from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
+from vla_edge.runtime.control.faults import WANTED, fault_of
 from vla_edge.runtime.control.inference_process import add_policy_arguments
 from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
 from vla_edge.runtime.control.person import HELP, Person, Wish
@@ -41,7 +42,7 @@ from vla_edge.runtime.control.run_options import (
     flags_of,
     options_of_arguments,
 )
-from vla_edge.runtime.control.run_summary import WANTED, one_line, summarize, tell
+from vla_edge.runtime.control.run_summary import one_line, summarize, tell
 
 COMMAND = ["-m", "vla_edge.runtime.command"]
 START_S = 20.0
@@ -148,11 +149,11 @@ def supervise(options: RunOptions) -> int:
             return 2
         finally:
             person.heed()
-            inference, simulated = _end_all(this, person)
+            inference, control, simulated = _end_all(this, person)
         interrupted = interrupted or person.signalled
     if interrupted and not this.ticked:
         raise KeyboardInterrupt  # there is nothing to sum up
-    summary = summarize(this.folder, inference, this.wrong)
+    summary = summarize(this.folder, inference, this.wrong, control.get("ailing"))
     summary |= {"simulated_arm": dict(simulated)} if options.simulated else {}
     summary |= {"bundle_digest": bundle.digest, "interrupted": interrupted, "inference_restarts": this.restarts}
     tell(summary, console)
@@ -194,9 +195,10 @@ def _start_all(this: Run, person: Person, console: Console) -> None:
         _wait_for_inference(this, core, console)
     person.heed()
     if this.options.no_arm:
-        console.print(f"not armed; {HELP}, or `vla-runtime arm`", soft_wrap=True)
+        console.print(f"note: not armed; {HELP}, or `vla-runtime arm`", soft_wrap=True)
     else:
         arm(folder)
+        console.print(f"note: armed; {HELP if person.has_terminal else 'Ctrl-C holds and ends'}", soft_wrap=True)
 
 
 def arm(folder: RunFolder) -> None:
@@ -208,8 +210,8 @@ def arm(folder: RunFolder) -> None:
         if answer.word == "done" and status["state"] != "fault":
             return
         if answer.word not in ("done", "fault", "busy") or attempt == ARM_TRIES - 1:
-            why = REFUSALS.get(answer.word) or f"control is in fault ({status['reason']}); see `vla-runtime status`"
-            raise ControlError(f"the arm was not armed: {f'{answer.joint}: ' if answer.joint else ''}{why}")
+            why = fault_of(status) or f"{f'{answer.joint}: ' if answer.joint else ''}{REFUSALS.get(answer.word, '')}"
+            raise ControlError(f"the arm was not armed: {why}")
 
 
 def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
@@ -368,9 +370,11 @@ def _keep_inference(this: Run, person: Person, console: Console) -> None:
         person.ask(Wish.STOP)
 
 
-def _end_all(this: Run, person: Person) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """End what still runs; the last lines of inference and simulated arm. Whatever is asked meanwhile hurries it."""
-    told: Mapping[str, Any] = {}
+def _end_all(this: Run, person: Person) -> tuple[Mapping[str, Any], ...]:
+    """End what still runs; the last lines of inference, control and simulated arm. What is asked meanwhile hurries
+    it."""
+    inference: Mapping[str, Any] = {}
+    control: Mapping[str, Any] = {}
     simulated: Mapping[str, Any] = {}
 
     def hurried(seconds: float) -> bool:
@@ -379,15 +383,15 @@ def _end_all(this: Run, person: Person) -> tuple[Mapping[str, Any], Mapping[str,
     if this.control is not None and this.control.process.poll() is None:
         this.control.process.terminate()  # it slows the arm down while the others end
     if this.inference is not None:
-        told = end(this.inference, hurried)
+        inference = end(this.inference, hurried)
     if this.control is not None:
-        end(this.control, hurried, STOP_S)
+        control = end(this.control, hurried, STOP_S)
         this.control_code = this.control.process.returncode
     if this.sim is not None:
         simulated = end(this.sim, hurried)
         this.sim_code = this.sim.process.returncode
     this.inference = this.control = this.sim = None
-    return told, simulated
+    return inference, control, simulated
 
 
 def ended_badly(summary: Mapping[str, Any], planned: bool) -> bool:

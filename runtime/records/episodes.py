@@ -27,17 +27,18 @@ _GAP_TICKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """left_out: ticks within the episodes that wrote no goal. oldest_picture_s: the greatest age of a picture at its
-    tick."""
+    """left_out: ticks within the episodes that wrote no goal. stale: ticks without a picture that was new enough; an
+    episode ends before them and another begins behind. oldest_picture_s: the greatest age of a picture at its tick."""
 
     episodes: int
     frames: int
     left_out: int
+    stale: int
     oldest_picture_s: float
 
 
 def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> Exported:
-    """RecordError: no episode, no picture, or pictures too far apart for the rate of control."""
+    """RecordError: no episode, no picture, or no picture that was new enough."""
     header = reader.header()
     spans = list(episodes_of(ticks_of(reader)))
     if not spans:
@@ -51,7 +52,7 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
         "action": Feature("float32", (6,), list(KOCH_JOINTS)),
         **{name: Feature("video", shape, ["height", "width", "channels"]) for name, shape in album.shapes.items()},
     }
-    left_out, oldest_ns = 0, 0
+    left_out, stale, oldest_ns, limit_ns = 0, 0, 0.0, picture_age_s * 1e9
     with DatasetWriter(target, round(1e9 / header["period_ns"], 6), features, robot_type="koch_follower") as writer:
         for span in spans:
             for tick in span:
@@ -59,19 +60,27 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
                     left_out += 1
                     continue
                 pictures, age_ns = album.at(tick["reading_ns"])
-                if age_ns > picture_age_s * 1e9:
-                    raise RecordError(
-                        f"tick {tick['tick']}: the newest recorded picture is {age_ns / 1e9:.2f} s old, the limit is "
-                        f"{picture_age_s} s; "
-                        "record with --record-fps, or give a larger --picture-age"
-                    )
+                if age_ns > limit_ns:
+                    stale += 1
+                    _save(writer)  # rows of an episode stand one period apart
+                    continue
                 oldest_ns = max(oldest_ns, age_ns)
                 state, action = ((np.array(tick[name]) - offset) / scale for name in ("position", "goals"))
                 row = {"observation.state": state.astype(np.float32), "action": action.astype(np.float32), **pictures}
                 writer.add_frame(row, task=album.task)
-            writer.save_episode()
+            _save(writer)
         frames, episodes = writer.frames, writer.episodes
-    return Exported(episodes, frames, left_out, oldest_ns / 1e9)
+        if not frames:
+            raise RecordError(
+                f"none of {stale} ticks has a picture newer than {picture_age_s} s; record with --record-fps, or give a "
+                "larger --picture-age"
+            )
+    return Exported(episodes, frames, left_out, stale, oldest_ns / 1e9)
+
+
+def _save(writer: DatasetWriter) -> None:
+    if writer.pending_frames:
+        writer.save_episode()
 
 
 def episodes_of(ticks: Iterator[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -109,20 +118,16 @@ class _Album:
         if not self.task:
             raise RecordError(f"{inputs}: no inference in it, so the task is unknown; give the whole file")
         self._entries = read_inputs(inputs)
-        self._path = inputs
         self._ahead: Entry | None = next(self._entries, None)
         self._newest: dict[str, tuple[int, NDArray[np.uint8]]] = {}
 
-    def at(self, time_ns: int) -> tuple[dict[str, NDArray[np.uint8]], int]:
-        """Each camera's newest picture at `time_ns`, and the age of the oldest of them in ns."""
+    def at(self, time_ns: int) -> tuple[dict[str, NDArray[np.uint8]], float]:
+        """Each camera's newest picture at `time_ns`, and the age of the oldest of them in ns (inf: one has none)."""
         while self._ahead is not None and _date(self._ahead) <= time_ns:
             self._take(self._ahead)
             self._ahead = next(self._entries, None)
-        missing = [name for name in self.shapes if name not in self._newest]
-        if missing:
-            raise RecordError(
-                f"{self._path}: no picture of {missing[0]} before the first action; was it recorded in the same run?"
-            )
+        if len(self._newest) < len(self.shapes):
+            return {}, float("inf")
         return {name: image for name, (_, image) in self._newest.items()}, time_ns - min(
             taken for taken, _ in self._newest.values()
         )

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, RecordError
-from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times
+from vla_edge.runtime.control.flight_record import chunks_of, faults_of, open_record, tick_times, ticks_of
 from vla_edge.runtime.inference.input_record import read_inputs
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         metavar="SECONDS",
-        help="refuse to export pictures older than this at their tick",
+        help="leave out ticks whose pictures are older than this; an episode ends there",
     )
 
 
@@ -44,17 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
     reader = open_record(arguments.record)
     if arguments.inputs is not None:
         check_same_run(reader, arguments.inputs)
-    told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader)}
+    told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader), "faults": faults_of(ticks_of(reader))}
     print(
         f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, "
         f"{told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else "")
     )
     for name, quantiles in told["times_us"].items():
         print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
+    for fault in told["faults"]:
+        print(f"tick {fault['tick']}: {fault['state']}, {fault['fault']}")
     if arguments.bundle is not None:
-        told["inputs"] = _replay_inputs(arguments)
+        told["inputs"] = _replay_inputs(arguments.inputs, arguments.bundle)
     if arguments.export is not None:
-        told["episodes"] = _export(arguments, reader)
+        told["episodes"] = _export(reader, arguments.inputs, arguments.export, arguments.picture_age)
     answer(told)
     _judge(arguments.record, told)
     return 0
@@ -73,13 +75,11 @@ def check_same_run(reader: Any, inputs: Path) -> None:
         )
 
 
-def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
+def _replay_inputs(inputs: Path, bundle: Path) -> dict[str, Any]:
     from vla_edge.runtime.records.replay_inputs import replay_inputs
 
     result = replay_inputs(
-        arguments.inputs,
-        arguments.bundle,
-        lambda work: track(work, "inferences", console=Console(stderr=True), transient=True),
+        inputs, bundle, lambda work: track(work, "inferences", console=Console(stderr=True), transient=True)
     )
     print(
         f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; "
@@ -94,19 +94,21 @@ def _replay_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _export(arguments: argparse.Namespace, reader: Any) -> dict[str, Any]:
+def _export(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> dict[str, Any]:
     from vla_edge.runtime.records.episodes import export_episodes
 
-    made = export_episodes(reader, arguments.inputs, arguments.export, arguments.picture_age)
+    made = export_episodes(reader, inputs, target, picture_age_s)
     print(
-        f"{arguments.export}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; "
+        f"{target}: {made.episodes} episodes, {made.frames} frames with the actions that were sent; "
         f"{made.left_out} ticks had no write; "
-        f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
+        + (f"{made.stale} ticks whose pictures were too old are left out; " if made.stale else "")
+        + f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
     )
     return {
         "episodes": made.episodes,
         "frames": made.frames,
         "left_out": made.left_out,
+        "stale": made.stale,
         "oldest_picture_s": made.oldest_picture_s,
     }
 

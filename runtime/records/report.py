@@ -13,7 +13,14 @@ from typing import Any
 from vla_edge.command_line import answer
 from vla_edge.errors import RecordError
 from vla_edge.files import write_text
-from vla_edge.runtime.control.flight_record import chunks_of, open_record, tick_times, ticks_after_damage, ticks_of
+from vla_edge.runtime.control.flight_record import (
+    chunks_of,
+    faults_of,
+    open_record,
+    tick_times,
+    ticks_after_damage,
+    ticks_of,
+)
 from vla_edge.runtime.control.inference_log import STAGES
 from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.report_page import RunFacts, page
@@ -40,8 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} "
         f"without action {dict(idle) or ''}"
     )
+    for fault in facts.faults:
+        print(f"tick {fault['tick']}: {fault['state']}, {fault['fault']}")
     missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]
-    answer({"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle), "missed": missed})
+    counts = {"ticks": len(facts.ticks), "skipped": dict(skipped), "without_action": dict(idle)}
+    answer({**counts, "missed": missed, "faults": facts.faults})
     return 0
 
 
@@ -62,7 +72,7 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
     missed = missed_ticks(
         ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within), ticks_after_damage(reader)
     )
-    return RunFacts(str(record), header, ticks, within, missed, tick_times(reader), _gate(lines))
+    return RunFacts(str(record), header, ticks, within, missed, tick_times(reader), _gate(lines), faults_of(ticks))
 
 
 def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -25,21 +27,13 @@ STATE_COLOURS = {
     "fault": "#d2453b",
     "disarmed": "#b4bdc9",
 }
-_STYLE = """
-body { font:14px/1.5 system-ui, sans-serif; color:#1d2733; background:#f4f6f9; margin:0; padding:28px } main { max-width:980px; margin:auto }
-h1 { font-size:21px; margin:0 0 4px } h2 { font-size:15px; margin:0 0 10px } .sub { color:#66758a; margin:0 0 18px; overflow-wrap:anywhere } section { background:#fff; border:1px solid #e3e8ef; border-radius:12px; padding:16px 20px; margin-bottom:16px }
-.facts { display:flex; flex-wrap:wrap; gap:12px 34px } .facts div span { display:block; color:#66758a; font-size:12px } .facts div b { font-size:19px; font-variant-numeric:tabular-nums }
-svg { width:100%; display:block } svg path { fill:none; stroke-width:1.4; stroke-linejoin:round } .grid { stroke:#e3e8ef } .level { stroke:#d98a1c; stroke-dasharray:6 4 } svg text { font-size:11px; fill:#66758a }
-.legend { font-size:12px; color:#66758a; display:flex; flex-wrap:wrap; gap:4px 16px; margin:2px 0 14px } .legend i { display:inline-block; width:10px; height:10px; border-radius:3px; margin-right:5px } .legend em { margin-left:auto; font-style:normal }
-.bar { display:grid; grid-template-columns:150px 1fr 120px; gap:12px; align-items:center; padding:2px 0 } .bar i { height:10px; background:#eef1f5; border-radius:5px } .bar b { display:block; height:100%; background:#2f6fde; border-radius:5px } .bar em { font-style:normal; font-variant-numeric:tabular-nums }
-table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums } th { text-align:left; color:#66758a; font-weight:600; font-size:12px } td, th { padding:3px 14px 3px 0; border-bottom:1px solid #eef1f5 } .none { color:#66758a } details { margin-top:10px } h3 { font-size:13px; color:#66758a; margin:14px 0 6px }
-@media (max-width:640px) { body { padding:10px } section { padding:14px } .plot { overflow-x:auto } .plot svg { min-width:620px } .bar { grid-template-columns:104px 1fr 92px } td, th { padding-right:8px } details { overflow-x:auto } }
-"""
+_TEMPLATE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What `report.gather` found. inferences: lines of inference.jsonl within the record. times_us: quantiles."""
+    """What `report.gather` found. inferences: lines of inference.jsonl within the record. times_us: quantiles.
+    faults: of `flight_record.faults_of`."""
 
     record: str
     header: Mapping[str, Any]
@@ -48,6 +42,7 @@ class RunFacts:
     missed: Sequence[Missed]
     times_us: Mapping[str, Mapping[str, float]]
     gate: Mapping[str, Any] | None
+    faults: Sequence[Mapping[str, Any]] = ()
 
 
 def page(facts: RunFacts) -> str:
@@ -65,21 +60,17 @@ def page(facts: RunFacts) -> str:
         "inferences": sum("reason" in line for line in facts.inferences),
         "written to the arm": "nothing (shadow)" if header["shadow"] else "yes",
     }
+    figures = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in told.items())
+    wrong = "".join(f"<p class='wrong'>tick {fault['tick']}: {escape(fault['fault'])}</p>" for fault in facts.faults)
     sections = [
-        f'<div class="facts">{"".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in told.items())}</div>',
+        f'<div class="facts">{figures}</div>{wrong}',
         "<h2>Timing</h2>" + _timing(facts),
         "<h2>Missed ticks</h2>" + _blame(facts.missed, skipped, idle),
         "<h2>Inference and prefix cache</h2>" + _cache(facts),
         "<h2>Joints</h2>" + _joints(facts),
     ]
     body = "".join(f"<section>{section}</section>" for section in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width, initial-scale=1">'
-        f"<title>Run of {began:%Y-%m-%d %H:%M:%S}</title><style>{_STYLE}</style></head><body><main><h1>Run of "
-        f"{began:%Y-%m-%d %H:%M:%S} UTC</h1>"
-        f'<p class="sub">{escape(facts.record)}</p>{body}</main></body></html>'
-    )
+    return _TEMPLATE.substitute(began=f"{began:%Y-%m-%d %H:%M:%S}", record=escape(facts.record), body=body)
 
 
 def _seconds(facts: RunFacts) -> NDArray[np.float64]:
@@ -112,15 +103,22 @@ def _timing(facts: RunFacts) -> str:
 
 
 def _blame(missed: Sequence[Missed], skipped: Counter[str], idle: Counter[str]) -> str:
+    causes = (
+        f"<h3>Skipped: the loop did not run in time</h3>{bar_plot(skipped, 'ticks')}"
+        f"<h3>Without action: armed, and no action was due</h3>{bar_plot(idle, 'ticks')}"
+    )
+    if not missed:
+        return causes
     rows = "".join(
-        f"<tr><td>{item.first}{'' if item.ticks == 1 else f' to {item.last}'}</td><td>{item.ticks}</td><td>{'skipped' if item.skipped else 'no action'}</td>"
-        f"<td>{item.cause.value}</td><td>{escape(item.why)}</td></tr>"
+        f"<tr><td>{item.first}{'' if item.ticks == 1 else f' to {item.last}'}</td><td>{item.ticks}</td>"
+        f"<td>{'skipped' if item.skipped else 'no action'}</td><td>{item.cause.value}</td>"
+        f"<td>{escape(item.why)}</td></tr>"
         for item in missed
     )
-    table = f"<details><summary>every missed tick ({sum(item.ticks for item in missed)})</summary><table><tr><th>tick</th><th>ticks</th><th>kind</th><th>cause</th><th>why</th></tr>{rows}</table></details>"
+    heads = "".join(f"<th>{name}</th>" for name in ("tick", "ticks", "kind", "cause", "why"))
     return (
-        f"<h3>Skipped: the loop did not run in time</h3>{bar_plot(skipped, 'ticks')}<h3>Without action: armed, and "
-        f"no action was due</h3>{bar_plot(idle, 'ticks')}{table if missed else ''}"
+        f"{causes}<details><summary>every missed tick ({sum(item.ticks for item in missed)})</summary>"
+        f"<table><tr>{heads}</tr>{rows}</table></details>"
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from vla_edge.runtime.inference.infer import observation_of
 from vla_edge.runtime.inference.session import InferenceResult
 from vla_edge.runtime.service import kserve
 from vla_edge.runtime.service.serve_access import Access, ControlLease
-from vla_edge.runtime.service.serve_page import PAGE
 from vla_edge.runtime.service.serve_sessions import Busy, Client, SessionPool
 from vla_edge.runtime.service.serve_status import RobotView, metrics, status
 from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
+PAGE = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
+"""The status page: one document without anything from outside; it polls `/status.json`."""
 BODY_S = 20.0
 """How long the body of one request may take to arrive."""
 HEARTBEAT_S = 20.0

@@ -14,6 +14,7 @@ import cv2
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
 from vla_edge.robot.shared_frames import SimCamera
+from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.operator import is_alive, read_status
 from vla_edge.runtime.control.picture_tap import thumbnail_files
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -81,7 +82,7 @@ class RobotView:
         except ControlError:
             return None
         told = {name: status[name] for name in _CONTROL if name in status}
-        told["joint"] = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
+        told["fault"] = fault_of(status)
         told["hz"] = 1e9 / status["period_ns"]
         return told
 
@@ -132,12 +133,8 @@ def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | Non
             if is_alive(control["pid"])
             else "the control process has ended"
         )
-    elif control["reason"] not in ("", "operator", "parked"):
-        joint = f" at {control['joint']}" if control["joint"] else ""
-        found.append(
-            f"control: {control['state']}, "
-            f"{control['reason'].replace('_', ' ')}{joint}{', latched' if control['latched'] else ''}"
-        )
+    elif control["fault"]:
+        found.append(f"control: {control['state']}{', latched' if control['latched'] else ''}: {control['fault']}")
     if inference is not None and inference.get("state") == "fault":
         found.append(f"inference: {inference.get('fault', 'fault')}")
     return found

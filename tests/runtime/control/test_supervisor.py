@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,30 @@ from tests.machine_stall import timely
 from tests.runtime.control.control_rig import START_S, Rig, rig, write_joints
 
 from vla_edge.errors import ControlError
+from vla_edge.runtime.control.faults import CAUSES
 from vla_edge.runtime.control.operator import is_alive
 
 pytest.importorskip("vla_edge._core")
 
 
+@dataclass
+class Supervised:
+    """A `vla-runtime run` and the file of what it says."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+
+    def said(self) -> str:
+        return self.errors.read_text()
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and what was said, when it has ended."""
+        self.process.communicate(timeout=60)
+        return self.process.returncode, self.said()
+
+
 @contextlib.contextmanager
-def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None) -> Iterator[subprocess.Popen[str]]:
+def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None) -> Iterator[Supervised]:
     """`vla-runtime run` in the rig's folder, once it has armed. terminal: descriptor of its controlling terminal."""
     words = [
         "-m",
@@ -38,20 +56,23 @@ def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None
         str(made.emulator.port),
     ]
     words += ["--joints", str(made.joints), "--run-dir", str(made.folder.path), *flags]
+    errors = made.folder.path / "said"
     process = subprocess.Popen(
         [sys.executable, *words],
         stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors.open("w"),
         text=True,
         start_new_session=True,
         preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     try:
-        own, disarmed = made.control.pid, "--no-arm" in flags
-        ready = wait_for(made, lambda status: status["pid"] != own and (disarmed or bool(status["torque"])))
-        timely(ready, "not armed")
-        yield process
+        end_s = time.monotonic() + START_S
+        while "armed; " not in errors.read_text():
+            assert process.poll() is None, errors.read_text()
+            timely(time.monotonic() < end_s, "not armed")
+            time.sleep(0.01)
+        yield Supervised(process, errors)
     finally:
         process.kill()
         process.communicate()
@@ -87,10 +108,10 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
 def test_a_killed_supervisor_takes_control_with_it(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle) as process:
+        with supervised(made, golden_bundle) as run:
             control = made.status()["pid"]
-            process.kill()
-            process.wait()
+            run.process.kill()
+            run.process.wait()
             timely(gone(control), "control still runs ten seconds after its supervisor was killed")
             assert made.status()["reason"] == "operator"  # it was stopped, not killed
 
@@ -98,20 +119,20 @@ def test_a_killed_supervisor_takes_control_with_it(golden_bundle: Path) -> None:
 def test_a_killed_control_process_is_no_good_end_of_a_run(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle) as process:
+        with supervised(made, golden_bundle) as run:
             os.kill(made.status()["pid"], signal.SIGKILL)
-            _, said = process.communicate(timeout=30)
-        assert process.returncode == 1 and "control ended with exit code -9" in said.splitlines()[-1]
+            code, said = run.end()
+        assert code == 1 and "control ended with exit code -9" in said.splitlines()[-1]
 
 
 def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle) as process:
+        with supervised(made, golden_bundle) as run:
             control = made.status()["pid"]
-            process.send_signal(signal.SIGHUP)
-            process.communicate(timeout=30)
-        assert process.returncode == 130 and gone(control)
+            run.process.send_signal(signal.SIGHUP)
+            code, _ = run.end()
+        assert code == 130 and gone(control)
 
 
 def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> None:
@@ -149,16 +170,16 @@ def test_ctrl_c_and_the_space_bar_hold_and_q_ends_with_the_arm_holding(
     person, own = terminal
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle, terminal=own) as process:
+        with supervised(made, golden_bundle, terminal=own) as run:
             for key in (b"\x03", b" "):
                 os.write(person, key)
                 timely(wait_for(made, latched), f"{key!r} did not hold")
-                assert process.poll() is None
+                assert run.process.poll() is None
                 os.write(person, b"a")
                 timely(wait_for(made, lambda status: not status["latched"]), "a did not arm")
             os.write(person, b"q")
-            _, said = process.communicate(timeout=30)
-        assert process.returncode == 0, said
+            code, said = run.end()
+        assert code == 0, said
         assert not [entry for entry in made.emulator.entries("torque") if not entry["on"]][6:], "q let the arm go"
         assert "the arm holds" in said and "Armed for" in said and f"run folder {made.folder.path}" in said
 
@@ -169,48 +190,63 @@ def test_a_second_ctrl_c_ends_holding_and_a_third_adds_no_traceback(
     person, own = terminal
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle, terminal=own) as process:
+        with supervised(made, golden_bundle, terminal=own) as run:
             os.write(person, b"\x03")
             timely(wait_for(made, latched), "Ctrl-C did not hold")
             os.write(person, b"\x03")
             timely(wait_for(made, lambda status: not status["alive"]), "the second one did not end control")
             with contextlib.suppress(OSError):  # it may have ended already
                 os.write(person, b"\x03")
-            _, said = process.communicate(timeout=30)
-        assert process.returncode == 130 and "Traceback" not in said, said
+            code, said = run.end()
+        assert code == 130 and "Traceback" not in said, said
 
 
 def test_without_a_terminal_the_first_interrupt_holds_and_ends(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle) as process:
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=30)
-        assert process.returncode == 130 and made.status()["reason"] == "operator", said
+        with supervised(made, golden_bundle) as run:
+            run.process.send_signal(signal.SIGINT)
+            code, said = run.end()
+        assert code == 130 and made.status()["reason"] == "operator", said
 
 
 def test_a_run_told_not_to_arm_waits_for_the_key(golden_bundle: Path, terminal: tuple[int, int]) -> None:
     person, own = terminal
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle, "--no-arm", terminal=own) as process:
+        with supervised(made, golden_bundle, "--no-arm", terminal=own) as run:
             assert made.status()["state"] == "disarmed"
             os.write(person, b"a")
             timely(wait_for(made, lambda status: status["state"] == "planning"), "a did not arm")
             os.write(person, b"q")
-            process.communicate(timeout=30)
-        assert process.returncode == 0
+            code, _ = run.end()
+        assert code == 0
 
 
-def test_a_servo_that_falls_silent_ends_the_run_with_1(golden_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    "event, reason, told",
+    [
+        ("dead 4", "reads_lost", "wrist_flex: does not answer; check cables"),
+        ("overload 6", "alert", "gripper: overload; free it, let it cool"),
+    ],
+)
+def test_a_servo_that_fails_ends_the_run_with_1_its_name_and_what_to_do(
+    golden_bundle: Path, event: str, reason: str, told: str
+) -> None:
     with rig(golden_bundle, armed=False) as made:
         made.stop()
-        with supervised(made, golden_bundle) as process:
-            made.emulator.event("dead 4")
-            timely(wait_for(made, lambda status: status["reason"] == "reads_lost" and status["latched"]), "no hold")
-            process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=30)
-        assert process.returncode == 1 and "did not answer" in said.splitlines()[-1], said
+        with supervised(made, golden_bundle) as run:
+            made.emulator.event(event)
+            timely(wait_for(made, lambda status: status["reason"] == reason and status["latched"]), "no hold")
+            run.process.send_signal(signal.SIGTERM)
+            code, said = run.end()
+        assert code == 1 and told in said.splitlines()[-1], said
+        words = [sys.executable, "-m", "vla_edge.runtime.command"]
+        ran = subprocess.run([*words, "status", "--run-dir", str(made.folder.path)], capture_output=True, text=True)
+        assert ran.returncode == 1 and "gone" in ran.stdout and "start it again" in ran.stderr
+        replayed = subprocess.run([*words, "replay", str(made.folder.record)], capture_output=True, text=True)
+        joint = "" if reason == "reads_lost" else "gripper: "  # a record does not say which servo was silent
+        assert replayed.returncode == 0 and f", {joint}{CAUSES[reason][0]}" in replayed.stdout, replayed.stdout
 
 
 @pytest.mark.parametrize("flag", ["--audit=5", "--threads=9999", "--nice=-3", "--record-fps=nan"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import struct
 import threading
 import time
@@ -259,23 +260,22 @@ def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folde
     assert "--picture-age is nan" in capsys.readouterr().err and not target.exists()
 
 
-def test_pictures_too_old_for_their_tick_are_not_exported(run_folder, inputs, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "replay",
-                str(run_folder / "flight.record"),
-                "--inputs",
-                str(inputs),
-                "--export",
-                str(tmp_path / "out"),
-                "--picture-age",
-                "0",
-            ]
-        )
-        == 2
-    )
-    assert "record with --record-fps" in capsys.readouterr().err and not (tmp_path / "out").exists()
+def test_a_tick_whose_pictures_are_too_old_is_left_out_and_its_episode_goes_on_as_another(
+    run_folder, inputs, tmp_path, capsys
+):
+    """The limit lies between the ages that occur, so some ticks are too late for it and some are not."""
+    record, target = str(run_folder / "flight.record"), tmp_path / "out"
+    words = ["replay", record, "--inputs", str(inputs), "--export", str(target), "--picture-age"]
+    assert main([*words, "5", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
+    shutil.rmtree(target)
+    assert main([*words, str(whole["oldest_picture_s"] * 0.9), "--json"]) == 0
+    part = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
+    assert part["stale"] >= 1 and part["frames"] + part["stale"] == whole["frames"]
+    assert part["oldest_picture_s"] < whole["oldest_picture_s"] and vla_data(["verify", str(target)]) == 0
+    shutil.rmtree(target)
+    assert main([*words, "0"]) == 2
+    assert "record with --record-fps" in capsys.readouterr().err and not target.exists()
 
 
 def tick(number, **fields):

@@ -16,7 +16,7 @@ import pytest
 from vla_edge.bundle import open_bundle
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
-from vla_edge.runtime.service.serve_page import PAGE
+from vla_edge.runtime.service.serve_app import PAGE
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.runtime.service.headless_page import chromium, opened
