@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import select
@@ -14,8 +13,8 @@ from typing import IO, Any, cast
 
 import pytest
 
+from vla_edge.runtime.command import main
 from vla_edge.runtime.control.children import Child, end, start
-from vla_edge.runtime.control.inference_process import add_arguments
 from vla_edge.runtime.control.run_options import (
     InferenceOptions,
     PolicyOptions,
@@ -33,7 +32,8 @@ def never(seconds: float) -> bool:
 
 def test_a_child_that_ends_with_us_does_so_when_we_are_killed() -> None:
     parent = (
-        "import time\nfrom vla_edge.runtime.control.children import start, wait_for_line\n"
+        "import time\nfrom vla_edge.runtime.command import main
+from vla_edge.runtime.control.children import start, wait_for_line\n"
         f"child = start('child', ['-c', {WAITS!r}], ends_with_us=True)\n"
         "wait_for_line(child, 60)\nprint(child.process.pid, flush=True)\ntime.sleep(600)"
     )
@@ -81,8 +81,7 @@ def test_a_child_that_outlives_sigkill_is_told_of_and_left(capsys: pytest.Captur
 
 
 def test_a_parent_reads_back_the_options_it_gave() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    parser = main.parser("inference")
     line = ["--bundle", "b", "--task", "stack it", "--camera", "a=0", "--camera", "b=1", "--trust-cameras", "--seed=3"]
     given = options_of_arguments(InferenceOptions, parser.parse_args([*line, "--record-inputs", "file"]))
     assert given.camera == ["a=0", "b=1"] and given.trust_cameras and given.record_inputs == Path("file")
