@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.jitter import commit
+from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube, record_phases
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.gate.gate_data import Recorded, camera_keys

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from vla_edge.benchmarks.jitter import commit, core_loop, in_own_process, summary
+from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.jitter import core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
 from vla_edge.command_line import run_command
 from vla_edge.engines.engine import EngineOptions, load_engine

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.benchmarks.host import commit
 from vla_edge.command_line import run_command
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
@@ -256,18 +257,6 @@ def _main(argv: Sequence[str]) -> int:
     write_json(options.out / "jitter.json", line)
     print(json.dumps(line))
     return 0
-
-
-def commit() -> str:
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-        )
-    except FileNotFoundError:
-        return "unknown"
-    return told.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -54,20 +54,29 @@ class PhaseFrame:
     moves: int
 
 
-def move_cube(arm: SimulatedArm, colour: str, rng: np.random.Generator) -> float:
-    """Put one cube somewhere else, 2 to 6 cm away, within reach and clear of the others; how far, in metres."""
+def move_cube(arm: SimulatedArm, colour: str, rng: np.random.Generator, away_m: tuple[float, float] = MOVED_M) -> float:
+    """Put one cube somewhere else, so far away, within reach and clear of the others; how far, in metres."""
     configuration = arm.configuration
     places = {name: int(arm.model.joint(f"{name}_cube").qposadr[0]) for name in CUBE_COLOURS}
     start = places[colour]
     others = np.array([configuration[at : at + 2] for name, at in places.items() if name != colour])
     while True:
-        distance, way = rng.uniform(*MOVED_M), rng.uniform(-np.pi, np.pi)
+        distance, way = rng.uniform(*away_m), rng.uniform(-np.pi, np.pi)
         place = configuration[start : start + 2] + distance * np.array([np.cos(way), np.sin(way)])
         within = NEAREST_M <= np.hypot(*place) <= FARTHEST_M and abs(np.arctan2(place[1], place[0])) <= WIDEST_RAD
         if within and np.hypot(*(others - place).T).min() >= CLEAR_M:
             configuration[start : start + 2] = place
             arm.show(configuration)
             return float(distance)
+
+
+def turn_cube(arm: SimulatedArm, colour: str, degrees: float) -> None:
+    """Put one cube elsewhere on its circle about the base."""
+    configuration, angle = arm.configuration, np.radians(degrees)
+    start = int(arm.model.joint(f"{colour}_cube").qposadr[0])
+    x, y = configuration[start : start + 2]
+    configuration[start : start + 2] = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
+    arm.show(configuration)
 
 
 def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iterator[PhaseFrame]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.jitter import commit
+from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.command_line import run_command
@@ -46,7 +46,7 @@ from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, LoopFiles
-from vla_edge.runtime.control.handover import HandOver
+from vla_edge.runtime.control.handover import HandOverOptions
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
@@ -195,7 +195,7 @@ def real_clock(
             watches,
             folder,
             LoopOptions(
-                instruction(wanted_colour(FIRST_SEED)), HandOver.REPLACE, steps, steps, replan_s=0.0, audit=0.0
+                instruction(wanted_colour(FIRST_SEED)), HandOverOptions(), steps, steps, replan_s=0.0, audit=0.0
             ),
         )
         worker = threading.Thread(target=loop.run, args=(0, lambda line: None))

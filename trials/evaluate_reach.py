@@ -19,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json, write_text
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.scene_gate import read_gate
-from vla_edge.runtime.inference.session import SessionOptions, noise_of
+from vla_edge.runtime.inference.session import Noise, SessionOptions, noise_of
 from vla_edge.trials.lockstep import LockstepOptions, Planner
 from vla_edge.trials.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
 
@@ -51,10 +52,11 @@ LEAST_SUCCESS, MOST_WRONG = 0.90, 0.10
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One row of the table and how its planner is made."""
+    """One row of the table, how its planner is made, and how its chunks follow each other."""
 
     name: str
     make: Callable[[], Planner]
+    handover: HandOverOptions = HandOverOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,14 @@ class VariantResult:
 
 
 class TorchPlanner:
-    """The checkpoint in PyTorch behind the planner's border, with the noise the sessions get."""
+    """The checkpoint in PyTorch behind the planner's border, with noise of its own for every inference."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._policy = SmolVLAPolicy.from_pretrained(checkpoint)
         self._seed, self._inferences = 0, 0
         self.sizes = {camera.source: (camera.height, camera.width) for camera in self._policy.settings.cameras}
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, options: LockstepOptions) -> None:
         self._seed, self._inferences = seed, 0
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
@@ -108,8 +110,8 @@ class _Timed:
         self.inner = planner
         self.ms: list[float] = []
 
-    def reset(self, seed: int) -> None:
-        self.inner.reset(seed)
+    def reset(self, seed: int, options: LockstepOptions) -> None:
+        self.inner.reset(seed, options)
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
         start = time.perf_counter()
@@ -119,25 +121,30 @@ class _Timed:
 
 
 def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: int) -> list[Variant]:
-    """torch, the float32 graphs, INT8, and the float32 graphs with the prefix cache (guard, gate) where calibrated."""
-    rows = [] if checkpoint is None else [Variant("torch float32", partial(TorchPlanner, checkpoint))]
-    rows.append(Variant("ONNX float32", partial(_session, bundle, CachePolicy.ALWAYS, threads)))
+    """torch and the float32 graphs, each new chunk with fresh noise in place of the old one (what torch can do); then
+    with the default hand-over and noise the float32 graphs, INT8, and the prefix cache (guard, gate) where
+    calibrated."""
+    plain, whole = HandOverOptions(HandOver.REPLACE), SessionOptions()
+    rows = [] if checkpoint is None else [Variant("torch float32, replace", partial(TorchPlanner, checkpoint), plain)]
+    fresh = SessionOptions(noise=Noise.FRESH)
+    rows.append(Variant("ONNX float32, replace", partial(_session, bundle, fresh, threads), plain))
+    rows.append(Variant("ONNX float32", partial(_session, bundle, whole, threads)))
     if int8 is not None:
-        rows.append(Variant("ONNX INT8", partial(_session, int8, CachePolicy.ALWAYS, threads)))
+        rows.append(Variant("ONNX INT8", partial(_session, int8, whole, threads)))
     if read_gate(open_bundle(bundle)) is not None:
-        rows.append(Variant("cached (guard)", partial(_session, bundle, CachePolicy.GUARD, threads)))
-        rows.append(Variant("gated", partial(_session, bundle, CachePolicy.CLS, threads)))
+        rows.append(Variant("cached (guard)", partial(_session, bundle, SessionOptions(CachePolicy.GUARD), threads)))
+        rows.append(Variant("gated", partial(_session, bundle, SessionOptions(CachePolicy.CLS), threads)))
     return rows
 
 
-def _session(bundle: Path, policy: CachePolicy, threads: int) -> SessionPlanner:
-    engine = load_engine("ort", EngineOptions(threads=threads))
-    return SessionPlanner(open_bundle(bundle), engine, SessionOptions(policy))
+def _session(bundle: Path, options: SessionOptions, threads: int) -> SessionPlanner:
+    return SessionPlanner(open_bundle(bundle), load_engine("ort", EngineOptions(threads=threads)), options)
 
 
 def evaluate(variant: Variant, seeds: Sequence[int], options: LockstepOptions) -> VariantResult:
     """Every scene under the right and under a wrong instruction."""
     planner = _Timed(variant.make())
+    options = replace(options, handover=variant.handover)
     arm = new_arm(options)
     reached, wrong, errors = [], [], []
     for seed in track(seeds, variant.name, console=Console(stderr=True)):

@@ -29,7 +29,8 @@ from vla_edge.robot.sim.simulated_arm import (
     units_from_radians,
 )
 from vla_edge.runtime.control.control_process import limits_of, period_ns_of
-from vla_edge.runtime.control.control_settings import ControlSettings, Handover
+from vla_edge.runtime.control.control_settings import ControlSettings
+from vla_edge.runtime.control.handover import HandOverOptions
 
 _SESSION = 1
 _DIGEST = "0" * 64
@@ -38,8 +39,8 @@ _DIGEST = "0" * 64
 class Planner(Protocol):
     """What turns an observation into a chunk: a policy session, a torch policy, a script."""
 
-    def reset(self, seed: int) -> None:
-        """Start of an episode; `seed` is that of its noise."""
+    def reset(self, seed: int, options: LockstepOptions) -> None:
+        """Start of an episode under these options; `seed` is that of its noise."""
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
         """Actions float32 [n, 6] in joint units; action 0 is due with the observation."""
@@ -57,7 +58,7 @@ class LockstepOptions:
     delay_ticks: int = 2
     replan_ticks: int = 10
     plan_then_move: bool = False
-    handover: Handover = Handover.BLEND
+    handover: HandOverOptions = HandOverOptions()
     watch: Callable[[SimulatedArm, int], None] | None = None
     """Called after every tick with the arm and the tick's number (recording)."""
 
@@ -86,9 +87,8 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
     """Arm the simulated arm in its present scene and let the planner move it for `seconds`."""
     period_ns = period_ns_of(options.hz)
     calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
-    settings = ControlSettings(
-        limits_of(calibration, JointUnits.DEGREES), period_ns, _SESSION, _DIGEST, options.handover
-    )
+    limits = limits_of(calibration, JointUnits.DEGREES)
+    settings = ControlSettings(limits, period_ns, _SESSION, _DIGEST, options.handover.kind.blend_ticks)
     pilot = load_core().Pilot(settings)
     ticks = round(options.seconds * options.hz)
     result = LockstepResult(np.empty((ticks, 3)))

@@ -14,6 +14,7 @@ from vla_edge.robot.sim.run_video import Recording
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
+from vla_edge.runtime.control.handover import add_handover_arguments, handover_arguments
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests"
     )
+    add_handover_arguments(parser)
     parser.add_argument("--engine", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument(
@@ -67,10 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         delay_ticks=arguments.delay,
         replan_ticks=max(arguments.delay, arguments.replan),
         plan_then_move=arguments.plan_then_move,
+        handover=handover_arguments(arguments),
         watch=watch,
     )
     arm = SimulatedArm(random_scene(arguments.seed), SimOptions(renderer=arguments.renderer, seed=arguments.seed))
-    planner.reset(arguments.seed)
+    planner.reset(arguments.seed, options)
     result = run_lockstep(arm, planner, arguments.task, options)
     if recording is not None:
         recording.close()

@@ -13,7 +13,9 @@ from vla_edge.engines.engine import Engine
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.scene import Scene, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
-from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+from vla_edge.runtime.control.handover import HandOver, PlannedChunk, inpaint_into
+from vla_edge.runtime.control.planning import SceneStill
+from vla_edge.runtime.inference.session import InferenceRequest, Noise, PolicySession, SessionOptions, noise_of
 from vla_edge.trials.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
 from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
 
@@ -49,7 +51,7 @@ def reach(arm: SimulatedArm, planner: Planner, seed: int, told: str, options: Lo
     """One episode in the scene of `seed` under the instruction to reach the `told` cube."""
     scene = random_scene(seed)
     arm.reset(scene)
-    planner.reset(seed)
+    planner.reset(seed, options)
     result = run_lockstep(arm, planner, instruction(told), options)
     end = result.tips[-5:]
     distances = {colour: float(np.linalg.norm(end - scene.target(colour), axis=1).mean()) for colour in CUBE_COLOURS}
@@ -57,25 +59,38 @@ def reach(arm: SimulatedArm, planner: Planner, seed: int, told: str, options: Lo
 
 
 class SessionPlanner:
-    """A bundle on an engine. Noise depends on the episode's seed and the inference's number alone, so that episodes can
-    be compared in pairs."""
+    """A bundle on an engine, with the hand-over of the lockstep run. Noise depends on the episode's seed and, where it
+    is drawn anew, on the inference's number alone, so that episodes can be compared in pairs.
+
+    executing: the chunk that is under way, None at the start of an episode.
+    """
 
     def __init__(self, bundle: Bundle, engine: Engine, options: SessionOptions | None = None) -> None:
         self.session = PolicySession(bundle, engine, options)
         self.sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
+        self.executing: PlannedChunk | None = None
+        self._options, self._still = LockstepOptions(self.sizes), SceneStill()
         self._seed, self._inferences = 0, 0
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, options: LockstepOptions) -> None:
         self.session.reset()
+        self.executing, self._options, self._still = None, options, SceneStill()
         self._seed, self._inferences = seed, 0
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
-        policy = self.session.policy
-        noise = noise_of(self._seed, self._inferences, (policy.chunk_size, policy.max_action_dim))
+        policy, tick, handover = self.session.policy, observation.joints.tick, self._options.handover
+        fresh = self.session.options.noise is Noise.FRESH
+        noise = noise_of(self._seed, self._inferences * fresh, (policy.chunk_size, policy.max_action_dim))
         self._inferences += 1
-        answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise))
+        tie, broken = None, self._still.broken_by(observation.frames)
+        if self.executing is not None and not broken and handover.kind is HandOver.INPAINT:
+            late = self._options.delay_ticks + 1
+            tie = inpaint_into(self.executing, tick, late, policy.chunk_size, handover.horizon)
+        answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise, inpaint=tie))
         assert answer is not None
-        return answer.actions
+        actions = answer.actions[: policy.n_action_steps]
+        self.executing = PlannedChunk(answer.latent[: policy.n_action_steps], actions, tick)
+        return actions
 
 
 class ScriptedPlanner:
@@ -84,7 +99,7 @@ class ScriptedPlanner:
     def __init__(self, arm: SimulatedArm) -> None:
         self._arm = arm
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, options: LockstepOptions) -> None:
         self._scene: Scene = self._arm.scene
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:

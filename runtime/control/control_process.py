@@ -19,15 +19,9 @@ from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.runtime.control.children import end_with
-from vla_edge.runtime.control.control_settings import (
-    TRACKING,
-    VELOCITY,
-    ControlSettings,
-    Handover,
-    JointLimits,
-    LoopFiles,
-)
+from vla_edge.runtime.control.control_settings import TRACKING, VELOCITY, ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.faults import fault_of
+from vla_edge.runtime.control.handover import HandOver, add_handover_arguments
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.control.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
 from vla_edge.runtime.control.run_options import ControlOptions, options_of_arguments
@@ -61,9 +55,7 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
         "--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
     parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
-    parser.add_argument(
-        "--handover", choices=["replace", "blend", "inpaint"], default="replace", help="how a new chunk takes over"
-    )
+    add_handover_arguments(parser)
     parser.add_argument("--speed", type=float, default=1.0, help="share of the velocity limits, 0.05 to 2")
     parser.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
 
@@ -120,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         period_ns=period_ns_of(options.hz),
         session=new_session(),
         bundle_digest=bundle.digest,
-        handover=Handover.BLEND if options.handover == "blend" else Handover.REPLACE,
+        blend_ticks=HandOver(options.handover).blend_ticks,
         park=_park_pose(calibration),
     )
     result, status = control_koch(options, options.port, calibration, units, settings)

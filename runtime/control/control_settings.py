@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
 VELOCITY = 2_000.0
 """counts/s: 176 °/s, what the servos' own profile is set to"""
 TRACKING = 400
 """counts: 35°"""
-
-
-class Handover(IntEnum):
-    """How a new chunk takes over from the one it overlaps.
-
-    INPAINT and REPLACE are one to the control core: inference has already led
-    the new chunk into the old one, or it takes over at once.
-    """
-
-    REPLACE = 0
-    BLEND = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +48,8 @@ class ControlSettings:
     session: int
     """chunks of another session are refused; below 2**63"""
     bundle_digest: str
-    handover: Handover = Handover.REPLACE
-    blend_ticks: int = 5
+    blend_ticks: int = 0
+    """over how many ticks a new chunk takes over from the one it overlaps; 0: at once (`handover.blend_ticks`)"""
     patience_min_ns: int = 2_000_000_000
     """least age limit of an observation and latch time of a hold; 3 × p99 of an inference when that is more"""
     patience_max_ns: int = 60_000_000_000

@@ -7,6 +7,7 @@ Otherwise it plans, then moves.
 
 from __future__ import annotations
 
+import argparse
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.engines.flow_loop import Inpaint
+from vla_edge.errors import ConfigError
 
 
 class HandOver(Enum):
@@ -25,6 +27,54 @@ class HandOver(Enum):
     REPLACE = "replace"
     BLEND = "blend"
     INPAINT = "inpaint"
+
+    @property
+    def blend_ticks(self) -> int:
+        """What the control core is told: ticks over which it leads a new chunk in, 0 for one that takes over at
+        once."""
+        return BLEND_TICKS if self is HandOver.BLEND else 0
+
+
+HAND_OVER = HandOver.INPAINT
+"""The default of robot, trials and benchmarks: best on every column of docs/benchmarks.md, "From one chunk to the
+next"."""
+INPAINT_HORIZON = 10
+"""Rows of a new chunk that `inpaint` ties to the executing one; more make motion smoother and reactions later."""
+BLEND_TICKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverOptions:
+    """kind, and how many rows `inpaint` ties at most (horizon)."""
+
+    kind: HandOver = HAND_OVER
+    horizon: int = INPAINT_HORIZON
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ConfigError(f"--inpaint-horizon is {self.horizon}; it must be 1 or more rows")
+
+
+def add_handover_arguments(parser: argparse.ArgumentParser) -> None:
+    """Command-line options of the hand-over."""
+    parser.add_argument(
+        "--handover",
+        choices=[kind.value for kind in HandOver],
+        default=HAND_OVER.value,
+        help=f"how a new chunk takes over (default: {HAND_OVER.value})",
+    )
+    parser.add_argument(
+        "--inpaint-horizon",
+        type=int,
+        default=INPAINT_HORIZON,
+        metavar="ROWS",
+        help=f"rows of a new chunk that inpaint ties to the executing one (default: {INPAINT_HORIZON})",
+    )
+
+
+def handover_arguments(arguments: argparse.Namespace) -> HandOverOptions:
+    """The options as given. ConfigError names the flag."""
+    return HandOverOptions(HandOver(arguments.handover), arguments.inpaint_horizon)
 
 
 class Rhythm(Enum):
@@ -121,14 +171,14 @@ class PlannedChunk:
         return self.latent[max(0, tick - self.start_tick) :]
 
 
-def inpaint_into(executing: PlannedChunk, tick: int, delay_ticks: int, rows: int) -> Inpaint | None:
+def inpaint_into(executing: PlannedChunk, tick: int, delay_ticks: int, rows: int, horizon: int) -> Inpaint | None:
     """Tie a new chunk of `rows` actions, action 0 due at `tick`, to the executing one; None when nothing overlaps.
 
     The first delay_ticks rows will have been executed when the chunk arrives: they are frozen. The weights of the
-    other overlapping rows decay as in real-time chunking (arXiv 2506.07339, equation 5). No gradient through the
-    model: rows are drawn to the executing chunk's path in the flow itself.
+    other overlapping rows, up to `horizon`, decay as in real-time chunking (arXiv 2506.07339, equation 5). No gradient
+    through the model: rows are drawn to the executing chunk's path in the flow itself.
     """
-    left = executing.rest(tick)[:rows]
+    left = executing.rest(tick)[: min(rows, max(horizon, delay_ticks))]
     overlap = len(left)
     if overlap == 0:
         return None

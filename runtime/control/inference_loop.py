@@ -19,6 +19,7 @@ from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader
 from vla_edge.runtime.control.handover import (
     DelayMeter,
     HandOver,
+    HandOverOptions,
     Pace,
     Rhythm,
     inpaint_into,
@@ -33,6 +34,7 @@ from vla_edge.runtime.control.planning import (
     STILL_WORST,
     ControlView,
     PlanRules,
+    SceneStill,
     SentChunks,
     WatchedScene,
     frames_are_of_rest,
@@ -65,7 +67,7 @@ class LoopOptions:
     observations while moving. audit: share of hits."""
 
     task: str
-    handover: HandOver
+    handover: HandOverOptions
     steps: int
     least_steps: int
     replan_s: float = 0.25
@@ -93,6 +95,7 @@ class InferenceLoop:
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._meter = DelayMeter()
         self._sent = SentChunks()
+        self._still = SceneStill()
         self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
         self.pace: Pace | None = None
         self._control_session: int | None = None
@@ -250,6 +253,7 @@ class InferenceLoop:
         return True
 
     def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
+        broken = self._still.broken_by(observation.frames)
         executing = self._sent.executing(view) if kind is ChunkKind.MOVING else None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
@@ -262,9 +266,11 @@ class InferenceLoop:
             # A corrected chunk is no longer than what is left: while half a chunk is, then a whole one is planned
             # again.
             queued = left if 2 * len(left) >= self._session.policy.n_action_steps else None
-            if self._options.handover is HandOver.INPAINT:
+            if self._options.handover.kind is HandOver.INPAINT and not broken:
                 delay = math.ceil(self._meter.p99_s / period_s)
-                inpaint = inpaint_into(executing, view.reading_tick, delay, self._session.policy.chunk_size)
+                inpaint = inpaint_into(
+                    executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
+                )
         signal = self._abandon.begin(view.session, self._watched(kind, observation))
         return InferenceRequest(
             observation, time.monotonic_ns(), steps, None, queued, inpaint, signal, self._drop_executing
@@ -365,6 +371,7 @@ class InferenceLoop:
         self._observed_tick = None
         self._sent_tick = -1
         self._sent.clear()
+        self._still = SceneStill()
         self._session.reset()
         self._announce()
 
@@ -397,7 +404,8 @@ class InferenceLoop:
             "seed": self._session.options.seed,
             "cache": self._session.cache.policy.value,
             "gate": None if settings is None else asdict(settings),
-            "handover": self._options.handover.value,
+            "handover": self._options.handover.kind.value,
+            "inpaint_horizon": self._options.handover.horizon,
             "loop": self._session.loop.name,
             "cameras": sorted(self._cameras),
         }
@@ -409,7 +417,7 @@ class InferenceLoop:
         delay = {"p50": self._meter.p50_s * 1e3, "p99": self._meter.p99_s * 1e3, "count": self._meter.count}
         audit = {} if self._audit is None else {"audit_worst": self._audit.worst}
         steps = np.asarray(self._velocity_steps)
-        handover: dict[str, Any] = {"policy": self._options.handover.value, "count": len(steps)}
+        handover: dict[str, Any] = {"policy": self._options.handover.kind.value, "count": len(steps)}
         if len(steps):
             handover |= {
                 "velocity_step_max": float(steps.max()),

@@ -20,7 +20,7 @@ from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
 from vla_edge.runtime.control.children import end_with
-from vla_edge.runtime.control.handover import HandOver
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions, add_handover_arguments
 from vla_edge.runtime.control.identity import check_camera_places, check_picture_sizes
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
@@ -28,7 +28,7 @@ from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
 from vla_edge.runtime.inference.cache import CachePolicy
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
-from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions
 
 FIRST_PICTURE_S = 10.0
 """How long a camera may take to deliver its first picture."""
@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
     )
-    parser.add_argument(
-        "--handover", choices=[kind.value for kind in HandOver], default="replace", help="how a new chunk takes over"
-    )
+    add_handover_arguments(parser)
     add_policy_arguments(parser)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
 
@@ -80,6 +78,12 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replan-s", type=float, default=0.25, help="least time between two plans while moving")
     parser.add_argument("--audit", type=float, default=0.02, help="share of cache hits that are computed again, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--noise",
+        choices=[noise.value for noise in Noise],
+        default=Noise.KEPT.value,
+        help="when noise is drawn: once (kept), or for every inference (fresh) (default: kept)",
+    )
     parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
     parser.add_argument("--record-inputs", type=Path, metavar="FILE", help="write the exact inputs of every inference")
     parser.add_argument(
@@ -100,7 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(options.bundle)
     devices = camera_options(bundle, options.camera, options.without)
     engine = load_engine(options.engine, EngineOptions(threads=options.threads, spin=False))
-    session = PolicySession(bundle, engine, SessionOptions(CachePolicy(options.cache), options.seed, options.steps))
+    policy = SessionOptions(CachePolicy(options.cache), options.seed, options.steps, noise=Noise(options.noise))
+    session = PolicySession(bundle, engine, policy)
     session.check_task(options.task)
     settings = loop_options(options, session)
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
@@ -162,7 +167,8 @@ def loop_options(options: InferenceOptions, session: PolicySession) -> LoopOptio
     least = most if options.least_steps is None else options.least_steps
     if not policy.min_steps <= least <= most:
         raise ConfigError(f"--least-steps is {least}; it must be {policy.min_steps} to {most}")
-    return LoopOptions(options.task, HandOver(options.handover), most, least, options.replan_s, options.audit)
+    handover = HandOverOptions(HandOver(options.handover), options.inpaint_horizon)
+    return LoopOptions(options.task, handover, most, least, options.replan_s, options.audit)
 
 
 def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tuple[CameraOptions, ...]:

@@ -119,6 +119,22 @@ class WatchedScene:
         return False
 
 
+class SceneStill:
+    """Tells the plan at which a scene that stood still until then has changed: what is left of the executing chunk was
+    planned for another scene, so the new one is not tied to it. While the arm moves the scene is never still."""
+
+    def __init__(self) -> None:
+        self._frames: Mapping[str, Frame] | None = None
+        self._still = False
+
+    def broken_by(self, frames: Mapping[str, Frame]) -> bool:
+        """Whether the last two plans saw one scene and this one, with `frames`, sees another."""
+        same = self._frames is not None and still(self._frames, frames)
+        broken = self._still and not same
+        self._frames, self._still = frames, same
+        return broken
+
+
 class SentChunks:
     """The last chunks that were sent, by observation sequence, so that the executing one can be found again."""
 

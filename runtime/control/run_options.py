@@ -28,6 +28,7 @@ class RobotOptions:
     units: str | None
     hz: float
     handover: str
+    inpaint_horizon: int
     speed: float
     shadow: bool
 
@@ -59,6 +60,7 @@ class PolicyOptions:
     replan_s: float
     audit: float
     seed: int
+    noise: str
     nice: int
     record_inputs: Path | None
     record_fps: float
@@ -87,6 +89,7 @@ class InferenceOptions(PolicyOptions):
     run_dir: Path | None
     camera: list[str]
     handover: str
+    inpaint_horizon: int
     seconds: float
     parent: int | None
     json: bool

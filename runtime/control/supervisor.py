@@ -256,6 +256,7 @@ def inference_words(this: Run) -> list[str]:
         run_dir=this.folder.path,
         camera=this.cameras,
         handover=robot.handover,
+        inpaint_horizon=robot.inpaint_horizon,
         seconds=0.0,
         parent=os.getpid(),
         json=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,14 @@ from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, read_gate
 
 
+class Noise(Enum):
+    """When noise is drawn: KEPT once for an episode and instruction, so that the same scene gives the same chunk and an
+    arm at its target rests (docs/benchmarks.md); FRESH for every inference, as in LeRobot."""
+
+    KEPT = "kept"
+    FRESH = "fresh"
+
+
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """seed: of the session's noise. steps: Euler steps a chunk (None: the policy's num_steps). gate: limits in place
@@ -33,6 +42,7 @@ class SessionOptions:
     steps: int | None = None
     gate: GateSettings | None = None
     allow_truncation: bool = False
+    noise: Noise = Noise.KEPT
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -41,7 +51,7 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: a fresh draw).
+    """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: the session's).
     queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the observation (cache policy delta
     may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`. on_changed: called before the
     flow
@@ -138,11 +148,13 @@ class PolicySession:
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
         self._prompt: Prompt | None = None
         self._draws = 0
+        self._drawn_for: str | None = None
         self._steps(None)
 
     def reset(self) -> None:
-        """Start of an episode: no history in the cache. The noise goes on."""
+        """Start of an episode: no history in the cache, other noise."""
         self.cache.reset()
+        self._drawn_for = None
         if self.observer is not None:
             self.observer.was_reset()
 
@@ -155,10 +167,13 @@ class PolicySession:
         """Tokens that the last task had too many; 0 unless `allow_truncation`."""
         return 0 if self._prompt is None else self._prompt.truncated
 
-    def draw_noise(self) -> tuple[int, NDArray[np.float32]]:
-        """(index, noise float32 [C, A]) of the next draw; (seed, index) alone give it back (`noise_of`)."""
-        index = self._draws
-        self._draws += 1
+    def draw_noise(self, task: str) -> tuple[int, NDArray[np.float32]]:
+        """(index, noise float32 [C, A]) for an inference of this task; (seed, index) alone give it back
+        (`noise_of`)."""
+        if self._drawn_for != task or self.options.noise is Noise.FRESH:
+            self._draws += 1
+            self._drawn_for = task
+        index = self._draws - 1
         return index, noise_of(self.options.seed, index, (self.policy.chunk_size, self.policy.max_action_dim))
 
     def infer(self, request: InferenceRequest) -> InferenceResult | None:
@@ -190,7 +205,7 @@ class PolicySession:
             latent, noise = self._correct(request.queued), None
         else:
             if noise is None:
-                draw, noise = self.draw_noise()
+                draw, noise = self.draw_noise(request.observation.task)
             inpaint = None if scene.broken else request.inpaint
             report = self.loop.denoise(FlowRequest(steps, noise, inpaint, request.signal))
             if report.latent is None:

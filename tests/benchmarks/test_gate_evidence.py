@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_edge.benchmarks.cache_tradeoff import planted_moves
-from vla_edge.benchmarks.handover_motion import plan_then_move, rms, velocity_steps
+from vla_edge.benchmarks.handover_motion import plan_then_move
 from vla_edge.benchmarks.moving_episodes import move_cube, phase_frames
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
@@ -86,9 +86,3 @@ def test_an_episode_has_still_and_moving_phases_and_two_moves(arm):
     assert len(frames) == 75 and frames[0].moves == 0 and frames[-1].moves == 2
     moving = [frame.moving for frame in frames]
     assert not any(moving[2:14]) and any(moving[15:30]) and any(moving[45:60])
-
-
-def test_velocity_steps_are_the_change_of_velocity():
-    goals = np.array([[0.0], [1.0], [2.0], [5.0], [5.0]])
-    assert velocity_steps(goals).tolist() == [0, 0, 0, 60, 90]
-    assert rms([3.0, 4.0]) == pytest.approx(np.sqrt(12.5)) and rms([]) == 0

@@ -77,7 +77,7 @@ class Ramp:
         self.start: NDArray[np.float32] | None = None
         self.seen: list[tuple[int, float]] = []
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, options: LockstepOptions) -> None:
         self.start = None
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:

@@ -109,7 +109,7 @@ schedule_action schedule_due(const schedule *self, int64_t tick)
     memcpy(result.action, action, sizeof result.action);
     int64_t since = tick - self->taken_tick;
     const float *old = row(&self->plans[1 - self->current], tick);
-    if (self->config.handover == HANDOVER_BLEND && since < self->config.blend_ticks && old != NULL) {
+    if (since < self->config.blend_ticks && old != NULL) {
         float share = (float)(since + 1) / (float)(self->config.blend_ticks + 1);
         for (int i = 0; i < ARM_JOINTS; i++)
             result.action[i] = old[i] + share * (action[i] - old[i]);

@@ -5,9 +5,7 @@
  * tick of acceptance, and only when nothing moved since the observation: every
  * goal constant from before that tick on, and |present - observed| below a limit.
  *
- * Where two chunks overlap the new one takes over at once (`replace`; also for
- * chunks that inference already led into the old one), or over some ticks
- * (`blend`).
+ * Where two chunks overlap the new one takes over at once, or over some ticks.
  */
 #ifndef VLA_SCHEDULE_H
 #define VLA_SCHEDULE_H
@@ -20,13 +18,10 @@
 
 enum { SCHEDULE_HISTORY = 4096 }; /* ticks of which the reading is known: 40 s at 100 Hz */
 
-typedef enum { HANDOVER_REPLACE = 0, HANDOVER_BLEND = 1 } schedule_handover;
-
 typedef struct {
     uint64_t session;
     uint8_t digest[DIGEST_BYTES];
-    schedule_handover handover;
-    int32_t blend_ticks;            /* ticks over which `blend` takes over */
+    int32_t blend_ticks;            /* ticks over which a new chunk takes over; 0: at once */
     int32_t rest_counts[ARM_JOINTS]; /* |present - observed| of a rest chunk */
 } schedule_config;
 

@@ -154,7 +154,6 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     out->reads_latch_ns = integer(object, "reads_latch_ns");
     out->park_speed = real(object, "park_speed");
     out->schedule.session = (uint64_t)integer(object, "session");
-    out->schedule.handover = (schedule_handover)integer(object, "handover");
     out->schedule.blend_ticks = (int32_t)integer(object, "blend_ticks");
     if (PyErr_Occurred())
         return -1;

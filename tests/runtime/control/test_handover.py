@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vla_edge.errors import ConfigError
 from vla_edge.runtime.control.handover import (
     DelayMeter,
+    HandOver,
+    HandOverOptions,
     PlannedChunk,
     Rhythm,
     inpaint_into,
@@ -61,7 +64,7 @@ def test_anytime_without_a_measurement_takes_all_steps():
 
 def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
     executing = planned(np.arange(50, dtype=np.float32)[:, None] * np.ones(32, np.float32), 100)
-    tie = inpaint_into(executing, tick=120, delay_ticks=5, rows=50)
+    tie = inpaint_into(executing, tick=120, delay_ticks=5, rows=50, horizon=50)
     assert tie is not None
     # Row 0 of the new chunk is due at tick 120, when row 20 of the executing one is.
     assert tie.target[0, 0] == 20 and tie.target[29, 0] == 49
@@ -72,13 +75,32 @@ def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
 
 def test_a_late_tie_freezes_all_that_is_left_and_a_past_chunk_ties_nothing():
     executing = planned(np.ones((10, 32), np.float32), 0)
-    tie = inpaint_into(executing, tick=8, delay_ticks=30, rows=50)
+    tie = inpaint_into(executing, tick=8, delay_ticks=30, rows=50, horizon=50)
     assert tie is not None and tie.weights.tolist() == [1, 1] + [0] * 48
-    assert inpaint_into(executing, tick=10, delay_ticks=1, rows=50) is None
+    assert inpaint_into(executing, tick=10, delay_ticks=1, rows=50, horizon=50) is None
+
+
+@pytest.mark.parametrize(("horizon", "delay_ticks", "tied"), [(10, 3, 10), (10, 12, 12), (1, 1, 1)])
+def test_no_more_rows_than_the_horizon_are_tied_but_all_that_will_have_been_executed(horizon, delay_ticks, tied):
+    executing = planned(np.ones((50, 32), np.float32), 0)
+    tie = inpaint_into(executing, tick=10, delay_ticks=delay_ticks, rows=50, horizon=horizon)
+    assert tie is not None and np.flatnonzero(tie.weights).tolist() == list(range(tied))
+    assert (tie.weights[:delay_ticks] == 1).all()
+
+
+def test_a_horizon_of_no_rows_is_refused_with_its_flag():
+    with pytest.raises(ConfigError, match="--inpaint-horizon is 0"):
+        HandOverOptions(horizon=0)
+
+
+def test_only_blend_asks_the_control_core_for_ticks():
+    assert {kind: kind.blend_ticks > 0 for kind in HandOver} == {
+        HandOver.REPLACE: False, HandOver.BLEND: True, HandOver.INPAINT: False,
+    }  # fmt: skip
 
 
 def test_weights_follow_the_formula_of_real_time_chunking():
-    tie = inpaint_into(planned(np.ones((20, 1), np.float32), 0), tick=0, delay_ticks=4, rows=20)
+    tie = inpaint_into(planned(np.ones((20, 1), np.float32), 0), tick=0, delay_ticks=4, rows=20, horizon=50)
     assert tie is not None
     # i = 10: c = (20 − 10) / (20 − 4 + 1) = 0.5882; c·(e^c − 1)/(e − 1) = 0.27418.
     assert tie.weights[10] == pytest.approx(0.27418, abs=1e-4)

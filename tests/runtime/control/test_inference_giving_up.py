@@ -17,7 +17,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.robot.cameras import FreshnessWatch
-from vla_edge.runtime.control.handover import HandOver, Pace, Rhythm
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions, Pace, Rhythm
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.planning import WatchedScene
 from vla_edge.runtime.control.run_folder import open_run_folder
@@ -102,7 +102,7 @@ def world(tmp_path, golden_bundle, monkeypatch):
 
     def make(rhythm=Rhythm.OVERLAPPED, step_s=0.04, session=None, hz=30.0, **options) -> World:
         values = {"steps": 10, "least_steps": 10, "audit": 0.0, **options}
-        loop = LoopOptions("put it away", HandOver.REPLACE, **values)
+        loop = LoopOptions("put it away", HandOverOptions(HandOver.REPLACE), **values)
         made.append(
             World(
                 tmp_path / "run",

@@ -21,10 +21,17 @@ from vla_edge.bundle import open_bundle
 from vla_edge.contract import ChunkKind, Frame
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.command import main
-from vla_edge.runtime.control.control_settings import Handover
-from vla_edge.runtime.control.handover import Pace, Rhythm
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions, Pace, Rhythm
 from vla_edge.runtime.control.inference_process import camera_options
-from vla_edge.runtime.control.planning import ControlView, PlanRules, SentChunks, frames_are_of_rest, next_kind, still
+from vla_edge.runtime.control.planning import (
+    ControlView,
+    PlanRules,
+    SceneStill,
+    SentChunks,
+    frames_are_of_rest,
+    next_kind,
+    still,
+)
 from vla_edge.runtime.control.run_folder import open_run_folder
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
@@ -96,6 +103,13 @@ def test_a_rest_plan_is_void_when_a_picture_changed_meanwhile():
     moved = frame(100)
     moved["a"].image[:8, :8] = 140
     assert not still(frame(100), moved)
+
+
+def test_a_scene_breaks_once_and_only_after_it_stood_still():
+    scene = SceneStill()
+    # A first look, a moving scene, the same one three times, then another and the next still one.
+    levels = (100, 140, 180, 180, 181, 140, 180, 180, 140)
+    assert [scene.broken_by(frame(level)) for level in levels] == [False] * 5 + [True, False, False, True]
 
 
 def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
@@ -193,7 +207,7 @@ def lines_of(folder):
 def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     control, folder, golden_bundle, pictures, capsys, handover
 ):
-    running = control(handover=Handover.BLEND if handover == "blend" else Handover.REPLACE)
+    running = control(blend_ticks=HandOver(handover).blend_ticks)
     assert infer_for(4, folder, golden_bundle, pictures, "--handover", handover) == 0
     status = running.reader()
     captured = capsys.readouterr()
@@ -269,7 +283,6 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
 def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, golden_bundle, monkeypatch, rhythm):
     from vla_edge.engines.engine import EngineOptions, load_engine
     from vla_edge.robot.cameras import FreshnessWatch
-    from vla_edge.runtime.control.handover import HandOver
     from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
     from vla_edge.runtime.inference.session import PolicySession
 
@@ -285,7 +298,11 @@ def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, gold
     session = PolicySession(open_bundle(golden_bundle), load_engine("ort", EngineOptions(threads=1)))
     watches = {name: FreshnessWatch(name, noisy=False, exempt=False) for name in cameras}
     loop = InferenceLoop(
-        session, cameras, watches, folder, LoopOptions("put it away", HandOver.REPLACE, 10, 10, audit=0)
+        session,
+        cameras,
+        watches,
+        folder,
+        LoopOptions("put it away", HandOverOptions(HandOver.REPLACE), 10, 10, audit=0),
     )
     said: list[str] = []
     worker = threading.Thread(target=loop.run, args=(0, said.append))

@@ -19,6 +19,7 @@ from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
 from vla_edge.runtime.inference.session import (
     InferenceRequest,
     InferenceResult,
+    Noise,
     PolicySession,
     SessionOptions,
     noise_of,
@@ -175,8 +176,21 @@ def test_a_stable_scene_that_breaks_is_told_before_the_flow_and_only_under_a_gat
             assert (len(told) > before) == untied == (policy is CachePolicy.CLS and brighter == 80)
 
 
-def test_each_chunk_draws_fresh_noise_that_seed_and_index_give_back(bundle, recorded):
-    session = session_of(bundle, seed=7)
+def test_noise_is_kept_for_an_episode_and_instruction_and_then_drawn_anew(bundle, recorded):
+    session, seen = session_of(bundle, seed=7), observation_of(recorded)
+    first, again = (infer(session, seen) for _ in range(2))
+    other = infer(session, replace(seen, task="put it away"))
+    session.reset()
+    later = infer(session, replace(seen, task="put it away"))
+    assert [result.draw for result in (first, again, other, later)] == [0, 0, 1, 2]
+    assert np.array_equal(first.actions, again.actions)
+    for result in (first, other, later):
+        assert result.noise is not None and result.draw is not None
+        assert np.array_equal(result.noise, noise_of(7, result.draw, (50, 32)))
+
+
+def test_each_chunk_draws_noise_where_fresh_is_asked_for_that_seed_and_index_give_back(bundle, recorded):
+    session = session_of(bundle, seed=7, noise=Noise.FRESH)
     first, second = (infer(session, observation_of(recorded)) for _ in range(2))
     assert (first.draw, second.draw) == (0, 1)
     for result in (first, second):

@@ -29,9 +29,9 @@ static int draw(int n)
     return (int)((seed >> 33) % (uint64_t)n);
 }
 
-static void begin(schedule_handover handover, int blend_ticks)
+static void begin(int blend_ticks)
 {
-    schedule_config config = {.session = SESSION, .handover = handover, .blend_ticks = blend_ticks};
+    schedule_config config = {.session = SESSION, .blend_ticks = blend_ticks};
     memset(config.digest, 0xd1, DIGEST_BYTES);
     for (int i = 0; i < ARM_JOINTS; i++)
         config.rest_counts[i] = 10;
@@ -75,7 +75,7 @@ static chunk_verdict offer_at(const chunk *chunk, int64_t tick, int32_t present)
 
 static int moving(void)
 {
-    begin(HANDOVER_REPLACE, 0);
+    begin(0);
     for (int64_t k = 0; k <= 20; k++)
         read_joints(k, 2000);
     CHECK(!schedule_due(&schedules, 20).due);
@@ -96,7 +96,7 @@ static int moving(void)
 
 static int refusals(void)
 {
-    begin(HANDOVER_REPLACE, 0);
+    begin(0);
     for (int64_t k = 0; k <= 100; k++)
         read_joints(k, 2000);
     schedule_arm(&schedules, 90);
@@ -114,7 +114,7 @@ static int refusals(void)
     CHECK(offer_at(made(CHUNK_MOVING, 2, 100, 20), 100, 2000) == CHUNK_ORDER);
     CHECK(offer_at(made(CHUNK_MOVING, 4, 90, 20), 100, 2000) == CHUNK_TAKEN);
 
-    begin(HANDOVER_REPLACE, 0);
+    begin(0);
     read_joints(10, 2000);
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 10 + LIMIT_TICKS, 2000) == CHUNK_AGE); /* a third of a tick too old */
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 9 + LIMIT_TICKS, 2000) == CHUNK_TAKEN);
@@ -132,7 +132,7 @@ static int refusals(void)
 
 static int rest(void)
 {
-    begin(HANDOVER_REPLACE, 0);
+    begin(0);
     for (int64_t k = 0; k <= 60; k++)
         read_joints(k, 2000);
     CHECK(offer_at(made(CHUNK_REST, 1, 30, 8), 60, 2010) == CHUNK_TAKEN);
@@ -155,7 +155,7 @@ static int rest(void)
 
 static int blending(void)
 {
-    begin(HANDOVER_BLEND, 3);
+    begin(3);
     for (int64_t k = 0; k <= 30; k++)
         read_joints(k, 2000);
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 14), 10, 2000) == CHUNK_TAKEN);
@@ -171,13 +171,13 @@ static int blending(void)
     CHECK(offer_at(made(CHUNK_MOVING, 3, 29, 14), 30, 2000) == CHUNK_TAKEN);
     CHECK(offer_at(made(CHUNK_MOVING, 4, 30, 14), 30, 2000) == CHUNK_TAKEN); /* two in one tick: the last before it is blended */
     CHECK(schedule_due(&schedules, 30).action[0] == 3001.0f + 0.25f * (4000.0f - 3001.0f));
-    begin(HANDOVER_BLEND, 8);
+    begin(8);
     for (int64_t k = 0; k <= 30; k++)
         read_joints(k, 2000);
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 4), 10, 2000) == CHUNK_TAKEN);
     CHECK(offer_at(made(CHUNK_MOVING, 2, 12, 9), 12, 2000) == CHUNK_TAKEN);
     CHECK(schedule_due(&schedules, 13).action[0] != 2001.0f && schedule_due(&schedules, 14).action[0] == 2002.0f); /* the old ended */
-    begin(HANDOVER_REPLACE, 3);
+    begin(0);
     for (int64_t k = 0; k <= 30; k++)
         read_joints(k, 2000);
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 20), 10, 2000) == CHUNK_TAKEN);
@@ -190,7 +190,7 @@ static int blending(void)
  * and it is the newest taken chunk's. */
 static int interleaved(long n)
 {
-    begin(HANDOVER_REPLACE, 0);
+    begin(0);
     long taken = 0, due = 0, tick = 0;
     int64_t newest = -1, newest_tick = 0, newest_n = 0;
     for (long k = 0; k < n; tick++) {
