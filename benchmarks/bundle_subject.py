@@ -15,7 +15,7 @@ from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.contract import Frame, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
@@ -30,7 +30,7 @@ class BundleSubject:
         bundle = open_bundle(spec.path)
         engine = load_engine(spec.backend, EngineOptions(threads=spec.threads))
         self._delta = "delta" in bundle.manifest.graphs
-        policy = CachePolicy.DELTA if self._delta else CachePolicy.GUARD
+        policy = CacheMode.DELTA if self._delta else CacheMode.STILL
         self._session = PolicySession(bundle, engine, SessionOptions(policy=policy, gate=GATE))
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         self._last: Observation = self._data.observations[0]

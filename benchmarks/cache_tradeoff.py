@@ -41,7 +41,7 @@ from vla_edge.files import write_json
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
-from vla_edge.runtime.inference.cache import CachePolicy, Reason
+from vla_edge.runtime.inference.cache import CacheMode, Reason
 from vla_edge.runtime.inference.scene_gate import GateSettings, read_gate
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.trials.lockstep import observe
@@ -71,13 +71,13 @@ class Moves:
 def policies(bundle: Bundle, settings: GateSettings) -> dict[str, ReplayPlan]:
     """The guard alone, and with the gate on each similarity that calibration found a threshold for."""
     plans = {
-        "guard": ReplayPlan(CachePolicy.GUARD, settings, PERIOD_S),
-        f"guard + {settings.similarity}": ReplayPlan(CachePolicy.CLS, settings, PERIOD_S),
+        "guard": ReplayPlan(CacheMode.STILL, settings, PERIOD_S),
+        f"guard + {settings.similarity}": ReplayPlan(CacheMode.GATED, settings, PERIOD_S),
     }
     for name, threshold in bundle.manifest.gate["thresholds"].items():
         if name != settings.similarity:
             plans[f"guard + {name}"] = ReplayPlan(
-                CachePolicy.CLS, replace(settings, similarity=name, threshold=threshold), PERIOD_S
+                CacheMode.GATED, replace(settings, similarity=name, threshold=threshold), PERIOD_S
             )
     return plans
 
@@ -90,7 +90,7 @@ def phase_facts(run: Replay, chosen: Array) -> dict[str, float]:
 
 
 def planted_moves(
-    bundle: Bundle, engine: Engine, settings: GateSettings, policy: CachePolicy, count: int, named: bool
+    bundle: Bundle, engine: Engine, settings: GateSettings, policy: CacheMode, count: int, named: bool
 ) -> Moves:
     """`count` scenes at rest: the cache warms up, a cube is moved (the named one, or another), the cache looks on."""
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
@@ -159,7 +159,7 @@ def over_guard(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
 def costs(bundle: Bundle, engine: Engine, rounds: int) -> dict[str, float]:
     """Least time of a fresh inference and of one on a kept prefix, ms, in turn on grey pictures: what another network
     (one of full size) would save."""
-    session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD, gate=REUSE_ALL))
+    session = PolicySession(bundle, engine, SessionOptions(CacheMode.STILL, gate=REUSE_ALL))
     frames = {
         camera.name: Frame(camera.name, np.full((camera.height, camera.width, 3), 90, np.uint8), 0, 0)
         for camera in bundle.manifest.cameras
@@ -274,7 +274,7 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
     line["moving_over_age"], line["moving_over_guard"] = over_age(measured.pairs), over_guard(measured.pairs, settings)
     line["planted"] = {}
     for what, named in (("named cube", True), ("another cube", False)):
-        found = planted_moves(bundle, engine, settings, CachePolicy.CLS, moves, named)
+        found = planted_moves(bundle, engine, settings, CacheMode.GATED, moves, named)
         looks = [look for look in found.noticed if look]
         line["planted"][what] = {
             "count": moves,

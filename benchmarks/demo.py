@@ -70,7 +70,7 @@ def demo(arguments: argparse.Namespace) -> dict[str, Any]:
             "--seconds",
             str(arguments.seconds),
         ]
-        words += ["--seed", str(arguments.seed), "--record", str(out / f"{colour}.mp4"), "--json"]
+        words += ["--seed", str(arguments.seed), "--video", str(out / f"{colour}.mp4"), "--json"]
         summary = _call("vla-runtime", _runtime, words)
         distance = summary["simulated_arm"]["tip_to_cube_m"]
         nearest = min(distance, key=distance.__getitem__)

@@ -50,7 +50,7 @@ from vla_edge.runtime.control.handover import HandOverOptions
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 from vla_edge.trials.lockstep import observe
 from vla_edge.trials.reach_expert import instruction
@@ -58,7 +58,7 @@ from vla_edge.trials.reach_task import wanted_colour
 
 FIRST_SEED = 340_000
 TICK_S = 1 / 30
-POLICIES = (CachePolicy.ALWAYS, CachePolicy.GUARD, CachePolicy.CLS)
+POLICIES = (CacheMode.OFF, CacheMode.STILL, CacheMode.GATED)
 Pictures = Mapping[str, NDArray[np.uint8]]
 
 
@@ -72,7 +72,7 @@ class Host:
 
 def measured_share(bundle: Bundle, engine: Engine, arm: SimulatedArm) -> float:
     """Time of an inference on a kept prefix over that of a fresh one, here (medians of 30, in turn)."""
-    session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD))
+    session = PolicySession(bundle, engine, SessionOptions(CacheMode.STILL))
     took: dict[bool, list[float]] = {True: [], False: []}
     sizes = sizes_of(bundle)
     task = instruction(wanted_colour(0))
@@ -90,7 +90,7 @@ def sizes_of(bundle: Bundle) -> dict[str, tuple[int, int]]:
 
 
 def lockstep(
-    bundle: Bundle, engine: Engine, arm: SimulatedArm, policy: CachePolicy, host: Host, changes: int
+    bundle: Bundle, engine: Engine, arm: SimulatedArm, policy: CacheMode, host: Host, changes: int
 ) -> list[float]:
     """Seconds from each change to the first action planned from it. The arm rests, inferences follow each other, a
     chunk's first action leaves at the next tick of 30 Hz."""
@@ -161,7 +161,7 @@ class PlannedFrom:
 
 
 def real_clock(
-    bundle: Bundle, engine: Engine, scenes: Sequence[tuple[Pictures, Pictures]], policy: CachePolicy
+    bundle: Bundle, engine: Engine, scenes: Sequence[tuple[Pictures, Pictures]], policy: CacheMode
 ) -> list[float]:
     """Seconds from each change to the tick at which the control loop ran the first action planned from it."""
     core = load_core()

@@ -16,6 +16,7 @@ main = Command(
             "gate --bundle BUNDLE --dataset DATASET --out CALIBRATED",
         )
     },
+    old={"--data": "--dataset", "--engine": "--backend"},
     extras="ort,data,plot",
 )
 

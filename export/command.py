@@ -32,10 +32,11 @@ main = Command(
         "": Subcommand(
             "vla_edge.export.command",
             "turn a SmolVLA checkpoint into a bundle of verified ONNX graphs",
-            "--checkpoint CHECKPOINT --out BUNDLE --data DATASET",
+            "--checkpoint CHECKPOINT --out BUNDLE --dataset DATASET",
         )
     },
     default="",
+    old={"--data": "--dataset"},
     extras="export,ort,data",
 )
 
@@ -103,7 +104,7 @@ def _export(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None
         checkpoint=arguments.checkpoint,
         out=out,
         vlm=arguments.vlm,
-        recording=Recording(arguments.data, dict(arguments.camera)) if arguments.data else None,
+        recording=Recording(arguments.dataset, dict(arguments.camera)) if arguments.dataset else None,
         threads=arguments.threads,
         joint_units=arguments.joint_units,
     )
@@ -162,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)",
     )
     described.add_argument(
-        "--data",
+        "--dataset",
         type=Path,
         metavar="DATASET",
         help="LeRobot dataset: compare on its frames too, take the joints' names from it",

@@ -68,9 +68,9 @@ def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
     from vla_edge.calibration.precision.ranges import Method
     from vla_edge.export.precision import PrecisionRequest
 
-    if arguments.data is None and not arguments.synthetic:
+    if arguments.dataset is None and not arguments.synthetic:
         raise ConfigError(
-            f"--precision {arguments.precision} is measured on recorded observations: give --data DATASET, or "
+            f"--precision {arguments.precision} is measured on recorded observations: give --dataset DATASET, or "
             "--synthetic for random weights"
         )
     if not (0 < arguments.joint_error <= 1 and 0 < arguments.cosine <= 1):
@@ -82,7 +82,7 @@ def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
     return PrecisionRequest(
         precision=arguments.precision,
         backend=arguments.backend,
-        data=arguments.data,
+        data=arguments.dataset,
         cameras=dict(arguments.camera),
         bound=ActionErrorBound(arguments.joint_error, arguments.cosine),
         method=Method(arguments.ranges),

@@ -25,8 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--joint", choices=KOCH_JOINTS, help="the joint to move; the others hold")
     what.add_argument("--park", action="store_true", help="move to the parking pose, then switch torque off")
     what.add_argument("--store-park", action="store_true", help="store where the limp arm rests as the parking pose")
-    parser.add_argument("--to", type=float, help="joint value in --units")
-    parser.add_argument("--units", choices=[units.value for units in JointUnits], default=JointUnits.DEGREES.value)
+    parser.add_argument("--to", type=float, help="joint value in --joint-units")
+    parser.add_argument(
+        "--joint-units", choices=[units.value for units in JointUnits], default=JointUnits.DEGREES.value
+    )
     parser.add_argument("--speed", type=float, default=15.0, help="degrees per second, 1 to 30")
 
 
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.joint is None) != (arguments.to is None):
         raise ConfigError("--joint and --to belong together; give both")
     calibration = load_joint_calibration(arguments.joints)
-    units = JointUnits(arguments.units)
+    units = JointUnits(arguments.joint_units)
     options = KochOptions(
         arguments.port,
         calibration,

@@ -81,6 +81,17 @@ main = Command(
         ),
     },
     default="run",
+    old={
+        "--engine": "--backend",
+        "--units": "--joint-units",
+        "--policy": "--cache",
+        "--steps": "--flow-steps",
+        "--least-steps": "--least-flow-steps",
+        "--record": "--video",
+        "--cache always": "--cache off",
+        "--cache guard": "--cache still",
+        "--cache cls": "--cache gated",
+    },  # fmt: skip
     terminable=False,
 )
 

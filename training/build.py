@@ -89,7 +89,7 @@ def fit_settings(settings: ProcessorSettings, config: SmolVLAConfig, fit: Fit) -
     known = [camera.name for camera in settings.cameras]
     for name in fit.rename:
         if name not in known:
-            raise ConfigError(f"--rename {name}: the policy has no such camera; it has {', '.join(known)}")
+            raise ConfigError(f"--camera {name}: the policy has no such camera; it has {', '.join(known)}")
     cameras, rename = [], {}
     for camera in settings.cameras:
         source = fit.rename.get(camera.name, camera.source)
@@ -97,7 +97,7 @@ def fit_settings(settings: ProcessorSettings, config: SmolVLAConfig, fit: Fit) -
             if source not in dataset.camera_keys:
                 raise ConfigError(
                     f"{dataset.root}: no camera {source}, which the policy's {camera.name} needs; "
-                    f"map one of {', '.join(dataset.camera_keys)} with --rename {camera.name}=KEY"
+                    f"map one of {', '.join(dataset.camera_keys)} with --camera {camera.name}=KEY"
                 )
         height, width = fit.datasets[0].features[source].shape[:2]
         cameras.append(CameraSettings(camera.name, source, height, width))

@@ -1,4 +1,4 @@
-"""`vla-train gate`: what a trained CLS head sees. Similarity history, hit statistics, plot, and the AUROC of 0·0, 1·1,
+"""`vla-train cls-report`: what a trained CLS head sees. Similarity history, hit statistics, plot, and the AUROC of 0·0, 1·1,
 0·1 and pooled. A head that was never trained, or says the same of everything, is refused."""
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def report_json(history: History, threshold: float, aurocs: Mapping[str, float])
     }
 
 
-def add_gate(parser: argparse.ArgumentParser) -> None:
+def add_cls_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint with a trained CLS head")
     parser.add_argument("--dataset", required=True, help="LeRobot data set")
     parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST")
@@ -247,10 +247,10 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it",
     )
-    parser.add_argument("--output", type=Path, help="folder for similarity.csv, gate.json and similarity.png")
+    parser.add_argument("--out", type=Path, help="folder for similarity.csv, gate.json and similarity.png")
 
 
-def run_gate(arguments: argparse.Namespace) -> int:
+def run_cls_report(arguments: argparse.Namespace) -> int:
     if arguments.stride < 1 or arguments.near < 1:
         raise ConfigError(f"stride {arguments.stride} and near {arguments.near}: both must be at least 1")
     if arguments.threshold is not None and not -1 <= arguments.threshold <= 1:
@@ -268,7 +268,7 @@ def run_gate(arguments: argparse.Namespace) -> int:
     for name, value in aurocs.items():
         print(f"AUROC {name:<7} {value:.3f}")
     print(f"hit rate      {history.hit_rate():.1%} at threshold {threshold:g} (0·1, the method's own)")
-    if arguments.output:
-        write_report(arguments.output, history, threshold, aurocs)
+    if arguments.out:
+        write_report(arguments.out, history, threshold, aurocs)
     answer(report_json(history, threshold, aurocs))
     return 0

@@ -16,21 +16,21 @@ main = Command(
         "fine-tune": Subcommand(
             START,
             "train from a LeRobot checkpoint (base policy, or delta expert and CLS head)",
-            "fine-tune --policy CHECKPOINT --dataset DATASET --output RUN --steps 20000",
+            "fine-tune --checkpoint CHECKPOINT --dataset DATASET --out RUN --steps 20000",
             "add_fine_tune",
             "run_fine_tune",
         ),
         "scratch": Subcommand(
             START,
             "train a new action expert on a pretrained backbone",
-            "scratch --vlm SMOLVLM2 --dataset DATASET --output RUN",
+            "scratch --vlm SMOLVLM2 --dataset DATASET --out RUN",
             "add_scratch",
             "run_scratch",
         ),
         "smoke": Subcommand(
             START,
             "10 episodes, 100 steps: does everything fit together?",
-            "smoke --policy CHECKPOINT --dataset DATASET --output RUN",
+            "smoke --checkpoint CHECKPOINT --dataset DATASET --out RUN",
             "add_fine_tune",
             "run_smoke",
         ),
@@ -38,14 +38,14 @@ main = Command(
         "anchors": Subcommand(
             PHASES,
             "build CRaFT's anchor cache from the starting checkpoint",
-            "anchors --policy CHECKPOINT --dataset DATASET --output ANCHORS",
+            "anchors --checkpoint CHECKPOINT --dataset DATASET --out ANCHORS",
             "add_anchors",
             "run_anchors",
         ),
         "stages": Subcommand(
             PHASES,
             "tasks one after the other with replay (Kuavo), transfer matrix, forgetting",
-            "stages kuavo --policy CHECKPOINT --output RUN --data grasp=DATASET --dry-run",
+            "stages kuavo --checkpoint CHECKPOINT --out RUN --dataset grasp=DATASET --dry-run",
             "add_stages",
             "run_stages",
         ),
@@ -63,12 +63,12 @@ main = Command(
             "add_compare",
             "run_compare",
         ),
-        "gate": Subcommand(
+        "cls-report": Subcommand(
             f"{TRAINING}.cls_report",
             "what a trained CLS head sees: similarities, hit rate, AUROC, plot",
-            "gate CHECKPOINT --dataset DATASET --output FOLDER",
-            "add_gate",
-            "run_gate",
+            "cls-report CHECKPOINT --dataset DATASET --out FOLDER",
+            "add_cls_report",
+            "run_cls_report",
         ),
         "status": Subcommand(
             f"{TRAINING}.run_files",
@@ -78,6 +78,14 @@ main = Command(
             "run_status",
         ),
     },
+    old={
+        "gate": "vla-train cls-report",
+        "--policy": "--checkpoint",
+        "--output": "--out",
+        "--rename": "--camera",
+        "--data": "--dataset",
+        "--save": "--out",
+    },  # fmt: skip
     extras="train",
 )
 

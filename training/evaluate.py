@@ -192,18 +192,18 @@ def check_target(file: Path | None, suffix: str) -> None:
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint, bundle, or saved predictions (.npz)")
-    parser.add_argument("--save", type=Path, metavar="NPZ", help="keep the predictions for `vla-train compare`")
+    parser.add_argument("--out", type=Path, metavar="NPZ", help="keep the predictions for `vla-train compare`")
     add_scope(parser)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    check_target(arguments.save, ".npz")
+    check_target(arguments.out, ".npz")
     scope = scope_from_arguments(arguments)
     predictor = open_predictor(arguments.policy, arguments.device, arguments.threads)
     errors, predicted, targets = evaluate(predictor, scope)
     print(error_table(errors, targets.joints))
-    if arguments.save:
-        save_predictions(arguments.save, predictor, predicted, targets)
+    if arguments.out:
+        save_predictions(arguments.out, predictor, predicted, targets)
     answer({name: {h: e.to_json() for h, e in by.items()} for name, by in errors.items()})
     return 0
 

@@ -69,7 +69,7 @@ SWITCHES = {
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags shared by every way to start a run."""
     add_data_arguments(parser)
-    parser.add_argument("--output", required=True, help="new folder of the run")
+    parser.add_argument("--out", required=True, help="new folder of the run")
     parser.add_argument(
         "--held-out", type=float, default=0.0, metavar="SHARE", help="share of episodes held out for validation"
     )
@@ -98,7 +98,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="episodes to use, e.g. 0-9,12 (one data set only)",
     )
     parser.add_argument(
-        "--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
+        "--camera", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
     )
 
 
@@ -107,10 +107,10 @@ def config_from_arguments(
 ) -> TrainConfig:
     """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0
     all."""
-    rename = dict(pair(text, "--rename") for text in arguments.rename)
+    rename = dict(pair(text, "--camera") for text in arguments.camera)
     config = TrainConfig(
         policy,
-        arguments.output,
+        arguments.out,
         tasks_of(arguments.dataset, arguments.episodes),
         kind,
         rename=rename,

@@ -164,7 +164,7 @@ class SavedPredictor:
                 content = {name: archive[name] for name in archive.files}
         except (FileNotFoundError, ValueError, OSError, EOFError, BadZipFile, AttributeError) as error:
             raise TrainingError(
-                f"{file}: no predictions to read ({error}); save them with `vla-train evaluate --save`"
+                f"{file}: no predictions to read ({error}); save them with `vla-train evaluate --out`"
             ) from None
         if (
             not {"index", "action"} <= set(content)

@@ -154,4 +154,4 @@ def _check_place(config: TrainConfig) -> None:
     output = Path(config.output)
     if is_first() and output.exists() and any(output.iterdir()):
         way = "continue it with `vla-train resume`" if run_exists(output) else "remove it: it holds no checkpoint"
-        raise TrainingError(f"{output}: exists and is not empty; choose another --output or {way}")
+        raise TrainingError(f"{output}: exists and is not empty; choose another --out or {way}")

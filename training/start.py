@@ -23,7 +23,7 @@ from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, be
 
 
 def add_fine_tune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", required=True, help="LeRobot checkpoint folder to start from")
+    parser.add_argument("--checkpoint", required=True, help="LeRobot checkpoint folder to start from")
     parser.add_argument(
         "--kind", choices=("base", "delta"), default="base", help="delta: CLS head and delta expert on a frozen policy"
     )
@@ -31,12 +31,12 @@ def add_fine_tune(parser: argparse.ArgumentParser) -> None:
 
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, arguments.policy, FINE_TUNE, arguments.kind)
+    config = config_from_arguments(arguments, arguments.checkpoint, FINE_TUNE, arguments.kind)
     return train_prepared(prepare(config), "fine-tune")
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, arguments.policy, SMOKE, arguments.kind, SMOKE_EPISODES)
+    config = config_from_arguments(arguments, arguments.checkpoint, SMOKE, arguments.kind, SMOKE_EPISODES)
     return train_prepared(prepare(config), "smoke run")
 
 

@@ -140,7 +140,7 @@ def check_columns(dataset: Dataset, settings: FrameSettings) -> None:
     if missing:
         raise DatasetError(
             f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}; give data with the "
-            "policy's cameras, or a policy fine-tuned on these with --rename"
+            "policy's cameras, or a policy fine-tuned on these with --camera"
         )
 
 

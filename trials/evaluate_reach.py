@@ -39,7 +39,7 @@ from vla_edge.files import write_json, write_text
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import Noise, SessionOptions, noise_of
 from vla_edge.trials.lockstep import LockstepOptions, Planner
@@ -132,8 +132,8 @@ def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: 
     if int8 is not None:
         rows.append(Variant("ONNX INT8", partial(_session, int8, whole, threads)))
     if read_gate(open_bundle(bundle)) is not None:
-        rows.append(Variant("cached (guard)", partial(_session, bundle, SessionOptions(CachePolicy.GUARD), threads)))
-        rows.append(Variant("gated", partial(_session, bundle, SessionOptions(CachePolicy.CLS), threads)))
+        rows.append(Variant("cached (guard)", partial(_session, bundle, SessionOptions(CacheMode.STILL), threads)))
+        rows.append(Variant("gated", partial(_session, bundle, SessionOptions(CacheMode.GATED), threads)))
     return rows
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
     parser.add_argument("--dataset", type=Path, help="data set the policy was trained on, or that it shall go on with")
     parser.add_argument(
-        "--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
+        "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.joints is not None:
         calibration = load_joint_calibration(arguments.joints)
         try:
-            check_joints(bundle, tables, calibration, units_of(bundle, arguments.units)[0])
+            check_joints(bundle, tables, calibration, units_of(bundle, arguments.joint_units)[0])
         except IdentityError as error:
             found.append(str(error))
     if arguments.dataset is not None:

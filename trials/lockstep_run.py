@@ -15,7 +15,7 @@ from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_arguments
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
 from vla_edge.trials.reach_task import SessionPlanner
@@ -38,13 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests"
     )
     add_handover_arguments(parser)
-    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--backend", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument(
-        "--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused"
+        "--cache",
+        choices=[policy.value for policy in CacheMode],
+        default=CacheMode.OFF.value,
+        help="when the prefix is reused",
     )
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.bundle}: joint units are {bundle.manifest.joint_units}, the lockstep arm takes degrees; use "
             "vla-runtime run --robot sim"
         )
-    engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads))
-    planner = SessionPlanner(bundle, engine, SessionOptions(CachePolicy(arguments.cache)))
-    recording = Recording(arguments.record, arguments.hz / _RECORD_EVERY) if arguments.record else None
+    engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
+    planner = SessionPlanner(bundle, engine, SessionOptions(CacheMode(arguments.cache)))
+    recording = Recording(arguments.video, arguments.hz / _RECORD_EVERY) if arguments.video else None
 
     def watch(arm: SimulatedArm, tick: int) -> None:
         if recording is not None and tick % _RECORD_EVERY == 0:

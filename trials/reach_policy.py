@@ -283,7 +283,7 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo"
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="data set of the task; recorded there when it does not exist"
+        "--dataset", type=Path, required=True, help="data set of the task; recorded there when it does not exist"
     )
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
     parser.add_argument("--scenes", type=int, default=ReachRecording().scenes, help="scenes to record")
@@ -293,8 +293,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--threads", type=int, default=recipe.threads)
     arguments = parser.parse_args(argv)
-    if not arguments.data.exists():
-        record_reach_dataset(arguments.data, ReachRecording(arguments.scenes))
+    if not arguments.dataset.exists():
+        record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes))
     recipe = Recipe(
         warmup_steps=arguments.warmup_steps,
         flow_steps=arguments.flow_steps,
@@ -302,7 +302,7 @@ def main(argv: Sequence[str]) -> int:
         seed=arguments.seed,
         threads=arguments.threads,
     )
-    result = train(arguments.data, arguments.out, recipe)
+    result = train(arguments.dataset, arguments.out, recipe)
     print(f"{arguments.out}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
     return 0
 

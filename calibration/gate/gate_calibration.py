@@ -23,7 +23,7 @@ from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
 from vla_edge.files import link_or_copy, new_folder
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 
 HELD_OUT = 0.25
@@ -60,7 +60,7 @@ class GateResult:
     limits: Limits
     measured: Measured
     tightened: int
-    replays: Mapping[CachePolicy, Replay]
+    replays: Mapping[CacheMode, Replay]
     data: Mapping[str, Any]
 
 
@@ -105,7 +105,7 @@ def calibrate_gate(
     inferences = sum(map(len, frames_of(recorded, held_out, request.period_s)))
     for tightened in range(MOST_TIGHTENINGS + 1):
         replays = {}
-        for policy in (CachePolicy.GUARD, CachePolicy.CLS):
+        for policy in (CacheMode.STILL, CacheMode.GATED):
             task = bar.add_task(f"replaying, {policy.value}", total=inferences)
             replays[policy] = replay(
                 bundle,
@@ -162,7 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan, request = PairPlan(), GateRequest()
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
     parser.add_argument(
-        "--data",
+        "--dataset",
         type=Path,
         required=True,
         help="LeRobot data set, v2.1 or v3.0: still and moving phases, and moments in which objects are moved",
@@ -193,7 +193,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lags", type=int, default=plan.lags, help="later frames tried for each")
     parser.add_argument("--others", type=int, default=plan.others, help="frames of other episodes tried for each")
-    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--backend", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
 
 
@@ -205,8 +205,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise ConfigError(f"--out {arguments.out} exists already; bundles are never changed, choose another folder")
     bundle = open_bundle(arguments.bundle)
-    engine = load_engine(arguments.engine, EngineOptions(threads=arguments.threads))
-    with open_dataset(arguments.data) as dataset, Progress(console=Console(stderr=True)) as bar:
+    engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
+    with open_dataset(arguments.dataset) as dataset, Progress(console=Console(stderr=True)) as bar:
         recorded = Recorded(dataset, camera_keys(bundle, dataset, arguments.camera))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
         result = calibrate_gate(bundle, engine, recorded, request, bar)

@@ -14,7 +14,7 @@ from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.lerobot_data.meta import Episode
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import SIMILARITIES, GateSettings, block_means, guard_reading, similarity
 from vla_edge.runtime.inference.session import (
     InferenceRequest,
@@ -127,7 +127,7 @@ def measure(
 ) -> Measured:
     """Run every pair: fresh at both frames, and now's joints on the reference's prefix. `progress` is called once for
     each inference: frames twice at most, then pairs."""
-    session = PolicySession(bundle, engine, SessionOptions(CachePolicy.GUARD, gate=REUSE_ALL))
+    session = PolicySession(bundle, engine, SessionOptions(CacheMode.STILL, gate=REUSE_ALL))
     ranges, horizon, names = ranges_of(bundle), bundle.manifest.policy.n_action_steps, similarity_names(bundle)
     seen: dict[int, Seen] = {}
     for index in sorted({index for pair in pairs for index in pair}):

@@ -15,7 +15,7 @@ from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_pairs import noise_for, ranges_of
 from vla_edge.engines.engine import Engine
 from vla_edge.lerobot_data.meta import Episode
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.runtime.inference.shadow_audit import action_error
@@ -61,7 +61,7 @@ class Replay:
 class ReplayPlan:
     """policy with its limits; period_s: from one inference to the next."""
 
-    policy: CachePolicy
+    policy: CacheMode
     settings: GateSettings
     period_s: float = 0.25
 

@@ -43,6 +43,6 @@ class SimProcess:
         """How to start this process: the arguments after the interpreter."""
         words = ["-m", "vla_edge.robot.sim.simulator", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
         words += ["--size", f"{self.width}x{self.height}", "--fps", str(self.fps), "--renderer", self.renderer]
-        for flag, path in (("--record", self.record), ("--log", self.log)):
+        for flag, path in (("--video", self.record), ("--log", self.log)):
             words += [flag, str(path)] if path is not None else []
         return words

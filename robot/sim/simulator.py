@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--fps", type=float, default=30.0)
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
+        "--video", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines of everything the servos accepted")
     parser.add_argument("--commands", action="store_true", help="take the emulator's events from standard input")
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
         width,
         arguments.fps,
         arguments.renderer,
-        arguments.record,
+        arguments.video,
         arguments.log,
     )
     serve(process, arguments.commands)

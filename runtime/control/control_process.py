@@ -52,7 +52,7 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", help="serial port of the follower, best its /dev/serial/by-id path")
     parser.add_argument("--joints", type=Path, help="calibration file of this arm (LeRobot's JSON)")
     parser.add_argument(
-        "--units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
+        "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
     parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
     add_handover_arguments(parser)
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # but in the loop: the supervisor's, whenever it comes
     bundle = open_bundle(options.bundle)
     calibration = load_joint_calibration(options.joints)
-    units, guess = units_of(bundle, options.units)
+    units, guess = units_of(bundle, options.joint_units)
     if guess is not None:
         print(f"note: {guess}", file=sys.stderr)
     check_joints(bundle, read_tables(bundle), calibration, units)

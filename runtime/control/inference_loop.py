@@ -42,7 +42,7 @@ from vla_edge.runtime.control.planning import (
     still,
 )
 from vla_edge.runtime.control.run_folder import RunFolder
-from vla_edge.runtime.inference.cache import CacheCounts, CachePolicy
+from vla_edge.runtime.inference.cache import CacheCounts, CacheMode
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
@@ -91,7 +91,7 @@ class InferenceLoop:
         self._abandon = AbandonWatch(ControlReader(folder, digest), self._newest)
         self._ring = load_core().RingWriter(folder.ring)
         self._log = InferenceLog(folder.path)
-        audited = session.cache.policy is not CachePolicy.ALWAYS and options.audit > 0
+        audited = session.cache.policy is not CacheMode.OFF and options.audit > 0
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._meter = DelayMeter()
         self._sent = SentChunks()

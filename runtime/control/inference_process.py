@@ -26,7 +26,7 @@ from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions
 
@@ -61,19 +61,17 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-cameras", action="store_true", help="start although the cameras' pictures look swapped"
     )
-    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--backend", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument(
         "--cache",
-        "--policy",
-        dest="cache",
-        choices=[policy.value for policy in CachePolicy],
-        default="always",
+        choices=[policy.value for policy in CacheMode],
+        default=CacheMode.OFF.value,
         help="when the prefix is reused",
     )
-    parser.add_argument("--steps", type=int, help="Euler steps a chunk (default: the policy's)")
+    parser.add_argument("--flow-steps", type=int, help="Euler steps a chunk (default: the policy's)")
     parser.add_argument(
-        "--least-steps", type=int, help="fewest steps when a chunk would come late (default: as --steps)"
+        "--least-flow-steps", type=int, help="fewest steps when a chunk would come late (default: as --flow-steps)"
     )
     parser.add_argument("--replan-s", type=float, default=0.25, help="least time between two plans while moving")
     parser.add_argument("--audit", type=float, default=0.02, help="share of cache hits that are computed again, 0 to 1")
@@ -103,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     lower_priority(options.nice)
     bundle = open_bundle(options.bundle)
     devices = camera_options(bundle, options.camera, options.without)
-    engine = load_engine(options.engine, EngineOptions(threads=options.threads, spin=False))
-    policy = SessionOptions(CachePolicy(options.cache), options.seed, options.steps, noise=Noise(options.noise))
+    engine = load_engine(options.backend, EngineOptions(threads=options.threads, spin=False))
+    policy = SessionOptions(CacheMode(options.cache), options.seed, options.flow_steps, noise=Noise(options.noise))
     session = PolicySession(bundle, engine, policy)
     session.check_task(options.task)
     settings = loop_options(options, session)
@@ -148,7 +146,7 @@ def input_recorder(options: InferenceOptions, session: PolicySession) -> InputRe
     if options.record_inputs is None:
         return None
     recorder = InputRecorder(options.record_inputs, options.record_mb << 20, say)
-    session.observer = RecordedSession(recorder, 1, session_facts(session, options.engine, options.threads))
+    session.observer = RecordedSession(recorder, 1, session_facts(session, options.backend, options.threads))
     return recorder
 
 
@@ -163,10 +161,10 @@ def picture_tap(
 def loop_options(options: InferenceOptions, session: PolicySession) -> LoopOptions:
     """The loop's options from the command line. ConfigError names the flag."""
     policy = session.policy
-    most = policy.num_steps if options.steps is None else options.steps
-    least = most if options.least_steps is None else options.least_steps
+    most = policy.num_steps if options.flow_steps is None else options.flow_steps
+    least = most if options.least_flow_steps is None else options.least_flow_steps
     if not policy.min_steps <= least <= most:
-        raise ConfigError(f"--least-steps is {least}; it must be {policy.min_steps} to {most}")
+        raise ConfigError(f"--least-flow-steps is {least}; it must be {policy.min_steps} to {most}")
     handover = HandOverOptions(HandOver(options.handover), options.inpaint_horizon)
     return LoopOptions(options.task, handover, most, least, options.replan_s, options.audit)
 

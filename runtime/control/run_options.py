@@ -19,13 +19,13 @@ def check_range(flag: str, value: float, least: float, most: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RobotOptions:
-    """The arm, and how it may be moved. joints: its calibration file. units: None where the bundle says them.
+    """The arm, and how it may be moved. joints: its calibration file. joint_units: None where the bundle says them.
     hz: ticks a second. speed: share of the velocity limits."""
 
     bundle: Path
     port: str | None
     joints: Path | None
-    units: str | None
+    joint_units: str | None
     hz: float
     handover: str
     inpaint_horizon: int
@@ -46,17 +46,17 @@ class ControlOptions(RobotOptions):
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """What the policy shall do and how it is computed. steps, least_steps: None, the policy's own. replan_s: least time
+    """What the policy shall do and how it is computed. flow_steps, least_flow_steps: None, the policy's own. replan_s: least time
     between two plans while moving. audit: share of cache hits computed again. record_fps: pictures a second, 0: none."""
 
     task: str
     without: list[str]
     trust_cameras: bool
-    engine: str
+    backend: str
     threads: int
     cache: str
-    steps: int | None
-    least_steps: int | None
+    flow_steps: int | None
+    least_flow_steps: int | None
     replan_s: float
     audit: float
     seed: int
@@ -97,7 +97,7 @@ class InferenceOptions(PolicyOptions):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Everything a supervised run is told. simulated: the arm is. record: film of the simulated arm."""
+    """Everything a supervised run is told. simulated: the arm is. video: film of the simulated arm."""
 
     robot: RobotOptions
     policy: PolicyOptions
@@ -105,7 +105,7 @@ class RunOptions:
     no_arm: bool
     seconds: float
     camera: list[str]
-    record: Path | None
+    video: Path | None
     run_dir: Path | None
     json: bool
 

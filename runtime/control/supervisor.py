@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_policy_arguments(parser)
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
+        "--video", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
     )
     parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
 
@@ -224,7 +224,7 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
             f"{bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
-    return SimProcess(folder.path, options.policy.seed, height, width, record=options.record)
+    return SimProcess(folder.path, options.policy.seed, height, width, record=options.video)
 
 
 def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:

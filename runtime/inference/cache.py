@@ -25,14 +25,19 @@ from vla_edge.runtime.inference.scene_gate import (
 )
 
 
-class CachePolicy(Enum):
-    """ALWAYS recomputes everything; GUARD reuses by pictures alone; CLS also needs a stable verdict of the gate (also
-    the `pooled` one); DELTA is CLS that corrects the queued chunk in one step where it can."""
+class CacheMode(Enum):
+    """When a prefix is reused. OFF: never; STILL: where the pictures have not changed; GATED: where the scene gate also
+    says that the scene is stable; DELTA: as GATED, and the queued chunk is corrected in one step where it can be."""
 
-    ALWAYS = "always"
-    GUARD = "guard"
-    CLS = "cls"
+    OFF = "off"
+    STILL = "still"
+    GATED = "gated"
     DELTA = "delta"
+
+    @classmethod
+    def _missing_(cls, value: object) -> CacheMode | None:
+        """The words of records that were written before."""
+        return {"always": cls.OFF, "guard": cls.STILL, "cls": cls.GATED}.get(str(value))
 
 
 class Reason(Enum):
@@ -113,8 +118,8 @@ class PrefixCache:
     settings may be None for ALWAYS only (then no verdicts are given).
     """
 
-    def __init__(self, policy: CachePolicy, settings: GateSettings | None) -> None:
-        assert settings is not None or policy is CachePolicy.ALWAYS
+    def __init__(self, policy: CacheMode, settings: GateSettings | None) -> None:
+        assert settings is not None or policy is CacheMode.OFF
         self.policy = policy
         self.settings = settings
         self.gate = SceneGate()
@@ -135,7 +140,7 @@ class PrefixCache:
     ) -> Decision:
         """What to run for these pictures (by slot, None missing). queued: a chunk waits that delta could correct."""
         present = tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
-        if self.policy is CachePolicy.ALWAYS:
+        if self.policy is CacheMode.OFF:
             return self._refresh(Reason.ALWAYS, key, present)
         reason = self._key_reason(key)
         if reason is not None:
@@ -150,14 +155,14 @@ class PrefixCache:
             reason = Reason.MAX_AGE
         elif changed:
             reason, look = Reason.PICTURE_CHANGED, changed
-        elif self.policy is not CachePolicy.GUARD and self.gate.verdict is SceneVerdict.CHANGED:
+        elif self.policy is not CacheMode.STILL and self.gate.verdict is SceneVerdict.CHANGED:
             reason = Reason.SCENE_CHANGED
-        elif self.policy is not CachePolicy.GUARD and self.gate.verdict is SceneVerdict.NO_HISTORY:
+        elif self.policy is not CacheMode.STILL and self.gate.verdict is SceneVerdict.NO_HISTORY:
             reason = Reason.NO_HISTORY
         elif self._reuses >= self.settings.max_reuse:
             reason = Reason.MAX_REUSE
         if reason is Reason.REUSED:
-            return Decision(reason, (), False, queued and self.policy is CachePolicy.DELTA, guard, age_s)
+            return Decision(reason, (), False, queued and self.policy is CacheMode.DELTA, guard, age_s)
         self._key = None
         return Decision(reason, look, True, False, guard, age_s)
 
@@ -178,7 +183,7 @@ class PrefixCache:
         """The decided graphs ran on `pictures` taken at now_ns: remember them, judge the new prefix, count."""
         for slot in decision.look:
             self._seen_ns[slot] = now_ns
-            if self.policy is not CachePolicy.ALWAYS:
+            if self.policy is not CacheMode.OFF:
                 self._blocks[slot] = block_means(pictures[slot])  # type: ignore[arg-type]
         self._key = key
         self._reuses = 0

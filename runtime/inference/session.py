@@ -17,7 +17,7 @@ from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, Inpaint
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.inference.bundle_fit import check_fit
-from vla_edge.runtime.inference.cache import CacheKey, CachePolicy, Decision, PrefixCache
+from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, PrefixCache
 from vla_edge.runtime.inference.graphs import Stages
 from vla_edge.runtime.inference.prepare import Preparer, lay_out
 from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
@@ -37,7 +37,7 @@ class SessionOptions:
     """seed: of the session's noise. steps: Euler steps a chunk (None: the policy's num_steps). gate: limits in place
     of the bundle's own. allow_truncation: cut a task that is too long instead of refusing it."""
 
-    policy: CachePolicy = CachePolicy.ALWAYS
+    policy: CacheMode = CacheMode.OFF
     seed: int = 0
     steps: int | None = None
     gate: GateSettings | None = None
@@ -246,7 +246,7 @@ class PolicySession:
             return _Scene(decision, None, None, False, *times)
         before = cache.gate.verdict
         verdict = cache.computed(decision, key, pictures, self.stages.features(), request.now_ns)
-        gated = cache.policy in (CachePolicy.CLS, CachePolicy.DELTA)
+        gated = cache.policy in (CacheMode.GATED, CacheMode.DELTA)
         broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
         return _Scene(decision, verdict, cache.gate.last_similarity, broken, *times)
 
@@ -315,12 +315,12 @@ def noise_of(seed: int, index: int, shape: tuple[int, int]) -> NDArray[np.float3
 
 def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
     settings = options.gate or read_gate(bundle)
-    if options.policy is CachePolicy.ALWAYS and settings is None:
+    if options.policy is CacheMode.OFF and settings is None:
         return None
     if settings is None:
         raise ConfigError(
-            f"cache policy {options.policy.value} needs a calibrated bundle, this one has no thresholds; run "
-            "vla-calibrate gate, or choose always"
+            f"--cache {options.policy.value} needs a calibrated bundle, this one has no thresholds; run "
+            "vla-calibrate gate, or choose --cache off"
         )
     outputs = {spec.name for spec in bundle.manifest.graphs["prefix"].outputs}
     feature = "pooled" if settings.similarity == "pooled" else "cls"
@@ -329,6 +329,6 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
             f"gate similarity {settings.similarity} needs the output {feature} that this bundle's prefix does not "
             "have; calibrate with pooled"
         )
-    if options.policy is CachePolicy.DELTA and "delta" not in bundle.manifest.graphs:
-        raise ConfigError("cache policy delta needs a bundle with a delta expert; choose always, guard or cls")
+    if options.policy is CacheMode.DELTA and "delta" not in bundle.manifest.graphs:
+        raise ConfigError("--cache delta needs a bundle with a delta expert; choose off, still or gated")
     return settings

@@ -14,7 +14,7 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.errors import IdentityError, RecordError
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
@@ -73,7 +73,7 @@ def _session(bundle: Bundle, entry: Entry) -> PolicySession:
     return PolicySession(
         bundle,
         engine,
-        SessionOptions(CachePolicy(head["policy"]), head["seed"], head["steps"], gate, head["allow_truncation"]),
+        SessionOptions(CacheMode(head["policy"]), head["seed"], head["steps"], gate, head["allow_truncation"]),
     )
 
 

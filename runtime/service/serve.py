@@ -15,7 +15,7 @@ from vla_edge.bundle import open_bundle
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import open_run_folder
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.runtime.service.serve_access import access
 from vla_edge.runtime.service.serve_options import ServeOptions
@@ -31,10 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certificate", type=Path, help="TLS certificate chain, PEM")
     parser.add_argument("--key", type=Path, help="its private key, PEM")
     parser.add_argument("--run-dir", type=Path, help="run folder of the robot whose status is shown")
-    parser.add_argument("--engine", default="ort", help="backend by name")
+    parser.add_argument("--backend", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
     parser.add_argument(
-        "--cache", choices=[policy.value for policy in CachePolicy], default="always", help="when the prefix is reused"
+        "--cache",
+        choices=[policy.value for policy in CacheMode],
+        default=CacheMode.OFF.value,
+        help="when the prefix is reused",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise of the first session")
     parser.add_argument("--sessions", type=int, default=2, help="clients with a session of their own at a time")
@@ -53,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     lower_priority(arguments.nice)
     allowed = access(arguments.host, arguments.token_file, arguments.certificate, arguments.key)
     options = ServeOptions(
-        engine=arguments.engine,
+        engine=arguments.backend,
         threads=arguments.threads,
-        session=SessionOptions(CachePolicy(arguments.cache), arguments.seed),
+        session=SessionOptions(CacheMode(arguments.cache), arguments.seed),
         sessions=arguments.sessions,
         connections=arguments.connections,
         port=arguments.port,

@@ -125,7 +125,7 @@ class Command:
 
     def _unknown(self, word: str) -> str:
         if word in self.old:
-            return f"`{self.name} {word}` is now `{self.old[word]}`"
+            return f"`{self.name} {word}` is now `{self.old[word]}`; see `{self.name} --help`"
         known = [name for name in self.subcommands if name]
         return f"{self.name} has no subcommand {word!r}{did_you_mean(word, known)}; see `{self.name} --help`"
 

@@ -16,7 +16,7 @@ from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reach-cube" / "bundle"
@@ -46,16 +46,16 @@ def arm():
     made.close()
 
 
-@pytest.mark.parametrize("policy", [CachePolicy.GUARD, CachePolicy.CLS])
+@pytest.mark.parametrize("policy", [CacheMode.STILL, CacheMode.GATED])
 def test_a_cube_that_is_moved_at_rest_is_noticed_at_the_first_look(bundle, engine, policy):
     found = planted_moves(bundle, engine, CALIBRATED, policy, count=10, named=True)
     assert found.noticed == (1,) * 10
-    assert policy is CachePolicy.GUARD or sum(found.changed) >= 9
+    assert policy is CacheMode.STILL or sum(found.changed) >= 9
 
 
 def test_limits_that_are_far_too_loose_miss_moves_so_the_count_can_fail(bundle, engine):
     loose = GateSettings("pooled", threshold=-1, guard_mean=255, guard_worst=255, max_reuse=5, max_age_s=5.0)
-    assert planted_moves(bundle, engine, loose, CachePolicy.GUARD, count=2, named=True).missed == 2
+    assert planted_moves(bundle, engine, loose, CacheMode.STILL, count=2, named=True).missed == 2
 
 
 def test_a_host_of_3_s_a_chunk_plans_then_moves_and_never_latches_hold(bundle, engine):

@@ -19,7 +19,7 @@ from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.writer import DatasetWriter
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
@@ -151,7 +151,7 @@ def words(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
         "--camera",
         "phone=front",
     ]
-    return ["gate", "--bundle", str(bundle), "--data", str(data), "--out", str(out), "--json", *small, *more]
+    return ["gate", "--bundle", str(bundle), "--dataset", str(data), "--out", str(out), "--json", *small, *more]
 
 
 def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
@@ -182,7 +182,7 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
     assert 0.1 < settings.guard_worst < 60
     for run in gate["replay"].values():
         assert run["error_joint_p95"] <= 0.05 and run["hit_rate"] > 0.2
-    session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CachePolicy.CLS))
+    session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CacheMode.GATED))
     assert session.cache.settings == settings
 
 

@@ -427,7 +427,7 @@ def replace_cameras(bundle: Bundle) -> Bundle:
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--precision", "int8"], "--data"),
+        (["--precision", "int8"], "--dataset"),
         (["--precision", "fp32"], "float32 already"),
         (["--precision", "int8", "--synthetic", "--cosine", "2"], "--cosine"),
         (["--precision", "int8", "--synthetic", "--frames", "0"], "--frames"),

@@ -250,7 +250,7 @@ def test_exporting_without_a_data_set_needs_no_data_packages(checkpoint: Path) -
     ]
     assert subprocess.run(command, capture_output=True, text=True, timeout=120).returncode == 0
     result = subprocess.run(
-        [*command[:-3], str(checkpoint.parent / "other"), "--data", str(DATASET)],
+        [*command[:-3], str(checkpoint.parent / "other"), "--dataset", str(DATASET)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -279,7 +279,7 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
         tmp_path / "policy",
         RandomPolicy(cameras=("front", "top"), image_width=160, image_height=120, config={"num_vlm_layers": 2}),
     )
-    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--data", DATASET) == 2
+    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--dataset", DATASET) == 2
     assert "--camera observation.images.top=NAME" in the_line(capsys)
     mapping = "observation.images.top=observation.images.wrist"
     assert (
@@ -288,7 +288,7 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
             tmp_path / "policy",
             "--out",
             tmp_path / "bundle",
-            "--data",
+            "--dataset",
             DATASET,
             "--camera",
             mapping,
@@ -316,7 +316,7 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
             GOLDEN,
             "--out",
             tmp_path / "other",
-            "--data",
+            "--dataset",
             DATASET,
             "--camera",
             "observation.images.laptop=observation.images.front",

@@ -90,8 +90,8 @@ def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     for words, reason in (
         (["--run-dir", str(tmp_path / "none")], "no such folder"),
         (["--run-dir", str(tmp_path), "--size", "wide"], "not WIDTHxHEIGHT"),
-        (["--run-dir", str(tmp_path), "--record", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
-        (["--run-dir", str(tmp_path), "--record", "/proc/a.png"], "record into a folder that can be written to"),
+        (["--run-dir", str(tmp_path), "--video", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
+        (["--run-dir", str(tmp_path), "--video", "/proc/a.png"], "record into a folder that can be written to"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60

@@ -49,7 +49,7 @@ def command(*words: object, capsys) -> tuple[int, str]:
 def fine_tune(world: Path, output: Path, *words: object) -> list[object]:
     return [
         "fine-tune",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         world / "data",
@@ -59,7 +59,7 @@ def fine_tune(world: Path, output: Path, *words: object) -> list[object]:
         2,
         "--device",
         "cpu",
-        "--output",
+        "--out",
         output,
         *words,
     ]
@@ -138,7 +138,7 @@ def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):
     write_data(tmp_path / "forty", World(episodes=40, length=1))
     words = [
         "smoke",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         tmp_path / "forty",
@@ -146,7 +146,7 @@ def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):
         "--validate-every=1",
         "--steps=1",
         "--device=cpu",
-        "--output",
+        "--out",
         tmp_path / "run",
     ]
     assert main([str(word) for word in words]) == 0
@@ -155,7 +155,7 @@ def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):
     assert read_status(tmp_path / "run").best_loss is not None
 
 
-@pytest.mark.parametrize("flag", ["--output", "--policy"])
+@pytest.mark.parametrize("flag", ["--out", "--checkpoint"])
 def test_a_path_through_a_file_is_one_line(world, tmp_path, capsys, flag):
     file = world / "policy" / "config.json"
     for path in (file, file / "below"):
@@ -335,7 +335,7 @@ def stage_file(folder: Path, world: Path, **changes: Any) -> Path:
 def test_a_wrong_stage_file_leaves_nothing(world, tmp_path, capsys, path, value, told):
     file = stage_file(tmp_path, world, **{path: value})
     code, line = command(
-        "stages", file, "--policy", world / "policy", "--output", tmp_path / "out", "--device", "cpu", capsys=capsys
+        "stages", file, "--checkpoint", world / "policy", "--out", tmp_path / "out", "--device", "cpu", capsys=capsys
     )
     assert code == 2 and told in line, line
     assert not (tmp_path / "out").exists()
@@ -352,27 +352,27 @@ def test_a_sequence_is_not_continued_from_another_policy_or_in_another_precision
     words = [
         "stages",
         stage_file(tmp_path, world, stages__0__epochs=0.2, stages__1__epochs=0.2),
-        "--output",
+        "--out",
         tmp_path / "out",
         "--device",
         "cpu",
     ]
-    assert main([str(word) for word in [*words, "--policy", world / "policy"]]) == 0
+    assert main([str(word) for word in [*words, "--checkpoint", world / "policy"]]) == 0
     capsys.readouterr()
-    for change in (["--policy", world / "other_policy"], ["--policy", world / "policy", "--precision", "bf16"]):
+    for change in (["--checkpoint", world / "other_policy"], ["--checkpoint", world / "policy", "--precision", "bf16"]):
         code, line = command(*words, *change, capsys=capsys)
         assert code == 2 and "started with another policy" in line
-    assert main([str(word) for word in [*words, "--policy", world / "policy"]]) == 0
+    assert main([str(word) for word in [*words, "--checkpoint", world / "policy"]]) == 0
 
 
 def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
     words = [
         "anchors",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         world / "data",
-        "--output",
+        "--out",
         tmp_path / "anchors",
         "--device",
         "cpu",
@@ -383,9 +383,9 @@ def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
     code, line = command(
         "stages",
         stage_file(tmp_path, world),
-        "--policy",
+        "--checkpoint",
         world / "policy",
-        "--output",
+        "--out",
         tmp_path / "out",
         "--anchors=-1",
         capsys=capsys,
@@ -421,7 +421,7 @@ def test_data_of_another_robot_are_refused_by_evaluation_and_anchors(world, tmp_
     common = ["--dataset", tmp_path / "wide", "--device", "cpu"]
     for words in (
         ["evaluate", world / "policy"],
-        ["anchors", "--policy", world / "policy", "--count=2", "--output", tmp_path / "anchors"],
+        ["anchors", "--checkpoint", world / "policy", "--count=2", "--out", tmp_path / "anchors"],
     ):
         code, line = command(*words, *common, capsys=capsys)
         assert code == 2 and "7 dimensions" in line
@@ -431,13 +431,13 @@ def test_data_of_another_robot_are_refused_by_evaluation_and_anchors(world, tmp_
 def test_anchors_that_are_fewer_than_their_metadata_says_are_refused(world, tmp_path, capsys):
     made = [
         "anchors",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         world / "data",
         "--count=4",
         "--device=cpu",
-        "--output",
+        "--out",
         tmp_path / "anchors",
     ]
     assert main([str(word) for word in made]) == 0

@@ -19,7 +19,7 @@ from vla_edge.export.command import main as export
 from vla_edge.files import write_json
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.cls_report import Seen, gate_aurocs, history_of, look, scene_pairs, similarities, write_report
@@ -156,7 +156,7 @@ def test_the_trained_head_is_exported_and_gates_in_the_runtime(taught, gated, tm
     threshold = float(np.percentile(similarities(same)["00"], 5))
     settings = GateSettings("00", threshold, guard_mean=0.0, guard_worst=0.0, max_age_s=100.0)
     session = PolicySession(
-        bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CachePolicy.CLS, gate=settings)
+        bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CacheMode.GATED, gate=settings)
     )
 
     def infer(seen: Seen, now_ns: int) -> tuple[bool, SceneVerdict | None]:

@@ -245,7 +245,7 @@ def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
         )
 
     common = [
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         world / "data",
@@ -258,7 +258,7 @@ def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
         "--log-every",
         1,
     ]
-    launch("fine-tune", *common, "--output", tmp_path / "whole", "--steps", 4, "--save-every", 2)
+    launch("fine-tune", *common, "--out", tmp_path / "whole", "--steps", 4, "--save-every", 2)
     shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "000004")
     status = json.loads((tmp_path / "broken" / "status.json").read_text())
@@ -428,9 +428,9 @@ BAD = {
     "missing data set": (["--dataset", "{tmp}/nowhere"], "nowhere"),
     "empty episode list": (["--dataset", "{world}/data", "--episodes", ","], "episode list"),
     "unknown episode": (["--dataset", "{world}/data", "--episodes", "40"], "no episode 40"),
-    "missing policy": (["--dataset", "{world}/data", "--policy", "{tmp}/none"], "config.json: missing"),
+    "missing policy": (["--dataset", "{world}/data", "--checkpoint", "{tmp}/none"], "config.json: missing"),
     "wrong camera": (
-        ["--dataset", "{world}/data", "--rename", f"{CAMERA}=observation.images.side"],
+        ["--dataset", "{world}/data", "--camera", f"{CAMERA}=observation.images.side"],
         "no camera observation.images.side",
     ),
     "batch of zero": (["--dataset", "{world}/data", "--batch-size", "0"], "batch_size is 0"),
@@ -453,9 +453,9 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_no_run(world, tmp_pat
         pytest.skip("a CUDA device is there")
     words, told = BAD[case]
     words = [word.format(tmp=tmp_path, world=world) for word in words]
-    if "--policy" not in words:
-        words += ["--policy", str(world / "policy")]
-    code, line = command("fine-tune", *words, "--output", tmp_path / "run", "--steps", 2, capsys=capsys)
+    if "--checkpoint" not in words:
+        words += ["--checkpoint", str(world / "policy")]
+    code, line = command("fine-tune", *words, "--out", tmp_path / "run", "--steps", 2, capsys=capsys)
     assert code == 2 and told in line, line
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
@@ -464,24 +464,24 @@ def test_data_of_other_shapes_and_unreadable_video_are_named(world, tmp_path, ca
     write_data(tmp_path / "wide", World(episodes=2, length=3, dims=16))
     code, line = command(
         "fine-tune",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         tmp_path / "wide",
-        "--output",
+        "--out",
         tmp_path / "a",
         capsys=capsys,
     )
     assert code == 2 and "has shape [16], the policy takes one axis of at most 8" in line
     code, line = command(
         "fine-tune",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         world / "data",
         "--dataset",
         tmp_path / "wide",
-        "--output",
+        "--out",
         tmp_path / "b",
         capsys=capsys,
     )
@@ -491,11 +491,11 @@ def test_data_of_other_shapes_and_unreadable_video_are_named(world, tmp_path, ca
         file.write_bytes(b"no video")
     code, line = command(
         "fine-tune",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         tmp_path / "video",
-        "--output",
+        "--out",
         tmp_path / "c",
         "--device",
         "cpu",
@@ -534,7 +534,7 @@ def test_scratch_is_refused_without_backbone_weights_and_trains_with_them(world,
         "--device",
         "cpu",
     ]
-    code, line = command(*words, "--output", tmp_path / "a", capsys=capsys)
+    code, line = command(*words, "--out", tmp_path / "a", capsys=capsys)
     assert code == 2 and "backbone weights cannot be read" in line and not (tmp_path / "a").exists()
     weights = load_file(world / "float" / "model.safetensors")
     prefix = "model.vlm_with_expert.vlm."
@@ -542,14 +542,14 @@ def test_scratch_is_refused_without_backbone_weights_and_trains_with_them(world,
         {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)},
         vlm / "model.safetensors",
     )
-    assert main([str(word) for word in [*words, "--output", tmp_path / "b"]]) == 0
+    assert main([str(word) for word in [*words, "--out", tmp_path / "b"]]) == 0
     made = load_file(tmp_path / "b" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
     assert all(
         torch.equal(made[name], weights[name]) for name in made if name.startswith(prefix)
     )  # the backbone is the loaded one
     (vlm / "model.safetensors").write_bytes((vlm / "model.safetensors").read_bytes()[:-100])
     with warnings.catch_warnings():
-        code, line = command(*words, "--output", tmp_path / "c", capsys=capsys)
+        code, line = command(*words, "--out", tmp_path / "c", capsys=capsys)
     assert code == 2 and "backbone weights cannot be read" in line
 
 
@@ -578,11 +578,11 @@ def test_an_existing_run_is_never_overwritten(world, tmp_path):
 def test_status_and_smoke_work_from_the_command_line(world, tmp_path, capsys):
     words = [
         "smoke",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         world / "data",
-        "--output",
+        "--out",
         tmp_path / "run",
         "--steps",
         2,
@@ -675,11 +675,11 @@ def test_an_instruction_longer_than_the_tokenizer_takes_is_told_before_training(
     )
     words = [
         "fine-tune",
-        "--policy",
+        "--checkpoint",
         world / "policy",
         "--dataset",
         tmp_path / "wordy",
-        "--output",
+        "--out",
         tmp_path / "run",
         "--steps",
         1,

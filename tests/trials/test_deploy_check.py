@@ -176,7 +176,7 @@ def test_a_checkpoint_its_bundle_and_its_saved_predictions_have_the_same_errors(
     ]
     results = {}
     for name, path in (("checkpoint", place / "policy"), ("bundle", place / "bundle")):
-        assert main(["evaluate", str(path), "--save", str(tmp_path / f"{name}.npz"), *common]) == 0
+        assert main(["evaluate", str(path), "--out", str(tmp_path / f"{name}.npz"), *common]) == 0
         results[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
     torch_error, bundle_error = (next(iter(results[name].values()))["chunk"] for name in results)
     assert bundle_error["mae"] == pytest.approx(torch_error["mae"], rel=1e-4)  # the export's own tolerance
@@ -196,7 +196,7 @@ def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(pla
                 str(place / "data"),
                 "--stride",
                 "4",
-                "--save",
+                "--out",
                 str(tmp_path / "act.npz"),
             ]
         )

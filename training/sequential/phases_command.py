@@ -20,11 +20,13 @@ from vla_edge.training.sequential.task_sequence import StageRun, stage_notes, tr
 
 def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help=f"stage file (YAML), or {KUAVO!r} for the shipped four Kuavo stages")
-    parser.add_argument("--policy", help="LeRobot checkpoint to start from")
-    parser.add_argument("--output", help="folder of the sequence; an existing one is continued")
-    parser.add_argument("--data", action="append", default=[], metavar="TASK=PATH", help="where a task's data set lies")
+    parser.add_argument("--checkpoint", help="LeRobot checkpoint to start from")
+    parser.add_argument("--out", help="folder of the sequence; an existing one is continued")
     parser.add_argument(
-        "--rename", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
+        "--dataset", action="append", default=[], metavar="TASK=PATH", help="where a task's data set lies"
+    )
+    parser.add_argument(
+        "--camera", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
     )
     parser.add_argument(
         "--anchors", type=int, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks"
@@ -41,7 +43,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 def run_stages(arguments: argparse.Namespace) -> int:
     plan = with_datasets(
         read_stages(arguments.file),
-        {name: str(Path(path).resolve()) for name, path in (pair(text, "--data") for text in arguments.data)},
+        {name: str(Path(path).resolve()) for name, path in (pair(text, "--dataset") for text in arguments.dataset)},
     )
     missing = missing_datasets(plan)
     if arguments.dry_run:
@@ -49,13 +51,13 @@ def run_stages(arguments: argparse.Namespace) -> int:
         for task in missing:
             print(f"missing data set: {task}")
         return 0
-    if not arguments.policy or not arguments.output:
-        raise ConfigError("stages need --policy and --output (or --dry-run)")
+    if not arguments.checkpoint or not arguments.out:
+        raise ConfigError("stages need --checkpoint and --out (or --dry-run)")
     if missing:
-        raise ConfigError(f"no data set for task {missing[0]}; give it with --data TASK=PATH")
+        raise ConfigError(f"no data set for task {missing[0]}; give it with --dataset TASK=PATH")
     base = TrainConfig(
-        arguments.policy,
-        arguments.output,
+        arguments.checkpoint,
+        arguments.out,
         (),
         device=arguments.device,
         precision=arguments.precision,
@@ -63,7 +65,7 @@ def run_stages(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         save_every=arguments.save_every,
         keep=arguments.keep,
-        rename=dict(pair(text, "--rename") for text in arguments.rename),
+        rename=dict(pair(text, "--camera") for text in arguments.camera),
     )
     if arguments.anchors < 0:
         raise ConfigError(f"--anchors {arguments.anchors}: give 0 (off) or the number of anchors")
@@ -79,7 +81,7 @@ def run_stages(arguments: argparse.Namespace) -> int:
 
 def add_anchors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--policy", required=True, type=Path, help="the teacher: the checkpoint fine-tuning will start from"
+        "--checkpoint", required=True, type=Path, help="the teacher: the checkpoint fine-tuning will start from"
     )
     parser.add_argument(
         "--dataset", action="append", required=True, metavar="PATH", help="data of what must not be forgotten"
@@ -87,7 +89,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one data set only)"
     )
-    parser.add_argument("--output", required=True, type=Path, help="new folder of the cache")
+    parser.add_argument("--out", required=True, type=Path, help="new folder of the cache")
     parser.add_argument("--count", type=int, default=256, help="anchors")
     parser.add_argument(
         "--features",
@@ -104,9 +106,9 @@ def run_anchors(arguments: argparse.Namespace) -> int:
     data: tuple[TaskData, ...] = tasks_of(arguments.dataset, arguments.episodes)
     plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
     device = make_accelerator(arguments.device).device
-    meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.policy), plan, arguments.output, device)
+    meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.checkpoint), plan, arguments.out, device)
     print(
-        f"{arguments.output}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher "
+        f"{arguments.out}: {meta.count} anchors in {len(meta.shards)} shards, {', '.join(meta.features)}; teacher "
         f"{meta.teacher[:12]}"
     )
     answer({"count": meta.count, "shards": len(meta.shards), "teacher": meta.teacher, "cache_type": meta.cache_type})

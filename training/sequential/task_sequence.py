@@ -230,10 +230,10 @@ def _write_plan(run: Path, sequence: StageRun, held_out: Sequence[tuple[int, ...
     if file.is_file():
         if json.loads(file.read_text()) != content:
             raise TrainingError(
-                f"{run}: started with another policy, stage file, seed, precision or data; give a new --output"
+                f"{run}: started with another policy, stage file, seed, precision or data; give a new --out"
             )
         return
     if run.exists() and any(run.iterdir()):
-        raise TrainingError(f"{run}: exists and holds no {PLAN_FILE}; choose another --output")
+        raise TrainingError(f"{run}: exists and holds no {PLAN_FILE}; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     write_json(file, content)

@@ -76,7 +76,7 @@ def test_what_fits_is_let_through(bundle):
 
 
 def test_other_units_are_refused(bundle):
-    with pytest.raises(IdentityError, match="joint units are degrees, --units says range_m100_100"):
+    with pytest.raises(IdentityError, match="joint units are degrees, --joint-units says range_m100_100"):
         units_of(bundle, "range_m100_100")
     # Counts where degrees should be: no joint of this arm reaches that.
     with pytest.raises(
@@ -176,8 +176,8 @@ def test_a_control_process_refuses_to_start_with_other_units(golden_bundle, tmp_
         "--run-dir",
         str(tmp_path / "run"),
     ]
-    assert main(["control", *words, "--units", "range_m100_100"]) == 2
-    assert "joint units are degrees, --units says range_m100_100" in capsys.readouterr().err
+    assert main(["control", *words, "--joint-units", "range_m100_100"]) == 2
+    assert "joint units are degrees, --joint-units says range_m100_100" in capsys.readouterr().err
 
 
 # ---- data set

@@ -21,7 +21,7 @@ from vla_edge.runtime.control.handover import HandOver, HandOverOptions, Pace, R
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.planning import WatchedScene
 from vla_edge.runtime.control.run_folder import open_run_folder
-from vla_edge.runtime.inference.cache import CachePolicy
+from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
@@ -146,7 +146,7 @@ def test_a_plan_for_the_resting_arm_is_given_up_as_soon_as_somebody_moves_someth
 
 
 def test_a_moving_plan_is_given_up_when_a_scene_that_was_trusted_changes_and_the_next_one_follows_at_once(world):
-    running = world(step_s=0.08, session=SessionOptions(CachePolicy.GUARD, gate=GUARD), replan_s=0.5)
+    running = world(step_s=0.08, session=SessionOptions(CacheMode.STILL, gate=GUARD), replan_s=0.5)
     at: list[tuple[float, int, int]] = []
 
     def disturb() -> None:
@@ -171,7 +171,7 @@ def test_a_moving_plan_is_given_up_when_a_scene_that_was_trusted_changes_and_the
 
 def test_a_scene_that_was_not_trusted_is_not_watched_so_no_two_inferences_in_a_row_are_given_up(world):
     # The pictures change in every look: nothing is ever a hit, and every chunk is finished and sent.
-    running = world(step_s=0.03, session=SessionOptions(CachePolicy.GUARD, gate=GUARD), replan_s=0.1)
+    running = world(step_s=0.03, session=SessionOptions(CacheMode.STILL, gate=GUARD), replan_s=0.1)
     wait_until(lambda: running.state == "moving")
 
     def flicker() -> None:

@@ -265,7 +265,7 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
     limits = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=4, max_reuse=3, max_age_s=100)
     monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
     control()
-    assert infer_for(3, folder, golden_bundle, pictures, "--cache", "guard", "--audit", "1") == 0
+    assert infer_for(3, folder, golden_bundle, pictures, "--cache", "still", "--audit", "1") == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     lines = lines_of(folder)
     chunks, audits = [line for line in lines if "reason" in line], [line for line in lines if "audit" in line]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.inference.cache import CacheKey, CachePolicy, PrefixCache, Reason
+from vla_edge.runtime.inference.cache import CacheKey, CacheMode, PrefixCache, Reason
 from vla_edge.runtime.inference.scene_gate import (
     GateSettings,
     SceneGate,
@@ -32,7 +32,7 @@ def pictures(first=100, second=100):
 class Driver:
     """Plays the part of the session: decide, "run", report back."""
 
-    def __init__(self, policy=CachePolicy.CLS, settings=SETTINGS):
+    def __init__(self, policy=CacheMode.GATED, settings=SETTINGS):
         self.cache = PrefixCache(policy, settings)
         self.now_s = 0.0
 
@@ -51,7 +51,7 @@ class Driver:
 
 
 def test_always_recomputes_every_piece_and_says_so():
-    drive = Driver(CachePolicy.ALWAYS, None)
+    drive = Driver(CacheMode.OFF, None)
     for _ in range(3):
         decision = drive()
         assert (decision.reason, decision.look, decision.prefix, decision.hit) == (Reason.ALWAYS, (0, 1), True, False)
@@ -66,7 +66,7 @@ def test_cls_reuses_only_after_a_stable_verdict():
 
 
 def test_guard_drops_the_verdict_and_keeps_the_other_conditions():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     assert drive.reasons(6) == [Reason.NO_HISTORY] + [Reason.REUSED] * 3 + [Reason.MAX_REUSE, Reason.REUSED]
 
 
@@ -178,7 +178,7 @@ def test_reuses_end_at_max_reuse_and_every_camera_is_looked_at_again():
 
 
 def test_max_age_bounds_everything():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     drive()
     assert drive(after_s=10.0).reason is Reason.REUSED
     decision = drive(after_s=0.001)
@@ -188,7 +188,7 @@ def test_max_age_bounds_everything():
 
 
 def test_the_age_is_that_of_the_oldest_tokens_in_the_prefix():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     drive()
     drive(pictures(second=130), after_s=6)
     decision = drive(pictures(second=130), after_s=6)
@@ -233,7 +233,7 @@ def test_a_reset_is_a_miss_once_and_without_history_it_is_none():
 
 
 def test_an_inference_that_failed_leaves_no_history():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     drive.reasons(2)
     drive.cache.decide(KEY, pictures(first=200), SECOND, False)
     assert drive(pictures(first=200)).reason is Reason.NO_HISTORY
@@ -249,7 +249,7 @@ def test_after_a_failure_the_gate_starts_anew_and_an_earlier_reset_is_not_named_
 
 
 def test_delta_corrects_only_a_queued_chunk_in_a_stable_scene_and_is_counted_apart():
-    drive = Driver(CachePolicy.DELTA)
+    drive = Driver(CacheMode.DELTA)
     assert not drive(queued=True).delta and not drive(queued=True).delta
     assert drive(queued=True).delta and not drive(queued=False).delta
     assert not drive(pictures(first=200), queued=True).delta
@@ -257,14 +257,14 @@ def test_delta_corrects_only_a_queued_chunk_in_a_stable_scene_and_is_counted_apa
 
 
 def test_cls_and_guard_never_run_delta():
-    for policy in (CachePolicy.GUARD, CachePolicy.CLS):
+    for policy in (CacheMode.STILL, CacheMode.GATED):
         drive = Driver(policy)
         drive.reasons(2)
         assert not drive(queued=True).delta
 
 
 def test_an_audit_refreshes_everything_and_is_neither_hit_nor_miss():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     drive.reasons(2)
     decision = drive.cache.audit(KEY, pictures())
     drive.cache.computed(decision, KEY, pictures(), SAME, 2 * SECOND)
@@ -275,7 +275,7 @@ def test_an_audit_refreshes_everything_and_is_neither_hit_nor_miss():
 
 
 def test_tightening_moves_every_limit_towards_never_and_ends_the_history():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     drive.reasons(2)
     tight = drive.cache.tighten()
     assert (tight.guard_mean, tight.guard_worst, tight.threshold) == (0.5, 4.0, 0.95)
@@ -293,6 +293,6 @@ def test_limits_that_make_no_sense_are_refused(wrong):
 
 
 def test_reasons_are_counted_by_name():
-    drive = Driver(CachePolicy.GUARD)
+    drive = Driver(CacheMode.STILL)
     drive.reasons(5)
     assert drive.cache.counts.reasons == {"no_history": 1, "reused": 3, "max_reuse": 1}
