@@ -46,11 +46,11 @@ def built(bundle: Bundle, threads: int, python_binding: bool) -> tuple[PolicySes
         bundle, load_engine("ort-python" if python_binding else "ort", EngineOptions(threads=threads, spin=False))
     )
     rng = np.random.default_rng(0)
-    for name, array in session.stages.buffers.items():
+    for name, array in session.graphs.buffers.items():
         if array.dtype == np.float32 and name not in ("mask", "dt"):
             array[...] = rng.standard_normal(array.shape, np.float32) * 0.1
-    session.stages.buffers["mask"][...] = 1
-    session.stages.buffers["first_position"][...] = session.stages.buffers["mask"].sum()
+    session.graphs.buffers["mask"][...] = 1
+    session.graphs.buffers["first_position"][...] = session.graphs.buffers["mask"].sum()
     return session, session.loop
 
 
@@ -59,7 +59,7 @@ class TimedSteps:
 
     def __init__(self, session: PolicySession) -> None:
         self.ns = 0
-        expert = session.stages.loaded("expert")
+        expert = session.graphs.loaded("expert")
         self._step = expert.run
         expert.run = self  # type: ignore[method-assign]
 
@@ -80,7 +80,7 @@ def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, 
     if not isinstance(native_loop, NativeLoop):
         raise ConfigError("the native flow loop is not available here; build the C core to compare with it")
     python, python_loop = built(bundle, threads, python_binding=True)
-    own = PythonLoop(native.stages.flow(native.preparer.tables))
+    own = PythonLoop(native.graphs.flow(native.preparer.tables))
     timed = {"Python loop, native sessions": TimedSteps(native), "Python loop, Python binding": TimedSteps(python)}
     loops: dict[str, FlowLoop] = {
         "native loop": native_loop,

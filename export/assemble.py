@@ -30,6 +30,7 @@ from vla_edge.bundle import (
     TokenizerSpec,
     file_sha256,
     open_bundle,
+    smolvla_programme,
     write_manifest,
 )
 from vla_edge.contract import KOCH_JOINTS
@@ -123,6 +124,7 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
             for item in (policy.settings.state, policy.settings.action)
         ),
         graphs=graphs,
+        programme=smolvla_programme(graphs),
         files={name: file_sha256(folder / name) for name in files},
         checkpoint={
             "name": request.checkpoint.resolve().name,

@@ -30,7 +30,7 @@ from vla_edge.policies.smolvla.delta import predict_velocity
 from vla_edge.policies.smolvla.flow import Inputs, Prefix
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.text import KeyValue
-from vla_edge.runtime.inference.graphs import Stages
+from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.prepare import Layout, Preparer, lay_out
 from vla_edge.runtime.inference.prompt import PromptEncoder
 
@@ -95,8 +95,8 @@ class _Run:
         self._deviations = deviations
         self._preparer = Preparer(bundle)
         self._prompts = PromptEncoder(bundle, allow_truncation=True)
-        self._stages = Stages(bundle, engine)
-        self._loop = PythonLoop(self._stages.flow(self._preparer.tables))
+        self._graphs = BoundGraphs(bundle, engine)
+        self._loop = PythonLoop(self._graphs.flow(self._preparer.tables))
 
     def case(self, case: Case) -> None:
         """Compare every stage of one observation."""
@@ -115,14 +115,14 @@ class _Run:
         uncut = self._model.run_together(rows, mask, inputs.state)
         latent = self._model.integrate(uncut, torch.from_numpy(case.noise)[None], self._spec.num_steps)
         self._deviations.add("chunk", report.latent, latent[0])
-        if self._stages.has_delta:
+        if self._graphs.programme.correct:
             self._compare_delta(joined, report.latent)
         actions, _ = self._preparer.actions(report.latent)
         self._deviations.add("actions", actions, self._policy.postprocess(self._policy.real_actions(latent))[0])
 
     def _prepare(self, case: Case, inputs: Inputs, tokens: Sequence[Tensor]) -> Layout:
         """Fill the runtime's buffers from the raw observation and run `vision` for the cameras that are there."""
-        buffers, stages = self._stages.buffers, self._stages
+        buffers, graphs = self._graphs.buffers, self._graphs
         images = {name: value for name, value in case.observation.items() if name.startswith("observation.images.")}
         slots = self._preparer.slots(images)
         expected = iter(zip(inputs.images, tokens))
@@ -133,13 +133,13 @@ class _Run:
             pixels, seen = next(expected)
             self._preparer.picture(slot, image, buffers["pixels"])
             self._deviations.add("inputs", buffers["pixels"], pixels)
-            stages.vision(slot)
+            graphs.see(slot)
             count = self._spec.tokens_per_image
             self._deviations.add("vision", buffers["image_tokens"][:, slot * count : (slot + 1) * count], seen)
         prompt = self._prompts.encode(case.observation["task"])
-        stages.set_language(prompt.ids)
+        graphs.set_language(prompt.ids)
         layout = lay_out(self._spec, [image is not None for image in slots], prompt.mask)
-        stages.set_layout(layout)
+        graphs.set_layout(layout)
         self._preparer.state(case.observation[STATE], buffers["state"])
         self._deviations.add("inputs", buffers["state"], inputs.state)
         return layout
@@ -156,7 +156,7 @@ class _Run:
         return prefix, seen[0][0]
 
     def _compare_prefix(self, prefix: Prefix, entering_last: Tensor, valid: NDArray[np.bool_]) -> None:
-        buffers, mask = self._stages.buffers, prefix.mask[0]
+        buffers, mask = self._graphs.buffers, prefix.mask[0]
         for name, expected in self._caches(prefix.cache):
             self._deviations.add("prefix", buffers[name][:, :-1][:, valid], expected[mask].transpose(0, 1))
         pictures = prefix_rows(self._policy).pictures()[valid] == 1
@@ -165,7 +165,7 @@ class _Run:
             self._deviations.add("cls", buffers["cls"], observe(self._model, prefix)[0])
 
     def _compare_state(self, joined: Prefix) -> None:
-        buffers = self._stages.buffers
+        buffers = self._graphs.buffers
         own = [KeyValue(cache.key[:, -1:], cache.value[:, -1:]) for cache in joined.cache]
         for name, expected in self._caches(own):
             if f"state_{name}" in buffers:
@@ -175,12 +175,12 @@ class _Run:
     def _compare_steps(self, joined: Prefix, noise: NDArray[np.float32]) -> None:
         """The velocity of the first, middle and last step at the graph's own x: with dt = 1 a step adds it
         undivided."""
-        buffers, steps = self._stages.buffers, self._spec.num_steps
+        buffers, steps = self._graphs.buffers, self._spec.num_steps
         table = self._preparer.tables[f"time_bias.{steps}"]
         x = noise.copy()
         for index, time in enumerate(step_times(steps)):
             buffers["x"][0], buffers["time_bias"][0], buffers["dt"][0] = x, table[index], 1.0
-            self._stages.loaded("expert").run()
+            self._graphs.loaded("expert").run()
             velocity = buffers["x_next"][0] - x
             if index in (0, steps // 2, steps - 1):
                 expected = self._model.denoise_step(joined, torch.from_numpy(x)[None], torch.tensor([time]))
@@ -189,10 +189,10 @@ class _Run:
 
     def _compare_delta(self, joined: Prefix, chunk: NDArray[np.float32]) -> None:
         """The correction of `chunk` [C, A] for this observation."""
-        self._stages.buffers["chunk"][0] = chunk
-        self._stages.delta()
+        self._graphs.buffers["chunk"][0] = chunk
+        self._graphs.correct()
         velocity, _ = predict_velocity(self._model, joined, torch.from_numpy(chunk)[None])
-        self._deviations.add("delta", self._stages.buffers["corrected"][0] - chunk, velocity[0])
+        self._deviations.add("delta", self._graphs.buffers["corrected"][0] - chunk, velocity[0])
 
     def _caches(self, caches: Sequence[KeyValue]) -> Iterator[tuple[str, Tensor]]:
         """(tensor name, [rows, kv heads, head width]) of text layers and of cross-attending expert layers."""

@@ -13,8 +13,6 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.errors import BundleError
 from vla_edge.runtime.inference.bundle_fit import check_fit
 
-_ORDER = ("vision", "prefix", "state", "expert", "delta_kv", "delta")
-
 
 def summary(bundle: Bundle) -> dict[str, object]:
     """The bundle's figures for `--json`."""
@@ -54,7 +52,7 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
         table.add_column(name, justify="right")
     stages = bundle.manifest.parity.get("stages", {})
     precision = bundle.manifest.precision.get("graphs", {})
-    for name in sorted(bundle.manifest.graphs, key=_turn):
+    for name in bundle.manifest.programme.order():
         figures = _figures(bundle, name)
         worst = f"{stages[name]:.1e}" if name in stages else ""
         took = [f"{latency['this'][name]:.1f} ({latency['fp32'][name]:.1f})"] if name in latency.get("this", {}) else []
@@ -116,11 +114,6 @@ def _figures(bundle: Bundle, name: str) -> dict[str, int]:
     return {"nodes": len(graph.node), "parameters": sum(elements), "bytes": sum(sizes)}
 
 
-def _turn(name: str) -> int:
-    """When a graph runs, for sorting."""
-    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
-
-
 def _elements(tensor: onnx.TensorProto) -> int:
     count = 1
     for size in tensor.dims:
@@ -160,7 +153,8 @@ def _print_policy(bundle: Bundle, console: Console) -> None:
     tensors = Table(title="tensors")
     for column in ("graph", "", "tensor", "type", "shape"):
         tensors.add_column(column)
-    for name, graph in sorted(manifest.graphs.items(), key=lambda item: _turn(item[0])):
+    for name in manifest.programme.order():
+        graph = manifest.graphs[name]
         for kind, specs in (("in", graph.inputs), ("out", graph.outputs)):
             for spec in specs:
                 tensors.add_row(name, kind, spec.name, spec.dtype, "×".join(str(size) for size in spec.shape))

@@ -15,7 +15,14 @@ from vla_edge.engines.engine import Engine
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.runtime.inference.cache import CacheMode
-from vla_edge.runtime.inference.scene_gate import SIMILARITIES, GateSettings, block_means, guard_reading, similarity
+from vla_edge.runtime.inference.scene_gate import (
+    SIMILARITIES,
+    GateSettings,
+    block_means,
+    gate_features,
+    guard_reading,
+    similarity,
+)
 from vla_edge.runtime.inference.session import (
     InferenceRequest,
     InferenceResult,
@@ -97,9 +104,8 @@ def planned_pairs(
 
 
 def similarity_names(bundle: Bundle) -> list[str]:
-    """The similarities this bundle can give. An untrained CLS head is no output of its prefix, and so no gate."""
-    outputs = {spec.name for spec in bundle.manifest.graphs["prefix"].outputs}
-    return [name for name in SIMILARITIES if ("pooled" if name == "pooled" else "cls") in outputs]
+    """The similarities this bundle can give."""
+    return [name for name in SIMILARITIES if ("pooled" if name == "pooled" else "cls") in gate_features(bundle)]
 
 
 def ranges_of(bundle: Bundle) -> NDArray[np.float32]:
@@ -161,7 +167,7 @@ def _look(session: PolicySession, recorded: Recorded, index: int) -> Seen:
     observation = recorded.observation(index)
     session.reset()
     result = _inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, index)))
-    features = {name: array.copy() for name, array in session.stages.features().items()}
+    features = {name: array.copy() for name, array in session.graphs.features().items()}
     return Seen(
         {name: block_means(frame.image) for name, frame in observation.frames.items()}, features, result.actions
     )

@@ -17,8 +17,13 @@ from vla_edge.errors import BundleError
 
 def check_fit(bundle: Bundle) -> None:
     """BundleError names the first field of the manifest that contradicts another."""
-    for said in (*_numbers(bundle.manifest), *_words(bundle.manifest), *_tensors(bundle.manifest)):
+    for said in _contradictions(bundle.manifest):
         raise BundleError(f"{bundle.path}: manifest: {said}; export the bundle again")
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    for look in (_numbers, _words, _order, _tensors):
+        yield from look(manifest)
 
 
 def _numbers(manifest: Manifest) -> Iterator[str]:
@@ -63,42 +68,69 @@ def _words(manifest: Manifest) -> Iterator[str]:
             yield f"normalization eps of {item.feature} is {item.eps}, must be a number from 0 on"
 
 
+def _order(manifest: Manifest) -> Iterator[str]:
+    """The programme's graphs are the bundle's, each once."""
+    order = manifest.programme.order()
+    for name in order:
+        if name not in manifest.graphs or order.count(name) > 1:
+            yield f"programme runs graph {name} {order.count(name)} times, there is {'one' if name in manifest.graphs else 'none'}"
+    for name in sorted(set(manifest.graphs) - set(order)):
+        yield f"graph {name} has no place in the programme"
+
+
+GIVEN = (
+    "pixels", "image_tokens", "token_ids", "mask", "positions", "position", "first_position", "state", "x", "time_bias",
+    "dt", "chunk",
+)  # fmt: skip
+"""Inputs that the runtime fills; every other one is made by a graph."""
+
+
 def _tensors(manifest: Manifest) -> Iterator[str]:
-    """Tensors whose size the policy's numbers fix; symbols as in docs/design.md."""
-    policy, length = manifest.policy, manifest.tokenizer.max_length
+    """Tensors that a graph must have by its place in the programme, tensors whose size the policy's numbers fix, and
+    inputs that nobody fills; symbols as in docs/design.md."""
+    policy, programme, length = manifest.policy, manifest.programme, manifest.tokenizer.max_length
     slots = len(manifest.cameras) + policy.empty_cameras
     rows, tokens = policy.prefix_rows, policy.tokens_per_image
     expected_rows = slots * (policy.image_start_tokens + tokens + policy.image_end_tokens) + length
-    if rows != expected_rows:
+    if rows and rows != expected_rows:
         yield f"policy.prefix_rows is {rows}, cameras, image tokens and tokenizer.max_length make {expected_rows}"
     chunk = (1, policy.chunk_size, policy.max_action_dim)
     shapes = {
-        ("vision", "pixels"): (1, 3, policy.image_height, policy.image_width),
-        ("vision", "tokens"): (1, tokens, policy.vlm_width),
-        ("prefix", "image_tokens"): (1, slots * tokens, policy.vlm_width),
-        ("prefix", "token_ids"): (1, length),
-        ("prefix", "mask"): (rows,),
-        ("prefix", "positions"): (rows,),
-        ("state", "state"): (1, policy.max_state_dim),
-        ("state", "position"): (1,),
-        ("expert", "x"): chunk,
-        ("expert", "time_bias"): (1, policy.expert_width),
-        ("expert", "dt"): (1,),
-        ("expert", "mask"): (rows + 1,),
-        ("expert", "first_position"): (1,),
-        ("expert", "x_next"): chunk,
-        ("delta", "chunk"): chunk,
-        ("delta", "corrected"): chunk,
+        "pixels": (1, 3, policy.image_height, policy.image_width),
+        "tokens": (1, tokens, policy.vlm_width),
+        "image_tokens": (1, slots * tokens, policy.vlm_width),
+        "token_ids": (1, length),
+        "positions": (rows,),
+        "state": (1, policy.max_state_dim),
+        "position": (1,),
+        "first_position": (1,),
+        "time_bias": (1, policy.expert_width),
+        "dt": (1,),
+        **dict.fromkeys(("x", "x_next", "chunk", "corrected"), chunk),
     }
     cache = (policy.kv_heads, rows + 1, policy.head_dim)
-    for prefix, layers in (("", policy.self_layers), ("e", policy.cross_layers)):
-        shapes |= {("expert", f"{prefix}{kind}{layer:02}"): cache for kind in "kv" for layer in layers}
-    for (graph, name), shape in shapes.items():
-        if graph in manifest.graphs:
-            spec = manifest.graphs[graph]
-            found = next((item.shape for item in (*spec.inputs, *spec.outputs) if item.name == name), None)
-            if found != shape:
+    needed = {(programme.camera, name) for name in ("pixels", "tokens")}
+    if programme.step:
+        needed |= {(programme.step, name) for name in ("x", "time_bias", "dt", "x_next")}
+        for prefix, layers in (("", policy.self_layers), ("e", policy.cross_layers)):
+            caches = [f"{prefix}{kind}{layer:02}" for kind in "kv" for layer in layers]
+            shapes |= dict.fromkeys(caches, cache)
+            needed |= {(programme.step, name) for name in caches}
+    else:
+        needed.add((programme.moment[-1], "chunk"))
+    needed |= {(name, "corrected") for name in programme.correct[-1:]}
+    made = {spec.name for graph in manifest.graphs.values() for spec in graph.outputs}
+    for graph in programme.order():
+        spec = manifest.graphs[graph]
+        found = {item.name: item.shape for item in (*spec.inputs, *spec.outputs)}
+        masks = {"mask": (rows,) if graph in programme.scene + programme.moment else (rows + 1,)}
+        for name in sorted({name for place, name in needed if place == graph} | (found.keys() & {*shapes, *masks})):
+            expected = {**shapes, **masks}[name]
+            if found.get(name) != expected:
                 yield (
-                    f"graph {graph} has {name} {list(found) if found else 'not at all'}, the policy's numbers make "
-                    f"it {list(shape)}"
+                    f"graph {graph} has {name} {list(found[name]) if name in found else 'not at all'}, the policy's "
+                    f"numbers make it {list(expected)}"
                 )
+        for item in spec.inputs:
+            if item.name not in made and item.name not in GIVEN:
+                yield f"graph {graph} takes {item.name}, which no graph makes and the runtime does not know"

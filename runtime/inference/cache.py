@@ -188,7 +188,7 @@ class PrefixCache:
         self._key = key
         self._reuses = 0
         self._was_reset = False
-        verdict = self.gate.judge(features, self.settings) if self.settings is not None else None
+        verdict = self.gate.judge(features, self.settings) if self.settings is not None and features else None
         self._count(decision, key)
         return verdict
 

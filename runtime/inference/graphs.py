@@ -1,13 +1,12 @@
-"""The bundle's graphs as stages on fixed buffers: vision(slot), prefix(), state(), step(), delta().
+"""A bundle's graphs on buffers, run as its programme says: what a picture, a scene and a moment need.
 
-Every session is created once and bound once; tensors of one name are one
-buffer, so that K/V cross from `prefix` to `state` and `expert` without a copy.
-Only the state token's row is copied in, KV·D numbers a tensor. What a tensor
-means stands in docs/design.md.
+Every graph is loaded once and bound once; tensors of one name are one buffer, so that K/V cross from one graph to the
+next without a copy. What a tensor means stands in docs/design.md.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,102 +16,126 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, TensorSpec
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.engine import Engine
-from vla_edge.engines.flow_loop import FlowGraphs, time_biases
-from vla_edge.errors import BundleError
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest, time_biases
+from vla_edge.errors import BundleError, ConfigError
 from vla_edge.runtime.inference.prepare import Layout
 
-REQUIRED = ("vision", "prefix", "state", "expert")
-DELTA = ("delta_kv", "delta")
-"""`delta_kv` is missing where no expert layer cross-attends."""
 
+class BoundGraphs:
+    """Graphs and buffers of one bundle on one engine. Not for use from two threads at once.
 
-class Stages:
-    """Sessions and buffers of one bundle on one engine. Not for use from two threads at once.
-
-    names: the graphs that are loaded. buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take
-    [P] as a view of its front. state_rows: (row [KV, 1, D], tensor [KV, P+1, D]) for every K/V tensor that takes the
-    state token's row at its end.
+    buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take [P] as a view of its front.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         manifest = bundle.manifest
-        self.policy = manifest.policy
+        self.policy, self.programme = manifest.policy, manifest.programme
         self._engine = engine
-        missing = [name for name in REQUIRED if name not in manifest.graphs]
-        if missing:
-            raise BundleError(f"{bundle.path}: no graph {missing[0]}; export the bundle again")
-        self.has_delta = "delta" in manifest.graphs
         self.buffers: dict[str, NDArray[Any]] = {}
-        self.buffers["mask"] = engine.allocate((self.policy.prefix_rows + 1,), "float32")
-        self.names = REQUIRED + tuple(name for name in DELTA if name in manifest.graphs)
-        self._loaded = {name: engine.load(bundle.graph(name)) for name in self.names}
-        for name, session in self._loaded.items():
-            if name != "vision":
-                self._bind(session)
-        self._vision_rows = self._bind_vision()
-        state_outputs = self._loaded["state"].outputs
-        self.state_rows = [(self.buffers[name], self.buffers[name.removeprefix("state_")]) for name in state_outputs]
+        self._loaded = {name: engine.load(bundle.graph(name)) for name in self.programme.order()}
+        for name, graph in self._loaded.items():
+            if name != self.programme.camera:
+                self._bind(graph)
+        self._camera_rows = self._bind_camera()
 
     def loaded(self, name: str) -> LoadedGraph:
         """One graph by its name."""
         return self._loaded[name]
 
     def flow(self, tables: Mapping[str, NDArray[np.float32]]) -> FlowGraphs:
-        """What a flow loop runs. BundleError: a time-bias table is missing in `tables`."""
-        prefix, state, step = (self._loaded[name] for name in ("prefix", "state", "expert"))
-        readers = [self._loaded[name] for name in DELTA if name in self._loaded]
-        return FlowGraphs(prefix, state, step, readers, self.buffers, self.state_rows, time_biases(self.policy, tables))
+        """What a loop of steps runs. BundleError: a time-bias table is missing in `tables`."""
+        (scene,), (moment,) = self.programme.scene, self.programme.moment
+        prefix, state, step = (self._loaded[name] for name in (scene, moment, self.programme.step))
+        rows = [(self.buffers[name], self.buffers[name.removeprefix("state_")]) for name in state.outputs]
+        readers = [self._loaded[name] for name in self.programme.correct]
+        return FlowGraphs(prefix, state, step, readers, self.buffers, rows, time_biases(self.policy, tables))
 
-    def vision(self, slot: int) -> None:
-        """Run `vision` on `buffers["pixels"]` into the rows of camera `slot`."""
-        session = self._loaded["vision"]
-        session.bind_output("tokens", self._vision_rows[slot])
-        session.run()
+    def loop(self, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:
+        """The engine's loop of steps, or one pass where the programme has none."""
+        return self._engine.flow_loop(self.flow(tables)) if self.programme.step else OnePass(self)
+
+    def see(self, slot: int) -> None:
+        """Run the camera graph on `buffers["pixels"]` into the rows of camera `slot`."""
+        camera = self._loaded[self.programme.camera]
+        camera.bind_output("tokens", self._camera_rows[slot])
+        camera.run()
 
     def clear(self, slot: int) -> None:
         """Zero the tokens of an absent camera; its rows are masked, and masked rows must be finite."""
-        self._vision_rows[slot].fill(0)
+        self._camera_rows[slot].fill(0)
 
     def set_language(self, ids: NDArray[np.int64]) -> None:
-        """Token ids [T] of the next `prefix`."""
-        self.buffers["token_ids"][0] = ids
+        """Token ids [T] of the next scene."""
+        if "token_ids" in self.buffers:
+            self.buffers["token_ids"][0] = ids
 
     def set_layout(self, layout: Layout) -> None:
-        """Masks and positions of the next `prefix` and of everything after it."""
-        self.buffers["mask"][:] = layout.mask
-        self.buffers["positions"][:] = layout.positions
-        self.buffers["position"][:] = layout.state_position
-        self.buffers["first_position"][:] = layout.first_position
+        """Masks and positions of the next scene and of everything after it."""
+        for name, value in (
+            ("mask", layout.mask),
+            ("positions", layout.positions),
+            ("position", layout.state_position),
+            ("first_position", layout.first_position),
+        ):
+            if name in self.buffers:
+                self.buffers[name][:] = value
 
-    def delta(self) -> None:
-        """`chunk` (queued, normalised) → `corrected`, on the current prefix and state."""
-        if not self.has_delta:
-            raise BundleError("the bundle has no delta expert; choose cache policy always, guard or cls")
-        if "delta_kv" in self._loaded:
-            self._loaded["delta_kv"].run()
-        self._loaded["delta"].run()
+    def correct(self) -> None:
+        """`chunk` (queued, normalised) → `corrected`, on the current scene and moment."""
+        if not self.programme.correct:
+            raise BundleError("the bundle has no delta expert; choose another cache mode than delta")
+        for name in self.programme.correct:
+            self._loaded[name].run()
 
     def features(self) -> dict[str, NDArray[np.float32]]:
-        """Gate features of the last `prefix`, as views of its buffers: `cls` [n, E] and `pooled` [H] where the graph
-        has them."""
-        return {name: self.buffers[name] for name in ("cls", "pooled") if name in self._loaded["prefix"].outputs}
+        """Gate features of the last scene, as views of its buffers: `cls` [n, E] and `pooled` [H] where the graph has
+        them."""
+        made = {name for graph in self.programme.scene for name in self._loaded[graph].outputs}
+        return {name: self.buffers[name] for name in ("cls", "pooled") if name in made}
 
-    def _bind(self, session: LoadedGraph) -> None:
-        for name, spec in session.inputs.items():
-            session.bind_input(name, self._buffer(spec))
-        for name, spec in session.outputs.items():
-            session.bind_output(name, self._buffer(spec))
+    def _bind(self, graph: LoadedGraph) -> None:
+        for name, spec in graph.inputs.items():
+            graph.bind_input(name, self._buffer(spec))
+        for name, spec in graph.outputs.items():
+            graph.bind_output(name, self._buffer(spec))
 
     def _buffer(self, spec: TensorSpec) -> NDArray[Any]:
-        if spec.name == "mask":
-            return self.buffers["mask"][: spec.shape[0]]
         if spec.name not in self.buffers:
-            self.buffers[spec.name] = self._engine.allocate(spec.shape, spec.dtype)
-        return self.buffers[spec.name]
+            shape = (self.policy.prefix_rows + 1,) if spec.name == "mask" else spec.shape
+            self.buffers[spec.name] = self._engine.allocate(shape, spec.dtype)
+        whole = self.buffers[spec.name]
+        return whole[: spec.shape[0]] if spec.name == "mask" else whole
 
-    def _bind_vision(self) -> list[NDArray[Any]]:
-        session = self._loaded["vision"]
-        session.bind_input("pixels", self._buffer(session.inputs["pixels"]))
+    def _bind_camera(self) -> list[NDArray[Any]]:
+        camera = self._loaded[self.programme.camera]
+        camera.bind_input("pixels", self._buffer(camera.inputs["pixels"]))
         tokens = self.buffers["image_tokens"]
         count = self.policy.tokens_per_image
         return [tokens[:, start : start + count, :] for start in range(0, tokens.shape[1], count)]
+
+
+class OnePass:
+    """`FlowLoop` of a programme without steps: the moment graphs make the chunk in one go, from no noise."""
+
+    name = "one pass"
+
+    def __init__(self, graphs: BoundGraphs) -> None:
+        self._scene = [graphs.loaded(name) for name in graphs.programme.scene]
+        self._moment = [graphs.loaded(name) for name in graphs.programme.moment]
+        self._buffers = graphs.buffers
+
+    def encode(self, prefix: bool) -> tuple[float, float]:
+        return (_run(self._scene) if prefix else 0.0), 0.0
+
+    def denoise(self, request: FlowRequest) -> FlowReport:
+        if request.inpaint is not None:
+            raise ConfigError("this policy makes its chunk in one pass, which nothing ties; choose another hand-over")
+        took = _run(self._moment)
+        return FlowReport(np.array(self._buffers["chunk"][0], np.float32), (took,))
+
+
+def _run(graphs: list[LoadedGraph]) -> float:
+    start = time.perf_counter_ns()
+    for graph in graphs:
+        graph.run()
+    return (time.perf_counter_ns() - start) / 1e6

@@ -24,11 +24,14 @@ class Prompt:
 
 class PromptEncoder:
     """Task text → Prompt with the tokenizer of one bundle. A task over the length limit is refused, because a cut
-    instruction is another instruction; `allow_truncation` cuts it as LeRobot does, on the tokenizer's side."""
+    instruction is another instruction; `allow_truncation` cuts it as LeRobot does, on the tokenizer's side. A policy
+    that takes no text gets no ids."""
 
     def __init__(self, bundle: Bundle, allow_truncation: bool = False) -> None:
         self._spec = bundle.manifest.tokenizer
         self._allow_truncation = allow_truncation
+        if not self._spec.file:
+            return
         try:
             self._tokenizer = Tokenizer.from_buffer(bytes(bundle.read(self._spec.file)))
         except ValueError as error:
@@ -52,6 +55,8 @@ class PromptEncoder:
             raise ObservationError(
                 f"the task {task!r:.80} holds half of a surrogate pair, which is no text; encode it again as UTF-8"
             )
+        if not spec.file:
+            return Prompt(task, np.zeros(0, np.int64), np.zeros(0, np.float32), 0)
         text = task if task.endswith("\n") or not spec.append_newline else task + "\n"
         tokens = self._tokenizer.encode(text).ids
         excess = max(0, len(tokens) - spec.max_length)

@@ -75,6 +75,13 @@ def read_gate(bundle: Bundle) -> GateSettings | None:
     return GateSettings(**{name: gate[name] for name in names})
 
 
+def gate_features(bundle: Bundle) -> set[str]:
+    """What a gate can compare of this bundle: `cls` and `pooled` where a scene graph makes them (an untrained CLS head
+    is no output)."""
+    graphs = bundle.manifest.graphs
+    return {spec.name for name in bundle.manifest.programme.scene for spec in graphs[name].outputs} & {"cls", "pooled"}
+
+
 @dataclass(frozen=True, slots=True)
 class GuardReading:
     """Difference of two pictures in grey levels: mean over the blocks, and the worst block."""

@@ -18,10 +18,10 @@ from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, Inpaint
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.inference.bundle_fit import check_fit
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, PrefixCache
-from vla_edge.runtime.inference.graphs import Stages
+from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.prepare import Preparer, lay_out
 from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
-from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, read_gate
+from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, gate_features, read_gate
 
 
 class Noise(Enum):
@@ -141,8 +141,8 @@ class PolicySession:
         check_fit(bundle)
         settings = _gate_settings(bundle, self.options)
         self.preparer = Preparer(bundle)
-        self.stages = Stages(bundle, engine)
-        self.loop: FlowLoop = engine.flow_loop(self.stages.flow(self.preparer.tables))
+        self.graphs = BoundGraphs(bundle, engine)
+        self.loop: FlowLoop = self.graphs.loop(self.preparer.tables)
         self.cache = PrefixCache(self.options.policy, settings)
         self.observer: SessionObserver | None = None
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
@@ -227,7 +227,7 @@ class PolicySession:
         observation, cache = request.observation, self.cache
         pictures = self.preparer.slots({name: frame.image for name, frame in observation.frames.items()})
         prompt = self._encode(observation.task)
-        self.preparer.state(observation.joints.positions, self.stages.buffers["state"])
+        self.preparer.state(observation.joints.positions, self.graphs.buffers["state"])
         key = self._key(pictures, observation.task)
         decision = (
             cache.audit(key, pictures)
@@ -237,15 +237,16 @@ class PolicySession:
         prepare_ns = time.perf_counter_ns() - start
         look_ns, vision_ns = self._look(decision, pictures)
         if decision.prefix:
-            self.stages.set_language(prompt.ids)
-            self.stages.set_layout(lay_out(self.policy, key.cameras, prompt.mask))
+            self.graphs.set_language(prompt.ids)
+            if "mask" in self.graphs.buffers:
+                self.graphs.set_layout(lay_out(self.policy, key.cameras, prompt.mask))
         prefix_ms, state_ms = self.loop.encode(decision.prefix)
         times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
         if not decision.prefix:
             cache.reused(decision, key)
             return _Scene(decision, None, None, False, *times)
         before = cache.gate.verdict
-        verdict = cache.computed(decision, key, pictures, self.stages.features(), request.now_ns)
+        verdict = cache.computed(decision, key, pictures, self.graphs.features(), request.now_ns)
         gated = cache.policy in (CacheMode.GATED, CacheMode.DELTA)
         broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
         return _Scene(decision, verdict, cache.gate.last_similarity, broken, *times)
@@ -253,15 +254,15 @@ class PolicySession:
     def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
         """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""
         prepare_ns = vision_ns = 0
-        pixels = self.stages.buffers["pixels"]
+        pixels = self.graphs.buffers["pixels"]
         for slot, picture in enumerate(pictures):
             if picture is None:
-                self.stages.clear(slot)
+                self.graphs.clear(slot)
             elif slot in decision.look:
                 start = time.perf_counter_ns()
                 self.preparer.picture(slot, picture, pixels)
                 middle = time.perf_counter_ns()
-                self.stages.vision(slot)
+                self.graphs.see(slot)
                 prepare_ns += middle - start
                 vision_ns += time.perf_counter_ns() - middle
         return prepare_ns, vision_ns
@@ -269,11 +270,11 @@ class PolicySession:
     def _correct(self, queued: NDArray[np.float32]) -> NDArray[np.float32]:
         """The queued rows corrected in one delta step; rows behind them repeat the last one and are dropped again."""
         rows = len(queued)
-        chunk = self.stages.buffers["chunk"]
+        chunk = self.graphs.buffers["chunk"]
         chunk[0, :rows] = queued
         chunk[0, rows:] = queued[-1]
-        self.stages.delta()
-        return np.array(self.stages.buffers["corrected"][0, :rows], np.float32)
+        self.graphs.correct()
+        return np.array(self.graphs.buffers["corrected"][0, :rows], np.float32)
 
     def _key(self, pictures: list[NDArray[np.uint8] | None], task: str) -> CacheKey:
         return CacheKey(
@@ -322,13 +323,13 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
             f"--cache {options.policy.value} needs a calibrated bundle, this one has no thresholds; run "
             "vla-calibrate gate, or choose --cache off"
         )
-    outputs = {spec.name for spec in bundle.manifest.graphs["prefix"].outputs}
     feature = "pooled" if settings.similarity == "pooled" else "cls"
-    if feature not in outputs:
+    made = gate_features(bundle)
+    if feature not in made and (made or options.policy is not CacheMode.STILL):
         raise ConfigError(
-            f"gate similarity {settings.similarity} needs the output {feature} that this bundle's prefix does not "
-            "have; calibrate with pooled"
+            f"gate similarity {settings.similarity} needs the output {feature} that this bundle's scene graph does "
+            "not have; calibrate with pooled"
         )
-    if options.policy is CacheMode.DELTA and "delta" not in bundle.manifest.graphs:
+    if options.policy is CacheMode.DELTA and not bundle.manifest.programme.correct:
         raise ConfigError("--cache delta needs a bundle with a delta expert; choose off, still or gated")
     return settings

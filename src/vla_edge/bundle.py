@@ -1,9 +1,7 @@
 """The exported folder: manifest, hashes, shapes.
 
-A bundle is read by checking the sha256 of every file on the very bytes that
-are used. Facts of the policy
-that the runtime needs stand in the manifest; arrays stand in
-`tables.safetensors`.
+A bundle is read by checking the sha256 of every file on the very bytes that are used. Facts of the policy that the
+runtime needs stand in the manifest, in what order its graphs run too; arrays stand in `tables.safetensors`.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,8 @@ class CameraSpec:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
-    """How the task text becomes ids: `padding` is "longest" or "max_length", sides "left" or "right"."""
+    """How the task text becomes ids: `padding` is "longest" or "max_length", sides "left" or "right". No `file`: the
+    policy takes no text."""
 
     file: str
     max_length: int
@@ -81,7 +80,8 @@ class NormalizationSpec:
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
-    """The numbers of the policy that the runtime needs; symbols as in docs/design.md."""
+    """The numbers of the policy that the runtime needs; symbols as in docs/design.md. vlm_width: of a picture's tokens.
+    What stands at 0 a family need not have: a prefix with K/V, an expert."""
 
     type: str
     chunk_size: int
@@ -95,19 +95,54 @@ class PolicySpec:
     image_height: int
     image_width: int
     tokens_per_image: int
-    image_start_tokens: int
-    image_end_tokens: int
-    empty_cameras: int
-    prefix_rows: int
     vlm_width: int
-    expert_width: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    self_layers: tuple[int, ...]
-    cross_layers: tuple[int, ...]
+    image_start_tokens: int = 0
+    image_end_tokens: int = 0
+    empty_cameras: int = 0
+    prefix_rows: int = 0
+    expert_width: int = 0
+    layers: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    self_layers: tuple[int, ...] = ()
+    cross_layers: tuple[int, ...] = ()
     resize_with_padding: bool = True
     adapt_to_pi_aloha: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Programme:
+    """Which of a bundle's graphs run when, in this order, and so how long what they made may be used.
+
+    camera: once for each camera whose picture changed, into that camera's rows of `image_tokens`. scene: when a
+    picture, the instruction or the set of cameras changed; K/V and gate features stay until then. moment: in every
+    inference, on the joint state; an output `state_NAME` becomes the last row of tensor NAME. step: once an Euler step,
+    `x` → `x_next`; without one the last moment graph makes the `chunk`. correct: in place of the steps where a queued
+    `chunk` is `corrected`. ValueError: a step without one scene and one moment graph, which the loops of steps run.
+    """
+
+    camera: str
+    scene: tuple[str, ...]
+    moment: tuple[str, ...]
+    step: str = ""
+    correct: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.step and not len(self.scene) == len(self.moment) == 1:
+            raise ValueError("a programme with a step has one scene graph and one moment graph")
+        if not self.moment:
+            raise ValueError("a programme without a moment graph makes no action")
+
+    def order(self) -> tuple[str, ...]:
+        """Every graph it runs."""
+        steps = (self.step,) if self.step else ()
+        return (self.camera, *self.scene, *self.moment, *steps, *self.correct)
+
+
+def smolvla_programme(graphs: Iterable[str]) -> Programme:
+    """Of SmolVLA's graphs, `delta_kv` and `delta` where they are there; what a manifest without a programme means."""
+    correct = tuple(name for name in ("delta_kv", "delta") if name in set(graphs))
+    return Programme("vision", ("prefix",), ("state",), "expert", correct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +165,7 @@ class Manifest:
     tools: Mapping[str, str]
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
+    programme: Programme = smolvla_programme(())
 
 
 @dataclass(frozen=True)
@@ -237,6 +273,8 @@ def _manifest(content: Any, file: Path) -> Manifest:
             f"{file}: schema {content['schema']} is {age} than {SCHEMA}, the one this version reads; {advice}"
         )
     manifest = build(Manifest, content, file, BundleError, AGAIN)
+    if "programme" not in content:  # written before there was one
+        manifest = replace(manifest, programme=smolvla_programme(manifest.graphs))
     for name in manifest.files:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{file}: files names {name!r}, which is not a file inside the bundle; {AGAIN}")

@@ -24,7 +24,7 @@ from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
 from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_engines
 from vla_edge.engines.tensorrt.trt_engine import TrtEngine, open_tensorrt
 from vla_edge.export.command import main as export_engines
-from vla_edge.runtime.inference.graphs import Stages
+from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
@@ -117,18 +117,18 @@ def test_every_graph_gives_what_onnx_runtime_gives_which_export_compared_with_to
 ) -> None:
     if requested(bundle) != "fp32":
         pytest.skip("graph by graph in float32; the others are judged by the chunk")
-    ours, theirs = Stages(bundle, engine), Stages(bundle, load_engine("ort", EngineOptions(spin=False)))
+    ours, theirs = BoundGraphs(bundle, engine), BoundGraphs(bundle, load_engine("ort", EngineOptions(spin=False)))
     session = PolicySession(bundle, load_engine("ort", EngineOptions(spin=False)))
     session.infer(InferenceRequest(observation(bundle, 3), 0))
-    inputs = session.stages.buffers
-    for name in ours.names:
-        for stages in (ours, theirs):
-            for tensor in stages.loaded(name).inputs:
-                stages.buffers[tensor][...] = inputs[tensor]
+    inputs = session.graphs.buffers
+    for name in ours.programme.order():
+        for graphs in (ours, theirs):
+            for tensor in graphs.loaded(name).inputs:
+                graphs.buffers[tensor][...] = inputs[tensor]
             if name == "vision":
-                stages.vision(0)
+                graphs.see(0)
             else:
-                stages.loaded(name).run()
+                graphs.loaded(name).run()
         for tensor in ours.loaded(name).outputs:
             if tensor == "tokens":
                 continue
@@ -160,7 +160,7 @@ def test_the_captured_loop_equals_the_loop_step_by_step(bundle: Bundle, engine: 
     whole = session.loop.denoise(flow).latent
     stepped = session.loop.denoise(FlowRequest(flow.steps, flow.noise, None, np.zeros(1, np.int32))).latent
     np.testing.assert_array_equal(whole, stepped)
-    reference = PythonLoop(session.stages.flow(session.preparer.tables))
+    reference = PythonLoop(session.graphs.flow(session.preparer.tables))
     reference.encode(True)
     python = reference.denoise(flow).latent
     np.testing.assert_allclose(whole, python, atol=1e-5)  # type: ignore[arg-type]

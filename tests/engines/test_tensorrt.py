@@ -172,7 +172,7 @@ def test_a_refresh_on_the_other_side_changes_nothing_until_it_is_adopted(built: 
     session.infer(InferenceRequest(observation(built, 5), 0))
     second = loop.denoise(flow).latent
     assert first is not None and second is not None and np.abs(first - second).max() > 1e-3
-    tokens = session.stages.buffers["image_tokens"]
+    tokens = session.graphs.buffers["image_tokens"]
     tokens += 0.5
     loop.start_refresh()
     np.testing.assert_array_equal(loop.denoise(flow).latent, second)

@@ -136,7 +136,7 @@ def test_an_untrained_cls_head_is_no_gate_and_the_manifest_says_why(tmp_path: Pa
 def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
     """Same weights with and without the head: every other tensor of the prefix is equal bit for bit."""
     from vla_edge.engines.engine import EngineOptions, load_engine
-    from vla_edge.runtime.inference.graphs import Stages
+    from vla_edge.runtime.inference.graphs import BoundGraphs
 
     write_random_policy(tmp_path / "policy", RandomPolicy(cls=True, config={**SMALL, "cls_trained": True}))
     run_export(tmp_path)
@@ -148,14 +148,14 @@ def test_a_cls_head_changes_nothing_but_its_own_output(tmp_path: Path) -> None:
     export_bundle(ExportRequest(tmp_path / "policy", tmp_path / "plain", threads=1), lambda step: None)
     results = []
     for folder in ("bundle", "plain"):
-        stages = Stages(open_bundle(tmp_path / folder), load_engine("ort", EngineOptions(threads=1)))
+        graphs = BoundGraphs(open_bundle(tmp_path / folder), load_engine("ort", EngineOptions(threads=1)))
         generator = np.random.default_rng(5)
         for name in ("image_tokens", "mask", "positions"):
-            stages.buffers[name][:] = (
-                generator.standard_normal(stages.buffers[name].shape) if name == "image_tokens" else 1.0
+            graphs.buffers[name][:] = (
+                generator.standard_normal(graphs.buffers[name].shape) if name == "image_tokens" else 1.0
             )
-        stages.loaded("prefix").run()
-        results.append(dict(stages.buffers))
+        graphs.loaded("prefix").run()
+        results.append(dict(graphs.buffers))
     assert "cls" in results[0] and "cls" not in results[1]
     for name in results[1]:
         np.testing.assert_array_equal(results[0][name], results[1][name], err_msg=name)

@@ -57,7 +57,7 @@ class World:
         self.session = PolicySession(bundle, load_engine("ort-python", EngineOptions(threads=1)), session)
         self.at_step: Callable[[], None] = lambda: None
         self.steps = 0
-        expert = self.session.stages.loaded("expert")
+        expert = self.session.graphs.loaded("expert")
         quick = expert.run
 
         def slow() -> None:

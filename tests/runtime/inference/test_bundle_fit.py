@@ -50,7 +50,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         policy(chunk_size=60),
         r"graph expert has x \[1, 50, 32\], the policy's numbers make it \[1, 60, 32\]",
     ),
-    "other heads": (policy(kv_heads=3), "graph expert has k00"),
+    "other heads": (policy(kv_heads=3), r"graph prefix has ek01 \[2, 57, 16\]"),
     "another picture": (policy(image_height=64), r"graph vision has pixels \[1, 3, 128, 128\]"),
     "other tokens": (policy(tokens_per_image=5), "policy.prefix_rows is 56"),
     "a layer too many": (policy(cross_layers=[1, 9]), "must be different ones below 4"),
@@ -128,7 +128,7 @@ def test_tables_that_are_none_and_a_pad_token_outside_the_tokenizer_are_named(fo
 @pytest.mark.parametrize("backend", ["ort", "ort-python"])
 def test_a_run_that_fails_is_an_engine_error_that_names_the_graph(golden_bundle: Path, backend: str) -> None:
     session = PolicySession(open_bundle(golden_bundle), load_engine(backend, EngineOptions(threads=1, spin=False)))
-    session.stages.buffers["token_ids"].fill(10**6)
+    session.graphs.buffers["token_ids"].fill(10**6)
     with pytest.raises(EngineError, match="graph prefix.*run failed"):
         session.loop.encode(True)
 
