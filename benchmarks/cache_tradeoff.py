@@ -29,7 +29,7 @@ from rich.progress import track
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube, record_phases
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
+from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, Measured, measure
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
@@ -38,6 +38,7 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json
+from vla_edge.lerobot_data.observations import cameras_in
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
@@ -256,7 +257,7 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
         record_phases(Path(scratch) / "data", arm, range(EPISODE_SEED, EPISODE_SEED + episodes))
         arm.close()
         with open_dataset(Path(scratch) / "data") as data:
-            recorded = Recorded(data, camera_keys(bundle, data, []))
+            recorded = Recorded(data, cameras_in(data, bundle.manifest.cameras, {}))
             moving = data.column("moving").reshape(-1) > 0
             line["replay"] = {}
             for name, plan in policies(bundle, settings).items():

@@ -32,13 +32,13 @@ from rich.progress import track
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import run_command
 from vla_edge.contract import Frame
 from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json
-from vla_edge.robot.camera_options import PREFIX
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.mjcf import CAMERAS

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import Command, Subcommand, answer, folder_to_write, threads
 from vla_edge.engines.engine import backend_of
 from vla_edge.errors import ConfigError
@@ -104,7 +105,7 @@ def _export(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None
         checkpoint=arguments.checkpoint,
         out=out,
         vlm=arguments.vlm,
-        recording=Recording(arguments.dataset, dict(arguments.camera)) if arguments.dataset else None,
+        recording=Recording(arguments.dataset, camera_pairs(arguments.camera)) if arguments.dataset else None,
         threads=arguments.threads,
         joint_units=arguments.joint_units,
     )
@@ -137,15 +138,6 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield tell
 
 
-def _pair(text: str) -> tuple[str, str]:
-    policy, equals, dataset = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} must be POLICY=DATASET, for example observation.images.laptop=observation.images.front"
-        )
-    return policy, dataset
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder as LeRobot's save_pretrained writes it")
     parser.add_argument(
@@ -170,7 +162,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     described.add_argument(
         "--camera",
-        type=_pair,
         action="append",
         default=[],
         metavar="NAME=DATASET_NAME",

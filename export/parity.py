@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_edge.bundle import Bundle
+from vla_edge.camera_names import is_camera_key
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
 from vla_edge.errors import ExportError
@@ -123,7 +124,7 @@ class _Run:
     def _prepare(self, case: Case, inputs: Inputs, tokens: Sequence[Tensor]) -> Layout:
         """Fill the runtime's buffers from the raw observation and run `vision` for the cameras that are there."""
         buffers, graphs = self._graphs.buffers, self._graphs
-        images = {name: value for name, value in case.observation.items() if name.startswith("observation.images.")}
+        images = {name: value for name, value in case.observation.items() if is_camera_key(name)}
         slots = self._preparer.slots(images)
         expected = iter(zip(inputs.images, tokens))
         buffers["image_tokens"].fill(0)

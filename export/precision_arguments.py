@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_edge.camera_names import camera_pairs
 from vla_edge.engines.engine import backends
 from vla_edge.errors import ConfigError
 
@@ -83,7 +84,7 @@ def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
         precision=arguments.precision,
         backend=arguments.backend,
         data=arguments.dataset,
-        cameras=dict(arguments.camera),
+        cameras=camera_pairs(arguments.camera),
         bound=ActionErrorBound(arguments.joint_error, arguments.cosine),
         method=Method(arguments.ranges),
         ranges_file=arguments.ranges_file,

@@ -59,9 +59,13 @@ def synthetic_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...]) -> I
 
 
 def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
-    """Frames spread over the data set. DatasetError: a camera without counterpart, or pictures of another size."""
+    """Frames spread over the dataset. DatasetError: a camera without counterpart, or pictures of another size."""
+    from vla_edge.lerobot_data.observations import cameras_in
+
     with _open(recording) as dataset:
-        sources = {camera.source: _counterpart(dataset, camera, recording) for camera in cameras}
+        sources = cameras_in(dataset, cameras, recording.cameras)
+        for camera in cameras:
+            _check_size(dataset, camera, sources[camera.source])
         for index in np.linspace(0, len(dataset) - 1, RECORDED_FRAMES + 2).astype(int)[1:-1]:
             sample = dataset.frame(int(index), tuple(sources.values()))
             observation: dict[str, Any] = {name: sample.images[key] for name, key in sources.items()}
@@ -93,20 +97,15 @@ def _open(recording: Recording) -> Dataset:
     return open_dataset(recording.path)
 
 
-def _counterpart(dataset: Dataset, camera: CameraSpec, recording: Recording) -> str:
-    key = recording.cameras.get(camera.source, camera.source)
-    feature = dataset.features.get(key)
-    if feature is None or not feature.is_camera:
+def _check_size(dataset: Dataset, camera: CameraSpec, key: str) -> None:
+    from vla_edge.lerobot_data.layout import image_size
+
+    height, width = image_size(dataset.features[key])[:2]
+    if (height, width) != (camera.height, camera.width):
         raise DatasetError(
-            f"{recording.path}: no camera {key} for the policy's {camera.source}, it has "
-            f"{', '.join(dataset.camera_keys)}; map it with --camera {camera.source}=NAME"
-        )
-    if tuple(feature.shape[:2]) != (camera.height, camera.width):
-        raise DatasetError(
-            f"{recording.path}: {key} has pictures of {feature.shape[0]}×{feature.shape[1]}, the policy's "
+            f"{dataset.root}: {key} has pictures of {height}×{width}, the policy's "
             f"{camera.source} {camera.height}×{camera.width} (height×width); give the data set it was trained on"
         )
-    return key
 
 
 def _noise(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.camera_names import short_name
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
 from vla_edge.robot.camera_options import CameraOptions
@@ -92,7 +93,7 @@ def _stack(name: str, path: Path) -> NDArray[np.uint8]:
     """The array `name` (full or short) of an .npz, or its only one: uint8 [n, h, w, 3] or [h, w, 3]."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = [key for key in (name, name.rsplit(".", 1)[-1]) if key in file] or (
+            keys = [key for key in (name, short_name(name)) if key in file] or (
                 list(file) if len(file.files) == 1 else []
             )
             if not keys:

@@ -1,7 +1,7 @@
 """What a camera is asked to be, as the user wrote it.
 
-A camera is given as NAME=DEVICE[,OPTION…]. NAME is the policy's (`laptop` or
-`observation.images.laptop`). DEVICE is a V4L2 device (an index, or better a
+A camera is given as NAME=DEVICE[,OPTION…]. NAME is the policy's (`laptop`,
+`top-cam` or `observation.images.laptop`). DEVICE is a V4L2 device (an index, or better a
 path under /dev/v4l/by-id, which survives replugging), `file:PATH` (a video, a
 folder of pictures or an .npz) or `sim:PATH` (a frames file). Options: `noisy`
 (two equal pictures in a row mean a frozen sensor), `WIDTHxHEIGHT`, `NNfps`.
@@ -13,9 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vla_edge.camera_names import feature_key
 from vla_edge.errors import ConfigError
-
-PREFIX = "observation.images."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,8 @@ def parse_camera(text: str) -> CameraOptions:
     """`NAME=DEVICE[,OPTION…]` as CameraOptions; ConfigError tells the form and the part that does not fit."""
     name, equals, rest = text.partition("=")
     device, *words = rest.split(",")
-    if not equals or not re.fullmatch(r"[\w.]+", name) or not device:
+    name = name.strip()
+    if not equals or not re.fullmatch(r"[^,/]+", name) or not device:
         raise ConfigError(
             f"camera {text!r} is not NAME=DEVICE; for example laptop=/dev/v4l/by-id/usb-...-index0 or "
             "phone=file:clip.mp4"
@@ -63,7 +63,7 @@ def parse_camera(text: str) -> CameraOptions:
         raise ConfigError(
             f"camera {name}: {device!r} is no device; give an index, a path such as /dev/video0, file:PATH or sim:PATH"
         )
-    return CameraOptions(full_name(name), kind, device, height, width, fps, noisy)
+    return CameraOptions(feature_key(name), kind, device, height, width, fps, noisy)
 
 
 def parse_cameras(texts: Sequence[str]) -> tuple[CameraOptions, ...]:
@@ -74,13 +74,3 @@ def parse_cameras(texts: Sequence[str]) -> tuple[CameraOptions, ...]:
         if names.count(name) > 1:
             raise ConfigError(f"camera {name} is given {names.count(name)} times; give each name once")
     return options
-
-
-def full_name(name: str) -> str:
-    """`laptop` → `observation.images.laptop`; a full name stays."""
-    return name if name.startswith(PREFIX) else PREFIX + name
-
-
-def short_name(name: str) -> str:
-    """`observation.images.laptop` → `laptop`."""
-    return name.removeprefix(PREFIX)

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.camera_names import short_name
 from vla_edge.command_line import answer
 from vla_edge.errors import CameraError, CheckFailed
 from vla_edge.files import write_bytes
-from vla_edge.robot.camera_options import CameraOptions, parse_cameras, short_name
+from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import open_camera
 
 _TILE = (240, 320)

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from vla_edge.bundle import MANIFEST, Bundle, open_bundle
-from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
+from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
@@ -127,10 +127,7 @@ class BundlePredictor:
         return _timed(self._one, queries)
 
     def _one(self, query: Query) -> Floats:
-        frames = {key: Frame(key, image, 0, 0) for key, image in query.sample.images.items()}
-        observation = Observation(
-            query.index, frames, JointReading(query.index, 0, query.sample.state), query.sample.task
-        )
+        observation = observation_of(query.sample.images, query.sample.state, query.sample.task, query.index)
         self.session.reset()
         result = self.session.infer(InferenceRequest(observation, 0, noise=query.noise))
         assert result is not None

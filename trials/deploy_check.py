@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
 from vla_edge.command_line import answer
-from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
+from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
@@ -60,8 +60,7 @@ class Deployment:
     def infer(self, scene: Scene, seed: int = 0) -> InferenceResult:
         """One inference with nothing reused."""
         self.session.reset()
-        frames = {key: Frame(key, image, 0, 0) for key, image in scene.images.items()}
-        observation = Observation(0, frames, JointReading(0, 0, scene.state), scene.task)
+        observation = observation_of(scene.images, scene.state, scene.task)
         policy = self.bundle.manifest.policy
         noise = np.random.default_rng(seed).standard_normal((policy.chunk_size, policy.max_action_dim), np.float32)
         result = self.session.infer(InferenceRequest(observation, 0, noise=noise))

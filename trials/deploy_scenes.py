@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
-from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.observations import STATE, cameras_in
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.runtime.inference.units import STATE
 
 COUNT = 6
 
@@ -43,16 +42,12 @@ def random_scenes(bundle: Bundle, task: str) -> list[Scene]:
 
 
 def dataset_scenes(bundle: Bundle, path: Path, task: str | None) -> list[Scene]:
-    """Frames spread evenly over the data set. DatasetError when it lacks a camera or has another picture size."""
-    cameras = {camera.source: camera for camera in bundle.manifest.cameras}
+    """Frames spread evenly over the dataset. DatasetError when it lacks a camera."""
     with open_dataset(path) as data:
-        missing = [key for key in cameras if key not in data.camera_keys]
-        if missing:
-            raise DatasetError(
-                f"{path}: no camera {missing[0]}, which the bundle reads; it has {', '.join(data.camera_keys)}"
-            )
+        cameras = cameras_in(data, bundle.manifest.cameras, {})
         scenes = []
         for index in np.unique(np.linspace(0, len(data) - 1, COUNT).round().astype(int)):
-            frame = data.frame(int(index), cameras)
-            scenes.append(Scene(frame.images, np.asarray(frame.values[STATE], np.float32), task or frame.task))
+            frame = data.frame(int(index), cameras.values())
+            images = {name: frame.images[key] for name, key in cameras.items()}
+            scenes.append(Scene(images, np.asarray(frame.values[STATE], np.float32), task or frame.task))
         return scenes

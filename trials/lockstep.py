@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.camera_names import PREFIX, short_name
 from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Observation
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
-from vla_edge.robot.camera_options import PREFIX, short_name
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.simulated_arm import (
     SimulatedArm,

@@ -19,12 +19,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import run_command
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
-from vla_edge.robot.camera_options import PREFIX
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm

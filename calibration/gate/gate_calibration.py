@@ -12,16 +12,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vla_edge.bundle import Bundle, file_sha256, open_bundle, write_manifest
-from vla_edge.calibration.gate.gate_data import Recorded, camera_keys
+from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
 from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, planned_pairs
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
+from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
 from vla_edge.files import link_or_copy, new_folder
 from vla_edge.lerobot_data.meta import Episode
+from vla_edge.lerobot_data.observations import cameras_in
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
@@ -172,8 +174,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--camera",
         action="append",
         default=[],
-        metavar="POLICY=DATA",
-        help="a camera of the policy and the data set's key for it",
+        metavar="POLICY=DATASET",
+        help="a camera of the policy and the dataset's name for it",
     )
     parser.add_argument(
         "--bound",
@@ -207,7 +209,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
     with open_dataset(arguments.dataset) as dataset, Progress(console=Console(stderr=True)) as bar:
-        recorded = Recorded(dataset, camera_keys(bundle, dataset, arguments.camera))
+        recorded = Recorded(dataset, cameras_in(dataset, bundle.manifest.cameras, camera_pairs(arguments.camera)))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
         result = calibrate_gate(bundle, engine, recorded, request, bar)
     digest = write_calibrated(bundle, result, arguments.out)

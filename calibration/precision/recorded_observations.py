@@ -1,4 +1,4 @@
-"""Observations that a policy is measured on, from the frames of a data set: some for ranges, others held out."""
+"""Observations that a policy is measured on, from the frames of a dataset: some for ranges, others held out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from vla_edge.bundle import Bundle
 from vla_edge.calibration.precision.synthetic import Measured, measured
-from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data.reader import Dataset, Sample, open_dataset
-from vla_edge.runtime.inference.units import STATE
+from vla_edge.lerobot_data.observations import cameras_in, observation_of_sample
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,11 @@ class Split:
 
 
 def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: int, held_out: int) -> Split:
-    """Frames spread over the data set; the last fifth of its episodes (of its frames, when it has one episode) is held
-    out. renamed: policy camera → data set camera where they differ. DatasetError: no camera of the policy, or too few
+    """Frames spread over the dataset; the last fifth of its episodes (of its frames, when it has one episode) is held
+    out. renamed: policy camera → dataset camera where they differ. DatasetError: no camera of the policy, or too few
     frames."""
     with open_dataset(path) as dataset:
-        cameras = _cameras(bundle, dataset, renamed)
+        cameras = cameras_in(dataset, bundle.manifest.cameras, renamed, all_of_them=False)
         border = _border(dataset)
         if border < 1 or len(dataset) - border < 1:
             raise DatasetError(f"{path}: {len(dataset)} frames are too few to hold some out; record more")
@@ -39,38 +38,14 @@ def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: 
             measured(
                 bundle,
                 f"{path.name}, {len(first)} frames of 0 to {border - 1}",
-                [_observation(dataset.frame(index, cameras), cameras) for index in first],
+                [observation_of_sample(dataset.frame(index, cameras.values()), cameras) for index in first],
             ),
             measured(
                 bundle,
                 f"{path.name}, {len(last)} frames of {border} to {len(dataset) - 1}",
-                [_observation(dataset.frame(index, cameras), cameras) for index in last],
+                [observation_of_sample(dataset.frame(index, cameras.values()), cameras) for index in last],
             ),
         )
-
-
-def _observation(sample: Sample, cameras: Mapping[str, str]) -> Observation:
-    frames = {cameras[name]: Frame(cameras[name], image, 0, sample.index) for name, image in sample.images.items()}
-    return Observation(
-        sample.index, frames, JointReading(sample.index, 0, np.asarray(sample.values[STATE], np.float32)), sample.task
-    )
-
-
-def _cameras(bundle: Bundle, dataset: Dataset, renamed: Mapping[str, str]) -> dict[str, str]:
-    """Data set camera → policy camera."""
-    found = {}
-    for camera in bundle.manifest.cameras:
-        given = renamed.get(camera.name) or renamed.get(camera.source)
-        key = given or next((name for name in (camera.source, camera.name) if name in dataset.camera_keys), None)
-        if key is not None:
-            found[key] = camera.source
-    if not found:
-        names = [camera.source for camera in bundle.manifest.cameras]
-        raise DatasetError(
-            f"{dataset.root}: its cameras {list(dataset.camera_keys)} are none of the policy's {names}; name them "
-            "with --camera POLICY=DATASET"
-        )
-    return found
 
 
 def _border(dataset: Dataset) -> int:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vla_edge.camera_names import PREFIX
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.checkpoint_folder import read_json
 from vla_edge.policies.features import ACTION, STATE, Feature, read_features
 from vla_edge.policies.smolvla.backbone import TextConfig
 
-EMPTY_CAMERA = "observation.images.empty_camera_"
+EMPTY_CAMERA = f"{PREFIX}empty_camera_"
 
 _WITHOUT_ARITHMETIC = frozenset(
     (

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vla_edge.camera_names import short_name
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
-from vla_edge.robot.camera_options import short_name
 from vla_edge.robot.cameras import Camera
 from vla_edge.robot.shared_frames import FrameWriter
 from vla_edge.runtime.control.run_folder import RunFolder

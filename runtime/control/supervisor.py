@@ -20,10 +20,10 @@ from typing import Any
 from rich.console import Console
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.camera_names import feature_key
 from vla_edge.command_line import answer
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
-from vla_edge.robot.camera_options import full_name
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
@@ -241,7 +241,7 @@ def cameras_of(options: RunOptions, bundle: Bundle) -> list[str]:
         return options.camera
     known = {name for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
     found = SimProcess(open_run_folder(options.run_dir).path).cameras()
-    return [f"{name}=sim:{path}" for name, path in found.items() if full_name(name) in known]
+    return [f"{name}=sim:{path}" for name, path in found.items() if feature_key(name) in known]
 
 
 def inference_words(this: Run) -> list[str]:

@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import open_bundle
+from vla_edge.camera_names import PREFIX, is_camera_key
 from vla_edge.command_line import answer
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.files import written_beside
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
-
-IMAGES = "observation.images."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,11 +107,11 @@ def read_observation(path: Path) -> ObservationFile:
 
 def observation_of(arrays: Mapping[str, NDArray[Any]], source: str) -> ObservationFile:
     """The observation in named arrays, from a file or a client; `source` stands in messages."""
-    frames = {name: Frame(name, array, 0, 0) for name, array in arrays.items() if name.startswith(IMAGES)}
+    frames = {name: Frame(name, array, 0, 0) for name, array in arrays.items() if is_camera_key(name)}
     unknown = sorted(set(arrays) - set(frames) - {"observation.state", "task", "noise", "steps"})
     if unknown:
         raise ObservationError(
-            f"{source}: unknown field {unknown[0]!r:.80}; known: {IMAGES}NAME, observation.state, task, noise, steps"
+            f"{source}: unknown field {unknown[0]!r:.80}; known: {PREFIX}NAME, observation.state, task, noise, steps"
         )
     for name in ("observation.state", "task"):
         if name not in arrays:

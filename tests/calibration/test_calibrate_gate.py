@@ -11,11 +11,9 @@ import pytest
 
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.command import main
-from vla_edge.calibration.gate.gate_data import camera_keys
 from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest, loosest_guard
 from vla_edge.calibration.gate.gate_pairs import PairPlan, planned_pairs
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.writer import DatasetWriter
@@ -210,7 +208,7 @@ def test_a_bound_that_no_reuse_keeps_fails_with_exit_code_1_and_writes_nothing(
     ("more", "message"),
     [
         (["--camera", "wrist=front"], "the policy has no camera observation.images.wrist"),
-        (["--camera", "laptop=side"], "has no camera observation.images.side; it has"),
+        (["--camera", "laptop=side"], "has no camera observation.images.side; there is"),
         (["--camera", "laptop"], "give POLICY=DATA"),
         (["--bound", "0"], "--bound 0.0 must be a share"),
         (["--references", "0"], "at least 1 reference"),
@@ -226,14 +224,6 @@ def test_bad_input_is_refused_in_one_line(golden_bundle, dataset, tmp_path, caps
 def test_an_existing_bundle_is_never_written_to(golden_bundle, dataset, capsys):
     assert main(words(golden_bundle, dataset, golden_bundle)) == 2
     assert "bundles are never changed" in capsys.readouterr().err
-
-
-def test_a_camera_of_the_policy_that_is_not_in_the_data_is_named(golden_bundle, dataset):
-    with open_dataset(dataset) as data:
-        with pytest.raises(DatasetError, match="no camera observation.images.phone that the policy sees"):
-            camera_keys(open_bundle(golden_bundle), data, [])
-        with pytest.raises(ConfigError, match="no camera observation.images.arm"):
-            camera_keys(open_bundle(golden_bundle), data, ["phone=front", "arm=front"])
 
 
 def test_pairs_stay_within_an_episode_but_for_the_others_and_share_their_task(golden_bundle, dataset):

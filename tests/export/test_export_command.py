@@ -280,7 +280,7 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
         RandomPolicy(cameras=("front", "top"), image_width=160, image_height=120, config={"num_vlm_layers": 2}),
     )
     assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--dataset", DATASET) == 2
-    assert "--camera observation.images.top=NAME" in the_line(capsys)
+    assert "--camera top=NAME" in the_line(capsys)
     mapping = "observation.images.top=observation.images.wrist"
     assert (
         run(

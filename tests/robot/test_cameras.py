@@ -43,7 +43,7 @@ def test_a_camera_text_names_its_device_kind_and_options() -> None:
     [
         ("laptop", "is not NAME=DEVICE"),
         ("laptop=", "is not NAME=DEVICE"),
-        ("a b=0", "is not NAME=DEVICE"),
+        ("a,b=0", "is not NAME=DEVICE"),
         ("laptop=webcam", "'webcam' is no device"),
         ("laptop=0,fast", "unknown option 'fast'; known: noisy"),
         ("laptop=file:", "file: needs a path"),
