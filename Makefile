@@ -37,8 +37,9 @@ soak: $(VENV)/.ready
 full: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m full --timeout 3600 -o faulthandler_timeout=0 tests
 
-gpu: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -m gpu tests
+# With the machine's own Python: a bare device has torch, onnx, onnxruntime and cuda-bindings, but no network.
+gpu:
+	$(PYTHON) scripts/device_run.py --out $(OUT)/gpu
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python -m vla_edge.benchmarks.full

@@ -119,9 +119,9 @@ def build_engines(
 
 
 def engine_graphs(bundle: Bundle) -> list[GraphFile]:
-    """The graphs that become engine files: the bundle's, and the tie of the flow loop."""
-    graphs = [bundle.graph(name) for name in bundle.manifest.graphs]
-    return [*graphs, *(tie_graph(graph) for graph in graphs if graph.name == "expert")]
+    """The graphs that become engine files: the bundle's, and the tie of its steps."""
+    graphs, step = [bundle.graph(name) for name in bundle.manifest.graphs], bundle.manifest.programme.step
+    return [*graphs, tie_graph(bundle.graph(step))] if step else graphs
 
 
 def memory_of(bundle: Bundle, made: Iterable[BuiltEngine], board: Board, options: BuildOptions) -> MemoryPlan:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ import pytest
 from vla_edge.engines.tensorrt.cuda import CudaBindings, GpuFacts, Pinned, RowCopy, rounded
 
 LISTENER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_size_t)
+LARGE = 64 << 20
+"""bytes; models beyond are taken without being checked"""
 FACTS = GpuFacts("Emulated", "8.7", 8, 8 << 30, False, "12.6", "540.4.0")
 
 
@@ -195,21 +198,12 @@ class _Context:
             tensors[name][...] = value
 
 
-class _Engine:
+class EmulatedEngine:
+    """What our code asks of an ICudaEngine. tensors: (INPUT or OUTPUT, shape, numpy type) by name."""
+
     num_aux_streams = 0
     device_memory_size_v2 = 4096
-
-    def __init__(self, cuda: Captured, data: bytes) -> None:
-        self.cuda = cuda
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-        self.tensors = {
-            node.name: (mode, tuple(node.shape), kinds[node.type])
-            for mode, nodes in (("INPUT", self.session.get_inputs()), ("OUTPUT", self.session.get_outputs()))
-            for node in nodes
-        }
+    tensors: dict[str, tuple[str, tuple[int, ...], Any]]
 
     @property
     def num_io_tensors(self) -> int:
@@ -227,6 +221,20 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> str:
         return {np.float32: "FLOAT", np.int64: "INT64"}[self.tensors[name][2]]
 
+
+class _Engine(EmulatedEngine):
+    def __init__(self, cuda: Captured, data: bytes) -> None:
+        self.cuda = cuda
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+        self.tensors = {
+            node.name: (mode, tuple(node.shape), kinds[node.type])
+            for mode, nodes in (("INPUT", self.session.get_inputs()), ("OUTPUT", self.session.get_outputs()))
+            for node in nodes
+        }
+
     def create_execution_context(self, strategy: str) -> _Context:
         assert strategy == "USER_MANAGED"
         return _Context(self)
@@ -243,9 +251,15 @@ class _Engine:
         return types.SimpleNamespace(get_engine_information=lambda format: json.dumps({"Layers": layers}))
 
 
-def emulated_tensorrt(cuda: Captured) -> types.ModuleType:
-    """A module to stand in `sys.modules["tensorrt"]`."""
+def onnxruntime_tensorrt(cuda: Captured) -> types.ModuleType:
+    """A module `tensorrt` whose executions ONNX Runtime computes on the CPU."""
+    return emulated_tensorrt(lambda data: _Engine(cuda, data))
+
+
+def emulated_tensorrt(load: Callable[[bytes], EmulatedEngine]) -> types.ModuleType:
+    """A module to stand in `sys.modules["tensorrt"]`. load: an engine from an engine file, which is the ONNX model."""
     module: Any = types.ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)  # torch's compiler looks at it
     module.__version__ = "10.3.0"
     for name, members in {
         "DataType": ("FLOAT", "HALF", "INT8", "INT32", "INT64", "UINT8", "BOOL"), "TensorIOMode": ("INPUT", "OUTPUT"), "BuilderFlag": ("TF32",),
@@ -266,6 +280,8 @@ def emulated_tensorrt(cuda: Captured) -> types.ModuleType:
 
         def parse(self, model: bytes) -> bool:
             self._network.model = model
+            if len(model) > LARGE:
+                return True
             onnx.checker.check_model(model)
             return not any(node.op_type == "Det" for node in onnx.load_from_string(model).graph.node)
 
@@ -301,8 +317,8 @@ def emulated_tensorrt(cuda: Captured) -> types.ModuleType:
         def __init__(self, logger: Any) -> None:
             pass
 
-        def deserialize_cuda_engine(self, data: bytes) -> _Engine:
-            return _Engine(cuda, data)
+        def deserialize_cuda_engine(self, data: bytes) -> EmulatedEngine:
+            return load(data)
 
     module.OnnxParser, module.Builder, module.Runtime = Parser, Builder, Runtime
     return module

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests.engines.emulated_gpu import FACTS, EmulatedCuda, emulated_tensorrt, stub_driver
+from tests.engines.emulated_gpu import FACTS, EmulatedCuda, onnxruntime_tensorrt, stub_driver
 
 from vla_edge import _core
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, open_bundle
@@ -65,7 +65,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cuda(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
     made = EmulatedCuda(library, FITTING)
-    monkeypatch.setitem(sys.modules, "tensorrt", emulated_tensorrt(made))
+    monkeypatch.setitem(sys.modules, "tensorrt", onnxruntime_tensorrt(made))
     monkeypatch.setattr(trt, "_driver", lambda: _core.CudaDriver(str(library)))
     yield made
     made.close()

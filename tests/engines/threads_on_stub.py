@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from cuda.bindings import driver  # noqa: E402
-from tests.engines.emulated_gpu import BindingsOnStub, emulated_tensorrt  # noqa: E402
+from tests.engines.emulated_gpu import BindingsOnStub, onnxruntime_tensorrt  # noqa: E402
 from tests.engines.test_tensorrt import observation  # noqa: E402
 
 from vla_edge import _core  # noqa: E402
@@ -38,7 +38,7 @@ def chunk(bundle: Bundle, engine: TrtEngine) -> np.ndarray:
 def main(bundle: Bundle, library: Path) -> None:
     trt_engine._driver = lambda: _core.CudaDriver(str(library))
     cuda = BindingsOnStub(library, driver)
-    sys.modules["tensorrt"] = emulated_tensorrt(cuda)
+    sys.modules["tensorrt"] = onnxruntime_tensorrt(cuda)
     build_engines(bundle, BuildOptions(), lambda step: None, cuda)
     engine = TrtEngine("tensorrt", cuda, load_compiler())
     first = chunk(bundle, engine)

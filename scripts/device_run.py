@@ -1,0 +1,587 @@
+"""A run on a bare NVIDIA machine: torch, onnx, onnxruntime, cuda-bindings, gcc, Python 3.10+; no network, no pip.
+
+    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled] [--within SECONDS]
+
+Each step is a process of its own with a hard time limit; what it finds goes to FOLDER/results.jsonl, a JSON object a
+line, what it prints to FOLDER/log.txt. Where TensorRT is not installed, torch's kernels run in its place
+(tests/engines/torch_kernels.py), which every line says: capture, launches, streams and copies are then real, the
+kernels are not NVIDIA's compiler's. `--kernels tensorrt-rtx` takes TensorRT-RTX. What is not there is named and left
+out. The steps:
+
+    facts     card, driver, versions, copy and half-precision GEMM ceilings
+    core      the C core built in place
+    tests     tests marked gpu, on tiny bundles: graphs and chunk against ONNX Runtime's, capture against steps, A/B
+              refresh × 200, threads
+    memcheck  the captured loop and its refresh under compute-sanitizer
+    export    a policy of full size with random weights, exported (unproven: random weights) in fp32 and fp16
+    full      full size, fresh, cached, as on the robot, with inpaint, uncaptured, 1, 2 and 10 steps; torch eager and in
+              a CUDA graph in turn with it
+    compiled  the same against torch.compile
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "device"
+LIMITS = {"facts": 60, "core": 90, "tests": 210, "memcheck": 120, "export": 200, "full": 150, "compiled": 230}
+"""Seconds a step may take before it is ended."""
+RACE_ROUNDS = 200
+DEVICE = "cuda"
+
+Tell = Callable[..., None]
+"""Told one line of results, by name."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A run on a bare NVIDIA machine.", allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=WORK / "out", help="folder of results.jsonl and log.txt")
+    parser.add_argument("--steps", default=",".join(LIMITS), help="which steps, in order")
+    parser.add_argument("--within", type=float, default=3600, metavar="SECONDS", help="for all steps together")
+    parser.add_argument("--kernels", choices=("auto", "torch", "tensorrt", "tensorrt-rtx"), default="auto")
+    parser.add_argument("--rounds", type=int, default=60, help="measured rounds of the steps full and compiled")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="of the exported policy")
+    parser.add_argument("--step", help="run one step in this process")
+    arguments = parser.parse_args()
+    if arguments.step:
+        return run_step(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + arguments.within
+    failed = [step for step in arguments.steps.split(",") if not supervised(step, arguments, end)]
+    print(f"failed: {', '.join(failed)}" if failed else "all steps done", flush=True)
+    return 1 if failed else 0
+
+
+def supervised(step: str, arguments: argparse.Namespace, end: float) -> bool:
+    """Run a step as a process of its own until its limit; False when it failed."""
+    tell = teller(arguments.out, step)
+    limit = min(LIMITS[step], end - time.monotonic())
+    if limit < 5:
+        tell(step_ended=False, why="no time is left for it")
+        return False
+    words = [sys.executable, __file__, "--step", step, "--out", str(arguments.out), "--kernels", arguments.kernels]
+    words += ["--rounds", str(arguments.rounds), "--size", arguments.size]
+    start = time.monotonic()
+    with (arguments.out / "log.txt").open("ab") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment(), start_new_session=True)
+        try:
+            status: int | str = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = f"ended at its limit of {limit:.0f} s"
+    tell(step_ended=True, status=status, seconds=round(time.monotonic() - start, 1))
+    return status == 0
+
+
+def environment() -> dict[str, str]:
+    path = f"{ROOT / 'src'}:{ROOT}" + (f":{os.environ['PYTHONPATH']}" if "PYTHONPATH" in os.environ else "")
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def teller(out: Path, step: str) -> Tell:
+    def tell(**row: Any) -> None:
+        line = json.dumps({"step": step, "t": round(time.time(), 1), **row}, default=str)
+        print(line, flush=True)
+        with (out / "results.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    return tell
+
+
+def run_step(arguments: argparse.Namespace) -> int:
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tell = teller(arguments.out, arguments.step)
+    steps: dict[str, Callable[[argparse.Namespace, Tell], int]] = {
+        "facts": facts, "core": core, "tests": gpu_tests, "race": race, "memcheck": memcheck, "export": export,
+        "full": full, "compiled": compiled,
+    }  # fmt: skip
+    try:
+        return steps[arguments.step](arguments, tell)
+    except Exception as error:  # noqa: BLE001 -- the next steps still run, and the reason is kept
+        tell(error=f"{type(error).__name__}: {error}", where=traceback.format_exc()[-2000:])
+        return 1
+
+
+# ---- facts and core
+
+
+def facts(arguments: argparse.Namespace, tell: Tell) -> int:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = ("torch", "onnx", "onnxruntime", "numpy", "cuda-bindings", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu")
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    tell(python=platform.python_version(), packages=found, cpus=os.cpu_count())
+    query = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.memory,pcie.link.gen.current"
+    if shutil.which("nvidia-smi"):
+        ran = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True
+        )
+        tell(nvidia_smi=ran.stdout.strip() or ran.stderr.strip())
+    from vla_edge.engines.tensorrt.cuda import open_cuda
+
+    tell(cuda=str(open_cuda().facts))
+    import torch
+
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    square = torch.randn(8192, 8192, device=DEVICE, dtype=torch.float16)
+    seconds = event_seconds(lambda: target.copy_(source))
+    tell(copy_TB_s=round(2 * source.numel() / seconds / 1e12, 2))
+    seconds = event_seconds(lambda: square @ square)
+    tell(gemm_fp16_TFLOP_s=round(2 * 8192**3 / seconds / 1e12))
+    # As the expert's largest product: 50 rows by its weights, which the memory bounds.
+    rows, weights = square[:50, :720].contiguous(), square[:720, :4096].contiguous()
+    tell(gemm_50_rows_us=round(event_seconds(lambda: rows @ weights, 200) * 1e6, 1))
+    return 0
+
+
+def event_seconds(work: Callable[[], object], times: int = 10) -> float:
+    """Seconds of one `work` on the GPU, the mean of `times` after a warm-up."""
+    import torch
+
+    for _ in range(3):
+        work()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        work()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / times
+
+
+def core(arguments: argparse.Namespace, tell: Tell) -> int:
+    ran = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j", "8"], cwd=ROOT)
+    if ran.returncode == 0:
+        from vla_edge import _core
+
+        tell(driver=_core.CudaDriver().version)
+    return ran.returncode
+
+
+# ---- TensorRT or what stands in for it
+
+
+def take_kernels(arguments: argparse.Namespace, tell: Tell) -> Any:
+    """The compiler whose kernels run, installed as the module `tensorrt` where it is torch."""
+    import importlib.util
+
+    from vla_edge.engines.tensorrt.engine_build import RTX, load_compiler
+
+    if arguments.kernels == RTX:
+        made = load_compiler(RTX)
+    else:
+        real = arguments.kernels == "tensorrt" or (
+            arguments.kernels == "auto" and importlib.util.find_spec("tensorrt") is not None
+        )
+        if not real:
+            from tests.engines.torch_kernels import torch_tensorrt
+
+            sys.modules["tensorrt"] = torch_tensorrt()
+        made = load_compiler()
+        made = made if real else replace(made, version="torch's kernels in its place")
+    tell(kernels=f"{made.name} {made.version}")
+    return made
+
+
+def gpu_tests(arguments: argparse.Namespace, tell: Tell) -> int:
+    from xml.etree import ElementTree
+
+    report = arguments.out / "tests.xml"
+    plugin = ["-p", "tests.engines.torch_kernels"] if arguments.kernels in ("auto", "torch") else []
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-o", "addopts=--import-mode=importlib", *plugin, "-q"]
+    words += ["-k", "not sanitizer", "-p", "no:cacheprovider", f"--junitxml={report}", "tests/engines/test_gpu.py"]
+    ran = subprocess.run(words, cwd=ROOT, env=environment())
+    if report.exists():
+        for case in ElementTree.parse(report).iter("testcase"):
+            fault = next((item for item in case if item.tag in ("failure", "error", "skipped")), None)
+            verdict = "passed" if fault is None else fault.tag
+            said = "" if fault is None else (fault.get("message") or "")[:600]
+            tell(test=case.get("name"), verdict=verdict, said=said, seconds=float(case.get("time") or 0))
+        report.unlink()
+    return ran.returncode
+
+
+def race(arguments: argparse.Namespace, tell: Tell) -> int:
+    """A short life of the captured loop: fresh, steps, refresh beside the loop, tie; for compute-sanitizer."""
+    import numpy as np
+
+    from vla_edge.engines.flow_loop import FlowRequest, Inpaint
+
+    source = WORK / "race"
+    if not source.exists():
+        shutil.copytree(ROOT / "examples" / "reach-cube" / "bundle", source)
+    session, _ = opened(source, take_kernels(arguments, tell))
+    for seed in range(2):
+        session.infer(request_of(session, seed))
+    policy, loop = session.policy, session.loop
+    shape = (policy.chunk_size, policy.max_action_dim)
+    noise = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    tie = Inpaint(noise * 0.5, np.linspace(1, 0, shape[0], dtype=np.float32))
+    flow = FlowRequest(policy.num_steps, noise, tie, np.zeros(1, np.int32))
+    rounds = min(arguments.rounds, RACE_ROUNDS)
+    for _ in range(rounds):
+        loop.encode(True)
+        alone = loop.denoise(flow).latent
+        loop.start_refresh()
+        assert (loop.denoise(flow).latent == alone).all(), "the loop's result changed beside a refresh"
+        loop.adopt()
+        loop.encode(False)
+        assert (loop.denoise(flow).latent == alone).all(), "the refreshed side differs"
+    tell(rounds=rounds, same_bits=True)
+    return 0
+
+
+def memcheck(arguments: argparse.Namespace, tell: Tell) -> int:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        tell(memcheck="not run: no compute-sanitizer on this machine")
+        return 0
+    words = [tool, "--tool", "memcheck", "--error-exitcode", "3", sys.executable, __file__, "--step", "race"]
+    words += ["--rounds", "2", "--out", str(arguments.out), "--kernels", arguments.kernels]
+    ran = subprocess.run(words, env={**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "0"}, capture_output=True)
+    said = (ran.stdout + ran.stderr).decode(errors="replace")
+    print(said, flush=True)
+    summary = [line.strip("= ") for line in said.splitlines() if "SUMMARY" in line]
+    tell(memcheck=summary[-1] if summary else "no summary", status=ran.returncode)
+    return ran.returncode
+
+
+# ---- full size
+
+
+def export(arguments: argparse.Namespace, tell: Tell) -> int:
+    """Checkpoint, fp32 and fp16 bundle under build/device/SIZE. Nothing is proven: the weights are random."""
+    import torch
+    from tests.random_policy import RandomPolicy, write_random_policy
+
+    from vla_edge.bundle import open_bundle, write_manifest
+    from vla_edge.engines.engine import backend_of
+    from vla_edge.errors import ExportError
+    from vla_edge.export import assemble, precision
+    from vla_edge.files import new_folder
+    from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+
+    place = WORK / arguments.size
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    start = time.monotonic()
+
+    def say(step: str) -> None:
+        print(f"{time.monotonic() - start:.1f} s: {step}", flush=True)
+
+    write_random_policy(place / "policy", RandomPolicy(size=arguments.size, dtype="bfloat16"))
+    say("policy written")
+    request = assemble.ExportRequest(checkpoint=place / "policy", out=place / "fp32")
+    with new_folder(place / "fp32", ExportError) as folder, torch.inference_mode():
+        policy = SmolVLAPolicy.from_pretrained(place / "policy")
+        write_manifest(folder, assemble._write(policy, request, folder, say))
+    half = precision.PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
+    bundle = open_bundle(place / "fp32")
+    work = precision._Work(bundle, half, backend_of("tensorrt"), precision.dialect_of("tensorrt"), say)
+    with new_folder(place / "fp16", ExportError) as folder:
+        manifest = precision._write(work, work.half()[0], folder)
+        facts = {"requested": "fp16", "graphs": dict.fromkeys(manifest.graphs, "fp16, not proven")}
+        write_manifest(folder, replace(manifest, precision=facts))
+    sizes = {
+        name: sum(file.stat().st_size for file in (place / name / "graphs").rglob("*.bin")) for name in ("fp32", "fp16")
+    }
+    tell(size=arguments.size, seconds=round(time.monotonic() - start, 1), weights_bytes=sizes)
+    return 0
+
+
+def opened(path: Path, compiler: Any) -> tuple[Any, dict[str, float]]:
+    """A session of the bundle on this GPU with engine files made now, and how long both took."""
+    from vla_edge.bundle import open_bundle
+    from vla_edge.engines.tensorrt.cuda import open_cuda
+    from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_engines
+    from vla_edge.engines.tensorrt.trt_engine import TrtEngine
+    from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+
+    bundle, cuda = open_bundle(path), open_cuda()
+    start = time.perf_counter()
+    build_engines(bundle, BuildOptions(force=True), lambda step: None, cuda, compiler)
+    built = time.perf_counter()
+    session = PolicySession(bundle, TrtEngine(compiler.name, cuda, compiler), SessionOptions(seed=3))
+    return session, {"build_s": round(built - start, 2), "ready_s": round(time.perf_counter() - built, 2)}
+
+
+def request_of(session: Any, seed: int) -> Any:
+    import numpy as np
+
+    from vla_edge.contract import Frame, JointReading, Observation
+    from vla_edge.runtime.inference.session import InferenceRequest
+
+    generator, manifest = np.random.default_rng(seed), session.bundle.manifest
+    frames = {
+        item.name: Frame(item.name, generator.integers(0, 256, (item.height, item.width, 3), dtype=np.uint8), 0, 0)
+        for item in manifest.cameras
+    }
+    state = generator.normal(0, 10, manifest.policy.state_dim).astype(np.float32)
+    observation = Observation(0, frames, JointReading(0, 0, state), "Stack the blocks")
+    return InferenceRequest(observation, seed, signal=np.zeros(1, np.int32))
+
+
+class Ours:
+    """Cases of the captured loop; each call returns the milliseconds of its parts."""
+
+    def __init__(self, path: Path, compiler: Any, tell: Tell) -> None:
+        import numpy as np
+
+        from vla_edge.engines.flow_loop import FlowRequest, Inpaint, PythonLoop
+
+        self.session, took = opened(path, compiler)
+        tell(bundle=path.name, **took, memory_used_mb=used_mb())
+        policy = self.session.policy
+        shape = (policy.chunk_size, policy.max_action_dim)
+        noise = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        tie = Inpaint(noise * 0.5, np.linspace(1, 0, shape[0], dtype=np.float32))
+        signal = np.zeros(1, np.int32)
+        self.flows = {n: FlowRequest(n, noise, None, signal) for n in (1, 2, policy.num_steps)}
+        self.robot = self.flows[policy.num_steps]
+        self.tied = FlowRequest(policy.num_steps, noise, tie, signal)
+        self.python = PythonLoop(self.session.graphs.flow(self.session.preparer.tables))
+        self.round = 0
+        self.session.infer(request_of(self.session, 0))
+
+    def fresh(self) -> dict[str, float]:
+        self.round += 1
+        timings = self.session.infer(request_of(self.session, self.round)).timings
+        parts = {name: getattr(timings, name) for name in ("prepare", "vision", "prefix", "state", "flow", "total")}
+        return {**parts, "without preparation": timings.total - timings.prepare}
+
+    def cached(self) -> dict[str, float]:
+        """What the robot runs on a cached prefix: the state's row and the steps, with a signal."""
+        start = time.perf_counter()
+        self.session.loop.encode(False)
+        self.session.loop.denoise(self.robot)
+        return {"total": 1e3 * (time.perf_counter() - start)}
+
+    def inpaint(self) -> dict[str, float]:
+        start = time.perf_counter()
+        self.session.loop.encode(False)
+        self.session.loop.denoise(self.tied)
+        return {"total": 1e3 * (time.perf_counter() - start)}
+
+    def steps(self) -> dict[str, float]:
+        made = {}
+        for count, flow in self.flows.items():
+            start = time.perf_counter()
+            self.session.loop.denoise(flow)
+            made[f"{count} steps"] = 1e3 * (time.perf_counter() - start)
+        return made
+
+    def beside_refresh(self) -> dict[str, float]:
+        """The cached path while the other side's prefix is being refreshed."""
+        loop = self.session.loop
+        loop.start_refresh()
+        made = self.cached()
+        loop.adopt()
+        loop.encode(False)
+        return made
+
+    def uncaptured(self) -> dict[str, float]:
+        start = time.perf_counter()
+        self.python.denoise(self.robot)
+        return {"total": 1e3 * (time.perf_counter() - start)}
+
+    def cases(self) -> dict[str, Callable[[], dict[str, float]]]:
+        return {
+            "fresh": self.fresh, "cached": self.cached, "cached, inpaint": self.inpaint, "steps": self.steps,
+            "cached, beside a refresh": self.beside_refresh,
+        }  # fmt: skip
+
+
+class Torch:
+    """The policy in torch on the GPU in half precision (norms, softmax and the update in float32), inputs already
+    there: fresh in LeRobot's order, cached as ours."""
+
+    def __init__(self, checkpoint: Path, session: Any) -> None:
+        import torch
+
+        from vla_edge.policies.features import STATE
+        from vla_edge.policies.smolvla.flow import Inputs
+        from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+        from vla_edge.policies.smolvla.vision import Embeddings
+
+        self.torch = torch
+        policy = SmolVLAPolicy.from_pretrained(checkpoint)
+        self.model = policy.model.to(DEVICE).half()
+        self.model.action_out_proj.float()
+        for module in self.model.modules():
+            if isinstance(module, Embeddings):  # its numbers come from the host, which no CUDA graph can hold
+                ids = functools.cache(lambda rows, columns, make=module.position_ids: make(rows, columns).to(DEVICE))
+                module.__dict__["position_ids"] = ids
+        self.count = policy.config.num_steps
+        observation = request_of(session, 0).observation
+        raw = {camera.source: observation.frames[camera.name].image for camera in policy.settings.cameras}
+        given = policy.prepare(
+            policy.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task})
+        )
+        self.inputs = Inputs(
+            tuple(image.to(DEVICE).half() for image in given.images),
+            tuple(mask.to(DEVICE) for mask in given.image_masks),
+            given.token_ids.to(DEVICE),
+            given.token_mask.to(DEVICE),
+            given.state.to(DEVICE).half(),
+        )
+        flow = session.policy
+        self.noise = torch.randn(1, flow.chunk_size, flow.max_action_dim, device=DEVICE)
+        self.times = torch.tensor([[1.0 - k / self.count] for k in range(self.count)], device=DEVICE)
+        self.embed: Any = self.model.embed_images
+        self.together: Any = self.model.run_together
+        self.state_of: Any = self.model.run_state
+        self.step: Any = self.model.denoise_step
+        with torch.inference_mode():
+            self.prefix = self.model.run_prefix(*self.rows())
+
+    def compile(self) -> None:
+        self.embed, self.together, self.state_of, self.step = (
+            self.torch.compile(part) for part in (self.embed, self.together, self.state_of, self.step)
+        )
+
+    def rows(self) -> tuple[Any, Any]:
+        given = self.inputs
+        return self.model.embed_prefix(self.embed(given.images), given.image_masks, given.token_ids, given.token_mask)
+
+    def flow(self, prefix: Any) -> Any:
+        actions = self.noise
+        for k in range(self.count):
+            actions = actions - self.step(prefix, actions.half(), self.times[k]) / self.count
+        return actions
+
+    def fresh_work(self) -> Any:
+        rows, mask = self.rows()
+        return self.flow(self.together(rows, mask, self.inputs.state))
+
+    def cached_work(self) -> Any:
+        return self.flow(self.state_of(self.prefix, self.inputs.state))
+
+    def timed(self, work: Callable[[], Any]) -> dict[str, float]:
+        with self.torch.inference_mode():
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            return {"total": 1e3 * (time.perf_counter() - start)}
+
+    def wait(self) -> None:
+        self.torch.cuda.synchronize()
+
+    def captured(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        """`work` as one CUDA graph."""
+        torch = self.torch
+        side = torch.cuda.Stream()
+        with torch.inference_mode():
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    work()
+            side.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                work()
+        return graph.replay
+
+    def cases(self, name: str) -> dict[str, Callable[[], dict[str, float]]]:
+        return {
+            f"{name}, fresh": lambda: self.timed(self.fresh_work),
+            f"{name}, cached": lambda: self.timed(self.cached_work),
+        }
+
+    def graph_cases(self, name: str, tell: Tell) -> dict[str, Callable[[], dict[str, float]]]:
+        """The same, each as one CUDA graph; one that cannot be captured is told and left out."""
+        made: dict[str, Callable[[], dict[str, float]]] = {}
+        for case, work in (("cached", self.cached_work), ("fresh", self.fresh_work)):
+            try:
+                replay = self.captured(work)
+            except Exception as error:  # noqa: BLE001 -- the other cases are still of worth
+                tell(case=f"{name}, {case}, CUDA graph", error=f"{type(error).__name__}: {str(error)[:800]}")
+                continue
+            made[f"{name}, {case}, CUDA graph"] = functools.partial(self.timed, replay)
+        return made
+
+
+def used_mb() -> int:
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return round((total - free) / 2**20)
+
+
+def in_turn(cases: dict[str, Callable[[], dict[str, float]]], rounds: int, tell: Tell) -> None:
+    """Every case in every round, and the percentiles of each. A case that fails is told once and left out."""
+    import numpy as np
+
+    taken: dict[str, dict[str, list[float]]] = {name: {} for name in cases}
+    alive = dict(cases)
+    for number in range(-3, rounds):
+        for name, case in list(alive.items()):
+            try:
+                parts = case()
+            except Exception as error:  # noqa: BLE001 -- the other cases are still of worth
+                tell(case=name, error=f"{type(error).__name__}: {str(error)[:800]}")
+                del alive[name]
+                continue
+            if number >= 0:
+                for part, value in parts.items():
+                    taken[name].setdefault(part, []).append(value)
+    for name, found in taken.items():
+        for part, values in found.items():
+            p50, p99 = np.percentile(values, [50, 99])
+            tell(case=name, part=part, p50_ms=round(float(p50), 3), p99_ms=round(float(p99), 3), rounds=len(values))
+
+
+def full(arguments: argparse.Namespace, tell: Tell) -> int:
+    compiler = take_kernels(arguments, tell)
+    place = WORK / arguments.size
+    ours = Ours(place / "fp16", compiler, tell)
+    cases = {f"ours fp16, {name}": case for name, case in ours.cases().items()}
+    baseline = Torch(place / "policy", ours.session)
+    cases |= baseline.cases("torch fp16") | baseline.graph_cases("torch fp16", tell)
+    in_turn(cases, arguments.rounds, tell)
+    in_turn({"ours fp16, uncaptured": ours.uncaptured}, max(3, arguments.rounds // 10), tell)
+    single = Ours(place / "fp32", compiler, tell)
+    in_turn({f"ours fp32, {name}": case for name, case in single.cases().items()}, max(3, arguments.rounds // 3), tell)
+    tell(memory_used_mb=used_mb())
+    return 0
+
+
+def compiled(arguments: argparse.Namespace, tell: Tell) -> int:
+    compiler = take_kernels(arguments, tell)
+    place = WORK / arguments.size
+    ours = Ours(place / "fp16", compiler, tell)
+    torch_policy = Torch(place / "policy", ours.session)
+    torch_policy.compile()
+    cases = torch_policy.cases("torch.compile fp16")
+    for name, case in cases.items():
+        start = time.monotonic()
+        case()
+        tell(case=name, compiled_in_s=round(time.monotonic() - start, 1))
+    in_turn({"ours fp16, fresh": ours.fresh, "ours fp16, cached": ours.cached, **cases}, arguments.rounds, tell)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
