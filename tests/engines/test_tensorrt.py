@@ -590,7 +590,7 @@ def test_engine_files_are_built_by_the_command_where_there_is_a_device(
     monkeypatch.setattr("vla_edge.export.tensorrt_bundle.open_cuda", lambda: cuda)
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lines = told["told"]
+    lines = told["lines"]
     graphs = [f"{graph.name}.engine" for graph in engine_graphs(bundle)]
     assert told["built"] and [line.split(":")[0] for line in lines[: len(graphs)]] == graphs
     assert "allowances for system and context are assumed" in " ".join(lines)
