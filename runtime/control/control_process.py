@@ -19,7 +19,14 @@ from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.runtime.control.children import end_with
-from vla_edge.runtime.control.control_settings import TRACKING, VELOCITY, ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.control_settings import (
+    RECORD_BYTES,
+    TRACKING,
+    VELOCITY,
+    ControlSettings,
+    JointLimits,
+    LoopFiles,
+)
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.handover import HandOver, add_handover_arguments
 from vla_edge.runtime.control.identity import check_joints, units_of
@@ -30,6 +37,8 @@ from vla_edge.runtime.inference.units import read_tables
 NS = 1_000_000_000
 MIN_HZ, MAX_HZ = 6.0, 100.0
 """Below, the servos' bus watchdog of 200 ms would trip between two ticks; above, six servos take too long to ask."""
+SLACK_BYTES = 1 << 20
+"""For the run folder's other files."""
 LAST_READINGS = 3
 """Ticks without a reading before the end that say a servo is silent."""
 GRIPPER_TRACKING = 1_500
@@ -146,7 +155,8 @@ def control_koch(
             )
         )
         try:
-            keep_old_records(folder)
+            for removed in keep_old_records(folder, RECORD_BYTES + SLACK_BYTES):
+                print(f"note: {removed} was removed, as {folder.path} has no space for one more", file=sys.stderr)
             with listen(folder) as listener, stop_signals() as signal_fd:
                 files = LoopFiles(
                     ring=folder.ring,

@@ -10,6 +10,10 @@ VELOCITY = 2_000.0
 TRACKING = 400
 """counts: 35°"""
 
+RECORD_CELLS = 1 << 17
+RECORD_BYTES = 4096 + RECORD_CELLS * 256
+"""A flight record: its header and its cells (runtime/core/control/record.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class JointLimits:
@@ -68,7 +72,7 @@ class LoopFiles:
     state: Path
     record: Path
     """must not exist yet"""
-    record_cells: int = 1 << 17
+    record_cells: int = RECORD_CELLS
     """256 bytes each; one a tick and 1 + n/10 a chunk of n actions"""
     socket_fd: int = -1
     """bound datagram socket for commands"""

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,13 +82,31 @@ def lock_for_control(folder: RunFolder) -> int:
     return lock
 
 
-def keep_old_records(folder: RunFolder) -> None:
-    """Move the last run's flight record aside: after a crash it is what one wants to read."""
-    for age in range(KEPT_RECORDS, 0, -1):
-        older = folder.record.with_name(f"flight.record.{age}")
-        newer = folder.record if age == 1 else folder.record.with_name(f"flight.record.{age - 1}")
+def free_bytes(folder: Path) -> int:
+    """What this user may still write there."""
+    space = os.statvfs(folder)
+    return space.f_bavail * space.f_frsize
+
+
+def keep_old_records(
+    folder: RunFolder, needed_bytes: int = 0, free_bytes: Callable[[Path], int] = free_bytes
+) -> list[Path]:
+    """Move the last run's flight record aside: after a crash it is what one wants to read.
+
+    Where the folder has less than needed_bytes left, the oldest are removed until it has; returns the removed ones.
+    """
+    older = [folder.record.with_name(f"flight.record.{age}") for age in range(1, KEPT_RECORDS + 1)]
+    for newer, target in reversed(list(zip([folder.record, *older], older))):
         if newer.exists():
-            newer.replace(older)
+            newer.replace(target)
+    removed = []
+    for record in reversed(older):
+        if free_bytes(folder.path) >= needed_bytes:
+            break
+        if record.exists():
+            record.unlink()
+            removed.append(record)
+    return removed
 
 
 def listen(folder: RunFolder) -> socket.socket:

@@ -63,7 +63,8 @@ class Switch:
         pass
 
 
-def wait_until(condition, seconds=8.0):
+def wait_until(condition, seconds=120.0):
+    """For an event, however long a busy machine takes to come to it."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"

@@ -15,13 +15,7 @@ import pytest
 
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.children import Child, end, start
-from vla_edge.runtime.control.run_options import (
-    InferenceOptions,
-    PolicyOptions,
-    extended,
-    flags_of,
-    options_of_arguments,
-)
+from vla_edge.runtime.control.run_options import InferenceOptions, flags_of, options_of_arguments
 
 WAITS = "import sys; print('here', flush=True); sys.stdin.read()"
 
@@ -85,8 +79,3 @@ def test_a_parent_reads_back_the_options_it_gave() -> None:
     given = options_of_arguments(InferenceOptions, parser.parse_args([*line, "--record-inputs", "file"]))
     assert given.camera == ["a=0", "b=1"] and given.trust_cameras and given.record_inputs == Path("file")
     assert options_of_arguments(InferenceOptions, parser.parse_args(flags_of(given))) == given
-    policy = options_of_arguments(PolicyOptions, parser.parse_args(line))
-    assert "--run-dir" in flags_of(
-        extended(InferenceOptions, policy, bundle=Path("b"), run_dir=Path("r"), camera=[], handover="blend",
-                 seconds=0.0, parent=1, json=True)
-    )  # fmt: skip
