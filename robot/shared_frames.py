@@ -68,6 +68,7 @@ class SimCamera:
         self.name = name
         self.exempt_from_freshness = False
         self._path = path
+        self._last: Frame | None = None
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -87,18 +88,23 @@ class SimCamera:
             )
 
     def newest(self) -> Frame:
-        """The newest picture, a copy. CameraError when none was written yet or none could be read whole."""
+        """The newest picture, a copy, the same until there is a newer one. CameraError when none was written yet or none
+        could be read whole."""
         size = int(np.prod(self._shape))
         for _ in range(_TRIES):
             (sequence,) = _NEWEST.unpack_from(self._map, _NEWEST_AT)
             if sequence == 0:
                 raise CameraError(f"camera {self.name}: no picture yet in {self._path}; wait for the simulated arm")
+            if self._last is not None and self._last.sequence == sequence:
+                return self._last
             start = _HEADER.size + sequence % _SLOTS * self._slot_size
             first, captured_ns, checksum = _SLOT.unpack_from(self._map, start)
             pixels = self._map[start + _SLOT.size : start + _SLOT.size + size]
             (last,) = _NEWEST.unpack_from(self._map, start + self._slot_size - _NEWEST.size)
             if first == last == sequence and zlib.crc32(pixels) == checksum:
-                return Frame(self.name, np.frombuffer(pixels, np.uint8).reshape(self._shape), captured_ns, sequence)
+                image = np.frombuffer(pixels, np.uint8).reshape(self._shape)
+                self._last = Frame(self.name, image, captured_ns, sequence)
+                return self._last
         raise CameraError(
             f"camera {self.name}: no whole picture in {_TRIES} tries at {self._path}; is the file damaged?"
         )

@@ -7,6 +7,7 @@ compares what the prefix itself saw, through learned observation tokens
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -94,9 +95,23 @@ class GuardReading:
 
 
 def block_means(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Mean luma of each block, float32 [24, 32], of an RGB picture uint8 [height, width, 3]."""
+    """Mean luma of each block, float32 [24, 32], read-only, of an RGB picture uint8 [height, width, 3].
+
+    Made once a picture, however many ask (planning, cache, watch), and kept as long as the picture lives: nobody writes
+    to one after it was handed over (contract.Frame)."""
+    key = id(image)
+    known = _MEANS.get(key)
+    if known is not None and known[0]() is image:
+        return known[1]
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray(cv2.resize(luma, BLOCKS[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    means = np.asarray(cv2.resize(luma, BLOCKS[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    means.flags.writeable = False
+    _MEANS[key] = (weakref.ref(image, lambda _: _MEANS.pop(key, None)), means)
+    return means
+
+
+_MEANS: dict[int, tuple[weakref.ref[NDArray[np.uint8]], NDArray[np.float32]]] = {}
+"""By the picture's id, which is its own while the reference is alive."""
 
 
 def guard_reading(now: NDArray[np.float32], cached: NDArray[np.float32]) -> GuardReading:

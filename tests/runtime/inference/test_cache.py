@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vla_edge.contract import Frame
 from vla_edge.errors import ConfigError
+from vla_edge.runtime.control.planning import WatchedScene, still
+from vla_edge.runtime.inference import scene_gate
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, PrefixCache, Reason
 from vla_edge.runtime.inference.scene_gate import (
     GateSettings,
@@ -117,6 +120,31 @@ def test_the_guard_reads_levels_of_grey():
     frames = pictures(100, 107)
     reading = guard_reading(block_means(frames[1]), block_means(frames[0]))
     assert reading.mean == pytest.approx(7, abs=1e-3) and reading.worst == pytest.approx(7, abs=1e-3)
+
+
+def test_a_pictures_blocks_are_made_once_however_many_ask_and_go_with_it(monkeypatch):
+    made: list[int] = []
+    convert = scene_gate.cv2.cvtColor
+
+    def counted(image, code):
+        made.append(id(image))
+        return convert(image, code)
+
+    monkeypatch.setattr(scene_gate.cv2, "cvtColor", counted)
+    before = len(scene_gate._MEANS)
+    drive, seen = Driver(), pictures()
+    frames = {str(slot): Frame(str(slot), picture, 0, 0) for slot, picture in enumerate(seen)}
+    drive(seen)
+    watched = WatchedScene(frames, mean=2, worst=16)
+    newer = {name: replace(frame, captured_ns=1) for name, frame in frames.items()}
+    assert still(frames, newer) and not watched.broken_by(newer)
+    drive(seen)
+    assert drive(seen).reason is Reason.REUSED
+    assert len(made) == 2 and len(scene_gate._MEANS) == before + 2
+    changed = pictures(first=101)
+    assert block_means(changed[0])[0, 0] == pytest.approx(block_means(seen[0])[0, 0] + 1)
+    del seen, frames, watched, newer, changed
+    assert len(scene_gate._MEANS) == before
 
 
 def test_a_changed_verdict_forces_a_refresh_of_every_camera_and_moves_the_reference():
