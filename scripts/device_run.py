@@ -261,7 +261,7 @@ def memcheck(arguments: argparse.Namespace, tell: Tell) -> int:
         return 0
     words = [tool, "--tool", "memcheck", "--error-exitcode", "3", sys.executable, __file__, "--step", "race"]
     words += ["--rounds", "2", "--out", str(arguments.out), "--kernels", arguments.kernels]
-    ran = subprocess.run(words, env={**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "0"}, capture_output=True)
+    ran = subprocess.run(words, env=environment(), capture_output=True)
     said = (ran.stdout + ran.stderr).decode(errors="replace")
     print(said, flush=True)
     summary = [line.strip("= ") for line in said.splitlines() if "SUMMARY" in line]
@@ -577,7 +577,7 @@ def compiled(arguments: argparse.Namespace, tell: Tell) -> int:
     cases = torch_policy.cases("torch.compile fp16")
     for name, case in cases.items():
         start = time.monotonic()
-        case()
+        in_turn({name: case}, 0, tell)
         tell(case=name, compiled_in_s=round(time.monotonic() - start, 1))
     in_turn({"ours fp16, fresh": ours.fresh, "ours fp16, cached": ours.cached, **cases}, arguments.rounds, tell)
     return 0

@@ -226,6 +226,7 @@ class TorchContext:
                 if self._pool is not None
                 else torch.from_numpy(array_at(address, shape, kind))
             )
+            assert self._views[name, address].data_ptr() == address, "torch made a copy"
         return self._views[name, address]
 
 
