@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.command_line import run_command
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
@@ -63,7 +64,7 @@ def core_loop(hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
             arm_at_start=True,
             stop_after_ticks=round(hz * seconds),
         )
-        core.control_run(core.StillArm([2000] * 6), settings, files)
+        core.control_run(StillArm([2000] * 6), settings, files)
         late = np.array([tick["late_ns"] for tick in ticks_of(open_record(path / "record"))], np.int64)
         missed = core.StateReader(path / "state").read()["missed"]
     return late, int(missed)

@@ -31,6 +31,7 @@ from rich.progress import track
 
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
+from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import run_command
@@ -183,7 +184,7 @@ def real_clock(
             priority=0,
             arm_at_start=True,
         )
-        still = core.StillArm([int(count) for count in counts_from_radians(np.array(random_scene(FIRST_SEED).pose))])
+        still = StillArm([int(count) for count in counts_from_radians(np.array(random_scene(FIRST_SEED).pose))])
         control = threading.Thread(target=core.control_run, args=(still, settings, files))
         control.start()
         cameras = {PREFIX + name: Window(PREFIX + name, picture) for name, picture in scenes[0][0].items()}

@@ -31,6 +31,13 @@ OPERATING_MODES = {joint: CURRENT_BASED_POSITION if joint == GRIPPER else EXTEND
 MODE_NAMES = {EXTENDED_POSITION: "extended position", CURRENT_BASED_POSITION: "current-based position"}
 VOLTAGE_TENTHS = {r.XL430_W250: (65, 132), r.XL330_M288: (37, 60)}
 """Data sheets: 6.5–12.0 V (a 12 V supply may show up to a tenth more) and 3.7–6.0 V."""
+TEMPERATURE_LIMITS = {r.XL430_W250: 72, r.XL330_M288: 70}
+"""°C at which the servos shut down: the factory's Temperature_Limit."""
+GRAVITY = {"shoulder_pan": 25, "shoulder_lift": 100, "elbow_flex": 60, "wrist_flex": 104, "wrist_roll": 25}
+"""Counts by which each joint hangs below its goal at most: its links and 150 g held at arm's length, at the gains below
+(full force comes at 177 counts on the XL430, 283 on the XL330, 75 at the elbow). The rest is friction."""
+GOAL_PWM = dict(zip(KOCH_JOINTS, (600, 700, 885, 885, 600, 885)))
+"""0.113 % each; 885 is all there is. The shoulder needs no more for an arm that carries 150 g."""
 RANGE_MARGIN = 512
 """Counts (45°) a joint may stand outside its calibrated range: further means a lost turn."""
 READINGS, READINGS_ENOUGH = 30, 5
@@ -54,6 +61,7 @@ class ArmResult(IntEnum):
     WATCHDOG = 4
     UNPLUGGED = 5
     REBOOTED = 6
+    REFUSED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +149,13 @@ class KochArm:
             return BusError(f"the adapter at {self._bus.path} is gone; plug it in and start again")
         if result == ArmResult.ALERT:
             return BusError(f"{action} failed: a servo reports a hardware alert; restart to see which")
+        if result == ArmResult.REFUSED:
+            joint, address, wanted, found = self._bus.native.trouble()
+            register = next(name for name, register in r.REGISTERS.items() if register.address == address)
+            return BusError(
+                f"{action} failed: {self.joints[joint]} holds {register} = {found} and does not take {wanted}; check "
+                "the servo in Dynamixel Wizard"
+            )
         return BusError(f"{action} failed ({ArmResult(result).name.lower()}); check cables and power, then start again")
 
 
@@ -190,8 +205,8 @@ def check_servos(bus: ServoBus) -> None:
     for joint, errors in bus.read_all(r.HARDWARE_ERROR).items():
         if errors:
             raise BusError(
-                f"{joint} reports a hardware error: {r.describe_hardware_error(errors)}; remove the cause, then "
-                "switch its power off and on"
+                f"{joint} reports a hardware error: {r.describe_hardware_error(errors)}; remove the cause, then run "
+                "`vla-runtime recover` with the same --port and --joints"
             )
     for joint, tenths in bus.read_all(r.PRESENT_VOLTAGE).items():
         low, high = VOLTAGE_TENTHS[MODELS[joint]]
@@ -284,20 +299,37 @@ def check_reading_time(bus: ServoBus, longest_s: float) -> None:
     )
 
 
-def configure(bus: ServoBus, options: KochOptions) -> None:
-    """Return delay, gains, profile and current limits; writes only what differs and switches no torque."""
-    settings: list[tuple[r.Register, Mapping[str, int]]] = [
-        (r.STATUS_RETURN_LEVEL, dict.fromkeys(KOCH_JOINTS, 2)),
-        (r.RETURN_DELAY, dict.fromkeys(KOCH_JOINTS, 0)),
-        (r.POSITION_P, {"elbow_flex": 1500}),
-        (r.POSITION_I, {"elbow_flex": 0}),
-        (r.POSITION_D, {"elbow_flex": 600}),
-        (r.PROFILE_ACCELERATION, dict.fromkeys(KOCH_JOINTS, options.profile_acceleration)),
-        (r.PROFILE_VELOCITY, dict.fromkeys(KOCH_JOINTS, options.profile_velocity)),
-    ]
-    for register, values in settings:
-        bus.write_where_different(register, values)
+def settings_of(bus: ServoBus, options: KochOptions) -> dict[r.Register, Mapping[str, int]]:
+    """What the servos must hold whenever there is torque: gains, limits of force and speed; by rising address.
+
+    All of it is RAM, which a servo forgets when its voltage breaks down: the C core reads it back before every
+    torque-on and writes what differs.
+    """
     # The limit itself is EEPROM; a goal current above it would be refused.
     current = min(options.gripper_current, bus.read(GRIPPER, r.CURRENT_LIMIT))
-    if bus.read(GRIPPER, r.BUS_WATCHDOG) != 0xFF:  # a tripped watchdog refuses goals until the arm is armed
-        bus.write_where_different(r.GOAL_CURRENT, {GRIPPER: current})
+    return {
+        r.STATUS_RETURN_LEVEL: dict.fromkeys(KOCH_JOINTS, 2),
+        r.POSITION_D: {"elbow_flex": 600},
+        r.POSITION_I: {"elbow_flex": 0},
+        r.POSITION_P: {"elbow_flex": 1500},
+        r.GOAL_PWM: GOAL_PWM,
+        r.GOAL_CURRENT: {GRIPPER: current},
+        r.PROFILE_ACCELERATION: dict.fromkeys(KOCH_JOINTS, options.profile_acceleration),
+        r.PROFILE_VELOCITY: dict.fromkeys(KOCH_JOINTS, options.profile_velocity),
+    }
+
+
+def configure(bus: ServoBus, options: KochOptions) -> None:
+    """The return delay (EEPROM) and the settings where they differ; the settings are made sure of at every torque-on."""
+    settings = settings_of(bus, options)
+    stopped = 0xFF in bus.read_all(r.BUS_WATCHDOG).values()  # such a servo refuses goals until torque is switched on
+    bus.write_where_different(r.RETURN_DELAY, dict.fromkeys(KOCH_JOINTS, 0))
+    for register, values in settings.items():
+        if not (stopped and register in (r.GOAL_PWM, r.GOAL_CURRENT)):
+            bus.write_where_different(register, values)
+    bus.native.settings(
+        [
+            (register.address, register.size, tuple(values.get(joint) for joint in bus.joints))
+            for register, values in settings.items()
+        ]
+    )

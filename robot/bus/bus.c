@@ -181,13 +181,6 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
     return BUS_OK;
 }
 
-bus_result bus_read(bus *bus, uint8_t id, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
-                    uint8_t *alert)
-{
-    bus_registers one = {.ids = &id, .servos = 1, .address = address, .length = length};
-    return bus_sync_read(bus, &one, deadline_ns, data, alert);
-}
-
 /* An instruction that is answered by an empty status. */
 static bus_result acknowledged(bus *bus, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n,
                                int64_t deadline_ns)

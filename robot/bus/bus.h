@@ -46,17 +46,14 @@ void bus_init(bus *bus, int fd);
 
 bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint8_t *firmware);
 
-/* One servo's `length` (at most BUS_READ_MAX) bytes from `address`; *alert is the hardware alert bit. */
-bus_result bus_read(bus *bus, uint8_t id, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
-                    uint8_t *alert);
-
 /* BUS_REFUSED: the servo answered that it did not take it, or the arguments are beyond the limits above. */
 bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length,
                      int64_t deadline_ns);
 
 bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns);
 
-/* `data` [servos][length]; `alerts` [servos]; both untouched unless BUS_OK. */
+/* `data` [servos][length], at most BUS_READ_MAX bytes each; `alerts` [servos]; both untouched unless BUS_OK. One servo
+ * alone is asked without the broadcast. */
 bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts);
 
 /* `data` [servos][length]. Not answered: BUS_OK means sent. */

@@ -5,12 +5,20 @@
 #include <string.h>
 
 enum { READ_BYTES = 10, GOAL_BYTES = 4, WATCHDOG_TRIPPED = 0xFF, GOAL_TOLERANCE = 2 };
+enum { SETTING_TRIES = 3 };
+static const int64_t SETTING_NS = 20000000, REBOOT_ANSWER_NS = 20000000;
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 void koch_init(koch *koch, int fd, const uint8_t ids[ARM_JOINTS])
 {
     memset(koch, 0, sizeof *koch);
     bus_init(&koch->bus, fd);
     memcpy(koch->ids, ids, ARM_JOINTS);
+    koch->trouble.joint = -1;
 }
 
 static arm_result from_bus(bus_result result)
@@ -32,6 +40,12 @@ static int32_t signed32(const uint8_t *bytes)
 {
     return (int32_t)((uint32_t)bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 |
                      (uint32_t)bytes[3] << 24);
+}
+
+/* A register's bytes, little endian, as a number; two bytes and four bytes are two's complement. */
+static int32_t number(const uint8_t *bytes, uint16_t size)
+{
+    return size == 1 ? bytes[0] : size == 2 ? (int16_t)(bytes[0] | bytes[1] << 8) : signed32(bytes);
 }
 
 static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
@@ -88,6 +102,70 @@ static arm_result set_all(koch *koch, uint16_t address, uint8_t value, int64_t d
     return ARM_OK;
 }
 
+/* Settings are asked for again: one lost answer of a few dozen need not cost the whole start. */
+static bus_result read_again(koch *koch, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    bus_result result = BUS_TIMEOUT;
+    for (int i = 0; i < SETTING_TRIES && (result == BUS_TIMEOUT || result == BUS_CORRUPT); i++)
+        result = bus_sync_read(&koch->bus, what, least(deadline_ns, serial_now_ns() + SETTING_NS), data, alerts);
+    return result;
+}
+
+/* One setting of one servo, whose register holds `found`: written where it differs and read back. */
+static arm_result settle(koch *koch, const koch_setting *setting, int joint, int32_t found, int64_t deadline_ns)
+{
+    int32_t wanted = setting->values[joint];
+    if (!(setting->joints >> joint & 1) || found == wanted)
+        return ARM_OK;
+    uint8_t data[4], alert;
+    for (int i = 0; i < 4; i++)
+        data[i] = (uint8_t)((uint32_t)wanted >> (8 * i));
+    bus_registers what = {.ids = &koch->ids[joint], .servos = 1, .address = setting->address, .length = setting->size};
+    for (int i = 0; i < SETTING_TRIES; i++) { /* what a lost answer meant is read */
+        uint8_t held[4];
+        bus_result result = bus_write(&koch->bus, koch->ids[joint], setting->address, data, setting->size,
+                                      least(deadline_ns, serial_now_ns() + SETTING_NS));
+        if (result != BUS_UNPLUGGED)
+            result = read_again(koch, &what, deadline_ns, held, &alert);
+        if (result != BUS_OK)
+            return from_bus(result);
+        found = number(held, setting->size);
+        if (found == wanted)
+            return ARM_OK;
+    }
+    koch->trouble = (arm_trouble){.joint = joint, .address = setting->address, .wanted = wanted, .found = found};
+    return ARM_REFUSED;
+}
+
+/* Every setting is read; what differs is written and read back. ARM_REFUSED: koch->trouble says which. */
+static arm_result settle_all(koch *koch, int64_t deadline_ns)
+{
+    uint8_t data[ARM_JOINTS * BUS_READ_MAX], alerts[ARM_JOINTS];
+    koch->trouble = (arm_trouble){.joint = -1};
+    for (size_t first = 0, next; first < koch->n_settings; first = next) {
+        /* Neighbours are read in one piece. */
+        uint16_t start = koch->settings[first].address, end = start;
+        for (next = first; next < koch->n_settings; next++) {
+            uint16_t behind = koch->settings[next].address + koch->settings[next].size;
+            if (behind - start > BUS_READ_MAX)
+                break;
+            end = behind;
+        }
+        bus_registers what = all(koch, start, end - start);
+        arm_result result = from_bus(read_again(koch, &what, deadline_ns, data, alerts));
+        for (size_t k = first; k < next && result == ARM_OK; k++) {
+            const koch_setting *setting = &koch->settings[k];
+            for (int i = 0; i < ARM_JOINTS && result == ARM_OK; i++) {
+                const uint8_t *bytes = data + i * what.length + (setting->address - start);
+                result = settle(koch, setting, i, number(bytes, setting->size), deadline_ns);
+            }
+        }
+        if (result != ARM_OK)
+            return result;
+    }
+    return ARM_OK;
+}
+
 static arm_result torque_off(koch *koch, int64_t deadline_ns)
 {
     koch->armed = false;
@@ -132,17 +210,24 @@ static arm_result start_from(koch *koch, const int32_t *goals, int64_t deadline_
     return result;
 }
 
-static arm_result clear_watchdog(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+/* With `configured`, the settings are made sure of while the watchdogs are off: a tripped one refuses some of them. */
+static arm_result start_anew(koch *koch, bool configured, const int32_t *goals, int64_t deadline_ns)
 {
-    koch *koch = context;
     koch->clearing = true;
     arm_result result = set_all(koch, KOCH_BUS_WATCHDOG, 0, deadline_ns);
+    if (result == ARM_OK && configured)
+        result = settle_all(koch, deadline_ns);
     if (result == ARM_OK)
         result = start_from(koch, goals, deadline_ns);
     if (result == ARM_OK)
         result = set_all(koch, KOCH_BUS_WATCHDOG, KOCH_WATCHDOG_TICKS, deadline_ns);
     koch->clearing = result != ARM_OK;
     return result;
+}
+
+static arm_result clear_watchdog(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+{
+    return start_anew(context, false, goals, deadline_ns);
 }
 
 static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
@@ -152,7 +237,7 @@ static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOI
         return torque_off(koch, deadline_ns);
     int64_t start = serial_now_ns();
     int64_t soon = deadline_ns - (deadline_ns - start) / 3; /* the rest is kept for taking it back */
-    arm_result result = clear_watchdog(koch, goals, soon);
+    arm_result result = start_anew(koch, true, goals, soon);
     if (result != ARM_OK)
         return result;
     koch->armed = true;
@@ -181,6 +266,66 @@ static arm_result check_watchdog(void *context, int64_t deadline_ns)
     return verdict;
 }
 
+static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
+{
+    static const struct {
+        arm_health_part part;
+        uint16_t address, length;
+    } turns[] = {
+        {HEALTH_TORQUE, KOCH_TORQUE_ENABLE, KOCH_ERROR_AT + 1},
+        {HEALTH_GOALS, KOCH_GOAL_POSITION, GOAL_BYTES},
+        {HEALTH_WATCHDOG, KOCH_BUS_WATCHDOG, 1},
+        {HEALTH_SUPPLY, KOCH_SUPPLY, 3},
+    };
+    koch *koch = context;
+    unsigned turn = koch->asked++ % (sizeof turns / sizeof turns[0]);
+    uint8_t data[ARM_JOINTS * BUS_READ_MAX], alerts[ARM_JOINTS];
+    bus_registers what = all(koch, turns[turn].address, turns[turn].length);
+    bus_result result = bus_sync_read(&koch->bus, &what, deadline_ns, data, alerts);
+    if (result != BUS_OK)
+        return from_bus(result);
+    out->part = turns[turn].part;
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        const uint8_t *bytes = data + i * what.length;
+        switch (out->part) {
+        case HEALTH_TORQUE:
+            out->torque[i] = bytes[0];
+            out->error[i] = bytes[KOCH_ERROR_AT];
+            break;
+        case HEALTH_GOALS:
+            out->goals[i] = signed32(bytes);
+            break;
+        case HEALTH_WATCHDOG:
+            out->stopped[i] = bytes[0] == WATCHDOG_TRIPPED ? 1 : koch->armed && bytes[0] != KOCH_WATCHDOG_TICKS ? 2 : 0;
+            break;
+        default:
+            out->voltage[i] = (uint16_t)(bytes[0] | bytes[1] << 8);
+            out->temperature[i] = bytes[2];
+        }
+    }
+    return ARM_OK;
+}
+
+static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
+{
+    koch *koch = context;
+    arm_result result = ARM_OK;
+    for (int i = 0; i < ARM_JOINTS; i++)
+        if (joints >> i & 1) /* not every firmware answers before it starts anew */
+            (void)bus_reboot(&koch->bus, koch->ids[i], least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS));
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        uint16_t model;
+        uint8_t firmware;
+        /* The questions keep the other servos' watchdogs from stopping them. */
+        while (joints >> i & 1 && (result = from_bus(bus_ping(&koch->bus, koch->ids[i],
+                                                               least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS), &model,
+                                                               &firmware))) != ARM_OK)
+            if (result == ARM_UNPLUGGED || serial_now_ns() >= deadline_ns)
+                return result;
+    }
+    return result;
+}
+
 arm_port koch_port(koch *koch)
 {
     return (arm_port){.context = koch,
@@ -188,5 +333,8 @@ arm_port koch_port(koch *koch)
                       .write_goals = write_goals,
                       .set_torque = set_torque,
                       .check_watchdog = check_watchdog,
-                      .clear_watchdog = clear_watchdog};
+                      .clear_watchdog = clear_watchdog,
+                      .health = health,
+                      .reboot = reboot,
+                      .trouble = &koch->trouble};
 }

@@ -228,6 +228,9 @@ class EmulatedServo:
             return ERROR_RANGE
         if register is r.GOAL_CURRENT and self.model == r.XL430_W250:
             return ERROR_ACCESS
+        if register in (r.GOAL_PWM, r.GOAL_CURRENT):
+            most = self.get(r.PWM_LIMIT if register is r.GOAL_PWM else r.CURRENT_LIMIT)
+            return 0 if -most <= value <= most else ERROR_RANGE
         if register is r.OPERATING_MODE:
             return 0 if value in _MODES[self.model] else ERROR_RANGE
         if register is r.TORQUE_ENABLE and value == 1 and self.alert:

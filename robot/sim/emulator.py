@@ -6,8 +6,8 @@ Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
 3"` (seconds after the start) or, with `--commands`, as lines on standard input:
 
-    dead ID | alive ID | hang SECONDS | overload ID | reboot ID | push ID COUNTS | voltage ID TENTHS | rate FAULT
-    PROBABILITY | unplug | quit
+    dead ID | alive ID | hang SECONDS | overload ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID LOW HIGH |
+    free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | unplug | quit
 
 The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import resource
 import select
@@ -186,6 +187,17 @@ class Emulator:
             case ("push", servo, counts) if isinstance(self._plant, IdealPlant):
                 index = self._bus.servos.index(self._servo(servo))
                 self._plant.push(index, self._bus.servos[index].raw_of(int(counts)))
+            case ("sag", servo, counts) if isinstance(self._plant, IdealPlant):
+                found = self._servo(servo)
+                self._plant.sag(self._bus.servos.index(found), found.raw_of(int(counts)) - found.raw_of(0))
+            case ("block", servo, low, high):
+                found = self._servo(servo)
+                ends = sorted((found.raw_of(int(low)), found.raw_of(int(high))))
+                self._plant.block(self._bus.servos.index(found), ends[0], ends[1])
+            case ("free", servo):
+                self._plant.block(self._bus.servos.index(self._servo(servo)), -math.inf, math.inf)
+            case ("temperature", servo, degrees):
+                self._servo(servo).put(r.PRESENT_TEMPERATURE, int(degrees))
             case ("voltage", servo, tenths):
                 self._servo(servo).put(r.PRESENT_VOLTAGE, int(tenths))
             case ("rate", name, probability):

@@ -42,6 +42,8 @@ class SimulatedArm:
         self._mujoco = load_mujoco(self.options.renderer)
         self.model: Any = self._mujoco.MjModel.from_xml_string(MJCF)
         self.data: Any = self._mujoco.MjData(self.model)
+        self._ids = [self.model.joint(name).id for name in KOCH_JOINTS]
+        self._stops = np.array(self.model.jnt_range[self._ids])
         self._joints = np.array([self.model.joint(name).qposadr[0] for name in KOCH_JOINTS])
         self._speeds = np.array([self.model.joint(name).dofadr[0] for name in KOCH_JOINTS])
         self._low = np.array([SERVOS[name].low_rad for name in KOCH_JOINTS])
@@ -114,6 +116,11 @@ class SimulatedArm:
         self.data.qpos[self._joints] = np.clip(angles, self._low, self._high)
         self.data.qvel[:] = 0
         self._mujoco.mj_forward(self.model, self.data)
+
+    def block(self, joint: int, low: float, high: float) -> None:
+        """Put stops at both sides of one joint, rad, within its own; infinite: its own alone."""
+        own = self._stops[joint]
+        self.model.jnt_range[self._ids[joint]] = max(low, own[0]), min(high, own[1])
 
     def set_torque(self, joint: int, on: bool) -> None:
         """Switch one servo; off leaves only friction and the gears' drag."""

@@ -69,6 +69,9 @@ class SimPlant:
         self.shared: SharedConfiguration | None = None
         """Where the rendering process reads the configuration from, when there is one."""
 
+    def block(self, servo: int, low: float, high: float) -> None:
+        self._arm.block(servo, (low - ZERO_COUNT) * RADIANS_PER_COUNT, (high - ZERO_COUNT) * RADIANS_PER_COUNT)
+
     def step(self, setpoints: Sequence[float | None], now_ns: int) -> PlantState:
         arm = self._arm
         goals = arm.goals

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vla_edge.contract import Frame
 from vla_edge.core import load_core
 from vla_edge.engines.flow_loop import FlowSignal
-from vla_edge.errors import CameraError, IdentityError
+from vla_edge.errors import CameraError, ControlError, IdentityError
 from vla_edge.runtime.control.planning import ControlView, WatchedScene, view_of
 from vla_edge.runtime.control.run_folder import RunFolder
 
@@ -21,6 +21,16 @@ SILENT_NS = 1_000_000_000
 """A control process that wrote nothing for so long is gone."""
 WATCH_S = 0.1
 """Between two looks at the pictures while an inference runs: comparing two of 480×640 takes about a millisecond."""
+
+
+def ring_writer(folder: RunFolder) -> Any:
+    """The writing end of the ring, one at a time. ControlError: another inference process has it."""
+    try:
+        return load_core().RingWriter(folder.ring)
+    except BlockingIOError:
+        raise ControlError(
+            f"another inference process writes to {folder.path}; stop it first, or give another --run-dir"
+        ) from None
 
 
 class ControlReader:

@@ -18,9 +18,14 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
+from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TENTHS
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.control_settings import (
+    ACCELERATION,
     RECORD_BYTES,
+    SERVO_ACCELERATION,
+    SERVO_TRACKING,
+    SERVO_VELOCITY,
     TRACKING,
     VELOCITY,
     ControlSettings,
@@ -43,6 +48,8 @@ LAST_READINGS = 3
 """Ticks without a reading before the end that say a servo is silent."""
 GRIPPER_TRACKING = 1_500
 """Counts the gripper's goal may lead by: a held object keeps it from closing."""
+STALL_BEYOND = 20
+"""Counts beyond the gravity lead at which a joint that does not move is blocked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,20 +73,44 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
     add_handover_arguments(parser)
     parser.add_argument("--speed", type=float, default=1.0, help="share of the velocity limits, 0.05 to 2")
+    parser.add_argument(
+        "--servo-limits", action="store_true", help="speed and force near what the servos can do (default: half of it)"
+    )
     parser.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
 
 
-def limits_of(calibration: JointCalibrations, units: JointUnits, speed: float = 1.0) -> tuple[JointLimits, ...]:
-    """The guard's limits of a calibrated arm: its ranges, and the default speeds times `speed`."""
+def limits_of(
+    calibration: JointCalibrations, units: JointUnits, speed: float = 1.0, servo_limits: bool = False
+) -> tuple[JointLimits, ...]:
+    """The guard's limits of a calibrated arm: its ranges, and the default speeds times `speed`.
+
+    servo_limits: near what the servos themselves can do, instead of the gentler defaults.
+    """
     if not 0.05 <= speed <= 2.0:
         raise ConfigError(f"--speed is {speed}; it must be 0.05 to 2")
+    velocity = (SERVO_VELOCITY if servo_limits else VELOCITY) * speed
+    acceleration = SERVO_ACCELERATION if servo_limits else ACCELERATION
     limits = []
     for joint in calibration.joints:
         line = linear_map(joint, units)
-        tracking = GRIPPER_TRACKING if joint.name == GRIPPER else TRACKING
+        grips = joint.name == GRIPPER
+        tracking = GRIPPER_TRACKING if grips else SERVO_TRACKING if servo_limits else TRACKING
+        gravity = GRIPPER_TRACKING if grips else GRAVITY[joint.name]
+        model = MODELS[joint.name]
         limits.append(
             JointLimits(
-                joint.range_min, joint.range_max, line.scale, line.offset, velocity=VELOCITY * speed, tracking=tracking
+                joint.range_min,
+                joint.range_max,
+                line.scale,
+                line.offset,
+                velocity=velocity,
+                acceleration=acceleration,
+                tracking=tracking,
+                gravity=gravity,
+                stall=0 if grips else min(gravity + STALL_BEYOND, tracking - 4),
+                temperature=TEMPERATURE_LIMITS[model],
+                voltage_min=VOLTAGE_TENTHS[model][0],
+                voltage_max=VOLTAGE_TENTHS[model][1],
             )
         )
     return tuple(limits)
@@ -117,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"note: {guess}", file=sys.stderr)
     check_joints(bundle, read_tables(bundle), calibration, units)
     settings = ControlSettings(
-        limits=limits_of(calibration, units, options.speed),
+        limits=limits_of(calibration, units, options.speed, options.servo_limits),
         period_ns=period_ns_of(options.hz),
         session=new_session(),
         bundle_digest=bundle.digest,
@@ -164,6 +195,7 @@ def control_koch(
                     record=folder.record,
                     socket_fd=listener.fileno(),
                     signal_fd=signal_fd,
+                    interrupt_ends=not sys.stdin.isatty(),
                     shadow=options.shadow,
                     arm_at_start=options.arm,
                     stop_after_ticks=round(options.seconds * NS / settings.period_ns),
@@ -200,7 +232,7 @@ def run_loop(core: Any, arm: Any, settings: ControlSettings, files: LoopFiles) -
 
 @contextmanager
 def stop_signals() -> Iterator[int]:
-    """Within the block SIGINT and SIGTERM only put a byte into the pipe whose reading end is given.
+    """Within the block SIGINT and SIGTERM only put their number into the pipe whose reading end is given.
 
     The interpreter's C handler writes it, on whatever thread the signal arrives; the loop reads it in its tick.
     """

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-VELOCITY = 2_000.0
-"""counts/s: 176 °/s, what the servos' own profile is set to"""
-TRACKING = 400
-"""counts: 35°"""
+VELOCITY, ACCELERATION, TRACKING = 1_000.0, 20_000.0, 120
+"""counts/s (88 °/s), counts/s², counts (10.5°): the tip moves at most half a metre a second, and a blocked joint presses
+with what the lead of its goal gives"""
+SERVO_VELOCITY, SERVO_ACCELERATION, SERVO_TRACKING = 2_000.0, 30_000.0, 400
+"""The same near what the servos can do: 176 °/s, the tip about 1 m/s; full force against an obstacle."""
 
 RECORD_CELLS = 1 << 17
 RECORD_BYTES = 4096 + RECORD_CELLS * 256
@@ -30,7 +31,7 @@ class JointLimits:
     offset: float
     velocity: float = VELOCITY
     """counts/s"""
-    acceleration: float = 30_000.0
+    acceleration: float = ACCELERATION
     """counts/s²"""
     jerk: float = 1_000_000.0
     """counts/s³; at 100 Hz this is one count per tick³, the least there is"""
@@ -40,6 +41,17 @@ class JointLimits:
     """counts the goal may lead the present position by"""
     rest: int = 12
     """counts a joint may have moved since the observation of a rest chunk (1°)"""
+    gravity: int = TRACKING
+    """counts the goal may lead by at rest, for what the joint carries: a hold leads the goal back to it, once"""
+    stall: int = 0
+    """counts of lead that are an obstacle while the joint does not move; 0: never"""
+    travel: float = 8_000.0
+    """counts/s that no joint exceeds: a reading further away is confirmed by a second before it is used; 0: any"""
+    temperature: int = 0
+    """°C at which the servo shuts down by itself; 0: not known"""
+    voltage_min: int = 0
+    voltage_max: int = 0
+    """tenths of a volt; 0: not known"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,8 @@ class ControlSettings:
     """parking pose, counts"""
     park_speed: float = 400.0
     """counts/s"""
+    stall_ns: int = 120_000_000
+    """how long a joint may press against something before the arm holds"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,11 @@ class LoopFiles:
     socket_fd: int = -1
     """bound datagram socket for commands"""
     signal_fd: int = -1
-    """non-blocking; every byte is a signal that asks to stop (`control.stop_signals`)"""
+    """non-blocking; every byte is the number of a signal: SIGTERM stops, SIGINT holds, a second one of a kind ends"""
+    interrupt_ends: bool = False
+    """SIGINT holds, then ends the loop: nobody is at a terminal to say more"""
+    beat: Path | None = None
+    """the supervisor's heartbeat (`_core.Heartbeat`): half a second without one holds; None: there is no supervisor"""
     priority: int = 60
     """of SCHED_FIFO; 0 does not ask for it"""
     shadow: bool = False

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from vla_edge.contract import Chunk, ChunkKind, Frame, JointReading, Observation
-from vla_edge.core import load_core
 from vla_edge.errors import CameraError
 from vla_edge.robot.cameras import Camera, FreshnessWatch
-from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader
+from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader, ring_writer
 from vla_edge.runtime.control.handover import (
     DelayMeter,
     HandOver,
@@ -89,7 +88,7 @@ class InferenceLoop:
         digest = session.bundle.digest
         self._control = ControlReader(folder, digest)
         self._abandon = AbandonWatch(ControlReader(folder, digest), self._newest)
-        self._ring = load_core().RingWriter(folder.ring)
+        self._ring = ring_writer(folder)
         self._log = InferenceLog(folder.path)
         audited = session.cache.policy is not CacheMode.OFF and options.audit > 0
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None

@@ -20,7 +20,7 @@ def check_range(flag: str, value: float, least: float, most: float) -> None:
 @dataclass(frozen=True, slots=True)
 class RobotOptions:
     """The arm, and how it may be moved. joints: its calibration file. joint_units: None where the bundle says them.
-    hz: ticks a second. speed: share of the velocity limits."""
+    hz: ticks a second. speed: share of the velocity limits. servo_limits: those of the servos, not the gentler ones."""
 
     bundle: Path
     port: str | None
@@ -30,6 +30,7 @@ class RobotOptions:
     handover: str
     inpaint_horizon: int
     speed: float
+    servo_limits: bool
     shadow: bool
 
 

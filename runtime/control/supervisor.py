@@ -26,6 +26,7 @@ from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
+from vla_edge.runtime.control.control_files import ring_writer
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
 from vla_edge.runtime.control.faults import WANTED, fault_of
 from vla_edge.runtime.control.inference_process import add_policy_arguments
@@ -189,7 +190,7 @@ def _start_all(this: Run, person: Person, console: Console) -> None:
     this.control = start("control", control_words(replace(robot, port=port, joints=joints), folder))
     _wait_for_control(this)
     core = load_core()
-    core.RingWriter(folder.ring)  # forgets what an earlier inference announced
+    ring_writer(folder)  # forgets what an earlier inference announced
     if this.cameras:
         this.inference = start("inference", inference_words(this))
         _wait_for_inference(this, core, console)

@@ -125,7 +125,8 @@ class CudaLoop:
         """(abandoned, nanoseconds of each step that ran); the result lies in x_out. bias_rows: [steps, width]."""
 
 class RingWriter:
-    """Writing end of `chunks.ring`; makes the file when it is not there. OSError: it cannot be mapped."""
+    """Writing end of `chunks.ring`, one at a time; makes the file when it is not there. Control takes the chunks of the
+    writer it was armed with. OSError: it cannot be mapped; BlockingIOError: another process writes."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     def write(self, chunk: Chunk) -> None:
@@ -133,6 +134,13 @@ class RingWriter:
     def announce(self, p99_ns: int, plan_then_move: bool, dropped_through: int = -1) -> None:
         """p99 of an inference (sets age limit and latch time); whether this host waits for rest chunks;
         chunks of observations up to `dropped_through` are void (the scene changed)."""
+
+class Heartbeat:
+    """The supervisor's end of the heartbeat that `LoopFiles.beat` names; makes the file. OSError: it cannot be mapped."""
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def beat(self) -> None:
+        """Still here. Half a second without it, control holds."""
 
 class RingReader:
     """Reading end for tests and tools; starts behind everything written so far."""
@@ -179,12 +187,19 @@ class Pilot:
         watchdog: bool = False,
         unplugged: bool = False,
         unsent: bool = False,
+        finding: tuple[int, int] = (0, -1),
+        unattended: bool = False,
+        damaged: bool = False,
+        writer: int = 0,
+        torque_failed: bool = False,
+        setting_refused: bool = False,
     ) -> dict[str, Any]:
-        """positions: counts read in this tick, None: no reading. command: contract.Command.
+        """positions: counts read in this tick, None: no reading. command: contract.Command. finding: (finding_kind of
+        runtime/core/control/health.h, joint).
 
         Returns state, reason, joint, latched, answer, action (what was due, joint units), action_sequence,
         action_index, verdict, verdict_joint, verdicts, goals (counts), write (they go to the bus), torque
-        (0 keep, 1 on, 2 off), clear_watchdog, done, chunks (verdict name of each chunk offered)."""
+        (0 keep, 1 on, 2 off), clear_watchdog, reboot (bits of servos), done, chunks (verdict name of each chunk offered)."""
 
 class KochBus:
     """The servo bus and the Koch's six servos (runtime/core/glue/bind_bus.c); one thread at a time.
@@ -201,23 +216,18 @@ class KochBus:
         self, ids: Sequence[int], address: int, length: int, timeout_s: float, /
     ) -> tuple[int, bytes, bytes]: ...
     def write(self, id: int, address: int, data: bytes, timeout_s: float, /) -> int: ...
-    def sync_write(self, ids: Sequence[int], address: int, data: bytes, timeout_s: float, /) -> int: ...
     def reboot(self, id: int, timeout_s: float, /) -> int: ...
     def read_arm(
         self, timeout_s: float, /
     ) -> tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]: ...
     def write_goals(self, goals: tuple[int, ...], timeout_s: float, /) -> int: ...
     def set_torque(self, on: bool, timeout_s: float, /) -> int: ...
-    def check_watchdog(self, timeout_s: float, /) -> int: ...
-    def clear_watchdog(self, timeout_s: float, /) -> int: ...
-    def counters(self) -> dict[str, int]: ...
+    def settings(self, settings: Sequence[tuple[int, int, tuple[int | None, ...]]], /) -> None:
+        """(address, bytes, a value or None for each servo) by rising address: read back before every torque-on, written
+        where they differ."""
+    def trouble(self) -> tuple[int, int, int, int]:
+        """(joint, register's address, wanted, found) of the last setting that a servo did not take."""
     def close(self) -> None: ...
-
-class StillArm:
-    """An arm without a bus whose joints are where the last goals put them (counts)."""
-
-    port: Any
-    def __init__(self, positions: Sequence[int]) -> None: ...
 
 def control_answer_ns(period_ns: int) -> int:
     """What a tick of that period gives the servos to answer; the goals have the rest of its time on the bus."""
@@ -225,19 +235,20 @@ def control_answer_ns(period_ns: int) -> int:
 def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
     """The control loop, until it is stopped; the interpreter is released. arm: an object with a `port` capsule.
 
-    Returns "stopped" (at rest, parked where a pose is known), "unplugged" or "interrupted" (a second signal).
+    Returns "stopped" (at rest, parked where a pose is known), "unplugged" or "interrupted" (a second signal of a kind, or
+    SIGINT with `interrupt_ends`).
     OSError: a file of `run` cannot be used. ValueError: a limit the guard cannot keep.
     """
 
 class RecordReader:
-    """A flight record (runtime/core/control/record.h). OSError EINVAL: of another build, or damaged."""
+    """A flight record (runtime/core/control/record.h). OSError EINVAL: of an unknown version, or damaged."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     def range(self) -> tuple[int, int]: ...
     def cell(self, index: int) -> tuple[str, dict[str, Any] | None] | None:
         """("tick", fields), ("chunk", fields), ("actions", None), or None: gone or damaged."""
     def header(self) -> dict[str, Any]:
-        """wall_minus_monotonic_ns, period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale ·
+        """version (2: of commit 35ebfe7, its goals are replayed by its guard alone; 3), wall_minus_monotonic_ns, period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale ·
         unit + offset."""
     def replay(self) -> dict[str, int]:
         """ticks, chunks, damaged, differing (ticks whose goals, state or writing differ), first_tick, differing_at."""

@@ -117,3 +117,4 @@ class Command(IntEnum):
     STOP = 5
     TORQUE_OFF = 6
     TORQUE_OFF_NOW = 7
+    RECOVER = 8

@@ -28,7 +28,7 @@ from vla_edge.robot.joint_calibration import (
     load_joint_calibration,
     save_joint_calibration,
 )
-from vla_edge.robot.koch import ArmResult, KochArm, KochOptions, open_koch
+from vla_edge.robot.koch import GOAL_PWM, ArmResult, KochArm, KochOptions, open_koch
 from vla_edge.robot.port import check_latency_timer, open_port
 from vla_edge.robot.servo_bus import BusResult, ServoBus
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
@@ -77,6 +77,46 @@ def test_a_good_arm_passes_and_is_configured_without_torque(tmp_path: Path, file
     assert written[6, 102] == "ee02"
 
 
+@pytest.mark.parametrize("rebooted", [(3,), (6,), (1, 2, 3, 4, 5, 6)])
+def test_servos_that_forgot_their_settings_hold_them_again_before_there_is_torque(
+    tmp_path: Path, file: Path, rebooted: tuple[int, ...]
+) -> None:
+    """A servo whose voltage broke down has the factory's gains, no speed limit and 1750 mA in the gripper."""
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        arm = start(emulator)
+        arm.set_torque(True)
+        for servo in rebooted:
+            emulator.event(f"reboot {servo}")
+        time.sleep(0.3)
+        arm.set_torque(True)
+        arm.close()
+        bus = ServoBus(str(emulator.port), guide.IDS)
+        assert bus.read_all(r.PROFILE_VELOCITY) == dict.fromkeys(KOCH_JOINTS, 131)
+        assert bus.read_all(r.GOAL_PWM) == GOAL_PWM and bus.read("gripper", r.GOAL_CURRENT) == 750
+        assert (bus.read("elbow_flex", r.POSITION_P), bus.read("elbow_flex", r.POSITION_D)) == (1500, 600)
+        assert set(bus.read_all(r.TORQUE_ENABLE).values()) == {1}
+        bus.close()
+
+
+def test_a_servo_that_does_not_take_a_setting_gets_no_torque_and_is_named(tmp_path: Path, file: Path) -> None:
+    with emulator_process(tmp_path, "--joints", str(file), "--set", "2:pwm_limit=500") as emulator:
+        with pytest.raises(BusError, match=r"shoulder_lift \(id 2\) does not take goal_pwm = 700"):
+            start(emulator)
+        assert not emulator.entries("goal", "torque")
+
+
+def test_a_setting_that_a_servo_takes_no_longer_is_no_torque_and_named(tmp_path: Path, file: Path) -> None:
+    """Asked for again at each torque-on, below the slow path: by the C core alone."""
+    with emulator_process(tmp_path, "--joints", str(file)) as emulator:
+        arm = start(emulator)
+        bus = arm._bus.native
+        bus.settings([(r.GOAL_PWM.address, 2, (600, 886, 885, 885, 600, 885))])  # one more than there is
+        with pytest.raises(BusError, match="shoulder_lift holds goal_pwm = 700 and does not take 886"):
+            arm.set_torque(True)
+        arm.close()
+        assert not emulator.entries("torque")
+
+
 def test_shadow_mode_writes_nothing_at_all(tmp_path: Path, file: Path) -> None:
     with emulator_process(tmp_path, "--joints", str(file), "--set", "2:return_delay=250") as emulator:
         open_koch(KochOptions(str(emulator.port), CALIBRATION, write=False)).close()
@@ -92,7 +132,7 @@ BAD_SERVOS = [
     ([word for i in range(1, 7) for word in ("--missing", str(i))], ["no servo answers", "power supply"]),
     (["--set", "1:present_voltage=50"], ["shoulder_pan", "5.0 V", "power supply"]),
     (["--set", "6:present_voltage=119"], ["gripper", "11.9 V", "6.0 V"]),
-    (["--set", "5:hardware_error=32"], ["wrist_roll", "overload", "power off and on"]),
+    (["--set", "5:hardware_error=32"], ["wrist_roll", "overload", "vla-runtime recover"]),
     (["--set", "3:operating_mode=3"], ["elbow_flex", "operating mode 3", "calibrate-joints"]),
     (["--set", "6:operating_mode=4"], ["gripper", "current-based", "calibrate-joints"]),
     (["--set", "2:drive_mode=4"], ["shoulder_lift", "drive_mode is 4", "arm.json"]),
@@ -420,6 +460,7 @@ def test_the_profile_and_units_options_reach_the_arm(tmp_path: Path, file: Path)
     with emulator_process(tmp_path, "--joints", str(file)) as emulator:
         options = KochOptions(str(emulator.port), load_joint_calibration(file), JointUnits.DEGREES, profile_velocity=44)
         arm = open_koch(options)
+        arm.set_torque(True)
         assert arm.maps[2].scale == pytest.approx(4095 / 360) and arm.maps[5].scale == pytest.approx(23.0)
         arm.close()
         bus = ServoBus(str(emulator.port), guide.IDS)

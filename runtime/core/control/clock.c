@@ -34,6 +34,13 @@ int64_t clock_now_ns(void)
     return now.tv_sec * second_ns + now.tv_nsec;
 }
 
+int64_t clock_boot_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return now.tv_sec * second_ns + now.tv_nsec;
+}
+
 void clock_sleep_until(int64_t due_ns)
 {
     struct timespec due = {.tv_sec = due_ns / second_ns, .tv_nsec = due_ns % second_ns};

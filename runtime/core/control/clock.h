@@ -21,9 +21,17 @@ int64_t clock_due_ns(const tick_clock *self, int64_t tick);
 /* Moves to the next tick, given the time at which the last one ended. Returns the ticks skipped. */
 int64_t clock_advance(tick_clock *self, int64_t now_ns);
 
-/* The machine's clock. */
+/* The machine's clocks. Boot time goes on while the machine is suspended, which stops the other one. */
 int64_t clock_now_ns(void);
+int64_t clock_boot_ns(void);
 void clock_sleep_until(int64_t due_ns);
+
+/* What the control loop takes its time from; tests give it another. */
+typedef struct {
+    int64_t (*now_ns)(void);
+    int64_t (*boot_ns)(void);
+    void (*sleep_until)(int64_t due_ns);
+} clock_source;
 
 /* What the machine granted: each is asked for, its absence is reported, not fatal. */
 typedef struct {

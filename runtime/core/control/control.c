@@ -2,6 +2,7 @@
 #include "control.h"
 #include "command.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -9,7 +10,9 @@
 
 enum { MS = 1000000 };
 static const int64_t io_budget_ns = 8 * MS;
-static const int64_t torque_budget_min_ns = 25 * MS, torque_budget_max_ns = 60 * MS;
+static const int64_t clear_budget_min_ns = 25 * MS, clear_budget_max_ns = 60 * MS;
+static const int64_t torque_budget_min_ns = 60 * MS, torque_budget_max_ns = 400 * MS;
+static const int64_t reboot_budget_ns = 1000 * MS;
 static const int64_t watchdog_gap_ns = 150 * MS;
 static const int64_t reboot_gap_ns = 80 * MS; /* a servo whose voltage broke down is silent for longer */
 static const int64_t unplugged_ns = 1000 * MS;
@@ -40,9 +43,20 @@ int64_t control_answer_ns(int64_t period_ns)
 }
 
 /* For a dozen exchanges with the servos, of which each takes as long as a reading; the arm is at rest then. */
+static int64_t clear_budget_ns(const control *self)
+{
+    return least(most(12 * self->answer_ns, clear_budget_min_ns), clear_budget_max_ns);
+}
+
+/* The same with the settings of servos that have forgotten them, one by one. */
 static int64_t torque_budget_ns(const control *self)
 {
-    return least(most(12 * self->answer_ns, torque_budget_min_ns), torque_budget_max_ns);
+    return least(most(64 * self->answer_ns, torque_budget_min_ns), torque_budget_max_ns);
+}
+
+static int64_t now(const control *self)
+{
+    return self->config.clock.now_ns();
 }
 
 static int32_t saturated(int64_t ns)
@@ -50,12 +64,26 @@ static int32_t saturated(int64_t ns)
     return (int32_t)(ns > 2000000000 ? 2000000000 : ns < -2000000000 ? -2000000000 : ns);
 }
 
-/* Signals that came since the last tick: one byte each. */
-static int take_signals(int signal_fd)
+/* Signals that came since the last tick: one byte each, its number. The command they mean. */
+static pilot_command take_signals(control *self)
 {
-    char bytes[16];
-    ssize_t n = signal_fd >= 0 ? read(signal_fd, bytes, sizeof bytes) : 0;
-    return n > 0 ? (int)n : 0;
+    uint8_t bytes[16];
+    ssize_t n = self->config.signal_fd >= 0 ? read(self->config.signal_fd, bytes, sizeof bytes) : 0;
+    pilot_command command = COMMAND_NONE;
+    for (ssize_t i = 0; i < n; i++) {
+        bool interrupt = bytes[i] == SIGINT;
+        self->interrupts += interrupt;
+        self->terminations += !interrupt;
+        command = interrupt ? COMMAND_HOLD : COMMAND_STOP;
+    }
+    return command;
+}
+
+/* A second signal of a kind; the first interrupt when the arm rests and nobody is there to say more. */
+static bool interrupted(const control *self)
+{
+    bool rests = !self->pilot.guard.started || guard_at_rest(&self->pilot.guard);
+    return self->interrupts > 1 || self->terminations > 1 || (self->interrupts == 1 && self->config.interrupt_ends && rests);
 }
 
 /* Faults in the pages below the stack pointer that the tick will use. */
@@ -80,13 +108,21 @@ static control_result open_files(control *self)
         result.failed_path = config->state_path;
         result.failed_errno = status_open(&self->state_file, config->state_path, true);
     }
+    if (result.failed_errno == 0 && config->beat_path != NULL) {
+        result.failed_path = config->beat_path;
+        result.failed_errno = beat_open(&self->beat_file, config->beat_path, false);
+    }
     if (result.failed_errno == 0)
         result.exit = CONTROL_STOPPED;
+    const shared_file *const files[] = {&self->ring_file, &self->record.file, &self->state_file, &self->beat_file};
+    shared_guard(files, sizeof files / sizeof files[0]);
     return result;
 }
 
 static void close_files(control *self)
 {
+    shared_unguard();
+    shared_close(&self->beat_file);
     shared_close(&self->ring_file);
     record_close(&self->record);
     shared_close(&self->state_file);
@@ -96,10 +132,9 @@ static void close_files(control *self)
 static command_request take_command(control *self)
 {
     command_request request = {.command = COMMAND_NONE};
-    int signals = take_signals(self->config.signal_fd);
-    self->signals += signals;
-    if (signals > 0) {
-        request.command = COMMAND_STOP;
+    pilot_command signalled = take_signals(self);
+    if (signalled != COMMAND_NONE) {
+        request.command = signalled;
     } else if (self->config.arm_at_start && self->input.read_result == ARM_OK && self->clock.tick > 0) {
         request.command = COMMAND_ARM;
     } else if (self->config.stop_after_ticks > 0 && self->clock.tick >= self->config.stop_after_ticks) {
@@ -120,7 +155,7 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
     const schedule_plan *plan = &pilot->schedule.plans[pilot->schedule.current];
     told->tick = self->clock.tick;
     told->tick_ns = start_ns;
-    if (self->heard_ns == start_ns) {
+    if (self->heard_ns == start_ns && self->pilot.lost == 0) {
         told->reading_tick = self->clock.tick;
         told->reading_ns = self->input.reading.time_ns;
         for (int i = 0; i < ARM_JOINTS; i++) {
@@ -153,6 +188,8 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
     told->moving_ticks += output->state == PILOT_MOVING;
     told->guard_verdicts[output->guard.verdict] += output->action.due;
     told->overwritten = self->ring.overwritten;
+    told->unattended = self->input.unattended;
+    told->writer = self->input.writer;
     told->late_ns = start_ns - clock_due_ns(&self->clock, self->clock.tick);
     told->io_ns = io_ns;
     if (told->ticks > (uint64_t)warm_ticks) {
@@ -184,9 +221,10 @@ static void check_gap(control *self, int64_t start_ns, int64_t deadline_ns)
     int64_t gap_ns = least(most(self->clock.period_ns * 5 / 2, reboot_gap_ns), watchdog_gap_ns);
     if (sure_ns != 0 && start_ns - sure_ns > gap_ns)
         self->watchdog_due = true;
-    if (self->last_tick_ns != 0 && start_ns - self->last_tick_ns > watchdog_gap_ns)
+    int64_t boot_ns = self->config.clock.boot_ns();
+    if (self->last_boot_ns != 0 && boot_ns - self->last_boot_ns > watchdog_gap_ns)
         self->absent = self->watchdog_due = true;
-    self->last_tick_ns = start_ns;
+    self->last_boot_ns = boot_ns;
     self->input.absent = self->absent;
     self->input.watchdog = false;
     if (!self->pilot.torque || self->config.shadow)
@@ -228,6 +266,25 @@ static void take_chunks(control *self)
     }
 }
 
+/* Torque as decided; an answer that was promised before is taken back when it fails. */
+static arm_result switch_torque(control *self)
+{
+    const arm_port *arm = self->arm;
+    pilot_output *output = &self->output;
+    arm_result result = arm->set_torque(arm->context, output->torque == TORQUE_ON, output->guard.goals,
+                                        now(self) + torque_budget_ns(self));
+    self->input.torque_failed = result != ARM_OK;
+    self->input.setting_refused = result == ARM_REFUSED;
+    arm_trouble trouble = self->input.setting_refused ? *arm->trouble : (arm_trouble){.joint = -1};
+    self->input.trouble_joint = self->status.trouble_joint = trouble.joint;
+    self->status.trouble_register = trouble.address;
+    self->status.trouble_wanted = trouble.wanted;
+    self->status.trouble_found = trouble.found;
+    if (result != ARM_OK && output->answer == ANSWER_DONE)
+        output->answer = ANSWER_FAULT;
+    return result;
+}
+
 /* What was decided, to the bus. What fails is the next tick's input. */
 static void act(control *self, int64_t start_ns, int64_t budget_ns)
 {
@@ -235,24 +292,48 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
     const arm_port *arm = self->arm;
     arm_result result = ARM_OK;
     self->input.unsent = false;
-    self->input.torque_failed = false;
+    self->input.torque_failed = self->input.setting_refused = false;
+    self->input.trouble_joint = -1;
     self->input.unplugged = false;
     if (self->config.shadow)
         return;
     if (output->clear_watchdog)
-        result = arm->clear_watchdog(arm->context, output->guard.goals, clock_now_ns() + torque_budget_ns(self));
+        result = arm->clear_watchdog(arm->context, output->guard.goals, now(self) + clear_budget_ns(self));
     if (output->clear_watchdog && result != ARM_OK)
         self->watchdog_due = true; /* still tripped: found again at the next tick */
     if (output->write) {
         result = arm->write_goals(arm->context, output->guard.goals, start_ns + budget_ns);
         self->input.unsent = result != ARM_OK;
     }
-    if (output->torque != TORQUE_KEEP) {
-        result = arm->set_torque(arm->context, output->torque == TORQUE_ON, output->guard.goals,
-                                 clock_now_ns() + torque_budget_ns(self));
-        self->input.torque_failed = result != ARM_OK;
-    }
+    if (output->torque != TORQUE_KEEP)
+        result = switch_torque(self);
+    if (output->reboot != 0)
+        result = arm->reboot(arm->context, output->reboot, now(self) + reboot_budget_ns);
     self->input.unplugged = result == ARM_UNPLUGGED;
+}
+
+/* One question more, where the tick's time on the bus has room for an answer that takes as long as the reading did. */
+static void ask_health(control *self, int64_t end_ns)
+{
+    bool driven = self->pilot.torque && !self->config.shadow;
+    arm_health *health = &self->health;
+    status *told = &self->status;
+    if (now(self) + self->answer_ns * 5 / 4 > end_ns || self->arm->health(self->arm->context, end_ns, health) != ARM_OK)
+        return;
+    if (!driven && health->part != HEALTH_SUPPLY && health->part != HEALTH_TORQUE)
+        return;
+    const int32_t *sent = self->output.write && !self->input.unsent ? self->output.guard.goals : NULL;
+    health_finding found = health_judge(&self->watch, health, self->config.pilot.health, sent, self->pilot.limp);
+    self->tripped = self->tripped || found.kind == FINDING_STOPPED;
+    self->input.finding = driven || health->part == HEALTH_SUPPLY ? found : (health_finding){.joint = -1};
+    told->health_reads++;
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        told->error[i] = health->error[i];
+        told->temperature[i] = health->temperature[i];
+        told->voltage[i] = health->voltage[i];
+    }
+    if (health->part == HEALTH_SUPPLY)
+        told->warm_joint = found.kind >= FINDING_WARM ? found.joint : -1;
 }
 
 /* True when the loop ends. */
@@ -266,39 +347,45 @@ static bool run_tick(control *self, int64_t start_ns)
     input->now_ns = start_ns;
     input->command = request.command;
     input->malformed = false;
+    input->damaged = shared_damaged();
+    input->writer = ring_writer(self->ring.ring);
+    input->unattended = self->beat_file.memory != NULL && beat_missing(self->beat_file.memory, start_ns);
 
-    int64_t before_ns = clock_now_ns();
+    int64_t before_ns = now(self);
     int64_t deadline_ns = start_ns + control_answer_ns(self->clock.period_ns);
     bool asks = self->pilot.lost < OUTAGE_READS || start_ns - self->asked_ns >= outage_pace_ns;
     check_gap(self, start_ns, asks ? deadline_ns : start_ns);
-    int64_t asked_ns = clock_now_ns();
+    int64_t asked_ns = now(self);
     input->read_result = asks ? self->arm->read(self->arm->context, deadline_ns, &input->reading) : ARM_TIMEOUT;
     self->asked_ns = asks ? start_ns : self->asked_ns;
-    int64_t read_ns = clock_now_ns() - before_ns;
+    int64_t read_ns = now(self) - before_ns;
     bool heard = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
     if (heard) {
         self->heard_ns = start_ns;
-        self->answer_ns = clock_now_ns() - asked_ns;
+        self->answer_ns = now(self) - asked_ns;
         self->absent = self->absent && self->watchdog_due;
-        self->tripped = false;
     }
     input->watchdog = input->watchdog && heard; /* clearing it needs to know where the arm is */
 
     take_notice(self); /* before the pilot looks at it: the record holds what the pilot was given */
     pilot_begin(&self->pilot, input, &self->output);
+    self->tripped = self->tripped && self->pilot.lost > 0; /* else the pilot was told */
     take_chunks(self);
     pilot_end(&self->pilot, input, &self->output);
     record_tick told = record_tick_of(input, &self->output); /* before `act` writes the next tick's input */
 
-    before_ns = clock_now_ns();
+    before_ns = now(self);
+    bool slow = self->output.torque != TORQUE_KEEP || self->output.clear_watchdog || self->output.reboot != 0;
     act(self, start_ns, budget_ns);
-    int64_t end_ns = clock_now_ns();
+    input->finding = (health_finding){.joint = -1};
+    if (heard && !slow)
+        ask_health(self, start_ns + budget_ns);
+    int64_t end_ns = now(self);
     told.late_ns = saturated(start_ns - clock_due_ns(&self->clock, self->clock.tick));
     told.read_ns = saturated(read_ns);
     told.write_ns = saturated(end_ns - before_ns);
     told.work_ns = saturated(end_ns - start_ns);
     record_put_tick(&self->record, &told);
-    bool slow = self->output.torque != TORQUE_KEEP || self->output.clear_watchdog;
     tell(self, start_ns, slow ? 0 : read_ns + end_ns - before_ns, slow ? 0 : end_ns - start_ns);
     if (request.address_bytes > 0)
         command_reply(self->config.socket_fd, &request, &self->output);
@@ -307,16 +394,21 @@ static bool run_tick(control *self, int64_t start_ns)
         self->config.arm_at_start = false;
     bool gone = self->output.reason == REASON_UNPLUGGED;
     self->unplugged_ns = !gone ? 0 : self->unplugged_ns != 0 ? self->unplugged_ns : start_ns;
-    return self->output.done || self->signals > 1 || (gone && start_ns - self->unplugged_ns >= unplugged_ns);
+    return self->output.done || interrupted(self) || (gone && start_ns - self->unplugged_ns >= unplugged_ns);
 }
 
 control_result control_run(control *self, const control_config *config, const arm_port *arm)
 {
     memset(self, 0, sizeof *self); /* also faults in every page of it */
     self->config = *config;
+    if (self->config.clock.now_ns == NULL)
+        self->config.clock = (clock_source){.now_ns = clock_now_ns, .boot_ns = clock_boot_ns, .sleep_until = clock_sleep_until};
+    self->input.trouble_joint = self->input.finding.joint = -1;
     self->arm = arm;
+    for (int i = 0; i < ARM_JOINTS && config->shadow; i++) /* an arm that is told nothing does not press */
+        self->config.pilot.press[i] = (press_limits){.gravity = GUARD_COUNTS_MAX};
     control_result result = {.exit = CONTROL_BAD_LIMITS};
-    result.limits = pilot_init(&self->pilot, &config->pilot, &result.joint);
+    result.limits = pilot_init(&self->pilot, &self->config.pilot, &result.joint);
     if (result.limits != GUARD_CONFIG_OK)
         return result;
     result = open_files(self);
@@ -340,22 +432,24 @@ control_result control_run(control *self, const control_config *config, const ar
         .fifo = granted.fifo,
         .locked = granted.locked,
         .age_ns = -1,
+        .warm_joint = -1,
+        .trouble_joint = -1,
     };
     memcpy(self->status.digest, config->pilot.schedule.digest, DIGEST_BYTES);
     strncpy(self->status.record, config->record_path, STATUS_PATH_BYTES - 1);
-    self->clock = (tick_clock){.t0_ns = clock_now_ns() + config->pilot.period_ns, .period_ns = config->pilot.period_ns};
+    self->clock = (tick_clock){.t0_ns = now(self) + config->pilot.period_ns, .period_ns = config->pilot.period_ns};
     self->status.t0_ns = self->clock.t0_ns;
     self->input.read_result = ARM_TIMEOUT;
 
     for (;;) {
-        clock_sleep_until(clock_due_ns(&self->clock, self->clock.tick));
-        if (run_tick(self, clock_now_ns()))
+        self->config.clock.sleep_until(clock_due_ns(&self->clock, self->clock.tick));
+        if (run_tick(self, now(self)))
             break;
-        clock_advance(&self->clock, clock_now_ns());
+        clock_advance(&self->clock, now(self));
     }
     if (granted.fifo || granted.locked)
         clock_leave_realtime();
     close_files(self);
-    result.exit = self->signals > 1 ? CONTROL_INTERRUPTED : self->output.done ? CONTROL_STOPPED : CONTROL_UNPLUGGED;
+    result.exit = interrupted(self) ? CONTROL_INTERRUPTED : self->output.done ? CONTROL_STOPPED : CONTROL_UNPLUGGED;
     return result;
 }

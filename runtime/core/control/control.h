@@ -3,13 +3,17 @@
  * Each tick: wait for its time, take one command, read the joints, take new
  * chunks, decide (pilot), write the goals, keep the record, publish the status.
  * Nothing in the tick allocates, waits for inference or touches a new page.
- * A byte on `signal_fd` is a SIGINT or SIGTERM and means the command `stop`; a
- * second one ends the loop at once, with the arm holding.
+ * Bytes on `signal_fd` are signals by their number. SIGTERM is the command
+ * `stop`. SIGINT is the command `hold`; with `interrupt_ends` the loop ends when
+ * the arm rests. A second one of a kind ends the loop at once, with the arm
+ * holding.
  */
 #ifndef VLA_CONTROL_H
 #define VLA_CONTROL_H
 
+#include "beat.h"
 #include "clock.h"
+#include "health.h"
 #include "pilot.h"
 #include "record.h"
 #include "ring.h"
@@ -18,19 +22,22 @@
 typedef struct {
     pilot_config pilot;
     const char *ring_path, *state_path, *record_path;
+    const char *beat_path; /* of the supervisor, NULL: nobody's silence is heard */
     uint64_t record_cells;
     int socket_fd;       /* bound datagram socket for commands, -1: none */
     int signal_fd;       /* non-blocking; the process's signal handler writes a byte to its other end, -1: none */
     int priority;        /* of SCHED_FIFO, 0: do not ask */
+    bool interrupt_ends; /* nobody is there to say more after a SIGINT */
     bool shadow;         /* decide and record, write nothing to the bus */
     bool arm_at_start;
     int64_t stop_after_ticks; /* ask to stop by itself, 0: never */
+    clock_source clock;  /* all zero: the machine's */
 } control_config;
 
 typedef enum {
     CONTROL_STOPPED,      /* asked to stop; at rest, parked where a pose is known */
     CONTROL_UNPLUGGED,    /* the bus is gone for a second */
-    CONTROL_INTERRUPTED,  /* a second signal: ended at once */
+    CONTROL_INTERRUPTED,  /* ended at once by a second signal, or by the first where nobody is there */
     CONTROL_BAD_LIMITS,   /* the guard refused the limits; `joint` and `limits` say which */
     CONTROL_BAD_FILE,     /* a file cannot be used; `failed_path` and `failed_errno` */
 } control_exit;
@@ -49,7 +56,7 @@ typedef struct {
     const arm_port *arm;
     pilot pilot;
     tick_clock clock;
-    shared_file ring_file, state_file;
+    shared_file ring_file, state_file, beat_file;
     ring_reader ring;
     ring_notice notice;
     record record;
@@ -62,11 +69,13 @@ typedef struct {
     int64_t answer_ns;     /* how long the last reading took */
     int64_t asked_ns;      /* start of the last tick that asked the servos */
     int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
-    int64_t last_tick_ns;  /* start of the tick before */
+    int64_t last_boot_ns;  /* the tick before, on the clock that goes on while the machine is suspended */
     bool absent;           /* no tick ran for that long; until the servos have answered */
     bool watchdog_due; /* a gap was long enough for the servos to have stopped, or for one to have rebooted */
     bool tripped;      /* one was found stopped, and the pilot is told with the next reading */
-    int signals;
+    int interrupts, terminations; /* signals so far */
+    arm_health health;
+    health_watch watch;
     uint64_t first_minor, first_major;
 } control;
 

@@ -50,7 +50,7 @@ static guard_verdict stoppable(const guard_joint_limits *limits, guard_joint sta
     for (;;) {
         if (magnitude(state.velocity) > limits->velocity)
             return limits->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY;
-        if (state.goal < limits->position_min || state.goal > limits->position_max)
+        if (state.goal < state.low || state.goal > state.high)
             return GUARD_CLAMPED_POSITION;
         if (state.velocity == 0 && state.acceleration == 0)
             return GUARD_PASSED;
@@ -66,6 +66,13 @@ static guard_joint moved(guard_joint state, int32_t acceleration)
     state.velocity += acceleration;
     state.goal += state.velocity;
     return state;
+}
+
+/* The soft limits where the goal is inside them; where it is not yet, no further out than it has come. */
+static void keep_inside(const guard_joint_limits *limits, guard_joint *joint)
+{
+    joint->low = joint->goal < limits->position_min ? joint->goal : limits->position_min;
+    joint->high = joint->goal > limits->position_max ? joint->goal : limits->position_max;
 }
 
 /* Where a brake relative to something moving at `velocity` ends, from `state`. */
@@ -124,7 +131,7 @@ static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *j
     guard_verdict verdict = inside == wish ? GUARD_PASSED : GUARD_CLAMPED_POSITION;
     present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */
     int32_t near = clamp(inside, present - limits->tracking, present + limits->tracking);
-    int32_t target = clamp(near, limits->position_min, limits->position_max);
+    int32_t target = clamp(near, joint->low, joint->high);
 
     int32_t wanted = target - joint->goal - joint->velocity;
     int32_t low = clamp(joint->acceleration - limits->jerk, -limits->acceleration, limits->acceleration);
@@ -150,6 +157,7 @@ static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *j
         chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */
     }
     *joint = moved(*joint, chosen);
+    keep_inside(limits, joint);
     joint->wish = target;
     joint->wish_known = true;
     if (verdict == GUARD_PASSED)
@@ -230,19 +238,24 @@ guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JO
     return GUARD_CONFIG_OK;
 }
 
-bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t tolerance, int *joint)
+void guard_start_joint(guard *self, int joint, int32_t present)
 {
+    self->joints[joint] = (guard_joint){.goal = present};
+    keep_inside(&self->limits[joint], &self->joints[joint]);
+    self->before[joint] = self->joints[joint];
+}
+
+bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t within, int *joint)
+{
+    self->started = false;
     for (int i = 0; i < ARM_JOINTS; i++) {
-        const guard_joint_limits *limits = &self->limits[i];
-        int32_t goal = clamp(present[i], limits->position_min, limits->position_max);
+        int32_t goal = clamp(present[i], self->limits[i].position_min, self->limits[i].position_max);
+        long long outside = llabs((long long)goal - present[i]);
         *joint = i;
-        if (llabs((long long)goal - present[i]) > tolerance) {
-            self->started = false;
+        if (outside > GUARD_OUTSIDE_MAX)
             return false;
-        }
-        self->joints[i] = (guard_joint){.goal = goal};
+        guard_start_joint(self, i, outside <= within ? goal : present[i]);
     }
-    memcpy(self->before, self->joints, sizeof self->before);
     self->started = true;
     return true;
 }
@@ -254,6 +267,7 @@ guard_result guard_brake(guard *self)
     for (int i = 0; i < ARM_JOINTS; i++) {
         guard_joint *joint = &self->joints[i];
         *joint = moved(*joint, brake(&self->limits[i], joint->velocity, joint->acceleration));
+        keep_inside(&self->limits[i], joint);
         joint->wish_known = false;
         result.goals[i] = joint->goal;
     }

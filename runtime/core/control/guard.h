@@ -14,7 +14,8 @@
  * the one nearest to the wish that leads to a stoppable state. The brake's own
  * next step is always such a choice, because the brake's path from there is the
  * rest of a path already found good; so a choice exists at every tick, whatever
- * was asked before.
+ * was asked before. An arm that lies on its stops starts outside the soft limits: the limit on that side is then where
+ * the goal is, and follows it inwards, so that it never moves further out.
  *
  * Brake. Let `released` be the velocity that remains when the acceleration is
  * led to zero as fast as the jerk limit allows. The brake takes the strongest
@@ -33,6 +34,7 @@
 enum {
     GUARD_START_TOLERANCE = 2,        /* counts the first goal may differ from the present position */
     GUARD_SAG = 64,                   /* counts a servo may hang beyond a soft limit that is its goal (5.6 degrees) */
+    GUARD_OUTSIDE_MAX = 512,          /* counts a start may lie beyond a soft limit (45 degrees): further is a lost turn */
     GUARD_COUNTS_MAX = 1 << 20,       /* 256 turns: beyond it a value is no joint position */
     GUARD_PER_TICK_MAX = 1 << 14,     /* four turns a tick: a larger rate is cut to it */
     GUARD_JOIN_COUNTS = 8,            /* how far beside a moving wish a brake may end for the goal to join it (0.7 degrees) */
@@ -78,7 +80,8 @@ typedef struct {
 
 typedef struct {
     int32_t goal, velocity, acceleration;
-    int32_t wish; /* the last wish, to know how fast it moves */
+    int32_t low, high; /* the soft limits; where the start lay outside, as far out as the goal still is */
+    int32_t wish;      /* the last wish, to know how fast it moves */
     bool wish_known;
 } guard_joint;
 
@@ -115,9 +118,11 @@ typedef struct {
 /* Sets limits from `limits` for ticks of period_ns. On error names the joint. */
 guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, int *joint);
 
-/* Starts at rest at the present position, brought inside the soft limits. False, with the joint, when it lies more than
- * `tolerance` counts outside. */
-bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t tolerance, int *joint);
+/* Starts at rest at the present position; where that lies at most `within` counts outside the soft limits, at the limit.
+ * False, with the joint, when one lies further outside than GUARD_OUTSIDE_MAX. */
+bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t within, int *joint);
+/* One joint alone, at rest where it is. The others go on. */
+void guard_start_joint(guard *self, int joint, int32_t present);
 
 /* One tick towards `action` (joint units, `joints` values). A refused action
  * contributes nothing to the goals: they follow the brake. */

@@ -3,7 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-enum { PARK_LEAD = 64 }; /* counts the parking wish may lead the goal by */
+enum { PARK_LEAD = 64 };     /* counts the parking wish may lead the goal by */
+enum { TRAVEL_COUNTS = 64 }; /* what a reading may be off by besides what a joint can travel */
+static const int64_t recover_ns = 2000000000;
 
 guard_config_error pilot_init(pilot *self, const pilot_config *config, int *joint)
 {
@@ -12,6 +14,7 @@ guard_config_error pilot_init(pilot *self, const pilot_config *config, int *join
     self->joint = -1;
     self->lost_ns = -1;
     self->patience_ns = config->patience_min_ns;
+    press_init(&self->press, config->press, config->stall_ns);
     schedule_init(&self->schedule, &config->schedule);
     return guard_configure(&self->guard, config->limits, config->period_ns, joint);
 }
@@ -38,11 +41,17 @@ static void fault(pilot *self, pilot_reason reason, int32_t joint)
         enter(self, PILOT_FAULT, reason, joint);
 }
 
-static void latch_hold(pilot *self, pilot_reason reason)
+static void latch_hold(pilot *self, pilot_reason reason, int32_t joint)
 {
     schedule_drop(&self->schedule);
     self->latched = true;
-    enter(self, PILOT_HOLD, reason, -1);
+    enter(self, PILOT_HOLD, reason, joint);
+}
+
+/* The servos hold the arm where our goals say, and we can tell them others. */
+static bool holds(const pilot *self)
+{
+    return self->torque && self->guard.started && !(self->state == PILOT_FAULT && self->reason == REASON_UNPLUGGED);
 }
 
 /* The servos stopped by themselves: they heard nothing for 200 ms. After a short loss of readings that is the loss
@@ -55,10 +64,34 @@ static void take_watchdog(pilot *self, const pilot_input *input, pilot_output *o
     output->clear_watchdog = true;
 }
 
-static void take_reading(pilot *self, const pilot_input *input)
+/* Can the joints have come from `position` to this reading? */
+static bool reachable(const pilot *self, const arm_reading *reading, const int32_t position[ARM_JOINTS], int64_t since_ns)
 {
-    bool answered = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
-    if (answered) {
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        double most = self->config.travel[i] * (double)(reading->time_ns - since_ns) * 1e-9 + TRAVEL_COUNTS;
+        if (self->config.travel[i] > 0 && fabs((double)reading->position[i] - position[i]) > most)
+            return false;
+    }
+    return true;
+}
+
+/* A reading further from the last than the joints can travel is used when the next one confirms it. */
+static bool believable(pilot *self, const arm_reading *reading)
+{
+    bool confirmed = self->suspect_known && reachable(self, reading, self->suspect, self->suspect_ns);
+    if (!self->present_known || confirmed || reachable(self, reading, self->present, self->present_ns)) {
+        self->suspect_known = false;
+        return true;
+    }
+    memcpy(self->suspect, reading->position, sizeof self->suspect);
+    self->suspect_ns = reading->time_ns;
+    self->suspect_known = true;
+    return false;
+}
+
+static void take_reading(pilot *self, const pilot_input *input, bool believed)
+{
+    if (believed) {
         memcpy(self->present, input->reading.position, sizeof self->present);
         self->present_known = true;
         self->present_ns = input->reading.time_ns;
@@ -66,7 +99,8 @@ static void take_reading(pilot *self, const pilot_input *input)
         self->lost_ns = -1;
         schedule_note_reading(&self->schedule, input->tick, input->reading.time_ns, self->present);
         for (int i = 0; i < ARM_JOINTS; i++)
-            if (input->reading.alert[i]) {
+            if (input->reading.alert[i] && !(self->limp >> i & 1)) {
+                self->limp |= 1u << i;
                 fault(self, REASON_ALERT, i);
                 break;
             }
@@ -75,12 +109,59 @@ static void take_reading(pilot *self, const pilot_input *input)
             self->lost_ns = input->now_ns;
         bool stands = self->latched && self->state != PILOT_PARKING;
         if (armed(self) && !stands && input->now_ns - self->lost_ns >= self->config.reads_latch_ns)
-            latch_hold(self, REASON_READS_LOST);
+            latch_hold(self, REASON_READS_LOST, -1);
     }
     if (input->read_result == ARM_UNPLUGGED || input->unplugged)
         fault(self, REASON_UNPLUGGED, -1);
     if (input->torque_failed)
-        fault(self, REASON_TORQUE, -1);
+        fault(self, input->setting_refused ? REASON_SETTING : REASON_TORQUE, input->trouble_joint);
+}
+
+static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint);
+
+/* What is wrong with servos that answer all the same. */
+static void take_finding(pilot *self, const health_finding *finding)
+{
+    if (!self->torque)
+        return;
+    switch (finding->kind) {
+    case FINDING_NO_TORQUE:
+        self->limp |= 1u << finding->joint;
+        fault(self, REASON_TORQUE, finding->joint);
+        break;
+    case FINDING_DEAF:
+        fault(self, REASON_DEAF, finding->joint);
+        break;
+    case FINDING_VOLTAGE:
+        if (armed(self) && !self->latched)
+            latch_hold(self, REASON_VOLTAGE, finding->joint);
+        break;
+    case FINDING_HOT:
+        if (self->cooled || !armed(self) || self->reason == REASON_PARKED || self->state == PILOT_PARKING)
+            break;
+        self->cooled = true; /* once: a hold that is asked for afterwards is one */
+        if (park(self, REASON_TEMPERATURE, finding->joint) != ANSWER_DONE)
+            latch_hold(self, REASON_TEMPERATURE, finding->joint);
+        break;
+    default:
+        break;
+    }
+}
+
+/* The processes around us: who started the run, who writes chunks, the files between us. */
+static void take_company(pilot *self, const pilot_input *input)
+{
+    bool moves = (armed(self) && !self->latched) || (self->state == PILOT_PARKING && !self->stopping);
+    if (input->unattended && !self->unattended && moves)
+        latch_hold(self, REASON_SUPERVISOR, -1);
+    self->unattended = input->unattended;
+    if (armed(self) && !self->latched) {
+        self->writer = self->writer != 0 ? self->writer : input->writer;
+        if (input->writer != self->writer)
+            latch_hold(self, REASON_WRITER, -1);
+    }
+    if (input->damaged)
+        fault(self, REASON_FILES, -1);
 }
 
 static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *output)
@@ -88,7 +169,7 @@ static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *out
     if (self->state == PILOT_PLANNING || self->state == PILOT_MOVING)
         return ANSWER_DONE;
     bool fresh = self->state == PILOT_DISARMED || self->state == PILOT_FAULT;
-    if (input->read_result != ARM_OK || input->watchdog)
+    if (input->read_result != ARM_OK || self->lost > 0 || input->watchdog || input->damaged || input->unattended)
         return ANSWER_FAULT;
     for (int i = 0; i < ARM_JOINTS; i++)
         if (input->reading.alert[i])
@@ -112,24 +193,86 @@ static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *out
     self->torque = true;
     self->let_go = false;
     self->idle_ns = input->now_ns;
+    self->limp = 0;
+    self->park_failed = self->cooled = false;
+    self->recover_until_ns = 0;
+    self->writer = input->writer;
+    press_release(&self->press);
     enter(self, PILOT_PLANNING, REASON_NONE, -1);
     return ANSWER_DONE;
 }
 
-static pilot_answer park(pilot *self)
+/* With the joints that have torque, also after a fault: a servo in alert need not leave the arm up in the air. */
+static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint)
 {
     if (!self->config.has_park)
         return ANSWER_NO_POSE;
-    if (!armed(self))
+    if (!self->torque)
         return ANSWER_NOT_ARMED;
+    if (!holds(self) || self->lost > 0 || self->reason == REASON_FILES)
+        return ANSWER_FAULT;
     if (self->reason == REASON_PARKED || self->state == PILOT_PARKING)
         return ANSWER_DONE;
     schedule_drop(&self->schedule);
     self->latched = true;
+    self->park_failed = false;
     for (int i = 0; i < ARM_JOINTS; i++)
         self->parking[i] = self->guard.joints[i].goal;
-    enter(self, PILOT_PARKING, REASON_OPERATOR, -1);
+    enter(self, PILOT_PARKING, reason, joint);
     return ANSWER_DONE;
+}
+
+/* Whatever was going on ends: from here on the goals only slow down. */
+static pilot_answer hold(pilot *self)
+{
+    if (!self->torque)
+        return ANSWER_NOT_ARMED;
+    if (!holds(self))
+        return ANSWER_FAULT;
+    self->stopping = false;
+    self->recover_until_ns = 0;
+    if (self->state != PILOT_FAULT && self->reason != REASON_PARKED) /* both hold already, and say why */
+        latch_hold(self, REASON_OPERATOR, -1);
+    return ANSWER_DONE;
+}
+
+/* Servos with an alert start anew; torque comes back at the first reading without one (`recovered`). */
+static pilot_answer recover(pilot *self, const pilot_input *input, pilot_output *output)
+{
+    if (self->state != PILOT_FAULT && self->limp == 0)
+        return ANSWER_DONE;
+    if (self->lost > 0 || input->damaged || self->reason == REASON_UNPLUGGED)
+        return ANSWER_FAULT;
+    if (self->guard.started && !guard_at_rest(&self->guard))
+        return ANSWER_BUSY;
+    for (int i = 0; i < ARM_JOINTS; i++)
+        output->reboot |= (uint32_t)(input->reading.alert[i] != 0) << i;
+    self->recover_until_ns = input->now_ns + recover_ns;
+    return ANSWER_DONE;
+}
+
+static void recovered(pilot *self, const pilot_input *input, pilot_output *output)
+{
+    if (self->recover_until_ns == 0 || output->reboot != 0)
+        return;
+    bool over = input->now_ns > self->recover_until_ns || (self->lost == 0 && input->read_result == ARM_ALERT);
+    if (over)
+        self->recover_until_ns = 0;
+    if (over || self->lost > 0)
+        return;
+    int joint;
+    self->recover_until_ns = 0;
+    if (!self->torque) {
+        enter(self, PILOT_DISARMED, REASON_NONE, -1);
+        self->latched = false;
+    } else if (self->guard.started || guard_start(&self->guard, self->present, GUARD_START_TOLERANCE, &joint)) {
+        for (int i = 0; i < ARM_JOINTS; i++) /* it fell, or was moved by hand; the others hold what they held */
+            if (self->limp >> i & 1)
+                guard_start_joint(&self->guard, i, self->present[i]);
+        output->torque = TORQUE_ON;
+        latch_hold(self, REASON_OPERATOR, -1);
+    }
+    self->limp = 0;
 }
 
 static pilot_answer torque_off(pilot *self, pilot_output *output)
@@ -154,17 +297,17 @@ static pilot_answer obey(pilot *self, const pilot_input *input, pilot_output *ou
     case COMMAND_ARM:
         return arm(self, input, output);
     case COMMAND_HOLD:
-        if (!armed(self))
-            return ANSWER_NOT_ARMED;
-        latch_hold(self, REASON_OPERATOR);
-        return ANSWER_DONE;
+        return hold(self);
     case COMMAND_PARK:
-        return park(self);
+        return park(self, REASON_OPERATOR, -1);
     case COMMAND_STOP:
         self->stopping = true;
+        self->park_failed = false;
         if (armed(self) && self->reason != REASON_PARKED && self->state != PILOT_PARKING)
-            latch_hold(self, REASON_OPERATOR);
+            latch_hold(self, REASON_OPERATOR, -1);
         return ANSWER_DONE;
+    case COMMAND_RECOVER:
+        return recover(self, input, output);
     case COMMAND_TORQUE_OFF:
         if (!self->let_go && self->reason != REASON_PARKED)
             return ANSWER_NOT_PARKED;
@@ -182,13 +325,18 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
     self->patience_ns = patience < self->config.patience_max_ns ? patience : self->config.patience_max_ns;
     if (input->unsent)
         guard_unsent(&self->guard);
-    if (input->watchdog)
+    bool answered = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
+    bool believed = answered && believable(self, &input->reading);
+    if (input->watchdog && (believed || !answered))
         take_watchdog(self, input, output); /* before the reading ends the loss */
-    take_reading(self, input);
+    take_reading(self, input, believed);
     const schedule_plan *plan = &self->schedule.plans[self->schedule.current];
     if (plan->present && plan->data.observation_sequence <= input->dropped_through)
         schedule_drop(&self->schedule);
+    take_finding(self, &input->finding);
+    take_company(self, input);
     output->answer = obey(self, input, output);
+    recovered(self, input, output);
 }
 
 chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *data)
@@ -212,6 +360,10 @@ static bool creep(pilot *self, float action[ARM_JOINTS])
     for (int i = 0; i < ARM_JOINTS; i++) {
         const guard_limits *limits = &self->config.limits[i];
         double pose = fmin(fmax(self->config.park[i], limits->position_min), limits->position_max);
+        if (self->limp >> i & 1) {
+            action[i] = (float)((self->guard.joints[i].goal - limits->offset) / limits->scale);
+            continue;
+        }
         double gap = pose - self->parking[i];
         if (fabs(self->parking[i] - self->guard.joints[i].goal) < PARK_LEAD) /* the wish waits for the goal */
             self->parking[i] += fabs(gap) <= step ? gap : copysign(step, gap);
@@ -219,6 +371,45 @@ static bool creep(pilot *self, float action[ARM_JOINTS])
         there = there && self->parking[i] == pose && fabs(pose - self->guard.joints[i].goal) <= 1.0;
     }
     return there && guard_at_rest(&self->guard);
+}
+
+/* The goals of the tick before, as the servos hold them. */
+static void goals_of(const pilot *self, int32_t goals[ARM_JOINTS])
+{
+    for (int i = 0; i < ARM_JOINTS; i++)
+        goals[i] = self->guard.joints[i].goal;
+}
+
+/* An obstacle ends every motion; in a hold or a fault the goals are led back instead. */
+static void feel(pilot *self, const pilot_input *input)
+{
+    int32_t goals[ARM_JOINTS];
+    if (self->lost > 0 || !holds(self))
+        return;
+    goals_of(self, goals);
+    int stalled = press_stalled(&self->press, goals, self->present, self->limp, input->now_ns);
+    bool moves = self->state == PILOT_PARKING || (armed(self) && !self->latched);
+    if (stalled < 0 || !moves)
+        return;
+    self->park_failed = self->state == PILOT_PARKING;
+    latch_hold(self, REASON_STALL, stalled);
+}
+
+/* The wish that leads goals at rest back, in joint units; false: there is none. */
+static bool yield(pilot *self, const pilot_input *input, float action[ARM_JOINTS])
+{
+    int32_t goals[ARM_JOINTS], wish[ARM_JOINTS];
+    bool stands = self->state == PILOT_FAULT || (self->state == PILOT_HOLD && self->latched);
+    if (!stands || !holds(self) || self->lost > 0)
+        return false;
+    if (self->press.returned == 0 && !guard_at_rest(&self->guard))
+        return false;
+    goals_of(self, goals);
+    if (!press_lead_back(&self->press, goals, self->present, self->limp, input->now_ns, wish))
+        return false;
+    for (int i = 0; i < ARM_JOINTS; i++)
+        action[i] = (float)((wish[i] - self->config.limits[i].offset) / self->config.limits[i].scale);
+    return true;
 }
 
 /* Where no action is followed: PLANNING or HOLD, and the latch. */
@@ -233,7 +424,7 @@ static void idle(pilot *self, const pilot_input *input, bool malformed)
     pilot_reason reason = malformed ? REASON_MALFORMED : self->lost >= 3 ? REASON_READS_LOST : REASON_NO_ACTION;
     bool waits = reason == REASON_NO_ACTION && (input->plan_then_move || !self->moved);
     if (input->now_ns - self->idle_ns >= self->patience_ns)
-        latch_hold(self, reason);
+        latch_hold(self, reason, -1);
     else
         enter(self, waits ? PILOT_PLANNING : PILOT_HOLD, waits ? REASON_NONE : reason, -1);
 }
@@ -245,10 +436,10 @@ static void stop(pilot *self, const pilot_input *input, pilot_output *output)
         return;
     if (self->reason == REASON_PARKED)
         torque_off(self, output); /* a parked arm rests by itself */
-    else if (armed(self) && self->config.has_park && self->lost > 0
+    else if (holds(self) && self->config.has_park && self->lost > 0
              && input->now_ns - self->lost_ns < self->config.reads_latch_ns)
         return; /* the pose cannot be gone to blindly: readings may come back */
-    else if (armed(self) && self->lost == 0 && park(self) == ANSWER_DONE)
+    else if (!self->park_failed && park(self, REASON_OPERATOR, -1) == ANSWER_DONE)
         return;
     output->done = true;
 }
@@ -268,9 +459,9 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
             output->clear_watchdog = false;
         }
     }
+    feel(self, input);
     int32_t before[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++)
-        before[i] = self->guard.joints[i].goal;
+    goals_of(self, before);
 
     bool parked = false;
     if (input->malformed) /* the writer is broken: what it wrote before counts no more */
@@ -279,7 +470,11 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
     if (self->state == PILOT_PARKING) {
         parked = creep(self, output->action.action);
         output->action.due = true;
+    } else if (!output->action.due && output->torque == TORQUE_KEEP) {
+        output->action.due = yield(self, input, output->action.action);
     }
+    if (self->state == PILOT_PARKING || self->state == PILOT_MOVING)
+        press_release(&self->press);
     if (!self->guard.started) {
         output->guard = (guard_result){.verdict = GUARD_PASSED, .joint = -1};
         memcpy(output->guard.goals, before, sizeof before);
@@ -310,5 +505,5 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
     output->reason = self->reason;
     output->joint = self->joint;
     output->latched = self->latched;
-    output->write = self->torque && self->guard.started && !(self->state == PILOT_FAULT && self->reason == REASON_UNPLUGGED);
+    output->write = holds(self);
 }

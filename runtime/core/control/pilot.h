@@ -9,13 +9,18 @@
  *   MOVING    an action was due at this tick.
  *   HOLD      no action is due; after the latch time, on `hold`, and after a
  *             longer loss of readings it is latched: `arm` is needed.
- *   PARKING   a slow move to the parking pose through the guard.
- *   FAULT     goals slow down to rest; `arm` is needed, and the cause gone.
+ *   PARKING   a slow move to the parking pose through the guard, of the joints that have torque.
+ *   FAULT     goals slow down to rest; `arm` or `recover` is needed, and the cause gone.
+ *
+ * Commands are true in every state: what `hold` has answered "done" to stands still from then on, whatever was asked
+ * before, until another command comes. In a latched hold and in a fault the goals are led back once (press.h).
  */
 #ifndef VLA_PILOT_H
 #define VLA_PILOT_H
 
 #include "guard.h"
+#include "health.h"
+#include "press.h"
 #include "schedule.h"
 
 typedef enum {
@@ -35,10 +40,19 @@ typedef enum {
     REASON_ALERT,       /* a servo reports a hardware alert */
     REASON_UNPLUGGED,   /* the bus is gone */
     REASON_WATCHDOG,    /* a servo's bus watchdog had stopped it */
-    REASON_OUTSIDE,     /* a joint lies outside its soft limits, so the arm cannot be armed */
+    REASON_OUTSIDE,     /* a joint lies so far outside its soft limits that it must have lost a turn */
     REASON_MALFORMED,   /* a chunk of wrong shape or with values that are not finite */
     REASON_PARKED,
     REASON_TORQUE,      /* a servo did not take the torque command, or rebooted and lost its torque */
+    REASON_STALL,       /* a joint pressed against something */
+    REASON_SETTING,     /* a servo does not take a setting, so there is no torque */
+    REASON_DEAF,        /* a servo does not take goals */
+    REASON_VOLTAGE,     /* a servo's supply is outside its limits */
+    REASON_TEMPERATURE, /* a servo is about to shut down: the arm parks */
+    REASON_SUPERVISOR,  /* who started the run is silent */
+    REASON_WRITER,      /* another inference process writes chunks than when the arm was armed */
+    REASON_FILES,       /* a file that control shares was cut short */
+    REASONS,
 } pilot_reason;
 
 typedef enum {
@@ -50,9 +64,19 @@ typedef enum {
     COMMAND_STOP,           /* slow down, park where a pose is known, end the loop */
     COMMAND_TORQUE_OFF,     /* only when parked or disarmed */
     COMMAND_TORQUE_OFF_NOW, /* at once, wherever the arm is: it may fall */
+    COMMAND_RECOVER,        /* reboot servos with an alert, torque at the present position, hold */
 } pilot_command;
 
-typedef enum { ANSWER_NONE, ANSWER_DONE, ANSWER_BUSY, ANSWER_NOT_ARMED, ANSWER_NOT_PARKED, ANSWER_NO_POSE, ANSWER_FAULT, ANSWER_OUTSIDE } pilot_answer;
+typedef enum {
+    ANSWER_NONE,
+    ANSWER_DONE,
+    ANSWER_BUSY,
+    ANSWER_NOT_ARMED,
+    ANSWER_NOT_PARKED,
+    ANSWER_NO_POSE,
+    ANSWER_FAULT,
+    ANSWER_OUTSIDE,
+} pilot_answer;
 
 typedef enum { TORQUE_KEEP, TORQUE_ON, TORQUE_OFF } pilot_torque;
 
@@ -66,6 +90,10 @@ typedef struct {
     bool has_park;
     int32_t park[ARM_JOINTS]; /* counts */
     double park_speed;        /* counts/s */
+    press_limits press[ARM_JOINTS];
+    int64_t stall_ns;
+    health_limits health[ARM_JOINTS];
+    double travel[ARM_JOINTS]; /* counts/s no joint exceeds, pushed by hand or not; 0: not known */
 } pilot_config;
 
 /* Everything that differs from tick to tick, and nothing else decides: what the record keeps. */
@@ -79,6 +107,12 @@ typedef struct {
     bool unplugged;           /* a write of the last tick found no bus */
     bool unsent;              /* the goals of the last tick did not go out */
     bool torque_failed;       /* not every servo took the last torque command, or one has lost its torque */
+    bool setting_refused;     /* because of a setting that it does not take */
+    int32_t trouble_joint;    /* which, -1: not known */
+    health_finding finding;   /* what the last question about the servos' health showed */
+    bool unattended;          /* the supervisor's heartbeat is missing */
+    bool damaged;             /* a mapped file was cut short */
+    uint64_t writer;          /* of the ring's chunks, 0: none yet */
     pilot_command command;
     bool malformed;           /* a chunk that ring_check refused came; may be set until pilot_end */
     int64_t patience_ns;      /* 3 x p99 of an inference as announced, 0: none */
@@ -97,6 +131,7 @@ typedef struct {
     bool write;          /* guard.goals go to the bus */
     pilot_torque torque; /* after the goals were written */
     bool clear_watchdog; /* before the goals are written */
+    uint32_t reboot;     /* servos (bits) to reboot, after the goals were written */
     bool done;           /* stopped: the loop ends */
 } pilot_output;
 
@@ -120,6 +155,16 @@ typedef struct {
     int64_t lost_ns;     /* since when readings are lost, -1: they are not */
     int32_t lost;        /* readings lost in a row */
     double parking[ARM_JOINTS]; /* where the slow move has come to, counts */
+    bool park_failed;           /* it was given up since arming */
+    bool cooled;                /* a hot servo has parked the arm since arming */
+    bool unattended;            /* at the last tick */
+    uint32_t limp;              /* joints (bits) known to have no torque */
+    int64_t recover_until_ns;   /* a reboot was asked for: until then torque comes back with the alert gone; 0: no */
+    uint64_t writer;            /* whose chunks are taken since arming */
+    press press;
+    bool suspect_known;         /* the last reading was further away than a joint can travel */
+    int32_t suspect[ARM_JOINTS];
+    int64_t suspect_ns;
 } pilot;
 
 guard_config_error pilot_init(pilot *self, const pilot_config *config, int *joint);

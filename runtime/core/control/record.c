@@ -6,7 +6,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static const uint64_t magic = 0x32444345525f4c56; /* "VL_RECD2" */
+static const uint64_t magic = 0x33444345525f4c56;    /* "VL_RECD3" */
+static const uint64_t magic_v2 = 0x32444345525f4c56; /* "VL_RECD2" */
 
 _Static_assert(sizeof(record_cell) == 256, "a cell is 256 bytes");
 _Static_assert(sizeof(record_tick) <= RECORD_PAYLOAD && sizeof(record_chunk) <= RECORD_PAYLOAD, "fits a cell");
@@ -42,20 +43,37 @@ int record_create(record *self, const char *path, uint64_t cells, const pilot_co
     return 0;
 }
 
+static void take_config_v2(record *self)
+{
+    record_config_v2 old;
+    pilot_config *config = &self->config;
+    memcpy(&old, &self->header->config, sizeof old);
+    memset(config, 0, sizeof *config);
+    memcpy(config->limits, old.limits, sizeof config->limits);
+    config->schedule.session = old.schedule.session;
+    config->period_ns = old.period_ns;
+}
+
 int record_open(record *self, const char *path)
 {
     int failure = shared_open_any(&self->file, path);
     if (failure != 0)
         return failure;
     attach(self);
-    if (self->file.bytes < RECORD_HEADER || self->header->magic != magic || self->header->cells == 0
-        || self->header->cells > (self->file.bytes - RECORD_HEADER) / sizeof(record_cell)
-        || self->header->config_bytes != sizeof(pilot_config)
-        || self->header->config_crc != shared_crc32(&self->header->config, sizeof(pilot_config))) {
+    const record_header *header = self->header;
+    bool whole = self->file.bytes >= RECORD_HEADER && (header->magic == magic || header->magic == magic_v2);
+    self->version = whole && header->magic == magic ? 3 : 2;
+    size_t config_bytes = self->version == 3 ? sizeof(pilot_config) : sizeof(record_config_v2);
+    if (!whole || header->cells == 0 || header->cells > (self->file.bytes - RECORD_HEADER) / sizeof(record_cell)
+        || header->config_bytes != config_bytes || header->config_crc != shared_crc32(&header->config, config_bytes)) {
         shared_close(&self->file);
         return EINVAL;
     }
-    self->count = self->header->cells;
+    self->count = header->cells;
+    if (self->version == 3)
+        memcpy(&self->config, &header->config, sizeof self->config);
+    else
+        take_config_v2(self);
     return 0;
 }
 
@@ -134,6 +152,14 @@ record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
         .joint = (int8_t)output->joint,
         .verdict_joint = (int8_t)output->guard.joint,
         .action_index = output->action.index,
+        .setting_refused = input->setting_refused,
+        .unattended = input->unattended,
+        .damaged = input->damaged,
+        .reboot = (uint8_t)output->reboot,
+        .finding = (uint8_t)input->finding.kind,
+        .finding_joint = (int8_t)input->finding.joint,
+        .trouble_joint = (int8_t)input->trouble_joint,
+        .writer = input->writer,
     };
     memcpy(tick.position, input->reading.position, sizeof tick.position);
     memcpy(tick.velocity, input->reading.velocity, sizeof tick.velocity);
@@ -162,6 +188,12 @@ pilot_input record_input_of(const record_tick *tick)
         .patience_ns = tick->patience_ns,
         .plan_then_move = tick->plan_then_move,
         .dropped_through = tick->dropped_through,
+        .setting_refused = tick->setting_refused,
+        .trouble_joint = tick->trouble_joint,
+        .finding = {.kind = (finding_kind)tick->finding, .joint = tick->finding_joint},
+        .unattended = tick->unattended,
+        .damaged = tick->damaged,
+        .writer = tick->writer,
     };
     memcpy(input.reading.position, tick->position, sizeof tick->position);
     memcpy(input.reading.velocity, tick->velocity, sizeof tick->velocity);

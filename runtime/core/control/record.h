@@ -5,6 +5,10 @@
  * tick. Written to the page cache at once, so it survives the death of the
  * process (not of the machine). With the configuration in the header the goals
  * can be computed again, byte for byte.
+ *
+ * Version 2 (until commit 35ebfe7) is read too. Its decisions followed other
+ * rules, but its goals came from the same guard: they are computed from the
+ * actions and readings that it holds.
  */
 #ifndef VLA_RECORD_H
 #define VLA_RECORD_H
@@ -41,6 +45,11 @@ typedef struct {
     int8_t joint, verdict_joint;
     int32_t action_index;
     int32_t late_ns, read_ns, write_ns, work_ns; /* saturated at 2 s */
+    /* From version 3 on: */
+    uint8_t setting_refused, unattended, damaged, reboot;
+    uint8_t finding;
+    int8_t finding_joint, trouble_joint;
+    uint64_t writer;
 } record_tick;
 
 typedef struct {
@@ -58,14 +67,30 @@ typedef struct {
     int64_t wall_minus_monotonic_ns; /* to date the ticks */
     uint64_t shadow;
     uint32_t config_bytes, config_crc;
-    pilot_config config;
+    pilot_config config; /* of version 2: record_config_v2 */
 } record_header;
+
+/* What version 2 knew of the pilot's configuration. */
+typedef struct {
+    guard_limits limits[ARM_JOINTS];
+    struct {
+        uint64_t session;
+        uint8_t digest[DIGEST_BYTES];
+        int32_t handover, blend_ticks, rest_counts[ARM_JOINTS];
+    } schedule;
+    int64_t period_ns, patience_min_ns, patience_max_ns, reads_latch_ns;
+    bool has_park;
+    int32_t park[ARM_JOINTS];
+    double park_speed;
+} record_config_v2;
 
 typedef struct {
     shared_file file;
     record_header *header;
     record_cell *cells;
     uint64_t count; /* of cells in the file */
+    int version;    /* 2 or 3 */
+    pilot_config config;
 } record;
 
 /* Makes a new record of `cells` cells. 0 or an errno; EEXIST: a record lies there, move it away first. */
@@ -80,6 +105,9 @@ void record_put_chunk(record *self, int64_t tick, const chunk *data);
 /* From the decision's inputs and outputs; the timings are the caller's to fill in. */
 record_tick record_tick_of(const pilot_input *input, const pilot_output *output);
 pilot_input record_input_of(const record_tick *tick);
+
+/* The tick in a cell of kind RECORD_TICK; what its version did not know is as if it had not happened. */
+record_tick record_tick_in(const record *self, const record_cell *cell);
 
 /* A cell that is whole; false: overwritten, never written or damaged. */
 bool record_get(const record *self, uint64_t index, record_cell *out);

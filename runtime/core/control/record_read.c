@@ -1,7 +1,19 @@
 /* The reading half of the flight record, and the replay. */
 #include "record.h"
 
+#include <stddef.h>
 #include <string.h>
+
+record_tick record_tick_in(const record *self, const record_cell *cell)
+{
+    record_tick tick;
+    memcpy(&tick, cell->payload, sizeof tick);
+    if (self->version == 2) {
+        memset((char *)&tick + offsetof(record_tick, setting_refused), 0, sizeof tick - offsetof(record_tick, setting_refused));
+        tick.finding_joint = tick.trouble_joint = -1;
+    }
+    return tick;
+}
 
 void record_range(const record *self, uint64_t *first, uint64_t *end)
 {
@@ -52,14 +64,83 @@ static bool same(const record_tick *told, const pilot_output *output)
            && memcmp(told->goals, output->guard.goals, sizeof told->goals) == 0;
 }
 
+/* One tick of version 2: what its guard was told. Returns whether it had been started. */
+static bool guard_again(guard *guard, const record_tick *told, guard_view *view, int32_t present[ARM_JOINTS], int32_t goals[ARM_JOINTS])
+{
+    int joint;
+    bool armed = told->command == COMMAND_ARM && told->answer == ANSWER_DONE && told->torque == TORQUE_ON;
+    bool let_go = told->torque == TORQUE_OFF && (told->command == COMMAND_TORQUE_OFF || told->command == COMMAND_TORQUE_OFF_NOW);
+    if (told->unsent)
+        guard_unsent(guard);
+    if (told->read_result == ARM_OK || told->read_result == ARM_ALERT) {
+        memcpy(present, told->position, sizeof told->position);
+        view->present = present;
+        view->present_ns = told->reading_ns;
+    }
+    view->now_ns = told->now_ns;
+    if (armed)
+        guard_start(guard, present, GUARD_START_TOLERANCE, &joint);
+    if (told->clear_watchdog)
+        guard_start(guard, present, GUARD_SAG, &joint);
+    if (let_go || !guard->started) {
+        guard->started = false;
+        return false;
+    }
+    bool steps = told->due && told->torque == TORQUE_KEEP;
+    guard_result result = steps ? guard_step(guard, told->action, ARM_JOINTS, view) : guard_brake(guard);
+    memcpy(goals, result.goals, sizeof result.goals);
+    guard->started = told->torque != TORQUE_OFF;
+    return true;
+}
+
+static record_replay_result replay_v2(const record *self, guard *scratch)
+{
+    record_replay_result result = {.first_tick = -1, .differing_at = -1};
+    uint64_t first, end;
+    int joint;
+    guard_view view = {0};
+    int32_t present[ARM_JOINTS] = {0}, goals[ARM_JOINTS];
+    bool begun = false;
+    record_range(self, &first, &end);
+    if (guard_configure(scratch, self->config.limits, self->config.period_ns, &joint) != GUARD_CONFIG_OK)
+        return result;
+    for (uint64_t index = first; index < end; index++) {
+        record_cell cell;
+        if (!record_get(self, index, &cell)) {
+            result.damaged++;
+            begun = false; /* a tick may be missing: go on from the next arming */
+            continue;
+        }
+        result.chunks += begun && cell.kind == RECORD_CHUNK;
+        if (cell.kind != RECORD_TICK)
+            continue;
+        record_tick told = record_tick_in(self, &cell);
+        begun = begun || told.tick == 0 || (told.answer == ANSWER_DONE && told.torque == TORQUE_ON);
+        if (!begun)
+            continue;
+        if (result.first_tick < 0)
+            result.first_tick = told.tick;
+        result.ticks++;
+        bool started = guard_again(scratch, &told, &view, present, goals);
+        if (told.write && (!started || memcmp(told.goals, goals, sizeof goals) != 0)) {
+            result.differing++;
+            if (result.differing_at < 0)
+                result.differing_at = told.tick;
+        }
+    }
+    return result;
+}
+
 record_replay_result record_replay(const record *self, pilot *scratch)
 {
+    if (self->version == 2)
+        return replay_v2(self, &scratch->guard);
     record_replay_result result = {.first_tick = -1, .differing_at = -1};
     uint64_t first, end, chunks_from;
     int joint;
     bool begun = false;
     record_range(self, &first, &end);
-    if (pilot_init(scratch, &self->header->config, &joint) != GUARD_CONFIG_OK)
+    if (pilot_init(scratch, &self->config, &joint) != GUARD_CONFIG_OK)
         return result;
     chunks_from = first;
     for (uint64_t index = first; index < end; index++) {
@@ -70,8 +151,7 @@ record_replay_result record_replay(const record *self, pilot *scratch)
         }
         if (cell.kind != RECORD_TICK)
             continue;
-        record_tick told;
-        memcpy(&told, cell.payload, sizeof told);
+        record_tick told = record_tick_in(self, &cell);
         /* Arming with fresh torque forgets all that was before it. */
         begun = begun || told.tick == 0 || (told.answer == ANSWER_DONE && told.torque == TORQUE_ON);
         if (begun) {

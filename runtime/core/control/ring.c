@@ -1,8 +1,13 @@
+#define _GNU_SOURCE
 #include "ring.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 static const uint64_t magic = 0x31474e4952414c56; /* "VLARING1" */
 
@@ -21,6 +26,25 @@ int ring_open(shared_file *file, const char *path, bool writer)
     if (!writer)
         shared_seal(file);
     return 0;
+}
+
+int ring_claim(ring_file *ring, const char *path, uint64_t writer)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return -errno;
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        int why = errno;
+        close(fd);
+        return -why;
+    }
+    shared_store(&ring->writer, writer);
+    return fd;
+}
+
+uint64_t ring_writer(const ring_file *ring)
+{
+    return shared_load(&ring->writer);
 }
 
 void ring_write(ring_file *ring, const chunk *data)

@@ -34,12 +34,18 @@ typedef struct {
     uint64_t written; /* chunks ever written */
     shared_slot notice_slot;
     ring_notice notice;
-    uint64_t reserved[7];
+    uint64_t writer; /* who writes: another number for each that opened the file for writing; 0: nobody has */
+    uint64_t reserved[6];
     ring_slot slots[RING_SLOTS];
 } ring_file;
 
 /* Maps the file, made by whichever side comes first; only the writer's mapping can be written. 0 or an errno. */
 int ring_open(shared_file *file, const char *path, bool writer);
+
+/* One process writes: holds the lock of the file as long as the descriptor is open and stamps the writer's number.
+ * The descriptor, or -errno; EWOULDBLOCK: another one writes. */
+int ring_claim(ring_file *ring, const char *path, uint64_t writer);
+uint64_t ring_writer(const ring_file *ring);
 
 void ring_write(ring_file *ring, const chunk *data);
 void ring_announce(ring_file *ring, const ring_notice *notice);

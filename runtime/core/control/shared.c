@@ -3,33 +3,81 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* A new file of `bytes` at `path`, whole from the moment it has the name. The descriptor, or -errno; -EEXIST: there is one
+ * by now. */
+static int create(const char *path, size_t bytes)
+{
+    char beside[4096];
+    if (snprintf(beside, sizeof beside, "%s.%ld.new", path, (long)getpid()) >= (int)sizeof beside)
+        return -ENAMETOOLONG;
+    (void)unlink(beside); /* of a process of that number which died here */
+    int fd = open(beside, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    int failure = posix_fallocate(fd, 0, (off_t)bytes);
+    if (failure == 0 && link(beside, path) != 0)
+        failure = errno;
+    (void)unlink(beside);
+    if (failure == 0)
+        return fd;
+    close(fd);
+    return -failure;
+}
+
+/* Takes the name from a file of another size; once, however many processes find it. */
+static void retire(int fd, const char *path)
+{
+    struct stat ours, named;
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    while (fcntl(fd, F_OFD_SETLKW, &whole) != 0 && errno == EINTR)
+        ;
+    if (fstat(fd, &ours) == 0 && stat(path, &named) == 0 && ours.st_dev == named.st_dev && ours.st_ino == named.st_ino)
+        (void)unlink(path);
+}
+
+/* A descriptor of a file of `bytes` at `path`, or -errno. */
+static int open_sized(const char *path, size_t bytes, bool writable)
+{
+    for (;;) {
+        int fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0 && !(writable && errno == ENOENT))
+            return -errno;
+        struct stat info;
+        if (fd < 0)
+            fd = create(path, bytes);
+        else if (fstat(fd, &info) == 0 && info.st_size == (off_t)bytes)
+            return fd;
+        else if (writable)
+            retire(fd, path);
+        if (fd < 0 && fd != -EEXIST)
+            return fd;
+        if (fd >= 0)
+            close(fd);
+        if (!writable)
+            return -EINVAL;
+    }
+}
+
 int shared_open(shared_file *self, const char *path, size_t bytes, bool writable)
 {
     memset(self, 0, sizeof *self);
-    int fd = open(path, (writable ? O_RDWR | O_CREAT : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int fd = open_sized(path, bytes, writable);
     if (fd < 0)
-        return errno;
-    struct stat info;
+        return -fd;
     int failure = 0;
-    if (fstat(fd, &info) != 0)
+    void *memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (memory == MAP_FAILED)
         failure = errno;
-    else if (writable && info.st_size != (off_t)bytes)
-        failure = posix_fallocate(fd, 0, (off_t)bytes) || ftruncate(fd, (off_t)bytes) ? ENOSPC : 0;
-    else if (info.st_size != (off_t)bytes)
-        failure = EINVAL;
-    if (failure == 0) {
-        void *memory = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
-        if (memory == MAP_FAILED)
-            failure = errno;
-        else
-            *self = (shared_file){.memory = memory, .bytes = bytes, .writable = writable};
-    }
+    else
+        *self = (shared_file){.memory = memory, .bytes = bytes, .writable = writable};
     close(fd);
     return failure;
 }
@@ -53,6 +101,48 @@ void shared_seal(shared_file *self)
 {
     if (mprotect(self->memory, self->bytes, PROT_READ) == 0)
         self->writable = false;
+}
+
+static const shared_file *guarded[SHARED_GUARDED_MAX];
+static volatile sig_atomic_t damaged;
+static struct sigaction before;
+static uintptr_t page_bytes;
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    (void)number;
+    (void)context;
+    uintptr_t page = (uintptr_t)info->si_addr & ~(page_bytes - 1);
+    for (size_t i = 0; i < SHARED_GUARDED_MAX; i++) {
+        const shared_file *file = guarded[i];
+        bool ours = file != NULL && file->memory != NULL && (uintptr_t)info->si_addr - (uintptr_t)file->memory < file->bytes;
+        if (ours && mmap((void *)page, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
+            damaged = 1;
+            return;
+        }
+    }
+    sigaction(SIGBUS, &before, NULL); /* not ours: it happens again, to whoever cares */
+}
+
+void shared_guard(const shared_file *const *files, size_t n)
+{
+    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+    for (size_t i = 0; i < SHARED_GUARDED_MAX; i++)
+        guarded[i] = i < n ? files[i] : NULL;
+    damaged = 0;
+    page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+    sigaction(SIGBUS, &action, &before);
+}
+
+void shared_unguard(void)
+{
+    sigaction(SIGBUS, &before, NULL);
+    memset(guarded, 0, sizeof guarded);
+}
+
+bool shared_damaged(void)
+{
+    return damaged != 0;
 }
 
 void shared_prefault(void *memory, size_t bytes)

@@ -2,7 +2,7 @@
 
 #include <errno.h>
 
-static const uint64_t magic = 0x3154415453414c56; /* "VLASTAT1" */
+static const uint64_t magic = 0x3254415453414c56; /* "VLASTAT2" */
 
 int status_open(shared_file *file, const char *path, bool writer)
 {
@@ -48,8 +48,9 @@ const char *status_state_name(int32_t state)
 const char *status_reason_name(int32_t reason)
 {
     static const char *const names[] = {"",        "operator", "no_action", "reads_lost", "alert",  "unplugged",
-                                        "watchdog", "outside",  "malformed", "parked",     "torque"};
-    return name(names, REASON_TORQUE + 1, reason);
+                                        "watchdog", "outside",  "malformed", "parked",     "torque", "stall",
+                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer", "files"};
+    return name(names, REASONS, reason);
 }
 
 const char *status_verdict_name(int32_t verdict)

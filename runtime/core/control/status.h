@@ -37,6 +37,14 @@ typedef struct {
     int64_t late_ns, late_max_ns; /* start of this tick after its time, and the most so far */
     int64_t io_ns, io_max_ns;     /* bus time of this tick, and the most so far */
     int64_t work_max_ns;
+    int32_t error[ARM_JOINTS];       /* bits of the hardware error register */
+    int32_t temperature[ARM_JOINTS]; /* degrees Celsius, 0: not read yet */
+    int32_t voltage[ARM_JOINTS];     /* 0.1 V, 0: not read yet */
+    int32_t warm_joint;              /* a servo near its temperature limit, -1: none */
+    int32_t unattended;              /* the supervisor's heartbeat is missing */
+    int32_t trouble_joint, trouble_register, trouble_wanted, trouble_found; /* a setting that a servo did not take; -1: none */
+    uint64_t health_reads;
+    uint64_t writer;                 /* of the ring's chunks */
     uint8_t digest[DIGEST_BYTES];
     char record[STATUS_PATH_BYTES];
 } status;

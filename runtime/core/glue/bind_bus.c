@@ -175,33 +175,6 @@ static PyObject *KochBus_write(PyObject *object, PyObject *args)
     return PyLong_FromLong(result);
 }
 
-static PyObject *KochBus_sync_write(PyObject *object, PyObject *args)
-{
-    KochBus *self = (KochBus *)object;
-    PyObject *ids_object;
-    unsigned short address;
-    Py_buffer data;
-    double timeout_s;
-    uint8_t ids[BUS_SERVOS_MAX];
-    bus_registers what = {.ids = ids};
-    bus_result result = BUS_REFUSED;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "OHy*d", &ids_object, &address, &data, &timeout_s))
-        return NULL;
-    if (servo_ids(ids_object, ids, &what.servos) < 0) {
-        PyBuffer_Release(&data);
-        return NULL;
-    }
-    what.address = address;
-    what.length = (uint16_t)(data.len / (Py_ssize_t)what.servos);
-    if (data.len <= BUS_SERVOS_MAX * BUS_READ_MAX && data.len == (Py_ssize_t)(what.servos * what.length)) {
-        Py_BEGIN_ALLOW_THREADS
-        result = bus_sync_write(&self->koch.bus, &what, data.buf, deadline_after(timeout_s));
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&data);
-    return PyLong_FromLong(result);
-}
-
 static PyObject *KochBus_reboot(PyObject *object, PyObject *args)
 {
     KochBus *self = (KochBus *)object;
@@ -264,39 +237,46 @@ static PyObject *KochBus_set_torque(PyObject *object, PyObject *args)
     return PyLong_FromLong(result);
 }
 
-static arm_result clear_to_present(void *koch, int64_t deadline_ns)
+/* settings(((address, bytes, (value or None for each servo)), ...)): by rising address. */
+static PyObject *KochBus_settings(PyObject *object, PyObject *argument)
 {
-    return koch_port(koch).clear_watchdog(koch, NULL, deadline_ns);
-}
-
-static PyObject *watchdog(KochBus *self, PyObject *args, arm_result (*call)(void *, int64_t))
-{
-    double timeout_s;
-    arm_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
+    koch *koch = &((KochBus *)object)->koch;
+    PyObject *fast = PySequence_Fast(argument, "settings must be a sequence");
+    if (fast == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = call(&self->koch, deadline_after(timeout_s));
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(result);
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
+    koch_setting found[KOCH_SETTINGS_MAX] = {0};
+    if (n > KOCH_SETTINGS_MAX)
+        PyErr_Format(PyExc_ValueError, "%zd settings, at most %d fit", n, KOCH_SETTINGS_MAX);
+    for (Py_ssize_t k = 0; k < n && !PyErr_Occurred(); k++) {
+        PyObject *values[ARM_JOINTS];
+        koch_setting *setting = &found[k];
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HH(OOOOOO)", &setting->address, &setting->size, &values[0],
+                              &values[1], &values[2], &values[3], &values[4], &values[5]))
+            break;
+        for (int i = 0; i < ARM_JOINTS && !PyErr_Occurred(); i++) {
+            if (values[i] == Py_None)
+                continue;
+            setting->joints |= (uint8_t)(1u << i);
+            setting->values[i] = (int32_t)PyLong_AsLong(values[i]);
+        }
+        bool size = setting->size == 1 || setting->size == 2 || setting->size == 4;
+        if (!PyErr_Occurred() && (!size || (k > 0 && setting->address < found[k - 1].address + found[k - 1].size)))
+            PyErr_SetString(PyExc_ValueError, "settings are registers of 1, 2 or 4 bytes by rising address");
+    }
+    Py_DECREF(fast);
+    if (PyErr_Occurred())
+        return NULL;
+    memcpy(koch->settings, found, sizeof found);
+    koch->n_settings = (size_t)n;
+    Py_RETURN_NONE;
 }
 
-static PyObject *KochBus_check_watchdog(PyObject *object, PyObject *args)
+static PyObject *KochBus_trouble(PyObject *object, PyObject *unused)
 {
-    return watchdog((KochBus *)object, args, ((KochBus *)object)->port.check_watchdog);
-}
-
-static PyObject *KochBus_clear_watchdog(PyObject *object, PyObject *args)
-{
-    return watchdog((KochBus *)object, args, clear_to_present);
-}
-
-static PyObject *KochBus_counters(PyObject *object, PyObject *unused)
-{
-    const bus *bus = &((KochBus *)object)->koch.bus;
+    const arm_trouble *trouble = &((KochBus *)object)->koch.trouble;
     (void)unused;
-    return Py_BuildValue("{sKsKsK}", "timeouts", (unsigned long long)bus->timeouts, "corrupt",
-                         (unsigned long long)bus->corrupt, "dropped_bytes", (unsigned long long)bus->dropped_bytes);
+    return Py_BuildValue("(iiii)", trouble->joint, (int)trouble->address, trouble->wanted, trouble->found);
 }
 
 static void release_owner(PyObject *capsule)
@@ -323,15 +303,13 @@ static PyMethodDef methods[] = {
     {"sync_read", KochBus_sync_read, METH_VARARGS,
      "sync_read(ids, address, length, timeout_s) -> (result, bytes of all ids, alert byte per id)"},
     {"write", KochBus_write, METH_VARARGS, "write(id, address, data, timeout_s) -> result"},
-    {"sync_write", KochBus_sync_write, METH_VARARGS, "sync_write(ids, address, data of all ids, timeout_s) -> result"},
     {"reboot", KochBus_reboot, METH_VARARGS, "reboot(id, timeout_s) -> result"},
     {"read_arm", KochBus_read_arm, METH_VARARGS,
      "read_arm(timeout_s) -> (arm result, time_ns, positions, velocities, loads, alerts)"},
     {"write_goals", KochBus_write_goals, METH_VARARGS, "write_goals(six counts, timeout_s) -> arm result"},
     {"set_torque", KochBus_set_torque, METH_VARARGS, "set_torque(on, timeout_s) -> arm result"},
-    {"check_watchdog", KochBus_check_watchdog, METH_VARARGS, "check_watchdog(timeout_s) -> arm result"},
-    {"clear_watchdog", KochBus_clear_watchdog, METH_VARARGS, "clear_watchdog(timeout_s) -> arm result"},
-    {"counters", KochBus_counters, METH_NOARGS, "counters() -> dict"},
+    {"settings", KochBus_settings, METH_O, "settings(((address, bytes, six values or None), ...)) by rising address"},
+    {"trouble", KochBus_trouble, METH_NOARGS, "trouble() -> (joint, address, wanted, found) of the last refused setting"},
     {"close", KochBus_close, METH_NOARGS, "close()"},
     {NULL, NULL, 0, NULL},
 };

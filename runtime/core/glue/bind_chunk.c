@@ -128,9 +128,9 @@ PyObject *chunk_to_python(const chunk *data)
                          (Py_ssize_t)(data->n * data->joints * sizeof(float)));
 }
 
-static int limits_from_python(PyObject *object, guard_limits *out, int32_t *rest_counts)
+static int limits_from_python(PyObject *object, pilot_config *config, int joint)
 {
-    *out = (guard_limits){
+    config->limits[joint] = (guard_limits){
         .position_min = (int32_t)integer(object, "position_min"),
         .position_max = (int32_t)integer(object, "position_max"),
         .velocity = real(object, "velocity"),
@@ -141,7 +141,14 @@ static int limits_from_python(PyObject *object, guard_limits *out, int32_t *rest
         .scale = real(object, "scale"),
         .offset = real(object, "offset"),
     };
-    *rest_counts = (int32_t)integer(object, "rest");
+    config->schedule.rest_counts[joint] = (int32_t)integer(object, "rest");
+    config->press[joint] = (press_limits){.gravity = (int32_t)integer(object, "gravity"), .stall = (int32_t)integer(object, "stall")};
+    config->health[joint] = (health_limits){
+        .temperature = (int32_t)integer(object, "temperature"),
+        .voltage_min = (int32_t)integer(object, "voltage_min"),
+        .voltage_max = (int32_t)integer(object, "voltage_max"),
+    };
+    config->travel[joint] = real(object, "travel");
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -153,6 +160,7 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     out->patience_max_ns = integer(object, "patience_max_ns");
     out->reads_latch_ns = integer(object, "reads_latch_ns");
     out->park_speed = real(object, "park_speed");
+    out->stall_ns = integer(object, "stall_ns");
     out->schedule.session = (uint64_t)integer(object, "session");
     out->schedule.blend_ticks = (int32_t)integer(object, "blend_ticks");
     if (PyErr_Occurred())
@@ -181,7 +189,7 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     if (failed)
         PyErr_Format(PyExc_ValueError, "limits of %zd joints where the arm has %d", PySequence_Fast_GET_SIZE(fast), ARM_JOINTS);
     for (int i = 0; i < ARM_JOINTS && !failed; i++)
-        failed = limits_from_python(PySequence_Fast_GET_ITEM(fast, i), &out->limits[i], &out->schedule.rest_counts[i]) < 0;
+        failed = limits_from_python(PySequence_Fast_GET_ITEM(fast, i), out, i) < 0;
     Py_DECREF(fast);
     return failed ? -1 : 0;
 }

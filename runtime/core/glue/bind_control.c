@@ -1,4 +1,4 @@
-/* `_core.control_run` and `_core.StillArm`. */
+/* `_core.control_run`. */
 #include "module.h"
 #include "bind_chunk.h"
 
@@ -9,7 +9,7 @@
 
 /* Strings and numbers of the run object; the references keep the strings alive. */
 typedef struct {
-    PyObject *ring, *state, *record;
+    PyObject *ring, *state, *record, *beat;
 } run_paths;
 
 static void release(run_paths *paths)
@@ -17,11 +17,15 @@ static void release(run_paths *paths)
     Py_CLEAR(paths->ring);
     Py_CLEAR(paths->state);
     Py_CLEAR(paths->record);
+    Py_CLEAR(paths->beat);
 }
 
+/* Bytes, or None where the attribute is None. */
 static PyObject *path_of(PyObject *object, const char *name)
 {
     PyObject *value = PyObject_GetAttrString(object, name), *bytes = NULL;
+    if (value == Py_None)
+        return value;
     if (value != NULL && !PyUnicode_FSConverter(value, &bytes))
         bytes = NULL;
     Py_XDECREF(value);
@@ -41,8 +45,14 @@ static int config_of(PyObject *run, control_config *config, run_paths *paths)
     paths->ring = path_of(run, "ring");
     paths->state = paths->ring == NULL ? NULL : path_of(run, "state");
     paths->record = paths->state == NULL ? NULL : path_of(run, "record");
-    if (paths->record == NULL)
+    paths->beat = paths->record == NULL ? NULL : path_of(run, "beat");
+    if (paths->beat == NULL)
         return -1;
+    if (!PyBytes_Check(paths->ring) || !PyBytes_Check(paths->state) || !PyBytes_Check(paths->record)) {
+        PyErr_SetString(PyExc_ValueError, "ring, state and record must be paths");
+        return -1;
+    }
+    config->beat_path = paths->beat == Py_None ? NULL : PyBytes_AS_STRING(paths->beat);
     config->ring_path = PyBytes_AS_STRING(paths->ring);
     config->state_path = PyBytes_AS_STRING(paths->state);
     config->record_path = PyBytes_AS_STRING(paths->record);
@@ -50,6 +60,7 @@ static int config_of(PyObject *run, control_config *config, run_paths *paths)
     config->socket_fd = (int)number_of(run, "socket_fd");
     config->signal_fd = (int)number_of(run, "signal_fd");
     config->priority = (int)number_of(run, "priority");
+    config->interrupt_ends = number_of(run, "interrupt_ends") != 0;
     config->shadow = number_of(run, "shadow") != 0;
     config->arm_at_start = number_of(run, "arm_at_start") != 0;
     config->stop_after_ticks = number_of(run, "stop_after_ticks");
@@ -113,85 +124,6 @@ static PyObject *run_control(PyObject *module, PyObject *args)
     return answer;
 }
 
-/* An arm without a bus: its joints are where the last goals put them. For tests and for timing the loop alone. */
-typedef struct {
-    PyObject_HEAD
-    arm_port port;
-    arm_reading reading;
-} StillArm;
-
-static arm_result still_read(void *context, int64_t deadline_ns, arm_reading *out)
-{
-    (void)deadline_ns;
-    StillArm *self = context;
-    self->reading.time_ns = clock_now_ns();
-    *out = self->reading;
-    return ARM_OK;
-}
-
-static arm_result still_write(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
-{
-    (void)deadline_ns;
-    memcpy(((StillArm *)context)->reading.position, goals, ARM_JOINTS * sizeof goals[0]);
-    return ARM_OK;
-}
-
-static arm_result still_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
-{
-    (void)context;
-    (void)on;
-    (void)goals;
-    (void)deadline_ns;
-    return ARM_OK;
-}
-
-static arm_result still_watchdog(void *context, int64_t deadline_ns)
-{
-    (void)context;
-    (void)deadline_ns;
-    return ARM_OK;
-}
-
-static arm_result still_clear(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
-{
-    (void)goals;
-    return still_watchdog(context, deadline_ns);
-}
-
-static int StillArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"positions", NULL};
-    StillArm *self = (StillArm *)object;
-    PyObject *positions;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &positions))
-        return -1;
-    self->port = (arm_port){self, still_read, still_write, still_torque, still_watchdog, still_clear};
-    return counts_from_python(positions, self->reading.position);
-}
-
-static void StillArm_dealloc(PyObject *object)
-{
-    Py_TYPE(object)->tp_free(object);
-}
-
-static PyObject *StillArm_port(PyObject *object, void *unused)
-{
-    (void)unused;
-    return PyCapsule_New(&((StillArm *)object)->port, ARM_PORT_CAPSULE, NULL);
-}
-
-static PyGetSetDef StillArm_getset[] = {{"port", StillArm_port, NULL, "arm_port for control_run", NULL}, {NULL}};
-
-static PyTypeObject StillArm_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.StillArm",
-    .tp_basicsize = sizeof(StillArm),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = StillArm_init,
-    .tp_dealloc = StillArm_dealloc,
-    .tp_getset = StillArm_getset,
-};
-
 static PyObject *answer_ns(PyObject *module, PyObject *period_ns)
 {
     (void)module;
@@ -207,7 +139,5 @@ static PyMethodDef functions[] = {
 
 int bind_control(PyObject *module)
 {
-    if (PyModule_AddFunctions(module, functions) < 0)
-        return -1;
-    return module_add_type(module, "StillArm", &StillArm_type);
+    return PyModule_AddFunctions(module, functions);
 }

@@ -59,6 +59,8 @@ static PyObject *tick_to_python(const record_tick *tick)
         || put(dict, "plan_then_move", PyBool_FromLong(tick->plan_then_move)) < 0
         || put(dict, "command", PyLong_FromLong(tick->command)) < 0 || put(dict, "answer", PyLong_FromLong(tick->answer)) < 0
         || put(dict, "torque", PyLong_FromLong(tick->torque)) < 0
+        || put(dict, "finding", PyLong_FromLong(tick->finding)) < 0
+        || put(dict, "finding_joint", PyLong_FromLong(tick->finding_joint)) < 0
         || put(dict, "position", tuple_of_int32(tick->position, ARM_JOINTS)) < 0
         || put(dict, "velocity", tuple_of_int32(tick->velocity, ARM_JOINTS)) < 0
         || put(dict, "goals", tuple_of_int32(tick->goals, ARM_JOINTS)) < 0
@@ -75,13 +77,13 @@ static PyObject *RecordReader_cell(PyObject *object, PyObject *argument)
     if (PyErr_Occurred())
         return NULL;
     record_cell cell;
-    record_tick tick;
     chunk data;
+    record_tick tick;
     if (!record_get(self, index, &cell))
         Py_RETURN_NONE;
     switch (cell.kind) {
     case RECORD_TICK:
-        memcpy(&tick, cell.payload, sizeof tick);
+        tick = record_tick_in(self, &cell);
         return Py_BuildValue("(sN)", "tick", tick_to_python(&tick));
     case RECORD_CHUNK:
         if (!record_get_chunk(self, index, &data))
@@ -103,14 +105,15 @@ static PyObject *RecordReader_range(PyObject *object, PyObject *unused)
 static PyObject *RecordReader_header(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    const record_header *header = ((RecordReader *)object)->record.header;
-    PyObject *dict = Py_BuildValue("{s:L,s:L,s:K,s:O}", "wall_minus_monotonic_ns", (long long)header->wall_minus_monotonic_ns,
-                                   "period_ns", (long long)header->config.period_ns, "session",
-                                   (unsigned long long)header->config.schedule.session, "shadow",
+    const record *self = &((RecordReader *)object)->record;
+    const record_header *header = self->header;
+    PyObject *dict = Py_BuildValue("{s:i,s:L,s:L,s:K,s:O}", "version", self->version, "wall_minus_monotonic_ns", (long long)header->wall_minus_monotonic_ns,
+                                   "period_ns", (long long)self->config.period_ns, "session",
+                                   (unsigned long long)self->config.schedule.session, "shadow",
                                    header->shadow ? Py_True : Py_False);
     PyObject *maps = PyTuple_New(ARM_JOINTS);
     for (int i = 0; maps != NULL && i < ARM_JOINTS; i++) {
-        const guard_limits *limits = &header->config.limits[i];
+        const guard_limits *limits = &self->config.limits[i];
         PyTuple_SET_ITEM(maps, i, Py_BuildValue("(dd)", limits->scale, limits->offset));
     }
     if (dict != NULL && put(dict, "maps", maps) < 0)

@@ -2,12 +2,35 @@
 #include "module.h"
 #include "bind_chunk.h"
 
+#include <unistd.h>
+
+#include "beat.h"
+#include "clock.h"
 #include "ring.h"
 
 typedef struct {
     PyObject_HEAD
     shared_file file;
+    int lock; /* descriptor, -1: none */
 } RingWriter;
+
+static void RingWriter_release(RingWriter *self)
+{
+    shared_close(&self->file);
+    if (self->lock >= 0)
+        close(self->lock);
+    self->lock = -1;
+}
+
+static PyObject *RingWriter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)args;
+    (void)kwargs;
+    RingWriter *self = (RingWriter *)type->tp_alloc(type, 0);
+    if (self != NULL)
+        self->lock = -1;
+    return (PyObject *)self;
+}
 
 static int RingWriter_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
@@ -16,8 +39,16 @@ static int RingWriter_init(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *path;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
         return -1;
-    shared_close(&self->file);
+    RingWriter_release(self);
     int failure = ring_open(&self->file, PyBytes_AS_STRING(path), true);
+    if (failure == 0) {
+        /* Pids and times do not repeat together within a boot, and a ring does not outlive one. */
+        uint64_t number = (uint64_t)getpid() << 40 ^ (uint64_t)clock_now_ns();
+        self->lock = ring_claim(self->file.memory, PyBytes_AS_STRING(path), number);
+        failure = self->lock < 0 ? -self->lock : 0;
+        if (failure != 0)
+            RingWriter_release(self);
+    }
     if (failure != 0) {
         errno = failure;
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
@@ -32,7 +63,7 @@ static int RingWriter_init(PyObject *object, PyObject *args, PyObject *kwargs)
 static void RingWriter_dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
-    shared_close(&((RingWriter *)object)->file);
+    RingWriter_release((RingWriter *)object);
     type->tp_free(object);
 }
 
@@ -69,7 +100,7 @@ static PyTypeObject RingWriter_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.RingWriter",
     .tp_basicsize = sizeof(RingWriter),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
+    .tp_new = RingWriter_new,
     .tp_init = RingWriter_init,
     .tp_dealloc = RingWriter_dealloc,
     .tp_methods = RingWriter_methods,
@@ -146,8 +177,62 @@ static PyTypeObject RingReader_type = {
     .tp_methods = RingReader_methods,
 };
 
+/* The supervisor's end of the heartbeat. */
+typedef struct {
+    PyObject_HEAD
+    shared_file file;
+} Heartbeat;
+
+static int Heartbeat_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"path", NULL};
+    Heartbeat *self = (Heartbeat *)object;
+    PyObject *path;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
+        return -1;
+    shared_close(&self->file);
+    int failure = beat_open(&self->file, PyBytes_AS_STRING(path), true);
+    if (failure != 0) {
+        errno = failure;
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+    }
+    Py_DECREF(path);
+    return failure ? -1 : 0;
+}
+
+static void Heartbeat_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    shared_close(&((Heartbeat *)object)->file);
+    type->tp_free(object);
+}
+
+static PyObject *Heartbeat_beat(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    beat_write(((Heartbeat *)object)->file.memory, clock_now_ns());
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef Heartbeat_methods[] = {
+    {"beat", Heartbeat_beat, METH_NOARGS, "Still here."},
+    {NULL},
+};
+
+static PyTypeObject Heartbeat_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.Heartbeat",
+    .tp_basicsize = sizeof(Heartbeat),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = Heartbeat_init,
+    .tp_dealloc = Heartbeat_dealloc,
+    .tp_methods = Heartbeat_methods,
+};
+
 int bind_ring(PyObject *module)
 {
+    if (module_add_type(module, "Heartbeat", &Heartbeat_type) < 0)
+        return -1;
     if (module_add_type(module, "RingWriter", &RingWriter_type) < 0)
         return -1;
     return module_add_type(module, "RingReader", &RingReader_type);

@@ -59,7 +59,9 @@ static int put_numbers(PyObject *dict, const status *s)
         {"lost_reads", (long long)s->lost_reads}, {"overwritten", (long long)s->overwritten},
         {"minor_faults", (long long)s->minor_faults}, {"major_faults", (long long)s->major_faults},
         {"late_ns", s->late_ns}, {"late_max_ns", s->late_max_ns}, {"io_ns", s->io_ns}, {"io_max_ns", s->io_max_ns},
-        {"work_max_ns", s->work_max_ns},
+        {"work_max_ns", s->work_max_ns}, {"warm_joint", s->warm_joint}, {"trouble_joint", s->trouble_joint},
+        {"trouble_register", s->trouble_register}, {"trouble_wanted", s->trouble_wanted}, {"trouble_found", s->trouble_found},
+        {"health_reads", (long long)s->health_reads}, {"writer", (long long)s->writer},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (put(dict, numbers[i].name, PyLong_FromLongLong(numbers[i].value)) < 0)
@@ -67,7 +69,8 @@ static int put_numbers(PyObject *dict, const status *s)
     const struct {
         const char *name;
         int32_t value;
-    } flags[] = {{"latched", s->latched}, {"shadow", s->shadow}, {"torque", s->torque}, {"fifo", s->fifo}, {"locked", s->locked}};
+    } flags[] = {{"latched", s->latched}, {"shadow", s->shadow}, {"torque", s->torque}, {"fifo", s->fifo}, {"locked", s->locked},
+                 {"unattended", s->unattended}};
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
         if (put(dict, flags[i].name, PyBool_FromLong(flags[i].value)) < 0)
             return -1;
@@ -94,6 +97,9 @@ static PyObject *StateReader_read(PyObject *object, PyObject *unused)
         || put(dict, "record", PyUnicode_DecodeFSDefault(s.record)) < 0
         || put(dict, "present", tuple_of_int32(s.present, ARM_JOINTS)) < 0
         || put(dict, "goals", tuple_of_int32(s.goals, ARM_JOINTS)) < 0
+        || put(dict, "errors", tuple_of_int32(s.error, ARM_JOINTS)) < 0
+        || put(dict, "temperatures", tuple_of_int32(s.temperature, ARM_JOINTS)) < 0
+        || put(dict, "voltages", tuple_of_int32(s.voltage, ARM_JOINTS)) < 0
         || put(dict, "load", tuple_of_int32(s.load, ARM_JOINTS)) < 0
         || put(dict, "positions", tuple_of_float(s.positions, ARM_JOINTS)) < 0
         || put(dict, "velocities", tuple_of_float(s.velocities, ARM_JOINTS)) < 0

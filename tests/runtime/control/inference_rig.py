@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.contract import Frame
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import RunFolder, listen
@@ -30,7 +31,7 @@ class Control:
             arm_at_start=True,
         )
         self.core, self.folder = core, folder
-        arm = core.StillArm([2048] * 6)
+        arm = StillArm([2048] * 6)
         self.thread = threading.Thread(target=core.control_run, args=(arm, self.settings, files), daemon=True)
         self.thread.start()
 

@@ -410,6 +410,7 @@ def test_run_without_cameras_arms_and_holds_and_sums_up(golden_bundle: Path) -> 
 
     with rig(golden_bundle, armed=False) as made:
         made.stop()
+        made.writer = None  # `run` brings its own inference
         words = [
             "--bundle",
             str(golden_bundle),

@@ -20,7 +20,10 @@ PROGRAMS = {
 }
 LOOP = (
     "control",
+    "beat",
     "command",
+    "health",
+    "press",
     "clock",
     "ring",
     "shared",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,35 +16,60 @@ core = pytest.importorskip("vla_edge._core")
 HZ = 30
 T = 1_000_000_000 // HZ
 DIGEST = "ab" * 32
-DONE, BUSY, NOT_PARKED = 1, 2, 4
+DONE, BUSY, NOT_ARMED, NOT_PARKED, NO_POSE, FAULT = 1, 2, 3, 4, 5, 6
 """pilot_answer of runtime/core/control/pilot.h"""
+NO_TORQUE, DEAF, VOLTAGE, WARM, HOT = 1, 2, 4, 5, 6
+"""finding_kind of runtime/core/control/health.h"""
+ALERT_READING = 3
+"""arm_result of robot/bus/arm.h"""
+GRAVITY, STALL, TRACKING = 40, 60, 120
 
 
 def settings(**fields: Any) -> ControlSettings:
-    limits = tuple(JointLimits(1000, 3000, 10.0, 2000.0) for _ in range(6))
+    limits = tuple(JointLimits(1000, 3000, 10.0, 2000.0, gravity=GRAVITY, stall=STALL) for _ in range(6))
     return ControlSettings(limits=limits, period_ns=T, session=7, bundle_digest=DIGEST, **fields)
 
 
 class Flight:
-    """A pilot whose arm is where its goals put it; `tick` plays one tick at its nominal time."""
+    """A pilot whose arm follows its goals, but for what hangs on a joint and what stands in its way.
+
+    `tick` plays one tick at its nominal time.
+    """
 
     def __init__(self, **fields: Any) -> None:
         self.pilot = core.Pilot(settings(**fields))
         self.position = [2000] * 6
         self.tick_number = -1
         self.sequence = 0
+        self.hang = [0] * 6
+        """Counts by which each joint rests beside its goal."""
+        self.way = [(-9999, 9999)] * 6
+        """Where each joint can be, counts."""
         self.last: dict[str, Any] = {}
         self.inference: dict[str, Any] = {}
 
     def tick(self, *chunks: Chunk, command: Command = Command.NONE, **fields: Any) -> dict[str, Any]:
         self.tick_number += 1
+        fields = {**self.inference, **fields}
         positions = None if fields.pop("lost", False) else self.position
         self.last = self.pilot.tick(
-            self.tick_number, self.tick_number * T, positions, chunks, command=command, **self.inference, **fields
+            self.tick_number, self.tick_number * T, positions, chunks, command=command, **fields
         )
         if self.last["write"]:
-            self.position = list(self.last["goals"])
+            self.position = [
+                min(max(goal + hang, low), high)
+                for goal, hang, (low, high) in zip(self.last["goals"], self.hang, self.way)
+            ]
         return self.last
+
+    def run(self, seconds: float, **fields: Any) -> np.ndarray:
+        """Goals [n, 6] of so many seconds, without a new chunk."""
+        return np.array([self.tick(**fields)["goals"] for _ in range(round(seconds * HZ))])
+
+    def place(self, *positions: int) -> None:
+        """Somebody puts the arm there between two ticks: so far away that the next reading has to confirm it."""
+        self.position = list(positions)
+        self.tick()
 
     def chunk(
         self, kind: ChunkKind = ChunkKind.MOVING, n: int = 30, step: float = 0.5, observed: int | None = None
@@ -64,14 +90,30 @@ class Flight:
 def test_it_writes_nothing_before_arming_and_starts_at_the_present_position() -> None:
     flight = Flight()
     assert not flight.tick(flight.chunk())["write"] and flight.last["chunks"] == ["not_armed"]
-    flight.position = [2000, 1500, 2500, 2999, 1001, 2222]
+    flight.place(2000, 1500, 2500, 2999, 1001, 2222)
     armed = flight.tick(command=Command.ARM)
     assert armed["torque"] == 1 and armed["goals"] == (2000, 1500, 2500, 2999, 1001, 2222)
 
 
-def test_a_joint_outside_its_soft_limits_is_not_armed_and_is_named() -> None:
+def test_an_arm_on_its_stops_starts_where_it_is_and_moves_inwards_only() -> None:
     flight = Flight()
-    flight.position[4] = 3003
+    flight.place(2000, 2000, 2000, 2000, 3040, 2000)
+    told = flight.tick(command=Command.ARM)
+    assert (told["state"], told["torque"], told["goals"][4]) == ("planning", 1, 3040)
+    outwards, inwards = np.full((60, 6), 150.0, np.float32), np.full((60, 6), 0.0, np.float32)
+    flight.tick(Chunk(ChunkKind.MOVING, 7, DIGEST, 1, flight.tick_number, flight.tick_number * T, outwards))
+    goals = [flight.tick()["goals"][4] for _ in range(20)]
+    assert max(goals) <= 3040 and goals == sorted(goals, reverse=True)
+    flight.tick(Chunk(ChunkKind.MOVING, 7, DIGEST, 2, flight.tick_number, flight.tick_number * T, inwards))
+    goals = [flight.tick()["goals"][4] for _ in range(40)]
+    assert goals[-1] == 2000 and goals == sorted(goals, reverse=True)
+    flight.tick(Chunk(ChunkKind.MOVING, 7, DIGEST, 3, flight.tick_number, flight.tick_number * T, outwards))
+    assert max(flight.tick()["goals"][4] for _ in range(50)) == 3000  # once inside, the soft limit is the limit
+
+
+def test_a_joint_a_lost_turn_away_is_not_armed_and_is_named() -> None:
+    flight = Flight()
+    flight.place(2000, 2000, 2000, 2000, 3513, 2000)
     told = flight.tick(command=Command.ARM)
     assert (told["state"], told["reason"], told["joint"], told["torque"]) == ("disarmed", "outside", 4, 0)
 
@@ -297,11 +339,340 @@ def test_a_servo_that_hangs_below_its_soft_limit_goes_on_from_the_limit_after_a_
     assert told["clear_watchdog"] and told["write"] and told["goals"][1] == 1000 and told["state"] != "fault"
 
 
-def test_a_servo_far_outside_its_soft_limits_after_a_watchdog_is_left_to_stand_and_named() -> None:
+def test_a_servo_outside_its_soft_limits_after_a_watchdog_is_held_where_it_is() -> None:
     flight = Flight().armed()
     for _ in range(3):
         flight.tick(lost=True)
     flight.position[4] = 3100
     told = flight.tick(watchdog=True)
+    assert told["clear_watchdog"] and told["write"] and told["goals"][4] == 3100
+
+
+def test_a_servo_a_lost_turn_away_after_a_watchdog_is_left_to_stand_and_named() -> None:
+    flight = Flight().armed()
+    for _ in range(14):
+        flight.tick(lost=True)
+    flight.position[4] = 6096
+    told = flight.tick(watchdog=True)
+    assert not told["clear_watchdog"] and told["state"] != "fault"  # not believed before the next reading confirms it
+    flight.position = [*flight.position[:4], 6096, 2000]
+    told = flight.tick(watchdog=True)
     assert (told["state"], told["reason"], told["joint"]) == ("fault", "outside", 4)
     assert not told["clear_watchdog"] and not told["write"]
+
+
+PARK = (2300,) * 6
+
+
+def disarmed() -> Flight:
+    flight = Flight(park=PARK)
+    flight.tick()
+    return flight
+
+
+def planning() -> Flight:
+    return Flight(park=PARK).armed()
+
+
+def moving() -> Flight:
+    flight = planning()
+    flight.tick(flight.chunk(n=200, step=2.0))
+    flight.run(0.3)
+    assert flight.last["state"] == "moving"
+    return flight
+
+
+def held() -> Flight:
+    flight = moving()
+    flight.tick(command=Command.HOLD)
+    return flight
+
+
+def parking() -> Flight:
+    flight = planning()
+    flight.tick(command=Command.PARK)
+    flight.run(0.2)
+    assert flight.last["state"] == "parking"
+    return flight
+
+
+def stopping() -> Flight:
+    flight = moving()
+    flight.tick(command=Command.STOP)
+    while flight.last["state"] != "parking":
+        flight.tick()
+    flight.run(0.1)
+    return flight
+
+
+def parked() -> Flight:
+    flight = parking()
+    while flight.last["reason"] != "parked":
+        flight.tick()
+    return flight
+
+
+def alerted() -> Flight:
+    """A servo shut down in the middle of a motion."""
+    flight = moving()
+    flight.inference = {"alerts": [0, 0, 0, 0, 0, 1], "read_result": ALERT_READING}
+    flight.tick()
+    assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("fault", "alert", 5)
+    return flight
+
+
+def unplugged() -> Flight:
+    flight = moving()
+    flight.tick(lost=True, read_result=5)
+    flight.inference = {"read_result": 5, "lost": True}
+    return flight
+
+
+STATES = [disarmed, planning, moving, held, parking, stopping, parked, alerted, unplugged]
+SETTLE_S = 0.4
+"""For slowing down from the fastest motion of these tests."""
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+@pytest.mark.parametrize("command", [c for c in Command if c is not Command.NONE], ids=lambda c: c.name.lower())
+def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
+    state: Callable[[], Flight], command: Command
+) -> None:
+    flight = state()
+    before = dict(flight.last)
+    told = flight.tick(command=command)
+    answer, torque = told["answer"], [told["torque"]]
+    states = [told["state"]]
+    goals = [told["goals"]]
+    for _ in range(2 * HZ):
+        if flight.last["done"]:
+            break
+        flight.tick(flight.chunk(n=200, step=2.0))  # inference goes on planning
+        goals.append(flight.last["goals"])
+        states.append(flight.last["state"])
+        torque.append(flight.last["torque"])
+    late = np.array(goals[round(SETTLE_S * HZ) :])
+    moves = len(late) > 0 and np.ptp(late, axis=0).max() > 0
+    name = state.__name__
+    if command is Command.HOLD:
+        # Done means: no motion once it has slowed down, no letting go, whatever was asked before.
+        assert answer == {"disarmed": NOT_ARMED, "unplugged": FAULT}.get(name, DONE)
+        assert not moves and 2 not in torque and not flight.last["done"]
+    if command is Command.PING:
+        assert answer == DONE
+        twin = state()
+        twin.tick()
+        undisturbed = [twin.tick(twin.chunk(n=200, step=2.0))["goals"] for _ in goals[1:6]]
+        assert undisturbed == goals[1:6]
+    if command is Command.ARM:
+        busy = name in ("held", "parking", "stopping")
+        assert answer == (FAULT if name in ("alerted", "unplugged") else BUSY if busy else DONE)
+        assert ("moving" in states) == (answer == DONE)
+    if command is Command.PARK:
+        assert answer == {"disarmed": NOT_ARMED, "unplugged": FAULT}.get(name, DONE)
+        if answer == DONE:
+            joints = 5 if name == "alerted" else 6  # the one without torque is not told to move
+            assert flight.last["reason"] == "parked" or flight.last["done"]
+            assert flight.last["goals"][:joints] == PARK[:joints]
+    if command is Command.STOP:
+        assert answer == DONE and flight.last["done"]
+        kept = name in ("disarmed", "unplugged")
+        assert kept == (2 not in torque)
+        if not kept:  # torque goes off where the arm rests by itself
+            assert flight.last["goals"][:5] == PARK[:5]
+    if command is Command.TORQUE_OFF:
+        assert answer == (DONE if name == "parked" else NOT_PARKED)
+        if answer != DONE:
+            assert told["torque"] == 0 and told["state"] == before["state"]
+    if command is Command.TORQUE_OFF_NOW:
+        assert answer == DONE and torque[0] == 2 and not moves and "moving" not in states
+        assert states[0] == "disarmed" and (name == "unplugged" or set(states) == {"disarmed"})
+    if command is Command.RECOVER:
+        assert answer == (BUSY if name == "alerted" else FAULT if name == "unplugged" else DONE)
+        assert told["state"] == before["state"] and 1 not in torque
+
+
+def test_a_blocked_joint_is_noticed_named_and_no_longer_pressed_within_half_a_second() -> None:
+    flight = Flight().armed()
+    flight.way[1] = (-9999, 2100)
+    flight.tick(flight.chunk(n=100, step=2.0))
+    while flight.last["goals"][1] - flight.position[1] <= STALL:
+        flight.tick()
+    goals = flight.run(0.5)
+    assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("hold", "stall", 1)
+    assert flight.last["latched"] and goals[:, 1].max() - 2100 <= TRACKING
+    assert flight.last["goals"][1] - 2100 == GRAVITY  # freed now, it springs forward no further
+    flight.way[1] = (-9999, 9999)
+    assert np.ptp(flight.run(2.0), axis=0).max() == 0
+
+
+def test_a_hold_against_an_obstacle_leads_the_goal_back_once_and_an_arm_that_sags_does_not_sink() -> None:
+    flight = moving()
+    flight.hang[1] = -35  # within what gravity may take
+    flight.hang[2] = -50  # a heavier load than stated
+    flight.tick(command=Command.HOLD)
+    flight.run(0.6)
+    stands = list(flight.position)
+    assert flight.last["goals"][1] - stands[1] == 35
+    assert np.ptp(flight.run(60.0)[:, 1:3], axis=0).max() == 0 and flight.position == stands
+    flight.tick(command=Command.HOLD)  # asked for again: not led back again
+    assert np.ptp(flight.run(2.0), axis=0).max() == 0
+    assert flight.last["goals"][2] - (stands[2] - flight.hang[2]) == 0
+
+
+def test_parking_that_meets_an_obstacle_gives_up_and_holds_also_when_it_was_to_stop() -> None:
+    for command in (Command.PARK, Command.STOP):
+        flight = planning()
+        flight.way[3] = (-9999, 2080)
+        flight.tick(command=command)
+        goals = flight.run(3.0) if command is Command.PARK else []
+        while command is Command.STOP and not flight.last["done"]:
+            goals.append(flight.tick()["goals"])
+            assert len(goals) < 150
+        assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("hold", "stall", 3)
+        assert flight.last["torque"] == 0 and np.array(goals)[:, 3].max() - 2080 <= TRACKING
+
+
+def test_a_gripper_that_holds_something_is_no_stall_and_keeps_its_grip() -> None:
+    limits = [JointLimits(1000, 3000, 10.0, 2000.0, gravity=GRAVITY, stall=STALL) for _ in range(5)]
+    limits.append(JointLimits(1000, 3000, 10.0, 2000.0, tracking=1500, gravity=1500, stall=0))
+    flight = Flight()
+    flight.pilot = core.Pilot(ControlSettings(limits=tuple(limits), period_ns=T, session=7, bundle_digest=DIGEST))
+    flight.armed()
+    flight.way[5] = (-9999, 2050)
+    flight.tick(flight.chunk(n=30, step=1.0))
+    flight.run(1.2)
+    assert flight.last["state"] != "fault" and flight.last["reason"] != "stall"
+    flight.tick(command=Command.HOLD)
+    flight.run(1.0)
+    assert flight.last["goals"][5] > 2200
+
+
+def test_recovering_reboots_the_servo_and_holds_it_where_it_has_fallen() -> None:
+    flight = alerted()
+    flight.run(0.5)
+    others = flight.last["goals"][:5]
+    told = flight.tick(command=Command.RECOVER)
+    assert told["answer"] == DONE and told["reboot"] == 1 << 5 and told["torque"] == 0
+    flight.inference = {}
+    for _ in range(4):
+        assert flight.tick(lost=True)["torque"] == 0  # it is not back yet
+    flight.position[5] -= 90
+    told = flight.tick()
+    assert told["torque"] == 1 and told["goals"] == (*others, flight.position[5])
+    assert (told["state"], told["reason"], told["latched"]) == ("hold", "operator", True)
+    assert flight.tick(command=Command.ARM)["state"] == "planning"
+
+
+def test_an_alert_that_a_reboot_does_not_take_away_stays_a_fault_and_torque_never_returns_by_itself() -> None:
+    flight = alerted()
+    flight.run(0.5)
+    flight.tick(command=Command.RECOVER)
+    flight.tick()
+    assert (flight.last["state"], flight.last["reason"]) == ("fault", "alert")
+    flight.inference = {}
+    assert all(flight.tick()["torque"] == 0 for _ in range(3 * HZ)) and flight.last["state"] == "fault"
+    late = alerted()
+    late.run(0.5)
+    late.tick(command=Command.RECOVER)
+    late.inference = {}
+    for _ in range(3 * HZ):
+        late.tick(lost=True)
+    assert late.tick()["torque"] == 0
+
+
+def test_a_hold_ends_recovering_too() -> None:
+    flight = alerted()
+    flight.run(0.5)
+    flight.tick(command=Command.RECOVER)
+    flight.inference = {}
+    flight.tick(command=Command.HOLD, lost=True)
+    assert all(flight.tick()["torque"] == 0 for _ in range(HZ))
+
+
+@pytest.mark.parametrize(("finding", "state", "reason"), [
+    (NO_TORQUE, "fault", "torque"), (DEAF, "fault", "deaf"), (VOLTAGE, "hold", "voltage"), (WARM, "moving", ""),
+])  # fmt: skip
+def test_what_the_servos_health_shows_is_acted_on_and_the_joint_named(finding: int, state: str, reason: str) -> None:
+    flight = moving()
+    told = flight.tick(finding=(finding, 3))
+    assert (told["state"], told["reason"]) == (state, reason) and told["joint"] == (3 if reason else -1)
+
+
+def test_a_hot_servo_parks_the_arm_once_and_a_hold_is_stronger() -> None:
+    flight = moving()
+    told = flight.tick(finding=(HOT, 2))
+    assert (told["state"], told["reason"], told["joint"]) == ("parking", "temperature", 2)
+    flight.tick(command=Command.HOLD)
+    flight.run(0.5)
+    stands = flight.last["goals"]
+    for _ in range(HZ):
+        assert flight.tick(finding=(HOT, 2))["goals"] == stands
+    unparkable = Flight().armed()
+    assert unparkable.tick(finding=(HOT, 2))["reason"] == "temperature" and unparkable.last["state"] == "hold"
+
+
+@pytest.mark.parametrize("start", [moving, parking], ids=lambda state: state.__name__)
+def test_a_silent_supervisor_is_a_hold_until_it_is_back_and_the_arm_is_armed(start: Callable[[], Flight]) -> None:
+    flight = start()
+    told = flight.tick(unattended=True)
+    assert (told["state"], told["reason"], told["latched"]) == ("hold", "supervisor", True)
+    flight.run(0.5, unattended=True)
+    assert flight.tick(unattended=True, command=Command.ARM)["answer"] == FAULT
+    assert flight.tick(unattended=True, command=Command.PARK)["state"] == "parking"  # a person asked
+    assert flight.tick(unattended=True)["state"] == "parking"
+
+
+def test_a_stop_parks_although_the_supervisor_is_gone() -> None:
+    flight = stopping()
+    while not flight.last["done"]:
+        flight.tick(unattended=True)
+    assert flight.last["torque"] == 2
+
+
+def test_another_writer_of_chunks_than_at_arming_latches_a_hold() -> None:
+    flight = Flight()
+    flight.tick()
+    flight.inference = {"writer": 5}
+    flight.armed()
+    flight.tick(flight.chunk())
+    flight.tick()
+    assert flight.last["state"] == "moving"
+    flight.inference = {"writer": 6}
+    told = flight.tick(flight.chunk())
+    assert (told["state"], told["reason"], told["chunks"]) == ("hold", "writer", ["not_armed"])
+    flight.run(0.5)
+    flight.tick(command=Command.ARM)
+    assert flight.tick(flight.chunk())["state"] == "moving"
+
+
+def test_a_file_cut_short_brakes_and_cannot_be_armed() -> None:
+    flight = moving()
+    told = flight.tick(damaged=True)
+    assert (told["state"], told["reason"]) == ("fault", "files")
+    flight.run(0.5, damaged=True)
+    assert flight.tick(damaged=True, command=Command.ARM)["answer"] == FAULT
+
+
+@pytest.mark.parametrize("off", [-727, 219 * 4, 4096])
+def test_a_reading_further_away_than_the_joint_can_travel_is_confirmed_before_it_is_used(off: int) -> None:
+    flight = moving()
+    goals = np.array(flight.last["goals"])
+    truth = list(flight.position)
+    flight.position[2] += off
+    told = flight.tick()
+    assert (abs(np.array(told["goals"]) - goals) <= 70).all() and told["state"] == "moving"
+    flight.position = [*truth]
+    assert flight.tick()["state"] == "moving"
+    flight.position[2] += 727
+    flight.tick()
+    moved = flight.position[2] = truth[2] + 727
+    flight.tick()
+    assert abs(flight.last["goals"][2] - moved) > 500  # confirmed, and the goal does not jump after it
+
+
+def test_a_setting_that_a_servo_does_not_take_is_told_apart_from_lost_torque() -> None:
+    flight = Flight().armed()
+    assert flight.tick(torque_failed=True, setting_refused=True, finding=(0, 2))["reason"] == "setting"
+    assert flight.last["joint"] == 2
+    assert Flight().armed().tick(torque_failed=True)["reason"] == "torque"

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Chunk, ChunkKind
 from vla_edge.errors import RecordError
@@ -60,7 +61,7 @@ def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps:
         priority=0,
         arm_at_start=True,
     )
-    thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
+    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
     thread.start()
     try:
         told = [
@@ -130,7 +131,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
         priority=0,
         arm_at_start=True,
     )
-    thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
+    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
     thread.start()
 
     def wait(*states):

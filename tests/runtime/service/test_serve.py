@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ServeError
 from vla_edge.runtime.command import main
@@ -47,7 +48,7 @@ class Control:
             folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=self.listener.fileno(), priority=0
         )
         self.thread = threading.Thread(
-            target=self.core.control_run, args=(self.core.StillArm([2048] * 6), settings, files), daemon=True
+            target=self.core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True
         )
         self.thread.start()
 

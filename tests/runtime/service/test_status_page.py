@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import open_bundle
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
@@ -55,7 +56,7 @@ def robot(golden_bundle, tmp_path):
         priority=0,
         arm_at_start=True,
     )
-    thread = threading.Thread(target=core.control_run, args=(core.StillArm([2048] * 6), settings, files), daemon=True)
+    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
     thread.start()
     words = [
         sys.executable,

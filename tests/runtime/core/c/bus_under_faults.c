@@ -49,7 +49,8 @@ static void slow_path(koch *koch, unsigned call)
     uint8_t id = (uint8_t)(1 + call % ARM_JOINTS), data[BUS_READ_MAX], alert, firmware;
     uint16_t model;
     int64_t end = deadline();
-    bus_result result = bus_read(&koch->bus, id, 20, 4, end, data, &alert);
+    bus_registers one = {.ids = &id, .servos = 1, .address = 20, .length = 4};
+    bus_result result = bus_sync_read(&koch->bus, &one, end, data, &alert);
     ended("read", end);
     if (result == BUS_OK)
         printf("homing %u %d\n", id, (int)((uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24));

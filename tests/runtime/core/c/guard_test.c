@@ -161,16 +161,45 @@ static int starting(void)
     guard_result first = guard_brake(&guard);
     const int32_t expected[ARM_JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, 2001};
     CHECK(first.verdict == GUARD_PASSED && first.joint == -1 && memcmp(first.goals, expected, sizeof expected) == 0);
-    present[3] = HIGH + 3;
+    present[3] = HIGH + GUARD_OUTSIDE_MAX + 1;
     CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 3 && !guard.started);
     CHECK(step_all(&guard, 2000, 2000).verdict == GUARD_REFUSED_NO_READING);
     present[3] = HIGH;
-    present[0] = LOW - 3;
+    present[0] = LOW - GUARD_OUTSIDE_MAX - 1;
     CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 0);
     present[0] = INT_MIN;
     CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 0);
     present[0] = INT_MAX;
     CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 0);
+    return 0;
+}
+
+/* From outside the soft limits goals go inwards only, and once inside they stay there. */
+static int starting_outside(void)
+{
+    const int32_t starts[] = {LOW - 3, LOW - GUARD_OUTSIDE_MAX, HIGH + 3, HIGH + GUARD_OUTSIDE_MAX};
+    for (size_t k = 0; k < sizeof starts / sizeof starts[0]; k++) {
+        guard guard = made(usual(), period_30hz);
+        int32_t present[ARM_JOINTS];
+        int joint;
+        for (int i = 0; i < ARM_JOINTS; i++)
+            present[i] = starts[k];
+        CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint));
+        CHECK(guard_brake(&guard).goals[0] == starts[k]);
+        int32_t last = starts[k], low = starts[k] < LOW ? starts[k] : LOW, high = starts[k] > HIGH ? starts[k] : HIGH;
+        for (int tick = 0; tick < 400; tick++) {
+            int32_t wish = tick < 100 ? starts[k] * 2 - 2000 : tick < 200 ? 2000 : tick < 300 ? LOW - 4000 : HIGH + 4000;
+            int32_t goal = step_all(&guard, (float)wish, last).goals[0];
+            CHECK(goal >= low && goal <= high);
+            low = goal < LOW ? goal : LOW;
+            high = goal > HIGH ? goal : HIGH;
+            last = goal;
+        }
+        CHECK(last == HIGH);
+    }
+    guard guard = made(usual(), period_30hz);
+    guard_start_joint(&guard, 2, HIGH + 9);
+    CHECK(guard.joints[2].goal == HIGH + 9 && guard.before[2].high == HIGH + 9 && guard.joints[1].goal != HIGH + 9);
     return 0;
 }
 
@@ -348,5 +377,5 @@ static int following(void)
 
 int main(void)
 {
-    return configuration() || starting() || refusals() || naming() || following();
+    return configuration() || starting() || starting_outside() || refusals() || naming() || following();
 }

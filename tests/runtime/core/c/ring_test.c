@@ -5,6 +5,9 @@
 #define _GNU_SOURCE
 #include "ring.h"
 
+#include <errno.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -42,6 +45,58 @@ static int files(const char *path)
     CHECK(stat(path, &info) == 0 && (info.st_mode & 0777) == 0600 && (size_t)info.st_size == sizeof(ring_file));
     shared_close(&file);
     shared_close(&file);
+    return 0;
+}
+
+/* One process writes at a time, each under a number of its own. */
+static int claims(const char *path)
+{
+    shared_file file;
+    CHECK(ring_open(&file, path, true) == 0);
+    ring_file *ring = file.memory;
+    CHECK(ring_claim(ring, "no/such/folder/chunks.ring", 7) == -ENOENT);
+    int first = ring_claim(ring, path, 7);
+    CHECK(first >= 0 && ring_writer(ring) == 7);
+    CHECK(ring_claim(ring, path, 8) == -EWOULDBLOCK && ring_writer(ring) == 7);
+    close(first);
+    int second = ring_claim(ring, path, 8);
+    CHECK(second >= 0 && ring_writer(ring) == 8);
+    close(second);
+    shared_close(&file);
+    return 0;
+}
+
+/* A file of another size is replaced, not cut short; one that is cut short all the same kills nobody. */
+static int shortened(const char *path)
+{
+    char other[4096];
+    snprintf(other, sizeof other, "%s.other", path);
+    shared_file old, new, reader;
+    CHECK(shared_open(&old, other, 16384, true) == 0);
+    memset(old.memory, 5, 16384);
+    CHECK(shared_open(&reader, other, 4096, false) == EINVAL);
+    CHECK(shared_open(&new, other, 4096, true) == 0);
+    CHECK(((char *)old.memory)[16383] == 5 && ((char *)new.memory)[0] == 0);
+    const shared_file *const files[] = {&old, &new};
+    shared_guard(files, 2);
+    CHECK(!shared_damaged());
+    CHECK(truncate(other, 0) == 0);
+    CHECK(((volatile char *)new.memory)[100] == 0 && shared_damaged());
+    ((volatile char *)new.memory)[100] = 1;
+    shared_unguard();
+    pid_t child = fork();
+    if (child == 0) { /* a page that is not ours: as without a guard */
+        shared_file alone;
+        if (shared_open(&alone, other, 8192, true) != 0 || truncate(other, 0) != 0)
+            _exit(1);
+        shared_guard(files, 2);
+        _exit(((volatile char *)alone.memory)[5000]);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && (WIFSIGNALED(status) || WEXITSTATUS(status) != 0));
+    shared_close(&old);
+    shared_close(&new);
+    unlink(other);
     return 0;
 }
 
@@ -206,6 +261,6 @@ int main(int argc, char **argv)
     if (argc < 2)
         return 2;
     CHECK(shared_crc32("123456789", 9) == 0xcbf43926); /* the check value of CRC-32 */
-    int failed = files(argv[1]) || order(argv[1]) || damage(argv[1]) || shapes();
+    int failed = files(argv[1]) || claims(argv[1]) || shortened(argv[1]) || order(argv[1]) || damage(argv[1]) || shapes();
     return failed || racing(argv[1], argc > 2 ? atol(argv[2]) : 20000);
 }

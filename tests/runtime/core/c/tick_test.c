@@ -125,6 +125,16 @@ static arm_result cleared(void *context, const int32_t goals[ARM_JOINTS], int64_
     return fine(context, deadline_ns);
 }
 
+static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
+{
+    (void)context;
+    (void)deadline_ns;
+    out->part = out->part % (HEALTH_PARTS - 1) + 1;
+    memset(out->torque, arm.torque != 0, sizeof out->torque);
+    memcpy(out->goals, arm.position, sizeof out->goals);
+    return ARM_OK;
+}
+
 int main(int argc, char **argv)
 {
     static control loop;
@@ -145,7 +155,8 @@ int main(int argc, char **argv)
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         arm.position[i] = 2000;
     }
-    arm_port port = {NULL, read_arm, write_goals, set_torque, fine, cleared};
+    arm_port port = {.read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = fine,
+                     .clear_watchdog = cleared, .health = health};
     control_result result = control_run(&loop, &config, &port);
     printf("%ld reads, %ld writes, %ld allocations, %ld page faults, locked %d, %llu chunks taken, moving %llu\n", arm.reads, arm.writes,
            allocations, arm.faults, loop.status.locked, (unsigned long long)loop.status.chunk_verdicts[CHUNK_TAKEN],
