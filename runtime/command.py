@@ -34,6 +34,11 @@ main = Command(
         "park": Subcommand(OPERATOR, "move slowly to the parking pose and hold", "park"),
         "stop": Subcommand(OPERATOR, "slow down, park where a pose is stored, end the control process", "stop"),
         "torque-off": Subcommand(OPERATOR, "switch torque off (parked, or --now)", "torque-off"),
+        "recover": Subcommand(
+            f"{CONTROL}.recover",
+            "restart servos with an alert, torque at the present position, hold; with control running or without",
+            "recover --port /dev/serial/by-id/usb-... --joints follower.json",
+        ),
         "replay": Subcommand(
             f"{RECORDS}.replay",
             "compute a record's goals and chunks again and compare; export its episodes",

@@ -6,7 +6,7 @@ Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
 3"` (seconds after the start) or, with `--commands`, as lines on standard input:
 
-    dead ID | alive ID | hang SECONDS | overload ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID LOW HIGH |
+    dead ID | alive ID | hang SECONDS | overload ID | limp ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID LOW HIGH |
     free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | unplug | quit
 
 The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
@@ -182,6 +182,8 @@ class Emulator:
                 self._bus.silent_until_ns = time.monotonic_ns() + int(float(seconds) * 1e9)
             case ("overload", servo):
                 self._servo(servo).overload()
+            case ("limp", servo):
+                self._servo(servo).put(r.TORQUE_ENABLE, 0)
             case ("reboot", servo):
                 self._servo(servo).reboot(time.monotonic_ns())
             case ("push", servo, counts) if isinstance(self._plant, IdealPlant):

@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long; 0: never")
     parser.add_argument(
+        "--attended", action="store_true", help="hold when the supervisor's heartbeat in the run folder is silent"
+    )
+    parser.add_argument(
         "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
     )
 
@@ -196,6 +199,7 @@ def control_koch(
                     socket_fd=listener.fileno(),
                     signal_fd=signal_fd,
                     interrupt_ends=not sys.stdin.isatty(),
+                    beat=folder.beat if options.attended else None,
                     shadow=options.shadow,
                     arm_at_start=options.arm,
                     stop_after_ticks=round(options.seconds * NS / settings.period_ns),

@@ -21,7 +21,7 @@ from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 ANSWER_S = 1.0
 """Several ticks at the slowest rate."""
 
-WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off", "recover": "recover"}
+WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off"}
 REFUSALS = {
     "busy": "the arm still slows down; ask again",
     "not_armed": "the arm is not armed; `vla-runtime arm` first",

@@ -36,6 +36,10 @@ class RunFolder:
         return self.path / "flight.record"
 
     @property
+    def beat(self) -> Path:
+        return self.path / "supervisor.beat"
+
+    @property
     def socket(self) -> Path:
         return self.path / "control.sock"
 

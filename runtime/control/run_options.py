@@ -36,11 +36,13 @@ class RobotOptions:
 
 @dataclass(frozen=True, slots=True)
 class ControlOptions(RobotOptions):
-    """Everything the control process is told. seconds: 0, until stopped. parent: stop when that process dies."""
+    """Everything the control process is told. seconds: 0, until stopped. attended: a supervisor's
+    heartbeat is there. parent: stop when that process dies."""
 
     run_dir: Path | None
     arm: bool
     seconds: float
+    attended: bool
     parent: int | None
     json: bool
 

@@ -7,9 +7,11 @@ what is late nevertheless is excused only when the kernel's own count says that 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ import pytest
 from tests.machine_stall import timely
 from tests.runtime.control.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
 
-from vla_edge.contract import ChunkKind
+from vla_edge.contract import KOCH_JOINTS, ChunkKind
 from vla_edge.errors import ConfigError, ControlError
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
+from vla_edge.robot.koch import GRAVITY
 from vla_edge.runtime.control.operator import ask
+from vla_edge.runtime.control.recover import recover_running
 from vla_edge.runtime.control.run_folder import RunFolder
 
 pytest.importorskip("vla_edge._core")
@@ -281,6 +285,183 @@ def test_an_alert_on_one_servo_stops_all_and_is_named(golden_bundle: Path) -> No
         assert off >= {1, 2, 4, 5, 6}  # all are tried; the overloaded one has let go by itself
 
 
+def pose_beside(made: Rig, counts: int = 2148) -> None:
+    """Stores a parking pose and starts control again, which reads it."""
+    made.stop()
+    made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(KOCH_JOINTS, counts)))
+    made.start_control()
+
+
+def test_an_overloaded_gripper_is_recovered_and_the_arm_goes_on(golden_bundle: Path) -> None:
+    """S4: it starts anew with its settings and holds where it is, and arming moves the arm again."""
+    with rig(golden_bundle) as made:
+        made.move(0.6)
+        made.emulator.event("overload 6")
+        made.wait(lambda status: status["state"] == "fault")
+        made.wait(lambda status: status["reason"] == "alert" and status["errors"][5] == 0x20)
+        made.wait(lambda status: status["tick"] > status["goal_moved_tick"] + 2)
+        goals = len(made.goals())
+        assert recover_running(made.folder).startswith("recovered: control is in hold")
+        status = made.status()
+        assert (status["state"], status["reason"], status["latched"]) == ("hold", "operator", True)
+        later = [goal for _, goal in made.goals()[goals:]]
+        assert np.ptp(later, axis=0).max() <= 4  # nothing moved
+        log = made.emulator.entries("reboot", "write", "torque")
+        assert [entry["id"] for entry in log if entry["kind"] == "reboot"] == [6]
+        behind = log[next(i for i, entry in enumerate(log) if entry["kind"] == "reboot") :]
+        current = next(i for i, entry in enumerate(behind) if entry["kind"] == "write" and entry["address"] == 102)
+        on = next(i for i, entry in enumerate(behind) if entry["kind"] == "torque" and entry["on"] and entry["id"] == 6)
+        assert current < on and behind[current]["data"] == "ee02"  # 750 mA before there is torque
+        made.arm()
+        made.move(0.4)
+
+
+def test_with_a_servo_in_alert_the_others_park_and_torque_may_go_off(golden_bundle: Path) -> None:
+    with rig(golden_bundle, armed=False) as made:
+        pose_beside(made)
+        made.arm()
+        made.move(0.6)
+        made.emulator.event("overload 6")
+        made.wait(lambda status: status["state"] == "fault")
+        assert made.ask("park").word == "done"
+        status = made.wait(lambda status: status["reason"] == "parked")
+        assert status["goals"][:5] == (2148,) * 5
+        assert made.ask("torque_off").word == "done"
+
+
+def test_an_obstacle_stops_the_arm_the_force_goes_and_the_joint_is_named(golden_bundle: Path) -> None:
+    """S2, in the emulator's log: what the goal leads the shaft by is the force; freed, nothing springs further."""
+    with rig(golden_bundle) as made:
+        made.emulator.event("block 2 1000 2100")
+        made.move(0.0)
+        made.move(0.2, until="hold")
+        status = made.expect("hold", "stall")
+        assert status["joint"] == 1 and status["latched"]
+        allowed = GRAVITY["shoulder_lift"]
+        made.wait(lambda status: abs(status["goals"][1] - status["present"][1]) <= allowed)
+        pressed = [(t, goal[1] - 2100) for t, goal in made.goals() if goal[1] - 2100 > allowed]
+        assert pressed and max(lead for _, lead in pressed) <= 120
+        timely(pressed[-1][0] - pressed[0][0] < 500_000_000, "pressed for longer than half a second")
+        before = len(made.goals())
+        made.emulator.event("free 2")
+        time.sleep(0.5)
+        assert len({tuple(goal) for _, goal in made.goals()[before:]}) == 1
+        sprung = max(entry["positions"]["2"] for entry in made.emulator.entries("motion")) - 2100
+        assert sprung <= allowed + 40
+
+
+def test_a_weight_that_hangs_on_the_arm_does_not_let_it_sink(golden_bundle: Path) -> None:
+    with rig(golden_bundle) as made:
+        made.emulator.event("sag 2 -96")
+        made.emulator.event("sag 3 -55")
+        made.move(0.5)
+        assert made.ask("hold").word == "done"
+        time.sleep(0.5)
+        first = made.status()["present"]
+        time.sleep(2.5)
+        assert np.abs(np.subtract(made.status()["present"], first)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("event", "state", "reason"),
+    [
+        ("voltage 4 30", "hold", "voltage"),
+        ("temperature 4 67", "hold", "temperature"),
+    ],
+)
+def test_the_supply_and_the_heat_of_a_servo_are_looked_at(
+    golden_bundle: Path, event: str, state: str, reason: str
+) -> None:
+    with rig(golden_bundle) as made:
+        made.move(0.3)
+        made.emulator.event("temperature 5 61")
+        made.wait(lambda status: status["warm_joint"] == 4)
+        made.emulator.event(event)
+        made.move(0.1, until=state)
+        assert made.expect(state, reason)["joint"] == 3
+
+
+def test_a_servo_that_lost_its_torque_is_noticed_while_it_answers(golden_bundle: Path) -> None:
+    """S8: alone, without an alert or a gap in the readings; as somebody's other program would switch it off."""
+    with rig(golden_bundle) as made:
+        made.move(0.3)
+        made.emulator.event("limp 3")
+        made.move(0.1, until="fault")
+        assert made.expect("fault", "torque")["joint"] == 2
+        made.arm()
+        status = made.move(0.6)
+        assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250
+
+
+def test_a_supervisor_that_falls_silent_leaves_an_arm_that_holds(golden_bundle: Path) -> None:
+    """S10, by the file that the supervisor writes."""
+    from vla_edge import _core
+
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        heart = _core.Heartbeat(made.folder.path / "supervisor.beat")
+        heart.beat()
+        made.flags = ("--attended",)
+        made.start_control()
+        beats = threading.Event()
+
+        def beat() -> None:
+            while not beats.wait(0.05):
+                heart.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        made.arm()
+        made.move(0.5)
+        beats.set()
+        thread.join()
+        made.move(0.5, until="hold")
+        assert made.expect("hold", "supervisor")["unattended"]
+        assert made.ask("arm").word == "fault"
+
+
+def test_an_interrupt_holds_and_without_a_terminal_ends_with_torque_on(golden_bundle: Path) -> None:
+    """S11: the arm stays where it is; nothing is parked although there is a pose."""
+    with rig(golden_bundle, armed=False) as made:
+        pose_beside(made, 2600)
+        made.arm()
+        made.move(0.5)
+        made.control.send_signal(signal.SIGINT)
+        made.control.wait(10)
+        at_end = made.goals()[-1][1]
+        assert np.abs(at_end - 2600).min() > 100
+        assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []
+
+
+def test_another_writer_of_chunks_is_refused_and_one_that_comes_later_latches(golden_bundle: Path) -> None:
+    """S6, S12."""
+    from vla_edge import _core
+
+    with rig(golden_bundle) as made:
+        made.move(0.3)
+        with pytest.raises(BlockingIOError):
+            _core.RingWriter(made.folder.ring)
+        made.writer = None
+        made.writer = _core.RingWriter(made.folder.ring)
+        made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+        made.move(0.2, until="hold")
+        made.expect("hold", "writer")
+        made.arm()
+        made.move(0.3)
+
+
+def test_a_shared_file_that_is_cut_short_brakes_and_kills_nobody(golden_bundle: Path) -> None:
+    """S15."""
+    with rig(golden_bundle) as made:
+        made.move(0.3)
+        os.truncate(made.folder.ring, 0)
+        made.wait(lambda status: status["reason"] == "files")
+        status = made.status()
+        made.wait(lambda later: later["tick"] > status["tick"] + status["rest_ticks"] + 15)
+        assert made.control.poll() is None
+        assert len({tuple(goal) for _, goal in made.goals()[-3:]}) == 1
+
+
 def test_an_unplugged_adapter_is_noticed_and_ends_control(golden_bundle: Path) -> None:
     """R13: noticed within two ticks; a new start is disarmed."""
     with rig(golden_bundle) as made:
@@ -371,8 +552,6 @@ def test_operator_words(golden_bundle: Path) -> None:
 
 
 def test_parking_is_a_slow_move_and_then_torque_may_go_off(golden_bundle: Path) -> None:
-    import json
-
     with rig(golden_bundle, armed=False) as made:
         assert made.stop() == ""
         pose = dict.fromkeys(
@@ -400,8 +579,6 @@ def test_bad_flags_are_one_line(golden_bundle: Path) -> None:
 
 
 def summary_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    import json
-
     return dict(json.loads(process.stdout.splitlines()[-1]))
 
 

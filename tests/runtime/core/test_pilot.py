@@ -525,8 +525,8 @@ def test_parking_that_meets_an_obstacle_gives_up_and_holds_also_when_it_was_to_s
         flight = planning()
         flight.way[3] = (-9999, 2080)
         flight.tick(command=command)
-        goals = flight.run(3.0) if command is Command.PARK else []
-        while command is Command.STOP and not flight.last["done"]:
+        goals = [flight.last["goals"]]
+        while not (flight.last["done"] if command is Command.STOP else flight.last["reason"] == "stall"):
             goals.append(flight.tick()["goals"])
             assert len(goals) < 150
         assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("hold", "stall", 3)

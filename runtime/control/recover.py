@@ -1,0 +1,91 @@
+"""`vla-runtime recover`: servos that shut down by themselves start anew and hold the arm where it is.
+
+Where a control process runs it has the servo bus, and is asked; otherwise this process does it over `--port`. Nothing
+moves: every servo gets its settings back, and its torque with the goal at the present position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vla_edge.command_line import answer
+from vla_edge.errors import BusError, CheckFailed, ConfigError
+from vla_edge.robot import registers as r
+from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
+from vla_edge.robot.koch import KochOptions, open_koch
+from vla_edge.robot.port import check_latency_timer
+from vla_edge.robot.servo_bus import ServoBus
+from vla_edge.runtime.control.faults import fault_of
+from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
+from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
+
+RECOVER_S = 3.0
+"""Longest time until control holds again: a reboot takes less than a second."""
+REBOOT_S, REBOOT_TRIES = 0.02, 4
+BACK_S = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", type=Path, help="run folder of the control process, where one runs")
+    parser.add_argument("--port", help="serial port of the follower, where no control process runs")
+    parser.add_argument("--joints", type=Path, help="calibration file of this arm, with --port")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if (arguments.port is None) != (arguments.joints is None):
+        raise ConfigError("--port and --joints belong together; give both, or none where control runs")
+    if arguments.port is None:
+        told = recover_running(open_run_folder(arguments.run_dir))
+    else:
+        names = recover_alone(arguments.port, load_joint_calibration(arguments.joints))
+        told = (
+            f"{', '.join(names)} started anew; torque is on where the arm is"
+            if names
+            else ("no servo reports a hardware error; torque is on where the arm is")
+        )
+    print(told)
+    answer({"recovered": told})
+    return 0
+
+
+def recover_running(folder: RunFolder) -> str:
+    """Through the control process. CheckFailed: it refuses, or the fault stays."""
+    told = ask(folder, "recover", timeout_s=RECOVER_S)
+    if told.word != "done":
+        raise CheckFailed(f"recover: {REFUSALS.get(told.word, told.word)}")
+    if told.state != "fault" and not told.reason:
+        return f"nothing to recover: control is {told.state}"
+    end_s = time.monotonic() + RECOVER_S
+    while (status := read_status(folder))["state"] == "fault":
+        if time.monotonic() > end_s:
+            raise CheckFailed(f"recover: the fault is still there: {fault_of(status)}")
+        time.sleep(0.05)
+    return f"recovered: control is in {status['state']}; `vla-runtime arm` goes on, `vla-runtime park` parks"
+
+
+def recover_alone(port: str, calibration: JointCalibrations, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+    """Reboot the servos with a hardware error, check and configure the arm, torque at the present position; the joints
+    that were rebooted. Errors: BusError, JointCalibrationError."""
+    check_latency_timer(port)
+    bus = ServoBus(port, {joint.name: joint.id for joint in calibration.joints})
+    try:
+        names = [joint for joint, errors in bus.read_all(r.HARDWARE_ERROR).items() if errors]
+        for joint in names:
+            for _ in range(REBOOT_TRIES):  # not every firmware answers before it starts anew
+                bus.native.reboot(bus.joints[joint], REBOOT_S)
+                sleep(BACK_S / REBOOT_TRIES)
+                if bus.ping(joint) is not None:
+                    break
+            else:
+                raise BusError(f"{joint} does not come back after a reboot; switch the servos' power off and on")
+    finally:
+        bus.close()
+    arm = open_koch(KochOptions(port, calibration))
+    try:
+        arm.set_torque(True)
+    finally:
+        arm.close()
+    return names

@@ -1,0 +1,69 @@
+"""A flight record of commit 35ebfe7 (version 2): read, and its goals computed again by the guard that it names."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vla_edge.errors import ControlError
+from vla_edge.runtime.control.flight_record import chunks_of, open_record, ticks_of
+
+pytest.importorskip("vla_edge._core")
+
+OLD = Path(__file__).resolve().parents[2] / "data" / "records" / "flight_35ebfe7.record.gz"
+"""260 ticks at 50 Hz on an arm without a bus: smooth and wild chunks, a hold, arming, parking."""
+TICK = 1
+HEADER, CELL = 4096, 256
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    path = tmp_path / "flight.record"
+    path.write_bytes(gzip.decompress(OLD.read_bytes()))
+    return path
+
+
+def test_a_record_of_version_2_is_read(record: Path) -> None:
+    reader = open_record(record)
+    ticks = list(ticks_of(reader))
+    assert reader.header()["version"] == 2 and reader.header()["period_ns"] == 20_000_000
+    assert len(ticks) == 260 and [tick["tick"] for tick in ticks] == list(range(260))
+    assert set(Counter(tick["state"] for tick in ticks)) >= {"planning", "moving", "hold", "parking"}
+    assert len(chunks_of(reader)) == 26 and all(tick["finding"] == 0 for tick in ticks)
+
+
+def test_its_goals_are_the_same_byte_for_byte(record: Path) -> None:
+    told = open_record(record).replay()
+    assert told == {
+        "ticks": 260, "chunks": 26, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
+    }  # fmt: skip
+
+
+def test_a_goal_that_was_changed_in_it_is_found(record: Path) -> None:
+    import struct
+    import zlib
+
+    data = bytearray(record.read_bytes())
+    for index in range(100, 200):
+        at = HEADER + index * CELL
+        (kind,) = struct.unpack_from("<I", data, at + 8)
+        if kind == TICK and struct.unpack_from("<q", data, at + 16)[0] == 90:
+            goal_at = at + 16 + 48 + 48
+            struct.pack_into("<i", data, goal_at, struct.unpack_from("<i", data, goal_at)[0] + 1)
+            struct.pack_into("<I", data, at + 12, 0)
+            struct.pack_into("<I", data, at + 12, zlib.crc32(data[at : at + CELL]))
+            break
+    record.write_bytes(data)
+    told = open_record(record).replay()
+    assert (told["damaged"], told["differing"], told["differing_at"]) == (0, 1, 90)
+
+
+def test_a_record_of_an_unknown_version_is_refused(record: Path) -> None:
+    data = bytearray(record.read_bytes())
+    data[7:8] = b"9"
+    record.write_bytes(data)
+    with pytest.raises(ControlError, match="not a flight record"):
+        open_record(record)
