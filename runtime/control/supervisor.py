@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ class Run:
     options: RunOptions
     cameras: list[str]
     """NAME=DEVICE; none: no inference"""
+    heart: Any = None
+    """`_core.Heartbeat`: control holds when this process is silent for half a second"""
     sim: Child | None = None
     control: Child | None = None
     inference: Child | None = None
@@ -187,9 +189,10 @@ def _start_all(this: Run, person: Person, console: Console) -> None:
         wait_for_line(this.sim, START_S * 3)
         port, joints = str(sim.port), sim.calibration
     assert port is not None and joints is not None
+    core = load_core()
+    this.heart = core.Heartbeat(folder.beat)
     this.control = start("control", control_words(replace(robot, port=port, joints=joints), folder))
     _wait_for_control(this)
-    core = load_core()
     ring_writer(folder)  # forgets what an earlier inference announced
     if this.cameras:
         this.inference = start("inference", inference_words(this))
@@ -198,13 +201,14 @@ def _start_all(this: Run, person: Person, console: Console) -> None:
     if this.options.no_arm:
         console.print(f"note: not armed; {HELP}, or `vla-runtime arm`", soft_wrap=True)
     else:
-        arm(folder)
+        arm(folder, this.heart.beat)
         console.print(f"note: armed; {HELP if person.has_terminal else 'Ctrl-C holds and ends'}", soft_wrap=True)
 
 
-def arm(folder: RunFolder) -> None:
+def arm(folder: RunFolder, beat: Callable[[], None] = lambda: None) -> None:
     """Arm, again when the servos missed the torque command: nothing has moved yet. ControlError: it stays refused."""
     for attempt in range(ARM_TRIES):
+        beat()
         answer = ask(folder, "arm")
         time.sleep(SETTLE_S)
         status = read_status(folder)
@@ -231,7 +235,7 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
 def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:
     """How to start the control process of a run."""
     options = extended(
-        ControlOptions, robot, run_dir=folder.path, arm=False, seconds=0.0, parent=os.getpid(), json=True
+        ControlOptions, robot, run_dir=folder.path, arm=False, seconds=0.0, attended=True, parent=os.getpid(), json=True
     )
     return [*COMMAND, "control", *flags_of(options)]
 
@@ -304,6 +308,7 @@ def _watch(this: Run, person: Person, console: Console) -> None:
     with console.status("armed") as line:
         while this.control.process.poll() is None:
             wishes = person.wishes(WATCH_S)
+            this.heart.beat()
             status = read_status(this.folder)
             line.update(one_line(status) + (f"  [dim]{HELP}[/dim]" if person.has_terminal else ""))
             this.note(status)
@@ -330,7 +335,7 @@ def _obey(this: Run, wish: Wish, person: Person, console: Console) -> tuple[Wish
             ask(this.folder, "hold")
             return wish, time.monotonic() + REST_S
         if wish is Wish.ARM:
-            arm(this.folder)
+            arm(this.folder, this.heart.beat)
         else:
             answer = ask(this.folder, wish.value)
             if answer.word != "done":

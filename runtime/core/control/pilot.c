@@ -157,7 +157,7 @@ static void take_company(pilot *self, const pilot_input *input)
     self->unattended = input->unattended;
     if (armed(self) && !self->latched) {
         self->writer = self->writer != 0 ? self->writer : input->writer;
-        if (input->writer != self->writer)
+        if (input->writer != 0 && input->writer != self->writer)
             latch_hold(self, REASON_WRITER, -1);
     }
     if (input->damaged)

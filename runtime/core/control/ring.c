@@ -42,6 +42,12 @@ int ring_claim(ring_file *ring, const char *path, uint64_t writer)
     return fd;
 }
 
+void ring_resign(ring_file *ring, int claim)
+{
+    shared_store(&ring->writer, 0);
+    close(claim);
+}
+
 uint64_t ring_writer(const ring_file *ring)
 {
     return shared_load(&ring->writer);

@@ -34,7 +34,7 @@ typedef struct {
     uint64_t written; /* chunks ever written */
     shared_slot notice_slot;
     ring_notice notice;
-    uint64_t writer; /* who writes: another number for each that opened the file for writing; 0: nobody has */
+    uint64_t writer; /* who writes: another number for each that claimed it; 0: nobody, the last one has resigned */
     uint64_t reserved[6];
     ring_slot slots[RING_SLOTS];
 } ring_file;
@@ -45,6 +45,8 @@ int ring_open(shared_file *file, const char *path, bool writer);
 /* One process writes: holds the lock of the file as long as the descriptor is open and stamps the writer's number.
  * The descriptor, or -errno; EWOULDBLOCK: another one writes. */
 int ring_claim(ring_file *ring, const char *path, uint64_t writer);
+/* Gives the claim back: nobody writes. */
+void ring_resign(ring_file *ring, int claim);
 uint64_t ring_writer(const ring_file *ring);
 
 void ring_write(ring_file *ring, const chunk *data);

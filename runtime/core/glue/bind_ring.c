@@ -2,7 +2,7 @@
 #include "module.h"
 #include "bind_chunk.h"
 
-#include <unistd.h>
+#include <unistd.h> /* getpid */
 
 #include "beat.h"
 #include "clock.h"
@@ -16,10 +16,10 @@ typedef struct {
 
 static void RingWriter_release(RingWriter *self)
 {
-    shared_close(&self->file);
     if (self->lock >= 0)
-        close(self->lock);
+        ring_resign(self->file.memory, self->lock);
     self->lock = -1;
+    shared_close(&self->file);
 }
 
 static PyObject *RingWriter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

@@ -23,8 +23,8 @@ from tests.runtime.control.control_rig import HIGH, LOW, Rig, busy_cpu, rig, sho
 
 from vla_edge.contract import KOCH_JOINTS, ChunkKind
 from vla_edge.errors import ConfigError, ControlError
-from vla_edge.runtime.control.flight_record import open_record, ticks_of
 from vla_edge.robot.koch import GRAVITY
+from vla_edge.runtime.control.flight_record import open_record, ticks_of
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.recover import recover_running
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -363,11 +363,7 @@ def test_a_weight_that_hangs_on_the_arm_does_not_let_it_sink(golden_bundle: Path
 
 
 @pytest.mark.parametrize(
-    ("event", "state", "reason"),
-    [
-        ("voltage 4 30", "hold", "voltage"),
-        ("temperature 4 67", "hold", "temperature"),
-    ],
+    ("event", "state", "reason"), [("voltage 4 30", "hold", "voltage"), ("temperature 4 67", "hold", "temperature")]
 )
 def test_the_supply_and_the_heat_of_a_servo_are_looked_at(
     golden_bundle: Path, event: str, state: str, reason: str
@@ -423,13 +419,13 @@ def test_a_supervisor_that_falls_silent_leaves_an_arm_that_holds(golden_bundle: 
 def test_an_interrupt_holds_and_without_a_terminal_ends_with_torque_on(golden_bundle: Path) -> None:
     """S11: the arm stays where it is; nothing is parked although there is a pose."""
     with rig(golden_bundle, armed=False) as made:
-        pose_beside(made, 2600)
+        pose_beside(made, 2900)
         made.arm()
         made.move(0.5)
         made.control.send_signal(signal.SIGINT)
         made.control.wait(10)
         at_end = made.goals()[-1][1]
-        assert np.abs(at_end - 2600).min() > 100
+        assert np.abs(at_end - 2900).min() > 100
         assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []
 
 

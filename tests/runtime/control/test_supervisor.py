@@ -57,6 +57,7 @@ def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None
     ]
     words += ["--joints", str(made.joints), "--run-dir", str(made.folder.path), *flags]
     errors = made.folder.path / "said"
+    made.writer = None  # only one inference can write
     process = subprocess.Popen(
         [sys.executable, *words],
         stdin=subprocess.DEVNULL if terminal is None else terminal,
@@ -254,3 +255,23 @@ def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bun
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "sim", "--task", "x", flag]
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 2 and f"{flag.split('=')[0]} is" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_a_stopped_supervisor_leaves_an_arm_that_holds_until_it_is_back(golden_bundle: Path) -> None:
+    """Ctrl-Z, or a process that hangs: half a second without its heartbeat."""
+    from vla_edge import _core
+
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle) as run:
+            made.writer = _core.RingWriter(made.folder.ring)
+            made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+            made.move(0.6)
+            run.process.send_signal(signal.SIGSTOP)
+            made.move(0.3, until="hold")
+            made.expect("hold", "supervisor")
+            assert made.ask("arm").word == "fault"
+            run.process.send_signal(signal.SIGCONT)
+            made.wait(lambda status: not status["unattended"])
+            made.arm()
+            made.move(0.3)
