@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.benchmarks.host import commit
-from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.command_line import run_command
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.files import write_json
+from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import default_run_folder
 from vla_edge.runtime.records.report import open_record, ticks_of

@@ -31,7 +31,6 @@ from rich.progress import track
 
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
-from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import run_command
@@ -45,6 +44,7 @@ from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.mjcf import CAMERAS
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
+from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, LoopFiles
 from vla_edge.runtime.control.handover import HandOverOptions

@@ -1,7 +1,7 @@
 """The Koch v1.1 follower: what its servos must be before any torque, and the arm behind the checks.
 
 Nothing here switches torque on before every check has passed. Each failure is
-one line with the joint and the fix (RUNTIME.md §6 and R9 of §8).
+one line with the joint and the fix (docs/runtime.md).
 """
 
 from __future__ import annotations

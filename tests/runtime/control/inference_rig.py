@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.contract import Frame
+from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import RunFolder, listen
 

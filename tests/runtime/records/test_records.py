@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Chunk, ChunkKind
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.command import main as vla_data
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.flight_record import open_record, ticks_of

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ServeError
+from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import listen, open_run_folder

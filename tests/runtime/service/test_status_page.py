@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vla_edge.benchmarks.still_arm import StillArm
 from vla_edge.bundle import open_bundle
+from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
 from vla_edge.runtime.service.serve_app import PAGE

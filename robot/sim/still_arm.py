@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
-INCLUDE = SOURCE.resolve().parent.parent / "robot" / "bus"
+INCLUDE = SOURCE.resolve().parent.parent / "bus"
 CAPSULE = b"vla_edge._core.arm_port"
 """ARM_PORT_CAPSULE of runtime/core/glue/module.h; kept for as long as capsules may name it."""
 
