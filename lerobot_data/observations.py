@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from vla_edge.bundle import CameraSpec
 from vla_edge.camera_names import nearest, short_name
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import ConfigError, DatasetError
-from vla_edge.lerobot_data.reader import Dataset, Sample
+
+if TYPE_CHECKING:
+    from vla_edge.lerobot_data.reader import Dataset, Sample
 
 STATE = "observation.state"
 

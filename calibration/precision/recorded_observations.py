@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from vla_edge.bundle import Bundle
 from vla_edge.calibration.precision.synthetic import Measured, measured
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.observations import cameras_in, observation_of_sample
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
+
+if TYPE_CHECKING:
+    from vla_edge.lerobot_data.reader import Dataset
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: 
     """Frames spread over the dataset; the last fifth of its episodes (of its frames, when it has one episode) is held
     out. renamed: policy camera → dataset camera where they differ. DatasetError: no camera of the policy, or too few
     frames."""
+    from vla_edge.lerobot_data.reader import open_dataset  # needs PyAV, which an export without a dataset does without
+
     with open_dataset(path) as dataset:
         cameras = cameras_in(dataset, bundle.manifest.cameras, renamed, all_of_them=False)
         border = _border(dataset)
