@@ -7,7 +7,7 @@ seeds that no calibration saw. Ceiling: with every inference a hit, 1 − (time 
 a kept prefix) / (time of a fresh inference) is saved; `max_reuse` allows n of
 n + 1. Three parts: the cache along the episodes, by phase and policy; a cube that
 is moved while the arm rests, looked at live; pairs of the moving phases, over the
-age of the prefix and over the guard's limits.
+age of the prefix and over the limits of stillness.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class Moves:
 
 
 def policies(bundle: Bundle, settings: GateSettings) -> dict[str, ReplayPlan]:
-    """The guard alone, and with the gate on each similarity that calibration found a threshold for."""
+    """Stillness alone, and with the gate on each similarity that calibration found a threshold for."""
     plans = {
-        "guard": ReplayPlan(CacheMode.STILL, settings, PERIOD_S),
-        f"guard + {settings.similarity}": ReplayPlan(CacheMode.GATED, settings, PERIOD_S),
+        "still": ReplayPlan(CacheMode.STILL, settings, PERIOD_S),
+        f"still + {settings.similarity}": ReplayPlan(CacheMode.GATED, settings, PERIOD_S),
     }
     for name, threshold in bundle.manifest.gate["thresholds"].items():
         if name != settings.similarity:
-            plans[f"guard + {name}"] = ReplayPlan(
+            plans[f"still + {name}"] = ReplayPlan(
                 CacheMode.GATED, replace(settings, similarity=name, threshold=threshold), PERIOD_S
             )
     return plans
@@ -147,11 +147,11 @@ def over_age(pairs: Pairs) -> dict[str, list[float]]:
     }
 
 
-def over_guard(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
-    """Share of the moving pairs within the guard's limits times a factor, and the 95th percentile of their error."""
+def over_still(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
+    """Share of the moving pairs within the limits of stillness times a factor, and the 95th percentile of their error."""
     shares, errors = [], []
     for factor in FACTORS:
-        inside = pairs.within_guard(settings.guard_mean * factor, settings.guard_worst * factor)
+        inside = pairs.within_still(settings.still_mean * factor, settings.still_worst * factor)
         shares.append(float(inside.mean()))
         errors.append(float(np.percentile(pairs.error[inside], 95)) if inside.any() else 0.0)
     return {"factor": FACTORS.tolist(), "hits": shares, "p95": errors}
@@ -187,7 +187,7 @@ def draw(line: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
-    rates, age, guard = figure.subplots(1, 3)
+    rates, age, still = figure.subplots(1, 3)
     names, bound = list(line["replay"]), line["gate"]["bound"]
     for offset, phase in ((-0.2, "still"), (0.2, "moving")):
         bars = rates.bar(
@@ -216,15 +216,20 @@ def draw(line: dict[str, Any], path: Path) -> None:
         title="moving arm, every prefix kept",
     )
     age.legend()
-    curve = line["moving_over_guard"]
-    guard.plot(curve["factor"], curve["hits"], marker=".", color="tab:blue", label="share of moving pairs reused")
-    guard.plot(
+    curve = line["moving_over_still"]
+    still.plot(curve["factor"], curve["hits"], marker=".", color="tab:blue", label="share of moving pairs reused")
+    still.plot(
         curve["factor"], np.array(curve["p95"]) / bound, marker=".", color="tab:orange", label="error p95 / bound"
     )
-    guard.axvline(1, color="tab:green", label="calibrated")
-    guard.axhline(1, color="tab:red", linestyle="--")
-    guard.set(xscale="log", xlabel="guard limits × factor", title="moving arm, over the guard's limits", ylim=(0, 4))
-    guard.legend(fontsize=8)
+    still.axvline(1, color="tab:green", label="calibrated")
+    still.axhline(1, color="tab:red", linestyle="--")
+    still.set(
+        xscale="log",
+        xlabel="limits of stillness × factor",
+        title="moving arm, over the limits of stillness",
+        ylim=(0, 4),
+    )
+    still.legend(fontsize=8)
     figure.savefig(path, dpi=100)
 
 
@@ -240,8 +245,8 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
             for name in (
                 "similarity",
                 "threshold",
-                "guard_mean",
-                "guard_worst",
+                "still_mean",
+                "still_worst",
                 "max_reuse",
                 "max_age_s",
                 "bound",
@@ -272,7 +277,7 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
         (1 - measured.reused_ms / measured.fresh_ms) * settings.max_reuse / (settings.max_reuse + 1)
     )
     line["fresh_ms"], line["reused_ms"] = measured.fresh_ms, measured.reused_ms
-    line["moving_over_age"], line["moving_over_guard"] = over_age(measured.pairs), over_guard(measured.pairs, settings)
+    line["moving_over_age"], line["moving_over_still"] = over_age(measured.pairs), over_still(measured.pairs, settings)
     line["planted"] = {}
     for what, named in (("named cube", True), ("another cube", False)):
         found = planted_moves(bundle, engine, settings, CacheMode.GATED, moves, named)
@@ -347,7 +352,7 @@ def main(argv: Sequence[str]) -> int:
     write_json(options.out / f"{options.name}.json", line)
     print("\n".join(report(line)))
     print(json.dumps(line))
-    gated = line["replay"][f"guard + {line['gate']['similarity']}"]
+    gated = line["replay"][f"still + {line['gate']['similarity']}"]
     if (
         line["planted"]["named cube"]["missed"]
         or gated["still"]["hit_rate"] < LEAST_STILL_HITS

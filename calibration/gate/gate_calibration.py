@@ -98,8 +98,8 @@ def calibrate_gate(
     settings = GateSettings(
         limits.similarity,
         limits.threshold,
-        limits.guard_mean,
-        limits.guard_worst,
+        limits.still_mean,
+        limits.still_worst,
         request.max_reuse,
         request.pairs.max_age_s,
         request.bound,
@@ -140,7 +140,7 @@ def gate_facts(bundle: Bundle, result: GateResult) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": bundle.manifest.gate["kind"], **asdict(result.settings)}
     facts["auroc"] = {name: None if value is None else round(value, 4) for name, value in result.limits.auroc.items()}
     facts["thresholds"] = {name: round(value, 6) for name, value in result.limits.thresholds.items()}
-    facts["pairs_within_guard"], facts["pairs_stable"] = round(result.limits.allowed, 4), round(result.limits.stable, 4)
+    facts["pairs_within_still"], facts["pairs_stable"] = round(result.limits.allowed, 4), round(result.limits.stable, 4)
     facts["tightened"] = result.tightened
     facts["replay"] = {policy.value: run.facts() for policy, run in result.replays.items()}
     facts["data"] = dict(result.data)
@@ -225,7 +225,7 @@ def report(result: GateResult) -> list[str]:
     settings, limits = result.settings, result.limits
     told = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in limits.auroc.items())
     lines = [
-        f"guard        mean {settings.guard_mean:.3g}, worst block {settings.guard_worst:.3g} grey levels; "
+        f"still        mean {settings.still_mean:.3g}, worst block {settings.still_worst:.3g} grey levels; "
         f"{limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
         f"similarity   {settings.similarity} above {settings.threshold:.4f}; AUROC {told}",
         f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out "

@@ -34,32 +34,32 @@ Flags = NDArray[np.bool_]
 @dataclass(frozen=True)
 class Pairs:
     """What was measured on n pairs, arrays [n]. lag_s: seconds from the reference to now, infinite where they are of
-    different episodes. guard_mean, guard_worst: grey levels, the worst camera's. similarity: cosines by name. error:
+    different episodes. still_mean, still_worst: grey levels, the worst camera's. similarity: cosines by name. error:
     share of a joint's range."""
 
     reference: NDArray[np.int64]
     now: NDArray[np.int64]
     lag_s: Values
-    guard_mean: Values
-    guard_worst: Values
+    still_mean: Values
+    still_worst: Values
     similarity: Mapping[str, Values]
     error: Values
 
     def __len__(self) -> int:
         return len(self.error)
 
-    def within_guard(self, mean: float, worst: float) -> Flags:
-        return (self.guard_mean <= mean) & (self.guard_worst <= worst)
+    def within_still(self, mean: float, worst: float) -> Flags:
+        return (self.still_mean <= mean) & (self.still_worst <= worst)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The chosen limits. auroc: how well each similarity tells pairs within the bound from those above it (None: all
     are on one side). thresholds: of every similarity that has one, by the same rule. allowed: share of the pairs within
-    the guard; stable: share above the threshold."""
+    the limits of stillness; stable: share above the threshold."""
 
-    guard_mean: float
-    guard_worst: float
+    still_mean: float
+    still_worst: float
     similarity: str
     threshold: float
     auroc: Mapping[str, float | None]
@@ -94,22 +94,22 @@ def loosest(distance: Values, error: Values, bound: float) -> float | None:
     return None
 
 
-def loosest_guard(pairs: Pairs, bound: float) -> tuple[float, float] | None:
+def loosest_still(pairs: Pairs, bound: float) -> tuple[float, float] | None:
     """The limits (mean, worst) that allow most pairs; where several allow as many, the smallest ones. A gross error
     must
     be out by one of the two, with its margin."""
     best: tuple[int, float, float] | None = None
     gross = pairs.error > GROSS * bound
-    for worst in _candidates(pairs.guard_worst):
-        for mean in _candidates(pairs.guard_mean):
-            inside = pairs.within_guard(mean, worst)
+    for worst in _candidates(pairs.still_worst):
+        for mean in _candidates(pairs.still_mean):
+            inside = pairs.within_still(mean, worst)
             count = int(inside.sum())
             if (best is not None and count <= best[0]) or (
-                gross & pairs.within_guard(mean / MARGIN, worst / MARGIN)
+                gross & pairs.within_still(mean / MARGIN, worst / MARGIN)
             ).any():
                 continue
             error = pairs.error[inside]
-            if holds(pairs.guard_mean[inside], error, bound) and holds(pairs.guard_worst[inside], error, bound):
+            if holds(pairs.still_mean[inside], error, bound) and holds(pairs.still_worst[inside], error, bound):
                 best = (count, float(mean), float(worst))
     return None if best is None else best[1:]
 
@@ -119,8 +119,8 @@ def choose(pairs: Pairs, bound: float) -> Limits | None:
 
     The similarity is the one with the greatest AUROC; where none can be told (all pairs on one side of the bound), the
     first."""
-    guard = loosest_guard(pairs, bound)
-    if guard is None:
+    still = loosest_still(pairs, bound)
+    if still is None:
         return None
     fine = pairs.error <= bound
     found = {name: auroc(values[fine], values[~fine]) for name, values in pairs.similarity.items()}
@@ -134,7 +134,7 @@ def choose(pairs: Pairs, bound: float) -> Limits | None:
         return None
     best = max(thresholds, key=lambda name: -1.0 if found[name] is None else found[name])  # type: ignore[arg-type,return-value]
     stable = float((pairs.similarity[best] > thresholds[best]).mean())
-    return Limits(*guard, best, thresholds[best], found, thresholds, float(pairs.within_guard(*guard).mean()), stable)
+    return Limits(*still, best, thresholds[best], found, thresholds, float(pairs.within_still(*still).mean()), stable)
 
 
 def _candidates(values: Values) -> Values:

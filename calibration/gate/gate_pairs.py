@@ -1,4 +1,4 @@
-"""Measure pairs of recorded frames: guard, similarities, and what a prefix kept from the first costs at the second."""
+"""Measure pairs of recorded frames: stillness, similarities, and what a prefix kept from the first costs at the second."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vla_edge.runtime.inference.scene_gate import (
     GateSettings,
     block_means,
     gate_features,
-    guard_reading,
     similarity,
+    still_reading,
 )
 from vla_edge.runtime.inference.session import (
     InferenceRequest,
@@ -35,7 +35,7 @@ from vla_edge.runtime.inference.units import joint_ranges, read_tables
 
 NOISE_SEED = 21
 REUSE_ALL = GateSettings(
-    "pooled", threshold=-1.0, guard_mean=255.0, guard_worst=255.0, max_reuse=1 << 30, max_age_s=1e9
+    "pooled", threshold=-1.0, still_mean=255.0, still_worst=255.0, max_reuse=1 << 30, max_age_s=1e9
 )
 
 Progress = Callable[[], None]
@@ -188,7 +188,7 @@ def _collected(
 ) -> Pairs:
     data = recorded.dataset
     readings = [
-        [guard_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in recorded.cameras]
+        [still_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in recorded.cameras]
         for reference, now in pairs
     ]
     same = [data.episode_of(reference).index == data.episode_of(now).index for reference, now in pairs]
@@ -198,8 +198,8 @@ def _collected(
         lag_s=np.array(
             [(now - reference) / data.fps if near else np.inf for near, (reference, now) in zip(same, pairs)]
         ),
-        guard_mean=np.array([max(reading.mean for reading in row) for row in readings]),
-        guard_worst=np.array([max(reading.worst for reading in row) for row in readings]),
+        still_mean=np.array([max(reading.mean for reading in row) for row in readings]),
+        still_worst=np.array([max(reading.worst for reading in row) for row in readings]),
         similarity={
             name: np.array([similarity(name, seen[now].features, seen[reference].features) for reference, now in pairs])
             for name in names

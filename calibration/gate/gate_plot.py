@@ -1,4 +1,4 @@
-"""The picture of a gate calibration: error of reuse against what guard and gate see, with the chosen limits."""
+"""The picture of a gate calibration: error of reuse against what the pixels and the gate see, with the chosen limits."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def draw(pairs: Pairs, settings: GateSettings, limits: Limits, file: Path) -> No
         raise ConfigError("matplotlib is not installed; pip install 'vla-edge[plot]'") from None
     figure = Figure(figsize=(11, 8), layout="constrained")
     (worst, mean), (alike, trade) = figure.subplots(2, 2)
-    _scatter(worst, pairs, pairs.guard_worst, settings.guard_worst, settings.bound, "guard: worst block, grey levels")
-    _scatter(mean, pairs, pairs.guard_mean, settings.guard_mean, settings.bound, "guard: mean, grey levels")
+    _scatter(worst, pairs, pairs.still_worst, settings.still_worst, settings.bound, "still: worst block, grey levels")
+    _scatter(mean, pairs, pairs.still_mean, settings.still_mean, settings.bound, "still: mean, grey levels")
     value = limits.auroc[settings.similarity]
     told = "–" if value is None else f"{value:.3f}"
     _scatter(
@@ -62,7 +62,7 @@ def _scatter(axes: Any, pairs: Pairs, distance: Values, limit: float, bound: flo
 
 def _trade(axes: Any, pairs: Pairs, settings: GateSettings) -> None:
     """Share of the pairs that a limit allows against the error it lets through."""
-    curves = {"worst block": pairs.guard_worst, "mean": pairs.guard_mean}
+    curves = {"worst block": pairs.still_worst, "mean": pairs.still_mean}
     curves |= {f"similarity {name}": 1 - values for name, values in pairs.similarity.items()}
     for name, distance in curves.items():
         order = np.argsort(distance, kind="stable")

@@ -36,7 +36,7 @@ def entry_of(result: InferenceResult) -> dict[str, Any]:
         "prefix": decision.prefix,
         "delta": decision.delta,
         "age_s": decision.age_s,
-        "guard": {str(slot): [reading.mean, reading.worst] for slot, reading in decision.guard.items()},
+        "still": {str(slot): [reading.mean, reading.worst] for slot, reading in decision.still.items()},
         "verdict": None if result.verdict is None else result.verdict.value,
         "similarity": result.similarity,
         "steps": len(result.timings.step),

@@ -283,7 +283,7 @@ class InferenceLoop:
             return WatchedScene(observation.frames, STILL_MEAN, STILL_WORST)
         settings = self._session.cache.settings
         return (
-            WatchedScene(observation.frames, settings.guard_mean, settings.guard_worst)
+            WatchedScene(observation.frames, settings.still_mean, settings.still_worst)
             if settings is not None and self._trusted
             else None
         )

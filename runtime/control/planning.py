@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import ChunkKind, Frame
 from vla_edge.runtime.control.handover import PlannedChunk, Rhythm
-from vla_edge.runtime.inference.scene_gate import block_means, guard_reading
+from vla_edge.runtime.inference.scene_gate import block_means, still_reading
 
 TAKES_CHUNKS = ("planning", "moving", "hold")
 """States in which control takes chunks; not when the hold is latched."""
@@ -96,14 +96,14 @@ def frames_are_of_rest(frames: Mapping[str, Frame], view: ControlView) -> bool:
 
 
 def still(before: Mapping[str, Frame], after: Mapping[str, Frame]) -> bool:
-    """No camera's picture changed between two sets of frames, by the pixel guard."""
-    readings = [guard_reading(block_means(after[name].image), block_means(before[name].image)) for name in before]
+    """No camera's picture changed between two sets of frames, by the limits of stillness."""
+    readings = [still_reading(block_means(after[name].image), block_means(before[name].image)) for name in before]
     return all(reading.mean <= STILL_MEAN and reading.worst <= STILL_WORST for reading in readings)
 
 
 class WatchedScene:
-    """The pictures an inference was started from, and how far newer ones may be from them (grey levels of the pixel
-    guard) before its chunk is worthless."""
+    """The pictures an inference was started from, and how far newer ones may be from them (grey levels of its
+    blocks) before its chunk is worthless."""
 
     def __init__(self, frames: Mapping[str, Frame], mean: float, worst: float) -> None:
         self._frames, self._mean, self._worst = frames, mean, worst
@@ -113,7 +113,7 @@ class WatchedScene:
         """Whether one of these pictures was taken later and is beyond the limits."""
         for name, frame in newer.items():
             if frame.captured_ns > self._frames[name].captured_ns:
-                reading = guard_reading(block_means(frame.image), self._blocks[name])
+                reading = still_reading(block_means(frame.image), self._blocks[name])
                 if reading.mean > self._mean or reading.worst > self._worst:
                     return True
         return False

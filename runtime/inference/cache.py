@@ -1,4 +1,4 @@
-"""The prefix cache: which pieces of the policy must run for this inference, and why (RUNTIME.md §3).
+"""The prefix cache: which pieces of the policy must run for this inference, and why (docs/runtime.md).
 
 The state row is not cached: it is computed in every inference. Time is an
 argument, nothing here runs a graph.
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from vla_edge.runtime.inference.scene_gate import (
     GateSettings,
-    GuardReading,
     SceneGate,
     SceneVerdict,
+    StillReading,
     block_means,
-    guard_reading,
+    still_reading,
 )
 
 
@@ -72,13 +72,13 @@ class CacheKey:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The pieces of one inference. look: camera slots whose `vision` runs; prefix: whether `prefix` runs; delta: the
-    queued chunk is corrected instead of a new flow; guard: readings by slot; age_s: of the cached prefix before."""
+    queued chunk is corrected instead of a new flow; still: readings by slot; age_s: of the cached prefix before."""
 
     reason: Reason
     look: tuple[int, ...]
     prefix: bool
     delta: bool = False
-    guard: Mapping[int, GuardReading] = field(default_factory=dict)
+    still: Mapping[int, StillReading] = field(default_factory=dict)
     age_s: float | None = None
 
     @property
@@ -148,8 +148,8 @@ class PrefixCache:
             return self._refresh(reason, key, present)
         assert self.settings is not None
         age_s = (now_ns - min(self._seen_ns.values())) / 1e9
-        guard = {slot: guard_reading(block_means(pictures[slot]), self._blocks[slot]) for slot in present}  # type: ignore[arg-type]
-        changed = tuple(slot for slot in present if not guard[slot].within(self.settings))
+        still = {slot: still_reading(block_means(pictures[slot]), self._blocks[slot]) for slot in present}  # type: ignore[arg-type]
+        changed = tuple(slot for slot in present if not still[slot].within(self.settings))
         look, reason = present, Reason.REUSED
         if age_s > self.settings.max_age_s:
             reason = Reason.MAX_AGE
@@ -162,9 +162,9 @@ class PrefixCache:
         elif self._reuses >= self.settings.max_reuse:
             reason = Reason.MAX_REUSE
         if reason is Reason.REUSED:
-            return Decision(reason, (), False, queued and self.policy is CacheMode.DELTA, guard, age_s)
+            return Decision(reason, (), False, queued and self.policy is CacheMode.DELTA, still, age_s)
         self._key = None
-        return Decision(reason, look, True, False, guard, age_s)
+        return Decision(reason, look, True, False, still, age_s)
 
     def audit(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None]) -> Decision:
         """Recompute everything for a chunk that was a hit; neither hit nor miss."""

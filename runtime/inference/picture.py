@@ -1,4 +1,4 @@
-"""One camera picture to the pixels of the vision graph, as POLICY.md §1.1 defines it, without torch.
+"""One camera picture to the pixels of the vision graph, as docs/policy.md defines it, without torch.
 
 uint8 RGB, divided by 255, resized with the aspect ratio kept (bilinear,
 `align_corners=False`, no antialias), padded left and top with 0, then ·2 − 1.

@@ -1,4 +1,4 @@
-"""An observation as the numbers the graphs take (POLICY.md §1), without torch and without a buffer made per inference.
+"""An observation as the numbers the graphs take (docs/policy.md), without torch and without a buffer made per inference.
 
 The prefix has static rows: for every slot [start tokens] image tokens [end
 tokens], then the language. Slots are the policy's cameras in order and then
@@ -36,7 +36,7 @@ class Layout:
 def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np.float32]) -> Layout:
     """Rows and positions of the prefix. `present`: one flag a camera; the slots after them are empty ones.
 
-    The start and end tokens of an empty slot stay valid (POLICY.md §1.15), those of a missing camera do not.
+    The start and end tokens of an empty slot stay valid (docs/policy.md), those of a missing camera do not.
     """
     slots = [(seen, seen) for seen in present] + [(True, False)] * policy.empty_cameras
     mask: list[float] = []

@@ -1,4 +1,4 @@
-"""The task text as token ids (POLICY.md §1.3), with the `tokenizers` package alone."""
+"""The task text as token ids (docs/policy.md), with the `tokenizers` package alone."""
 
 from __future__ import annotations
 

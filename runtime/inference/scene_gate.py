@@ -1,6 +1,6 @@
-"""Is the scene still the one the prefix was computed from? Two tests, both pure (RUNTIME.md §3).
+"""Is the scene still the one the prefix was computed from? Two tests, both pure (docs/runtime.md).
 
-The pixel guard compares pictures and can say so before anything ran. The gate
+The test of stillness compares pictures and can say so before anything ran. The gate
 compares what the prefix itself saw, through learned observation tokens
 (`cls`) or, for policies without them, the mean image feature (`pooled`).
 """
@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,15 +31,15 @@ SIMILARITIES = ("00", "11", "01", "pooled")
 class GateSettings:
     """Limits of reuse, as calibration measured them.
 
-    similarity: one of SIMILARITIES; threshold: cosine above which the scene is stable. guard_mean, guard_worst: grey
+    similarity: one of SIMILARITIES; threshold: cosine above which the scene is stable. still_mean, still_worst: grey
     levels (0..255) of the mean and of the worst block up to which a picture is unchanged. max_reuse: reuses of one
     prefix. max_age_s: age of the oldest picture behind it. bound: share of a joint's range the action error may reach.
     """
 
     similarity: str
     threshold: float
-    guard_mean: float
-    guard_worst: float
+    still_mean: float
+    still_worst: float
     max_reuse: int = 10
     max_age_s: float = 2.0
     bound: float = 0.01
@@ -46,7 +47,7 @@ class GateSettings:
     def __post_init__(self) -> None:
         if self.similarity not in SIMILARITIES:
             raise ConfigError(f"gate similarity is {self.similarity!r}; known: {', '.join(SIMILARITIES)}")
-        numbers = (self.threshold, self.guard_mean, self.guard_worst, self.max_age_s, self.bound)
+        numbers = (self.threshold, self.still_mean, self.still_worst, self.max_age_s, self.bound)
         if (
             not np.isfinite(numbers).all()
             or min(numbers[1:]) < 0
@@ -58,22 +59,32 @@ class GateSettings:
             )
 
     def tightened(self) -> GateSettings:
-        """Halfway to never reusing: guard limits halved, the threshold half as far from 1."""
+        """Halfway to never reusing: limits of stillness halved, the threshold half as far from 1."""
         return replace(
-            self, threshold=(1 + self.threshold) / 2, guard_mean=self.guard_mean / 2, guard_worst=self.guard_worst / 2
+            self, threshold=(1 + self.threshold) / 2, still_mean=self.still_mean / 2, still_worst=self.still_worst / 2
         )
 
 
 def read_gate(bundle: Bundle) -> GateSettings | None:
     """The limits that `vla-calibrate gate` wrote into the manifest; None for a bundle that was not calibrated."""
-    gate = bundle.manifest.gate
+    gate = _renamed(bundle.manifest.gate)
     if "threshold" not in gate:
         return None
-    names = ("similarity", "threshold", "guard_mean", "guard_worst", "max_reuse", "max_age_s", "bound")
+    names = ("similarity", "threshold", "still_mean", "still_worst", "max_reuse", "max_age_s", "bound")
     missing = [name for name in names if name not in gate]
     if missing:
         raise BundleError(f"{bundle.path}: manifest gate lacks {', '.join(missing)}; run vla-calibrate gate again")
     return GateSettings(**{name: gate[name] for name in names})
+
+
+def settings_of(recorded: Mapping[str, Any]) -> GateSettings:
+    """The limits that a record holds."""
+    return GateSettings(**_renamed(recorded))
+
+
+def _renamed(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of before call the limits of stillness guard_mean and guard_worst."""
+    return {name.replace("guard_", "still_"): value for name, value in limits.items()}
 
 
 def gate_features(bundle: Bundle) -> set[str]:
@@ -84,14 +95,14 @@ def gate_features(bundle: Bundle) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardReading:
+class StillReading:
     """Difference of two pictures in grey levels: mean over the blocks, and the worst block."""
 
     mean: float
     worst: float
 
     def within(self, settings: GateSettings) -> bool:
-        return self.mean <= settings.guard_mean and self.worst <= settings.guard_worst
+        return self.mean <= settings.still_mean and self.worst <= settings.still_worst
 
 
 def block_means(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -114,10 +125,10 @@ _MEANS: dict[int, tuple[weakref.ref[NDArray[np.uint8]], NDArray[np.float32]]] = 
 """By the picture's id, which is its own while the reference is alive."""
 
 
-def guard_reading(now: NDArray[np.float32], cached: NDArray[np.float32]) -> GuardReading:
+def still_reading(now: NDArray[np.float32], cached: NDArray[np.float32]) -> StillReading:
     """Compare two results of `block_means`."""
     difference = np.abs(now - cached)
-    return GuardReading(float(difference.mean()), float(difference.max()))
+    return StillReading(float(difference.mean()), float(difference.max()))
 
 
 class SceneVerdict(Enum):

@@ -37,7 +37,7 @@ class AuditReport:
         return (
             f"audit: cached chunk off by {self.error:.2%} of the joint range, above the bound {self.bound:.2%}; "
             "limits tightened to "
-            f"guard {limits.guard_mean:.3g}/{limits.guard_worst:.3g} grey levels, similarity {limits.threshold:.4f}"
+            f"still {limits.still_mean:.3g}/{limits.still_worst:.3g} grey levels, similarity {limits.threshold:.4f}"
         )
 
 

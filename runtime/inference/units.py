@@ -1,4 +1,4 @@
-"""Joint state to the policy's numbers and back: normalisation and the pi-Aloha convention (POLICY.md §1.4)."""
+"""Joint state to the policy's numbers and back: normalisation and the pi-Aloha convention (docs/policy.md)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.errors import IdentityError, RecordError
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
-from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import settings_of
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 Progress = Callable[[Iterable[Entry]], Iterable[Entry]]
@@ -69,7 +69,7 @@ def _session(bundle: Bundle, entry: Entry) -> PolicySession:
             "was recorded with"
         )
     engine = load_engine(head["engine"], EngineOptions(threads=head["threads"], spin=False))
-    gate = None if head["gate"] is None else GateSettings(**head["gate"])
+    gate = None if head["gate"] is None else settings_of(head["gate"])
     return PolicySession(
         bundle,
         engine,
@@ -126,7 +126,7 @@ def _inpaint(arrays: Any) -> Inpaint | None:
 
 def _tighten_to(session: PolicySession, gate: Any) -> None:
     """An audit tightened the limits between the last inference and this one."""
-    wanted = None if gate is None else GateSettings(**gate)
+    wanted = None if gate is None else settings_of(gate)
     for _ in range(64):
         if session.cache.settings == wanted or session.cache.settings is None:
             return

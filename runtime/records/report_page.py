@@ -134,9 +134,8 @@ def _cache(facts: RunFacts) -> str:
         if any(line["ms"][name] > 0 for line in lines)
     }
     similarity = np.array([np.nan if line.get("similarity") is None else line["similarity"] for line in lines])
-    guard = np.array(
-        [max((reading[0] for reading in (line.get("guard") or {}).values()), default=np.nan) for line in lines]
-    )
+    readings = [line.get("still") or line.get("guard") or {} for line in lines]  # "guard" in logs of before
+    still = np.array([max((reading[0] for reading in by_slot.values()), default=np.nan) for by_slot in readings])
     hits = sum(not line["prefix"] for line in lines)
     verdicts = Counter(line["verdict"] for line in lines if line.get("verdict"))
     parts = [
@@ -155,10 +154,11 @@ def _cache(facts: RunFacts) -> str:
                 x, {"similarity": similarity}, "cosine", "s", facts.gate.get("threshold") if facts.gate else None, None
             )
         )
-    if np.isfinite(guard).any():
+    limits = facts.gate or {}
+    if np.isfinite(still).any():
         parts.append(
-            "<h3>Pixel guard, largest mean of the cameras</h3>"
-            + line_plot(x, {"mean": guard}, "grey levels", "s", facts.gate.get("guard_mean") if facts.gate else None)
+            "<h3>Change of the pictures, largest mean of the cameras</h3>"
+            + line_plot(x, {"mean": still}, "grey levels", "s", limits.get("still_mean", limits.get("guard_mean")))
         )
     if verdicts:
         parts.append("<h3>Verdicts of the gate</h3>" + bar_plot(verdicts, "inferences"))

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not EXAMPLE.is_dir(), reason="examples/reach-cube/bundle is not there"),
 ]
 # What vla-calibrate gate chose for this bundle (benchmarks/results/cache_tradeoff.json).
-CALIBRATED = GateSettings("pooled", threshold=0.99956, guard_mean=0.885, guard_worst=16.8, max_reuse=40, max_age_s=5.0)
+CALIBRATED = GateSettings("pooled", threshold=0.99956, still_mean=0.885, still_worst=16.8, max_reuse=40, max_age_s=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_cube_that_is_moved_at_rest_is_noticed_at_the_first_look(bundle, engin
 
 
 def test_limits_that_are_far_too_loose_miss_moves_so_the_count_can_fail(bundle, engine):
-    loose = GateSettings("pooled", threshold=-1, guard_mean=255, guard_worst=255, max_reuse=5, max_age_s=5.0)
+    loose = GateSettings("pooled", threshold=-1, still_mean=255, still_worst=255, max_reuse=5, max_age_s=5.0)
     assert planted_moves(bundle, engine, loose, CacheMode.STILL, count=2, named=True).missed == 2
 
 

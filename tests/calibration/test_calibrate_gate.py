@@ -11,7 +11,7 @@ import pytest
 
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.command import main
-from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest, loosest_guard
+from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest, loosest_still
 from vla_edge.calibration.gate.gate_pairs import PairPlan, planned_pairs
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.lerobot_data.layout import Feature
@@ -78,7 +78,7 @@ def test_the_guard_keeps_out_a_small_object_by_its_worst_block_and_a_dim_room_by
     moved = rng.uniform(0.3, 0.6, 100), rng.uniform(60, 90, 100), np.full(100, 0.2)
     dimmed = rng.uniform(8, 12, 100), rng.uniform(8, 12, 100), np.full(100, 0.2)
     harmless = rng.uniform(0.5, 2, 100), rng.uniform(3, 20, 100), np.full(100, 0.002)
-    found = loosest_guard(pairs(*(np.concatenate(part) for part in zip(still, moved, dimmed, harmless))), 0.01)
+    found = loosest_still(pairs(*(np.concatenate(part) for part in zip(still, moved, dimmed, harmless))), 0.01)
     assert found is not None
     mean, worst = found
     # All harmless pairs but the last few of a quantile are within, none of the two kinds of change is.
@@ -177,7 +177,7 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
     settings = read_gate(bundle)
     assert settings is not None
     # Noise of one grey level is within the guard, the square is not.
-    assert 0.1 < settings.guard_worst < 60
+    assert 0.1 < settings.still_worst < 60
     for run in gate["replay"].values():
         assert run["error_joint_p95"] <= 0.05 and run["hit_rate"] > 0.2
     session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CacheMode.GATED))
@@ -192,7 +192,7 @@ def test_the_same_data_gives_the_same_limits_and_digest(golden_bundle, dataset, 
             == 0
         )
         found.append(open_bundle(tmp_path / name).manifest.gate)
-    same = ("similarity", "threshold", "guard_mean", "guard_worst", "auroc", "data", "tightened")
+    same = ("similarity", "threshold", "still_mean", "still_worst", "auroc", "data", "tightened")
     assert [found[0][key] for key in same] == [found[1][key] for key in same]
 
 

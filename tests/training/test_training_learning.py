@@ -154,7 +154,7 @@ def test_the_trained_head_is_exported_and_gates_in_the_runtime(taught, gated, tm
     data = Frames(TaskData("gate", str(taught[0] / "data"), episodes=HELD_OUT), FrameSettings((CAMERA,), 1, 0))
     same, changed = scene_pairs(look(SmolVLAPolicy.from_pretrained(gated), data, 1), 4, 0)
     threshold = float(np.percentile(similarities(same)["00"], 5))
-    settings = GateSettings("00", threshold, guard_mean=0.0, guard_worst=0.0, max_age_s=100.0)
+    settings = GateSettings("00", threshold, still_mean=0.0, still_worst=0.0, max_age_s=100.0)
     session = PolicySession(
         bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(CacheMode.GATED, gate=settings)
     )

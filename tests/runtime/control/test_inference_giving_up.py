@@ -33,7 +33,7 @@ NAMES = ("observation.images.laptop", "observation.images.phone")
 ENDLESS_NS = 10**12
 MEASURING = 20
 """Euler steps of the two inferences that measure"""
-GUARD = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=8, max_reuse=1000, max_age_s=1000)
+GUARD = GateSettings("pooled", threshold=-1, still_mean=1, still_worst=8, max_reuse=1000, max_age_s=1000)
 
 
 class World:

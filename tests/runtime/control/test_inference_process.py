@@ -262,7 +262,7 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
     from vla_edge.runtime.inference import session as module
     from vla_edge.runtime.inference.scene_gate import GateSettings
 
-    limits = GateSettings("pooled", threshold=-1, guard_mean=1, guard_worst=4, max_reuse=3, max_age_s=100)
+    limits = GateSettings("pooled", threshold=-1, still_mean=1, still_worst=4, max_reuse=3, max_age_s=100)
     monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
     control()
     assert infer_for(3, folder, golden_bundle, pictures, "--cache", "still", "--audit", "1") == 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
+from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.control.planning import WatchedScene, still
@@ -17,11 +18,13 @@ from vla_edge.runtime.inference.scene_gate import (
     SceneGate,
     SceneVerdict,
     block_means,
-    guard_reading,
+    read_gate,
+    settings_of,
     similarity,
+    still_reading,
 )
 
-SETTINGS = GateSettings("00", threshold=0.9, guard_mean=1.0, guard_worst=8.0, max_reuse=3, max_age_s=10.0)
+SETTINGS = GateSettings("00", threshold=0.9, still_mean=1.0, still_worst=8.0, max_reuse=3, max_age_s=10.0)
 KEY = CacheKey("digest", "pick it up", (True, True), "")
 SECOND = 1_000_000_000
 SAME = {"cls": np.array([[1, 0], [0, 1]], np.float32)}
@@ -96,7 +99,7 @@ def test_one_bad_block_is_enough_though_the_mean_is_small():
     frames[0][:20, :20] = 120
     decision = drive(frames)
     assert decision.reason is Reason.PICTURE_CHANGED and decision.look == (0,)
-    assert decision.guard[0].mean < SETTINGS.guard_mean and decision.guard[0].worst > SETTINGS.guard_worst
+    assert decision.still[0].mean < SETTINGS.still_mean and decision.still[0].worst > SETTINGS.still_worst
 
 
 def test_the_guard_compares_with_the_picture_of_the_cached_tokens_so_drift_adds_up():
@@ -109,17 +112,26 @@ def test_the_guard_compares_with_the_picture_of_the_cached_tokens_so_drift_adds_
 
 def test_noise_of_one_grey_level_is_no_change():
     rng = np.random.default_rng(1)
-    drive = Driver(settings=replace(SETTINGS, guard_mean=0.2, guard_worst=0.5))
+    drive = Driver(settings=replace(SETTINGS, still_mean=0.2, still_worst=0.5))
     noisy = [
         [(picture + rng.integers(-1, 2, picture.shape)).astype(np.uint8) for picture in pictures()] for _ in range(3)
     ]
     assert [drive(frames).reason for frames in noisy][-1] is Reason.REUSED
 
 
-def test_the_guard_reads_levels_of_grey():
+def test_stillness_is_read_in_levels_of_grey():
     frames = pictures(100, 107)
-    reading = guard_reading(block_means(frames[1]), block_means(frames[0]))
+    reading = still_reading(block_means(frames[1]), block_means(frames[0]))
     assert reading.mean == pytest.approx(7, abs=1e-3) and reading.worst == pytest.approx(7, abs=1e-3)
+
+
+def test_limits_are_read_from_files_of_before_that_call_stillness_a_guard(golden_bundle, tmp_path):
+    old = {"similarity": "pooled", "threshold": 0.9, "guard_mean": 0.885, "guard_worst": 16.8}
+    expected = GateSettings("pooled", 0.9, still_mean=0.885, still_worst=16.8)
+    assert settings_of(old) == settings_of(asdict(expected)) == expected
+    bundle = open_bundle(golden_bundle)
+    for gate in ({**old, "max_reuse": 10, "max_age_s": 2.0, "bound": 0.01}, asdict(expected)):
+        assert read_gate(replace(bundle, manifest=replace(bundle.manifest, gate=gate))) == expected
 
 
 def test_a_pictures_blocks_are_made_once_however_many_ask_and_go_with_it(monkeypatch):
@@ -306,14 +318,14 @@ def test_tightening_moves_every_limit_towards_never_and_ends_the_history():
     drive = Driver(CacheMode.STILL)
     drive.reasons(2)
     tight = drive.cache.tighten()
-    assert (tight.guard_mean, tight.guard_worst, tight.threshold) == (0.5, 4.0, 0.95)
+    assert (tight.still_mean, tight.still_worst, tight.threshold) == (0.5, 4.0, 0.95)
     assert drive().reason is Reason.NO_HISTORY
     assert drive(pictures(first=101)).reason is Reason.PICTURE_CHANGED
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"similarity": "10"}, {"threshold": 1.5}, {"guard_mean": -1.0}, {"max_age_s": float("nan")}, {"max_reuse": -1}],
+    [{"similarity": "10"}, {"threshold": 1.5}, {"still_mean": -1.0}, {"max_age_s": float("nan")}, {"max_reuse": -1}],
 )
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ConfigError):

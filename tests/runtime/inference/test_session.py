@@ -27,8 +27,8 @@ from vla_edge.runtime.inference.session import (
 from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
-LOOSE = GateSettings("pooled", threshold=-1.0, guard_mean=255, guard_worst=255, max_reuse=1000, max_age_s=1000)
-STRICT = replace(LOOSE, threshold=0.999999, guard_mean=0, guard_worst=0)
+LOOSE = GateSettings("pooled", threshold=-1.0, still_mean=255, still_worst=255, max_reuse=1000, max_age_s=1000)
+STRICT = replace(LOOSE, threshold=0.999999, still_mean=0, still_worst=0)
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +260,8 @@ def test_an_audit_that_finds_too_much_tightens_the_limits_and_says_so(bundle, re
     assert hit is not None and hit.decision.hit and audit.due(hit)
     report = audit.run(request, hit)
     assert report is not None and report.error > 1e-4 and report.tightened == session.cache.settings
-    assert session.cache.settings is not None and session.cache.settings.guard_mean == 127.5
-    assert "limits tightened to guard 128/128 grey levels" in report.sentence()
+    assert session.cache.settings is not None and session.cache.settings.still_mean == 127.5
+    assert "limits tightened to still 128/128 grey levels" in report.sentence()
     assert infer(session, observation_of(recorded)).decision.reason is Reason.NO_HISTORY
 
 
