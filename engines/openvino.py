@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
+from vla_edge.command_line import missing_package
 from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface
 from vla_edge.engines.dialect import Dialect, Treatment
 from vla_edge.engines.engine import Backend, EngineOptions
@@ -43,7 +44,7 @@ def open_openvino(options: EngineOptions) -> OpenVinoEngine:
     try:
         import openvino
     except ImportError:
-        raise EngineError("openvino is not installed; pip install 'vla-edge[openvino]'") from None
+        raise EngineError(missing_package("openvino")) from None
     return OpenVinoEngine(openvino, options)
 
 

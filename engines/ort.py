@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
+from vla_edge.command_line import missing_package
 from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface, drop_pages
 from vla_edge.engines.dialect import Dialect, Treatment
 from vla_edge.engines.engine import Backend, Engine, EngineOptions
@@ -171,7 +172,7 @@ def require_runtime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError:
-        raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'") from None
+        raise EngineError(missing_package("onnxruntime")) from None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < OLDEST:
         raise EngineError(f"onnxruntime {onnxruntime.__version__} is older than {OLDEST[0]}.{OLDEST[1]}; upgrade it")

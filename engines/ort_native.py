@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
+from vla_edge.command_line import missing_package
 from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, aligned_zeros, drop_pages
 from vla_edge.engines.engine import EngineOptions
@@ -153,7 +154,7 @@ class NativeLoop:
 def _library() -> Path:
     found = find_spec("onnxruntime")
     if found is None or not found.submodule_search_locations:
-        raise EngineError("onnxruntime is not installed; pip install 'vla-edge[ort]'")
+        raise EngineError(missing_package("onnxruntime"))
     libraries = sorted((Path(found.submodule_search_locations[0]) / "capi").glob("libonnxruntime.so*"))
     if not libraries:
         raise EngineError("this onnxruntime wheel carries no libonnxruntime.so")

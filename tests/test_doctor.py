@@ -45,8 +45,8 @@ def test_what_is_not_there_fails_only_when_it_is_needed(monkeypatch, capsys):
 
 def test_a_missing_core_or_engine_fails_with_the_way_out(monkeypatch, capsys):
     for module, check, way in (
-        ("vla_edge._core", "C core", "C compiler"),
-        ("onnxruntime", "onnxruntime", "pip install 'vla-edge[ort]'"),
+        ("vla_edge._core", "C core", "apt-get install gcc"),
+        ("onnxruntime", "onnxruntime", '[ort]"'),
     ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)

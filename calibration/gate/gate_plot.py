@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vla_edge.calibration.gate.gate_limits import Limits, Pairs, Values
-from vla_edge.errors import ConfigError
 from vla_edge.runtime.inference.scene_gate import GateSettings
 
 GATE_PLOT = "gate.png"
@@ -16,11 +15,9 @@ _FLOOR = 1e-6
 
 
 def draw(pairs: Pairs, settings: GateSettings, limits: Limits, file: Path) -> None:
-    """Write the plot as PNG. ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("matplotlib is not installed; pip install 'vla-edge[plot]'") from None
+    """Write the plot as PNG."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 8), layout="constrained")
     (worst, mean), (alike, trade) = figure.subplots(2, 2)
     _scatter(worst, pairs, pairs.still_worst, settings.still_worst, settings.bound, "still: worst block, grey levels")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vla_edge.command_line import missing_package
 from vla_edge.errors import EngineError
 
 DRIVER = "libcuda.so.1"
@@ -116,9 +117,7 @@ def open_cuda(device: int = 0) -> Cuda:
     try:
         from cuda.bindings import driver
     except ImportError:
-        raise EngineError(
-            "cuda-bindings is not installed; pip install 'vla-edge[gpu]', or choose backend tensorrt-pycuda"
-        ) from None
+        raise EngineError(f"{missing_package('cuda')}; or choose --backend tensorrt-pycuda") from None
     return CudaBindings(driver, device)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_edge.command_line import missing_package
 from vla_edge.engines.tensorrt.cuda import GpuFacts, Pinned, RowCopy, cuda_version, kernel_driver, require_gpu, rounded
 from vla_edge.errors import EngineError
 
@@ -21,9 +22,7 @@ def open_pycuda(device: int = 0) -> PyCuda:
     try:
         import pycuda.driver as driver
     except ImportError:
-        raise EngineError(
-            "pycuda is not installed; pip install 'vla-edge[pycuda]', or choose backend tensorrt"
-        ) from None
+        raise EngineError(f"{missing_package('pycuda')}; or choose --backend tensorrt") from None
     return PyCuda(driver, device)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import Bundle, GraphFile
+from vla_edge.command_line import install_command
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.engines.tensorrt.cuda import Cuda, open_cuda
 from vla_edge.engines.tensorrt.engine_file import (
@@ -73,7 +74,7 @@ def load_compiler(name: str = "tensorrt") -> Compiler:
             import tensorrt_rtx
         except ImportError as error:
             raise EngineError(
-                f"TensorRT-RTX's Python package cannot be imported ({error}); pip install 'vla-edge[rtx]'"
+                f"TensorRT-RTX's Python package cannot be imported ({error}); install it with: {install_command('rtx')}"
             ) from None
         return Compiler(name, tensorrt_rtx.__version__, True, tensorrt_rtx)
     try:
@@ -81,7 +82,7 @@ def load_compiler(name: str = "tensorrt") -> Compiler:
     except ImportError as error:
         raise EngineError(
             f"TensorRT's Python package cannot be imported ({error}); JetPack brings it (python3-libnvinfer), "
-            "elsewhere pip install 'vla-edge[gpu]'"
+            f"elsewhere install it with: {install_command('gpu')}"
         ) from None
     version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
     if version < OLDEST:

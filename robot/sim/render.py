@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from vla_edge.command_line import missing_package
 from vla_edge.errors import CameraError
 
 BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
@@ -32,9 +33,7 @@ def load_mujoco(backend: str = "egl") -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "mujoco":
             raise CameraError(_missing(backend, str(error))) from None
-        raise CameraError(
-            "the simulated arm needs mujoco, which is not installed; run pip install 'vla-edge[sim]'"
-        ) from None
+        raise CameraError(missing_package("mujoco")) from None
     except (ImportError, AttributeError, OSError) as error:
         # Without the library PyOpenGL fails while MuJoCo is imported, with one of these.
         sys.modules.pop("mujoco", None)

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
-from vla_edge.errors import ConfigError
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode
@@ -49,10 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     started_ns = time.monotonic_ns()
-    try:
-        from vla_edge.runtime.service.service import serve
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the service needs {error.name}; pip install 'vla-edge[serve]'") from None
+    from vla_edge.runtime.service.service import serve
+
     lower_priority(arguments.nice)
     allowed = access(arguments.host, arguments.token_file, arguments.certificate, arguments.key)
     options = ServeOptions(

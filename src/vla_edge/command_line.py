@@ -31,8 +31,8 @@ from vla_edge.errors import CheckFailed, UsageError, VlaEdgeError
 ROOT = Path(__file__).resolve().parents[2]
 """The clone, when this is one."""
 EXTRAS = {
-    "torch": ("export", "train"), "onnx": ("export", "train"), "onnxscript": ("export", "train"),
-    "onnxruntime": ("ort",), "openvino": ("openvino",), "tensorrt": ("gpu",), "cuda": ("gpu",), "pycuda": ("pycuda",),
+    "torch": ("export", "train"), "onnx": ("export", "train"),
+    "onnxruntime": ("ort",), "openvino": ("openvino",), "tensorrt": ("gpu",), "cuda": ("gpu",), "pycuda": ("pycuda",), "tensorrt_rtx": ("rtx",),
     "mujoco": ("sim",), "pyarrow": ("data", "train"), "av": ("data", "train"), "matplotlib": ("plot", "train"),
     "transformers": ("train",), "accelerate": ("train",), "peft": ("train",), "aiohttp": ("serve",),
     "msgpack": ("serve",),

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vla_edge.command_line import Command, Subcommand, answer
+from vla_edge.command_line import Command, Subcommand, answer, install_command
 from vla_edge.errors import CheckFailed
 from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
@@ -102,11 +102,7 @@ def python() -> list[Finding]:
             found = _version("opencv-python")
         made.append(
             Finding(
-                package,
-                OK if found else MISSING,
-                found or "not installed",
-                "any",
-                "" if found else "pip install vla-edge",
+                package, OK if found else MISSING, found or "not installed", "any", "" if found else install_command()
             )
         )
     return made
@@ -123,7 +119,7 @@ def core() -> list[Finding]:
                 MISSING,
                 str(error),
                 "vla_edge._core",
-                "install a C compiler (apt-get install gcc python3-dev) and pip install vla-edge again",
+                f"apt-get install gcc python3-dev, then {install_command()}",
             )
         ]
     return [Finding("C core", OK, Path(module.__file__ or "").name, "vla_edge._core")]
@@ -134,7 +130,7 @@ def engine() -> list[Finding]:
     try:
         runtime = import_module("onnxruntime")
     except ImportError:
-        return [Finding("onnxruntime", MISSING, "not installed", "1.20 or newer", "pip install 'vla-edge[ort]'")]
+        return [Finding("onnxruntime", MISSING, "not installed", "1.20 or newer", install_command("ort"))]
     old = tuple(int(part) for part in runtime.__version__.split(".")[:2]) < (1, 20)
     return [
         Finding(
@@ -201,14 +197,14 @@ def tensorrt() -> list[Finding]:
             "tensorrt",
             "tensorrt",
             "10.3 or newer",
-            "pip install 'vla-edge[gpu]' (on a Jetson: apt-get install python3-libnvinfer)",
+            f"{install_command('gpu')} (on a Jetson: apt-get install python3-libnvinfer)",
         )
     ]
 
 
 def export() -> list[Finding]:
     """What `export-engines` needs."""
-    fix = "pip install 'vla-edge[export]'"
+    fix = install_command("export")
     return [
         _package(name, name, name, needed, fix)
         for name, needed in (("torch", "2.5 or newer"), ("onnx", "1.16 or newer"))
@@ -218,7 +214,7 @@ def export() -> list[Finding]:
 def sim() -> list[Finding]:
     """What the simulated arm needs. Rendering comes first: MuJoCo takes the way to render from its first import."""
     fault = rendering_fault()
-    package = _package("mujoco", "mujoco", "mujoco", "3.1 or newer", "pip install 'vla-edge[sim]'")
+    package = _package("mujoco", "mujoco", "mujoco", "3.1 or newer", install_command("sim"))
     if package.state != OK:
         return [package]
     needed = "off-screen rendering through EGL"
