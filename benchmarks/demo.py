@@ -12,13 +12,13 @@ policy takes the trained one's place: the same path, and a senseless motion.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,40 +38,38 @@ REACHED_M = 0.03
 """The tip within this distance of the point above the cube: the same limit as in `trials/reach_task.py`."""
 
 
-def demo(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run everything into `arguments.out`; what each instruction led to. CheckFailed when a command failed."""
-    out: Path = arguments.out
+COMMANDS = {"export-engines": "vla_edge.export.command", "vla-runtime": "vla_edge.runtime.command"}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """out: folder for the bundle, videos and strips. seconds: of each run. seed: of the scene and the noise."""
+
+    out: Path
+    robot_only: bool
+    random: bool
+    seconds: float
+    seed: int
+
+
+def demo(options: DemoOptions) -> dict[str, Any]:
+    """Run everything into `options.out`; what each instruction led to. CheckFailed when a command failed."""
+    out = options.out
     _clear(out)
-    if arguments.robot_only:
+    if options.robot_only:
         bundle = BUNDLE
         if not bundle.is_dir():
             raise ConfigError(f"{bundle} is missing; run the demo from a clone of the repository")
         print(f"== the committed bundle {bundle.relative_to(REPOSITORY)}")
     else:
         bundle = out / "bundle"
-        checkpoint = _checkpoint(out, arguments.random)
-        _call(
-            "export-engines",
-            _export,
-            ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees"],
-        )
+        checkpoint = _checkpoint(out, options.random)
+        _call("export-engines", ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees"])
     report: dict[str, Any] = {}
     for colour in COLOURS:
-        task = f"reach the {colour} cube"
-        words = [
-            "--bundle",
-            str(bundle),
-            "--robot",
-            "sim",
-            "--task",
-            task,
-            "--hz",
-            "30",
-            "--seconds",
-            str(arguments.seconds),
-        ]
-        words += ["--seed", str(arguments.seed), "--video", str(out / f"{colour}.mp4"), "--json"]
-        summary = _call("vla-runtime", _runtime, words)
+        words = ["--bundle", str(bundle), "--robot", "sim", "--task", f"reach the {colour} cube", "--hz", "30"]
+        words += ["--seconds", str(options.seconds), "--seed", str(options.seed)]
+        summary = _call("vla-runtime", [*words, "--video", str(out / f"{colour}.mp4"), "--json"])
         distance = summary["simulated_arm"]["tip_to_cube_m"]
         nearest = min(distance, key=distance.__getitem__)
         print(
@@ -129,29 +127,16 @@ def _checkpoint(out: Path, random: bool) -> Path:
     return out / "checkpoint"
 
 
-def _export(words: Sequence[str]) -> int:
-    from vla_edge.export.command import main
-
-    return main(words)
-
-
-def _runtime(words: Sequence[str]) -> int:
-    from vla_edge.runtime.command import main
-
-    return main(words)
-
-
-def _call(name: str, command: Callable[[Sequence[str]], int], words: Sequence[str]) -> dict[str, Any]:
-    """Run one of our commands as a person would, shown on the terminal; its JSON line when it prints one."""
+def _call(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Run one of our commands as a person would, shown on the terminal; its answer when it was asked for JSON."""
     print(f"$ {name} {shlex.join(words)}", flush=True)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = command(words)
-    lines = printed.getvalue().splitlines()
-    as_json = bool(lines) and lines[-1].startswith("{")
-    print("\n".join(lines[:-1] if as_json else lines))
-    if code != 0:
-        raise CheckFailed(f"{name} ended with exit code {code}; its message stands above")
-    return dict(json.loads(lines[-1])) if as_json else {}
+    as_json = "--json" in words
+    ran = subprocess.run(
+        [sys.executable, "-m", COMMANDS[name], *words], stdout=subprocess.PIPE if as_json else None, text=True
+    )
+    if ran.returncode != 0:
+        raise CheckFailed(f"{name} ended with exit code {ran.returncode}; its message stands above")
+    return dict(json.loads(ran.stdout)) if as_json else {}
 
 
 def _clear(out: Path) -> None:
@@ -183,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
     parser.add_argument("--seed", type=int, default=5, help="of the scene and the noise")
     arguments = parser.parse_args(argv)
-    report = demo(arguments)
+    report = demo(DemoOptions(**vars(arguments)))
     reached = [colour for colour, row in report.items() if row["reached"]]
     print(
         f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in "

@@ -71,17 +71,16 @@ class Way:
 
 
 BEFORE = "replace, fresh noise"
-WHOLE = 50
 WAYS = (
     Way("LeRobot's queue, sent directly", HandOverOptions(HandOver.REPLACE), Noise.FRESH, direct=True),
     Way(BEFORE, HandOverOptions(HandOver.REPLACE), Noise.FRESH),
     Way("blend, fresh noise", HandOverOptions(HandOver.BLEND), Noise.FRESH),
     Way("inpaint 10 rows, fresh noise", HandOverOptions(HandOver.INPAINT, 10), Noise.FRESH),
-    Way("inpaint all rows, fresh noise", HandOverOptions(HandOver.INPAINT, WHOLE), Noise.FRESH),
+    Way("inpaint all rows, fresh noise", HandOverOptions(HandOver.INPAINT), Noise.FRESH),
     Way("replace, kept noise", HandOverOptions(HandOver.REPLACE)),
     Way("blend, kept noise", HandOverOptions(HandOver.BLEND)),
     Way("inpaint 10 rows, kept noise", HandOverOptions(HandOver.INPAINT, 10)),
-    Way("inpaint all rows, kept noise", HandOverOptions(HandOver.INPAINT, WHOLE)),
+    Way("inpaint all rows, kept noise", HandOverOptions(HandOver.INPAINT)),
 )
 
 
@@ -275,6 +274,7 @@ def plan_then_move(bundle: Bundle, engine: Engine, seeds: range) -> dict[str, An
 
 
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "scenes": lambda row: f"{row['episodes']}",
     "reached": lambda row: f"{row['success']:.1%}",
     "settles in, p50": lambda row: f"{row['settling_s_p50']:.2f} s",
     "tip error": lambda row: f"{row['error_cm']:.2f} cm",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vla_edge import doctor
+from vla_edge.command_line import EXTRAS
 
 
 def states(findings):
@@ -43,11 +46,53 @@ def test_what_is_not_there_fails_only_when_it_is_needed(monkeypatch, capsys):
     assert "missing: TensorRT" in capsys.readouterr().err
 
 
+def test_everything_the_commands_need_is_looked_for_with_the_command_that_installs_it(monkeypatch, capsys):
+    for package in EXTRAS:
+        monkeypatch.setitem(sys.modules, package, None)
+    assert doctor.main(["--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    found = {item["check"].lower(): item for item in told["findings"]}
+    # Two are looked for where they are used: the captured loop asks for either.
+    assert {name.lower() for name in EXTRAS} - set(found) == {"cuda", "pycuda"}
+    for package, extras in EXTRAS.items():
+        if package.lower() in found:
+            item = found[package.lower()]
+            assert item["state"] == "missing" and f"[{extras[0]}]" in item["fix"] and "install" in item["fix"]
+    assert told["missing"] == ["onnxruntime"]
+
+
+def test_in_the_robots_environment_doctor_and_deploy_run_without_the_other_extras(tmp_path):
+    """Neither torch nor onnx, pyarrow, av: exit codes 0, and one line where a data set is asked for."""
+    bundle = Path(__file__).resolve().parents[1] / "examples" / "reach-cube" / "bundle"
+    pytest.importorskip("vla_edge._core")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'pyarrow', 'av', 'transformers', 'accelerate', 'peft'):\n"
+        "    sys.modules[name] = None\n"
+        "from vla_edge.doctor import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+
+    def doctor_with(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=240)
+
+    assert doctor_with().returncode == 0
+    plain = doctor_with("deploy", str(bundle), "--task", "reach the red cube", "--threads", "1")
+    assert plain.returncode == 0, plain.stderr
+    data = doctor_with("deploy", str(bundle), "--dataset", str(tmp_path), "--threads", "1")
+    assert data.returncode == 2 and "Traceback" not in data.stderr
+    assert "pyarrow is not installed here; install it with: " in data.stderr and "[data]" in data.stderr
+
+
 def test_a_missing_core_or_engine_fails_with_the_way_out(monkeypatch, capsys):
+<<<<<<< HEAD
     for module, check, way in (
         ("vla_edge._core", "C core", "apt-get install gcc"),
         ("onnxruntime", "onnxruntime", '[ort]"'),
     ):
+=======
+    for module, check, way in (("vla_edge._core", "C core", "C compiler"), ("onnxruntime", "onnxruntime", "[ort]")):
+>>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             assert doctor.main(["--json"]) == 1

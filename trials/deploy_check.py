@@ -1,7 +1,7 @@
-"""`vla-doctor deploy BUNDLE`: nine checks before a bundle goes to a robot, each of them carried out. No torch.
+"""`vla-doctor deploy BUNDLE`: ten checks before a bundle goes to a robot, each of them carried out. No torch.
 
 Each passes, fails with the fix, or was not run with what it would need. Checks
-that compare arithmetic use formulas of their own (POLICY.md §1), not the
+that compare arithmetic use formulas of their own (docs/policy.md §1), not the
 runtime's code.
 """
 
@@ -27,6 +27,7 @@ from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 from vla_edge.runtime.inference.units import ACTION, STATE, joint_ranges, read_tables
 from vla_edge.trials.deploy_scenes import Scene, dataset_scenes, random_scenes
+from vla_edge.trials.identity_check import robot_differences, shape_differences, task_differences
 from vla_edge.trials.safety_check import check_safety
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
@@ -48,13 +49,16 @@ class Item:
 
 @dataclass
 class Deployment:
-    """What the checks share. scenes: observations of the data set, or random ones when there is none."""
+    """What the checks share. scenes: observations of the data set (recorded), or random ones when there is none whose
+    joints and cameras fit. differences: between bundle and data set, None without one. tasks: the instruction that will be given,
+    or the data set's."""
 
     bundle: Bundle
     session: PolicySession
     scenes: list[Scene]
-    from_data: bool
-    task: str | None
+    recorded: bool
+    differences: list[str] | None
+    tasks: list[str]
     hz: float
 
     def infer(self, scene: Scene, seed: int = 0) -> InferenceResult:
@@ -90,7 +94,7 @@ def check_speed(deployment: Deployment) -> Item:
 
 def check_output_range(deployment: Deployment) -> Item:
     """Every action lies within the training range, widened by a tenth."""
-    if not deployment.from_data:
+    if not deployment.recorded:
         return Item("output range", NOT_RUN, "needs recorded observations", "give --dataset with the robot's cameras")
     tables = read_tables(deployment.bundle)
     ranges = joint_ranges(tables, deployment.bundle.manifest.policy.action_dim)
@@ -116,20 +120,35 @@ def check_output_range(deployment: Deployment) -> Item:
     )
 
 
+def check_data_set(deployment: Deployment) -> Item:
+    """The data set is of the bundle's robot: joints, cameras, statistics; what `vla-runtime identity` compares."""
+    found = deployment.differences
+    if found is None:
+        return Item("data set", NOT_RUN, "needs a data set of this robot", "give --dataset")
+    if not found:
+        return Item("data set", PASSED, "joints, cameras and statistics are the bundle's")
+    more = f" (and {len(found) - 1} more: vla-runtime identity)" if len(found) > 1 else ""
+    return Item("data set", FAILED, f"{found[0]}{more}", "give the data set the policy was trained on")
+
+
 def check_instruction(deployment: Deployment) -> Item:
-    """The instruction fits the tokenizer's length whole."""
-    if deployment.task is None:
+    """The instruction, or every one of the data set, fits the tokenizer's length whole."""
+    if not deployment.tasks:
         return Item("instruction", NOT_RUN, "no instruction given", "give --task, or --dataset")
+    cut = task_differences(deployment.bundle, deployment.tasks)
+    if cut:
+        return Item("instruction", FAILED, cut[0], "shorten the instruction and train with the short one")
     try:
-        prompt = PromptEncoder(deployment.bundle).encode(deployment.task)
+        counts = [int(PromptEncoder(deployment.bundle).encode(task).mask.sum()) for task in deployment.tasks]
     except ObservationError as error:
-        return Item("instruction", FAILED, str(error), "shorten the instruction and train with the short one")
-    count, limit = int(prompt.mask.sum()), deployment.bundle.manifest.tokenizer.max_length
-    return Item("instruction", PASSED, f"{count} of {limit} tokens, nothing cut")
+        return Item("instruction", FAILED, str(error), "say what the arm shall do, in a sentence")
+    return Item(
+        "instruction", PASSED, f"{max(counts)} of {deployment.bundle.manifest.tokenizer.max_length} tokens, nothing cut"
+    )
 
 
 def check_pictures(deployment: Deployment) -> Item:
-    """The runtime's pictures equal the policy's definition (POLICY.md §1.1), computed here in float64."""
+    """The runtime's pictures equal the policy's definition (docs/policy.md §1.1), computed here in float64."""
     policy, worst = deployment.bundle.manifest.policy, 0.0
     for slot, camera in enumerate(deployment.bundle.manifest.cameras):
         image = deployment.scenes[0].images[camera.source]
@@ -255,12 +274,12 @@ def check_limits(deployment: Deployment) -> Item:
 
 
 CHECKS: tuple[Callable[[Deployment], Item], ...] = (
-    check_speed, check_output_range, check_instruction, check_pictures, check_state, check_round_trip, check_limits, check_exceptions, check_logging,
+    check_data_set, check_speed, check_output_range, check_instruction, check_pictures, check_state, check_round_trip, check_limits, check_exceptions, check_logging,
 )  # fmt: skip
 
 
 def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: float, threads: int) -> list[Item]:
-    """Run the nine checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
+    """Run the ten checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
     if not hz > 0:
         raise ConfigError(f"--hz is {hz:g}: give the control rate, for example 30")
     bundle = open_bundle(path)
@@ -269,11 +288,18 @@ def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: flo
     session = PolicySession(
         bundle, load_engine("ort", EngineOptions(threads=threads)), SessionOptions(allow_truncation=True)
     )
-    words = task or "do the task"
-    scenes = random_scenes(bundle, words) if dataset is None else dataset_scenes(bundle, dataset, task)
-    deployment = Deployment(
-        bundle, session, scenes, dataset is not None, task or (scenes[0].task if dataset is not None else None), hz
-    )
+    differences: list[str] | None = None
+    tasks = [] if task is None else [task]
+    scenes, recorded = random_scenes(bundle, task or "do the task"), False
+    if dataset is not None:
+        from vla_edge.lerobot_data.reader import open_dataset  # its packages are an extra
+
+        with open_dataset(dataset) as data:
+            differences = robot_differences(bundle, read_tables(bundle), data)
+            tasks = tasks or list(dict.fromkeys(data.tasks.values()))
+            if not shape_differences(bundle, data):
+                scenes, recorded = dataset_scenes(bundle, data, task), True
+    deployment = Deployment(bundle, session, scenes, recorded, differences, tasks, hz)
     return [check(deployment) for check in CHECKS]
 
 
@@ -299,7 +325,7 @@ def _bilinear(values: NDArray[np.float64], axis: int, size: int) -> NDArray[np.f
 def normalised(
     values: NDArray[np.float32], feature: str, spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]]
 ) -> NDArray[np.float64]:
-    """The formula of POLICY.md §1.4 in float64."""
+    """The formula of docs/policy.md §1.4 in float64."""
     if spec.mode == "MEAN_STD":
         return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (
             tables[f"{feature}.std"].astype(np.float64) + spec.eps
@@ -341,9 +367,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the checklist; CheckFailed (exit code 1) when an item failed."""
     items = check_deployment(arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads)
     for number, item in enumerate(items, 1):
-        print(f"{number} {item.name:<20} {item.state:<8} {item.found}")
+        print(f"{number:>2} {item.name:<20} {item.state:<8} {item.found}")
         if item.fix:
-            print(f"{'':<31} -> {item.fix}")
+            print(f"{'':<32} -> {item.fix}")
     answer({"checks": [asdict(item) for item in items]})
     failed = [item.name for item in items if item.state == FAILED]
     if failed:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
 from vla_edge.lerobot_data.observations import STATE, cameras_in
-from vla_edge.lerobot_data.reader import open_dataset
+
+if TYPE_CHECKING:
+    from vla_edge.lerobot_data.reader import Dataset
 
 COUNT = 6
 
@@ -41,13 +43,12 @@ def random_scenes(bundle: Bundle, task: str) -> list[Scene]:
     ]
 
 
-def dataset_scenes(bundle: Bundle, path: Path, task: str | None) -> list[Scene]:
-    """Frames spread evenly over the dataset. DatasetError when it lacks a camera."""
-    with open_dataset(path) as data:
-        cameras = cameras_in(data, bundle.manifest.cameras, {})
-        scenes = []
-        for index in np.unique(np.linspace(0, len(data) - 1, COUNT).round().astype(int)):
-            frame = data.frame(int(index), cameras.values())
-            images = {name: frame.images[key] for name, key in cameras.items()}
-            scenes.append(Scene(images, np.asarray(frame.values[STATE], np.float32), task or frame.task))
-        return scenes
+def dataset_scenes(bundle: Bundle, data: Dataset, task: str | None) -> list[Scene]:
+    """Frames spread evenly over a dataset of the bundle's robot."""
+    cameras = cameras_in(data, bundle.manifest.cameras, {})
+    scenes = []
+    for index in np.unique(np.linspace(0, len(data) - 1, COUNT).round().astype(int)):
+        frame = data.frame(int(index), cameras.values())
+        images = {name: frame.images[key] for name, key in cameras.items()}
+        scenes.append(Scene(images, np.asarray(frame.values[STATE], np.float32), task or frame.task))
+    return scenes

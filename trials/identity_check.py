@@ -1,12 +1,15 @@
-"""`vla-runtime identity`: does a bundle fit the arm's calibration and a data set? Every difference named, none
-mended."""
+"""`vla-runtime identity`: does a bundle fit the arm's calibration and a data set? Every difference named, none mended.
+
+The data set's part is also an item of `vla-doctor deploy`.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +17,13 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, IdentityError
-from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.units import ACTION, STATE, read_tables
+
+if TYPE_CHECKING:
+    from vla_edge.lerobot_data.reader import Dataset
 
 SAME = 0.02
 """Share of a joint's standard deviation by which mean and std of bundle and data set may differ: what a few episodes
@@ -48,8 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
         except IdentityError as error:
             found.append(str(error))
     if arguments.dataset is not None:
+        from vla_edge.lerobot_data.reader import open_dataset  # its packages are an extra
+
         with open_dataset(arguments.dataset) as dataset:
-            found += differences(bundle, tables, dataset)
+            found += [*robot_differences(bundle, tables, dataset), *task_differences(bundle, dataset.tasks.values())]
     for line in found:
         print(line)
     answer({"differences": found, "bundle": bundle.digest})
@@ -68,21 +75,29 @@ class LongTask:
     limit: int
 
 
-def differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> list[str]:
+def robot_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> list[str]:
     """A sentence for each way in which the data set is not of the bundle's robot; empty when it is."""
+    return [*shape_differences(bundle, dataset), *_statistics_differences(bundle, tables, dataset)]
+
+
+def shape_differences(bundle: Bundle, dataset: Dataset) -> list[str]:
+    """Those of them that keep the bundle from taking the data set's observations: joints and cameras."""
+    return [*_joint_differences(bundle, dataset), *_camera_differences(bundle, dataset)]
+
+
+def task_differences(bundle: Bundle, tasks: Iterable[str]) -> list[str]:
+    """A sentence for each instruction that the policy's tokenizer would cut."""
     return [
-        *_joint_differences(bundle, dataset),
-        *_camera_differences(bundle, dataset),
-        *_statistics_differences(bundle, tables, dataset),
-        *_task_differences(bundle, dataset),
+        f"the instruction {task.text[:60]!r} has {task.tokens} tokens, the policy takes {task.limit}: it would be cut"
+        for task in long_tasks(bundle, tasks)
     ]
 
 
-def long_tasks(bundle: Bundle, dataset: Dataset) -> list[LongTask]:
-    """The data set's instructions that would be cut at the policy's token width."""
+def long_tasks(bundle: Bundle, tasks: Iterable[str]) -> list[LongTask]:
+    """The instructions that would be cut at the policy's token width."""
     encoder = PromptEncoder(bundle, allow_truncation=True)
     limit = bundle.manifest.tokenizer.max_length
-    cut = ((text, encoder.encode(text).truncated) for text in dataset.tasks.values() if text.strip())
+    cut = ((text, encoder.encode(text).truncated) for text in tasks if text.strip())
     return [LongTask(text, limit + excess, limit) for text, excess in cut if excess]
 
 
@@ -142,14 +157,6 @@ def _statistics_differences(
                     "the policy was trained on other data or other units"
                 )
                 break
-
-
-def _task_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
-    for task in long_tasks(bundle, dataset):
-        yield (
-            f"the instruction {task.text[:60]!r} has {task.tokens} tokens, the policy takes {task.limit}: it would "
-            "be cut"
-        )
 
 
 def _flat(names: object) -> list[str]:

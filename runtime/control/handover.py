@@ -36,22 +36,20 @@ class HandOver(Enum):
 
 
 HAND_OVER = HandOver.INPAINT
-"""The default of robot, trials and benchmarks: best on every column of docs/benchmarks.md, "From one chunk to the
-next"."""
-INPAINT_HORIZON = 10
-"""Rows of a new chunk that `inpaint` ties to the executing one; more make motion smoother and reactions later."""
+"""The default of robot, trials and benchmarks: stillest, smoothest and no later than the others to react
+(benchmarks/results/handover.md)."""
 BLEND_TICKS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class HandOverOptions:
-    """kind, and how many rows `inpaint` ties at most (horizon)."""
+    """kind, and how many rows `inpaint` ties at most (horizon; None: all that overlap, LeRobot ties 10)."""
 
     kind: HandOver = HAND_OVER
-    horizon: int = INPAINT_HORIZON
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
+        if self.horizon is not None and self.horizon < 1:
             raise ConfigError(f"--inpaint-horizon is {self.horizon}; it must be 1 or more rows")
 
 
@@ -66,9 +64,8 @@ def add_handover_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inpaint-horizon",
         type=int,
-        default=INPAINT_HORIZON,
         metavar="ROWS",
-        help=f"rows of a new chunk that inpaint ties to the executing one (default: {INPAINT_HORIZON})",
+        help="most rows of a new chunk that inpaint ties to the executing one (default: all that overlap)",
     )
 
 
@@ -171,14 +168,16 @@ class PlannedChunk:
         return self.latent[max(0, tick - self.start_tick) :]
 
 
-def inpaint_into(executing: PlannedChunk, tick: int, delay_ticks: int, rows: int, horizon: int) -> Inpaint | None:
+def inpaint_into(
+    executing: PlannedChunk, tick: int, delay_ticks: int, rows: int, horizon: int | None
+) -> Inpaint | None:
     """Tie a new chunk of `rows` actions, action 0 due at `tick`, to the executing one; None when nothing overlaps.
 
     The first delay_ticks rows will have been executed when the chunk arrives: they are frozen. The weights of the
-    other overlapping rows, up to `horizon`, decay as in real-time chunking (arXiv 2506.07339, equation 5). No gradient
+    other overlapping rows, up to `horizon` (None: all), decay as in real-time chunking (arXiv 2506.07339, equation 5). No gradient
     through the model: rows are drawn to the executing chunk's path in the flow itself.
     """
-    left = executing.rest(tick)[: min(rows, max(horizon, delay_ticks))]
+    left = executing.rest(tick)[: rows if horizon is None else min(rows, max(horizon, delay_ticks))]
     overlap = len(left)
     if overlap == 0:
         return None

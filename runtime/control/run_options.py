@@ -28,7 +28,7 @@ class RobotOptions:
     joint_units: str | None
     hz: float
     handover: str
-    inpaint_horizon: int
+    inpaint_horizon: int | None
     speed: float
     servo_limits: bool
     shadow: bool
@@ -92,7 +92,7 @@ class InferenceOptions(PolicyOptions):
     run_dir: Path | None
     camera: list[str]
     handover: str
-    inpaint_horizon: int
+    inpaint_horizon: int | None
     seconds: float
     parent: int | None
     json: bool

@@ -15,19 +15,28 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+<<<<<<< HEAD
 from vla_edge.command_line import Command, Subcommand, answer, install_command
+=======
+from vla_edge.command_line import EXTRAS, Command, Subcommand, answer, install_command
+>>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
 from vla_edge.errors import CheckFailed
 from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
 OK, MISSING, NOTE = "ok", "missing", "note"
+NEEDED = {"torch": "2.5 or newer", "onnx": "1.16 or newer", "mujoco": "3.1 or newer", "tensorrt": "10.3 or newer"}
+HEAVY = ("torch", "transformers", "accelerate", "peft", "openvino")
+"""Packages that take seconds to import: their being there is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ def python() -> list[Finding]:
             "" if good else "install Python 3.10 or newer",
         )
     ]
-    for package in ("numpy", "safetensors", "tokenizers", "rich", "opencv-python-headless"):
+    for package in ("numpy", "safetensors", "tokenizers", "rich", "PyYAML", "opencv-python-headless"):
         found = _version(package)
         if found is None and package.startswith("opencv"):
             found = _version("opencv-python")
@@ -119,7 +128,11 @@ def core() -> list[Finding]:
                 MISSING,
                 str(error),
                 "vla_edge._core",
+<<<<<<< HEAD
                 f"apt-get install gcc python3-dev, then {install_command()}",
+=======
+                f"install a C compiler (apt-get install gcc python3-dev), then: {install_command()}",
+>>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
             )
         ]
     return [Finding("C core", OK, Path(module.__file__ or "").name, "vla_edge._core")]
@@ -138,7 +151,7 @@ def engine() -> list[Finding]:
             MISSING if old else OK,
             runtime.__version__,
             "1.20 or newer",
-            "pip install --upgrade onnxruntime" if old else "",
+            f"{install_command('ort')} --upgrade" if old else "",
         ),
         Finding("onnxruntime providers", OK, ", ".join(runtime.get_available_providers()), "CPUExecutionProvider"),
     ]
@@ -190,7 +203,14 @@ def gpu() -> list[Finding]:
     ]
 
 
+def packages(extra: str) -> list[Finding]:
+    """The optional packages behind one of our extras; heavy ones are looked for, not loaded."""
+    fix = install_command(extra)
+    return [_package(package, NEEDED.get(package, "any"), fix) for package, extras in EXTRAS.items() if extra in extras]
+
+
 def tensorrt() -> list[Finding]:
+<<<<<<< HEAD
     return [
         _package(
             "TensorRT",
@@ -209,12 +229,21 @@ def export() -> list[Finding]:
         _package(name, name, name, needed, fix)
         for name, needed in (("torch", "2.5 or newer"), ("onnx", "1.16 or newer"))
     ]
+=======
+    """TensorRT and what its engines run with."""
+    fix = f"{install_command('gpu')} (on a Jetson: apt-get install python3-libnvinfer)"
+    return [_package("tensorrt", NEEDED["tensorrt"], fix)]
+>>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
 
 
 def sim() -> list[Finding]:
     """What the simulated arm needs. Rendering comes first: MuJoCo takes the way to render from its first import."""
     fault = rendering_fault()
+<<<<<<< HEAD
     package = _package("mujoco", "mujoco", "mujoco", "3.1 or newer", install_command("sim"))
+=======
+    package = _package("mujoco", NEEDED["mujoco"], install_command("sim"))
+>>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
     if package.state != OK:
         return [package]
     needed = "off-screen rendering through EGL"
@@ -282,14 +311,18 @@ def _by_id(folder: Path, node: Path) -> str:
     )
 
 
-def _package(check: str, package: str, module: str, needed: str, fix: str) -> Finding:
+def _package(package: str, needed: str, fix: str) -> Finding:
     """An optional package: there when it imports, not when a file of it lies somewhere."""
+    name = {"tensorrt": "TensorRT"}.get(package, package)
     try:
-        import_module(module)
+        if package not in HEAVY:
+            import_module(package)
+        elif find_spec(package) is None:
+            raise ModuleNotFoundError(package)
     except (ImportError, OSError) as error:
         found = "not installed" if isinstance(error, ModuleNotFoundError) else str(error)
-        return Finding(check, MISSING, found, needed, fix)
-    return Finding(check, OK, _version(package) or "unknown version", needed)
+        return Finding(name, MISSING, found, needed, fix)
+    return Finding(name, OK, _version(package) or "unknown version", needed)
 
 
 def _version(package: str) -> str | None:
@@ -322,7 +355,12 @@ ALWAYS: dict[str, Callable[[], list[Finding]]] = {
     "disk": disk,
 }
 OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
-    "export": export,
+    "export": partial(packages, "export"),
+    "data": partial(packages, "data"),
+    "plot": partial(packages, "plot"),
+    "train": partial(packages, "train"),
+    "serve": partial(packages, "serve"),
+    "openvino": partial(packages, "openvino"),
     "sim": sim,
     "gpu": gpu,
     "tensorrt": tensorrt,
@@ -333,10 +371,12 @@ OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
 
 def examine(need: Sequence[str]) -> tuple[list[Finding], list[Finding]]:
     """(all findings, those that are needed and missing). need: names of OPTIONAL checks that are needed here."""
-    findings, lacking = [], []
+    findings: list[Finding] = []
+    lacking: list[Finding] = []
     for name, check in {**ALWAYS, **OPTIONAL}.items():
         made = check()
-        findings += made
+        listed = {finding.check for finding in findings}
+        findings += [finding for finding in made if finding.check not in listed]
         if name in ALWAYS or name in need:
             lacking += [finding for finding in made if finding.state == MISSING]
     return findings, lacking
@@ -351,7 +391,7 @@ main = Command(
         ),
         "deploy": Subcommand(
             "vla_edge.trials.deploy_check",
-            "nine checks of a bundle before it goes to a robot",
+            "ten checks of a bundle before it goes to a robot",
             'deploy BUNDLE --dataset DATASET --task "pick up the cube"',
         ),
     },

@@ -17,25 +17,18 @@ from safetensors.numpy import load_file, save_file
 from vla_edge.bundle import MANIFEST, file_sha256, open_bundle
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError, ObservationError
 from vla_edge.export.command import main as export
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.runtime.inference.units import read_tables
 from vla_edge.training.command import main
 from vla_edge.training.compare_report import Contender, draw
 from vla_edge.trials import deploy_check, safety_check
 from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED, check_deployment
+from vla_edge.trials.identity_check import robot_differences
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import World, one_thread, write_data, write_policy
 
 one_thread()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """policy/, its bundle/, and data/ with three episodes."""
-    root = tmp_path_factory.mktemp("deploy")
-    write_policy(root / "policy", chunk_size=4, n_action_steps=2)
-    write_data(root / "data", World(episodes=3, length=8))
-    assert export(["--checkpoint", str(root / "policy"), "--out", str(root / "bundle"), "--threads", "1"]) == 0
-    return root
 
 
 def changed(bundle: Path, target: Path, change) -> Path:
@@ -50,10 +43,27 @@ def changed(bundle: Path, target: Path, change) -> Path:
     return target
 
 
-def test_the_nine_checks_run_on_an_exported_policy(place):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """policy/, data/ with three episodes, and the policy's bundle/ with the statistics of the data."""
+    root = tmp_path_factory.mktemp("deploy")
+    write_policy(root / "policy", chunk_size=4, n_action_steps=2)
+    write_data(root / "data", World(episodes=3, length=8))
+    assert export(["--checkpoint", str(root / "policy"), "--out", str(root / "exported"), "--threads", "1"]) == 0
+    with open_dataset(root / "data") as data:
+        known = {
+            f"{feature}.{name}": np.asarray(data.stats[feature][name], np.float32)
+            for feature in ("observation.state", "action")
+            for name in ("mean", "std")
+        }
+    changed(root / "exported", root / "bundle", lambda tables: tables.update(known))
+    return root
+
+
+def test_the_ten_checks_run_on_an_exported_policy(place):
     items = check_deployment(place / "bundle", place / "data", None, 10.0, 1)
     assert [item.name for item in items] == [
-        "speed", "output range", "instruction", "image preprocessing", "state normalisation", "action round trip",
+        "data set", "speed", "output range", "instruction", "image preprocessing", "state normalisation", "action round trip",
         "safety limits", "exception handling", "logging",
     ]  # fmt: skip
     states = {item.name: item.state for item in items}
@@ -66,6 +76,22 @@ def test_actions_outside_the_training_range_fail_the_range_check(place, tmp_path
     bundle = changed(place / "bundle", tmp_path / "bundle", lambda tables: tables.update(narrow))
     items = {item.name: item for item in check_deployment(bundle, place / "data", None, 10.0, 1)}
     assert items["output range"].state == FAILED and "of its range outside" in items["output range"].found
+
+
+def test_another_robots_data_set_fails_its_check_and_the_others_run_on_random_pictures(place, tmp_path):
+    write_data(tmp_path / "data", World(episodes=1, dims=3))
+    items = {item.name: item for item in check_deployment(place / "bundle", tmp_path / "data", None, 10.0, 1)}
+    assert items["data set"].state == FAILED and "vla-runtime identity" in items["data set"].found
+    assert items["output range"].state == NOT_RUN and items["speed"].state == PASSED
+
+
+def test_deploy_and_identity_name_the_same_differences_of_a_data_set(place, tmp_path):
+    off = {"observation.state.mean": np.full(2, 9.0, np.float32)}
+    bundle = changed(place / "bundle", tmp_path / "bundle", lambda tables: tables.update(off))
+    with open_dataset(place / "data") as data:
+        (told,) = robot_differences(open_bundle(bundle), read_tables(open_bundle(bundle)), data)
+    (item,) = [item for item in check_deployment(bundle, place / "data", None, 10.0, 1) if item.name == "data set"]
+    assert item.state == FAILED and item.found == told
 
 
 def test_without_data_the_output_range_is_not_run_and_says_what_it_needs(place):
@@ -83,7 +109,7 @@ def test_an_instruction_that_would_be_cut_fails_its_check_alone(place):
 
 def test_a_host_too_slow_for_the_rate_fails_the_speed_check(place):
     items = check_deployment(place / "bundle", None, "red", 100_000.0, 1)
-    assert items[0].name == "speed" and items[0].state == FAILED and "INT8" in items[0].fix
+    assert items[1].name == "speed" and items[1].state == FAILED and "INT8" in items[1].fix
 
 
 def test_arithmetic_that_differs_from_the_definition_fails_the_check_that_names_it(place, monkeypatch):
@@ -122,15 +148,15 @@ def test_a_runtime_that_takes_a_bad_observation_fails_exception_handling(place, 
     assert items["exception handling"].state == FAILED and "NaN state" in items["exception handling"].found
 
 
-def test_the_command_prints_nine_lines_and_exits_1_on_a_failure(place, capsys):
+def test_the_command_prints_ten_lines_and_exits_1_on_a_failure(place, capsys):
     parser = ArgumentParser()
     deploy_check.add_arguments(parser)
     assert (
         deploy_check.run(parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "10", "--threads", "1"]))
         == 0
     )
-    assert sum(line[:1].isdigit() for line in capsys.readouterr().out.splitlines()) == 9
-    with pytest.raises(CheckFailed, match="1 of 9 deployment checks: speed"):
+    assert sum(line.lstrip()[:1].isdigit() for line in capsys.readouterr().out.splitlines()) == 10
+    with pytest.raises(CheckFailed, match="1 of 10 deployment checks: speed"):
         deploy_check.run(
             parser.parse_args([str(place / "bundle"), "--task", "red", "--hz", "100000", "--threads", "1"])
         )
@@ -175,7 +201,7 @@ def test_a_checkpoint_its_bundle_and_its_saved_predictions_have_the_same_errors(
         "--json",
     ]
     results = {}
-    for name, path in (("checkpoint", place / "policy"), ("bundle", place / "bundle")):
+    for name, path in (("checkpoint", place / "policy"), ("bundle", place / "exported")):
         assert main(["evaluate", str(path), "--out", str(tmp_path / f"{name}.npz"), *common]) == 0
         results[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
     torch_error, bundle_error = (next(iter(results[name].values()))["chunk"] for name in results)
@@ -206,7 +232,7 @@ def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(pla
     words = [
         "compare",
         place / "policy",
-        place / "bundle",
+        place / "exported",
         tmp_path / "act.npz",
         "--dataset",
         place / "data",
@@ -256,11 +282,11 @@ def test_predictions_of_other_frames_are_refused(place, tmp_path):
 
 def test_a_control_rate_of_zero_is_refused(place):
     with pytest.raises(ConfigError, match="--hz is 0"):
-        check_deployment(place / "bundle", None, None, 0.0, 1)
+        check_deployment(place / "exported", None, None, 0.0, 1)
 
 
 def test_a_damaged_bundle_is_named_before_any_check(place, tmp_path):
-    shutil.copytree(place / "bundle", tmp_path / "bundle")
+    shutil.copytree(place / "exported", tmp_path / "bundle")
     weights = tmp_path / "bundle" / "graphs" / "weights.bin"
     data = bytearray(weights.read_bytes())
     data[100] ^= 1
@@ -269,4 +295,4 @@ def test_a_damaged_bundle_is_named_before_any_check(place, tmp_path):
 
     with pytest.raises(BundleError, match=r"weights\.bin"):
         check_deployment(tmp_path / "bundle", None, "red", 10.0, 1)
-    assert open_bundle(place / "bundle").digest
+    assert open_bundle(place / "exported").digest

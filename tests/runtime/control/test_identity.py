@@ -27,7 +27,7 @@ from vla_edge.runtime.control.identity import (
     check_start_pose,
     units_of,
 )
-from vla_edge.trials.identity_check import differences, long_tasks
+from vla_edge.trials.identity_check import long_tasks, robot_differences, task_differences
 
 CALIBRATION = JointCalibrations(
     tuple(JointCalibration(name, i + 1, 0, 0, 600, 3500) for i, name in enumerate(KOCH_JOINTS)), "arm.json"
@@ -225,7 +225,7 @@ def trained_on(tmp_path_factory):
 
 def differences_of(bundle, known, path):
     with open_dataset(path) as dataset:
-        return differences(bundle, known, dataset)
+        return [*robot_differences(bundle, known, dataset), *task_differences(bundle, dataset.tasks.values())]
 
 
 def test_the_data_set_it_was_trained_on_has_no_difference(bundle, trained_on):
@@ -274,7 +274,7 @@ def test_long_tasks_are_counted_with_the_policys_own_tokenizer(bundle, tmp_path)
 
     text = "put the bracelet into the box " * 12
     with open_dataset(write_data(tmp_path / "data", task=text.strip())) as dataset:
-        (found,) = long_tasks(bundle, dataset)
+        (found,) = long_tasks(bundle, dataset.tasks.values())
     assert found.limit == 48 and found.tokens == load_counter(bundle.path).count(text.strip()) > 48
 
 
