@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from vla_edge import __version__
 from vla_edge.bundle import (
+    MAX_FLOW_STEPS,
     TABLES,
     TOKENIZER,
     CameraSpec,
@@ -35,17 +36,26 @@ from vla_edge.bundle import (
 )
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckpointError, ExportError
+from vla_edge.errors import CheckpointError, ConfigError, ExportError
 from vla_edge.export import parity
 from vla_edge.export.graph import Graph
 from vla_edge.export.lint import lint
-from vla_edge.export.proof_observations import TASKS, Case, Recording, joint_names, recorded_cases, synthetic_cases
+from vla_edge.export.proof_observations import (
+    TASKS,
+    Case,
+    Recording,
+    camera_specs,
+    joint_names,
+    recorded_cases,
+    synthetic_cases,
+)
 from vla_edge.export.smolvla.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.smolvla.cls import why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.inference.units import resting, resting_sentence
 
 GRAPHS = "graphs"
 WEIGHTS = "graphs/weights.bin"
@@ -59,7 +69,8 @@ class ExportRequest:
     """checkpoint: a folder as LeRobot saves it; out: the bundle's folder, must not exist. vlm: where the backbone's
     config and tokenizer lie, None to look where the checkpoint says. recording: a data set for more parity cases and
     the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees", "range_m100_100" or "unknown",
-    written into the manifest."""
+    written into the manifest. base: the policy that a LoRA folder adapts, None where the adapter says.
+    outputs_are_joint_values: actions without statistics are what the arm is sent, as they come."""
 
     checkpoint: Path
     out: Path
@@ -67,6 +78,8 @@ class ExportRequest:
     recording: Recording | None = None
     threads: int = 0
     joint_units: str = "unknown"
+    base: Path | None = None
+    outputs_are_joint_values: bool = False
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
@@ -76,12 +89,14 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     or a graph misses its tolerance; nothing is left behind then.
     """
     progress("read the checkpoint")
-    policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm)
+    policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm, request.base)
+    _check_limits(policy, request)
+    cameras = camera_specs(policy, request.recording)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
             _check_token_ids(policy)
-            cases = list(_cases(policy, request.recording))
-            manifest = _write(policy, request, folder, progress)
+            cases = list(_cases(policy, cameras, request.recording))
+            manifest = _write(policy, cameras, request, folder, progress)
             write_manifest(folder, manifest)
             engine = load_engine("ort", EngineOptions(threads=request.threads, spin=False))
             report = parity.compare(policy, open_bundle(folder), engine, cases, progress)
@@ -95,8 +110,43 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     return manifest
 
 
-def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress: Progress) -> Manifest:
+def _check_limits(policy: SmolVLAPolicy, request: ExportRequest) -> None:
+    """What the runtime could not run, or must not: CheckpointError, ConfigError."""
+    unknown = policy.settings.unknown_outputs
+    if unknown and not request.outputs_are_joint_values:
+        raise CheckpointError(
+            f"{request.checkpoint}: {unknown}; an arm would be sent normalised values: put the right statistics under "
+            "that name, or give --outputs-are-joint-values if the network was trained on joint values as they are"
+        )
+    if policy.config.num_steps > MAX_FLOW_STEPS:
+        raise ConfigError(
+            f"{request.checkpoint}: num_steps is {policy.config.num_steps}, the runtime takes at most "
+            f"{MAX_FLOW_STEPS}; lower it in config.json (10 is usual)"
+        )
+    if policy.settings.relative and policy.config.adapt_to_pi_aloha:
+        raise ConfigError(f"{request.checkpoint}: relative actions with adapt_to_pi_aloha are not supported")
+
+
+def _resting(policy: SmolVLAPolicy, joints: tuple[str, ...]) -> Iterator[str]:
+    """A note for each joint of the state whose statistics have no spread."""
+    by = policy.settings.state
+    for index in resting(by.low, by.high, by.mode):
+        yield resting_sentence(joints[index] if index < len(joints) else f"dimension {index}")
+
+
+def _camera_notes(cameras: tuple[CameraSpec, ...]) -> Iterator[str]:
+    if not all(camera.seen for camera in cameras):
+        yield (
+            "config.json says 256×256 for every camera, as each fine-tune of smolvla_base does: the size of the data's "
+            "pictures is not known, any is scaled; give --dataset to hold cameras against it"
+        )
+
+
+def _write(
+    policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], request: ExportRequest, folder: Path, progress: Progress
+) -> Manifest:
     joints, notes = _joints(policy, request.recording)
+    notes = (*notes, *_resting(policy, joints), *_camera_notes(cameras))
     (folder / GRAPHS).mkdir()
     why_pooled = why_no_gate(policy.model)
     graphs: dict[str, GraphSpec] = {}
@@ -115,7 +165,7 @@ def _write(policy: SmolVLAPolicy, request: ExportRequest, folder: Path, progress
     files = sorted({TABLES, TOKENIZER, WEIGHTS, *(spec.file for spec in graphs.values())})
     return Manifest(
         policy=policy_spec(policy),
-        cameras=_cameras(policy),
+        cameras=cameras,
         joints=joints,
         joint_units=request.joint_units,
         tokenizer=_tokenizer(policy),
@@ -198,14 +248,10 @@ def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
     )
 
 
-def _cases(policy: SmolVLAPolicy, recording: Recording | None) -> Iterator[Case]:
-    yield from synthetic_cases(policy, _cameras(policy))
+def _cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording | None) -> Iterator[Case]:
+    yield from synthetic_cases(policy, cameras)
     if recording is not None:
-        yield from recorded_cases(policy, _cameras(policy), recording)
-
-
-def _cameras(policy: SmolVLAPolicy) -> tuple[CameraSpec, ...]:
-    return tuple(CameraSpec(item.name, item.source, item.height, item.width) for item in policy.settings.cameras)
+        yield from recorded_cases(policy, cameras, recording)
 
 
 def _joints(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -108,6 +108,8 @@ def _export(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None
         recording=Recording(arguments.dataset, camera_pairs(arguments.camera)) if arguments.dataset else None,
         threads=arguments.threads,
         joint_units=arguments.joint_units,
+        base=arguments.base,
+        outputs_are_joint_values=arguments.outputs_are_joint_values,
     )
     export_bundle(request, tell)
 
@@ -153,6 +155,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)",
+    )
+    described.add_argument(
+        "--base", type=Path, metavar="DIR", help="policy that a LoRA folder adapts (default: where the adapter says)"
+    )
+    described.add_argument(
+        "--outputs-are-joint-values",
+        action="store_true",
+        help="the actions have no statistics and none are needed: what the network puts out goes to the arm",
     )
     described.add_argument(
         "--dataset",

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_edge.bundle import Bundle
-from vla_edge.camera_names import is_camera_key
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
 from vla_edge.errors import ExportError
@@ -119,12 +118,13 @@ class _Run:
         if self._graphs.programme.correct:
             self._compare_delta(joined, report.latent)
         actions, _ = self._preparer.actions(report.latent)
-        self._deviations.add("actions", actions, self._policy.postprocess(self._policy.real_actions(latent))[0])
+        state = torch.as_tensor(case.observation[STATE])[None]
+        self._deviations.add("actions", actions, self._policy.postprocess(self._policy.real_actions(latent), state)[0])
 
     def _prepare(self, case: Case, inputs: Inputs, tokens: Sequence[Tensor]) -> Layout:
         """Fill the runtime's buffers from the raw observation and run `vision` for the cameras that are there."""
         buffers, graphs = self._graphs.buffers, self._graphs
-        images = {name: value for name, value in case.observation.items() if is_camera_key(name)}
+        images = {name: value for name, value in case.observation.items() if name not in (STATE, "task")}
         slots = self._preparer.slots(images)
         expected = iter(zip(inputs.images, tokens))
         buffers["image_tokens"].fill(0)

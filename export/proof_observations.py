@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 TASKS = ("Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
 
+BASE_SIZE = (256, 256)
+"""Height and width that config.json of every fine-tune of lerobot/smolvla_base states."""
+
 RECORDED_FRAMES = 2
 """Frames taken from a data set, spread over its length: each costs a whole inference on both sides."""
 
@@ -58,20 +61,42 @@ def synthetic_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...]) -> I
         yield Case(name, observation, _noise(policy, generator))
 
 
-def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
-    """Frames spread over the dataset. DatasetError: a camera without counterpart, or pictures of another size."""
+def camera_specs(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[CameraSpec, ...]:
+    """The policy's cameras with the size their pictures had in the data: the recording's where there is one, else
+    config.json's, unless that is the size which lerobot/smolvla_base leaves there whatever the data were.
+
+    DatasetError, ConfigError: the recording has none of the cameras, or not the one it is mapped to.
+    """
+    known = any((camera.height, camera.width) != BASE_SIZE for camera in policy.settings.cameras)
+    specs = [CameraSpec(item.name, item.source, item.height, item.width, known) for item in policy.settings.cameras]
+    if recording is None:
+        return tuple(specs)
+    from vla_edge.lerobot_data.layout import image_size
     from vla_edge.lerobot_data.observations import cameras_in
 
     with _open(recording) as dataset:
-        sources = cameras_in(dataset, cameras, recording.cameras)
-        for camera in cameras:
-            _check_size(dataset, camera, sources[camera.source])
+        found = cameras_in(dataset, specs, recording.cameras, all_of_them=False)
+        sizes = {source: image_size(dataset.features[key])[:2] for source, key in found.items()}
+    return tuple(
+        CameraSpec(item.name, item.source, *sizes[item.source]) if item.source in sizes else item for item in specs
+    )
+
+
+def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
+    """Frames spread over the data set, with those cameras of the policy that it has."""
+    from vla_edge.lerobot_data.observations import cameras_in
+
+    with _open(recording) as dataset:
+        sources = cameras_in(dataset, cameras, recording.cameras, all_of_them=False)
         for index in np.linspace(0, len(dataset) - 1, RECORDED_FRAMES + 2).astype(int)[1:-1]:
             sample = dataset.frame(int(index), tuple(sources.values()))
             observation: dict[str, Any] = {name: sample.images[key] for name, key in sources.items()}
             observation |= {STATE: sample.values[STATE].astype(np.float32), "task": sample.task}
+            without = ", ".join(camera.source for camera in cameras if camera.source not in sources)
             yield Case(
-                f"{recording.path.name} frame {index}", observation, _noise(policy, np.random.default_rng(int(index)))
+                f"{recording.path.name} frame {index}{without and f' without {without}'}",
+                observation,
+                _noise(policy, np.random.default_rng(int(index))),
             )
 
 
@@ -95,17 +120,6 @@ def _open(recording: Recording) -> Dataset:
     from vla_edge.lerobot_data.reader import open_dataset
 
     return open_dataset(recording.path)
-
-
-def _check_size(dataset: Dataset, camera: CameraSpec, key: str) -> None:
-    from vla_edge.lerobot_data.layout import image_size
-
-    height, width = image_size(dataset.features[key])[:2]
-    if (height, width) != (camera.height, camera.width):
-        raise DatasetError(
-            f"{dataset.root}: {key} has pictures of {height}×{width}, the policy's "
-            f"{camera.source} {camera.height}×{camera.width} (height×width); give the data set it was trained on"
-        )
 
 
 def _noise(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:

@@ -1,18 +1,18 @@
 """Reading and writing model.safetensors, strictly.
 
 Names are LeRobot's. Types are taken from the file; computing is float32. A
-compiled model's prefix (`model._orig_mod.`) is understood, tensors that were
-tied when the model was saved get back both names, statistics of older
-checkpoints are handed to the processors, keys of forks that we have no use for
-are reported; anything else that is missing, extra or of another shape is a
-CheckpointError that names file and tensor.
+prefix that compiling, several processes or adapters left is understood,
+tensors that were tied when the model was saved get back both names, statistics
+of older checkpoints are handed to the processors, keys of forks that we have
+no use for are reported; anything else that is missing, extra or of another
+shape is a CheckpointError that names file and tensor.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,10 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError
+from vla_edge.policies.checkpoint_folder import read_json
+from vla_edge.policies.lora import ADAPTER_CONFIG, ADAPTER_FILE, base_folder, merged
 from vla_edge.policies.tensor_file import save_tensors
 
 MODEL_FILE = "model.safetensors"
 
+_PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
+"""What compiling, training on several processes and adapters put in front of every name."""
 _COMPILED = "model._orig_mod."
 _STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 _FORK_ONLY = ("model.action_context_encoder.",)
@@ -44,11 +48,13 @@ class Weights:
     digest: str
 
 
-def read_weights(folder: Path) -> Weights:
-    """Read `folder/model.safetensors`. CheckpointError: missing, truncated or damaged file, or a type that is no float.
-
-    safetensors' `save_model` writes tied tensors once and the other names into the header, as {left out: kept}.
-    """
+def read_weights(folder: Path, base: Path | None = None) -> Weights:
+    """Read `folder/model.safetensors`; of a LoRA folder, its base policy (`base`, None where the adapter says) with the
+    adapter merged. CheckpointError: missing, truncated or damaged file, or a type that is no float."""
+    if not (folder / MODEL_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
+        return _merged_weights(folder, base_folder(folder, base))
+    if base is not None:
+        raise CheckpointError(f"{folder}: holds no LoRA adapter ({ADAPTER_CONFIG}); leave --base out")
     file = folder / MODEL_FILE
     if not file.is_file():
         sharded = (folder / f"{MODEL_FILE}.index.json").is_file()
@@ -60,15 +66,7 @@ def read_weights(folder: Path) -> Weights:
                 else "give the folder that save_pretrained wrote"
             )
         )
-    found: dict[str, Tensor] = {}
-    try:
-        with safe_open(file, framework="pt") as content:
-            for name in content.keys():  # noqa: SIM118 - not a dict
-                found[_plain(name)] = content.get_tensor(name)
-            tied = {_plain(name): _plain(kept) for name, kept in (content.metadata() or {}).items()}
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: truncated or damaged ({error}); copy the checkpoint again") from None
-    found |= {name: found[kept] for name, kept in tied.items() if name not in found and kept in found}
+    found = _tensors(file)
     for name, tensor in found.items():
         if not tensor.is_floating_point():
             raise CheckpointError(
@@ -80,8 +78,33 @@ def read_weights(folder: Path) -> Weights:
     return Weights(file, tensors, statistics, ignored, file_digest(file))
 
 
+def _merged_weights(folder: Path, base: Path) -> Weights:
+    file, weights = folder / ADAPTER_FILE, read_weights(base)
+    tensors = merged(weights.tensors, _tensors(file), read_json(folder / ADAPTER_CONFIG), file)
+    digest = hashlib.sha256(f"{weights.digest} {file_digest(file)}".encode()).hexdigest()
+    return replace(weights, file=file, tensors=tensors, digest=digest)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by their plain names. safetensors' `save_model` writes tied tensors once and the other
+    names into the header, as {left out: kept}."""
+    found: dict[str, Tensor] = {}
+    try:
+        with safe_open(file, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118 - not a dict
+                found[_plain(name)] = content.get_tensor(name)
+            tied = {_plain(name): _plain(kept) for name, kept in (content.metadata() or {}).items()}
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: truncated or damaged ({error}); copy the checkpoint again") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing; copy the whole folder again") from None
+    return found | {name: found[kept] for name, kept in tied.items() if name not in found and kept in found}
+
+
 def _plain(name: str) -> str:
-    """The key without the part that a compiled model adds."""
+    """The key without what compiling, several processes or adapters add."""
+    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
     return name.replace(_COMPILED, "model.", 1) if name.startswith(_COMPILED) else name
 
 

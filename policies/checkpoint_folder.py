@@ -24,20 +24,52 @@ def read_json(file: Path) -> dict[str, Any]:
     )
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
+"""A Git LFS pointer is a text of about 130 bytes."""
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The policy's folder that `path` leads to: itself, the folder of a file, a checkpoint of a run (`pretrained_model`
+    in it), or a run (its last checkpoint). A path that leads nowhere is returned as it is; reading it says what is
+    missing. CheckpointError: a file there is a Git LFS pointer."""
+    if path.is_file():
+        path = path.parent
+    steps = sorted((path / "checkpoints").glob("[0-9]*"), key=lambda step: (len(step.name), step.name))
+    places = [path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"]
+    places += [step / "pretrained_model" for step in reversed(steps)]
+    found = next((place for place in places if (place / "config.json").is_file()), path)
+    check_pointers(found)
+    return found
+
+
+def check_pointers(folder: Path) -> None:
+    """CheckpointError names a file in `folder` that is only a Git LFS pointer."""
+    for file in sorted(folder.rglob("*")) if (folder / "config.json").is_file() else ():
+        if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
+            raise CheckpointError(
+                f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
+            )
+
+
 def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
     """The folder that holds all of `files` for the backbone or tokenizer `name`.
 
     Looked for in this order: `name` relative to the checkpoint, `name` as given,
     the checkpoint's `vlm` folder, the hub's cache. CheckpointError lists the places.
     """
-    places = [checkpoint / name, Path(name).expanduser(), checkpoint / VLM_FOLDER, *_cached_snapshots(name)]
+    places = [checkpoint / name, Path(name).expanduser(), checkpoint / VLM_FOLDER, *snapshots_of(name)]
     for place in places:
         if all((place / file).is_file() for file in files):
+            check_pointers(place)
             return place
     tried = ", ".join(str(place) for place in places)
+    advice = (
+        f"download {name} once with the hub's own tool" if is_repository(name) else "that path is another machine's"
+    )
     raise CheckpointError(
-        f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried} or the hub's cache; "
-        f"copy that folder to {checkpoint / VLM_FOLDER} or download {name} once with the hub's own tool"
+        f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried} or the hub's cache; {advice}; "
+        f"give the folder with --vlm DIR or copy it to {checkpoint / VLM_FOLDER}"
     )
 
 
@@ -51,8 +83,14 @@ def given_folder(folder: Path, files: tuple[str, ...]) -> Path:
     return folder
 
 
-def _cached_snapshots(name: str) -> list[Path]:
-    if name.count("/") != 1 or name.startswith((".", "/")):
+def is_repository(name: str) -> bool:
+    """Whether `name` has the form of a repository of the model hub."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def snapshots_of(name: str) -> list[Path]:
+    """Where the hub's cache keeps repository `name`: its main branch, else whatever is there."""
+    if not is_repository(name):
         return []
     repository = hub_cache() / f"models--{name.replace('/', '--')}"
     reference = repository / "refs" / "main"

@@ -71,5 +71,12 @@ def read_features(value: Any, where: str) -> tuple[Feature, ...]:
             raise ConfigError(f"{where}.{name}.type is {item['type']!r}, must be one of {', '.join(KINDS)}")
         if not item["shape"] or any(not isinstance(size, int) or size < 1 for size in item["shape"]):
             raise ConfigError(f"{where}.{name}.shape is {item['shape']!r}, must be positive whole numbers")
-        features.append(Feature(name, item["type"], tuple(item["shape"])))
+        features.append(Feature(name, item["type"], _channels_first(item["type"], tuple(item["shape"]))))
     return tuple(features)
+
+
+def _channels_first(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """LeRobot leaves a picture's shape as (H, W, 3) where the data set names its axes in another way than it expects."""
+    if kind == "VISUAL" and len(shape) == 3 and shape[0] != 3 and shape[2] == 3:
+        return (3, *shape[:2])
+    return shape

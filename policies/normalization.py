@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from vla_edge.fields import take
 from vla_edge.policies.features import ACTION, STATE
 
 EPS = 1e-8
+
+_BUFFER = re.compile(
+    r"(?P<owner>normalize_inputs|normalize_targets|unnormalize_outputs)\.(?:(?P<data>.+)[._])?"
+    r"buffer_(?P<feature>observation_state|action)\.(?P<statistic>\w+)"
+)
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """Statistics by feature, then by name (mean, std, min, max, count, q01, ...)."""
@@ -67,21 +73,38 @@ def read_statistics(file: Path) -> Statistics:
 
 
 def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> Statistics:
-    """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like. CheckpointError when there are
-    none."""
-    statistics: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for feature, owner in ((STATE, "normalize_inputs"), (ACTION, "unnormalize_outputs")):
-        stem = f"{owner}.buffer_{feature.replace('.', '_')}."
-        found = {name.removeprefix(stem): value for name, value in buffers.items() if name.startswith(stem)}
-        if found:
-            statistics[feature] = found
-    if not statistics:
+    """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like, empty where there are none.
+
+    The first policies carry their data set's name in front of `buffer_`; actions are taken from the outputs' buffers,
+    else from the targets'. CheckpointError: buffers of several data sets.
+    """
+    found: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
+    sets = set()
+    for name, value in buffers.items():
+        match = _BUFFER.fullmatch(name)
+        if match:
+            sets.add(match["data"] or "")
+            found.setdefault((match["owner"], match["feature"]), {})[match["statistic"]] = value
+    if len(sets) > 1:
         raise CheckpointError(
-            f"{folder}: no statistics: neither policy_preprocessor.json nor normalize_inputs buffers in the model "
-            "file; "
-            "add the processor files that LeRobot's migration writes"
+            f"{folder}: the model file holds statistics of {', '.join(sorted(sets))}; keep those of one data set"
         )
-    return statistics
+    places = {
+        STATE: [("normalize_inputs", "observation_state")],
+        ACTION: [("unnormalize_outputs", "action"), ("normalize_targets", "action")],
+    }
+    return {
+        feature: next(found[owner] for owner in owners if owner in found)
+        for feature, owners in places.items()
+        if any(owner in found for owner in owners)
+    }
+
+
+def of_the_right_length(statistics: Statistics, size: int) -> tuple[str, ...]:
+    """Names of features whose statistics have `size` dimensions: what a feature without statistics may be called."""
+    return tuple(
+        feature for feature, values in statistics.items() if any(value.shape == (size,) for value in values.values())
+    )
 
 
 def normalization(feature: str, kind: str, size: int, step: NormalizerStep, folder: Path) -> Normalization:

@@ -7,7 +7,7 @@ buffers older LeRobot versions kept in the model file (POLICY.md §1.4, §1.14).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vla_edge.policies.normalization import (
     NormalizerStep,
     Statistics,
     normalization,
+    of_the_right_length,
     old_statistics,
     read_statistics,
 )
@@ -44,12 +45,26 @@ class CameraSettings:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class RelativeActions:
+    """Actions that are counted from the state of the observation they were planned from, in robot units.
+
+    joints: indices of the actions concerned. The names are LeRobot's settings: an action is left out when its name
+    holds one of `exclude_joints`, in any case.
+    """
+
+    joints: tuple[int, ...]
+    exclude_joints: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class ProcessorSettings:
     """Everything between an observation and the network, and back.
 
     action: turns normalised actions into robot units; action_target: normalises recorded actions for training.
-    statistics: all that the checkpoint holds, written back on saving. tokenizer: None where the policy reads no task.
+    statistics: all that the checkpoint holds, written back on saving. unknown_outputs: why nobody knows in what units
+    the actions come out, empty where they are known. tokenizer: None where the policy reads no task.
     """
 
     cameras: tuple[CameraSettings, ...]
@@ -61,6 +76,8 @@ class ProcessorSettings:
     normalization_mapping: Mapping[str, str]
     eps: float
     statistics: Statistics
+    relative: RelativeActions | None = None
+    unknown_outputs: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -74,6 +91,7 @@ class _Pipelines:
     tokenizer: Mapping[str, Any] | None
     append_newline: bool
     vlm: Path | None = None
+    relative: RelativeActions | None = None
     absent: tuple[str, ...] = ()
 
 
@@ -92,19 +110,26 @@ def read_processing(
         raise CheckpointError(
             f"{folder / lost}.json: missing although its counterpart is there; copy the checkpoint again"
         )
+    kept = old_statistics(folder, buffers)
     if before is None or after is None:
-        step = NormalizerStep(config.normalization_mapping, EPS, old_statistics(folder, buffers))
+        if not kept:
+            raise CheckpointError(
+                f"{folder}: no statistics: neither policy_preprocessor.json nor normalize_inputs buffers in the model "
+                "file; add the processor files that LeRobot's migration writes"
+            )
+        step = NormalizerStep(config.normalization_mapping, EPS, kept)
         return _assemble(folder, config, _Pipelines(step, step, {}, config.tokenizer_step, True, vlm))
     for steps, name in ((before, PREPROCESSOR), (after, POSTPROCESSOR)):
         _check_device(steps.get("device_processor", {}), folder / f"{name}.json")
     _check_covers_state(before.get("normalizer_processor", {}), folder / f"{PREPROCESSOR}.json")
     pipelines = _Pipelines(
-        normalizer=_normalizer(folder, before.get("normalizer_processor"), config),
-        unnormalizer=_normalizer(folder, after.get("unnormalizer_processor"), config),
+        normalizer=_normalizer(folder, before.get("normalizer_processor"), config, kept),
+        unnormalizer=_normalizer(folder, after.get("unnormalizer_processor"), config, kept),
         rename_map=_rename_map(before.get("rename_observations_processor", {}), folder),
         tokenizer=_tokenizer_step(before.get("tokenizer_processor"), config),
         append_newline="smolvla_new_line_processor" in before,
         vlm=vlm,
+        relative=_relative(folder, before, after, config),
         absent=(*_absent(PREPROCESSOR, before, config), *_absent(POSTPROCESSOR, after, config)),
     )
     return _assemble(folder, config, pipelines)
@@ -127,7 +152,6 @@ def _assemble(folder: Path, config: PolicyConfig, found: _Pipelines) -> Processo
         )
     state = normalization(STATE, "STATE", config.state_dim, found.normalizer, folder)
     action = normalization(ACTION, "ACTION", config.action_dim, found.unnormalizer, folder)
-    wanted = ((state, found.normalizer.modes.get("STATE")), (action, found.unnormalizer.modes.get("ACTION")))
     return ProcessorSettings(
         cameras=_cameras(config, found.rename_map, folder),
         rename_map=dict(found.rename_map),
@@ -140,28 +164,47 @@ def _assemble(folder: Path, config: PolicyConfig, found: _Pipelines) -> Processo
         normalization_mapping=dict(modes),
         eps=found.normalizer.eps,
         statistics={**found.normalizer.statistics, **found.unnormalizer.statistics},
-        notes=(
-            *found.absent,
-            *(
-                f"{item.feature} has no statistics and passes unchanged although its mode is {mode}"
-                for item, mode in wanted
-                if item.mode == "IDENTITY" and mode not in (None, "IDENTITY")
-            ),
-        ),
+        relative=found.relative,
+        unknown_outputs=_unknown_outputs(action, config, found),
+        notes=(*found.absent, *_passes_unchanged(state, modes.get("STATE", "IDENTITY"))),
+    )
+
+
+def _passes_unchanged(item: Normalization, mode: str) -> Iterator[str]:
+    if item.mode == "IDENTITY" and mode != "IDENTITY":
+        yield f"{item.feature} has no statistics and passes unchanged although its mode is {mode}"
+
+
+def _unknown_outputs(action: Normalization, config: PolicyConfig, found: _Pipelines) -> str:
+    """Why the actions are no robot units: their mode asks for statistics and there are none."""
+    mode = found.unnormalizer.modes.get("ACTION") or config.normalization_mapping.get("ACTION", "IDENTITY")
+    if action.mode != "IDENTITY" or mode == "IDENTITY":
+        return ""
+    there = {**found.normalizer.statistics, **found.unnormalizer.statistics}
+    names = ", ".join(of_the_right_length(there, config.action_dim)) or "none"
+    return (
+        f"{ACTION} has mode {mode} and no statistics in {POSTPROCESSOR}.json; of its length ({config.action_dim}) "
+        f"are there: {names}"
     )
 
 
 _KNOWN_STEPS = {
-    PREPROCESSOR: (
-        "rename_observations_processor",
-        "to_batch_processor",
-        "smolvla_new_line_processor",
-        "tokenizer_processor",
-        "device_processor",
-        "normalizer_processor",
-    ),
-    POSTPROCESSOR: ("unnormalizer_processor", "device_processor"),
+    PREPROCESSOR: {
+        "rename_observations_processor": "RenameObservationsProcessorStep",
+        "to_batch_processor": "AddBatchDimensionProcessorStep",
+        "smolvla_new_line_processor": "SmolVLANewLineProcessor",
+        "tokenizer_processor": "TokenizerProcessorStep",
+        "device_processor": "DeviceProcessorStep",
+        "relative_actions_processor": "RelativeActionsProcessorStep",
+        "normalizer_processor": "NormalizerProcessorStep",
+    },
+    POSTPROCESSOR: {
+        "unnormalizer_processor": "UnnormalizerProcessorStep",
+        "absolute_actions_processor": "AbsoluteActionsProcessorStep",
+        "device_processor": "DeviceProcessorStep",
+    },
 }
+"""Steps by registry name, and the class that a file may name in its place."""
 
 
 def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
@@ -176,16 +219,18 @@ def _steps(file: Path) -> dict[str, dict[str, Any]] | None:
     listed: list[Any] = take(content, "steps", [], file)
     for index, step in enumerate(listed):
         name = step.get("registry_name") or step.get("class") if isinstance(step, dict) else None
-        if name not in known:
+        of_class = str(name).rpartition(".")[2]
+        key = next((key for key, kind in known.items() if of_class in (key, kind)), None)
+        if key is None:
             raise CheckpointError(
                 f"{file}: step {index} is {name!r}, known are {', '.join(known)}; export the policy without that step"
             )
-        if name in steps:
+        if key in steps:
             raise CheckpointError(
-                f"{file}: step {index} is a second {name}, each may stand there once; save the policy with one of them"
+                f"{file}: step {index} is a second {key}, each may stand there once; save the policy with one of them"
             )
         settings: dict[str, Any] = take(step, "config", {}, f"{file}: step {index}")
-        steps[name] = {**settings, "state_file": step.get("state_file")}
+        steps[key] = {**settings, "state_file": step.get("state_file")}
     return steps
 
 
@@ -215,11 +260,12 @@ def _tokenizer_step(step: Mapping[str, Any] | None, config: PolicyConfig) -> Map
     return {"tokenizer_name": implied["tokenizer_name"], **step}
 
 
-def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: PolicyConfig) -> NormalizerStep:
+def _normalizer(folder: Path, step: Mapping[str, Any] | None, config: PolicyConfig, kept: Statistics) -> NormalizerStep:
+    """The step of a processor file; `kept`: the model file's own buffers, for what the step's file lacks."""
     if step is None:
         return NormalizerStep({}, EPS, {})
     name = take(step, "state_file", "", folder)
-    statistics = read_statistics(folder / name) if name else {}
+    statistics = {**kept, **(read_statistics(folder / name) if name else {})}
     return NormalizerStep(
         take(step, "norm_map", dict(config.normalization_mapping), folder), take(step, "eps", EPS, folder), statistics
     )
@@ -233,18 +279,58 @@ def _rename_map(step: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def _cameras(config: PolicyConfig, rename: Mapping[str, str], folder: Path) -> tuple[CameraSettings, ...]:
-    names = {item.name for item in (*config.input_features, *config.output_features)}
-    for source, target in rename.items():
-        if target not in names:
-            raise ConfigError(
-                f"{folder / PREPROCESSOR}.json: rename_map sends {source} to {target}, which is no feature of the "
-                "policy"
-            )
     sources = {target: source for source, target in rename.items()}
-    return tuple(
+    cameras = tuple(
         CameraSettings(item.name, sources.get(item.name, item.name), item.shape[1], item.shape[2])
         for item in config.cameras
     )
+    check_sources(cameras, f"{folder / PREPROCESSOR}.json: rename_map")
+    return cameras
+
+
+def check_sources(cameras: Sequence[CameraSettings], where: str) -> None:
+    """ConfigError when two cameras of the policy read one source: the second would show what the first does."""
+    taken: dict[str, str] = {}
+    for camera in cameras:
+        if camera.source in taken:
+            raise ConfigError(
+                f"{where} gives {camera.source} to both {taken[camera.source]} and {camera.name}; give each its own "
+                "camera, one that is not there is left out"
+            )
+        taken[camera.source] = camera.name
+
+
+def _relative(
+    folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], config: PolicyConfig
+) -> RelativeActions | None:
+    """Relative actions where both steps are enabled. ConfigError when only one is: LeRobot refuses that too."""
+    steps = (before.get("relative_actions_processor", {}), after.get("absolute_actions_processor", {}))
+    enabled = [take(step, "enabled", False, folder) for step in steps]
+    if not any(enabled):
+        return None
+    if not all(enabled):
+        raise ConfigError(
+            f"{folder}: relative_actions_processor and absolute_actions_processor must be enabled together; one is not"
+        )
+    excluded: list[str] = take(steps[0], "exclude_joints", [], folder)
+    names: list[str] = take(steps[0], "action_names", [], folder)
+    words = [str(word).lower() for word in excluded if word]
+    if words and len(names) != config.action_dim:
+        raise ConfigError(
+            f"{folder}: relative_actions_processor.action_names has {len(names)} names, the policy {config.action_dim} "
+            "actions: nobody knows which exclude_joints are meant"
+        )
+    if config.state_dim < config.action_dim:
+        raise ConfigError(
+            f"{folder}: relative actions need a state of the action's {config.action_dim} dimensions, it has "
+            f"{config.state_dim}"
+        )
+    joints = tuple(
+        index
+        for index in range(config.action_dim)
+        if not words or not any(word in str(names[index]).lower() for word in words)
+    )
+    return RelativeActions(joints, tuple(map(str, excluded)), tuple(map(str, names)))
 
 
 def _check_device(step: Mapping[str, Any], file: Path) -> None:

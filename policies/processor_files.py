@@ -40,8 +40,14 @@ def write_processors(folder: Path, config: PolicyConfig, settings: ProcessorSett
             }
         )
     before.append(device)
+    absolute: list[dict[str, Any]] = []
+    if settings.relative is not None:
+        names = {"exclude_joints": settings.relative.exclude_joints, "action_names": settings.relative.action_names}
+        before.append({"registry_name": "relative_actions_processor", "config": {"enabled": True, **names}})
+        absolute.append({"registry_name": "absolute_actions_processor", "config": {"enabled": True}})
+    after = [_normalizer("unnormalizer_processor", outputs, settings), *absolute, device]
     _write_pipeline(folder, PREPROCESSOR, [*before, _normalizer("normalizer_processor", inputs, settings)], settings)
-    _write_pipeline(folder, POSTPROCESSOR, [_normalizer("unnormalizer_processor", outputs, settings), device], settings)
+    _write_pipeline(folder, POSTPROCESSOR, after, settings)
 
 
 def _normalizer(name: str, features: dict[str, Any], settings: ProcessorSettings) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from vla_edge.errors import ObservationError
 from vla_edge.policies.normalization import Normalization
+from vla_edge.policies.processing import RelativeActions
 
 
 def pad_last(values: Tensor, size: int) -> Tensor:
@@ -33,6 +35,25 @@ def unnormalize(values: Tensor, by: Normalization) -> Tensor:
     if by.mode == "MIN_MAX":
         return (values + 1) / 2 * _span(low, high, by.eps) + low
     return values
+
+
+def to_absolute(actions: Tensor, state: Tensor | None, relative: RelativeActions | None) -> Tensor:
+    """Actions [B, C, n] or [B, n] counted from their observation's state [B, n] → robot units."""
+    return actions if relative is None else actions + _offset(actions, state, relative)
+
+
+def to_relative(actions: Tensor, state: Tensor | None, relative: RelativeActions | None) -> Tensor:
+    """The other way, for training targets."""
+    return actions if relative is None else actions - _offset(actions, state, relative)
+
+
+def _offset(actions: Tensor, state: Tensor | None, relative: RelativeActions) -> Tensor:
+    if state is None:
+        raise ObservationError("this policy's actions count from the state; give the state they were planned from")
+    offset = torch.zeros(len(state), actions.shape[-1], dtype=actions.dtype, device=actions.device)
+    joints = list(relative.joints)
+    offset[:, joints] = state.to(offset)[:, joints]
+    return offset[:, None] if actions.ndim == 3 else offset
 
 
 def _span(low: Tensor, high: Tensor, eps: float) -> Tensor:

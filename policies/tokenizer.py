@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from vla_edge.errors import CheckpointError, ObservationError
+from vla_edge.errors import CheckpointError
 from vla_edge.policies.tokenizer_settings import TokenizerSettings
 
 
@@ -26,12 +26,9 @@ class TaskTokenizer:
         self._tokenizer.enable_truncation(settings.max_length, direction=settings.truncation_side)
 
     def encode(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """ids int64 [B, T] and mask bool [B, T]; T is max_length, or the longest task's tokens. ObservationError: empty
-        task."""
+        """ids int64 [B, T] and mask bool [B, T]; T is max_length, or the longest task's tokens."""
         rows = []
         for task in tasks:
-            if not task.strip():
-                raise ObservationError("the task is empty; give the instruction the policy was trained with")
             text = task if task.endswith("\n") or not self.settings.append_newline else f"{task}\n"
             rows.append(self._tokenizer.encode(text).ids)
         length = self.settings.max_length if self.settings.padding == "max_length" else max(len(row) for row in rows)

@@ -20,7 +20,7 @@ from vla_edge.errors import CheckFailed, ConfigError, IdentityError
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.inference.prompt import PromptEncoder
-from vla_edge.runtime.inference.units import ACTION, STATE, read_tables
+from vla_edge.runtime.inference.units import ACTION, STATE, read_tables, remarks
 
 if TYPE_CHECKING:
     from vla_edge.lerobot_data.reader import Dataset
@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     tables = read_tables(bundle)
     found: list[str] = []
+    for remark in remarks(bundle, tables):
+        print(f"note: {remark}")
     if arguments.joints is not None:
         calibration = load_joint_calibration(arguments.joints)
         try:
@@ -112,6 +114,8 @@ def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
         ours = [name.removesuffix(".pos").removeprefix("main_") for name in names]
         if held.shape != (len(names),):
             yield f"{feature} has {held.shape[0]} values in the data set, the bundle has {len(names)} joints"
+        elif theirs and len(theirs) != len(ours):
+            yield f"{feature} has {len(theirs)} names for {len(ours)} values in the data set; nobody knows which is which"
         elif theirs and theirs != ours:
             at = next(index for index, (a, b) in enumerate(zip(theirs, ours)) if a != b)
             yield (
@@ -123,13 +127,17 @@ def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
 def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     cameras = bundle.manifest.cameras
     keys = list(dataset.camera_keys)
+    if not {name for camera in cameras for name in (camera.source, camera.name)} & set(keys):
+        names = ", ".join(camera.source for camera in cameras)
+        yield f"the data set has none of the policy's cameras {names}; it has {', '.join(keys) or 'none'}"
     for camera in cameras:
         key = next((name for name in (camera.source, camera.name) if name in keys), None)
-        if key is None:
+        if key is None and camera.seen:
             yield f"the data set has no camera {camera.source}; it has {', '.join(keys) or 'none'}"
+        if key is None:
             continue
         height, width = dataset.features[key].shape[:2]
-        if (height, width) != (camera.height, camera.width):
+        if camera.seen and (height, width) != (camera.height, camera.width):
             yield f"camera {key} is {width}x{height} in the data set, {camera.width}x{camera.height} in the bundle"
     shared = [camera.source for camera in cameras if camera.source in keys]
     in_data = [key for key in keys if key in shared]

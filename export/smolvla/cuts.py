@@ -124,6 +124,7 @@ def policy_spec(policy: SmolVLAPolicy) -> PolicySpec:
         cross_layers=tuple(index for index, _ in expert.cross_layers(plan)),
         resize_with_padding=config.resize_imgs_with_padding is not None,
         adapt_to_pi_aloha=config.adapt_to_pi_aloha,
+        relative_joints=policy.settings.relative.joints if policy.settings.relative else (),
     )
 
 

@@ -18,6 +18,8 @@ from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix
 
 _CLS = ("model.pre_cls_param", "model.suf_cls_param", "model.obs_cls_proj.", "model.act_cls_proj.")
+_LM_HEAD = "model.vlm_with_expert.vlm.lm_head.weight"
+_EMBEDDING = "model.vlm_with_expert.vlm.model.text_model.embed_tokens.weight"
 _DELTA = ("model.delta_", "model.vlm_with_expert.delta_expert.")
 
 
@@ -64,6 +66,10 @@ def settle_heads(config: SmolVLAConfig, weights: Weights) -> tuple[SmolVLAConfig
     A head that holds only zeros, as forks write for a disabled one, counts as absent. The configuration returned
     agrees with the tensors returned; every difference from config.json stands in its notes.
     """
+    if config.source.get("use_peft"):  # the adapter is merged by now
+        config = replace(config, source={**config.source, "use_peft": False})
+    if _LM_HEAD not in weights.tensors and _EMBEDDING in weights.tensors:  # tied, and left out: no action reads it
+        weights = replace(weights, tensors={**weights.tensors, _LM_HEAD: weights.tensors[_EMBEDDING]})
     cls = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(_CLS)}
     delta = any(name.startswith(_DELTA) for name in weights.tensors)
     notes = [f"{MODEL_FILE}: {name} has no use here and was ignored" for name in weights.ignored]

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, write_weights
-from vla_edge.policies.checkpoint_folder import find_folder, given_folder
+from vla_edge.policies.checkpoint_folder import find_folder, given_folder, resolve_checkpoint
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.images import prepare_image, to_unit
 from vla_edge.policies.processing import ProcessorSettings, read_processing
 from vla_edge.policies.processor_files import write_processors
-from vla_edge.policies.scaling import normalize, pad_last, unnormalize
+from vla_edge.policies.scaling import normalize, pad_last, to_absolute, unnormalize
 from vla_edge.policies.smolvla.aloha import decode_state, encode_actions, encode_actions_inverse
 from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
 from vla_edge.policies.smolvla.cls import observe, settle_heads, similarity
@@ -60,11 +60,12 @@ class SmolVLAPolicy(nn.Module):
         self.reset()
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, vlm: Path | None = None) -> SmolVLAPolicy:
-        """The policy saved in `folder`, float32 on the CPU, in eval mode. `vlm`: where the backbone's config.json and
-        tokenizer lie, None to look where the checkpoint says. Errors: CheckpointError, ConfigError."""
-        folder = Path(folder)
-        config, weights = settle_heads(read_config(folder), read_weights(folder))
+    def from_pretrained(cls, folder: Path | str, vlm: Path | None = None, base: Path | None = None) -> SmolVLAPolicy:
+        """The policy that `folder` leads to (`resolve_checkpoint`), float32 on the CPU, in eval mode. `vlm`: where the
+        backbone's config.json and tokenizer lie, `base`: the policy that a LoRA folder adapts, each None to look where
+        the checkpoint says. Errors: CheckpointError, ConfigError."""
+        folder = resolve_checkpoint(Path(folder))
+        config, weights = settle_heads(read_config(folder), read_weights(folder, base))
         place = (
             find_folder(config.vlm_model_name, folder, ("config.json",))
             if vlm is None
@@ -131,9 +132,10 @@ class SmolVLAPolicy(nn.Module):
         batch[TOKENS], batch[TOKEN_MASK] = self.tokenizer.encode([renamed["task"]])
         return batch
 
-    def postprocess(self, actions: Tensor) -> Tensor:
-        """Normalised actions [..., n] → robot units."""
-        return unnormalize(actions, self.settings.action)
+    def postprocess(self, actions: Tensor, state: Tensor | None = None) -> Tensor:
+        """Normalised actions [..., n] → robot units. state: [B, n] in robot units, the chunk's own observation; only a
+        policy of relative actions needs it."""
+        return to_absolute(unnormalize(actions, self.settings.action), state, self.settings.relative)
 
     def prepare(self, batch: Mapping[str, Any]) -> Inputs:
         """A batch → the network's inputs: cameras in order, missing ones skipped, empty ones appended, state padded."""

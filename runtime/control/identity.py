@@ -19,6 +19,8 @@ OUTSIDE = 0.25
 """Share of its range by which a joint's mean in the policy's data may lie outside this arm's range."""
 START_OUTSIDE = 0.5
 """Share of its range in the policy's data by which a joint may start outside that range."""
+SAME_ASPECT = 0.02
+"""Share by which width over height may differ: sizes are whole pixels."""
 SWAP_GAIN = 0.5
 """Standard deviations by which two pictures must fit better when exchanged, on average, to count as swapped."""
 
@@ -102,15 +104,19 @@ def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], 
 
 def check_picture_sizes(bundle: Bundle, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
     """pictures: the first of each camera by its name before or after `rename_map`. IdentityError names a camera whose
-    pictures are not of the size the policy learnt from."""
+    pictures have another aspect than those the policy learnt from: another size is scaled, another aspect shows the
+    scene in another place."""
     cameras = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
     for name, picture in pictures.items():
         camera = cameras[name]
-        if picture.shape != (camera.height, camera.width, 3):
+        same_size = picture.shape == (camera.height, camera.width, 3)
+        aspect = picture.shape[1] / picture.shape[0] / (camera.width / camera.height)
+        if camera.seen and not same_size and not 1 - SAME_ASPECT < aspect < 1 + SAME_ASPECT:
             raise IdentityError(
                 f"camera {name} gives {picture.shape[1]}x{picture.shape[0]}, the policy's data has "
                 f"{camera.width}x{camera.height}; "
-                f"ask the device for it: --camera NAME=DEVICE,{camera.width}x{camera.height}"
+                f"ask the device for it: --camera NAME=DEVICE,{camera.width}x{camera.height}, or go on with "
+                "--trust-cameras"
             )
 
 

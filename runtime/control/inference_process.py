@@ -29,6 +29,7 @@ from vla_edge.runtime.control.run_options import InferenceOptions, options_of_ar
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions
+from vla_edge.runtime.inference.units import remarks
 
 FIRST_PICTURE_S = 10.0
 """How long a camera may take to deliver its first picture."""
@@ -54,12 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
-    parser.add_argument("--task", default="", help="what the arm shall do, in a sentence")
+    parser.add_argument("--task", help="what the arm shall do, in a sentence")
     parser.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy"
     )
     parser.add_argument(
-        "--trust-cameras", action="store_true", help="start although the cameras' pictures look swapped"
+        "--trust-cameras",
+        action="store_true",
+        help="start although the cameras' pictures look swapped or have another shape than in the data",
     )
     parser.add_argument("--backend", default="ort", help="backend by name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
@@ -95,7 +98,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     options = options_of_arguments(InferenceOptions, arguments)
-    if not options.task:
+    if options.task is None:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     end_with(options.parent)
     lower_priority(options.nice)
@@ -106,11 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     session = PolicySession(bundle, engine, policy)
     session.check_task(options.task)
     settings = loop_options(options, session)
+    for remark in remarks(bundle, session.preparer.tables):
+        say(f"note: {remark}")
     say(f"inference: bundle {bundle.digest[:12]}, {engine.detail}, {session.loop.name} flow loop")
     cameras: Mapping[str, Camera] = {name: SharedCamera(camera) for name, camera in open_cameras(devices).items()}
     pictures = {name: camera.newest().image for name, camera in cameras.items()}
-    check_picture_sizes(bundle, pictures)
     if not options.trust_cameras:
+        check_picture_sizes(bundle, pictures)
         check_camera_places(bundle, session.preparer.tables, pictures)
     folder = open_run_folder(options.run_dir)
     recorder = input_recorder(options, session)
@@ -166,7 +171,7 @@ def loop_options(options: InferenceOptions, session: PolicySession) -> LoopOptio
     if not policy.min_steps <= least <= most:
         raise ConfigError(f"--least-flow-steps is {least}; it must be {policy.min_steps} to {most}")
     handover = HandOverOptions(HandOver(options.handover), options.inpaint_horizon)
-    return LoopOptions(options.task, handover, most, least, options.replan_s, options.audit)
+    return LoopOptions(options.task or "", handover, most, least, options.replan_s, options.audit)
 
 
 def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tuple[CameraOptions, ...]:

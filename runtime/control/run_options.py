@@ -49,10 +49,11 @@ class ControlOptions(RobotOptions):
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """What the policy shall do and how it is computed. flow_steps, least_flow_steps: None, the policy's own. replan_s: least time
-    between two plans while moving. audit: share of cache hits computed again. record_fps: pictures a second, 0: none."""
+    """What the policy shall do and how it is computed. task: None where none was given; an empty one is an instruction
+    too. flow_steps, least_flow_steps: None, the policy's own. replan_s: least time between two plans while moving.
+    audit: share of cache hits computed again. record_fps: pictures a second, 0: none."""
 
-    task: str
+    task: str | None
     without: list[str]
     trust_cameras: bool
     backend: str
@@ -128,12 +129,12 @@ def extended(kind: type[Options], options: Any, **more: Any) -> Options:
 
 
 def flags_of(options: Any) -> list[str]:
-    """The command line that `options_of_arguments` reads as these options: False, None and nothing are left out."""
+    """The command line that `options_of_arguments` reads as these options: False and None are left out."""
     words: list[str] = []
     for field in fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] if value else []
-        elif value is not None and value != "":
+        elif value is not None:
             words += [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
     return words

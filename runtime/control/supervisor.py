@@ -138,7 +138,7 @@ def supervise(options: RunOptions) -> int:
             "note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds",
             soft_wrap=True,
         )
-    elif not options.policy.task:
+    elif options.policy.task is None:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     console.print(f"note: run folder {this.folder.path}", soft_wrap=True, highlight=False)
     interrupted = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vla_edge.bundle import Bundle, Manifest
+from vla_edge.bundle import MAX_FLOW_STEPS, Bundle, Manifest
 from vla_edge.errors import BundleError
 
 
@@ -38,6 +38,7 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
             yield f"policy.{name} is {getattr(policy, name)}, must be 0 or more"
     for name, low, high in (
         ("n_action_steps", 1, policy.chunk_size),
+        ("num_steps", 1, MAX_FLOW_STEPS),
         ("min_steps", 1, policy.num_steps),
         ("state_dim", 1, policy.max_state_dim),
         ("action_dim", 1, policy.max_action_dim),
@@ -46,6 +47,8 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
             yield f"policy.{name} is {getattr(policy, name)}, must be {low} to {high}"
     if len(manifest.joints) != policy.action_dim:
         yield f"joints has {len(manifest.joints)} names, policy.action_dim is {policy.action_dim}"
+    if not set(policy.relative_joints) <= set(range(min(policy.state_dim, policy.action_dim))):
+        yield f"policy.relative_joints is {list(policy.relative_joints)}, must be indices of state and action"
     layers = policy.self_layers + policy.cross_layers
     if len(set(layers) & set(range(policy.layers))) != len(layers):
         yield (

@@ -29,6 +29,7 @@ class PictureScaler:
 
     def __init__(self, source: tuple[int, int], target: tuple[int, int], pad: bool) -> None:
         height, width = source
+        self.source = source
         self.target = target
         self.inner = resized_size(height, width, *target) if pad else source
         inner_height, inner_width = self.inner

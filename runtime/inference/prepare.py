@@ -21,6 +21,10 @@ from vla_edge.errors import BundleError, ObservationError
 from vla_edge.runtime.inference.picture import PictureScaler
 from vla_edge.runtime.inference.units import ACTION, STATE, aloha_actions, aloha_state, normalizer, read_tables
 
+MAX_SIDE, MAX_ASPECT = 16384, 16
+"""Pixels of a picture's side, and its longer side over its shorter: beyond them the scaling buffers fill the memory, or
+nothing is left of the shorter side."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -55,7 +59,8 @@ def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np
 
 
 class Preparer:
-    """Pictures, state and actions of one bundle. Owns the scaling buffers, one set for each camera."""
+    """Pictures, state and actions of one bundle. Owns the scaling buffers, one set for each camera, made anew when its
+    pictures change size, and the state from which relative actions count: that of the last `state`."""
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
@@ -77,6 +82,7 @@ class Preparer:
                 "manifest: adapt_to_pi_aloha needs 14 joints; correct the checkpoint's config and export again"
             )
         self._scalers = [PictureScaler((camera.height, camera.width), target, pad) for camera in self.cameras]
+        self._anchor = np.zeros(self.policy.action_dim, np.float32)
 
     def slots(self, images: Mapping[str, NDArray[Any]]) -> list[NDArray[np.uint8] | None]:
         """The picture of each camera slot, None where the camera is missing.
@@ -94,7 +100,7 @@ class Preparer:
                 raise ObservationError(
                     f"camera {camera.name} is given twice, as {camera.source!r} and {camera.name!r}; give one of them"
                 )
-            check_picture(key, image, camera)
+            check_picture(key, image, camera, self.policy.resize_with_padding)
             found[camera.name] = image
         if not found:
             raise ObservationError(
@@ -108,6 +114,8 @@ class Preparer:
 
     def picture(self, slot: int, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
         """Scale the checked picture of camera `slot` into `pixels` float32 [1, 3, h, w]."""
+        if image.shape[:2] != self._scalers[slot].source:
+            self._scalers[slot] = PictureScaler(image.shape[:2], self._scalers[slot].target, True)
         self._scalers[slot].into(image, pixels)
 
     def state(self, positions: NDArray[Any], out: NDArray[np.float32]) -> None:
@@ -124,6 +132,8 @@ class Preparer:
                 "observation.state has a value that is not finite in float32 at index "
                 f"{int(np.argmin(np.isfinite(array)))}; check the joint reading"
             )
+        joints = list(self.policy.relative_joints)
+        self._anchor[joints] = array[joints]
         normalized = self._state.normalize(array)
         if self.policy.adapt_to_pi_aloha:
             normalized = aloha_state(normalized)
@@ -136,12 +146,37 @@ class Preparer:
         normalized = latent[:, : self.policy.action_dim].astype(np.float32)
         if self.policy.adapt_to_pi_aloha:
             normalized = aloha_actions(normalized)
-        return self._action.unnormalize(normalized), normalized
+        actions = self._action.unnormalize(normalized)
+        return (actions + self._anchor if self.policy.relative_joints else actions), normalized
+
+    def anchored(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Flow values [n, max_action_dim] of the last observation as values that count from no state: what a later
+        observation's `unanchored` takes. The values themselves where no action is relative."""
+        return self._shifted(latent, np.float32(1))
+
+    def unanchored(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values of `anchored` as flow values of the last observation."""
+        return self._shifted(latent, np.float32(-1))
+
+    def _shifted(self, latent: NDArray[np.float32], sign: np.float32) -> NDArray[np.float32]:
+        if not self.policy.relative_joints:
+            return latent
+        moved, factor = latent.copy(), self._action.factor
+        offset = np.divide(self._anchor, factor, out=np.zeros_like(factor), where=factor != 0)
+        moved[:, : self.policy.action_dim] += sign * offset * self._action.gain
+        return moved
 
 
-def check_picture(key: str, image: NDArray[Any], camera: CameraSpec) -> None:
-    """ObservationError when `image` is not uint8 [height, width, 3] of the camera's size."""
+def check_picture(key: str, image: NDArray[Any], camera: CameraSpec, any_size: bool) -> None:
+    """ObservationError when `image` is not uint8 [height, width, 3]; of the camera's size unless `any_size`."""
     expected = (camera.height, camera.width, 3)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != expected:
+    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not fits or not (_scalable(*image.shape[:2]) if any_size else image.shape == expected):
         kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ObservationError(f"{key} is {kind}; expected uint8 {list(expected)} (height, width, RGB)")
+        size = f"1 to {MAX_SIDE} a side, at most {MAX_ASPECT}:1" if any_size else "the policy does not resize"
+        raise ObservationError(f"{key} is {kind}; expected uint8 {list(expected)} (height, width, RGB; {size})")
+
+
+def _scalable(height: int, width: int) -> bool:
+    shorter, longer = sorted((height, width))
+    return shorter >= 1 and longer <= min(MAX_SIDE, MAX_ASPECT * shorter)

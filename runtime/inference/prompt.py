@@ -47,10 +47,9 @@ class PromptEncoder:
         self._tokenizer.no_truncation()
 
     def encode(self, task: str) -> Prompt:
-        """ObservationError for a task that is empty, no text or, without `allow_truncation`, too long."""
+        """ObservationError for a task that is no text or, without `allow_truncation`, too long. An empty task is one that
+        LeRobot's policies know from data recorded without a text."""
         spec = self._spec
-        if not task.strip():
-            raise ObservationError("the task is empty; say in a sentence what the arm shall do")
         if any(0xD800 <= ord(letter) <= 0xDFFF for letter in task):
             raise ObservationError(
                 f"the task {task!r:.80} holds half of a surrogate pair, which is no text; encode it again as UTF-8"

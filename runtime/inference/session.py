@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -202,11 +202,13 @@ class PolicySession:
         step_ms: tuple[float, ...] = ()
         if scene.decision.delta:
             assert request.queued is not None
-            latent, noise = self._correct(request.queued), None
+            latent, noise = self._correct(self.preparer.unanchored(request.queued)), None
         else:
             if noise is None:
                 draw, noise = self.draw_noise(request.observation.task)
             inpaint = None if scene.broken else request.inpaint
+            if inpaint is not None:
+                inpaint = replace(inpaint, target=self.preparer.unanchored(inpaint.target))
             report = self.loop.denoise(FlowRequest(steps, noise, inpaint, request.signal))
             if report.latent is None:
                 return None
@@ -217,6 +219,7 @@ class PolicySession:
         timings = StageTimings(
             scene.prepare_ms, scene.vision_ms, scene.prefix_ms, scene.state_ms, flow_ms, total_ms, step_ms
         )
+        latent = self.preparer.anchored(latent)
         return InferenceResult(
             actions, normalized, latent, noise, draw, steps, scene.decision, scene.verdict, scene.similarity, timings
         )
@@ -281,7 +284,7 @@ class PolicySession:
             self.bundle.digest,
             task,
             tuple(picture is not None for picture in pictures),
-            str(self.options.allow_truncation),
+            f"{self.options.allow_truncation} {[picture.shape for picture in pictures if picture is not None]}",
         )
 
     def _encode(self, task: str) -> Prompt:

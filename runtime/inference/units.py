@@ -73,6 +73,42 @@ def normalizer(bundle: Bundle, tables: dict[str, NDArray[np.float32]], feature: 
     return Normalizer(first, span, span, np.float32(2), np.float32(-1))
 
 
+RESTING = 1e-5
+"""A spread below this, in any joint unit, is no joint's motion: a hundredth of a degree becomes a thousand spreads."""
+
+
+def resting(low: NDArray[np.float32], high: NDArray[np.float32], mode: str) -> tuple[int, ...]:
+    """Indices of the dimensions whose statistics divide by next to nothing. `low` and `high`: mean and std, or the ends
+    of the range, as `mode` MEAN_STD or MIN_MAX says; IDENTITY divides by nothing."""
+    if mode == "IDENTITY":
+        return ()
+    return tuple(int(index) for index in np.flatnonzero((high if mode == "MEAN_STD" else high - low) < RESTING))
+
+
+def remarks(bundle: Bundle, tables: dict[str, NDArray[np.float32]]) -> list[str]:
+    """What a person should know about a bundle's joint values before an arm moves; a sentence each."""
+    manifest, found = bundle.manifest, []
+    modes = {spec.feature: spec.mode for spec in manifest.normalization}
+    if modes.get(ACTION) == "IDENTITY":
+        found.append("the policy's outputs are taken for joint values as they are: its actions have no statistics")
+    mode = modes.get(STATE, "IDENTITY")
+    ends = [tables.get(f"{STATE}.{name}") for name in (("mean", "std") if mode == "MEAN_STD" else ("min", "max"))]
+    if ends[0] is not None and ends[1] is not None:
+        for index in resting(ends[0], ends[1], mode):
+            found.append(
+                resting_sentence(manifest.joints[index] if index < len(manifest.joints) else f"dimension {index}")
+            )
+    return found
+
+
+def resting_sentence(joint: str) -> str:
+    """Why a state joint with next to no spread is dangerous, and what mends it."""
+    return (
+        f"{STATE}: {joint} has no spread in the statistics, so that a hundredth of a degree of it changes the whole "
+        "chunk; write them anew with `vla-data stats DATASET --write`, train again, and keep that joint where it rests"
+    )
+
+
 def joint_ranges(tables: dict[str, NDArray[np.float32]], dim: int) -> NDArray[np.float32] | None:
     """Each joint's range in the data the policy learnt from, float32 [dim] in joint units: max − min of the actions,
     else six standard deviations; None without statistics. A joint that never moved has a range of infinity: no error

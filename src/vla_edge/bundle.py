@@ -21,6 +21,8 @@ from vla_edge.files import write_bytes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+MAX_FLOW_STEPS = 64
+"""Euler steps that the native loops have tables for (`FLOW_MAX_STEPS` in runtime/core/policy/flow.h)."""
 TABLES = "tables.safetensors"
 TOKENIZER = "tokenizer.json"
 AGAIN = "export the bundle again"
@@ -47,12 +49,14 @@ class GraphSpec:
 
 @dataclass(frozen=True, slots=True)
 class CameraSpec:
-    """One camera the policy sees, in slot order; `source` is its name before `rename_map`."""
+    """One camera the policy sees, in slot order; `source` is its name before `rename_map`. `seen`: height and width are
+    those of the training data; otherwise nobody knows them."""
 
     name: str
     source: str
     height: int
     width: int
+    seen: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ class NormalizationSpec:
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
     """The numbers of the policy that the runtime needs; symbols as in docs/design.md. vlm_width: of a picture's tokens.
-    What stands at 0 a family need not have: a prefix with K/V, an expert."""
+    What stands at 0 a family need not have: a prefix with K/V, an expert. relative_joints: indices of the actions that
+    count from the state of the observation they were planned from."""
 
     type: str
     chunk_size: int
@@ -108,6 +113,7 @@ class PolicySpec:
     cross_layers: tuple[int, ...] = ()
     resize_with_padding: bool = True
     adapt_to_pi_aloha: bool = False
+    relative_joints: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.bundle import open_bundle
 from vla_edge.export.command import main
+from vla_edge.lerobot_data.reader import open_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
 PROGRAM = "import sys; from vla_edge.export.command import main; sys.exit(main())"
@@ -279,8 +280,15 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
         tmp_path / "policy",
         RandomPolicy(cameras=("front", "top"), image_width=160, image_height=120, config={"num_vlm_layers": 2}),
     )
-    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", "--dataset", DATASET) == 2
-    assert "--camera top=NAME" in the_line(capsys)
+    wrong = ("--dataset", DATASET, "--camera", "observation.images.top=observation.images.side")
+    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "bundle", *wrong) == 2
+    assert "no camera observation.images.side;" in the_line(capsys)
+    assert run("--checkpoint", tmp_path / "policy", "--out", tmp_path / "masked", "--dataset", DATASET) == 0
+    cases = open_bundle(tmp_path / "masked").manifest.parity["cases"]
+    assert cases[-1] == "koch_v30_official frame 66 without observation.images.top"
+    capsys.readouterr()
+    assert run("--checkpoint", GOLDEN, "--out", tmp_path / "other", "--dataset", DATASET) == 2
+    assert "are none of the policy's" in the_line(capsys) and not (tmp_path / "other").exists()
     mapping = "observation.images.top=observation.images.wrist"
     assert (
         run(
@@ -310,20 +318,5 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
         "wrist_roll.pos",
         "gripper.pos",
     )
-    assert (
-        run(
-            "--checkpoint",
-            GOLDEN,
-            "--out",
-            tmp_path / "other",
-            "--dataset",
-            DATASET,
-            "--camera",
-            "observation.images.laptop=observation.images.front",
-            "--camera",
-            "observation.images.phone=observation.images.wrist",
-        )
-        == 2
-    )
-    capsys.readouterr()
-    assert not (tmp_path / "other").exists()
+    feature = open_dataset(DATASET).features["observation.images.front"].shape
+    assert {(camera.height, camera.width) for camera in manifest.cameras} == {tuple(feature[:2])}

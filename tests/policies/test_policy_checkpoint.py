@@ -407,10 +407,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
     "half precision inputs": (step_of(PRE, 4, float_dtype="float16"), ConfigError, "float_dtype is 'float16'"),
     "no truncation": (step_of(PRE, 3, truncation=False), ConfigError, "truncation"),
     "unknown padding": (step_of(PRE, 3, padding="both"), ConfigError, "padding is 'both'"),
-    "a rename to nowhere": (
-        step_of(PRE, 0, rename_map={"a": "observation.images.b"}),
+    "two cameras on one source": (
+        step_of(PRE, 0, rename_map={"observation.images.phone": "observation.images.laptop"}),
         ConfigError,
-        "no feature of the policy",
+        "gives observation.images.phone to both",
     ),
     "no tokenizer": (remove("vlm/tokenizer.json"), CheckpointError, "tokenizer.json.*not found"),
     "a pad token that is not there": (

@@ -180,7 +180,6 @@ def test_observations_that_do_not_fit_are_named(random_policy, observe) -> None:
     policy = random_policy()
     good = observe(policy)
     for change, words in (
-        ({"task": "  "}, "task is empty"),
         ({"observation.state": np.zeros(5, np.float32)}, r"observation.state has shape \[5\]"),
         ({"observation.images.laptop": np.zeros((48, 64), np.uint8)}, "observation.images.laptop: picture has shape"),
         ({"observation.images.phone": np.zeros((48, 64, 3), np.int32)}, "observation.images.phone: picture has type"),

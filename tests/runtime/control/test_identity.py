@@ -129,17 +129,21 @@ def test_swapped_cameras_are_refused_with_both_names(bundle):
     check_camera_places(bundle, {name: value for name, value in tables().items() if "images" not in name}, swapped)
 
 
-def test_a_camera_of_another_size_is_refused_by_name(bundle):
+def test_a_camera_of_another_aspect_is_refused_by_name_where_the_datas_is_known(bundle):
     with pytest.raises(
-        IdentityError, match="camera observation.images.phone gives 320x240, the policy's data has 640x480"
+        IdentityError, match="camera observation.images.phone gives 640x360, the policy's data has 640x480"
     ):
         check_picture_sizes(
-            bundle, {"observation.images.laptop": picture(1), "observation.images.phone": picture(1, 240, 320)}
+            bundle, {"observation.images.laptop": picture(1), "observation.images.phone": picture(1, 360, 640)}
         )
+    check_picture_sizes(bundle, {"observation.images.phone": picture(1, 240, 320)})  # the same aspect is scaled
+    unknown = replace(bundle.manifest.cameras[1], seen=False)
+    manifest = replace(bundle.manifest, cameras=(bundle.manifest.cameras[0], unknown))
+    check_picture_sizes(replace(bundle, manifest=manifest), {"observation.images.phone": picture(1, 360, 640)})
 
 
-def test_inference_refuses_to_start_with_a_camera_of_another_size(golden_bundle, tmp_path, capsys):
-    for name, size in (("laptop", (480, 640)), ("phone", (240, 320))):
+def test_inference_refuses_to_start_with_a_camera_of_another_aspect(golden_bundle, tmp_path, capsys):
+    for name, size in (("laptop", (480, 640)), ("phone", (240, 426))):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((*size, 3), np.uint8))
     words = [
@@ -156,7 +160,7 @@ def test_inference_refuses_to_start_with_a_camera_of_another_size(golden_bundle,
     ]
     cameras = [word for name in ("laptop", "phone") for word in ("--camera", f"{name}=file:{tmp_path / name}")]
     assert main(["inference", *words, *cameras]) == 2
-    assert "camera observation.images.phone gives 320x240" in capsys.readouterr().err
+    assert "camera observation.images.phone gives 426x240" in capsys.readouterr().err
 
 
 def test_a_control_process_refuses_to_start_with_other_units(golden_bundle, tmp_path, capsys):
@@ -285,5 +289,5 @@ def test_cameras_are_known_under_their_names_before_rename_map_too(bundle):
             bundle.manifest, cameras=(CameraSpec("observation.images.camera1", "observation.images.laptop", 480, 640),)
         ),
     )
-    with pytest.raises(IdentityError, match="camera observation.images.laptop gives 64x48"):
-        check_picture_sizes(renamed, {"observation.images.laptop": picture(0, 48, 64)})
+    with pytest.raises(IdentityError, match="camera observation.images.laptop gives 48x64"):
+        check_picture_sizes(renamed, {"observation.images.laptop": picture(0, 64, 48)})

@@ -55,7 +55,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other tokens": (policy(tokens_per_image=5), "policy.prefix_rows is 56"),
     "a layer too many": (policy(cross_layers=[1, 9]), "must be different ones below 4"),
     "a layer of the other kind": (policy(self_layers=[0], cross_layers=[1, 2, 3]), "graph expert has ek02 not at all"),
-    "no steps": (policy(num_steps=0), "policy.min_steps is 1, must be 1 to 0"),
+    "no steps": (policy(num_steps=0), "policy.num_steps is 0, must be 1 to 64"),
     "half a chunk executed twice": (policy(n_action_steps=51), "policy.n_action_steps is 51, must be 1 to 50"),
     "another prompt": (
         lambda content: content["tokenizer"].update(max_length=20),

@@ -113,16 +113,11 @@ def changed(**values):
             changed(**{"observation.images.front": np.zeros((480, 640, 3), np.uint8)}),
             "unknown camera 'observation.images.front'",
         ),
-        (
-            changed(**{LAPTOP: np.zeros((240, 320, 3), np.uint8)}),
-            "laptop is uint8 [240, 320, 3]; expected uint8 [480, 640, 3]",
-        ),
         (changed(**{LAPTOP: np.zeros((480, 640, 3), np.float32)}), "laptop is float32"),
         (changed(**{LAPTOP: np.zeros((480, 640, 4), np.uint8)}), "[480, 640, 4]"),
         (without(LAPTOP, PHONE), "no camera picture"),
         (without("observation.state"), "no field 'observation.state'"),
         (without("task"), "no field 'task'"),
-        (changed(task=""), "the task is empty"),
         (changed(task=np.float32(3)), "task is float32 []; expected one text"),
         (changed(task="\ud800 cube"), "half of a surrogate pair"),
         (

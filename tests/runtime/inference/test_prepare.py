@@ -228,10 +228,9 @@ def test_padding_side_moves_the_text_only_when_the_length_is_fixed(tmp_path, pad
     assert layout.state_position == 8 + 12 and layout.first_position == 8 + 12 + 1
 
 
-@pytest.mark.parametrize("task", ["", "  ", "\n"])
-def test_an_empty_task_is_refused(bundle, task):
-    with pytest.raises(ObservationError, match="task is empty"):
-        PromptEncoder(bundle).encode(task)
+def test_an_empty_task_is_the_newline_that_lerobot_makes_of_it(bundle):
+    assert PromptEncoder(bundle).encode("").mask.sum() == 1
+    assert np.array_equal(PromptEncoder(bundle).encode("").ids, PromptEncoder(bundle).encode("\n").ids)
 
 
 def test_a_missing_camera_is_masked_and_later_rows_move_up():
@@ -264,7 +263,6 @@ def picture(height=480, width=640, dtype=np.uint8):
             {"observation.images.front": picture()},
             "unknown camera 'observation.images.front'; the policy sees .*laptop",
         ),
-        ({LAPTOP: picture(240, 320)}, r"laptop is uint8 \[240, 320, 3\]; expected uint8 \[480, 640, 3\]"),
         ({LAPTOP: picture(dtype=np.float32)}, "float32"),
         ({LAPTOP: np.zeros((3, 480, 640), np.uint8)}, r"\[3, 480, 640\]"),
         ({LAPTOP: np.zeros((480, 640), np.uint8)}, r"\[480, 640\]"),
