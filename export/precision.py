@@ -231,7 +231,8 @@ class _Work:
         return replace(manifest, precision=facts)
 
     def _groups(self) -> list[Weighted]:
-        runs = {"vision": len(self.bundle.manifest.cameras), "expert": self.bundle.manifest.policy.num_steps}
+        manifest = self.bundle.manifest
+        runs = {manifest.programme.camera: len(manifest.cameras), manifest.programme.step: manifest.policy.num_steps}
         return [Weighted(group, runs.get(name, 1)) for name, graph in self.graphs.items() for group in groups_of(graph)]
 
     def _measure(self, candidate: Candidate) -> ActionError:

@@ -56,7 +56,8 @@ static int add_copy(flow_object *self, PyObject *pair)
     const Py_buffer *t = PyMemoryView_GET_BUFFER(to_view), *f = PyMemoryView_GET_BUFFER(from_view);
     if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || t->shape[1] < 1 || t->shape[0] != f->shape[0]
         || t->shape[2] != f->shape[2]) {
-        PyErr_SetString(PyExc_ValueError, "a state row must be [heads, 1, width] for a writable tensor [heads, rows, width]");
+        PyErr_SetString(PyExc_ValueError,
+                        "a state row must be [heads, 1, width] for a writable tensor [heads, rows, width]");
         return -1;
     }
     size_t bytes = (size_t)t->shape[2] * sizeof(float), stride = (size_t)t->shape[1] * bytes;
@@ -83,7 +84,8 @@ static int add_x(flow_object *self, PyObject *x, PyObject *x_next)
             return -1;
         const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
         if (buffer->readonly || buffer->ndim != 3 || buffer->shape[0] != 1
-            || (i == 1 && (self->loop.rows != (size_t)buffer->shape[1] || self->loop.columns != (size_t)buffer->shape[2]))) {
+            || (i == 1 && self->loop.rows != (size_t)buffer->shape[1])
+            || (i == 1 && self->loop.columns != (size_t)buffer->shape[2])) {
             PyErr_SetString(PyExc_ValueError, "x and x_next must be writable and of one shape [1, rows, columns]");
             return -1;
         }
@@ -106,7 +108,8 @@ static int add_graphs(flow_object *self)
 
 static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"prefix", "state", "step_even", "step_odd", "state_rows", "x", "x_next", "time_bias", "dt", NULL};
+    static char *names[] = {"prefix", "state",  "step_even", "step_odd", "state_rows",
+                            "x",      "x_next", "time_bias", "dt",       NULL};
     PyObject *prefix, *state, *even, *odd, *rows, *x, *x_next, *bias, *dt;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!OOOO", names, &prefix, &state, &even, &odd, &PyList_Type,
                                      &rows, &x, &x_next, &bias, &dt))
@@ -177,8 +180,8 @@ static PyObject *flow_call_denoise(flow_object *self, PyObject *args, PyObject *
     int steps;
     flow_request request;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS], &steps,
-                                     &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS],
+                                     &steps, &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
         return NULL;
     PyObject *made = NULL;
     if (steps < 1 || steps > FLOW_MAX_STEPS) {

@@ -125,7 +125,8 @@ static int add_shared(source_builder *builder, PyObject *name, PyObject *array)
         return -1;
     }
     const char *text = PyUnicode_AsUTF8(name);
-    PyObject *view = text == NULL ? NULL : tensor_of(array, text, false, &builder->shared[builder->source.shared_count]);
+    ort_tensor *tensor = &builder->shared[builder->source.shared_count];
+    PyObject *view = text == NULL ? NULL : tensor_of(array, text, false, tensor);
     if (view == NULL || PyList_Append(builder->kept, view) < 0) {
         Py_XDECREF(view);
         return -1;
@@ -181,7 +182,10 @@ static PyObject *runtime_session(runtime_object *self, PyObject *args, PyObject 
     return made;
 }
 
-static PyGetSetDef runtime_attributes[] = {{"version", (getter)runtime_version, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef runtime_attributes[] = {
+    {"version", (getter)runtime_version, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
 static PyMethodDef runtime_methods[] = {
     {"session", (PyCFunction)(void (*)(void))runtime_session, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},

@@ -17,7 +17,8 @@ int bind_request_read(const bind_request *self, int steps, size_t rows, size_t c
         PyErr_SetString(PyExc_ValueError, "target and weights come together");
         return -1;
     }
-    *out = (flow_request){steps, buffers[NOISE].buf, buffers[BIAS_ROWS].buf, buffers[TARGET].buf, buffers[WEIGHTS].buf, buffers[SIGNAL].buf};
+    *out = (flow_request){steps, buffers[NOISE].buf, buffers[BIAS_ROWS].buf, buffers[TARGET].buf, buffers[WEIGHTS].buf,
+                          buffers[SIGNAL].buf};
     return 0;
 }
 

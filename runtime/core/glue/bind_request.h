@@ -14,7 +14,8 @@ typedef struct {
 
 /* The request for a loop of that shape; width: floats a step of `bias_rows`. Returns -1 with ValueError set for a
  * buffer of another size, and for only one of target and weights. */
-int bind_request_read(const bind_request *self, int steps, size_t rows, size_t columns, size_t width, flow_request *out);
+int bind_request_read(const bind_request *self, int steps, size_t rows, size_t columns, size_t width,
+                      flow_request *out);
 
 void bind_request_release(bind_request *self);
 

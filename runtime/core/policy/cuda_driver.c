@@ -61,7 +61,8 @@ static bool bind_symbols(cuda_driver *driver)
 static bool start(cuda_driver *driver, int ordinal)
 {
     int count = 0;
-    if (!cuda_ok(driver, driver->call.init(0), "cuInit") || !cuda_ok(driver, driver->call.version(&driver->version), "cuDriverGetVersion")
+    if (!cuda_ok(driver, driver->call.init(0), "cuInit")
+        || !cuda_ok(driver, driver->call.version(&driver->version), "cuDriverGetVersion")
         || !cuda_ok(driver, driver->call.device_count(&count), "cuDeviceGetCount"))
         return false;
     if (ordinal < 0 || ordinal >= count) {
@@ -118,7 +119,8 @@ bool cuda_capture_end(cuda_driver *driver, cuda_stream stream, cuda_exec *exec)
     /* The executable graph does not need the template; the first failure keeps its message. */
     cuda_result destroyed = driver->call.graph_destroy(graph);
     if (made)
-        made = cuda_ok(driver, destroyed, "cuGraphDestroy") && cuda_ok(driver, driver->call.upload(*exec, stream), "cuGraphUpload")
+        made = cuda_ok(driver, destroyed, "cuGraphDestroy")
+            && cuda_ok(driver, driver->call.upload(*exec, stream), "cuGraphUpload")
             && cuda_ok(driver, driver->call.stream_sync(stream), "cuStreamSynchronize");
     if (!made && *exec != NULL) {
         driver->call.exec_destroy(*exec);

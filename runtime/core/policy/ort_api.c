@@ -100,7 +100,8 @@ static bool make_environment(ort_runtime *runtime, int threads, bool spin, ort_r
     bool made = ort_check(runtime, runtime->call.create_threading(&threading), reason)
         && ort_check(runtime, runtime->call.set_threads(threading, threads), reason)
         && ort_check(runtime, runtime->call.set_spin(threading, spin ? 1 : 0), reason)
-        && ort_check(runtime, runtime->call.create_environment(LOG_ERRORS, "vla-edge", threading, &runtime->environment), reason)
+        && ort_check(runtime,
+                     runtime->call.create_environment(LOG_ERRORS, "vla-edge", threading, &runtime->environment), reason)
         && ort_check(runtime, runtime->call.create_memory(DEVICE_ALLOCATOR, DEFAULT_MEMORY, &runtime->memory), reason)
         && ort_check(runtime, runtime->call.create_prepacked(&runtime->prepacked), reason);
     if (threading != NULL)

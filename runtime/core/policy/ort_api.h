@@ -16,7 +16,9 @@
 enum { ORT_API_VERSION = 18, ORT_MESSAGE = 512 };
 
 /* ONNX element types (onnx.TensorProto.DataType). */
-typedef enum { ORT_FLOAT32 = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7, ORT_BOOL = 9, ORT_FLOAT16 = 10 } ort_type;
+typedef enum {
+    ORT_FLOAT32 = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT32 = 6, ORT_INT64 = 7, ORT_BOOL = 9, ORT_FLOAT16 = 10
+} ort_type;
 
 typedef struct ort_status ort_status; /* NULL is success */
 typedef struct ort_environment ort_environment;

@@ -9,8 +9,8 @@ enum { ALL_OPTIMIZATIONS = 99 };
 static bool make_value(const ort_runtime *runtime, const ort_tensor *tensor, ort_value **value, ort_reason *reason)
 {
     return ort_check(runtime,
-                     runtime->call.create_tensor(runtime->memory, tensor->data, tensor->bytes, tensor->shape, tensor->rank,
-                                                 (int)tensor->type, value),
+                     runtime->call.create_tensor(runtime->memory, tensor->data, tensor->bytes, tensor->shape,
+                                                 tensor->rank, (int)tensor->type, value),
                      reason);
 }
 
@@ -21,7 +21,8 @@ static bool share_initializers(ort_session *session, ort_options *options, const
         return true;
     session->shared = calloc(source->shared_count, sizeof *session->shared);
     if (session->shared == NULL) {
-        snprintf(session->reason.text, sizeof session->reason.text, "out of memory for %zu initialisers", source->shared_count);
+        snprintf(session->reason.text, sizeof session->reason.text, "out of memory for %zu initialisers",
+                 source->shared_count);
         return false;
     }
     for (size_t i = 0; i < source->shared_count; i++) {
@@ -75,9 +76,10 @@ void ort_session_destroy(ort_session *session)
 
 bool ort_binding_create(ort_binding *binding, ort_session *session)
 {
+    const ort_runtime *runtime = session->runtime;
     binding->session = session;
     binding->io = NULL;
-    return ort_check(session->runtime, session->runtime->call.create_io(session->session, &binding->io), &binding->reason);
+    return ort_check(runtime, runtime->call.create_io(session->session, &binding->io), &binding->reason);
 }
 
 /* The binding keeps its own reference to the value, so ours is released at once. */

@@ -19,7 +19,7 @@ typedef struct {
 typedef struct {
     const void *model;
     size_t model_bytes;
-    const char *folder;       /* where the model's external data lies: ONNX Runtime wants it to exist even when unread */
+    const char *folder;       /* where its external data lies: ONNX Runtime wants it to exist even when unread */
     const ort_tensor *shared; /* initialisers used where they lie and packed once for all sessions */
     size_t shared_count;
 } ort_source;
