@@ -32,9 +32,9 @@ HOMING = {servo: 1000 * servo for servo in IDS}
 
 
 def wait_until(what: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 10.0
+    end_s = time.monotonic() + 120.0
     while not what():
-        assert time.monotonic() < end_s, "did not happen within ten seconds"
+        assert time.monotonic() < end_s, "did not happen"
         time.sleep(0.005)
 
 
@@ -280,7 +280,7 @@ def test_an_unplugged_adapter_is_noticed_by_the_next_call(tmp_path: Path) -> Non
         bus = core.KochBus(str(emulator.port))
         assert bus.read_arm(0.1)[0] == ArmResult.OK
         emulator.event("unplug")
-        emulator.process.wait(5)
+        emulator.process.wait(120)
         assert bus.read_arm(0.1)[0] == ArmResult.UNPLUGGED
         assert bus.write_goals((2048,) * 6, 0.1) == ArmResult.UNPLUGGED
         bus.close()

@@ -35,6 +35,7 @@ from vla_edge.runtime.control.planning import (
 from vla_edge.runtime.control.run_folder import open_run_folder
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
+PACE = "vla_edge.runtime.control.inference_loop.pace_of"
 RULES = PlanRules(settle_ticks=9, replan_ticks=8)
 VIEW = ControlView(
     session=5,
@@ -196,6 +197,29 @@ def infer_for(seconds, folder, bundle, pictures, *extra):
     return main(["inference", *words, "--threads", "1", "--nice", "0", "--json", *pictures, *extra])
 
 
+def infer_until(happened, folder, bundle, pictures, *extra):
+    """The inference process, told to end as soon as `happened()`."""
+
+    def terminate():
+        wait_until(lambda: planned(folder, 1))  # its handler of the signal is set
+        try:
+            wait_until(happened)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=terminate)
+    killer.start()
+    code = infer_for(1e6, folder, bundle, pictures, *extra)
+    killer.join()
+    return code
+
+
+def planned(folder, count):
+    """Whether the log holds so many lines behind its first."""
+    log = folder.path / "inference.jsonl"
+    return log.exists() and log.read_bytes().count(b"\n") > count
+
+
 def lines_of(folder):
     """The log behind its first line, which says what the run was."""
     start, *lines = [json.loads(line) for line in (folder.path / "inference.jsonl").read_text().splitlines()]
@@ -205,10 +229,16 @@ def lines_of(folder):
 
 @pytest.mark.parametrize("handover", ["replace", "blend", "inpaint"])
 def test_a_fast_host_moves_all_the_time_and_replans_under_way(
-    control, folder, golden_bundle, pictures, capsys, handover
+    control, folder, golden_bundle, pictures, capsys, monkeypatch, handover
 ):
-    running = control(blend_ticks=HandOver(handover).blend_ticks)
-    assert infer_for(4, folder, golden_bundle, pictures, "--handover", handover) == 0
+    monkeypatch.setattr(PACE, lambda *measured: Pace(Rhythm.OVERLAPPED, 0.1, 0.1, 1.7, 1.0))
+    running = control(blend_ticks=HandOver(handover).blend_ticks, patience_min_ns=10**12, patience_max_ns=10**12)
+
+    def replanned():
+        return running.reader()["chunks"]["taken"] >= 4 and re.search(r'"velocity_step": \d', log.read_text())
+
+    log = folder.path / "inference.jsonl"
+    assert infer_until(replanned, folder, golden_bundle, pictures, "--handover", handover) == 0
     status = running.reader()
     captured = capsys.readouterr()
     summary = json.loads(captured.out.splitlines()[-1])
@@ -216,9 +246,7 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     lines = lines_of(folder)
     assert lines[0]["kind"] == "rest" and {line["kind"] for line in lines[1:]} == {"moving"}
     assert all(line["reason"] == "always" and line["prefix"] and line["ms"]["flow"] > 0 for line in lines)
-    taken = status["chunks"]["taken"]
-    assert taken >= 4 and taken >= 0.8 * summary["events"]["chunks"]
-    assert status["state"] in ("moving", "hold", "planning") and status["moving_ticks"] > 30
+    assert status["chunks"]["taken"] >= 4 and status["moving_ticks"] > 0
     steps = [line["velocity_step"] for line in lines if line["velocity_step"] is not None]
     assert summary["handover"]["count"] == len(steps) > 0 and summary["handover"]["velocity_step_max"] == max(steps)
     # 0.25 s at 30 Hz are 8 ticks: no two observations are nearer.
@@ -264,8 +292,12 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
 
     limits = GateSettings("pooled", threshold=-1, still_mean=1, still_worst=4, max_reuse=3, max_age_s=100)
     monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
-    control()
-    assert infer_for(3, folder, golden_bundle, pictures, "--cache", "still", "--audit", "1") == 0
+    control(patience_min_ns=10**12, patience_max_ns=10**12)
+
+    def audited():
+        return planned(folder, 2) and '"audit"' in (folder.path / "inference.jsonl").read_text()
+
+    assert infer_until(audited, folder, golden_bundle, pictures, "--cache", "still", "--audit", "1") == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     lines = lines_of(folder)
     chunks, audits = [line for line in lines if "reason" in line], [line for line in lines if "audit" in line]
@@ -340,16 +372,7 @@ def test_without_control_it_waits_and_ends_when_told(folder, golden_bundle, pict
 def test_a_signal_ends_it_with_its_summary(control, folder, golden_bundle, pictures, capsys):
     control()
     before = signal.getsignal(signal.SIGTERM)
-
-    def terminate():
-        log = folder.path / "inference.jsonl"
-        wait_until(lambda: log.exists() and log.read_bytes().count(b"\n") >= 2, 60.0)  # it plans: the handler is set
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    killer = threading.Thread(target=terminate)
-    killer.start()
-    assert infer_for(120, folder, golden_bundle, pictures) == 0
-    killer.join()
+    assert infer_until(lambda: True, folder, golden_bundle, pictures) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "stopped"
     assert signal.getsignal(signal.SIGTERM) is before
 

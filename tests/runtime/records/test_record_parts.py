@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -74,17 +73,14 @@ def test_entries_are_left_out_rather_than_waited_for_and_the_gap_is_recorded(tmp
     whole = InputRecorder._write
 
     def write(self, data):
-        slow.wait(5)
+        slow.wait()
         whole(self, data)
 
     monkeypatch.setattr(InputRecorder, "_write", write)
     recorder = InputRecorder(tmp_path / "x.rec", 1 << 30, print)
-    begin = time.monotonic()
-    for index in range(10):
+    for index in range(10):  # none of them waits for the writing thread, which waits for us
         recorder.put(Entry({"kind": "picture", "number": index}, {"picture/a": np.zeros((100, 1000), np.uint8)}))
-    assert time.monotonic() - begin < 1
     slow.set()
-    time.sleep(0.3)
     recorder.put(Entry({"kind": "picture", "number": 10}, {}))
     recorder.close()
     kept = [entry.head for entry in read_inputs(tmp_path / "x.rec")]

@@ -262,7 +262,7 @@ def test_many_and_silent_clients_find_no_place_and_leave_others_theirs(world, ex
                 each.settimeout(20)
                 assert each.recv(64).startswith(b"HTTP/1.1 503")
             # After 10 s the silent ones have lost theirs.
-            wait_until(lambda: healthy(service), 40)
+            wait_until(lambda: healthy(service))
         finally:
             for each in silent:
                 each.close()
@@ -366,7 +366,7 @@ def test_one_client_may_give_words_and_the_others_only_read(world):
     assert service.send("POST", "/control/dance", headers=mine)[0] == 404
     assert service.send("PUT", "/lease", headers=mine)[0] == 200
     # The holder falls silent: its lease lapses after 5 s and the arm is told to hold.
-    wait_until(lambda: control.status()["latched"] and control.status()["reason"] == "operator", 20)
+    wait_until(lambda: control.status()["latched"] and control.status()["reason"] == "operator")
     assert service.status()["lease"] == "" and service.send("PUT", "/lease", headers=mine)[0] == 403
 
 
@@ -390,7 +390,7 @@ def test_metrics_are_prometheus_text_and_count(world):
     assert 'vla_serve_stage_milliseconds{stage="flow",quantile="p50"}' in second
 
 
-def wait_until(condition, seconds):
+def wait_until(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
