@@ -85,14 +85,10 @@ def test_in_the_robots_environment_doctor_and_deploy_run_without_the_other_extra
 
 
 def test_a_missing_core_or_engine_fails_with_the_way_out(monkeypatch, capsys):
-<<<<<<< HEAD
     for module, check, way in (
         ("vla_edge._core", "C core", "apt-get install gcc"),
         ("onnxruntime", "onnxruntime", '[ort]"'),
     ):
-=======
-    for module, check, way in (("vla_edge._core", "C core", "C compiler"), ("onnxruntime", "onnxruntime", "[ort]")):
->>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             assert doctor.main(["--json"]) == 1

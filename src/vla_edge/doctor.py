@@ -25,11 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-<<<<<<< HEAD
-from vla_edge.command_line import Command, Subcommand, answer, install_command
-=======
 from vla_edge.command_line import EXTRAS, Command, Subcommand, answer, install_command
->>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
 from vla_edge.errors import CheckFailed
 from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
@@ -128,11 +124,7 @@ def core() -> list[Finding]:
                 MISSING,
                 str(error),
                 "vla_edge._core",
-<<<<<<< HEAD
-                f"apt-get install gcc python3-dev, then {install_command()}",
-=======
                 f"install a C compiler (apt-get install gcc python3-dev), then: {install_command()}",
->>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
             )
         ]
     return [Finding("C core", OK, Path(module.__file__ or "").name, "vla_edge._core")]
@@ -210,40 +202,15 @@ def packages(extra: str) -> list[Finding]:
 
 
 def tensorrt() -> list[Finding]:
-<<<<<<< HEAD
-    return [
-        _package(
-            "TensorRT",
-            "tensorrt",
-            "tensorrt",
-            "10.3 or newer",
-            f"{install_command('gpu')} (on a Jetson: apt-get install python3-libnvinfer)",
-        )
-    ]
-
-
-def export() -> list[Finding]:
-    """What `export-engines` needs."""
-    fix = install_command("export")
-    return [
-        _package(name, name, name, needed, fix)
-        for name, needed in (("torch", "2.5 or newer"), ("onnx", "1.16 or newer"))
-    ]
-=======
     """TensorRT and what its engines run with."""
     fix = f"{install_command('gpu')} (on a Jetson: apt-get install python3-libnvinfer)"
     return [_package("tensorrt", NEEDED["tensorrt"], fix)]
->>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
 
 
 def sim() -> list[Finding]:
     """What the simulated arm needs. Rendering comes first: MuJoCo takes the way to render from its first import."""
     fault = rendering_fault()
-<<<<<<< HEAD
-    package = _package("mujoco", "mujoco", "mujoco", "3.1 or newer", install_command("sim"))
-=======
     package = _package("mujoco", NEEDED["mujoco"], install_command("sim"))
->>>>>>> 0368cad (One comparison of bundle and data set for vla-runtime identity and vla-doctor deploy; vla-doctor looks for every optional package and names the command that installs it from here, and both run without the packages that read data sets; the demo starts the commands as processes; inpaint ties all rows that overlap unless told otherwise)
     if package.state != OK:
         return [package]
     needed = "off-screen rendering through EGL"
@@ -364,6 +331,7 @@ OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
     "sim": sim,
     "gpu": gpu,
     "tensorrt": tensorrt,
+    "rtx": partial(packages, "rtx"),
     "cameras": cameras,
     "serial": serial,
 }
