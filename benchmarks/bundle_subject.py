@@ -31,7 +31,7 @@ class BundleSubject:
         engine = load_engine(spec.backend, EngineOptions(threads=spec.threads))
         self._delta = "delta" in bundle.manifest.graphs
         policy = CacheMode.DELTA if self._delta else CacheMode.STILL
-        self._session = PolicySession(bundle, engine, SessionOptions(policy=policy, gate=GATE))
+        self._session = PolicySession(bundle, engine, SessionOptions(policy, gate=GATE))
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         self._last: Observation = self._data.observations[0]
         self._count = 0

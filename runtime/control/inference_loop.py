@@ -90,7 +90,7 @@ class InferenceLoop:
         self._abandon = AbandonWatch(ControlReader(folder, digest), self._newest)
         self._ring = ring_writer(folder)
         self._log = InferenceLog(folder.path)
-        audited = session.cache.policy is not CacheMode.OFF and options.audit > 0
+        audited = session.cache.mode is not CacheMode.OFF and options.audit > 0
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._meter = DelayMeter()
         self._sent = SentChunks()
@@ -401,7 +401,7 @@ class InferenceLoop:
             "bundle": self._session.bundle.digest,
             "task": self._options.task,
             "seed": self._session.options.seed,
-            "cache": self._session.cache.policy.value,
+            "cache": self._session.cache.mode.value,
             "gate": None if settings is None else asdict(settings),
             "handover": self._options.handover.kind.value,
             "inpaint_horizon": self._options.handover.horizon,

@@ -118,9 +118,9 @@ class PrefixCache:
     settings may be None for ALWAYS only (then no verdicts are given).
     """
 
-    def __init__(self, policy: CacheMode, settings: GateSettings | None) -> None:
-        assert settings is not None or policy is CacheMode.OFF
-        self.policy = policy
+    def __init__(self, mode: CacheMode, settings: GateSettings | None) -> None:
+        assert settings is not None or mode is CacheMode.OFF
+        self.mode = mode
         self.settings = settings
         self.gate = SceneGate()
         self.counts = CacheCounts()
@@ -140,7 +140,7 @@ class PrefixCache:
     ) -> Decision:
         """What to run for these pictures (by slot, None missing). queued: a chunk waits that delta could correct."""
         present = tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
-        if self.policy is CacheMode.OFF:
+        if self.mode is CacheMode.OFF:
             return self._refresh(Reason.ALWAYS, key, present)
         reason = self._key_reason(key)
         if reason is not None:
@@ -155,14 +155,14 @@ class PrefixCache:
             reason = Reason.MAX_AGE
         elif changed:
             reason, look = Reason.PICTURE_CHANGED, changed
-        elif self.policy is not CacheMode.STILL and self.gate.verdict is SceneVerdict.CHANGED:
+        elif self.mode is not CacheMode.STILL and self.gate.verdict is SceneVerdict.CHANGED:
             reason = Reason.SCENE_CHANGED
-        elif self.policy is not CacheMode.STILL and self.gate.verdict is SceneVerdict.NO_HISTORY:
+        elif self.mode is not CacheMode.STILL and self.gate.verdict is SceneVerdict.NO_HISTORY:
             reason = Reason.NO_HISTORY
         elif self._reuses >= self.settings.max_reuse:
             reason = Reason.MAX_REUSE
         if reason is Reason.REUSED:
-            return Decision(reason, (), False, queued and self.policy is CacheMode.DELTA, still, age_s)
+            return Decision(reason, (), False, queued and self.mode is CacheMode.DELTA, still, age_s)
         self._key = None
         return Decision(reason, look, True, False, still, age_s)
 
@@ -183,7 +183,7 @@ class PrefixCache:
         """The decided graphs ran on `pictures` taken at now_ns: remember them, judge the new prefix, count."""
         for slot in decision.look:
             self._seen_ns[slot] = now_ns
-            if self.policy is not CacheMode.OFF:
+            if self.mode is not CacheMode.OFF:
                 self._blocks[slot] = block_means(pictures[slot])  # type: ignore[arg-type]
         self._key = key
         self._reuses = 0

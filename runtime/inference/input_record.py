@@ -178,7 +178,7 @@ def session_facts(session: PolicySession, engine: str, threads: int) -> dict[str
         "engine": engine,
         "threads": threads,
         "loop": session.loop.name,
-        "policy": options.policy.value,
+        "cache": options.cache.value,
         "seed": options.seed,
         "steps": options.steps,
         "allow_truncation": options.allow_truncation,

@@ -34,10 +34,10 @@ class Noise(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """seed: of the session's noise. steps: Euler steps a chunk (None: the policy's num_steps). gate: limits in place
+    """cache: when a prefix is reused. seed: of the session's noise. steps: Euler steps a chunk (None: the policy's num_steps). gate: limits in place
     of the bundle's own. allow_truncation: cut a task that is too long instead of refusing it."""
 
-    policy: CacheMode = CacheMode.OFF
+    cache: CacheMode = CacheMode.OFF
     seed: int = 0
     steps: int | None = None
     gate: GateSettings | None = None
@@ -69,8 +69,8 @@ class InferenceRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class StageTimings:
-    """Milliseconds of one inference by stage; a stage that did not run is 0. step: one entry an Euler step."""
+class Timings:
+    """Milliseconds of one inference by what ran; what did not is 0. step: one entry an Euler step."""
 
     prepare: float
     vision: float
@@ -98,7 +98,7 @@ class InferenceResult:
     decision: Decision
     verdict: SceneVerdict | None
     similarity: float | None
-    timings: StageTimings
+    timings: Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class PolicySession:
         self.preparer = Preparer(bundle)
         self.graphs = BoundGraphs(bundle, engine)
         self.loop: FlowLoop = self.graphs.loop(self.preparer.tables)
-        self.cache = PrefixCache(self.options.policy, settings)
+        self.cache = PrefixCache(self.options.cache, settings)
         self.observer: SessionObserver | None = None
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
         self._prompt: Prompt | None = None
@@ -216,7 +216,7 @@ class PolicySession:
         flow_ms = (time.perf_counter_ns() - flow_start) / 1e6
         actions, normalized = self.preparer.actions(latent)
         total_ms = (time.perf_counter_ns() - start) / 1e6
-        timings = StageTimings(
+        timings = Timings(
             scene.prepare_ms, scene.vision_ms, scene.prefix_ms, scene.state_ms, flow_ms, total_ms, step_ms
         )
         latent = self.preparer.anchored(latent)
@@ -250,7 +250,7 @@ class PolicySession:
             return _Scene(decision, None, None, False, *times)
         before = cache.gate.verdict
         verdict = cache.computed(decision, key, pictures, self.graphs.features(), request.now_ns)
-        gated = cache.policy in (CacheMode.GATED, CacheMode.DELTA)
+        gated = cache.mode in (CacheMode.GATED, CacheMode.DELTA)
         broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
         return _Scene(decision, verdict, cache.gate.last_similarity, broken, *times)
 
@@ -319,20 +319,20 @@ def noise_of(seed: int, index: int, shape: tuple[int, int]) -> NDArray[np.float3
 
 def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
     settings = options.gate or read_gate(bundle)
-    if options.policy is CacheMode.OFF and settings is None:
+    if options.cache is CacheMode.OFF and settings is None:
         return None
     if settings is None:
         raise ConfigError(
-            f"--cache {options.policy.value} needs a calibrated bundle, this one has no thresholds; run "
+            f"--cache {options.cache.value} needs a calibrated bundle, this one has no thresholds; run "
             "vla-calibrate gate, or choose --cache off"
         )
     feature = "pooled" if settings.similarity == "pooled" else "cls"
     made = gate_features(bundle)
-    if feature not in made and (made or options.policy is not CacheMode.STILL):
+    if feature not in made and (made or options.cache is not CacheMode.STILL):
         raise ConfigError(
             f"gate similarity {settings.similarity} needs the output {feature} that this bundle's scene graph does "
             "not have; calibrate with pooled"
         )
-    if options.policy is CacheMode.DELTA and not bundle.manifest.programme.correct:
+    if options.cache is CacheMode.DELTA and not bundle.manifest.programme.correct:
         raise ConfigError("--cache delta needs a bundle with a delta expert; choose off, still or gated")
     return settings

@@ -69,11 +69,10 @@ def _session(bundle: Bundle, entry: Entry) -> PolicySession:
             "was recorded with"
         )
     engine = load_engine(head["engine"], EngineOptions(threads=head["threads"], spin=False))
+    cache = CacheMode(head["cache"] if "cache" in head else head["policy"])  # its name in records of before
     gate = None if head["gate"] is None else settings_of(head["gate"])
     return PolicySession(
-        bundle,
-        engine,
-        SessionOptions(CacheMode(head["policy"]), head["seed"], head["steps"], gate, head["allow_truncation"]),
+        bundle, engine, SessionOptions(cache, head["seed"], head["steps"], gate, head["allow_truncation"])
     )
 
 

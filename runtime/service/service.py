@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -23,7 +24,7 @@ from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.scene_gate import read_gate
-from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import PolicySession
 from vla_edge.runtime.service.serve_access import Access, ControlLease
 from vla_edge.runtime.service.serve_app import Service, application, message_limit
 from vla_edge.runtime.service.serve_options import ServeOptions
@@ -44,7 +45,7 @@ async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: Ser
 
     def make(number: int) -> PolicySession:
         each = options.session
-        made = PolicySession(bundle, engine, SessionOptions(each.policy, each.seed + number - 1, each.steps, each.gate))
+        made = PolicySession(bundle, engine, replace(each, seed=each.seed + number - 1))
         if recorder is not None:
             made.observer = RecordedSession(recorder, number, session_facts(made, options.engine, options.threads))
         return made

@@ -106,7 +106,7 @@ def test_the_native_loop_and_the_python_loop_write_the_same_bits(bundle, recorde
 
 
 def test_a_cached_prefix_with_a_new_state_equals_a_full_run_with_that_state(bundle, recorded):
-    cached = session_of(bundle, policy=CacheMode.STILL, gate=STRICT)
+    cached = session_of(bundle, cache=CacheMode.STILL, gate=STRICT)
     infer(cached, observation_of(recorded))
     for shift in (5.0, -20.0):
         moved = observation_of(recorded, state_shift=shift)
@@ -128,7 +128,7 @@ def test_always_is_bit_equal_to_no_cache_at_all(bundle, recorded):
 
 
 def test_when_one_camera_changed_the_other_ones_tokens_are_right(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.STILL, gate=STRICT)
+    session = session_of(bundle, cache=CacheMode.STILL, gate=STRICT)
     infer(session, observation_of(recorded))
     brighter = observation_of(recorded, brighter=30)
     partial = infer(session, brighter, noise=recorded["noise"][0])
@@ -138,7 +138,7 @@ def test_when_one_camera_changed_the_other_ones_tokens_are_right(bundle, recorde
 
 
 def test_a_missing_camera_that_comes_back_leaves_no_trace(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.STILL, gate=STRICT)
+    session = session_of(bundle, cache=CacheMode.STILL, gate=STRICT)
     both = observation_of(recorded)
     alone = replace(both, frames={name: frame for name, frame in both.frames.items() if name.endswith("phone")})
     first = infer(session, both, noise=recorded["noise"][0])
@@ -149,7 +149,7 @@ def test_a_missing_camera_that_comes_back_leaves_no_trace(bundle, recorded):
 
 
 def test_a_new_instruction_is_used_at_once(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.STILL, gate=LOOSE)
+    session = session_of(bundle, cache=CacheMode.STILL, gate=LOOSE)
     infer(session, observation_of(recorded))
     other = replace(observation_of(recorded), task="Push the cube")
     changed = infer(session, other, noise=recorded["noise"][0])
@@ -158,7 +158,7 @@ def test_a_new_instruction_is_used_at_once(bundle, recorded):
 
 
 def test_the_pooled_gate_sees_a_still_scene_as_stable_and_a_changed_one_as_changed(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.GATED, gate=STRICT)
+    session = session_of(bundle, cache=CacheMode.GATED, gate=STRICT)
     verdicts = [infer(session, observation_of(recorded, brighter)).verdict for brighter in (0, 0, 80)]
     assert verdicts == [SceneVerdict.NO_HISTORY, SceneVerdict.STABLE, SceneVerdict.CHANGED]
 
@@ -240,7 +240,7 @@ def test_frozen_rows_come_out_as_the_chunk_they_are_tied_to(bundle, recorded):
 
 
 def test_an_audit_of_an_unchanged_scene_finds_no_error(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.STILL, gate=STRICT)
+    session = session_of(bundle, cache=CacheMode.STILL, gate=STRICT)
     audit = ShadowAudit(session, share=1.0)
     infer(session, observation_of(recorded))
     request = InferenceRequest(observation_of(recorded), 0)
@@ -252,7 +252,7 @@ def test_an_audit_of_an_unchanged_scene_finds_no_error(bundle, recorded):
 
 
 def test_an_audit_that_finds_too_much_tightens_the_limits_and_says_so(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.STILL, gate=replace(LOOSE, bound=1e-4))
+    session = session_of(bundle, cache=CacheMode.STILL, gate=replace(LOOSE, bound=1e-4))
     audit = ShadowAudit(session, share=1.0)
     infer(session, observation_of(recorded))
     request = InferenceRequest(observation_of(recorded, brighter=80), 0)
@@ -266,7 +266,7 @@ def test_an_audit_that_finds_too_much_tightens_the_limits_and_says_so(bundle, re
 
 
 def test_misses_are_never_audited_and_a_share_audits_that_share(bundle, recorded):
-    session = session_of(bundle, policy=CacheMode.STILL, gate=STRICT)
+    session = session_of(bundle, cache=CacheMode.STILL, gate=STRICT)
     audit = ShadowAudit(session, share=0.25, seed=1)
     miss = infer(session, observation_of(recorded))
     hit = infer(session, observation_of(recorded))
@@ -344,7 +344,7 @@ def test_a_delta_run_equals_the_torch_policys_correction(random_policy, observe,
     raw = observe(policy)
     frames = {name: Frame(name, value, 0, 0) for name, value in raw.items() if name.startswith("observation.images.")}
     observation = Observation(0, frames, JointReading(0, 0, raw["observation.state"]), raw["task"])
-    session = session_of(open_bundle(tmp_path / "bundle"), policy=CacheMode.DELTA, gate=LOOSE)
+    session = session_of(open_bundle(tmp_path / "bundle"), cache=CacheMode.DELTA, gate=LOOSE)
     first = infer(session, observation)
     infer(session, observation)
     left = first.latent[20:]
@@ -361,9 +361,7 @@ def test_the_learned_observation_tokens_gate_a_real_prefix(random_policy, observ
 
     policy = random_policy(image_height=48, image_width=64, cls=True, cls_trained=True)
     export_bundle(ExportRequest(checkpoint=tmp_path / "policy", out=tmp_path / "bundle", threads=1), lambda step: None)
-    session = session_of(
-        open_bundle(tmp_path / "bundle"), policy=CacheMode.GATED, gate=replace(STRICT, similarity="00")
-    )
+    session = session_of(open_bundle(tmp_path / "bundle"), cache=CacheMode.GATED, gate=replace(STRICT, similarity="00"))
     verdicts = []
     for seed in (3, 3, 4):
         raw = observe(policy, seed=seed)

@@ -24,9 +24,10 @@ from vla_edge.runtime.command import main
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
-from vla_edge.runtime.inference.input_record import Entry, read_inputs
+from vla_edge.runtime.inference.input_record import Entry, pack, read_inputs
 from vla_edge.runtime.records.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.episodes import episodes_of
+from vla_edge.runtime.records.replay_inputs import replay_inputs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 T = 33_333_333
@@ -168,8 +169,6 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
 
 def test_a_changed_input_gives_another_chunk_and_fails(run_folder, inputs, golden_bundle, tmp_path, capsys):
     """The check can fail: one picture's bytes exchanged in a copy of the record (with its CRC made right again)."""
-    from vla_edge.runtime.inference.input_record import pack
-
     changed, done = tmp_path / "changed.rec", False
     with changed.open("wb") as out:
         for entry in read_inputs(inputs):
@@ -183,6 +182,21 @@ def test_a_changed_input_gives_another_chunk_and_fails(run_folder, inputs, golde
         == 1
     )
     assert "chunks differ from the recorded ones" in capsys.readouterr().err
+
+
+def test_a_record_of_inputs_with_the_names_of_before_is_replayed(inputs, golden_bundle, tmp_path):
+    old = tmp_path / "old.rec"
+    before = {"off": "always", "still": "guard", "gated": "cls", "delta": "delta"}
+    with old.open("wb") as out:
+        for entry in read_inputs(inputs):
+            head = dict(entry.head)
+            if head["kind"] == "session":
+                head["policy"] = before[head.pop("cache")]
+            if head.get("gate") is not None:
+                head["gate"] = {name.replace("still_", "guard_"): value for name, value in head["gate"].items()}
+            out.write(pack(Entry(head, entry.arrays)))
+    again = replay_inputs(old, golden_bundle, lambda entries: entries)
+    assert again.inferences > 0 and not again.differing
 
 
 def test_another_bundle_is_refused(run_folder, inputs, golden_bundle, tmp_path, capsys):
@@ -243,8 +257,6 @@ def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_we
 
 
 def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folder, inputs, tmp_path, capsys):
-    from vla_edge.runtime.inference.input_record import pack
-
     other = tmp_path / "other.rec"
     with other.open("wb") as out:
         for entry in read_inputs(inputs):
