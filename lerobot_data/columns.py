@@ -51,7 +51,7 @@ class FileRows:
 
 def data_files(root: Path, info: Info, episodes: Sequence[Episode]) -> list[Path]:
     """The frame tables in the order of their frames: by episode (v2.1) or by chunk and file number (v3.0)."""
-    if info.version == layout.V21:
+    if info.version != layout.V30:
         return [root / episode.data_path for episode in episodes]
     files = sorted((root / "data").glob("*/*.parquet"))
     if not files:

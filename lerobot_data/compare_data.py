@@ -8,21 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.layout import V21_STATS_FILE
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
-from vla_edge.lerobot_data.stats import Stats
+from vla_edge.lerobot_data.stats import NEEDED, Stats
 
 _SAMPLES = 3
 _TOTAL_TOLERANCE = 1e-9
 """Statistics of the whole set are sums over episodes; another order of adding moves the last digits only."""
 
 
-def compare_datasets(a: Path, b: Path, samples: int = _SAMPLES) -> list[str]:
+def compare_datasets(a: Path, b: Path, samples: int = _SAMPLES, completed: bool = False) -> list[str]:
     """Differences between `a` and `b` in words, empty when they are equal.
 
     Compared: fps, features (type, shape, names), every number and text of every
     episode, task texts, statistics, and `samples` pictures per episode and camera
     (the first, the last and evenly between). Task numbers and file layout may differ.
+    completed: `b` may have statistics that `a` lacks.
     """
     if samples < 1:
         raise DatasetError(f"samples is {samples}; at least one picture per episode and camera is compared")
@@ -32,7 +34,7 @@ def compare_datasets(a: Path, b: Path, samples: int = _SAMPLES) -> list[str]:
             return differences
         for episode in range(len(first.episodes)):
             differences += _episode(first, second, episode, samples)
-        return differences + _statistics(first, second)
+        return differences + (_kept(first, second) if completed else _statistics(first, second))
 
 
 def _heads(a: Dataset, b: Dataset) -> list[str]:
@@ -100,15 +102,29 @@ def _statistics(a: Dataset, b: Dataset) -> list[str]:
     return differences + _stats_pair("data set", a.stats, b.stats, _TOTAL_TOLERANCE)
 
 
+def _kept(a: Dataset, b: Dataset) -> list[str]:
+    """Whether `b` holds every statistic of an episode that `a` has; the whole set's follow from them."""
+    if not (a.root / V21_STATS_FILE).is_file():
+        return []
+    x, y = read_episode_stats(a.root, a.info), read_episode_stats(b.root, b.info)
+    differences = []
+    for number, stats in x.items():
+        shared = {key: entry for key, entry in stats.items() if set(NEEDED) <= set(entry)}
+        theirs = {key: entry for key, entry in y.get(number, {}).items() if key in shared}
+        differences += _stats_pair(f"episode {number}", shared, theirs, 0.0)
+    return differences
+
+
 def _stats_pair(where: str, a: Stats, b: Stats, tolerance: float) -> list[str]:
     if set(a) != set(b):
         return [f"{where}: statistics of {sorted(set(a) ^ set(b))} stand in one only"]
     differences = []
     for key in a:
-        if set(a[key]) != set(b[key]):
-            differences.append(f"{where}: statistics {sorted(set(a[key]) ^ set(b[key]))} of {key} stand in one only")
+        one_only = set(a[key]) ^ set(b[key])
+        if one_only & set(NEEDED):  # older data have no quantiles, converting adds them
+            differences.append(f"{where}: statistics {sorted(one_only)} of {key} stand in one only")
             continue
-        for name in a[key]:
+        for name in sorted(set(a[key]) & set(b[key])):
             x, y = a[key][name], b[key][name]
             if x.shape != y.shape or not np.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True):
                 differences.append(f"{where}: {name} of {key} is {x.tolist()} and {y.tolist()}")

@@ -9,6 +9,7 @@ next instead of being joined into one that does not decode.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -23,7 +24,9 @@ from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.episode_table import EpisodeRow, EpisodeTable
 from vla_edge.lerobot_data.layout import Info, Location
 from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episodes, read_table, read_tasks
-from vla_edge.lerobot_data.stats import aggregate
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.recompute import completed
+from vla_edge.lerobot_data.stats import Stats, aggregate
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video_files import VideoFiles
 
@@ -49,15 +52,16 @@ class FileSizes:
 def convert_dataset(
     source: Path, target: Path, sizes: FileSizes = FileSizes(), progress: Progress | None = None
 ) -> Info:
-    """Write the v2.1 data set `source` as v3.0 to `target`, which must not exist. Returns the new info.
+    """Write the dataset `source`, v2.0 or v2.1, as v3.0 to `target`, which must not exist. Returns the new info.
 
-    The source is only read. Memory: one episode's table. Raises DatasetError for a
-    source that is no v2.1 data set or is damaged, CheckFailed when the result does
+    The source is only read. Statistics that it lacks are computed on the way (quantiles of numbers, everything of a
+    feature or an episode without any); what it has stays as it is. Raises DatasetError for a
+    source that is of another version or damaged, CheckFailed when the result does
     not pass verification; either way nothing is left at the target.
     """
     info = layout.read_info(source)
-    if info.version != layout.V21:
-        raise DatasetError(f"{source} is {info.version}, convert reads {layout.V21}; there is nothing to convert")
+    if info.version == layout.V30:
+        raise DatasetError(f"{source} is {info.version} already; there is nothing to convert")
     if source.resolve() in target.resolve().parents:
         raise DatasetError(f"{target} lies inside the source {source}; choose a folder outside")
     episodes = read_episodes(source, info)
@@ -71,7 +75,7 @@ def convert_dataset(
                 f"the conversion of {source} does not verify: {report.first_problem}; the source may be damaged, "
                 f"run `vla-data verify` on it"
             )
-        differences = compare_datasets(source, folder)
+        differences = compare_datasets(source, folder, completed=True)
         if differences:
             raise CheckFailed(f"the conversion of {source} differs from it: {differences[0]}; nothing was written")
     return layout.read_info(target)
@@ -80,31 +84,25 @@ def convert_dataset(
 def _write(
     source: Path, info: Info, episodes: list[Episode], folder: Path, sizes: FileSizes, progress: Progress | None
 ) -> None:
-    stats = read_episode_stats(source, info)
-    missing = [episode.index for episode in episodes if episode.index not in stats]
-    if missing:
-        raise DatasetError(
-            f"{source / layout.V21_STATS_FILE} has no statistics of episode {missing[0]}; "
-            "run `vla-data stats --write` on the source first"
-        )
+    stored = read_episode_stats(source, info) if (source / layout.V21_STATS_FILE).is_file() else {}
+    stats: dict[int, Stats] = {}
     data = tables.TableFiles(folder, layout.DATA_PATH, sizes.data_file_mb * tables.MB, info.chunks_size)
     videos = {
         key: VideoFiles(folder, key, sizes.video_file_mb * tables.MB, info.chunks_size) for key in info.video_keys
     }
     rows = EpisodeTable(folder, sizes.data_file_mb, info.chunks_size)
-    try:
+    with ExitStack() as stack:
+        for close in (data.close, rows.close, *(files.close for files in videos.values())):
+            stack.callback(close)
+        dataset = stack.enter_context(open_dataset(source))
         for episode in episodes:
+            stats[episode.index] = completed(dataset, stored, episode)
             place = _append_frames(source, info, episode, data)
             spans = {key: files.append(source / episode.videos[key].path) for key, files in videos.items()}
             span = episode.from_index, episode.to_index
             rows.append(EpisodeRow(episode.index, place, *span, spans, episode.tasks, stats[episode.index]))
             if progress is not None:
                 progress(episode.index + 1, len(episodes))
-    finally:
-        for files in videos.values():
-            files.close()
-        rows.close()
-        data.close()
     tables.write_tasks(folder / layout.TASKS_FILE, read_tasks(source, info))
     total = aggregate([stats[episode.index] for episode in episodes])
     tables.write_json(folder / layout.STATS_FILE, tables.stats_to_json(total))

@@ -17,9 +17,11 @@ import numpy as np
 from vla_edge.errors import DatasetError
 from vla_edge.fields import parse_json
 
+V20 = "v2.0"
+"""As v2.1, with statistics of the whole set only."""
 V21 = "v2.1"
 V30 = "v3.0"
-VERSIONS = (V21, V30)
+VERSIONS = (V20, V21, V30)
 
 INFO_FILE = "meta/info.json"
 STATS_FILE = "meta/stats.json"
@@ -174,7 +176,7 @@ def read_info(root: Path) -> Info:
         raise DatasetError(f"{path} is not an object; restore it from the source of the data set")
     version = raw.get("codebase_version")
     if version not in VERSIONS:
-        raise DatasetError(f"{path}: codebase_version is {version!r}; this package reads {' and '.join(VERSIONS)}")
+        raise DatasetError(f"{path}: codebase_version is {version!r}; this package reads {', '.join(VERSIONS)}")
     try:
         info = Info(
             version=version,
@@ -199,7 +201,7 @@ def read_info(root: Path) -> Info:
         )
     if info.video_keys and not info.video_path:
         raise DatasetError(f"{path}: video features {list(info.video_keys)} without video_path; restore the file")
-    fields = {"episode_chunk": 0, "episode_index": 0} if version == V21 else {"chunk_index": 0, "file_index": 0}
+    fields = {"chunk_index": 0, "file_index": 0} if version == V30 else {"episode_chunk": 0, "episode_index": 0}
     for name, pattern, extra in (("data_path", info.data_path, {}), ("video_path", info.video_path, {"video_key": ""})):
         try:
             str(pattern).format(**fields, **extra)

@@ -59,7 +59,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def read_tasks(root: Path, info: Info) -> dict[int, str]:
     """task index → task text."""
-    if info.version == layout.V21:
+    if info.version != layout.V30:
         path = root / layout.V21_TASKS_FILE
         pairs = [(row.get("task_index"), row.get("task")) for row in layout.read_jsonl(path)]
     else:
@@ -85,7 +85,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
 
 def read_episodes(root: Path, info: Info) -> list[Episode]:
     """All episodes in the order of their index."""
-    episodes = _episodes_v21(root, info) if info.version == layout.V21 else _episodes_v30(root, info)
+    episodes = _episodes_v21(root, info) if info.version != layout.V30 else _episodes_v30(root, info)
     for position, episode in enumerate(episodes):
         if episode.index != position:
             raise DatasetError(
@@ -149,8 +149,10 @@ def _episodes_v30(root: Path, info: Info) -> list[Episode]:
 
 def read_episode_stats(root: Path, info: Info) -> dict[int, Stats]:
     """Per-episode statistics: episode index → feature → statistic."""
-    if info.version == layout.V21:
+    if info.version != layout.V30:
         path = root / layout.V21_STATS_FILE
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing; write statistics with `vla-data stats {root} --write`")
         rows = [_checked(path, row, {"episode_index": int, "stats": dict}) for row in layout.read_jsonl(path)]
         return {row["episode_index"]: stats_from_json(path, row["stats"]) for row in rows}
     found: dict[int, Stats] = {}
@@ -177,8 +179,8 @@ def stats_from_json(path: Path, value: Mapping[str, Mapping[str, Any]]) -> Stats
 
 
 def read_stats(root: Path, info: Info) -> Stats:
-    """Statistics of the whole data set. v2.1 keeps them per episode only; they are put together here."""
-    if info.version == layout.V30:
+    """Statistics of the whole dataset. v2.1 keeps them per episode only; they are put together here."""
+    if info.version == layout.V30 or (info.version == layout.V20 and not (root / layout.V21_STATS_FILE).is_file()):
         return stats_from_json(root / layout.STATS_FILE, layout.read_json(root / layout.STATS_FILE))
     per_episode = read_episode_stats(root, info)
     return aggregate([per_episode[index] for index in sorted(per_episode)])

@@ -27,8 +27,10 @@ def meta_files(opened: Opened) -> list[str]:
     old = (root / layout.V21_EPISODES_FILE).is_file() or (root / layout.V21_TASKS_FILE).is_file()
     known = opened.info.version if opened.info else (layout.V21 if old else layout.V30)
     wanted = [layout.INFO_FILE]
+    if known != layout.V30:
+        wanted += [layout.V21_EPISODES_FILE, layout.V21_TASKS_FILE]
     if known == layout.V21:
-        wanted += [layout.V21_EPISODES_FILE, layout.V21_TASKS_FILE, layout.V21_STATS_FILE]
+        wanted += [layout.V21_STATS_FILE]
     else:
         wanted += [layout.TASKS_FILE, layout.STATS_FILE]
     problems = [f"{name} is missing" for name in wanted if not (root / name).is_file()]
@@ -45,9 +47,9 @@ def version(opened: Opened) -> list[str]:
     raw = layout.read_json(opened.root / layout.INFO_FILE)
     stated = raw.get("codebase_version") if isinstance(raw, dict) else None
     if stated not in layout.VERSIONS:
-        return [f"codebase_version is {stated!r}; {' and '.join(layout.VERSIONS)} are known"]
+        return [f"codebase_version is {stated!r}; {', '.join(layout.VERSIONS)} are known"]
     has_old = (opened.root / layout.V21_EPISODES_FILE).is_file()
-    if has_old != (stated == layout.V21):
+    if has_old != (stated != layout.V30):
         return [f"codebase_version is {stated}, but {layout.V21_EPISODES_FILE} is {'there' if has_old else 'missing'}"]
     return []
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_edge.errors import DatasetError
 from vla_edge.files import partial_path, replace_folder
 from vla_edge.lerobot_data import layout, tables
 from vla_edge.lerobot_data.episode_table import stats_columns
 from vla_edge.lerobot_data.layout import Info
 from vla_edge.lerobot_data.meta import episode_files, read_table
 from vla_edge.lerobot_data.stats import Stats
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def edited_meta(root: Path) -> Iterator[Path]:
 
 def write_task_texts(copy: Path, info: Info, tasks: Mapping[int, str]) -> None:
     """The tasks file and the count in info.json."""
-    if info.version == layout.V21:
+    if info.version != layout.V30:
         tables.write_jsonl(copy / layout.V21_TASKS_FILE, [{"task_index": i, "task": text} for i, text in tasks.items()])
     else:
         tables.write_tasks(copy / layout.TASKS_FILE, tasks)
@@ -44,7 +48,7 @@ def write_task_texts(copy: Path, info: Info, tasks: Mapping[int, str]) -> None:
 
 def rename_in_episodes(copy: Path, info: Info, old: str, new: str) -> None:
     """Replace a task text in the task lists of all episodes."""
-    if info.version == layout.V21:
+    if info.version != layout.V30:
         path = copy / layout.V21_EPISODES_FILE
         rows = layout.read_jsonl(path)
         tables.write_jsonl(
@@ -58,19 +62,38 @@ def rename_in_episodes(copy: Path, info: Info, old: str, new: str) -> None:
 
 
 def write_statistics(copy: Path, info: Info, episodes: Mapping[int, Stats], total: Stats) -> None:
-    """Per-episode statistics, and those of the whole set where the version has a file for them."""
-    if info.version == layout.V21:
-        rows = [{"episode_index": index, "stats": tables.stats_to_json(stats)} for index, stats in episodes.items()]
-        tables.write_jsonl(copy / layout.V21_STATS_FILE, rows)
+    """Per-episode statistics, and those of the whole set where the version has a file for them.
+
+    What is not computed here (statistics of other names, of text columns) stays as it is.
+    """
+    if info.version != layout.V30:
+        path = copy / layout.V21_STATS_FILE
+        kept = {row.get("episode_index"): row.get("stats") for row in _readable(path, layout.read_jsonl) or ()}
+        rows = [
+            {"episode_index": index, "stats": _laid_over(kept.get(index), stats)} for index, stats in episodes.items()
+        ]
+        tables.write_jsonl(path, rows)
         return
-    tables.write_json(copy / layout.STATS_FILE, tables.stats_to_json(total))
+    path = copy / layout.STATS_FILE
+    tables.write_json(path, _laid_over(_readable(path, layout.read_json), total))
     for path in episode_files(copy):
         table = read_table(path)
         indices = table["episode_index"].to_pylist()
-        columns = stats_columns([episodes[index] for index in indices])
-        # A statistic that is not computed here (quantiles) would not belong to the new ones.
-        stale = [name for name in table.column_names if name.startswith("stats/") and name not in columns]
-        _replace_columns(path, table.drop_columns(stale), columns)
+        _replace_columns(path, table, stats_columns([episodes[index] for index in indices]))
+
+
+def _readable(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What is stored; None where it is missing or damaged and about to be replaced."""
+    try:
+        return read(path)
+    except DatasetError:
+        return None
+
+
+def _laid_over(stored: object, computed: Stats) -> dict[str, Any]:
+    """The computed statistics as JSON values over the stored ones; what is damaged there is not kept."""
+    kept = {key: entry for key, entry in stored.items() if isinstance(entry, dict)} if isinstance(stored, dict) else {}
+    return kept | {key: kept.get(key, {}) | entry for key, entry in tables.stats_to_json(computed).items()}
 
 
 def _replace_columns(path: Path, table: pa.Table, columns: Mapping[str, pa.Array]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,14 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.meta_edit import edited_meta, write_statistics
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
-from vla_edge.lerobot_data.stats import ImageMoments, Stats, aggregate, number_stats, sampled_frames
+from vla_edge.lerobot_data.stats import NEEDED, ImageMoments, Stats, aggregate, number_stats, sampled_frames
 
 
-def episode_stats(dataset: Dataset, episode: Episode) -> Stats:
+def episode_stats(dataset: Dataset, episode: Episode, keys: Iterable[str]) -> Stats:
     """One episode: numbers over all frames, pictures over LeRobot's sample of them."""
     stats: Stats = {}
-    for key, feature in dataset.features.items():
+    for key in keys:
+        feature = dataset.features[key]
         if feature.is_camera:
             moments = ImageMoments()
             for frame in sampled_frames(episode.length):
@@ -26,6 +27,22 @@ def episode_stats(dataset: Dataset, episode: Episode) -> Stats:
         elif feature.dtype != "string":
             stats[key] = number_stats(dataset.column(key)[episode.from_index : episode.to_index])
     return stats
+
+
+def completed(dataset: Dataset, stored: Mapping[int, Stats], episode: Episode) -> Stats:
+    """The `stored` statistics of an episode, and those it lacks: quantiles of numbers, and all of a feature that has
+    not the first five. Pictures with statistics are not decoded for their quantiles."""
+    mine = stored.get(episode.index, {})
+    without = {key for key in dataset.camera_keys if set(NEEDED) <= set(mine.get(key, {}))}
+    computed = episode_stats(dataset, episode, [key for key in dataset.features if key not in without])
+    for key in set(dataset.camera_keys) & set(computed):
+        elsewhere = [set(stats[key]) for stats in stored.values() if set(NEEDED) <= set(stats.get(key, {}))]
+        wanted = set.intersection(*elsewhere) if elsewhere else set(computed[key])
+        computed[key] = {name: value for name, value in computed[key].items() if name in wanted}
+    whole = {key for key, entry in mine.items() if set(NEEDED) <= set(entry) or key not in computed}
+    return {key: mine[key] for key in mine if key in whole} | {
+        key: entry | mine[key] if key in whole else entry for key, entry in computed.items()
+    }
 
 
 def recompute_stats(
@@ -38,7 +55,7 @@ def recompute_stats(
     with open_dataset(root) as dataset:
         parts: dict[int, Stats] = {}
         for episode in dataset.episodes:
-            parts[episode.index] = episode_stats(dataset, episode)
+            parts[episode.index] = episode_stats(dataset, episode, dataset.features)
             if progress is not None:
                 progress(episode.index + 1, len(dataset.episodes))
         total, stored = aggregate(parts.values()), _stored(dataset, write)

@@ -1,14 +1,19 @@
-"""Statistics as LeRobot keeps them: per episode, then put together weighted by count.
+"""The ten statistics LeRobot ≥ 0.5 keeps: per episode, then put together weighted by count.
 
-min, max, mean and std over frames for numbers; per colour channel over pixels
-and sampled frames for cameras, scaled to 0..1 with shape [3, 1, 1]. Sampling
-rule (LeRobot `compute_stats.py`): every frame below 100, then n^0.75 frames
-and at least 100, at most 10 000, evenly spaced; pictures of 300 pixels or more are
-thinned by a whole stride to about 150. std is the population's (ddof 0).
+min, max, mean, std and the quantiles q01 … q99 over frames for numbers; per
+colour channel over pixels and sampled frames for cameras, scaled to 0..1 with
+shape [3, 1, 1]. Sampling rule (LeRobot `compute_stats.py`): every frame below
+100, then n^0.75 frames and at least 100, at most 10 000, evenly spaced; pictures
+of 300 pixels or more are thinned by a whole stride to about 150. std is the
+population's (ddof 0). A quantile is the smallest value with that share of the
+values at or below it; LeRobot takes it from a histogram of 5000 bins and may be
+off by one bin. Quantiles of several episodes are averaged by count, as
+LeRobot 0.4.4 to 0.6.1 do (0.6.2 takes outer bounds instead).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,6 +23,10 @@ from vla_edge.errors import DatasetError
 
 Stats = dict[str, dict[str, NDArray]]
 """feature → statistic (`min` `max` `mean` `std` `count` …) → array of one or more dimensions."""
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+NEEDED = ("min", "max", "mean", "std", "count")
+"""What every feature must have; older data have no quantiles."""
 
 _LEAST_SAMPLES = 100
 _MOST_SAMPLES = 10_000
@@ -34,48 +43,58 @@ def number_stats(values: NDArray) -> dict[str, NDArray]:
     """values: [frames, ...] numbers. Statistics over frames, at least one-dimensional."""
     keep = values.ndim == 1
     wide = values.astype(np.float64)
+    from_first = wide - wide[0]  # a joint that rests has std 0, not a rounding residue
     plain = wide if values.dtype.kind == "f" else values
+    ordered = np.sort(wide, axis=0)
     return {
         "min": plain.min(axis=0, keepdims=keep),
         "max": plain.max(axis=0, keepdims=keep),
-        "mean": wide.mean(axis=0, keepdims=keep),
-        "std": wide.std(axis=0, keepdims=keep),
+        "mean": wide[0] + from_first.mean(axis=0, keepdims=keep),
+        "std": from_first.std(axis=0, keepdims=keep),
         "count": np.array([len(values)]),
+        **{name: np.atleast_1d(ordered[_rank(share, len(values))]) for name, share in QUANTILES.items()},
     }
 
 
 class ImageMoments:
-    """Exact moments of each frame of an episode, so that sampling can wait for its length.
+    """Exact distribution of each frame of an episode, so that sampling can wait for its length.
 
-    Holds 4·channels whole numbers per frame, never a picture.
+    Holds 256·channels counts per frame (3 kB for colour), never a picture.
     """
 
     def __init__(self) -> None:
-        self._rows: list[NDArray[np.int64]] = []
-        self._pixels = 0
+        self._rows: list[NDArray[np.uint32]] = []
 
     def add(self, image: NDArray[np.uint8]) -> None:
         """image: uint8 [height, width, channels]."""
         flat = thinned(image).reshape(-1, image.shape[-1])
-        self._pixels = len(flat)
-        wide = flat.astype(np.int64)
-        self._rows.append(np.stack([flat.min(axis=0), flat.max(axis=0), wide.sum(axis=0), (wide * wide).sum(axis=0)]))
+        self._rows.append(np.stack([np.bincount(channel, minlength=256) for channel in flat.T]).astype(np.uint32))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def stats(self, frames: Sequence[int]) -> dict[str, NDArray]:
         """Statistics over the given frames, scaled to 0..1, each [channels, 1, 1]."""
-        rows = np.stack([self._rows[i] for i in frames]).astype(np.int64)
-        count = len(frames) * self._pixels
-        sums = [int(value) for value in rows[:, 2].sum(axis=0)]
-        squares = [int(value) for value in rows[:, 3].sum(axis=0)]
-        mean = np.array([total / count for total in sums])
+        counts: NDArray[np.int64] = np.stack([self._rows[i] for i in frames]).sum(axis=0, dtype=np.int64)
+        levels, total = np.arange(256), int(counts[0].sum())
+        sums, squares = (counts * levels).sum(axis=1), (counts * levels**2).sum(axis=1)
         # Whole numbers keep the difference exact: a flat channel has std 0, not a rounding residue.
-        std = np.sqrt(np.array([(count * square - total * total) / count**2 for square, total in zip(squares, sums)]))
-        scaled = {"min": rows[:, 0].min(axis=0), "max": rows[:, 1].max(axis=0), "mean": mean, "std": std}
+        variance = [(total * int(square) - int(one) ** 2) / total**2 for square, one in zip(squares, sums)]
+        behind = counts.cumsum(axis=1)
+        scaled = {
+            "min": (counts > 0).argmax(axis=1),
+            "max": 255 - (counts[:, ::-1] > 0).argmax(axis=1),
+            "mean": sums / total,
+            "std": np.sqrt(variance),
+            **{name: (behind > _rank(share, total)).argmax(axis=1) for name, share in QUANTILES.items()},
+        }
         stats: dict[str, NDArray] = {name: (value / 255.0).reshape(-1, 1, 1) for name, value in scaled.items()}
-        return stats | {"count": np.array([len(frames)])}
+        return {**{name: stats.pop(name) for name in NEEDED[:4]}, "count": np.array([len(frames)]), **stats}
+
+
+def _rank(share: float, count: int) -> int:
+    """Place, from 0, of the smallest of `count` ordered values with this share of them at or below it."""
+    return max(0, math.ceil(round(share * count, 6)) - 1)
 
 
 def thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -88,7 +107,7 @@ def thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def aggregate(parts: Iterable[Stats]) -> Stats:
-    """Statistics of several episodes put together (means weighted by count, parallel variance).
+    """Statistics of several episodes put together: means and quantiles weighted by count, parallel variance.
 
     Raises DatasetError when an episode's entry of a feature lacks one of the five or has another shape.
     """
@@ -100,7 +119,7 @@ def aggregate(parts: Iterable[Stats]) -> Stats:
 
 
 def _merged(key: str, entries: list[dict[str, NDArray]]) -> dict[str, NDArray]:
-    for name in ("min", "max", "mean", "std", "count"):
+    for name in NEEDED:
         shapes = {entry[name].shape if name in entry else None for entry in entries}
         if None in shapes or len(shapes) != 1:
             raise DatasetError(
@@ -120,4 +139,9 @@ def _merged(key: str, entries: list[dict[str, NDArray]]) -> dict[str, NDArray]:
         "mean": mean,
         "std": np.sqrt(variance),
         "count": total,
+        **{
+            name: (np.stack([entry[name] for entry in entries]) * weights).sum(axis=0) / total
+            for name in QUANTILES
+            if all(name in entry for entry in entries)
+        },
     }

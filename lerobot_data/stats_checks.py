@@ -10,7 +10,7 @@ from vla_edge.lerobot_data.columns import column_array
 from vla_edge.lerobot_data.layout import Info, image_size
 from vla_edge.lerobot_data.meta import read_table
 from vla_edge.lerobot_data.opened import MOST_PROBLEMS, Opened
-from vla_edge.lerobot_data.stats import Stats, number_stats
+from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, Stats, number_stats
 
 
 def statistics(opened: Opened) -> list[str]:
@@ -55,12 +55,12 @@ def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
         if feature.dtype == "string":
             continue
         entry = stats.get(key, {})
-        missing = [name for name in ("min", "max", "mean", "std", "count") if name not in entry]
+        missing = [name for name in NEEDED if name not in entry]
         if missing:
             problems.append(f"{where}: {key} has no {' '.join(missing)}")
             continue
         shape = (image_size(feature)[2], 1, 1) if feature.is_camera else feature.shape
-        wrong = [name for name in ("min", "max", "mean", "std") if entry[name].shape != shape]
+        wrong = [name for name in (*NEEDED[:4], *QUANTILES) if name in entry and entry[name].shape != shape]
         if wrong:
             problems.append(
                 f"{where}: {wrong[0]} of {key} has shape {list(entry[wrong[0]].shape)}, {list(shape)} is expected"
@@ -69,6 +69,9 @@ def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
         slack = 1e-5 * (1 + np.abs(entry["mean"]))
         if (entry["mean"] < entry["min"] - slack).any() or (entry["mean"] > entry["max"] + slack).any():
             problems.append(f"{where}: mean of {key} lies outside min and max")
+        rising = [entry["min"], *(entry[name] for name in QUANTILES if name in entry), entry["max"]]
+        if any((high < low - slack).any() for low, high in zip(rising, rising[1:])):
+            problems.append(f"{where}: quantiles of {key} do not rise from min to max")
         if (entry["std"] < 0).any() or (entry["count"] < 1).any():
             problems.append(f"{where}: {key} has a negative std or no count")
         if feature.is_camera and ((entry["min"] < 0).any() or (entry["max"] > 1).any()):
@@ -79,8 +82,9 @@ def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
 def _stats_against(where: str, key: str, entry: dict[str, NDArray], values: NDArray) -> list[str]:
     if not len(values):
         return [f"{where}: {key} has no values"]
-    problems = []
-    for name, found in number_stats(values).items():
+    problems, computed = [], number_stats(values)
+    for name in NEEDED:
+        found = computed[name]
         # LeRobot sums in float32: its mean and std of long episodes are right to about 1e-5 of the values' size.
         slack = 1e-4 * (1e-3 + np.abs(values.astype(np.float64)).max(axis=0))
         if not (np.abs(entry[name].astype(np.float64) - found) <= slack).all():

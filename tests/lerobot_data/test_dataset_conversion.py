@@ -20,7 +20,8 @@ from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
 from vla_edge.lerobot_data.layout import INDEX_FEATURES
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.lerobot_data.stats import number_stats
+from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
+from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, number_stats
 from vla_edge.lerobot_data.tables import stats_to_json
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video import H264, VideoEncoder
@@ -104,12 +105,17 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_tables_equal_the_official_ones_in_every_cell_and_type(converted: Path, name: str) -> None:
     ours, official = pq.read_table(converted / name), pq.read_table(V30 / name)
+    added = set(ours.column_names) - set(official.column_names)  # that converter adds no quantiles
+    assert {column.rsplit("/", 1)[-1] for column in added} <= set(QUANTILES)
+    ours = ours.drop_columns(sorted(added))
     assert ours.schema.equals(official.schema) and ours.equals(official)
 
 
 def test_info_and_statistics_equal_the_official_ones(converted: Path) -> None:
-    for name in ("meta/info.json", "meta/stats.json"):
-        assert json.loads((converted / name).read_text()) == json.loads((V30 / name).read_text())
+    assert json.loads((converted / "meta/info.json").read_text()) == json.loads((V30 / "meta/info.json").read_text())
+    written, known = (json.loads((root / "meta/stats.json").read_text()) for root in (converted, V30))
+    assert {key: {name: entry[name] for name in known[key]} for key, entry in written.items()} == known
+    assert list(written["action"]) == [*NEEDED, *QUANTILES], "a number has all ten"
     ours, official = (list(json.loads((root / "meta/info.json").read_text())) for root in (converted, V30))
     assert ours == official, "the same order of fields"
 
@@ -252,9 +258,8 @@ def shift_timestamps(root: Path) -> None:
     ("damage", "message"),
     [
         (truncate_video, "episode_000001.mp4 cannot be opened"),
-        (drop_column, r"columns \['action'\]"),
-        (drop_row, "30 rows, meta/episodes.jsonl says 31"),
-        (drop_stats, "no statistics of episode 3"),
+        (drop_column, "column action is missing"),
+        (drop_row, "data files hold 99 frames, meta says 100"),
         (forget_episodes, "lists no episode"),
         (drop_pattern_field, "data_path"),
         (shift_timestamps, "does not verify: "),
@@ -267,6 +272,41 @@ def test_a_damaged_source_ends_in_one_line_and_leaves_nothing(tmp_path: Path, da
     with pytest.raises((DatasetError, CheckFailed), match=message):
         convert_dataset(source, tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def lose_picture_statistics(root: Path) -> None:
+    path = root / "meta/episodes_stats.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["stats"] = {key: entry for key, entry in row["stats"].items() if "images" not in key}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def lose_statistics(root: Path) -> None:
+    (root / "meta/episodes_stats.jsonl").unlink()
+
+
+def be_v20(root: Path) -> None:
+    lose_statistics(root)
+    path = root / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": "v2.0"}))
+    whole = {"action": {"mean": [0] * 6, "std": [1] * 6, "min": [-9] * 6, "max": [9] * 6}}
+    (root / "meta/stats.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("lose", [drop_stats, lose_picture_statistics, lose_statistics, be_v20])
+def test_statistics_that_the_source_lacks_are_computed_on_the_way(tmp_path: Path, lose) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(V21, source)
+    lose(source)
+    before = digests(source)
+    convert_dataset(source, tmp_path / "target")
+    assert digests(source) == before
+    assert verify_dataset(tmp_path / "target").passed
+    computed, stored = recompute_stats(tmp_path / "target")
+    for key in computed:
+        if stored[key]["mean"].shape != (3, 1, 1) or lose is not drop_stats:
+            assert largest_difference(key, computed, stored) < 1e-4 and set(stored[key]) == {*NEEDED, *QUANTILES}
 
 
 def change_action(root: Path) -> str:

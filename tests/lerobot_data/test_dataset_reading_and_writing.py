@@ -21,11 +21,12 @@ from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.lerobot_data.stats import sampled_frames
+from vla_edge.lerobot_data.stats import QUANTILES, ImageMoments, aggregate, number_stats, sampled_frames
 from vla_edge.lerobot_data.verify import verify_dataset
 from vla_edge.lerobot_data.video import AV1, H264, Encoding, VideoEncoder
 from vla_edge.lerobot_data.writer import DatasetWriter, WriterSettings
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dataset_stats.npz"
 DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"
 FRONT = "observation.images.front"
@@ -162,7 +163,8 @@ def test_tables_have_the_column_types_of_the_official_ones(tmp_path: Path) -> No
         writer.save_episode()
     for name in ("data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parquet"):
         ours, official = pq.read_schema(tmp_path / "set" / name), pq.read_schema(V30 / name)
-        assert {field.name: field.type for field in ours} == {field.name: field.type for field in official}, name
+        columns = {field.name: field.type for field in ours if field.name.rsplit("/", 1)[-1] not in QUANTILES}
+        assert columns == {field.name: field.type for field in official}, name  # LeRobot 0.4.4 wrote no quantiles then
     ours, official = (json.loads((root / "meta/info.json").read_text()) for root in (tmp_path / "set", V30))
     assert list(ours) == list(official)
     assert {key: {k: v for k, v in entry.items() if k != "info"} for key, entry in ours["features"].items()} == {
@@ -211,6 +213,43 @@ def test_written_statistics_equal_numpy_over_all_frames(tmp_path: Path) -> None:
     ):
         assert parts[1][FRONT][name].shape == (3, 1, 1)
         assert np.allclose(parts[1][FRONT][name].ravel(), value, rtol=0, atol=1e-12)
+
+
+def test_numbers_have_the_ten_statistics_as_lerobot_computes_them() -> None:
+    """Golden numbers of LeRobot 0.6.1's `get_feature_stats`, float32; its quantiles are off by one of 5000 bins."""
+    golden = np.load(GOLDEN)
+    found = number_stats(golden["values"])
+    spread = golden["max"] - golden["min"]
+    assert list(found) == ["min", "max", "mean", "std", "count", *QUANTILES]
+    for name in ("min", "max", "mean", "std"):
+        assert np.abs(found[name] - golden[name]).max() <= 1e-6 * np.abs(golden["values"]).max()
+    for name in QUANTILES:
+        assert (np.abs(found[name] - golden[name]) <= 1.01 * spread / 5000 + 1e-6).all(), name
+
+
+def test_pictures_have_the_ten_statistics_as_lerobot_computes_them() -> None:
+    golden = np.load(GOLDEN)
+    moments = ImageMoments()
+    for picture in golden["pictures"]:
+        moments.add(picture)
+    found = moments.stats(range(len(golden["pictures"])))
+    for name in ("min", "max", "mean", "std", *QUANTILES):
+        assert found[name].shape == (3, 1, 1)
+        assert np.abs(found[name].ravel() - golden[f"picture_{name}"].ravel()).max() <= 1 / 5000 + 1e-5, name
+
+
+def test_a_joint_that_rests_has_a_standard_deviation_of_nothing() -> None:
+    resting = np.full((1000, 1), 0.1, np.float32)
+    found = number_stats(resting)
+    assert found["std"].item() == 0 and found["mean"].item() == resting[0, 0] == found["q50"].item()
+
+
+def test_quantiles_are_averaged_by_count_and_kept_only_where_all_have_them() -> None:
+    one, other = ({"x": number_stats(np.arange(n, dtype=np.float64))} for n in (10, 30))
+    joined = aggregate([one, other])["x"]
+    assert joined["q50"].tolist() == [(10 * one["x"]["q50"][0] + 30 * other["x"]["q50"][0]) / 40]
+    del other["x"]["q50"]
+    assert "q50" not in aggregate([one, other])["x"] and "q90" in aggregate([one, other])["x"]
 
 
 @pytest.mark.parametrize(("length", "count"), [(1, 1), (99, 99), (100, 100), (500, 105), (1000, 177), (20000, 1681)])

@@ -18,8 +18,10 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.checks import CHECKS
 from vla_edge.lerobot_data.command import main
 from vla_edge.lerobot_data.compare_data import compare_datasets
+from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
+from vla_edge.lerobot_data.stats import NEEDED, QUANTILES
 from vla_edge.lerobot_data.verify import verify_dataset
 
 DATA = Path(__file__).parents[1] / "data"
@@ -414,6 +416,24 @@ def test_missing_and_damaged_statistics_are_written_anew(
     file.unlink() if lost else file.write_text("{")
     assert main(["stats", str(root)]) == 2 and "vla-data stats --write" in capsys.readouterr().err
     assert main(["stats", str(root), "--write"]) == 0 and verify_dataset(root).passed
+
+
+@pytest.mark.parametrize("source", [V21, V30], ids=["v2.1", "v3.0"])
+def test_writing_statistics_gives_all_ten_and_keeps_what_is_not_computed(tmp_path: Path, source: Path) -> None:
+    root = copy_of(source, tmp_path)
+    files = [root / "meta/stats.json"] if source is V30 else []
+    for file in files:
+        stats = json.loads(file.read_text())
+        stats["action"]["q05"], stats["note"] = [1.5] * 6, {"count": [1]}
+        file.write_text(json.dumps(stats))
+    assert main(["stats", str(root), "--write"]) == 0 and verify_dataset(root).passed
+    with open_dataset(root) as dataset:
+        for key in dataset.features:
+            assert set(dataset.stats[key]) >= {*NEEDED, *QUANTILES}
+        assert all(set(part["action"]) >= set(QUANTILES) for part in read_episode_stats(root, dataset.info).values())
+    for file in files:
+        assert json.loads(file.read_text())["action"]["q05"] == [1.5] * 6
+        assert json.loads(file.read_text())["note"] == {"count": [1]}
 
 
 def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(
