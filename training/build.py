@@ -12,10 +12,10 @@ import torch
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
-from vla_edge.policies.checkpoint_folder import find_folder
+from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.normalization import Statistics
-from vla_edge.policies.processing import CameraSettings, ProcessorSettings, read_processing
+from vla_edge.policies.processing import CameraSettings, ProcessorSettings, check_sources, read_processing
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.cls import settle_heads
 from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, with_fields
@@ -43,6 +43,7 @@ def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
 
     Weights are read strictly. Errors: CheckpointError, ConfigError (a camera that the data lack), DatasetError.
     """
+    folder = resolve_checkpoint(folder)
     config, weights = settle_heads(read_config(folder), read_weights(folder))
     backbone_folder = find_folder(config.vlm_model_name, folder, ("config.json",))
     buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
@@ -84,15 +85,24 @@ def fit_config(config: SmolVLAConfig, settings: ProcessorSettings, fit: Fit) -> 
 def fit_settings(settings: ProcessorSettings, config: SmolVLAConfig, fit: Fit) -> ProcessorSettings:
     """Cameras mapped to the data's keys (kept in `rename_map`), statistics replaced.
 
-    ConfigError when a camera of the policy has no counterpart in the data, or the picture's size is another.
+    A camera that no dataset has is kept and masked, as long as there is one. ConfigError: there is none, a camera is
+    mapped to one that is not there or that another camera reads, or only some of the datasets have it.
     """
     known = [camera.name for camera in settings.cameras]
     for name in fit.rename:
         if name not in known:
             raise ConfigError(f"--camera {name}: the policy has no such camera; it has {', '.join(known)}")
+    if settings.relative is not None and fit.statistics is not None:
+        raise ConfigError(
+            "the policy's actions count from the state, the data's statistics are of actions as they are; give "
+            "--statistics checkpoint"
+        )
     cameras, rename = [], {}
     for camera in settings.cameras:
         source = fit.rename.get(camera.name, camera.source)
+        if camera.name not in fit.rename and not any(source in dataset.camera_keys for dataset in fit.datasets):
+            cameras.append(camera)  # masked: config.json of a fine-tune may declare cameras that were never there
+            continue
         for dataset in fit.datasets:
             if source not in dataset.camera_keys:
                 raise ConfigError(
@@ -103,6 +113,12 @@ def fit_settings(settings: ProcessorSettings, config: SmolVLAConfig, fit: Fit) -
         cameras.append(CameraSettings(camera.name, source, height, width))
         if source != camera.name:
             rename[source] = camera.name
+    if not any(camera.source in fit.datasets[0].camera_keys for camera in cameras):
+        raise ConfigError(
+            f"{fit.datasets[0].root}: none of the policy's cameras {', '.join(known)}; map one of "
+            f"{', '.join(fit.datasets[0].camera_keys)} with --camera {known[0]}=KEY"
+        )
+    check_sources(cameras, "--camera")
     settings = replace(settings, cameras=tuple(cameras), rename_map=rename)
     return settings if fit.statistics is None else with_statistics(settings, fit.statistics)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vla_edge.training.prediction_errors import HorizonError, baselines, chunk_e
 from vla_edge.training.prediction_errors import markdown as error_table
 from vla_edge.training.predictors import Predictor, Query, open_predictor
 from vla_edge.training.run_config import TaskData, read_config
+from vla_edge.training.statistics import joint_names
 from vla_edge.training.training_frames import Frames, FrameSettings
 
 BATCH = 8
@@ -74,19 +75,6 @@ def targets_of(dataset: Dataset, indices: Sequence[int], chunk: int) -> Targets:
     last = column[np.asarray(indices) - 1].astype(np.float32)
     actions = np.stack([actions for actions, _ in pairs]).astype(np.float32)
     return Targets(tuple(indices), actions, np.stack([pad for _, pad in pairs]), last, mean, joint_names(dataset))
-
-
-def joint_names(dataset: Dataset) -> tuple[str, ...]:
-    """The action's names as the data set gives them, or numbers."""
-    feature = dataset.features[ACTION]
-    names = feature.names
-    if isinstance(names, Mapping):
-        names = next(iter(names.values()), None)
-    return (
-        tuple(map(str, names))
-        if isinstance(names, (list, tuple)) and len(names) == feature.shape[0]
-        else tuple(map(str, range(feature.shape[0])))
-    )
 
 
 def queries_of(

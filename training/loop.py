@@ -51,6 +51,8 @@ from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import validation_losses, weighted
 
 NOT_FINITE = "not finite"
+NO_LOSS = 1e6
+"""A mean squared error beyond it means that something is divided by next to nothing."""
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -256,6 +258,11 @@ def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) 
     mean = float(accelerator.reduce(total, reduction="mean"))
     if not math.isfinite(mean):
         raise TrainingError(f"{NOT_FINITE}: loss {mean} at step {step + 1}")
+    if mean > NO_LOSS:
+        raise TrainingError(
+            f"the loss is {mean:.2g} at step {step + 1}, on normalised actions it is about 1: the statistics cannot be "
+            "the data's; look at them with `vla-data stats`, write them anew with --write"
+        )
     row: dict[str, Any] = {**sums, "loss": mean, "lr": float(loop.scheduler.get_last_lr()[0])}
     if loop.retention is not None and loop.retention.due(step):
         row |= _retain(loop, loop.retention, step)

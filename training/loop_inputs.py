@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.errors import ConfigError, DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import adapters as trainable
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.run_config import AugmentConfig, TrainConfig
-from vla_edge.training.statistics import check_dimensions, chosen_statistics
+from vla_edge.training.statistics import check_dimensions, check_spread, chosen_statistics
 from vla_edge.training.training_frames import Frames, FrameSettings
 
 SMALLEST_CLS_BATCH, GOOD_CLS_BATCH = 2, 32
@@ -49,6 +50,8 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     if policy is None:
         policy = policy_for_training(Path(config.policy), fit_of(config, datasets))
     check_kind(config, policy)
+    check_tasks(datasets)
+    check_spread(datasets, policy.settings, config.statistics == "union" and config.kind != "delta")
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
     reading = FrameSettings(
@@ -68,6 +71,11 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     if not trained:
         raise TrainingError("nothing is left to train; loosen the freezing rules")
     notes = [*policy.notes, *long_tasks(policy, [task.name for task in config.data], datasets)]
+    notes += [
+        f"{camera.name} is not in the data: the policy trains without it, masked"
+        for camera in policy.settings.cameras
+        if camera.source not in datasets[0].camera_keys
+    ]
     notes.append(
         f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
         "weights"
@@ -124,6 +132,18 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
         raise ConfigError(
             "CRaFT keeps the base policy from drifting, which delta training keeps frozen; leave the anchors out"
         )
+
+
+def check_tasks(datasets: Sequence[Dataset]) -> None:
+    """DatasetError for frames without an instruction, which would teach the policy to ignore instructions."""
+    for dataset in datasets:
+        empty = [number for number, text in dataset.tasks.items() if not text.strip()]
+        frames = np.flatnonzero(np.isin(dataset.column("task_index"), empty))
+        if len(frames):
+            raise DatasetError(
+                f"{dataset.root}: episode {dataset.episode_of(int(frames[0])).index} has an empty instruction; name it "
+                f'with `vla-data tasks {dataset.root} --rename "" TEXT`'
+            )
 
 
 def long_tasks(policy: SmolVLAPolicy, names: Sequence[str], datasets: Sequence[Dataset]) -> list[str]:

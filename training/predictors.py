@@ -17,10 +17,11 @@ from vla_edge.bundle import MANIFEST, Bundle, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.lerobot_data.observations import observation_of
+from vla_edge.policies.checkpoint_folder import resolve_checkpoint
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
-from vla_edge.training.training_frames import RawSample, collate, to_device
+from vla_edge.training.training_frames import RawSample, collate, states_of, to_device
 
 Floats = NDArray[np.float32]
 
@@ -60,7 +61,7 @@ def open_predictor(path: Path, device: str = "cpu", threads: int = 0) -> Predict
         return SavedPredictor(path)
     if (path / MANIFEST).is_file():
         return BundlePredictor(path, threads)
-    folder = path if (path / "config.json").is_file() else path / "pretrained_model"
+    folder = resolve_checkpoint(path)
     if (folder / "config.json").is_file():
         return CheckpointPredictor(folder, checkpoint_name(folder), device)
     raise TrainingError(f"{path}: neither a bundle, a checkpoint nor predictions (.npz); give one of these")
@@ -99,7 +100,8 @@ class CheckpointPredictor:
         noise = torch.from_numpy(np.stack([query.noise for query in queries])).to(self.device)
         actions = self.policy.predict_action_chunk(batch, noise=noise)
         assert isinstance(actions, torch.Tensor)
-        return self.policy.postprocess(actions).float().cpu().numpy()
+        states = states_of([query.sample for query in queries]).to(self.device)
+        return self.policy.postprocess(actions, states).float().cpu().numpy()
 
     def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
         return _timed(lambda query: self.predict([query]), queries)

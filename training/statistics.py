@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from vla_edge.policies.normalization import NormalizerStep, Statistics, normaliz
 from vla_edge.policies.processing import ProcessorSettings
 
 FEATURES = (STATE, ACTION)
+FAR = 1e4
+"""Standard deviations from the mean that no value of a robot like the statistics' own has."""
 
 
 def chosen_statistics(datasets: Sequence[Dataset], how: str) -> Statistics:
@@ -52,6 +54,40 @@ def check_dimensions(datasets: Sequence[Dataset]) -> None:
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{root}: {list(shape)}" for root, shape in sizes.items())
             raise DatasetError(f"{feature} has different shapes ({told}); train data sets of one robot together")
+
+
+def joint_names(dataset: Dataset, key: str = ACTION) -> tuple[str, ...]:
+    """The names of a feature's values as the dataset gives them, or numbers."""
+    feature = dataset.features[key]
+    names = feature.names
+    if isinstance(names, Mapping):
+        names = next(iter(names.values()), None)
+    return (
+        tuple(map(str, names))
+        if isinstance(names, (list, tuple)) and len(names) == feature.shape[0]
+        else tuple(map(str, range(feature.shape[0])))
+    )
+
+
+def check_spread(datasets: Sequence[Dataset], settings: ProcessorSettings, own: bool) -> None:
+    """DatasetError names a joint whose statistics cannot be those of its values: no value of n lies √n standard
+    deviations from their mean. own: they are said to be of these datasets; others may be far off, within reason."""
+    for feature, by in ((STATE, settings.state), (ACTION, settings.action_target)):
+        if by.mode == "IDENTITY" or (feature == ACTION and settings.relative is not None):
+            continue
+        frames = sum(len(dataset) for dataset in datasets)
+        limit = max(10.0, 2 * frames**0.5) if own and by.mode == "MEAN_STD" else FAR
+        spread = by.high + by.eps if by.mode == "MEAN_STD" else np.maximum(by.high - by.low, by.eps)
+        for dataset in datasets:
+            far = (np.abs(dataset.column(feature) - by.low) / spread).max(axis=0)
+            if far.max() > limit:
+                joint = int(far.argmax())
+                raise DatasetError(
+                    f"{dataset.root}: {feature} {joint_names(dataset, feature)[joint]} has a spread of "
+                    f"{spread[joint]:.2g} in the statistics, too small for its values (one lies {far[joint]:.2g} of it "
+                    f"away, at most {limit:.2g} is possible); write them anew with `vla-data stats {dataset.root} "
+                    "--write`"
+                )
 
 
 def with_statistics(settings: ProcessorSettings, statistics: Statistics) -> ProcessorSettings:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION, STATE
-from vla_edge.policies.scaling import Normalization, normalize
+from vla_edge.policies.scaling import Normalization, normalize, to_relative
 from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS, SmolVLAPolicy
 from vla_edge.training.augment import augment
 from vla_edge.training.run_config import AugmentConfig, TaskData
@@ -71,7 +71,7 @@ class Frames:
         self._room = settings.cache_mb * 2**20
         self._dataset = open_dataset(data.path)
         self.episodes = chosen_episodes(self._dataset, data, held_out)
-        check_columns(self._dataset, settings)
+        self.cameras = check_columns(self._dataset, settings)
         spans = [np.arange(e.from_index, e.to_index) for e in self._dataset.episodes if e.index in set(self.episodes)]
         self.indices = np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
@@ -98,7 +98,7 @@ class Frames:
 
     def _at(self, index: int, generator: np.random.Generator) -> RawSample:
         kept = self._kept.get(index)
-        frame = self.dataset.frame(index, self.settings.cameras if kept is None else ())
+        frame = self.dataset.frame(index, self.cameras if kept is None else ())
         actions, is_pad = self.dataset.chunk(index, self.settings.chunk)
         images = self._keep(index, frame.images) if kept is None else kept
         if self.settings.augment.most:
@@ -131,17 +131,19 @@ def chosen_episodes(dataset: Dataset, data: TaskData, held_out: bool) -> tuple[i
     return tuple(chosen)
 
 
-def check_columns(dataset: Dataset, settings: FrameSettings) -> None:
-    """State, action and every wanted camera are there."""
+def check_columns(dataset: Dataset, settings: FrameSettings) -> tuple[str, ...]:
+    """State, action and, where cameras are wanted, at least one of them are there; returns those that are. The policy
+    sees the others masked."""
     for key in (STATE, ACTION):
         if key not in dataset.features:
             raise DatasetError(f"{dataset.root}: no feature {key}; it has {', '.join(dataset.features)}")
-    missing = [key for key in settings.cameras if key not in dataset.camera_keys]
-    if missing:
+    there = tuple(key for key in settings.cameras if key in dataset.camera_keys)
+    if settings.cameras and not there:
         raise DatasetError(
-            f"{dataset.root}: no camera {missing[0]}; it has {', '.join(dataset.camera_keys)}; give data with the "
-            "policy's cameras, or a policy fine-tuned on these with --camera"
+            f"{dataset.root}: no camera {settings.cameras[0]}; it has {', '.join(dataset.camera_keys)}; give data with "
+            "the policy's cameras, or a policy fine-tuned on these with --camera"
         )
+    return there
 
 
 class Mix(torch.utils.data.Dataset):
@@ -165,6 +167,7 @@ def collate(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, to
     """
     batch = _observation(samples, policy)
     actions = _fitting(_stack([s.actions for s in samples], ACTION), ACTION, policy.settings.action_target)
+    actions = to_relative(actions, states_of(samples), policy.settings.relative)
     batch[ACTION] = normalize(actions, policy.settings.action_target)
     batch[IS_PAD] = _stack([s.is_pad for s in samples], IS_PAD)
     earlier = [s.earlier for s in samples if s.earlier is not None]
@@ -174,6 +177,11 @@ def collate(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, to
     return batch
 
 
+def states_of(samples: Sequence[RawSample]) -> torch.Tensor:
+    """float32 [B, n], in robot units."""
+    return _stack([s.state for s in samples], STATE)
+
+
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
@@ -181,12 +189,14 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
 def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, torch.Tensor]:
     batch: dict[str, torch.Tensor] = {}
     for camera in policy.settings.cameras:
-        batch[camera.name] = _stack(
-            [s.images[camera.source] for s in samples if camera.source in s.images], camera.source
-        )
-    batch[STATE] = normalize(
-        _fitting(_stack([s.state for s in samples], STATE), STATE, policy.settings.state), policy.settings.state
-    )
+        pictures = [s.images[camera.source] for s in samples if camera.source in s.images]
+        if pictures and len(pictures) < len(samples):
+            raise DatasetError(
+                f"some data of one batch lack camera {camera.source}; give datasets with the same cameras"
+            )
+        if pictures:
+            batch[camera.name] = _stack(pictures, camera.source)
+    batch[STATE] = normalize(_fitting(states_of(samples), STATE, policy.settings.state), policy.settings.state)
     batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
     return batch
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from tests.training.training_world import World, one_thread, write_data, write_policy
+from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
 from vla_edge.files import write_json
 from vla_edge.training import start
@@ -158,7 +161,7 @@ def test_a_smoke_run_holds_out_some_of_the_episodes_it_reads(world, tmp_path):
 @pytest.mark.parametrize("flag", ["--out", "--checkpoint"])
 def test_a_path_through_a_file_is_one_line(world, tmp_path, capsys, flag):
     file = world / "policy" / "config.json"
-    for path in (file, file / "below"):
+    for path in (file, file / "below")[flag == "--checkpoint" :]:  # a file of the policy leads to it
         code, line = command(*fine_tune(world, tmp_path / "run", flag, path), capsys=capsys)
         assert code == 2 and "config.json" in line
     code, line = command("status", file, capsys=capsys)
@@ -393,6 +396,55 @@ def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
     assert code == 2 and "--anchors -1" in line
 
 
+# ---- data that LeRobot trains on
+
+
+def elsewhere(world: Path, folder: Path, name: str) -> list[object]:
+    """A fine-tuning run in `folder` whose data or policy (`name`) lies there too."""
+    return [folder / name if word == world / name else word for word in fine_tune(world, folder / "run")]
+
+
+def test_statistics_that_cannot_be_the_datas_are_named_with_joint_and_remedy_before_the_first_step(
+    world, tmp_path, capsys
+):
+    """LeRobot's float32 recorder writes a standard deviation of 0 for a joint that rests."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    file = tmp_path / "data" / "meta" / "stats.json"
+    content = json.loads(file.read_text())
+    content["observation.state"]["std"][1] = 0.0
+    file.write_text(json.dumps(content))
+    code, line = command(*elsewhere(world, tmp_path, "data"), capsys=capsys)
+    assert code == 2 and "observation.state joint_1 has a spread of 1e-08" in line
+    assert "vla-data stats" in line and "--write" in line and not (tmp_path / "run").exists()
+
+
+def test_an_empty_instruction_is_named_with_data_set_episode_and_remedy(world, tmp_path, capsys):
+    shutil.copytree(world / "data", tmp_path / "data")
+    file = tmp_path / "data" / "meta" / "tasks.parquet"
+    table = pq.read_table(file)
+    texts = ["", *table.column("__index_level_0__").to_pylist()[1:]]
+    table = table.set_column(1, table.schema.field("__index_level_0__"), pa.array(texts, pa.large_string()))
+    pq.write_table(table, file)
+    code, line = command(*elsewhere(world, tmp_path, "data"), capsys=capsys)
+    assert code == 2 and "has an empty instruction" in line and "episode" in line and '--rename "" TEXT' in line
+
+
+def test_a_camera_that_the_data_lack_is_masked_as_long_as_there_is_one(world, tmp_path, capsys):
+    """config.json of a fine-tune of smolvla_base declares three cameras whatever the data have."""
+    shutil.copytree(world / "policy", tmp_path / "policy")
+    file = tmp_path / "policy" / "config.json"
+    content = json.loads(file.read_text())
+    content["input_features"]["observation.images.camera3"] = {"type": "VISUAL", "shape": [3, 256, 256]}
+    file.write_text(json.dumps(content))
+    words = elsewhere(world, tmp_path, "policy")
+    assert main([str(word) for word in words]) == 0
+    assert "observation.images.camera3 is not in the data" in capsys.readouterr().out
+    both = ["--camera", f"observation.images.camera3={CAMERA}"]
+    words[words.index(tmp_path / "run")] = tmp_path / "second"
+    code, line = command(*words, *both, capsys=capsys)
+    assert code == 2 and f"gives {CAMERA} to both" in line
+
+
 # ---- evaluating and comparing
 
 
@@ -401,13 +453,13 @@ def test_no_anchors_or_fewer_are_refused(world, tmp_path, capsys):
     [
         (["evaluate", "{p}", "--seed=-1"], "seed -1"),
         (["evaluate", "{p}", "--threads=-1"], "threads -1"),
-        (["evaluate", "{p}", "--save={t}/none/x.npz"], "no such folder"),
-        (["evaluate", "{p}", "--save={t}/x.txt"], "ends in .npz"),
+        (["evaluate", "{p}", "--out={t}/none/x.npz"], "no such folder"),
+        (["evaluate", "{p}", "--out={t}/x.txt"], "ends in .npz"),
         (["compare", "{p}", "--timed=0"], "at least one prediction"),
         (["compare", "{p}", "--png={t}"], "ends in .png"),
         (["compare", "{p}", "--markdown={t}/none/x.md"], "no such folder"),
-        (["gate", "{p}", "--stride=0"], "stride 0"),
-        (["gate", "{p}", "--threshold=nan"], "threshold nan"),
+        (["cls-report", "{p}", "--stride=0"], "stride 0"),
+        (["cls-report", "{p}", "--threshold=nan"], "threshold nan"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told_before_any_work(world, tmp_path, capsys, words, told):
