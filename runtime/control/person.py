@@ -18,10 +18,11 @@ from types import FrameType
 
 
 class Wish(Enum):
-    """HOLD: slow down and hold. ARM: let chunks move the arm (again). PARK: to the parking pose. END: end, holding where
+    """HOLD: slow down and hold, which ends an episode. REDO: the same, and exports leave that episode out. ARM: let chunks move the arm (again). PARK: to the parking pose. END: end, holding where
     the arm is. STOP: slow down, park where a pose is stored, end. NOW: end at once."""
 
     HOLD = "hold"
+    REDO = "redo"
     ARM = "arm"
     PARK = "park"
     END = "end"
@@ -29,8 +30,8 @@ class Wish(Enum):
     NOW = "now"
 
 
-KEYS = {" ": Wish.HOLD, "a": Wish.ARM, "p": Wish.PARK, "q": Wish.END}
-HELP = "space holds, a arms, p parks, q ends holding"
+KEYS = {" ": Wish.HOLD, "a": Wish.ARM, "r": Wish.REDO, "p": Wish.PARK, "q": Wish.END}
+HELP = "space holds (ends the episode), a goes on (the next one), r holds and leaves the episode out, p parks, q ends"
 
 
 class Person:

@@ -340,7 +340,7 @@ def _obey(this: Run, wish: Wish, person: Person, console: Console) -> tuple[Wish
             answer = ask(this.folder, wish.value)
             if answer.word != "done":
                 console.print(f"{wish.value}: {REFUSALS.get(answer.word, answer.word)}", soft_wrap=True)
-            elif wish is Wish.HOLD and person.has_terminal:
+            elif wish in (Wish.HOLD, Wish.REDO) and person.has_terminal:
                 console.print("the arm holds: a goes on, p parks, q or Ctrl-C ends holding", soft_wrap=True)
     except ControlError as error:
         console.print(str(error), soft_wrap=True)

@@ -6,7 +6,7 @@ reading of the same tick; a picture is the newest one taken before that reading.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import KOCH_JOINTS
+from vla_edge.contract import KOCH_JOINTS, Command
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
@@ -40,7 +40,7 @@ class Exported:
 def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> Exported:
     """RecordError: no episode, no picture, or no picture that was new enough."""
     header = reader.header()
-    spans = list(episodes_of(ticks_of(reader)))
+    spans = episodes_of(ticks_of(reader))
     if not spans:
         raise RecordError(
             "the flight record holds no tick in which a chunk moved the arm; there is no episode to export"
@@ -83,25 +83,28 @@ def _save(writer: DatasetWriter) -> None:
         writer.save_episode()
 
 
-def episodes_of(ticks: Iterator[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """From the first tick that an action moved to the last before the arm was disarmed, parked, latched or in fault."""
+def episodes_of(ticks: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """From the first tick that an action moved to the last before the arm was disarmed, parked, latched or in fault;
+    without the episodes that the person wanted to do again."""
+    episodes: list[list[Mapping[str, Any]]] = []
     span: list[Mapping[str, Any]] = []
     for tick in ticks:
         ends = tick["state"] in ("disarmed", "parking", "fault") or tick["latched"]
         torn = bool(span) and tick["tick"] - span[-1]["tick"] > _GAP_TICKS + 1
-        if (ends or torn) and span:
-            yield from _trimmed(span)
+        if ends or torn:
+            episodes += _trimmed(span)
             span = []
+        if tick["command"] == Command.REDO:
+            del episodes[-1:]
         if not ends and (span or tick["due"]):
             span.append(tick)
-    yield from _trimmed(span)
+    return episodes + _trimmed(span)
 
 
-def _trimmed(span: list[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Without the hold behind the last action."""
+def _trimmed(span: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Without the hold behind the last action; nothing without an action."""
     last = max((index for index, tick in enumerate(span) if tick["due"] and tick["write"]), default=-1)
-    if last >= 0:
-        yield span[: last + 1]
+    return [span[: last + 1]] if last >= 0 else []
 
 
 class _Album:

@@ -118,3 +118,4 @@ class Command(IntEnum):
     TORQUE_OFF = 6
     TORQUE_OFF_NOW = 7
     RECOVER = 8
+    REDO = 9

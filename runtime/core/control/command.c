@@ -17,7 +17,7 @@ pilot_command command_of_word(const char *word, size_t bytes)
     } words[] = {
         {"ping", COMMAND_PING}, {"arm", COMMAND_ARM}, {"hold", COMMAND_HOLD}, {"park", COMMAND_PARK}, {"stop", COMMAND_STOP},
         {"torque_off", COMMAND_TORQUE_OFF}, {"torque_off_now", COMMAND_TORQUE_OFF_NOW},
-        {"recover", COMMAND_RECOVER},
+        {"recover", COMMAND_RECOVER}, {"redo", COMMAND_REDO},
     };
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (strlen(words[i].word) == bytes && memcmp(words[i].word, word, bytes) == 0)

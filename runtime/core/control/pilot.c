@@ -297,6 +297,7 @@ static pilot_answer obey(pilot *self, const pilot_input *input, pilot_output *ou
     case COMMAND_ARM:
         return arm(self, input, output);
     case COMMAND_HOLD:
+    case COMMAND_REDO:
         return hold(self);
     case COMMAND_PARK:
         return park(self, REASON_OPERATOR, -1);

@@ -65,6 +65,7 @@ typedef enum {
     COMMAND_TORQUE_OFF,     /* only when parked or disarmed */
     COMMAND_TORQUE_OFF_NOW, /* at once, wherever the arm is: it may fall */
     COMMAND_RECOVER,        /* reboot servos with an alert, torque at the present position, hold */
+    COMMAND_REDO,           /* hold; who exports the record leaves the running or the last episode out */
 } pilot_command;
 
 typedef enum {

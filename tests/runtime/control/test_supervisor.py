@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.machine_stall import timely
 from tests.runtime.control.control_rig import START_S, Rig, rig, write_joints
 
+from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
-from vla_edge.runtime.control.faults import CAUSES
+from vla_edge.runtime.control.faults import CAUSES, WANTED, fault_of
 from vla_edge.runtime.control.operator import is_alive
 
 pytest.importorskip("vla_edge._core")
@@ -171,8 +174,9 @@ def test_ctrl_c_and_the_space_bar_hold_and_q_ends_with_the_arm_holding(
     person, own = terminal
     with rig(golden_bundle, armed=False) as made:
         made.stop()
+        made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(KOCH_JOINTS, 2400)))
         with supervised(made, golden_bundle, terminal=own) as run:
-            for key in (b"\x03", b" "):
+            for key in (b"\x03", b" ", b"r"):
                 os.write(person, key)
                 timely(wait_for(made, latched), f"{key!r} did not hold")
                 assert run.process.poll() is None
@@ -181,6 +185,8 @@ def test_ctrl_c_and_the_space_bar_hold_and_q_ends_with_the_arm_holding(
             os.write(person, b"q")
             code, said = run.end()
         assert code == 0, said
+        moved = np.abs(np.diff([goals for _, goals in made.goals()], axis=0))
+        assert not moved.size or moved.max() <= 2, "it went towards the parking pose"
         assert not [entry for entry in made.emulator.entries("torque") if not entry["on"]][6:], "q let the arm go"
         assert "the arm holds" in said and "Armed for" in said and f"run folder {made.folder.path}" in said
 
@@ -275,3 +281,13 @@ def test_a_stopped_supervisor_leaves_an_arm_that_holds_until_it_is_back(golden_b
             made.wait(lambda status: not status["unattended"])
             made.arm()
             made.move(0.3)
+
+
+def test_every_reason_of_the_core_to_stand_still_has_a_cause_and_a_remedy() -> None:
+    source = (Path(__file__).parents[3] / "runtime" / "core" / "control" / "status.c").read_text()
+    names = source[source.index("status_reason_name") :].split("{", 2)[2].split("}")[0]
+    reasons = [name.strip().strip('"') for name in names.split(",")]
+    assert set(reasons) == {*WANTED, *CAUSES}
+    assert fault_of({"reason": "stall", "joint": 1}) == (
+        "shoulder_lift: pressed against something; clear the way, then `vla-runtime arm`"
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vla_edge.bundle import open_bundle
-from vla_edge.contract import Chunk, ChunkKind
+from vla_edge.contract import Chunk, ChunkKind, Command
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.command import main as vla_data
 from vla_edge.lerobot_data.reader import open_dataset
@@ -308,6 +308,7 @@ def tick(number, **fields):
         "action_sequence": 1,
         "action_index": 0,
         "plan_then_move": False,
+        "command": 0,
     }
     return {**known, **fields}
 
@@ -325,6 +326,15 @@ def test_an_episode_ends_where_the_arm_was_parked_latched_or_lost_many_ticks():
         [6, 7, 8],
         [30, 31, 32],
     ]
+
+
+def test_an_episode_that_was_to_be_done_again_is_left_out():
+    """The one that runs, or the one that a hold had ended before."""
+    held = {"state": "hold", "due": False, "latched": True}
+    ticks = [tick(k) for k in range(3)] + [tick(3, **held, command=Command.REDO)] + [tick(k) for k in range(4, 6)]
+    ticks += [tick(6, **held, command=Command.HOLD), tick(7, **held, command=Command.REDO)]
+    ticks += [tick(8, **held), *(tick(k) for k in range(9, 12))]
+    assert [[item["tick"] for item in span] for span in episodes_of(ticks)] == [[9, 10, 11]]
 
 
 # ---- blame
