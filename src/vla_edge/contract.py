@@ -2,7 +2,7 @@
 
 Who writes and reads what: the robot room makes `Frame` and `JointReading`;
 inference joins them to an `Observation` and makes a `Chunk` of it; the control
-core (C) takes chunks, asks its guard and answers each goal with a `Verdict`.
+core (C) takes chunks and asks its guard.
 All times are CLOCK_MONOTONIC nanoseconds of one machine.
 """
 
@@ -89,21 +89,6 @@ class JointCalibration:
     homing_offset: int
     range_min: int
     range_max: int
-
-
-class Verdict(IntEnum):
-    """The guard's answer to one goal; the same numbers as `enum guard_verdict` in C."""
-
-    PASSED = 0
-    CLAMPED_POSITION = 1
-    CLAMPED_VELOCITY = 2
-    CLAMPED_ACCELERATION = 3
-    CLAMPED_JERK = 4
-    CLAMPED_STEP = 5
-    CLAMPED_TRACKING = 6
-    REFUSED_NOT_FINITE = 7
-    REFUSED_JOINTS = 8
-    REFUSED_NO_READING = 9
 
 
 class Command(IntEnum):
