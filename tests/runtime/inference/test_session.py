@@ -167,7 +167,7 @@ def test_a_stable_scene_that_breaks_is_told_before_the_flow_and_only_under_a_gat
     told: list[int] = []
     tie = Inpaint(np.full((50, 32), 0.3, np.float32), np.ones(50, np.float32))
     for policy in (CacheMode.GATED, CacheMode.STILL, CacheMode.OFF):
-        session = session_of(bundle, policy=policy, gate=STRICT)
+        session = session_of(bundle, cache=policy, gate=STRICT)
         for brighter in (0, 0, 80, 160):
             before = len(told)
             result = infer(session, observation_of(recorded, brighter), inpaint=tie, on_changed=lambda: told.append(1))
@@ -278,12 +278,12 @@ def test_misses_are_never_audited_and_a_share_audits_that_share(bundle, recorded
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": CacheMode.STILL}, "still needs a calibrated bundle"),
-        ({"policy": CacheMode.GATED, "gate": replace(LOOSE, similarity="00")}, "similarity 00 needs the output cls"),
-        ({"policy": CacheMode.DELTA, "gate": LOOSE}, "delta needs a bundle with a delta expert"),
+        ({"cache": CacheMode.STILL}, "still needs a calibrated bundle"),
+        ({"cache": CacheMode.GATED, "gate": replace(LOOSE, similarity="00")}, "similarity 00 needs the output cls"),
+        ({"cache": CacheMode.DELTA, "gate": LOOSE}, "delta needs a bundle with a delta expert"),
     ],
 )
-def test_a_cache_policy_the_bundle_cannot_serve_is_refused(bundle, options, message):
+def test_a_cache_mode_the_bundle_cannot_serve_is_refused(bundle, options, message):
     with pytest.raises(ConfigError, match=message):
         session_of(bundle, **options)
 
