@@ -53,6 +53,7 @@ from vla_edge.export.smolvla.cuts import Cut, policy_spec, smolvla_cuts, time_ta
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE
+from vla_edge.policies.checkpoint_folder import resolve_checkpoint
 from vla_edge.policies.smolvla.cls import why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.units import resting, resting_sentence
@@ -89,6 +90,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     or a graph misses its tolerance; nothing is left behind then.
     """
     progress("read the checkpoint")
+    request = replace(request, checkpoint=resolve_checkpoint(request.checkpoint))
     policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm, request.base)
     _check_limits(policy, request)
     cameras = camera_specs(policy, request.recording)

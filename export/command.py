@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import Command, Subcommand, answer, folder_to_write, threads
 from vla_edge.engines.engine import backend_of
 from vla_edge.errors import ConfigError
+from vla_edge.export.checkpoint_arguments import add_checkpoint_arguments, export_from_arguments
 from vla_edge.export.precision_arguments import add_precision_arguments, request_from_arguments
 from vla_edge.export.tensorrt_bundle import (
     add_tensorrt_arguments,
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     with _progress(console) as tell:
         if arguments.precision == "fp32":
-            _export(arguments, out, tell)
+            export_from_arguments(arguments, out, tell)
         else:
             from vla_edge.export.precision import requantise
 
@@ -97,23 +97,6 @@ def _finish_tensorrt(arguments: argparse.Namespace, path: Path, console: Console
     return 0
 
 
-def _export(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
-    from vla_edge.export.assemble import ExportRequest, export_bundle
-    from vla_edge.export.proof_observations import Recording
-
-    request = ExportRequest(
-        checkpoint=arguments.checkpoint,
-        out=out,
-        vlm=arguments.vlm,
-        recording=Recording(arguments.dataset, camera_pairs(arguments.camera)) if arguments.dataset else None,
-        threads=arguments.threads,
-        joint_units=arguments.joint_units,
-        base=arguments.base,
-        outputs_are_joint_values=arguments.outputs_are_joint_values,
-    )
-    export_bundle(request, tell)
-
-
 @contextmanager
 def _float32_bundle(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> Iterator[Path]:
     """The bundle that was given, or one of the checkpoint that is removed again."""
@@ -123,7 +106,7 @@ def _float32_bundle(arguments: argparse.Namespace, out: Path, tell: Callable[[st
     if out.exists():
         raise ConfigError(f"{out}: exists already; choose another folder or remove it")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as beside:
-        _export(arguments, Path(beside) / "float32", tell)
+        export_from_arguments(arguments, Path(beside) / "float32", tell)
         yield Path(beside) / "float32"
 
 
@@ -141,7 +124,9 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder as LeRobot's save_pretrained writes it")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="a policy as LeRobot saves it: its folder, or a run"
+    )
     parser.add_argument(
         "--out",
         type=folder_to_write,
@@ -149,40 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="new folder to write (default: CHECKPOINT-bundle beside it)",
     )
     parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and show what it holds")
-    described = parser.add_argument_group("what the checkpoint does not say")
-    described.add_argument(
-        "--vlm",
-        type=Path,
-        metavar="DIR",
-        help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)",
-    )
-    described.add_argument(
-        "--base", type=Path, metavar="DIR", help="policy that a LoRA folder adapts (default: where the adapter says)"
-    )
-    described.add_argument(
-        "--outputs-are-joint-values",
-        action="store_true",
-        help="the actions have no statistics and none are needed: what the network puts out goes to the arm",
-    )
-    described.add_argument(
-        "--dataset",
-        type=Path,
-        metavar="DATASET",
-        help="LeRobot dataset: compare on its frames too, take the joints' names from it",
-    )
-    described.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET_NAME",
-        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
-    )
-    described.add_argument(
-        "--joint-units",
-        choices=("degrees", "range_m100_100", "unknown"),
-        default="unknown",
-        help="unit of the policy's joint values",
-    )
+    add_checkpoint_arguments(parser)
     add_precision_arguments(parser)
     add_tensorrt_arguments(parser)
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,19 @@ def with_held_out(config: TrainConfig, fraction: float) -> TrainConfig:
     return replace(config, data=tuple(tasks))
 
 
-def resume(run: Path, report: Report = silent) -> tuple[Setup, Outcome]:
-    """Continue `run` from its last whole checkpoint to its configured number of steps."""
+def resume(run: Path, report: Report = silent, moved: Sequence[Path] = ()) -> tuple[Setup, Outcome]:
+    """Continue `run` from its last whole checkpoint to its configured number of steps. moved: where its datasets lie
+    now, all of them in their order; empty where they were."""
     checkpoint = last_checkpoint(run)
     config = replace(read_config(checkpoint / STATE / RUN_FILE), output=str(run))
+    if moved and len(moved) != len(config.data):
+        names = ", ".join(task.name for task in config.data)
+        raise ConfigError(
+            f"--dataset is given {len(moved)} times, the run has {len(config.data)}: {names}, in this order"
+        )
+    if moved:
+        data = [replace(task, path=str(path.resolve())) for task, path in zip(config.data, moved)]
+        config = replace(config, data=tuple(data))
     join(config.device)
     if step_of(checkpoint) >= config.steps and has_ended(run):
         raise TrainingError(

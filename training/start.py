@@ -8,7 +8,7 @@ from typing import Any
 
 from vla_edge.errors import ConfigError
 from vla_edge.fields import read_object
-from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
+from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.options import (
     add_training_arguments,
@@ -63,14 +63,23 @@ def run_scratch(arguments: argparse.Namespace) -> int:
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run, or its checkpoints/last")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="where the run's data lie now, in order",
+    )
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
-    config = read_config(last_checkpoint(arguments.run) / STATE / RUN_FILE)
+    run = run_folder(arguments.run)
+    config = read_config(last_checkpoint(run) / STATE / RUN_FILE)
     join(config.device)
-    with reporter(step_of(last_checkpoint(arguments.run)), config.steps, "resumed") as report:
-        _, outcome = resume(arguments.run, report)
+    with reporter(step_of(last_checkpoint(run)), config.steps, "resumed") as report:
+        _, outcome = resume(run, report, arguments.dataset)
     print_outcome(outcome)
     return 0
 

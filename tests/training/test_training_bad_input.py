@@ -445,6 +445,24 @@ def test_a_camera_that_the_data_lack_is_masked_as_long_as_there_is_one(world, tm
     assert code == 2 and f"gives {CAMERA} to both" in line
 
 
+def test_a_run_whose_data_were_moved_goes_on_from_where_they_are(world, tmp_path, capsys):
+    shutil.copytree(world / "data", tmp_path / "data")
+    assert main([str(word) for word in (*elsewhere(world, tmp_path, "data"), "--save-every", 1)]) == 0
+    last = tmp_path / "run" / "checkpoints" / "last"
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000002")
+    last.unlink()
+    last.symlink_to("000001")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    capsys.readouterr()
+    code, line = command("resume", last, capsys=capsys)
+    assert code == 2 and str(tmp_path / "data") in line
+    twice = ("--dataset", tmp_path / "moved")
+    code, line = command("resume", last, *twice, *twice, capsys=capsys)
+    assert code == 2 and "given 2 times, the run has 1: data" in line
+    assert main(["resume", str(last), "--dataset", str(tmp_path / "moved")]) == 0
+    assert last.readlink() == Path("000002")
+
+
 # ---- evaluating and comparing
 
 

@@ -1,0 +1,65 @@
+"""The flags of `export-engines` that say what a checkpoint does not, and the export they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from vla_edge.camera_names import camera_pairs
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    described = parser.add_argument_group("what the checkpoint does not say")
+    described.add_argument(
+        "--vlm",
+        type=Path,
+        metavar="DIR",
+        help="folder with the backbone's config.json and tokenizer (default: where the checkpoint says)",
+    )
+    described.add_argument(
+        "--base", type=Path, metavar="DIR", help="policy that a LoRA folder adapts (default: where the adapter says)"
+    )
+    described.add_argument(
+        "--outputs-are-joint-values",
+        action="store_true",
+        help="the actions have no statistics and none are needed: what the network puts out goes to the arm",
+    )
+    described.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="DATASET",
+        help="LeRobot dataset: compare on its frames too, take the joints' names from it",
+    )
+    described.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DATASET_NAME",
+        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
+    )
+    described.add_argument(
+        "--joint-units",
+        choices=("degrees", "range_m100_100", "unknown"),
+        default="unknown",
+        help="unit of the policy's joint values",
+    )
+
+
+def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
+    """Export the checkpoint to the new bundle `out`; `tell` hears what begins."""
+    from vla_edge.export.assemble import ExportRequest, export_bundle
+    from vla_edge.export.proof_observations import Recording
+
+    request = ExportRequest(
+        checkpoint=arguments.checkpoint,
+        out=out,
+        vlm=arguments.vlm,
+        recording=Recording(arguments.dataset, camera_pairs(arguments.camera)) if arguments.dataset else None,
+        threads=arguments.threads,
+        joint_units=arguments.joint_units,
+        base=arguments.base,
+        outputs_are_joint_values=arguments.outputs_are_joint_values,
+    )
+    export_bundle(request, tell)
