@@ -105,7 +105,10 @@ def calibrate_joints(
     bus.write_where_different(r.OPERATING_MODE, OPERATING_MODES)
 
     person.ask("The arm is limp: hold it. Move every joint to the middle of its range (gripper half open)")
-    homing = {joint: MIDDLE - position for joint, position in bus.read_all(r.PRESENT_POSITION).items()}
+    middle = bus.read_all(r.PRESENT_POSITION)
+    for joint, position in middle.items():
+        _check_turn(joint, position, position, drive_modes[joint])
+    homing = {joint: MIDDLE - position for joint, position in middle.items()}
     bus.write_where_different(r.HOMING_OFFSET, homing)
 
     moved = [joint for joint in KOCH_JOINTS if joint not in FULL_TURN_JOINTS]
@@ -128,10 +131,28 @@ def calibrate_joints(
                 f"{joint} moved over {low}..{high}, outside 0..{LAST}; calibrate again and start nearer to the "
                 "middle of its range"
             )
+        if joint not in FULL_TURN_JOINTS:
+            _check_turn(joint, low - homing[joint], high - homing[joint], drive_modes[joint])
     limits = ((r.MIN_POSITION, "range_min"), (r.MAX_POSITION, "range_max"))
     for register, field in limits:
         bus.write_where_different(register, {joint.name: getattr(joint, field) for joint in joints})
     return joints
+
+
+def _check_turn(joint: str, low: int, high: int, drive_mode: int) -> None:
+    """JointCalibrationError when these counts (without homing offset) leave the encoder's one turn.
+
+    With its power the servo forgets how often it has turned: behind the end it would come back a turn away from its
+    calibration, and be refused for ever.
+    """
+    first, last = (-LAST, 0) if drive_mode else (0, LAST)
+    if first <= low and high <= last:
+        return
+    raise JointCalibrationError(
+        f"{joint} was at {low}..{high} counts, past the end of its encoder ({first}..{last}): after a power cycle its "
+        "calibration would be a turn off; put it in the middle of its range, switch the servos' power off and on, and "
+        "calibrate again (if this comes again: turn its horn by half a turn)"
+    )
 
 
 def _record_ranges(bus: ServoBus, person: Person, sleep: Callable[[float], None]) -> dict[str, tuple[int, int]]:

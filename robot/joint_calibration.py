@@ -83,6 +83,11 @@ def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
     data = parse_json(text, source, JointCalibrationError, "give LeRobot's calibration of this arm")
     if not isinstance(data, dict):
         raise JointCalibrationError(f"{source}: not one object per joint; give LeRobot's calibration of this arm")
+    if "motor_names" in data or "calib_mode" in data:
+        raise JointCalibrationError(
+            f"{source}: LeRobot's calibration format of 2024 (lists by motor), whose numbers mean other poses; measure "
+            "this arm anew with `vla-runtime calibrate-joints`, or with a LeRobot of 2025 or later"
+        )
     missing = [name for name in KOCH_JOINTS if name not in data]
     unknown = [name for name in data if name not in KOCH_JOINTS]
     if missing or unknown:

@@ -185,6 +185,11 @@ def check_servos(bus: ServoBus) -> None:
     for joint, answer in found.items():
         assert answer is not None
         model, firmware = answer
+        if model == r.XL330_M077 and model != MODELS[joint]:
+            raise BusError(
+                f"{joint} (id {bus.joints[joint]}) is an XL330-M077 (model {model}), the servo of a leader arm, not a "
+                f"{r.MODEL_NAMES[MODELS[joint]]} ({MODELS[joint]}); give the follower's port, or check the ids"
+            )
         if model != MODELS[joint]:
             raise BusError(
                 f"{joint} (id {bus.joints[joint]}) is a {r.MODEL_NAMES.get(model, 'servo of another kind')} (model "
@@ -270,11 +275,17 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
         raise JointCalibrationError(f"{name}: {what}{more}; give this arm's file or run `vla-runtime calibrate-joints`")
     for name, position in bus.read_all(r.PRESENT_POSITION).items():
         calibrated = calibration.joint(name)
-        if not calibrated.range_min - RANGE_MARGIN <= position <= calibrated.range_max + RANGE_MARGIN:
-            raise JointCalibrationError(
-                f"{name} stands at {position} counts, its range is {calibrated.range_min}..{calibrated.range_max}; "
-                "move it into its range by hand, then switch its power off and on"
-            )
+        if calibrated.range_min - RANGE_MARGIN <= position <= calibrated.range_max + RANGE_MARGIN:
+            continue
+        turned = any(
+            calibrated.range_min <= position + turn <= calibrated.range_max
+            for turn in (-r.COUNTS_PER_TURN, r.COUNTS_PER_TURN)
+        )
+        again = " (a turn off: when it is so again, `vla-runtime calibrate-joints` measures this arm anew)"
+        raise JointCalibrationError(
+            f"{name} stands at {position} counts, its range is {calibrated.range_min}..{calibrated.range_max}; "
+            f"move it into its range by hand, then switch its power off and on{again if turned else ''}"
+        )
 
 
 def check_reading_time(bus: ServoBus, longest_s: float) -> None:

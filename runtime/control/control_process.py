@@ -22,6 +22,7 @@ from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TEN
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.control_settings import (
     ACCELERATION,
+    LIMIT_ERRORS,
     RECORD_BYTES,
     SERVO_ACCELERATION,
     SERVO_TRACKING,
@@ -226,10 +227,10 @@ def run_loop(core: Any, arm: Any, settings: ControlSettings, files: LoopFiles) -
     try:
         return str(core.control_run(arm, settings, files))
     except ValueError as error:
-        text = str(error)
-        for index, name in enumerate(KOCH_JOINTS):
-            text = text.replace(f"joint {index}:", f"{name}:")
-        raise ConfigError(f"{text}; raise the limit or lower --hz") from None
+        if len(error.args) != 2:
+            raise
+        kind, joint = error.args
+        raise ConfigError(f"{KOCH_JOINTS[joint]}: {LIMIT_ERRORS[kind]}; raise the limit or lower --hz") from None
     except OSError as error:
         raise ControlError(f"{error.filename}: {error.strerror}; give another --run-dir") from error
 

@@ -54,6 +54,15 @@ class JointLimits:
     """tenths of a volt; 0: not known"""
 
 
+LIMIT_ERRORS = {
+    1: "its soft limits, tracking limit or map from joint units to counts are out of range",
+    2: "its velocity, acceleration, jerk or step limit is below one count at this rate",
+    3: "its limits would need too many ticks to bring it to rest",
+}
+"""`guard_config_error` of runtime/core/control/guard.h, the first number of the ValueError that the core raises; the
+second is the joint."""
+
+
 @dataclass(frozen=True, slots=True)
 class ControlSettings:
     """One run of the control core. Times in ns of CLOCK_MONOTONIC."""

@@ -162,7 +162,8 @@ class StateReader:
 class Pilot:
     """One tick's decision (schedule and guard) with time as an argument: the control loop without bus and clock.
 
-    settings: runtime.settings.ControlSettings. ValueError: a limit the guard cannot keep, with the joint's index.
+    settings: runtime.settings.ControlSettings. ValueError: a limit the guard cannot keep, (kind, joint) of
+    `control_settings.LIMIT_ERRORS`.
     """
 
     rest_ticks: int
@@ -237,7 +238,7 @@ def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
 
     Returns "stopped" (at rest, parked where a pose is known), "unplugged" or "interrupted" (a second signal of a kind, or
     SIGINT with `interrupt_ends`).
-    OSError: a file of `run` cannot be used. ValueError: a limit the guard cannot keep.
+    OSError: a file of `run` cannot be used. ValueError (kind, joint): a limit the guard cannot keep.
     """
 
 class RecordReader:

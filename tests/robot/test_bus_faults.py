@@ -81,9 +81,8 @@ def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Pa
             results, times = zip(*(tick(bus, goals) for _ in range(20)))
         bus.close()
     if fault == "overload 3":
-        assert set(results) == {ArmResult.ALERT}
-    else:
-        assert ArmResult.OK not in results
+        assert ArmResult.ALERT in results
+    assert ArmResult.OK not in results
     # Every tick has the fault, so a call that ignored its deadline would show in all of them. Two of twenty may be the
     # machine's: what the hypervisor takes is in no count of ours.
     assert sorted(times)[-3] <= TICK_LIMIT_S

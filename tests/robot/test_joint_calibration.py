@@ -158,3 +158,14 @@ def test_what_is_valid_is_accepted_and_round_trips(ids: list[int], fields: list[
             joints(json.dumps(data))
     else:
         assert json.loads(dump_joint_calibration(joints(json.dumps(data)))) == data
+
+
+def test_the_format_of_2024_is_called_by_its_name() -> None:
+    old = {
+        "homing_offset": [0] * 6,
+        "drive_mode": [0] * 6,
+        "calib_mode": ["DEGREE"] * 6,
+        "motor_names": list(KOCH_JOINTS),
+    }
+    with pytest.raises(JointCalibrationError, match=r"format of 2024.*calibrate-joints"):
+        parse_joint_calibration(json.dumps(old).encode(), "old.json")

@@ -124,7 +124,7 @@ def test_shadow_mode_writes_nothing_at_all(tmp_path: Path, file: Path) -> None:
 
 
 BAD_SERVOS = [
-    (["--set", "3:model_number=1190"], ["elbow_flex", "1190", "1200", "ids"]),
+    (["--set", "3:model_number=1190"], ["elbow_flex", "1190", "1200", "leader arm", "follower's port"]),
     (["--set", "2:firmware=30"], ["shoulder_lift", "30", "38", "Dynamixel Wizard"]),
     (["--set", "4:baud_rate=1"], ["wrist_flex", "57,600", "factory", "lerobot-setup-motors"]),
     (["--missing", "5"], ["wrist_roll", "id 5", "cable"]),
@@ -325,10 +325,10 @@ class ScriptedPerson:
 ENDS = {2: (900, 3100), 3: (1000, 3000), 4: (1100, 2900), 6: (2000, 3300)}
 
 
-def calibrate(emulator: EmulatorProcess, ends: dict[int, tuple[int, int]]) -> list[JointCalibration]:
+def calibrate(emulator: EmulatorProcess, ends: dict[int, tuple[int, int]], lift: int = 1500) -> list[JointCalibration]:
     bus = ServoBus(str(emulator.port), guide.IDS)
     try:
-        person = ScriptedPerson(emulator, [1000, 1500, 2000, 2500, 3000, 3500], ends)
+        person = ScriptedPerson(emulator, [1000, lift, 2000, 2500, 3000, 2800], ends)
         return guide.calibrate_joints(bus, person, sleep=lambda _: time.sleep(0.05))
     finally:
         bus.close()
@@ -337,7 +337,7 @@ def calibrate(emulator: EmulatorProcess, ends: dict[int, tuple[int, int]]) -> li
 def test_a_guided_calibration_fits_the_servos_it_was_made_with(tmp_path: Path) -> None:
     arguments = ["--set", "3:operating_mode=3", "--set", "5:homing_offset=123", "--set", "2:drive_mode=1"]
     with emulator_process(tmp_path, *arguments) as emulator:
-        joints = calibrate(emulator, ENDS)
+        joints = calibrate(emulator, ENDS, lift=-1500)  # reversed: its turn is -4095..0
         assert not [entry for entry in emulator.entries("torque") if entry["on"]] and not emulator.entries("goal")
         assert {joint.name: (joint.range_min, joint.range_max) for joint in joints} == {
             "shoulder_pan": (0, 4095),
@@ -348,10 +348,37 @@ def test_a_guided_calibration_fits_the_servos_it_was_made_with(tmp_path: Path) -
             "gripper": (2000, 3300),
         }
         assert [joint.homing_offset for joint in joints] == [
-            2047 - counts for counts in (1000, 1500, 2000, 2500, 3000, 3500)
+            2047 - counts for counts in (1000, -1500, 2000, 2500, 3000, 2800)
         ]
         assert [joint.drive_mode for joint in joints] == [0, 1, 0, 0, 0, 0]
         start(emulator, JointCalibrations(tuple(joints), "new.json")).close()
+
+
+@pytest.mark.parametrize(
+    ("middle", "joint"), [((2047, -300, 2047), "shoulder_lift"), ((2047, 2047, 4500), "elbow_flex")]
+)
+def test_a_middle_past_the_end_of_the_encoder_is_refused_and_nothing_stored(
+    tmp_path: Path, middle: tuple[int, int, int], joint: str
+) -> None:
+    """After a power cycle the servo counts within one turn again, and the calibration would be a turn off."""
+    with emulator_process(tmp_path, "--positions", *map(str, middle), "2047", "2047", "2300") as emulator:
+        bus = ServoBus(str(emulator.port), guide.IDS)
+        person = ScriptedPerson(emulator, [*middle, 2047, 2047, 2300], ENDS)
+        with pytest.raises(
+            JointCalibrationError, match=f"{joint} was at .* past the end of its encoder .*power off and on"
+        ):
+            guide.calibrate_joints(bus, person, sleep=lambda _: time.sleep(0.05))
+        assert bus.read(joint, r.HOMING_OFFSET) == 0
+        bus.close()
+
+
+def test_a_range_past_the_end_of_the_encoder_is_refused(tmp_path: Path) -> None:
+    with emulator_process(tmp_path) as emulator:
+        bus = ServoBus(str(emulator.port), guide.IDS)
+        person = ScriptedPerson(emulator, [2047, 2047, 2047, 3500, 2047, 2047], ENDS)
+        with pytest.raises(JointCalibrationError, match=r"wrist_flex was at 2553..4353 counts, past the end"):
+            guide.calibrate_joints(bus, person, sleep=lambda _: time.sleep(0.05))
+        bus.close()
 
 
 def test_the_guide_in_a_terminal_writes_file_and_servos(tmp_path: Path) -> None:

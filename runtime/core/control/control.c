@@ -333,7 +333,7 @@ static void ask_health(control *self, int64_t end_ns)
         told->voltage[i] = health->voltage[i];
     }
     if (health->part == HEALTH_SUPPLY)
-        told->warm_joint = found.kind >= FINDING_WARM ? found.joint : -1;
+        told->warm_joint = found.kind == FINDING_WARM || found.kind == FINDING_HOT ? found.joint : -1;
 }
 
 /* True when the loop ends. */

@@ -18,8 +18,8 @@ typedef enum {
     FINDING_NO_TORQUE, /* a servo has no torque though it was switched on: it rebooted, or shut down */
     FINDING_DEAF,      /* a servo does not take goals */
     FINDING_STOPPED,   /* a bus watchdog has stopped it */
-    FINDING_VOLTAGE,   /* its supply is outside its limits */
     FINDING_WARM,
+    FINDING_VOLTAGE,   /* its supply is outside its limits */
     FINDING_HOT,
 } finding_kind;
 

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+enum { LOST_MANY = 3 };      /* readings lost in a row: nobody knows any more where the arm is */
 enum { PARK_LEAD = 64 };     /* counts the parking wish may lead the goal by */
 enum { TRAVEL_COUNTS = 64 }; /* what a reading may be off by besides what a joint can travel */
 static const int64_t recover_ns = 2000000000;
@@ -98,12 +99,15 @@ static void take_reading(pilot *self, const pilot_input *input, bool believed)
         self->lost = 0;
         self->lost_ns = -1;
         schedule_note_reading(&self->schedule, input->tick, input->reading.time_ns, self->present);
-        for (int i = 0; i < ARM_JOINTS; i++)
-            if (input->reading.alert[i] && !(self->limp >> i & 1)) {
+        self->alerts = 0;
+        for (int i = ARM_JOINTS - 1; i >= 0; i--) {
+            bool alert = input->reading.alert[i] != 0;
+            self->alerts |= (uint32_t)alert << i;
+            if (alert && !(self->limp >> i & 1)) {
                 self->limp |= 1u << i;
                 fault(self, REASON_ALERT, i);
-                break;
             }
+        }
     } else {
         if (self->lost++ == 0)
             self->lost_ns = input->now_ns;
@@ -209,7 +213,7 @@ static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint)
         return ANSWER_NO_POSE;
     if (!self->torque)
         return ANSWER_NOT_ARMED;
-    if (!holds(self) || self->lost > 0 || self->reason == REASON_FILES)
+    if (!holds(self) || self->lost >= LOST_MANY || self->reason == REASON_FILES)
         return ANSWER_FAULT;
     if (self->reason == REASON_PARKED || self->state == PILOT_PARKING)
         return ANSWER_DONE;
@@ -241,12 +245,11 @@ static pilot_answer recover(pilot *self, const pilot_input *input, pilot_output 
 {
     if (self->state != PILOT_FAULT && self->limp == 0)
         return ANSWER_DONE;
-    if (self->lost > 0 || input->damaged || self->reason == REASON_UNPLUGGED)
+    if (self->lost >= LOST_MANY || input->damaged || self->reason == REASON_UNPLUGGED)
         return ANSWER_FAULT;
     if (self->guard.started && !guard_at_rest(&self->guard))
         return ANSWER_BUSY;
-    for (int i = 0; i < ARM_JOINTS; i++)
-        output->reboot |= (uint32_t)(input->reading.alert[i] != 0) << i;
+    output->reboot = self->alerts;
     self->recover_until_ns = input->now_ns + recover_ns;
     return ANSWER_DONE;
 }
@@ -422,7 +425,7 @@ static void idle(pilot *self, const pilot_input *input, bool malformed)
         self->idle_ns = input->now_ns;
     else if (self->reason == REASON_MALFORMED)
         malformed = true; /* stays told until an action is due again */
-    pilot_reason reason = malformed ? REASON_MALFORMED : self->lost >= 3 ? REASON_READS_LOST : REASON_NO_ACTION;
+    pilot_reason reason = malformed ? REASON_MALFORMED : self->lost >= LOST_MANY ? REASON_READS_LOST : REASON_NO_ACTION;
     bool waits = reason == REASON_NO_ACTION && (input->plan_then_move || !self->moved);
     if (input->now_ns - self->idle_ns >= self->patience_ns)
         latch_hold(self, reason, -1);

@@ -155,6 +155,7 @@ typedef struct {
     int64_t idle_ns;     /* since when no action has been due */
     int64_t lost_ns;     /* since when readings are lost, -1: they are not */
     int32_t lost;        /* readings lost in a row */
+    uint32_t alerts;     /* joints (bits) with an alert in the last reading */
     double parking[ARM_JOINTS]; /* where the slow move has come to, counts */
     bool park_failed;           /* it was given up since arming */
     bool cooled;                /* a hot servo has parked the arm since arming */

@@ -196,10 +196,8 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
 
 void set_guard_config_error(guard_config_error error, int joint)
 {
-    static const char *const facts[] = {
-        [GUARD_CONFIG_RANGE] = "its soft limits, tracking limit or map from joint units to counts are out of range",
-        [GUARD_CONFIG_RATE] = "its velocity, acceleration, jerk or step limit is below one count at this rate",
-        [GUARD_CONFIG_REST] = "its limits would need too many ticks to bring it to rest",
-    };
-    PyErr_Format(PyExc_ValueError, "joint %d: %s", joint, facts[error]);
+    PyObject *numbers = Py_BuildValue("(ii)", (int)error, joint);
+    if (numbers != NULL)
+        PyErr_SetObject(PyExc_ValueError, numbers);
+    Py_XDECREF(numbers);
 }

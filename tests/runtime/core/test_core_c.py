@@ -17,6 +17,8 @@ PROGRAMS = {
     "guard_law_test": ("guard",),
     "schedule_test": ("schedule",),
     "ring_test": ("ring", "shared"),
+    "serial_test": (),
+    "press_test": ("press", "health", "beat", "shared"),
 }
 LOOP = (
     "control",
@@ -78,6 +80,20 @@ def test_a_million_adversarial_actions_never_exceed_a_limit(tmp_path: Path) -> N
 def test_a_hundred_thousand_interleaved_chunks_give_no_action_at_another_tick(tmp_path: Path) -> None:
     """R6."""
     run(build(tmp_path, "schedule_test", "-O2"), "100000")
+
+
+@needs_gcc
+@pytest.mark.parametrize("program", ["serial_test", "press_test"])
+def test_small_parts_on_a_virtual_clock(tmp_path: Path, program: str) -> None:
+    run(build(tmp_path, program, "-O1", "-Wno-unused-function"))
+
+
+@needs_gcc
+def test_the_loop_on_a_virtual_clock_notices_a_suspended_machine_and_servos_that_do_not_obey(tmp_path: Path) -> None:
+    """CLOCK_BOOTTIME goes on while CLOCK_MONOTONIC stands; the health rotation stays within the tick's budget."""
+    program = build(tmp_path, "loop_test", "-O1")
+    ran = subprocess.run([str(program), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @needs_gcc

@@ -1,0 +1,180 @@
+/* The whole loop on a virtual clock with an arm in memory: a suspended machine, a deaf servo, budgets of the bus.
+ *
+ * loop_test FOLDER: for the loop's files.
+ */
+#define _GNU_SOURCE
+#include "control.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            return 1;                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+enum { MS = 1000000, TICKS = 60, EVENT = 30 };
+
+static struct {
+    int64_t now_ns, suspended_ns;
+    int64_t suspend_ns; /* what the machine sleeps at tick EVENT */
+    int64_t answer_ns;  /* what a reading takes */
+    bool tripped, deaf, limp;
+    int32_t position[ARM_JOINTS], goals[ARM_JOINTS];
+    long ticks, asked_health, late_health, checks, cleared, rebooted;
+    bool torque;
+} world;
+
+static int64_t now_ns(void)
+{
+    return world.now_ns;
+}
+
+static int64_t boot_ns(void)
+{
+    return world.now_ns + world.suspended_ns;
+}
+
+static void sleep_until(int64_t due_ns)
+{
+    world.now_ns = due_ns > world.now_ns ? due_ns : world.now_ns;
+    if (++world.ticks == EVENT && world.suspend_ns > 0) {
+        world.suspended_ns += world.suspend_ns;
+        world.tripped = true; /* the servos heard nothing */
+    }
+}
+
+static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
+{
+    (void)context;
+    if (world.now_ns + world.answer_ns > deadline_ns) {
+        world.now_ns = deadline_ns;
+        return ARM_TIMEOUT;
+    }
+    world.now_ns += world.answer_ns;
+    memset(out, 0, sizeof *out);
+    out->time_ns = world.now_ns;
+    memcpy(out->position, world.position, sizeof world.position);
+    return ARM_OK;
+}
+
+static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+{
+    (void)context;
+    (void)deadline_ns;
+    if (!world.tripped)
+        memcpy(world.goals, goals, sizeof world.goals);
+    if (world.deaf)
+        world.goals[3] = 1234;
+    return ARM_OK;
+}
+
+static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+{
+    (void)context;
+    (void)goals;
+    (void)deadline_ns;
+    world.torque = on;
+    return ARM_OK;
+}
+
+static arm_result check_watchdog(void *context, int64_t deadline_ns)
+{
+    (void)context;
+    (void)deadline_ns;
+    world.checks++;
+    return world.tripped ? ARM_WATCHDOG : ARM_OK;
+}
+
+static arm_result clear_watchdog(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+{
+    (void)context;
+    (void)deadline_ns;
+    memcpy(world.goals, goals, sizeof world.goals);
+    world.tripped = false;
+    world.cleared++;
+    return ARM_OK;
+}
+
+static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
+{
+    (void)context;
+    out->part = out->part % (HEALTH_PARTS - 1) + 1;
+    memset(out->torque, world.torque, sizeof out->torque);
+    if (world.limp)
+        out->torque[1] = 0;
+    memcpy(out->goals, world.goals, sizeof out->goals);
+    memset(out->stopped, 0, sizeof out->stopped);
+    world.asked_health++;
+    world.now_ns += world.answer_ns;
+    world.late_health += world.now_ns > deadline_ns;
+    return ARM_OK;
+}
+
+static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
+{
+    (void)context;
+    (void)joints;
+    (void)deadline_ns;
+    world.rebooted++;
+    return ARM_OK;
+}
+
+static control loop;
+
+static int fly(const char *folder, int64_t period_ns)
+{
+    char ring[256], state[256], record[256];
+    snprintf(ring, sizeof ring, "%s/ring", folder);
+    snprintf(state, sizeof state, "%s/state", folder);
+    snprintf(record, sizeof record, "%s/record", folder);
+    unlink(record);
+    control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 10, .socket_fd = -1,
+                             .signal_fd = -1, .arm_at_start = true, .stop_after_ticks = TICKS,
+                             .clock = {.now_ns = now_ns, .boot_ns = boot_ns, .sleep_until = sleep_until}};
+    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = period_ns, .patience_min_ns = 200000000000,
+                                  .patience_max_ns = 200000000000, .reads_latch_ns = 500000000};
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
+        world.position[i] = 2000;
+    }
+    world.now_ns = 1000 * (int64_t)MS;
+    arm_port port = {.read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = check_watchdog,
+                     .clear_watchdog = clear_watchdog, .health = health, .reboot = reboot};
+    return control_run(&loop, &config, &port).exit != CONTROL_STOPPED;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2)
+        return 2;
+    world.answer_ns = 1 * MS;
+    CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 0 && world.checks == 0);
+    CHECK(world.asked_health > TICKS - 5 && world.late_health == 0); /* one question more in each tick */
+    CHECK(loop.status.state == PILOT_HOLD && loop.status.reason == REASON_OPERATOR);
+
+    memset(&world, 0, sizeof world); /* suspended for ten seconds: the monotonic clock shows no gap */
+    world.answer_ns = 1 * MS;
+    world.suspend_ns = 10000 * (int64_t)MS;
+    CHECK(fly(argv[1], 33333333) == 0 && world.checks == 1 && world.cleared == 1);
+    CHECK(loop.status.state == PILOT_FAULT && loop.status.reason == REASON_WATCHDOG && loop.status.latched);
+
+    memset(&world, 0, sizeof world); /* no room for a second question within the tick: none is asked */
+    world.answer_ns = 4 * MS;
+    CHECK(fly(argv[1], 33333333) == 0 && world.asked_health == 0 && loop.status.lost_reads == 0);
+
+    memset(&world, 0, sizeof world);
+    world.answer_ns = 1 * MS;
+    world.deaf = true;
+    CHECK(fly(argv[1], 33333333) == 0 && loop.status.reason == REASON_DEAF && loop.status.joint == 3);
+
+    memset(&world, 0, sizeof world);
+    world.answer_ns = 1 * MS;
+    world.limp = true;
+    CHECK(fly(argv[1], 11111111) == 0 && loop.status.reason == REASON_TORQUE && loop.status.joint == 1);
+    return 0;
+}
