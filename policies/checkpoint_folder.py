@@ -7,12 +7,15 @@ is downloaded.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import CheckpointError
 from vla_edge.fields import read_object
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 VLM_FOLDER = "vlm"
 """Where a self-contained checkpoint keeps its backbone's config and tokenizer."""
 
@@ -107,3 +110,25 @@ def hub_cache() -> Path:
     except ImportError:
         return Path.home() / ".cache" / "huggingface" / "hub"
     return Path(HF_HUB_CACHE)
+
+
+def write_backbone(folder: Path, source: Path, tokenizer: Path) -> None:
+    """Copy the backbone's files to `folder/vlm`, its weights left out, and the tokenizer's when it lies elsewhere.
+
+    CheckpointError when they are no longer where the policy was loaded from."""
+    for place, name in ((source, "config.json"), (tokenizer, "tokenizer.json")):
+        if not (place / name).is_file():
+            raise CheckpointError(
+                f"{place / name}: gone since the policy was loaded; put it back to save a complete checkpoint"
+            )
+    target = folder / VLM_FOLDER
+    target.mkdir()
+    for place, pattern in ((source, "*"), (tokenizer, "tokenizer*.json")):
+        for file in sorted(place.glob(pattern)):
+            if file.is_file() and file.suffix not in _WEIGHTS:
+                shutil.copyfile(file, target / file.name)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write one JSON file as LeRobot lays it out."""
+    file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")

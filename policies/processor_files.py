@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from vla_edge.policies.checkpoint_folder import write_json
 from vla_edge.policies.features import PolicyConfig
 from vla_edge.policies.processing import POSTPROCESSOR, PREPROCESSOR, ProcessorSettings
 
@@ -75,8 +75,3 @@ def _write_pipeline(folder: Path, name: str, steps: list[dict[str, Any]], settin
             step = {**step, "state_file": file}
         written.append(step)
     write_json(folder / f"{name}.json", {"name": name, "steps": written})
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write one JSON file as LeRobot lays it out."""
-    file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")

@@ -30,10 +30,9 @@ from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.processing import ProcessorSettings, default_processing
 from vla_edge.policies.processor_files import write_processors
 from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
-from vla_edge.policies.smolvla.config import SmolVLAConfig, config_from_json
+from vla_edge.policies.smolvla.config import SmolVLAConfig, config_from_json, write_config
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.policies.smolvla.saving import write_config
 
 TINY: dict[str, Any] = {
     "backbone": {

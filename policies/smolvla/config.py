@@ -16,7 +16,7 @@ from typing import Any
 
 from vla_edge.camera_names import PREFIX
 from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.policies.checkpoint_folder import read_json
+from vla_edge.policies.checkpoint_folder import read_json, write_json
 from vla_edge.policies.features import ACTION, STATE, Feature, read_features
 from vla_edge.policies.smolvla.backbone import TextConfig
 
@@ -257,6 +257,11 @@ def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
             value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
         content[item.name] = list(value) if isinstance(value, tuple) else value
     return content
+
+
+def write_config(folder: Path, config: SmolVLAConfig) -> None:
+    """Write `folder/config.json`."""
+    write_json(folder / "config.json", config_to_json(config))
 
 
 def with_fields(config: SmolVLAConfig, **changes: Any) -> SmolVLAConfig:

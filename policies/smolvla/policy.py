@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, write_weights
-from vla_edge.policies.checkpoint_folder import find_folder, given_folder, resolve_checkpoint
+from vla_edge.policies.checkpoint_folder import find_folder, given_folder, resolve_checkpoint, write_backbone
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.images import prepare_image, to_unit
 from vla_edge.policies.processing import ProcessorSettings, read_processing
@@ -30,11 +30,10 @@ from vla_edge.policies.scaling import normalize, pad_last, to_absolute, unnormal
 from vla_edge.policies.smolvla.aloha import decode_state, encode_actions, encode_actions_inverse
 from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
 from vla_edge.policies.smolvla.cls import observe, settle_heads, similarity
-from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config
+from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, write_config
 from vla_edge.policies.smolvla.delta import correct_chunk, delta_parameters, training_step
 from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
-from vla_edge.policies.smolvla.saving import write_backbone, write_config
 from vla_edge.policies.tokenizer import TaskTokenizer
 from vla_edge.policies.tokenizer_settings import TokenizerSettings, special_token_names, token_id
 

@@ -20,9 +20,8 @@ from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.processor_files import write_processors
 from vla_edge.policies.smolvla.backbone import read_backbone
-from vla_edge.policies.smolvla.config import config_from_json
+from vla_edge.policies.smolvla.config import config_from_json, write_config
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
-from vla_edge.policies.smolvla.saving import write_config
 
 CAMERA = "observation.images.top"
 SIZE = 64
