@@ -401,6 +401,7 @@ class InferenceLoop:
             "bundle": self._session.bundle.digest,
             "task": self._options.task,
             "seed": self._session.options.seed,
+            "noise": self._session.options.noise.value,
             "cache": self._session.cache.mode.value,
             "gate": None if settings is None else asdict(settings),
             "handover": self._options.handover.kind.value,
