@@ -11,11 +11,13 @@ from vla_edge.lerobot_data.opened import Opened
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: its name, the parts of `Opened` it cannot do without, and what it does."""
+    """One check: its name, the parts of `Opened` it cannot do without, and what it does. untidy: what it finds does not
+    keep the data from being read and trained on."""
 
     name: str
     needs: tuple[str, ...]
     run: Callable[[Opened], Sequence[str]]
+    untidy: bool = False
 
 
 _META = ("info", "episodes")
@@ -36,5 +38,7 @@ CHECKS = (
     Check("timestamps", _FRAMES, frame_checks.timestamps),
     Check("video ends", _META, frame_checks.video_ends),
     Check("task indices", (*_FRAMES, "tasks"), frame_checks.task_indices),
+    Check("tidy info", ("info",), meta_checks.untidy_info, untidy=True),
+    Check("tidy statistics", (*_STATS, "frames"), stats_checks.untidy_statistics, untidy=True),
     Check("statistics finite", _STATS, stats_checks.statistics_finite),
 )

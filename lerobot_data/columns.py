@@ -107,8 +107,7 @@ def column_array(path: Path, key: str, feature: Feature, column: pa.ChunkedArray
         values = flat.to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
         raise DatasetError(f"{path}: column {key} is not numbers ({error}); restore the file") from None
-    if values.dtype != feature.numpy_dtype:
-        raise DatasetError(f"{path}: column {key} is {values.dtype}, info.json says {feature.dtype}; restore the file")
+    values = _as_declared(path, key, values, feature)
     shape = (rows,) if key in INDEX_FEATURES else (rows, *feature.shape)
     if values.size != int(np.prod(shape)):
         raise DatasetError(
@@ -116,6 +115,26 @@ def column_array(path: Path, key: str, feature: Feature, column: pa.ChunkedArray
             "each"
         )
     return values.reshape(shape)
+
+
+def _as_declared(path: Path, key: str, values: NDArray, feature: Feature) -> NDArray:
+    """Numbers in the type info.json says: any float as another float, everything else where no value changes."""
+    wanted = feature.numpy_dtype
+    if values.dtype == wanted:
+        return values
+    fits = values.dtype.kind in "iufb" and wanted.kind in "iufb"
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(wanted) if fits else values
+        if values.dtype.kind == wanted.kind == "f":
+            fits = bool((np.isfinite(cast) | ~np.isfinite(values)).all())
+        else:
+            fits = fits and bool((cast.astype(values.dtype) == values).all())
+    if not fits:
+        raise DatasetError(
+            f"{path}: column {key} is {values.dtype}, info.json says {feature.dtype}, and a value would change; restore "
+            "the file"
+        )
+    return cast
 
 
 def _check_against_episodes(root: Path, columns: Mapping[str, NDArray], episodes: Sequence[Episode], rows: int) -> None:

@@ -62,6 +62,11 @@ def convert_dataset(
     info = layout.read_info(source)
     if info.version == layout.V30:
         raise DatasetError(f"{source} is {info.version} already; there is nothing to convert")
+    if info.left_out:
+        key, why = next(iter(info.left_out.items()))
+        raise DatasetError(
+            f"{source}: {key} is {why}, which convert does not carry over; remove it from info.json first"
+        )
     if source.resolve() in target.resolve().parents:
         raise DatasetError(f"{target} lies inside the source {source}; choose a folder outside")
     episodes = read_episodes(source, info)

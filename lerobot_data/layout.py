@@ -52,6 +52,8 @@ VALUE_DTYPES = (
     "string",
 )
 """Types of features that are no cameras."""
+IMAGE_AXES = ["height", "width", "channels"]
+"""Axes of a camera feature as it is read, in whatever order info.json has them."""
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
 
@@ -87,19 +89,21 @@ INDEX_FEATURES: dict[str, Feature] = {
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """`meta/info.json`. `raw` keeps every field, also those this package does not use."""
+    """`meta/info.json`. raw: every field, also those this package does not use; left_out: features that no policy input
+    can be, and why."""
 
     version: str
     fps: float
     robot_type: str | None
     total_episodes: int
     total_frames: int
-    total_tasks: int
+    total_tasks: int | None
     chunks_size: int
     data_path: str
     video_path: str | None
     features: Mapping[str, Feature]
     raw: Mapping[str, Any]
+    left_out: Mapping[str, str]
 
     def keys_of(self, dtype: str) -> tuple[str, ...]:
         return tuple(key for key, feature in self.features.items() if feature.dtype == dtype)
@@ -184,12 +188,15 @@ def read_info(root: Path) -> Info:
             robot_type=raw.get("robot_type"),
             total_episodes=int(raw["total_episodes"]),
             total_frames=int(raw["total_frames"]),
-            total_tasks=int(raw["total_tasks"]),
+            total_tasks=None if raw.get("total_tasks") is None else int(raw["total_tasks"]),
             chunks_size=int(raw.get("chunks_size", CHUNKS_SIZE)),
             data_path=str(raw["data_path"]),
             video_path=raw.get("video_path"),
-            features={key: _feature(path, key, value) for key, value in raw["features"].items()},
+            features={
+                key: _feature(path, key, value) for key, value in raw["features"].items() if not _no_input(value)
+            },
             raw=raw,
+            left_out={key: why for key, value in raw["features"].items() if (why := _no_input(value))},
         )
     except KeyError as error:
         raise DatasetError(f"{path}: field {error} is missing; restore the file") from None
@@ -215,6 +222,33 @@ def read_info(root: Path) -> Info:
     return info
 
 
+def _no_input(value: Any) -> str:
+    """Why a feature is none that a policy can take; "" for all others."""
+    info = value.get("info") if isinstance(value.get("info"), dict) else {}
+    if value.get("dtype") == "language":
+        return "annotations in language"
+    return "a depth map" if info.get("is_depth_map") or info.get("video.is_depth_map") else ""
+
+
+def flat_names(names: Any) -> list[str]:
+    """The names of a vector or of axes in their order, however they are nested: lists, `{"motors": [...]}`, numbers."""
+    if isinstance(names, Mapping):
+        return [name for inner in names.values() for name in flat_names(inner)]
+    if isinstance(names, (list, tuple)):
+        return [name for inner in names for name in flat_names(inner)]
+    return [] if names is None else [str(names)]
+
+
+def _height_width_channels(shape: tuple[int, ...], names: list[str]) -> tuple[int, ...]:
+    """A picture's shape in our order. Its axes are told by their names, without names by the size of a channel axis."""
+    first = [name.lower()[:1] for name in names]
+    if len(first) == 3 and first.count("h") == 1 == first.count("w"):
+        height, width = first.index("h"), first.index("w")
+    else:
+        height, width = (1, 2) if shape[0] in (1, 3) and shape[2] not in (1, 3) else (0, 1)
+    return shape[height], shape[width], shape[3 - height - width]
+
+
 def _feature(path: Path, key: str, value: Mapping[str, Any]) -> Feature:
     if not isinstance(value.get("info"), (dict, type(None))):
         raise DatasetError(f"{path}: info of feature {key} is not an object; restore the file")
@@ -222,7 +256,8 @@ def _feature(path: Path, key: str, value: Mapping[str, Any]) -> Feature:
     if feature.is_camera:
         if len(feature.shape) != 3:
             raise DatasetError(f"{path}: feature {key} has shape {list(feature.shape)}; an image has three dimensions")
-        return feature
+        shape = _height_width_channels(feature.shape, flat_names(feature.names))
+        return Feature(feature.dtype, shape, IMAGE_AXES, feature.video_info)
     if feature.dtype not in VALUE_DTYPES:
         raise DatasetError(f"{path}: feature {key} has dtype {feature.dtype!r}; known are {', '.join(VALUE_DTYPES)}")
     return feature
@@ -235,10 +270,6 @@ def _whole(number: float) -> float:
 
 
 def image_size(feature: Feature) -> tuple[int, int, int]:
-    """(height, width, channels) of a camera feature, by its `names` when they say so."""
-    names = list(feature.names) if isinstance(feature.names, (list, tuple)) else []
-    if "height" in names and "width" in names and len(names) == 3:
-        height, width = names.index("height"), names.index("width")
-        return feature.shape[height], feature.shape[width], feature.shape[3 - height - width]
-    height_px, width_px, channels = feature.shape
-    return height_px, width_px, channels
+    """(height, width, channels) of a camera feature."""
+    height, width, channels = feature.shape
+    return height, width, channels

@@ -74,12 +74,32 @@ def features(opened: Opened) -> list[str]:
         except (pa.ArrowException, OSError) as error:
             problems.append(f"{name} is not parquet ({error})")
             continue
-        problems += [f"{name}: column {key} is not in info.json" for key in schema.names if key not in stored]
+        known = {*stored, *info.left_out}
+        problems += [f"{name}: column {key} is not in info.json" for key in schema.names if key not in known]
         problems += [f"{name}: column {key} is missing" for key in stored if key not in schema.names]
+    return problems[:MOST_PROBLEMS]
+
+
+def untidy_info(opened: Opened) -> list[str]:
+    """What is read although info.json says it in another way than LeRobot does."""
+    info = opened.info
+    assert info is not None
+    problems = [f"{key} is left out: {why}" for key, why in info.left_out.items()]
+    if info.total_tasks is None:
+        problems.append("total_tasks is missing in info.json")
+    stored = {key: feature for key, feature in info.features.items() if feature.dtype != "video"}
+    for path in sorted((opened.root / "data").glob("*/*.parquet")):
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowException, OSError):
+            continue  # told by the check of the features
         for key in set(stored) & set(schema.names):
             found, wanted = _leaf(schema.field(key).type), _leaf(column_type(key, stored[key]))
             if found != wanted:
-                problems.append(f"{name}: column {key} is {found}, info.json says {stored[key].dtype} ({wanted})")
+                problems.append(
+                    f"{path.relative_to(opened.root)}: column {key} is {found}, info.json says {stored[key].dtype}; it "
+                    "is read as that, `vla-data convert` of v2.1 writes it as that"
+                )
     return problems[:MOST_PROBLEMS]
 
 
@@ -106,7 +126,7 @@ def counts(opened: Opened) -> list[str]:
             "frames of all episodes in meta",
         ),
         ("total_frames", info.total_frames, rows, "rows in data files"),
-        ("total_tasks", info.total_tasks, len(tasks), "tasks in meta"),
+        ("total_tasks", len(tasks) if info.total_tasks is None else info.total_tasks, len(tasks), "tasks in meta"),
     ]
     if info.version == layout.V21 and "total_videos" in info.raw:
         found.append(("total_videos", info.raw["total_videos"], len(episodes) * len(info.video_keys), "videos named"))

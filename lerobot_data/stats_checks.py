@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.columns import column_array
-from vla_edge.lerobot_data.layout import Info, image_size
+from vla_edge.lerobot_data.layout import Feature, Info, image_size
 from vla_edge.lerobot_data.meta import read_table
 from vla_edge.lerobot_data.opened import MOST_PROBLEMS, Opened
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, Stats, number_stats
 
 
 def statistics(opened: Opened) -> list[str]:
-    """Every feature has its statistics, of the right shape and order, and numbers agree with the data."""
+    """What a policy takes (cameras, observations, the action) has its statistics, of the right shape and order, and
+    numbers agree with the data."""
+    return _problems(opened, inputs=True)
+
+
+def untidy_statistics(opened: Opened) -> list[str]:
+    """The same for all other columns; LeRobot's own edit tools leave those stale or without any."""
+    found = _problems(opened, inputs=False)
+    return [*found, "`vla-data stats --write` mends all of these"] if found else []
+
+
+def _problems(opened: Opened, inputs: bool) -> list[str]:
     info, stats, parts = opened.info, opened.stats, opened.episode_stats
     episodes, frames = opened.episodes, opened.frames
     assert info is not None and stats is not None and parts is not None
     assert episodes is not None and frames is not None
-    problems = [f"episode {episode.index} has no statistics" for episode in episodes if episode.index not in parts]
-    for where, entry in (("data set", stats), *((f"episode {index}", part) for index, part in parts.items())):
-        problems += _stats_shape(where, info, entry)
+    keys = [key for key, feature in info.features.items() if _is_input(key, feature) == inputs]
+    problems = [
+        f"episode {episode.index} has no statistics" for episode in episodes if inputs and episode.index not in parts
+    ]
+    for where, entry in (("dataset", stats), *((f"episode {index}", part) for index, part in parts.items())):
+        problems += _stats_shape(where, info, keys, entry)
         if len(problems) >= MOST_PROBLEMS:
             return problems[:MOST_PROBLEMS]
     if problems:
         return problems
     if not frames:
-        return ["no data file to compare the statistics with"]
-    for key in info.features:
+        return ["no data file to compare the statistics with"] if inputs else []
+    for key in keys:
         if info.features[key].is_camera or info.features[key].dtype == "string":
             continue
         try:
@@ -41,17 +57,22 @@ def statistics(opened: Opened) -> list[str]:
         except DatasetError as error:
             problems.append(str(error))
             continue
-        problems += _stats_against("data set", key, stats[key], values)
+        problems += _stats_against("dataset", key, stats[key], values)
         for episode in episodes:
             part = values[episode.from_index : episode.to_index]
-            if len(part) == episode.length:
+            if len(part) == episode.length and episode.index in parts:
                 problems += _stats_against(f"episode {episode.index}", key, parts[episode.index][key], part)
     return problems[:MOST_PROBLEMS]
 
 
-def _stats_shape(where: str, info: Info, stats: Stats) -> list[str]:
+def _is_input(key: str, feature: Feature) -> bool:
+    return feature.is_camera or key == "action" or key.startswith("observation.")
+
+
+def _stats_shape(where: str, info: Info, keys: Sequence[str], stats: Stats) -> list[str]:
     problems = []
-    for key, feature in info.features.items():
+    for key in keys:
+        feature = info.features[key]
         if feature.dtype == "string":
             continue
         entry = stats.get(key, {})

@@ -19,10 +19,13 @@ class CheckResult:
     name: str
     problems: tuple[str, ...] | None
     needs: str = ""
+    untidy: bool = False
 
     @property
     def verdict(self) -> str:
-        return "not run" if self.problems is None else "failed" if self.problems else "passed"
+        if self.problems is None:
+            return "not run"
+        return ("untidy" if self.untidy else "failed") if self.problems else "passed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,13 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Every check ran and found nothing."""
-        return all(check.verdict == "passed" for check in self.checks)
+        """Every check ran, and none found what breaks training."""
+        return all(check.verdict in ("passed", "untidy") for check in self.checks)
 
     @property
     def first_problem(self) -> str:
-        return next((f"{check.name}: {check.problems[0]}" for check in self.checks if check.problems), "none")
+        found = (check for check in self.checks if check.problems and not check.untidy)
+        return next((f"{check.name}: {check.problems[0]}" for check in found if check.problems), "none")
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -74,7 +78,7 @@ def verify_dataset(root: Path, progress: Callable[[str], None] | None = None) ->
         if missing:
             results.append(CheckResult(check.name, None, f"{' and '.join(missing)} could not be read"))
         else:
-            results.append(CheckResult(check.name, _problems(check, opened)))
+            results.append(CheckResult(check.name, _problems(check, opened), untidy=check.untidy))
     return Report(root, opened.info.version if opened.info else None, tuple(results))
 
 
