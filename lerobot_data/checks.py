@@ -38,6 +38,7 @@ CHECKS = (
     Check("timestamps", _FRAMES, frame_checks.timestamps),
     Check("video ends", _META, frame_checks.video_ends),
     Check("task indices", (*_FRAMES, "tasks"), frame_checks.task_indices),
+    Check("tidy rows", _META, frame_checks.rows_of_episodes, untidy=True),
     Check("tidy info", ("info",), meta_checks.untidy_info, untidy=True),
     Check("tidy statistics", (*_STATS, "frames"), stats_checks.untidy_statistics, untidy=True),
     Check("statistics finite", _STATS, stats_checks.statistics_finite),

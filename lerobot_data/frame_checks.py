@@ -73,7 +73,14 @@ def files_of_episodes(opened: Opened) -> list[str]:
         for key, span in episode.videos.items():
             if not (opened.root / span.path).is_file():
                 problems.append(f"episode {episode.index}: video {span.path} of {key} is missing")
-    if info.version == layout.V30:
+    return problems[:MOST_PROBLEMS]
+
+
+def rows_of_episodes(opened: Opened) -> list[str]:
+    """Rows of meta/episodes that name another file than theirs, as LeRobot's merge tool leaves them; nothing reads it."""
+    problems = []
+    assert opened.info is not None
+    if opened.info.version == layout.V30:
         for path in episode_files(opened.root):
             table = read_table(path, ["meta/episodes/chunk_index", "meta/episodes/file_index"])
             for row in table.to_pylist():

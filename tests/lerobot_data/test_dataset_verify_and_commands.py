@@ -167,7 +167,6 @@ CORRUPTIONS: dict[str, list[tuple[Path, Damage]]] = {
         (V30, cell(V30_ROWS, "data/file_index", 3, 1)),
         (V21, remove(V21_VIDEO)),
         (V30, cell(V30_ROWS, f"videos/{FRONT}/file_index", 1, 1)),
-        (V30, cell(V30_ROWS, "meta/episodes/file_index", 1, 1)),
         (V21, cell(V21_TABLE, "episode_index", 3, 2)),
     ],
     "timestamps": [(V30, cell(V30_TABLE, "timestamp", 40, 0.6)), (V21, column(V21_TABLE, add_to_timestamps))],
@@ -182,6 +181,7 @@ CORRUPTIONS: dict[str, list[tuple[Path, Damage]]] = {
         (V21, cell(V21_TABLE, "task_index", 10, 0)),
         (V30, cell(V30_ROWS, "tasks", 0, ["Push the green button"])),
     ],
+    "tidy rows": [(V30, cell(V30_ROWS, "meta/episodes/file_index", 1, 1))],
     "tidy info": [(V30, column(V30_TABLE, as_double)), (V21, text(INFO, '"total_tasks": 2,', "")), (V30, annotate)],
     "tidy statistics": [
         (V30, text("meta/stats.json", '"index"', '"indexx"')),
@@ -202,7 +202,7 @@ def test_a_sound_data_set_passes_every_check(root: Path) -> None:
 
 
 def test_every_check_has_a_corruption() -> None:
-    assert set(CORRUPTIONS) == {check.name for check in CHECKS} and len(CHECKS) == 16
+    assert set(CORRUPTIONS) == {check.name for check in CHECKS} and len(CHECKS) == 17
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_verify_prints_json_and_exits_1_on_a_failure(tmp_path: Path, capsys: pyt
     root = copy_of(V30, tmp_path)
     assert main(["verify", str(root), "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["passed"] and report["version"] == "v3.0" and len(report["checks"]) == 16
+    assert report["passed"] and report["version"] == "v3.0" and len(report["checks"]) == 17
     cell(V30_ROWS, "data/file_index", 3, 1)(root)
     assert main(["verify", str(root), "--json"]) == 1
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
