@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = [*sorted((ROOT / "runtime" / "core").glob("*/*.c")), *sorted((ROOT / "robot" / "bus").glob("*.c"))]
-DRIVEN_BY = ("test_pilot.py", "test_bus_faults.py")
+DRIVEN_BY = ("runtime/core/test_pilot.py", "robot/test_bus_faults.py")
 """What drives the extension without torch, whose start takes minutes under the sanitizer."""
 LEFT_OUT = "not stale"
 """They build a program with sanitizers of its own."""
