@@ -1,4 +1,4 @@
-"""Pictures to the network's input, as POLICY.md §1.1."""
+"""Pictures to the network's input, as docs/policy.md §1.1."""
 
 from __future__ import annotations
 

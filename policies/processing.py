@@ -2,7 +2,7 @@
 
 `policy_preprocessor.json` and `policy_postprocessor.json` are authoritative;
 a checkpoint without them falls back to config.json and the normalisation
-buffers older LeRobot versions kept in the model file (POLICY.md §1.4, §1.14).
+buffers older LeRobot versions kept in the model file (docs/policy.md §1.4, §1.14).
 """
 
 from __future__ import annotations

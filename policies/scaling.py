@@ -1,4 +1,4 @@
-"""Normalising tensors as the checkpoint's settings say. Arithmetic: POLICY.md §1.4 and LeRobot's
+"""Normalising tensors as the checkpoint's settings say. Arithmetic: docs/policy.md §1.4 and LeRobot's
 normalize_processor."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def normalize(values: Tensor, by: Normalization) -> Tensor:
 
 
 def unnormalize(values: Tensor, by: Normalization) -> Tensor:
-    """Normalised → robot units, over the last axis. No epsilon with mean and std (POLICY.md §1.4)."""
+    """Normalised → robot units, over the last axis. No epsilon with mean and std (docs/policy.md §1.4)."""
     low, high = (torch.as_tensor(item, device=values.device) for item in (by.low, by.high))
     if by.mode == "MEAN_STD":
         return values * high + low

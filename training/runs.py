@@ -31,7 +31,7 @@ FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5
 SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000}
 SMOKE = {"batch_size": 4, "steps": 100, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 50}
 SMOKE_EPISODES = 10
-"""Defaults of the three ways to train (TRAINING.md §5)."""
+"""Defaults of the three ways to train (docs/training-methods.md §5)."""
 
 
 def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:

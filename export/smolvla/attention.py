@@ -1,4 +1,4 @@
-"""Grouped-query attention with RoPE, as text model and experts have it (POLICY.md §1.7–1.10).
+"""Grouped-query attention with RoPE, as text model and experts have it (docs/policy.md §1.7–1.10).
 
 Keys and values stand heads first, [kv heads, rows, head width]. A key-value
 head is multiplied with the rows of all its query heads at once, so keys and

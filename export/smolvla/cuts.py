@@ -1,4 +1,4 @@
-"""Where SmolVLA is cut into graphs, and the numbers and tables that go with the cuts (POLICY.md §2)."""
+"""Where SmolVLA is cut into graphs, and the numbers and tables that go with the cuts (docs/policy.md §2)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The `prefix` and `state` graphs: the text model over pictures and language, and over the state's one row.
 
 No other prefix row sees the state's row, so the cut between the two is exact
-(POLICY.md §2). Of the last text layer only keys and values are read, except by
+(docs/policy.md §2). Of the last text layer only keys and values are read, except by
 the CLS rows. Key and value outputs have one row more than the prefix: zero
 here, filled by the runtime with the state's.
 """

@@ -1,7 +1,7 @@
 """The action expert: a narrower twin of the text model that reads its cache.
 
 Even layers self-attend over [prefix cache; own rows]; odd layers cross-attend
-to the prefix alone, through their own k_proj and v_proj (POLICY.md §1.10).
+to the prefix alone, through their own k_proj and v_proj (docs/policy.md §1.10).
 The delta expert is the same class with its own weights.
 """
 

@@ -3,7 +3,7 @@
 The prefix (pictures, language) fills a cache; the state token adds one row to
 it; the expert then walks from noise to actions in Euler steps. Because no
 other prefix row sees the state token, running it by itself is exact.
-Arithmetic: POLICY.md §1.6–1.12 and §2. Symbols: B batch, P prefix rows
+Arithmetic: docs/policy.md §1.6–1.12 and §2. Symbols: B batch, P prefix rows
 without the state, H text width, E expert width, C chunk, A max_action_dim.
 """
 
@@ -155,7 +155,7 @@ class FlowMatching(nn.Module):
         return Prefix(cache, mask, hidden)
 
     def run_state(self, prefix: Prefix, state: Tensor) -> Prefix:
-        """The state's row against the prefix's cache: the prefix with that row appended. Exact (POLICY.md §2)."""
+        """The state's row against the prefix's cache: the prefix with that row appended. Exact (docs/policy.md §2)."""
         row = self.embed_state(state)
         valid = torch.ones_like(prefix.mask[:, :1])
         mask = torch.cat((prefix.mask, valid), dim=1)

@@ -1,7 +1,7 @@
 """The text model: Llama-style layers that fill the key-value cache of the prefix.
 
 The same layer class serves the experts. Attribute names follow the
-checkpoint's keys. Arithmetic: POLICY.md §1.7–1.9.
+checkpoint's keys. Arithmetic: docs/policy.md §1.7–1.9.
 """
 
 from __future__ import annotations

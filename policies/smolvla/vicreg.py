@@ -1,4 +1,4 @@
-"""VICReg between two sets of tokens (Bardes et al., 2022), in the form of TRAINING.md §1."""
+"""VICReg between two sets of tokens (Bardes et al., 2022), in the form of docs/training-methods.md §1."""
 
 from __future__ import annotations
 

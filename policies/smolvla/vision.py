@@ -1,6 +1,6 @@
 """The picture's way into tokens: SigLIP tower, pixel shuffle, connector.
 
-Attribute names follow the checkpoint's keys. Arithmetic: POLICY.md §1.5.
+Attribute names follow the checkpoint's keys. Arithmetic: docs/policy.md §1.5.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stage files: tasks learnt one after the other, each stage a mix of the tasks so far.
 
-`kuavo.yaml` beside this file is the shipped example (TRAINING.md §3). A stage's
+`kuavo.yaml` beside this file is the shipped example (docs/training-methods.md §3). A stage's
 epoch is one pass over its own (newest) task's training frames, so its steps
 follow from the data: ceil(epochs · frames / (batch · share of that task)).
 """
