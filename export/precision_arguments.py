@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_edge.camera_names import camera_pairs
+from vla_edge.command_line import between, count
 from vla_edge.engines.engine import backends
 from vla_edge.errors import ConfigError
 
@@ -19,48 +20,47 @@ RANGES = ("minmax", "percentile", "mse")
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
-    parser.add_argument(
+    group = parser.add_argument_group("precision")
+    group.add_argument(
         "--bundle", type=Path, metavar="BUNDLE", help="float32 bundle to start from in place of a checkpoint"
     )
-    parser.add_argument(
+    group.add_argument(
         "--backend",
         choices=[name for name, backend in backends().items() if backend.dialect],
         default="ort",
         help="what the graphs are prepared for (default: ort)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="fp32",
         help="type of the matrices; auto: int8 where it holds the bound (default: fp32)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--synthetic", action="store_true", help="measure on synthetic observations: for a policy with random weights"
     )
-    parser.add_argument(
+    group.add_argument(
         "--joint-error",
-        type=float,
+        type=between(1e-9, 1),
         default=0.005,
         metavar="SHARE",
         help="bound: 95th percentile of the action error, share of a joint's range (default: 0.005)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--cosine",
-        type=float,
+        type=between(1e-9, 1),
         default=0.999,
         metavar="C",
         help="bound: cosine of the chunks with float32's (default: 0.999)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--ranges", choices=RANGES, default="minmax", help="how a static INT8 range is taken (default: minmax)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--ranges-file", type=Path, metavar="NPZ", help="keep the ranges there; an interrupted run goes on"
     )
-    parser.add_argument("--frames", type=int, default=32, metavar="N", help="observations for ranges (default: 32)")
-    parser.add_argument(
-        "--held-out", type=int, default=8, metavar="N", help="observations for the action error (default: 8)"
-    )
+    group.add_argument("--frames", type=count, default=32, help="observations for ranges (default: 32)")
+    group.add_argument("--held-out", type=count, default=8, help="observations for the action error (default: 8)")
 
 
 def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
@@ -74,12 +74,6 @@ def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
             f"--precision {arguments.precision} is measured on recorded observations: give --dataset DATASET, or "
             "--synthetic for random weights"
         )
-    if not (0 < arguments.joint_error <= 1 and 0 < arguments.cosine <= 1):
-        raise ConfigError(
-            f"--joint-error {arguments.joint_error:g} and --cosine {arguments.cosine:g} must lie above 0 and up to 1"
-        )
-    if arguments.frames < 1 or arguments.held_out < 1:
-        raise ConfigError(f"--frames {arguments.frames} and --held-out {arguments.held_out} must be 1 or more")
     return PrecisionRequest(
         precision=arguments.precision,
         backend=arguments.backend,

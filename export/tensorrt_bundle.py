@@ -29,26 +29,27 @@ class TensorRTOptions:
 
 def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that only `--backend tensorrt` has."""
-    parser.add_argument(
+    group = parser.add_argument_group("TensorRT")
+    group.add_argument(
         "--build-on-device",
         action="store_true",
         help="tensorrt: check and pack the bundle here, build its engine files on the device",
     )
-    parser.add_argument(
+    group.add_argument(
         "--board-memory",
         type=float,
         default=8,
         metavar="GB",
         help="tensorrt, packing: memory of the board it is for (default: 8)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--workspace",
         type=int,
         default=1024,
         metavar="MB",
         help="tensorrt: scratch the builder may use (default: 1024)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--force", action="store_true", help="tensorrt: build though the memory plan says it will not fit"
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.camera_names import short_name
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, file_to_write, not_negative
 from vla_edge.errors import CameraError, CheckFailed
 from vla_edge.files import write_bytes
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
@@ -126,11 +126,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at this one (repeat); default: every V4L2 device",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("cameras.png"), help="contact sheet to write (default: cameras.png)"
+        "--out", type=file_to_write, default=Path("cameras.png"), help="contact sheet to write (default: cameras.png)"
     )
     parser.add_argument(
         "--settle",
-        type=float,
+        type=not_negative,
         default=0.7,
         metavar="SECONDS",
         help="time a camera gets for its exposure (default: 0.7)",

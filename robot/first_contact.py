@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, between
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
@@ -27,9 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--store-park", action="store_true", help="store where the limp arm rests as the parking pose")
     parser.add_argument("--to", type=float, help="joint value in --joint-units")
     parser.add_argument(
-        "--joint-units", choices=[units.value for units in JointUnits], default=JointUnits.DEGREES.value
+        "--joint-units",
+        choices=[units.value for units in JointUnits],
+        default=JointUnits.DEGREES.value,
+        help="unit of --to",
     )
-    parser.add_argument("--speed", type=float, default=15.0, help="degrees per second, 1 to 30")
+    parser.add_argument("--speed", type=between(1, 30), default=15.0, help="degrees per second, 1 to 30")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -211,6 +211,7 @@ def calls(bundle: Path, folder: Path) -> dict[str, list[list[str]]]:
             ["control", "--bundle", b, *arm],
             ["inference", "--bundle", b, "--task", "x", "--camera", "laptop=0", *run_dir],
             *([word, *run_dir] for word in ("status", "arm", "hold", "park", "stop", "torque-off")),
+            ["recover", *run_dir],
             ["replay", record, "--inputs", record, "--export", str(folder / "c")],
             ["report", record],
             ["serve", "--bundle", b],

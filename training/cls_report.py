@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, between, count, folder_to_write
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import write_json, written_beside
 from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
@@ -238,23 +238,25 @@ def report_json(history: History, threshold: float, aurocs: Mapping[str, float])
 
 def add_cls_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint with a trained CLS head")
-    parser.add_argument("--dataset", required=True, help="LeRobot data set")
-    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST")
-    parser.add_argument("--stride", type=int, default=1, help="every n-th frame")
-    parser.add_argument("--near", type=int, default=3, help="frames apart that still are the same scene")
+    parser.add_argument("--dataset", required=True, metavar="DIR", help="LeRobot dataset folder")
+    parser.add_argument(
+        "--episodes",
+        type=parse_episodes,
+        default=(),
+        metavar="LIST",
+        help="episodes to look at, e.g. 0-9,12 (default: all)",
+    )
+    parser.add_argument("--stride", type=count, default=1, help="every n-th frame")
+    parser.add_argument("--near", type=count, default=3, help="frames apart that still are the same scene")
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=between(-1, 1),
         help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it",
     )
-    parser.add_argument("--out", type=Path, help="folder for similarity.csv, gate.json and similarity.png")
+    parser.add_argument("--out", type=folder_to_write, help="folder for similarity.csv, gate.json and similarity.png")
 
 
 def run_cls_report(arguments: argparse.Namespace) -> int:
-    if arguments.stride < 1 or arguments.near < 1:
-        raise ConfigError(f"stride {arguments.stride} and near {arguments.near}: both must be at least 1")
-    if arguments.threshold is not None and not -1 <= arguments.threshold <= 1:
-        raise ConfigError(f"threshold {arguments.threshold} is compared with a cosine: give -1 to 1")
     policy = SmolVLAPolicy.from_pretrained(arguments.policy)
     require_gate(policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)

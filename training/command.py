@@ -31,7 +31,7 @@ main = Command(
             START,
             "10 episodes, 100 steps: does everything fit together?",
             "smoke --checkpoint CHECKPOINT --dataset DATASET --out RUN",
-            "add_fine_tune",
+            "add_smoke",
             "run_smoke",
         ),
         "resume": Subcommand(START, "continue an interrupted run exactly", "resume RUN", "add_resume", "run_resume"),
@@ -87,6 +87,7 @@ main = Command(
         "--save": "--out",
     },  # fmt: skip
     extras="train",
+    translate="vla_edge.training.lerobot_arguments:translate",
 )
 
 if __name__ == "__main__":

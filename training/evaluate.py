@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, count, file_to_write, threads, whole
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.files import write_text, written_beside
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
@@ -135,27 +135,25 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
 
 
 def add_scope(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", help="LeRobot data set")
+    parser.add_argument("--dataset", metavar="DIR", help="LeRobot dataset folder")
     parser.add_argument(
         "--episodes",
         type=parse_episodes,
         default=(),
         metavar="LIST",
-        help="episodes to evaluate, e.g. 0-9,12 (default all)",
+        help="episodes to evaluate, e.g. 0-9,12 (default: all)",
     )
-    parser.add_argument("--run", type=Path, help="take data set and held-out episodes from this run instead")
-    parser.add_argument("--stride", type=int, default=5, help="every n-th frame")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--draws", type=int, default=1, help="noise draws per frame")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of a bundle's engine")
+    parser.add_argument("--run", type=Path, help="take dataset and held-out episodes from this run instead")
+    parser.add_argument("--stride", type=count, default=5, help="every n-th frame")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of the noise")
+    parser.add_argument("--draws", type=count, default=1, help="noise draws per frame")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where checkpoints run")
+    parser.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of a bundle (default: all physical cores)"
+    )
 
 
 def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
-    if arguments.stride < 1 or arguments.draws < 1:
-        raise ConfigError(f"stride {arguments.stride} and draws {arguments.draws}: both must be at least 1")
-    if arguments.seed < 0 or arguments.threads < 0:
-        raise ConfigError(f"seed {arguments.seed} and threads {arguments.threads}: neither may be negative")
     dataset, episodes = arguments.dataset, arguments.episodes
     if arguments.run is not None:
         task = read_config(arguments.run / RUN_FILE).data[-1]
@@ -180,7 +178,7 @@ def check_target(file: Path | None, suffix: str) -> None:
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint, bundle, or saved predictions (.npz)")
-    parser.add_argument("--out", type=Path, metavar="NPZ", help="keep the predictions for `vla-train compare`")
+    parser.add_argument("--out", type=file_to_write, metavar="NPZ", help="keep the predictions for `vla-train compare`")
     add_scope(parser)
 
 
@@ -212,15 +210,13 @@ def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.flo
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policies", nargs="+", type=Path, help="checkpoints, bundles, predictions (.npz)")
-    parser.add_argument("--png", type=Path, help="three panels: latency, parameters, error")
-    parser.add_argument("--markdown", type=Path, help="the table, with rows to fill from robot trials")
-    parser.add_argument("--timed", type=int, default=20, help="predictions to time")
+    parser.add_argument("--png", type=file_to_write, help="three panels: latency, parameters, error")
+    parser.add_argument("--markdown", type=file_to_write, help="the table, with rows to fill from robot trials")
+    parser.add_argument("--timed", type=count, default=20, help="predictions to time")
     add_scope(parser)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    if arguments.timed < 1:
-        raise ConfigError(f"--timed {arguments.timed}: time at least one prediction")
     check_target(arguments.png, ".png")
     check_target(arguments.markdown, ".md")
     scope = scope_from_arguments(arguments)

@@ -4,13 +4,16 @@ print."""
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from vla_edge.command_line import answer
+from vla_edge.camera_names import camera_pairs
+from vla_edge.command_line import answer, between, count, fraction, not_negative, positive, whole
 from vla_edge.errors import ConfigError
 from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
@@ -19,67 +22,87 @@ from vla_edge.training.progress import Report, live_line, silent
 from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_values
 from vla_edge.training.runs import first_episodes, with_held_out
 
-FIELDS = {
-    "steps": (int, "steps", "optimiser steps"),
-    "batch-size": (int, "batch_size", "samples per process and accumulation step"),
-    "accumulation": (int, "accumulation", "batches per optimiser step"),
-    "lr": (float, "optimizer.lr", "peak learning rate"),
-    "weight-decay": (float, "optimizer.weight_decay", "AdamW weight decay"),
-    "grad-clip": (float, "optimizer.grad_clip_norm", "largest gradient norm"),
-    "warmup": (int, "schedule.warmup_steps", "warm-up steps"),
-    "decay": (int, "schedule.decay_steps", "steps until the learning rate is at its lowest"),
-    "decay-lr": (float, "schedule.decay_lr", "lowest learning rate"),
-    "seed": (int, "seed", "seed of everything random"),
-    "workers": (int, "workers", "loader processes"),
-    "cache-mb": (int, "cache_mb", "decoded pictures kept in memory per process"),
-    "save-every": (int, "save_every", "steps between checkpoints"),
-    "log-every": (int, "log_every", "steps between metrics"),
-    "validate-every": (int, "validate_every", "steps between validations, 0 never"),
-    "validation-frames": (int, "validation_frames", "held-out frames per validation and task"),
-    "keep": (int, "keep", "checkpoints to keep, 0 all; last and best always stay"),
-    "n-action-steps": (int, "n_action_steps", "actions executed per chunk, written to the policy"),
-    "lora-rank": (int, "lora.rank", "rank of the adapters, 0 off"),
-    "lora-alpha": (int, "lora.alpha", "scale of the adapters"),
-    "lora-dropout": (float, "lora.dropout", "dropout of the adapters"),
-    "lora-targets": (str, "lora.targets", "regular expression over module names"),
-    "augment": (int, "augment.most", "transforms per picture, 0 off"),
-    "craft-anchors": (str, "craft.anchors", "anchor cache: turns CRaFT on"),
-    "craft-every": (int, "craft.every", "steps between retention gradients"),
-    "craft-conflict": (float, "craft.conflict_cosine", "project below this cosine"),
-    "craft-lambda": (float, "craft.lambda_start", "first multiplier"),
-    "craft-batch": (int, "craft.anchor_batch", "anchors per retention gradient"),
+FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
+    "length of the run": {
+        "steps": (count, "steps", "optimiser steps"),
+        "batch-size": (count, "batch_size", "samples per process and accumulation step"),
+        "accumulation": (count, "accumulation", "batches per optimiser step"),
+        "precision": (CHOICES["precision"], "precision", "number format of the forward and backward pass"),
+        "device": (CHOICES["device"], "device", "where to train; auto: a GPU where there is one"),
+        "seed": (whole, "seed", "seed of everything random"),
+        "workers": (whole, "workers", "processes that load data; 0: load in the training process"),
+        "cache-mb": (whole, "cache_mb", "decoded pictures kept in memory per process"),
+    },
+    "learning rate": {
+        "lr": (positive, "optimizer.lr", "peak learning rate"),
+        "weight-decay": (not_negative, "optimizer.weight_decay", "AdamW weight decay"),
+        "grad-clip": (positive, "optimizer.grad_clip_norm", "largest gradient norm"),
+        "warmup": (whole, "schedule.warmup_steps", "steps in which the rate rises to its peak"),
+        "decay": (whole, "schedule.decay_steps", "steps until the rate is at its lowest"),
+        "decay-lr": (not_negative, "schedule.decay_lr", "lowest learning rate"),
+    },
+    "what is trained": {
+        "freeze-vision": (bool, "freeze.vision", "leave the vision tower as it is"),
+        "expert-only": (bool, "freeze.expert_only", "leave the whole vision-language model as it is"),
+        "train-state-proj": (bool, "freeze.state_proj", "train the projection of the joint state"),
+        "delta-target": (CHOICES["delta_target"], "delta_target", "with --kind delta: what the delta expert corrects"),
+        "n-action-steps": (whole, "n_action_steps", "actions executed per chunk; 0: as the checkpoint says"),
+        "padded-dims": (bool, "padded_dims", "count padded action dimensions in the loss"),
+        "statistics": (CHOICES["statistics"], "statistics", "normalise by all datasets, the first, or the checkpoint"),
+        "augment": (whole, "augment.most", "random changes per picture; 0: none"),
+    },
+    "LoRA": {
+        "lora-rank": (whole, "lora.rank", "rank of the adapters; 0: none"),
+        "lora-alpha": (count, "lora.alpha", "scale of the adapters"),
+        "lora-dropout": (fraction, "lora.dropout", "dropout of the adapters"),
+        "lora-targets": (str, "lora.targets", "regular expression over module names"),
+    },
+    "CRaFT: keep what the starting policy can do": {
+        "craft-anchors": (str, "craft.anchors", "folder that `vla-train anchors` wrote; turns CRaFT on"),
+        "craft-every": (count, "craft.every", "steps between retention gradients"),
+        "craft-conflict": (between(-1, 1), "craft.conflict_cosine", "project gradients below this cosine"),
+        "craft-lambda": (not_negative, "craft.lambda_start", "first weight of the retention gradient"),
+        "craft-batch": (count, "craft.anchor_batch", "anchors per retention gradient"),
+        "craft-merge": (MERGES, "craft.merge", "how the two gradients are added"),
+        "craft-loss": (LOSSES, "craft.loss", "distance to the teacher's features"),
+        "craft-raw": (bool, "craft.raw", "do not divide the retention loss by the teacher's spread"),
+    },
+    "checkpoints and validation": {
+        "save-every": (count, "save_every", "steps between checkpoints"),
+        "keep": (whole, "keep", "checkpoints to keep, 0: all; last and best always stay"),
+        "log-every": (count, "log_every", "steps between metrics"),
+        "validate-every": (whole, "validate_every", "steps between validations; 0: never"),
+        "validation-frames": (count, "validation_frames", "held-out frames per validation and task"),
+    },
 }
-CHOSEN = {
-    "precision": ("precision", CHOICES["precision"]),
-    "device": ("device", CHOICES["device"]),
-    "statistics": ("statistics", CHOICES["statistics"]),
-    "delta-target": ("delta_target", CHOICES["delta_target"]),
-    "craft-merge": ("craft.merge", MERGES),
-    "craft-loss": ("craft.loss", LOSSES),
-}
-SWITCHES = {
-    "padded-dims": ("padded_dims", "count padded action dimensions in the loss"),
-    "craft-raw": ("craft.raw", "do not divide the retention loss by the teacher's spread"),
-    "freeze-vision": ("freeze.vision", "freeze the vision tower"),
-    "expert-only": ("freeze.expert_only", "freeze the whole VLM"),
-    "train-state-proj": ("freeze.state_proj", "train the state's projection"),
-}
+"""Group → flag → how it is read, the field of `TrainConfig` it sets, what it is."""
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags shared by every way to start a run."""
+def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
+    """Flags shared by every way to start a run; what is not given comes from `defaults`, then from `TrainConfig`."""
     add_data_arguments(parser)
-    parser.add_argument("--out", required=True, help="new folder of the run")
     parser.add_argument(
-        "--held-out", type=float, default=0.0, metavar="SHARE", help="share of episodes held out for validation"
+        "--out", metavar="RUN", help="new folder of the run (default: outputs/train/DATE/TIME, as LeRobot)"
     )
-    for flag, (kind, _, text) in FIELDS.items():
-        parser.add_argument(f"--{flag}", type=kind, help=text)
-    for flag, (_, known) in CHOSEN.items():
-        parser.add_argument(f"--{flag}", choices=known)
-    for flag, (_, text) in SWITCHES.items():
-        parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=text)
-    parser.add_argument("--track", action="append", default=[], choices=("tensorboard", "wandb"), help="also log there")
+    usual = replace(TrainConfig("", "", (TaskData("", ""),)), **defaults)
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag, (kind, path, text) in flags.items():
+            value = reduce(getattr, path.split("."), usual)
+            shown = (
+                text if kind is bool or value in ("", None) else f"{text} (default: {str(value).replace('%', '%%')})"
+            )
+            if kind is bool:
+                group.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=shown)
+            elif isinstance(kind, tuple):
+                group.add_argument(f"--{flag}", choices=kind, help=shown)
+            else:
+                metavar = "TEXT" if kind is str else None
+                group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
+    group.add_argument("--held-out", type=fraction, default=0.0, help="share of episodes held out for validation")
+    group.add_argument(
+        "--track", action="append", default=[], choices=("tensorboard", "wandb"), help="write metrics there too"
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,18 +110,22 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         action="append",
         required=True,
-        metavar="PATH[:WEIGHT]",
-        help="LeRobot data set; several are mixed by weight",
+        metavar="DIR[:WEIGHT]",
+        help="LeRobot dataset folder; give several to mix them by weight",
     )
     parser.add_argument(
         "--episodes",
         type=parse_episodes,
         default=(),
         metavar="LIST",
-        help="episodes to use, e.g. 0-9,12 (one data set only)",
+        help="episodes to use, e.g. 0-9,12 (one dataset only)",
     )
     parser.add_argument(
-        "--camera", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DATASET_NAME",
+        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
     )
 
 
@@ -107,10 +134,11 @@ def config_from_arguments(
 ) -> TrainConfig:
     """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0
     all."""
-    rename = dict(pair(text, "--camera") for text in arguments.camera)
+    rename = camera_pairs(arguments.camera)
+    out = arguments.out or time.strftime("outputs/train/%Y-%m-%d/%H-%M-%S")
     config = TrainConfig(
         policy,
-        arguments.out,
+        out,
         tasks_of(arguments.dataset, arguments.episodes),
         kind,
         rename=rename,
@@ -118,8 +146,7 @@ def config_from_arguments(
         **defaults,
     )
     named = vars(arguments)
-    table = {flag: field for flag, (_, field, _) in FIELDS.items()}
-    table |= {flag: field for flag, (field, _) in {**CHOSEN, **SWITCHES}.items()}
+    table = {flag: path for flags in FLAGS.values() for flag, (_, path, _) in flags.items()}
     config = with_values(config, {field: named[flag.replace("-", "_")] for flag, field in table.items()})
     if config.validate_every and not arguments.held_out:
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")

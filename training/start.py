@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_edge.command_line import CommandParser
 from vla_edge.errors import ConfigError
 from vla_edge.fields import read_object
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
+from vla_edge.training.lerobot_arguments import table
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.options import (
     add_training_arguments,
@@ -22,12 +25,17 @@ from vla_edge.training.run_config import read_config
 from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, begin, prepare, prepare_scratch, resume
 
 
-def add_fine_tune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="LeRobot checkpoint folder to start from")
+def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="LeRobot checkpoint folder to start from")
     parser.add_argument(
         "--kind", choices=("base", "delta"), default="base", help="delta: CLS head and delta expert on a frozen policy"
     )
-    add_training_arguments(parser)
+    add_training_arguments(parser, defaults)
+    parser.notes = table()
+
+
+def add_smoke(parser: CommandParser) -> None:
+    add_fine_tune(parser, SMOKE)
 
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
@@ -50,11 +58,11 @@ def train_prepared(setup: Setup, title: str) -> int:
 
 
 def add_scratch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vlm", required=True, help="backbone folder with its weights (SmolVLM2)")
+    parser.add_argument("--vlm", required=True, metavar="DIR", help="backbone folder with its weights (SmolVLM2)")
     parser.add_argument(
         "--config", type=Path, help="JSON of policy configuration fields that differ from SmolVLA's defaults"
     )
-    add_training_arguments(parser)
+    add_training_arguments(parser, SCRATCH)
 
 
 def run_scratch(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, positive, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
 from vla_edge.lerobot_data.observations import observation_of
@@ -368,8 +368,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder written by export-engines")
     parser.add_argument("--dataset", type=Path, help="recorded observations of this robot (LeRobot v2.1 or v3.0)")
     parser.add_argument("--task", help="the instruction that will be given")
-    parser.add_argument("--hz", type=float, default=30.0, help="control rate")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the engine")
+    parser.add_argument("--hz", type=positive, default=30.0, help="control rate")
+    parser.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

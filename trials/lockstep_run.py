@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import answer
-from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.command_line import answer, between, count, file_to_write, positive, threads, whole
+from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import ConfigError
 from vla_edge.robot.sim.render import BACKENDS
 from vla_edge.robot.sim.run_video import Recording
@@ -29,25 +29,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, required=True, help="folder written by export-engines, joint units in degrees"
     )
     parser.add_argument("--task", required=True, help="what the arm shall do, in a sentence")
-    parser.add_argument("--seed", type=int, default=0, help="of the scene and the noise")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of simulated time")
-    parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
-    parser.add_argument("--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long")
-    parser.add_argument("--replan", type=int, default=10, metavar="TICKS", help="from one observation to the next")
-    parser.add_argument(
-        "--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests"
-    )
+    world = parser.add_argument_group("the simulated world")
+    world.add_argument("--seed", type=whole, default=0, help="seed of the scene and of the noise")
+    world.add_argument("--seconds", type=positive, default=6.0, help="length of the episode, in simulated time")
+    world.add_argument("--hz", type=between(6, 100), default=30.0, help="control ticks a second, 6 to 100")
+    world.add_argument("--delay", type=count, default=2, metavar="TICKS", help="an inference takes this long")
+    world.add_argument("--replan", type=count, default=10, metavar="TICKS", help="from one observation to the next")
+    world.add_argument("--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests")
     add_handover_arguments(parser)
-    parser.add_argument("--backend", default="ort", help="backend by name")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument(
+    policy = parser.add_argument_group("how the policy is computed")
+    policy.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
+    policy.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
+    policy.add_argument(
         "--cache",
         choices=[policy.value for policy in CacheMode],
         default=CacheMode.OFF.value,
-        help="when the prefix is reused",
+        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
+        "there with the queued chunk corrected",
     )
-    parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
-    parser.add_argument("--video", type=Path, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
+    world.add_argument("--renderer", choices=sorted(BACKENDS), default="egl", help="how pictures are drawn")
+    world.add_argument("--video", type=file_to_write, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
 
 
 def run(arguments: argparse.Namespace) -> int:

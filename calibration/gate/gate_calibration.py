@@ -18,8 +18,8 @@ from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, pl
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer
-from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.command_line import answer, between, count, folder_to_write, positive, threads, whole
+from vla_edge.engines.engine import Engine, EngineOptions, backends, load_engine
 from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
 from vla_edge.files import link_or_copy, new_folder
 from vla_edge.lerobot_data.meta import Episode
@@ -169,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="LeRobot data set, v2.1 or v3.0: still and moving phases, and moments in which objects are moved",
     )
-    parser.add_argument("--out", type=Path, required=True, help="new bundle with the limits in its manifest")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="new bundle with the limits in its manifest")
     parser.add_argument(
         "--camera",
         action="append",
@@ -177,26 +177,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY=DATASET",
         help="a camera of the policy and the dataset's name for it",
     )
-    parser.add_argument(
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
         "--bound",
-        type=float,
+        type=between(1e-6, 0.999999),
         default=request.bound,
         help="allowed action error, share of a joint's range (95th percentile)",
     )
-    parser.add_argument("--max-reuse", type=int, default=request.max_reuse, help="reuses of one prefix")
-    parser.add_argument(
-        "--max-age-s", type=float, default=plan.max_age_s, help="age of a prefix; pairs are measured up to it"
+    limits.add_argument("--max-reuse", type=count, default=request.max_reuse, help="reuses of one prefix")
+    limits.add_argument(
+        "--max-age-s", type=positive, default=plan.max_age_s, help="age of a prefix; pairs are measured up to it"
     )
-    parser.add_argument(
-        "--period-s", type=float, default=request.period_s, help="between two inferences, for the replay"
+    limits.add_argument(
+        "--period-s", type=positive, default=request.period_s, help="between two inferences, for the replay"
     )
-    parser.add_argument(
-        "--references", type=int, default=plan.references, help="frames whose prefix is kept and tried later"
+    pairs = parser.add_argument_group("how much is measured")
+    pairs.add_argument(
+        "--references", type=count, default=plan.references, help="frames whose prefix is kept and tried later"
     )
-    parser.add_argument("--lags", type=int, default=plan.lags, help="later frames tried for each")
-    parser.add_argument("--others", type=int, default=plan.others, help="frames of other episodes tried for each")
-    parser.add_argument("--backend", default="ort", help="backend by name")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
+    pairs.add_argument("--lags", type=count, default=plan.lags, help="later frames tried for each")
+    pairs.add_argument("--others", type=whole, default=plan.others, help="frames of other episodes tried for each")
+    pairs.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
+    pairs.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, between, not_negative
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_robot_arguments(parser)
     parser.add_argument("--run-dir", type=Path, help="folder shared with inference and operators")
     parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself after so long; 0: never")
+    parser.add_argument("--seconds", type=not_negative, default=0.0, help="stop by itself after so long; 0: never")
     parser.add_argument(
         "--attended", action="store_true", help="hold when the supervisor's heartbeat in the run folder is silent"
     )
@@ -68,19 +68,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
-    parser.add_argument("--bundle", type=Path, required=True, help="exported bundle whose chunks are taken")
-    parser.add_argument("--port", help="serial port of the follower, best its /dev/serial/by-id path")
-    parser.add_argument("--joints", type=Path, help="calibration file of this arm (LeRobot's JSON)")
-    parser.add_argument(
+    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    arm = parser.add_argument_group("the arm and how it may move")
+    arm.add_argument("--port", help="serial port of the follower, best its /dev/serial/by-id path")
+    arm.add_argument("--joints", type=Path, help="joint calibration of this arm (LeRobot's JSON)")
+    arm.add_argument(
         "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
-    parser.add_argument("--hz", type=float, default=30.0, help="ticks a second, 6 to 100")
-    add_handover_arguments(parser)
-    parser.add_argument("--speed", type=float, default=1.0, help="share of the velocity limits, 0.05 to 2")
-    parser.add_argument(
+    arm.add_argument("--hz", type=between(MIN_HZ, MAX_HZ), default=30.0, help="control ticks a second, 6 to 100")
+    add_handover_arguments(arm)
+    arm.add_argument("--speed", type=between(0.05, 2), default=1.0, help="share of the velocity limits, 0.05 to 2")
+    arm.add_argument(
         "--servo-limits", action="store_true", help="speed and force near what the servos can do (default: half of it)"
     )
-    parser.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
+    arm.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
 
 
 def limits_of(

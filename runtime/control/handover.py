@@ -53,7 +53,7 @@ class HandOverOptions:
             raise ConfigError(f"--inpaint-horizon is {self.horizon}; it must be 1 or more rows")
 
 
-def add_handover_arguments(parser: argparse.ArgumentParser) -> None:
+def add_handover_arguments(parser: argparse._ActionsContainer) -> None:
     """Command-line options of the hand-over."""
     parser.add_argument(
         "--handover",

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TypeVar
 
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import answer
-from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.command_line import answer, between, count, file_to_write, fraction, not_negative, threads, whole
+from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DEVICE",
         help="one for each camera of the policy; see `vla-runtime cameras`",
     )
-    parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after so long; 0: never")
+    parser.add_argument("--seconds", type=not_negative, default=0.0, help="end by itself after so long; 0: never")
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
     )
@@ -55,45 +55,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
-    parser.add_argument("--task", help="what the arm shall do, in a sentence")
-    parser.add_argument(
+    policy = parser.add_argument_group("the policy and how it is computed")
+    policy.add_argument("--task", help="what the arm shall do, in a sentence")
+    policy.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy"
     )
-    parser.add_argument(
+    policy.add_argument(
         "--trust-cameras",
         action="store_true",
         help="start although the cameras' pictures look swapped or have another shape than in the data",
     )
-    parser.add_argument("--backend", default="ort", help="backend by name")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument(
+    policy.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
+    policy.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
+    cache = parser.add_argument_group("reusing what the pictures gave")
+    cache.add_argument(
         "--cache",
         choices=[policy.value for policy in CacheMode],
         default=CacheMode.OFF.value,
-        help="when the prefix is reused",
+        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
+        "there with the queued chunk corrected",
     )
-    parser.add_argument("--flow-steps", type=int, help="Euler steps a chunk (default: the policy's)")
-    parser.add_argument(
-        "--least-flow-steps", type=int, help="fewest steps when a chunk would come late (default: as --flow-steps)"
+    policy.add_argument("--flow-steps", type=count, help="Euler steps for one chunk (default: as the policy says)")
+    policy.add_argument(
+        "--least-flow-steps", type=count, help="fewest steps when a chunk would come late (default: as --flow-steps)"
     )
-    parser.add_argument("--replan-s", type=float, default=0.25, help="least time between two plans while moving")
-    parser.add_argument("--audit", type=float, default=0.02, help="share of cache hits that are computed again, 0 to 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument(
+    policy.add_argument(
+        "--replan-s", type=between(0, 60), default=0.25, help="least time between two plans while moving"
+    )
+    cache.add_argument(
+        "--audit", type=fraction, default=0.02, help="share of cache hits that are computed again, 0 to 1"
+    )
+    policy.add_argument("--seed", type=whole, default=0, help="seed of the noise")
+    policy.add_argument(
         "--noise",
         choices=[noise.value for noise in Noise],
         default=Noise.KEPT.value,
         help="when noise is drawn: once (kept), or for every inference (fresh) (default: kept)",
     )
-    parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
-    parser.add_argument("--record-inputs", type=Path, metavar="FILE", help="write the exact inputs of every inference")
-    parser.add_argument(
+    policy.add_argument(
+        "--nice", type=between(0, 19, int), default=10, help="priority of this process, 0 to 19; control comes first"
+    )
+    record = parser.add_argument_group("recording the inputs")
+    record.add_argument(
+        "--record-inputs", type=file_to_write, metavar="FILE", help="write the exact inputs of every inference"
+    )
+    record.add_argument(
         "--record-fps",
         type=float,
         default=0.0,
         help="write the cameras' pictures too, so often a second, for exported episodes",
     )
-    parser.add_argument("--record-mb", type=int, default=2048, help="size limit of that file")
+    record.add_argument("--record-mb", type=count, default=2048, help="size limit of that file")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.camera_names import feature_key
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, file_to_write, not_negative
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.sim.simulator import SimProcess
@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus"
     )
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop by itself so long after arming; 0: never")
+    parser.add_argument(
+        "--seconds", type=not_negative, default=0.0, help="stop by itself so long after arming; 0: never"
+    )
     parser.add_argument("--no-arm", action="store_true", help="start disarmed; the key a begins")
     parser.add_argument(
         "--camera",
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_policy_arguments(parser)
     parser.add_argument(
-        "--video", type=Path, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
+        "--video", type=file_to_write, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
     )
     parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
 

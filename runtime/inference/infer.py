@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import open_bundle
 from vla_edge.camera_names import PREFIX, is_camera_key
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, threads, whole
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
@@ -38,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
     parser.add_argument(
         "--backend", choices=list(backends()), help="engine by its name (default: ort on cpu, ort-cuda on cuda)"
     )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, when the observation brings none")
+    parser.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
+    parser.add_argument("--seed", type=whole, default=0, help="seed of the noise, when the observation brings none")
     parser.add_argument(
         "--refuse-truncation",
         action="store_true",

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, not_negative
 from vla_edge.errors import CheckFailed, ConfigError, RecordError
 from vla_edge.runtime.control.flight_record import chunks_of, faults_of, open_record, tick_times, ticks_of
 from vla_edge.runtime.inference.input_record import read_inputs
@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, help="run the recorded inputs through this bundle again and compare the chunks"
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write the episodes as a LeRobot v3.0 data set; needs --inputs"
+        "--export", type=Path, metavar="FOLDER", help="write the episodes as a LeRobot v3.0 dataset; needs --inputs"
     )
     parser.add_argument(
         "--picture-age",
-        type=float,
+        type=not_negative,
         default=0.5,
         metavar="SECONDS",
         help="leave out ticks whose pictures are older than this; an episode ends there",

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, file_to_write
 from vla_edge.errors import RecordError
 from vla_edge.files import write_text
 from vla_edge.runtime.control.flight_record import (
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inference", type=Path, metavar="FILE", help="inference.jsonl of the run (default: beside the record)"
     )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="page to write; replaced when it exists")
+    parser.add_argument(
+        "--out", type=file_to_write, default=Path("report.html"), help="page to write; replaced when it exists"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
+from vla_edge.command_line import between, count, file_to_write, threads, whole
+from vla_edge.engines.engine import backends
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode
@@ -22,28 +24,40 @@ from vla_edge.runtime.service.serve_options import ServeOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
-    parser.add_argument(
+    network = parser.add_argument_group("network")
+    network.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; another than loopback needs a token and TLS"
     )
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one, printed")
-    parser.add_argument("--token-file", type=Path, help="file (mode 600) with the token clients must send")
-    parser.add_argument("--certificate", type=Path, help="TLS certificate chain, PEM")
-    parser.add_argument("--key", type=Path, help="its private key, PEM")
+    network.add_argument(
+        "--port", type=between(0, 65535, int), default=8000, help="port to listen on; 0: any free one, printed"
+    )
+    network.add_argument("--token-file", type=Path, help="file (mode 600) with the token clients must send")
+    network.add_argument("--certificate", type=Path, help="TLS certificate chain, PEM")
+    network.add_argument("--key", type=Path, help="its private key, PEM")
     parser.add_argument("--run-dir", type=Path, help="run folder of the robot whose status is shown")
-    parser.add_argument("--backend", default="ort", help="backend by name")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of one graph (default: all physical cores)")
-    parser.add_argument(
+    policy = parser.add_argument_group("the policy and how it is computed")
+    policy.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
+    policy.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
+    policy.add_argument(
         "--cache",
         choices=[policy.value for policy in CacheMode],
         default=CacheMode.OFF.value,
-        help="when the prefix is reused",
+        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
+        "there with the queued chunk corrected",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise of the first session")
-    parser.add_argument("--sessions", type=int, default=2, help="clients with a session of their own at a time")
-    parser.add_argument("--connections", type=int, default=32, help="connections at a time")
-    parser.add_argument("--nice", type=int, default=10, help="priority of this process, 0 to 19; control comes first")
-    parser.add_argument("--record-inputs", type=Path, metavar="FILE", help="write the exact inputs of every inference")
-    parser.add_argument("--record-mb", type=int, default=2048, help="size limit of that file")
+    policy.add_argument("--seed", type=whole, default=0, help="seed of the noise of the first session")
+    network.add_argument("--sessions", type=count, default=2, help="clients with a session of their own at a time")
+    network.add_argument("--connections", type=count, default=32, help="connections at a time")
+    policy.add_argument(
+        "--nice", type=between(0, 19, int), default=10, help="priority of this process, 0 to 19; control comes first"
+    )
+    record = parser.add_argument_group("recording the inputs")
+    record.add_argument(
+        "--record-inputs", type=file_to_write, metavar="FILE", help="write the exact inputs of every inference"
+    )
+    record.add_argument("--record-mb", type=count, default=2048, help="size limit of that file")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -58,7 +58,7 @@ class Subcommand:
 class Command:
     """One of the seven commands. default: the subcommand that is meant when no word is given ("" is one without a
     word). old: its old words and flags → what they are called now. extras: what a missing package is installed with.
-    translate: other spellings into ours, before parsing."""
+    translate: module:function that turns a command line in other names into ours, before it is parsed."""
 
     name: str
     purpose: str
@@ -66,6 +66,7 @@ class Command:
     default: str | None = None
     old: Mapping[str, str] = field(default_factory=dict)
     extras: str = ""
+    translate: str = ""
     terminable: bool = True
     """SIGTERM ends it as Ctrl-C does; otherwise its subcommands see to signals themselves."""
 
@@ -118,7 +119,11 @@ class Command:
             name = words.pop(0)
         if name is None:
             raise UsageError(f"{self.name} needs a subcommand: {', '.join(self.subcommands)}; see `{self.name} --help`")
-        arguments = self.parser(name).parse_args(words)
+        parser = self.parser(name)
+        if self.translate:
+            module, _, function = self.translate.partition(":")
+            words = getattr(import_module(module), function)(words)
+        arguments = parser.parse_args(words)
         run = getattr(import_module(self.subcommands[name].module), self.subcommands[name].run)
         with terminated_like_interrupted() if self.terminable else contextlib.nullcontext():
             return int(run(arguments))
@@ -146,6 +151,8 @@ class CommandParser(argparse.ArgumentParser):
             prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, add_help=False
         )
         self.old, self.example, self.subcommands = old or {}, example, subcommands or {}
+        self.notes = ""
+        """Lines for the help before the example, as they are."""
         self.last = self.add_argument_group("help and output")
         self.last.add_argument("-h", "--help", action="help", help="show this help")
         self.last.add_argument("--version", action="version", version=f"{prog} {__version__}", help="print the version")
@@ -214,6 +221,8 @@ class CommandParser(argparse.ArgumentParser):
         if self.subcommands:
             rows = [f"  {name:<10}{purpose}\n" for name, purpose in self.subcommands.items()]
             parts += ["\nsubcommands (each has --help):\n", *rows]
+        if self.notes:
+            parts.append(f"\n{self.notes}\n")
         if self.example:
             parts += ["\nexample:\n", f"  {self.example}\n"]
         return "".join(parts)

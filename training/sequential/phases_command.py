@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vla_edge.command_line import answer
+from vla_edge.camera_names import camera_pairs
+from vla_edge.command_line import answer, count, whole
 from vla_edge.errors import ConfigError
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS
@@ -20,23 +21,27 @@ from vla_edge.training.sequential.task_sequence import StageRun, stage_notes, tr
 
 def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help=f"stage file (YAML), or {KUAVO!r} for the shipped four Kuavo stages")
-    parser.add_argument("--checkpoint", help="LeRobot checkpoint to start from")
-    parser.add_argument("--out", help="folder of the sequence; an existing one is continued")
+    parser.add_argument("--checkpoint", metavar="DIR", help="LeRobot checkpoint to start from")
+    parser.add_argument("--out", metavar="DIR", help="folder of the sequence; an existing one is continued")
     parser.add_argument(
-        "--dataset", action="append", default=[], metavar="TASK=PATH", help="where a task's data set lies"
+        "--dataset", action="append", default=[], metavar="TASK=PATH", help="the dataset folder of a task"
     )
     parser.add_argument(
-        "--camera", action="append", default=[], metavar="POLICY=DATA", help="a policy camera and the data's key for it"
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DATASET_NAME",
+        help="a camera whose name differs in the datasets",
     )
     parser.add_argument(
-        "--anchors", type=int, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks"
+        "--anchors", type=whole, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks"
     )
-    parser.add_argument("--precision", choices=CHOICES["precision"], default="float32")
-    parser.add_argument("--device", choices=CHOICES["device"], default="auto")
-    parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=0, help="loader processes")
-    parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
-    parser.add_argument("--keep", type=int, default=2, help="checkpoints to keep per stage, 0 all")
+    parser.add_argument("--precision", choices=CHOICES["precision"], default="float32", help="number format")
+    parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="auto: a GPU where there is one")
+    parser.add_argument("--seed", type=whole, default=1000, help="seed of everything random")
+    parser.add_argument("--workers", type=whole, default=0, help="processes that load data")
+    parser.add_argument("--save-every", type=count, default=1000, help="steps between checkpoints")
+    parser.add_argument("--keep", type=whole, default=2, help="checkpoints to keep per stage, 0 all")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, train nothing")
 
 
@@ -65,7 +70,7 @@ def run_stages(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         save_every=arguments.save_every,
         keep=arguments.keep,
-        rename=dict(pair(text, "--camera") for text in arguments.camera),
+        rename=camera_pairs(arguments.camera),
     )
     if arguments.anchors < 0:
         raise ConfigError(f"--anchors {arguments.anchors}: give 0 (off) or the number of anchors")
@@ -89,8 +94,8 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one data set only)"
     )
-    parser.add_argument("--out", required=True, type=Path, help="new folder of the cache")
-    parser.add_argument("--count", type=int, default=256, help="anchors")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder of the cache")
+    parser.add_argument("--count", type=count, default=256, help="number of anchors")
     parser.add_argument(
         "--features",
         nargs="+",
@@ -98,8 +103,8 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
         choices=sorted(GROUPS),
         help="what is kept; vlm with LoRA or a trained VLM",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=CHOICES["device"], default="auto")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of which frames are taken")
+    parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="auto: a GPU where there is one")
 
 
 def run_anchors(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,87 @@
+"""LeRobot's argument names in `vla-train`: one table, and the translation of a command line by it.
+
+`--name=value` and `--name value` are taken, as LeRobot takes them (names of LeRobot 0.4 to 0.6). A name that is not in
+the table is left for our parser to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vla_edge.errors import UsageError
+
+NAMES = {
+    "--policy.path": "--checkpoint",
+    "--dataset.root": "--dataset",
+    "--dataset.episodes": "--episodes",
+    "--output_dir": "--out",
+    "--batch_size": "--batch-size",
+    "--num_workers": "--workers",
+    "--save_freq": "--save-every",
+    "--log_freq": "--log-every",
+    "--policy.device": "--device",
+    "--policy.n_action_steps": "--n-action-steps",
+    "--policy.optimizer_lr": "--lr",
+    "--policy.optimizer_weight_decay": "--weight-decay",
+    "--policy.optimizer_grad_clip_norm": "--grad-clip",
+    "--policy.scheduler_warmup_steps": "--warmup",
+    "--policy.scheduler_decay_steps": "--decay",
+    "--policy.scheduler_decay_lr": "--decay-lr",
+    "--optimizer.lr": "--lr",
+    "--optimizer.weight_decay": "--weight-decay",
+    "--optimizer.grad_clip_norm": "--grad-clip",
+    "--peft.r": "--lora-rank",
+}
+"""LeRobot's name → ours, the value as it is (of a list of episodes without its brackets)."""
+SWITCHES = {
+    "--policy.freeze_vision_encoder": ("--freeze-vision", "--no-freeze-vision"),
+    "--policy.train_expert_only": ("--expert-only", "--no-expert-only"),
+    "--policy.train_state_proj": ("--train-state-proj", "--no-train-state-proj"),
+    "--wandb.enable": ("--track=wandb", ""),
+}
+"""LeRobot's name → what stands for true and for false."""
+WITHOUT_MEANING = ("--dataset.repo_id", "--policy.repo_id", "--policy.type", "--job_name")
+"""Taken and dropped: a dataset is the folder of --dataset.root, a policy says its type itself, nothing is uploaded."""
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def translate(words: Sequence[str]) -> list[str]:
+    """A command line in our names. UsageError: a value is missing or neither true nor false."""
+    left, ours = list(words), []
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--policy.push_to_hub":
+            _refuse_upload(value if equals else left.pop(0) if left else "")
+            continue
+        if name not in NAMES and name not in SWITCHES and name not in WITHOUT_MEANING:
+            ours.append(word)
+            continue
+        if not equals:
+            if not left:
+                raise UsageError(f"{name} needs a value")
+            value = left.pop(0)
+        if name in NAMES:
+            ours += [NAMES[name], value.strip("[]").replace(" ", "") if name == "--dataset.episodes" else value]
+        elif name in SWITCHES:
+            if value.lower() not in TRUE + FALSE:
+                raise UsageError(f"{name} {value!r}: write true or false")
+            ours += [text for text in [SWITCHES[name][value.lower() in FALSE]] if text]
+    return ours
+
+
+def _refuse_upload(value: str) -> None:
+    if value.lower() not in FALSE:
+        raise UsageError(
+            "--policy.push_to_hub: nothing is uploaded here; leave it away, and upload the checkpoint after"
+        )
+
+
+def table() -> str:
+    """What the help shows."""
+    rows = [f"  {name:<36} {ours}" for name, ours in NAMES.items()]
+    rows += [
+        f"  {name + '=true|false':<36} {' | '.join(text for text in pair if text)}" for name, pair in SWITCHES.items()
+    ]
+    rows += [f"  {', '.join(WITHOUT_MEANING)}: taken, without effect"]
+    return "\n".join(["LeRobot's names are understood too:", *rows])
