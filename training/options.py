@@ -38,7 +38,7 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
         "weight-decay": (not_negative, "optimizer.weight_decay", "AdamW weight decay"),
         "grad-clip": (positive, "optimizer.grad_clip_norm", "largest gradient norm"),
         "warmup": (whole, "schedule.warmup_steps", "steps in which the rate rises to its peak"),
-        "decay": (whole, "schedule.decay_steps", "steps until the rate is at its lowest"),
+        "decay": (count, "schedule.decay_steps", "steps until the rate is at its lowest"),
         "decay-lr": (not_negative, "schedule.decay_lr", "lowest learning rate"),
     },
     "what is trained": {

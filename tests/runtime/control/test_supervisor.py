@@ -161,7 +161,7 @@ def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> Non
 def test_a_length_that_is_none_is_refused(golden_bundle: Path, seconds: str) -> None:
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--seconds", seconds]
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 2 and f"--seconds is {seconds}" in ran.stderr
+    assert ran.returncode == 2 and f"--seconds: '{seconds}' is not" in ran.stderr
 
 
 def latched(status: Mapping[str, Any]) -> bool:

@@ -270,7 +270,7 @@ def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folde
     assert main(["replay", record, "--inputs", str(other), "--export", str(target), "--picture-age", "1000000"]) == 2
     assert "no chunk of the flight record was planned from it" in capsys.readouterr().err and not target.exists()
     assert main(["replay", record, "--inputs", str(inputs), "--export", str(target), "--picture-age", "nan"]) == 2
-    assert "--picture-age is nan" in capsys.readouterr().err and not target.exists()
+    assert "--picture-age: 'nan' is not" in capsys.readouterr().err and not target.exists()
 
 
 def test_a_tick_whose_pictures_are_too_old_is_left_out_and_its_episode_goes_on_as_another(

@@ -126,8 +126,8 @@ def test_a_start_that_fails_leaves_no_record(golden_bundle, tmp_path, capsys):
     assert "in use" in capsys.readouterr().err and not record.exists()
     for more, message in (
         (["--record-mb", "0"], "--record-mb is 0"),
-        (["--nice", "-5"], "--nice is -5"),
-        (["--nice", "20"], "--nice is 20"),
+        (["--nice", "-5"], "--nice: '-5' is not"),
+        (["--nice", "20"], "--nice: '20' is not"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err and not record.exists()
