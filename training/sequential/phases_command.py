@@ -72,8 +72,6 @@ def run_stages(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         rename=camera_pairs(arguments.camera),
     )
-    if arguments.anchors < 0:
-        raise ConfigError(f"--anchors {arguments.anchors}: give 0 (off) or the number of anchors")
     sequence = StageRun(plan, base, arguments.anchors)
     join(base.device)
     print_notes(stage_notes(sequence))
