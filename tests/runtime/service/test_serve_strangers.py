@@ -125,7 +125,7 @@ def test_a_start_that_fails_leaves_no_record(golden_bundle, tmp_path, capsys):
         assert main([*words, "--port", str(taken.getsockname()[1])]) == 2
     assert "in use" in capsys.readouterr().err and not record.exists()
     for more, message in (
-        (["--record-mb", "0"], "--record-mb is 0"),
+        (["--record-mb", "0"], "--record-mb: '0' is not"),
         (["--nice", "-5"], "--nice: '-5' is not"),
         (["--nice", "20"], "--nice: '20' is not"),
     ):
