@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vla_edge.export.precision import PrecisionRequest
 
 PRECISIONS = ("fp32", "fp16", "int8", "auto")
-RANGES = ("minmax", "percentile", "mse")
+RANGES = ("minmax",)
 
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:

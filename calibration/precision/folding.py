@@ -8,7 +8,7 @@ channels of like size. Source: Xiao 2023 (SmoothQuant), arXiv 2211.10438, eq. 4.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,7 @@ class Folds:
             return tap
         channels = tap.channels / factors
         largest = float(channels.max())
-        # Its histogram is of the unfolded value, so only the extremes are known.
-        return replace(tap, channels=channels, low=-largest if tap.low < 0 else 0.0, high=largest, counts=None)
+        return Tap(-largest if tap.low < 0 else 0.0, largest, channels)
 
 
 def folds_of(graphs: list[GraphFile], ranges: Ranges) -> Folds:

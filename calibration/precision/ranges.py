@@ -1,8 +1,7 @@
 """Ranges of the activations that enter linear maps, gathered over real runs of all graphs, resumable.
 
-A tap keeps its exact extremes, the largest magnitude of every channel and a
-histogram with logarithmic bins, which needs no range in advance and of which
-two can be added. The span to quantise is taken from it by one of three rules.
+A tap keeps its exact extremes and the largest magnitude of every channel; two
+can be added.
 """
 
 from __future__ import annotations
@@ -26,77 +25,42 @@ from vla_edge.errors import ConfigError
 from vla_edge.files import written_beside
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
-OCTAVES = (-24, 24)
-PER_OCTAVE = 16
-BINS = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
-SAMPLED = 1 << 16
-"""Numbers of a tensor that enter the histogram at a run, evenly spread; extremes are of all of them."""
-
-PERCENTILE = 99.99
-FORMAT = 1
+FORMAT = 2
 
 
 class Method(Enum):
-    """MINMAX: the extremes. PERCENTILE: 99.99 % of the values. MSE: the span with the least squared error."""
+    """MINMAX: the extremes. Cutting values off (percentile, least squared error) was measured to be worse."""
 
     MINMAX = "minmax"
-    PERCENTILE = "percentile"
-    MSE = "mse"
 
 
 @dataclass
 class Tap:
-    """One activation tensor. channels: float32 [channels], largest magnitude; counts: int64 [2, BINS], negative and
-    other values by magnitude, None where only the extremes are known."""
+    """One activation tensor: its extremes, and channels float32 [channels], the largest magnitude of each."""
 
     low: float = 0.0
     high: float = 0.0
     channels: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    counts: NDArray[np.int64] | None = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
 
     def add(self, values: NDArray[np.float32]) -> None:
         """values float32 [rows, channels]."""
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         magnitude = np.maximum(values.max(axis=0), -values.min(axis=0))
         self.channels = magnitude if not self.channels.size else np.maximum(self.channels, magnitude)
-        assert self.counts is not None
-        some = values.reshape(-1)[:: max(1, values.size // SAMPLED)]
-        for sign, part in enumerate((some[some < 0], some[some >= 0])):
-            self.counts[sign] += np.bincount(_bin_of(np.abs(part)), minlength=BINS)
 
-    def span(self, method: Method) -> Span:
+    def span(self) -> Span:
         """The span to quantise."""
-        if method is Method.MINMAX or self.counts is None:
-            return Span(self.low, self.high)
-        if method is Method.PERCENTILE:
-            allowed = self.counts.sum() * (100 - PERCENTILE) / 200
-            low, high = (_cut(self.counts[sign], allowed) for sign in (0, 1))
-            return Span(max(self.low, -low), min(self.high, high))
-        return self._least_error(self.counts)
+        return Span(self.low, self.high)
 
     def without(self, channels: tuple[int, ...]) -> Tap:
-        """The tap of the other channels; of their values only the extremes are known."""
+        """The tap of the other channels."""
         rest = np.delete(self.channels, channels)
         largest = float(rest.max())
-        return Tap(max(self.low, -largest), min(self.high, largest), rest, None)
+        return Tap(max(self.low, -largest), min(self.high, largest), rest)
 
     def outliers(self, ratio: float) -> tuple[int, ...]:
         """Channels whose largest magnitude exceeds `ratio` times the median channel's."""
         return tuple(int(index) for index in np.flatnonzero(self.channels > ratio * np.median(self.channels)))
-
-    def _least_error(self, counts: NDArray[np.int64]) -> Span:
-        best, least = Span(self.low, self.high), np.inf
-        centres = _centres()
-        for share in np.linspace(0.2, 1.0, 41):
-            low, high = self.low * share, self.high * share
-            step = (high - low) / 255
-            clipped = sum(
-                float((side * np.maximum(centres - limit, 0) ** 2).sum()) for side, limit in zip(counts, (-low, high))
-            )
-            error = clipped + float(counts.sum()) * step**2 / 12
-            if error < least:
-                best, least = Span(low, high), error
-        return best
 
 
 @dataclass(frozen=True)
@@ -139,12 +103,7 @@ def _write(file: Path, ranges: Ranges) -> None:
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for number, key in enumerate(keys):
         tap = ranges.taps[key]
-        assert tap.counts is not None
-        arrays |= {
-            f"{number}.span": np.array([tap.low, tap.high]),
-            f"{number}.channels": tap.channels,
-            f"{number}.counts": tap.counts,
-        }
+        arrays |= {f"{number}.span": np.array([tap.low, tap.high]), f"{number}.channels": tap.channels}
     with written_beside(file) as partial, partial.open("wb") as out:
         np.savez_compressed(out, allow_pickle=False, **arrays)
 
@@ -159,22 +118,5 @@ def _read(file: Path, bundle: str, digest: str) -> tuple[dict[tuple[str, str], T
         taps = {}
         for number, (graph, value) in enumerate(about["taps"]):
             low, high = arrays[f"{number}.span"]
-            taps[graph, value] = Tap(float(low), float(high), arrays[f"{number}.channels"], arrays[f"{number}.counts"])
+            taps[graph, value] = Tap(float(low), float(high), arrays[f"{number}.channels"])
         return taps, int(about["seen"])
-
-
-def _bin_of(magnitude: NDArray[np.float32]) -> NDArray[np.int64]:
-    tiny = np.float32(2.0 ** OCTAVES[0])
-    number = (np.log2(np.maximum(magnitude, tiny)) - OCTAVES[0]) * PER_OCTAVE
-    return np.clip(number, 0, BINS - 1).astype(np.int64)
-
-
-def _centres() -> NDArray[np.float64]:
-    return 2.0 ** (OCTAVES[0] + (np.arange(BINS) + 0.5) / PER_OCTAVE)
-
-
-def _cut(counts: NDArray[np.int64], allowed: float) -> float:
-    """Upper edge of the largest bin that is not cut away."""
-    behind = np.cumsum(counts[::-1])[::-1]
-    kept = np.flatnonzero(behind > allowed)
-    return float(2.0 ** (OCTAVES[0] + (kept[-1] + 1) / PER_OCTAVE)) if kept.size else 0.0

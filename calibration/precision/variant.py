@@ -61,7 +61,7 @@ class VariantSettings:
     """ranges: None where no treatment of the plan needs recorded data. folds: scale folding, applied first."""
 
     ranges: Ranges | None = None
-    method: Method = Method.PERCENTILE
+    method: Method = Method.MINMAX
     signed: bool = False
     folds: Folds | None = None
 
@@ -178,11 +178,11 @@ def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings
         tap = settings.folds.tap(graph, item.value, tap)
     outliers = tap.outliers(choice.outlier_ratio) if choice.outlier_ratio else ()
     inliers = tap.without(outliers) if outliers else tap
-    return Step(choice.treatment, inliers.span(settings.method), outliers)
+    return Step(choice.treatment, inliers.span(), outliers)
 
 
 def _spans(graph: str, item: Product, settings: VariantSettings) -> tuple[Span, Span]:
     if settings.ranges is None:
         raise ConfigError(f"{item.group}: static INT8 needs recorded ranges; give --data DATASET")
     left, right = (settings.ranges.taps[graph, value] for value in (item.left, item.right))
-    return left.span(Method.MINMAX), right.span(Method.MINMAX)
+    return left.span(), right.span()
