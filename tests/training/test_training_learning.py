@@ -22,10 +22,18 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
-from vla_edge.training.cls_report import Seen, gate_aurocs, history_of, look, scene_pairs, similarities, write_report
 from vla_edge.training.craft.conflict_projection import CraftConfig
-from vla_edge.training.evaluate import Scope, evaluate
-from vla_edge.training.predictors import CheckpointPredictor
+from vla_edge.training.evaluation.cls_report import (
+    Seen,
+    gate_aurocs,
+    history_of,
+    look,
+    scene_pairs,
+    similarities,
+    write_report,
+)
+from vla_edge.training.evaluation.evaluate import Scope, evaluate
+from vla_edge.training.evaluation.predictors import CheckpointPredictor
 from vla_edge.training.progress import silent
 from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.runs import fine_tune

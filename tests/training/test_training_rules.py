@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.fields import build, to_json
-from vla_edge.training.cls_report import auroc
 from vla_edge.training.craft.conflict_projection import (
     CraftConfig,
     combine,
@@ -22,8 +21,9 @@ from vla_edge.training.craft.conflict_projection import (
     next_multiplier,
     retention_loss,
 )
+from vla_edge.training.evaluation.cls_report import auroc
+from vla_edge.training.evaluation.prediction_errors import baselines, chunk_errors
 from vla_edge.training.objective import lr_factor
-from vla_edge.training.prediction_errors import baselines, chunk_errors
 from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, describe, read_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source, quota

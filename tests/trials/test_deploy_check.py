@@ -20,7 +20,7 @@ from vla_edge.export.command import main as export
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.runtime.inference.units import read_tables
 from vla_edge.training.command import main
-from vla_edge.training.compare_report import Contender, draw
+from vla_edge.training.evaluation.compare_report import Contender, draw
 from vla_edge.trials import deploy_check, safety_check
 from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED, check_deployment
 from vla_edge.trials.identity_check import robot_differences
@@ -273,8 +273,8 @@ def test_the_picture_draws_the_30_hz_line(tmp_path):
 
 def test_predictions_of_other_frames_are_refused(place, tmp_path):
     np.savez(tmp_path / "few.npz", index=np.array([1]), action=np.zeros((1, 4, 2), np.float32))
-    from vla_edge.training.evaluate import Scope, evaluate
-    from vla_edge.training.predictors import open_predictor
+    from vla_edge.training.evaluation.evaluate import Scope, evaluate
+    from vla_edge.training.evaluation.predictors import open_predictor
 
     with pytest.raises(DatasetError, match="lack frame"):
         evaluate(open_predictor(tmp_path / "few.npz"), Scope(str(place / "data"), ()))

@@ -17,11 +17,11 @@ from vla_edge.files import write_text, written_beside
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
-from vla_edge.training.compare_report import Contender, draw, markdown
+from vla_edge.training.evaluation.compare_report import Contender, draw, markdown
+from vla_edge.training.evaluation.prediction_errors import HorizonError, baselines, chunk_errors
+from vla_edge.training.evaluation.prediction_errors import markdown as error_table
+from vla_edge.training.evaluation.predictors import Predictor, Query, open_predictor
 from vla_edge.training.options import parse_episodes
-from vla_edge.training.prediction_errors import HorizonError, baselines, chunk_errors
-from vla_edge.training.prediction_errors import markdown as error_table
-from vla_edge.training.predictors import Predictor, Query, open_predictor
 from vla_edge.training.run_config import TaskData, read_config
 from vla_edge.training.statistics import joint_names
 from vla_edge.training.training_frames import Frames, FrameSettings

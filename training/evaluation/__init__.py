@@ -1,0 +1,1 @@
+"""Predictions on held-out episodes: chunk errors, comparison of policies, report on a CLS head."""
