@@ -27,7 +27,7 @@ from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episode
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import completed
 from vla_edge.lerobot_data.stats import Stats, aggregate
-from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.verification.verify import verify_dataset
 from vla_edge.lerobot_data.video_files import VideoFiles
 
 Progress = Callable[[int, int], None]

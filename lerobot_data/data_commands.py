@@ -18,7 +18,7 @@ from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.tables import stats_to_json
 from vla_edge.lerobot_data.task_texts import add_task, load_counter, rename_task, task_uses
-from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.verification.verify import verify_dataset
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 from vla_edge.command_line import Command, Subcommand
 
 TRAINING = "vla_edge.training"
-START, EVALUATE, PHASES = f"{TRAINING}.start", f"{TRAINING}.evaluate", f"{TRAINING}.sequential.phases_command"
+START, EVALUATE, PHASES = f"{TRAINING}.start", f"{TRAINING}.evaluation.evaluate", f"{TRAINING}.sequential.phases_command"
 
 main = Command(
     "vla-train",
@@ -64,7 +64,7 @@ main = Command(
             "run_compare",
         ),
         "cls-report": Subcommand(
-            f"{TRAINING}.cls_report",
+            f"{TRAINING}.evaluation.cls_report",
             "what a trained CLS head sees: similarities, hit rate, AUROC, plot",
             "cls-report CHECKPOINT --dataset DATASET --out FOLDER",
             "add_cls_report",

@@ -23,7 +23,7 @@ from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, number_stats
 from vla_edge.lerobot_data.tables import stats_to_json
-from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.verification.verify import verify_dataset
 from vla_edge.lerobot_data.video import H264, VideoEncoder
 from vla_edge.lerobot_data.writer import DatasetWriter
 

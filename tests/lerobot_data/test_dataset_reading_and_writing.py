@@ -22,7 +22,7 @@ from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.stats import QUANTILES, ImageMoments, aggregate, number_stats, sampled_frames
-from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.verification.verify import verify_dataset
 from vla_edge.lerobot_data.video import AV1, H264, Encoding, VideoEncoder
 from vla_edge.lerobot_data.writer import DatasetWriter, WriterSettings
 

@@ -15,14 +15,14 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data.checks import CHECKS
 from vla_edge.lerobot_data.command import main
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES
-from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.verification.checks import CHECKS
+from vla_edge.lerobot_data.verification.verify import verify_dataset
 
 DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"

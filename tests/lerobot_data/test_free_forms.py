@@ -17,7 +17,7 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.convert import convert_dataset
 from vla_edge.lerobot_data.layout import IMAGE_AXES, flat_names, read_info
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.lerobot_data.verify import verify_dataset
+from vla_edge.lerobot_data.verification.verify import verify_dataset
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vla_edge.lerobot_data import frame_checks, meta_checks, stats_checks
-from vla_edge.lerobot_data.opened import Opened
+from vla_edge.lerobot_data.verification import frame_checks, meta_checks, stats_checks
+from vla_edge.lerobot_data.verification.opened import Opened
 
 
 @dataclass(frozen=True, slots=True)

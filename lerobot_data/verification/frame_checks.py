@@ -8,8 +8,8 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.columns import FileRows, stored_image
 from vla_edge.lerobot_data.meta import Episode, episode_files, read_table
-from vla_edge.lerobot_data.opened import MOST_PROBLEMS, Opened, joined
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened, joined
 from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader
 
 

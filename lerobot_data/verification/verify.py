@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data.checks import CHECKS, Check
-from vla_edge.lerobot_data.opened import Opened, open_parts
+from vla_edge.lerobot_data.verification.checks import CHECKS, Check
+from vla_edge.lerobot_data.verification.opened import Opened, open_parts
 
 
 @dataclass(frozen=True, slots=True)

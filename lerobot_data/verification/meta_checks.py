@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.layout import INDEX_FEATURES
 from vla_edge.lerobot_data.meta import episode_files, read_table
-from vla_edge.lerobot_data.opened import MOST_PROBLEMS, Opened, joined
 from vla_edge.lerobot_data.tables import column_type
+from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened, joined
 
 
 def folders(opened: Opened) -> list[str]:

@@ -11,8 +11,8 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.columns import column_array
 from vla_edge.lerobot_data.layout import Feature, Info, image_size
 from vla_edge.lerobot_data.meta import read_table
-from vla_edge.lerobot_data.opened import MOST_PROBLEMS, Opened
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, Stats, number_stats
+from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened
 
 
 def statistics(opened: Opened) -> list[str]:
