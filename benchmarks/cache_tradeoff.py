@@ -148,7 +148,8 @@ def over_age(pairs: Pairs) -> dict[str, list[float]]:
 
 
 def over_still(pairs: Pairs, settings: GateSettings) -> dict[str, list[float]]:
-    """Share of the moving pairs within the limits of stillness times a factor, and the 95th percentile of their error."""
+    """Share of the moving pairs within the limits of stillness times a factor, and the 95th percentile of their
+    error."""
     shares, errors = [], []
     for factor in FACTORS:
         inside = pairs.within_still(settings.still_mean * factor, settings.still_worst * factor)

@@ -101,9 +101,13 @@ def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, 
                 left[name].append((wall - inner) / 1e3 / steps)
                 graph[name].append(inner / 1e3 / steps)
     return {
-        name: {"overhead_us_p50": float(np.median(left[name])), "overhead_us_p99": float(np.percentile(left[name], 99)), "graph_us_p50": float(np.median(graph[name]))}
+        name: {
+            "overhead_us_p50": float(np.median(left[name])),
+            "overhead_us_p99": float(np.percentile(left[name], 99)),
+            "graph_us_p50": float(np.median(graph[name])),
+        }
         for name in loops
-    }  # fmt: skip
+    }
 
 
 def call_us(calls: int) -> dict[str, float]:

@@ -131,7 +131,8 @@ def _as_declared(path: Path, key: str, values: NDArray, feature: Feature) -> NDA
             fits = fits and bool((cast.astype(values.dtype) == values).all())
     if not fits:
         raise DatasetError(
-            f"{path}: column {key} is {values.dtype}, info.json says {feature.dtype}, and a value would change; restore "
+            f"{path}: column {key} is {values.dtype}, info.json says {feature.dtype}, and a value would change; "
+            "restore "
             "the file"
         )
     return cast

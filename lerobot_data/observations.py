@@ -1,4 +1,5 @@
-"""One frame of a dataset → the Observation a policy starts from, and which of the dataset's cameras are the policy's."""
+"""One frame of a dataset → the Observation a policy starts from, and which of the dataset's cameras are the
+policy's."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def read_features(value: Any, where: str) -> tuple[Feature, ...]:
 
 
 def _channels_first(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """LeRobot leaves a picture's shape as (H, W, 3) where the data set names its axes in another way than it expects."""
+    """LeRobot leaves a picture's shape as (H, W, 3) where the data set names its axes in another way than it
+    expects."""
     if kind == "VISUAL" and len(shape) == 3 and shape[0] != 3 and shape[2] == 3:
         return (3, *shape[:2])
     return shape

@@ -141,7 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
     reports = report_cameras(arguments.camera, arguments.out, arguments.settle)
     for report in reports:
         print(
-            f"{short_name(report.name):<14}{report.device:<44}{report.size or 'FAULT':<11}{report.fault or report.driver_name}"
+            f"{short_name(report.name):<14}{report.device:<44}{report.size or 'FAULT':<11}"
+            f"{report.fault or report.driver_name}"
         )
     print(f"pictures: {arguments.out}")
     rows = [{key: value for key, value in asdict(report).items() if key != "picture"} for report in reports]

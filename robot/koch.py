@@ -331,7 +331,8 @@ def settings_of(bus: ServoBus, options: KochOptions) -> dict[r.Register, Mapping
 
 
 def configure(bus: ServoBus, options: KochOptions) -> None:
-    """The return delay (EEPROM) and the settings where they differ; the settings are made sure of at every torque-on."""
+    """The return delay (EEPROM) and the settings where they differ; the settings are made sure of at every
+    torque-on."""
     settings = settings_of(bus, options)
     stopped = 0xFF in bus.read_all(r.BUS_WATCHDOG).values()  # such a servo refuses goals until torque is switched on
     bus.write_where_different(r.RETURN_DELAY, dict.fromkeys(KOCH_JOINTS, 0))

@@ -88,7 +88,8 @@ class SimCamera:
             )
 
     def newest(self) -> Frame:
-        """The newest picture, a copy, the same until there is a newer one. CameraError when none was written yet or none
+        """The newest picture, a copy, the same until there is a newer one. CameraError when none was written yet or
+        none
         could be read whole."""
         size = int(np.prod(self._shape))
         for _ in range(_TRIES):

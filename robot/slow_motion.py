@@ -112,7 +112,8 @@ def load_park_pose(calibration: JointCalibrations) -> dict[str, int]:
         path,
         JointCalibrationError,
         "store the parking pose again",
-        "no parking pose; rest the limp arm safely and run `vla-runtime move --store-park` with its --port and --joints",
+        "no parking pose; rest the limp arm safely and run `vla-runtime move --store-park` with its --port and "
+        "--joints",
     )
     names = [joint.name for joint in calibration.joints]
     if sorted(pose) != sorted(names):

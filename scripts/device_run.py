@@ -1,6 +1,7 @@
 """A run on a bare NVIDIA machine: torch, onnx, onnxruntime, cuda-bindings, gcc, Python 3.10+; no network, no pip.
 
-    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled] [--within SECONDS]
+    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled] [--within
+    SECONDS]
 
 Each step is a process of its own with a hard time limit; what it finds goes to FOLDER/results.jsonl, a JSON object a
 line, what it prints to FOLDER/log.txt. Where TensorRT is not installed, torch's kernels run in its place

@@ -7,7 +7,11 @@ import sys
 from vla_edge.command_line import Command, Subcommand
 
 TRAINING = "vla_edge.training"
-START, EVALUATE, PHASES = f"{TRAINING}.start", f"{TRAINING}.evaluation.evaluate", f"{TRAINING}.sequential.phases_command"
+START, EVALUATE, PHASES = (
+    f"{TRAINING}.start",
+    f"{TRAINING}.evaluation.evaluate",
+    f"{TRAINING}.sequential.phases_command",
+)
 
 main = Command(
     "vla-train",

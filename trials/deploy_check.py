@@ -50,7 +50,8 @@ class Item:
 @dataclass
 class Deployment:
     """What the checks share. scenes: observations of the data set (recorded), or random ones when there is none whose
-    joints and cameras fit. differences: between bundle and data set, None without one. tasks: the instruction that will be given,
+    joints and cameras fit. differences: between bundle and data set, None without one. tasks: the instruction that will
+    be given,
     or the data set's."""
 
     bundle: Bundle
@@ -283,8 +284,17 @@ def check_limits(deployment: Deployment) -> Item:
 
 
 CHECKS: tuple[Callable[[Deployment], Item], ...] = (
-    check_data_set, check_speed, check_output_range, check_instruction, check_pictures, check_state, check_round_trip, check_limits, check_exceptions, check_logging,
-)  # fmt: skip
+    check_data_set,
+    check_speed,
+    check_output_range,
+    check_instruction,
+    check_pictures,
+    check_state,
+    check_round_trip,
+    check_limits,
+    check_exceptions,
+    check_logging,
+)
 
 
 def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: float, threads: int) -> list[Item]:

@@ -115,7 +115,9 @@ def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
         if held.shape != (len(names),):
             yield f"{feature} has {held.shape[0]} values in the data set, the bundle has {len(names)} joints"
         elif theirs and len(theirs) != len(ours):
-            yield f"{feature} has {len(theirs)} names for {len(ours)} values in the data set; nobody knows which is which"
+            yield (
+                f"{feature} has {len(theirs)} names for {len(ours)} values in the data set; nobody knows which is which"
+            )
         elif theirs and theirs != ours:
             at = next(index for index, (a, b) in enumerate(zip(theirs, ours)) if a != b)
             yield (

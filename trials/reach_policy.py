@@ -47,11 +47,25 @@ from vla_edge.trials.reach_examples import Examples, read_examples
 
 BACKBONE: Mapping[str, Any] = {
     "scale_factor": 2,
-    "text_config": {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-                    "head_dim": 32, "intermediate_size": 256, "rms_norm_eps": 1e-05},
-    "vision_config": {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 192,
-                      "image_size": 64, "patch_size": 16},
-}  # fmt: skip
+    "text_config": {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 256,
+        "rms_norm_eps": 1e-05,
+    },
+    "vision_config": {
+        "hidden_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "intermediate_size": 192,
+        "image_size": 64,
+        "patch_size": 16,
+    },
+}
 CAMERA_SHAPE = (3, ReachRecording().height, ReachRecording().width)
 POLICY: Mapping[str, Any] = {
     "type": "smolvla",

@@ -129,9 +129,14 @@ def calibrate_gate(
             )
         settings = settings.tightened()
     data = {
-        "name": recorded.dataset.root.name, "digest": recorded.digest, "cameras": dict(recorded.cameras), "fps": recorded.dataset.fps,
-        "chosen_on_episodes": len(chosen_on), "held_out_episodes": len(held_out), "pairs": len(pairs),
-    }  # fmt: skip
+        "name": recorded.dataset.root.name,
+        "digest": recorded.digest,
+        "cameras": dict(recorded.cameras),
+        "fps": recorded.dataset.fps,
+        "chosen_on_episodes": len(chosen_on),
+        "held_out_episodes": len(held_out),
+        "pairs": len(pairs),
+    }
     return GateResult(settings, limits, measured, tightened, replays, data)
 
 

@@ -1,4 +1,5 @@
-"""Measure pairs of recorded frames: stillness, similarities, and what a prefix kept from the first costs at the second."""
+"""Measure pairs of recorded frames: stillness, similarities, and what a prefix kept from the first costs at the
+second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The picture of a gate calibration: error of reuse against what the pixels and the gate see, with the chosen limits."""
+"""The picture of a gate calibration: error of reuse against what the pixels and the gate see, with the chosen
+limits."""
 
 from __future__ import annotations
 

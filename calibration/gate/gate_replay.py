@@ -52,9 +52,13 @@ class Replay:
     def facts(self) -> dict[str, float | int | dict[str, int]]:
         over = float(np.percentile(self.error, 95)) if len(self.error) else 0.0
         return {
-            "inferences": len(self.hit), "hit_rate": round(self.hit_rate, 4), "error_joint_p95": round(self.joint_p95, 6),
-            "error_chunk_p95": round(over, 6), "time_saved": round(self.saved, 4), "reasons": dict(self.reasons),
-        }  # fmt: skip
+            "inferences": len(self.hit),
+            "hit_rate": round(self.hit_rate, 4),
+            "error_joint_p95": round(self.joint_p95, 6),
+            "error_chunk_p95": round(over, 6),
+            "time_saved": round(self.saved, 4),
+            "reasons": dict(self.reasons),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +106,14 @@ def replay(
             progress()
     share = np.stack(shares) if shares else np.empty((0, horizon, len(ranges)), np.float32)
     return Replay(
-        np.array(frames), np.array(hits), np.array(errors), share.astype(np.float32), Counter(gated.cache.counts.reasons),
-        float(np.mean(fresh_ms)), _spared(np.array(hits), np.array(fresh_ms), np.array(gated_ms)),
-    )  # fmt: skip
+        np.array(frames),
+        np.array(hits),
+        np.array(errors),
+        share.astype(np.float32),
+        Counter(gated.cache.counts.reasons),
+        float(np.mean(fresh_ms)),
+        _spared(np.array(hits), np.array(fresh_ms), np.array(gated_ms)),
+    )
 
 
 def _spared(hit: NDArray[np.bool_], fresh_ms: NDArray[np.float64], gated_ms: NDArray[np.float64]) -> float:

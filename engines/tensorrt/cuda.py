@@ -25,7 +25,8 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """The device an engine file binds to. cuda: what the driver supports, "13.0"; driver: the kernel module's version, or
+    """The device an engine file binds to. cuda: what the driver supports, "13.0"; driver: the kernel module's version,
+    or
     "unknown"; memory: bytes; integrated: the GPU shares the host's memory (Jetson)."""
 
     name: str

@@ -159,7 +159,8 @@ def serialize(compiler: Compiler, graph: GraphFile, options: BuildOptions, progr
     model = with_inline_tensors(graph.model, graph.weights)
     if not parser.parse(model):
         raise EngineError(
-            f"{graph.path}: {compiler.name} {compiler.version} refuses the graph: {'; '.join(_refusals(parser, model))}; "
+            f"{graph.path}: {compiler.name} {compiler.version} refuses the graph: "
+            f"{'; '.join(_refusals(parser, model))}; "
             "export the bundle again or choose backend ort"
         )
     del model

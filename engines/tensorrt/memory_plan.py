@@ -48,7 +48,8 @@ class Board:
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes. weights: by graph; twice: of these, what engine files hold a second time though the bundle stores it once;
-    measured: the scratch is the engine files' own, not an allowance; build, run: peak on the GPU (with the host's share where they are one memory); build_host: peak of a build in the
+    measured: the scratch is the engine files' own, not an allowance; build, run: peak on the GPU (with the host's share
+    where they are one memory); build_host: peak of a build in the
     host's own memory, 0 where that is the same; advice: what to do when it does not fit, most effective first."""
 
     weights: Mapping[str, int]

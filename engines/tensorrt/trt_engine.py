@@ -308,9 +308,14 @@ def _driver() -> Any:
 def _check_interface(trt: Any, engine: Any, graph: GraphFile) -> None:
     """The engine's tensors must be the manifest's, and the engine fit for capture."""
     names = {
-        trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16", trt.DataType.INT8: "int8", trt.DataType.INT32: "int32",
-        trt.DataType.INT64: "int64", trt.DataType.UINT8: "uint8", trt.DataType.BOOL: "bool",
-    }  # fmt: skip
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.INT8: "int8",
+        trt.DataType.INT32: "int32",
+        trt.DataType.INT64: "int64",
+        trt.DataType.UINT8: "uint8",
+        trt.DataType.BOOL: "bool",
+    }
     found = {}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)

@@ -21,10 +21,10 @@ from vla_edge.errors import ExportError
 NEWEST_OPSET = 20
 """of the ONNX operators that the parser of 10.3 reads"""
 _OPERATORS = """
-    Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Einsum Equal Erf Exp Expand
-    Flatten Floor Gather Gelu Gemm Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Max Min
-    Mul Neg Not Or Pad Pow QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Sin
-    Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
+    Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Einsum Equal Erf Exp
+    Expand Flatten Floor Gather Gelu Gemm Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log
+    MatMul Max Min Mul Neg Not Or Pad Pow QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu
+    Reshape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
 TYPES = frozenset(

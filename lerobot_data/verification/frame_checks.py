@@ -77,7 +77,8 @@ def files_of_episodes(opened: Opened) -> list[str]:
 
 
 def rows_of_episodes(opened: Opened) -> list[str]:
-    """Rows of meta/episodes that name another file than theirs, as LeRobot's merge tool leaves them; nothing reads it."""
+    """Rows of meta/episodes that name another file than theirs, as LeRobot's merge tool leaves them; nothing reads
+    it."""
     problems = []
     assert opened.info is not None
     if opened.info.version == layout.V30:

@@ -41,7 +41,8 @@ class ACTConfig:
     def __post_init__(self) -> None:
         if self.feedforward_activation not in ACTIVATIONS:
             raise ConfigError(
-                f"feedforward_activation is {self.feedforward_activation!r}; ACT runs here with {' or '.join(ACTIVATIONS)}"
+                f"feedforward_activation is {self.feedforward_activation!r}; ACT runs here with "
+                f"{' or '.join(ACTIVATIONS)}"
             )
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ConfigError(

@@ -86,7 +86,8 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Picture [B, 3, H, W], normalised → feature map [B, `channels`, H/32, W/32] (H/16 with dilation), sizes rounded up."""
+    """Picture [B, 3, H, W], normalised → feature map [B, `channels`, H/32, W/32] (H/16 with dilation), sizes rounded
+    up."""
 
     def __init__(self, name: str, dilate_last: bool) -> None:
         super().__init__()

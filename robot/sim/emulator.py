@@ -6,8 +6,8 @@ Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
 3"` (seconds after the start) or, with `--commands`, as lines on standard input:
 
-    dead ID | alive ID | hang SECONDS | overload ID | limp ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID LOW HIGH |
-    free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | unplug | quit
+    dead ID | alive ID | hang SECONDS | overload ID | limp ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID
+    LOW HIGH | free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | unplug | quit
 
 The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
 """

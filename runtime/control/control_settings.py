@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VELOCITY, ACCELERATION, TRACKING = 1_000.0, 20_000.0, 120
-"""counts/s (88 °/s), counts/s², counts (10.5°): the tip moves at most half a metre a second, and a blocked joint presses
+"""counts/s (88 °/s), counts/s², counts (10.5°): the tip moves at most half a metre a second, and a blocked joint
+presses
 with what the lead of its goal gives"""
 SERVO_VELOCITY, SERVO_ACCELERATION, SERVO_TRACKING = 2_000.0, 30_000.0, 400
 """The same near what the servos can do: 176 °/s, the tip about 1 m/s; full force against an obstacle."""

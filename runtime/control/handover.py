@@ -174,8 +174,8 @@ def inpaint_into(
     """Tie a new chunk of `rows` actions, action 0 due at `tick`, to the executing one; None when nothing overlaps.
 
     The first delay_ticks rows will have been executed when the chunk arrives: they are frozen. The weights of the
-    other overlapping rows, up to `horizon` (None: all), decay as in real-time chunking (arXiv 2506.07339, equation 5). No gradient
-    through the model: rows are drawn to the executing chunk's path in the flow itself.
+    other overlapping rows, up to `horizon` (None: all), decay as in real-time chunking (arXiv 2506.07339, equation 5).
+    No gradient through the model: rows are drawn to the executing chunk's path in the flow itself.
     """
     left = executing.rest(tick)[: rows if horizon is None else min(rows, max(horizon, delay_ticks))]
     overlap = len(left)

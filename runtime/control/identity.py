@@ -38,7 +38,8 @@ def units_of(bundle: Bundle, told: str | None) -> tuple[JointUnits, str | None]:
         taken = JointUnits.RANGE_M100_100
         return (
             taken,
-            f"{bundle.path} does not say its joint units: taken as {taken.value}; give --joint-units when it was trained "
+            f"{bundle.path} does not say its joint units: taken as {taken.value}; give --joint-units when it was "
+            "trained "
             "on others",
         )
     if told is not None and told != known:

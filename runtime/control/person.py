@@ -18,7 +18,8 @@ from types import FrameType
 
 
 class Wish(Enum):
-    """HOLD: slow down and hold, which ends an episode. REDO: the same, and exports leave that episode out. ARM: let chunks move the arm (again). PARK: to the parking pose. END: end, holding where
+    """HOLD: slow down and hold, which ends an episode. REDO: the same, and exports leave that episode out. ARM: let
+    chunks move the arm (again). PARK: to the parking pose. END: end, holding where
     the arm is. STOP: slow down, park where a pose is stored, end. NOW: end at once."""
 
     HOLD = "hold"

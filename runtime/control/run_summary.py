@@ -105,8 +105,10 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
     """The closing sentences: what the arm did, what the policy did, what the guard changed, where to look next."""
     late = summary["times_us"].get("late", {})
     lines = [
-        f"Armed for {summary['armed_s']:.1f} s, {summary['motion_share']:.0%} of it with an action; {summary['missed']} "
-        f"of {summary['ticks']} ticks missed (starts late by {late.get('p50', 0):.0f} µs, p99 {late.get('p99', 0):.0f})."
+        f"Armed for {summary['armed_s']:.1f} s, {summary['motion_share']:.0%} of it with an action; "
+        f"{summary['missed']} "
+        f"of {summary['ticks']} ticks missed (starts late by {late.get('p50', 0):.0f} µs, p99 "
+        f"{late.get('p99', 0):.0f})."
     ]
     cache = summary["inference"].get("cache")
     if cache:

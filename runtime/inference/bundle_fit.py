@@ -76,7 +76,10 @@ def _order(manifest: Manifest) -> Iterator[str]:
     order = manifest.programme.order()
     for name in order:
         if name not in manifest.graphs or order.count(name) > 1:
-            yield f"programme runs graph {name} {order.count(name)} times, there is {'one' if name in manifest.graphs else 'none'}"
+            yield (
+                f"programme runs graph {name} {order.count(name)} times, there is "
+                f"{'one' if name in manifest.graphs else 'none'}"
+            )
     for name in sorted(set(manifest.graphs) - set(order)):
         yield f"graph {name} has no place in the programme"
 

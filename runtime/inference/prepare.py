@@ -1,4 +1,5 @@
-"""An observation as the numbers the graphs take (docs/policy.md), without torch and without a buffer made per inference.
+"""An observation as the numbers the graphs take (docs/policy.md), without torch and without a buffer made per
+inference.
 
 The prefix has static rows: for every slot [start tokens] image tokens [end
 tokens], then the language. Slots are the policy's cameras in order and then

@@ -47,7 +47,8 @@ class PromptEncoder:
         self._tokenizer.no_truncation()
 
     def encode(self, task: str) -> Prompt:
-        """ObservationError for a task that is no text or, without `allow_truncation`, too long. An empty task is one that
+        """ObservationError for a task that is no text or, without `allow_truncation`, too long. An empty task is one
+        that
         LeRobot's policies know from data recorded without a text."""
         spec = self._spec
         if any(0xD800 <= ord(letter) <= 0xDFFF for letter in task):

@@ -34,7 +34,8 @@ class Noise(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """cache: when a prefix is reused. seed: of the session's noise. steps: Euler steps a chunk (None: the policy's num_steps). gate: limits in place
+    """cache: when a prefix is reused. seed: of the session's noise. steps: Euler steps a chunk (None: the policy's
+    num_steps). gate: limits in place
     of the bundle's own. allow_truncation: cut a task that is too long instead of refusing it."""
 
     cache: CacheMode = CacheMode.OFF

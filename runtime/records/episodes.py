@@ -72,7 +72,8 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
         frames, episodes = writer.frames, writer.episodes
         if not frames:
             raise RecordError(
-                f"none of {stale} ticks has a picture newer than {picture_age_s} s; record with --record-fps, or give a "
+                f"none of {stale} ticks has a picture newer than {picture_age_s} s; record with --record-fps, or "
+                "give a "
                 "larger --picture-age"
             )
     return Exported(episodes, frames, left_out, stale, oldest_ns / 1e9)

@@ -136,7 +136,8 @@ class RingWriter:
         chunks of observations up to `dropped_through` are void (the scene changed)."""
 
 class Heartbeat:
-    """The supervisor's end of the heartbeat that `LoopFiles.beat` names; makes the file. OSError: it cannot be mapped."""
+    """The supervisor's end of the heartbeat that `LoopFiles.beat` names; makes the file. OSError: it cannot be
+    mapped."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     def beat(self) -> None:
@@ -200,7 +201,8 @@ class Pilot:
 
         Returns state, reason, joint, latched, answer, action (what was due, joint units), action_sequence,
         action_index, verdict, verdict_joint, verdicts, goals (counts), write (they go to the bus), torque
-        (0 keep, 1 on, 2 off), clear_watchdog, reboot (bits of servos), done, chunks (verdict name of each chunk offered)."""
+        (0 keep, 1 on, 2 off), clear_watchdog, reboot (bits of servos), done, chunks (verdict name of each chunk
+        offered)."""
 
 class KochBus:
     """The servo bus and the Koch's six servos (runtime/core/glue/bind_bus.c); one thread at a time.
@@ -236,8 +238,8 @@ def control_answer_ns(period_ns: int) -> int:
 def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
     """The control loop, until it is stopped; the interpreter is released. arm: an object with a `port` capsule.
 
-    Returns "stopped" (at rest, parked where a pose is known), "unplugged" or "interrupted" (a second signal of a kind, or
-    SIGINT with `interrupt_ends`).
+    Returns "stopped" (at rest, parked where a pose is known), "unplugged" or "interrupted" (a second signal of a kind,
+    or SIGINT with `interrupt_ends`).
     OSError: a file of `run` cannot be used. ValueError (kind, joint): a limit the guard cannot keep.
     """
 
@@ -249,7 +251,8 @@ class RecordReader:
     def cell(self, index: int) -> tuple[str, dict[str, Any] | None] | None:
         """("tick", fields), ("chunk", fields), ("actions", None), or None: gone or damaged."""
     def header(self) -> dict[str, Any]:
-        """version (2: of commit 35ebfe7, its goals are replayed by its guard alone; 3), wall_minus_monotonic_ns, period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale ·
+        """version (2: of commit 35ebfe7, its goals are replayed by its guard alone; 3), wall_minus_monotonic_ns,
+        period_ns, session, shadow; maps: (scale, offset) of each joint, counts = scale ·
         unit + offset."""
     def replay(self) -> dict[str, int]:
         """ticks, chunks, damaged, differing (ticks whose goals, state or writing differ), first_tick, differing_at."""

@@ -31,12 +31,24 @@ from vla_edge.errors import CheckFailed, UsageError, VlaEdgeError
 ROOT = Path(__file__).resolve().parents[2]
 """The clone, when this is one."""
 EXTRAS = {
-    "torch": ("export", "train"), "onnx": ("export", "train"),
-    "onnxruntime": ("ort",), "openvino": ("openvino",), "tensorrt": ("gpu",), "cuda": ("gpu",), "pycuda": ("pycuda",), "tensorrt_rtx": ("rtx",),
-    "mujoco": ("sim",), "pyarrow": ("data", "train"), "av": ("data", "train"), "matplotlib": ("plot", "train"),
-    "transformers": ("train",), "accelerate": ("train",), "peft": ("train",), "aiohttp": ("serve",),
+    "torch": ("export", "train"),
+    "onnx": ("export", "train"),
+    "onnxruntime": ("ort",),
+    "openvino": ("openvino",),
+    "tensorrt": ("gpu",),
+    "cuda": ("gpu",),
+    "pycuda": ("pycuda",),
+    "tensorrt_rtx": ("rtx",),
+    "mujoco": ("sim",),
+    "pyarrow": ("data", "train"),
+    "av": ("data", "train"),
+    "matplotlib": ("plot", "train"),
+    "transformers": ("train",),
+    "accelerate": ("train",),
+    "peft": ("train",),
+    "aiohttp": ("serve",),
     "msgpack": ("serve",),
-}  # fmt: skip
+}
 """Importable name of an optional package → our extras that bring it, the smallest first."""
 _answers: list[dict[str, Any]] = []
 """One for each `run_command` that is under way: what its `--json` will print."""

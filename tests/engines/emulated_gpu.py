@@ -262,10 +262,14 @@ def emulated_tensorrt(load: Callable[[bytes], EmulatedEngine]) -> types.ModuleTy
     module.__spec__ = ModuleSpec("tensorrt", None)  # torch's compiler looks at it
     module.__version__ = "10.3.0"
     for name, members in {
-        "DataType": ("FLOAT", "HALF", "INT8", "INT32", "INT64", "UINT8", "BOOL"), "TensorIOMode": ("INPUT", "OUTPUT"), "BuilderFlag": ("TF32",),
-        "MemoryPoolType": ("WORKSPACE",), "ProfilingVerbosity": ("DETAILED",), "LayerInformationFormat": ("JSON",),
+        "DataType": ("FLOAT", "HALF", "INT8", "INT32", "INT64", "UINT8", "BOOL"),
+        "TensorIOMode": ("INPUT", "OUTPUT"),
+        "BuilderFlag": ("TF32",),
+        "MemoryPoolType": ("WORKSPACE",),
+        "ProfilingVerbosity": ("DETAILED",),
+        "LayerInformationFormat": ("JSON",),
         "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
-    }.items():  # fmt: skip
+    }.items():
         setattr(module, name, types.SimpleNamespace(**{member: member for member in members}))
     module.NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
     module.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1})

@@ -1,5 +1,6 @@
-"""What only a GPU can show (`make gpu`): engine files against ONNX Runtime's chunk, the captured loop against single steps,
-overlap, threads. On a machine with torch but without TensorRT, `-p tests.engines.torch_kernels` puts torch's kernels in
+"""What only a GPU can show (`make gpu`): engine files against ONNX Runtime's chunk, the captured loop against single
+steps, overlap, threads. On a machine with torch but without TensorRT, `-p tests.engines.torch_kernels` puts torch's
+kernels in
 its place. What is missing here is skipped by name."""
 
 from __future__ import annotations

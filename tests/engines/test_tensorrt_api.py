@@ -18,9 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("10.3", "10.13", "10.16", "11.4")
 SOURCES = sorted(file for file in (ROOT / "engines" / "tensorrt").glob("*.py") if not file.name.startswith("cuda"))
 OBJECTS = {
-    "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig", "engine": "ICudaEngine",
-    "runtime": "Runtime", "context": "IExecutionContext", "_context": "IExecutionContext", "inspector": "EngineInspector", "error": "ParserError",
-}  # fmt: skip
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "engine": "ICudaEngine",
+    "runtime": "Runtime",
+    "context": "IExecutionContext",
+    "_context": "IExecutionContext",
+    "inspector": "EngineInspector",
+    "error": "ParserError",
+}
 """What a variable of this name is, wherever it stands in these files."""
 REMOVED = {
     "EXPLICIT_BATCH",

@@ -63,9 +63,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_ten_checks_run_on_an_exported_policy(place):
     items = check_deployment(place / "bundle", place / "data", None, 10.0, 1)
     assert [item.name for item in items] == [
-        "data set", "speed", "output range", "instruction", "image preprocessing", "state normalisation", "action round trip",
-        "safety limits", "exception handling", "logging",
-    ]  # fmt: skip
+        "data set",
+        "speed",
+        "output range",
+        "instruction",
+        "image preprocessing",
+        "state normalisation",
+        "action round trip",
+        "safety limits",
+        "exception handling",
+        "logging",
+    ]
     states = {item.name: item.state for item in items}
     assert states.pop("safety limits") == NOT_RUN  # two joints: the control core drives the Koch's six
     assert set(states.values()) == {PASSED}

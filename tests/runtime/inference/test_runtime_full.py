@@ -19,14 +19,16 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 def kilobytes(field):
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 session = PolicySession(open_bundle(Path(sys.argv[1])), load_engine("ort", EngineOptions(threads=2)))
 cameras = session.bundle.manifest.cameras
 frames = {c.name: Frame(c.name, np.full((c.height, c.width, 3), 90, np.uint8), 0, 0) for c in cameras}
 observation = Observation(0, frames, JointReading(0, 0, np.zeros(session.policy.state_dim, np.float32)), "put it away")
 result = session.infer(InferenceRequest(observation, 0))
-print(json.dumps({"loop": session.loop.name, "finite": bool(np.isfinite(result.actions).all()), "ms": result.timings.total,
+finite = bool(np.isfinite(result.actions).all())
+print(json.dumps({"loop": session.loop.name, "finite": finite, "ms": result.timings.total,
                   "rss": kilobytes("VmRSS") * 1024, "peak": kilobytes("VmHWM") * 1024}))
 """
 

@@ -309,10 +309,22 @@ def test_a_wrong_request_is_refused_and_the_session_goes_on(bundle, recorded, fi
     ("fields", "present"),
     [
         ({"cameras": ("a", "b", "c"), "empty_cameras": 1, "add_image_special_tokens": True}, ("a", "c")),
-        ({"joints": 7, "attention_mode": "self_attn", "prefix_length": 90, "chunk_size": 17, "n_action_steps": 9, "num_steps": 6,
-          "pad_language_to": "longest", "dtype": "bfloat16", "rename_map": {"observation.images.front": "observation.images.laptop"}}, ("front",)),
+        (
+            {
+                "joints": 7,
+                "attention_mode": "self_attn",
+                "prefix_length": 90,
+                "chunk_size": 17,
+                "n_action_steps": 9,
+                "num_steps": 6,
+                "pad_language_to": "longest",
+                "dtype": "bfloat16",
+                "rename_map": {"observation.images.front": "observation.images.laptop"},
+            },
+            ("front",),
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_configurations_equal_the_torch_policy_from_raw_values(random_policy, observe, tmp_path, fields, present):
     torch = pytest.importorskip("torch")
     from vla_edge.export.assemble import ExportRequest, export_bundle
