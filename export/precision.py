@@ -165,7 +165,11 @@ class _Work:
 
     def settings(self, candidate: Candidate) -> VariantSettings:
         return VariantSettings(
-            self.ranges, self.request.method, self.dialect.signed, self.folds if candidate.folded else None
+            self.ranges,
+            self.request.method,
+            self.dialect.signed,
+            self.folds if candidate.folded else None,
+            self.dialect.half,
         )
 
     def prove(self, candidate: Candidate, written: Bundle, found: Search | None) -> Manifest:

@@ -1,4 +1,4 @@
-"""`export-engines --backend tensorrt`: engine files on the device itself, or one file to carry to it."""
+"""`export-engines --backend tensorrt` and `tensorrt-rtx`: engine files made here, or one file to carry over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pathlib import Path
 from vla_edge.bundle import MANIFEST, open_bundle
 from vla_edge.engines.engine import backend_of
 from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
-from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_of, board_plan, build_engines, memory_of
+from vla_edge.engines.tensorrt.engine_build import (
+    RTX,
+    BuildOptions,
+    board_of,
+    board_plan,
+    build_engines,
+    load_compiler,
+    memory_of,
+)
 from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
 from vla_edge.files import written_beside
@@ -19,9 +27,10 @@ from vla_edge.files import written_beside
 
 @dataclass(frozen=True, slots=True)
 class TensorRTOptions:
-    """How engine files are built: scratch of the builder, memory of the board they are for, `force` to build although
-    the memory does not suffice."""
+    """How engine files are built: backend they are for, scratch of the builder, memory of the board they are for,
+    `force` to build although the memory does not suffice."""
 
+    backend: str
     workspace_bytes: int
     board_memory_gb: float
     force: bool
@@ -63,7 +72,11 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
         if arguments.build_on_device or arguments.force:
             raise ConfigError("--build-on-device and --force belong to --backend tensorrt")
         return
-    if not arguments.build_on_device:
+    if arguments.backend == RTX:
+        load_compiler(RTX)
+        if arguments.build_on_device:
+            raise ConfigError(f"engine files of {RTX} are built anywhere; leave out --build-on-device")
+    elif not arguments.build_on_device:
         require_gpu()
     elif arguments.board_memory <= 0:
         raise ConfigError(f"--board-memory is {arguments.board_memory}, must be more than 0 GB")
@@ -71,14 +84,14 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
 
 def options_from_arguments(arguments: argparse.Namespace) -> TensorRTOptions:
     """The options that the flags ask for."""
-    return TensorRTOptions(arguments.workspace * MB, arguments.board_memory, arguments.force)
+    return TensorRTOptions(arguments.backend, arguments.workspace * MB, arguments.board_memory, arguments.force)
 
 
 def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:
     """Build the engine files of the bundle at `path`; yields what was built, a line each, and what it needs to run."""
-    bundle, cuda = open_bundle(path), open_cuda()
-    build = BuildOptions(options.workspace_bytes, options.force)
-    made = build_engines(bundle, build, tell, cuda)
+    bundle, build = open_bundle(path), BuildOptions(options.workspace_bytes, options.force)
+    cuda = None if options.backend == RTX else open_cuda()
+    made = build_engines(bundle, build, tell, cuda, load_compiler(options.backend))
     for built in made:
         layers = ", ".join(
             f"{name} {count}" for name, count in built.sidecar.layers.items() if not name.startswith("products.")
@@ -88,7 +101,10 @@ def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]
             f"{built.path.name}: {built.size / MB:.1f} MB, scratch {built.sidecar.device_memory / MB:.1f} MB, layers: "
             f"{layers}{share}"
         )
-    yield from memory_of(bundle, made, board_of(cuda), build).lines()
+    if cuda:
+        yield from memory_of(bundle, made, board_of(cuda), build).lines()
+    else:
+        yield f"built without a GPU by {made[0].sidecar.identity.tensorrt}, for RTX cards; not loaded here"
 
 
 def pack(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:

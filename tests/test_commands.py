@@ -317,7 +317,7 @@ def test_the_table_of_optional_packages_is_that_of_the_project() -> None:
         return names.union(*(brings(one) for found in inner if found for one in found[1].split(",")))
 
     for package, places in command_line.EXTRAS.items():
-        name = {"cuda": "cuda-bindings", "tensorrt_rtx": "tensorrt-rtx"}.get(package, package)
+        name = {"cuda": "cuda-bindings", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}.get(package, package)
         assert all(name in brings(extra) for extra in places), package
 
 

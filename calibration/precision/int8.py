@@ -13,7 +13,7 @@ fine scale. Source of the idea: Dettmers 2022 (LLM.int8), arXiv 2208.07339.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from vla_edge.calibration.precision.linear import LinearMap, TensorSink
 from vla_edge.engines.dialect import Treatment
 
 Array = NDArray[Any]
+HALF_SCALES = (float(np.finfo(np.float16).smallest_subnormal), 65504 / 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,15 @@ class Step:
 
 @dataclass
 class Rewriter:
-    """Rewrites one graph. `arrays`: the graph's initializers; new tensors go to `sink`."""
+    """Rewrites one graph. `arrays`: the graph's initializers; new tensors go to `sink` and stay in `made`. half: static
+    scales are float16, for `to_float16` to take what stands around them to half precision."""
 
     model: onnx.ModelProto
     arrays: Mapping[str, Array]
     sink: TensorSink
     signed: bool = False
+    half: bool = False
+    made: dict[str, Array] = field(default_factory=dict)
     _nodes: list[NodeProto] = field(default_factory=list)
     _new: dict[str, TensorProto] = field(default_factory=dict)
     _quantised: dict[tuple[str, Treatment, tuple[int, ...]], str] = field(default_factory=dict)
@@ -124,13 +128,14 @@ class Rewriter:
     def quantise_activation(self, value: str, span: Span) -> str:
         """QuantizeLinear and DequantizeLinear on a float value; returns the value behind them."""
         scale, zero = activation_grid(span, self.signed)
+        scale = self._scale(scale)
         names = [self._tensor(f"{value}/scale", scale), self._tensor(f"{value}/zero", zero)]
         self._op("QuantizeLinear", [value, *names], f"{value}/q")
         self._op("DequantizeLinear", [f"{value}/q", *names], f"{value}/dq")
         return f"{value}/dq"
 
     def _weight_back(self, item: LinearMap, weight: Array) -> str:
-        quantised, scale = quantise_columns(weight)
+        quantised, scale = quantise_columns(weight, self._scale)
         parts = (("q", quantised), ("scale", scale), ("zero", np.zeros(len(scale), np.int8)))
         names = [self._tensor(f"{item.weight}/{part}", array) for part, array in parts]
         return self._op("DequantizeLinear", names, f"{item.weight}/dq", axis=1)
@@ -148,21 +153,28 @@ class Rewriter:
             self._quantised[key] = self._op("Mul", [value, self._tensor(f"{name}/mask", mask)], name)
         return self._quantised[key]
 
+    def _scale(self, scale: Array) -> Array:
+        """In half no scale is 0, and 127 of its steps do not overflow."""
+        return np.clip(scale, *HALF_SCALES).astype(np.float16) if self.half else scale
+
     def _op(self, kind: str, inputs: list[str], output: str, name: str | None = None, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(kind, inputs, [output], name or output, **attributes))
         return output
 
     def _tensor(self, name: str, array: Array) -> str:
         if name not in self._new:
+            self.made[name] = array
             self._new[name] = self.sink.tensor(name, array)
         return name
 
 
-def quantise_columns(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """[inner, outer] float32 → int8 of the same shape in −127..127 and float32 [outer] with weight ≈ q · scale."""
+def quantise_columns(weight: Array, rounded: Callable[[Array], Array] = np.asarray) -> tuple[NDArray[np.int8], Array]:
+    """[inner, outer] float32 → int8 of the same shape in −127..127 and [outer] with weight ≈ q · scale. rounded: takes
+    the scales to the type they are stored in, before anything is quantised by them."""
     scale = (np.abs(weight).max(axis=0) / 127).astype(np.float32)
     scale[scale == 0] = 1
-    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+    scale = rounded(scale)
+    return np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8), scale
 
 
 def activation_grid(span: Span, signed: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:

@@ -87,7 +87,7 @@ def search(groups: Sequence[Weighted], dialect: Dialect, bound: ActionErrorBound
         if trial.error.within(bound):
             return Search(trial, tuple(tried))
     best = min(tried, key=lambda trial: trial.error.relative)
-    mended = _mend(best, groups, bound, attempt)
+    mended = _mend(best, groups, bound, attempt, Choice(Treatment.FLOAT16) if dialect.half else FLOAT32)
     return Search(mended, tuple(tried))
 
 
@@ -120,16 +120,20 @@ def cost_of(candidate: Candidate, groups: Sequence[Weighted]) -> float:
 
 
 def _mend(
-    start: Trial, groups: Sequence[Weighted], bound: ActionErrorBound, attempt: Callable[[Candidate], Trial]
+    start: Trial,
+    groups: Sequence[Weighted],
+    bound: ActionErrorBound,
+    attempt: Callable[[Candidate], Trial],
+    back: Choice,
 ) -> Trial | None:
-    """Raise groups to float32, the most helpful for its work first. None when only float32 itself is left."""
+    """Raise groups to `back`, the most helpful for its work first. None when nothing but that is left."""
     base = start.candidate
     gains = []
     for item in groups:
         name = item.group.name
-        if base.plan.get(name, FLOAT32) == FLOAT32:
+        if base.plan.get(name, FLOAT32) in (FLOAT32, back):
             continue
-        trial = attempt(Candidate(f"{base.name}; {name} in float32", {**base.plan, name: FLOAT32}, base.folded))
+        trial = attempt(Candidate(f"{base.name}; {name} in {back}", {**base.plan, name: back}, base.folded))
         if trial.error.within(bound):
             return trial
         removed = start.error.relative**2 - trial.error.relative**2
@@ -137,11 +141,11 @@ def _mend(
     plan = dict(base.plan)
     raised: list[str] = []
     for _, name in sorted(gains, reverse=True)[:-1]:
-        plan[name] = FLOAT32
+        plan[name] = back
         raised.append(name)
         if len(raised) == 1:
             continue
-        trial = attempt(Candidate(f"{base.name}; {len(raised)} groups in float32", dict(plan), base.folded))
+        trial = attempt(Candidate(f"{base.name}; {len(raised)} groups in {back}", dict(plan), base.folded))
         if trial.error.within(bound):
             return trial
     return None

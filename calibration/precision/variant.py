@@ -58,12 +58,14 @@ class Group:
 
 @dataclass(frozen=True)
 class VariantSettings:
-    """ranges: None where no treatment of the plan needs recorded data. folds: scale folding, applied first."""
+    """ranges: None where no treatment of the plan needs recorded data. folds: scale folding, applied first. half: what
+    is not INT8 is in half precision, around static INT8 too."""
 
     ranges: Ranges | None = None
     method: Method = Method.MINMAX
     signed: bool = False
     folds: Folds | None = None
+    half: bool = False
 
 
 @dataclass
@@ -120,9 +122,12 @@ def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorS
     }
     if inner:
         model = quantise_products(model, inner, sink)
-    model = Rewriter(model, arrays, sink, settings.signed).rewrite(maps, steps)
-    if any(choice.treatment is Treatment.FLOAT16 for name, choice in plan.items() if name.startswith(f"{graph.name}/")):
-        model = to_float16(model, arrays, sink)
+    treatments = {choice.treatment for name, choice in plan.items() if name.startswith(f"{graph.name}/")}
+    half = settings.half or Treatment.FLOAT16 in treatments
+    rewriter = Rewriter(model, arrays, sink, settings.signed, half)
+    model = rewriter.rewrite(maps, steps)
+    if half:
+        model = to_float16(model, {**arrays, **rewriter.made}, sink)
     return model
 
 

@@ -12,6 +12,12 @@ def _open(options: EngineOptions) -> Engine:
     return open_tensorrt(options)
 
 
+def _open_rtx(options: EngineOptions) -> Engine:
+    from vla_edge.engines.tensorrt.trt_engine import open_tensorrt_rtx
+
+    return open_tensorrt_rtx(options)
+
+
 def _open_pycuda(options: EngineOptions) -> Engine:
     from vla_edge.engines.tensorrt.trt_engine import open_tensorrt_pycuda
 
@@ -21,5 +27,6 @@ def _open_pycuda(options: EngineOptions) -> Engine:
 DIALECT = Dialect((Treatment.INT8_STATIC,), half=True, signed=True)
 BACKENDS = (
     Backend("tensorrt", _open, device="cuda", dialect=DIALECT, builds=True),
+    Backend("tensorrt-rtx", _open_rtx, device="cuda", dialect=DIALECT, builds=True),
     Backend("tensorrt-pycuda", _open_pycuda, device="cuda", builds=True),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from vla_edge.engines.tensorrt.engine_file import (
     make_private,
     write_engine,
 )
-from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
+from vla_edge.engines.tensorrt.kernel_audit import TOLD, Verdict, int8_share, layer_types, verdict_of
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, MemoryPlan, graph_weights, plan_memory
 from vla_edge.engines.tensorrt.tie_graph import tie_graph
 from vla_edge.errors import EngineError
@@ -67,16 +67,29 @@ class BuiltEngine:
     int8_share: float
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A graph as its compiler made it. data: the bytes of the engine file; log: what the compiler logged of its
+    kernels."""
+
+    data: bytes
+    log: Sequence[str]
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict_of("\n".join(self.log))
+
+
 def load_compiler(name: str = "tensorrt") -> Compiler:
     """TensorRT or TensorRT-RTX. EngineError: missing or too old."""
     if name == RTX:
         try:
-            import tensorrt_rtx
+            import tensorrt_rtx_bindings as rtx
         except ImportError as error:
             raise EngineError(
                 f"TensorRT-RTX's Python package cannot be imported ({error}); install it with: {install_command('rtx')}"
             ) from None
-        return Compiler(name, tensorrt_rtx.__version__, True, tensorrt_rtx)
+        return Compiler(name, rtx.__version__, True, rtx)
     try:
         import tensorrt
     except ImportError as error:
@@ -99,20 +112,22 @@ def build_engines(
     cuda: Cuda | None = None,
     compiler: Compiler | None = None,
 ) -> list[BuiltEngine]:
-    """Build every graph of the bundle for this GPU and write engine files and sidecars beside them.
+    """Build every graph of the bundle and write engine files and sidecars beside them: for this GPU, or, by a compiler
+    whose engine files are portable, without any.
 
     EngineError: no driver, no TensorRT, too little memory (unless forced), or a graph TensorRT refuses, with its node.
     """
-    device = cuda or open_cuda()
+    device = None if compiler and compiler.portable else cuda or open_cuda()
     compiler = compiler or load_compiler()
-    fit = plan_memory(bundle, board_of(device), options.workspace)
-    if not (fit.fits_build and fit.fits_run) and not options.force:
-        raise EngineError(f"{bundle.path}: {'; '.join(fit.lines())}; or build anyway with --force")
-    device.enter()
+    if device:
+        fit = plan_memory(bundle, board_of(device), options.workspace)
+        if not (fit.fits_build and fit.fits_run) and not options.force:
+            raise EngineError(f"{bundle.path}: {'; '.join(fit.lines())}; or build anyway with --force")
+        device.enter()
     made = []
     for graph in engine_graphs(bundle):
         progress(f"build {graph.name}")
-        identity = identity_of(graph, compiler, device.facts)
+        identity = identity_of(graph, compiler, device.facts if device else None)
         make_private(engine_folder(graph, compiler))
         built = serialize(compiler, graph, options, progress)
         made.append(_write(compiler, graph, built, identity))
@@ -146,8 +161,8 @@ def board_plan(bundle: Bundle, memory_gb: float, workspace: int) -> MemoryPlan:
     return plan_memory(bundle, Board(int(memory_gb * (1 << 30)), integrated=True), workspace)
 
 
-def serialize(compiler: Compiler, graph: GraphFile, options: BuildOptions, progress: Progress) -> bytes:
-    """The graph compiled, as the bytes of an engine file; neither a GPU nor a driver is asked for here.
+def serialize(compiler: Compiler, graph: GraphFile, options: BuildOptions, progress: Progress) -> Compiled:
+    """The graph compiled. TensorRT-RTX needs neither a GPU nor a driver for it.
 
     EngineError: the graph is refused, with its node, or nothing was built, with TensorRT's last error of this build.
     """
@@ -180,10 +195,9 @@ def serialize(compiler: Compiler, graph: GraphFile, options: BuildOptions, progr
             f"{graph.path}: {compiler.name} {compiler.version} built nothing ({logger.reason()}); give it "
             "less workspace or free memory, and build again"
         )
-    made = bytes(serialized)
     if timing.parent.exists():
         _keep_timings(config, timing)
-    return made
+    return Compiled(bytes(serialized), logger.kernels)
 
 
 def _take_timings(config: Any, file: Path) -> None:
@@ -195,18 +209,23 @@ def _take_timings(config: Any, file: Path) -> None:
     raise EngineError(f"{file}: TensorRT refuses an empty timing cache; update TensorRT")
 
 
-def _write(compiler: Compiler, graph: GraphFile, data: bytes, identity: EngineIdentity) -> BuiltEngine:
-    trt = compiler.module
-    engine = deserialize(trt, data, str(graph.path))
-    inspector = engine.create_engine_inspector()
-    layers = layer_types(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+def _write(compiler: Compiler, graph: GraphFile, built: Compiled, identity: EngineIdentity) -> BuiltEngine:
+    """A portable engine file is described by its compiler's log, because loading it takes a GPU."""
+    trt, data = compiler.module, built.data
+    if compiler.portable:
+        layers, scratch = built.verdict.layers, built.verdict.scratch
+    else:
+        engine = deserialize(trt, data, str(graph.path))
+        inspector = engine.create_engine_inspector()
+        layers = layer_types(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        scratch = int(engine.device_memory_size_v2)
     sidecar = Sidecar(
         graph=graph.name,
         engine_sha256=hashlib.sha256(data).hexdigest(),
         identity=identity,
         inputs=graph.spec.inputs,
         outputs=graph.spec.outputs,
-        device_memory=int(engine.device_memory_size_v2),
+        device_memory=scratch,
         weights=graph_weights(graph),
         layers=layers,
     )
@@ -257,25 +276,29 @@ def fresh_logger(trt: Any) -> Any:
 def _logger(trt: Any) -> Any:
     """One logger for the process, as TensorRT wants it."""
 
-    class LastError(trt.ILogger):
-        """Keeps the newest error for the exception that is raised; the rest of TensorRT's log is not shown. The
-        builder calls from threads of its own, so there is one text for all of them."""
+    class Kept(trt.ILogger):
+        """Keeps the newest error for the exception that is raised, and what is said of the kernels; the rest of
+        TensorRT's log is not shown. The builder calls from threads of its own, so there is one text for all of
+        them."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._last = ""
+            self.forget()
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self._last = msg
+            elif msg.startswith(TOLD):
+                self.kernels.append(msg)
 
         def forget(self) -> None:
             self._last = ""
+            self.kernels: list[str] = []
 
         def reason(self) -> str:
             return self._last or "no reason given"
 
-    return LastError()
+    return Kept()
 
 
 def _monitor(trt: Any, name: str, progress: Progress) -> Any:
