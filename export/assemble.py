@@ -98,7 +98,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
             _check_token_ids(policy)
             cases = list(_cases(policy, cameras, request.recording))
-            manifest = _write(policy, cameras, request, folder, progress)
+            manifest = write_graphs(policy, cameras, request, folder, progress)
             write_manifest(folder, manifest)
             engine = load_engine("ort", EngineOptions(threads=request.threads, spin=False))
             report = parity.compare(policy, open_bundle(folder), engine, cases, progress)
@@ -144,9 +144,10 @@ def _camera_notes(cameras: tuple[CameraSpec, ...]) -> Iterator[str]:
         )
 
 
-def _write(
+def write_graphs(
     policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], request: ExportRequest, folder: Path, progress: Progress
 ) -> Manifest:
+    """Graphs, weights, tables and tokenizer into `folder`; the manifest says nothing yet of parity."""
     joints, notes = _joints(policy, request.recording)
     notes = (*notes, *_resting(policy, joints), *_camera_notes(cameras))
     (folder / GRAPHS).mkdir()

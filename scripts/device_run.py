@@ -311,7 +311,8 @@ def export(arguments: argparse.Namespace, tell: Tell) -> int:
     request = assemble.ExportRequest(checkpoint=place / "policy", out=place / "fp32")
     with new_folder(place / "fp32", ExportError) as folder, torch.inference_mode():
         policy = SmolVLAPolicy.from_pretrained(place / "policy")
-        write_manifest(folder, assemble._write(policy, request, folder, say))
+        cameras = assemble.camera_specs(policy, None)
+        write_manifest(folder, assemble.write_graphs(policy, cameras, request, folder, say))
     half = precision.PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
     bundle = open_bundle(place / "fp32")
     work = precision._Work(bundle, half, backend_of("tensorrt"), precision.dialect_of("tensorrt"), say)
