@@ -37,7 +37,7 @@ main = Command(
         )
     },
     default="",
-    old={"--data": "--dataset"},
+    old={"--data": "--dataset", "--ranges percentile": "--ranges minmax", "--ranges mse": "--ranges minmax"},
     extras="export,ort,data",
 )
 
