@@ -463,7 +463,7 @@ def test_first_contact_moves_one_joint_slowly_and_parks(
     [
         (["--joint", "elbow_flex", "--to", "500"], "elbow_flex: goal .* outside its calibrated range 900..3200"),
         (["--joint", "elbow_flex", "--to", "nan"], "elbow_flex: nan is not a position"),
-        (["--joint", "elbow_flex", "--to", "1", "--speed", "200"], "--speed 200.0 is outside 1..30"),
+        (["--joint", "elbow_flex", "--to", "1", "--speed", "200"], "--speed: '200' is not a number from 1 to 30"),
         (["--joint", "elbow_flex"], "--joint and --to belong together"),
         (["--park"], "no parking pose"),
     ],

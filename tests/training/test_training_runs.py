@@ -433,7 +433,13 @@ BAD = {
         ["--dataset", "{world}/data", "--camera", f"{CAMERA}=observation.images.side"],
         "no camera observation.images.side",
     ),
-    "batch of zero": (["--dataset", "{world}/data", "--batch-size", "0"], "batch_size is 0"),
+    "batch of zero": (
+        ["--dataset", "{world}/data", "--batch-size", "0"],
+        "--batch-size: '0' is not a whole number from 1 up",
+    ),
+        ["--dataset", "{world}/data", "--batch-size", "0"],
+        "--batch-size: '0' is not a whole number from 1 up",
+    ),
     "unknown device": (["--dataset", "{world}/data", "--device", "cuda"], "device cuda"),
     "CLS batch of one": (
         ["--dataset", "{world}/data", "--kind", "delta", "--batch-size", "1"],

@@ -260,7 +260,7 @@ def test_a_servo_that_fails_ends_the_run_with_1_its_name_and_what_to_do(
 def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bundle: Path, flag: str) -> None:
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "sim", "--task", "x", flag]
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 2 and f"{flag.split('=')[0]} is" in ran.stderr and ran.stderr.count("\n") == 1
+    assert ran.returncode == 2 and flag.split("=")[0] in ran.stderr and ran.stderr.count("\n") == 1
 
 
 def test_a_stopped_supervisor_leaves_an_arm_that_holds_until_it_is_back(golden_bundle: Path) -> None:
