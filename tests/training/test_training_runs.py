@@ -437,9 +437,6 @@ BAD = {
         ["--dataset", "{world}/data", "--batch-size", "0"],
         "--batch-size: '0' is not a whole number from 1 up",
     ),
-        ["--dataset", "{world}/data", "--batch-size", "0"],
-        "--batch-size: '0' is not a whole number from 1 up",
-    ),
     "unknown device": (["--dataset", "{world}/data", "--device", "cuda"], "device cuda"),
     "CLS batch of one": (
         ["--dataset", "{world}/data", "--kind", "delta", "--batch-size", "1"],
