@@ -28,7 +28,7 @@ from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, 
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-3, "int8": 6e-2}
 """Share of the chunk's largest value: other summation orders; ONNX Runtime's CPU computes half products in float32; an
-INT8 rounding that tips over is one step of its scale, and around INT8 products in half more of them do (seen 4.2e-2)."""
+INT8 rounding that tips over is one step of its scale, and between products in half more of them do (seen 4.2e-2)."""
 
 
 @pytest.fixture
