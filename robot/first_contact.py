@@ -32,15 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=JointUnits.DEGREES.value,
         help="unit of --to",
     )
-    parser.add_argument("--speed", type=between(1, 30), default=15.0, help="degrees per second, 1 to 30")
+    parser.add_argument("--speed", type=between(*DEGREES_PER_S), default=15.0, help="degrees per second, 1 to 30")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    low, high = DEGREES_PER_S
-    if not low <= arguments.speed <= high:
-        raise ConfigError(
-            f"--speed {arguments.speed} is outside {low:g}..{high:g} degrees per second; choose a value inside"
-        )
     if (arguments.joint is None) != (arguments.to is None):
         raise ConfigError("--joint and --to belong together; give both")
     calibration = load_joint_calibration(arguments.joints)
