@@ -12,7 +12,6 @@ age of the prefix and over the limits of stillness.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, Measured, measure
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command, threads
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
@@ -319,23 +318,21 @@ def report(line: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.benchmarks.cache_tradeoff",
         description="hit rate, action error and time saved of the prefix cache",
     )
     parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
-    parser.add_argument("--episodes", type=int, default=8)
-    parser.add_argument("--moves", type=int, default=100, help="planted moves of each kind")
-    parser.add_argument("--references", type=int, default=80, help="moving frames whose prefix is kept")
+    parser.add_argument("--episodes", type=count, default=8)
+    parser.add_argument("--moves", type=count, default=100, help="planted moves of each kind")
+    parser.add_argument("--references", type=count, default=80, help="moving frames whose prefix is kept")
     parser.add_argument(
         "--cost-bundle", type=Path, help="another bundle whose times are told too, of full size for instance"
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=threads, default=1)
     parser.add_argument("--name", default="cache_tradeoff", help="of the two files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the JSON")
     options = parser.parse_args(argv)
-    if min(options.episodes, options.moves, options.references) < 1:
-        raise ConfigError("--episodes, --moves and --references must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
     line = measure_all(
         open_bundle(options.bundle),

@@ -11,7 +11,6 @@ policy takes the trained one's place: the same path, and a senseless motion.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, positive, run_command, whole
 from vla_edge.errors import CheckFailed, ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -159,14 +158,12 @@ def _clear(out: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_edge.benchmarks.demo", description="checkpoint to moving simulated arm"
-    )
+    parser = CommandParser(prog="python -m vla_edge.benchmarks.demo", description="checkpoint to moving simulated arm")
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle, videos and strips")
     parser.add_argument("--robot-only", action="store_true", help="the committed bundle; no torch needed")
     parser.add_argument("--random", action="store_true", help="a random policy in place of the trained one")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
-    parser.add_argument("--seed", type=int, default=5, help="of the scene and the noise")
+    parser.add_argument("--seconds", type=positive, default=8.0, help="of each run")
+    parser.add_argument("--seed", type=whole, default=5, help="of the scene and the noise")
     arguments = parser.parse_args(argv)
     report = demo(DemoOptions(**vars(arguments)))
     reached = [colour for colour, row in report.items() if row["reached"]]

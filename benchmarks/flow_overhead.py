@@ -12,7 +12,6 @@ as a thread of this one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -28,7 +27,7 @@ from onnx import TensorProto, helper
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.jitter import core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, between, count, run_command, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
 from vla_edge.engines.ort_native import NativeLoop
@@ -211,18 +210,16 @@ def draw(line: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.benchmarks.flow_overhead",
         description="per-step overhead of the flow loops, control lateness beside them",
     )
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each lateness measurement")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=count, default=200)
+    parser.add_argument("--seconds", type=between(1, 3600), default=10.0, help="of each lateness measurement")
+    parser.add_argument("--threads", type=threads, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for flow_overhead.png and .json")
     options = parser.parse_args(argv)
-    if options.rounds < 1 or options.seconds < 1:
-        raise ConfigError("--rounds must be at least 1 and --seconds at least 1")
     bundle = open_bundle(options.bundle)
     options.out.mkdir(parents=True, exist_ok=True)
     steps = bundle.manifest.policy.num_steps

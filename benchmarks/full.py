@@ -11,7 +11,6 @@ the flow is chaotic and no error is forgotten.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
 from vla_edge.benchmarks.subject import SubjectSpec
 from vla_edge.calibration.precision.action_error import ActionErrorBound
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError
 from vla_edge.export.assemble import ExportRequest, export_bundle
@@ -114,19 +113,19 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vla_edge.benchmarks.full", description="the full-size benchmark")
+    parser = CommandParser(prog="python -m vla_edge.benchmarks.full", description="the full-size benchmark")
     parser.add_argument(
         "--work",
         type=Path,
         default=REPOSITORY / "out" / "bench",
         metavar="DIR",
-        help="checkpoint and bundles, made once (default: out/bench)",
+        help="checkpoint and bundles, made once",
     )
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds, at least 5 (default: 7)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of every subject (default: 2)")
+    parser.add_argument("--rounds", type=count, default=7, help="measured rounds, at least 5")
+    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
     arguments = parser.parse_args(argv)
     console = Console()
     with console.status("starting") as status:

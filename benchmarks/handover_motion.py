@@ -13,7 +13,6 @@ is empty, fresh noise for each.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -30,9 +29,9 @@ from rich.progress import track
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube, turn_cube
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command, threads
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError
+from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimulatedArm, radians_from_units, units_from_radians
@@ -312,18 +311,16 @@ def missed(before: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.benchmarks.handover_motion",
         description="motion from chunk to chunk, stillness, reaction, and both kinds of host",
     )
     parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task")
-    parser.add_argument("--episodes", type=int, default=200, help="of the fast host, for each way (default: 200)")
-    parser.add_argument("--slow-episodes", type=int, default=4, help="of the slow host (default: 4)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a graph (default: 1)")
+    parser.add_argument("--episodes", type=count, default=200, help="of the fast host, for each way")
+    parser.add_argument("--slow-episodes", type=count, default=4, help="of the slow host")
+    parser.add_argument("--threads", type=threads, default=1, help="CPU threads of a graph")
     parser.add_argument("--out", type=Path, required=True, help="folder for handover.md and .json")
     options = parser.parse_args(argv)
-    if min(options.episodes, options.slow_episodes) < 1:
-        raise ConfigError("--episodes and --slow-episodes must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads))
     seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)

@@ -11,7 +11,6 @@ hypervisor took from this machine meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.benchmarks.host import commit
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, positive, run_command, whole
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.files import write_json
@@ -220,13 +219,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_edge.benchmarks.jitter", description="lateness of control ticks"
-    )
-    parser.add_argument("--hz", type=float, default=30.0)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each loop")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--load", type=int, default=2, help="threads of the matrix product beside it; 0: none")
+    parser = CommandParser(prog="python -m vla_edge.benchmarks.jitter", description="lateness of control ticks")
+    parser.add_argument("--hz", type=positive, default=30.0)
+    parser.add_argument("--seconds", type=positive, default=60.0, help="of each loop")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--load", type=whole, default=2, help="threads of the matrix product beside it; 0: none")
     parser.add_argument("--out", type=Path, required=True, help="folder for jitter.png and jitter.json")
     options = parser.parse_args(argv)
     if options.seconds < options.rounds or options.rounds < 1:

@@ -10,7 +10,6 @@ action and pictures each frame says whether the arm moves (`moving`) and how man
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
@@ -136,15 +134,13 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration"
     )
     parser.add_argument("--out", type=Path, required=True, help="new data set")
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--first-seed", type=int, default=200_000)
+    parser.add_argument("--episodes", type=count, default=20)
+    parser.add_argument("--first-seed", type=whole, default=200_000)
     options = parser.parse_args(argv)
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes is {options.episodes}; give at least 1")
     arm = SimulatedArm(random_scene(0), SimOptions(96, 128))
     record_phases(options.out, arm, range(options.first_seed, options.first_seed + options.episodes))
     arm.close()

@@ -13,7 +13,6 @@ cameras that show the moved cube from one picture to the next.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -33,11 +32,11 @@ from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, inner_share, positive, run_command, threads
 from vla_edge.contract import Frame
 from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError
+from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
@@ -287,32 +286,24 @@ def draw(waited: Mapping[str, Mapping[str, Sequence[float]]], ceiling_ms: float,
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.benchmarks.reaction",
         description="time from a scene change to the first action planned from it",
     )
     parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
-    parser.add_argument("--changes", type=int, default=100, help="in lockstep, for each policy")
+    parser.add_argument("--changes", type=count, default=100, help="in lockstep, for each policy")
     parser.add_argument(
-        "--real-changes", type=int, default=30, help="on the real clock, for each policy; about a second each"
+        "--real-changes", type=count, default=30, help="on the real clock, for each policy; about a second each"
     )
-    parser.add_argument("--fresh-ms", type=float, default=300.0, help="a fresh inference in lockstep")
+    parser.add_argument("--fresh-ms", type=positive, default=300.0, help="a fresh inference in lockstep")
     parser.add_argument(
         "--reused-share",
-        type=float,
+        type=inner_share,
         help="what one on a kept prefix takes of that in lockstep (default: measured here, on this bundle)",
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=threads, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for reaction.png and .json")
     options = parser.parse_args(argv)
-    if (
-        min(options.changes, options.real_changes) < 1
-        or not options.fresh_ms > 0
-        or not (options.reused_share is None or 0 < options.reused_share <= 1)
-    ):
-        raise ConfigError(
-            "--changes, --real-changes must be at least 1, --fresh-ms above 0, --reused-share above 0 and at most 1"
-        )
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads, spin=False))
     height, width = next(iter(sizes_of(bundle).values()))

@@ -7,6 +7,7 @@ package it stands on is imported when the backend is opened.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
+from vla_edge.command_line import threads
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.dialect import Dialect
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
@@ -90,6 +92,14 @@ def backend_of(name: str) -> Backend:
     if name not in backends():
         raise EngineError(f"unknown backend {name!r}; known: {', '.join(backends())}")
     return backends()[name]
+
+
+def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    """`--backend` and `--threads`, the same in every command that runs a bundle."""
+    group.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
+    group.add_argument(
+        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
+    )
 
 
 def load_engine(name: str, options: EngineOptions | None = None) -> Engine:

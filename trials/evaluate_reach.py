@@ -12,7 +12,6 @@ takes `--delay` ticks in the simulated world, whatever it takes here.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, positive, run_command, threads, whole
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
@@ -230,7 +229,7 @@ def _result(row: Mapping[str, Any]) -> VariantResult:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.trials.evaluate_reach", description="closed-loop success on unseen scenes"
     )
     parser.add_argument("--checkpoint", type=Path, help="also in PyTorch")
@@ -241,20 +240,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first"
     )
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--scenes", type=count, default=100)
+    parser.add_argument("--first-seed", type=whole, default=FIRST_SEED)
     parser.add_argument(
-        "--delay", type=int, default=2, metavar="TICKS", help="an inference takes this long in the simulated world"
+        "--delay", type=whole, default=2, metavar="TICKS", help="an inference takes this long in the simulated world"
     )
-    parser.add_argument("--replan", type=int, default=15, metavar="TICKS", help="from one observation to the next")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each episode")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--replan", type=count, default=15, metavar="TICKS", help="from one observation to the next")
+    parser.add_argument("--seconds", type=positive, default=4.0, help="of each episode")
+    parser.add_argument("--threads", type=threads, default=2)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="table; JSON is written beside it")
     arguments = parser.parse_args(argv)
     if arguments.out.suffix != ".md" or not arguments.out.parent.is_dir():
         raise ConfigError(f"--out {arguments.out} must end in .md and lie in a folder that exists")
-    if arguments.scenes < 1:
-        raise ConfigError(f"--scenes is {arguments.scenes}; give at least 1")
     torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle)
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}

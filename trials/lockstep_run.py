@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import answer, between, count, file_to_write, positive, threads, whole
-from vla_edge.engines.engine import EngineOptions, backends, load_engine
+from vla_edge.command_line import answer, between, count, file_to_write, positive, whole
+from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import ConfigError
 from vla_edge.robot.sim.render import BACKENDS
 from vla_edge.robot.sim.run_video import Recording
@@ -15,7 +15,7 @@ from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_arguments
-from vla_edge.runtime.inference.cache import CacheMode
+from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
 from vla_edge.trials.reach_task import SessionPlanner
@@ -38,17 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     world.add_argument("--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests")
     add_handover_arguments(parser)
     policy = parser.add_argument_group("how the policy is computed")
-    policy.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
-    policy.add_argument(
-        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
-    )
-    policy.add_argument(
-        "--cache",
-        choices=[policy.value for policy in CacheMode],
-        default=CacheMode.OFF.value,
-        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
-        "there with the queued chunk corrected",
-    )
+    add_engine_arguments(policy)
+    add_cache_argument(policy)
     world.add_argument("--renderer", choices=sorted(BACKENDS), default="egl", help="how pictures are drawn")
     world.add_argument("--video", type=file_to_write, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
 

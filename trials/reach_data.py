@@ -9,7 +9,6 @@ the scripted expert's next 50 commands for every instruction
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
@@ -96,13 +95,13 @@ def _record(work: tuple[int, int]) -> ReachEpisode:
 
 def main(argv: Sequence[str]) -> int:
     default = ReachRecording()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a data set"
     )
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--scenes", type=int, default=default.scenes)
-    parser.add_argument("--observations", type=int, default=default.observations, help="per scene")
-    parser.add_argument("--processes", type=int, default=default.processes)
+    parser.add_argument("--scenes", type=count, default=default.scenes)
+    parser.add_argument("--observations", type=count, default=default.observations, help="per scene")
+    parser.add_argument("--processes", type=count, default=default.processes)
     arguments = parser.parse_args(argv)
     record_reach_dataset(
         arguments.out, ReachRecording(arguments.scenes, arguments.observations, processes=arguments.processes)

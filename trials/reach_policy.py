@@ -15,7 +15,6 @@ depend on the machine's speed:
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import tempfile
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command, threads, whole
 from vla_edge.errors import TrainingError
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER
@@ -293,19 +292,19 @@ def held_out_error(run: Training) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     recipe = Recipe()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo"
     )
     parser.add_argument(
         "--dataset", type=Path, required=True, help="data set of the task; recorded there when it does not exist"
     )
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
-    parser.add_argument("--scenes", type=int, default=ReachRecording().scenes, help="scenes to record")
-    parser.add_argument("--warmup-steps", type=int, default=recipe.warmup_steps)
-    parser.add_argument("--flow-steps", type=int, default=recipe.flow_steps)
-    parser.add_argument("--held-out", type=int, default=recipe.held_out_scenes, metavar="SCENES")
-    parser.add_argument("--seed", type=int, default=recipe.seed)
-    parser.add_argument("--threads", type=int, default=recipe.threads)
+    parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")
+    parser.add_argument("--warmup-steps", type=whole, default=recipe.warmup_steps)
+    parser.add_argument("--flow-steps", type=count, default=recipe.flow_steps)
+    parser.add_argument("--held-out", type=whole, default=recipe.held_out_scenes, metavar="SCENES")
+    parser.add_argument("--seed", type=whole, default=recipe.seed)
+    parser.add_argument("--threads", type=threads, default=recipe.threads)
     arguments = parser.parse_args(argv)
     if not arguments.dataset.exists():
         record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes))

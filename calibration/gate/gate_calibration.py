@@ -18,8 +18,8 @@ from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, pl
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer, count, folder_to_write, inner_share, positive, threads, whole
-from vla_edge.engines.engine import Engine, EngineOptions, backends, load_engine
+from vla_edge.command_line import answer, count, folder_to_write, inner_share, positive, whole
+from vla_edge.engines.engine import Engine, EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
 from vla_edge.files import link_or_copy, new_folder
 from vla_edge.lerobot_data.meta import Episode
@@ -202,10 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pairs.add_argument("--lags", type=count, default=plan.lags, help="later frames tried for each")
     pairs.add_argument("--others", type=whole, default=plan.others, help="frames of other episodes tried for each")
-    pairs.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
-    pairs.add_argument(
-        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
-    )
+    add_engine_arguments(pairs)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
@@ -31,7 +30,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import TextIO
 
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot import registers as r
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
@@ -236,25 +235,56 @@ def _event(text: str) -> Event:
         raise ConfigError(f'--at {text!r} does not begin with seconds; write e.g. --at "2.5 overload 3"') from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     description, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=rest, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = CommandParser(prog="python -m vla_edge.robot.sim.emulator", description=description)
+    parser.notes = rest.strip("\n")
     parser.add_argument("--link", type=Path, required=True, help="where to put the link to the terminal")
     parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
     parser.add_argument(
-        "--positions", type=int, nargs=len(KOCH_MODELS), default=[MIDDLE] * len(KOCH_MODELS), metavar="COUNTS"
+        "--positions",
+        type=int,
+        nargs=len(KOCH_MODELS),
+        default=[MIDDLE] * len(KOCH_MODELS),
+        metavar="COUNTS",
+        help="where each joint stands at the start",
     )
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="ID:REGISTER=NUMBER")
-    parser.add_argument("--missing", type=int, action="append", default=[], metavar="ID")
     parser.add_argument(
-        "--rate", nargs=2, action="append", default=[], metavar=("FAULT", "P"), help=", ".join(FAULT_NAMES)
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="ID:REGISTER=NUMBER",
+        help="what a register holds at the start",
     )
-    parser.add_argument("--late-ms", type=float, nargs=2, default=(5.0, 120.0), metavar=("FROM", "TO"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--at", action="append", default=[], metavar='"SECONDS EVENT"')
+    parser.add_argument(
+        "--missing", type=count, action="append", default=[], metavar="ID", help="a servo that never answers"
+    )
+    parser.add_argument(
+        "--rate",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FAULT", "P"),
+        help=f"probability of a fault: {', '.join(FAULT_NAMES)}",
+    )
+    parser.add_argument(
+        "--late-ms",
+        type=float,
+        nargs=2,
+        default=(5.0, 120.0),
+        metavar=("FROM", "TO"),
+        help="how late a late answer comes",
+    )
+    parser.add_argument("--seed", type=whole, default=0, help="of the faults")
+    parser.add_argument(
+        "--at",
+        action="append",
+        default=[],
+        metavar='"SECONDS EVENT"',
+        help="an event at a time after the start, see below",
+    )
     parser.add_argument("--commands", action="store_true", help="take events from standard input")
     return parser
 

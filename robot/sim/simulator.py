@@ -14,7 +14,6 @@ another one, from a copy of the configuration.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import signal
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.command_line import run_command
+from vla_edge.command_line import CommandParser, between, run_command, whole
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
@@ -170,15 +169,15 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m vla_edge.robot.sim.simulator", description="a simulated Koch arm behind an emulated servo bus"
     )
     parser.add_argument(
         "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
     )
-    parser.add_argument("--scene", type=int, default=0, metavar="SEED", help="where the cubes lie")
+    parser.add_argument("--scene", type=whole, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
-    parser.add_argument("--fps", type=float, default=30.0)
+    parser.add_argument("--fps", type=between(1, 120), default=30.0)
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
     parser.add_argument(
         "--video", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
@@ -187,8 +186,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--commands", action="store_true", help="take the emulator's events from standard input")
     arguments = parser.parse_args(argv)
     width, height = _size(arguments.size)
-    if not 1 <= arguments.fps <= 120:
-        raise ConfigError(f"--fps {arguments.fps} is not within 1 to 120")
     process = SimProcess(
         arguments.run_dir,
         arguments.scene,

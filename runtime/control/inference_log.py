@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,18 @@ from vla_edge.runtime.control.handover import Pace
 from vla_edge.runtime.inference.cache import CacheCounts
 from vla_edge.runtime.inference.session import InferenceResult
 
-STAGES = ("prepare", "vision", "prefix", "state", "flow", "total")
+PARTS = ("prepare", "vision", "prefix", "state", "flow", "total")
 WINDOW = 500
-"""Inferences whose stage times the quantiles are of."""
+"""Inferences whose part times the quantiles are of."""
+
+
+def quantiles(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """p50, p99 and max of each part of an inference that ran, in the unit of `times` (ms)."""
+    return {
+        name: dict(zip(("p50", "p99", "max"), np.quantile(values, (0.5, 0.99, 1.0)).tolist()))
+        for name, values in times.items()
+        if values
+    }
 
 
 def entry_of(result: InferenceResult) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def entry_of(result: InferenceResult) -> dict[str, Any]:
         "similarity": result.similarity,
         "steps": len(result.timings.step),
         "draw": result.draw,
-        "ms": {name: round(getattr(result.timings, name), 3) for name in STAGES},
+        "ms": {name: round(getattr(result.timings, name), 3) for name in PARTS},
     }
 
 
@@ -52,7 +61,7 @@ class InferenceLog:
         self._lines = folder / "inference.jsonl"
         self._summary = folder / "inference.json"
         self._limit = limit_bytes
-        self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in (*STAGES, "step")}
+        self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in (*PARTS, "step")}
         self.events: Counter[str] = Counter()
         self.stopped = ""
         """why nothing more is written: a full disk must not end inference"""
@@ -63,7 +72,7 @@ class InferenceLog:
 
     def inference(self, result: InferenceResult, facts: Mapping[str, Any]) -> None:
         """Write one line: `facts` (what the process knows of it) and the record of `result`."""
-        for name in STAGES:
+        for name in PARTS:
             value = getattr(result.timings, name)
             if value > 0:
                 self._times[name].append(value)
@@ -83,19 +92,6 @@ class InferenceLog:
         except OSError as error:
             self._stop(error)
 
-    def stages(self) -> dict[str, dict[str, float]]:
-        """p50, p99 and max in ms of each stage that ran."""
-        made = {}
-        for name, values in self._times.items():
-            if values:
-                array = np.asarray(values)
-                made[name] = {
-                    "p50": float(np.quantile(array, 0.5)),
-                    "p99": float(np.quantile(array, 0.99)),
-                    "max": float(array.max()),
-                }
-        return made
-
     def summary(self, state: str, pace: Pace | None, counts: CacheCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return the newest summary. state: "measuring", "ready", "fault" or "stopped"."""
         content = {
@@ -103,7 +99,7 @@ class InferenceLog:
             "pace": None if pace is None else {**asdict(pace), "rhythm": pace.rhythm.value},
             "cache": counts.facts(),
             "events": dict(self.events),
-            "stages_ms": self.stages(),
+            "parts_ms": quantiles(self._times),
             **facts,
         }
         try:

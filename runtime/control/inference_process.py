@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TypeVar
 
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import answer, between, count, file_to_write, fraction, not_negative, threads, whole
-from vla_edge.engines.engine import EngineOptions, backends, load_engine
+from vla_edge.command_line import answer, between, count, file_to_write, fraction, not_negative, whole
+from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
@@ -26,7 +26,7 @@ from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
-from vla_edge.runtime.inference.cache import CacheMode
+from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions
 from vla_edge.runtime.inference.units import remarks
@@ -65,18 +65,9 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start although the cameras' pictures look swapped or have another shape than in the data",
     )
-    policy.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
-    policy.add_argument(
-        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
-    )
+    add_engine_arguments(policy)
     cache = parser.add_argument_group("reusing what the pictures gave")
-    cache.add_argument(
-        "--cache",
-        choices=[policy.value for policy in CacheMode],
-        default=CacheMode.OFF.value,
-        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
-        "there with the queued chunk corrected",
-    )
+    add_cache_argument(cache)
     policy.add_argument("--flow-steps", type=count, help="Euler steps for one chunk (default: as the policy says)")
     policy.add_argument(
         "--least-flow-steps", type=count, help="fewest steps when a chunk would come late (default: as --flow-steps)"

@@ -6,6 +6,7 @@ argument, nothing here runs a graph.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -38,6 +39,17 @@ class CacheMode(Enum):
     def _missing_(cls, value: object) -> CacheMode | None:
         """The words of records that were written before."""
         return {"always": cls.OFF, "guard": cls.STILL, "cls": cls.GATED}.get(str(value))
+
+
+def add_cache_argument(group: argparse._ArgumentGroup) -> None:
+    """`--cache`, the same in every command that plans."""
+    group.add_argument(
+        "--cache",
+        choices=[mode.value for mode in CacheMode],
+        default=CacheMode.OFF.value,
+        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
+        "there with the queued chunk corrected",
+    )
 
 
 class Reason(Enum):

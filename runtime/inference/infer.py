@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="npz: observation.images.NAME, observation.state, task [, noise, steps]",
     )
     parser.add_argument(
-        "--out", required=True, type=Path, help="npz: action, action_normalized, stage timings; replaced when it exists"
+        "--out",
+        required=True,
+        type=Path,
+        help="npz: action, action_normalized, times of the parts; replaced when it exists",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
     parser.add_argument(

@@ -21,7 +21,7 @@ from vla_edge.runtime.control.flight_record import (
     ticks_after_damage,
     ticks_of,
 )
-from vla_edge.runtime.control.inference_log import STAGES
+from vla_edge.runtime.control.inference_log import PARTS
 from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.report_page import RunFacts, page
 
@@ -110,7 +110,7 @@ def _is_entry(line: Any) -> bool:
     ms = line.get("ms")
     if not isinstance(ms, dict) or not isinstance(line.get("reason"), str) or not {"time_ns", "prefix"} <= set(line):
         return False
-    numbers = [line.get("delay_ms", 0), line.get("similarity") or 0, *(ms.get(name) for name in STAGES)]
+    numbers = [line.get("delay_ms", 0), line.get("similarity") or 0, *(ms.get(name) for name in PARTS)]
     return all(isinstance(number, (int, float)) for number in numbers)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS
-from vla_edge.runtime.control.inference_log import STAGES
+from vla_edge.runtime.control.inference_log import PARTS
 from vla_edge.runtime.records.blame import Missed, count_by_cause
 from vla_edge.runtime.records.plots import bar_plot, line_plot, state_strip
 
@@ -128,9 +128,9 @@ def _cache(facts: RunFacts) -> str:
         return '<p class="none">no inference was logged in the time of this record</p>'
     start = facts.ticks[0]["now_ns"]
     x = np.array([(line["time_ns"] - start) / 1e9 for line in lines])
-    stages = {
+    parts = {
         name: np.array([line["ms"][name] for line in lines])
-        for name in STAGES
+        for name in PARTS
         if any(line["ms"][name] > 0 for line in lines)
     }
     similarity = np.array([np.nan if line.get("similarity") is None else line["similarity"] for line in lines])
@@ -145,7 +145,7 @@ def _cache(facts: RunFacts) -> str:
         f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",
         "<h3>Why the prefix ran, or was reused</h3>"
         + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
-        "<h3>Stages of each inference</h3>" + line_plot(x, stages, "ms", "s"),
+        "<h3>Parts of each inference</h3>" + line_plot(x, parts, "ms", "s"),
     ]
     if np.isfinite(similarity).any():
         parts.append(

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import between, count, file_to_write, threads, whole
-from vla_edge.engines.engine import backends
+from vla_edge.command_line import between, count, file_to_write, whole
+from vla_edge.engines.engine import add_engine_arguments
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import open_run_folder
-from vla_edge.runtime.inference.cache import CacheMode
+from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.runtime.service.serve_access import access
 from vla_edge.runtime.service.serve_options import ServeOptions
@@ -36,17 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--key", type=Path, help="its private key, PEM")
     parser.add_argument("--run-dir", type=Path, help="run folder of the robot whose status is shown")
     policy = parser.add_argument_group("the policy and how it is computed")
-    policy.add_argument("--backend", choices=list(backends()), default="ort", help="what runs the graphs")
-    policy.add_argument(
-        "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
-    )
-    policy.add_argument(
-        "--cache",
-        choices=[policy.value for policy in CacheMode],
-        default=CacheMode.OFF.value,
-        help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
-        "there with the queued chunk corrected",
-    )
+    add_engine_arguments(policy)
+    add_cache_argument(policy)
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise of the first session")
     network.add_argument("--sessions", type=count, default=2, help="clients with a session of their own at a time")
     network.add_argument("--connections", type=count, default=32, help="connections at a time")

@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import ObservationError
-from vla_edge.runtime.control.inference_log import STAGES, WINDOW, entry_of
+from vla_edge.runtime.control.inference_log import PARTS, WINDOW, entry_of, quantiles
 from vla_edge.runtime.inference.infer import ObservationFile
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 
@@ -40,13 +40,13 @@ class Client:
 
 @dataclass(slots=True)
 class ServedCounts:
-    """What the service did so far. stages_ms: of the last inferences; last: record of the newest one."""
+    """What the service did so far. parts_ms: of the last inferences; last: record of the newest one."""
 
     inferences: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     hits: int = 0
-    stages_ms: dict[str, deque[float]] = field(default_factory=lambda: {name: deque(maxlen=WINDOW) for name in STAGES})
+    parts_ms: dict[str, deque[float]] = field(default_factory=lambda: {name: deque(maxlen=WINDOW) for name in PARTS})
     total_s: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)
 
@@ -148,17 +148,7 @@ class SessionPool:
         self._worker.shutdown(cancel_futures=True)
 
     def quantiles_ms(self) -> dict[str, dict[str, float]]:
-        """p50, p99 and max of each stage that ran."""
-        made = {}
-        for name, values in self.counts.stages_ms.items():
-            if values:
-                array = np.asarray(values)
-                made[name] = {
-                    "p50": float(np.quantile(array, 0.5)),
-                    "p99": float(np.quantile(array, 0.99)),
-                    "max": float(array.max()),
-                }
-        return made
+        return quantiles(self.counts.parts_ms)
 
     def _done(self, client: Client, work: asyncio.Future[Any]) -> None:
         self._pending -= 1
@@ -171,10 +161,10 @@ class SessionPool:
         counts.hits += result.decision.hit
         counts.reasons[result.decision.reason.value] += 1
         counts.total_s += result.timings.total / 1e3
-        for name in STAGES:
+        for name in PARTS:
             value = getattr(result.timings, name)
             if value > 0:
-                counts.stages_ms[name].append(value)
+                counts.parts_ms[name].append(value)
         counts.last = entry_of(result)
         self.written(result, {"session": client.number, "time_ns": time.monotonic_ns()})
 

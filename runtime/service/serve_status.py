@@ -159,7 +159,7 @@ def status(view: RobotView, pool: SessionPool, holder: str) -> dict[str, Any]:
             "hits": counts.hits,
             "reasons": dict(counts.reasons),
             "refused": dict(counts.refused),
-            "stages_ms": pool.quantiles_ms(),
+            "parts_ms": pool.quantiles_ms(),
             "last": counts.last,
             "threshold": view.threshold,
         },
@@ -205,10 +205,10 @@ def metrics(view: RobotView, pool: SessionPool) -> str:
     lines += [
         f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.reasons.items())
     ]
-    lines += ["# HELP vla_serve_stage_milliseconds of the last inferences", "# TYPE vla_serve_stage_milliseconds gauge"]
+    lines += ["# HELP vla_serve_part_milliseconds of the last inferences", "# TYPE vla_serve_part_milliseconds gauge"]
     lines += [
-        f'vla_serve_stage_milliseconds{{stage="{stage}",quantile="{name}"}} {value:.6g}'
-        for stage, quantiles in pool.quantiles_ms().items()
+        f'vla_serve_part_milliseconds{{part="{part}",quantile="{name}"}} {value:.6g}'
+        for part, quantiles in pool.quantiles_ms().items()
         for name, value in quantiles.items()
     ]
     return "\n".join(lines) + "\n"

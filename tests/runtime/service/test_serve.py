@@ -387,7 +387,7 @@ def test_metrics_are_prometheus_text_and_count(world):
         second["vla_serve_inferences_total"] == first["vla_serve_inferences_total"] + 1
         and second["vla_serve_cold_start_seconds"] > 0
     )
-    assert 'vla_serve_stage_milliseconds{stage="flow",quantile="p50"}' in second
+    assert 'vla_serve_part_milliseconds{part="flow",quantile="p50"}' in second
 
 
 def wait_until(condition, seconds=120):
