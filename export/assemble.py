@@ -45,6 +45,7 @@ from vla_edge.export.proof_observations import (
     Case,
     Recording,
     camera_specs,
+    data_fps,
     joint_names,
     recorded_cases,
     synthetic_cases,
@@ -71,7 +72,8 @@ class ExportRequest:
     config and tokenizer lie, None to look where the checkpoint says. recording: a data set for more parity cases and
     the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees", "range_m100_100" or "unknown",
     written into the manifest. base: the policy that a LoRA folder adapts, None where the adapter says.
-    outputs_are_joint_values: actions without statistics are what the arm is sent, as they come."""
+    outputs_are_joint_values: actions without statistics are what the arm is sent, as they come. fps: actions a second
+    in the policy's data, "unknown", or None: the recording's."""
 
     checkpoint: Path
     out: Path
@@ -81,6 +83,7 @@ class ExportRequest:
     joint_units: str = "unknown"
     base: Path | None = None
     outputs_are_joint_values: bool = False
+    fps: float | str | None = None
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
@@ -171,6 +174,7 @@ def write_graphs(
         cameras=cameras,
         joints=joints,
         joint_units=request.joint_units,
+        fps=data_fps(request.fps, request.recording),
         tokenizer=_tokenizer(policy),
         normalization=tuple(
             NormalizationSpec(item.feature, item.mode, item.eps)

@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from vla_edge.bundle import MAX_FPS
 from vla_edge.camera_names import camera_pairs
+from vla_edge.command_line import Number
+
+UNKNOWN = "unknown"
+_rate = Number(
+    float, lambda value: 0 < value <= MAX_FPS, f"a number above 0 and at most {MAX_FPS:g}, or {UNKNOWN}", "N"
+)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +37,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         type=Path,
         metavar="DATASET",
-        help="LeRobot dataset: compare on its frames too, take the joints' names from it",
+        help="LeRobot dataset: compare on its frames too, take the joints' names and the frame rate from it",
     )
     described.add_argument(
         "--camera",
@@ -45,6 +52,17 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         default="unknown",
         help="unit of the policy's joint values",
     )
+    described.add_argument(
+        "--fps",
+        type=_fps,
+        metavar="N",
+        help="actions a second in the policy's data, or `unknown` (default: the dataset's, unknown without one)",
+    )
+
+
+def _fps(text: str) -> float | str:
+    """A rate, or the word `unknown`."""
+    return text if text == UNKNOWN else _rate(text)
 
 
 def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
@@ -61,5 +79,6 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
         joint_units=arguments.joint_units,
         base=arguments.base,
         outputs_are_joint_values=arguments.outputs_are_joint_values,
+        fps=arguments.fps,
     )
     export_bundle(request, tell)

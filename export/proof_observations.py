@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
-from vla_edge.errors import DatasetError
+from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
@@ -113,6 +113,21 @@ def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
             "give the data set it was trained on"
         )
     return tuple(str(name) for name in names)
+
+
+def data_fps(told: float | str | None, recording: Recording | None) -> float | None:
+    """Actions a second of the policy's data: as told (a number, or a word for unknown), else the recording's; None:
+    unknown. ConfigError: a number that is not the recording's."""
+    if recording is None or isinstance(told, str):
+        return None if isinstance(told, str) else told
+    with _open(recording) as dataset:
+        recorded = float(dataset.fps)
+    if told not in (None, recorded):
+        raise ConfigError(
+            f"--fps is {told:g}, {recording.path} was recorded at {recorded:g}; leave --fps out, or give the dataset "
+            "that the policy was trained on"
+        )
+    return recorded
 
 
 def _open(recording: Recording) -> Dataset:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.table import Table
 
-from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.bundle import UNKNOWN_RATE, Bundle, open_bundle
 from vla_edge.errors import BundleError
 from vla_edge.runtime.inference.bundle_fit import check_fit
 
@@ -24,6 +24,7 @@ def summary(bundle: Bundle) -> dict[str, object]:
         "graphs": {name: _figures(bundle, name) for name in manifest.graphs},
         "parity": dict(manifest.parity),
         "gate": dict(manifest.gate),
+        "fps": manifest.fps,
         "notes": list(manifest.notes),
     }
 
@@ -74,7 +75,7 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
         else ""
     )
     console.print(f"{size / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")
-    for note in bundle.manifest.notes:
+    for note in (*bundle.manifest.notes, *(() if bundle.manifest.fps else (UNKNOWN_RATE,))):
         console.print(f"note: {note}", markup=False)
     return bundle
 
@@ -134,6 +135,7 @@ def _print_policy(bundle: Bundle, console: Console) -> None:
         f"{policy.chunk_size} actions, {policy.n_action_steps} executed, {policy.min_steps} to {policy.num_steps} "
         "flow steps",
     )
+    facts.add_row("data", f"{manifest.fps:g} actions a second" if manifest.fps else "actions a second: unknown")
     facts.add_row("pictures", f"{policy.image_width}×{policy.image_height}, {policy.tokens_per_image} tokens each")
     for camera in manifest.cameras:
         renamed = f" (from {camera.source})" if camera.source != camera.name else ""

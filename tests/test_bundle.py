@@ -79,6 +79,20 @@ def test_a_written_manifest_reads_back_equal(folder: Path) -> None:
     assert bundle.digest == file_sha256(folder / MANIFEST)
 
 
+def test_a_bundle_of_before_has_an_unknown_rate_and_a_rate_that_is_none_is_refused(folder: Path) -> None:
+    assert open_bundle(folder).manifest.fps is None
+    write_manifest(folder, replace(open_bundle(folder).manifest, fps=30.0))
+    assert open_bundle(folder).manifest.fps == 30.0
+    content = json.loads((folder / MANIFEST).read_text())
+    for fps in (0, -30, 1001, float("nan")):
+        (folder / MANIFEST).write_text(json.dumps({**content, "fps": fps}))
+        with pytest.raises(BundleError, match="fps is .* must be above 0 and at most 1000"):
+            open_bundle(folder)
+    del content["fps"]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert open_bundle(folder).manifest.fps is None
+
+
 def test_a_graph_comes_with_the_bytes_that_were_hashed(folder: Path) -> None:
     graph = open_bundle(folder).graph("vision")
     assert graph.model == CONTENTS["graphs/vision.onnx"]

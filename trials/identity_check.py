@@ -79,7 +79,11 @@ class LongTask:
 
 def robot_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> list[str]:
     """A sentence for each way in which the data set is not of the bundle's robot; empty when it is."""
-    return [*shape_differences(bundle, dataset), *_statistics_differences(bundle, tables, dataset)]
+    return [
+        *shape_differences(bundle, dataset),
+        *_rate_differences(bundle, dataset),
+        *_statistics_differences(bundle, tables, dataset),
+    ]
 
 
 def shape_differences(bundle: Bundle, dataset: Dataset) -> list[str]:
@@ -145,6 +149,12 @@ def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     in_data = [key for key in keys if key in shared]
     if shared != in_data:
         yield f"the order of cameras differs: {', '.join(in_data)} in the data set, {', '.join(shared)} in the bundle"
+
+
+def _rate_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
+    fps = bundle.manifest.fps
+    if fps is not None and fps != dataset.fps:
+        yield f"the data set has {dataset.fps:g} frames a second, the bundle's policy moves by {fps:g} actions a second"
 
 
 def _statistics_differences(

@@ -200,6 +200,7 @@ def _metadata(service: Service) -> dict[str, Any]:
         "cameras": {camera.source: [camera.height, camera.width, 3] for camera in manifest.cameras},
         "joints": list(manifest.joints),
         "joint_units": manifest.joint_units,
+        "fps": manifest.fps,
         "action_shape": [policy.chunk_size, policy.action_dim],
         "n_action_steps": policy.n_action_steps,
     }

@@ -26,6 +26,11 @@ MAX_FLOW_STEPS = 64
 TABLES = "tables.safetensors"
 TOKENIZER = "tokenizer.json"
 AGAIN = "export the bundle again"
+MAX_FPS = 1000.0
+UNKNOWN_RATE = (
+    "the bundle does not say how many actions a second its policy's data has: each control tick takes one; "
+    "`export-engines` with --fps N, or with --dataset, writes it down"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,8 @@ def smolvla_programme(graphs: Iterable[str]) -> Programme:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything `manifest.json` holds. `joints`: names in the order of state and action, with `joint_units`
-    "degrees", "range_m100_100" or "unknown"."""
+    "degrees", "range_m100_100" or "unknown". `fps`: actions a second in the data the policy was trained on; None:
+    unknown, also where an older bundle does not say."""
 
     policy: PolicySpec
     cameras: tuple[CameraSpec, ...]
@@ -172,6 +178,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
     programme: Programme = smolvla_programme(())
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -281,6 +288,8 @@ def _manifest(content: Any, file: Path) -> Manifest:
     manifest = build(Manifest, content, file, BundleError, AGAIN)
     if "programme" not in content:  # written before there was one
         manifest = replace(manifest, programme=smolvla_programme(manifest.graphs))
+    if manifest.fps is not None and not 0 < manifest.fps <= MAX_FPS:
+        raise BundleError(f"{file}: fps is {manifest.fps:g}, must be above 0 and at most {MAX_FPS:g}, or null; {AGAIN}")
     for name in manifest.files:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{file}: files names {name!r}, which is not a file inside the bundle; {AGAIN}")

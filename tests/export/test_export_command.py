@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.bundle import open_bundle
+from vla_edge.errors import ConfigError
 from vla_edge.export.command import main
+from vla_edge.export.proof_observations import Recording, data_fps
 from vla_edge.lerobot_data.reader import open_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
@@ -54,8 +56,11 @@ def test_a_checkpoint_becomes_a_bundle_beside_it_and_the_command_says_so(
     assert report["parity"]["stages"]["chunk"] <= 1e-4
     assert set(report["graphs"]) == {"vision", "prefix", "state", "expert"}
     assert bundle.manifest.joint_units == "degrees"
+    assert bundle.manifest.fps is report["fps"] is None
+    assert "the bundle does not say how many actions a second" in " ".join(captured.err.split())
     assert run("--inspect", bundle.path) == 0
     shown = capsys.readouterr().out
+    assert "actions a second: unknown" in shown and "export-engines` with --fps N" in " ".join(shown.split())
     for words in ("observation.images.laptop", "50 actions", "ek01", "MEAN_STD", "pooled", "torch 2"):
         assert words in shown
 
@@ -306,6 +311,8 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
         == 0
     )
     manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.fps == open_dataset(DATASET).fps == 30
+    assert "does not say how many actions" not in capsys.readouterr().out
     assert [case for case in manifest.parity["cases"] if "frame" in case] == [
         "koch_v30_official frame 33",
         "koch_v30_official frame 66",
@@ -320,3 +327,20 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
     )
     feature = open_dataset(DATASET).features["observation.images.front"].shape
     assert {(camera.height, camera.width) for camera in manifest.cameras} == {tuple(feature[:2])}
+
+
+@pytest.mark.parametrize(
+    ("told", "dataset", "fps"), [(50.0, False, 50.0), ("unknown", True, None), (30.0, True, 30.0), (None, False, None)]
+)
+def test_the_rate_is_the_datasets_unless_it_is_told(told: float | str | None, dataset: bool, fps: float | None) -> None:
+    assert data_fps(told, Recording(DATASET, {}) if dataset else None) == fps
+
+
+def test_a_rate_that_is_not_the_datasets_or_none_at_all_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="--fps is 25, .* was recorded at 30; leave --fps out"):
+        data_fps(25.0, Recording(DATASET, {}))
+    for wrong in ("0", "-1", "nan", "fast", "2000"):
+        assert run("--checkpoint", GOLDEN, "--out", tmp_path / "bundle", "--fps", wrong) == 2
+        assert "or unknown" in the_line(capsys)
