@@ -54,7 +54,7 @@ from vla_edge.export.smolvla.cuts import Cut, policy_spec, smolvla_cuts, time_ta
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE
-from vla_edge.policies.checkpoint_folder import resolve_checkpoint
+from vla_edge.policies.checkpoint_folder import checkpoint_name, resolve_checkpoint
 from vla_edge.policies.smolvla.cls import why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.units import resting, resting_sentence
@@ -68,12 +68,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """checkpoint: a folder as LeRobot saves it; out: the bundle's folder, must not exist. vlm: where the backbone's
-    config and tokenizer lie, None to look where the checkpoint says. recording: a data set for more parity cases and
-    the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees", "range_m100_100" or "unknown",
-    written into the manifest. base: the policy that a LoRA folder adapts, None where the adapter says.
-    outputs_are_joint_values: actions without statistics are what the arm is sent, as they come. fps: actions a second
-    in the policy's data, "unknown", or None: the recording's."""
+    """checkpoint: a folder as LeRobot saves it, or a Hub id at `revision`; out: the bundle's folder, must not exist.
+    vlm: where the backbone's config and tokenizer lie, None to look where the checkpoint says. recording: a data set
+    for more parity cases and the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees",
+    "range_m100_100" or "unknown", written into the manifest. base: the policy that a LoRA folder adapts, None where
+    the adapter says. outputs_are_joint_values: actions without statistics are what the arm is sent, as they come.
+    fps: actions a second in the policy's data, "unknown", or None: the recording's."""
 
     checkpoint: Path
     out: Path
@@ -84,6 +84,7 @@ class ExportRequest:
     base: Path | None = None
     outputs_are_joint_values: bool = False
     fps: float | str | None = None
+    revision: str = ""
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
@@ -93,7 +94,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     or a graph misses its tolerance; nothing is left behind then.
     """
     progress("read the checkpoint")
-    request = replace(request, checkpoint=resolve_checkpoint(request.checkpoint))
+    request = replace(request, checkpoint=resolve_checkpoint(request.checkpoint, request.revision))
     policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm, request.base)
     _check_limits(policy, request)
     cameras = camera_specs(policy, request.recording)
@@ -184,7 +185,7 @@ def write_graphs(
         programme=smolvla_programme(graphs),
         files={name: file_sha256(folder / name) for name in files},
         checkpoint={
-            "name": request.checkpoint.resolve().name,
+            "name": checkpoint_name(request.checkpoint),
             "sha256": policy.digest,
             "config": dict(policy.config.source),
         },

@@ -20,6 +20,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     described = parser.add_argument_group("what the checkpoint does not say")
     described.add_argument(
+        "--revision",
+        default="",
+        metavar="TEXT",
+        help="branch, tag or commit of a checkpoint on the Hub (default: main)",
+    )
+    described.add_argument(
         "--vlm",
         type=Path,
         metavar="DIR",
@@ -78,6 +84,7 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
         threads=arguments.threads,
         joint_units=arguments.joint_units,
         base=arguments.base,
+        revision=arguments.revision,
         outputs_are_joint_values=arguments.outputs_are_joint_values,
         fps=arguments.fps,
     )

@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _finish_tensorrt(arguments, arguments.bundle, console)
         raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
     start_from = (arguments.checkpoint or arguments.bundle).resolve()
-    out = arguments.out or start_from.parent / (
+    beside = start_from.parent if start_from.exists() else Path.cwd()  # a Hub id
+    out = arguments.out or beside / (
         f"{start_from.name}-bundle" if arguments.checkpoint else f"{start_from.name}-{arguments.precision}"
     )
     if not arguments.out:
@@ -125,13 +126,13 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="a policy as LeRobot saves it: its folder, or a run"
+        "--checkpoint", type=Path, metavar="DIR", help="a policy as LeRobot saves it: its folder, a run, or a Hub id"
     )
     parser.add_argument(
         "--out",
         type=folder_to_write,
         metavar="BUNDLE",
-        help="new folder to write (default: CHECKPOINT-bundle beside it)",
+        help="new folder to write (default: CHECKPOINT-bundle beside it; of a Hub id, here)",
     )
     parser.add_argument("--inspect", type=Path, metavar="BUNDLE", help="check a bundle's hashes and show what it holds")
     add_checkpoint_arguments(parser)

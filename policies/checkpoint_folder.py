@@ -1,8 +1,6 @@
 """Where a checkpoint's files lie, and those of the backbone and the tokenizer that it names.
 
-A name is a folder (given as is, or relative to the checkpoint) or a repository
-of the model hub, which is looked up in the hub's local cache by path. Nothing
-is downloaded.
+A name is a folder (given as is, or relative to the checkpoint) or a Hugging Face Hub id (`vla_edge.hub`).
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any
 
 from vla_edge.errors import CheckpointError
 from vla_edge.fields import read_object
+from vla_edge.hub import is_id, local_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 VLM_FOLDER = "vlm"
@@ -32,10 +31,11 @@ _POINTER_BYTES = 1024
 """A Git LFS pointer is a text of about 130 bytes."""
 
 
-def resolve_checkpoint(path: Path) -> Path:
+def resolve_checkpoint(path: Path, revision: str = "") -> Path:
     """The policy's folder that `path` leads to: itself, the folder of a file, a checkpoint of a run (`pretrained_model`
-    in it), or a run (its last checkpoint). A path that leads nowhere is returned as it is; reading it says what is
-    missing. CheckpointError: a file there is a Git LFS pointer."""
+    in it), a run (its last checkpoint), or the snapshot of a Hub id. A path that leads nowhere is returned as it is;
+    reading it says what is missing. CheckpointError: a file there is a Git LFS pointer, or the Hub does not give it."""
+    path = local_folder(path, "model", revision)
     if path.is_file():
         path = path.parent
     steps = sorted((path / "checkpoints").glob("[0-9]*"), key=lambda step: (len(step.name), step.name))
@@ -44,6 +44,19 @@ def resolve_checkpoint(path: Path) -> Path:
     found = next((place for place in places if (place / "config.json").is_file()), path)
     check_pointers(found)
     return found
+
+
+def checkpoint_name(folder: Path) -> str:
+    """`RUN@step` for a checkpoint of a run, `owner/name@commit` for the snapshot of a Hub id, else the folder's own
+    name."""
+    place = folder.resolve()
+    if place.name == "pretrained_model" and place.parent.parent.name == "checkpoints":
+        step = place.parent.name
+        return f"{place.parent.parent.parent.name}@{int(step) if step.isdecimal() else step}"
+    repository = place.parent.parent.name
+    if place.parent.name == "snapshots" and repository.startswith("models--"):
+        return f"{repository.removeprefix('models--').replace('--', '/', 1)}@{place.name[:12]}"
+    return place.name
 
 
 def check_pointers(folder: Path) -> None:
@@ -59,19 +72,21 @@ def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
     """The folder that holds all of `files` for the backbone or tokenizer `name`.
 
     Looked for in this order: `name` relative to the checkpoint, `name` as given,
-    the checkpoint's `vlm` folder, the hub's cache. CheckpointError lists the places.
+    the checkpoint's `vlm` folder, the Hub. CheckpointError lists the places.
     """
-    places = [checkpoint / name, Path(name).expanduser(), checkpoint / VLM_FOLDER, *snapshots_of(name)]
+    places = [checkpoint / name, Path(name).expanduser(), checkpoint / VLM_FOLDER]
     for place in places:
         if all((place / file).is_file() for file in files):
             check_pointers(place)
             return place
-    tried = ", ".join(str(place) for place in places)
-    advice = (
-        f"download {name} once with the hub's own tool" if is_repository(name) else "that path is another machine's"
-    )
+    tried, why = ", ".join(str(place) for place in places), "that path is another machine's"
+    if is_id(name):
+        try:
+            return local_folder(name, "model", files=files, weights=False)
+        except CheckpointError as error:
+            why = str(error)
     raise CheckpointError(
-        f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried} or the hub's cache; {advice}; "
+        f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried}; {why}; "
         f"give the folder with --vlm DIR or copy it to {checkpoint / VLM_FOLDER}"
     )
 
@@ -84,32 +99,6 @@ def given_folder(folder: Path, files: tuple[str, ...]) -> Path:
                 f"{folder / file}: missing; give the folder that holds the backbone's config.json and tokenizer"
             )
     return folder
-
-
-def is_repository(name: str) -> bool:
-    """Whether `name` has the form of a repository of the model hub."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def snapshots_of(name: str) -> list[Path]:
-    """Where the hub's cache keeps repository `name`: its main branch, else whatever is there."""
-    if not is_repository(name):
-        return []
-    repository = hub_cache() / f"models--{name.replace('/', '--')}"
-    reference = repository / "refs" / "main"
-    if reference.is_file():
-        return [repository / "snapshots" / reference.read_text().strip()]
-    snapshots = repository / "snapshots"
-    return sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-
-
-def hub_cache() -> Path:
-    """Where the model hub's client keeps its files on this machine."""
-    try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        return Path.home() / ".cache" / "huggingface" / "hub"
-    return Path(HF_HUB_CACHE)
 
 
 def write_backbone(folder: Path, source: Path, tokenizer: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from vla_edge.errors import CheckpointError
-from vla_edge.policies.checkpoint_folder import read_json, resolve_checkpoint, snapshots_of
+from vla_edge.policies.checkpoint_folder import read_json, resolve_checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -31,13 +31,15 @@ def base_folder(folder: Path, base: Path | None) -> Path:
     if base is not None:
         return resolve_checkpoint(base)
     name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
-    for place in (folder / name, Path(name).expanduser(), *snapshots_of(name)):
-        if name and (place / "config.json").is_file():
-            return place
-    raise CheckpointError(
-        f"{folder}: a LoRA adapter of {name or 'a policy that it does not name'}, which is not on this machine; give "
-        "that policy's folder with --base DIR"
-    )
+    missing = f"{folder}: a LoRA adapter of {name or 'a policy that it does not name'}, which is not on this machine"
+    try:
+        places = [folder / name, resolve_checkpoint(Path(name))] if name else []
+    except CheckpointError as error:
+        raise CheckpointError(f"{missing}: {error}; or give that policy's folder with --base DIR") from None
+    for place in places:
+        if (place / "config.json").is_file():
+            return resolve_checkpoint(place)
+    raise CheckpointError(f"{missing}; give that policy's folder with --base DIR")
 
 
 def merged(

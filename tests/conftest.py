@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the network
+
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored() -> None:

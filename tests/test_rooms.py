@@ -23,6 +23,7 @@ SHARED = {
     "fields",
     "camera_names",
     "core",
+    "hub",
     "_core",
     "__version__",
 }

@@ -40,34 +40,39 @@ SWITCHES = {
     "--wandb.enable": ("--track=wandb", ""),
 }
 """LeRobot's name → what stands for true and for false."""
-WITHOUT_MEANING = ("--dataset.repo_id", "--policy.repo_id", "--policy.type", "--job_name")
-"""Taken and dropped: a dataset is the folder of --dataset.root, a policy says its type itself, nothing is uploaded."""
+WITHOUT_MEANING = ("--policy.repo_id", "--policy.type", "--job_name")
+"""Taken and dropped: a policy says its type itself, nothing is uploaded."""
+REPO_ID = "--dataset.repo_id"
+"""The dataset where no --dataset.root says where it lies; as LeRobot has it."""
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
 def translate(words: Sequence[str]) -> list[str]:
     """A command line in our names. UsageError: a value is missing or neither true nor false."""
-    left, ours = list(words), []
+    left, ours, repo_id = list(words), [], ""
     while left:
         word = left.pop(0)
         name, equals, value = word.partition("=")
         if name == "--policy.push_to_hub":
             _refuse_upload(value if equals else left.pop(0) if left else "")
             continue
-        if name not in NAMES and name not in SWITCHES and name not in WITHOUT_MEANING:
+        if name not in (*NAMES, *SWITCHES, *WITHOUT_MEANING, REPO_ID):
             ours.append(word)
             continue
         if not equals:
             if not left:
                 raise UsageError(f"{name} needs a value")
             value = left.pop(0)
-        if name in NAMES:
+        if name == REPO_ID:
+            repo_id = value
+        elif name in NAMES:
             ours += [NAMES[name], value.strip("[]").replace(" ", "") if name == "--dataset.episodes" else value]
         elif name in SWITCHES:
             if value.lower() not in TRUE + FALSE:
                 raise UsageError(f"{name} {value!r}: write true or false")
             ours += [text for text in [SWITCHES[name][value.lower() in FALSE]] if text]
-    return ours
+    given = any(word.partition("=")[0] == "--dataset" for word in ours)
+    return ours if given or not repo_id else [*ours, "--dataset", repo_id]
 
 
 def _refuse_upload(value: str) -> None:
@@ -83,5 +88,6 @@ def table() -> str:
     rows += [
         f"  {name + '=true|false':<36} {' | '.join(text for text in pair if text)}" for name, pair in SWITCHES.items()
     ]
+    rows += [f"  {REPO_ID:<36} --dataset, where no --dataset.root is given"]
     rows += [f"  {', '.join(WITHOUT_MEANING)}: taken, without effect"]
     return "\n".join(["LeRobot's names are understood too:", *rows])

@@ -26,7 +26,10 @@ from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, be
 
 
 def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="LeRobot checkpoint folder to start from")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="LeRobot checkpoint to start from: its folder, or a Hub id"
+    )
+    parser.add_argument("--revision", metavar="TEXT", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument(
         "--kind", choices=("base", "delta"), default="base", help="delta: CLS head and delta expert on a frozen policy"
     )
@@ -39,13 +42,18 @@ def add_smoke(parser: CommandParser) -> None:
 
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, arguments.checkpoint, FINE_TUNE, arguments.kind)
+    config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), FINE_TUNE, arguments.kind)
     return train_prepared(prepare(config), "fine-tune")
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, arguments.checkpoint, SMOKE, arguments.kind, SMOKE_EPISODES)
+    config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), SMOKE, arguments.kind, SMOKE_EPISODES)
     return train_prepared(prepare(config), "smoke run")
+
+
+def checkpoint_of_arguments(arguments: argparse.Namespace) -> str:
+    """The policy to start from, as one text: a path, or a Hub id with its revision."""
+    return f"{arguments.checkpoint}@{arguments.revision}" if arguments.revision else str(arguments.checkpoint)
 
 
 def train_prepared(setup: Setup, title: str) -> int:

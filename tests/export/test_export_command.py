@@ -65,6 +65,23 @@ def test_a_checkpoint_becomes_a_bundle_beside_it_and_the_command_says_so(
         assert words in shown
 
 
+def test_a_checkpoint_on_the_hub_is_exported_by_its_id(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "hub" / "models--someone--reach"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text("0123456789abcdef")
+    shutil.copytree(checkpoint, repository / "snapshots" / "0123456789abcdef")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    assert run("--checkpoint", "someone/reach", "--revision", "v1", "--threads", 1) == 0
+    manifest = open_bundle(tmp_path / "reach-bundle").manifest
+    assert manifest.checkpoint["name"] == "someone/reach@0123456789ab"
+    capsys.readouterr()
+    assert run("--checkpoint", checkpoint, "--out", tmp_path / "new", "--revision", "v1") == 2
+    assert "a folder here has no revision v1" in the_line(capsys)
+
+
 def damage_weights(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])

@@ -132,13 +132,13 @@ def test_the_backbone_is_found_by_a_path_in_the_checkpoint_and_in_the_hubs_cache
     snapshot = tmp_path / "hub" / "models--HuggingFaceTB--SmolVLM2-500M-Video-Instruct" / "snapshots" / "abc"
     snapshot.parent.mkdir(parents=True)
     (folder / "vlm").rename(snapshot)
-    monkeypatch.setattr("vla_edge.policies.checkpoint_folder.hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert torch.equal(chunk(SmolVLAPolicy.from_pretrained(folder)), expected)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     assert torch.equal(chunk(SmolVLAPolicy.from_pretrained(folder)), expected)
 
-    monkeypatch.setattr("vla_edge.policies.checkpoint_folder.hub_cache", lambda: tmp_path / "nothing")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="SmolVLM2-500M.*not found"):
         SmolVLAPolicy.from_pretrained(folder)
     edit_json(folder / "config.json", lambda content: content.update(vlm_model_name=str(snapshot)))

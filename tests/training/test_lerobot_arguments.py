@@ -33,6 +33,7 @@ def test_names_with_a_space_lists_and_switches_are_translated() -> None:
         "false",
     ]
     assert translate(words) == ["--out", "out", "--episodes", "0,1,2", "--expert-only"]
+    assert translate(["--dataset.repo_id", "me/data", "--seed=3"]) == ["--seed=3", "--dataset", "me/data"]
     assert translate(["--policy.push_to_hub=false", "--seed", "3"]) == ["--seed", "3"]
 
 

@@ -17,10 +17,9 @@ from vla_edge.bundle import MANIFEST, Bundle, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.lerobot_data.observations import observation_of
-from vla_edge.policies.checkpoint_folder import resolve_checkpoint
+from vla_edge.policies.checkpoint_folder import checkpoint_name, resolve_checkpoint
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
-from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
 from vla_edge.training.training_frames import RawSample, collate, states_of, to_device
 
 Floats = NDArray[np.float32]
@@ -65,15 +64,6 @@ def open_predictor(path: Path, device: str = "cpu", threads: int = 0) -> Predict
     if (folder / "config.json").is_file():
         return CheckpointPredictor(folder, checkpoint_name(folder), device)
     raise TrainingError(f"{path}: neither a bundle, a checkpoint nor predictions (.npz); give one of these")
-
-
-def checkpoint_name(folder: Path) -> str:
-    """`RUN@step` for a checkpoint of a run, else the folder's own name."""
-    place = folder.resolve()
-    if place.name == PRETRAINED and place.parent.parent.name == CHECKPOINTS:
-        step = place.parent.name
-        return f"{place.parent.parent.parent.name}@{int(step) if step.isdecimal() else step}"
-    return place.name
 
 
 class CheckpointPredictor:
