@@ -30,7 +30,7 @@ typedef struct {
     uint8_t temperature[ARM_JOINTS];               /* HEALTH_SUPPLY, degrees Celsius */
 } arm_health;
 
-/* Why torque was not switched on: the servo that did not take a setting (ARM_REFUSED). */
+/* Which servo a call failed at. Of ARM_REFUSED the setting, too: the other fields are 0 else. */
 typedef struct {
     int32_t joint;    /* -1: no servo in particular */
     uint16_t address; /* of the register */
@@ -55,7 +55,7 @@ typedef struct {
     arm_result (*health)(void *context, int64_t deadline_ns, arm_health *out);
     /* Reboots the servos of `joints` (bits) and waits until each answers again; no torque. */
     arm_result (*reboot)(void *context, uint32_t joints, int64_t deadline_ns);
-    const arm_trouble *trouble; /* of the last ARM_REFUSED */
+    const arm_trouble *trouble; /* of the last reading, torque switch or look at the watchdogs that failed */
 } arm_port;
 
 #endif

@@ -156,6 +156,7 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
     uint8_t alert[BUS_SERVOS_MAX];
 
     bus_result result;
+    bus->answered = 0;
     if (what->servos == 1) {
         result = request(bus, what->ids[0], INSTRUCTION_READ, question, 4, deadline_ns);
     } else {
@@ -169,6 +170,7 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
             break;
         memcpy(bytes + i * what->length, status.parameters + (what->address - start), what->length);
         alert[i] = (status.error & ALERT_BIT) != 0;
+        bus->answered++;
     }
     result = finish(bus, result, deadline_ns);
     if (result != BUS_OK) {

@@ -7,6 +7,7 @@
 enum { READ_BYTES = 10, GOAL_BYTES = 4, WATCHDOG_TRIPPED = 0xFF, GOAL_TOLERANCE = 2 };
 enum { SETTING_TRIES = 3 };
 static const int64_t SETTING_NS = 20000000, REBOOT_ANSWER_NS = 20000000;
+static const int64_t ANSWER_NS = 2000000; /* six servos answer in 1.5 ms: whoever was asked with less time left is not silent */
 
 static int64_t least(int64_t a, int64_t b)
 {
@@ -48,14 +49,39 @@ static int32_t number(const uint8_t *bytes, uint16_t size)
     return size == 1 ? bytes[0] : size == 2 ? (int16_t)(bytes[0] | bytes[1] << 8) : signed32(bytes);
 }
 
+/* Registers of all six, in their order. Where one was silent, koch->trouble says which: behind it nobody speaks, so after
+ * an answer of none the servos are asked from the other end. */
+static bus_result ask_all(koch *koch, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    uint8_t ids[ARM_JOINTS], found[ARM_JOINTS * BUS_READ_MAX], alert[ARM_JOINTS];
+    for (int i = 0; i < ARM_JOINTS; i++)
+        ids[i] = koch->ids[koch->backwards ? ARM_JOINTS - 1 - i : i];
+    bus_registers what = {.ids = ids, .servos = ARM_JOINTS, .address = address, .length = length};
+    int64_t asked_ns = serial_now_ns();
+    koch->bus.answered = -1;
+    bus_result result = bus_sync_read(&koch->bus, &what, deadline_ns, found, alert);
+    int answered = koch->bus.answered;
+    if (result == BUS_OK) {
+        for (int i = 0; i < ARM_JOINTS; i++) {
+            int at = koch->backwards ? ARM_JOINTS - 1 - i : i;
+            memcpy(data + (size_t)i * length, found + (size_t)at * length, length);
+            alerts[i] = alert[at];
+        }
+    } else if (answered >= 0 && deadline_ns - asked_ns >= ANSWER_NS) {
+        bool one = answered > 0 && answered < ARM_JOINTS;
+        koch->trouble = (arm_trouble){.joint = !one ? -1 : koch->backwards ? ARM_JOINTS - 1 - answered : answered};
+        koch->backwards ^= answered == 0;
+    }
+    return result;
+}
+
 static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
 {
     koch *koch = context;
     /* One byte more every second time: a late answer to the same question then has the wrong length. */
     uint16_t length = READ_BYTES + (koch->reads++ & 1);
-    bus_registers what = all(koch, KOCH_PRESENT_LOAD, length);
     uint8_t data[ARM_JOINTS * (READ_BYTES + 1)], alerts[ARM_JOINTS];
-    bus_result result = bus_sync_read(&koch->bus, &what, deadline_ns, data, alerts);
+    bus_result result = ask_all(koch, KOCH_PRESENT_LOAD, length, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     out->time_ns = serial_now_ns();
@@ -97,8 +123,10 @@ static arm_result set_all(koch *koch, uint16_t address, uint8_t value, int64_t d
     if (result != BUS_OK)
         return from_bus(result);
     for (int i = 0; i < ARM_JOINTS; i++)
-        if (data[i] != value)
+        if (data[i] != value) {
+            koch->trouble = (arm_trouble){.joint = i};
             return alerts[i] ? ARM_ALERT : ARM_CORRUPT;
+        }
     return ARM_OK;
 }
 
@@ -233,6 +261,7 @@ static arm_result clear_watchdog(void *context, const int32_t goals[ARM_JOINTS],
 static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
 {
     koch *koch = context;
+    koch->trouble = (arm_trouble){.joint = -1};
     if (!on)
         return torque_off(koch, deadline_ns);
     int64_t start = serial_now_ns();
@@ -251,8 +280,7 @@ static arm_result check_watchdog(void *context, int64_t deadline_ns)
 {
     koch *koch = context;
     uint8_t data[ARM_JOINTS], alerts[ARM_JOINTS];
-    bus_registers what = all(koch, KOCH_BUS_WATCHDOG, 1);
-    bus_result result = bus_sync_read(&koch->bus, &what, deadline_ns, data, alerts);
+    bus_result result = ask_all(koch, KOCH_BUS_WATCHDOG, 1, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     arm_result verdict = ARM_OK;
@@ -260,8 +288,10 @@ static arm_result check_watchdog(void *context, int64_t deadline_ns)
         bool on = data[i] == KOCH_WATCHDOG_TICKS;
         if (data[i] == WATCHDOG_TRIPPED || (koch->clearing && !on))
             verdict = ARM_WATCHDOG;
-        else if (koch->armed && !on)
+        else if (koch->armed && !on) {
+            koch->trouble = (arm_trouble){.joint = i};
             return ARM_REBOOTED; /* it has forgotten its watchdog, and with it its goal and its torque */
+        }
     }
     return verdict;
 }
@@ -280,13 +310,13 @@ static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
     koch *koch = context;
     unsigned turn = koch->asked++ % (sizeof turns / sizeof turns[0]);
     uint8_t data[ARM_JOINTS * BUS_READ_MAX], alerts[ARM_JOINTS];
-    bus_registers what = all(koch, turns[turn].address, turns[turn].length);
-    bus_result result = bus_sync_read(&koch->bus, &what, deadline_ns, data, alerts);
+    uint16_t length = turns[turn].length;
+    bus_result result = ask_all(koch, turns[turn].address, length, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     out->part = turns[turn].part;
     for (int i = 0; i < ARM_JOINTS; i++) {
-        const uint8_t *bytes = data + i * what.length;
+        const uint8_t *bytes = data + (size_t)i * length;
         switch (out->part) {
         case HEALTH_TORQUE:
             out->torque[i] = bytes[0];

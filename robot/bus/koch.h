@@ -32,6 +32,7 @@ typedef struct {
     unsigned asked;  /* turns of the health rotation */
     unsigned reads;  /* alternates the read length */
     bool armed;      /* torque was switched on through this struct and not off since */
+    bool backwards;  /* the servos are asked from the last to the first */
     bool clearing;   /* the watchdogs were switched off to clear them and not yet seen on again */
 } koch;
 

@@ -73,7 +73,9 @@ arm_port *still_arm_new(const int32_t positions[ARM_JOINTS])
     if (self == NULL)
         return NULL;
     memcpy(self->reading.position, positions, sizeof self->reading.position);
+    static const arm_trouble none = {.joint = -1};
     self->port = (arm_port){.context = self,
+                            .trouble = &none,
                             .read = still_read,
                             .write_goals = still_write,
                             .set_torque = still_torque,

@@ -14,7 +14,7 @@ ARM_AGAIN = "then `vla-runtime arm`"
 POWER = "switch the servos' power off and on, start again"
 CAUSES = {
     "no_action": ("no chunk came in time", f"look at inference's messages, {ARM_AGAIN}"),
-    "reads_lost": ("the servos did not answer for half a second", f"check cables and supply, {ARM_AGAIN}"),
+    "reads_lost": ("no answer for half a second", f"check cables and supply, {ARM_AGAIN}"),
     "alert": ("hardware alert (overload, heat or voltage)", "free it, let it cool, then `vla-runtime recover`"),
     "unplugged": ("the adapter is gone", "plug it in and start again; the arm will be disarmed"),
     "watchdog": ("the servos heard nothing for 200 ms and stopped by themselves", f"see that it is safe, {ARM_AGAIN}"),
@@ -40,7 +40,8 @@ def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None)
     if status["reason"] in WANTED:
         return ""
     cause, remedy = CAUSES.get(status["reason"], (status["reason"].replace("_", " "), "see `vla-runtime status`"))
-    joint = KOCH_JOINTS[status["joint"]] if 0 <= status["joint"] < len(KOCH_JOINTS) else ""
+    nobody = "the servos" if status["reason"] == "reads_lost" else ""
+    joint = KOCH_JOINTS[status["joint"]] if 0 <= status["joint"] < len(KOCH_JOINTS) else nobody
     errors = dict(zip(KOCH_JOINTS, status.get("errors", ())))
     found = ailing or {name: describe_hardware_error(bits) for name, bits in errors.items() if bits}
     told = ", ".join(f"{name}: {what}" for name, what in found.items()) or f"{f'{joint}: ' if joint else ''}{cause}"

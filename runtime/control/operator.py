@@ -119,6 +119,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def silent_now(status: Mapping[str, Any]) -> str:
+    """Which servo the last reading was lost at, while none has come since; empty where it is not known."""
+    joint = status["trouble_joint"] if status["reading_tick"] < status["tick"] else -1
+    return f", {KOCH_JOINTS[joint]} does not answer" if 0 <= joint < len(KOCH_JOINTS) else ""
+
+
 def describe(status: Mapping[str, Any]) -> str:
     """Lines for a person."""
 
@@ -138,7 +144,7 @@ def describe(status: Mapping[str, Any]) -> str:
         f"chunks     {counts('chunks')}" + (f"; the plan's observation is {age_ms:.0f} ms old" if age_ms >= 0 else ""),
         f"guard      {counts('verdicts')}; rest within {status['rest_ticks']} ticks",
         f"patience   {status['patience_ns'] / 1e9:.2f} s (age limit and latch time)",
-        f"readings   {status['lost_reads']} lost",
+        f"readings   {status['lost_reads']} lost" + silent_now(status),
         f"joints     {', '.join(f'{name} {value:.1f}' for name, value in zip(KOCH_JOINTS, status['positions']))}",
         f"record     {status['record']}",
     ]

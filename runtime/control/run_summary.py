@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.flight_record import open_record, tick_times, ticks_of
@@ -26,9 +27,9 @@ _AT = {"start": "where a motion starts", "hand-over": "where chunks take over", 
 
 def one_line(status: Mapping[str, Any]) -> str:
     """The live line."""
-    why = (
-        f" ({status['reason']}{', latched: vla-runtime arm' if status['latched'] else ''})" if status["reason"] else ""
-    )
+    joint = f"{KOCH_JOINTS[status['joint']]} " if 0 <= status["joint"] < len(KOCH_JOINTS) else ""
+    latched = ", latched: vla-runtime arm" if status["latched"] else ""
+    why = f" ({joint}{status['reason']}{latched})" if status["reason"] else ""
     age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"
     refused = sum(status["chunks"].values()) - status["chunks"]["taken"]
     clamped = sum(status["verdicts"].values()) - status["verdicts"]["passed"]

@@ -88,6 +88,27 @@ def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Pa
     assert sorted(times)[-3] <= TICK_LIMIT_S
 
 
+@pytest.mark.parametrize("servo", IDS)
+def test_a_silent_servo_is_named_whichever_it_is(tmp_path: Path, servo: int) -> None:
+    """Behind it nobody speaks, so a silent first one is told from a silent bus by asking from the other end."""
+    with emulator_process(tmp_path, "--positions", *(str(2000 + servo) for servo in IDS)) as emulator:
+        bus = core.KochBus(str(emulator.port))
+        wait_until(lambda: bus.read_arm(0.5)[0] == ArmResult.OK)
+        emulator.event(f"dead {servo}")
+
+        def lost_at() -> int | None:
+            return None if bus.read_arm(BUDGET_S)[0] == ArmResult.OK else bus.trouble()[0]
+
+        wait_until(lambda: lost_at() == servo - 1)
+        emulator.event(f"alive {servo}")
+        time.sleep(0.6)  # a read length that was lost is not asked for again sooner
+        wait_until(lambda: bus.read_arm(0.5)[0] == ArmResult.OK)  # from that end the answers are put in order
+        wait_until(lambda: bus.read_arm(0.5)[2] == tuple(2000 + i for i in IDS))
+        emulator.event("hang 60")
+        wait_until(lambda: lost_at() == -1)
+        bus.close()
+
+
 def build_talker(tmp_path: Path) -> Path:
     program = tmp_path / "talker"
     flags = [

@@ -168,6 +168,8 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
         }
     } else {
         told->lost_reads++;
+        told->trouble_joint = self->silent_joint;
+        told->trouble_register = 0;
     }
     memcpy(told->goals, output->guard.goals, sizeof told->goals);
     told->state = (int32_t)output->state;
@@ -235,7 +237,10 @@ static void check_gap(control *self, int64_t start_ns, int64_t deadline_ns)
         self->watchdog_due = !told; /* no answer: ask again */
         self->checked_ns = told ? start_ns : self->checked_ns;
         self->tripped = result == ARM_WATCHDOG;
-        self->input.torque_failed = self->input.torque_failed || result == ARM_REBOOTED;
+        if (result == ARM_REBOOTED) {
+            self->input.torque_failed = true;
+            self->input.trouble_joint = self->arm->trouble->joint;
+        }
     }
     self->input.watchdog = self->tripped;
 }
@@ -275,7 +280,7 @@ static arm_result switch_torque(control *self)
                                         now(self) + torque_budget_ns(self));
     self->input.torque_failed = result != ARM_OK;
     self->input.setting_refused = result == ARM_REFUSED;
-    arm_trouble trouble = self->input.setting_refused ? *arm->trouble : (arm_trouble){.joint = -1};
+    arm_trouble trouble = result != ARM_OK ? *arm->trouble : (arm_trouble){.joint = -1};
     self->input.trouble_joint = self->status.trouble_joint = trouble.joint;
     self->status.trouble_register = trouble.address;
     self->status.trouble_wanted = trouble.wanted;
@@ -360,6 +365,10 @@ static bool run_tick(control *self, int64_t start_ns)
     self->asked_ns = asks ? start_ns : self->asked_ns;
     int64_t read_ns = now(self) - before_ns;
     bool heard = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
+    if (asks)
+        self->silent_joint = heard ? -1 : self->arm->trouble->joint;
+    if (!heard && !input->torque_failed)
+        input->trouble_joint = self->silent_joint;
     if (heard) {
         self->heard_ns = start_ns;
         self->answer_ns = now(self) - asked_ns;

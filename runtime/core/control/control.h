@@ -67,6 +67,7 @@ typedef struct {
     int64_t heard_ns;      /* start of the last tick with a reading, 0: none yet */
     int64_t checked_ns;    /* start of the last tick in which the servos told of their watchdogs, 0: none yet */
     int64_t answer_ns;     /* how long the last reading took */
+    int32_t silent_joint;  /* whose answer was missing when the last reading was lost, -1: not known, or not lost */
     int64_t asked_ns;      /* start of the last tick that asked the servos */
     int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
     int64_t last_boot_ns;  /* the tick before, on the clock that goes on while the machine is suspended */

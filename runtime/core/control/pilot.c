@@ -113,7 +113,9 @@ static void take_reading(pilot *self, const pilot_input *input, bool believed)
             self->lost_ns = input->now_ns;
         bool stands = self->latched && self->state != PILOT_PARKING;
         if (armed(self) && !stands && input->now_ns - self->lost_ns >= self->config.reads_latch_ns)
-            latch_hold(self, REASON_READS_LOST, -1);
+            latch_hold(self, REASON_READS_LOST, input->trouble_joint);
+        if (self->reason == REASON_READS_LOST)
+            self->joint = input->trouble_joint; /* what the newest question showed */
     }
     if (input->read_result == ARM_UNPLUGGED || input->unplugged)
         fault(self, REASON_UNPLUGGED, -1);
@@ -426,11 +428,12 @@ static void idle(pilot *self, const pilot_input *input, bool malformed)
     else if (self->reason == REASON_MALFORMED)
         malformed = true; /* stays told until an action is due again */
     pilot_reason reason = malformed ? REASON_MALFORMED : self->lost >= LOST_MANY ? REASON_READS_LOST : REASON_NO_ACTION;
+    int32_t joint = reason == REASON_READS_LOST ? input->trouble_joint : -1;
     bool waits = reason == REASON_NO_ACTION && (input->plan_then_move || !self->moved);
     if (input->now_ns - self->idle_ns >= self->patience_ns)
-        latch_hold(self, reason, -1);
+        latch_hold(self, reason, joint);
     else
-        enter(self, waits ? PILOT_PLANNING : PILOT_HOLD, waits ? REASON_NONE : reason, -1);
+        enter(self, waits ? PILOT_PLANNING : PILOT_HOLD, waits ? REASON_NONE : reason, joint);
 }
 
 static void stop(pilot *self, const pilot_input *input, pilot_output *output)

@@ -109,7 +109,7 @@ typedef struct {
     bool unsent;              /* the goals of the last tick did not go out */
     bool torque_failed;       /* not every servo took the last torque command, or one has lost its torque */
     bool setting_refused;     /* because of a setting that it does not take */
-    int32_t trouble_joint;    /* which, -1: not known */
+    int32_t trouble_joint;    /* which, or whose answer was missing when a reading was lost, -1: not known */
     health_finding finding;   /* what the last question about the servos' health showed */
     bool unattended;          /* the supervisor's heartbeat is missing */
     bool damaged;             /* a mapped file was cut short */

@@ -42,7 +42,8 @@ typedef struct {
     int32_t voltage[ARM_JOINTS];     /* 0.1 V, 0: not read yet */
     int32_t warm_joint;              /* a servo near its temperature limit, -1: none */
     int32_t unattended;              /* the supervisor's heartbeat is missing */
-    int32_t trouble_joint, trouble_register, trouble_wanted, trouble_found; /* a setting that a servo did not take; -1: none */
+    /* The servo that the last lost reading or torque switch failed at, -1: not known; a register, where it was a setting. */
+    int32_t trouble_joint, trouble_register, trouble_wanted, trouble_found;
     uint64_t health_reads;
     uint64_t writer;                 /* of the ring's chunks */
     uint8_t digest[DIGEST_BYTES];

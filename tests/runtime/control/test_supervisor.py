@@ -234,6 +234,7 @@ def test_a_run_told_not_to_arm_waits_for_the_key(golden_bundle: Path, terminal: 
     "event, reason, told",
     [
         ("dead 4", "reads_lost", "wrist_flex: does not answer; check cables"),
+        ("dead 1", "reads_lost", "shoulder_pan: does not answer; check cables"),
         ("overload 6", "alert", "gripper: overload; free it, let it cool"),
     ],
 )
@@ -245,6 +246,8 @@ def test_a_servo_that_fails_ends_the_run_with_1_its_name_and_what_to_do(
         with supervised(made, golden_bundle) as run:
             made.emulator.event(event)
             timely(wait_for(made, lambda status: status["reason"] == reason and status["latched"]), "no hold")
+            joint = KOCH_JOINTS.index(told.split(":")[0])
+            timely(wait_for(made, lambda status: status["joint"] == joint), "it was not named while the run went on")
             run.process.send_signal(signal.SIGTERM)
             code, said = run.end()
         assert code == 1 and told in said.splitlines()[-1], said
@@ -252,8 +255,8 @@ def test_a_servo_that_fails_ends_the_run_with_1_its_name_and_what_to_do(
         ran = subprocess.run([*words, "status", "--run-dir", str(made.folder.path)], capture_output=True, text=True)
         assert ran.returncode == 1 and "gone" in ran.stdout and "start it again" in ran.stderr
         replayed = subprocess.run([*words, "replay", str(made.folder.record)], capture_output=True, text=True)
-        joint = "" if reason == "reads_lost" else "gripper: "  # a record does not say which servo was silent
-        assert replayed.returncode == 0 and f", {joint}{CAUSES[reason][0]}" in replayed.stdout, replayed.stdout
+        named = told.split(":")[0]
+        assert replayed.returncode == 0 and f", {named}: {CAUSES[reason][0]}" in replayed.stdout, replayed.stdout
 
 
 @pytest.mark.parametrize("flag", ["--audit=5", "--threads=9999", "--nice=-3", "--record-fps=nan"])

@@ -187,6 +187,14 @@ def test_two_lost_readings_go_on_and_the_third_holds_until_readings_return() -> 
     assert flight.tick(command=Command.ARM)["state"] == "planning" and flight.last["torque"] == 0
 
 
+def test_the_servo_that_does_not_answer_is_named_from_the_hold_on() -> None:
+    flight = Flight().armed()
+    flight.tick(flight.chunk(n=200))
+    told = [flight.tick(lost=True, finding=(0, 3)) for _ in range(20)]
+    assert [tick["joint"] for tick in told if tick["reason"] == "reads_lost"] == [3] * 18
+    assert not told[10]["latched"] and told[-1]["latched"]
+
+
 def test_an_absurd_action_is_refused_with_the_rest_of_its_plan() -> None:
     flight = Flight().armed()
     chunk = flight.chunk()

@@ -143,7 +143,8 @@ static int fly(const char *folder, int64_t period_ns)
         world.position[i] = 2000;
     }
     world.now_ns = 1000 * (int64_t)MS;
-    arm_port port = {.read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = check_watchdog,
+    static const arm_trouble none = {.joint = -1};
+    arm_port port = {.trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = check_watchdog,
                      .clear_watchdog = clear_watchdog, .health = health, .reboot = reboot};
     return control_run(&loop, &config, &port).exit != CONTROL_STOPPED;
 }

@@ -155,7 +155,8 @@ int main(int argc, char **argv)
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         arm.position[i] = 2000;
     }
-    arm_port port = {.read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = fine,
+    static const arm_trouble none = {.joint = -1};
+    arm_port port = {.trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = fine,
                      .clear_watchdog = cleared, .health = health};
     control_result result = control_run(&loop, &config, &port);
     printf("%ld reads, %ld writes, %ld allocations, %ld page faults, locked %d, %llu chunks taken, moving %llu\n", arm.reads, arm.writes,
