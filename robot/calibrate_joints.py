@@ -25,6 +25,7 @@ from vla_edge.robot import registers as r
 from vla_edge.robot.joint_calibration import save_joint_calibration
 from vla_edge.robot.koch import OPERATING_MODES, ArmResult, check_servos
 from vla_edge.robot.port import check_latency_timer
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.robot.servo_bus import ServoBus
 
 MIDDLE = 2047
@@ -174,6 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", required=True, help="serial port of the follower")
     parser.add_argument("--joints", type=Path, required=True, help="calibration file to write")
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
+    add_robot_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

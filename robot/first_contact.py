@@ -10,6 +10,7 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
 from vla_edge.robot.koch import READ_S, KochOptions, open_koch
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.robot.slow_motion import SlowLimits, load_park_pose, move_slowly, save_park_pose
 
 FIRST_CONTACT_VELOCITY = 44
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="unit of --to",
     )
     parser.add_argument("--speed", type=between(*DEGREES_PER_S), default=15.0, help="degrees per second, 1 to 30")
+    add_robot_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

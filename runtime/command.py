@@ -18,6 +18,23 @@ main = Command(
             "start control and inference and move the arm",
             '--robot sim --bundle BUNDLE --task "reach the red cube" --seconds 10',
         ),
+        "setup": Subcommand(
+            "vla_edge.robot.setup_robot",
+            "find the arm's port, its calibration and the cameras, and write robot.yaml for every other command",
+            "setup --bundle BUNDLE",
+        ),
+        "install-service": Subcommand(
+            "vla_edge.runtime.service.install_service",
+            "let systemd run control and inference on this robot, from its robot.yaml",
+            "install-service --robot-file robot.yaml",
+        ),
+        "uninstall-service": Subcommand(
+            "vla_edge.runtime.service.install_service",
+            "remove what install-service wrote",
+            "uninstall-service",
+            add="add_uninstall_arguments",
+            run="run_uninstall",
+        ),
         "control": Subcommand(
             f"{CONTROL}.control_process",
             "the control process alone",

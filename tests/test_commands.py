@@ -159,7 +159,7 @@ def test_every_old_option_means_the_same_or_names_the_new_one(place: str, capsys
     for row in OLD[place]:
         if not row["names"][0].startswith("-"):
             taken = positionals.pop(0)
-            assert (1 if taken.nargs is None else taken.nargs) == row["values"], row
+            assert taken.nargs == "?" or (1 if taken.nargs is None else taken.nargs) == row["values"], row
             continue
         for name in row["names"]:
             action = parser._option_string_actions.get(name)
@@ -221,6 +221,17 @@ def calls(bundle: Path, folder: Path) -> dict[str, list[list[str]]]:
             ["lockstep", "--bundle", b, "--task", "x"],
             ["identity", "--bundle", b, "--dataset", data],
             ["cameras", "--camera", "a=file:none.mp4", "--out", str(folder / "e.png")],
+            [
+                "setup",
+                "--bundle",
+                str(folder / "none"),
+                "--out",
+                str(folder / "robot.yaml"),
+                "--sheet",
+                str(folder / "f.png"),
+            ],
+            ["install-service", "--robot-file", str(folder / "none.yaml")],
+            ["uninstall-service", "--unit-dir", str(folder / "none")],
         ],
         "vla-bench": [["--bundle", b, "--rounds", "1"], ["compare", record, record]],
         "vla-calibrate": [["gate", "--bundle", b, "--dataset", data, "--out", str(folder / "f")]],

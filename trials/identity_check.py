@@ -18,6 +18,7 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, IdentityError
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.units import ACTION, STATE, read_tables, remarks
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
+    add_robot_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TENTHS
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.control_settings import (
     ACCELERATION,
@@ -36,7 +37,14 @@ from vla_edge.runtime.control.control_settings import (
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.handover import HandOver, add_handover_arguments
 from vla_edge.runtime.control.identity import check_joints, units_of
-from vla_edge.runtime.control.run_folder import RunFolder, keep_old_records, listen, lock_for_control, open_run_folder
+from vla_edge.runtime.control.run_folder import (
+    RunFolder,
+    keep_old_records,
+    listen,
+    lock_for_control,
+    note_run,
+    open_run_folder,
+)
 from vla_edge.runtime.control.run_options import ControlOptions, options_of_arguments
 from vla_edge.runtime.inference.units import read_tables
 
@@ -64,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="the process that started this one: stop when it dies"
     )
+    add_robot_file(parser, by_itself=False)
 
 
 def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +187,7 @@ def control_koch(
     core = load_core()
     folder = open_run_folder(options.run_dir)
     lock = lock_for_control(folder)
+    note_run(folder)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
         arm = open_koch(

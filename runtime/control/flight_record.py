@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ from numpy.typing import NDArray
 from vla_edge.core import load_core
 from vla_edge.errors import ControlError
 from vla_edge.runtime.control.faults import fault_of
+from vla_edge.runtime.control.run_folder import RunFolder, last_run_folder
 
 _TIMES = ("late_ns", "read_ns", "write_ns", "work_ns")
 _QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+
+
+def add_record_argument(parser: argparse.ArgumentParser) -> None:
+    """RECORD, the same in every command that reads one."""
+    newest = RunFolder(last_run_folder()).record
+    parser.add_argument(
+        "record", type=Path, nargs="?", default=newest, help="a flight.record (default: the last run's)"
+    )
 
 
 def open_record(path: Path) -> Any:

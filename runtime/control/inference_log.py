@@ -27,7 +27,7 @@ WINDOW = 500
 """Inferences whose part times the quantiles are of."""
 
 
-def quantiles(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def part_quantiles(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """p50, p99 and max of each part of an inference that ran, in the unit of `times` (ms)."""
     return {
         name: dict(zip(("p50", "p99", "max"), np.quantile(values, (0.5, 0.99, 1.0)).tolist()))
@@ -99,7 +99,7 @@ class InferenceLog:
             "pace": None if pace is None else {**asdict(pace), "rhythm": pace.rhythm.value},
             "cache": counts.facts(),
             "events": dict(self.events),
-            "parts_ms": quantiles(self._times),
+            "parts_ms": part_quantiles(self._times),
             **facts,
         }
         try:

@@ -19,6 +19,7 @@ from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_en
 from vla_edge.errors import CameraError, ConfigError
 from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions, add_handover_arguments
 from vla_edge.runtime.control.identity import check_camera_places, check_picture_sizes
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_handover_arguments(parser)
     add_policy_arguments(parser)
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    add_robot_file(parser, by_itself=False)
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.runtime.control.faults import fault_of
-from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
+from vla_edge.runtime.control.run_folder import RunFolder, last_run_folder, open_run_folder
 
 ANSWER_S = 1.0
 """Several ticks at the slowest rate."""
@@ -43,7 +43,7 @@ class Answer:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run-dir", type=Path, help="run folder of the control process")
+    parser.add_argument("--run-dir", type=Path, help="run folder of the control process (default: the last run's)")
     if parser.prog.endswith("torque-off"):
         parser.add_argument("--now", action="store_true", help="wherever the arm is: it may fall")
     parser.set_defaults(word=parser.prog.rsplit(" ", 1)[-1])
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.run_dir is not None and not arguments.run_dir.is_dir():
         raise ControlError(f"run folder {arguments.run_dir}: there is none; give the --run-dir of the control process")
-    folder = open_run_folder(arguments.run_dir)
+    folder = open_run_folder(arguments.run_dir or last_run_folder())
     if arguments.word == "status":
         status = read_status(folder)
         print(describe(status))

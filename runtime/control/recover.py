@@ -17,10 +17,11 @@ from vla_edge.robot import registers as r
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.koch import KochOptions, open_koch
 from vla_edge.robot.port import check_latency_timer
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
-from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
+from vla_edge.runtime.control.run_folder import RunFolder, control_runs, last_run_folder, open_run_folder
 
 RECOVER_S = 3.0
 """Longest time until control holds again: a reboot takes less than a second."""
@@ -29,16 +30,20 @@ BACK_S = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run-dir", type=Path, help="run folder of the control process, where one runs")
+    parser.add_argument(
+        "--run-dir", type=Path, help="run folder of the control process, where one runs (default: the last run's)"
+    )
     parser.add_argument("--port", help="serial port of the follower, where no control process runs")
     parser.add_argument("--joints", type=Path, help="calibration file of this arm, with --port")
+    add_robot_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if (arguments.port is None) != (arguments.joints is None):
         raise ConfigError("--port and --joints belong together; give both, or none where control runs")
-    if arguments.port is None:
-        told = recover_running(open_run_folder(arguments.run_dir))
+    folder = open_run_folder(arguments.run_dir or last_run_folder())
+    if arguments.port is None or control_runs(folder):
+        told = recover_running(folder)
     else:
         names = recover_alone(arguments.port, load_joint_calibration(arguments.joints))
         told = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.errors import ControlError
+from vla_edge.files import write_text
 
+LAST_RUN = "last-run"
+"""In the default folder: the path of the newest run's."""
 KEPT_RECORDS = 4
 """Flight records of earlier runs that are kept beside the running one."""
 
@@ -72,6 +76,22 @@ def open_run_folder(path: Path | None) -> RunFolder:
     return RunFolder(folder)
 
 
+def note_run(folder: RunFolder) -> None:
+    """Remember that the newest run is in this folder; where that cannot be written the default folder is it."""
+    with contextlib.suppress(OSError, ControlError):
+        write_text(open_run_folder(None).path / LAST_RUN, os.fspath(folder.path.absolute()), flush=False)
+
+
+def last_run_folder() -> Path:
+    """The folder of the newest run of this user, the default one where none is remembered."""
+    default = default_run_folder()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        noted = Path((default / LAST_RUN).read_text(encoding="utf-8"))
+        if noted.is_dir():
+            return noted
+    return default
+
+
 def lock_for_control(folder: RunFolder) -> int:
     """A lock held as long as the returned descriptor; ControlError when a control process runs here already."""
     lock = os.open(folder.path / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -84,6 +104,21 @@ def lock_for_control(folder: RunFolder) -> int:
             "--run-dir"
         ) from None
     return lock
+
+
+def control_runs(folder: RunFolder) -> bool:
+    """Whether a control process holds this folder now."""
+    try:
+        lock = os.open(folder.path / "control.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def free_bytes(folder: Path) -> int:

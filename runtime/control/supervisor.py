@@ -24,6 +24,7 @@ from vla_edge.camera_names import feature_key
 from vla_edge.command_line import answer, file_to_write, not_negative
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_files import ring_writer
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--video", type=file_to_write, metavar="FILE", help="--robot sim: the run as .mp4, or a strip of pictures .png"
     )
     parser.add_argument("--run-dir", type=Path, help="folder shared by the processes")
+    add_robot_file(parser)
 
 
 @dataclass(slots=True)
@@ -132,7 +134,9 @@ def supervise(options: RunOptions) -> int:
     check_seconds(options.seconds)
     bundle = open_bundle(options.robot.bundle)
     if not options.simulated and (options.robot.port is None or options.robot.joints is None):
-        raise ConfigError("--robot koch needs --port and --joints; --robot sim needs neither")
+        raise ConfigError(
+            "the arm needs --port and --joints: `vla-runtime setup` finds and stores them; --robot sim needs neither"
+        )
     console = Console(stderr=True)
     this = Run(open_run_folder(options.run_dir), options, cameras_of(options, bundle))
     if not this.cameras:

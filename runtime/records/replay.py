@@ -12,12 +12,19 @@ from rich.progress import track
 
 from vla_edge.command_line import answer, not_negative
 from vla_edge.errors import CheckFailed, ConfigError, RecordError
-from vla_edge.runtime.control.flight_record import chunks_of, faults_of, open_record, tick_times, ticks_of
+from vla_edge.runtime.control.flight_record import (
+    add_record_argument,
+    chunks_of,
+    faults_of,
+    open_record,
+    tick_times,
+    ticks_of,
+)
 from vla_edge.runtime.inference.input_record import read_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("record", type=Path, help="a flight.record")
+    add_record_argument(parser)
     parser.add_argument(
         "--inputs", type=Path, metavar="FILE", help="the record of inputs of the same run (--record-inputs)"
     )

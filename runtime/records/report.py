@@ -14,6 +14,7 @@ from vla_edge.command_line import answer, file_to_write
 from vla_edge.errors import RecordError
 from vla_edge.files import write_text
 from vla_edge.runtime.control.flight_record import (
+    add_record_argument,
     chunks_of,
     faults_of,
     open_record,
@@ -27,7 +28,7 @@ from vla_edge.runtime.records.report_page import RunFacts, page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("record", type=Path, help="a flight.record")
+    add_record_argument(parser)
     parser.add_argument(
         "--inference", type=Path, metavar="FILE", help="inference.jsonl of the run (default: beside the record)"
     )

@@ -14,8 +14,9 @@ from pathlib import Path
 from vla_edge.bundle import open_bundle
 from vla_edge.command_line import between, count, file_to_write, whole
 from vla_edge.engines.engine import add_engine_arguments
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.inference_process import lower_priority
-from vla_edge.runtime.control.run_folder import open_run_folder
+from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.runtime.service.serve_access import access
@@ -24,6 +25,7 @@ from vla_edge.runtime.service.serve_options import ServeOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    add_robot_file(parser, flags=("--bundle",))
     network = parser.add_argument_group("network")
     network.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; another than loopback needs a token and TLS"
@@ -34,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--token-file", type=Path, help="file (mode 600) with the token clients must send")
     network.add_argument("--certificate", type=Path, help="TLS certificate chain, PEM")
     network.add_argument("--key", type=Path, help="its private key, PEM")
-    parser.add_argument("--run-dir", type=Path, help="run folder of the robot whose status is shown")
+    parser.add_argument(
+        "--run-dir", type=Path, help="run folder of the robot whose status is shown (default: the last run's)"
+    )
     policy = parser.add_argument_group("the policy and how it is computed")
     add_engine_arguments(policy)
     add_cache_argument(policy)
@@ -67,5 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
         record=arguments.record_inputs,
         record_limit_bytes=arguments.record_mb << 20,
     )
-    asyncio.run(serve(open_bundle(arguments.bundle), open_run_folder(arguments.run_dir), allowed, options, started_ns))
+    asyncio.run(
+        serve(
+            open_bundle(arguments.bundle),
+            open_run_folder(arguments.run_dir or last_run_folder()),
+            allowed,
+            options,
+            started_ns,
+        )
+    )
     return 0

@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import ObservationError
-from vla_edge.runtime.control.inference_log import PARTS, WINDOW, entry_of, quantiles
+from vla_edge.runtime.control.inference_log import PARTS, WINDOW, entry_of, part_quantiles
 from vla_edge.runtime.inference.infer import ObservationFile
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 
@@ -148,7 +148,7 @@ class SessionPool:
         self._worker.shutdown(cancel_futures=True)
 
     def quantiles_ms(self) -> dict[str, dict[str, float]]:
-        return quantiles(self.counts.parts_ms)
+        return part_quantiles(self.counts.parts_ms)
 
     def _done(self, client: Client, work: asyncio.Future[Any]) -> None:
         self._pending -= 1

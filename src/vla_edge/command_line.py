@@ -163,6 +163,8 @@ class CommandParser(argparse.ArgumentParser):
             prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, add_help=False
         )
         self.old, self.example, self.subcommands = old or {}, example, subcommands or {}
+        self.expand: Callable[[Sequence[str]], Sequence[str]] = list
+        """Words that stand for others, such as a file of flags, put into the command line before it is parsed."""
         self.notes = ""
         """Lines for the help before the example, as they are."""
         self.last = self.add_argument_group("help and output")
@@ -175,9 +177,14 @@ class CommandParser(argparse.ArgumentParser):
             "--json", action="store_true", help="print one JSON object, on errors too; text for people goes to stderr"
         )
 
+    def knows(self, flag: str) -> bool:
+        """Whether `flag` is one of this parser's."""
+        return flag in self._option_string_actions
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         words = list(sys.argv[1:] if args is None else args)
         self._refuse_old(words)
+        words = list(self.expand(words))
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
             known = [option for option in self._option_string_actions if option.startswith("--")]

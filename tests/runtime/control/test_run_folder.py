@@ -1,33 +1,52 @@
-"""The run folder: old flight records are kept as long as there is space for a new one."""
+"""The run folder: the last run is found again, and a folder that is held is told from one that is not."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from vla_edge.runtime.control.run_folder import KEPT_RECORDS, RunFolder, keep_old_records
+import pytest
+
+from vla_edge.runtime.command import main
+from vla_edge.runtime.control import run_folder
 
 
-def records(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+@pytest.fixture
+def default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "default"
+    monkeypatch.setattr(run_folder, "default_run_folder", lambda: folder)
+    return folder
 
 
-def test_the_last_records_move_aside_and_the_oldest_is_forgotten(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    for run in range(KEPT_RECORDS + 2):
-        folder.record.write_text(str(run))
-        assert keep_old_records(folder) == []
-    assert records(tmp_path) == [f"flight.record.{age}" for age in range(1, KEPT_RECORDS + 1)]
-    assert (tmp_path / "flight.record.1").read_text() == str(KEPT_RECORDS + 1)
+def test_the_last_run_is_the_newest_one_that_is_still_there(default: Path, tmp_path: Path) -> None:
+    assert run_folder.last_run_folder() == default
+    for name in ("one", "two"):
+        run_folder.note_run(run_folder.open_run_folder(tmp_path / name))
+    assert run_folder.last_run_folder() == tmp_path / "two"
+    (tmp_path / "two").rmdir()
+    assert run_folder.last_run_folder() == default
+    (default / run_folder.LAST_RUN).write_bytes(b"\xff")
+    assert run_folder.last_run_folder() == default
 
 
-def test_where_a_new_record_does_not_fit_the_oldest_make_room_until_it_does(tmp_path: Path) -> None:
-    """A folder for 64 bytes, records of 20, and one more of 32 to come."""
-    folder = RunFolder(tmp_path)
-    for age in ("", ".1", ".2"):
-        (tmp_path / f"flight.record{age}").write_bytes(bytes(20))
+def test_a_default_folder_that_cannot_be_written_stops_nothing(default: Path, tmp_path: Path) -> None:
+    default.write_text("a file")
+    run_folder.note_run(run_folder.open_run_folder(tmp_path / "one"))
+    assert run_folder.last_run_folder() == default
 
-    def free(path: Path) -> int:
-        return 64 - sum(file.stat().st_size for file in path.iterdir())
 
-    assert keep_old_records(folder, 32, free) == [tmp_path / "flight.record.3", tmp_path / "flight.record.2"]
-    assert records(tmp_path) == ["flight.record.1"]
+def test_commands_without_a_record_or_folder_mean_the_last_run(default: Path, tmp_path: Path, capsys) -> None:
+    run_folder.note_run(run_folder.open_run_folder(tmp_path / "one"))
+    assert main(["report", "--out", str(tmp_path / "page.html")]) == 2
+    assert f"{tmp_path}/one/flight.record" in capsys.readouterr().err
+    assert main(["replay"]) == 2 and f"{tmp_path}/one/flight.record" in capsys.readouterr().err
+    assert main(["hold"]) == 2 and f"{tmp_path}/one" in capsys.readouterr().err
+
+
+def test_a_held_folder_is_told_from_a_free_one(default: Path) -> None:
+    folder = run_folder.open_run_folder(None)
+    assert not run_folder.control_runs(folder)
+    lock = run_folder.lock_for_control(folder)
+    assert run_folder.control_runs(folder)
+    os.close(lock)
+    assert not run_folder.control_runs(folder)

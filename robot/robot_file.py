@@ -1,0 +1,111 @@
+"""`robot.yaml`: what every command must know of one robot, written once and read where the command line is silent.
+
+    robot: koch
+    port: /dev/serial/by-id/usb-...
+    joints: koch.json
+    cameras:
+      laptop: /dev/v4l/by-id/usb-...-video-index0
+    bundle: my-bundle
+    task: put the cube in the box
+
+`vla-runtime setup` writes it. Paths are relative to the file. A flag on the command line stands above it, and what was
+taken from it is printed: nothing about the arm is assumed in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from vla_edge.camera_names import feature_key, short_name
+from vla_edge.command_line import CommandParser
+from vla_edge.errors import ConfigError
+from vla_edge.fields import build, read_object
+
+ROBOT_FILE = Path("robot.yaml")
+_ADVICE = "write it anew with `vla-runtime setup --replace`, or mend it by hand"
+FLAGS = ("--robot", "--port", "--joints", "--joint-units", "--camera", "--bundle", "--task", "--hz")
+OF_THE_ARM = ("--port", "--joints", "--joint-units", "--camera", "--hz")
+"""What a simulated arm has of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class RobotFile:
+    """A whole file; what is left out stands on the command line or has the command's default. cameras: the policy's
+    name → device, with the options of `--camera`. joints, bundle: paths, relative to the file. hz: control ticks a
+    second."""
+
+    robot: str | None = None
+    port: str | None = None
+    joints: str | None = None
+    joint_units: str | None = None
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    bundle: str | None = None
+    task: str | None = None
+    hz: float | None = None
+
+
+def read_robot_file(file: Path) -> list[tuple[str, str]]:
+    """The flags that a robot file stands for, with their values. ConfigError names the file and the field."""
+    missing = "no such file; write one with `vla-runtime setup`"
+    content = build(RobotFile, read_object(file, ConfigError, _ADVICE, missing), file, ConfigError, _ADVICE)
+    pairs = []
+    for item in fields(content):
+        value = getattr(content, item.name)
+        if item.name == "cameras":
+            pairs += [("--camera", f"{short_name(name)}={device}") for name, device in value.items()]
+        elif value is not None:
+            text = str(file.parent / value) if item.name in ("joints", "bundle") else str(value)
+            pairs.append((f"--{item.name.replace('_', '-')}", text))
+    return pairs
+
+
+def add_robot_file(parser: argparse.ArgumentParser, by_itself: bool = True, flags: Sequence[str] = ()) -> None:
+    """`--robot-file`. by_itself: the command looks for robot.yaml in the present folder without being told to. flags:
+    what is taken from it (none named: every flag that the command has)."""
+    assert isinstance(parser, CommandParser)
+    what = "port, joints, cameras, units, bundle and task" if not flags else " and ".join(flag[2:] for flag in flags)
+    here = " (default: robot.yaml in this folder, where there is one)" if by_itself else ""
+    parser.add_argument(
+        "--robot-file", type=Path, metavar="FILE", help=f"{what} that the command line leaves out{here}"
+    )
+
+    def expanded(words: Sequence[str]) -> list[str]:
+        wanted = [flag for flag in flags or FLAGS if parser.knows(flag)]
+        return _expanded(words, wanted, ROBOT_FILE if by_itself else None)
+
+    parser.expand = expanded
+
+
+def _expanded(words: Sequence[str], wanted: Sequence[str], default: Path | None) -> list[str]:
+    """The command line with the robot file's flags in front of it: what stands later counts."""
+    named = _values(words, "--robot-file")
+    file = Path(named[-1]) if named else default if default is not None and default.is_file() else None
+    if file is None or {"-h", "--help", "--version"} & set(words):
+        return list(words)
+    pairs = read_robot_file(file)
+    simulated = (_values(words, "--robot") or [value for flag, value in pairs if flag == "--robot"])[-1:] == ["sim"]
+    cameras = {feature_key(text.partition("=")[0]) for text in _values(words, "--camera")}
+    taken = [
+        (flag, value)
+        for flag, value in pairs
+        if flag in wanted
+        and not (simulated and flag in OF_THE_ARM)
+        and not (feature_key(value.partition("=")[0]) in cameras if flag == "--camera" else _values(words, flag))
+    ]
+    if taken:
+        print(f"{file}: {' '.join(f'{flag} {shlex.quote(value)}' for flag, value in taken)}", file=sys.stderr)
+    return [*(word for pair in taken for word in pair), *words]
+
+
+def _values(words: Sequence[str], flag: str) -> list[str]:
+    """What a command line gives to a flag, before it is parsed."""
+    found = []
+    for word, after in zip(words, [*words[1:], ""]):
+        name, equals, value = word.partition("=")
+        found += [value if equals else after] if name == flag else []
+    return found

@@ -1,0 +1,123 @@
+"""robot.yaml: what it fills in, what stands above it, and how `setup` finds and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vla_edge.command_line import CommandParser
+from vla_edge.errors import ConfigError, UsageError
+from vla_edge.robot import setup_robot
+from vla_edge.robot.robot_file import add_robot_file, read_robot_file
+from vla_edge.robot.setup_robot import FOLLOWER, Found, ask_nobody, what_answers
+from vla_edge.robot.sim.emulator_process import emulator_process
+from vla_edge.runtime.command import main
+
+WHOLE = """
+robot: koch
+port: /dev/arm
+joints: arm.json
+joint_units: degrees
+cameras: {laptop: "/dev/video0,640x480", observation.images.phone: "2"}
+bundle: my bundle
+task: pick it up
+hz: 50
+"""
+BUNDLE = Path(__file__).parents[2] / "examples" / "reach-cube" / "bundle"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parsed(words: Sequence[str], by_itself: bool = True, flags: Sequence[str] = ()) -> dict[str, object]:
+    parser = CommandParser("vla-runtime run", "")
+    for flag in ("--robot", "--port", "--joints", "--bundle", "--task", "--hz"):
+        parser.add_argument(flag, required=flag == "--bundle")
+    parser.add_argument("--camera", action="append", default=[])
+    add_robot_file(parser, by_itself, flags)
+    return vars(parser.parse_args(words))
+
+
+def test_a_robot_file_gives_what_the_command_line_leaves_out_and_says_so(folder: Path, capsys) -> None:
+    (folder / "robot.yaml").write_text(WHOLE)
+    found = parsed(["--port", "/dev/other", "--camera", "phone=7"])
+    assert (found["port"], found["joints"], found["bundle"]) == ("/dev/other", "arm.json", "my bundle")
+    assert found["camera"] == ["laptop=/dev/video0,640x480", "phone=7"]
+    told = capsys.readouterr().err
+    assert told.startswith("robot.yaml: --robot koch --joints arm.json ") and "--bundle 'my bundle'" in told
+    assert "/dev/arm" not in told and "joint-units" not in told
+
+
+def test_its_paths_are_relative_to_the_file(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "other.yaml").write_text(WHOLE)
+    assert dict(read_robot_file(Path("sub/other.yaml")))["--joints"] == "sub/arm.json"
+    assert parsed(["--robot-file", "sub/other.yaml"])["bundle"] == "sub/my bundle"
+    assert parsed(["--robot-file=sub/other.yaml"], by_itself=False)["task"] == "pick it up"
+
+
+def test_a_simulated_arm_takes_nothing_of_the_real_one(folder: Path) -> None:
+    (folder / "robot.yaml").write_text(WHOLE)
+    found = parsed(["--robot", "sim"])
+    assert found["port"] is None and found["camera"] == [] and found["task"] == "pick it up"
+
+
+def test_a_command_that_is_no_persons_reads_none_by_itself_and_one_may_take_a_part(folder: Path) -> None:
+    (folder / "robot.yaml").write_text(WHOLE)
+    with pytest.raises(UsageError, match="missing: --bundle"):
+        parsed([], by_itself=False)
+    found = parsed([], flags=("--bundle",))
+    assert found["bundle"] == "my bundle" and found["port"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot: /dev/x", "prot"),
+        ("cameras: [a]", "cameras"),
+        ("hz: fast", "hz"),
+        ("a: [", "not valid YAML"),
+        ("", "must be an object"),
+    ],
+)
+def test_a_wrong_robot_file_is_one_line_with_the_field(folder: Path, text: str, told: str) -> None:
+    (folder / "robot.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        parsed([])
+
+
+def test_setup_finds_the_follower_and_leaves_nothing_to_type_twice(folder: Path, capsys, monkeypatch) -> None:
+    with emulator_process(folder) as emulator:
+        monkeypatch.setattr(setup_robot, "serial_ports", lambda: ["/dev/none", str(emulator.port)])
+        monkeypatch.setattr(setup_robot, "list_v4l2", lambda: [("/dev/video0", "cam"), ("/dev/video2", "cam")])
+        monkeypatch.setenv("HF_LEROBOT_HOME", str(folder))
+        words = ["setup", "--bundle", str(BUNDLE), "--task", "pick it up", "--camera", "laptop=/dev/video0"]
+        assert main(words) == 0
+        assert not emulator.entries("write", "torque", "goal"), "setup only reads"
+        assert what_answers(str(emulator.port)) == FOLLOWER
+    found = read_robot_file(folder / "robot.yaml")
+    assert ("--port", str(emulator.port)) in found and ("--joints", str(folder / "koch.json")) in found
+    assert ("--camera", "laptop=/dev/video0") in found
+    assert "next: vla-runtime calibrate-joints" in capsys.readouterr().out
+    assert main(["setup"]) == 2 and "--replace" in capsys.readouterr().err
+
+
+def test_setup_takes_lerobots_only_calibration_and_asks_where_there_are_two(folder: Path, monkeypatch) -> None:
+    place = folder / "calibration" / "robots" / "koch_follower"
+    place.mkdir(parents=True)
+    (place / "blue.json").write_text("{}")
+    environment = {"HF_LEROBOT_HOME": str(folder)}
+    found = setup_robot.calibration_files(environment)
+    assert found == [Found(str(place / "blue.json"), "LeRobot's koch_follower blue")]
+    assert ask_nobody("which?", found) == str(place / "blue.json")
+    (place / "red.json").write_text("{}")
+    two = setup_robot.calibration_files(environment)
+    assert ask_nobody("which?", two) == ""
+    answers = iter(["7\n", "2\n"])
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"readline": lambda self: next(answers)})())
+    assert setup_robot.ask_person("which?", two) == str(place / "red.json")
