@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -59,12 +59,14 @@ def data_files(root: Path, info: Info, episodes: Sequence[Episode]) -> list[Path
     return files
 
 
-def read_columns(root: Path, info: Info, episodes: Sequence[Episode]) -> tuple[dict[str, NDArray], list[FileRows]]:
-    """All columns that are no cameras, [frames, *shape] (index columns [frames]), and where each file's frames lie.
+def read_columns(
+    root: Path, info: Info, episodes: Sequence[Episode], gaps: bool = False
+) -> tuple[dict[str, NDArray], list[FileRows]]:
+    """All columns that are no cameras, [rows, *shape] (index columns [rows]), and where each file's rows lie.
 
     Frames are taken by their position, as LeRobot does, so a wrong file number in
     `meta/episodes` does no harm here (`vla-data verify` tells). Raises DatasetError
-    when rows and meta disagree.
+    when rows and meta disagree, which is not looked at with `gaps`.
     """
     keys = [key for key, feature in info.features.items() if not feature.is_camera]
     for key in INDEX_FEATURES:
@@ -80,10 +82,41 @@ def read_columns(root: Path, info: Info, episodes: Sequence[Episode]) -> tuple[d
         files.append(FileRows(path, start, start + table.num_rows))
         start += table.num_rows
     columns = {key: np.concatenate(arrays) if arrays else np.empty(0) for key, arrays in parts.items()}
-    _check_against_episodes(root, columns, episodes, start)
+    if not gaps:
+        _check_against_episodes(root, columns, episodes, start)
     for array in columns.values():
         array.flags.writeable = False
     return columns, files
+
+
+def without_gaps(
+    root: Path, columns: dict[str, NDArray], episodes: Sequence[Episode]
+) -> tuple[dict[str, NDArray], list[Episode], NDArray[np.int64]]:
+    """Columns and episodes numbered from 0 on without a gap, and the row of the files that each frame stands in.
+
+    Rows of episodes that meta does not name are left out. Raises DatasetError for an episode that is not whole.
+    """
+    counted: list[Episode] = []
+    parts: list[NDArray[np.int64]] = []
+    start = 0
+    for position, episode in enumerate(episodes):
+        rows = np.flatnonzero(columns["episode_index"] == episode.index)
+        if not rows.size or len(rows) != episode.length or (np.diff(columns["frame_index"][rows]) != 1).any():
+            raise DatasetError(
+                f"{root}: episode {episode.index} has {len(rows)} frames in its data file, meta says {episode.length}; "
+                "numbers can be closed up, lost frames cannot: restore the files"
+            )
+        end = start + episode.length
+        counted.append(replace(episode, index=position, from_index=start, to_index=end))
+        parts.append(rows)
+        start = end
+    rows = np.concatenate(parts)
+    columns = {key: array[rows] for key, array in columns.items()}
+    columns["index"] = np.arange(start)
+    columns["episode_index"] = np.repeat(np.arange(len(counted)), [episode.length for episode in counted])
+    for array in columns.values():
+        array.flags.writeable = False
+    return columns, counted, rows
 
 
 def column_array(path: Path, key: str, feature: Feature, column: pa.ChunkedArray) -> NDArray:

@@ -7,11 +7,13 @@ import sys
 from vla_edge.command_line import Command, Subcommand
 
 MODULE = "vla_edge.lerobot_data.data_commands"
+EDITS = "vla_edge.lerobot_data.editing.edit_commands"
 
 main = Command(
     "vla-data",
-    "Convert, check and mend LeRobot datasets, v2.1 and v3.0.",
+    "Look at, convert, check, mend and edit LeRobot datasets, v2.0 to v3.0.",
     {
+        "info": Subcommand(MODULE, "what a dataset holds", "info DATASET", "add_info", "run_info"),
         "convert": Subcommand(
             MODULE,
             "v2.1 to v3.0 in a new folder; the source is only read",
@@ -38,10 +40,34 @@ main = Command(
         ),
         "tasks": Subcommand(
             MODULE,
-            "list task texts with their token counts; add or rename one",
-            'tasks DATASET --tokenizer BUNDLE --rename "old text" "new text"',
+            "list task texts with their token counts; add or rename one, or give it to episodes",
+            'tasks DATASET --assign "pick the red cube" --episodes 0-9,12',
             "add_tasks",
             "run_tasks",
+        ),
+        "merge": Subcommand(
+            EDITS, "several datasets as one new one", "merge DATASET OTHER --out MERGED", "add_merge", "run_merge"
+        ),
+        "split": Subcommand(
+            EDITS,
+            "several new datasets of the episodes of one",
+            "split DATASET --part train=0.8 --part val=0.2 --out PARTS",
+            "add_split",
+            "run_split",
+        ),
+        "delete": Subcommand(
+            EDITS,
+            "a new dataset without some episodes",
+            "delete DATASET --episodes 3,7-9 --out KEPT",
+            "add_delete",
+            "run_delete",
+        ),
+        "renumber": Subcommand(
+            EDITS,
+            "a new dataset whose episode numbers have no gaps",
+            "renumber DATASET --out RENUMBERED",
+            "add_renumber",
+            "run_renumber",
         ),
     },
     extras="data",

@@ -12,13 +12,16 @@ from vla_edge.lerobot_data.layout import V21_STATS_FILE
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.stats import NEEDED, Stats
+from vla_edge.lerobot_data.video import TOLERANCE_S
 
 _SAMPLES = 3
 _TOTAL_TOLERANCE = 1e-9
 """Statistics of the whole set are sums over episodes; another order of adding moves the last digits only."""
 
 
-def compare_datasets(a: Path, b: Path, samples: int = _SAMPLES, completed: bool = False) -> list[str]:
+def compare_datasets(
+    a: Path, b: Path, samples: int = _SAMPLES, completed: bool = False, tolerance_s: float = TOLERANCE_S
+) -> list[str]:
     """Differences between `a` and `b` in words, empty when they are equal.
 
     Compared: fps, features (type, shape, names), every number and text of every
@@ -28,8 +31,10 @@ def compare_datasets(a: Path, b: Path, samples: int = _SAMPLES, completed: bool 
     """
     if samples < 1:
         raise DatasetError(f"samples is {samples}; at least one picture per episode and camera is compared")
-    with open_dataset(a) as first, open_dataset(b) as second:
-        differences = _heads(first, second)
+    with open_dataset(a, tolerance_s=tolerance_s) as first, open_dataset(b, tolerance_s=tolerance_s) as second:
+        differences = differing_heads(first, second)
+        if len(first.episodes) != len(second.episodes):
+            differences.append(f"{len(first.episodes)} and {len(second.episodes)} episodes")
         if differences:
             return differences
         for episode in range(len(first.episodes)):
@@ -37,7 +42,8 @@ def compare_datasets(a: Path, b: Path, samples: int = _SAMPLES, completed: bool 
         return differences + (_kept(first, second) if completed else _statistics(first, second))
 
 
-def _heads(a: Dataset, b: Dataset) -> list[str]:
+def differing_heads(a: Dataset, b: Dataset) -> list[str]:
+    """What keeps two datasets from holding the same kind of frames: rate, robot, features (type, shape, names)."""
     differences = []
     if a.fps != b.fps:
         differences.append(f"fps {a.fps} and {b.fps}")
@@ -51,8 +57,6 @@ def _heads(a: Dataset, b: Dataset) -> list[str]:
             differences.append(
                 f"feature {key}: {x.dtype} {list(x.shape)} {x.names} and {y.dtype} {list(y.shape)} {y.names}"
             )
-    if len(a.episodes) != len(b.episodes):
-        differences.append(f"{len(a.episodes)} and {len(b.episodes)} episodes")
     return differences
 
 

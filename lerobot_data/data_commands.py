@@ -1,4 +1,4 @@
-"""`vla-data convert | verify | compare | stats | tasks` on LeRobot datasets: arguments and calls."""
+"""`vla-data convert | verify | compare | stats | tasks | info` on LeRobot datasets: arguments and calls."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vla_edge.command_line import answer, count, folder_to_write, positive, whole
-from vla_edge.errors import CheckFailed
+from vla_edge.errors import CheckFailed, UsageError
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.compare_data import compare_datasets
-from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
+from vla_edge.lerobot_data.editing.convert import convert_dataset
+from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.editing.rewrite import FileSizes
+from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
+from vla_edge.lerobot_data.summary import summary_lines, summary_of
 from vla_edge.lerobot_data.tables import stats_to_json
-from vla_edge.lerobot_data.task_texts import add_task, load_counter, rename_task, task_uses
+from vla_edge.lerobot_data.task_texts import add_task, assign_task, load_counter, rename_task, task_uses
 from vla_edge.lerobot_data.verification.verify import verify_dataset
+from vla_edge.lerobot_data.video import TOLERANCE_S
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="dataset folder, v2.1")
     parser.add_argument("target", type=folder_to_write, help="new dataset folder, must not exist")
+    add_tolerance(parser)
     sizes = parser.add_argument_group("file sizes")
     sizes.add_argument("--data-file-mb", type=positive, default=layout.DATA_FILE_MB, help="size of a data file")
     sizes.add_argument("--video-file-mb", type=positive, default=layout.VIDEO_FILE_MB, help="size of a video file")
@@ -31,6 +37,22 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="dataset folder")
+    add_tolerance(parser)
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="dataset folder")
+
+
+def add_tolerance(parser: argparse.ArgumentParser) -> None:
+    """How far a frame's time may be from where the rate puts it."""
+    parser.add_argument(
+        "--tolerance",
+        type=positive,
+        default=TOLERANCE_S,
+        metavar="SECONDS",
+        help=f"how far times may be from frame / fps (default: {TOLERANCE_S:g}; LeRobot: tolerance_s)",
+    )
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +71,8 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     change = parser.add_argument_group("change a text").add_mutually_exclusive_group()
     change.add_argument("--add", metavar="TEXT", help="add a task text")
     change.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="change a task text")
+    change.add_argument("--assign", metavar="TEXT", help="make this the task of --episodes, of all without it")
+    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="for --assign, as 0-9,12")
     tokens = parser.add_argument_group("count tokens")
     tokens.add_argument("--tokenizer", type=Path, help="tokenizer.json, bundle or checkpoint folder to count with")
     tokens.add_argument("--limit", type=count, help="token limit (default: the checkpoint's, else 48)")
@@ -56,15 +80,15 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     sizes = FileSizes(arguments.data_file_mb, arguments.video_file_mb)
-    with _bar("episodes") as advance:
-        info = convert_dataset(arguments.source, arguments.target, sizes, advance)
+    with episode_bar("episodes") as advance:
+        info = convert_dataset(arguments.source, arguments.target, sizes, advance, arguments.tolerance)
     print(f"{arguments.target}: {info.version}, {info.total_episodes} episodes, {info.total_frames} frames, verified")
     answer({"target": str(arguments.target), "episodes": info.total_episodes, "frames": info.total_frames})
     return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    report = verify_dataset(arguments.dataset)
+    report = verify_dataset(arguments.dataset, tolerance_s=arguments.tolerance)
     for check in report.checks:
         print(f"{check.verdict:<8}{check.name}" + (f": {check.needs}" if check.needs else ""))
         for problem in check.problems or ():
@@ -91,7 +115,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def run_stats(arguments: argparse.Namespace) -> int:
-    with _bar("episodes") as advance:
+    with episode_bar("episodes") as advance:
         computed, stored = recompute_stats(arguments.dataset, advance, arguments.write)
     differences = {key: largest_difference(key, computed, stored) for key in computed}
     for key, difference in differences.items():
@@ -108,6 +132,10 @@ def run_tasks(arguments: argparse.Namespace) -> int:
         print(f"task {add_task(arguments.dataset, arguments.add)} added")
     if arguments.rename is not None:
         print(f"task {rename_task(arguments.dataset, *arguments.rename)} renamed")
+    if arguments.assign is not None:
+        print(f"task {assign_task(arguments.dataset, arguments.assign, arguments.episodes)} assigned")
+    elif arguments.episodes:
+        raise UsageError("--episodes says where --assign TEXT goes; give both")
     rows = []
     for use in task_uses(arguments.dataset, counter):
         too_long = counter is not None and use.tokens is not None and use.tokens > counter.limit
@@ -131,8 +159,17 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_info(arguments: argparse.Namespace) -> int:
+    with open_dataset(arguments.dataset) as dataset:
+        summary = summary_of(dataset)
+    for line in summary_lines(summary):
+        print(line)
+    answer(summary)
+    return 0
+
+
 @contextmanager
-def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+def episode_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(unit, total=None)

@@ -113,6 +113,11 @@ class Info:
         return self.keys_of("video")
 
     @property
+    def filmed_keys(self) -> tuple[str, ...]:
+        """All features that have video files, also those left out."""
+        return tuple(key for key, value in self.raw["features"].items() if value.get("dtype") == "video")
+
+    @property
     def camera_keys(self) -> tuple[str, ...]:
         return tuple(key for key, feature in self.features.items() if feature.is_camera)
 

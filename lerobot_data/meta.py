@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,22 +45,36 @@ class Episode:
         return self.to_index - self.from_index
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Raises DatasetError when the file is missing, damaged or lacks a column."""
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Raises DatasetError for a file that is missing or damaged."""
     try:
-        table = pq.ParquetFile(path).read(columns=columns)
+        with pq.ParquetFile(path) as file:
+            yield file
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; restore it from the source of the data set") from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read as parquet ({error}); restore the file") from None
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Raises DatasetError when the file is missing, damaged or lacks a column."""
+    with _parquet(path) as file:
+        table = file.read(columns=columns)
     for name in columns or ():
         if name not in table.column_names:
             raise DatasetError(f"{path}: column {name} is missing; restore the file")
     return table
 
 
+def column_names(path: Path) -> set[str]:
+    """Raises DatasetError when the file is missing or damaged."""
+    with _parquet(path) as file:
+        return set(file.schema_arrow.names)
+
+
 def read_tasks(root: Path, info: Info) -> dict[int, str]:
-    """task index → task text."""
+    """task index → task text. Further columns of the tasks' table are of no use here."""
     if info.version != layout.V30:
         path = root / layout.V21_TASKS_FILE
         pairs = [(row.get("task_index"), row.get("task")) for row in layout.read_jsonl(path)]
@@ -67,10 +83,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
         table = read_table(path)
         if "task_index" not in table.column_names:
             raise DatasetError(f"{path}: column task_index is missing; restore the file")
-        texts = [name for name in table.column_names if name != "task_index"]
-        if len(texts) != 1:
-            raise DatasetError(f"{path}: columns {table.column_names}; one text column beside task_index is expected")
-        pairs = list(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist()))
+        pairs = list(zip(table["task_index"].to_pylist(), table[_text_column(path, table)].to_pylist()))
     tasks: dict[int, str] = {}
     for index, text in pairs:
         if type(index) is not int or not isinstance(text, str):
@@ -83,13 +96,26 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
     return dict(sorted(tasks.items()))
 
 
-def read_episodes(root: Path, info: Info) -> list[Episode]:
-    """All episodes in the order of their index."""
+def _text_column(path: Path, table: pa.Table) -> str:
+    """The column pandas takes as the index, as LeRobot does; else `task`; else the only one beside task_index."""
+    described = (table.schema.pandas_metadata or {}).get("index_columns") or []
+    texts = [name for name in table.column_names if name != "task_index"]
+    for name in (*described, "task"):
+        if name in texts:
+            return str(name)
+    if len(texts) != 1:
+        raise DatasetError(f"{path}: columns {table.column_names}; a column `task` beside task_index is expected")
+    return texts[0]
+
+
+def read_episodes(root: Path, info: Info, gaps: bool = False) -> list[Episode]:
+    """All episodes in the order of their index. gaps: numbers may be missing, and frames are then counted anew."""
     episodes = _episodes_v21(root, info) if info.version != layout.V30 else _episodes_v30(root, info)
     for position, episode in enumerate(episodes):
-        if episode.index != position:
+        if episode.index != position and not gaps:
             raise DatasetError(
-                f"{root}: episode {position} is missing in meta (found {episode.index}); restore the files"
+                f"{root}: episode {position} is missing in meta (found {episode.index}); restore the files, or close "
+                f"the gap with `vla-data renumber {root} --out NEW`"
             )
     return episodes
 
@@ -106,7 +132,7 @@ def _episodes_v21(root: Path, info: Info) -> list[Episode]:
         names: dict[str, Any] = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         videos = {
             key: VideoSpan(str(info.video_path).format(video_key=key, **names), 0.0, length / info.fps)
-            for key in info.video_keys
+            for key in info.filmed_keys
         }
         episodes.append(
             Episode(index, start, start + length, tuple(row["tasks"]), info.data_path.format(**names), videos)
@@ -128,16 +154,17 @@ def _episodes_v30(root: Path, info: Info) -> list[Episode]:
         ("episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"), int
     )
     kinds["tasks"] = list
-    for key in info.video_keys:
+    files = episode_files(root)
+    placed = column_names(files[0])
+    filmed = [key for key in info.filmed_keys if key in info.features or f"videos/{key}/file_index" in placed]
+    for key in filmed:
         kinds |= {f"videos/{key}/chunk_index": int, f"videos/{key}/file_index": int}
         kinds |= {f"videos/{key}/from_timestamp": float, f"videos/{key}/to_timestamp": float}
-    rows = [
-        _checked(path, row, kinds) for path in episode_files(root) for row in read_table(path, list(kinds)).to_pylist()
-    ]
+    rows = [_checked(path, row, kinds) for path in files for row in read_table(path, list(kinds)).to_pylist()]
     episodes: list[Episode] = []
     for row in sorted(rows, key=lambda row: row["episode_index"]):
         videos: dict[str, VideoSpan] = {}
-        for key in info.video_keys:
+        for key in filmed:
             place = Location(row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"])
             file = place.path(str(info.video_path), video_key=key)
             videos[key] = VideoSpan(file, row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"])
@@ -197,9 +224,12 @@ def _numbers(path: Path, name: str, value: Any) -> NDArray:
 
 
 def _checked(path: Path, row: dict[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
-    """`row` with fields of the wanted types (a list is a list of texts). Raises DatasetError naming the field."""
+    """`row` with fields of the wanted types (a list is a list of texts; a number of the other type is taken where its
+    value stays). Raises DatasetError naming the field."""
     for name, kind in kinds.items():
         value: Any = row.get(name)
+        if {type(value), kind} == {int, float} and math.isfinite(value) and kind(value) == value:
+            row[name] = value = kind(value)
         fits = type(value) is kind
         if not fits or (kind is list and not all(isinstance(item, str) for item in row[name])):
             raise DatasetError(

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data.columns import read_columns, stored_image
+from vla_edge.lerobot_data.columns import read_columns, stored_image, without_gaps
 from vla_edge.lerobot_data.layout import Feature, Info, read_info
-from vla_edge.lerobot_data.meta import Episode, read_episodes, read_stats, read_tasks
+from vla_edge.lerobot_data.meta import Episode, read_episodes, read_stats, read_table, read_tasks
 from vla_edge.lerobot_data.stats import Stats
 from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader
 
@@ -50,17 +51,28 @@ class Sample:
 class Dataset:
     """An open data set; make it with `open_dataset`. Not shared between threads or across a fork."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, gaps: bool = False, tolerance_s: float = TOLERANCE_S) -> None:
         self.root = root
+        self.tolerance_s = tolerance_s
         self.info: Info = read_info(root)
         self.tasks: dict[int, str] = read_tasks(root, self.info)
-        self.episodes: tuple[Episode, ...] = tuple(read_episodes(root, self.info))
+        self.episodes: tuple[Episode, ...] = tuple(read_episodes(root, self.info, gaps))
+        self.numbers = tuple(episode.index for episode in self.episodes)
+        """Of the episodes, as the files have them."""
+        self.counted_anew = gaps
         if not self.episodes:
             raise DatasetError(f"data set {root} holds no episode; record or convert one first")
-        self._columns, self._files = read_columns(root, self.info, self.episodes)
+        self._columns, self._files = read_columns(root, self.info, self.episodes, gaps)
+        self._file_rows: NDArray[np.int64] | None = None
+        """frame → row of the data files; None where they are the same."""
+        self._before = self._columns
+        if gaps:
+            self._columns, counted, self._file_rows = without_gaps(root, self._columns, self.episodes)
+            self.episodes = tuple(counted)
         self._starts = np.array([episode.from_index for episode in self.episodes])
         self._videos: OrderedDict[str, VideoReader] = OrderedDict()
         self._stats: Stats | None = None
+        self._stored: tuple[Path, pa.Table] | None = None
 
     @property
     def fps(self) -> float:
@@ -81,6 +93,11 @@ class Dataset:
             self._stats = read_stats(self.root, self.info)
         return self._stats
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The data files in the order of their frames."""
+        return tuple(file.path for file in self._files)
+
     def __len__(self) -> int:
         return self.episodes[-1].to_index
 
@@ -100,6 +117,11 @@ class Dataset:
             raise DatasetError(f"{self.root}: no column {key!r}; there are {sorted(self._columns)}")
         return self._columns[key]
 
+    def column_in_files(self, key: str) -> NDArray:
+        """As `column`, with the numbers of the files where frames and episodes are counted anew."""
+        before = self._before[key]
+        return before if self._file_rows is None else before[self._file_rows]
+
     def episode_of(self, index: int) -> Episode:
         """The episode that frame `index` of the whole set belongs to."""
         self._check_index(index)
@@ -107,10 +129,13 @@ class Dataset:
 
     def task_of(self, index: int) -> str:
         self._check_index(index)
-        number = int(self._columns["task_index"][index])
+        return self.task_text(int(self._columns["task_index"][index]))
+
+    def task_text(self, number: int) -> str:
+        """The text of a task_index that frames have."""
         if number not in self.tasks:
             raise DatasetError(
-                f"{self.root}: frame {index} has task_index {number}, which meta does not name; run `vla-data verify`"
+                f"{self.root}: frames have task_index {number}, which meta does not name; run `vla-data verify`"
             )
         return self.tasks[number]
 
@@ -121,7 +146,7 @@ class Dataset:
             raise DatasetError(f"{self.root}: no camera {camera!r}; there are {list(self.camera_keys)}")
         episode = self.episode_of(index)
         if feature.dtype == "image":
-            return stored_image(self._files, camera, index)
+            return stored_image(self._files, camera, self.row(index))
         span = episode.videos[camera]
         return self._video(span.path).frame_at(span.from_s + (index - episode.from_index) / self.fps)
 
@@ -193,6 +218,22 @@ class Dataset:
         rows, is_pad = self._clamped(index, offsets)
         return self.column(key)[rows], is_pad
 
+    def row(self, index: int) -> int:
+        """The row of the data files, counted through all of them, that holds frame `index`."""
+        return index if self._file_rows is None else int(self._file_rows[index])
+
+    def stored_rows(self, episode: Episode, keys: Sequence[str]) -> pa.Table:
+        """The columns `keys` of an episode's frames as the data files hold them (pictures and annotations)."""
+        first, end = self.row(episode.from_index), self.row(episode.to_index - 1) + 1
+        parts = []
+        for file in self._files:
+            low, high = max(first, file.from_index), min(end, file.to_index)
+            if low < high:
+                if self._stored is None or self._stored[0] != file.path or self._stored[1].column_names != list(keys):
+                    self._stored = file.path, read_table(file.path, list(keys))
+                parts.append(self._stored[1].slice(low - file.from_index, high - low))
+        return pa.concat_tables(parts)
+
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise DatasetError(f"{self.root}: no frame {index}; there are 0 to {len(self) - 1}")
@@ -203,10 +244,14 @@ class Dataset:
             return self._videos[path]
         if len(self._videos) >= _OPEN_VIDEOS:
             self._videos.popitem(last=False)[1].close()
-        self._videos[path] = VideoReader(self.root / path)
+        self._videos[path] = VideoReader(self.root / path, self.tolerance_s)
         return self._videos[path]
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """Open a LeRobot data set folder, v2.1 or v3.0. Raises DatasetError naming the file or field."""
-    return Dataset(Path(path))
+def open_dataset(path: str | Path, gaps: bool = False, tolerance_s: float = TOLERANCE_S) -> Dataset:
+    """Open a LeRobot dataset folder, v2.0, v2.1 or v3.0. Raises DatasetError naming the file or field.
+
+    gaps: episode numbers may be missing; episodes and frames are counted anew. tolerance_s: how far a picture's time
+    may be from its frame's, as LeRobot's argument of that name.
+    """
+    return Dataset(Path(path), gaps, tolerance_s)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.editing.meta_edit import edited_meta, write_statistics
+from vla_edge.lerobot_data.layout import Info
 from vla_edge.lerobot_data.meta import Episode
-from vla_edge.lerobot_data.meta_edit import edited_meta, write_statistics
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
-from vla_edge.lerobot_data.stats import NEEDED, ImageMoments, Stats, aggregate, number_stats, sampled_frames
+from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, ImageMoments, Stats, aggregate, number_stats, sampled_frames
 
 
 def episode_stats(dataset: Dataset, episode: Episode, keys: Iterable[str]) -> Stats:
@@ -29,20 +30,31 @@ def episode_stats(dataset: Dataset, episode: Episode, keys: Iterable[str]) -> St
     return stats
 
 
-def completed(dataset: Dataset, stored: Mapping[int, Stats], episode: Episode) -> Stats:
+def picture_statistics(info: Info, stored: Iterable[Stats]) -> dict[str, set[str]]:
+    """camera → the statistics that every episode with statistics of it has; all ten when none has any."""
+    entries = list(stored)
+    found = {}
+    for key in info.camera_keys:
+        names = [set(stats[key]) for stats in entries if set(NEEDED) <= set(stats.get(key, {}))]
+        found[key] = set.intersection(*names) if names else {*NEEDED, *QUANTILES}
+    return found
+
+
+def completed(
+    dataset: Dataset, stored: Mapping[int, Stats], episode: Episode, pictures: Mapping[str, set[str]]
+) -> Stats:
     """The `stored` statistics of an episode, and those it lacks: quantiles of numbers, and all of a feature that has
-    not the first five. Pictures with statistics are not decoded for their quantiles."""
+    not the first five. pictures: which statistics a camera is to have; those that are there are not computed anew."""
     mine = stored.get(episode.index, {})
     without = {key for key in dataset.camera_keys if set(NEEDED) <= set(mine.get(key, {}))}
     computed = episode_stats(dataset, episode, [key for key in dataset.features if key not in without])
-    for key in set(dataset.camera_keys) & set(computed):
-        elsewhere = [set(stats[key]) for stats in stored.values() if set(NEEDED) <= set(stats.get(key, {}))]
-        wanted = set.intersection(*elsewhere) if elsewhere else set(computed[key])
-        computed[key] = {name: value for name, value in computed[key].items() if name in wanted}
     whole = {key for key, entry in mine.items() if set(NEEDED) <= set(entry) or key not in computed}
-    return {key: mine[key] for key in mine if key in whole} | {
+    stats = {key: mine[key] for key in mine if key in whole} | {
         key: entry | mine[key] if key in whole else entry for key, entry in computed.items()
     }
+    for key in set(dataset.camera_keys) & set(stats):
+        stats[key] = {name: value for name, value in stats[key].items() if name in pictures[key]}
+    return stats
 
 
 def recompute_stats(

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
+from vla_edge.lerobot_data.editing.meta_edit import (
+    edited_meta,
+    rename_in_episodes,
+    set_task,
+    set_text_in_episodes,
+    write_statistics,
+    write_task_texts,
+)
 from vla_edge.lerobot_data.layout import read_info
-from vla_edge.lerobot_data.meta import read_tasks
-from vla_edge.lerobot_data.meta_edit import edited_meta, rename_in_episodes, write_task_texts
-from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.meta import read_episode_stats, read_tasks
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
+from vla_edge.lerobot_data.stats import Stats, aggregate, number_stats
 
 TOKEN_LIMIT = 48
 """`tokenizer_max_length` of SmolVLA."""
@@ -128,6 +137,47 @@ def rename_task(root: Path, old: str, new: str) -> int:
         write_task_texts(copy, info, tasks | {index: new})
         rename_in_episodes(copy, info, old, new)
     return index
+
+
+def assign_task(root: Path, text: str, episodes: Sequence[int] = ()) -> int:
+    """Give every frame of `episodes` (of all when none is named) the task `text`, which is added where it is new.
+
+    Returns its index. Other texts keep their numbers, also those that no frame has any more. The folders `meta` and
+    `data` are edited as copies and swapped, one after the other.
+    """
+    if not text.strip():
+        raise DatasetError("the task text is empty; give the instruction in words")
+    with open_dataset(root) as dataset:
+        info, tasks = dataset.info, dict(dataset.tasks)
+        odd = [number for number in episodes if number >= len(dataset.episodes)]
+        if odd:
+            raise DatasetError(f"{root} has no episode {odd[0]}; there are 0 to {len(dataset.episodes) - 1}")
+        chosen = set(episodes) or {episode.index for episode in dataset.episodes}
+        index = next((number for number, known in tasks.items() if known == text), max(tasks, default=-1) + 1)
+        changed = np.isin(dataset.column("episode_index"), list(chosen))
+        stats = _task_statistics(dataset, np.where(changed, index, dataset.column("task_index")))
+        files = [path.relative_to(root) for path in dataset.files]
+    with edited_meta(root, ("meta", "data")) as copy:
+        write_task_texts(copy, info, tasks | {index: text})
+        set_text_in_episodes(copy, info, text, chosen)
+        set_task([copy / path for path in files], index, chosen)
+        if stats:
+            write_statistics(copy, info, stats, aggregate(stats.values()))
+    return index
+
+
+def _task_statistics(dataset: Dataset, task_index: NDArray) -> dict[int, Stats]:
+    """Of the new column, by episode: those that are stored now; none where an episode has none."""
+    try:
+        known = read_episode_stats(dataset.root, dataset.info)
+    except DatasetError:
+        return {}
+    stats: dict[int, Stats] = {}
+    for episode in dataset.episodes:
+        computed = number_stats(task_index[episode.from_index : episode.to_index])
+        names = known.get(episode.index, {}).get("task_index", {})
+        stats[episode.index] = {"task_index": {name: computed[name] for name in computed if name in names}}
+    return stats if all(entry["task_index"] for entry in stats.values()) else {}
 
 
 def _check_new(root: Path, tasks: dict[int, str], text: str) -> None:

@@ -43,11 +43,13 @@ def open_video(path: Path) -> Any:
 class VideoReader:
     """One open video; remembers where it stands, so reading in order decodes each frame once.
 
-    Not shared between threads. Raises DatasetError naming the file.
+    tolerance_s: a frame belongs to a time when they differ by no more; of several the nearest. Not shared between
+    threads. Raises DatasetError naming the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tolerance_s: float = TOLERANCE_S) -> None:
         self.path = path
+        self.tolerance_s = tolerance_s
         self._container = open_video(path)
         self._stream = self._container.streams.video[0]
         base = self._stream.time_base
@@ -59,22 +61,32 @@ class VideoReader:
         self._forward_s = _FORWARD_FRAMES / float(rate)
         self._decoded: Iterator[av.VideoFrame] | None = None
         self._frame: av.VideoFrame | None = None
+        self._times = frame_times(path) if tolerance_s > TOLERANCE_S else None
 
     def frame_at(self, time_s: float) -> NDArray[np.uint8]:
         """The frame shown at `time_s` of the file's clock: uint8 [height, width, 3], RGB, a new array."""
         try:
-            frame = self._find(time_s)
+            frame = self._find(self._nearest(time_s))
         except FFmpegError as error:
             self._decoded = None
             raise DatasetError(f"video {self.path} cannot be decoded at {time_s:.4f} s ({error}); restore it") from None
         if frame is None:
-            raise DatasetError(f"video {self.path} has no frame at {time_s:.4f} s (within {TOLERANCE_S} s); restore it")
+            raise DatasetError(
+                f"video {self.path} has no frame at {time_s:.4f} s (within {self.tolerance_s} s); restore it"
+            )
         return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
     def close(self) -> None:
         self._decoded = None
         self._frame = None
         self._container.close()
+
+    def _nearest(self, time_s: float) -> float:
+        """The time of the frame nearest to `time_s`, where one lies within a tolerance wider than the usual."""
+        if self._times is None or not self._times.size:
+            return time_s
+        near = float(self._times[np.abs(self._times - time_s).argmin()])
+        return near if abs(near - time_s) <= self.tolerance_s else time_s
 
     def _find(self, time_s: float) -> av.VideoFrame | None:
         now = self._time(self._frame)
@@ -109,6 +121,17 @@ class VideoReader:
 
     def _time(self, frame: av.VideoFrame | None) -> float:
         return -1.0 if frame is None or frame.pts is None else frame.pts * self._base
+
+
+def frame_times(path: Path) -> NDArray[np.float64]:
+    """When each frame of a video is shown, rising, in seconds: read from its packets, nothing is decoded."""
+    try:
+        with open_video(path) as container:
+            stream = container.streams.video[0]
+            stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            return np.sort(np.array(stamps, np.float64)) * float(stream.time_base)
+    except FFmpegError as error:
+        raise DatasetError(f"video {path} cannot be read ({error}); restore it from the source") from None
 
 
 @dataclass(frozen=True, slots=True)

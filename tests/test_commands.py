@@ -241,6 +241,11 @@ def calls(bundle: Path, folder: Path) -> dict[str, list[list[str]]]:
             ["compare", data, data],
             ["stats", data],
             ["tasks", data],
+            ["info", data],
+            ["merge", data, data, "--out", str(folder / "h")],
+            ["split", data, "--part", "a=0.5", "--out", str(folder / "i")],
+            ["delete", data, "--episodes", "0", "--out", str(folder / "j")],
+            ["renumber", data, "--out", str(folder / "k")],
         ],
         "vla-train": [
             *([word, "--checkpoint", str(CHECKPOINT), *trained] for word in ("fine-tune", "smoke", "anchors")),

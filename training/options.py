@@ -15,6 +15,7 @@ from typing import Any
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer, between, count, fraction, not_negative, positive, whole
 from vla_edge.errors import ConfigError
+from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
@@ -167,19 +168,6 @@ def tasks_of(datasets: Sequence[str], episodes: tuple[int, ...]) -> tuple[TaskDa
     if episodes and len(tasks) > 1:
         raise ConfigError("--episodes with several data sets is ambiguous; give one data set")
     return tuple(replace(task, episodes=episodes) for task in tasks)
-
-
-def parse_episodes(text: str) -> tuple[int, ...]:
-    """`0-3,7` → (0, 1, 2, 3, 7). ConfigError for anything else, and for an empty list."""
-    chosen: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigError(f"episode list {text!r} is not understood; write numbers and ranges such as 0-9,12")
-        chosen += range(int(first), int(last or first) + 1)
-    if not chosen:
-        raise ConfigError(f"episode list {text!r} is empty; give at least one episode")
-    return tuple(dict.fromkeys(chosen))
 
 
 def pair(text: str, flag: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
@@ -10,13 +11,13 @@ from vla_edge.lerobot_data.columns import FileRows, stored_image
 from vla_edge.lerobot_data.meta import Episode, episode_files, read_table
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened, joined
-from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader
+from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader, frame_times
 
 
 def sample(opened: Opened) -> list[str]:
     """The middle frame of the first, the middle and the last episode, as a user would read it."""
     problems = []
-    with open_dataset(opened.root) as dataset:
+    with open_dataset(opened.root, tolerance_s=opened.tolerance_s) as dataset:
         last = len(dataset.episodes) - 1
         for number in sorted({0, last // 2, last}):
             episode = dataset.episodes[number]
@@ -104,22 +105,29 @@ def timestamps(opened: Opened) -> list[str]:
     found = joined(opened.frames, "timestamp").astype(np.float64)
     wanted = joined(opened.frames, "frame_index") / opened.info.fps
     # float32 cannot say 1e-4 s after half an hour; its own spacing is allowed then.
-    slack = np.maximum(TOLERANCE_S, np.spacing(np.abs(wanted).astype(np.float32)))
+    slack = np.maximum(opened.tolerance_s, np.spacing(np.abs(wanted).astype(np.float32)))
     wrong = np.flatnonzero(~(np.abs(found - wanted) <= slack))
     if not wrong.size:
         return []
     row = wrong[0]
-    return [f"row {row} has timestamp {found[row]:.6f}, frame / fps is {wanted[row]:.6f}; {wrong.size} rows differ"]
+    problem = f"row {row} has timestamp {found[row]:.6f}, frame / fps is {wanted[row]:.6f}; {wrong.size} rows differ"
+    off = float(np.abs(found - wanted)[wrong].max())
+    if off < 1 / opened.info.fps:  # a clock's jitter; nan is not
+        problem += (
+            f", by {off:.4g} s at most; times that jitter are taken with --tolerance {np.ceil(off * 1e4) / 1e4:g}"
+        )
+    return [problem]
 
 
 def video_ends(opened: Opened) -> list[str]:
-    """First and last frame of every episode decode for every camera; spans in a file do not overlap."""
+    """Every frame has a picture's packet at its time, the first and the last of every episode decode, for every camera;
+    spans in a file do not overlap."""
     info, episodes = opened.info, opened.episodes
     assert info is not None and episodes is not None
     problems = []
     for key in info.video_keys:
         reader: VideoReader | None = None
-        end = 0.0
+        times, end = np.empty(0), 0.0
         for episode in episodes:
             span = episode.videos[key]
             last = span.from_s + (episode.length - 1) / info.fps
@@ -128,7 +136,8 @@ def video_ends(opened: Opened) -> list[str]:
                     if reader is not None:
                         reader.close()
                     reader, end = None, 0.0
-                    reader = VideoReader(opened.root / span.path)
+                    reader = VideoReader(opened.root / span.path, opened.tolerance_s)
+                    times = frame_times(opened.root / span.path)
                 if span.from_s < end - TOLERANCE_S:
                     problems.append(
                         f"episode {episode.index}: {key} starts at {span.from_s} s, the one before ends at {end} s"
@@ -138,6 +147,10 @@ def video_ends(opened: Opened) -> list[str]:
                         f"episode {episode.index}: {key} ends at {span.to_s} s, its last frame is due at {last} s"
                     )
                 end = span.to_s
+                missing = _missing_frames(times, span.from_s, episode.length, info.fps, opened.tolerance_s)
+                if missing:
+                    problems.append(f"episode {episode.index}: {span.path} of {key} {missing}")
+                    continue
                 reader.frame_at(span.from_s)
                 reader.frame_at(last)
             except DatasetError as error:
@@ -145,6 +158,22 @@ def video_ends(opened: Opened) -> list[str]:
         if reader is not None:
             reader.close()
     return problems[:MOST_PROBLEMS] or _stored_image_ends(opened, episodes)
+
+
+def _missing_frames(times: NDArray, from_s: float, length: int, fps: float, tolerance_s: float) -> str:
+    """Which frames of an episode have no packet at their time, in words; "" when all have one."""
+    due = from_s + np.arange(length) / fps
+    ends = np.concatenate([[-np.inf], times, [np.inf]])
+    after = np.searchsorted(ends, due)
+    near = np.minimum(due - ends[after - 1], ends[after] - due)
+    missing = np.flatnonzero(near > tolerance_s + 1e-9)
+    if not missing.size:
+        return ""
+    which = f"frame {missing[0]}" + (f" and {missing.size - 1} more" if missing.size > 1 else "")
+    remedy = "record it again or leave it out with `vla-data delete`"
+    if missing[0] == length - missing.size:
+        return f"ends {missing.size} pictures before the frames do ({which}); {remedy}"
+    return f"has no picture for {which}: the nearest is {near[missing].max():.4f} s away; {remedy}"
 
 
 def _stored_image_ends(opened: Opened, episodes: list[Episode]) -> list[str]:
@@ -176,6 +205,11 @@ def task_indices(opened: Opened) -> list[str]:
         for index in np.unique(used)
         if int(index) not in tasks
     ]
+    if opened.info is not None and opened.info.version == layout.V30 and list(tasks) != list(range(len(tasks))):
+        problems.append(
+            f"tasks have the numbers {list(tasks)[:5]}, and LeRobot takes tasks by their place; close the gaps with "
+            "`vla-data renumber`"
+        )
     for episode in episodes:
         texts = {tasks.get(int(index)) for index in np.unique(used[number == episode.index])}
         if texts != set(episode.tasks):

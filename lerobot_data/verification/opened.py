@@ -16,6 +16,7 @@ from vla_edge.lerobot_data.columns import column_array, data_files
 from vla_edge.lerobot_data.layout import INDEX_FEATURES, Info
 from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episodes, read_stats, read_table, read_tasks
 from vla_edge.lerobot_data.stats import Stats
+from vla_edge.lerobot_data.video import TOLERANCE_S
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Opened:
     """
 
     root: Path
+    tolerance_s: float = TOLERANCE_S
     info: Info | None = None
     tasks: dict[int, str] | None = None
     episodes: list[Episode] | None = None
@@ -53,8 +55,8 @@ class Opened:
     frame_problems: list[str] = field(default_factory=list)
 
 
-def open_parts(root: Path) -> Opened:
-    opened = Opened(root)
+def open_parts(root: Path, tolerance_s: float = TOLERANCE_S) -> Opened:
+    opened = Opened(root, tolerance_s)
     meta = opened.meta_problems
     opened.info = info = _try(meta, lambda: layout.read_info(root))
     if info is None:

@@ -10,6 +10,7 @@ from typing import Any
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.verification.checks import CHECKS, Check
 from vla_edge.lerobot_data.verification.opened import Opened, open_parts
+from vla_edge.lerobot_data.video import TOLERANCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +62,18 @@ class Report:
         }
 
 
-def verify_dataset(root: Path, progress: Callable[[str], None] | None = None) -> Report:
-    """Run all checks. Reads every table once and decodes the ends of every episode's videos.
+def verify_dataset(
+    root: Path, progress: Callable[[str], None] | None = None, tolerance_s: float = TOLERANCE_S
+) -> Report:
+    """Run all checks. Reads every table once, the times of all video packets, and decodes the ends of every episode's
+    videos. tolerance_s: how far times may be from where the rate puts them.
 
     progress: called with each check's name before it runs. Raises DatasetError
     only when `root` is no folder at all; anything else wrong is in the report.
     """
     if not root.is_dir():
         raise DatasetError(f"data set {root} does not exist; give the folder that holds meta/info.json")
-    opened = open_parts(root)
+    opened = open_parts(root, tolerance_s)
     results = []
     for check in CHECKS:
         if progress is not None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from vla_edge.errors import CheckFailed, DatasetError
 from vla_edge.lerobot_data.compare_data import compare_datasets
-from vla_edge.lerobot_data.convert import FileSizes, convert_dataset
+from vla_edge.lerobot_data.editing.convert import convert_dataset
+from vla_edge.lerobot_data.editing.rewrite import FileSizes
 from vla_edge.lerobot_data.layout import INDEX_FEATURES
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vla_edge.errors import DatasetError
-from vla_edge.lerobot_data.convert import convert_dataset
+from vla_edge.lerobot_data.editing.convert import convert_dataset
 from vla_edge.lerobot_data.layout import IMAGE_AXES, flat_names, read_info
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.verification.verify import verify_dataset

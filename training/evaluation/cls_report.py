@@ -18,9 +18,9 @@ from torch import Tensor
 from vla_edge.command_line import answer, between, count, folder_to_write
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import write_json, written_beside
+from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.training.options import parse_episodes
 from vla_edge.training.run_config import TaskData
 from vla_edge.training.training_frames import Frames, FrameSettings, RawSample, collate
 

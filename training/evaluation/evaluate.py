@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vla_edge.command_line import answer, count, file_to_write, threads, whole
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.files import write_text, written_beside
+from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
@@ -21,7 +22,6 @@ from vla_edge.training.evaluation.compare_report import Contender, draw, markdow
 from vla_edge.training.evaluation.prediction_errors import HorizonError, baselines, chunk_errors
 from vla_edge.training.evaluation.prediction_errors import markdown as error_table
 from vla_edge.training.evaluation.predictors import Predictor, Query, open_predictor
-from vla_edge.training.options import parse_episodes
 from vla_edge.training.run_config import TaskData, read_config
 from vla_edge.training.statistics import joint_names
 from vla_edge.training.training_frames import Frames, FrameSettings

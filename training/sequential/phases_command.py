@@ -8,11 +8,12 @@ from pathlib import Path
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer, count, whole
 from vla_edge.errors import ConfigError
+from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
-from vla_edge.training.options import pair, parse_episodes, print_notes, reporter, tasks_of
+from vla_edge.training.options import pair, print_notes, reporter, tasks_of
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig
 from vla_edge.training.sequential.phases import KUAVO, describe, missing_datasets, read_stages, with_datasets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,16 +23,19 @@ T = TypeVar("T")
 
 
 @contextmanager
-def edited_meta(root: Path) -> Iterator[Path]:
-    """Yields a folder that holds a copy of `root/meta`; when the block ends well the copy takes its place.
+def edited_meta(root: Path, folders: Sequence[str] = ("meta",)) -> Iterator[Path]:
+    """Yields a folder that holds a copy of `root/meta` (or of these `folders`); when the block ends well the copies
+    take their places, one after the other.
 
     An error inside leaves the dataset as it was.
     """
     copy = partial_path(root / "edit")
     try:
-        shutil.copytree(root / "meta", copy / "meta")
+        for name in folders:
+            shutil.copytree(root / name, copy / name)
         yield copy
-        replace_folder(copy / "meta", root / "meta")
+        for name in folders:
+            replace_folder(copy / name, root / name)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 
@@ -44,6 +47,33 @@ def write_task_texts(copy: Path, info: Info, tasks: Mapping[int, str]) -> None:
     else:
         tables.write_tasks(copy / layout.TASKS_FILE, tasks)
     tables.write_json(copy / layout.INFO_FILE, dict(info.raw) | {"total_tasks": len(tasks)})
+
+
+def set_task(files: Iterable[Path], task: int, episodes: Collection[int]) -> None:
+    """Give all frames of `episodes` in the data files `files` the task number `task`."""
+    for path in files:
+        table = read_table(path)
+        numbers, owners = table["task_index"].to_pylist(), table["episode_index"].to_pylist()
+        cells = [task if owner in episodes else number for number, owner in zip(numbers, owners)]
+        if cells != numbers:
+            kind = table.schema.field("task_index").type
+            _replace_columns(path, table, {"task_index": pa.array(cells, kind)})
+
+
+def set_text_in_episodes(copy: Path, info: Info, text: str, episodes: Collection[int]) -> None:
+    """Make `text` the one task of these episodes."""
+    if info.version != layout.V30:
+        path = copy / layout.V21_EPISODES_FILE
+        rows = layout.read_jsonl(path)
+        tables.write_jsonl(
+            path, [row | {"tasks": [text]} if row.get("episode_index") in episodes else row for row in rows]
+        )
+        return
+    for path in episode_files(copy):
+        table = read_table(path)
+        owned = zip(table["episode_index"].to_pylist(), table["tasks"].to_pylist())
+        texts = [[text] if number in episodes else tasks for number, tasks in owned]
+        _replace_columns(path, table, {"tasks": pa.array(texts, tables.nested(pa.string(), 1))})
 
 
 def rename_in_episodes(copy: Path, info: Info, old: str, new: str) -> None:
