@@ -45,8 +45,8 @@ class Inpaint:
 
 @dataclass(frozen=True, slots=True)
 class FlowRequest:
-    """noise: float32 [C, A]. steps: between the policy's min_steps and num_steps. signal: int32 [1] that another thread
-    may set to a `FlowSignal` at any time; read between steps."""
+    """noise: float32 [C, A], empty for a policy of one pass. steps: between the policy's min_steps and num_steps.
+    signal: int32 [1] that another thread may set to a `FlowSignal` at any time; read between steps."""
 
     steps: int
     noise: NDArray[np.float32]

@@ -1,7 +1,7 @@
 """Checkpoint in, bundle out: builds the graphs, writes the folder, proves it against torch.
 
 The bundle is written to a temporary sibling and renamed only after every graph
-passed the checker, the lint and the parity of `parity.py`.
+passed the checker, the lint and the comparison of `proof.py`. What depends on the policy's family is its `Exporter`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from safetensors.numpy import save
 
 from vla_edge import __version__
 from vla_edge.bundle import (
-    MAX_FLOW_STEPS,
     TABLES,
     TOKENIZER,
     CameraSpec,
@@ -31,17 +30,16 @@ from vla_edge.bundle import (
     TokenizerSpec,
     file_sha256,
     open_bundle,
-    smolvla_programme,
     write_manifest,
 )
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckpointError, ConfigError, ExportError
-from vla_edge.export import parity
+from vla_edge.errors import CheckpointError, ExportError
+from vla_edge.export.family import Cut, Exporter, exporter_of
 from vla_edge.export.graph import Graph
 from vla_edge.export.lint import lint
+from vla_edge.export.proof import compare
 from vla_edge.export.proof_observations import (
-    TASKS,
     Case,
     Recording,
     camera_specs,
@@ -50,13 +48,11 @@ from vla_edge.export.proof_observations import (
     recorded_cases,
     synthetic_cases,
 )
-from vla_edge.export.smolvla.cuts import Cut, policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.checkpoint_folder import checkpoint_name, resolve_checkpoint
-from vla_edge.policies.smolvla.cls import why_no_gate
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.families import Policy
 from vla_edge.runtime.inference.units import resting, resting_sentence
 
 GRAPHS = "graphs"
@@ -95,17 +91,18 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     """
     progress("read the checkpoint")
     request = replace(request, checkpoint=resolve_checkpoint(request.checkpoint, request.revision))
-    policy = SmolVLAPolicy.from_pretrained(request.checkpoint, request.vlm, request.base)
-    _check_limits(policy, request)
-    cameras = camera_specs(policy, request.recording)
+    exporter = exporter_of(request.checkpoint, request.vlm, request.base)
+    policy = exporter.policy
+    _check_outputs(policy, request)
+    exporter.check(request.checkpoint)
+    cameras = camera_specs(policy, request.recording, exporter.placeholder_size)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
-            _check_token_ids(policy)
-            cases = list(_cases(policy, cameras, request.recording))
-            manifest = write_graphs(policy, cameras, request, folder, progress)
+            cases = list(_cases(exporter, cameras, request.recording))
+            manifest = write_graphs(exporter, cameras, request, folder, progress)
             write_manifest(folder, manifest)
             engine = load_engine("ort", EngineOptions(threads=request.threads, spin=False))
-            report = parity.compare(policy, open_bundle(folder), engine, cases, progress)
+            report = compare(exporter, open_bundle(folder), engine, cases, progress)
             manifest = replace(manifest, parity=report)
             write_manifest(folder, manifest)
     except OSError as error:
@@ -116,24 +113,17 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     return manifest
 
 
-def _check_limits(policy: SmolVLAPolicy, request: ExportRequest) -> None:
-    """What the runtime could not run, or must not: CheckpointError, ConfigError."""
+def _check_outputs(policy: Policy, request: ExportRequest) -> None:
+    """CheckpointError: nobody knows in what units the actions come out."""
     unknown = policy.settings.unknown_outputs
     if unknown and not request.outputs_are_joint_values:
         raise CheckpointError(
             f"{request.checkpoint}: {unknown}; an arm would be sent normalised values: put the right statistics under "
             "that name, or give --outputs-are-joint-values if the network was trained on joint values as they are"
         )
-    if policy.config.num_steps > MAX_FLOW_STEPS:
-        raise ConfigError(
-            f"{request.checkpoint}: num_steps is {policy.config.num_steps}, the runtime takes at most "
-            f"{MAX_FLOW_STEPS}; lower it in config.json (10 is usual)"
-        )
-    if policy.settings.relative and policy.config.adapt_to_pi_aloha:
-        raise ConfigError(f"{request.checkpoint}: relative actions with adapt_to_pi_aloha are not supported")
 
 
-def _resting(policy: SmolVLAPolicy, joints: tuple[str, ...]) -> Iterator[str]:
+def _resting(policy: Policy, joints: tuple[str, ...]) -> Iterator[str]:
     """A note for each joint of the state whose statistics have no spread."""
     by = policy.settings.state
     for index in resting(by.low, by.high, by.mode):
@@ -149,16 +139,16 @@ def _camera_notes(cameras: tuple[CameraSpec, ...]) -> Iterator[str]:
 
 
 def write_graphs(
-    policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], request: ExportRequest, folder: Path, progress: Progress
+    exporter: Exporter, cameras: tuple[CameraSpec, ...], request: ExportRequest, folder: Path, progress: Progress
 ) -> Manifest:
     """Graphs, weights, tables and tokenizer into `folder`; the manifest says nothing yet of parity."""
+    policy = exporter.policy
     joints, notes = _joints(policy, request.recording)
     notes = (*notes, *_resting(policy, joints), *_camera_notes(cameras))
     (folder / GRAPHS).mkdir()
-    why_pooled = why_no_gate(policy.model)
     graphs: dict[str, GraphSpec] = {}
     with WeightFile(folder / WEIGHTS) as weights:
-        for cut in smolvla_cuts(policy, with_cls=why_pooled is None):
+        for cut in exporter.cuts():
             progress(f"build {cut.name}")
             try:
                 graphs[cut.name] = _write_graph(cut, weights, folder)
@@ -167,22 +157,27 @@ def write_graphs(
     for spec in graphs.values():
         onnx.checker.check_model(str(folder / spec.file), full_check=True)
     progress("write tables and tokenizer")
-    (folder / TABLES).write_bytes(save(_tables(policy)))
-    (folder / TOKENIZER).write_bytes((policy.tokenizer.settings.folder / "tokenizer.json").read_bytes())
-    files = sorted({TABLES, TOKENIZER, WEIGHTS, *(spec.file for spec in graphs.values())})
+    (folder / TABLES).write_bytes(save({**exporter.tables(), **_statistics(policy)}))
+    tokenizer = _tokenizer(policy, folder)
+    files = sorted(
+        {TABLES, WEIGHTS, *(spec.file for spec in graphs.values()), *([tokenizer.file] if tokenizer.file else [])}
+    )
     return Manifest(
-        policy=policy_spec(policy),
+        policy=exporter.spec(),
         cameras=cameras,
         joints=joints,
         joint_units=request.joint_units,
         fps=data_fps(request.fps, request.recording),
-        tokenizer=_tokenizer(policy),
-        normalization=tuple(
-            NormalizationSpec(item.feature, item.mode, item.eps)
-            for item in (policy.settings.state, policy.settings.action)
+        tokenizer=tokenizer,
+        normalization=(
+            *(
+                NormalizationSpec(item.feature, item.mode, item.eps)
+                for item in (policy.settings.state, policy.settings.action)
+            ),
+            *exporter.pictures(),
         ),
         graphs=graphs,
-        programme=smolvla_programme(graphs),
+        programme=exporter.programme(graphs),
         files={name: file_sha256(folder / name) for name in files},
         checkpoint={
             "name": checkpoint_name(request.checkpoint),
@@ -191,13 +186,13 @@ def write_graphs(
         },
         parity={},
         precision={"requested": "fp32", "graphs": dict.fromkeys(graphs, "fp32")},
-        gate={"kind": "cls"} if why_pooled is None else {"kind": "pooled", "why_not_cls": why_pooled},
+        gate=exporter.gate(),
         tools=_tools(),
         notes=(*policy.notes, *notes),
     )
 
 
-def _named(error: ExportError, policy: SmolVLAPolicy, checkpoint: Path) -> ExportError | CheckpointError:
+def _named(error: ExportError, policy: Policy, checkpoint: Path) -> ExportError | CheckpointError:
     """The error, with the checkpoint's tensor where that is what is wrong: a graph knows its own names only."""
     broken = next((name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()), None)
     return (
@@ -218,33 +213,25 @@ def _write_graph(cut: Cut, weights: WeightFile, folder: Path) -> GraphSpec:
     return GraphSpec(file, (WEIGHTS,) if outside else (), tuple(graph.inputs), tuple(graph.outputs))
 
 
-def _tables(policy: SmolVLAPolicy) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """Time tables, every statistic of the checkpoint, and the pair each normaliser uses under the names of its mode."""
-    tables = time_tables(policy)
+def _statistics(policy: Policy) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Every statistic of the checkpoint, and the pair each normaliser uses under the names of its mode."""
+    tables = {}
     for feature, statistics in policy.settings.statistics.items():
         tables.update(
             {f"{feature}.{name}": np.ascontiguousarray(value, np.float32) for name, value in statistics.items()}
         )
-    for item in (policy.settings.state, policy.settings.action):
+    for item in (policy.settings.state, policy.settings.action, *policy.settings.pictures):
         names = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}[item.mode]
         tables.update({f"{item.feature}.{name}": value for name, value in zip(names, (item.low, item.high))})
     return tables
 
 
-def _check_token_ids(policy: SmolVLAPolicy) -> None:
-    """The tokenizer must be the backbone's: padding, image tokens and ordinary text lie in its vocabulary."""
-    settings, special, limit = policy.tokenizer.settings, policy.model.special, policy.backbone.text.vocab_size
-    text, _ = policy.tokenizer.encode(TASKS)
-    highest = max((settings.pad_id, *special.start, *special.end, int(text.max())))
-    if highest >= limit:
-        raise CheckpointError(
-            f"{settings.folder}: the tokenizer makes id {highest}, the backbone knows ids below {limit}; use the "
-            "policy's own tokenizer"
-        )
-
-
-def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
-    settings = policy.tokenizer.settings
+def _tokenizer(policy: Policy, folder: Path) -> TokenizerSpec:
+    """The tokenizer's settings, its file copied into the bundle; without a file where the policy reads no text."""
+    settings = policy.settings.tokenizer
+    if settings is None:
+        return TokenizerSpec("", 0, "longest", "right", "right", 0, False)
+    (folder / TOKENIZER).write_bytes((settings.folder / "tokenizer.json").read_bytes())
     return TokenizerSpec(
         file=TOKENIZER,
         max_length=settings.max_length,
@@ -256,13 +243,14 @@ def _tokenizer(policy: SmolVLAPolicy) -> TokenizerSpec:
     )
 
 
-def _cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording | None) -> Iterator[Case]:
-    yield from synthetic_cases(policy, cameras)
+def _cases(exporter: Exporter, cameras: tuple[CameraSpec, ...], recording: Recording | None) -> Iterator[Case]:
+    policy = exporter.policy
+    yield from synthetic_cases(policy, cameras, exporter.masks_cameras)
     if recording is not None:
         yield from recorded_cases(policy, cameras, recording)
 
 
-def _joints(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _joints(policy: Policy, recording: Recording | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Joint names, and a note where they are assumed: a checkpoint holds none."""
     if recording is not None:
         return joint_names(policy, recording), ()

@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.policies.families import Policy
 from vla_edge.policies.features import ACTION, STATE
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 if TYPE_CHECKING:
     from vla_edge.lerobot_data.reader import Dataset
 
 TASKS = ("Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
-
-BASE_SIZE = (256, 256)
-"""Height and width that config.json of every fine-tune of lerobot/smolvla_base states."""
 
 RECORDED_FRAMES = 2
 """Frames taken from a data set, spread over its length: each costs a whole inference on both sides."""
@@ -29,7 +26,8 @@ RECORDED_FRAMES = 2
 
 @dataclass(frozen=True)
 class Case:
-    """One observation with its noise float32 [C, A]; keys as LeRobot names them before `rename_map`."""
+    """One observation with its noise float32 [C, A]; keys as LeRobot names them before `rename_map`. A policy without
+    a tokenizer gets no task."""
 
     name: str
     observation: Mapping[str, Any]
@@ -45,14 +43,14 @@ class Recording:
     cameras: Mapping[str, str]
 
 
-def synthetic_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...]) -> Iterator[Case]:
-    """All cameras, then the first one missing, or other values where there is only one."""
+def synthetic_cases(policy: Policy, cameras: tuple[CameraSpec, ...], masks_cameras: bool) -> Iterator[Case]:
+    """All cameras, then the first one missing, or other values where there is only one or none may be missing."""
     variants: list[tuple[str, str | None]] = [("all cameras", None), ("another observation", None)]
-    if len(cameras) > 1:
+    if len(cameras) > 1 and masks_cameras:
         variants[1] = (f"without {cameras[0].name}", cameras[0].name)
     for seed, (name, missing) in enumerate(variants):
         generator = np.random.default_rng(seed)
-        observation: dict[str, Any] = {"task": TASKS[seed]}
+        observation: dict[str, Any] = {} if policy.settings.tokenizer is None else {"task": TASKS[seed]}
         for camera in cameras:
             picture = _picture(generator, camera.height, camera.width)
             if camera.name != missing:
@@ -61,13 +59,15 @@ def synthetic_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...]) -> I
         yield Case(name, observation, _noise(policy, generator))
 
 
-def camera_specs(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[CameraSpec, ...]:
+def camera_specs(
+    policy: Policy, recording: Recording | None, placeholder: tuple[int, int] | None
+) -> tuple[CameraSpec, ...]:
     """The policy's cameras with the size their pictures had in the data: the recording's where there is one, else
-    config.json's, unless that is the size which lerobot/smolvla_base leaves there whatever the data were.
+    config.json's, unless that is `placeholder`, which says nothing of the data.
 
     DatasetError, ConfigError: the recording has none of the cameras, or not the one it is mapped to.
     """
-    known = any((camera.height, camera.width) != BASE_SIZE for camera in policy.settings.cameras)
+    known = any((camera.height, camera.width) != placeholder for camera in policy.settings.cameras)
     specs = [CameraSpec(item.name, item.source, item.height, item.width, known) for item in policy.settings.cameras]
     if recording is None:
         return tuple(specs)
@@ -82,7 +82,7 @@ def camera_specs(policy: SmolVLAPolicy, recording: Recording | None) -> tuple[Ca
     )
 
 
-def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
+def recorded_cases(policy: Policy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
     """Frames spread over the data set, with those cameras of the policy that it has."""
     from vla_edge.lerobot_data.observations import cameras_in
 
@@ -91,7 +91,9 @@ def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recor
         for index in np.linspace(0, len(dataset) - 1, RECORDED_FRAMES + 2).astype(int)[1:-1]:
             sample = dataset.frame(int(index), tuple(sources.values()))
             observation: dict[str, Any] = {name: sample.images[key] for name, key in sources.items()}
-            observation |= {STATE: sample.values[STATE].astype(np.float32), "task": sample.task}
+            observation[STATE] = sample.values[STATE].astype(np.float32)
+            if policy.settings.tokenizer is not None:
+                observation["task"] = sample.task
             without = ", ".join(camera.source for camera in cameras if camera.source not in sources)
             yield Case(
                 f"{recording.path.name} frame {index}{without and f' without {without}'}",
@@ -100,7 +102,7 @@ def recorded_cases(policy: SmolVLAPolicy, cameras: tuple[CameraSpec, ...], recor
             )
 
 
-def joint_names(policy: SmolVLAPolicy, recording: Recording) -> tuple[str, ...]:
+def joint_names(policy: Policy, recording: Recording) -> tuple[str, ...]:
     """The data set's names of the policy's actions. DatasetError when it has none, or another number of them."""
     with _open(recording) as dataset:
         feature = dataset.features.get(ACTION)
@@ -137,7 +139,7 @@ def _open(recording: Recording) -> Dataset:
     return open_dataset(recording.path)
 
 
-def _noise(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:
+def _noise(policy: Policy, generator: np.random.Generator) -> NDArray[np.float32]:
     return generator.standard_normal((policy.config.chunk_size, policy.config.max_action_dim), np.float32)
 
 
@@ -148,7 +150,7 @@ def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray
     return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def _state(policy: SmolVLAPolicy, generator: np.random.Generator) -> NDArray[np.float32]:
+def _state(policy: Policy, generator: np.random.Generator) -> NDArray[np.float32]:
     """A state inside the training data's spread, in joint units."""
     by = policy.settings.state
     unit = generator.uniform(-1, 1, policy.config.state_dim).astype(np.float32)

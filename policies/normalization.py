@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ EPS = 1e-8
 
 _BUFFER = re.compile(
     r"(?P<owner>normalize_inputs|normalize_targets|unnormalize_outputs)\.(?:(?P<data>.+)[._])?"
-    r"buffer_(?P<feature>observation_state|action)\.(?P<statistic>\w+)"
+    r"buffer_(?P<feature>observation_state|observation_image\w*|action)\.(?P<statistic>\w+)"
 )
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -39,7 +39,8 @@ MODES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Normalization:
     """How one feature is normalised. `mode` is MEAN_STD, MIN_MAX (quantiles included) or IDENTITY; `low` and `high` are
-    mean and std, or minimum and maximum, float32 [dimensions]; `eps` keeps divisors from being zero."""
+    mean and std, or minimum and maximum, float32 [dimensions], of a picture [3]; `eps` keeps divisors from being
+    zero."""
 
     feature: str
     mode: str
@@ -72,11 +73,12 @@ def read_statistics(file: Path) -> Statistics:
     return statistics
 
 
-def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> Statistics:
+def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]], cameras: Sequence[str] = ()) -> Statistics:
     """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like, empty where there are none.
 
-    The first policies carry their data set's name in front of `buffer_`; actions are taken from the outputs' buffers,
-    else from the targets'. CheckpointError: buffers of several data sets.
+    cameras: keys of the pictures whose statistics are wanted too. The first policies carry their data set's name in
+    front of `buffer_`; actions are taken from the outputs' buffers, else from the targets'. CheckpointError: buffers of
+    several data sets.
     """
     found: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
     sets = set()
@@ -90,6 +92,7 @@ def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]]) -> 
             f"{folder}: the model file holds statistics of {', '.join(sorted(sets))}; keep those of one data set"
         )
     places = {
+        **{camera: [("normalize_inputs", camera.replace(".", "_"))] for camera in cameras},
         STATE: [("normalize_inputs", "observation_state")],
         ACTION: [("unnormalize_outputs", "action"), ("normalize_targets", "action")],
     }
@@ -108,7 +111,8 @@ def of_the_right_length(statistics: Statistics, size: int) -> tuple[str, ...]:
 
 
 def normalization(feature: str, kind: str, size: int, step: NormalizerStep, folder: Path) -> Normalization:
-    """How `step` treats one feature of `size` dimensions; a feature without statistics passes unchanged."""
+    """How `step` treats one feature of `size` dimensions (a picture's: its channels); a feature without statistics
+    passes unchanged."""
     mode = take(step.modes, kind, "IDENTITY", folder)
     if mode not in MODES:
         raise ConfigError(f"{folder}: normalization mode of {kind} is {mode!r}, known are {', '.join(MODES)}")
@@ -123,13 +127,14 @@ def normalization(feature: str, kind: str, size: int, step: NormalizerStep, fold
                 f"{folder}: statistics of {feature} lack {name}, which mode {mode} needs; save the policy with its "
                 "statistics"
             )
-        if value.shape != (size,):
+        expected = (size, 1, 1) if kind == "VISUAL" else (size,)
+        if value.shape != expected:
             raise CheckpointError(
-                f"{folder}: statistic {feature}.{name} has shape {list(value.shape)}, the feature has [{size}]"
+                f"{folder}: statistic {feature}.{name} has shape {list(value.shape)}, the feature has {list(expected)}"
             )
         if not np.isfinite(value).all():
             raise CheckpointError(
                 f"{folder}: statistic {feature}.{name} is not finite; the policy was saved before it saw data"
             )
-        pair.append(np.ascontiguousarray(value, dtype=np.float32))
+        pair.append(np.ascontiguousarray(value, dtype=np.float32).reshape(size))
     return Normalization(feature, "MEAN_STD" if mode == "MEAN_STD" else "MIN_MAX", step.eps, pair[0], pair[1])

@@ -62,7 +62,8 @@ class RelativeActions:
 class ProcessorSettings:
     """Everything between an observation and the network, and back.
 
-    action: turns normalised actions into robot units; action_target: normalises recorded actions for training.
+    pictures: one a camera, for a family that does not scale pictures itself, of channels in 0..1. action: turns
+    normalised actions into robot units; action_target: normalises recorded actions for training.
     statistics: all that the checkpoint holds, written back on saving. unknown_outputs: why nobody knows in what units
     the actions come out, empty where they are known. tokenizer: None where the policy reads no task.
     """
@@ -76,6 +77,7 @@ class ProcessorSettings:
     normalization_mapping: Mapping[str, str]
     eps: float
     statistics: Statistics
+    pictures: tuple[Normalization, ...] = ()
     relative: RelativeActions | None = None
     unknown_outputs: str = ""
     notes: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ def read_processing(
         raise CheckpointError(
             f"{folder / lost}.json: missing although its counterpart is there; copy the checkpoint again"
         )
-    kept = old_statistics(folder, buffers)
+    kept = old_statistics(folder, buffers, [camera.name for camera in config.cameras])
     if before is None or after is None:
         if not kept:
             raise CheckpointError(
@@ -121,7 +123,7 @@ def read_processing(
         return _assemble(folder, config, _Pipelines(step, step, {}, config.tokenizer_step, True, vlm))
     for steps, name in ((before, PREPROCESSOR), (after, POSTPROCESSOR)):
         _check_device(steps.get("device_processor", {}), folder / f"{name}.json")
-    _check_covers_state(before.get("normalizer_processor", {}), folder / f"{PREPROCESSOR}.json")
+    _check_covers_inputs(before.get("normalizer_processor", {}), config, folder / f"{PREPROCESSOR}.json")
     pipelines = _Pipelines(
         normalizer=_normalizer(folder, before.get("normalizer_processor"), config, kept),
         unnormalizer=_normalizer(folder, after.get("unnormalizer_processor"), config, kept),
@@ -152,6 +154,7 @@ def _assemble(folder: Path, config: PolicyConfig, found: _Pipelines) -> Processo
         )
     state = normalization(STATE, "STATE", config.state_dim, found.normalizer, folder)
     action = normalization(ACTION, "ACTION", config.action_dim, found.unnormalizer, folder)
+    pictures = tuple(normalization(item.name, "VISUAL", 3, found.normalizer, folder) for item in config.cameras)
     return ProcessorSettings(
         cameras=_cameras(config, found.rename_map, folder),
         rename_map=dict(found.rename_map),
@@ -164,9 +167,14 @@ def _assemble(folder: Path, config: PolicyConfig, found: _Pipelines) -> Processo
         normalization_mapping=dict(modes),
         eps=found.normalizer.eps,
         statistics={**found.normalizer.statistics, **found.unnormalizer.statistics},
+        pictures=pictures,
         relative=found.relative,
         unknown_outputs=_unknown_outputs(action, config, found),
-        notes=(*found.absent, *_passes_unchanged(state, modes.get("STATE", "IDENTITY"))),
+        notes=(
+            *found.absent,
+            *_passes_unchanged(state, modes.get("STATE", "IDENTITY")),
+            *(note for item in pictures for note in _passes_unchanged(item, modes.get("VISUAL", "IDENTITY"))),
+        ),
     )
 
 
@@ -338,18 +346,21 @@ def _check_device(step: Mapping[str, Any], file: Path) -> None:
         raise ConfigError(f"{file}: device_processor.float_dtype is {step['float_dtype']!r}, supported is float32")
 
 
-def _check_covers_state(step: Mapping[str, Any], file: Path) -> None:
+def _check_covers_inputs(step: Mapping[str, Any], config: PolicyConfig, file: Path) -> None:
     """LeRobot normalises the observations that the step's `features` and `normalize_observation_keys` list, no
     others."""
-    kind = take(step, "features", {STATE: {"type": "STATE"}}, file).get(STATE)
-    if not isinstance(kind, dict) or kind.get("type") != "STATE":
-        raise ConfigError(
-            f"{file}: normalizer_processor.features must list {STATE} with type STATE; give its norm_map STATE "
-            "IDENTITY instead of leaving it out"
-        )
-    keys = step.get("normalize_observation_keys")
-    if keys is not None and (not isinstance(keys, list) or STATE not in keys):
-        raise ConfigError(
-            f"{file}: normalizer_processor.normalize_observation_keys is {keys!r}, must hold {STATE} or be null; "
-            "give norm_map STATE IDENTITY instead"
-        )
+    modes = take(step, "norm_map", dict(config.normalization_mapping), file)
+    pictures = [item.name for item in config.cameras] if modes.get("VISUAL", "IDENTITY") != "IDENTITY" else []
+    for name, kind in {STATE: "STATE", **dict.fromkeys(pictures, "VISUAL")}.items():
+        listed = take(step, "features", {name: {"type": kind}}, file).get(name)
+        if not isinstance(listed, dict) or listed.get("type") != kind:
+            raise ConfigError(
+                f"{file}: normalizer_processor.features must list {name} with type {kind}; give its norm_map {kind} "
+                "IDENTITY instead of leaving it out"
+            )
+        keys = step.get("normalize_observation_keys")
+        if keys is not None and (not isinstance(keys, list) or name not in keys):
+            raise ConfigError(
+                f"{file}: normalizer_processor.normalize_observation_keys is {keys!r}, must hold {name} or be null; "
+                f"give norm_map {kind} IDENTITY instead"
+            )

@@ -22,6 +22,7 @@ SHARED = {
     "files",
     "fields",
     "camera_names",
+    "ensembling",
     "core",
     "hub",
     "_core",

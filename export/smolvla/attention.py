@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_edge.export.graph import Graph
-from vla_edge.export.smolvla.layers import Array, array, linear
+from vla_edge.export.layers import Array, array, linear
 from vla_edge.policies.smolvla.text import ROPE_BASE, Projections, TextModel
 
 MASKED = 30_000.0

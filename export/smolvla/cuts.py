@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import PolicySpec
 from vla_edge.errors import ConfigError
-from vla_edge.export.graph import Graph
+from vla_edge.export.family import Cut
 from vla_edge.export.smolvla import expert, prefix, vision
 from vla_edge.export.smolvla.attention import heads_of
 from vla_edge.export.smolvla.prefix import Rows
@@ -21,14 +19,6 @@ from vla_edge.policies.smolvla.vision import tokens_per_image
 
 MIN_STEPS = 1
 """The fewest Euler steps that have a time table: a hurried runtime may take one."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One graph: its name and what builds it."""
-
-    name: str
-    build: Callable[[Graph], None]
 
 
 def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from vla_edge.export.graph import Graph
+from vla_edge.export.layers import Array, array
 from vla_edge.export.smolvla import attention, layers
 from vla_edge.export.smolvla.attention import KeyValue
-from vla_edge.export.smolvla.layers import Array, array
 from vla_edge.policies.smolvla.config import LayerPlan
 from vla_edge.policies.smolvla.delta import DELTA_TIME
 from vla_edge.policies.smolvla.expert import Expert

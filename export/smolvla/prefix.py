@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_edge.export.graph import Graph
+from vla_edge.export.layers import Array, array
 from vla_edge.export.smolvla import attention, layers
 from vla_edge.export.smolvla.attention import Angles, Heads, KeyValue
-from vla_edge.export.smolvla.layers import Array, array
 from vla_edge.policies.smolvla.flow import FlowMatching
 from vla_edge.policies.smolvla.text import Layer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_edge.export.graph import Graph
-from vla_edge.export.smolvla.layers import array, layer_norm, linear
+from vla_edge.export.layers import array, layer_norm, linear
 from vla_edge.policies.smolvla.backbone import BackboneConfig
 from vla_edge.policies.smolvla.vision import Connector, EncoderLayer, VisionModel
 

@@ -1,25 +1,50 @@
-"""What shapes an ACT network: the numbers of its config.json as a frozen dataclass."""
+"""ACT's config.json as a frozen dataclass: field names and defaults are LeRobot's (`ACTConfig`, 0.4.4 and 0.6.1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
-from vla_edge.errors import ConfigError
+from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.fields import take
+from vla_edge.policies.act.resnet import DEPTHS, SHALLOW
+from vla_edge.policies.checkpoint_folder import read_json, write_json
+from vla_edge.policies.features import ACTION, STATE, Feature, read_features
 
 ACTIVATIONS = ("relu", "gelu")
+ENVIRONMENT = "observation.environment_state"
+_WITHOUT_ARITHMETIC = frozenset(
+    (
+        *("type", "n_obs_steps", "device", "use_amp", "use_peft", "pretrained_backbone_weights", "push_to_hub"),
+        *("repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision"),
+        *("optimizer_lr", "optimizer_weight_decay", "optimizer_lr_backbone"),
+    )
+)
+_NOT_IN_FILE = ("source", "notes")
+_SIZES = (
+    *("chunk_size", "dim_model", "n_heads", "dim_feedforward", "n_encoder_layers", "n_decoder_layers", "latent_dim"),
+    "n_vae_encoder_layers",
+)
+_MOST_SIDE, _MOST_CHUNK = 16384, 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class ACTConfig:
-    """Sizes and switches of an ACT policy; names and defaults are LeRobot's.
+    """Sizes and switches of an ACT policy.
 
-    state_dim and action_dim: joints in and out. vision_backbone: a ResNet's name. replace_final_stride_with_dilation:
-    the last stage keeps its resolution and widens its view (only ResNets with bottlenecks can). pre_norm: layer norm
-    before each block instead of behind it. temporal_ensemble_coeff: see `ensembling.py`; None does without.
+    vision_backbone: a ResNet's name. replace_final_stride_with_dilation: the last stage keeps its resolution and widens
+    its view (only ResNets with bottlenecks can). pre_norm: layer norm before each block instead of behind it.
+    temporal_ensemble_coeff: see ensembling.py; None does without. source: config.json as it was read. notes: what a
+    user should know of it. ConfigError: a value that cannot be computed, named.
     """
 
-    state_dim: int
-    action_dim: int
+    input_features: tuple[Feature, ...]
+    output_features: tuple[Feature, ...]
+    normalization_mapping: Mapping[str, str] = field(
+        default_factory=lambda: {"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    )
     chunk_size: int = 100
     n_action_steps: int = 100
     vision_backbone: str = "resnet18"
@@ -37,13 +62,27 @@ class ACTConfig:
     temporal_ensemble_coeff: float | None = None
     dropout: float = 0.1
     kl_weight: float = 10.0
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_features(self)
+        if self.vision_backbone not in DEPTHS:
+            raise ConfigError(f"vision_backbone is {self.vision_backbone!r}; known: {', '.join(DEPTHS)}")
+        if self.replace_final_stride_with_dilation and self.vision_backbone in SHALLOW:
+            raise ConfigError(
+                "replace_final_stride_with_dilation is true; ResNet-18 and 34 cannot, use resnet50 or switch it off"
+            )
         if self.feedforward_activation not in ACTIVATIONS:
             raise ConfigError(
                 f"feedforward_activation is {self.feedforward_activation!r}; ACT runs here with "
                 f"{' or '.join(ACTIVATIONS)}"
             )
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.chunk_size > _MOST_CHUNK:
+            raise ConfigError(f"chunk_size is {self.chunk_size}, must be at most {_MOST_CHUNK}")
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ConfigError(
                 f"n_action_steps is {self.n_action_steps}; it must be 1 to chunk_size, which is {self.chunk_size}"
@@ -57,3 +96,115 @@ class ACTConfig:
             raise ConfigError(
                 f"dim_model is {self.dim_model}; it must be a multiple of 4 and of n_heads ({self.n_heads})"
             )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}, must be 0 to below 1")
+
+    @property
+    def cameras(self) -> tuple[Feature, ...]:
+        """In slot order."""
+        return tuple(item for item in self.input_features if item.kind == "VISUAL")
+
+    @property
+    def state_dim(self) -> int:
+        return next(item.shape[0] for item in self.input_features if item.name == STATE)
+
+    @property
+    def action_dim(self) -> int:
+        return next(item.shape[0] for item in self.output_features if item.name == ACTION)
+
+    @property
+    def max_action_dim(self) -> int:
+        """Columns of a chunk: no padding here."""
+        return self.action_dim
+
+    @property
+    def picture_modes(self) -> tuple[str, ...]:
+        return ("MEAN_STD", "MIN_MAX", "IDENTITY")
+
+    @property
+    def tokenizer_step(self) -> None:
+        """ACT reads no task."""
+        return None
+
+
+def _check_features(config: ACTConfig) -> None:
+    names = [item.name for item in config.input_features]
+    if ENVIRONMENT in names:
+        raise ConfigError(f"input_features has {ENVIRONMENT}, which no camera or joint gives; train without it")
+    if STATE not in names or not any(item.name == ACTION for item in config.output_features):
+        raise ConfigError(
+            f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}"
+        )
+    if not config.cameras:
+        raise ConfigError("input_features holds no camera (type VISUAL); ACT runs here with at least one")
+    for item in (*config.input_features, *config.output_features):
+        if max(item.shape) > _MOST_SIDE:
+            raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {_MOST_SIDE} at most")
+    for item in config.cameras:
+        if len(item.shape) != 3 or item.shape[0] != 3:
+            raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
+
+
+def read_config(folder: Path) -> ACTConfig:
+    """Parse `folder/config.json`. CheckpointError: missing or damaged. ConfigError: a value that is not supported."""
+    file = folder / "config.json"
+    return config_from_json(read_json(file), str(file))
+
+
+def config_from_json(content: Mapping[str, Any], where: str) -> ACTConfig:
+    """The configuration of a config.json's `content`; `where` is named in errors."""
+    if content.get("type") != "act":
+        raise CheckpointError(f"{where}: policy type is {content.get('type')!r}, must be 'act'; give an ACT checkpoint")
+    values: dict[str, Any] = {}
+    known = {item.name for item in fields(ACTConfig)} - set(_NOT_IN_FILE)
+    for name in ("input_features", "output_features"):
+        if name not in content:
+            raise CheckpointError(f"{where}: {name} is missing; save the policy again with LeRobot 0.2 or newer")
+        values[name] = read_features(content[name], f"{where}: {name}")
+    defaults = ACTConfig(*_SMALLEST)
+    for name in sorted(known - set(values)):
+        if name in content:
+            values[name] = _value(content, name, getattr(defaults, name), where)
+    if content.get("n_obs_steps", 1) != 1:
+        raise ConfigError(f"{where}: n_obs_steps is {content['n_obs_steps']!r}, ACT reads one observation: must be 1")
+    notes = [
+        f"config.json: field {name} is not known here and was not used"
+        for name in sorted(set(content) - known - _WITHOUT_ARITHMETIC)
+    ]
+    notes += [
+        f"config.json: ACT does not read the input {item.name}"
+        for item in values["input_features"]
+        if item.kind != "VISUAL" and item.name not in (STATE, ENVIRONMENT)
+    ]
+    try:
+        return ACTConfig(**values, source=dict(content), notes=tuple(notes))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+_SMALLEST = (
+    (Feature(STATE, "STATE", (1,)), Feature("observation.images.any", "VISUAL", (3, 1, 1))),
+    (Feature(ACTION, "ACTION", (1,)),),
+)
+
+
+def _value(content: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
+    """A field of the type its default has. LeRobot's own type of the dilation is int; the ensemble's may be null."""
+    value = content[name]
+    if name == "temporal_ensemble_coeff":
+        return None if value is None else take(content, name, 0.0, where)
+    if isinstance(default, bool) and type(value) is int and value in (0, 1):
+        return bool(value)
+    return take(content, name, default, where)
+
+
+def write_config(folder: Path, config: ACTConfig) -> None:
+    """Write `folder/config.json` in LeRobot's form."""
+    content: dict[str, Any] = {"type": "act", **config.source}
+    for item in fields(ACTConfig):
+        value = getattr(config, item.name)
+        if item.name in ("input_features", "output_features"):
+            value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
+        if item.name not in _NOT_IN_FILE:
+            content[item.name] = value
+    write_json(folder / "config.json", content)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ACTConfig, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(layers))
-        self.norm = nn.LayerNorm(config.dim_model) if config.pre_norm else nn.Identity()
+        self.layers: Any = nn.ModuleList(EncoderLayer(config) for _ in range(layers))
+        self.norm: Any = nn.LayerNorm(config.dim_model) if config.pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: Tensor, padding: Tensor | None = None) -> Tensor:
         for layer in self.layers:
@@ -99,7 +100,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ACTConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
+        self.layers: Any = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
         self.norm = nn.LayerNorm(config.dim_model)
 
     def forward(self, x: Tensor, position: Tensor, tokens: Tensor, token_position: Tensor) -> Tensor:

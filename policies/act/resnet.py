@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vla_edge.errors import ConfigError
-
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -19,7 +17,8 @@ DEPTHS = {
     "resnet152": (3, 8, 36, 3),
 }
 """Residual blocks of the four stages."""
-_SHALLOW = ("resnet18", "resnet34")
+SHALLOW = ("resnet18", "resnet34")
+"""Of blocks that cannot be dilated."""
 
 
 class FrozenBatchNorm(nn.Module):
@@ -46,12 +45,8 @@ class Basic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int, dilation: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, _dilation: int) -> None:
         super().__init__()
-        if dilation > 1:
-            raise ConfigError(
-                "replace_final_stride_with_dilation is true; ResNet-18 and 34 cannot, use resnet50 or switch it off"
-            )
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = FrozenBatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -91,11 +86,9 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, dilate_last: bool) -> None:
         super().__init__()
-        if name not in DEPTHS:
-            raise ConfigError(f"vision_backbone is {name!r}; known: {', '.join(DEPTHS)}")
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = FrozenBatchNorm(64)
-        block = Basic if name in _SHALLOW else Bottleneck
+        block = Basic if name in SHALLOW else Bottleneck
         channels = 64
         for index, (depth, width) in enumerate(zip(DEPTHS[name], (64, 128, 256, 512))):
             last = dilate_last and index == 3

@@ -293,6 +293,9 @@ class SmolVLAPolicy(nn.Module):
         return loss, report
 
 
+FAMILY_POLICY = SmolVLAPolicy
+
+
 def special_tokens(config: SmolVLAConfig, tokenizer: TokenizerSettings) -> SpecialTokens:
     """Ids of the tokens around pictures; none where the policy does not use them."""
     if not config.add_image_special_tokens:

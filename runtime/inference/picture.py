@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.runtime.inference.units import Normalizer
+
 
 def resized_size(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
     """(height, width) in pixels of a picture that fits the target with its aspect ratio kept, truncated to integers."""
@@ -69,6 +71,25 @@ class PictureScaler:
         right *= self._right_weight
         left += right
         return np.asarray(left)
+
+
+class ChannelNormalizer:
+    """Normalises pictures of one fixed size, channel by channel, as LeRobot does; nothing is resized."""
+
+    def __init__(self, source: tuple[int, int], by: Normalizer) -> None:
+        self.source = self.target = source
+        self._offset, self._divisor = by.offset[:, None, None], by.divisor[:, None, None]
+        self._gain, self._bias = by.gain, by.bias
+
+    def into(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
+        """Write `image` (uint8 [height, width, 3] of the source size) to `pixels` (float32 [1, 3, h, w])."""
+        planes = pixels[0]
+        np.divide(image.transpose(2, 0, 1), np.float32(255), out=planes)
+        planes -= self._offset
+        planes /= self._divisor
+        if self._gain != 1 or self._bias != 0:
+            planes *= self._gain
+            planes += self._bias
 
 
 def _samples(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, CameraSpec, PolicySpec
 from vla_edge.errors import BundleError, ObservationError
-from vla_edge.runtime.inference.picture import PictureScaler
+from vla_edge.runtime.inference.picture import ChannelNormalizer, PictureScaler
 from vla_edge.runtime.inference.units import ACTION, STATE, aloha_actions, aloha_state, normalizer, read_tables
 
 MAX_SIDE, MAX_ASPECT = 16384, 16
@@ -82,14 +82,21 @@ class Preparer:
             raise BundleError(
                 "manifest: adapt_to_pi_aloha needs 14 joints; correct the checkpoint's config and export again"
             )
-        self._scalers = [PictureScaler((camera.height, camera.width), target, pad) for camera in self.cameras]
+        normalised = {item.feature for item in manifest.normalization}
+        self._scalers = [
+            ChannelNormalizer(target, normalizer(bundle, self.tables, camera.name, 3))
+            if camera.name in normalised
+            else PictureScaler((camera.height, camera.width), target, pad)
+            for camera in self.cameras
+        ]
+        self._masks = bool(self.policy.prefix_rows)
         self._anchor = np.zeros(self.policy.action_dim, np.float32)
 
     def slots(self, images: Mapping[str, NDArray[Any]]) -> list[NDArray[np.uint8] | None]:
         """The picture of each camera slot, None where the camera is missing.
 
         Keys are LeRobot's, before or after `rename_map`. ObservationError: unknown camera, one camera under two names,
-        wrong type or size, no camera at all.
+        wrong type or size, no camera at all, or one missing where the policy has no mask for it.
         """
         names = self._names()
         found: dict[str, NDArray[np.uint8]] = {}
@@ -107,6 +114,9 @@ class Preparer:
             raise ObservationError(
                 f"no camera picture; give at least one of {', '.join(camera.source for camera in self.cameras)}"
             )
+        missing = [camera.source for camera in self.cameras if camera.name not in found]
+        if missing and not self._masks:
+            raise ObservationError(f"no picture of camera {missing[0]!r}; this policy needs all its cameras")
         return [found.get(camera.name) for camera in self.cameras]
 
     def _names(self) -> dict[str, CameraSpec]:

@@ -52,12 +52,11 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: the session's).
-    queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the observation (cache policy delta
-    may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`. on_changed: called before the
-    flow
-    when the gate finds a scene changed that was stable, so that the old chunk can be voided; inpaint is then
-    dropped."""
+    """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: the session's), not
+    read by a policy of one pass. queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the
+    observation (cache policy delta may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`.
+    on_changed: called before the flow when the gate finds a scene changed that was stable, so that the old chunk can be
+    voided; inpaint is then dropped."""
 
     observation: Observation
     now_ns: int
@@ -116,6 +115,10 @@ class _Scene:
     vision_ms: float
     prefix_ms: float
     state_ms: float
+
+
+_NOTHING = np.zeros((0, 0), np.float32)
+"""The noise of a policy of one pass."""
 
 
 class SessionObserver(Protocol):
@@ -205,12 +208,15 @@ class PolicySession:
             assert request.queued is not None
             latent, noise = self._correct(self.preparer.unanchored(request.queued)), None
         else:
-            if noise is None:
+            if not self.bundle.manifest.programme.step:
+                noise = None
+            elif noise is None:
                 draw, noise = self.draw_noise(request.observation.task)
             inpaint = None if scene.broken else request.inpaint
             if inpaint is not None:
                 inpaint = replace(inpaint, target=self.preparer.unanchored(inpaint.target))
-            report = self.loop.denoise(FlowRequest(steps, noise, inpaint, request.signal))
+            start_from = _NOTHING if noise is None else noise
+            report = self.loop.denoise(FlowRequest(steps, start_from, inpaint, request.signal))
             if report.latent is None:
                 return None
             latent, step_ms = report.latent, report.step_ms
@@ -283,7 +289,7 @@ class PolicySession:
     def _key(self, pictures: list[NDArray[np.uint8] | None], task: str) -> CacheKey:
         return CacheKey(
             self.bundle.digest,
-            task,
+            task if self.bundle.manifest.tokenizer.file else "",
             tuple(picture is not None for picture in pictures),
             f"{self.options.allow_truncation} {[picture.shape for picture in pictures if picture is not None]}",
         )

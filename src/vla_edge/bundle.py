@@ -80,7 +80,8 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, slots=True)
 class NormalizationSpec:
-    """How one feature is normalised: `mode` is MEAN_STD, MIN_MAX or IDENTITY; `eps` is added to std before dividing."""
+    """How one feature is normalised: `mode` is MEAN_STD, MIN_MAX or IDENTITY; `eps` is added to std before dividing. A
+    camera that is named has its channels, 0..1, normalised so; one that is not is scaled to −1..1."""
 
     feature: str
     mode: str
@@ -91,7 +92,8 @@ class NormalizationSpec:
 class PolicySpec:
     """The numbers of the policy that the runtime needs; symbols as in docs/design.md. vlm_width: of a picture's tokens.
     What stands at 0 a family need not have: a prefix with K/V, an expert. relative_joints: indices of the actions that
-    count from the state of the observation they were planned from."""
+    count from the state of the observation they were planned from. ensemble_coefficient: LeRobot's
+    `temporal_ensemble_coeff`, None without."""
 
     type: str
     chunk_size: int
@@ -119,6 +121,7 @@ class PolicySpec:
     resize_with_padding: bool = True
     adapt_to_pi_aloha: bool = False
     relative_joints: tuple[int, ...] = ()
+    ensemble_coefficient: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,3 +47,36 @@ def inputs() -> dict[str, NDArray[Any]]:
         "is_pad": is_pad,
         "noise": numbers("noise", (BATCH, COMMON["latent_dim"])),
     }
+
+
+SIZE = (96, 128)
+"""Of all cameras of the folders."""
+FOLDERS: dict[str, dict[str, Any]] = {
+    **POLICIES,
+    "ensemble": {"temporal_ensemble_coeff": 0.01, "n_action_steps": 1, "n_encoder_layers": 1},
+    "scaled": {"normalization_mapping": {"VISUAL": "MIN_MAX", "STATE": "IDENTITY", "ACTION": "MIN_MAX"}},
+}
+STEPS = 5
+
+
+def statistics() -> dict[str, dict[str, NDArray[np.float32]]]:
+    """Of the made-up data, by feature and name."""
+    made: dict[str, dict[str, NDArray[np.float32]]] = {}
+    shapes = {"observation.state": (JOINTS,), "action": (JOINTS,)}
+    for feature, shape in {**shapes, **{f"observation.images.{c}": (3, 1, 1) for c in CAMERAS}}.items():
+        spread = np.float32(0.2) + np.abs(numbers(f"{feature}.std", shape))
+        mean = np.float32(0.5) + np.float32(0.1) * numbers(f"{feature}.mean", shape)
+        made[feature] = {"mean": mean, "std": spread, "min": mean - spread, "max": mean + spread}
+    return made
+
+
+def observations() -> list[dict[str, NDArray[Any]]]:
+    """Raw observations one after the other, under LeRobot's names."""
+    random = np.random.default_rng(7)
+    return [
+        {
+            **{f"observation.images.{c}": random.integers(0, 256, (*SIZE, 3), dtype=np.uint8) for c in CAMERAS},
+            "observation.state": random.standard_normal(JOINTS).astype(np.float32),
+        }
+        for _ in range(STEPS)
+    ]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from vla_edge.ensembling import TemporalEnsemble
 from vla_edge.errors import ConfigError
 from vla_edge.policies.act.config import ACTConfig
-from vla_edge.policies.act.ensembling import TemporalEnsemble
 from vla_edge.policies.act.network import ACT, loss
+from vla_edge.policies.features import Feature
 
 HERE = Path(__file__).resolve().parents[2] / "golden" / "act"
 sys.path.insert(0, str(HERE))
@@ -23,6 +24,12 @@ GOLDEN = [HERE / f"lerobot{version}.npz" for version in ("044", "061")]
 TOLERANCE = 1e-5
 """Of each stage's largest value: float32 rounding, where the order of sums differs (worst seen 2e-6)."""
 
+INPUTS = (
+    Feature("observation.state", "STATE", (JOINTS,)),
+    *(Feature(f"observation.images.{camera}", "VISUAL", (3, *size)) for camera, size in CAMERAS.items()),
+)
+OUTPUTS = (Feature("action", "ACTION", (JOINTS,)),)
+
 
 @pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: path.stem)
 def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -31,7 +38,7 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def network(name: str) -> ACT:
-    made = ACT(ACTConfig(JOINTS, JOINTS, dropout=0.0, **{**COMMON, **POLICIES[name]}))
+    made = ACT(ACTConfig(INPUTS, OUTPUTS, dropout=0.0, **{**COMMON, **POLICIES[name]}))
     state = made.state_dict()
     made.load_state_dict(
         {
@@ -86,11 +93,26 @@ def test_training_loss_and_gradient_equal_lerobots(name: str, golden: dict[str, 
 
 def test_ensembling_equals_lerobots_over_200_steps(golden: dict[str, Any]) -> None:
     ensemble = TemporalEnsemble(0.01, COMMON["chunk_size"])
-    ours = np.stack([ensemble.update(chunk) for chunk in numbers("ensemble", (200, COMMON["chunk_size"], JOINTS))])
+    ours = np.stack([ensemble.mean(chunk)[0] for chunk in numbers("ensemble", (200, COMMON["chunk_size"], JOINTS))])
     assert np.abs(ours - golden["ensemble"]).max() < 1e-5  # LeRobot's running mean is float32
     ensemble.reset()
     first = numbers("ensemble", (200, COMMON["chunk_size"], JOINTS))[0]
-    np.testing.assert_array_equal(ensemble.update(first), first[0])
+    np.testing.assert_array_equal(ensemble.mean(first), first)
+
+
+def test_chunks_that_begin_some_ticks_apart_are_averaged_moment_by_moment() -> None:
+    chunks, m = numbers("apart", (3, 6, 2)).astype(np.float64), 0.1
+    ensemble = TemporalEnsemble(m, 6)
+    for chunk, ticks in zip(chunks, (1, 2, 3)):
+        found = ensemble.mean(chunk, ticks)
+    weight = np.exp(-m * np.arange(3))
+    # Tick 5 is row 5, 3 and 0 of the three chunks; tick 6 of the last two; tick 8 is planned by the last alone.
+    plans = np.stack([chunks[0][5], chunks[1][3], chunks[2][0]])
+    np.testing.assert_allclose(found[0], weight @ plans / weight.sum())
+    np.testing.assert_allclose(found[1], weight[:2] @ np.stack([chunks[1][4], chunks[2][1]]) / weight[:2].sum())
+    np.testing.assert_array_equal(found[3:], chunks[2][3:])
+    with pytest.raises(ValueError, match="begins 0 ticks"):
+        ensemble.mean(chunks[0], 0)
 
 
 def test_tokens_of_a_picture_can_be_kept_while_it_stays_the_same() -> None:
@@ -115,4 +137,4 @@ def test_tokens_of_a_picture_can_be_kept_while_it_stays_the_same() -> None:
 )
 def test_what_cannot_be_is_refused_in_one_line(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        ACT(ACTConfig(JOINTS, JOINTS, **{**COMMON, **fields}))
+        ACT(ACTConfig(INPUTS, OUTPUTS, **{**COMMON, **fields}))

@@ -1,7 +1,6 @@
-"""The exported graphs against the plain torch policy, stage by stage, on the runtime's own code path.
+"""SmolVLA's graphs against its torch policy, stage by stage, on the runtime's own code path.
 
-Each case is one raw observation (`observations.py`). Both sides start from it;
-every stage's tensors are compared on the rows that are valid, because padded
+Every stage's tensors are compared on the rows that are valid, because padded
 rows hold numbers that nobody reads. The Euler steps are compared velocity by
 velocity from the graph's own x. The chunk, from noise to actions, is compared
 with the policy as LeRobot runs it: prefix and state in one pass, no cut.
@@ -9,8 +8,7 @@ with the policy as LeRobot runs it: prefix and state in one pass, no cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
-from vla_edge.errors import ExportError
+from vla_edge.export.family import Deviations
 from vla_edge.export.proof_observations import Case
 from vla_edge.export.smolvla.cuts import prefix_rows
 from vla_edge.export.smolvla.expert import cross_layers, step_times
@@ -34,59 +32,11 @@ from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.prepare import Layout, Preparer, lay_out
 from vla_edge.runtime.inference.prompt import PromptEncoder
 
-TOLERANCE = 1e-4
-"""max |Δ| over max |torch| of a stage, float32: rounding of another summation order stays ten times below."""
-
 STAGES = ("inputs", "vision", "prefix", "pooled", "cls", "state", "expert", "delta", "chunk", "actions")
 """In the order in which they run: the first that misses the tolerance is named."""
 
 
-class Deviations:
-    """The worst deviation of each stage so far."""
-
-    def __init__(self) -> None:
-        self.worst: dict[str, float] = {}
-
-    def add(self, stage: str, found: NDArray[Any], expected: Tensor) -> None:
-        """max |found − expected| / max |expected|; NaN counts as infinite."""
-        reference = expected.detach().float().numpy()
-        if found.shape != reference.shape:
-            raise ExportError(
-                f"parity: {stage} has shape {found.shape}, torch makes {reference.shape}; this is a fault of the "
-                "exporter"
-            )
-        scale = float(np.abs(reference).max()) or 1.0
-        deviation = float(np.abs(found - reference).max()) / scale
-        self.worst[stage] = max(self.worst.get(stage, 0.0), deviation if np.isfinite(deviation) else np.inf)
-
-
-def compare(
-    policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, cases: Iterable[Case], progress: Callable[[str], None]
-) -> dict[str, Any]:
-    """Run all cases; the report for the manifest. ExportError names the first stage over the tolerance."""
-    deviations = Deviations()
-    run = _Run(policy, bundle, engine, deviations)
-    names = []
-    for case in cases:
-        progress(f"compare with torch: {case.name}")
-        run.case(case)
-        names.append(case.name)
-    for stage in STAGES:
-        if deviations.worst.get(stage, 0.0) > TOLERANCE:
-            raise ExportError(
-                f"parity: stage {stage} differs from torch by {deviations.worst[stage]:.2e} of its maximum, at most "
-                f"{TOLERANCE:g} is allowed; nothing was written"
-            )
-    return {
-        "tolerance": TOLERANCE,
-        "measure": "max |difference| / max |torch|, worst case",
-        "stages": {stage: deviations.worst[stage] for stage in STAGES if stage in deviations.worst},
-        "cases": names,
-        "engine": engine.detail,
-    }
-
-
-class _Run:
+class SmolVLAComparison:
     """Both sides, set up once for all cases."""
 
     def __init__(self, policy: SmolVLAPolicy, bundle: Bundle, engine: Engine, deviations: Deviations) -> None:

@@ -1,0 +1,1 @@
+"""Where ACT is cut into graphs."""

@@ -1,0 +1,85 @@
+"""What export asks of a policy family: a folder here with `family.py`, which holds its `Exporter` as `FAMILY_EXPORTER`.
+
+Nothing lists the families: config.json's `type` names the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import Bundle, NormalizationSpec, PolicySpec, Programme
+from vla_edge.engines.engine import Engine
+from vla_edge.export.graph import Graph
+from vla_edge.export.proof_observations import Case
+from vla_edge.policies.checkpoint_folder import resolve_checkpoint
+from vla_edge.policies.families import Policy, family_of, load_policy
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One graph: its name and what builds it."""
+
+    name: str
+    build: Callable[[Graph], None]
+
+
+class Comparison(Protocol):
+    """Both sides, a bundle and its policy in torch, set up once for all cases."""
+
+    def case(self, case: Case) -> None:
+        """Add the deviation of every stage of one observation."""
+
+
+class Deviations(Protocol):
+    """Where a comparison's stages are told to (`proof.py`)."""
+
+    def add(self, stage: str, found: NDArray[Any], expected: Any) -> None: ...
+
+
+class Exporter(Protocol):
+    """One loaded policy of a family, as export sees it.
+
+    stages: of the comparison, in the order in which they run. masks_cameras: the policy runs without one of its
+    cameras. placeholder_size: height and width that say nothing of the data's pictures, None where there is no such.
+    """
+
+    policy: Policy
+    stages: tuple[str, ...]
+    masks_cameras: bool
+    placeholder_size: tuple[int, int] | None
+
+    def check(self, checkpoint: Path) -> None:
+        """CheckpointError, ConfigError: what the runtime could not run, or must not."""
+
+    def cuts(self) -> list[Cut]:
+        """The graphs, in the order in which they run."""
+
+    def spec(self) -> PolicySpec: ...
+
+    def programme(self, graphs: Iterable[str]) -> Programme: ...
+
+    def pictures(self) -> tuple[NormalizationSpec, ...]:
+        """How each camera's channels are normalised; empty where the policy scales pictures to −1..1."""
+
+    def tables(self) -> dict[str, NDArray[np.float32]]:
+        """Arrays of the runtime besides the statistics."""
+
+    def gate(self) -> dict[str, Any]:
+        """What stands in the manifest's `gate` before calibration."""
+
+    def comparison(self, bundle: Bundle, engine: Engine, deviations: Deviations) -> Comparison: ...
+
+
+def exporter_of(checkpoint: Path, vlm: Path | None = None, base: Path | None = None) -> Exporter:
+    """The policy that `checkpoint` leads to, ready for export. Errors: CheckpointError, ConfigError."""
+    folder = resolve_checkpoint(checkpoint)
+    module = import_module(f"vla_edge.export.{family_of(folder)}.family")
+    exporter: Exporter = module.FAMILY_EXPORTER(load_policy(folder, vlm, base))
+    return exporter

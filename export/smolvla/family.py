@@ -1,0 +1,81 @@
+"""SmolVLA as export sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.bundle import MAX_FLOW_STEPS, Bundle, NormalizationSpec, PolicySpec, Programme, smolvla_programme
+from vla_edge.engines.engine import Engine
+from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.export.family import Comparison, Cut, Deviations
+from vla_edge.export.proof_observations import TASKS
+from vla_edge.export.smolvla.cuts import policy_spec, smolvla_cuts, time_tables
+from vla_edge.export.smolvla.parity import STAGES, SmolVLAComparison
+from vla_edge.policies.smolvla.cls import why_no_gate
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+
+
+class SmolVLAExporter:
+    """See `Exporter`."""
+
+    stages = STAGES
+    masks_cameras = True
+    placeholder_size: tuple[int, int] | None = (256, 256)
+    """What config.json of every fine-tune of lerobot/smolvla_base states."""
+
+    def __init__(self, policy: SmolVLAPolicy) -> None:
+        self.policy = policy
+        self._why_pooled = why_no_gate(policy.model)
+
+    def check(self, checkpoint: Path) -> None:
+        config = self.policy.config
+        if config.num_steps > MAX_FLOW_STEPS:
+            raise ConfigError(
+                f"{checkpoint}: num_steps is {config.num_steps}, the runtime takes at most {MAX_FLOW_STEPS}; lower it "
+                "in config.json (10 is usual)"
+            )
+        if self.policy.settings.relative and config.adapt_to_pi_aloha:
+            raise ConfigError(f"{checkpoint}: relative actions with adapt_to_pi_aloha are not supported")
+        _check_token_ids(self.policy)
+
+    def cuts(self) -> list[Cut]:
+        return smolvla_cuts(self.policy, with_cls=self._why_pooled is None)
+
+    def spec(self) -> PolicySpec:
+        return policy_spec(self.policy)
+
+    def programme(self, graphs: Iterable[str]) -> Programme:
+        return smolvla_programme(graphs)
+
+    def pictures(self) -> tuple[NormalizationSpec, ...]:
+        return ()
+
+    def tables(self) -> dict[str, NDArray[np.float32]]:
+        return time_tables(self.policy)
+
+    def gate(self) -> dict[str, Any]:
+        why = self._why_pooled
+        return {"kind": "cls"} if why is None else {"kind": "pooled", "why_not_cls": why}
+
+    def comparison(self, bundle: Bundle, engine: Engine, deviations: Deviations) -> Comparison:
+        return SmolVLAComparison(self.policy, bundle, engine, deviations)
+
+
+FAMILY_EXPORTER = SmolVLAExporter
+
+
+def _check_token_ids(policy: SmolVLAPolicy) -> None:
+    """The tokenizer must be the backbone's: padding, image tokens and ordinary text lie in its vocabulary."""
+    settings, special, limit = policy.tokenizer.settings, policy.model.special, policy.backbone.text.vocab_size
+    text, _ = policy.tokenizer.encode(TASKS)
+    highest = max((settings.pad_id, *special.start, *special.end, int(text.max())))
+    if highest >= limit:
+        raise CheckpointError(
+            f"{settings.folder}: the tokenizer makes id {highest}, the backbone knows ids below {limit}; use the "
+            "policy's own tokenizer"
+        )

@@ -1,0 +1,43 @@
+"""Temporal ensembling: each action is the weighted mean of what all chunks so far planned for its moment.
+
+Learning Fine-Grained Bimanual Manipulation (Zhao et al., 2023), algorithm 2: the i-th oldest plan counts exp(−m·i), so
+with LeRobot's m = 0.01 the oldest counts most. Kept as a running mean, in float64, without torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TemporalEnsemble:
+    """Running weighted means over overlapping chunks. Not for use from two threads.
+
+    coefficient: m above, LeRobot's `temporal_ensemble_coeff`. chunk_size: actions a chunk.
+    """
+
+    def __init__(self, coefficient: float, chunk_size: int) -> None:
+        self._weights = np.exp(-coefficient * np.arange(chunk_size))
+        self._sums = np.cumsum(self._weights)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every chunk; the next one starts an episode."""
+        self._means: NDArray[np.float64] | None = None
+        self._counts = np.zeros(0, np.int64)
+
+    def mean(self, chunk: NDArray[np.floating], ticks: int = 1) -> NDArray[np.float64]:
+        """The means [n, A] that begin with the moment of row 0 of `chunk` [n, A], which begins `ticks` after the chunk
+        before it (LeRobot plans at every tick: 1). ValueError: it does not begin later."""
+        if ticks < 1:
+            raise ValueError(
+                f"a chunk begins {ticks} ticks after the one before; an ensemble's begin one after another"
+            )
+        means, counts = chunk.astype(np.float64), np.ones(len(chunk), np.int64)
+        if self._means is not None and (left := len(self._means) - ticks) > 0:
+            kept = self._counts[ticks:]
+            before = self._means[ticks:] * self._sums[kept - 1][:, None]
+            means[:left] = (before + chunk[:left] * self._weights[kept][:, None]) / self._sums[kept][:, None]
+            counts[:left] += kept
+        self._means, self._counts = means, counts
+        return means

@@ -1,0 +1,99 @@
+"""ACT checkpoints as bundles: the same chunks from raw pictures, tokens of a still picture kept, no text, no noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.policies.act.act_checkpoints import checkpoint, expected, observations
+
+from vla_edge.bundle import Programme, open_bundle
+from vla_edge.contract import Frame, JointReading, Observation
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import ConfigError, ObservationError
+from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.runtime.inference.cache import CacheMode, Reason
+from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+
+ONE = EngineOptions(threads=1, spin=False)
+TOLERANCE = 1e-4
+"""As of every export: ten times the rounding of another order of sums."""
+
+
+def exported(place: Path, name: str) -> Path:
+    folder = checkpoint(place / name, name)
+    export_bundle(ExportRequest(folder, place / f"{name}-bundle", threads=1), lambda _: None)
+    return place / f"{name}-bundle"
+
+
+@pytest.fixture(scope="module")
+def act_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("act"), "resnet18")
+
+
+def seen(raw: dict[str, np.ndarray], number: int = 0, task: str = "") -> Observation:
+    frames = {key: Frame(key, value, number, number) for key, value in raw.items() if value.ndim == 3}
+    return Observation(number, frames, JointReading(number, number, raw["observation.state"]), task)
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", ("pre-norm", "dilated", "scaled"))
+def test_chunks_from_raw_pictures_equal_lerobots(name: str, tmp_path: Path) -> None:
+    session = PolicySession(open_bundle(exported(tmp_path, name)), load_engine("ort", ONE))
+    for raw, chunk in zip(observations(), expected(name)[0]):
+        result = session.infer(InferenceRequest(seen(raw), 0))
+        assert result is not None and result.noise is None and result.draw is None
+        close(result.actions, chunk)
+
+
+def test_the_manifest_says_what_the_policy_is_and_has_no_text(act_bundle: Path) -> None:
+    manifest = open_bundle(act_bundle).manifest
+    assert manifest.programme == Programme("backbone", (), ("decode",))
+    assert (manifest.policy.type, manifest.policy.n_action_steps, manifest.tokenizer.file) == ("act", 20, "")
+    assert not (act_bundle / "tokenizer.json").exists()
+    assert max(manifest.parity["stages"].values()) < TOLERANCE
+    assert [item.mode for item in manifest.normalization] == ["MEAN_STD"] * 4
+    assert manifest.checkpoint["config"]["type"] == "act"
+
+
+def test_tokens_of_a_still_picture_are_kept_exactly(act_bundle: Path) -> None:
+    """The state moves and one camera's picture changes: the other's graph does not run, the chunk is the same."""
+    gate = GateSettings("pooled", 0.9, 0.0, 0.0)
+    kept = PolicySession(open_bundle(act_bundle), load_engine("ort", ONE), SessionOptions(CacheMode.STILL, gate=gate))
+    fresh = PolicySession(open_bundle(act_bundle), load_engine("ort", ONE))
+    first, second = observations()[:2]
+    states = [item["observation.state"] for item in observations()]
+    moved = {**first, "observation.state": states[1]}
+    half = {**moved, "observation.images.wrist": second["observation.images.wrist"], "observation.state": states[2]}
+    looked = []
+    for number, raw in enumerate((first, moved, half)):
+        results = [
+            session.infer(InferenceRequest(seen(raw, number, f"text {number}"), number)) for session in (kept, fresh)
+        ]
+        assert results[0] is not None and results[1] is not None
+        np.testing.assert_array_equal(results[0].actions, results[1].actions)
+        looked.append((results[0].decision.reason, results[0].decision.look))
+    assert looked == [(Reason.NO_HISTORY, (0, 1)), (Reason.REUSED, ()), (Reason.PICTURE_CHANGED, (1,))]
+
+
+def test_a_missing_camera_is_refused_by_name(act_bundle: Path) -> None:
+    session = PolicySession(open_bundle(act_bundle), load_engine("ort", ONE))
+    raw = {key: value for key, value in observations()[0].items() if "wrist" not in key}
+    with pytest.raises(ObservationError, match="wrist.*needs all its cameras"):
+        session.infer(InferenceRequest(seen(raw), 0))
+
+
+def test_cameras_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "act")
+    content = json.loads((folder / "config.json").read_text())
+    content["input_features"]["observation.images.wrist"]["shape"] = [3, 64, 96]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="one size for all"):
+        export_bundle(ExportRequest(folder, tmp_path / "out"), lambda _: None)
+    assert not (tmp_path / "out").exists()
