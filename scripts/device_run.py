@@ -308,8 +308,8 @@ def export(arguments: argparse.Namespace, tell: Tell) -> int:
     from vla_edge.engines.engine import backend_of
     from vla_edge.errors import ExportError
     from vla_edge.export import assemble, precision
+    from vla_edge.export.family import exporter_of
     from vla_edge.files import new_folder
-    from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
     place = WORK / arguments.size
     shutil.rmtree(place, ignore_errors=True)
@@ -323,9 +323,9 @@ def export(arguments: argparse.Namespace, tell: Tell) -> int:
     say("policy written")
     request = assemble.ExportRequest(checkpoint=place / "policy", out=place / "fp32")
     with new_folder(place / "fp32", ExportError) as folder, torch.inference_mode():
-        policy = SmolVLAPolicy.from_pretrained(place / "policy")
-        cameras = assemble.camera_specs(policy, None)
-        write_manifest(folder, assemble.write_graphs(policy, cameras, request, folder, say))
+        exporter = exporter_of(place / "policy")
+        cameras = assemble.camera_specs(exporter.policy, None, exporter.placeholder_size)
+        write_manifest(folder, assemble.write_graphs(exporter, cameras, request, folder, say))
     half = precision.PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
     bundle = open_bundle(place / "fp32")
     work = precision._Work(bundle, half, backend_of("tensorrt"), precision.dialect_of("tensorrt"), say)

@@ -22,9 +22,9 @@ from vla_edge.bundle import Manifest, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckpointError, ConfigError, ExportError
-from vla_edge.export import parity
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.graph import Graph
+from vla_edge.export.proof import WorstDeviations
 from vla_edge.export.smolvla import attention, expert, layers
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.prepare import Preparer
@@ -383,6 +383,6 @@ def test_a_mistake_in_a_graph_fails_the_export_and_names_the_stage(
 
 
 def test_a_result_that_is_not_finite_counts_as_a_deviation() -> None:
-    deviations = parity.Deviations()
+    deviations = WorstDeviations()
     deviations.add("vision", np.array([1.0, np.nan]), torch.tensor([1.0, 2.0]))
     assert deviations.worst["vision"] == np.inf
