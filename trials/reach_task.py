@@ -79,8 +79,8 @@ class SessionPlanner:
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
         policy, tick, handover = self.session.policy, observation.joints.tick, self._options.handover
-        fresh = self.session.options.noise is Noise.FRESH
-        noise = noise_of(self._seed, self._inferences * fresh, (policy.chunk_size, policy.max_action_dim))
+        kind, shape = self.session.options.noise, (policy.chunk_size, policy.max_action_dim)
+        noise = noise_of(self._seed, self._inferences * (kind is Noise.FRESH), shape, kind)
         self._inferences += 1
         tie, broken = None, self._still.broken_by(observation.frames)
         if self.executing is not None and not broken and handover.kind is HandOver.INPAINT:

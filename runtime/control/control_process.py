@@ -90,6 +90,13 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--servo-limits", action="store_true", help="speed and force near what the servos can do (default: half of it)"
     )
+    arm.add_argument(
+        "--park-after",
+        type=not_negative,
+        default=10.0,
+        metavar="MINUTES",
+        help="park when nothing was planned for so long, where a parking pose is stored; 0: never",
+    )
     arm.add_argument("--shadow", action="store_true", help="compute and record everything, write nothing to the arm")
 
 
@@ -215,6 +222,7 @@ def control_koch(
                     shadow=options.shadow,
                     arm_at_start=options.arm,
                     stop_after_ticks=round(options.seconds * NS / settings.period_ns),
+                    park_after_ns=round(options.park_after * 60 * NS),
                 )
                 result = run_loop(core, arm, settings, files)
             status = _last_status(core, folder)

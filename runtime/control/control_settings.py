@@ -112,3 +112,5 @@ class LoopFiles:
     arm_at_start: bool = False
     stop_after_ticks: int = 0
     """ask to stop after so many; 0: never"""
+    park_after_ns: int = 0
+    """park when armed and without a plan for so long; 0: never"""

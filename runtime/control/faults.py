@@ -8,7 +8,7 @@ from typing import Any
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.robot.registers import describe_hardware_error
 
-WANTED = ("", "operator", "parked")
+WANTED = ("", "operator", "parked", "idle")
 """Reasons to stand still that somebody asked for."""
 ARM_AGAIN = "then `vla-runtime arm`"
 POWER = "switch the servos' power off and on, start again"

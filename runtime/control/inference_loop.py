@@ -395,7 +395,7 @@ class InferenceLoop:
         )
 
     def _facts(self) -> dict[str, Any]:
-        """What gives every inference of this run back, with its noise: (seed, draw) is `session.noise_of`."""
+        """What gives every inference of this run back, with its noise: (seed, draw, noise) is `session.noise_of`."""
         settings = self._session.cache.settings
         return {
             "bundle": self._session.bundle.digest,

@@ -29,7 +29,7 @@ from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
-from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions, add_noise_argument
 from vla_edge.runtime.inference.units import remarks
 
 FIRST_PICTURE_S = 10.0
@@ -81,12 +81,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         "--audit", type=fraction, default=0.02, help="share of cache hits that are computed again, 0 to 1"
     )
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise")
-    policy.add_argument(
-        "--noise",
-        choices=[noise.value for noise in Noise],
-        default=Noise.KEPT.value,
-        help="when noise is drawn: once (kept), or for every inference (fresh) (default: kept)",
-    )
+    add_noise_argument(policy)
     policy.add_argument(
         "--nice", type=between(0, 19, int), default=10, help="priority of this process, 0 to 19; control comes first"
     )

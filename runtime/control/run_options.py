@@ -20,7 +20,8 @@ def check_range(flag: str, value: float, least: float, most: float) -> None:
 @dataclass(frozen=True, slots=True)
 class RobotOptions:
     """The arm, and how it may be moved. joints: its calibration file. joint_units: None where the bundle says them.
-    hz: ticks a second. speed: share of the velocity limits. servo_limits: those of the servos, not the gentler ones."""
+    hz: ticks a second. speed: share of the velocity limits. servo_limits: those of the servos, not the gentler ones.
+    park_after: minutes without a plan until the arm parks."""
 
     bundle: Path
     port: str | None
@@ -31,6 +32,7 @@ class RobotOptions:
     inpaint_horizon: int | None
     speed: float
     servo_limits: bool
+    park_after: float
     shadow: bool
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,11 +26,22 @@ from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, ga
 
 
 class Noise(Enum):
-    """When noise is drawn: KEPT once for an episode and instruction, so that the same scene gives the same chunk and an
-    arm at its target rests (docs/benchmarks.md); FRESH for every inference, as in LeRobot."""
+    """When noise is drawn: KEPT once for an episode and instruction, in opposite pairs of rows, so that the same scene
+    gives the same chunk and an arm at its target rests (docs/benchmarks.md); FRESH for every inference, as in LeRobot.
+    """
 
     KEPT = "kept"
     FRESH = "fresh"
+
+
+def add_noise_argument(group: argparse._ArgumentGroup) -> None:
+    """`--noise`."""
+    group.add_argument(
+        "--noise",
+        choices=[noise.value for noise in Noise],
+        default=Noise.KEPT.value,
+        help="when noise is drawn: once for an episode (kept), or for every inference (fresh) (default: kept)",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +184,14 @@ class PolicySession:
         return 0 if self._prompt is None else self._prompt.truncated
 
     def draw_noise(self, task: str) -> tuple[int, NDArray[np.float32]]:
-        """(index, noise float32 [C, A]) for an inference of this task; (seed, index) alone give it back
+        """(index, noise float32 [C, A]) for an inference of this task; seed, index and kind alone give it back
         (`noise_of`)."""
         if self._drawn_for != task or self.options.noise is Noise.FRESH:
             self._draws += 1
             self._drawn_for = task
         index = self._draws - 1
-        return index, noise_of(self.options.seed, index, (self.policy.chunk_size, self.policy.max_action_dim))
+        shape = self.policy.chunk_size, self.policy.max_action_dim
+        return index, noise_of(self.options.seed, index, shape, self.options.noise)
 
     def infer(self, request: InferenceRequest) -> InferenceResult | None:
         """One inference; None when the request's signal abandoned it. ObservationError names a bad field."""
@@ -319,9 +332,16 @@ class PolicySession:
         return noise
 
 
-def noise_of(seed: int, index: int, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Draw `index` of a session's noise: standard normal float32 (PCG64 seeded with both numbers)."""
-    return np.random.Generator(np.random.PCG64([seed, index])).standard_normal(shape, np.float32)
+def noise_of(seed: int, index: int, shape: tuple[int, int], kind: Noise = Noise.FRESH) -> NDArray[np.float32]:
+    """Draw `index` of a session's noise: standard normal float32 (PCG64 seeded with both numbers).
+
+    KEPT: every second row is the one before it with the other sign. A draw bends the whole chunk a little; in opposite
+    pairs most of that cancels, where kept it would stay for the episode (benchmarks/LOG.md).
+    """
+    noise = np.random.Generator(np.random.PCG64([seed, index])).standard_normal(shape, np.float32)
+    if kind is Noise.KEPT:
+        noise[1::2] = -noise[: shape[0] // 2 * 2 : 2]
+    return noise
 
 
 def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:

@@ -18,7 +18,7 @@ from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.session import SessionOptions
+from vla_edge.runtime.inference.session import Noise, SessionOptions, add_noise_argument
 from vla_edge.runtime.service.serve_access import access
 from vla_edge.runtime.service.serve_options import ServeOptions
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(policy)
     add_cache_argument(policy)
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise of the first session")
+    add_noise_argument(policy)
     network.add_argument("--sessions", type=count, default=2, help="clients with a session of their own at a time")
     network.add_argument("--connections", type=count, default=32, help="connections at a time")
     policy.add_argument(
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = ServeOptions(
         engine=arguments.backend,
         threads=arguments.threads,
-        session=SessionOptions(CacheMode(arguments.cache), arguments.seed),
+        session=SessionOptions(CacheMode(arguments.cache), arguments.seed, noise=Noise(arguments.noise)),
         sessions=arguments.sessions,
         connections=arguments.connections,
         port=arguments.port,

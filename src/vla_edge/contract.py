@@ -104,3 +104,4 @@ class Command(IntEnum):
     TORQUE_OFF_NOW = 7
     RECOVER = 8
     REDO = 9
+    PARK_IDLE = 10

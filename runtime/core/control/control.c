@@ -128,6 +128,16 @@ static void close_files(control *self)
     shared_close(&self->state_file);
 }
 
+/* Has the arm waited for so long for a plan that nobody may be there? One that was told to hold is not parked unasked. */
+static bool idles(control *self)
+{
+    const pilot *pilot = &self->pilot;
+    bool waits = pilot->state == PILOT_PLANNING || (pilot->state == PILOT_HOLD && pilot->reason == REASON_NO_ACTION);
+    int64_t now_ns = now(self);
+    self->idle_ns = !waits ? 0 : self->idle_ns != 0 ? self->idle_ns : now_ns;
+    return waits && self->config.park_after_ns > 0 && pilot->config.has_park && now_ns - self->idle_ns >= self->config.park_after_ns;
+}
+
 /* The operator's command of this tick: a signal, the socket, or one the loop gives itself. */
 static command_request take_command(control *self)
 {
@@ -143,6 +153,8 @@ static command_request take_command(control *self)
     } else if (self->config.socket_fd >= 0) {
         request = command_take(self->config.socket_fd);
     }
+    if (request.command == COMMAND_NONE && idles(self))
+        request.command = COMMAND_PARK_IDLE;
     return request;
 }
 

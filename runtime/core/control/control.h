@@ -31,6 +31,7 @@ typedef struct {
     bool shadow;         /* decide and record, write nothing to the bus */
     bool arm_at_start;
     int64_t stop_after_ticks; /* ask to stop by itself, 0: never */
+    int64_t park_after_ns;    /* park when armed and without a plan for so long, 0: never */
     clock_source clock;  /* all zero: the machine's */
 } control_config;
 
@@ -68,6 +69,7 @@ typedef struct {
     int64_t checked_ns;    /* start of the last tick in which the servos told of their watchdogs, 0: none yet */
     int64_t answer_ns;     /* how long the last reading took */
     int32_t silent_joint;  /* whose answer was missing when the last reading was lost, -1: not known, or not lost */
+    int64_t idle_ns;       /* since when the arm has been armed without a plan, 0: it is not */
     int64_t asked_ns;      /* start of the last tick that asked the servos */
     int64_t unplugged_ns;  /* since when the bus is gone, 0: it is not */
     int64_t last_boot_ns;  /* the tick before, on the clock that goes on while the machine is suspended */

@@ -306,6 +306,8 @@ static pilot_answer obey(pilot *self, const pilot_input *input, pilot_output *ou
         return hold(self);
     case COMMAND_PARK:
         return park(self, REASON_OPERATOR, -1);
+    case COMMAND_PARK_IDLE:
+        return park(self, REASON_IDLE, -1);
     case COMMAND_STOP:
         self->stopping = true;
         self->park_failed = false;

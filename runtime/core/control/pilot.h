@@ -52,6 +52,7 @@ typedef enum {
     REASON_SUPERVISOR,  /* who started the run is silent */
     REASON_WRITER,      /* another inference process writes chunks than when the arm was armed */
     REASON_FILES,       /* a file that control shares was cut short */
+    REASON_IDLE,        /* nothing was planned for so long that the arm parks */
     REASONS,
 } pilot_reason;
 
@@ -66,6 +67,7 @@ typedef enum {
     COMMAND_TORQUE_OFF_NOW, /* at once, wherever the arm is: it may fall */
     COMMAND_RECOVER,        /* reboot servos with an alert, torque at the present position, hold */
     COMMAND_REDO,           /* hold; who exports the record leaves the running or the last episode out */
+    COMMAND_PARK_IDLE,      /* the loop's own: park, as nothing was planned for long */
 } pilot_command;
 
 typedef enum {

@@ -49,7 +49,7 @@ const char *status_reason_name(int32_t reason)
 {
     static const char *const names[] = {"",        "operator", "no_action", "reads_lost", "alert",  "unplugged",
                                         "watchdog", "outside",  "malformed", "parked",     "torque", "stall",
-                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer", "files"};
+                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer", "files", "idle"};
     return name(names, REASONS, reason);
 }
 

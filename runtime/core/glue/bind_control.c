@@ -64,6 +64,7 @@ static int config_of(PyObject *run, control_config *config, run_paths *paths)
     config->shadow = number_of(run, "shadow") != 0;
     config->arm_at_start = number_of(run, "arm_at_start") != 0;
     config->stop_after_ticks = number_of(run, "stop_after_ticks");
+    config->park_after_ns = number_of(run, "park_after_ns");
     if (!PyErr_Occurred() && (config->record_cells < 64 || config->record_cells > 1 << 24))
         PyErr_SetString(PyExc_ValueError, "a record has 64 to 16777216 cells");
     return PyErr_Occurred() ? -1 : 0;

@@ -462,7 +462,7 @@ def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
     late = np.array(goals[round(SETTLE_S * HZ) :])
     moves = len(late) > 0 and np.ptp(late, axis=0).max() > 0
     name = state.__name__
-    if command is Command.HOLD:
+    if command in (Command.HOLD, Command.REDO):
         # Done means: no motion once it has slowed down, no letting go, whatever was asked before.
         assert answer == {"disarmed": NOT_ARMED, "unplugged": FAULT}.get(name, DONE)
         assert not moves and 2 not in torque and not flight.last["done"]
@@ -476,7 +476,7 @@ def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
         busy = name in ("held", "parking", "stopping")
         assert answer == (FAULT if name in ("alerted", "unplugged") else BUSY if busy else DONE)
         assert ("moving" in states) == (answer == DONE)
-    if command is Command.PARK:
+    if command in (Command.PARK, Command.PARK_IDLE):
         assert answer == {"disarmed": NOT_ARMED, "unplugged": FAULT}.get(name, DONE)
         if answer == DONE:
             joints = 5 if name == "alerted" else 6  # the one without torque is not told to move

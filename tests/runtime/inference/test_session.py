@@ -186,7 +186,15 @@ def test_noise_is_kept_for_an_episode_and_instruction_and_then_drawn_anew(bundle
     assert np.array_equal(first.actions, again.actions)
     for result in (first, other, later):
         assert result.noise is not None and result.draw is not None
-        assert np.array_equal(result.noise, noise_of(7, result.draw, (50, 32)))
+        assert np.array_equal(result.noise, noise_of(7, result.draw, (50, 32), Noise.KEPT))
+
+
+@pytest.mark.parametrize("rows", [50, 7, 1])
+def test_kept_noise_comes_in_opposite_pairs_of_rows_and_fresh_noise_does_not(rows):
+    kept, fresh = noise_of(7, 3, (rows, 32), Noise.KEPT), noise_of(7, 3, (rows, 32))
+    pairs = rows // 2 * 2
+    assert np.array_equal(kept[1::2], -kept[0:pairs:2]) and np.array_equal(kept[::2], fresh[::2])
+    assert rows == 1 or not np.array_equal(kept, fresh)
 
 
 def test_each_chunk_draws_noise_where_fresh_is_asked_for_that_seed_and_index_give_back(bundle, recorded):
@@ -197,7 +205,8 @@ def test_each_chunk_draws_noise_where_fresh_is_asked_for_that_seed_and_index_giv
         assert result.noise is not None and result.draw is not None
         assert np.array_equal(result.noise, noise_of(7, result.draw, (50, 32)))
     assert not np.array_equal(first.actions, second.actions)
-    assert np.array_equal(infer(session_of(bundle, seed=7), observation_of(recorded)).actions, first.actions)
+    again = infer(session_of(bundle, seed=7, noise=Noise.FRESH), observation_of(recorded))
+    assert np.array_equal(again.actions, first.actions)
 
 
 @pytest.mark.parametrize("engine", ["ort", "ort-python"])

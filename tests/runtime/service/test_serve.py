@@ -513,6 +513,19 @@ def test_the_token_is_asked_for_everywhere_but_on_the_empty_page(golden_bundle, 
         assert (code in (200, 503)) is allowed, (scheme, path, code)
 
 
+@pytest.mark.parametrize(("words", "noise"), [([], "kept"), (["--noise", "fresh"], "fresh")])
+def test_the_service_draws_noise_as_it_is_told(golden_bundle, tmp_path, monkeypatch, words, noise):
+    seen = []
+
+    async def serve(bundle, folder, allowed, options, started_ns):
+        seen.append(options.session.noise.value)
+
+    monkeypatch.setattr("vla_edge.runtime.service.service.serve", serve)
+    monkeypatch.setattr("vla_edge.runtime.service.serve.lower_priority", lambda nice: None)
+    assert main(["serve", "--bundle", str(golden_bundle), "--run-dir", str(tmp_path), *words]) == 0
+    assert seen == [noise]
+
+
 def test_tokens_are_compared_whole():
     door = Access("0.0.0.0", TOKEN.encode(), None)
     for given in (TOKEN[:-1], TOKEN + "x", "", TOKEN.upper(), "\udcff" * 20):

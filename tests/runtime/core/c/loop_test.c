@@ -5,7 +5,10 @@
 #define _GNU_SOURCE
 #include "control.h"
 
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -24,6 +27,9 @@ static struct {
     int64_t suspend_ns; /* what the machine sleeps at tick EVENT */
     int64_t answer_ns;  /* what a reading takes */
     bool tripped, deaf, limp;
+    int64_t park_after_ns;
+    int interrupt_fd;                        /* a signal is written here at tick EVENT, 0: none */
+    int32_t goal_before_end, reason_before_end;
     int32_t position[ARM_JOINTS], goals[ARM_JOINTS];
     long ticks, asked_health, late_health, checks, cleared, rebooted;
     bool torque;
@@ -39,10 +45,19 @@ static int64_t boot_ns(void)
     return world.now_ns + world.suspended_ns;
 }
 
+static control loop;
+
 static void sleep_until(int64_t due_ns)
 {
     world.now_ns = due_ns > world.now_ns ? due_ns : world.now_ns;
-    if (++world.ticks == EVENT && world.suspend_ns > 0) {
+    world.ticks++;
+    if (world.ticks == EVENT && world.interrupt_fd > 0 && write(world.interrupt_fd, &(char){SIGINT}, 1) != 1)
+        abort();
+    if (world.ticks == TICKS - 1) {
+        world.goal_before_end = world.goals[0];
+        world.reason_before_end = (int32_t)loop.pilot.reason;
+    }
+    if (world.ticks == EVENT && world.suspend_ns > 0) {
         world.suspended_ns += world.suspend_ns;
         world.tripped = true; /* the servos heard nothing */
     }
@@ -70,6 +85,8 @@ static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], in
         memcpy(world.goals, goals, sizeof world.goals);
     if (world.deaf)
         world.goals[3] = 1234;
+    if (world.park_after_ns > 0)
+        memcpy(world.position, goals, sizeof world.position);
     return ARM_OK;
 }
 
@@ -124,7 +141,7 @@ static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
     return ARM_OK;
 }
 
-static control loop;
+static int signal_fd = -1;
 
 static int fly(const char *folder, int64_t period_ns)
 {
@@ -134,13 +151,15 @@ static int fly(const char *folder, int64_t period_ns)
     snprintf(record, sizeof record, "%s/record", folder);
     unlink(record);
     control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 10, .socket_fd = -1,
-                             .signal_fd = -1, .arm_at_start = true, .stop_after_ticks = TICKS,
+                             .signal_fd = signal_fd, .arm_at_start = true, .stop_after_ticks = TICKS,
+                             .park_after_ns = world.park_after_ns,
                              .clock = {.now_ns = now_ns, .boot_ns = boot_ns, .sleep_until = sleep_until}};
     config.pilot = (pilot_config){.schedule.session = 1, .period_ns = period_ns, .patience_min_ns = 200000000000,
-                                  .patience_max_ns = 200000000000, .reads_latch_ns = 500000000};
+                                  .patience_max_ns = 200000000000, .reads_latch_ns = 500000000, .has_park = world.park_after_ns > 0, .park_speed = 4000};
     for (int i = 0; i < ARM_JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         world.position[i] = 2000;
+        config.pilot.park[i] = 2100;
     }
     world.now_ns = 1000 * (int64_t)MS;
     static const arm_trouble none = {.joint = -1};
@@ -177,5 +196,19 @@ int main(int argc, char **argv)
     world.answer_ns = 1 * MS;
     world.limp = true;
     CHECK(fly(argv[1], 11111111) == 0 && loop.status.reason == REASON_TORQUE && loop.status.joint == 1);
+
+    memset(&world, 0, sizeof world); /* nothing is planned for a second: the arm parks by itself */
+    world.answer_ns = 1 * MS;
+    world.park_after_ns = 1000 * (int64_t)MS;
+    CHECK(fly(argv[1], 33333333) == 0 && world.goal_before_end == 2100 && world.reason_before_end == REASON_PARKED);
+
+    memset(&world, 0, sizeof world); /* not where somebody told it to hold */
+    world.answer_ns = 1 * MS;
+    world.park_after_ns = 1100 * (int64_t)MS;
+    int ends[2];
+    CHECK(pipe2(ends, O_NONBLOCK) == 0);
+    signal_fd = ends[0];
+    world.interrupt_fd = ends[1];
+    CHECK(fly(argv[1], 33333333) == 0 && world.goal_before_end == 2000 && world.reason_before_end == REASON_OPERATOR);
     return 0;
 }
