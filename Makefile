@@ -3,6 +3,7 @@
 # make test        the tests (under 12 minutes on 2 cores)
 # make check       ruff, mypy, tests, sanitizers and mutation check of the C core, the README's commands
 # make soak | full | gpu | bench     long tests | full-size network | NVIDIA GPU | latency benchmark
+# make oracle      random policies, LoRA folders and datasets against a live LeRobot 0.6.1 (LEROBOT_PYTHON, or made here)
 
 PYTHON ?= python3
 # Where the default torch download is large (Linux, without a CUDA GPU), point this at PyTorch's CPU wheel index:
@@ -13,7 +14,7 @@ ROBOT_VENV := .venv-robot
 OUT ?= out
 PIP_FLAGS := --disable-pip-version-check -q
 
-.PHONY: demo demo-robot test check soak full gpu bench core clean
+.PHONY: demo demo-robot test check soak full gpu bench oracle core clean
 
 demo: $(VENV)/.ready
 	@$(VENV)/bin/python -m vla_edge.benchmarks.demo --out $(OUT)/demo
@@ -43,6 +44,10 @@ gpu:
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python -m vla_edge.benchmarks.full
+
+oracle: $(VENV)/.ready
+	@python=$${LEROBOT_PYTHON:-$$(scripts/lerobot_environment.sh $(OUT)/lerobot)} || { echo "the oracle was not asked"; exit 0; }; \
+	LEROBOT_PYTHON=$$(realpath -s "$$python") $(VENV)/bin/python -m pytest -m oracle --timeout 3600 -o faulthandler_timeout=0 tests/oracle
 
 core: $(VENV)/.ready
 	@$(VENV)/bin/python setup.py -q build_ext --inplace

@@ -38,7 +38,8 @@ class Weights:
     """What model.safetensors holds.
 
     tensors: the policy's own, under LeRobot's names, in the file's types. statistics: older checkpoints' normalisation
-    buffers. ignored: keys without use. digest: sha256 of the file's bytes, hex.
+    buffers. ignored: keys without use. digest: sha256 of the file's bytes, hex. base: the policy that the adapter in
+    the file was merged into.
     """
 
     file: Path
@@ -46,6 +47,7 @@ class Weights:
     statistics: dict[str, Tensor]
     ignored: tuple[str, ...]
     digest: str
+    base: Path | None = None
 
 
 def read_weights(folder: Path, base: Path | None = None) -> Weights:
@@ -82,7 +84,7 @@ def _merged_weights(folder: Path, base: Path) -> Weights:
     file, weights = folder / ADAPTER_FILE, read_weights(base)
     tensors = merged(weights.tensors, _tensors(file), read_json(folder / ADAPTER_CONFIG), file)
     digest = hashlib.sha256(f"{weights.digest} {file_digest(file)}".encode()).hexdigest()
-    return replace(weights, file=file, tensors=tensors, digest=digest)
+    return replace(weights, file=file, tensors=tensors, digest=digest, base=base)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -91,6 +91,15 @@ def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
     )
 
 
+def vlm_of_base(name: str, folder: Path, base: Path | None) -> Path | None:
+    """Where the base policy of the LoRA folder `folder` keeps its backbone `name`; None where it does not, or where
+    the folder has it."""
+    own, inherited = ([home / name, home / VLM_FOLDER] if home else [] for home in (folder, base))
+    if any((place / "config.json").is_file() for place in own):
+        return None
+    return next((place for place in inherited if (place / "config.json").is_file()), None)
+
+
 def given_folder(folder: Path, files: tuple[str, ...]) -> Path:
     """`folder`, named by the user: no other place is tried. CheckpointError when one of `files` is not in it."""
     for file in files:

@@ -16,11 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from vla_edge.errors import CheckpointError
+from vla_edge.hub import is_id
 from vla_edge.policies.checkpoint_folder import read_json, resolve_checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+_LORA = re.compile(
+    r"(?P<module>.+)\.lora_(?:(?P<side>[AB])(?:\.default)?\.weight|embedding_(?P<of_words>[AB])(?:\.default)?)"
+)
 
 
 def base_folder(folder: Path, base: Path | None) -> Path:
@@ -30,10 +33,11 @@ def base_folder(folder: Path, base: Path | None) -> Path:
     """
     if base is not None:
         return resolve_checkpoint(base)
-    name = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    settings = read_json(folder / ADAPTER_CONFIG)
+    name, revision = (str(settings.get(key) or "") for key in ("base_model_name_or_path", "revision"))
     missing = f"{folder}: a LoRA adapter of {name or 'a policy that it does not name'}, which is not on this machine"
     try:
-        places = [folder / name, resolve_checkpoint(Path(name))] if name else []
+        places = [folder / name, resolve_checkpoint(Path(name), revision if is_id(name) else "")] if name else []
     except CheckpointError as error:
         raise CheckpointError(f"{missing}: {error}; or give that policy's folder with --base DIR") from None
     for place in places:
@@ -57,7 +61,9 @@ def merged(
     for name, value in adapter.items():
         match = _LORA.fullmatch(name)
         if match:
-            sides[match["module"], match["side"]] = value.float()
+            # Words' embeddings stand the other way round: A [rank, words], B [width, rank], weight [words, width].
+            side, matrix = match["side"] or {"A": "B", "B": "A"}[match["of_words"]], value.float()
+            sides[match["module"], side] = matrix if match["side"] else matrix.T
             continue
         plain = name.replace(".modules_to_save.", ".").replace(".default.", ".").replace(".base_layer.", ".")
         if plain not in base or base[plain].shape != value.shape:
@@ -67,11 +73,12 @@ def merged(
         tensors[plain] = value
     for module, _ in [key for key in sides if key[1] == "A"]:
         down, up, weight = sides[module, "A"], sides.get((module, "B")), base.get(f"{module}.weight")
-        if up is None or weight is None or weight.shape != (up.shape[0], down.shape[1]) or up.shape[1] != len(down):
+        if up is None or weight is None or weight.shape != (len(up), *down.shape[1:]) or up.shape[1] != len(down):
             raise CheckpointError(
                 f"{file}: the adapter of {module} fits no layer of the base policy; give its own base"
             )
-        tensors[f"{module}.weight"] = weight.float() + _scale(module, len(down), settings) * (up @ down)
+        change = _scale(module, len(down), settings) * (up.flatten(1) @ down.flatten(1))  # a convolution's B is 1 × 1
+        tensors[f"{module}.weight"] = weight.float() + change.reshape(weight.shape)
     return tensors
 
 

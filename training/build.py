@@ -12,7 +12,7 @@ import torch
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
-from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint
+from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint, vlm_of_base
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, check_sources, read_processing
@@ -45,9 +45,10 @@ def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
     """
     folder = resolve_checkpoint(folder)
     config, weights = settle_heads(read_config(folder), read_weights(folder))
-    backbone_folder = find_folder(config.vlm_model_name, folder, ("config.json",))
+    vlm = vlm_of_base(config.vlm_model_name, folder, weights.base)
+    backbone_folder = vlm or find_folder(config.vlm_model_name, folder, ("config.json",))
     buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
-    settings = fit_settings(read_processing(folder, config, buffers), config, fit)
+    settings = fit_settings(read_processing(folder, config, buffers, vlm), config, fit)
     fields = dict(fit.fields)
     if config.has_delta and not fields.get("train_delta_expert", True):
         note = "the delta expert was trained for the policy as it was before this run; train it again afterwards"

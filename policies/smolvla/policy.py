@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from vla_edge.errors import CheckpointError, ConfigError, ObservationError, TrainingError
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE, load_weights, read_weights, write_weights
-from vla_edge.policies.checkpoint_folder import find_folder, given_folder, resolve_checkpoint, write_backbone
+from vla_edge.policies.checkpoint_folder import (
+    find_folder,
+    given_folder,
+    resolve_checkpoint,
+    vlm_of_base,
+    write_backbone,
+)
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.images import prepare_image, to_unit
 from vla_edge.policies.processing import ProcessorSettings, read_processing
@@ -65,6 +71,7 @@ class SmolVLAPolicy(nn.Module):
         the checkpoint says. Errors: CheckpointError, ConfigError."""
         folder = resolve_checkpoint(Path(folder))
         config, weights = settle_heads(read_config(folder), read_weights(folder, base))
+        vlm = vlm or vlm_of_base(config.vlm_model_name, folder, weights.base)
         place = (
             find_folder(config.vlm_model_name, folder, ("config.json",))
             if vlm is None
@@ -308,9 +315,10 @@ def special_tokens(config: SmolVLAConfig, tokenizer: TokenizerSettings) -> Speci
 def set_trainable(model: FlowMatching) -> None:
     """Set `requires_grad` everywhere.
 
-    Delta mode: only what `delta_parameters` names. Otherwise as LeRobot: `train_expert_only` freezes the backbone,
-    `freeze_vision_encoder` its vision tower, `train_state_proj` decides about the state's projection; `lm_head` and the
-    text norm, which the actions do not depend on, and delta and CLS weights stay frozen.
+    Delta mode: only what `delta_parameters` names. Otherwise as LeRobot 0.6.1: `train_expert_only` freezes the
+    backbone, `freeze_vision_encoder` its vision tower, `train_state_proj` decides about the state's projection. Of a
+    trained backbone `lm_head`, the text norm and the last text layer stay frozen, with fewer expert layers the last
+    two (0.4.4 meant to and did not); so do delta and CLS weights.
     """
     config, backbone = model.config, model.vlm_with_expert.vlm
     ours = [parameter for _, parameter in delta_parameters(model)]
@@ -324,7 +332,10 @@ def set_trainable(model: FlowMatching) -> None:
         parameter.requires_grad_(False)
     backbone.requires_grad_(not config.train_expert_only)
     backbone.lm_head.requires_grad_(False)
-    backbone.model.text_model.norm.requires_grad_(False)
+    text = backbone.model.text_model
+    text.norm.requires_grad_(False)
+    for layer in text.layers[-1 if len(text.layers) == len(model.vlm_with_expert.lm_expert.layers) else -2 :]:
+        layer.requires_grad_(False)
     if config.freeze_vision_encoder:
         backbone.model.vision_model.requires_grad_(False)
     model.state_proj.requires_grad_(config.train_state_proj)

@@ -224,7 +224,8 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(world, tmp_path):
 
 
 @pytest.mark.soak
-def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
+@pytest.mark.parametrize("lora", [0, 2])
+def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path, lora):
     """On CPUs through torch's launcher (`accelerate launch` starts several processes only for GPUs)."""
 
     def launch(*words: object) -> None:
@@ -240,7 +241,7 @@ def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
         subprocess.run(
             [*command_line, "-m", "vla_edge.training.command", *map(str, words)],
             check=True,
-            timeout=300,
+            timeout=1800,
             capture_output=True,
         )
 
@@ -257,6 +258,8 @@ def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
         "cpu",
         "--log-every",
         1,
+        "--lora-rank",
+        lora,
     ]
     launch("fine-tune", *common, "--out", tmp_path / "whole", "--steps", 4, "--save-every", 2)
     shutil.copytree(tmp_path / "whole", tmp_path / "broken", symlinks=True)
@@ -267,6 +270,9 @@ def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path):
     whole, broken = state_of(tmp_path / "whole", 4), state_of(tmp_path / "broken", 4)
     assert "training_state/rng_state_1.safetensors" in whole
     assert [name for name in whole if whole[name] != broken[name]] == []
+    trained = SmolVLAPolicy.from_pretrained(tmp_path / "whole").state_dict()  # strict: adapters are merged
+    before = SmolVLAPolicy.from_pretrained(world / "policy").state_dict()
+    assert any("lm_expert" in name and not torch.equal(value, before[name]) for name, value in trained.items())
 
 
 def test_padded_dimensions_enter_the_loss_only_when_asked_for(world, tmp_path):

@@ -1,0 +1,140 @@
+"""LeRobot itself, asked line by line: run by an interpreter that has it, imports nothing of this repository.
+
+A request is one line of JSON on stdin, {"do": NAME, ...}; the answer one line on stdout, with `error` where it failed.
+Arrays travel in .npz files that the request names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Request = dict[str, Any]
+
+
+def versions(_: Request) -> dict[str, Any]:
+    import lerobot
+    import transformers
+
+    return {"lerobot": lerobot.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def chunk(request: Request) -> dict[str, Any]:
+    """The chunk in robot units for one raw observation: folder, inputs, out; base: the folder is a LoRA adapter."""
+    from safetensors.torch import save_file
+
+    policy = load(request)
+    before, after = processors(policy, request["folder"])
+    with np.load(request["inputs"]) as given:
+        batch: dict[str, Any] = {
+            name.removeprefix("image/"): torch.from_numpy(given[name]).float().permute(2, 0, 1) / 255
+            for name in given.files
+            if name.startswith("image/")
+        }
+        batch |= {"observation.state": torch.from_numpy(given["state"]), "task": str(given["task"])}
+        noise = torch.from_numpy(given["noise"])
+    actions = after(policy.predict_action_chunk(before(batch), noise=noise))
+    np.savez(request["out"], actions=actions.numpy())
+    if request.get("merged"):
+        whole = policy.merge_and_unload().state_dict()
+        save_file({name: value.clone().contiguous() for name, value in whole.items()}, request["merged"])
+    return {}
+
+
+def step(request: Request) -> dict[str, Any]:
+    """One optimiser step on raw samples: folder, inputs, out, steps (of the whole run): the loss, and by tensor what
+    was its gradient and what it became."""
+    policy = load(request)
+    before, _ = processors(policy, request["folder"])
+    with np.load(request["inputs"]) as given:
+        batch: dict[str, Any] = {
+            name.removeprefix("image/"): torch.from_numpy(given[name]).float().permute(0, 3, 1, 2) / 255
+            for name in given.files
+            if name.startswith("image/")
+        }
+        batch |= {"observation.state": torch.from_numpy(given["state"]), "action": torch.from_numpy(given["action"])}
+        batch |= {"action_is_pad": torch.from_numpy(given["is_pad"]), "task": [str(task) for task in given["task"]]}
+        noise, time = torch.from_numpy(given["noise"]), torch.from_numpy(given["time"])
+    policy.train()
+    preset = policy.config.get_optimizer_preset()
+    optimizer = preset.build(policy.get_optim_params())
+    scheduler = policy.config.get_scheduler_preset().build(optimizer, request["steps"])
+    loss, _ = policy.forward(before(batch), noise=noise, time=time)
+    loss.backward()
+    gradients = {name: p.grad.numpy().copy() for name, p in policy.named_parameters() if p.grad is not None}
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
+    optimizer.step()
+    scheduler.step()
+    after = {f"after/{name}": value.detach().numpy() for name, value in policy.named_parameters() if name in gradients}
+    np.savez(request["out"], **{f"gradient/{name}": value for name, value in gradients.items()}, **after)
+    trained = [name for name, value in policy.named_parameters() if value.requires_grad]
+    return {"loss": loss.item(), "norm": float(norm), "rate": scheduler.get_last_lr()[0], "trained": trained}
+
+
+def adapter(request: Request) -> dict[str, Any]:
+    """A LoRA folder as the trainer saves it: base, out, settings of peft's LoraConfig, seed of its weights."""
+    from peft import LoraConfig, get_peft_model
+
+    base = load({"folder": request["base"]})
+    base.config.pretrained_path = request["name"]
+    policy = get_peft_model(base, LoraConfig(**request["settings"]))
+    generator = torch.Generator().manual_seed(request["seed"])
+    with torch.no_grad():
+        for value in policy.parameters():
+            if value.requires_grad:
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
+    policy.peft_config["default"].base_model_name_or_path = request["name"]
+    policy.save_pretrained(request["out"])
+    base.config.use_peft = True
+    base.config.save_pretrained(request["out"])
+    return {"files": sorted(file.name for file in Path(request["out"]).iterdir())}
+
+
+def load(request: Request) -> Any:
+    """The policy, read strictly; under its adapter where the request names a base."""
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    folder = request.get("base") or request["folder"]
+    os.chdir(folder)
+    policy = SmolVLAPolicy.from_pretrained(folder, strict=True)
+    if not request.get("base"):
+        return policy
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(policy, request["folder"])
+
+
+def processors(policy: Any, folder: str) -> tuple[Any, Any]:
+    from lerobot.policies.factory import make_pre_post_processors
+
+    cpu = {"device_processor": {"device": "cpu"}}
+    return make_pre_post_processors(policy.config, pretrained_path=folder, preprocessor_overrides=cpu)
+
+
+DO: dict[str, Callable[[Request], dict[str, Any]]] = {work.__name__: work for work in (versions, chunk, step, adapter)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what LeRobot prints is no answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = DO[request["do"]](request)
+        except Exception as error:  # noqa: BLE001 - whatever LeRobot raises is the answer
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
