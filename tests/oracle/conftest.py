@@ -40,11 +40,12 @@ def lerobot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
             text=True,
             env={**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, "HF_HUB_OFFLINE": "1"},
         )
-        assert process.stdin is not None and process.stdout is not None
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None and answers is not None
 
         def ask(do: str, **fields: Any) -> dict[str, Any]:
-            print(json.dumps({"do": do, **fields}, default=str), file=process.stdin, flush=True)
-            line = process.stdout.readline()
+            print(json.dumps({"do": do, **fields}, default=str), file=questions, flush=True)
+            line = answers.readline()
             assert line, f"LeRobot's process ended:\n{log.read_text()[-2000:]}"
             answer = dict(json.loads(line))
             assert "error" not in answer, f"{answer['error']}\n{log.read_text()[-3000:]}"
@@ -52,5 +53,5 @@ def lerobot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
         print("LeRobot:", ask("versions"))
         yield ask
-        process.stdin.close()
+        questions.close()
         process.wait()
