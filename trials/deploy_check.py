@@ -25,7 +25,7 @@ from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
-from vla_edge.runtime.inference.units import ACTION, STATE, joint_ranges, read_tables, remarks
+from vla_edge.runtime.inference.units import ACTION, STATE, joint_ranges, normalizer, read_tables, remarks
 from vla_edge.trials.deploy_scenes import Scene, dataset_scenes, random_scenes
 from vla_edge.trials.identity_check import robot_differences, shape_differences, task_differences
 from vla_edge.trials.safety_check import check_safety
@@ -135,6 +135,8 @@ def check_data_set(deployment: Deployment) -> Item:
 
 def check_instruction(deployment: Deployment) -> Item:
     """The instruction, or every one of the data set, fits the tokenizer's length whole."""
+    if not deployment.bundle.manifest.reads_text:
+        return Item("instruction", PASSED, "the policy reads none")
     if not deployment.tasks:
         return Item("instruction", NOT_RUN, "no instruction given", "give --task, or --dataset")
     cut = task_differences(deployment.bundle, deployment.tasks)
@@ -157,6 +159,8 @@ def check_pictures(deployment: Deployment) -> Item:
         pixels = np.empty((1, 3, policy.image_height, policy.image_width), np.float32)
         deployment.session.preparer.picture(slot, image, pixels)
         expected = reference_picture(image, (policy.image_height, policy.image_width), policy.resize_with_padding)
+        if camera.name in {item.feature for item in deployment.bundle.manifest.normalization}:
+            expected = channels_normalised(deployment.bundle, camera.name, (expected + 1) / 2)
         worst = max(worst, float(np.abs(pixels[0] - expected).max()))
     found = (
         f"largest difference {worst:.1e} over {len(deployment.bundle.manifest.cameras)} cameras (limit "
@@ -331,6 +335,13 @@ def reference_picture(image: NDArray[np.uint8], target: tuple[int, int], pad: bo
         values = _bilinear(_bilinear(values, 1, int(values.shape[1] / ratio)), 2, int(values.shape[2] / ratio))
         values = np.pad(values, ((0, 0), (target[0] - values.shape[1], 0), (target[1] - values.shape[2], 0)))
     return values * 2 - 1
+
+
+def channels_normalised(bundle: Bundle, camera: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 [3, h, w] in 0..1, channel by channel as the camera's statistics say."""
+    by = normalizer(bundle, read_tables(bundle), camera, 3)
+    offset, divisor = (array.astype(np.float64)[:, None, None] for array in (by.offset, by.divisor))
+    return (values - offset) / divisor * float(by.gain) + float(by.bias)
 
 
 def _bilinear(values: NDArray[np.float64], axis: int, size: int) -> NDArray[np.float64]:

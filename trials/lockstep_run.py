@@ -14,7 +14,7 @@ from vla_edge.robot.sim.run_video import Recording
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
-from vla_edge.runtime.control.handover import add_handover_arguments, handover_arguments
+from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", type=Path, required=True, help="folder written by export-engines, joint units in degrees"
     )
-    parser.add_argument("--task", required=True, help="what the arm shall do, in a sentence")
+    parser.add_argument("--task", help="what the arm shall do, in a sentence; not needed where the policy reads none")
     world = parser.add_argument_group("the simulated world")
     world.add_argument("--seed", type=whole, default=0, help="seed of the scene and of the noise")
     world.add_argument("--seconds", type=positive, default=6.0, help="length of the episode, in simulated time")
@@ -51,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.bundle}: joint units are {bundle.manifest.joint_units}, the lockstep arm takes degrees; use "
             "vla-runtime run --robot sim"
         )
+    if arguments.task is None and bundle.manifest.reads_text:
+        raise ConfigError("no --task: say what the arm shall do, in a sentence")
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
     planner = SessionPlanner(bundle, engine, SessionOptions(CacheMode(arguments.cache)))
     recording = Recording(arguments.video, arguments.hz / _RECORD_EVERY) if arguments.video else None
@@ -66,12 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
         delay_ticks=arguments.delay,
         replan_ticks=max(arguments.delay, arguments.replan),
         plan_then_move=arguments.plan_then_move,
-        handover=handover_arguments(arguments),
+        handover=handover_of(arguments.handover, arguments.inpaint_horizon, bundle.manifest),
         watch=watch,
     )
     arm = SimulatedArm(random_scene(arguments.seed), SimOptions(renderer=arguments.renderer, seed=arguments.seed))
     planner.reset(arguments.seed, options)
-    result = run_lockstep(arm, planner, arguments.task, options)
+    result = run_lockstep(arm, planner, arguments.task or "", options)
     if recording is not None:
         recording.close()
     distance = tip_to_cubes(arm)

@@ -13,7 +13,7 @@ from vla_edge.engines.engine import Engine
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.scene import Scene, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
-from vla_edge.runtime.control.handover import HandOver, PlannedChunk, inpaint_into
+from vla_edge.runtime.control.handover import Ensemble, HandOver, PlannedChunk, inpaint_into, rows_of
 from vla_edge.runtime.control.planning import SceneStill
 from vla_edge.runtime.inference.session import InferenceRequest, Noise, PolicySession, SessionOptions, noise_of
 from vla_edge.trials.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
@@ -70,11 +70,13 @@ class SessionPlanner:
         self.sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
         self.executing: PlannedChunk | None = None
         self._options, self._still = LockstepOptions(self.sizes), SceneStill()
+        self._ensemble = Ensemble(self._options.handover.coefficient, self.session.policy.chunk_size)
         self._seed, self._inferences = 0, 0
 
     def reset(self, seed: int, options: LockstepOptions) -> None:
         self.session.reset()
         self.executing, self._options, self._still = None, options, SceneStill()
+        self._ensemble = Ensemble(options.handover.coefficient, self.session.policy.chunk_size)
         self._seed, self._inferences = seed, 0
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
@@ -88,8 +90,11 @@ class SessionPlanner:
             tie = inpaint_into(self.executing, tick, late, policy.chunk_size, handover.horizon)
         answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise, inpaint=tie))
         assert answer is not None
-        actions = answer.actions[: policy.n_action_steps]
-        self.executing = PlannedChunk(answer.latent[: policy.n_action_steps], actions, tick)
+        rows = rows_of(policy, handover)
+        actions = answer.actions[:rows]
+        if handover.kind is HandOver.ENSEMBLE:
+            actions = self._ensemble.join(actions, tick, self.executing is None or broken)
+        self.executing = PlannedChunk(answer.latent[:rows], actions, tick)
         return actions
 
 

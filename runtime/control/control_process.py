@@ -35,7 +35,7 @@ from vla_edge.runtime.control.control_settings import (
     LoopFiles,
 )
 from vla_edge.runtime.control.faults import fault_of
-from vla_edge.runtime.control.handover import HandOver, add_handover_arguments
+from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.control.run_folder import (
     RunFolder,
@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
         period_ns=period_ns_of(options.hz),
         session=new_session(),
         bundle_digest=bundle.digest,
-        blend_ticks=HandOver(options.handover).blend_ticks,
+        blend_ticks=handover_of(options.handover, options.inpaint_horizon, bundle.manifest).kind.blend_ticks,
         park=_park_pose(calibration),
     )
     result, status = control_koch(options, options.port, calibration, units, settings)

@@ -16,17 +16,21 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.bundle import Manifest, PolicySpec
 from vla_edge.engines.flow_loop import Inpaint
+from vla_edge.ensembling import TemporalEnsemble
 from vla_edge.errors import ConfigError
 
 
 class HandOver(Enum):
-    """How a new chunk takes over where it overlaps the old one: at once; over some ticks, by the control core; or led
-    into it while it is made (`Inpaint`)."""
+    """How a new chunk takes over where it overlaps the old one: at once; over some ticks, by the control core; led into
+    it while it is made (`Inpaint`), where the policy makes it in steps; or averaged with all before it (ensembling.py),
+    as LeRobot's ACT does with `temporal_ensemble_coeff`."""
 
     REPLACE = "replace"
     BLEND = "blend"
     INPAINT = "inpaint"
+    ENSEMBLE = "ensemble"
 
     @property
     def blend_ticks(self) -> int:
@@ -38,15 +42,21 @@ class HandOver(Enum):
 HAND_OVER = HandOver.INPAINT
 """The default of robot, trials and benchmarks: stillest, smoothest and no later than the others to react
 (benchmarks/results/handover.md)."""
+ONE_PASS = HandOver.BLEND
+"""The default for a policy of one pass, whose chunk nothing ties, when its checkpoint names no ensemble."""
+ENSEMBLE_COEFFICIENT = 0.01
+"""Of a policy whose checkpoint names none: the ACT paper's."""
 BLEND_TICKS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class HandOverOptions:
-    """kind, and how many rows `inpaint` ties at most (horizon; None: all that overlap, LeRobot ties 10)."""
+    """kind, how many rows `inpaint` ties at most (horizon; None: all that overlap, LeRobot ties 10), and the weights'
+    coefficient of an ensemble."""
 
     kind: HandOver = HAND_OVER
     horizon: int | None = None
+    coefficient: float = ENSEMBLE_COEFFICIENT
 
     def __post_init__(self) -> None:
         if self.horizon is not None and self.horizon < 1:
@@ -58,8 +68,8 @@ def add_handover_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--handover",
         choices=[kind.value for kind in HandOver],
-        default=HAND_OVER.value,
-        help=f"how a new chunk takes over (default: {HAND_OVER.value})",
+        help=f"how a new chunk takes over (default: {HAND_OVER.value}; for a policy without flow steps ensemble where "
+        f"its checkpoint says so, else {ONE_PASS.value})",
     )
     parser.add_argument(
         "--inpaint-horizon",
@@ -69,9 +79,41 @@ def add_handover_arguments(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def handover_arguments(arguments: argparse.Namespace) -> HandOverOptions:
-    """The options as given. ConfigError names the flag."""
-    return HandOverOptions(HandOver(arguments.handover), arguments.inpaint_horizon)
+def handover_of(kind: str | None, horizon: int | None, manifest: Manifest) -> HandOverOptions:
+    """The options as given, the policy's own kind where None is. ConfigError names the flag that does not fit it."""
+    steps, coefficient = bool(manifest.programme.step), manifest.policy.ensemble_coefficient
+    own = HAND_OVER if steps else ONE_PASS if coefficient is None else HandOver.ENSEMBLE
+    chosen = own if kind is None else HandOver(kind)
+    if chosen is HandOver.INPAINT and not steps:
+        raise ConfigError(
+            "--handover inpaint ties a chunk while it is made in steps; this policy makes it in one pass: choose "
+            "replace, blend or ensemble"
+        )
+    return HandOverOptions(chosen, horizon, ENSEMBLE_COEFFICIENT if coefficient is None else coefficient)
+
+
+def rows_of(policy: PolicySpec, handover: HandOverOptions) -> int:
+    """Actions of a chunk that are sent. An ensemble is of whole chunks: LeRobot's executes one action of each because
+    it plans at every tick."""
+    return policy.chunk_size if handover.kind is HandOver.ENSEMBLE else policy.n_action_steps
+
+
+class Ensemble:
+    """Chunks of one episode, averaged moment by moment."""
+
+    def __init__(self, coefficient: float, chunk_size: int) -> None:
+        self._means = TemporalEnsemble(coefficient, chunk_size)
+        self._tick = 0
+
+    def join(self, actions: NDArray[np.float32], tick: int, anew: bool) -> NDArray[np.float32]:
+        """`actions` [C, joints], the first due at `tick`, averaged with those of the chunks before it; anew: forget
+        them (the arm rested, or the scene is another). A chunk that begins no later than the one before replaces
+        all."""
+        apart = tick - self._tick
+        if anew or apart < 1:
+            self._means.reset()
+        self._tick = tick
+        return self._means.mean(actions, max(apart, 1)).astype(np.float32)
 
 
 class Rhythm(Enum):

@@ -17,12 +17,14 @@ from vla_edge.robot.cameras import Camera, FreshnessWatch
 from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader, ring_writer
 from vla_edge.runtime.control.handover import (
     DelayMeter,
+    Ensemble,
     HandOver,
     HandOverOptions,
     Pace,
     Rhythm,
     inpaint_into,
     pace_of,
+    rows_of,
     steps_that_fit,
     velocity_step,
 )
@@ -94,6 +96,9 @@ class InferenceLoop:
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._meter = DelayMeter()
         self._sent = SentChunks()
+        self._rows = rows_of(session.policy, options.handover)
+        self._anew = True
+        self._ensemble = Ensemble(options.handover.coefficient, session.policy.chunk_size)
         self._still = SceneStill()
         self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
         self.pace: Pace | None = None
@@ -175,7 +180,7 @@ class InferenceLoop:
 
     def _repace(self, view: ControlView, say: Say) -> None:
         period_s = view.period_ns / 1e9
-        pace = pace_of(self._meter.p50_s, self._meter.p99_s, self._session.policy.n_action_steps, period_s)
+        pace = pace_of(self._meter.p50_s, self._meter.p99_s, self._rows, period_s)
         if self.pace is None or pace.rhythm is not self.pace.rhythm:
             say(f"inference: {pace.sentence()}")
         self.pace = pace
@@ -254,6 +259,7 @@ class InferenceLoop:
     def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
         broken = self._still.broken_by(observation.frames)
         executing = self._sent.executing(view) if kind is ChunkKind.MOVING else None
+        self._anew = broken or executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
             period_s = view.period_ns / 1e9
@@ -307,10 +313,12 @@ class InferenceLoop:
         observation = request.observation
         if kind is ChunkKind.REST and not still(observation.frames, self._pictures()):
             return "scene_moved"
-        rows = min(len(result.actions), self._session.policy.n_action_steps)
+        rows = min(len(result.actions), self._rows)
         digest = self._session.bundle.digest
         reading = observation.joints
         actions = np.ascontiguousarray(result.actions[:rows], np.float32)
+        if self._options.handover.kind is HandOver.ENSEMBLE:
+            actions = self._ensemble.join(actions, reading.tick, self._anew)
         self._ring.write(
             Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions)
         )

@@ -21,7 +21,7 @@ from vla_edge.robot.camera_options import CameraOptions, parse_cameras
 from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
 from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.children import end_with
-from vla_edge.runtime.control.handover import HandOver, HandOverOptions, add_handover_arguments
+from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.control.identity import check_camera_places, check_picture_sizes
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
     policy = parser.add_argument_group("the policy and how it is computed")
-    policy.add_argument("--task", help="what the arm shall do, in a sentence")
+    policy.add_argument("--task", help="what the arm shall do, in a sentence; not needed where the policy reads none")
     policy.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="run without this camera of the policy"
     )
@@ -100,16 +100,16 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     options = options_of_arguments(InferenceOptions, arguments)
-    if options.task is None:
-        raise ConfigError("no --task: say what the arm shall do, in a sentence")
     end_with(options.parent)
     lower_priority(options.nice)
     bundle = open_bundle(options.bundle)
+    if options.task is None and bundle.manifest.reads_text:
+        raise ConfigError("no --task: say what the arm shall do, in a sentence")
     devices = camera_options(bundle, options.camera, options.without)
     engine = load_engine(options.backend, EngineOptions(threads=options.threads, spin=False))
     policy = SessionOptions(CacheMode(options.cache), options.seed, options.flow_steps, noise=Noise(options.noise))
     session = PolicySession(bundle, engine, policy)
-    session.check_task(options.task)
+    session.check_task(options.task or "")
     settings = loop_options(options, session)
     for remark in remarks(bundle, session.preparer.tables):
         say(f"note: {remark}")
@@ -172,7 +172,7 @@ def loop_options(options: InferenceOptions, session: PolicySession) -> LoopOptio
     least = most if options.least_flow_steps is None else options.least_flow_steps
     if not policy.min_steps <= least <= most:
         raise ConfigError(f"--least-flow-steps is {least}; it must be {policy.min_steps} to {most}")
-    handover = HandOverOptions(HandOver(options.handover), options.inpaint_horizon)
+    handover = handover_of(options.handover, options.inpaint_horizon, session.bundle.manifest)
     return LoopOptions(options.task or "", handover, most, least, options.replan_s, options.audit)
 
 

@@ -144,7 +144,7 @@ def supervise(options: RunOptions) -> int:
             "note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds",
             soft_wrap=True,
         )
-    elif options.policy.task is None:
+    elif options.policy.task is None and bundle.manifest.reads_text:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     console.print(f"note: run folder {this.folder.path}", soft_wrap=True, highlight=False)
     interrupted = False

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import open_bundle
+from vla_edge.bundle import Manifest, open_bundle
 from vla_edge.camera_names import PREFIX, is_camera_key
 from vla_edge.command_line import answer, threads, whole
 from vla_edge.contract import Frame, JointReading, Observation
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--observation",
         required=True,
         type=Path,
-        help="npz: observation.images.NAME, observation.state, task [, noise, steps]",
+        help="npz: observation.images.NAME, observation.state, task (of a policy that reads one) [, noise, steps]",
     )
     parser.add_argument(
         "--out",
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    inputs = read_observation(arguments.observation)
     _check_writable(arguments.out)
     bundle = open_bundle(arguments.bundle)
+    inputs = read_observation(arguments.observation, bundle.manifest)
     standard = (name for name, backend in backends().items() if backend.standard and backend.device == arguments.device)
     engine = load_engine(arguments.backend or next(standard), EngineOptions(threads=arguments.threads))
     session = PolicySession(
@@ -105,13 +105,14 @@ class ObservationFile:
     steps: int | None
 
 
-def read_observation(path: Path) -> ObservationFile:
+def read_observation(path: Path, manifest: Manifest) -> ObservationFile:
     """Read an npz without pickle. ObservationError names the file and the field; unknown fields are refused."""
-    return observation_of(_read_npz(path), str(path))
+    return observation_of(_read_npz(path), str(path), manifest)
 
 
-def observation_of(arrays: Mapping[str, NDArray[Any]], source: str) -> ObservationFile:
-    """The observation in named arrays, from a file or a client; `source` stands in messages."""
+def observation_of(arrays: Mapping[str, NDArray[Any]], source: str, manifest: Manifest) -> ObservationFile:
+    """The observation in named arrays, from a file or a client; `source` stands in messages. A policy that reads no
+    text needs no task; one that makes its chunk in one pass takes no noise and no steps."""
     frames = {name: Frame(name, array, 0, 0) for name, array in arrays.items() if is_camera_key(name)}
     unknown = sorted(set(arrays) - set(frames) - {"observation.state", "task", "noise", "steps"})
     if unknown:
@@ -119,11 +120,14 @@ def observation_of(arrays: Mapping[str, NDArray[Any]], source: str) -> Observati
             f"{source}: unknown field {unknown[0]!r:.80}; known: {PREFIX}NAME, observation.state, task, noise, steps"
         )
     for name in ("observation.state", "task"):
-        if name not in arrays:
+        if name not in arrays and (name != "task" or manifest.reads_text):
             raise ObservationError(
                 f"{source}: no field {name!r}; an observation needs the state, the task and at least one camera"
             )
-    task = arrays["task"]
+    for name in ("noise", "steps"):
+        if name in arrays and not manifest.programme.step:
+            raise ObservationError(f"{source}: {name} is given; this policy makes its chunk in one pass, leave it out")
+    task = arrays.get("task", np.array([""]))
     if task.dtype.kind != "U" or task.size != 1:
         raise ObservationError(f"{source}: task is {task.dtype} {list(task.shape)}; expected one text")
     observation = Observation(0, frames, JointReading(0, 0, arrays["observation.state"]), str(task.reshape(-1)[0]))

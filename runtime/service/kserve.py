@@ -69,7 +69,7 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
         "inputs": [
             *pictures,
             {"name": "observation.state", "datatype": "FP32", "shape": [policy.state_dim]},
-            {"name": "task", "datatype": "BYTES", "shape": [1]},
+            *([{"name": "task", "datatype": "BYTES", "shape": [1]}] if manifest.reads_text else []),
         ],
         "outputs": [
             {"name": name, "datatype": "FP32", "shape": [policy.chunk_size, policy.action_dim]}

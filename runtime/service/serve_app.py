@@ -188,7 +188,7 @@ async def openpi(service: Service, request: web.Request) -> web.StreamResponse:
 async def _answer(service: Service, client: Client, message: bytes) -> dict[str, Any]:
     start = time.monotonic()
     content = await asyncio.to_thread(decode, message, service.limits)
-    result = await service.pool.infer(client, observation_of(_arrays(content), "message"))
+    result = await service.pool.infer(client, observation_of(_arrays(content), "message", service.manifest))
     timing = {"infer_ms": (time.monotonic() - start) * 1e3, "policy_ms": result.timings.total}
     return {"actions": result.actions, "actions_normalized": result.normalized, "server_timing": timing}
 
@@ -260,7 +260,7 @@ def _add_kserve(app: web.Application, service: Service) -> None:
             service.refused("size")
             return web.json_response({"error": f"the body is over {service.limits.message_bytes} bytes"}, status=413)
         asked = await asyncio.to_thread(kserve.parse_request, body, request.headers.get(kserve.HEADER_LENGTH))
-        given = observation_of(asked.inputs, "request")
+        given = observation_of(asked.inputs, "request", service.manifest)
         result = await _in_session(asked, lambda client: service.pool.infer(client, given))
         outputs = {"action": result.actions, "action_normalized": result.normalized}
         data, length = kserve.response(asked, outputs, {"infer_ms": result.timings.total})

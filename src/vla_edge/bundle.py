@@ -183,6 +183,11 @@ class Manifest:
     programme: Programme = smolvla_programme(())
     fps: float | None = None
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the policy reads what it shall do; one that does not has one task, that of its data."""
+        return bool(self.tokenizer.file)
+
 
 @dataclass(frozen=True)
 class GraphFile:

@@ -14,9 +14,11 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.runtime.command import main as runtime
 from vla_edge.runtime.inference.cache import CacheMode, Reason
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.trials.deploy_check import check_deployment
 
 ONE = EngineOptions(threads=1, spin=False)
 TOLERANCE = 1e-4
@@ -80,6 +82,31 @@ def test_tokens_of_a_still_picture_are_kept_exactly(act_bundle: Path) -> None:
         np.testing.assert_array_equal(results[0].actions, results[1].actions)
         looked.append((results[0].decision.reason, results[0].decision.look))
     assert looked == [(Reason.NO_HISTORY, (0, 1)), (Reason.REUSED, ()), (Reason.PICTURE_CHANGED, (1,))]
+
+
+def save(file: Path, raw: dict[str, np.ndarray], **more: object) -> Path:
+    np.savez(file, **raw, **more)  # type: ignore[arg-type]
+    return file
+
+
+def test_infer_needs_no_task_and_takes_no_noise(
+    act_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, out = observations()[0], tmp_path / "out.npz"
+    words = ["infer", "--bundle", str(act_bundle), "--out", str(out), "--threads", "1", "--observation"]
+    assert runtime([*words, str(save(tmp_path / "in.npz", raw))]) == 0
+    with np.load(out) as content:
+        close(content["action"], expected("resnet18")[0][0])
+    assert runtime([*words, str(save(tmp_path / "text.npz", raw, task="any"))]) == 0
+    noise = np.zeros((20, 6), np.float32)
+    assert runtime([*words, str(save(tmp_path / "noise.npz", raw, noise=noise))]) == 2
+    assert "makes its chunk in one pass, leave it out" in capsys.readouterr().err
+
+
+def test_the_deployment_checks_know_act(act_bundle: Path) -> None:
+    items = {item.name: item for item in check_deployment(act_bundle, None, None, 30.0, 1)}
+    assert not [item for item in items.values() if item.state == "failed"], items
+    assert items["instruction"].found == "the policy reads none"
 
 
 def test_a_missing_camera_is_refused_by_name(act_bundle: Path) -> None:

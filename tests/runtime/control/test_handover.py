@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.control.handover import (
+    HAND_OVER,
+    ONE_PASS,
     DelayMeter,
+    Ensemble,
     HandOver,
     HandOverOptions,
     PlannedChunk,
     Rhythm,
+    handover_of,
     inpaint_into,
     pace_of,
+    rows_of,
     steps_that_fit,
     velocity_step,
 )
@@ -93,9 +100,51 @@ def test_a_horizon_of_no_rows_is_refused_with_its_flag():
         HandOverOptions(horizon=0)
 
 
+def manifest(step, coefficient=None):
+    """What `handover_of` reads of a manifest."""
+    programme = SimpleNamespace(step=step)
+    return SimpleNamespace(programme=programme, policy=SimpleNamespace(ensemble_coefficient=coefficient))
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "coefficient", "kind"),
+    [
+        (None, "expert", None, HAND_OVER),
+        (None, "", None, ONE_PASS),
+        (None, "", 0.02, HandOver.ENSEMBLE),
+        ("replace", "", 0.02, HandOver.REPLACE),
+        ("ensemble", "expert", None, HandOver.ENSEMBLE),
+    ],
+)
+def test_a_policy_has_its_own_hand_over_unless_told(given, step, coefficient, kind):
+    options = handover_of(given, None, manifest(step, coefficient))
+    assert options.kind is kind and options.coefficient == (coefficient or 0.01)
+
+
+def test_a_chunk_of_one_pass_is_not_inpainted():
+    with pytest.raises(ConfigError, match="choose replace, blend or ensemble"):
+        handover_of("inpaint", None, manifest(""))
+
+
+def test_an_ensemble_averages_what_overlaps_and_forgets_when_told():
+    one, two = np.zeros((4, 2), np.float32), np.ones((4, 2), np.float32)
+    ensemble = Ensemble(0.0, 4)
+    np.testing.assert_array_equal(ensemble.join(one, 10, False), one)
+    np.testing.assert_array_equal(ensemble.join(two, 12, False)[:, 0], [0.5, 0.5, 1, 1])
+    np.testing.assert_array_equal(ensemble.join(one, 13, True), one)
+    np.testing.assert_array_equal(ensemble.join(two, 13, False), two)  # not later than the last: it replaces
+    np.testing.assert_array_equal(ensemble.join(one, 30, False), one)  # nothing overlaps
+
+
+def test_an_ensemble_sends_whole_chunks():
+    policy = SimpleNamespace(chunk_size=100, n_action_steps=1)
+    assert rows_of(policy, HandOverOptions(HandOver.ENSEMBLE)) == 100
+    assert rows_of(policy, HandOverOptions(HandOver.BLEND)) == 1
+
+
 def test_only_blend_asks_the_control_core_for_ticks():
     assert {kind: kind.blend_ticks > 0 for kind in HandOver} == {
-        HandOver.REPLACE: False, HandOver.BLEND: True, HandOver.INPAINT: False,
+        HandOver.REPLACE: False, HandOver.BLEND: True, HandOver.INPAINT: False, HandOver.ENSEMBLE: False,
     }  # fmt: skip
 
 

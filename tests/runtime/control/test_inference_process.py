@@ -227,7 +227,7 @@ def lines_of(folder):
     return lines
 
 
-@pytest.mark.parametrize("handover", ["replace", "blend", "inpaint"])
+@pytest.mark.parametrize("handover", ["replace", "blend", "inpaint", "ensemble"])
 def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     control, folder, golden_bundle, pictures, capsys, monkeypatch, handover
 ):
