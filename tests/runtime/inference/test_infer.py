@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla_edge.bundle import open_bundle
 from vla_edge.errors import ObservationError
 from vla_edge.runtime.command import main
 from vla_edge.runtime.inference.infer import read_observation
@@ -190,8 +191,8 @@ def test_a_flipped_bit_in_a_picture_is_noticed(run, fields, tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damaged_bytes_never_give_anything_but_an_observation_error(tmp_path, save):
-    path = tmp_path / "obs.npz"
+def test_damaged_bytes_never_give_anything_but_an_observation_error(tmp_path, golden_bundle, save):
+    path, manifest = tmp_path / "obs.npz", open_bundle(golden_bundle).manifest
     save(
         path,
         **{
@@ -208,7 +209,7 @@ def test_damaged_bytes_never_give_anything_but_an_observation_error(tmp_path, sa
             data[rng.integers(len(data))] = rng.integers(256)
         path.write_bytes(data)
         try:
-            read_observation(path)
+            read_observation(path, manifest)
         except ObservationError:
             refused += 1
     assert refused > 400
