@@ -252,8 +252,9 @@ def _cases(exporter: Exporter, cameras: tuple[CameraSpec, ...], recording: Recor
 
 def _joints(policy: Policy, recording: Recording | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Joint names, and a note where they are assumed: a checkpoint holds none."""
-    if recording is not None:
-        return joint_names(policy, recording), ()
+    named = joint_names(policy, recording) if recording is not None else ()
+    if named:
+        return named, ()
     if policy.config.action_dim == len(KOCH_JOINTS):
         return KOCH_JOINTS, (
             "a checkpoint names no joints; its six actions are taken for the Koch arm's joints in the order of their "

@@ -43,7 +43,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         type=Path,
         metavar="DATASET",
-        help="LeRobot dataset: compare on its frames too, take the joints' names and the frame rate from it",
+        help="LeRobot dataset, its folder or a Hub id: its frames are compared too, its joint names and rate taken",
     )
     described.add_argument(
         "--camera",

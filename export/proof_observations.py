@@ -103,18 +103,19 @@ def recorded_cases(policy: Policy, cameras: tuple[CameraSpec, ...], recording: R
 
 
 def joint_names(policy: Policy, recording: Recording) -> tuple[str, ...]:
-    """The data set's names of the policy's actions. DatasetError when it has none, or another number of them."""
+    """The dataset's names of the policy's actions; none where it has none, or another number of them. DatasetError: it
+    has another number of actions."""
+    from vla_edge.lerobot_data.layout import joint_names as names_of
+
     with _open(recording) as dataset:
         feature = dataset.features.get(ACTION)
-    names = feature.names if feature is not None else None
-    if isinstance(names, dict):
-        names = next(iter(names.values()), None)
-    if not isinstance(names, (list, tuple)) or len(names) != policy.config.action_dim:
+    if feature is None or feature.shape != (policy.config.action_dim,):
+        held = "no actions" if feature is None else f"actions of {list(feature.shape)}"
         raise DatasetError(
-            f"{recording.path}: names of {ACTION} are {names!r}, the policy has {policy.config.action_dim} actions; "
-            "give the data set it was trained on"
+            f"{recording.path} has {held}, the policy has {policy.config.action_dim}; give the dataset it was trained "
+            "on"
         )
-    return tuple(str(name) for name in names)
+    return names_of(feature)
 
 
 def data_fps(told: float | str | None, recording: Recording | None) -> float | None:

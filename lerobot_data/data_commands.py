@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vla_edge.command_line import answer, count, folder_to_write, positive, whole
-from vla_edge.errors import CheckFailed, UsageError
+from vla_edge.errors import CheckFailed, DatasetError, UsageError
+from vla_edge.hub import is_id, local_folder
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.editing.convert import convert_dataset
@@ -27,7 +28,7 @@ from vla_edge.lerobot_data.video import TOLERANCE_S
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="dataset folder, v2.1")
+    parser.add_argument("source", type=Path, help="dataset of v2.0 or v2.1: its folder, or a Hub id")
     parser.add_argument("target", type=folder_to_write, help="new dataset folder, must not exist")
     add_tolerance(parser)
     sizes = parser.add_argument_group("file sizes")
@@ -36,12 +37,12 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
     add_tolerance(parser)
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
 
 
 def add_tolerance(parser: argparse.ArgumentParser) -> None:
@@ -56,18 +57,18 @@ def add_tolerance(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, help="dataset folder")
-    parser.add_argument("b", type=Path, help="dataset folder that should hold the same")
+    parser.add_argument("a", type=Path, help="dataset: its folder, or a Hub id")
+    parser.add_argument("b", type=Path, help="dataset that should hold the same")
     parser.add_argument("--samples", type=whole, default=3, help="pictures compared per episode and camera")
 
 
 def add_stats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
     parser.add_argument("--write", action="store_true", help="replace the stored statistics")
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
     change = parser.add_argument_group("change a text").add_mutually_exclusive_group()
     change.add_argument("--add", metavar="TEXT", help="add a task text")
     change.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="change a task text")
@@ -80,15 +81,16 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     sizes = FileSizes(arguments.data_file_mb, arguments.video_file_mb)
+    source = local_folder(arguments.source, "dataset")
     with episode_bar("episodes") as advance:
-        info = convert_dataset(arguments.source, arguments.target, sizes, advance, arguments.tolerance)
+        info = convert_dataset(source, arguments.target, sizes, advance, arguments.tolerance)
     print(f"{arguments.target}: {info.version}, {info.total_episodes} episodes, {info.total_frames} frames, verified")
     answer({"target": str(arguments.target), "episodes": info.total_episodes, "frames": info.total_frames})
     return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    report = verify_dataset(arguments.dataset, tolerance_s=arguments.tolerance)
+    report = verify_dataset(local_folder(arguments.dataset, "dataset"), tolerance_s=arguments.tolerance)
     for check in report.checks:
         print(f"{check.verdict:<8}{check.name}" + (f": {check.needs}" if check.needs else ""))
         for problem in check.problems or ():
@@ -103,7 +105,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    differences = compare_datasets(arguments.a, arguments.b, arguments.samples)
+    a, b = (local_folder(path, "dataset") for path in (arguments.a, arguments.b))
+    differences = compare_datasets(a, b, arguments.samples)
     for difference in differences:
         print(difference)
     if not differences:
@@ -115,8 +118,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def run_stats(arguments: argparse.Namespace) -> int:
+    root = _own_folder(arguments.dataset) if arguments.write else local_folder(arguments.dataset, "dataset")
     with episode_bar("episodes") as advance:
-        computed, stored = recompute_stats(arguments.dataset, advance, arguments.write)
+        computed, stored = recompute_stats(root, advance, arguments.write)
     differences = {key: largest_difference(key, computed, stored) for key in computed}
     for key, difference in differences.items():
         print(f"{key:<32} stored differs by {difference:.2g} of the range")
@@ -128,16 +132,18 @@ def run_stats(arguments: argparse.Namespace) -> int:
 
 def run_tasks(arguments: argparse.Namespace) -> int:
     counter = load_counter(arguments.tokenizer, arguments.limit) if arguments.tokenizer else None
+    changed = (arguments.add, arguments.rename, arguments.assign) != (None, None, None)
+    root = _own_folder(arguments.dataset) if changed else local_folder(arguments.dataset, "dataset")
     if arguments.add is not None:
-        print(f"task {add_task(arguments.dataset, arguments.add)} added")
+        print(f"task {add_task(root, arguments.add)} added")
     if arguments.rename is not None:
-        print(f"task {rename_task(arguments.dataset, *arguments.rename)} renamed")
+        print(f"task {rename_task(root, *arguments.rename)} renamed")
     if arguments.assign is not None:
-        print(f"task {assign_task(arguments.dataset, arguments.assign, arguments.episodes)} assigned")
+        print(f"task {assign_task(root, arguments.assign, arguments.episodes)} assigned")
     elif arguments.episodes:
         raise UsageError("--episodes says where --assign TEXT goes; give both")
     rows = []
-    for use in task_uses(arguments.dataset, counter):
+    for use in task_uses(root, counter):
         too_long = counter is not None and use.tokens is not None and use.tokens > counter.limit
         tokens = "tokens not counted" if counter is None else f"{use.tokens} of {counter.limit} tokens"
         mark = "  TOO LONG: the policy sees a truncated instruction" if too_long else ""
@@ -157,6 +163,16 @@ def run_tasks(arguments: argparse.Namespace) -> int:
     if long:
         raise CheckFailed(f"{len(long)} task texts are too long, first {long[0][:60]!r}; shorten with --rename OLD NEW")
     return 0
+
+
+def _own_folder(path: Path) -> Path:
+    """A dataset that may be changed in place: a folder that the user named, not a cache's."""
+    if not path.exists() and is_id(str(path)):
+        raise DatasetError(
+            f"{path} is a Hub id, and a cache is not changed in place; `hf download --repo-type dataset {path} "
+            f"--local-dir {path.name}` and change that folder"
+        )
+    return path
 
 
 def run_info(arguments: argparse.Namespace) -> int:

@@ -236,12 +236,21 @@ def _no_input(value: Any) -> str:
 
 
 def flat_names(names: Any) -> list[str]:
-    """The names of a vector or of axes in their order, however they are nested: lists, `{"motors": [...]}`, numbers."""
+    """The names of a vector or of axes in their order, however they are nested: lists, `{"motors": [...]}`, places
+    (`{"delta_x": 0, "delta_y": 1}`)."""
     if isinstance(names, Mapping):
+        if names and all(type(place) is int for place in names.values()):
+            return [str(name) for name in sorted(names, key=lambda name: int(names[name]))]
         return [name for inner in names.values() for name in flat_names(inner)]
     if isinstance(names, (list, tuple)):
         return [name for inner in names for name in flat_names(inner)]
     return [] if names is None else [str(names)]
+
+
+def joint_names(feature: Feature) -> tuple[str, ...]:
+    """The names of a vector's values in their order; none where there are not as many names as values."""
+    names = flat_names(feature.names)
+    return tuple(names) if [len(names)] == list(feature.shape) else ()
 
 
 def _height_width_channels(shape: tuple[int, ...], names: list[str]) -> tuple[int, ...]:

@@ -41,8 +41,9 @@ def cameras_in(
 ) -> dict[str, str]:
     """The policy's camera (its name on the robot) → the dataset's key: as `given`, else the same name.
 
-    all_of_them False: cameras that the dataset lacks are left out as long as there is one. ConfigError: `given` names a
-    camera neither side has. DatasetError: a camera that the dataset lacks.
+    all_of_them: the dataset has every camera whose pictures the training data had (`seen`); others, and with False all
+    that the dataset lacks, are left out as long as there is one. ConfigError: `given` names a camera neither side has.
+    DatasetError: a camera that the dataset lacks.
     """
     keys, wanted = dataset.camera_keys, dict(given)
     found = {}
@@ -53,7 +54,7 @@ def cameras_in(
         key = next((name for name in (*asked, camera.source, camera.name) if name in keys), None)
         if key is not None:
             found[camera.source] = key
-        elif all_of_them:
+        elif all_of_them and camera.seen:
             raise DatasetError(
                 f"{dataset.root}: no camera {camera.source} that the policy sees; {nearest(camera.source, keys)}; map "
                 f"it with --camera {short_name(camera.source)}=NAME"

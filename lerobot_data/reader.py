@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
+from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.columns import read_columns, stored_image, without_gaps
 from vla_edge.lerobot_data.layout import Feature, Info, read_info
 from vla_edge.lerobot_data.meta import Episode, read_episodes, read_stats, read_table, read_tasks
@@ -249,9 +250,9 @@ class Dataset:
 
 
 def open_dataset(path: str | Path, gaps: bool = False, tolerance_s: float = TOLERANCE_S) -> Dataset:
-    """Open a LeRobot dataset folder, v2.0, v2.1 or v3.0. Raises DatasetError naming the file or field.
+    """Open a LeRobot dataset of v2.0 to v3.0: its folder, or a Hub id. Raises DatasetError naming the file or field.
 
     gaps: episode numbers may be missing; episodes and frames are counted anew. tolerance_s: how far a picture's time
     may be from its frame's, as LeRobot's argument of that name.
     """
-    return Dataset(Path(path), gaps, tolerance_s)
+    return Dataset(local_folder(path, "dataset"), gaps, tolerance_s)

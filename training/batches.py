@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
+from vla_edge.errors import VlaEdgeError
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.sampler import QuotaSampler, SamplerState
 from vla_edge.training.training_frames import Mix, collate
@@ -51,6 +52,9 @@ def batches(
         worker_init_fn=end_with_parent,
     )
     for item in loader:
+        for sample in item if workers else ():
+            if isinstance(sample, VlaEdgeError):
+                raise sample
         yield item if workers == 0 else collate(item, policy)
 
 

@@ -31,6 +31,7 @@ NAMES = {
     "--optimizer.weight_decay": "--weight-decay",
     "--optimizer.grad_clip_norm": "--grad-clip",
     "--peft.r": "--lora-rank",
+    "--tolerance_s": "--tolerance",
 }
 """LeRobot's name → ours, the value as it is (of a list of episodes without its brackets)."""
 SWITCHES = {

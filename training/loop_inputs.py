@@ -76,6 +76,7 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
         for camera in policy.settings.cameras
         if camera.source not in datasets[0].camera_keys
     ]
+    notes += [f"{data.root}: {key} is left out: {why}" for data in datasets for key, why in data.info.left_out.items()]
     notes.append(
         f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
         "weights"

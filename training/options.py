@@ -15,7 +15,9 @@ from typing import Any
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer, between, count, fraction, not_negative, positive, whole
 from vla_edge.errors import ConfigError
+from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.video import TOLERANCE_S
 from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
@@ -112,7 +114,14 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="DIR[:WEIGHT]",
-        help="LeRobot dataset folder; give several to mix them by weight",
+        help="LeRobot dataset, its folder or a Hub id; give several to mix them by weight",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=positive,
+        default=TOLERANCE_S,
+        metavar="SECONDS",
+        help=f"how far a picture's time may be from its frame's (default: {TOLERANCE_S:g})",
     )
     parser.add_argument(
         "--episodes",
@@ -140,7 +149,7 @@ def config_from_arguments(
     config = TrainConfig(
         policy,
         out,
-        tasks_of(arguments.dataset, arguments.episodes),
+        tasks_of(arguments.dataset, arguments.episodes, arguments.tolerance),
         kind,
         rename=rename,
         trackers=tuple(arguments.track),
@@ -155,8 +164,10 @@ def config_from_arguments(
     return with_held_out(first_episodes(config, episodes) if episodes else config, arguments.held_out)
 
 
-def tasks_of(datasets: Sequence[str], episodes: tuple[int, ...]) -> tuple[TaskData, ...]:
-    """The data sets of `PATH[:WEIGHT]` texts; names are folder names, made unique."""
+def tasks_of(
+    datasets: Sequence[str], episodes: tuple[int, ...], tolerance_s: float = TOLERANCE_S
+) -> tuple[TaskData, ...]:
+    """The datasets of `PATH[:WEIGHT]` texts (folders or Hub ids); names are folder names, made unique."""
     tasks: list[TaskData] = []
     for text in datasets:
         path, _, weight = (
@@ -164,10 +175,11 @@ def tasks_of(datasets: Sequence[str], episodes: tuple[int, ...]) -> tuple[TaskDa
         )
         name = Path(path).name or path
         taken = sum(task.name == name or task.name.startswith(f"{name}#") for task in tasks)
-        tasks.append(TaskData(f"{name}#{taken + 1}" if taken else name, str(Path(path).resolve()), float(weight)))
+        folder = str(local_folder(path, "dataset").resolve())
+        tasks.append(TaskData(f"{name}#{taken + 1}" if taken else name, folder, float(weight)))
     if episodes and len(tasks) > 1:
         raise ConfigError("--episodes with several data sets is ambiguous; give one data set")
-    return tuple(replace(task, episodes=episodes) for task in tasks)
+    return tuple(replace(task, episodes=episodes, tolerance_s=tolerance_s) for task in tasks)
 
 
 def pair(text: str, flag: str) -> tuple[str, str]:

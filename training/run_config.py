@@ -75,13 +75,15 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """One data set of the mix. `name` appears in reports; `held_out` episodes are never trained on."""
+    """One data set of the mix. `name` appears in reports; `held_out` episodes are never trained on; `tolerance_s`: how
+    far a picture's time may be from its frame's."""
 
     name: str
     path: str
     weight: float = 1.0
     episodes: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
+    tolerance_s: float = 1e-4
 
 
 @dataclass(frozen=True, slots=True)

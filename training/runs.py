@@ -10,6 +10,7 @@ from typing import Any
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.fields import to_json
 from vla_edge.files import write_json
+from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.build import Fit, policy_for_training
@@ -111,8 +112,9 @@ def resume(run: Path, report: Report = silent, moved: Sequence[Path] = ()) -> tu
             f"--dataset is given {len(moved)} times, the run has {len(config.data)}: {names}, in this order"
         )
     if moved:
-        data = [replace(task, path=str(path.resolve())) for task, path in zip(config.data, moved)]
-        config = replace(config, data=tuple(data))
+        folders = [str(local_folder(path, "dataset").resolve()) for path in moved]
+        data = tuple(replace(task, path=folder) for task, folder in zip(config.data, folders))
+        config = replace(config, data=data)
     join(config.device)
     if step_of(checkpoint) >= config.steps and has_ended(run):
         raise TrainingError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.layout import joint_names
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.lerobot_data.stats import aggregate
 from vla_edge.policies.features import ACTION, STATE
@@ -56,17 +57,10 @@ def check_dimensions(datasets: Sequence[Dataset]) -> None:
             raise DatasetError(f"{feature} has different shapes ({told}); train data sets of one robot together")
 
 
-def joint_names(dataset: Dataset, key: str = ACTION) -> tuple[str, ...]:
-    """The names of a feature's values as the dataset gives them, or numbers."""
+def names_or_numbers(dataset: Dataset, key: str = ACTION) -> tuple[str, ...]:
+    """The names of a feature's values as the dataset gives them, else their places."""
     feature = dataset.features[key]
-    names = feature.names
-    if isinstance(names, Mapping):
-        names = next(iter(names.values()), None)
-    return (
-        tuple(map(str, names))
-        if isinstance(names, (list, tuple)) and len(names) == feature.shape[0]
-        else tuple(map(str, range(feature.shape[0])))
-    )
+    return joint_names(feature) or tuple(map(str, range(feature.shape[0])))
 
 
 def check_spread(datasets: Sequence[Dataset], settings: ProcessorSettings, own: bool) -> None:
@@ -83,7 +77,7 @@ def check_spread(datasets: Sequence[Dataset], settings: ProcessorSettings, own: 
             if far.max() > limit:
                 joint = int(far.argmax())
                 raise DatasetError(
-                    f"{dataset.root}: {feature} {joint_names(dataset, feature)[joint]} has a spread of "
+                    f"{dataset.root}: {feature} {names_or_numbers(dataset, feature)[joint]} has a spread of "
                     f"{spread[joint]:.2g} in the statistics, too small for its values (one lies {far[joint]:.2g} of it "
                     f"away, at most {limit:.2g} is possible); write them anew with `vla-data stats {dataset.root} "
                     "--write`"

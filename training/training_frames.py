@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vla_edge.errors import DatasetError, TrainingError
+from vla_edge.errors import DatasetError, TrainingError, VlaEdgeError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.scaling import Normalization, normalize, to_relative
@@ -69,7 +69,7 @@ class Frames:
         self._owner = os.getpid()
         self._kept: dict[int, Mapping[str, NDArray[np.uint8]]] = {}
         self._room = settings.cache_mb * 2**20
-        self._dataset = open_dataset(data.path)
+        self._dataset = open_dataset(data.path, tolerance_s=data.tolerance_s)
         self.episodes = chosen_episodes(self._dataset, data, held_out)
         self.cameras = check_columns(self._dataset, settings)
         spans = [np.arange(e.from_index, e.to_index) for e in self._dataset.episodes if e.index in set(self.episodes)]
@@ -81,7 +81,7 @@ class Frames:
     @property
     def dataset(self) -> Dataset:
         if self._owner != os.getpid():
-            self._dataset, self._owner = open_dataset(self.data.path), os.getpid()
+            self._dataset, self._owner = open_dataset(self.data.path, tolerance_s=self.data.tolerance_s), os.getpid()
         return self._dataset
 
     def sample(self, number: int, draw: int) -> RawSample:
@@ -152,9 +152,19 @@ class Mix(torch.utils.data.Dataset):
     def __init__(self, sources: Sequence[Frames]) -> None:
         self.sources = tuple(sources)
 
-    def __getitem__(self, pick: tuple[int, int, int]) -> RawSample:
+    def __getitem__(self, pick: tuple[int, int, int]) -> RawSample | VlaEdgeError:
+        """The frame; in a loader process an error is handed over as it is, for torch would wrap it in its traceback."""
         source, frame, draw = pick
-        return self.sources[source].sample(frame, draw)
+        frames = self.sources[source]
+        try:
+            return frames.sample(frame, draw)
+        except DatasetError as error:
+            index = int(frames.indices[frame])
+            place = f"{frames.data.path}: frame {index} (episode {frames.dataset.episode_of(index).index})"
+            told = DatasetError(f"{place}: {error}; leave the episode out with --episodes, or mend it")
+            if torch.utils.data.get_worker_info() is None:
+                raise told from None
+            return told
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)

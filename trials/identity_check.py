@@ -35,7 +35,9 @@ or less change."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
     parser.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
-    parser.add_argument("--dataset", type=Path, help="data set the policy was trained on, or that it shall go on with")
+    parser.add_argument(
+        "--dataset", type=Path, help="dataset the policy was trained on, or shall go on with: its folder, or a Hub id"
+    )
     parser.add_argument(
         "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
@@ -110,13 +112,15 @@ def long_tasks(bundle: Bundle, tasks: Iterable[str]) -> list[LongTask]:
 
 
 def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
+    from vla_edge.lerobot_data.layout import flat_names
+
     names = bundle.manifest.joints
     for feature in (STATE, ACTION):
         held = dataset.features.get(feature)
         if held is None:
             yield f"the data set has no {feature}; give one of this robot"
             continue
-        theirs = [name.removesuffix(".pos").removeprefix("main_") for name in _flat(held.names)]
+        theirs = [name.removesuffix(".pos").removeprefix("main_") for name in flat_names(held.names)]
         ours = [name.removesuffix(".pos").removeprefix("main_") for name in names]
         if held.shape != (len(names),):
             yield f"{feature} has {held.shape[0]} values in the data set, the bundle has {len(names)} joints"
@@ -179,10 +183,3 @@ def _statistics_differences(
                     "the policy was trained on other data or other units"
                 )
                 break
-
-
-def _flat(names: object) -> list[str]:
-    """Joint names of a feature: LeRobot writes a list, or a map of one list."""
-    if isinstance(names, Mapping):
-        names = next(iter(names.values()), [])
-    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []

@@ -172,7 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         type=Path,
         required=True,
-        help="LeRobot data set, v2.1 or v3.0: still and moving phases, and moments in which objects are moved",
+        help="LeRobot dataset, its folder or a Hub id: still and moving phases, and moments in which objects are moved",
     )
     parser.add_argument("--out", type=folder_to_write, required=True, help="new bundle with the limits in its manifest")
     parser.add_argument(

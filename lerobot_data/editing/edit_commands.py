@@ -12,14 +12,12 @@ from vla_edge.lerobot_data.layout import Info
 
 
 def add_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "datasets", type=Path, nargs="+", help="dataset folders, in the order in which they shall stand"
-    )
+    parser.add_argument("datasets", type=Path, nargs="+", help="datasets, in the order in which they shall stand")
     _add_out(parser)
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
     parser.add_argument(
         "--part",
         action="append",
@@ -31,13 +29,13 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def add_delete(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
     parser.add_argument("--episodes", required=True, metavar="LIST", help="episodes to leave out, as 0-9,12")
     _add_out(parser)
 
 
 def add_renumber(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="dataset folder whose episode numbers have gaps")
+    parser.add_argument("dataset", type=Path, help="dataset whose episode numbers have gaps")
     _add_out(parser)
 
 

@@ -68,7 +68,7 @@ def test_depth_is_never_a_camera(tmp_path: Path, mark: str) -> None:
 
 def test_names_are_read_in_their_order_however_they_are_nested() -> None:
     assert flat_names({"motors": ["a", "b"], "gripper": ["c"]}) == ["a", "b", "c"] == flat_names([["a"], ["b", "c"]])
-    assert flat_names(None) == [] and flat_names({"axes": {"x": 0, "y": 1}}) == ["0", "1"]
+    assert flat_names(None) == [] and flat_names({"axes": {"y": 1, "x": 0}}) == ["x", "y"]
 
 
 @pytest.mark.parametrize(

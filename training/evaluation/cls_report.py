@@ -239,7 +239,7 @@ def report_json(history: History, threshold: float, aurocs: Mapping[str, float])
 
 def add_cls_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint with a trained CLS head")
-    parser.add_argument("--dataset", required=True, metavar="DIR", help="LeRobot dataset folder")
+    parser.add_argument("--dataset", required=True, metavar="DIR", help="LeRobot dataset: its folder, or a Hub id")
     parser.add_argument(
         "--episodes",
         type=parse_episodes,

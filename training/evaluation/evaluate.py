@@ -23,7 +23,7 @@ from vla_edge.training.evaluation.prediction_errors import HorizonError, baselin
 from vla_edge.training.evaluation.prediction_errors import markdown as error_table
 from vla_edge.training.evaluation.predictors import Predictor, Query, open_predictor
 from vla_edge.training.run_config import TaskData, read_config
-from vla_edge.training.statistics import joint_names
+from vla_edge.training.statistics import names_or_numbers
 from vla_edge.training.training_frames import Frames, FrameSettings
 
 BATCH = 8
@@ -74,7 +74,7 @@ def targets_of(dataset: Dataset, indices: Sequence[int], chunk: int) -> Targets:
     mean = np.asarray(dataset.stats[ACTION]["mean"], np.float32)
     last = column[np.asarray(indices) - 1].astype(np.float32)
     actions = np.stack([actions for actions, _ in pairs]).astype(np.float32)
-    return Targets(tuple(indices), actions, np.stack([pad for _, pad in pairs]), last, mean, joint_names(dataset))
+    return Targets(tuple(indices), actions, np.stack([pad for _, pad in pairs]), last, mean, names_or_numbers(dataset))
 
 
 def queries_of(
@@ -135,7 +135,7 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
 
 
 def add_scope(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", metavar="DIR", help="LeRobot dataset folder")
+    parser.add_argument("--dataset", metavar="DIR", help="LeRobot dataset: its folder, or a Hub id")
     parser.add_argument(
         "--episodes",
         type=parse_episodes,
@@ -162,7 +162,8 @@ def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
             raise ConfigError(f"{arguments.run}: the run held no episodes out; name some with --episodes")
     if not dataset:
         raise ConfigError("no data set given; use --dataset PATH or --run RUN")
-    open_dataset(dataset).close()
+    with open_dataset(dataset) as found:
+        dataset = str(found.root)
     return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws)
 
 

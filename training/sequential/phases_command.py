@@ -8,6 +8,7 @@ from pathlib import Path
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer, count, whole
 from vla_edge.errors import ConfigError
+from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS
@@ -49,7 +50,10 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 def run_stages(arguments: argparse.Namespace) -> int:
     plan = with_datasets(
         read_stages(arguments.file),
-        {name: str(Path(path).resolve()) for name, path in (pair(text, "--dataset") for text in arguments.dataset)},
+        {
+            name: str(local_folder(path, "dataset").resolve())
+            for name, path in (pair(text, "--dataset") for text in arguments.dataset)
+        },
     )
     missing = missing_datasets(plan)
     if arguments.dry_run:
