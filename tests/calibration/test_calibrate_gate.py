@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from vla_edge.bundle import open_bundle
+from vla_edge.bundle import MANIFEST, open_bundle
 from vla_edge.calibration.command import main
 from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest, loosest_still
 from vla_edge.calibration.gate.gate_pairs import PairPlan, planned_pairs
@@ -224,6 +226,31 @@ def test_bad_input_is_refused_in_one_line(golden_bundle, dataset, tmp_path, caps
 def test_an_existing_bundle_is_never_written_to(golden_bundle, dataset, capsys):
     assert main(words(golden_bundle, dataset, golden_bundle)) == 2
     assert "bundles are never changed" in capsys.readouterr().err
+
+
+def test_a_declared_camera_that_the_data_never_had_is_masked(golden_bundle, dataset, tmp_path, capsys):
+    """As in fine-tunes of smolvla_base, whose config.json keeps three cameras whatever the data have."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(golden_bundle, bundle)
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    names = [camera["source"] for camera in manifest["cameras"]]
+    manifest["cameras"][names.index("observation.images.laptop")]["seen"] = False
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    info = json.loads((data / "meta/info.json").read_text())
+    info["features"]["observation.images.other"] = info["features"].pop("observation.images.laptop")
+    (data / "meta/info.json").write_text(json.dumps(info))
+    for path in data.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        names = [name.replace("laptop", "other") for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    few = ("--bound", "0.05", "--references", "3", "--lags", "2")
+    assert main(words(bundle, data, tmp_path / "out", *few)) == 0
+    cameras = open_bundle(tmp_path / "out").manifest.gate["data"]["cameras"]
+    assert list(cameras) == ["observation.images.phone"]
+    assert main(words(golden_bundle, data, tmp_path / "refused", *few)) == 2
+    assert "no camera observation.images.laptop that the policy sees" in capsys.readouterr().err
 
 
 def test_pairs_stay_within_an_episode_but_for_the_others_and_share_their_task(golden_bundle, dataset):

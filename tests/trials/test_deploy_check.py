@@ -26,7 +26,7 @@ from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED, check_deployme
 from vla_edge.trials.identity_check import robot_differences
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import World, one_thread, write_data, write_policy
+from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
 one_thread()
 
@@ -77,6 +77,21 @@ def test_the_ten_checks_run_on_an_exported_policy(place):
     states = {item.name: item.state for item in items}
     assert states.pop("safety limits") == NOT_RUN  # two joints: the control core drives the Koch's six
     assert set(states.values()) == {PASSED}
+
+
+def test_declared_cameras_that_the_data_never_had_are_masked(place, tmp_path):
+    """As in fine-tunes of smolvla_base: config.json keeps cameras of 256 x 256 that no data had."""
+    features = {"observation.state": {"type": "STATE", "shape": [2]}}
+    names = (CAMERA, "observation.images.camera2", "observation.images.camera3")
+    features |= {name: {"type": "VISUAL", "shape": [3, 256, 256]} for name in names}
+    write_policy(tmp_path / "policy", chunk_size=4, n_action_steps=2, input_features=features)
+    words = ["--checkpoint", str(tmp_path / "policy"), "--dataset", str(place / "data"), "--threads", "1"]
+    assert export([*words, "--out", str(tmp_path / "bundle")]) == 0
+    cameras = open_bundle(tmp_path / "bundle").manifest.cameras
+    assert [(camera.height, camera.seen) for camera in cameras] == [(64, True), (256, False), (256, False)]
+    states = {item.name: item for item in check_deployment(tmp_path / "bundle", place / "data", None, 10.0, 1)}
+    assert states["image preprocessing"].state == PASSED and "over 1 cameras" in states["image preprocessing"].found
+    assert states["exception handling"].state == PASSED and states["output range"].state != NOT_RUN
 
 
 def test_actions_outside_the_training_range_fail_the_range_check(place, tmp_path):
