@@ -64,18 +64,19 @@ def read_robot_file(file: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def add_robot_file(parser: argparse.ArgumentParser, by_itself: bool = True, flags: Sequence[str] = ()) -> None:
-    """`--robot-file`. by_itself: the command looks for robot.yaml in the present folder without being told to. flags:
-    what is taken from it (none named: every flag that the command has)."""
+def add_robot_file(parser: argparse.ArgumentParser, by_itself: bool = True) -> None:
+    """`--robot-file`. by_itself: the command looks for robot.yaml in the present folder without being told to."""
     assert isinstance(parser, CommandParser)
-    what = "port, joints, cameras, units, bundle and task" if not flags else " and ".join(flag[2:] for flag in flags)
     here = " (default: robot.yaml in this folder, where there is one)" if by_itself else ""
     parser.add_argument(
-        "--robot-file", type=Path, metavar="FILE", help=f"{what} that the command line leaves out{here}"
+        "--robot-file",
+        type=Path,
+        metavar="FILE",
+        help="port, joints, cameras, units, bundle and task that the command line leaves out" + here,
     )
 
     def expanded(words: Sequence[str]) -> list[str]:
-        wanted = [flag for flag in flags or FLAGS if parser.knows(flag)]
+        wanted = [flag for flag in FLAGS if parser.knows(flag)]
         return _expanded(words, wanted, ROBOT_FILE if by_itself else None)
 
     parser.expand = expanded

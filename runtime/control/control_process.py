@@ -17,6 +17,7 @@ from vla_edge.command_line import answer, between, not_negative
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
+from vla_edge.files import write_json
 from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TENTHS
 from vla_edge.robot.robot_file import add_robot_file
@@ -195,6 +196,8 @@ def control_koch(
     folder = open_run_folder(options.run_dir)
     lock = lock_for_control(folder)
     note_run(folder)
+    arm_facts = {"port": port, "joints": calibration.source, "joint_units": units.value, "shadow": options.shadow}
+    write_json(folder.arm, arm_facts, flush=False)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
         arm = open_koch(

@@ -32,6 +32,18 @@ CAUSES = {
 }
 """Reason → (cause, remedy)."""
 SILENT = "does not answer"
+STATES = {
+    "disarmed": "disarmed: arm lets chunks move the arm",
+    "planning": "armed: waits for the first chunk",
+    "hold": "holds as it was asked to: arm goes on",
+    "parking": "moves to its parking pose",
+}
+"""State of control without a fault → why nothing moves, and what goes on."""
+
+
+def why_still(status: Mapping[str, Any]) -> str:
+    """Why the arm stands still and what goes on, in a sentence; empty while it moves."""
+    return fault_of(status) or STATES.get(status["state"], "")
 
 
 def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None) -> str:

@@ -407,6 +407,7 @@ class InferenceLoop:
         settings = self._session.cache.settings
         return {
             "bundle": self._session.bundle.digest,
+            "bundle_path": str(self._session.bundle.path.absolute()),
             "task": self._options.task,
             "seed": self._session.options.seed,
             "noise": self._session.options.noise.value,

@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "flight.record"
 
     @property
+    def arm(self) -> Path:
+        """Which arm control drives: port, joint calibration, units."""
+        return self.path / "arm-facts.json"
+
+    @property
     def beat(self) -> Path:
         return self.path / "supervisor.beat"
 

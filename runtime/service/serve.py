@@ -14,7 +14,6 @@ from pathlib import Path
 from vla_edge.bundle import open_bundle
 from vla_edge.command_line import between, count, file_to_write, whole
 from vla_edge.engines.engine import add_engine_arguments
-from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
@@ -24,8 +23,9 @@ from vla_edge.runtime.service.serve_options import ServeOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
-    add_robot_file(parser, flags=("--bundle",))
+    parser.add_argument(
+        "--bundle", type=Path, help="folder written by export-engines (default: none, the robot's status alone)"
+    )
     network = parser.add_argument_group("network")
     network.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; another than loopback needs a token and TLS"
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     asyncio.run(
         serve(
-            open_bundle(arguments.bundle),
+            None if arguments.bundle is None else open_bundle(arguments.bundle),
             open_run_folder(arguments.run_dir or last_run_folder()),
             allowed,
             options,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
 PAGE = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
 """The status page: one document without anything from outside; it polls `/status.json`."""
+NO_POLICY = "only the robot's status is shown here; a policy is served with `vla-runtime serve --bundle BUNDLE`"
 BODY_S = 20.0
 """How long the body of one request may take to arrive."""
 HEARTBEAT_S = 20.0
@@ -37,20 +39,28 @@ _TEXTS = {"task": "task", "prompt": "task"}
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """What the handlers need. limits: of one message, from the policy's own sizes."""
+class ServedPolicy:
+    """What clients may ask: the bundle's manifest and digest, the sessions that answer, the limits of one message."""
 
     manifest: Manifest
     digest: str
     pool: SessionPool
+    limits: WireLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the handlers need. policy: None where only the robot's status is shown. refusals: counted by reason."""
+
+    policy: ServedPolicy | None
     view: RobotView
     folder: RunFolder
     access: Access
     lease: ControlLease
-    limits: WireLimits
+    refusals: Counter[str] = field(default_factory=Counter)
 
     def refused(self, reason: str) -> None:
-        self.pool.counts.refused[reason] += 1
+        self.refusals[reason] += 1
 
 
 def message_limit(manifest: Manifest) -> int:
@@ -95,11 +105,15 @@ def application(service: Service) -> web.Application:
             response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response
 
-    app = web.Application(middlewares=[guarded], client_max_size=service.limits.message_bytes)
+    app = web.Application(
+        middlewares=[guarded], client_max_size=service.policy.limits.message_bytes if service.policy else _SLACK_BYTES
+    )
 
     async def page(request: web.Request) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await openpi(service, request)
+            if service.policy is None:
+                return web.json_response({"error": NO_POLICY}, status=404)
+            return await openpi(service, service.policy, request)
         policy = (
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src "
             "blob: data:; frame-ancestors 'none'"
@@ -111,18 +125,19 @@ def application(service: Service) -> web.Application:
         )
 
     async def health(request: web.Request) -> web.Response:
-        ready = service.pool.ready
-        return web.json_response(
-            {"ready": ready, "cold_start_s": service.pool.cold_start_s}, status=200 if ready else 503
-        )
+        cold_start_s = service.policy.pool.cold_start_s if service.policy else None
+        ready = service.policy is None or service.policy.pool.ready
+        return web.json_response({"ready": ready, "cold_start_s": cold_start_s}, status=200 if ready else 503)
 
     async def state(request: web.Request) -> web.Response:
         holder = service.lease.holder(time.monotonic_ns())
-        return web.json_response(await asyncio.to_thread(status, service.view, service.pool, holder))
+        return web.json_response(
+            await asyncio.to_thread(status, service.view, _pool(service), service.refusals, holder)
+        )
 
     async def prometheus(request: web.Request) -> web.Response:
         return web.Response(
-            text=await asyncio.to_thread(metrics, service.view, service.pool),
+            text=await asyncio.to_thread(metrics, service.view, _pool(service), service.refusals),
             content_type="text/plain",
             charset="utf-8",
         )
@@ -135,39 +150,49 @@ def application(service: Service) -> web.Application:
             else web.Response(body=data, content_type="image/jpeg")
         )
 
+    async def nothing(request: web.Request) -> web.Response:
+        return web.json_response({"error": NO_POLICY}, status=404)
+
     app.router.add_get("/", page)
     app.router.add_get("/healthz", health)
     app.router.add_get("/status.json", state)
     app.router.add_get("/metrics", prometheus)
     app.router.add_get("/camera/{name}.jpg", picture)
     _add_control(app, service)
-    _add_kserve(app, service)
+    if service.policy is not None:
+        _add_kserve(app, service, service.policy)
+    else:
+        app.router.add_route("*", "/v2{rest:.*}", nothing)
     return app
 
 
-async def openpi(service: Service, request: web.Request) -> web.StreamResponse:
+def _pool(service: Service) -> SessionPool | None:
+    return None if service.policy is None else service.policy.pool
+
+
+async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -> web.StreamResponse:
     """One client of openpi's protocol: our metadata first, then a message of actions for each observation.
 
     An observation the policy does not take is answered with a text (which the client raises) and the connection stays;
     a message that is none ends it.
     """
-    socket = web.WebSocketResponse(max_msg_size=service.limits.message_bytes, heartbeat=HEARTBEAT_S, compress=False)
+    socket = web.WebSocketResponse(max_msg_size=policy.limits.message_bytes, heartbeat=HEARTBEAT_S, compress=False)
     await socket.prepare(request)
     try:
-        client = await service.pool.acquire()
+        client = await policy.pool.acquire()
     except Busy as error:
         service.refused("busy")
         await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=str(error).encode()[:120])
         return socket
     try:
-        await socket.send_bytes(encode(_metadata(service)))
+        await socket.send_bytes(encode(_metadata(policy)))
         async for message in socket:
             if message.type is not WSMsgType.BINARY:
                 service.refused("message")
                 await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"observations are binary messages")
                 break
             try:
-                await socket.send_bytes(encode(await _answer(service, client, message.data)))
+                await socket.send_bytes(encode(await _answer(policy, client, message.data)))
             except WireError as error:
                 service.refused("message")
                 await socket.send_str(str(error))
@@ -179,24 +204,24 @@ async def openpi(service: Service, request: web.Request) -> web.StreamResponse:
             except ConnectionResetError:
                 break
     finally:
-        service.pool.release(client)
+        policy.pool.release(client)
         if socket.close_code == WSCloseCode.MESSAGE_TOO_BIG:
             service.refused("size")
     return socket
 
 
-async def _answer(service: Service, client: Client, message: bytes) -> dict[str, Any]:
+async def _answer(policy: ServedPolicy, client: Client, message: bytes) -> dict[str, Any]:
     start = time.monotonic()
-    content = await asyncio.to_thread(decode, message, service.limits)
-    result = await service.pool.infer(client, observation_of(_arrays(content), "message", service.manifest))
+    content = await asyncio.to_thread(decode, message, policy.limits)
+    result = await policy.pool.infer(client, observation_of(_arrays(content), "message", policy.manifest))
     timing = {"infer_ms": (time.monotonic() - start) * 1e3, "policy_ms": result.timings.total}
     return {"actions": result.actions, "actions_normalized": result.normalized, "server_timing": timing}
 
 
-def _metadata(service: Service) -> dict[str, Any]:
-    policy, manifest = service.manifest.policy, service.manifest
+def _metadata(served: ServedPolicy) -> dict[str, Any]:
+    policy, manifest = served.manifest.policy, served.manifest
     return {
-        "bundle": service.digest,
+        "bundle": served.digest,
         "cameras": {camera.source: [camera.height, camera.width, 3] for camera in manifest.cameras},
         "joints": list(manifest.joints),
         "joint_units": manifest.joint_units,
@@ -228,14 +253,14 @@ def _arrays(content: Any) -> dict[str, NDArray[Any]]:
     return fields
 
 
-def _add_kserve(app: web.Application, service: Service) -> None:
+def _add_kserve(app: web.Application, service: Service, policy: ServedPolicy) -> None:
     def known(request: web.Request) -> None:
         if request.match_info["model"] != kserve.MODEL or request.match_info.get("version", "1") != "1":
             raise WireError(f"there is no such model; the service has {kserve.MODEL!r}, version 1")
 
     async def server(request: web.Request) -> web.Response:
         return web.json_response(
-            {"name": "vla-edge", "version": service.digest[:12], "extensions": ["binary_tensor_data", "sequence"]}
+            {"name": "vla-edge", "version": policy.digest[:12], "extensions": ["binary_tensor_data", "sequence"]}
         )
 
     async def live(request: web.Request) -> web.Response:
@@ -244,24 +269,24 @@ def _add_kserve(app: web.Application, service: Service) -> None:
     async def ready(request: web.Request) -> web.Response:
         if "model" in request.match_info:
             known(request)
-        return web.Response(status=200 if service.pool.ready else 503)
+        return web.Response(status=200 if policy.pool.ready else 503)
 
     async def model(request: web.Request) -> web.Response:
         known(request)
-        return web.json_response(kserve.model_metadata(service.manifest))
+        return web.json_response(kserve.model_metadata(policy.manifest))
 
     async def infer(request: web.Request) -> web.Response:
         known(request)
         try:
-            if (request.content_length or 0) > service.limits.message_bytes:
-                raise web.HTTPRequestEntityTooLarge(service.limits.message_bytes, request.content_length or 0)
+            if (request.content_length or 0) > policy.limits.message_bytes:
+                raise web.HTTPRequestEntityTooLarge(policy.limits.message_bytes, request.content_length or 0)
             body = await asyncio.wait_for(request.read(), BODY_S)
         except web.HTTPRequestEntityTooLarge:
             service.refused("size")
-            return web.json_response({"error": f"the body is over {service.limits.message_bytes} bytes"}, status=413)
+            return web.json_response({"error": f"the body is over {policy.limits.message_bytes} bytes"}, status=413)
         asked = await asyncio.to_thread(kserve.parse_request, body, request.headers.get(kserve.HEADER_LENGTH))
-        given = observation_of(asked.inputs, "request", service.manifest)
-        result = await _in_session(asked, lambda client: service.pool.infer(client, given))
+        given = observation_of(asked.inputs, "request", policy.manifest)
+        result = await _in_session(asked, lambda client: policy.pool.infer(client, given))
         outputs = {"action": result.actions, "action_normalized": result.normalized}
         data, length = kserve.response(asked, outputs, {"infer_ms": result.timings.total})
         return web.Response(
@@ -272,7 +297,7 @@ def _add_kserve(app: web.Application, service: Service) -> None:
         asked: kserve.InferRequest, infer_in: Callable[[Client], Awaitable[InferenceResult]]
     ) -> InferenceResult:
         """Without a sequence every request is an episode of its own."""
-        pool = service.pool
+        pool = policy.pool
         if asked.sequence == 0:
             client = await pool.acquire()
             try:

@@ -43,7 +43,6 @@ class ServedCounts:
     """What the service did so far. parts_ms: of the last inferences; last: record of the newest one."""
 
     inferences: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     hits: int = 0
     parts_ms: dict[str, deque[float]] = field(default_factory=lambda: {name: deque(maxlen=WINDOW) for name in PARTS})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import cv2
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
 from vla_edge.robot.shared_frames import SimCamera
-from vla_edge.runtime.control.faults import fault_of
+from vla_edge.runtime.control.faults import fault_of, why_still
 from vla_edge.runtime.control.operator import is_alive, read_status
 from vla_edge.runtime.control.picture_tap import thumbnail_files
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -83,8 +84,16 @@ class RobotView:
             return None
         told = {name: status[name] for name in _CONTROL if name in status}
         told["fault"] = fault_of(status)
+        told["why_still"] = why_still(status)
         told["hz"] = 1e9 / status["period_ns"]
         return told
+
+    def run(self) -> dict[str, Any]:
+        """What runs: task and bundle of inference, port and calibration of control; what is not known is left out."""
+        start = _start(self._folder.path / "inference.jsonl")
+        arm = _json(self._folder.arm) or {}
+        names = ("task", "bundle", "bundle_path", "cache")
+        return {"folder": str(self._folder.path), **arm, **{name: start[name] for name in names if name in start}}
 
     def inference(self) -> dict[str, Any] | None:
         """The inference process's summary with its newest inference (`last`) and the gate's threshold."""
@@ -140,44 +149,48 @@ def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | Non
     return found
 
 
-def status(view: RobotView, pool: SessionPool, holder: str) -> dict[str, Any]:
-    """All of it, ready for JSON. Times in the names' units, CLOCK_MONOTONIC."""
-    control, inference, counts = view.control(), view.inference(), pool.counts
+def status(view: RobotView, pool: SessionPool | None, refusals: Counter[str], holder: str) -> dict[str, Any]:
+    """All of it, ready for JSON; `serve` is null where no policy is served. Times as the names say, CLOCK_MONOTONIC."""
+    control, inference = view.control(), view.inference()
     return {
         "time_ns": time.monotonic_ns(),
         "joints": list(KOCH_JOINTS),
+        "run": view.run(),
         "control": control,
         "inference": inference,
         "cameras": view.cameras(),
         "faults": faults(control, inference),
         "lease": holder,
-        "serve": {
+        "refused": dict(refusals),
+        "serve": None
+        if pool is None
+        else {
             "ready": pool.ready,
             "cold_start_s": pool.cold_start_s,
             "sessions": pool.lent,
-            "inferences": counts.inferences,
-            "hits": counts.hits,
-            "reasons": dict(counts.reasons),
-            "refused": dict(counts.refused),
+            "inferences": pool.counts.inferences,
+            "hits": pool.counts.hits,
+            "reasons": dict(pool.counts.reasons),
             "parts_ms": pool.quantiles_ms(),
-            "last": counts.last,
+            "last": pool.counts.last,
             "threshold": view.threshold,
         },
     }
 
 
-def metrics(view: RobotView, pool: SessionPool) -> str:
+def metrics(view: RobotView, pool: SessionPool | None, refusals: Counter[str]) -> str:
     """Prometheus text format 0.0.4."""
-    control, counts = view.control(), pool.counts
-    values: dict[str, float] = {
-        "control_up": float(control is not None and control["alive"]),
-        "serve_ready": float(pool.ready),
-        "serve_cold_start_seconds": pool.cold_start_s or 0.0,
-        "serve_sessions": pool.lent,
-        "serve_inferences_total": counts.inferences,
-        "serve_cache_hits_total": counts.hits,
-        "serve_inference_seconds_total": counts.total_s,
-    }
+    control = view.control()
+    values: dict[str, float] = {"control_up": float(control is not None and control["alive"])}
+    if pool is not None:
+        values |= {
+            "serve_ready": float(pool.ready),
+            "serve_cold_start_seconds": pool.cold_start_s or 0.0,
+            "serve_sessions": pool.lent,
+            "serve_inferences_total": pool.counts.inferences,
+            "serve_cache_hits_total": pool.counts.hits,
+            "serve_inference_seconds_total": pool.counts.total_s,
+        }
     if control is not None:
         values |= {
             "control_ticks_total": control["ticks"],
@@ -195,15 +208,15 @@ def metrics(view: RobotView, pool: SessionPool) -> str:
         "# HELP vla_serve_refused_total requests that were refused, by reason",
         "# TYPE vla_serve_refused_total counter",
     ]
-    lines += [
-        f'vla_serve_refused_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.refused.items())
-    ]
+    lines += [f'vla_serve_refused_total{{reason="{reason}"}} {count}' for reason, count in sorted(refusals.items())]
+    if pool is None:
+        return "\n".join(lines) + "\n"
     lines += [
         "# HELP vla_serve_prefix_total inferences by why the prefix ran or was reused",
         "# TYPE vla_serve_prefix_total counter",
     ]
     lines += [
-        f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(counts.reasons.items())
+        f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(pool.counts.reasons.items())
     ]
     lines += ["# HELP vla_serve_part_milliseconds of the last inferences", "# TYPE vla_serve_part_milliseconds gauge"]
     lines += [
@@ -222,13 +235,24 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _threshold(path: Path, otherwise: float | None) -> float | None:
-    """Of the gate, from the log's first line: what the run was started with."""
+def _start(path: Path) -> dict[str, Any]:
+    """What the run was started with: the log's first line; empty where there is none."""
     try:
         with path.open("rb") as file:
-            gate = json.loads(file.readline(_TAIL_BYTES))["start"]["gate"]
-        return None if gate is None else float(gate["threshold"])
+            start = json.loads(file.readline(_TAIL_BYTES))["start"]
     except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return start if isinstance(start, dict) else {}
+
+
+def _threshold(path: Path, otherwise: float | None) -> float | None:
+    """Of the gate this run was started with."""
+    start = _start(path)
+    try:
+        return (
+            otherwise if "gate" not in start else None if start["gate"] is None else float(start["gate"]["threshold"])
+        )
+    except (ValueError, KeyError, TypeError):
         return otherwise
 
 

@@ -26,7 +26,7 @@ from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSessi
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import PolicySession
 from vla_edge.runtime.service.serve_access import Access, ControlLease
-from vla_edge.runtime.service.serve_app import Service, application, message_limit
+from vla_edge.runtime.service.serve_app import ServedPolicy, Service, application, message_limit
 from vla_edge.runtime.service.serve_options import ServeOptions
 from vla_edge.runtime.service.serve_sessions import SessionPool
 from vla_edge.runtime.service.serve_status import RobotView
@@ -38,8 +38,21 @@ HOLD_TRIES = 5
 """A control process that does not answer at once is asked again."""
 
 
-async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: ServeOptions, started_ns: int) -> None:
-    """Until SIGTERM or SIGINT. ServeError: the address cannot be used."""
+async def serve(
+    bundle: Bundle | None, folder: RunFolder, allowed: Access, options: ServeOptions, started_ns: int
+) -> None:
+    """Until SIGTERM or SIGINT. bundle: None shows the robot's status alone and loads no engine. ServeError: the address
+    cannot be used."""
+    with contextlib.ExitStack() as closing:
+        policy = None if bundle is None else served(bundle, folder, options, closing)
+        gate = None if bundle is None else read_gate(bundle)
+        view = RobotView(folder, None if gate is None else gate.threshold)
+        service = Service(policy, view, folder, allowed, ControlLease())
+        await listen_until_stopped(service, options, started_ns)
+
+
+def served(bundle: Bundle, folder: RunFolder, options: ServeOptions, closing: contextlib.ExitStack) -> ServedPolicy:
+    """Engine, sessions and logs of the policy for clients; `closing` gets what has to be closed."""
     engine = load_engine(options.engine, EngineOptions(threads=options.threads, spin=False))
     recorder = None if options.record is None else InputRecorder(options.record, options.record_limit_bytes, say)
 
@@ -50,15 +63,22 @@ async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: Ser
             made.observer = RecordedSession(recorder, number, session_facts(made, options.engine, options.threads))
         return made
 
-    pool = SessionPool(make, options.sessions)
+    if recorder is not None:
+        closing.callback(recorder.close)
     log_folder = folder.path / "serve"
     log_folder.mkdir(mode=0o700, exist_ok=True)
     log = InferenceLog(log_folder)
+    closing.callback(log.close)
+    pool = SessionPool(make, options.sessions)
+    closing.callback(pool.close)
     pool.written = log.inference
-    gate = read_gate(bundle)
-    view = RobotView(folder, None if gate is None else gate.threshold)
-    limits = WireLimits(message_limit(bundle.manifest))
-    service = Service(bundle.manifest, bundle.digest, pool, view, folder, allowed, ControlLease(), limits)
+    say(f"serve: bundle {bundle.digest[:12]}, {engine.detail}")
+    return ServedPolicy(bundle.manifest, bundle.digest, pool, WireLimits(message_limit(bundle.manifest)))
+
+
+async def listen_until_stopped(service: Service, options: ServeOptions, started_ns: int) -> None:
+    """Open the address, warm the policy up, answer until a signal ends it, then hold what a client had armed."""
+    folder, allowed = service.folder, service.access
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -73,9 +93,12 @@ async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: Ser
         port = listener.sockets[0].getsockname()[1]
         scheme = "http" if allowed.tls is None else "https"
         print(f"{scheme}://{_shown(allowed.host)}:{port}/", flush=True)
-        say(f"serve: bundle {bundle.digest[:12]}, {engine.detail}; warming up")
-        await pool.warm_up(started_ns)
-        say(f"serve: ready {pool.cold_start_s:.1f} s after the start, at most {options.sessions} sessions, disarmed")
+        if service.policy is None:
+            say("serve: the robot's status alone; --bundle BUNDLE serves a policy too")
+        else:
+            await service.policy.pool.warm_up(started_ns)
+            ready_s = service.policy.pool.cold_start_s
+            say(f"serve: ready {ready_s:.1f} s after the start, at most {options.sessions} sessions, disarmed")
         await stopping.wait()
     finally:
         lapse.cancel()
@@ -83,10 +106,6 @@ async def serve(bundle: Bundle, folder: RunFolder, allowed: Access, options: Ser
         await runner.cleanup()
         if service.lease.end():
             await _hold(folder, "the service ends, and a client had armed the arm")
-        pool.close()
-        log.close()
-        if recorder is not None:
-            recorder.close()
 
 
 async def hold_when_the_lease_lapses(lease: ControlLease, folder: RunFolder) -> None:

@@ -34,12 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parsed(words: Sequence[str], by_itself: bool = True, flags: Sequence[str] = ()) -> dict[str, object]:
+def parsed(words: Sequence[str], by_itself: bool = True) -> dict[str, object]:
     parser = CommandParser("vla-runtime run", "")
     for flag in ("--robot", "--port", "--joints", "--bundle", "--task", "--hz"):
         parser.add_argument(flag, required=flag == "--bundle")
     parser.add_argument("--camera", action="append", default=[])
-    add_robot_file(parser, by_itself, flags)
+    add_robot_file(parser, by_itself)
     return vars(parser.parse_args(words))
 
 
@@ -67,12 +67,10 @@ def test_a_simulated_arm_takes_nothing_of_the_real_one(folder: Path) -> None:
     assert found["port"] is None and found["camera"] == [] and found["task"] == "pick it up"
 
 
-def test_a_command_that_is_no_persons_reads_none_by_itself_and_one_may_take_a_part(folder: Path) -> None:
+def test_a_command_that_is_no_persons_reads_none_by_itself(folder: Path) -> None:
     (folder / "robot.yaml").write_text(WHOLE)
     with pytest.raises(UsageError, match="missing: --bundle"):
         parsed([], by_itself=False)
-    found = parsed([], flags=("--bundle",))
-    assert found["bundle"] == "my bundle" and found["port"] is None
 
 
 @pytest.mark.parametrize(

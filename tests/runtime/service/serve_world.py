@@ -58,18 +58,10 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, run_dir: Path, words: Sequence[str] = ()) -> Iterator[Served]:
-    """The service on a free port, ready. It is ended when the block ends."""
-    command = [
-        sys.executable,
-        "-m",
-        "vla_edge.runtime.command",
-        "serve",
-        "--bundle",
-        str(bundle),
-        "--run-dir",
-        str(run_dir),
-    ]
+def served(bundle: Path | None, run_dir: Path, words: Sequence[str] = ()) -> Iterator[Served]:
+    """The service on a free port, ready; without a bundle the robot's status alone. It is ended when the block ends."""
+    command = [sys.executable, "-m", "vla_edge.runtime.command", "serve", "--run-dir", str(run_dir)]
+    command += [] if bundle is None else ["--bundle", str(bundle)]
     process = subprocess.Popen(
         [*command, "--port", "0", "--threads", "1", "--nice", "0", *words], stdout=subprocess.PIPE, text=True
     )

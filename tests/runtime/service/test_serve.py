@@ -243,7 +243,7 @@ def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expec
     assert decode(answer.data, LARGE)["actions"].tobytes() == expected.tobytes()
     after = control.status()
     assert after["tick"] > before["tick"] and service.memory_kb() - held < 64 << 10
-    refused = service.status()["serve"]["refused"]
+    refused = service.status()["refused"]
     assert refused["message"] >= 4 and refused["observation"] >= 4 and refused["size"] >= 1
 
 

@@ -48,6 +48,20 @@ def ask(service, head: bytes, body: bytes = b"") -> bytes:
         return answer
 
 
+def test_the_status_alone_needs_no_bundle_and_loads_no_network(tmp_path):
+    with served(None, tmp_path / "run") as service:
+        told = service.status()
+        assert told["serve"] is None and told["run"] == {"folder": str(tmp_path / "run")}
+        assert service.get("/")[0] == 200 and b"vla_control_up 0" in service.get("/metrics")[1]
+        for path in ("/v2", "/v2/models/policy", INFER):
+            code, body = service.get(path)
+            assert code == 404 and b"vla-runtime serve --bundle" in body
+        upgrade = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket" % service.port
+        assert b"vla-runtime serve --bundle" in ask(service, upgrade)
+        loaded = Path(f"/proc/{service.process.pid}/maps").read_text()
+        assert "onnxruntime" not in loaded and "torch" not in loaded
+
+
 def test_headers_that_are_no_text_or_no_name_are_refused_and_no_error_of_ours(service):
     for host in (b"[", b"[::1", b"\xff\xfe", b"", b"127.0.0.1@evil.example"):
         assert b" 403 " in ask(service, b"GET /status.json HTTP/1.1\r\nHost: " + host)[:15], host
