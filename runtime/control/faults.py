@@ -33,9 +33,9 @@ CAUSES = {
 """Reason → (cause, remedy)."""
 SILENT = "does not answer"
 STATES = {
-    "disarmed": "disarmed: arm lets chunks move the arm",
+    "disarmed": "disarmed: take control, then Arm lets the policy move it",
     "planning": "armed: waits for the first chunk",
-    "hold": "holds as it was asked to: arm goes on",
+    "hold": "holds as it was asked to: take control, then Arm goes on",
     "parking": "moves to its parking pose",
 }
 """State of control without a fault → why nothing moves, and what goes on."""

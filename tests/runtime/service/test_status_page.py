@@ -128,7 +128,7 @@ def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle
             assert await page.value("document.getElementById('task').textContent") == "Place the bracelet into the box"
             await page.value("document.querySelector('[data-word=hold]').click()")
             await page.until("document.getElementById('state').textContent === 'hold'")
-            await page.until("document.getElementById('still').textContent.endsWith('arm goes on')")
+            await page.until("document.getElementById('still').textContent.endsWith('Arm goes on')")
             await page.value("lease = ''")  # lost, as after a long sleep of the computer
             await page.until(
                 "document.getElementById('take').textContent === 'Take control' && "
