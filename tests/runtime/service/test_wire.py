@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from vla_edge.bundle import open_bundle
 from vla_edge.errors import ObservationError, WireError
 from vla_edge.runtime.inference.infer import observation_of
 from vla_edge.runtime.service import kserve
@@ -223,8 +224,9 @@ def test_a_bad_request_is_refused_in_one_line(name):
     assert len(str(caught.value)) < 400
 
 
-def test_an_observation_from_a_client_is_judged_like_one_from_a_file():
+def test_an_observation_from_a_client_is_judged_like_one_from_a_file(golden_bundle):
+    manifest = open_bundle(golden_bundle).manifest
     with pytest.raises(ObservationError, match="message: unknown field 'evil'"):
-        observation_of({"evil": np.zeros(1)}, "message")
+        observation_of({"evil": np.zeros(1)}, "message", manifest)
     with pytest.raises(ObservationError, match="no field 'observation.state'"):
-        observation_of({"task": np.array(["go"])}, "message")
+        observation_of({"task": np.array(["go"])}, "message", manifest)
