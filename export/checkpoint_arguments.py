@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from vla_edge.bundle import MAX_FPS
+from vla_edge.bundle import MAX_FPS, MIN_FPS
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import Number
 
 UNKNOWN = "unknown"
 _rate = Number(
-    float, lambda value: 0 < value <= MAX_FPS, f"a number above 0 and at most {MAX_FPS:g}, or {UNKNOWN}", "N"
+    float, lambda value: MIN_FPS <= value <= MAX_FPS, f"a number from {MIN_FPS:g} to {MAX_FPS:g}, or {UNKNOWN}", "N"
 )
 
 

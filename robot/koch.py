@@ -115,6 +115,14 @@ class KochArm:
                 break
         raise self._failed("reading the joints", result)
 
+    def reading_s(self) -> float:
+        """How long one reading of the six servos takes; infinite when it does not come whole. BusError: unplugged."""
+        start_s = time.monotonic()
+        result = self._bus.native.read_arm(CALL_S)[0]
+        if result == ArmResult.UNPLUGGED:
+            raise self._failed("reading the joints", result)
+        return time.monotonic() - start_s if result in (ArmResult.OK, ArmResult.ALERT) else math.inf
+
     def ailing(self) -> dict[str, str]:
         """What is wrong with which servo: "does not answer", or its hardware errors in words."""
         found = {}

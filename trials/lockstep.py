@@ -28,7 +28,8 @@ from vla_edge.robot.sim.simulated_arm import (
     simulated_calibration,
     units_from_radians,
 )
-from vla_edge.runtime.control.control_process import limits_of, period_ns_of
+from vla_edge.runtime.control.control_process import limits_of
+from vla_edge.runtime.control.control_rate import ControlRate
 from vla_edge.runtime.control.control_settings import ControlSettings
 from vla_edge.runtime.control.handover import HandOverOptions
 
@@ -48,12 +49,14 @@ class Planner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LockstepOptions:
-    """delay_ticks: from an observation to its chunk. replan_ticks: from one inference's start to the next one's, at
-    least delay_ticks. plan_then_move: a slow host, which plans only while the arm rests (`rest` chunks).
-    sizes: camera -> (height, width) of its pictures."""
+    """hz: control ticks a second. fps: actions of a chunk a second, None: one each tick. delay_ticks: from an
+    observation to its chunk, in control ticks. replan_ticks: from one inference's start to the next one's, at least
+    delay_ticks. plan_then_move: a slow host, which plans only while the arm rests (`rest` chunks). sizes: camera ->
+    (height, width) of its pictures."""
 
     sizes: Mapping[str, tuple[int, int]]
     hz: float = 30.0
+    fps: float | None = None
     seconds: float = 6.0
     delay_ticks: int = 2
     replan_ticks: int = 10
@@ -67,6 +70,15 @@ class LockstepOptions:
             raise ConfigError(
                 f"delay_ticks {self.delay_ticks} must be 0 or more and at most replan_ticks {self.replan_ticks}"
             )
+
+    @property
+    def rate(self) -> ControlRate:
+        return ControlRate(self.hz, self.fps)
+
+    @property
+    def action_ticks(self) -> float:
+        """Control ticks from one action of a chunk to the next."""
+        return self.rate.action_ns / self.rate.period_ns
 
 
 @dataclass
@@ -85,10 +97,12 @@ class LockstepResult:
 
 def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: LockstepOptions) -> LockstepResult:
     """Arm the simulated arm in its present scene and let the planner move it for `seconds`."""
-    period_ns = period_ns_of(options.hz)
+    period_ns = options.rate.period_ns
     calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
     limits = limits_of(calibration, JointUnits.DEGREES)
-    settings = ControlSettings(limits, period_ns, _SESSION, _DIGEST, options.handover.kind.blend_ticks)
+    settings = ControlSettings(
+        limits, period_ns, _SESSION, _DIGEST, options.handover.kind.blend_actions, options.rate.action_ns
+    )
     pilot = load_core().Pilot(settings)
     ticks = round(options.seconds * options.hz)
     result = LockstepResult(np.empty((ticks, 3)))
@@ -111,10 +125,10 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
         result.chunks.update(output["chunks"])
         result.clamped += output["verdict"].startswith("clamped")
         result.latched += output["latched"]
-        # A slow host looks when no goal has moved for two ticks: the chunk is then one of rest.
+        # A slow host looks when no goal has moved for two actions: the chunk is then one of rest.
         goals = radians_from_counts(np.array(output["goals"], np.int32)) if output["write"] else arm.goals
         rested = rested + 1 if np.array_equal(goals, arm.goals) else 0
-        ready = rested >= 2 and not waiting if options.plan_then_move else tick >= next_look
+        ready = rested >= 2 * options.action_ticks and not waiting if options.plan_then_move else tick >= next_look
         if ready:
             observation = observe(arm, tick, now_ns, task, options.sizes)
             kind = ChunkKind.REST if options.plan_then_move else ChunkKind.MOVING

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 
-from vla_edge.bundle import open_bundle
+from vla_edge.bundle import UNKNOWN_RATE, open_bundle
 from vla_edge.command_line import answer, between, count, file_to_write, positive, whole
 from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import ConfigError
@@ -14,13 +16,14 @@ from vla_edge.robot.sim.run_video import Recording
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
+from vla_edge.runtime.control.control_rate import MAX_HZ, MIN_HZ, ControlRate, candidates
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
 from vla_edge.trials.reach_task import SessionPlanner
 
-_RECORD_EVERY = 3
+_RECORD_FPS = 10
 _VIEWER_SIZE = (360, 480)
 
 
@@ -32,9 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     world = parser.add_argument_group("the simulated world")
     world.add_argument("--seed", type=whole, default=0, help="seed of the scene and of the noise")
     world.add_argument("--seconds", type=positive, default=6.0, help="length of the episode, in simulated time")
-    world.add_argument("--hz", type=between(6, 100), default=30.0, help="control ticks a second, 6 to 100")
-    world.add_argument("--delay", type=count, default=2, metavar="TICKS", help="an inference takes this long")
-    world.add_argument("--replan", type=count, default=10, metavar="TICKS", help="from one observation to the next")
+    world.add_argument(
+        "--hz",
+        type=between(MIN_HZ, MAX_HZ),
+        help="control ticks a second, 6 to 100 (default: 90, as on a robot with a fast bus; 30 where the bundle does "
+        "not say the data's rate)",
+    )
+    world.add_argument("--delay", type=count, default=2, metavar="ACTIONS", help="an inference takes this long")
+    world.add_argument("--replan", type=count, default=10, metavar="ACTIONS", help="from one observation to the next")
     world.add_argument("--plan-then-move", action="store_true", help="as on a slow host: plan only while the arm rests")
     add_handover_arguments(parser)
     policy = parser.add_argument_group("how the policy is computed")
@@ -55,18 +63,22 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
     planner = SessionPlanner(bundle, engine, SessionOptions(CacheMode(arguments.cache)))
-    recording = Recording(arguments.video, arguments.hz / _RECORD_EVERY) if arguments.video else None
+    rate = ControlRate(candidates(arguments.hz, bundle.manifest.fps)[0], bundle.manifest.fps)
+    if rate.fps is None:
+        print(f"note: {UNKNOWN_RATE}", file=sys.stderr)
+    record_every = max(1, round(rate.hz / _RECORD_FPS))
+    recording = Recording(arguments.video, rate.hz / record_every) if arguments.video else None
 
     def watch(arm: SimulatedArm, tick: int) -> None:
-        if recording is not None and tick % _RECORD_EVERY == 0:
+        if recording is not None and tick % record_every == 0:
             recording.add(arm.render("viewer", _VIEWER_SIZE))
 
-    options = LockstepOptions(
-        planner.sizes,
-        hz=arguments.hz,
+    options = LockstepOptions(planner.sizes, rate.hz, rate.fps)
+    options = replace(
+        options,
         seconds=arguments.seconds,
-        delay_ticks=arguments.delay,
-        replan_ticks=max(arguments.delay, arguments.replan),
+        delay_ticks=round(arguments.delay * options.action_ticks),
+        replan_ticks=round(max(arguments.delay, arguments.replan) * options.action_ticks),
         plan_then_move=arguments.plan_then_move,
         handover=handover_of(arguments.handover, arguments.inpaint_horizon, bundle.manifest),
         watch=watch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
+from vla_edge.ensembling import ON_A_ROW
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.scene import Scene, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
@@ -86,15 +88,15 @@ class SessionPlanner:
         self._inferences += 1
         tie, broken = None, self._still.broken_by(observation.frames)
         if self.executing is not None and not broken and handover.kind is HandOver.INPAINT:
-            late = self._options.delay_ticks + 1
+            late = math.ceil((self._options.delay_ticks + 1) / self._options.action_ticks - ON_A_ROW)
             tie = inpaint_into(self.executing, tick, late, policy.chunk_size, handover.horizon)
         answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise, inpaint=tie))
         assert answer is not None
         rows = rows_of(policy, handover)
         actions = answer.actions[:rows]
         if handover.kind is HandOver.ENSEMBLE:
-            actions = self._ensemble.join(actions, tick, self.executing is None or broken)
-        self.executing = PlannedChunk(answer.latent[:rows], actions, tick)
+            actions = self._ensemble.join(actions, tick, self.executing is None or broken, self._options.action_ticks)
+        self.executing = PlannedChunk(answer.latent[:rows], actions, tick, self._options.action_ticks)
         return actions
 
 

@@ -9,7 +9,8 @@ from vla_edge.core import load_core
 from vla_edge.errors import ControlError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.simulated_arm import simulated_calibration
-from vla_edge.runtime.control.control_process import limits_of, period_ns_of
+from vla_edge.runtime.control.control_process import limits_of
+from vla_edge.runtime.control.control_rate import period_ns_of
 from vla_edge.runtime.control.control_settings import ControlSettings
 
 TICKS = 600
@@ -56,7 +57,7 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
             continue
         new = np.array(output["goals"])
         for joint, (low, high, velocity, _, _) in enumerate(pilot.step_limits):
-            if not low <= new[joint] <= high or abs(int(new[joint]) - int(goals[joint])) > velocity:
+            if not low <= new[joint] <= high or abs(int(new[joint]) - int(goals[joint])) >= velocity + 1:
                 broken.append(f"{KOCH_JOINTS[joint]} at tick {tick}")
         goals = new
     found = f"{TICKS} ticks of hostile chunks: {len(broken)} limits broken, {refused} ticks with something refused"

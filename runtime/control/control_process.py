@@ -9,8 +9,9 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_edge.bundle import open_bundle
 from vla_edge.command_line import answer, between, not_negative
@@ -22,6 +23,18 @@ from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUn
 from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TENTHS
 from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.children import end_with
+from vla_edge.runtime.control.control_rate import (
+    HZ_OF_UNKNOWN,
+    MAX_HZ,
+    MIN_HZ,
+    NS,
+    AnswerTime,
+    ControlRate,
+    candidates,
+    choose_rate,
+    measured,
+    period_ns_of,
+)
 from vla_edge.runtime.control.control_settings import (
     ACCELERATION,
     LIMIT_ERRORS,
@@ -49,9 +62,9 @@ from vla_edge.runtime.control.run_folder import (
 from vla_edge.runtime.control.run_options import ControlOptions, options_of_arguments
 from vla_edge.runtime.inference.units import read_tables
 
-NS = 1_000_000_000
-MIN_HZ, MAX_HZ = 6.0, 100.0
-"""Below, the servos' bus watchdog of 200 ms would trip between two ticks; above, six servos take too long to ask."""
+if TYPE_CHECKING:
+    from vla_edge.robot.koch import KochArm
+
 SLACK_BYTES = 1 << 20
 """For the run folder's other files."""
 LAST_READINGS = 3
@@ -85,7 +98,12 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
     )
-    arm.add_argument("--hz", type=between(MIN_HZ, MAX_HZ), default=30.0, help="control ticks a second, 6 to 100")
+    arm.add_argument(
+        "--hz",
+        type=between(MIN_HZ, MAX_HZ),
+        help="control ticks a second, 6 to 100; the policy's speed does not depend on it (default: 90 where the servos "
+        "answer fast enough, else 45, else the data's rate; 30 where that is unknown)",
+    )
     add_handover_arguments(arm)
     arm.add_argument("--speed", type=between(0.05, 2), default=1.0, help="share of the velocity limits, 0.05 to 2")
     arm.add_argument(
@@ -138,12 +156,6 @@ def limits_of(
     return tuple(limits)
 
 
-def period_ns_of(hz: float) -> int:
-    if not MIN_HZ <= hz <= MAX_HZ:
-        raise ConfigError(f"--hz is {hz:g}; it must be {MIN_HZ:g} to {MAX_HZ:g}")
-    return round(NS / hz)
-
-
 def check_seconds(seconds: float) -> None:
     """ConfigError when a run's length is no length."""
     if not 0 <= seconds < float("inf"):  # nan fails every comparison
@@ -171,13 +183,13 @@ def run(arguments: argparse.Namespace) -> int:
     check_joints(bundle, read_tables(bundle), calibration, units)
     settings = ControlSettings(
         limits=limits_of(calibration, units, options.speed, options.servo_limits),
-        period_ns=period_ns_of(options.hz),
+        period_ns=period_ns_of(options.hz or HZ_OF_UNKNOWN),  # until the servos have been asked
         session=new_session(),
         bundle_digest=bundle.digest,
-        blend_ticks=handover_of(options.handover, options.inpaint_horizon, bundle.manifest).kind.blend_ticks,
+        blend_actions=handover_of(options.handover, options.inpaint_horizon, bundle.manifest).kind.blend_actions,
         park=_park_pose(calibration),
     )
-    result, status = control_koch(options, options.port, calibration, units, settings)
+    result, status = control_koch(options, options.port, calibration, units, settings, bundle.manifest.fps)
     answer({"result": result, **status})
     if result == "unplugged":
         raise BusError(f"the adapter at {options.port} is gone; plug it in and start again, it will be disarmed")
@@ -187,9 +199,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def control_koch(
-    options: ControlOptions, port: str, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
+    options: ControlOptions,
+    port: str,
+    calibration: JointCalibrations,
+    units: JointUnits,
+    settings: ControlSettings,
+    fps: float | None,
 ) -> tuple[str, Mapping[str, Any]]:
-    """Check the arm and run the loop; how it ended, and the last status."""
+    """Check the arm and run the loop at the rate that its bus allows; how it ended, and the last status."""
     from vla_edge.robot.koch import KochOptions, open_koch, profile_velocity_above
 
     core = load_core()
@@ -200,17 +217,11 @@ def control_koch(
     write_json(folder.arm, arm_facts, flush=False)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
-        arm = open_koch(
-            KochOptions(
-                port,
-                calibration,
-                units,
-                profile,
-                write=not options.shadow,
-                reading_s=core.control_answer_ns(settings.period_ns) / NS,
-            )
-        )
+        arm = open_koch(KochOptions(port, calibration, units, profile, write=not options.shadow))
         try:
+            rate = rate_of(arm, options.hz, fps, lambda hz: core.control_answer_ns(period_ns_of(hz)) / NS)
+            print(f"note: {rate.sentence()}", file=sys.stderr)
+            settings = replace(settings, period_ns=rate.period_ns, action_ns=rate.action_ns)
             for removed in keep_old_records(folder, RECORD_BYTES + SLACK_BYTES):
                 print(f"note: {removed} was removed, as {folder.path} has no space for one more", file=sys.stderr)
             with listen(folder) as listener, stop_signals() as signal_fd:
@@ -237,6 +248,11 @@ def control_koch(
     finally:
         os.close(lock)
     return result, status
+
+
+def rate_of(arm: KochArm, hz: float | None, fps: float | None, answer_s: AnswerTime) -> ControlRate:
+    """The rate for this arm's bus. BusError: it is too slow for any, or for the one that was asked for."""
+    return choose_rate(measured(arm.reading_s, answer_s(candidates(hz, fps)[-1])), hz, fps, answer_s)
 
 
 def answers(status: Mapping[str, Any]) -> bool:

@@ -21,8 +21,8 @@ RECORD_BYTES = 4096 + RECORD_CELLS * 256
 class JointLimits:
     """One joint's limits, in servo counts (4096 a turn), and its map to joint units.
 
-    The guard rounds velocity, acceleration and jerk down to whole counts per
-    tick, tick² and tick³; below one it refuses to start.
+    The guard rounds velocity, acceleration and jerk down to sixteenths of a count
+    per tick, tick² and tick³; below one of them it refuses to start.
     """
 
     position_min: int
@@ -35,7 +35,7 @@ class JointLimits:
     acceleration: float = ACCELERATION
     """counts/s²"""
     jerk: float = 1_000_000.0
-    """counts/s³; at 100 Hz this is one count per tick³, the least there is"""
+    """counts/s³"""
     step: int = 120
     """counts a tick"""
     tracking: int = TRACKING
@@ -57,7 +57,7 @@ class JointLimits:
 
 LIMIT_ERRORS = {
     1: "its soft limits, tracking limit or map from joint units to counts are out of range",
-    2: "its velocity, acceleration, jerk or step limit is below one count at this rate",
+    2: "its velocity, acceleration, jerk or step limit is below a sixteenth of a count at this rate",
     3: "its limits would need too many ticks to bring it to rest",
 }
 """`guard_config_error` of runtime/core/control/guard.h, the first number of the ValueError that the core raises; the
@@ -74,8 +74,10 @@ class ControlSettings:
     session: int
     """chunks of another session are refused; below 2**63"""
     bundle_digest: str
-    blend_ticks: int = 0
-    """over how many ticks a new chunk takes over from the one it overlaps; 0: at once (`handover.blend_ticks`)"""
+    blend_actions: int = 0
+    """over how many actions a new chunk takes over from the one it overlaps; 0: at once (`HandOver.blend_actions`)"""
+    action_ns: int = 0
+    """from one action of a chunk to the next, which is the data's period; 0: one action each tick"""
     patience_min_ns: int = 2_000_000_000
     """least age limit of an observation and latch time of a hold; 3 × p99 of an inference when that is more"""
     patience_max_ns: int = 60_000_000_000

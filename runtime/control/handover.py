@@ -8,6 +8,7 @@ Otherwise it plans, then moves.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Manifest, PolicySpec
 from vla_edge.engines.flow_loop import Inpaint
-from vla_edge.ensembling import TemporalEnsemble
+from vla_edge.ensembling import TemporalEnsemble, rows_from
 from vla_edge.errors import ConfigError
 
 
 class HandOver(Enum):
-    """How a new chunk takes over where it overlaps the old one: at once; over some ticks, by the control core; led into
-    it while it is made (`Inpaint`), where the policy makes it in steps; or averaged with all before it (ensembling.py),
-    as LeRobot's ACT does with `temporal_ensemble_coeff`."""
+    """How a new chunk takes over where it overlaps the old one: at once; over some actions, by the control core; led
+    into it while it is made (`Inpaint`), where the policy makes it in steps; or averaged with all before it
+    (ensembling.py), as LeRobot's ACT does with `temporal_ensemble_coeff`."""
 
     REPLACE = "replace"
     BLEND = "blend"
@@ -33,10 +34,10 @@ class HandOver(Enum):
     ENSEMBLE = "ensemble"
 
     @property
-    def blend_ticks(self) -> int:
-        """What the control core is told: ticks over which it leads a new chunk in, 0 for one that takes over at
+    def blend_actions(self) -> int:
+        """What the control core is told: actions over which it leads a new chunk in, 0 for one that takes over at
         once."""
-        return BLEND_TICKS if self is HandOver.BLEND else 0
+        return BLEND_ACTIONS if self is HandOver.BLEND else 0
 
 
 HAND_OVER = HandOver.INPAINT
@@ -46,7 +47,7 @@ ONE_PASS = HandOver.BLEND
 """The default for a policy of one pass, whose chunk nothing ties, when its checkpoint names no ensemble."""
 ENSEMBLE_COEFFICIENT = 0.01
 """Of a policy whose checkpoint names none: the ACT paper's."""
-BLEND_TICKS = 5
+BLEND_ACTIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +106,17 @@ class Ensemble:
         self._means = TemporalEnsemble(coefficient, chunk_size)
         self._tick = 0
 
-    def join(self, actions: NDArray[np.float32], tick: int, anew: bool) -> NDArray[np.float32]:
-        """`actions` [C, joints], the first due at `tick`, averaged with those of the chunks before it; anew: forget
-        them (the arm rested, or the scene is another). A chunk that begins no later than the one before replaces
-        all."""
-        apart = tick - self._tick
-        if anew or apart < 1:
+    def join(
+        self, actions: NDArray[np.float32], tick: int, anew: bool, action_ticks: float = 1.0
+    ) -> NDArray[np.float32]:
+        """`actions` [C, joints], the first due at `tick`, the next ones `action_ticks` apart, averaged with those of the
+        chunks before it; anew: forget them (the arm rested, or the scene is another). A chunk that begins no later than
+        the one before replaces all."""
+        apart = (tick - self._tick) / action_ticks
+        if anew or apart <= 0:
             self._means.reset()
         self._tick = tick
-        return self._means.mean(actions, max(apart, 1)).astype(np.float32)
+        return self._means.mean(actions, apart if apart > 0 else 1).astype(np.float32)
 
 
 class Rhythm(Enum):
@@ -177,13 +180,13 @@ class Pace:
         )
 
 
-def pace_of(p50_s: float, p99_s: float, actions: int, period_s: float) -> Pace:
-    """Rhythm for measured delays: overlapped when a chunk of `actions` ticks outlasts two slow inferences (p99) and a
-    tick of hand-over each."""
-    chunk_s = actions * period_s
-    if 2 * (p99_s + period_s) <= chunk_s:
+def pace_of(p50_s: float, p99_s: float, actions: int, action_s: float) -> Pace:
+    """Rhythm for measured delays: overlapped when a chunk of `actions`, one each action_s, outlasts two slow inferences
+    (p99) and an action of hand-over each."""
+    chunk_s = actions * action_s
+    if 2 * (p99_s + action_s) <= chunk_s:
         return Pace(Rhythm.OVERLAPPED, p50_s, p99_s, chunk_s, 1.0)
-    return Pace(Rhythm.PLAN_THEN_MOVE, p50_s, p99_s, chunk_s, chunk_s / (chunk_s + p50_s + period_s))
+    return Pace(Rhythm.PLAN_THEN_MOVE, p50_s, p99_s, chunk_s, chunk_s / (chunk_s + p50_s + action_s))
 
 
 def steps_that_fit(available_s: float, rest_s: float, step_s: float, least: int, most: int) -> int:
@@ -198,34 +201,39 @@ def steps_that_fit(available_s: float, rest_s: float, step_s: float, least: int,
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
-    """A chunk that was sent: latent rows float32 [n, A] and actions float32 [n, joints] in joint units, row i due at
-    start_tick + i."""
+    """A chunk that was sent: latent rows float32 [n, A] and actions float32 [n, joints] in joint units, row 0 due at
+    start_tick, the next ones `action_ticks` control ticks apart (a whole number or not)."""
 
     latent: NDArray[np.float32]
     actions: NDArray[np.float32]
     start_tick: int
+    action_ticks: float = 1.0
+
+    def place(self, tick: float) -> float:
+        """The row that is due at `tick`, 1.5 half way between two."""
+        return (tick - self.start_tick) / self.action_ticks
 
     def rest(self, tick: int) -> NDArray[np.float32]:
-        """Rows due from `tick` on; an empty array when all are past."""
-        return self.latent[max(0, tick - self.start_tick) :]
+        """Latent rows due at `tick` and one action after the other from there; an empty array when all are past."""
+        return rows_from(self.latent, max(0.0, self.place(tick)))
 
 
 def inpaint_into(
-    executing: PlannedChunk, tick: int, delay_ticks: int, rows: int, horizon: int | None
+    executing: PlannedChunk, tick: int, delay_actions: int, rows: int, horizon: int | None
 ) -> Inpaint | None:
     """Tie a new chunk of `rows` actions, action 0 due at `tick`, to the executing one; None when nothing overlaps.
 
-    The first delay_ticks rows will have been executed when the chunk arrives: they are frozen. The weights of the
+    The first delay_actions rows will have been executed when the chunk arrives: they are frozen. The weights of the
     other overlapping rows, up to `horizon` (None: all), decay as in real-time chunking (arXiv 2506.07339, equation 5).
     No gradient through the model: rows are drawn to the executing chunk's path in the flow itself.
     """
-    left = executing.rest(tick)[: rows if horizon is None else min(rows, max(horizon, delay_ticks))]
+    left = executing.rest(tick)[: rows if horizon is None else min(rows, max(horizon, delay_actions))]
     overlap = len(left)
     if overlap == 0:
         return None
     target = np.zeros((rows, left.shape[1]), np.float32)
     target[:overlap] = left
-    frozen = min(max(delay_ticks, 0), overlap)
+    frozen = min(max(delay_actions, 0), overlap)
     weights = np.zeros(rows, np.float32)
     weights[:frozen] = 1
     c = (overlap - np.arange(frozen, overlap)) / (overlap - frozen + 1)
@@ -234,14 +242,14 @@ def inpaint_into(
 
 
 def velocity_step(
-    executing: PlannedChunk, actions: NDArray[np.float32], tick: int, arrival_tick: int, period_s: float
+    executing: PlannedChunk, actions: NDArray[np.float32], tick: int, arrival_tick: int, action_s: float
 ) -> float | None:
-    """The hand-over's discontinuity: by how much the most affected joint's velocity changes (joint units/s) when the
-    action of arrival_tick comes from `actions` (action 0 due at `tick`) after two of the executing chunk. None when
-    either does not reach there. Blending in the control core comes after it and is not in the figure."""
-    old, new = arrival_tick - executing.start_tick, arrival_tick - tick
-    if not (2 <= old <= len(executing.actions) and 0 <= new < len(actions)):
+    """The hand-over's discontinuity: by how much the most affected joint's velocity changes (joint units/s) when what
+    is due at arrival_tick comes from `actions` (action 0 due at `tick`) after two actions of the executing chunk. None
+    when either does not reach there. Blending in the control core comes after it and is not in the figure."""
+    old, new = executing.place(arrival_tick), (arrival_tick - tick) / executing.action_ticks
+    if not (2 <= old <= len(executing.actions) and 0 <= new <= len(actions) - 1):
         return None
-    before = executing.actions[old - 1] - executing.actions[old - 2]
-    after = actions[new] - executing.actions[old - 1]
-    return float(np.abs(after - before).max() / period_s)
+    first, second = (rows_from(executing.actions, old - back)[0] for back in (2, 1))
+    before, after = second - first, rows_from(actions, new)[0] - second
+    return float(np.abs(after - before).max() / action_s)

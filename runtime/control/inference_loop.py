@@ -179,8 +179,7 @@ class InferenceLoop:
         self._repace(view, say)
 
     def _repace(self, view: ControlView, say: Say) -> None:
-        period_s = view.period_ns / 1e9
-        pace = pace_of(self._meter.p50_s, self._meter.p99_s, self._rows, period_s)
+        pace = pace_of(self._meter.p50_s, self._meter.p99_s, self._rows, view.action_ns / 1e9)
         if self.pace is None or pace.rhythm is not self.pace.rhythm:
             say(f"inference: {pace.sentence()}")
         self.pace = pace
@@ -262,17 +261,17 @@ class InferenceLoop:
         self._anew = broken or executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
-            period_s = view.period_ns / 1e9
+            action_s = view.action_ns / 1e9
             rest_s = max(0.0, self._meter.p99_s - self._options.steps * self._meter.step_s)
             steps = steps_that_fit(
-                (view.actions_left - 1) * period_s, rest_s, self._meter.step_s, self._options.least_steps, steps
+                (view.actions_left - 1) * action_s, rest_s, self._meter.step_s, self._options.least_steps, steps
             )
             left = executing.rest(view.reading_tick)
             # A corrected chunk is no longer than what is left: while half a chunk is, then a whole one is planned
             # again.
             queued = left if 2 * len(left) >= self._session.policy.n_action_steps else None
             if self._options.handover.kind is HandOver.INPAINT and not broken:
-                delay = math.ceil(self._meter.p99_s / period_s)
+                delay = math.ceil(self._meter.p99_s / action_s)
                 inpaint = inpaint_into(
                     executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
                 )
@@ -318,7 +317,7 @@ class InferenceLoop:
         reading = observation.joints
         actions = np.ascontiguousarray(result.actions[:rows], np.float32)
         if self._options.handover.kind is HandOver.ENSEMBLE:
-            actions = self._ensemble.join(actions, reading.tick, self._anew)
+            actions = self._ensemble.join(actions, reading.tick, self._anew, view.action_ns / view.period_ns)
         self._ring.write(
             Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions)
         )
@@ -337,7 +336,7 @@ class InferenceLoop:
         if view is None or executing is None:
             return None
         step = velocity_step(
-            executing, result.actions, request.observation.joints.tick, view.tick + 1, view.period_ns / 1e9
+            executing, result.actions, request.observation.joints.tick, view.tick + 1, view.action_ns / 1e9
         )
         if step is not None:
             self._velocity_steps.append(step)
@@ -348,7 +347,7 @@ class InferenceLoop:
         if self._audit is None or not self._audit.due(result):
             return
         view = self._control.view()
-        if view is None or view.actions_left * view.period_ns / 1e9 < 2 * self._meter.p99_s:
+        if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._meter.p99_s:
             self._log.events["audits_without_time"] += 1
             return
         report = self._audit.run(request, result)

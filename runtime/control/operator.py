@@ -137,7 +137,8 @@ def describe(status: Mapping[str, Any]) -> str:
         f"state      {status['state']} {why.strip()}".rstrip(),
         f"process    {'alive' if status['alive'] else 'gone'}, pid {status['pid']}, silent {status['silent_s']:.2f} s"
         + (", shadow: nothing is written to the arm" if status["shadow"] else ""),
-        f"rate       {1e9 / status['period_ns']:.1f} Hz, {status['ticks']} ticks, {status['missed']} missed, "
+        f"rate       {1e9 / status['period_ns']:.1f} Hz, actions at {1e9 / status['action_ns']:.1f} a second, "
+        f"{status['ticks']} ticks, {status['missed']} missed, "
         f"latest {status['late_max_ns'] / 1e6:.2f} ms, bus at most {status['io_max_ns'] / 1e6:.2f} ms",
         f"class      {'SCHED_FIFO' if status['fifo'] else 'normal priority (SCHED_FIFO was refused)'}, "
         f"memory {'locked' if status['locked'] else 'not locked'}, page faults {status['minor_faults']}",

@@ -29,8 +29,8 @@ moves."""
 @dataclass(frozen=True, slots=True)
 class ControlView:
     """What inference needs of the control's status (runtime/core/control/status.h), one reading of it. Times in ns,
-    ticks of
-    the control loop; positions float32 [joints] in joint units."""
+    ticks of the control loop; positions float32 [joints] in joint units. action_ns: from one action of a chunk to the
+    next. plan_tick: at which action 0 of the plan in force is due."""
 
     session: int
     state: str
@@ -42,6 +42,8 @@ class ControlView:
     reading_ns: int
     positions: NDArray[np.float32]
     goal_moved_tick: int
+    action_ns: int
+    plan_tick: int
     action_sequence: int
     action_index: int
     actions_left: int
@@ -157,8 +159,8 @@ class SentChunks:
         return bool(self._rows)
 
     def executing(self, view: ControlView) -> PlannedChunk | None:
-        """The chunk whose action was due at the view's tick, placed in ticks; None when no action of ours was."""
+        """The chunk of which something was due at the view's tick, placed in ticks; None when nothing of ours was."""
         rows = self._rows.get(view.action_sequence)
         if rows is None or view.action_index < 0:
             return None
-        return PlannedChunk(*rows, view.tick - view.action_index)
+        return PlannedChunk(*rows, view.plan_tick, view.action_ns / view.period_ns)

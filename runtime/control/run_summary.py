@@ -19,8 +19,8 @@ from vla_edge.runtime.control.flight_record import open_record, tick_times, tick
 from vla_edge.runtime.control.operator import read_status
 from vla_edge.runtime.control.run_folder import RunFolder
 
-PHASE_TICKS = 10
-"""Ticks behind the first action of a motion (start) or of a chunk that took over (hand-over)."""
+PHASE_S = 1 / 3
+"""Behind the first action of a motion (start) or of a chunk that took over (hand-over)."""
 DEGREES_PER_COUNT = 360 / 4096
 _AT = {"start": "where a motion starts", "hand-over": "where chunks take over", "steady": "in between"}
 
@@ -65,12 +65,13 @@ def summarize(
         "ticks": status["ticks"],
         "missed": status["missed"],
         "hz": 1e9 / status["period_ns"],
+        "fps": 1e9 / status["action_ns"],
         "armed_s": len(armed) * status["period_ns"] / 1e9,
         "motion_share": sum(tick["due"] for tick in armed) / max(1, len(armed)),
         "chunks_taken": chunks["taken"],
         "chunks_refused": {name: count for name, count in chunks.items() if name != "taken" and count},
         "verdicts": {name: count for name, count in status["verdicts"].items() if count},
-        "guard_degrees": guard_changes(ticks, maps),
+        "guard_degrees": guard_changes(ticks, maps, round(PHASE_S * 1e9 / status["period_ns"])),
         "lost_reads": status["lost_reads"],
         "minor_faults": status["minor_faults"],
         "fifo": status["fifo"],
@@ -82,11 +83,14 @@ def summarize(
     }
 
 
-def guard_changes(ticks: Sequence[Mapping[str, Any]], maps: Sequence[tuple[float, float]]) -> dict[str, float]:
+def guard_changes(
+    ticks: Sequence[Mapping[str, Any]], maps: Sequence[tuple[float, float]], phase_ticks: int = 10
+) -> dict[str, float]:
     """How far goals lay from the actions that were due, degrees at the joint furthest off: the mean of the ticks in
-    which a motion starts, in which a new chunk takes over, and of the others. maps: counts = scale · unit + offset."""
+    which a motion starts, in which a new chunk takes over (phase_ticks each), and of the others. maps: counts = scale ·
+    unit + offset."""
     found: dict[str, list[float]] = {"start": [], "hand-over": [], "steady": []}
-    phase, since, before = "steady", PHASE_TICKS, None
+    phase, since, before = "steady", phase_ticks, None
     scale, offset = np.array(maps).T if maps else (0, 0)
     for tick in ticks:
         if not tick["due"] or tick["state"] == "parking":
@@ -97,7 +101,7 @@ def guard_changes(ticks: Sequence[Mapping[str, Any]], maps: Sequence[tuple[float
         elif tick["action_sequence"] != before:
             phase, since = "hand-over", 0
         off = np.abs(np.array(tick["action"]) * scale + offset - np.array(tick["goals"])).max()
-        found[phase if since < PHASE_TICKS else "steady"].append(float(off) * DEGREES_PER_COUNT)
+        found[phase if since < phase_ticks else "steady"].append(float(off) * DEGREES_PER_COUNT)
         since, before = since + 1, tick["action_sequence"]
     return {name: round(float(np.mean(values)), 2) for name, values in found.items() if values}
 

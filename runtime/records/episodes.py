@@ -1,12 +1,13 @@
 """Episodes of a flight record as a LeRobot v3.0 data set, with the actions that were sent to the servos.
 
 `action` is the goal that left for the bus after the guard, not what the policy wished; `observation.state` is the joint
-reading of the same tick; a picture is the newest one taken before that reading. Both in joint units.
+reading; both in joint units, at the rate of the data that the policy was trained on: where control ticked at another
+rate, rows are what lies on the line between two ticks. A picture is the newest one taken before the reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import KOCH_JOINTS, Command
+from vla_edge.ensembling import ON_A_ROW
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.runtime.control.flight_record import ticks_of
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
 
-_GAP_TICKS = 3
-"""More missed ticks in a row than this end an episode: its rows stand one period apart."""
+_GAP_ROWS = 3
+"""Rows: where ticks that wrote goals stand further apart, an episode ends, and nothing is made up between them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """left_out: ticks within the episodes that wrote no goal. stale: ticks without a picture that was new enough; an
-    episode ends before them and another begins behind. oldest_picture_s: the greatest age of a picture at its tick."""
+    """left_out: ticks within the episodes that wrote no goal. stale: rows without a picture that was new enough; an
+    episode ends before them and another begins behind. oldest_picture_s: the greatest age of a picture in its row."""
 
     episodes: int
     frames: int
@@ -40,7 +42,8 @@ class Exported:
 def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> Exported:
     """RecordError: no episode, no picture, or no picture that was new enough."""
     header = reader.header()
-    spans = episodes_of(ticks_of(reader))
+    row_ticks = header["action_ns"] / header["period_ns"]
+    spans = episodes_of(ticks_of(reader), gap_ticks(row_ticks))
     if not spans:
         raise RecordError(
             "the flight record holds no tick in which a chunk moved the arm; there is no episode to export"
@@ -53,22 +56,22 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
         **{name: Feature("video", shape, ["height", "width", "channels"]) for name, shape in album.shapes.items()},
     }
     left_out, stale, oldest_ns, limit_ns = 0, 0, 0.0, picture_age_s * 1e9
-    with DatasetWriter(target, round(1e9 / header["period_ns"], 6), features, robot_type="koch_follower") as writer:
+    with DatasetWriter(target, round(1e9 / header["action_ns"], 6), features, robot_type="koch_follower") as writer:
         for span in spans:
-            for tick in span:
-                if not tick["write"]:
-                    left_out += 1
-                    continue
-                pictures, age_ns = album.at(tick["reading_ns"])
-                if age_ns > limit_ns:
-                    stale += 1
-                    _save(writer)  # rows of an episode stand one period apart
-                    continue
-                oldest_ns = max(oldest_ns, age_ns)
-                state, action = ((np.array(tick[name]) - offset) / scale for name in ("position", "goals"))
-                row = {"observation.state": state.astype(np.float32), "action": action.astype(np.float32), **pictures}
-                writer.add_frame(row, task=album.task)
-            _save(writer)
+            written = [tick for tick in span if tick["write"]]
+            left_out += len(span) - len(written)
+            for part in _without_gaps(written, gap_ticks(row_ticks)):
+                for at in _rows(part, row_ticks):
+                    pictures, age_ns = album.at(at["reading_ns"])
+                    if age_ns > limit_ns:
+                        stale += 1
+                        _save(writer)  # rows of an episode stand one period apart
+                        continue
+                    oldest_ns = max(oldest_ns, age_ns)
+                    state, action = ((at[name] - offset) / scale for name in ("position", "goals"))
+                    row = {"observation.state": state.astype(np.float32), "action": action.astype(np.float32)}
+                    writer.add_frame({**row, **pictures}, task=album.task)
+                _save(writer)
         frames, episodes = writer.frames, writer.episodes
         if not frames:
             raise RecordError(
@@ -84,14 +87,45 @@ def _save(writer: DatasetWriter) -> None:
         writer.save_episode()
 
 
-def episodes_of(ticks: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def gap_ticks(row_ticks: float) -> int:
+    """Ticks without a goal that may lie between two with one; row_ticks: ticks from row to row."""
+    return max(_GAP_ROWS, round(_GAP_ROWS * row_ticks))
+
+
+def _without_gaps(ticks: Sequence[Mapping[str, Any]], gap: int) -> Iterator[Sequence[Mapping[str, Any]]]:
+    start = 0
+    for index in range(1, len(ticks) + 1):
+        if index == len(ticks) or ticks[index]["tick"] - ticks[index - 1]["tick"] > gap + 1:
+            yield ticks[start:index]
+            start = index
+
+
+def _rows(ticks: Sequence[Mapping[str, Any]], row_ticks: float) -> Iterator[dict[str, Any]]:
+    """Readings, goals and the time of the reading every row_ticks ticks from the first on, by linear interpolation."""
+    if not ticks:
+        return
+    number = np.array([tick["tick"] for tick in ticks], np.float64)
+    count = int((number[-1] - number[0]) / row_ticks + ON_A_ROW) + 1
+    wanted = number[0] + row_ticks * np.arange(count)
+    times = np.array([tick["reading_ns"] - ticks[0]["reading_ns"] for tick in ticks], np.float64)
+    read = np.interp(wanted, number, times)
+    joints = {
+        name: np.stack([np.interp(wanted, number, column) for column in np.array([tick[name] for tick in ticks]).T], 1)
+        for name in ("position", "goals")
+    }
+    for index in range(count):
+        found = {name: values[index] for name, values in joints.items()}
+        yield {"reading_ns": ticks[0]["reading_ns"] + round(float(read[index])), **found}
+
+
+def episodes_of(ticks: Iterable[Mapping[str, Any]], gap: int = _GAP_ROWS) -> list[list[Mapping[str, Any]]]:
     """From the first tick that an action moved to the last before the arm was disarmed, parked, latched or in fault;
-    without the episodes that the person wanted to do again."""
+    without the episodes that the person wanted to do again. gap: ticks that may be missing within one."""
     episodes: list[list[Mapping[str, Any]]] = []
     span: list[Mapping[str, Any]] = []
     for tick in ticks:
         ends = tick["state"] in ("disarmed", "parking", "fault") or tick["latched"]
-        torn = bool(span) and tick["tick"] - span[-1]["tick"] > _GAP_TICKS + 1
+        torn = bool(span) and tick["tick"] - span[-1]["tick"] > gap + 1
         if ends or torn:
             episodes += _trimmed(span)
             span = []

@@ -54,6 +54,7 @@ def page(facts: RunFacts) -> str:
     told = {
         "ticks": len(ticks),
         "rate": f"{1e9 / header['period_ns']:.1f} Hz",
+        "actions": f"{1e9 / header['action_ns']:.1f} a second",
         "skipped": skipped.total(),
         "without action": idle.total(),
         "with an action": f"{moving:.0%}",

@@ -85,7 +85,7 @@ class RobotView:
         told = {name: status[name] for name in _CONTROL if name in status}
         told["fault"] = fault_of(status)
         told["why_still"] = why_still(status)
-        told["hz"] = 1e9 / status["period_ns"]
+        told["hz"], told["fps"] = 1e9 / status["period_ns"], 1e9 / status["action_ns"]
         return told
 
     def run(self) -> dict[str, Any]:

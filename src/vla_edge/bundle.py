@@ -26,7 +26,7 @@ MAX_FLOW_STEPS = 64
 TABLES = "tables.safetensors"
 TOKENIZER = "tokenizer.json"
 AGAIN = "export the bundle again"
-MAX_FPS = 1000.0
+MIN_FPS, MAX_FPS = 0.1, 1000.0
 UNKNOWN_RATE = (
     "the bundle does not say how many actions a second its policy's data has: each control tick takes one; "
     "`export-engines` with --fps N, or with --dataset, writes it down"
@@ -296,8 +296,8 @@ def _manifest(content: Any, file: Path) -> Manifest:
     manifest = build(Manifest, content, file, BundleError, AGAIN)
     if "programme" not in content:  # written before there was one
         manifest = replace(manifest, programme=smolvla_programme(manifest.graphs))
-    if manifest.fps is not None and not 0 < manifest.fps <= MAX_FPS:
-        raise BundleError(f"{file}: fps is {manifest.fps:g}, must be above 0 and at most {MAX_FPS:g}, or null; {AGAIN}")
+    if manifest.fps is not None and not MIN_FPS <= manifest.fps <= MAX_FPS:
+        raise BundleError(f"{file}: fps is {manifest.fps:g}, must be {MIN_FPS:g} to {MAX_FPS:g}, or null; {AGAIN}")
     for name in manifest.files:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{file}: files names {name!r}, which is not a file inside the bundle; {AGAIN}")

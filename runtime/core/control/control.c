@@ -194,7 +194,8 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
     told->goal_moved_tick = pilot->schedule.goal_moved_tick;
     told->action_sequence = output->action.sequence;
     told->action_index = output->action.index;
-    told->actions_left = plan->present && plan->start + plan->data.n > told->tick ? plan->start + plan->data.n - told->tick - 1 : 0;
+    told->plan_tick = plan->start;
+    told->actions_left = schedule_left(&pilot->schedule, told->tick);
     told->patience_ns = pilot->patience_ns;
     told->age_ns = plan->present ? start_ns - plan->data.observation_ns : -1;
     told->ticks++;
@@ -447,6 +448,7 @@ control_result control_run(control *self, const control_config *config, const ar
         .session = config->pilot.schedule.session,
         .pid = (uint64_t)getpid(),
         .period_ns = config->pilot.period_ns,
+        .action_ns = config->pilot.action_ns,
         .reading_tick = -1,
         .shadow = config->shadow,
         .rest_ticks = self->pilot.guard.rest_ticks,

@@ -97,14 +97,14 @@ static int32_t motion(const guard_joint_limits *limits, const guard_joint *joint
 }
 
 /* May the wish be met in this tick? Yes when the last one was: then it is followed. Else only when a brake from
- * there would end on it, or beside it while it moves, so that no goal shoots past a wish that stands still. */
-static bool arrives(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t acceleration)
+ * there would end on it, or that much beside it while it moves, so that no goal shoots past a wish that stands still. */
+static bool arrives(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t acceleration, int32_t beside)
 {
     if (joint->wish_known && joint->wish == joint->goal)
         return true;
     int32_t moving = motion(limits, joint, wish);
     int64_t off = landing(limits, moved(*joint, acceleration), moving) - wish;
-    return llabs(off) <= (moving == 0 ? 0 : GUARD_JOIN_COUNTS);
+    return llabs(off) <= (moving == 0 ? 0 : beside);
 }
 
 /* The acceleration after which a brake ends on the wish or last before it, if the wish goes on as it moves now:
@@ -125,11 +125,11 @@ static int32_t approach(const guard_joint_limits *limits, const guard_joint *joi
 }
 
 /* The step of one joint towards `wish`: the acceleration nearest to it that leads to a stoppable state. */
-static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *joint, int32_t wish, int32_t present)
+static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *joint, int32_t wish, int32_t present, int32_t unit)
 {
     int32_t inside = clamp(wish, limits->position_min, limits->position_max);
     guard_verdict verdict = inside == wish ? GUARD_PASSED : GUARD_CLAMPED_POSITION;
-    present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */
+    present = unit * clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */
     int32_t near = clamp(inside, present - limits->tracking, present + limits->tracking);
     int32_t target = clamp(near, joint->low, joint->high);
 
@@ -142,19 +142,23 @@ static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *j
         met = limits->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY;
     else if (magnitude(wanted) > limits->acceleration)
         met = GUARD_CLAMPED_ACCELERATION;
-    else if (wanted < low || wanted > high || !arrives(limits, joint, target, wanted))
+    else if (wanted < low || wanted > high || !arrives(limits, joint, target, wanted, GUARD_JOIN_COUNTS * unit))
         met = GUARD_CLAMPED_JERK;
     if (met != GUARD_PASSED)
         chosen = approach(limits, joint, target, low, high);
 
-    int32_t safe = brake(limits, joint->velocity, joint->acceleration);
-    for (;;) {
-        guard_verdict limit = stoppable(limits, moved(*joint, chosen));
-        if (limit == GUARD_PASSED)
-            break;
-        if (met == GUARD_PASSED)
-            met = limit;
-        chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */
+    guard_verdict limit = stoppable(limits, moved(*joint, chosen));
+    if (limit != GUARD_PASSED) {
+        met = met == GUARD_PASSED ? limit : met;
+        int32_t safe = brake(limits, joint->velocity, joint->acceleration); /* is stoppable, and so is all between it and .. */
+        while (chosen - safe > 1 || chosen - safe < -1) { /* .. the last before `chosen` */
+            int32_t middle = safe + (chosen - safe) / 2;
+            if (stoppable(limits, moved(*joint, middle)) == GUARD_PASSED)
+                safe = middle;
+            else
+                chosen = middle;
+        }
+        chosen = safe;
     }
     *joint = moved(*joint, chosen);
     keep_inside(limits, joint);
@@ -167,15 +171,15 @@ static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *j
     return verdict;
 }
 
-/* Whole counts below `rate` for one tick; `power` periods multiply it. */
-static int32_t per_tick(double rate, double period_s, int power)
+/* Whole steps below `rate` (counts) for one tick; `power` periods multiply it. */
+static int32_t per_tick(double rate, double period_s, int power, int32_t unit)
 {
-    double counts = rate;
+    double steps = rate * unit;
     for (int i = 0; i < power; i++)
-        counts *= period_s;
-    if (!(counts >= 1.0))
+        steps *= period_s;
+    if (!(steps >= 1.0))
         return 0;
-    return counts > GUARD_PER_TICK_MAX ? GUARD_PER_TICK_MAX : (int32_t)floor(counts);
+    return (int32_t)floor(fmin(steps, GUARD_PER_TICK_MAX * unit));
 }
 
 /* Ticks the brake needs from the worst stoppable state, one in which the velocity limit is just kept while the
@@ -199,31 +203,30 @@ static int32_t rest_ticks(const guard_joint_limits *limits)
     return worst;
 }
 
-guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, int *joint)
+guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, guard_version version, int *joint)
 {
     double period_s = (double)period_ns * 1e-9;
     memset(self, 0, sizeof *self);
+    int32_t unit = self->unit = version == GUARD_SIXTEENTHS ? 16 : 1;
     self->reading_limit_ns = period_ns * 5 / 2; /* the third reading missed in a row is one too many */
     for (int i = 0; i < ARM_JOINTS; i++) {
         const guard_limits *from = &limits[i];
         guard_joint_limits *to = &self->limits[i];
         *joint = i;
-        if (from->position_min >= from->position_max || from->position_min < -GUARD_COUNTS_MAX
+        if ((version != GUARD_WHOLE_COUNTS && version != GUARD_SIXTEENTHS) || from->position_min >= from->position_max || from->position_min < -GUARD_COUNTS_MAX
             || from->position_max > GUARD_COUNTS_MAX || !isfinite(from->scale) || from->scale == 0.0
             || !isfinite(from->offset) || from->tracking < 1 || from->tracking > GUARD_COUNTS_MAX)
             return GUARD_CONFIG_RANGE;
-        to->position_min = from->position_min;
-        to->position_max = from->position_max;
-        to->velocity = per_tick(from->velocity, period_s, 1);
-        to->acceleration = per_tick(from->acceleration, period_s, 2);
-        to->jerk = per_tick(from->jerk, period_s, 3);
-        to->tracking = from->tracking;
+        to->position_min = from->position_min * unit;
+        to->position_max = from->position_max * unit;
+        to->velocity = per_tick(from->velocity, period_s, 1, unit);
+        to->acceleration = per_tick(from->acceleration, period_s, 2, unit);
+        to->jerk = per_tick(from->jerk, period_s, 3, unit);
+        to->tracking = from->tracking * unit;
         to->scale = from->scale;
         to->offset = from->offset;
-        if (from->step < to->velocity) {
-            to->velocity = from->step;
-            to->step_is_smaller = true;
-        }
+        to->step_is_smaller = (int64_t)from->step * unit < to->velocity;
+        to->velocity = to->step_is_smaller ? from->step * unit : to->velocity;
         if (to->velocity < 1 || to->acceleration < 1 || to->jerk < 1)
             return GUARD_CONFIG_RATE;
         /* More than this cannot be used, and it bounds the work of a tick. */
@@ -240,7 +243,7 @@ guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JO
 
 void guard_start_joint(guard *self, int joint, int32_t present)
 {
-    self->joints[joint] = (guard_joint){.goal = present};
+    self->joints[joint] = (guard_joint){.goal = present * self->unit};
     keep_inside(&self->limits[joint], &self->joints[joint]);
     self->before[joint] = self->joints[joint];
 }
@@ -249,7 +252,7 @@ bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t within,
 {
     self->started = false;
     for (int i = 0; i < ARM_JOINTS; i++) {
-        int32_t goal = clamp(present[i], self->limits[i].position_min, self->limits[i].position_max);
+        int32_t goal = clamp(present[i], self->limits[i].position_min / self->unit, self->limits[i].position_max / self->unit);
         long long outside = llabs((long long)goal - present[i]);
         *joint = i;
         if (outside > GUARD_OUTSIDE_MAX)
@@ -269,7 +272,7 @@ guard_result guard_brake(guard *self)
         *joint = moved(*joint, brake(&self->limits[i], joint->velocity, joint->acceleration));
         keep_inside(&self->limits[i], joint);
         joint->wish_known = false;
-        result.goals[i] = joint->goal;
+        result.goals[i] = guard_goal(self, i);
     }
     return result;
 }
@@ -290,7 +293,7 @@ guard_result guard_step(guard *self, const float *action, int joints, const guar
         double counts = self->limits[i].scale * (double)action[i] + self->limits[i].offset;
         if (!(fabs(counts) <= GUARD_COUNTS_MAX)) /* NaN fails every comparison */
             return refuse(self, GUARD_REFUSED_NOT_FINITE, i);
-        wish[i] = (int32_t)lround(counts);
+        wish[i] = (int32_t)lround(counts * self->unit);
     }
     if (joints != ARM_JOINTS)
         return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);
@@ -300,9 +303,9 @@ guard_result guard_step(guard *self, const float *action, int joints, const guar
     guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
     memcpy(self->before, self->joints, sizeof self->before);
     for (int i = 0; i < ARM_JOINTS; i++) {
-        guard_verdict verdict = step_joint(&self->limits[i], &self->joints[i], wish[i], view->present[i]);
+        guard_verdict verdict = step_joint(&self->limits[i], &self->joints[i], wish[i], view->present[i], self->unit);
         result.joints[i] = (uint8_t)verdict;
-        result.goals[i] = self->joints[i].goal;
+        result.goals[i] = guard_goal(self, i);
         if (verdict != GUARD_PASSED && (result.verdict == GUARD_PASSED || verdict < result.verdict)) {
             result.verdict = verdict;
             result.joint = i;
@@ -314,6 +317,16 @@ guard_result guard_step(guard *self, const float *action, int joints, const guar
 void guard_unsent(guard *self)
 {
     memcpy(self->joints, self->before, sizeof self->joints);
+}
+
+double guard_place(const guard *self, int joint)
+{
+    return (double)self->joints[joint].goal / self->unit;
+}
+
+int32_t guard_goal(const guard *self, int joint)
+{
+    return (int32_t)floor(guard_place(self, joint) + 0.5);
 }
 
 bool guard_at_rest(const guard *self)

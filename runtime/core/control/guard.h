@@ -1,11 +1,14 @@
 /* The safety filter: the last function before the bus.
  *
- * Units. A goal is a whole number of servo counts, and so are its differences
- * over the nominal tick T: velocity v = g - g', acceleration a = v - v', jerk
- * j = a - a'. Limits given per second are multiplied by T, T^2, T^3 and rounded
- * DOWN to whole counts, and all arithmetic is in integers: there is no rounding
- * between what is checked and what is sent, and the limits hold exactly for the
- * differences seen on the bus. A limit below one count is refused at start.
+ * Units. A goal is a whole number of steps, sixteen to a servo count, and so are
+ * its differences over the nominal tick T: velocity v = g - g', acceleration
+ * a = v - v', jerk j = a - a'. Limits given per second are multiplied by T, T^2,
+ * T^3 and rounded DOWN to whole steps, and all arithmetic is in integers. The bus
+ * is sent the nearest whole count, so what is seen there is at most half a count
+ * from goals that keep every limit exactly, and velocity and step, whole counts
+ * or not, are passed by less than a count. A limit below one step is refused at
+ * start. (Whole counts are too coarse for that: at 90 Hz the usual jerk limit is
+ * 1.4 counts a tick^3. Version 1 of the guard had them; records name the version.)
  *
  * Law. The state (g, v, a) of every joint is always *stoppable*: the brake
  * (below) leads it to rest without leaving the soft limits, the velocity, the
@@ -41,6 +44,13 @@ enum {
     GUARD_REST_TICKS_MAX = 512,       /* a brake longer than this is refused at start */
 };
 
+/* The same law in other steps. */
+typedef enum {
+    GUARD_WHOLE_COUNTS = 1, /* of records up to version 3 */
+    GUARD_SIXTEENTHS = 2,
+    GUARD_VERSION = GUARD_SIXTEENTHS, /* of this build */
+} guard_version;
+
 /* The same numbers as vla_edge.contract.Verdict. */
 typedef enum {
     GUARD_PASSED,
@@ -67,7 +77,7 @@ typedef struct {
     double scale, offset;               /* counts = scale * joint unit + offset */
 } guard_limits;
 
-/* The same limits in whole counts and ticks. */
+/* The same limits in steps and ticks. */
 typedef struct {
     int32_t position_min, position_max;
     int32_t velocity; /* the smaller of the velocity and the step limit */
@@ -78,6 +88,7 @@ typedef struct {
     double scale, offset;
 } guard_joint_limits;
 
+/* In steps. */
 typedef struct {
     int32_t goal, velocity, acceleration;
     int32_t low, high; /* the soft limits; where the start lay outside, as far out as the goal still is */
@@ -88,7 +99,8 @@ typedef struct {
 typedef struct {
     guard_joint_limits limits[ARM_JOINTS];
     guard_joint joints[ARM_JOINTS];
-    guard_joint before[ARM_JOINTS]; /* `joints` before the last step */
+    guard_joint before[ARM_JOINTS]; /* `joints` before the last tick */
+    int32_t unit;             /* steps in a count */
     int64_t reading_limit_ns; /* a reading older than this is no reading */
     int32_t rest_ticks;       /* ticks the brake needs at most, from any state */
     bool started;
@@ -96,8 +108,8 @@ typedef struct {
 
 typedef enum {
     GUARD_CONFIG_OK,
-    GUARD_CONFIG_RANGE, /* soft limits out of order or beyond GUARD_COUNTS_MAX, or a map without slope */
-    GUARD_CONFIG_RATE,  /* velocity, acceleration, jerk or step below one count at this rate */
+    GUARD_CONFIG_RANGE, /* soft limits out of order or beyond GUARD_COUNTS_MAX, a map without slope, no such version */
+    GUARD_CONFIG_RATE,  /* velocity, acceleration, jerk or step below one step at this rate */
     GUARD_CONFIG_REST,  /* the brake would need more than GUARD_REST_TICKS_MAX ticks */
 } guard_config_error;
 
@@ -112,11 +124,11 @@ typedef struct {
     guard_verdict verdict; /* the first limit in the order of the filter that was met */
     int32_t joint;         /* its joint, -1 when the whole action is meant */
     uint8_t joints[ARM_JOINTS]; /* verdict of each joint */
-    int32_t goals[ARM_JOINTS];
+    int32_t goals[ARM_JOINTS];  /* counts, as the servos get them */
 } guard_result;
 
 /* Sets limits from `limits` for ticks of period_ns. On error names the joint. */
-guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, int *joint);
+guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, guard_version version, int *joint);
 
 /* Starts at rest at the present position; where that lies at most `within` counts outside the soft limits, at the limit.
  * False, with the joint, when one lies further outside than GUARD_OUTSIDE_MAX. */
@@ -134,6 +146,10 @@ guard_result guard_brake(guard *self);
 /* The goals of the last step never reached the bus: the next step starts where they started, so that the
  * differences seen on the bus stay those that were checked. */
 void guard_unsent(guard *self);
+
+/* Where the goal of a joint is, in counts: exactly, and as the servo gets it. */
+double guard_place(const guard *self, int joint);
+int32_t guard_goal(const guard *self, int joint);
 
 /* True when every goal is constant. */
 bool guard_at_rest(const guard *self);

@@ -16,8 +16,8 @@ guard_config_error pilot_init(pilot *self, const pilot_config *config, int *join
     self->lost_ns = -1;
     self->patience_ns = config->patience_min_ns;
     press_init(&self->press, config->press, config->stall_ns);
-    schedule_init(&self->schedule, &config->schedule);
-    return guard_configure(&self->guard, config->limits, config->period_ns, joint);
+    schedule_init(&self->schedule, &config->schedule, config->period_ns, config->action_ns);
+    return guard_configure(&self->guard, config->limits, config->period_ns, (guard_version)config->guard_version, joint);
 }
 
 static void enter(pilot *self, pilot_state state, pilot_reason reason, int32_t joint)
@@ -223,7 +223,7 @@ static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint)
     self->latched = true;
     self->park_failed = false;
     for (int i = 0; i < ARM_JOINTS; i++)
-        self->parking[i] = self->guard.joints[i].goal;
+        self->parking[i] = guard_place(&self->guard, i);
     enter(self, PILOT_PARKING, reason, joint);
     return ANSWER_DONE;
 }
@@ -369,14 +369,14 @@ static bool creep(pilot *self, float action[ARM_JOINTS])
         const guard_limits *limits = &self->config.limits[i];
         double pose = fmin(fmax(self->config.park[i], limits->position_min), limits->position_max);
         if (self->limp >> i & 1) {
-            action[i] = (float)((self->guard.joints[i].goal - limits->offset) / limits->scale);
+            action[i] = (float)((guard_place(&self->guard, i) - limits->offset) / limits->scale);
             continue;
         }
         double gap = pose - self->parking[i];
-        if (fabs(self->parking[i] - self->guard.joints[i].goal) < PARK_LEAD) /* the wish waits for the goal */
+        if (fabs(self->parking[i] - guard_place(&self->guard, i)) < PARK_LEAD) /* the wish waits for the goal */
             self->parking[i] += fabs(gap) <= step ? gap : copysign(step, gap);
         action[i] = (float)((self->parking[i] - limits->offset) / limits->scale);
-        there = there && self->parking[i] == pose && fabs(pose - self->guard.joints[i].goal) <= 1.0;
+        there = there && self->parking[i] == pose && fabs(pose - guard_place(&self->guard, i)) <= 1.0;
     }
     return there && guard_at_rest(&self->guard);
 }
@@ -385,7 +385,7 @@ static bool creep(pilot *self, float action[ARM_JOINTS])
 static void goals_of(const pilot *self, int32_t goals[ARM_JOINTS])
 {
     for (int i = 0; i < ARM_JOINTS; i++)
-        goals[i] = self->guard.joints[i].goal;
+        goals[i] = guard_goal(&self->guard, i);
 }
 
 /* An obstacle ends every motion; in a hold or a fault the goals are led back instead. */

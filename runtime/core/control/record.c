@@ -2,12 +2,13 @@
 #include "record.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static const uint64_t magic = 0x33444345525f4c56;    /* "VL_RECD3" */
-static const uint64_t magic_v2 = 0x32444345525f4c56; /* "VL_RECD2" */
+enum { VERSION = 4 };
+static const uint64_t magic_v0 = 0x30444345525f4c56; /* "VL_RECD0", the last byte counts up */
 
 _Static_assert(sizeof(record_cell) == 256, "a cell is 256 bytes");
 _Static_assert(sizeof(record_tick) <= RECORD_PAYLOAD && sizeof(record_chunk) <= RECORD_PAYLOAD, "fits a cell");
@@ -39,7 +40,7 @@ int record_create(record *self, const char *path, uint64_t cells, const pilot_co
     memcpy(&self->header->config, config, sizeof *config); /* with its padding, which the CRC sees too */
     self->header->config_bytes = sizeof *config;
     self->header->config_crc = shared_crc32(&self->header->config, sizeof *config);
-    shared_store(&self->header->magic, magic);
+    shared_store(&self->header->magic, magic_v0 + ((uint64_t)VERSION << 56));
     return 0;
 }
 
@@ -48,10 +49,24 @@ static void take_config_v2(record *self)
     record_config_v2 old;
     pilot_config *config = &self->config;
     memcpy(&old, &self->header->config, sizeof old);
-    memset(config, 0, sizeof *config);
     memcpy(config->limits, old.limits, sizeof config->limits);
     config->schedule.session = old.schedule.session;
     config->period_ns = old.period_ns;
+}
+
+/* The part of the header that a version's CRC covers; 0: no such version. */
+static size_t config_bytes_of(int version)
+{
+    switch (version) {
+    case 2:
+        return sizeof(record_config_v2);
+    case 3:
+        return offsetof(pilot_config, action_ns);
+    case VERSION:
+        return sizeof(pilot_config);
+    default:
+        return 0;
+    }
 }
 
 int record_open(record *self, const char *path)
@@ -61,19 +76,24 @@ int record_open(record *self, const char *path)
         return failure;
     attach(self);
     const record_header *header = self->header;
-    bool whole = self->file.bytes >= RECORD_HEADER && (header->magic == magic || header->magic == magic_v2);
-    self->version = whole && header->magic == magic ? 3 : 2;
-    size_t config_bytes = self->version == 3 ? sizeof(pilot_config) : sizeof(record_config_v2);
-    if (!whole || header->cells == 0 || header->cells > (self->file.bytes - RECORD_HEADER) / sizeof(record_cell)
+    bool whole = self->file.bytes >= RECORD_HEADER && (header->magic - magic_v0) << 8 == 0;
+    self->version = whole ? (int)((header->magic - magic_v0) >> 56) : 0;
+    size_t config_bytes = config_bytes_of(self->version);
+    if (config_bytes == 0 || header->cells == 0 || header->cells > (self->file.bytes - RECORD_HEADER) / sizeof(record_cell)
         || header->config_bytes != config_bytes || header->config_crc != shared_crc32(&header->config, config_bytes)) {
         shared_close(&self->file);
         return EINVAL;
     }
     self->count = header->cells;
-    if (self->version == 3)
-        memcpy(&self->config, &header->config, sizeof self->config);
-    else
+    memset(&self->config, 0, sizeof self->config);
+    if (self->version == 2)
         take_config_v2(self);
+    else
+        memcpy(&self->config, &header->config, config_bytes);
+    if (self->version < VERSION) {
+        self->config.action_ns = self->config.period_ns;
+        self->config.guard_version = GUARD_WHOLE_COUNTS;
+    }
     return 0;
 }
 

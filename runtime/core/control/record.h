@@ -6,9 +6,10 @@
  * process (not of the machine). With the configuration in the header the goals
  * can be computed again, byte for byte.
  *
- * Version 2 (until commit 35ebfe7) is read too. Its decisions followed other
- * rules, but its goals came from the same guard: they are computed from the
- * actions and readings that it holds.
+ * Older versions are read too, and replayed with the guard that they name. Version
+ * 3 (until commit 666d6ba) is of a guard in whole counts and of one action a tick.
+ * Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its
+ * goals are computed from the actions and readings that it holds.
  */
 #ifndef VLA_RECORD_H
 #define VLA_RECORD_H
@@ -67,7 +68,7 @@ typedef struct {
     int64_t wall_minus_monotonic_ns; /* to date the ticks */
     uint64_t shadow;
     uint32_t config_bytes, config_crc;
-    pilot_config config; /* of version 2: record_config_v2 */
+    pilot_config config; /* of version 3: up to action_ns; of version 2: record_config_v2 */
 } record_header;
 
 /* What version 2 knew of the pilot's configuration. */
@@ -89,7 +90,7 @@ typedef struct {
     record_header *header;
     record_cell *cells;
     uint64_t count; /* of cells in the file */
-    int version;    /* 2 or 3 */
+    int version;    /* 2 to 4 */
     pilot_config config;
 } record;
 

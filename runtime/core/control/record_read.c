@@ -102,7 +102,8 @@ static record_replay_result replay_v2(const record *self, guard *scratch)
     int32_t present[ARM_JOINTS] = {0}, goals[ARM_JOINTS];
     bool begun = false;
     record_range(self, &first, &end);
-    if (guard_configure(scratch, self->config.limits, self->config.period_ns, &joint) != GUARD_CONFIG_OK)
+    guard_version version = (guard_version)self->config.guard_version;
+    if (guard_configure(scratch, self->config.limits, self->config.period_ns, version, &joint) != GUARD_CONFIG_OK)
         return result;
     for (uint64_t index = first; index < end; index++) {
         record_cell cell;

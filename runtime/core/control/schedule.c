@@ -2,10 +2,12 @@
 
 #include <string.h>
 
-void schedule_init(schedule *self, const schedule_config *config)
+void schedule_init(schedule *self, const schedule_config *config, int64_t period_ns, int64_t action_ns)
 {
     memset(self, 0, sizeof *self);
     self->config = *config;
+    self->period_ns = period_ns;
+    self->action_ns = action_ns;
     for (int i = 0; i < SCHEDULE_HISTORY; i++)
         self->readings[i].tick = -1;
     schedule_arm(self, 0);
@@ -52,6 +54,12 @@ static bool rested(const schedule *self, const schedule_reading *observed, const
     return true;
 }
 
+/* Whether a chunk of n actions, `since_ns` after its first, has none to come. */
+static bool ended(const schedule *self, int64_t n, int64_t since_ns)
+{
+    return since_ns - (n - 1) * self->action_ns >= self->period_ns;
+}
+
 static chunk_verdict judge(const schedule *self, const chunk *data, const schedule_view *view)
 {
     int64_t observed = data->observation_tick;
@@ -70,7 +78,7 @@ static chunk_verdict judge(const schedule *self, const chunk *data, const schedu
         return CHUNK_AGE;
     if (data->kind == CHUNK_REST)
         return rested(self, reading, view->present) ? CHUNK_TAKEN : CHUNK_MOVED;
-    return view->tick - observed < data->n ? CHUNK_TAKEN : CHUNK_LATE;
+    return ended(self, data->n, (view->tick - observed) * self->period_ns) ? CHUNK_LATE : CHUNK_TAKEN;
 }
 
 chunk_verdict schedule_offer(schedule *self, const chunk *data, const schedule_view *view)
@@ -88,31 +96,44 @@ chunk_verdict schedule_offer(schedule *self, const chunk *data, const schedule_v
     return CHUNK_TAKEN;
 }
 
-/* The row of `plan` that is due at `tick`, or NULL. */
-static const float *row(const schedule_plan *plan, int64_t tick)
+/* What `plan` wants at `tick`; false: nothing. index: of the action at or before it. */
+static bool wish(const schedule *self, const schedule_plan *plan, int64_t tick, float action[ARM_JOINTS], int32_t *index)
 {
-    if (!plan->present || tick < plan->start || tick - plan->start >= plan->data.n)
-        return NULL;
-    return &plan->data.actions[(tick - plan->start) * ARM_JOINTS];
+    int64_t since_ns = (tick - plan->start) * self->period_ns;
+    if (!plan->present || since_ns < 0 || ended(self, plan->data.n, since_ns))
+        return false;
+    int64_t last = plan->data.n - 1, before = since_ns / self->action_ns;
+    before = before < last ? before : last;
+    const float *row = &plan->data.actions[before * ARM_JOINTS], *next = before < last ? row + ARM_JOINTS : row;
+    float share = (float)((double)(since_ns - before * self->action_ns) / (double)self->action_ns);
+    for (int i = 0; i < ARM_JOINTS; i++)
+        action[i] = row[i] + share * (next[i] - row[i]);
+    *index = (int32_t)before;
+    return true;
 }
 
 schedule_action schedule_due(const schedule *self, int64_t tick)
 {
     schedule_action result = {.sequence = -1, .index = -1};
     const schedule_plan *plan = &self->plans[self->current];
-    const float *action = row(plan, tick);
-    if (action == NULL)
+    result.due = wish(self, plan, tick, result.action, &result.index);
+    if (!result.due)
         return result;
-    result.due = true;
     result.sequence = plan->data.observation_sequence;
-    result.index = (int32_t)(tick - plan->start);
-    memcpy(result.action, action, sizeof result.action);
-    int64_t since = tick - self->taken_tick;
-    const float *old = row(&self->plans[1 - self->current], tick);
-    if (since < self->config.blend_ticks && old != NULL) {
-        float share = (float)(since + 1) / (float)(self->config.blend_ticks + 1);
+    int64_t since_ns = (tick - self->taken_tick) * self->period_ns, over_ns = self->config.blend_actions * self->action_ns;
+    float old[ARM_JOINTS];
+    int32_t unused;
+    if (since_ns < over_ns && wish(self, &self->plans[1 - self->current], tick, old, &unused)) {
+        float share = (float)((double)(since_ns + self->period_ns) / (double)(over_ns + self->period_ns));
         for (int i = 0; i < ARM_JOINTS; i++)
-            result.action[i] = old[i] + share * (action[i] - old[i]);
+            result.action[i] = old[i] + share * (result.action[i] - old[i]);
     }
     return result;
+}
+
+int64_t schedule_left(const schedule *self, int64_t tick)
+{
+    const schedule_plan *plan = &self->plans[self->current];
+    int64_t left = plan->data.n - 1 - (tick - plan->start) * self->period_ns / self->action_ns;
+    return plan->present && left > 0 ? left : 0;
 }

@@ -1,11 +1,16 @@
 /* Which action of which chunk is due at this tick.
  *
- * moving: action i is due i ticks after the tick of the observation's joint
+ * Actions stand `action_ns` apart, which is the data's period; ticks `period_ns`.
+ * moving: action i is due i * action_ns after the tick of the observation's joint
  * reading; a late chunk loses its past actions. rest: action 0 is due at the
  * tick of acceptance, and only when nothing moved since the observation: every
  * goal constant from before that tick on, and |present - observed| below a limit.
+ * A tick between two actions takes what lies between them on a straight line; the
+ * last action is due at the first tick that does not come before it, and then the
+ * chunk has ended. All of it counts ticks at their nominal times, so that a late
+ * tick changes nothing.
  *
- * Where two chunks overlap the new one takes over at once, or over some ticks.
+ * Where two chunks overlap the new one takes over at once, or over some actions.
  */
 #ifndef VLA_SCHEDULE_H
 #define VLA_SCHEDULE_H
@@ -21,7 +26,7 @@ enum { SCHEDULE_HISTORY = 4096 }; /* ticks of which the reading is known: 40 s a
 typedef struct {
     uint64_t session;
     uint8_t digest[DIGEST_BYTES];
-    int32_t blend_ticks;            /* ticks over which a new chunk takes over; 0: at once */
+    int32_t blend_actions;           /* actions over which a new chunk takes over; 0: at once */
     int32_t rest_counts[ARM_JOINTS]; /* |present - observed| of a rest chunk */
 } schedule_config;
 
@@ -39,6 +44,7 @@ typedef struct {
 
 typedef struct {
     schedule_config config;
+    int64_t period_ns, action_ns; /* from tick to tick, from action to action */
     schedule_plan plans[2];
     int current;             /* the plan in force; the other is the one it took over from */
     int64_t taken_tick;      /* when it took over */
@@ -59,10 +65,10 @@ typedef struct {
     bool due;
     float action[ARM_JOINTS]; /* joint units */
     int64_t sequence;         /* of the chunk's observation */
-    int32_t index;            /* of the action in the chunk */
+    int32_t index;            /* of the action in the chunk, of the earlier one between two */
 } schedule_action;
 
-void schedule_init(schedule *self, const schedule_config *config);
+void schedule_init(schedule *self, const schedule_config *config, int64_t period_ns, int64_t action_ns);
 /* Forgets plans and sequence: what was observed before `tick` is refused from now on. */
 void schedule_arm(schedule *self, int64_t tick);
 /* Forgets the plans: nothing is due until a new chunk is taken. */
@@ -73,5 +79,7 @@ void schedule_note_goal(schedule *self, int64_t tick, bool moved);
 /* Takes the chunk, or says why not. The chunk's shape was checked by ring_check. */
 chunk_verdict schedule_offer(schedule *self, const chunk *data, const schedule_view *view);
 schedule_action schedule_due(const schedule *self, int64_t tick);
+/* Actions of the plan in force that come after `tick`. */
+int64_t schedule_left(const schedule *self, int64_t tick);
 
 #endif

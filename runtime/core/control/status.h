@@ -25,7 +25,9 @@ typedef struct {
     int32_t state, reason, joint, latched, shadow, torque, rest_ticks, fifo, locked;
     int32_t verdict, verdict_joint;
     int64_t goal_moved_tick;      /* last tick whose goal differed from the one before */
+    int64_t action_ns;            /* from one action of a chunk to the next */
     int64_t action_sequence, action_index; /* what was due, -1: nothing */
+    int64_t plan_tick;            /* at which action 0 of the plan in force is due */
     int64_t actions_left;         /* of the plan in force after this tick */
     int64_t patience_ns;
     int64_t age_ns;               /* of the observation the plan came from, -1: no plan */

@@ -162,11 +162,19 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     out->park_speed = real(object, "park_speed");
     out->stall_ns = integer(object, "stall_ns");
     out->schedule.session = (uint64_t)integer(object, "session");
-    out->schedule.blend_ticks = (int32_t)integer(object, "blend_ticks");
+    out->schedule.blend_actions = (int32_t)integer(object, "blend_actions");
+    out->action_ns = integer(object, "action_ns");
+    out->guard_version = GUARD_VERSION;
     if (PyErr_Occurred())
         return -1;
     if (out->period_ns < 1000000 || out->period_ns > 200000000) {
         PyErr_SetString(PyExc_ValueError, "the period must be 1 ms to 200 ms");
+        return -1;
+    }
+    if (out->action_ns == 0)
+        out->action_ns = out->period_ns;
+    if (out->action_ns < 1000000 || out->action_ns > 10000000000) {
+        PyErr_SetString(PyExc_ValueError, "actions must stand 1 ms to 10 s apart");
         return -1;
     }
     PyObject *digest = PyObject_GetAttrString(object, "bundle_digest");

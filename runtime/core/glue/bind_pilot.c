@@ -150,8 +150,9 @@ static PyObject *Pilot_step_limits(PyObject *object, void *unused)
     PyObject *list = PyList_New(ARM_JOINTS);
     for (int i = 0; list != NULL && i < ARM_JOINTS; i++) {
         const guard_joint_limits *limits = &self->limits[i];
-        PyObject *row = Py_BuildValue("(iiiii)", limits->position_min, limits->position_max, limits->velocity, limits->acceleration,
-                                      limits->jerk);
+        double unit = self->unit;
+        PyObject *row = Py_BuildValue("(ddddd)", limits->position_min / unit, limits->position_max / unit, limits->velocity / unit,
+                                      limits->acceleration / unit, limits->jerk / unit);
         if (row == NULL)
             Py_CLEAR(list);
         else

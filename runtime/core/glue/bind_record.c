@@ -107,7 +107,9 @@ static PyObject *RecordReader_header(PyObject *object, PyObject *unused)
     (void)unused;
     const record *self = &((RecordReader *)object)->record;
     const record_header *header = self->header;
-    PyObject *dict = Py_BuildValue("{s:i,s:L,s:L,s:K,s:O}", "version", self->version, "wall_minus_monotonic_ns", (long long)header->wall_minus_monotonic_ns,
+    PyObject *dict = Py_BuildValue("{s:i,s:i,s:L,s:L,s:L,s:K,s:O}", "version", self->version, "guard_version",
+                                   self->config.guard_version, "action_ns", (long long)self->config.action_ns,
+                                   "wall_minus_monotonic_ns", (long long)header->wall_minus_monotonic_ns,
                                    "period_ns", (long long)self->config.period_ns, "session",
                                    (unsigned long long)self->config.schedule.session, "shadow",
                                    header->shadow ? Py_True : Py_False);

@@ -51,7 +51,7 @@ static int put_numbers(PyObject *dict, const status *s)
         long long value;
     } numbers[] = {
         {"session", (long long)s->session}, {"pid", (long long)s->pid}, {"tick", s->tick}, {"tick_ns", s->tick_ns},
-        {"period_ns", s->period_ns}, {"t0_ns", s->t0_ns}, {"reading_tick", s->reading_tick}, {"reading_ns", s->reading_ns},
+        {"period_ns", s->period_ns}, {"action_ns", s->action_ns}, {"t0_ns", s->t0_ns}, {"plan_tick", s->plan_tick}, {"reading_tick", s->reading_tick}, {"reading_ns", s->reading_ns},
         {"joint", s->joint}, {"rest_ticks", s->rest_ticks}, {"verdict_joint", s->verdict_joint},
         {"goal_moved_tick", s->goal_moved_tick}, {"action_sequence", s->action_sequence}, {"action_index", s->action_index},
         {"actions_left", s->actions_left}, {"patience_ns", s->patience_ns}, {"age_ns", s->age_ns},

@@ -71,7 +71,7 @@ def test_anytime_without_a_measurement_takes_all_steps():
 
 def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
     executing = planned(np.arange(50, dtype=np.float32)[:, None] * np.ones(32, np.float32), 100)
-    tie = inpaint_into(executing, tick=120, delay_ticks=5, rows=50, horizon=50)
+    tie = inpaint_into(executing, tick=120, delay_actions=5, rows=50, horizon=50)
     assert tie is not None
     # Row 0 of the new chunk is due at tick 120, when row 20 of the executing one is.
     assert tie.target[0, 0] == 20 and tie.target[29, 0] == 49
@@ -82,17 +82,17 @@ def test_the_tie_freezes_what_will_be_executed_and_lets_go_of_the_rest():
 
 def test_a_late_tie_freezes_all_that_is_left_and_a_past_chunk_ties_nothing():
     executing = planned(np.ones((10, 32), np.float32), 0)
-    tie = inpaint_into(executing, tick=8, delay_ticks=30, rows=50, horizon=50)
+    tie = inpaint_into(executing, tick=8, delay_actions=30, rows=50, horizon=50)
     assert tie is not None and tie.weights.tolist() == [1, 1] + [0] * 48
-    assert inpaint_into(executing, tick=10, delay_ticks=1, rows=50, horizon=50) is None
+    assert inpaint_into(executing, tick=10, delay_actions=1, rows=50, horizon=50) is None
 
 
-@pytest.mark.parametrize(("horizon", "delay_ticks", "tied"), [(10, 3, 10), (10, 12, 12), (1, 1, 1)])
-def test_no_more_rows_than_the_horizon_are_tied_but_all_that_will_have_been_executed(horizon, delay_ticks, tied):
+@pytest.mark.parametrize(("horizon", "delay_actions", "tied"), [(10, 3, 10), (10, 12, 12), (1, 1, 1)])
+def test_no_more_rows_than_the_horizon_are_tied_but_all_that_will_have_been_executed(horizon, delay_actions, tied):
     executing = planned(np.ones((50, 32), np.float32), 0)
-    tie = inpaint_into(executing, tick=10, delay_ticks=delay_ticks, rows=50, horizon=horizon)
+    tie = inpaint_into(executing, tick=10, delay_actions=delay_actions, rows=50, horizon=horizon)
     assert tie is not None and np.flatnonzero(tie.weights).tolist() == list(range(tied))
-    assert (tie.weights[:delay_ticks] == 1).all()
+    assert (tie.weights[:delay_actions] == 1).all()
 
 
 def test_a_horizon_of_no_rows_is_refused_with_its_flag():
@@ -143,13 +143,13 @@ def test_an_ensemble_sends_whole_chunks():
 
 
 def test_only_blend_asks_the_control_core_for_ticks():
-    assert {kind: kind.blend_ticks > 0 for kind in HandOver} == {
+    assert {kind: kind.blend_actions > 0 for kind in HandOver} == {
         HandOver.REPLACE: False, HandOver.BLEND: True, HandOver.INPAINT: False, HandOver.ENSEMBLE: False,
     }  # fmt: skip
 
 
 def test_weights_follow_the_formula_of_real_time_chunking():
-    tie = inpaint_into(planned(np.ones((20, 1), np.float32), 0), tick=0, delay_ticks=4, rows=20, horizon=50)
+    tie = inpaint_into(planned(np.ones((20, 1), np.float32), 0), tick=0, delay_actions=4, rows=20, horizon=50)
     assert tie is not None
     # i = 10: c = (20 − 10) / (20 − 4 + 1) = 0.5882; c·(e^c − 1)/(e − 1) = 0.27418.
     assert tie.weights[10] == pytest.approx(0.27418, abs=1e-4)
@@ -163,3 +163,28 @@ def test_the_velocity_step_is_the_change_of_velocity_where_the_new_chunk_takes_o
     assert velocity_step(executing, ramp[10:] + np.array([0, 3], np.float32), 110, 115, 0.1) == pytest.approx(30)
     for tick, arrival in ((110, 109), (110, 160), (90, 101), (110, 151)):
         assert velocity_step(executing, ramp[10:], tick, arrival, 0.1) is None
+
+
+@pytest.mark.parametrize(("hz", "tick"), [(15, 105), (30, 110), (45, 115), (60, 120), (90, 130)])
+def test_the_tie_is_the_same_at_every_control_rate(hz, tick):
+    """Row 10 of the executing chunk is due a third of a second after its start, whatever the ticks."""
+    ramp = np.arange(50, dtype=np.float32)[:, None] * np.array([1, 2], np.float32)
+    executing = PlannedChunk(ramp, ramp, 100, action_ticks=round(1e9 / 30) / round(1e9 / hz))
+    np.testing.assert_allclose(executing.rest(tick), ramp[10:], atol=1e-4)
+    tie = inpaint_into(executing, tick, 2, 50, None)
+    assert tie is not None and np.allclose(tie.target[:40], ramp[10:], atol=1e-4) and (tie.target[40:] == 0).all()
+    assert (tie.weights[:2] == 1).all() and tie.weights[2] < 1 and tie.weights[39] > 0 and tie.weights[40] == 0
+    assert velocity_step(executing, ramp[10:], tick, tick + round(hz / 15), 0.1) == pytest.approx(0, abs=1e-3)
+
+
+def test_rows_between_two_actions_lie_on_the_line_between_them():
+    ramp = np.arange(5, dtype=np.float32)[:, None] ** 2
+    executing = PlannedChunk(ramp, ramp, 0, action_ticks=4)
+    np.testing.assert_allclose(executing.rest(5)[:, 0], [1.75, 5.25, 10.75])
+    assert executing.rest(-3).tolist() == ramp.tolist()  # not begun: all of it
+    assert executing.rest(16)[:, 0].tolist() == [16] and len(executing.rest(17)) == 0
+    # A jump of 8 units to where the old chunk would have gone on by 1: 7 units an action of 0.1 s.
+    line = np.arange(9, dtype=np.float32)[:, None]
+    there = PlannedChunk(line, line, 0, action_ticks=4)
+    assert velocity_step(there, line + 10, 8, 14, 0.1) == pytest.approx(80)
+    assert velocity_step(there, line, 8, 41, 0.1) is None and velocity_step(there, line, 4, 7, 0.1) is None

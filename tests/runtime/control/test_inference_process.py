@@ -48,6 +48,8 @@ VIEW = ControlView(
     reading_ns=3_334_000_000,
     positions=np.zeros(6, np.float32),
     goal_moved_tick=50,
+    action_ns=33_333_333,
+    plan_tick=0,
     action_sequence=-1,
     action_index=-1,
     actions_left=0,
@@ -117,13 +119,15 @@ def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
     sent = SentChunks(keep=2)
     for sequence in (1, 2, 3):
         sent.add(sequence, np.full((50, 32), sequence, np.float32), np.zeros((50, 6), np.float32))
-    running = sent.executing(replace(VIEW, action_sequence=3, action_index=12))
+    running = sent.executing(replace(VIEW, action_sequence=3, action_index=12, plan_tick=88))
     assert (
         running is not None
         and running.start_tick == 88
         and running.rest(100)[0, 0] == 3
         and len(running.rest(100)) == 38
     )
+    fast = sent.executing(replace(VIEW, action_sequence=3, action_index=4, plan_tick=88, period_ns=11_111_111))
+    assert fast is not None and fast.place(100) == pytest.approx(4) and len(fast.rest(100)) == 46
     assert sent.executing(replace(VIEW, action_sequence=1, action_index=0)) is None
     assert sent.executing(VIEW) is None
 
@@ -232,7 +236,7 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     control, folder, golden_bundle, pictures, capsys, monkeypatch, handover
 ):
     monkeypatch.setattr(PACE, lambda *measured: Pace(Rhythm.OVERLAPPED, 0.1, 0.1, 1.7, 1.0))
-    running = control(blend_ticks=HandOver(handover).blend_ticks, patience_min_ns=10**12, patience_max_ns=10**12)
+    running = control(blend_actions=HandOver(handover).blend_actions, patience_min_ns=10**12, patience_max_ns=10**12)
 
     def replanned():
         return running.reader()["chunks"]["taken"] >= 4 and re.search(r'"velocity_step": \d', log.read_text())

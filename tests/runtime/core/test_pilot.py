@@ -262,7 +262,7 @@ def test_stopping_without_a_pose_ends_holding() -> None:
     assert flight.last["torque"] == 0 and flight.last["state"] == "hold" and flight.last["latched"]
 
 
-def test_a_limit_below_one_count_is_refused_with_the_joint() -> None:
+def test_a_limit_below_a_sixteenth_of_a_count_is_refused_with_the_joint() -> None:
     with pytest.raises(ValueError, match=r"\(2, 0\)"):
         core.Pilot(
             ControlSettings(
@@ -297,7 +297,8 @@ def test_limits_hold_over_the_goals_that_were_sent_when_writes_fail() -> None:
     assert len(goals) > 400 and np.ptp(goals) > 200
     assert goals.min() >= low and goals.max() <= high
     for order, limit in ((1, velocity), (2, acceleration), (3, jerk)):
-        assert np.abs(np.diff(goals, order)).max() <= limit, order
+        # The servos get whole counts: each within half a count of a goal that keeps the limits.
+        assert np.abs(np.diff(goals, order)).max() <= limit + 2**order / 2, order
 
 
 def test_stopping_waits_for_a_lost_reading_before_it_parks() -> None:

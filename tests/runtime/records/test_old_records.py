@@ -1,4 +1,4 @@
-"""A flight record of commit 35ebfe7 (version 2): read, and its goals computed again by the guard that it names."""
+"""Flight records of earlier builds: read, and their goals computed again by the guard that they name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ pytest.importorskip("vla_edge._core")
 
 OLD = Path(__file__).resolve().parents[2] / "data" / "records" / "flight_35ebfe7.record.gz"
 """260 ticks at 50 Hz on an arm without a bus: smooth and wild chunks, a hold, arming, parking."""
+NEWER = OLD.with_name("flight_666d6ba.record.gz")
+"""Version 3: 271 ticks at 50 Hz, chunks blended over 3 ticks, a hold, a latched one, parking, an episode done again."""
 TICK = 1
 HEADER, CELL = 4096, 256
 
@@ -30,6 +32,7 @@ def test_a_record_of_version_2_is_read(record: Path) -> None:
     reader = open_record(record)
     ticks = list(ticks_of(reader))
     assert reader.header()["version"] == 2 and reader.header()["period_ns"] == 20_000_000
+    assert reader.header()["guard_version"] == 1 and reader.header()["action_ns"] == 20_000_000
     assert len(ticks) == 260 and [tick["tick"] for tick in ticks] == list(range(260))
     assert set(Counter(tick["state"] for tick in ticks)) >= {"planning", "moving", "hold", "parking"}
     assert len(chunks_of(reader)) == 26 and all(tick["finding"] == 0 for tick in ticks)
@@ -39,6 +42,20 @@ def test_its_goals_are_the_same_byte_for_byte(record: Path) -> None:
     told = open_record(record).replay()
     assert told == {
         "ticks": 260, "chunks": 26, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
+    }  # fmt: skip
+
+
+def test_a_record_of_version_3_is_read_and_its_goals_are_the_same_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "flight.record"
+    path.write_bytes(gzip.decompress(NEWER.read_bytes()))
+    reader = open_record(path)
+    header, ticks = reader.header(), list(ticks_of(reader))
+    # Whole counts, and one action each tick.
+    assert (header["version"], header["guard_version"], header["action_ns"]) == (3, 1, header["period_ns"])
+    assert len(ticks) == 271 and {"planning", "moving", "hold", "parking"} <= {tick["state"] for tick in ticks}
+    assert len(chunks_of(reader)) == 19
+    assert reader.replay() == {
+        "ticks": 271, "chunks": 19, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
     }  # fmt: skip
 
 

@@ -9,8 +9,9 @@
 
 /* ---- brute force: the same rules with nothing clever ---- */
 
+/* In steps, `unit` to a count. */
 typedef struct {
-    int v, a, j, low, high, tracking, step_is_smaller;
+    int v, a, j, low, high, tracking, step_is_smaller, unit;
 } plain;
 
 static long ref_released(long v, int a, int j)
@@ -89,7 +90,7 @@ static int ref_step(const plain *l, guard_joint *s, int wish, int present, int *
     int followed = s->wish_known && s->wish == s->goal;
     int met = abs(target - s->goal) > l->v ? (l->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY)
               : abs(wanted) > l->a         ? GUARD_CLAMPED_ACCELERATION
-              : wanted < first || wanted > last || (!followed && off > (moving == 0 ? 0 : 8)) ? GUARD_CLAMPED_JERK
+              : wanted < first || wanted > last || (!followed && off > (moving == 0 ? 0 : 8 * l->unit)) ? GUARD_CLAMPED_JERK
                                                                                               : GUARD_PASSED;
     int chosen = wanted;
     if (met != GUARD_PASSED) {
@@ -119,7 +120,7 @@ static int ref_step(const plain *l, guard_joint *s, int wish, int present, int *
 /* ---- the law, from the log ---- */
 
 /* A wish as an adversary would choose it. */
-static float adversarial(int mode, int k, int joint, int32_t goal, int32_t velocity)
+static float adversarial(int mode, int k, int joint, int32_t goal, int32_t velocity, int unit)
 {
     switch (mode) {
     case 0:
@@ -133,15 +134,17 @@ static float adversarial(int mode, int k, int joint, int32_t goal, int32_t veloc
     case 4:
         return draw(2) ? HIGH : LOW;
     case 5:
-        return (float)(goal + velocity + draw(81) - 40);
+        return (float)(goal + velocity + draw(80 * unit + 1) - 40 * unit) / (float)unit;
     case 6:
-        return (float)(goal + (velocity > 0 ? -1 : 1) * draw(200));
+        return (float)(goal + (velocity > 0 ? -1 : 1) * draw(200 * unit)) / (float)unit;
     default:
         return (float)(velocity >= 0 ? HIGH : LOW);
     }
 }
 
-static int law(guard_limits one, int64_t period_ns, long steps, int against_reference)
+/* Of whole counts every limit holds exactly in what was sent; of finer steps in the guard's own goals, and what was sent
+ * is the nearest count to them. */
+static int law(guard_limits one, int64_t period_ns, guard_version version, long steps, int against_reference)
 {
     guard_limits limits[ARM_JOINTS];
     guard guard;
@@ -152,12 +155,15 @@ static int law(guard_limits one, int64_t period_ns, long steps, int against_refe
     limits[3].jerk *= 1.5;
     limits[4].step = one.step / 3 + 1;
     limits[5].tracking = 150;
-    if (guard_configure(&guard, limits, period_ns, &joint) != GUARD_CONFIG_OK)
+    if (guard_configure(&guard, limits, period_ns, version, &joint) != GUARD_CONFIG_OK)
         return 1;
+    int unit = guard.unit;
     int32_t present[ARM_JOINTS] = {LOW, HIGH, 2000, 1500, 2500, 2001};
     CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint));
-    int32_t last[ARM_JOINTS], v[ARM_JOINTS] = {0}, a[ARM_JOINTS] = {0};
-    memcpy(last, present, sizeof last);
+    int32_t last[ARM_JOINTS], v[ARM_JOINTS] = {0}, a[ARM_JOINTS] = {0}, sent[ARM_JOINTS];
+    memcpy(sent, present, sizeof sent);
+    for (int i = 0; i < ARM_JOINTS; i++)
+        last[i] = present[i] * unit;
     double T = (double)period_ns * 1e-9;
     int mode = 0, held = 0;
     for (long k = 0; k < steps; k++) {
@@ -165,7 +171,7 @@ static int law(guard_limits one, int64_t period_ns, long steps, int against_refe
             mode = draw(10);
         float action[ARM_JOINTS];
         for (int i = 0; i < ARM_JOINTS; i++)
-            action[i] = adversarial(mode, (int)k, i, last[i], v[i]);
+            action[i] = adversarial(mode, (int)k, i, last[i], v[i], unit);
         if (mode == 9 && draw(4) == 0)
             action[draw(ARM_JOINTS)] = NAN;
         guard_joint before[ARM_JOINTS];
@@ -177,45 +183,58 @@ static int law(guard_limits one, int64_t period_ns, long steps, int against_refe
         held = refused ? held + 1 : 0;
         for (int i = 0; i < ARM_JOINTS; i++) {
             const guard_joint_limits *l = &guard.limits[i];
-            int32_t v1 = result.goals[i] - last[i], a1 = v1 - v[i], j1 = a1 - a[i];
-            /* The limits as stated, from differences of what the bus got over nominal T. */
-            CHECK(abs(v1) / T <= limits[i].velocity && abs(a1) / (T * T) <= limits[i].acceleration);
-            CHECK(abs(j1) / (T * T * T) <= limits[i].jerk && abs(v1) <= limits[i].step);
-            CHECK(result.goals[i] >= LOW && result.goals[i] <= HIGH);
+            int32_t goal = guard.joints[i].goal, v1 = goal - last[i], a1 = v1 - v[i], j1 = a1 - a[i];
+            /* The limits as stated, from differences over nominal T. */
+            CHECK(abs(v1) / T / unit <= limits[i].velocity && abs(a1) / (T * T) / unit <= limits[i].acceleration);
+            CHECK(abs(j1) / (T * T * T) / unit <= limits[i].jerk && abs(v1) <= (int64_t)limits[i].step * unit);
+            CHECK(goal >= LOW * unit && goal <= HIGH * unit);
             CHECK(held <= guard.rest_ticks || v1 == 0);
+            /* What the servos get: the nearest count. */
+            CHECK(fabs(result.goals[i] - (double)goal / unit) <= 0.5 && result.goals[i] >= LOW && result.goals[i] <= HIGH);
+            CHECK(abs(result.goals[i] - sent[i]) <= limits[i].step && abs(result.goals[i] - sent[i]) < limits[i].velocity * T + 1);
+            sent[i] = result.goals[i];
             if (against_reference) {
-                plain p = {l->velocity, l->acceleration, l->jerk, l->position_min, l->position_max, l->tracking, l->step_is_smaller};
+                plain p = {l->velocity, l->acceleration, l->jerk, l->position_min, l->position_max, l->tracking, l->step_is_smaller, unit};
                 guard_joint s = before[i];
                 int verdict = result.joints[i];
                 if (refused) {
                     CHECK(a1 == ref_brake(&p, before[i].velocity, before[i].acceleration));
                 } else {
-                    CHECK(ref_step(&p, &s, (int)lround((double)action[i]), present[i], &verdict) == result.goals[i]);
+                    CHECK(ref_step(&p, &s, (int)lround((double)action[i] * unit), present[i] * unit, &verdict) == goal);
                     CHECK(verdict == result.joints[i]);
                 }
             }
-            last[i] = result.goals[i];
+            last[i] = goal;
             v[i] = v1;
             a[i] = a1;
-            present[i] = last[i] + draw(61) - 30;
+            present[i] = sent[i] + draw(61) - 30;
         }
     }
     return 0;
 }
 
+/* Adversarial steps of one configuration, and fewer of it against the reference. */
+static int both(guard_limits one, int64_t period_ns, guard_version version, long steps, long referred)
+{
+    return law(one, period_ns, version, steps, 0) || law(one, period_ns, version, referred, 1);
+}
+
 int main(int argc, char **argv)
 {
-    long steps = argc > 1 ? atol(argv[1]) : 20000;
+    long steps = argc > 1 ? atol(argv[1]) : 20000, few = steps / 100 + 300;
+    const guard_version whole = GUARD_WHOLE_COUNTS, fine = GUARD_SIXTEENTHS;
     guard_limits one = usual();
-    int failed = law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 100 + 300, 1);
+    int failed = both(one, period_30hz, whole, steps, few) || both(one, period_30hz, fine, steps, few / 20)
+                 || both(one, 11111111, fine, steps, few) || both(one, 16666667, fine, steps, few / 4);
     one.jerk = 300000; /* less jerk than acceleration: braking takes several ticks to build up */
-    failed = failed || law(one, period_30hz, steps, 0) || law(one, period_30hz, steps / 100 + 300, 1);
+    failed = failed || both(one, period_30hz, whole, steps, few) || both(one, 11111111, fine, steps, few);
     one.velocity = 5000;
-    failed = failed || law(one, 20 * MS, steps, 0) || law(one, 20 * MS, steps / 100 + 300, 1);
+    failed = failed || both(one, 20 * MS, whole, steps, few) || both(one, 20 * MS, fine, steps, few / 20);
     one = usual();
     one.velocity = 3900;
-    failed = failed || law(one, 10 * MS, steps, 0) || law(one, 10 * MS, steps / 100 + 300, 1);
-    failed = failed || law(one, 200 * MS, steps, 0) || law(one, 166 * MS, steps / 100 + 300, 1);
+    failed = failed || both(one, 10 * MS, whole, steps, few) || both(one, 10 * MS, fine, steps, few);
+    failed = failed || law(one, 200 * MS, whole, steps, 0) || law(one, 166 * MS, whole, few, 1);
+    failed = failed || law(one, 166 * MS, fine, steps, 0);
     if (!failed)
         printf("ok, %ld adversarial steps per configuration\n", steps);
     return failed;

@@ -5,20 +5,26 @@
 #include <limits.h>
 #include <math.h>
 
-static guard made(guard_limits one, int64_t period_ns)
+static guard made_of(guard_limits one, int64_t period_ns, guard_version version)
 {
     guard_limits limits[ARM_JOINTS];
     guard guard;
     int joint;
     fill(limits, one);
-    if (guard_configure(&guard, limits, period_ns, &joint) != GUARD_CONFIG_OK)
+    if (guard_configure(&guard, limits, period_ns, version, &joint) != GUARD_CONFIG_OK)
         abort();
     return guard;
 }
 
-static guard started(guard_limits one, int32_t at)
+/* In whole counts, whose numbers are easier to read: the law is the same in sixteenths (`sixteenths`). */
+static guard made(guard_limits one, int64_t period_ns)
 {
-    guard guard = made(one, period_30hz);
+    return made_of(one, period_ns, GUARD_WHOLE_COUNTS);
+}
+
+static guard started_of(guard_limits one, int32_t at, int64_t period_ns, guard_version version)
+{
+    guard guard = made_of(one, period_ns, version);
     int32_t present[ARM_JOINTS];
     int joint;
     for (int i = 0; i < ARM_JOINTS; i++)
@@ -26,6 +32,11 @@ static guard started(guard_limits one, int32_t at)
     if (!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint))
         abort();
     return guard;
+}
+
+static guard started(guard_limits one, int32_t at)
+{
+    return started_of(one, at, period_30hz, GUARD_WHOLE_COUNTS);
 }
 
 static guard_result step_all(guard *guard, float action, int32_t present)
@@ -42,15 +53,20 @@ static guard_result step_all(guard *guard, float action, int32_t present)
 
 /* ---- configuration ---- */
 
-static guard_config_error configured(guard_limits one, int64_t period_ns)
+static guard_config_error configured_of(guard_limits one, int64_t period_ns, guard_version version)
 {
     guard_limits limits[ARM_JOINTS];
     guard guard;
     int joint = -1;
     fill(limits, usual());
     limits[2] = one;
-    guard_config_error error = guard_configure(&guard, limits, period_ns, &joint);
+    guard_config_error error = guard_configure(&guard, limits, period_ns, version, &joint);
     return error != GUARD_CONFIG_OK && joint != 2 ? (guard_config_error)-1 : error;
+}
+
+static guard_config_error configured(guard_limits one, int64_t period_ns)
+{
+    return configured_of(one, period_ns, GUARD_WHOLE_COUNTS);
 }
 
 /* The longest brake over every state from which no limit is passed, by trying them all. */
@@ -375,7 +391,86 @@ static int following(void)
     return 0;
 }
 
+/* The same law sixteen times finer: what is said in counts is taken and told in counts. */
+static int sixteenths(void)
+{
+    const int64_t period_90hz = 11111111;
+    guard guard = made_of(usual(), period_90hz, GUARD_SIXTEENTHS);
+    const guard_joint_limits *l = &guard.limits[0];
+    CHECK(guard.unit == 16 && made(usual(), period_90hz).unit == 1);
+    CHECK(l->position_min == 16 * LOW && l->position_max == 16 * HIGH && l->tracking == 16 * 4000);
+    CHECK(l->velocity == 355 && l->acceleration == 59 && l->jerk == 21); /* 22.2 counts, 3.7, 1.37 */
+    guard_limits one = usual();
+    one.step = 22;
+    CHECK(made_of(one, period_90hz, GUARD_SIXTEENTHS).limits[0].velocity == 352
+          && made_of(one, period_90hz, GUARD_SIXTEENTHS).limits[0].step_is_smaller);
+    one.step = 23;
+    CHECK(!made_of(one, period_90hz, GUARD_SIXTEENTHS).limits[0].step_is_smaller);
+    one.velocity = one.acceleration = one.jerk = 1e15;
+    one.step = INT_MAX;
+    CHECK(made_of(one, period_90hz, GUARD_SIXTEENTHS).limits[0].velocity == 16 * GUARD_PER_TICK_MAX);
+    one = usual();
+    one.velocity = 5.7; /* a sixteenth of a count a tick is 5.6 */
+    one.acceleration = one.jerk = 1e6;
+    CHECK(configured_of(one, period_90hz, GUARD_SIXTEENTHS) == GUARD_CONFIG_OK);
+    one.velocity = 5.6;
+    CHECK(configured_of(one, period_90hz, GUARD_SIXTEENTHS) == GUARD_CONFIG_RATE);
+    CHECK(configured_of(usual(), period_90hz, (guard_version)0) != GUARD_CONFIG_OK
+          && configured_of(usual(), period_90hz, (guard_version)3) != GUARD_CONFIG_OK);
+
+    /* From where the arm is, in counts; also where that is outside. */
+    int32_t present[ARM_JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, HIGH + 9};
+    int joint;
+    CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && guard.joints[4].goal == 32000);
+    const int32_t expected[ARM_JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, HIGH + 9};
+    CHECK(memcmp(guard_brake(&guard).goals, expected, sizeof expected) == 0);
+    guard_start_joint(&guard, 2, 1234);
+    CHECK(guard.joints[2].goal == 16 * 1234 && guard_goal(&guard, 2) == 1234 && guard_place(&guard, 2) == 1234.0);
+
+    /* The nearest count goes to the servos, of every goal. */
+    const struct {
+        int32_t goal, count;
+    } rounded[] = {{16 * 2000 + 7, 2000}, {16 * 2000 + 8, 2001}, {16 * 2000 - 8, 2000}, {16 * 2000 - 9, 1999},
+                   {-8, 0}, {-9, -1}, {-24, -1}, {-25, -2}, {8, 1}, {7, 0}};
+    for (size_t i = 0; i < sizeof rounded / sizeof rounded[0]; i++) {
+        guard.joints[1].goal = rounded[i].goal;
+        CHECK(guard_goal(&guard, 1) == rounded[i].count && guard_place(&guard, 1) == rounded[i].goal / 16.0);
+    }
+
+    /* A wish between two counts is one, and is followed: ten counts a second is a ninth of a count a tick. */
+    guard = started_of(usual(), 2000, period_90hz, GUARD_SIXTEENTHS);
+    for (int k = 1; k <= 900; k++) {
+        float wish = 2000 + (float)k / 9;
+        guard_result result = step_all(&guard, wish, 2000);
+        CHECK(result.verdict == GUARD_PASSED && fabs(guard_place(&guard, 3) - (double)wish) <= 1.0 / 32);
+        CHECK(result.goals[3] == guard_goal(&guard, 3));
+    }
+    CHECK(step_all(&guard, 2100.0625f, 2000).goals[0] == 2100 && guard.joints[0].goal == 16 * 2100 + 1);
+
+    /* Tracking in counts of the reading; a joint pushed far away does not overflow it. */
+    one = usual();
+    one.tracking = 10;
+    guard = started_of(one, 2000, period_90hz, GUARD_SIXTEENTHS);
+    for (int k = 0; k < 40; k++)
+        step_all(&guard, 2300, 2000);
+    CHECK(guard.joints[0].goal == 16 * 2010 && step_all(&guard, 2300, 2000).verdict == GUARD_CLAMPED_TRACKING);
+    for (int k = 0; k < 900; k++)
+        CHECK(step_all(&guard, 2010, INT_MAX).goals[0] <= HIGH);
+    CHECK(guard_goal(&guard, 0) == HIGH); /* the reading pulls the goal, up to the soft limit */
+
+    /* A moving wish is joined where a brake would end beside it by up to eight counts. */
+    guard = started_of(usual(), 1200, period_90hz, GUARD_SIXTEENTHS);
+    int exact = 0;
+    for (int k = 0; k < 180; k++) {
+        float wish = 1500 + 6.6875f * (float)k;
+        step_all(&guard, wish, 1200);
+        exact = guard_place(&guard, 0) == (double)wish ? exact + 1 : 0;
+    }
+    CHECK(exact >= 120);
+    return 0;
+}
+
 int main(void)
 {
-    return configuration() || starting() || starting_outside() || refusals() || naming() || following();
+    return configuration() || starting() || starting_outside() || refusals() || naming() || following() || sixteenths();
 }

@@ -154,7 +154,8 @@ static int fly(const char *folder, int64_t period_ns)
                              .signal_fd = signal_fd, .arm_at_start = true, .stop_after_ticks = TICKS,
                              .park_after_ns = world.park_after_ns,
                              .clock = {.now_ns = now_ns, .boot_ns = boot_ns, .sleep_until = sleep_until}};
-    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = period_ns, .patience_min_ns = 200000000000,
+    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = period_ns, .action_ns = period_ns,
+                                  .guard_version = GUARD_VERSION, .patience_min_ns = 200000000000,
                                   .patience_max_ns = 200000000000, .reads_latch_ns = 500000000, .has_park = world.park_after_ns > 0, .park_speed = 4000};
     for (int i = 0; i < ARM_JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};

@@ -29,13 +29,20 @@ static int draw(int n)
     return (int)((seed >> 33) % (uint64_t)n);
 }
 
-static void begin(int blend_ticks)
+/* Actions stand `action_ns` apart. */
+static void begin_with(int64_t action_ns, int blend_actions)
 {
-    schedule_config config = {.session = SESSION, .blend_ticks = blend_ticks};
+    schedule_config config = {.session = SESSION, .blend_actions = blend_actions};
     memset(config.digest, 0xd1, DIGEST_BYTES);
     for (int i = 0; i < ARM_JOINTS; i++)
         config.rest_counts[i] = 10;
-    schedule_init(&schedules, &config);
+    schedule_init(&schedules, &config, T, action_ns);
+}
+
+/* One action a tick. */
+static void begin(int blend_actions)
+{
+    begin_with(T, blend_actions);
 }
 
 /* The reading of a tick at its nominal time; every joint at `position`. */
@@ -47,7 +54,7 @@ static void read_joints(int64_t tick, int32_t position)
     schedule_note_reading(&schedules, tick, tick * T, positions);
 }
 
-/* Action i of a chunk is 1000 * sequence + i in every joint. */
+/* Action i of a chunk is 1000 * (sequence % 1000) + i in every joint: float32 tells tenths of it. */
 static chunk *made(chunk_kind kind, int64_t sequence, int64_t tick, uint32_t n)
 {
     memset(&data, 0, sizeof data);
@@ -60,7 +67,7 @@ static chunk *made(chunk_kind kind, int64_t sequence, int64_t tick, uint32_t n)
     data.observation_tick = tick;
     data.observation_ns = tick * T;
     for (uint32_t i = 0; i < n * ARM_JOINTS; i++)
-        data.actions[i] = (float)(1000 * sequence + i / ARM_JOINTS);
+        data.actions[i] = (float)(1000 * (sequence % 1000) + i / ARM_JOINTS);
     return &data;
 }
 
@@ -153,6 +160,55 @@ static int rest(void)
     return 0;
 }
 
+/* Actions that stand further apart than ticks, and closer: each is due at its own time, a line lies between two. */
+static int rates(void)
+{
+    begin_with(3 * T, 0);
+    for (int64_t k = 0; k <= 60; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 15, 5), 20, 2000) == CHUNK_TAKEN); /* five ticks late: one action and two thirds */
+    schedule_action action = schedule_due(&schedules, 20);
+    CHECK(action.due && action.index == 1 && action.sequence == 1 && action.action[4] == 1001.0f + (float)(2.0 / 3.0));
+    CHECK(schedule_left(&schedules, 20) == 3 && schedule_left(&schedules, 21) == 2 && schedule_left(&schedules, 26) == 1);
+    action = schedule_due(&schedules, 21);
+    CHECK(action.action[0] == 1002.0f && action.index == 2);
+    action = schedule_due(&schedules, 26);
+    CHECK(action.index == 3 && action.action[0] == 1003.0f + (float)(2.0 / 3.0));
+    action = schedule_due(&schedules, 27); /* the last, at its time and not a tick longer */
+    CHECK(action.due && action.index == 4 && action.action[5] == 1004.0f && schedule_left(&schedules, 27) == 0);
+    CHECK(!schedule_due(&schedules, 28).due && schedule_left(&schedules, 28) == 0 && !schedule_due(&schedules, 14).due);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 18, 5), 30, 2000) == CHUNK_TAKEN);
+    CHECK(offer_at(made(CHUNK_MOVING, 3, 18, 5), 31, 2000) == CHUNK_LATE);
+    CHECK(offer_at(made(CHUNK_REST, 3, 40, 2), 50, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 50).action[0] == 3000.0f && schedule_due(&schedules, 53).action[0] == 3001.0f);
+    CHECK(!schedule_due(&schedules, 54).due);
+
+    begin_with(T / 2, 0); /* two actions a tick, the last in between two ticks */
+    for (int64_t k = 0; k <= 60; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 6), 10, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 10).action[0] == 1000.0f && schedule_due(&schedules, 11).index == 2);
+    action = schedule_due(&schedules, 12);
+    CHECK(action.index == 4 && action.action[0] > 1003.9f && action.action[0] < 1004.1f && schedule_left(&schedules, 12) == 1);
+    action = schedule_due(&schedules, 13);
+    CHECK(action.due && action.index == 5 && action.action[0] == 1005.0f && !schedule_due(&schedules, 14).due);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 10, 6), 14, 2000) == CHUNK_LATE);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 14, 1), 14, 2000) == CHUNK_TAKEN && schedule_due(&schedules, 14).index == 0);
+    CHECK(!schedule_due(&schedules, 15).due);
+
+    begin_with(3 * T, 2); /* blended over two actions, which are six ticks */
+    for (int64_t k = 0; k <= 60; k++)
+        read_joints(k, 2000);
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 0, 20), 0, 2000) == CHUNK_TAKEN);
+    CHECK(offer_at(made(CHUNK_MOVING, 2, 30, 20), 30, 2000) == CHUNK_TAKEN);
+    for (int i = 0; i < 7; i++) {
+        float old = 1010.0f + (float)(i / 3.0), new = 2000.0f + (float)(i / 3.0), share = i < 6 ? (float)(i + 1) / 7.0f : 1.0f;
+        float off = schedule_due(&schedules, 30 + i).action[1] - (old + share * (new - old));
+        CHECK(off < 0.01f && off > -0.01f);
+    }
+    return 0;
+}
+
 static int blending(void)
 {
     begin(3);
@@ -186,13 +242,14 @@ static int blending(void)
     return 0;
 }
 
-/* Late, duplicate, reordered and stale chunks in any order: an action is due at its own tick or not at all,
- * and it is the newest taken chunk's. */
-static int interleaved(long n)
+/* Late, duplicate, reordered and stale chunks in any order: an action is due at its own time or not at all, on the line
+ * between it and the next, and it is the newest taken chunk's. */
+static int interleaved(long n, int64_t action_ns)
 {
-    begin(0);
+    begin_with(action_ns, 0);
     long taken = 0, due = 0, tick = 0;
     int64_t newest = -1, newest_tick = 0, newest_n = 0;
+    double actions_a_tick = (double)T / (double)action_ns;
     for (long k = 0; k < n; tick++) {
         read_joints(tick, 2000);
         for (int offers = draw(4); offers > 0; offers--, k++) {
@@ -201,8 +258,9 @@ static int interleaved(long n)
             chunk *chunk = made(CHUNK_MOVING, sequence, observed, actions);
             int stale = draw(10) == 0;
             chunk->session += (uint64_t)stale;
-            bool good = !stale && sequence > newest && observed >= 0 && observed <= tick && tick - observed < LIMIT_TICKS
-                        && tick - observed < actions;
+            /* Its last action's time came not a whole tick ago. */
+            bool comes = (tick - observed) * T - (actions - 1) * action_ns < T;
+            bool good = !stale && sequence > newest && observed >= 0 && observed <= tick && tick - observed < LIMIT_TICKS && comes;
             CHECK((offer_at(chunk, tick, 2000) == CHUNK_TAKEN) == good);
             if (good) {
                 newest = sequence;
@@ -212,10 +270,13 @@ static int interleaved(long n)
             }
         }
         schedule_action action = schedule_due(&schedules, tick);
-        CHECK(action.due == (newest >= 0 && tick - newest_tick < newest_n));
+        CHECK(action.due == (newest >= 0 && (tick - newest_tick) * T - (newest_n - 1) * action_ns < T));
         if (action.due) {
-            CHECK(action.sequence == newest && action.index == tick - newest_tick);
-            CHECK(action.action[draw(ARM_JOINTS)] == (float)(1000 * newest + tick - newest_tick));
+            double place = (double)(tick - newest_tick) * actions_a_tick;
+            place = place < (double)(newest_n - 1) ? place : (double)(newest_n - 1);
+            double first = 1000.0 * (double)(newest % 1000), off = (double)action.action[draw(ARM_JOINTS)] - first - place;
+            CHECK(action.sequence == newest && action.index <= place + 1e-6 && action.index > place - 1 - 1e-6);
+            CHECK(off < 0.1 && off > -0.1 && (action_ns != T || off == 0));
             due++;
         }
     }
@@ -225,5 +286,7 @@ static int interleaved(long n)
 
 int main(int argc, char **argv)
 {
-    return moving() || refusals() || rest() || blending() || interleaved(argc > 1 ? atol(argv[1]) : 100000);
+    long n = argc > 1 ? atol(argv[1]) : 100000;
+    return moving() || refusals() || rest() || rates() || blending() || interleaved(n, T) || interleaved(n, 3 * T)
+           || interleaved(n, T / 2) || interleaved(n, T * 9 / 5);
 }

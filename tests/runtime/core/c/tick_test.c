@@ -149,8 +149,8 @@ int main(int argc, char **argv)
     shared_prefault(arm.ring.memory, arm.ring.bytes);
     control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 12, .socket_fd = -1,
                              .signal_fd = -1, .priority = 50, .arm_at_start = true, .stop_after_ticks = TICKS + 50};
-    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = 5000000, .patience_min_ns = 2000000000,
-                                  .patience_max_ns = 2000000000, .reads_latch_ns = 500000000};
+    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = 5000000, .action_ns = 5000000,
+                                  .guard_version = GUARD_VERSION, .patience_min_ns = 2000000000, .patience_max_ns = 2000000000, .reads_latch_ns = 500000000};
     for (int i = 0; i < ARM_JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         arm.position[i] = 2000;
