@@ -29,8 +29,7 @@ from vla_edge.robot.sim.simulated_arm import (
     units_from_radians,
 )
 from vla_edge.runtime.control.control_process import limits_of
-from vla_edge.runtime.control.control_rate import ControlRate
-from vla_edge.runtime.control.control_settings import ControlSettings
+from vla_edge.runtime.control.control_settings import ControlRate, ControlSettings
 from vla_edge.runtime.control.handover import HandOverOptions
 
 _SESSION = 1

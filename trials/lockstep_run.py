@@ -16,7 +16,7 @@ from vla_edge.robot.sim.run_video import Recording
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
-from vla_edge.runtime.control.control_rate import MAX_HZ, MIN_HZ, ControlRate, candidates
+from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions

@@ -10,8 +10,7 @@ from vla_edge.errors import ControlError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.simulated_arm import simulated_calibration
 from vla_edge.runtime.control.control_process import limits_of
-from vla_edge.runtime.control.control_rate import period_ns_of
-from vla_edge.runtime.control.control_settings import ControlSettings
+from vla_edge.runtime.control.control_settings import ControlSettings, period_ns_of
 
 TICKS = 600
 MIDDLE = 2048

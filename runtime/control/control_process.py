@@ -23,30 +23,28 @@ from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUn
 from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TENTHS
 from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.children import end_with
-from vla_edge.runtime.control.control_rate import (
+from vla_edge.runtime.control.control_settings import (
+    ACCELERATION,
     HZ_OF_UNKNOWN,
+    LIMIT_ERRORS,
     MAX_HZ,
     MIN_HZ,
     NS,
-    AnswerTime,
-    ControlRate,
-    candidates,
-    choose_rate,
-    measured,
-    period_ns_of,
-)
-from vla_edge.runtime.control.control_settings import (
-    ACCELERATION,
-    LIMIT_ERRORS,
     RECORD_BYTES,
     SERVO_ACCELERATION,
     SERVO_TRACKING,
     SERVO_VELOCITY,
     TRACKING,
     VELOCITY,
+    AnswerTime,
+    ControlRate,
     ControlSettings,
     JointLimits,
     LoopFiles,
+    candidates,
+    choose_rate,
+    measured,
+    period_ns_of,
 )
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of

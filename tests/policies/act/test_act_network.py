@@ -100,7 +100,7 @@ def test_ensembling_equals_lerobots_over_200_steps(golden: dict[str, Any]) -> No
     np.testing.assert_array_equal(ensemble.mean(first), first)
 
 
-def test_chunks_that_begin_some_ticks_apart_are_averaged_moment_by_moment() -> None:
+def test_chunks_that_begin_some_actions_apart_are_averaged_moment_by_moment() -> None:
     chunks, m = numbers("apart", (3, 6, 2)).astype(np.float64), 0.1
     ensemble = TemporalEnsemble(m, 6)
     for chunk, ticks in zip(chunks, (1, 2, 3)):
@@ -111,8 +111,20 @@ def test_chunks_that_begin_some_ticks_apart_are_averaged_moment_by_moment() -> N
     np.testing.assert_allclose(found[0], weight @ plans / weight.sum())
     np.testing.assert_allclose(found[1], weight[:2] @ np.stack([chunks[1][4], chunks[2][1]]) / weight[:2].sum())
     np.testing.assert_array_equal(found[3:], chunks[2][3:])
-    with pytest.raises(ValueError, match="begins 0 ticks"):
+    with pytest.raises(ValueError, match="begins 0 actions"):
         ensemble.mean(chunks[0], 0)
+
+
+def test_a_chunk_that_begins_between_two_actions_is_averaged_with_what_lies_between_them() -> None:
+    line = np.arange(6.0)[:, None] * np.array([1.0, -2.0])
+    ensemble = TemporalEnsemble(0.1, 6)
+    ensemble.mean(line)
+    # The same line, a third of an action later: the mean of a plan with itself, to the end of both.
+    np.testing.assert_allclose(ensemble.mean(line + [1 / 3, -2 / 3], 1 / 3), line + [1 / 3, -2 / 3])
+    found = ensemble.mean(line + 10, 2.5)
+    weight = np.exp(-0.1 * np.arange(3))
+    np.testing.assert_allclose(found[0, 0], weight @ [2.5 + 1 / 3, 2.5 + 1 / 3, 10] / weight.sum())
+    np.testing.assert_array_equal(found[3:], (line + 10)[3:])
 
 
 def test_tokens_of_a_picture_can_be_kept_while_it_stays_the_same() -> None:

@@ -120,9 +120,8 @@ def test_a_malformed_chunk_stops_the_arm_within_a_tick(golden_bundle: Path, bad:
         ticks = list(ticks_of(open_record(made.folder.record)))
         first = next(index for index, tick in enumerate(ticks) if tick["reason"] == "malformed")
         speed = np.abs(np.diff([tick["goals"] for tick in ticks[first - 1 :]], axis=0)).max(axis=1)
-        assert (np.diff(speed) <= 0).all() and speed[
-            told["rest_ticks"]
-        ] == 0  # slower from the first tick on, then still
+        # Slower from the first tick on, then still; a speed in whole counts may be one off.
+        assert (np.diff(speed) <= 1).all() and speed[told["rest_ticks"]] == 0
         assert (np.array([tick["goals"] for tick in ticks]).max() < 2900) and not any(
             tick["due"] for tick in ticks[first + 1 :]
         )
@@ -146,13 +145,14 @@ def motions(made: Rig) -> list[np.ndarray]:
 
 
 def limits_kept(made: Rig, hz: float) -> int:
-    """Every difference of accepted goals, as the requirement counts it: over nominal T. Returns how many goals."""
+    """Every difference of accepted goals, as the requirement counts it: over nominal T, and of whole counts, each of
+    which lies within half a count of a goal that keeps the limit. Returns how many goals."""
     t = 1 / hz
     for goals in motions(made):
         assert goals.min() >= LOW and goals.max() <= HIGH
         speed = np.diff(goals, axis=0)
         for rate, limit in enumerate((min(2_000.0 * t, 120), 30_000.0 * t**2, 1_000_000.0 * t**3)):
-            assert np.abs(np.diff(speed, rate, axis=0)).max(initial=0) <= limit
+            assert np.abs(np.diff(speed, rate, axis=0)).max(initial=0) <= limit + 2**rate
     return sum(map(len, motions(made)))
 
 
@@ -277,7 +277,7 @@ def test_an_alert_on_one_servo_stops_all_and_is_named(golden_bundle: Path) -> No
         ticks = list(ticks_of(open_record(made.folder.record)))
         alert = next(index for index, tick in enumerate(ticks) if tick["reason"] == "alert")
         speed = np.abs(np.diff([tick["goals"] for tick in ticks[alert - 1 :]], axis=0))
-        assert (np.diff(speed.max(axis=1)) <= 0).all() and speed[status["rest_ticks"] :].max() == 0
+        assert (np.diff(speed.max(axis=1)) <= 1).all() and speed[status["rest_ticks"] :].max() == 0
         refused = made.ask("arm").word
         timely(refused == "fault", f"arm: {refused}")
         assert made.ask("torque_off_now").word == "done"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.runtime.control.control_rate import (
+from vla_edge.runtime.control.control_settings import (
     READINGS,
     ROUNDS,
     ControlRate,
