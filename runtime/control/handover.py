@@ -8,7 +8,6 @@ Otherwise it plans, then moves.
 from __future__ import annotations
 
 import argparse
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,9 +108,9 @@ class Ensemble:
     def join(
         self, actions: NDArray[np.float32], tick: int, anew: bool, action_ticks: float = 1.0
     ) -> NDArray[np.float32]:
-        """`actions` [C, joints], the first due at `tick`, the next ones `action_ticks` apart, averaged with those of the
-        chunks before it; anew: forget them (the arm rested, or the scene is another). A chunk that begins no later than
-        the one before replaces all."""
+        """`actions` [C, joints], the first due at `tick`, the next ones `action_ticks` apart, averaged with those of
+        the chunks before it; anew: forget them (the arm rested, or the scene is another). A chunk that begins no later
+        than the one before replaces all."""
         apart = (tick - self._tick) / action_ticks
         if anew or apart <= 0:
             self._means.reset()

@@ -12,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-
 Number = TypeVar("Number", bound=np.floating)
 
 ON_A_ROW = 1e-3
@@ -46,8 +45,8 @@ class TemporalEnsemble:
         self._counts = np.zeros(0, np.int64)
 
     def mean(self, chunk: NDArray[np.floating], later: float = 1) -> NDArray[np.float64]:
-        """The means [n, A] that begin with the moment of row 0 of `chunk` [n, A], which begins `later` actions after the
-        chunk before it (LeRobot plans at every action: 1; between two of them, what lies on the line between counts).
+        """The means [n, A] that begin with the moment of row 0 of `chunk` [n, A], which begins `later` actions after
+        the chunk before it (LeRobot plans at every action: 1; between two, what lies on the line between counts).
         ValueError: it does not begin later."""
         if later <= 0:
             raise ValueError(
