@@ -46,7 +46,7 @@ def built(bundle: Bundle, threads: int, python_binding: bool) -> tuple[PolicySes
     )
     rng = np.random.default_rng(0)
     for name, array in session.graphs.buffers.items():
-        if array.dtype == np.float32 and name not in ("mask", "dt"):
+        if array.dtype == np.float32 and name not in ("mask", "dt", "weights"):
             array[...] = rng.standard_normal(array.shape, np.float32) * 0.1
     session.graphs.buffers["mask"][...] = 1
     session.graphs.buffers["first_position"][...] = session.graphs.buffers["mask"].sum()

@@ -20,6 +20,9 @@ from vla_edge.bundle import PolicySpec
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.errors import BundleError, ObservationError
 
+TIE = "target"
+"""The input of a step graph that draws x to the inpaint's path itself."""
+
 
 class FlowSignal(IntEnum):
     """What to do next: go on, take the rest in one step (anytime), or give the chunk up. The same numbers as in
@@ -63,13 +66,22 @@ class FlowReport:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowSteps:
+    """What the n steps of one count go by. biases: time half of the action MLP, float32 [n, E]. moments: float64 [n, 3],
+    for each step the flow time it begins at, how far it goes, and how far the rest of the way is (`flow_moment` in
+    flow.h)."""
+
+    biases: NDArray[np.float32]
+    moments: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class FlowGraphs:
     """What a flow loop runs: loaded graphs on buffers that all of them share.
 
     prefix fills the K/V from the scene, state adds the state token's row, step goes one Euler step; readers are the
-    other graphs that read the K/V. buffers: every tensor by name. state_rows: (row [KV, 1, D], tensor [KV, P+1, D]) for
-    every K/V tensor that takes the state token's row at its end. biases: time half of the action MLP, float32 [n, E] by
-    step count n.
+    other graphs that read the K/V. buffers: every tensor by name. state_rows: (row [KV, 1, D], tensor [KV, R, D]) for
+    every K/V tensor that takes the state token's row, in place `state_place`. steps: by their count.
     """
 
     prefix: LoadedGraph
@@ -78,15 +90,21 @@ class FlowGraphs:
     readers: Sequence[LoadedGraph]
     buffers: Mapping[str, NDArray[Any]]
     state_rows: Sequence[tuple[NDArray[Any], NDArray[Any]]]
-    biases: Mapping[int, NDArray[np.float32]]
+    state_place: int
+    steps: Mapping[int, FlowSteps]
 
-    def checked_biases(self, request: FlowRequest) -> NDArray[np.float32]:
-        """The bias rows for this request. ObservationError: a step count the bundle was not exported for."""
-        if request.steps not in self.biases:
+    @property
+    def ties(self) -> bool:
+        """Whether the step graph ties x itself."""
+        return TIE in self.step.inputs
+
+    def steps_of(self, request: FlowRequest) -> FlowSteps:
+        """The steps of this request. ObservationError: a step count the bundle was not exported for."""
+        if request.steps not in self.steps:
             raise ObservationError(
-                f"steps is {request.steps}; this bundle takes {min(self.biases)} to {max(self.biases)}"
+                f"steps is {request.steps}; this bundle takes {min(self.steps)} to {max(self.steps)}"
             )
-        return self.biases[request.steps]
+        return self.steps[request.steps]
 
 
 class FlowLoop(Protocol):
@@ -117,39 +135,45 @@ class PythonLoop:
         middle = time.perf_counter_ns()
         self._graphs.state.run()
         for row, tensor in self._graphs.state_rows:
-            np.copyto(tensor[:, -1:, :], row)
+            np.copyto(tensor[:, self._graphs.state_place, :], row[:, 0, :])
         end = time.perf_counter_ns()
         return (middle - start) / 1e6, (end - middle) / 1e6
 
     def denoise(self, request: FlowRequest) -> FlowReport:
-        biases = self._graphs.checked_biases(request)
+        steps, tie, ties = self._graphs.steps_of(request), request.inpaint, self._graphs.ties
         buffers, step = self._graphs.buffers, self._graphs.step
         x, x_next = buffers["x"], buffers["x_next"]
         x[0] = request.noise
+        if ties:
+            buffers["weights"][:, 0] = 0 if tie is None else tie.weights
         took: list[float] = []
         for index in range(request.steps):
             signal = FlowSignal.CONTINUE if request.signal is None or not index else FlowSignal(int(request.signal[0]))
             if signal is FlowSignal.ABANDON:
                 return FlowReport(None, tuple(took))
             start = time.perf_counter_ns()
-            if request.inpaint is not None:
-                _tie(x[0], request.noise, request.inpaint, 1 - index / request.steps)
+            t, dt, rest = steps.moments[index]
+            if tie is not None and ties:
+                buffers[TIE][0] = _path(request.noise, tie, t)
+            elif tie is not None:
+                _tie(x[0], request.noise, tie, t)
             last = signal is FlowSignal.FINISH
-            buffers["time_bias"][0] = biases[index]
-            buffers["dt"][0] = -(request.steps - index if last else 1) / request.steps
+            buffers["time_bias"][:] = steps.biases[index]
+            buffers["dt"][...] = rest if last else dt
             step.run()
             np.copyto(x, x_next)
             took.append((time.perf_counter_ns() - start) / 1e6)
             if last:
                 break
-        if request.inpaint is not None:
-            _tie(x[0], request.noise, request.inpaint, 0.0)
+        if tie is not None:
+            _tie(x[0], request.noise, tie, 0.0)
         return FlowReport(x[0].astype(np.float32), tuple(took))
 
 
-def time_biases(policy: PolicySpec, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
-    """The time half of the action MLP for each step count: float32 [n, E] by n. BundleError: a table is not there."""
-    biases = {}
+def flow_steps(policy: PolicySpec, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, FlowSteps]:
+    """The steps for each count n: `time_bias.n` [n, E], and where the steps are unequal `flow_times.n` [n + 1], the flow
+    times from 1 down to 0 between them. BundleError: a table is not there, or no such times."""
+    made = {}
     for n in range(policy.min_steps, policy.num_steps + 1):
         table = tables.get(f"time_bias.{n}")
         if table is None or table.shape != (n, policy.expert_width):
@@ -157,10 +181,25 @@ def time_biases(policy: PolicySpec, tables: Mapping[str, NDArray[np.float32]]) -
                 f"tables.safetensors: time_bias.{n} is {'missing' if table is None else list(table.shape)}, must be "
                 f"[{n}, {policy.expert_width}]; export the bundle again"
             )
-        biases[n] = np.ascontiguousarray(table, np.float32)
-    return biases
+        made[n] = FlowSteps(np.ascontiguousarray(table, np.float32), _moments(n, tables.get(f"flow_times.{n}")))
+    return made
+
+
+def _moments(n: int, times: NDArray[np.float32] | None) -> NDArray[np.float64]:
+    if times is None:
+        return np.array([(1 - k / n, -1 / n, -(n - k) / n) for k in range(n)])
+    falling = times.shape == (n + 1,) and times[0] == 1 and times[-1] == 0 and bool((np.diff(times) < 0).all())
+    if not falling:
+        raise BundleError(
+            f"tables.safetensors: flow_times.{n} must be {n + 1} numbers from 1 down to 0; export the bundle again"
+        )
+    exact = times.astype(np.float64)
+    return np.stack((exact[:-1], np.diff(exact), -exact[:-1]), axis=1)
+
+
+def _path(noise: NDArray[np.float32], tie: Inpaint, t: float) -> NDArray[np.float32]:
+    return np.float32(t) * noise + np.float32(1 - t) * tie.target
 
 
 def _tie(x: NDArray[np.float32], noise: NDArray[np.float32], tie: Inpaint, t: float) -> None:
-    path = np.float32(t) * noise + np.float32(1 - t) * tie.target
-    x += tie.weights[:, None] * (path - x)
+    x += tie.weights[:, None] * (_path(noise, tie, t) - x)

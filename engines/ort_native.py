@@ -20,7 +20,7 @@ from vla_edge.command_line import missing_package
 from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, aligned_zeros, drop_pages
 from vla_edge.engines.engine import EngineOptions
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest
+from vla_edge.engines.flow_loop import TIE, FlowGraphs, FlowLoop, FlowReport, FlowRequest
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.errors import EngineError
 
@@ -122,9 +122,11 @@ class NativeLoop:
             step.binding,
             self._odd.binding,
             rows,
+            graphs.state_place,
             *self._x,
             buffers["time_bias"],
             buffers["dt"],
+            *([buffers[TIE], buffers["weights"]] if graphs.ties else []),
         )
 
     def encode(self, prefix: bool) -> tuple[float, float]:
@@ -135,7 +137,7 @@ class NativeLoop:
         return prefix_ns / 1e6, state_ns / 1e6
 
     def denoise(self, request: FlowRequest) -> FlowReport:
-        biases = self._graphs.checked_biases(request)
+        steps = self._graphs.steps_of(request)
         tie = request.inpaint
         noise = np.ascontiguousarray(request.noise, np.float32)
         target, weights = (
@@ -144,7 +146,9 @@ class NativeLoop:
             else (np.ascontiguousarray(value, np.float32) for value in (tie.target, tie.weights))
         )
         try:
-            abandoned, step_ns = self._flow.denoise(noise, biases, request.steps, target, weights, request.signal)
+            abandoned, step_ns = self._flow.denoise(
+                noise, steps.biases, steps.moments, request.steps, target, weights, request.signal
+            )
         except RuntimeError as error:
             raise EngineError(f"graph {self._graphs.step.name}: run failed: {error}") from None
         took = tuple(duration / 1e6 for duration in step_ns)

@@ -4,8 +4,8 @@ All tensors that a prefix fills lie on the device twice, as two sides. A prefix
 goes to the side that is not in use; `start_refresh` does so while the loop
 still runs on the other one. Every captured graph has execution contexts of its
 own, whose addresses never change afterwards. A step copies its row of numbers
-(time bias, dt, shares of the tie) to the device, ties x to y and takes the Euler
-step from y to x; the graphs are the same for every number of steps.
+(time bias, dt, the tie's path) to the device and takes the Euler step from x to y,
+which is x of the next; the graphs are the same for every number of steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph
-from vla_edge.engines.flow_loop import FlowGraphs, FlowReport, FlowRequest
+from vla_edge.engines.flow_loop import TIE, FlowGraphs, FlowReport, FlowRequest
 from vla_edge.engines.tensorrt.cuda import RowCopy, rounded
 from vla_edge.engines.tensorrt.memory_plan import spec_bytes
-from vla_edge.engines.tensorrt.tie_graph import tie_graph
-from vla_edge.engines.tensorrt.trt_engine import DeviceEngine, Scratch, TrtGraph, TrtRun, held_by
+from vla_edge.engines.tensorrt.trt_engine import Scratch, TrtGraph, TrtRun, held_by
 from vla_edge.errors import EngineError
 
-STEP_TENSORS = ("x", "x_next", "time_bias", "dt")
+STEP_TENSORS = ("x", "x_next", "time_bias", "dt", TIE, "weights")
 FEATURES = ("cls", "pooled")
 SIDES = (0, 1)
 TURNS = (0, 1)
@@ -44,21 +43,20 @@ class CudaGraphLoop:
         self._flow = graphs
         self._loaded = {"prefix": _trt(graphs.prefix), "state": _trt(graphs.state), "step": _trt(graphs.step)}
         self._engine = self._loaded["prefix"].owner
-        self._tie = self._engine.engine_of(tie_graph(self._loaded["step"].source))
         self._held = held_by(self, self._engine.cuda)
         self._high, self._low = self._held.stream(True), self._held.stream(False)
         self._side = 0
         self._sizes = self._tensor_sizes()
         self._tensors = [{name: self._zeroed(size) for name, size in self._sizes.items()} for _ in SIDES]
         rows, columns = graphs.buffers["x"].shape[-2:]
-        shape = (rows, columns, graphs.buffers["time_bias"].size)
+        shape = (rows, columns, graphs.buffers["time_bias"].shape[-1])
         self._layout = core.cuda_loop_layout(*shape)
         self._chunk_in = self._engine.allocate((self._layout["chunk_floats"],), "float32")
         self._step_in = self._engine.allocate((2 * self._layout["group"] + 1, self._layout["step_floats"]), "float32")
         self._x_out = self._engine.allocate((rows, columns), "float32")
         self._x, self._y = self._zeroed(self._x_out.nbytes), self._zeroed(self._x_out.nbytes)
         self._chunk, self._step = self._zeroed(self._chunk_in.nbytes), self._zeroed(self._step_in[0].nbytes)
-        self._high_scratch = self._scratch("state", "step", least=self._tie.scratch)
+        self._high_scratch = self._scratch("state", "step")
         low = self._scratch("prefix")
         prefix = tuple(self._captured_prefix(self._bound("prefix", side, low), side) for side in SIDES)
         state = tuple(self._captured_state(self._bound("state", side, self._high_scratch), side) for side in SIDES)
@@ -108,13 +106,13 @@ class CudaGraphLoop:
         self._follow()
 
     def denoise(self, request: FlowRequest) -> FlowReport:
-        biases = self._flow.checked_biases(request)
-        tie = request.inpaint
+        steps, tie = self._flow.steps_of(request), request.inpaint
         try:
             abandoned, step_ns = self._loop.denoise(
                 self._side,
                 np.ascontiguousarray(request.noise, np.float32),
-                biases,
+                steps.biases,
+                steps.moments,
                 request.steps,
                 None if tie is None else np.ascontiguousarray(tie.target, np.float32),
                 None if tie is None else np.ascontiguousarray(tie.weights, np.float32),
@@ -136,22 +134,18 @@ class CudaGraphLoop:
     def _zeroed(self, size: int) -> int:
         return self._held.zeroed(size, self._high)
 
-    def _scratch(self, *names: str, least: int = 0) -> Scratch:
-        size = rounded(max(least, *(self._loaded[name].loaded.scratch for name in names)))
+    def _scratch(self, *names: str) -> Scratch:
+        size = rounded(max(self._loaded[name].loaded.scratch for name in names))
         return Scratch(self._held.allocate(size), size)
 
     def _bound(self, name: str, side: int, scratch: Scratch) -> TrtRun:
         """A context of its own for one graph and side."""
         graph = self._loaded[name]
-        run = self._context(graph.loaded, scratch)
+        run = self._engine.run_of(graph.loaded, scratch)
+        self._held.keep(run.close)
         for tensor in (*graph.inputs, *graph.outputs):
             if tensor in self._tensors[side]:
                 run.bind(tensor, self._tensors[side][tensor])
-        return run
-
-    def _context(self, loaded: DeviceEngine, scratch: Scratch) -> TrtRun:
-        run = self._engine.run_of(loaded, scratch)
-        self._held.keep(run.close)
         return run
 
     def _captured(self, stream: int, work: Callable[[], None], *runs: TrtRun) -> int:
@@ -177,10 +171,10 @@ class CudaGraphLoop:
         return self._captured(self._low, work, run)
 
     def _captured_state(self, run: TrtRun, side: int) -> int:
-        """The state, its K/V rows, and each row into the last place of its tensor."""
+        """The state, its K/V rows, and each row into its place in its tensor."""
         tensors = self._tensors[side]
         copies = [
-            _row_copy(name, spec.shape, self._flow.buffers[name.removeprefix("state_")], tensors)
+            _row_copy(name, spec.shape, self._flow.buffers[name.removeprefix("state_")], self._flow.state_place, tensors)
             for name, spec in self._loaded["state"].outputs.items()
         ]
 
@@ -197,45 +191,34 @@ class CudaGraphLoop:
         self._engine.cuda.to_device(self._tensors[side][name], host.ctypes.data, host.nbytes, stream)
 
     def _begin(self) -> None:
-        """The chunk's noise, target and weights to the device; x is the noise."""
-        cuda, size = self._engine.cuda, self._x_out.nbytes
-        cuda.to_device(self._chunk, self._chunk_in.ctypes.data, self._chunk_in.nbytes, self._high)
-        cuda.copy_rows(RowCopy(self._x, size, self._chunk, size, size, 1), self._high)
+        """The chunk's noise and weights to the device; x is the noise."""
+        self._engine.cuda.to_device(self._chunk, self._chunk_in.ctypes.data, self._chunk_in.nbytes, self._high)
+        self._copy_to_x(self._chunk)
+
+    def _copy_to_x(self, source: int) -> None:
+        size = self._x_out.nbytes
+        self._engine.cuda.copy_rows(RowCopy(self._x, size, source, size, size, 1), self._high)
 
     def _end(self) -> None:
         self._engine.cuda.to_host(self._x_out.ctypes.data, self._x, self._x_out.nbytes, self._high)
 
     def _captured_steps(self, side: int, place: int, count: int) -> int:
         """`count` steps from x to x, with the rows of `step_in` that belong to `place`."""
-        tie, expert = self._bound_tie(), self._bound("step", side, self._high_scratch)
-        expert.bind("x", self._y)
-        expert.bind("x_next", self._x)
-        expert.bind("time_bias", self._step)
-        expert.bind("dt", self._step_address("dt"))
+        expert = self._bound("step", side, self._high_scratch)
+        expert.bind("x", self._x)
+        expert.bind("x_next", self._y)
+        expert.bind("weights", self._chunk + self._layout["weights"] * FLOAT_BYTES)
+        for name, start in (("time_bias", 0), ("dt", self._layout["dt"]), (TIE, self._layout[TIE])):
+            expert.bind(name, self._step + start * FLOAT_BYTES)
         first = place * self._layout["group"]
 
         def work() -> None:
             for row in self._step_in[first : first + count]:
                 self._engine.cuda.to_device(self._step, row.ctypes.data, row.nbytes, self._high)
-                tie.enqueue(self._high)
                 expert.enqueue(self._high)
+                self._copy_to_x(self._y)
 
-        return self._captured(self._high, work, tie, expert)
-
-    def _bound_tie(self) -> TrtRun:
-        """A context that draws x to its path, into y."""
-        run = self._context(self._tie, self._high_scratch)
-        run.bind("x", self._x)
-        run.bind("tied", self._y)
-        run.bind("noise", self._chunk)
-        for name in ("target", "weights"):
-            run.bind(name, self._chunk + self._layout[name] * FLOAT_BYTES)
-        for name in ("noise_share", "target_share"):
-            run.bind(name, self._step_address(name))
-        return run
-
-    def _step_address(self, name: str) -> int:
-        return self._step + self._layout[name] * FLOAT_BYTES
+        return self._captured(self._high, work, expert)
 
     def _follow(self) -> None:
         """The delta graphs read what the current side holds."""
@@ -245,11 +228,14 @@ class CudaGraphLoop:
                     reader.read_from_device(tensor, self._tensors[self._side][tensor])
 
 
-def _row_copy(name: str, row: tuple[int, ...], tensor: NDArray[Any], addresses: Mapping[str, int]) -> RowCopy:
-    """Row [heads, 1, width] into the last place of tensor [heads, rows, width]."""
+def _row_copy(
+    name: str, row: tuple[int, ...], tensor: NDArray[Any], place: int, addresses: Mapping[str, int]
+) -> RowCopy:
+    """Row [heads, 1, width] into its place in tensor [heads, rows, width]."""
     heads, _, width = row
     piece, pitch = width * tensor.itemsize, tensor.shape[1] * width * tensor.itemsize
-    return RowCopy(addresses[name.removeprefix("state_")] + pitch - piece, pitch, addresses[name], piece, piece, heads)
+    target = addresses[name.removeprefix("state_")] + place * piece
+    return RowCopy(target, pitch, addresses[name], piece, piece, heads)
 
 
 def _trt(graph: LoadedGraph) -> TrtGraph:

@@ -32,7 +32,6 @@ from vla_edge.engines.tensorrt.engine_file import (
 )
 from vla_edge.engines.tensorrt.kernel_audit import TOLD, Verdict, int8_share, layer_types, verdict_of
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, MemoryPlan, graph_weights, plan_memory
-from vla_edge.engines.tensorrt.tie_graph import tie_graph
 from vla_edge.errors import EngineError
 from vla_edge.files import write_bytes
 
@@ -125,19 +124,13 @@ def build_engines(
             raise EngineError(f"{bundle.path}: {'; '.join(fit.lines())}; or build anyway with --force")
         device.enter()
     made = []
-    for graph in engine_graphs(bundle):
+    for graph in map(bundle.graph, bundle.manifest.graphs):
         progress(f"build {graph.name}")
         identity = identity_of(graph, compiler, device.facts if device else None)
         make_private(engine_folder(graph, compiler))
         built = serialize(compiler, graph, options, progress)
         made.append(_write(compiler, graph, built, identity))
     return made
-
-
-def engine_graphs(bundle: Bundle) -> list[GraphFile]:
-    """The graphs that become engine files: the bundle's, and the tie of its steps."""
-    graphs, step = [bundle.graph(name) for name in bundle.manifest.graphs], bundle.manifest.programme.step
-    return [*graphs, tie_graph(bundle.graph(step))] if step else graphs
 
 
 def memory_of(bundle: Bundle, made: Iterable[BuiltEngine], board: Board, options: BuildOptions) -> MemoryPlan:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vla_edge.bundle import Bundle, GraphFile, TensorSpec
+from vla_edge.bundle import Bundle, GraphFile, Programme, TensorSpec
 from vla_edge.engines.onnx_file import external_tensors
 
 MB = 1 << 20
@@ -29,8 +29,6 @@ BUILD_COPIES = 4
 """a build holds the graph with its tensors put in, the parser's copy, the builder's on the device, the result"""
 HOST_COPIES = 3
 """of those, the ones in the host's memory"""
-STREAMS: tuple[tuple[str, ...], ...] = (("state", "expert", "tie"), ("prefix",), ())
-"""flow loop, prefix refresh, single runs (of every graph): scratch is shared by the graphs of a stream"""
 SIDES = 3
 """tensors that cross between graphs: one for single runs and the two sides of the captured loops"""
 
@@ -106,9 +104,7 @@ def plan_memory(bundle: Bundle, board: Board, workspace: int, scratch: Mapping[s
     copies = BUILD_COPIES if board.integrated else BUILD_COPIES - HOST_COPIES
     build = base + copies * weights[largest] + workspace
     known = scratch or dict.fromkeys(weights, SCRATCH)
-    streams = sum(
-        max((size for name, size in known.items() if name in names or not names), default=0) for names in STREAMS
-    )
+    streams = sum(max((known[name] for name in names), default=0) for names in streams_of(bundle.manifest.programme))
     run = base + sum(weights.values()) + streams + SIDES * tensor_bytes(graphs)
     host = 0 if board.integrated else HOST_COPIES * weights[largest] + CONTEXT
     twice = sum(weights.values()) - distinct_weights(graphs)
@@ -116,6 +112,13 @@ def plan_memory(bundle: Bundle, board: Board, workspace: int, scratch: Mapping[s
     if plan.fits_build and plan.fits_run:
         return plan
     return replace(plan, advice=tuple(_advice(plan, workspace, bundle)))
+
+
+def streams_of(programme: Programme) -> tuple[tuple[str, ...], ...]:
+    """The graphs of the flow loop, of a refresh beside it, and of single runs: scratch is shared by those of a stream."""
+    if not programme.step:
+        return (programme.order(),)
+    return (*programme.moment, programme.step), programme.scene, programme.order()
 
 
 def _advice(plan: MemoryPlan, workspace: int, bundle: Bundle) -> Iterable[str]:
@@ -128,11 +131,9 @@ def _advice(plan: MemoryPlan, workspace: int, bundle: Bundle) -> Iterable[str]:
             "stop the desktop while building (sudo systemctl isolate multi-user.target), and add 8 GB of swap on "
             "NVMe for the host's share of the build"
         )
-    if not plan.fits_run and "delta" in plan.weights:
-        yield (
-            f"export without the delta expert: {(plan.weights['delta'] + plan.weights.get('delta_kv', 0)) / MB:.0f} "
-            "MB less"
-        )
+    corrections = sum(plan.weights[name] for name in bundle.manifest.programme.correct)
+    if not plan.fits_run and corrections:
+        yield f"export without the delta expert: {corrections / MB:.0f} MB less"
     if not plan.fits_run:
         yield "use a board with more memory, or backend ort on the CPU"
 

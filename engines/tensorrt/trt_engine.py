@@ -25,7 +25,7 @@ from vla_edge.bundle import GraphFile
 from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, check_interface
 from vla_edge.engines.engine import EngineOptions
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.tensorrt.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
 from vla_edge.engines.tensorrt.engine_build import RTX, deserialize, fresh_logger, load_compiler
 from vla_edge.engines.tensorrt.engine_file import Compiler, Sidecar, fitting_sidecar, read_engine
@@ -119,7 +119,9 @@ class TrtEngine:
         return TrtGraph(self, self.engine_of(graph), graph)
 
     def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
-        """Prefix, state and steps as captured CUDA graphs."""
+        """Prefix, state and steps as captured CUDA graphs; a step graph of before, which has no tie, runs uncaptured."""
+        if not graphs.ties:
+            return PythonLoop(graphs)
         from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
 
         return CudaGraphLoop(graphs)

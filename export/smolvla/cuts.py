@@ -20,10 +20,14 @@ from vla_edge.policies.smolvla.vision import tokens_per_image
 MIN_STEPS = 1
 """The fewest Euler steps that have a time table: a hurried runtime may take one."""
 
+KEY_MULTIPLE = 8
+"""Rows of half-precision numbers of a head's width that lie at multiples of 16 bytes both ways."""
+
 
 def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
     """The graphs of `policy`, in the order they run."""
     model, rows = policy.model, prefix_rows(policy)
+    keys = key_rows(rows)
     tower = model.vlm_with_expert.vlm.model
     cuts = [
         Cut(
@@ -36,14 +40,17 @@ def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
                 size=image_size(policy),
             ),
         ),
-        Cut("prefix", partial(prefix.build_prefix, model=model, rows=rows, with_cls=with_cls)),
-        Cut("state", partial(prefix.build_state, model=model, rows=rows.count, every_layer=policy.config.has_delta)),
-        Cut("expert", partial(expert.build_expert, model=model, rows=rows.count + 1)),
+        Cut("prefix", partial(prefix.build_prefix, model=model, rows=rows, keys=keys, with_cls=with_cls)),
+        Cut(
+            "state",
+            partial(prefix.build_state, model=model, rows=rows.count, keys=keys, every_layer=policy.config.has_delta),
+        ),
+        Cut("expert", partial(expert.build_expert, model=model, rows=keys)),
     ]
     if policy.config.has_delta:
         if expert.cross_layers(model.vlm_with_expert.plan):
-            cuts.append(Cut("delta_kv", partial(expert.build_delta_kv, model=model, rows=rows.count + 1)))
-        cuts.append(Cut("delta", partial(expert.build_delta, model=model, rows=rows.count + 1)))
+            cuts.append(Cut("delta_kv", partial(expert.build_delta_kv, model=model, rows=keys)))
+        cuts.append(Cut("delta", partial(expert.build_delta, model=model, rows=keys)))
     return cuts
 
 
@@ -78,6 +85,11 @@ def prefix_rows(policy: SmolVLAPolicy) -> Rows:
     )
 
 
+def key_rows(rows: Rows) -> int:
+    """R: the prefix's rows and the state's, padded to what a GPU's attention kernels take without a copy."""
+    return -(-(rows.count + 1) // KEY_MULTIPLE) * KEY_MULTIPLE
+
+
 def _empty_slots(policy: SmolVLAPolicy) -> int:
     return policy.config.empty_cameras if policy.model.special.start else 0
 
@@ -105,6 +117,7 @@ def policy_spec(policy: SmolVLAPolicy) -> PolicySpec:
         image_end_tokens=rows.end,
         empty_cameras=_empty_slots(policy),
         prefix_rows=rows.count,
+        key_rows=key_rows(rows),
         vlm_width=text.hidden_size,
         expert_width=expert_width(config, text),
         layers=plan.layers,

@@ -76,19 +76,24 @@ def step_times(steps: int) -> Array:
 
 
 def build_expert(graph: Graph, model: FlowMatching, rows: int) -> None:
-    """x, time_bias, dt, mask, first_position, keys and values → x_next = x + dt · velocity. `rows` is P + 1."""
+    """x, time_bias, dt, target, weights, mask, first_position, keys and values → x_next = tied + dt · velocity(tied),
+    where tied = x + weights · (target − x). `rows` is R; time_bias [C, E], dt and weights [C, 1] are each row's own."""
     path, chunk, dims = main_path(model), model.config.chunk_size, model.config.max_action_dim
     noisy = graph.input("x", (1, chunk, dims))
-    time_bias = graph.input("time_bias", (1, path.in_proj.out_features))
-    dt = graph.input("dt", (1,))
-    flat = graph.reshape(noisy, (chunk, dims), "x_rows")
-    velocity = _velocity(graph, model, path, flat, time_bias, rows, "e")
-    moved = graph.op("Add", flat, graph.op("Mul", velocity, dt, name="euler/scaled"), name="euler/moved")
+    time_bias = graph.input("time_bias", (chunk, path.in_proj.out_features))
+    dt = graph.input("dt", (chunk, 1))
+    target, weights = graph.input("target", (1, chunk, dims)), graph.input("weights", (chunk, 1))
+    flat, aim = graph.reshape(noisy, (chunk, dims), "x_rows"), graph.reshape(target, (chunk, dims), "target_rows")
+    with graph.scope("tie"):
+        way = graph.op("Sub", aim, flat, name="way")
+        tied = graph.op("Add", flat, graph.op("Mul", weights, way, name="part"), name="tied")
+    velocity = _velocity(graph, model, path, tied, time_bias, rows, "e")
+    moved = graph.op("Add", tied, graph.op("Mul", velocity, dt, name="euler/scaled"), name="euler/moved")
     graph.output(graph.reshape(moved, (1, chunk, dims), "x_batch"), "x_next", (1, chunk, dims))
 
 
 def build_delta(graph: Graph, model: FlowMatching, rows: int) -> None:
-    """chunk, mask, first_position, keys and values → corrected = chunk + the delta expert's velocity."""
+    """chunk, mask, first_position, keys and values → corrected = chunk + the delta expert's velocity. `rows` is R."""
     path, config = delta_path(model), model.config
     shape = (1, config.chunk_size, config.max_action_dim)
     flat = graph.reshape(graph.input("chunk", shape), shape[1:], "chunk_rows")
@@ -102,7 +107,7 @@ def build_delta(graph: Graph, model: FlowMatching, rows: int) -> None:
 
 
 def build_delta_kv(graph: Graph, model: FlowMatching, rows: int) -> None:
-    """kLL, vLL of the cross-attending layers → dkLL, dvLL, the delta expert's own keys and values. `rows` is P + 1."""
+    """kLL, vLL of the cross-attending layers → dkLL, dvLL, the delta expert's own keys and values. `rows` is R."""
     heads = attention.heads_of(model.vlm_with_expert.vlm.model.text_model)
     shape = (heads.kv, rows, heads.width)
     for index, number in cross_layers(model.vlm_with_expert.plan):

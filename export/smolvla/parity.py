@@ -56,7 +56,7 @@ class SmolVLAComparison:
         rows, mask = self._model.embed_prefix(tokens, inputs.image_masks, inputs.token_ids, inputs.token_mask)
         prefix, entering_last = self._reference_prefix(rows, mask)
         self._loop.encode(True)
-        self._compare_prefix(prefix, entering_last, layout.mask[:-1] == 1)
+        self._compare_prefix(prefix, entering_last, layout.mask[: self._spec.prefix_rows] == 1)
         joined = self._model.run_state(prefix, inputs.state)
         self._compare_state(joined)
         self._compare_steps(joined, case.noise)
@@ -109,7 +109,7 @@ class SmolVLAComparison:
     def _compare_prefix(self, prefix: Prefix, entering_last: Tensor, valid: NDArray[np.bool_]) -> None:
         buffers, mask = self._graphs.buffers, prefix.mask[0]
         for name, expected in self._caches(prefix.cache):
-            self._deviations.add("prefix", buffers[name][:, :-1][:, valid], expected[mask].transpose(0, 1))
+            self._deviations.add("prefix", buffers[name][:, : self._spec.prefix_rows][:, valid], expected[mask].transpose(0, 1))
         pictures = prefix_rows(self._policy).pictures()[valid] == 1
         self._deviations.add("pooled", buffers["pooled"], entering_last[mask][torch.from_numpy(pictures)].mean(dim=0))
         if "cls" in buffers:
@@ -121,7 +121,8 @@ class SmolVLAComparison:
         for name, expected in self._caches(own):
             if f"state_{name}" in buffers:
                 self._deviations.add("state", buffers[f"state_{name}"], expected.transpose(0, 1))
-                self._deviations.add("state", buffers[name][:, -1:], expected.transpose(0, 1))
+                place = self._spec.prefix_rows
+                self._deviations.add("state", buffers[name][:, place : place + 1], expected.transpose(0, 1))
 
     def _compare_steps(self, joined: Prefix, noise: NDArray[np.float32]) -> None:
         """The velocity of the first, middle and last step at the graph's own x: with dt = 1 a step adds it
@@ -130,7 +131,7 @@ class SmolVLAComparison:
         table = self._preparer.tables[f"time_bias.{steps}"]
         x = noise.copy()
         for index, time in enumerate(step_times(steps)):
-            buffers["x"][0], buffers["time_bias"][0], buffers["dt"][0] = x, table[index], 1.0
+            buffers["x"][0], buffers["time_bias"][:], buffers["dt"][:] = x, table[index], 1.0
             self._graphs.loaded("expert").run()
             velocity = buffers["x_next"][0] - x
             if index in (0, steps // 2, steps - 1):

@@ -2,8 +2,8 @@
 
 No other prefix row sees the state's row, so the cut between the two is exact
 (docs/policy.md §2). Of the last text layer only keys and values are read, except by
-the CLS rows. Key and value outputs have one row more than the prefix: zero
-here, filled by the runtime with the state's.
+the CLS rows. Key and value outputs have more rows than the prefix, zero here: the
+first is filled by the runtime with the state's, the others are padding.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Rows:
         return np.concatenate((np.tile(slot, self.slots), np.zeros(self.language, np.float32)))
 
 
-def build_prefix(graph: Graph, model: FlowMatching, rows: Rows, with_cls: bool) -> None:
+def build_prefix(graph: Graph, model: FlowMatching, rows: Rows, keys: int, with_cls: bool) -> None:
     """image_tokens, token_ids, mask, positions → kLL and vLL of each text layer, ekLL and evLL of each cross-attending
-    expert layer, pooled, and cls when `with_cls`. Shapes: docs/design.md."""
+    expert layer, each of `keys` rows, pooled, and cls when `with_cls`. Shapes: docs/design.md."""
     text = model.vlm_with_expert.vlm.model.text_model
     heads, count = attention.heads_of(text), rows.count
     hidden = _embed(graph, model, rows)
@@ -67,17 +67,17 @@ def build_prefix(graph: Graph, model: FlowMatching, rows: Rows, with_cls: bool) 
         caches.append(cache)
     _pool(graph, hidden, mask, rows, text.embed_tokens.embedding_dim)
     caches.append(_last_layer(graph, model, hidden, angles, count, heads))
-    zero = graph.constant(np.zeros((heads.kv, 1, heads.width)))
+    zero = graph.constant(np.zeros((heads.kv, keys - count, heads.width)))
     for name, value in _named_caches(graph, model, caches, range(len(caches)), count, heads):
         padded = graph.op("Concat", value, zero, name=f"state_row/{name}", axis=1)
-        graph.output(padded, name, (heads.kv, count + 1, heads.width))
+        graph.output(padded, name, (heads.kv, keys, heads.width))
     if with_cls:
         _observe(graph, model, caches, bias, count, heads)
 
 
-def build_state(graph: Graph, model: FlowMatching, rows: int, every_layer: bool) -> None:
+def build_state(graph: Graph, model: FlowMatching, rows: int, keys: int, every_layer: bool) -> None:
     """state, position, mask, kLL and vLL of the layers before the last → the state's row of every key and value the
-    expert reads (of all layers when `every_layer`). `rows` is P. Shapes: docs/design.md."""
+    expert reads (of all layers when `every_layer`). `rows` is P, `keys` R. Shapes: docs/design.md."""
     text = model.vlm_with_expert.vlm.model.text_model
     heads, plan = attention.heads_of(text), model.vlm_with_expert.plan
     state = graph.input("state", (1, model.config.max_state_dim))
@@ -89,12 +89,12 @@ def build_state(graph: Graph, model: FlowMatching, rows: int, every_layer: bool)
     if len(text.layers) > 1:
         bias = attention.own_rows_bias(graph, attention.mask_bias(graph, mask, rows), sees_itself, rows, heads)
     for index, layer in enumerate(text.layers[:-1]):
-        shape = (heads.kv, rows + 1, heads.width)
+        shape = (heads.kv, keys, heads.width)
         buffers = [graph.input(f"{kind}{index:02d}", shape) for kind in "kv"]
         with graph.scope(f"layer{index:02d}"):
             queries, cache = _attention_inputs(graph, hidden, layer, angles, 1, heads)
             with graph.scope("attention"):
-                # The last row of the buffers is the previous state's; it is cut off, not masked: 0 · NaN is NaN.
+                # Row P of the buffers is the previous state's; it is cut off, not masked: 0 · NaN is NaN.
                 earlier = KeyValue(*(graph.slice(value, 1, 0, rows, "earlier") for value in buffers))
                 mixed = attention.attend(graph, queries, attention.join(graph, earlier, cache), bias, 1, heads)
             hidden = layers.finish(graph, hidden, mixed, layer)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 
 from vla_edge.bundle import MAX_FLOW_STEPS, Bundle, Manifest
+from vla_edge.engines.flow_loop import TIE
 from vla_edge.errors import BundleError
 
 
@@ -86,7 +87,7 @@ def _order(manifest: Manifest) -> Iterator[str]:
 
 GIVEN = (
     "pixels", "image_tokens", "token_ids", "mask", "positions", "position", "first_position", "state", "x", "time_bias",
-    "dt", "chunk",
+    "dt", "target", "weights", "chunk",
 )  # fmt: skip
 """Inputs that the runtime fills; every other one is made by a graph."""
 
@@ -100,7 +101,11 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
     expected_rows = slots * (policy.image_start_tokens + tokens + policy.image_end_tokens) + length
     if rows and rows != expected_rows:
         yield f"policy.prefix_rows is {rows}, cameras, image tokens and tokenizer.max_length make {expected_rows}"
+    if policy.key_rows and policy.key_rows <= rows:
+        yield f"policy.key_rows is {policy.key_rows}, must be more than the {rows} of the prefix"
     chunk = (1, policy.chunk_size, policy.max_action_dim)
+    ties = any(item.name == TIE for item in manifest.graphs[programme.step].inputs) if programme.step else False
+    each = policy.chunk_size if ties else 1
     shapes = {
         "pixels": (1, 3, policy.image_height, policy.image_width),
         "tokens": (1, tokens, policy.vlm_width),
@@ -110,14 +115,16 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
         "state": (1, policy.max_state_dim),
         "position": (1,),
         "first_position": (1,),
-        "time_bias": (1, policy.expert_width),
-        "dt": (1,),
-        **dict.fromkeys(("x", "x_next", "chunk", "corrected"), chunk),
+        "time_bias": (each, policy.expert_width),
+        "dt": (each, 1) if ties else (1,),
+        "weights": (each, 1),
+        **dict.fromkeys(("x", "x_next", TIE, "chunk", "corrected"), chunk),
     }
-    cache = (policy.kv_heads, rows + 1, policy.head_dim)
+    cache = (policy.kv_heads, policy.kv_rows, policy.head_dim)
     needed = {(programme.camera, name) for name in ("pixels", "tokens")}
     if programme.step:
         needed |= {(programme.step, name) for name in ("x", "time_bias", "dt", "x_next")}
+        needed |= {(programme.step, "weights")} if ties else set()
         for prefix, layers in (("", policy.self_layers), ("e", policy.cross_layers)):
             caches = [f"{prefix}{kind}{layer:02}" for kind in "kv" for layer in layers]
             shapes |= dict.fromkeys(caches, cache)
@@ -129,7 +136,7 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
     for graph in programme.order():
         spec = manifest.graphs[graph]
         found = {item.name: item.shape for item in (*spec.inputs, *spec.outputs)}
-        masks = {"mask": (rows,) if graph in programme.scene + programme.moment else (rows + 1,)}
+        masks = {"mask": (rows,) if graph in programme.scene + programme.moment else (policy.kv_rows,)}
         for name in sorted({name for place, name in needed if place == graph} | (found.keys() & {*shapes, *masks})):
             expected = {**shapes, **masks}[name]
             if found.get(name) != expected:

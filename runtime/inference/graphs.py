@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, TensorSpec
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.engine import Engine
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest, time_biases
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest, flow_steps
 from vla_edge.errors import BundleError, ConfigError
 from vla_edge.runtime.inference.prepare import Layout
 
@@ -24,7 +24,7 @@ from vla_edge.runtime.inference.prepare import Layout
 class BoundGraphs:
     """Graphs and buffers of one bundle on one engine. Not for use from two threads at once.
 
-    buffers: every tensor by name; `mask` is [P+1] and serves the graphs that take [P] as a view of its front.
+    buffers: every tensor by name; `mask` is [R] and serves the graphs that take [P] as a view of its front.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
@@ -48,7 +48,8 @@ class BoundGraphs:
         prefix, state, step = (self._loaded[name] for name in (scene, moment, self.programme.step))
         rows = [(self.buffers[name], self.buffers[name.removeprefix("state_")]) for name in state.outputs]
         readers = [self._loaded[name] for name in self.programme.correct]
-        return FlowGraphs(prefix, state, step, readers, self.buffers, rows, time_biases(self.policy, tables))
+        steps = flow_steps(self.policy, tables)
+        return FlowGraphs(prefix, state, step, readers, self.buffers, rows, self.policy.prefix_rows, steps)
 
     def loop(self, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:
         """The engine's loop of steps, or one pass where the programme has none."""
@@ -101,7 +102,7 @@ class BoundGraphs:
 
     def _buffer(self, spec: TensorSpec) -> NDArray[Any]:
         if spec.name not in self.buffers:
-            shape = (self.policy.prefix_rows + 1,) if spec.name == "mask" else spec.shape
+            shape = (self.policy.kv_rows,) if spec.name == "mask" else spec.shape
             self.buffers[spec.name] = self._engine.allocate(shape, spec.dtype)
         whole = self.buffers[spec.name]
         return whole[: spec.shape[0]] if spec.name == "mask" else whole

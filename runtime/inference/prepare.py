@@ -29,8 +29,8 @@ nothing is left of the shorter side."""
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """mask float32 [P+1] (1 a valid row; the last row is the state token's), positions float32 [P] (valid rows before,
-    cumsum(mask) − 1), state_position and first_position (of the first action) as counts of rows."""
+    """mask float32 [R] (1 a valid row; row P is the state token's, what lies behind it padding), positions float32 [P]
+    (valid rows before, cumsum(mask) − 1), state_position and first_position (of the first action) as counts of rows."""
 
     mask: NDArray[np.float32]
     positions: NDArray[np.float32]
@@ -56,7 +56,8 @@ def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np
             "export again"
         )
     positions = np.cumsum(rows) - 1
-    return Layout(rows, positions[:-1].astype(np.float32), int(positions[-1]), int(positions[-1]) + 1)
+    padding = np.zeros(policy.kv_rows - len(rows), np.float32)
+    return Layout(np.concatenate([rows, padding]), positions[:-1].astype(np.float32), int(positions[-1]), int(positions[-1]) + 1)
 
 
 class Preparer:

@@ -36,8 +36,9 @@ class OrtBinding:
 class Flow:
     """The flow loop over bound graphs, without the interpreter (runtime/core/policy/flow.h).
 
-    state_rows: pairs (K or V tensor [heads, rows, width], state row [heads, 1, width]); the row becomes the tensor's
-    last.
+    state_rows: pairs (K or V tensor [heads, rows, width], state row [heads, 1, width]); the row becomes row
+    `state_place` of the tensor. target, weights: the step graph's tie, where it has one; time_bias and dt then have a
+    row for each of the chunk.
     """
 
     def __init__(
@@ -47,10 +48,13 @@ class Flow:
         step_even: OrtBinding,
         step_odd: OrtBinding,
         state_rows: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+        state_place: int,
         x: NDArray[np.float32],
         x_next: NDArray[np.float32],
         time_bias: NDArray[np.float32],
         dt: NDArray[np.float32],
+        target: NDArray[np.float32] | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> None: ...
     def encode(self, prefix: bool) -> tuple[int, int]:
         """Run [prefix and] state; their nanoseconds."""
@@ -58,6 +62,7 @@ class Flow:
         self,
         noise: NDArray[np.float32],
         bias_rows: NDArray[np.float32],
+        moments: NDArray[np.float64],
         steps: int,
         target: NDArray[np.float32] | None = None,
         weights: NDArray[np.float32] | None = None,
@@ -117,12 +122,14 @@ class CudaLoop:
         side: int,
         noise: NDArray[np.float32],
         bias_rows: NDArray[np.float32],
+        moments: NDArray[np.float64],
         steps: int,
         target: NDArray[np.float32] | None = None,
         weights: NDArray[np.float32] | None = None,
         signal: NDArray[np.int32] | None = None,
     ) -> tuple[bool, tuple[int, ...]]:
-        """(abandoned, nanoseconds of each step that ran); the result lies in x_out. bias_rows: [steps, width]."""
+        """(abandoned, nanoseconds of each step that ran); the result lies in x_out. bias_rows: [steps, width];
+        moments: [steps, 3], t, dt and rest (flow_moment in flow.h)."""
 
 class RingWriter:
     """Writing end of `chunks.ring`, one at a time; makes the file when it is not there. Control takes the chunks of the

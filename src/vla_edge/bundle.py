@@ -112,6 +112,7 @@ class PolicySpec:
     image_end_tokens: int = 0
     empty_cameras: int = 0
     prefix_rows: int = 0
+    key_rows: int = 0
     expert_width: int = 0
     layers: int = 0
     kv_heads: int = 0
@@ -123,6 +124,11 @@ class PolicySpec:
     relative_joints: tuple[int, ...] = ()
     ensemble_coefficient: float | None = None
 
+    @property
+    def kv_rows(self) -> int:
+        """Rows of every K/V tensor: the prefix's, the state's, and padding that is masked."""
+        return self.key_rows or self.prefix_rows + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Programme:
@@ -130,9 +136,11 @@ class Programme:
 
     camera: once for each camera whose picture changed, into that camera's rows of `image_tokens`. scene: when a
     picture, the instruction or the set of cameras changed; K/V and gate features stay until then. moment: in every
-    inference, on the joint state; an output `state_NAME` becomes the last row of tensor NAME. step: once an Euler step,
-    `x` → `x_next`; without one the last moment graph makes the `chunk`. correct: in place of the steps where a queued
-    `chunk` is `corrected`. ValueError: a step without one scene and one moment graph, which the loops of steps run.
+    inference, on the joint state; an output `state_NAME` becomes the row behind the prefix of tensor NAME. step: once
+    an Euler step, `x` → `x_next`, with `time_bias` and `dt` for every row of the chunk; it draws x to `target` first,
+    by `weights` (graphs of before have neither, and one row of the others); without a step the last moment graph makes
+    the `chunk`. correct: in place of the steps where a queued `chunk` is `corrected`. ValueError: a step without one
+    scene and one moment graph, which the loops of steps run.
     """
 
     camera: str

@@ -52,8 +52,8 @@ class Stub:
 
     def loop(self, chunk_in: np.ndarray, step_in: np.ndarray, x_out: np.ndarray, layout: dict[str, int]) -> None:
         """The buffers of the loop under test: launches of its graphs do what its steps would, with velocity 1."""
-        names = ("target", "weights", "step_floats", "dt", "noise_share", "target_share")
-        numbers = (ctypes.c_int * 8)(*SHAPE[:2], *(layout[name] for name in names))
+        names = ("target", "weights", "step_floats", "dt")
+        numbers = (ctypes.c_int * 6)(*SHAPE[:2], *(layout[name] for name in names))
         pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (chunk_in, step_in, x_out))
         self._library.stub_loop(*pointers, numbers)
 
@@ -65,13 +65,18 @@ def stub(library: Path) -> Iterator[Stub]:
     made.reset()
 
 
+def equal(steps: int) -> np.ndarray:
+    """t, dt and rest of equal steps."""
+    return np.array([(1 - k / steps, -1 / steps, -(steps - k) / steps) for k in range(steps)])
+
+
 class Rig:
     """A launcher on the stub for chunks of [2, 2]."""
 
     def __init__(self, library: Path, stub: Stub) -> None:
         self.driver = _core.CudaDriver(str(library))
         layout = _core.cuda_loop_layout(*SHAPE)
-        self.dt = layout["dt"]
+        self.dt = slice(layout["dt"], layout["dt"] + SHAPE[0])
         self.chunk_in = np.zeros(layout["chunk_floats"], np.float32)
         self.step_in = np.zeros((5, layout["step_floats"]), np.float32)
         self.x_out = np.zeros((2, 2), np.float32)
@@ -88,7 +93,7 @@ class Rig:
     def denoise(
         self, side: int, noise: np.ndarray, steps: int = STEPS, **given: np.ndarray
     ) -> tuple[bool, tuple[int, ...]]:
-        return self.loop.denoise(side, noise, np.zeros((steps, SHAPE[2]), np.float32), steps, **given)
+        return self.loop.denoise(side, noise, np.zeros((steps, SHAPE[2]), np.float32), equal(steps), steps, **given)
 
 
 @pytest.fixture
@@ -252,9 +257,12 @@ def test_an_odd_number_of_steps_ends_with_a_single_one(rig: Rig, stub: Stub) -> 
 
 def test_every_step_reads_its_own_row_of_the_time_table(rig: Rig) -> None:
     biases = np.arange(12, dtype=np.float32).reshape(STEPS, 3)
-    rig.loop.denoise(0, np.zeros((2, 2), np.float32), biases, STEPS)
-    np.testing.assert_array_equal(rig.step_in[:4, :3], biases)
-    np.testing.assert_array_equal(rig.step_in[:4, rig.dt], np.full(4, -0.25, np.float32))
+    moments = np.array([(1, -0.5, -1), (0.5, -0.25, -0.5), (0.25, -0.125, -0.25), (0.125, -0.125, -0.125)])
+    rig.loop.denoise(0, np.zeros((2, 2), np.float32), biases, moments, STEPS)
+    for row in range(SHAPE[0]):  # of the chunk: one of every input
+        np.testing.assert_array_equal(rig.step_in[:4, 3 * row : 3 * row + 3], biases)
+        np.testing.assert_array_equal(rig.step_in[:4, rig.dt][:, row], moments[:, 1])
+    np.testing.assert_array_equal(rig.x_out, -np.ones((2, 2)))
 
 
 def test_an_abandoned_loop_has_launched_one_graph_and_waits_for_it(rig: Rig, stub: Stub) -> None:
@@ -270,7 +278,7 @@ def test_a_hurried_loop_takes_the_rest_in_one_step(rig: Rig, stub: Stub) -> None
     abandoned, step_ns = rig.denoise(0, noise, signal=np.array([1], np.int32))
     assert not abandoned and len(step_ns) == 3
     # Two steps of a quarter each, one of the remaining half.
-    np.testing.assert_array_equal(rig.step_in[[0, 1, 4], rig.dt], np.array([-0.25, -0.25, -0.5], np.float32))
+    np.testing.assert_array_equal(rig.step_in[[0, 1, 4], rig.dt], np.tile([[-0.25], [-0.25], [-0.5]], SHAPE[0]))
     np.testing.assert_array_equal(rig.x_out, noise - 1)
 
 
@@ -306,18 +314,19 @@ def test_what_does_not_fit_is_refused(rig: Rig) -> None:
     noise = np.zeros((2, 2), np.float32)
     biases = np.zeros((STEPS, 3), np.float32)
     for arguments, message in [
-        ((2, noise, biases, STEPS), "side is 2"),
-        ((0, noise, biases, 0), "steps is 0, must be 1 to 64"),
-        ((0, noise, biases, 3), "bias_rows has 48 bytes, must have 36"),
-        ((0, noise[:1], biases, STEPS), "noise has 8 bytes, must have 16"),
-        ((0, noise, biases, STEPS, noise), "come together"),
+        ((2, noise, biases, equal(STEPS), STEPS), "side is 2"),
+        ((0, noise, biases, equal(STEPS), 0), "steps is 0, must be 1 to 64"),
+        ((0, noise, biases, equal(STEPS), 3), "bias_rows has 48 bytes, must have 36"),
+        ((0, noise, biases, equal(3), STEPS), "moments has 72 bytes, must have 96"),
+        ((0, noise[:1], biases, equal(STEPS), STEPS), "noise has 8 bytes, must have 16"),
+        ((0, noise, biases, equal(STEPS), STEPS, noise), "come together"),
     ]:
         with pytest.raises(ValueError, match=message):
             rig.loop.denoise(*arguments)  # type: ignore[arg-type]
     refused: list[tuple[dict[str, Any], str]] = [
         ({"events": EVENTS[:5]}, "events must be a tuple of 6"),
         ({"streams": (HIGH, 0)}, "streams: handle 1 is 0"),
-        ({"chunk_in": rig.chunk_in[1:].copy()}, "chunk_in has 191 floats, must have 192"),
+        ({"chunk_in": rig.chunk_in[1:].copy()}, "chunk_in has 127 floats, must have 128"),
         ({"shape": (0, 2, 3)}, "must be 1 or more"),
     ]
     for changed, message in refused:

@@ -36,14 +36,12 @@ from vla_edge.engines.tensorrt.engine_build import (
     BuildOptions,
     board_plan,
     build_engines,
-    engine_graphs,
     load_compiler,
     serialize,
 )
 from vla_edge.engines.tensorrt.engine_file import Sidecar, engine_folder, l4t_release, onnx_digest
 from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, plan_memory
-from vla_edge.engines.tensorrt.tie_graph import tie_graph
 from vla_edge.engines.tensorrt.trt_engine import DeviceEngine, Scratch, TrtEngine, TrtRun
 from vla_edge.engines.tensorrt.trt_lint import find, lint_bundle
 from vla_edge.errors import EngineError
@@ -224,7 +222,7 @@ def test_a_failed_capture_leaves_the_stream_usable(
 
 def test_a_captured_context_keeps_its_addresses_and_stays_in_one_graph(built: Bundle, cuda: EmulatedCuda) -> None:
     engine = engine_on(cuda)
-    run = engine.run_of(engine.engine_of(tie_graph(built.graph("expert"))), Scratch(cuda.allocate(4096), 4096))
+    run = engine.run_of(engine.engine_of(built.graph("expert")), Scratch(cuda.allocate(4096), 4096))
     run.bind("x", cuda.allocate(64))
     engine.capture(engine.stream, lambda: None, [run])
     with pytest.raises(EngineError, match="x is captured at its address"):
@@ -246,8 +244,8 @@ def test_every_graph_of_the_loop_has_contexts_of_its_own_and_no_address_changes_
     monkeypatch.setattr(TrtEngine, "capture", noted)
     session = PolicySession(built, engine_on(cuda))
     contexts = [run for runs in captured for run in runs]
-    # Two sides of prefix and state; begin and end without any; two turns and one single step a side, a tie in each.
-    assert len(captured) == 4 + 2 + 6 and len(contexts) == len(set(map(id, contexts))) == 4 + 12
+    # Two sides of prefix and state; begin and end without any; two turns and one single step a side.
+    assert len(captured) == 4 + 2 + 6 and len(contexts) == len(set(map(id, contexts))) == 4 + 6
     made = len(cuda.graphs)
     before = [dict(run._context.addresses) for run in contexts]
     policy = built.manifest.policy
@@ -273,7 +271,7 @@ def test_two_sessions_load_one_engine_and_what_a_session_holds_goes_with_it(
     first = PolicySession(built, engine)
     one = cuda.held()
     second = PolicySession(built, engine)
-    assert sorted(loaded) == sorted(graph.name for graph in engine_graphs(built))
+    assert sorted(loaded) == sorted(built.manifest.graphs)
     two, destroyed = cuda.held(), set(cuda.graphs)
     assert two > one > empty
     chunk = second.infer(InferenceRequest(observation(built), 0))
@@ -297,7 +295,7 @@ def test_engine_files_lie_in_a_private_folder_with_sidecars_and_kept_timings(bui
     folder = folder_of(built)
     assert folder.stat().st_mode & 0o777 == 0o700
     names = {file.name for file in folder.iterdir()}
-    graphs = [*built.manifest.graphs, "tie"]
+    graphs = list(built.manifest.graphs)
     assert names == {"timing.cache", *(f"{name}.{end}" for name in graphs for end in ("engine", "json"))}
     assert (folder / "timing.cache").read_bytes() == b"+" * len(graphs)
     for useless in (b"foreign", b"damaged"):
@@ -310,7 +308,7 @@ def test_the_build_tells_its_progress_and_what_was_built(bundle: Bundle, cuda: E
     told: list[str] = []
     made = build_engines(bundle, BuildOptions(), told.append, cuda)
     assert "build expert: tactics 1/2" in told
-    assert [engine.sidecar.graph for engine in made] == [*bundle.manifest.graphs, "tie"]
+    assert [engine.sidecar.graph for engine in made] == list(bundle.manifest.graphs)
     assert made[0].sidecar.layers == {"fp32": 1, "products.fp32": 1} and made[0].int8_share == 0
 
 
@@ -463,7 +461,7 @@ def test_a_board_that_is_too_small_is_told_what_to_do_before_anything_is_built(
     with pytest.raises(EngineError, match="does not fit.*half-precision.*--force"):
         build_engines(bundle, BuildOptions(), lambda step: None, cuda)
     assert not folder_of(bundle).exists()
-    assert len(build_engines(bundle, BuildOptions(force=True), lambda step: None, cuda)) == len(engine_graphs(bundle))
+    assert len(build_engines(bundle, BuildOptions(force=True), lambda step: None, cuda)) == len(bundle.manifest.graphs)
 
 
 def test_a_gpu_with_its_own_memory_counts_the_hosts_apart(bundle: Bundle) -> None:
@@ -591,7 +589,7 @@ def test_engine_files_are_built_by_the_command_where_there_is_a_device(
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     lines = told["lines"]
-    graphs = [f"{graph.name}.engine" for graph in engine_graphs(bundle)]
+    graphs = [f"{name}.engine" for name in bundle.manifest.graphs]
     assert told["built"] and [line.split(":")[0] for line in lines[: len(graphs)]] == graphs
     assert "allowances for system and context are assumed" in " ".join(lines)
 

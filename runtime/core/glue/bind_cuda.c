@@ -215,9 +215,8 @@ static PyObject *layout_of(PyObject *module, PyObject *args)
     cuda_layout layout;
     if (read_layout(args, &layout) < 0)
         return NULL;
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "group", (Py_ssize_t)CUDA_GROUP, "dt", (Py_ssize_t)layout.dt,
-                         "noise_share", (Py_ssize_t)layout.noise_share, "target_share", (Py_ssize_t)layout.target_share,
-                         "step_floats", (Py_ssize_t)layout.step_floats, "target", (Py_ssize_t)layout.target, "weights",
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "group", (Py_ssize_t)CUDA_GROUP, "dt", (Py_ssize_t)layout.dt,
+                         "target", (Py_ssize_t)layout.target, "step_floats", (Py_ssize_t)layout.step_floats, "weights",
                          (Py_ssize_t)layout.weights, "chunk_floats", (Py_ssize_t)layout.chunk_floats);
 }
 
@@ -283,15 +282,16 @@ static PyObject *loop_encode(loop_object *self, PyObject *args)
 
 static PyObject *loop_denoise(loop_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"side", "noise", "bias_rows", "steps", "target", "weights", "signal", NULL};
+    static char *names[] = {"side", "noise", "bias_rows", "moments", "steps", "target", "weights", "signal", NULL};
     bind_request given = {0};
     Py_buffer *buffers = given.buffers;
     const cuda_layout *layout = &self->loop.layout;
     int side, steps;
     flow_request request;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iy*y*i|z*z*z*", names, &side, &buffers[NOISE], &buffers[BIAS_ROWS],
-                                     &steps, &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iy*y*y*i|z*z*z*", names, &side, &buffers[NOISE],
+                                     &buffers[BIAS_ROWS], &buffers[MOMENTS], &steps, &buffers[TARGET],
+                                     &buffers[WEIGHTS], &buffers[SIGNAL]))
         return NULL;
     PyObject *made = NULL;
     if (steps < 1 || steps > FLOW_MAX_STEPS)

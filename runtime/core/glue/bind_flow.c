@@ -39,8 +39,8 @@ static float *floats_of(flow_object *self, PyObject *array, const char *what, Py
     return buffer->buf;
 }
 
-/* One pair (to [heads, rows, width], from [heads, 1, width]): `from` becomes the last row of every head. */
-static int add_copy(flow_object *self, PyObject *pair)
+/* One pair (to [heads, rows, width], from [heads, 1, width]): `from` becomes row `place` of every head. */
+static int add_copy(flow_object *self, PyObject *pair, Py_ssize_t place)
 {
     PyObject *to, *from;
     if (self->loop.copy_count == FLOW_MAX_COPIES) {
@@ -54,22 +54,22 @@ static int add_copy(flow_object *self, PyObject *pair)
     if (from_view == NULL)
         return -1;
     const Py_buffer *t = PyMemoryView_GET_BUFFER(to_view), *f = PyMemoryView_GET_BUFFER(from_view);
-    if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || t->shape[1] < 1 || t->shape[0] != f->shape[0]
+    if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || place < 0 || t->shape[1] <= place || t->shape[0] != f->shape[0]
         || t->shape[2] != f->shape[2]) {
         PyErr_SetString(PyExc_ValueError,
-                        "a state row must be [heads, 1, width] for a writable tensor [heads, rows, width]");
+                        "a state row must be [heads, 1, width] for its place in a writable [heads, rows, width]");
         return -1;
     }
     size_t bytes = (size_t)t->shape[2] * sizeof(float), stride = (size_t)t->shape[1] * bytes;
     self->loop.copies[self->loop.copy_count++] =
-        (flow_copy){(char *)t->buf + stride - bytes, f->buf, (size_t)t->shape[0], bytes, stride};
+        (flow_copy){(char *)t->buf + (size_t)place * bytes, f->buf, (size_t)t->shape[0], bytes, stride};
     return 0;
 }
 
-static int add_copies(flow_object *self, PyObject *rows)
+static int add_copies(flow_object *self, PyObject *rows, Py_ssize_t place)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); i++)
-        if (add_copy(self, PyList_GET_ITEM(rows, i)) < 0)
+        if (add_copy(self, PyList_GET_ITEM(rows, i), place) < 0)
             return -1;
     return 0;
 }
@@ -106,13 +106,38 @@ static int add_graphs(flow_object *self)
     return 0;
 }
 
+/* What a step reads besides x: time_bias [step rows, width], dt of so many rows, and the tie, which is there or not. */
+static int add_step(flow_object *self, PyObject *bias, PyObject *dt, PyObject *target, PyObject *weights)
+{
+    flow *loop = &self->loop;
+    Py_ssize_t cells = 0, rows = 0, ties[2] = {0, 0};
+    bool tie = target != Py_None;
+    if ((loop->time_bias = floats_of(self, bias, "time_bias", &cells)) == NULL
+        || (loop->dt = floats_of(self, dt, "dt", &rows)) == NULL
+        || (tie && (loop->target = floats_of(self, target, "target", &ties[0])) == NULL)
+        || (tie && (loop->weights = floats_of(self, weights, "weights", &ties[1])) == NULL))
+        return -1;
+    loop->step_rows = (size_t)rows;
+    if (rows < 1 || loop->step_rows != (tie ? loop->rows : 1) || cells < rows || cells % rows != 0) {
+        PyErr_SetString(PyExc_ValueError, "time_bias and dt must have a row for each of the chunk, one without a tie");
+        return -1;
+    }
+    if (tie && ((size_t)ties[0] != loop->rows * loop->columns || (size_t)ties[1] != loop->rows)) {
+        PyErr_SetString(PyExc_ValueError, "target must be like x, and weights one float a row of it");
+        return -1;
+    }
+    loop->width = (size_t)(cells / rows);
+    return 0;
+}
+
 static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"prefix", "state",  "step_even", "step_odd", "state_rows",
-                            "x",      "x_next", "time_bias", "dt",       NULL};
-    PyObject *prefix, *state, *even, *odd, *rows, *x, *x_next, *bias, *dt;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!OOOO", names, &prefix, &state, &even, &odd, &PyList_Type,
-                                     &rows, &x, &x_next, &bias, &dt))
+    static char *names[] = {"prefix", "state",  "step_even", "step_odd", "state_rows", "state_place",
+                            "x",      "x_next", "time_bias", "dt",       "target",     "weights", NULL};
+    PyObject *prefix, *state, *even, *odd, *rows, *x, *x_next, *bias, *dt, *target = Py_None, *weights = Py_None;
+    Py_ssize_t place;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!nOOOO|OO", names, &prefix, &state, &even, &odd,
+                                     &PyList_Type, &rows, &place, &x, &x_next, &bias, &dt, &target, &weights))
         return NULL;
     flow_object *self = (flow_object *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -123,20 +148,12 @@ static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     self->graphs[3] = odd;
     for (int i = 0; i < 4; i++)
         Py_XINCREF(self->graphs[i]);
-    Py_ssize_t width = 0, one = 0;
     self->kept = PyList_New(0);
-    if (add_graphs(self) < 0 || self->kept == NULL || add_copies(self, rows) < 0 || add_x(self, x, x_next) < 0
-        || (self->loop.time_bias = floats_of(self, bias, "time_bias", &width)) == NULL
-        || (self->loop.dt = floats_of(self, dt, "dt", &one)) == NULL) {
+    if (add_graphs(self) < 0 || self->kept == NULL || add_copies(self, rows, place) < 0 || add_x(self, x, x_next) < 0
+        || add_step(self, bias, dt, target, weights) < 0) {
         Py_DECREF((PyObject *)self);
         return NULL;
     }
-    if (one != 1 || width < 1) {
-        PyErr_SetString(PyExc_ValueError, "dt must hold one float and time_bias at least one");
-        Py_DECREF((PyObject *)self);
-        return NULL;
-    }
-    self->loop.width = (size_t)width;
     return (PyObject *)self;
 }
 
@@ -173,15 +190,16 @@ static PyObject *flow_call_encode(flow_object *self, PyObject *refresh)
 
 static PyObject *flow_call_denoise(flow_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"noise", "bias_rows", "steps", "target", "weights", "signal", NULL};
+    static char *names[] = {"noise", "bias_rows", "moments", "steps", "target", "weights", "signal", NULL};
     bind_request given = {0};
     Py_buffer *buffers = given.buffers;
     flow *loop = &self->loop;
     int steps;
     flow_request request;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS],
-                                     &steps, &buffers[TARGET], &buffers[WEIGHTS], &buffers[SIGNAL]))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS],
+                                     &buffers[MOMENTS], &steps, &buffers[TARGET], &buffers[WEIGHTS],
+                                     &buffers[SIGNAL]))
         return NULL;
     PyObject *made = NULL;
     if (steps < 1 || steps > FLOW_MAX_STEPS) {

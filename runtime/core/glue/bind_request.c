@@ -4,8 +4,8 @@ int bind_request_read(const bind_request *self, int steps, size_t rows, size_t c
 {
     const size_t cells = rows * columns;
     const size_t bytes[REQUEST_BUFFERS] = {cells * sizeof(float), (size_t)steps * width * sizeof(float),
-                                           cells * sizeof(float), rows * sizeof(float), sizeof(int32_t)};
-    static const char *const names[REQUEST_BUFFERS] = {"noise", "bias_rows", "target", "weights", "signal"};
+                                           (size_t)steps * sizeof(flow_moment), cells * sizeof(float), rows * sizeof(float), sizeof(int32_t)};
+    static const char *const names[REQUEST_BUFFERS] = {"noise", "bias_rows", "moments", "target", "weights", "signal"};
     const Py_buffer *buffers = self->buffers;
     for (int i = 0; i < REQUEST_BUFFERS; i++) {
         if (buffers[i].buf != NULL && (size_t)buffers[i].len != bytes[i]) {
@@ -17,8 +17,8 @@ int bind_request_read(const bind_request *self, int steps, size_t rows, size_t c
         PyErr_SetString(PyExc_ValueError, "target and weights come together");
         return -1;
     }
-    *out = (flow_request){steps, buffers[NOISE].buf, buffers[BIAS_ROWS].buf, buffers[TARGET].buf, buffers[WEIGHTS].buf,
-                          buffers[SIGNAL].buf};
+    *out = (flow_request){steps, buffers[NOISE].buf, buffers[BIAS_ROWS].buf, buffers[MOMENTS].buf, buffers[TARGET].buf,
+                          buffers[WEIGHTS].buf, buffers[SIGNAL].buf};
     return 0;
 }
 

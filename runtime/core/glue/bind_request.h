@@ -5,7 +5,7 @@
 #include "flow.h"
 #include "module.h"
 
-enum { NOISE, BIAS_ROWS, TARGET, WEIGHTS, SIGNAL, REQUEST_BUFFERS };
+enum { NOISE, BIAS_ROWS, MOMENTS, TARGET, WEIGHTS, SIGNAL, REQUEST_BUFFERS };
 
 /* The buffers of one call; those not given have no memory. All are released by `bind_request_release`. */
 typedef struct {

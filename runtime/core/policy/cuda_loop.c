@@ -74,41 +74,37 @@ static size_t padded(size_t floats)
 
 cuda_layout cuda_loop_layout(size_t rows, size_t columns, size_t width)
 {
-    size_t cells = padded(rows * columns), bias = padded(width);
+    size_t cells = padded(rows * columns), bias = padded(rows * width);
     return (cuda_layout){.rows = rows,
                          .columns = columns,
                          .width = width,
                          .dt = bias,
-                         .noise_share = bias + CUDA_ALIGN,
-                         .target_share = bias + 2 * CUDA_ALIGN,
-                         .step_floats = bias + 3 * CUDA_ALIGN,
-                         .target = cells,
-                         .weights = 2 * cells,
-                         .chunk_floats = 2 * cells + padded(rows)};
+                         .target = bias + padded(rows),
+                         .step_floats = bias + padded(rows) + cells,
+                         .weights = cells,
+                         .chunk_floats = cells + padded(rows)};
 }
 
 /* Without a target the weights are 0, and tying changes nothing. */
 static void fill_chunk(cuda_loop *loop, const flow_request *request)
 {
     const cuda_layout *layout = &loop->layout;
-    size_t cells = layout->rows * layout->columns;
     memset(loop->chunk_in, 0, layout->chunk_floats * sizeof(float));
-    memcpy(loop->chunk_in, request->noise, cells * sizeof(float));
-    if (request->target == NULL)
-        return;
-    memcpy(loop->chunk_in + layout->target, request->target, cells * sizeof(float));
-    memcpy(loop->chunk_in + layout->weights, request->weights, layout->rows * sizeof(float));
+    memcpy(loop->chunk_in, request->noise, layout->rows * layout->columns * sizeof(float));
+    if (request->weights != NULL)
+        memcpy(loop->chunk_in + layout->weights, request->weights, layout->rows * sizeof(float));
 }
 
-/* What step k reads, `taken` steps long. */
-static void fill_step(cuda_loop *loop, const flow_request *request, float *row, int k, int taken)
+/* What step k reads; `rest`: it takes the whole rest of the way. */
+static void fill_step(cuda_loop *loop, const flow_request *request, float *row, int k, bool rest)
 {
     const cuda_layout *layout = &loop->layout;
-    double t = 1.0 - (double)k / request->steps;
-    memcpy(row, request->bias_rows + (size_t)k * layout->width, layout->width * sizeof(float));
-    row[layout->dt] = (float)(-(double)taken / request->steps);
-    row[layout->noise_share] = (float)t;
-    row[layout->target_share] = (float)(1.0 - t);
+    const flow_moment *moment = &request->moments[k];
+    for (size_t i = 0; i < layout->rows; i++) {
+        memcpy(row + i * layout->width, request->bias_rows + (size_t)k * layout->width, layout->width * sizeof(float));
+        row[layout->dt + i] = (float)(rest ? moment->rest : moment->dt);
+    }
+    flow_path(request, row + layout->target, layout->rows * layout->columns, moment->t);
 }
 
 /* Launches the steps from k on, one graph; `turn` says whose rows are free. Returns how many steps it takes, 0 on
@@ -119,7 +115,7 @@ static int launch_steps(cuda_loop *loop, int side, const flow_request *request, 
     cuda_exec exec = count == 1 ? loop->single[side] : loop->group[side][turn];
     float *rows = loop->step_in + (size_t)(count == 1 ? 2 : turn) * CUDA_GROUP * loop->layout.step_floats;
     for (int i = 0; i < count; i++)
-        fill_step(loop, request, rows + (size_t)i * loop->layout.step_floats, k + i, rest ? request->steps - k : 1);
+        fill_step(loop, request, rows + (size_t)i * loop->layout.step_floats, k + i, rest);
     return launch(loop, exec, loop->high) && record(loop, loop->stepped[turn], loop->high) ? count : 0;
 }
 

@@ -9,9 +9,9 @@
  *
  * A chunk is: `begin` takes `chunk_in` to the device and x = noise; graphs of
  * CUDA_GROUP steps (`single` for an odd one, or for the rest of a hurried chunk), each
- * step copying its row of `step_in` to the device, tying x and taking the Euler step;
- * `end` brings x to `x_out`. Groups take turns between two graphs with rows of their
- * own, so that one is filled and launched while the other runs.
+ * step copying its row of `step_in` to the device and taking the Euler step, which ties
+ * x first; `end` brings x to `x_out`. Groups take turns between two graphs with rows of
+ * their own, so that one is filled and launched while the other runs.
  */
 #ifndef VLA_CUDA_LOOP_H
 #define VLA_CUDA_LOOP_H
@@ -25,12 +25,12 @@ enum {
     CUDA_ALIGN = 256 / sizeof(float), /* floats: TensorRT's tensors begin at multiples of 256 bytes */
 };
 
-/* The pinned layouts, in floats. A step's row: time bias, then dt, t and 1 - t at `dt`, `noise_share` and
- * `target_share`. chunk_in: noise, then target and weights. */
+/* The pinned layouts, in floats. A step's row: time bias [rows, width], then dt [rows] and the tie's path
+ * [rows, columns]. chunk_in: noise, then the tie's weights. */
 typedef struct {
     size_t rows, columns, width; /* chunk, action, time bias */
-    size_t dt, noise_share, target_share, step_floats;
-    size_t target, weights, chunk_floats;
+    size_t dt, target, step_floats;
+    size_t weights, chunk_floats;
 } cuda_layout;
 
 typedef struct {

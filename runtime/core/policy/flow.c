@@ -47,32 +47,55 @@ static flow_signal asked(const flow_request *request)
 }
 
 /* Float by float in this order, so that the Python loop has the same bits. */
+static float path_at(const flow_request *request, size_t i, double t)
+{
+    float noise_share = (float)t, target_share = (float)(1.0 - t);
+    return noise_share * request->noise[i] + target_share * request->target[i];
+}
+
+void flow_path(const flow_request *request, float *path, size_t cells, double t)
+{
+    for (size_t i = 0; i < cells; i++)
+        path[i] = request->target == NULL ? 0 : path_at(request, i, t);
+}
+
 void flow_tie(const flow_request *request, float *x, size_t rows, size_t columns, double t)
 {
     if (request->target == NULL)
         return;
-    float noise_share = (float)t, target_share = (float)(1.0 - t);
-    for (size_t row = 0; row < rows; row++) {
-        for (size_t column = 0; column < columns; column++) {
-            size_t i = row * columns + column;
-            float path = noise_share * request->noise[i] + target_share * request->target[i];
-            x[i] += request->weights[row] * (path - x[i]);
-        }
+    for (size_t i = 0; i < rows * columns; i++)
+        x[i] += request->weights[i / columns] * (path_at(request, i, t) - x[i]);
+}
+
+/* What the step graph reads of step k besides x, the same for every row. */
+static void give_step(flow *loop, const flow_request *request, int k, bool last)
+{
+    const flow_moment *moment = &request->moments[k];
+    for (size_t row = 0; row < loop->step_rows; row++) {
+        memcpy(loop->time_bias + row * loop->width, request->bias_rows + (size_t)k * loop->width,
+               loop->width * sizeof(float));
+        loop->dt[row] = (float)(last ? moment->rest : moment->dt);
     }
+    if (loop->target == NULL)
+        flow_tie(request, loop->x[k % 2], loop->rows, loop->columns, moment->t);
+    else if (request->target != NULL)
+        flow_path(request, loop->target, loop->rows * loop->columns, moment->t);
 }
 
 static flow_outcome denoise(flow *loop, const flow_request *request, flow_result *result)
 {
     int k = 0, n = request->steps;
     memcpy(loop->x[0], request->noise, loop->rows * loop->columns * sizeof(float));
+    if (loop->weights != NULL && request->weights != NULL)
+        memcpy(loop->weights, request->weights, loop->rows * sizeof(float));
+    else if (loop->weights != NULL)
+        memset(loop->weights, 0, loop->rows * sizeof(float));
     for (bool last = false; k < n && !last; k++) {
         flow_signal signal = k == 0 ? FLOW_CONTINUE : asked(request);
         if (signal == FLOW_ABANDON)
             return FLOW_ABANDONED;
         last = signal == FLOW_FINISH;
-        flow_tie(request, loop->x[k % 2], loop->rows, loop->columns, 1.0 - (double)k / n);
-        memcpy(loop->time_bias, request->bias_rows + (size_t)k * loop->width, loop->width * sizeof(float));
-        *loop->dt = (float)(-(double)(last ? n - k : 1) / n);
+        give_step(loop, request, k, last);
         if (!timed(loop, &loop->step[k % 2], &result->step_ns[k]))
             return FLOW_FAILED;
         result->steps = k + 1;

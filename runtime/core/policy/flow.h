@@ -1,8 +1,9 @@
 /* The flow loop: state token, then n Euler steps from noise (t = 1) to actions (t = 0).
  *
- * x <- x + dt * v(x, t), dt = -1/n, t = 1, 1 - 1/n, ..., 1/n. The step graph does
- * the update itself in float32; this loop gives it the time bias of the step,
- * swaps two buffers, and may stop between steps. No allocation, no interpreter.
+ * x <- x + dt * v(x, t) from t = 1 down to 0, in steps of any sizes. The step graph does
+ * the update itself in float32; this loop gives it the time bias and dt of the step for
+ * every row of the chunk, swaps two buffers, and may stop between steps. No allocation,
+ * no interpreter.
  */
 #ifndef VLA_FLOW_H
 #define VLA_FLOW_H
@@ -33,10 +34,12 @@ typedef struct {
     flow_graph step[2]; /* [0] reads x[0] and writes x[1], [1] the other way */
     flow_copy copies[FLOW_MAX_COPIES];
     size_t copy_count;
-    float *x[2];      /* [rows, columns] each */
-    float *time_bias; /* the step graph's input, `width` floats */
-    float *dt;        /* the step graph's input, one float */
+    float *x[2];             /* [rows, columns] each */
+    float *time_bias;        /* the step graph's input, [step_rows, width] */
+    float *dt;               /* the step graph's input, [step_rows] */
+    float *target, *weights; /* its tie, [rows, columns] and [rows]; both NULL where it has none */
     size_t rows, columns, width;
+    size_t step_rows; /* `rows`; 1 in graphs that have no tie */
     const flow_graph *failed; /* the graph that made a call return FLOW_FAILED */
 } flow;
 
@@ -45,10 +48,16 @@ typedef enum { FLOW_DONE, FLOW_ABANDONED, FLOW_FAILED } flow_outcome;
 /* Asked between steps: go on, take the rest of the way in one step, or give up. */
 typedef enum { FLOW_CONTINUE = 0, FLOW_FINISH = 1, FLOW_ABANDON = 2 } flow_signal;
 
+/* One step: the flow time it begins at, how far it goes, and how far the whole rest of the way is. */
+typedef struct {
+    double t, dt, rest;
+} flow_moment;
+
 typedef struct {
     int steps;                      /* 1..FLOW_MAX_STEPS */
     const float *noise;             /* [rows, columns] */
     const float *bias_rows;         /* [steps, width] */
+    const flow_moment *moments;     /* [steps] */
     const float *target, *weights;  /* inpaint: [rows, columns] and [rows]; both NULL without it */
     const volatile int32_t *signal; /* a flow_signal written by another thread; NULL: never */
 } flow_request;
@@ -65,10 +74,14 @@ flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *s
 /* Runs the steps on the K/V that flow_encode left.
  *
  * With inpaint, a row of weight w is drawn to the path t * noise + (1 - t) * target
- * before every step and at the end: w = 1 is frozen to the target, 0 is free. */
+ * before every step (by the step graph, where it has a tie) and at the end: w = 1 is
+ * frozen to the target, 0 is free. */
 void flow_denoise(flow *loop, const flow_request *request, flow_result *result);
 
-/* The inpaint of one moment, t = 1 at noise and 0 at actions; nothing without a target. */
+/* The path of the inpaint at one moment, t = 1 at noise and 0 at actions; zeros without a target. */
+void flow_path(const flow_request *request, float *path, size_t cells, double t);
+
+/* x drawn to that path; nothing without a target. */
 void flow_tie(const flow_request *request, float *x, size_t rows, size_t columns, double t);
 
 #endif

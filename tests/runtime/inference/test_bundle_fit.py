@@ -48,10 +48,12 @@ def policy(**fields: Any) -> Callable[[dict[str, Any]], None]:
 CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another chunk": (
         policy(chunk_size=60),
-        r"graph expert has x \[1, 50, 32\], the policy's numbers make it \[1, 60, 32\]",
+        r"graph expert has dt \[50, 1\], the policy's numbers make it \[60, 1\]",
     ),
-    "other heads": (policy(kv_heads=3), r"graph prefix has ek01 \[2, 57, 16\]"),
+    "other heads": (policy(kv_heads=3), r"graph prefix has ek01 \[2, 64, 16\]"),
     "another picture": (policy(image_height=64), r"graph vision has pixels \[1, 3, 128, 128\]"),
+    "too few keys": (policy(key_rows=56), "policy.key_rows is 56, must be more than the 56 of the prefix"),
+    "other keys": (policy(key_rows=72), r"graph prefix has ek01 \[2, 64, 16\]"),
     "other tokens": (policy(tokens_per_image=5), "policy.prefix_rows is 56"),
     "a layer too many": (policy(cross_layers=[1, 9]), "must be different ones below 4"),
     "a layer of the other kind": (policy(self_layers=[0], cross_layers=[1, 2, 3]), "graph expert has ek02 not at all"),
@@ -100,9 +102,17 @@ def cut_table(tables: dict[str, Any]) -> None:
     tables["time_bias.10"] = np.ascontiguousarray(tables["time_bias.10"][:-1])
 
 
+def rising_times(tables: dict[str, Any]) -> None:
+    tables["flow_times.2"] = np.array([1, 0.5, 0.6], np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(drop_table, r"time_bias\.10 is missing, must be \[10, 72\]"), (cut_table, r"time_bias\.10 is \[9, 72\]")],
+    [
+        (rising_times, r"flow_times\.2 must be 3 numbers from 1 down to 0"),
+        (drop_table, r"time_bias\.10 is missing, must be \[10, 72\]"),
+        (cut_table, r"time_bias\.10 is \[9, 72\]"),
+    ],
 )
 def test_a_table_of_the_steps_that_does_not_fit_is_named(
     change: Callable[[dict[str, Any]], None], words: str, folder: Path
@@ -138,7 +148,7 @@ def test_inspect_refuses_a_contradiction_and_a_graph_that_is_none(
 ) -> None:
     edit_manifest(folder, policy(chunk_size=60))
     assert export_engines(["--inspect", str(folder)]) == 2
-    assert "graph expert has x" in (found := capsys.readouterr().err) and found.count("\n") == 1
+    assert "graph expert has dt" in (found := capsys.readouterr().err) and found.count("\n") == 1
     edit_manifest(folder, policy(chunk_size=50))
     put(folder, "graphs/vision.onnx", b"no graph")
     assert export_engines(["--inspect", str(folder)]) == 2

@@ -59,7 +59,7 @@ EXPORT void stub_reset(const char *call, int after)
 static struct {
     const float *chunk_in, *step_in;
     float *x_out;
-    int rows, columns, target, weights, step_floats, dt, noise_share, target_share;
+    int rows, columns, target, weights, step_floats, dt;
 } loop;
 static float loop_x[CELLS];
 
@@ -69,7 +69,7 @@ EXPORT void stub_loop(const float *chunk_in, const float *step_in, float *x_out,
     loop.chunk_in = chunk_in;
     loop.step_in = step_in;
     loop.x_out = x_out;
-    memcpy(&loop.rows, layout, 8 * sizeof *layout);
+    memcpy(&loop.rows, layout, 6 * sizeof *layout);
 }
 /* Told "begin" with the stream, "made", "launch" and "destroy" with the graph, "drop" with a template. */
 EXPORT void stub_listen(void (*callback)(const char *what, uintptr_t handle)) { listener = callback; }
@@ -135,9 +135,8 @@ EXPORT int cuGraphUpload(void *exec, void *stream)
 static void run_step(const float *row)
 {
     for (int i = 0; i < loop.rows * loop.columns; i++) {
-        float path = row[loop.noise_share] * loop.chunk_in[i] + row[loop.target_share] * loop.chunk_in[loop.target + i];
-        float tied = loop_x[i] + loop.chunk_in[loop.weights + i / loop.columns] * (path - loop_x[i]);
-        loop_x[i] = tied + row[loop.dt];
+        float tied = loop_x[i] + loop.chunk_in[loop.weights + i / loop.columns] * (row[loop.target + i] - loop_x[i]);
+        loop_x[i] = tied + row[loop.dt + i / loop.columns];
     }
 }
 
