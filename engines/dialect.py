@@ -27,7 +27,8 @@ class Dialect:
     """What one backend runs fast. `int8`: its INT8 treatments, cheapest first. half: it has half-precision products.
     signed: activations are signed and symmetric (TensorRT) instead of unsigned with a zero point (x86, where u8·s8 has
     an instruction and s8·s8 has not). products: vision's attention products are static INT8 too (TensorRT fuses
-    attention in half precision instead)."""
+    attention in half precision instead). INT8 beside half precision: where it pays there, its search begins with all
+    in half."""
 
     int8: tuple[Treatment, ...]
     half: bool = False

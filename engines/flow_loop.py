@@ -67,9 +67,9 @@ class FlowReport:
 
 @dataclass(frozen=True, slots=True)
 class FlowSteps:
-    """What the n steps of one count go by. biases: time half of the action MLP, float32 [n, E]. moments: float64 [n, 3],
-    for each step the flow time it begins at, how far it goes, and how far the rest of the way is (`flow_moment` in
-    flow.h)."""
+    """What the n steps of one count go by. biases: time half of the action MLP, float32 [n, E]. moments: float64
+    [n, 3], for each step the flow time it begins at, how far it goes, and how far the rest of the way is
+    (`flow_moment` in flow.h)."""
 
     biases: NDArray[np.float32]
     moments: NDArray[np.float64]
@@ -171,8 +171,8 @@ class PythonLoop:
 
 
 def flow_steps(policy: PolicySpec, tables: Mapping[str, NDArray[np.float32]]) -> dict[int, FlowSteps]:
-    """The steps for each count n: `time_bias.n` [n, E], and where the steps are unequal `flow_times.n` [n + 1], the flow
-    times from 1 down to 0 between them. BundleError: a table is not there, or no such times."""
+    """The steps for each count n: `time_bias.n` [n, E], and where the steps are unequal `flow_times.n` [n + 1], the
+    flow times from 1 down to 0 between them. BundleError: a table is not there, or no such times."""
     made = {}
     for n in range(policy.min_steps, policy.num_steps + 1):
         table = tables.get(f"time_bias.{n}")

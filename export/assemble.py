@@ -113,6 +113,16 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     return manifest
 
 
+def export_unproven(request: ExportRequest, progress: Progress) -> Manifest:
+    """As `export_bundle`, but compared with nothing: for counts and times of a policy with random weights."""
+    exporter = exporter_of(request.checkpoint)
+    with new_folder(request.out, ExportError) as folder, torch.inference_mode():
+        cameras = camera_specs(exporter.policy, request.recording, exporter.placeholder_size)
+        manifest = write_graphs(exporter, cameras, request, folder, progress)
+        write_manifest(folder, manifest)
+    return manifest
+
+
 def _check_outputs(policy: Policy, request: ExportRequest) -> None:
     """CheckpointError: nobody knows in what units the actions come out."""
     unknown = policy.settings.unknown_outputs

@@ -24,12 +24,11 @@ from vla_edge.calibration.precision.action_error import ActionError, ActionError
 from vla_edge.calibration.precision.folding import Folds, folds_of
 from vla_edge.calibration.precision.linear import weight_arrays
 from vla_edge.calibration.precision.precision_audit import GraphAudit, audit_openvino, audit_ort
-from vla_edge.calibration.precision.precision_plan import Candidate, Search, Weighted, search
+from vla_edge.calibration.precision.precision_plan import Candidate, Search, Weighted, all_half, search
 from vla_edge.calibration.precision.ranges import Method, Ranges, gather
 from vla_edge.calibration.precision.recorded_observations import Split, from_dataset
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.calibration.precision.variant import (
-    Choice,
     Plan,
     VariantEngine,
     VariantSettings,
@@ -38,10 +37,11 @@ from vla_edge.calibration.precision.variant import (
     in_memory,
     settled,
 )
-from vla_edge.engines.dialect import Dialect, Treatment
+from vla_edge.engines.dialect import Dialect
 from vla_edge.engines.engine import Backend, Engine, EngineOptions, backend_of, backends, load_engine
 from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, ExportError
+from vla_edge.export.nvidia_verdict import verdicts
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
@@ -85,19 +85,19 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
             f"fp16 on backend {request.backend}: this CPU has no half-precision products and would compute them in "
             "float32; choose fp32 or int8, or a GPU backend"
         )
-    work = _Work(bundle, request, backend, dialect, progress)
+    work = PrecisionWork(bundle, request, backend, dialect, progress)
     with new_folder(out, ExportError) as folder:
         candidate, found = work.half() if request.precision == "fp16" else work.int8()
         why_float32 = "no INT8 plan holds the bound"
         if candidate is not None:
-            manifest = _write(work, candidate, folder)
+            manifest = write_variant(work, candidate, folder)
             write_manifest(folder, manifest)
             manifest = work.prove(candidate, open_bundle(folder), found)
-            took = manifest.precision.get("latency_ms", {"this": {"total": 0.0}, "fp32": {"total": 1.0}})
-            if request.precision != "auto" or took["this"]["total"] < took["fp32"]["total"]:
+            slower = manifest.precision.get("slower_than_float32")
+            if request.precision != "auto" or slower is None:
                 write_manifest(folder, manifest)
                 return manifest
-            why_float32 = f"INT8 takes {took['this']['total']:.1f} ms here and float32 {took['fp32']['total']:.1f} ms"
+            why_float32 = slower
             shutil.rmtree(folder / "graphs")
         shutil.copytree(source, folder, dirs_exist_ok=True)
         facts = {
@@ -111,7 +111,19 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
     return manifest
 
 
-class _Work:
+def half_unproven(source: Path, out: Path, progress: Progress) -> Manifest:
+    """Write the bundle `out` in half precision for tensorrt, measured on nothing: for a policy with random weights."""
+    request = PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
+    work = PrecisionWork(open_bundle(source), request, backend_of("tensorrt"), dialect_of("tensorrt"), progress)
+    with new_folder(out, ExportError) as folder:
+        manifest = write_variant(work, work.half()[0], folder)
+        facts = {"requested": "fp16", "graphs": dict.fromkeys(manifest.graphs, "fp16, not proven")}
+        manifest = replace(manifest, precision=facts)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+class PrecisionWork:
     """One export: the float32 bundle, what it is measured on, and the search."""
 
     def __init__(
@@ -145,6 +157,8 @@ class _Work:
         found = search(self._groups(), self.dialect, self.request.bound, self._measure)
         if found.chosen is None and self.request.precision == "int8":
             best = min(found.tried, key=lambda trial: trial.error.relative)
+            if self.dialect.half and len(found.tried) == 1:
+                raise ExportError(f"{self._missed('fp16', best.error)}; raise the bound, or export fp32")
             raise ExportError(
                 f"no INT8 plan holds the bound (cosine {self.request.bound.cosine:g}, joint error "
                 f"{self.request.bound.joint_p95:g} of range); the best, {best.candidate.name}, "
@@ -154,8 +168,7 @@ class _Work:
 
     def half(self) -> tuple[Candidate, None]:
         """Every linear map in half precision, for a backend that is not on this machine."""
-        plan = {item.group.name: Choice(Treatment.FLOAT16) for item in self._groups() if not item.group.products}
-        return Candidate(f"all {Treatment.FLOAT16.value}", plan, folded=False), None
+        return all_half(self._groups()), None
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
@@ -195,17 +208,15 @@ class _Work:
         if not self.runs_here:
             error = self._error(written, self.candidate_engine)
             if not error.within(self.request.bound):
-                raise ExportError(
-                    f"{self.request.precision} for {self.request.backend} has cosine {error.cosine:.5f} and joint "
-                    f"error {error.joint_p95:.4f} of range on ort, "
-                    f"outside the bound ({self.request.bound.cosine:g}, {self.request.bound.joint_p95:g}); raise the "
-                    "bound, or export fp32"
-                )
+                missed = self._missed(self.request.precision, error)
+                raise ExportError(f"{missed}; raise the bound, or export fp32")
             facts["graphs"] = dict.fromkeys(manifest.graphs, f"{self.request.precision}, not run here")
-            facts["audit"] = (
+            not_run = (
                 f"not audited: backend {self.request.backend} is not on this machine; action error measured on ort, "
-                "as the graphs are written"
+                "as the graphs are written; not timed"
             )
+            compiled = verdicts(written, self.progress) if backend_of(self.request.backend).builds else None
+            facts["audit"] = not_run if compiled is None else {"not_run": not_run, **compiled}
             return replace(manifest, precision={**facts, "error": error.facts()})
         engine = load_engine(self.request.backend, EngineOptions(threads=self.request.threads, spin=False))
         self.progress("audit what really runs")
@@ -231,13 +242,27 @@ class _Work:
             for name, audit in audits.items()
         }
         facts["error"] = error.facts()
-        facts["latency_ms"] = self._latency(written, engine)
+        took = facts["latency_ms"] = self._latency(written, engine)
+        this, float32 = (took[name]["total"] for name in ("this", "fp32"))
+        if this >= float32:
+            facts["slower_than_float32"] = f"INT8 takes {this:.1f} ms here and float32 {float32:.1f} ms"
         return replace(manifest, precision=facts)
 
+    def _missed(self, precision: str, error: ActionError) -> str:
+        bound = self.request.bound
+        return (
+            f"{precision} for {self.request.backend} has cosine {error.cosine:.5f} and joint error "
+            f"{error.joint_p95:.4f} of range on ort, outside the bound ({bound.cosine:g}, {bound.joint_p95:g})"
+        )
+
     def _groups(self) -> list[Weighted]:
-        manifest = self.bundle.manifest
-        runs = {manifest.programme.camera: len(manifest.cameras), manifest.programme.step: manifest.policy.num_steps}
-        return [Weighted(group, runs.get(name, 1)) for name, graph in self.graphs.items() for group in groups_of(graph)]
+        manifest, programme = self.bundle.manifest, self.bundle.manifest.programme
+        runs = {programme.camera: len(manifest.cameras), programme.step: manifest.policy.num_steps}
+        return [
+            Weighted(group, runs.get(name, 1), programme.role(name))
+            for name, graph in self.graphs.items()
+            for group in groups_of(graph)
+        ]
 
     def _measure(self, candidate: Candidate) -> ActionError:
         self.progress(f"try {candidate.name}")
@@ -276,7 +301,7 @@ class _Work:
         }
 
 
-def _write(work: _Work, candidate: Candidate, folder: Path) -> Manifest:
+def write_variant(work: PrecisionWork, candidate: Candidate, folder: Path) -> Manifest:
     """The graphs of the plan under graphs/PRECISION/, everything else copied."""
     kind = work.request.precision if work.request.precision != "auto" else "int8"
     place = folder / "graphs" / kind

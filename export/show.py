@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vla_edge.bundle import UNKNOWN_RATE, Bundle, open_bundle
 from vla_edge.errors import BundleError
+from vla_edge.export.nvidia_verdict import lines
 from vla_edge.runtime.inference.bundle_fit import check_fit
 
 
@@ -83,6 +84,10 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
 def _print_precision(bundle: Bundle, console: Console) -> None:
     """The measured action error of a bundle that is not float32, with its bound."""
     found = bundle.manifest.precision
+    audit = found.get("audit")
+    if isinstance(audit, dict) and "compiler" in audit:
+        for line in lines(audit):
+            console.print(line, markup=False)
     if "error" not in found:
         return
     error, bound = found["error"], found["bound"]
@@ -98,6 +103,8 @@ def _print_precision(bundle: Bundle, console: Console) -> None:
         console.print(
             f"fresh inference {whole['this']['total']:.1f} ms, float32 on ONNX Runtime {whole['fp32']['total']:.1f} ms"
         )
+    if "slower_than_float32" in found:
+        console.print(f"this bundle is slower than its float32 one: {found['slower_than_float32']}", markup=False)
 
 
 def _figures(bundle: Bundle, name: str) -> dict[str, int]:

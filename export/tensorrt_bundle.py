@@ -22,18 +22,21 @@ from vla_edge.engines.tensorrt.engine_build import (
 )
 from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
+from vla_edge.export.nvidia_verdict import audit
 from vla_edge.files import written_beside
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRTOptions:
     """How engine files are built: backend they are for, scratch of the builder, memory of the board they are for,
-    `force` to build although the memory does not suffice."""
+    `force` to build although the memory does not suffice, `audit` for a float32 bundle that was made just now: what
+    NVIDIA's compiler says of it goes into its manifest."""
 
     backend: str
     workspace_bytes: int
     board_memory_gb: float
     force: bool
+    audit: bool
 
 
 def add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,11 +87,14 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
 
 def options_from_arguments(arguments: argparse.Namespace) -> TensorRTOptions:
     """The options that the flags ask for."""
-    return TensorRTOptions(arguments.backend, arguments.workspace * MB, arguments.board_memory, arguments.force)
+    fresh = arguments.checkpoint is not None and arguments.precision == "fp32"
+    return TensorRTOptions(arguments.backend, arguments.workspace * MB, arguments.board_memory, arguments.force, fresh)
 
 
 def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:
     """Build the engine files of the bundle at `path`; yields what was built, a line each, and what it needs to run."""
+    if options.audit:
+        audit(path, tell)
     bundle, build = open_bundle(path), BuildOptions(options.workspace_bytes, options.force)
     cuda = None if options.backend == RTX else open_cuda()
     made = build_engines(bundle, build, tell, cuda, load_compiler(options.backend))
@@ -114,6 +120,8 @@ def pack(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> I
     """
     from vla_edge.engines.tensorrt.trt_lint import lint_bundle
 
+    if options.audit:
+        audit(path, tell)
     bundle = open_bundle(path)
     target = path.resolve().with_name(f"{path.resolve().name}.tar")
     if target.exists():

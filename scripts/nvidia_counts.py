@@ -15,15 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.precision.ranges import Method, Ranges, gather
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.calibration.precision.variant import Choice, VariantSettings, groups_of, in_memory
 from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.engines.tensorrt.engine_build import RTX, BuildOptions, load_compiler, serialize
+from vla_edge.engines.tensorrt.engine_build import RTX, load_compiler
+from vla_edge.export.nvidia_verdict import counts as counts_of
 
 AROUND = "float32_around"
 PRECISIONS = [Treatment.FLOAT32.value, Treatment.FLOAT16.value, AROUND, Treatment.INT8_STATIC.value]
@@ -35,17 +34,7 @@ def counts(bundle: Bundle, name: str, precision: str, ranges: Ranges | None) -> 
     plan = {group.name: Choice(treatment) for group in groups_of(bundle.graph(name)) if not group.products}
     half = treatment is not Treatment.FLOAT32 and precision != AROUND
     graph = in_memory(bundle.graph(name), plan, VariantSettings(ranges, Method.MINMAX, signed=True, half=half))
-    compiled = serialize(load_compiler(RTX), graph, BuildOptions(), lambda step: None)
-    nodes = onnx.load_from_string(graph.model).graph.node
-    found = compiled.verdict
-    return {
-        "attentions": sum(node.op_type == "Softmax" for node in nodes),
-        "fused_attentions": found.fused_attentions,
-        "kernels": found.kernels,
-        "float32_products": len(found.float32_products),
-        "scratch_mb": round(found.scratch / 1e6, 1),
-        "engine_mb": round(len(compiled.data) / 1e6, 1),
-    }
+    return counts_of(graph, load_compiler(RTX))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,19 +42,21 @@ class Choice:
         )
 
 
-FLOAT32 = Choice(Treatment.FLOAT32)
+FLOAT32, HALF = Choice(Treatment.FLOAT32), Choice(Treatment.FLOAT16)
 Plan = Mapping[str, Choice]
 """Choice by group; a group that is not named stays in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Linear maps of one kind in one graph, or a graph's attention products; what a plan decides on together."""
+    """Linear maps of one kind in one graph, or a graph's attention products; what a plan decides on together. weights:
+    how many numbers a run reads."""
 
     name: str
     graph: str
     multiply_adds: int
     products: bool = False
+    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ class MemorySink:
 def groups_of(graph: GraphFile) -> list[Group]:
     """The groups of one graph, in graph order."""
     model = onnx.load_from_string(graph.model)
-    work: dict[str, int] = {}
+    work: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
     for item in linear_maps(model):
-        work[item.group] = work.get(item.group, 0) + item.multiply_adds
-    found = [Group(name, graph.name, amount) for name, amount in work.items()]
+        work[item.group] += item.multiply_adds
+        weights[item.group] += item.inner * item.outer
+    found = [Group(name, graph.name, amount, weights=weights[name]) for name, amount in work.items()]
     inner = products(model)
     if inner:
         found.append(Group(inner[0].group, graph.name, sum(item.multiply_adds for item in inner), products=True))

@@ -174,7 +174,9 @@ class CudaGraphLoop:
         """The state, its K/V rows, and each row into its place in its tensor."""
         tensors = self._tensors[side]
         copies = [
-            _row_copy(name, spec.shape, self._flow.buffers[name.removeprefix("state_")], self._flow.state_place, tensors)
+            _row_copy(
+                name, spec.shape, self._flow.buffers[name.removeprefix("state_")], self._flow.state_place, tensors
+            )
             for name, spec in self._loaded["state"].outputs.items()
         ]
 

@@ -150,10 +150,12 @@ def _tensors(text: str) -> list[dict[str, str]]:
 
 
 def _float32_product(kernel: Mapping[str, Any]) -> str | None:
-    """The name of a matrix product in float32: the linear map's, where the kernel reads a weight."""
+    """The name of a matrix product in float32: the linear map's, where the kernel reads a weight, or its first named
+    input's."""
     if kernel["LayerType"] != "gemm" and "Fc" not in kernel["Name"]:
         return None
     weight = next((tensor for tensor in kernel["Constants"] if ".weight" in tensor["Name"]), None)
-    name = weight["Name"].partition(".weight")[0] if weight else kernel["Name"]
+    given = (tensor["Name"] for tensor in kernel["Inputs"] if not tensor["Name"].startswith("__"))
+    name = weight["Name"].partition(".weight")[0] if weight else next(given, kernel["Name"])
     kinds = {tensor["Datatype"] for tensor in ([weight] if weight else kernel["Inputs"])}
     return str(name) if "Float" in kinds else None

@@ -115,7 +115,7 @@ def plan_memory(bundle: Bundle, board: Board, workspace: int, scratch: Mapping[s
 
 
 def streams_of(programme: Programme) -> tuple[tuple[str, ...], ...]:
-    """The graphs of the flow loop, of a refresh beside it, and of single runs: scratch is shared by those of a stream."""
+    """The graphs of the flow loop, of a refresh beside it, of single runs: those of a stream share their scratch."""
     if not programme.step:
         return (programme.order(),)
     return (*programme.moment, programme.step), programme.scene, programme.order()

@@ -119,7 +119,7 @@ class TrtEngine:
         return TrtGraph(self, self.engine_of(graph), graph)
 
     def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
-        """Prefix, state and steps as captured CUDA graphs; a step graph of before, which has no tie, runs uncaptured."""
+        """Prefix, state and steps as captured CUDA graphs; a step graph of before, without a tie, runs uncaptured."""
         if not graphs.ties:
             return PythonLoop(graphs)
         from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop

@@ -109,7 +109,9 @@ class SmolVLAComparison:
     def _compare_prefix(self, prefix: Prefix, entering_last: Tensor, valid: NDArray[np.bool_]) -> None:
         buffers, mask = self._graphs.buffers, prefix.mask[0]
         for name, expected in self._caches(prefix.cache):
-            self._deviations.add("prefix", buffers[name][:, : self._spec.prefix_rows][:, valid], expected[mask].transpose(0, 1))
+            self._deviations.add(
+                "prefix", buffers[name][:, : self._spec.prefix_rows][:, valid], expected[mask].transpose(0, 1)
+            )
         pictures = prefix_rows(self._policy).pictures()[valid] == 1
         self._deviations.add("pooled", buffers["pooled"], entering_last[mask][torch.from_numpy(pictures)].mean(dim=0))
         if "cls" in buffers:

@@ -57,7 +57,9 @@ def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np
         )
     positions = np.cumsum(rows) - 1
     padding = np.zeros(policy.kv_rows - len(rows), np.float32)
-    return Layout(np.concatenate([rows, padding]), positions[:-1].astype(np.float32), int(positions[-1]), int(positions[-1]) + 1)
+    return Layout(
+        np.concatenate([rows, padding]), positions[:-1].astype(np.float32), int(positions[-1]), int(positions[-1]) + 1
+    )
 
 
 class Preparer:

@@ -160,6 +160,11 @@ class Programme:
         steps = (self.step,) if self.step else ()
         return (self.camera, *self.scene, *self.moment, *steps, *self.correct)
 
+    def role(self, graph: str) -> str:
+        """The field that names it: "camera", "scene", "moment", "step" or "correct"."""
+        several = {name: role for role in ("scene", "moment", "correct") for name in getattr(self, role)}
+        return {self.camera: "camera", self.step: "step", **several}[graph]
+
 
 def smolvla_programme(graphs: Iterable[str]) -> Programme:
     """Of SmolVLA's graphs, `delta_kv` and `delta` where they are there; what a manifest without a programme means."""

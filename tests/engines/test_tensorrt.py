@@ -32,13 +32,7 @@ from vla_edge.engines.ort_device import OrtDeviceGraph
 from vla_edge.engines.tensorrt import trt_engine as trt
 from vla_edge.engines.tensorrt.captured_loop import CudaGraphLoop
 from vla_edge.engines.tensorrt.cuda import require_gpu
-from vla_edge.engines.tensorrt.engine_build import (
-    BuildOptions,
-    board_plan,
-    build_engines,
-    load_compiler,
-    serialize,
-)
+from vla_edge.engines.tensorrt.engine_build import BuildOptions, board_plan, build_engines, load_compiler, serialize
 from vla_edge.engines.tensorrt.engine_file import Sidecar, engine_folder, l4t_release, onnx_digest
 from vla_edge.engines.tensorrt.kernel_audit import int8_share, layer_types
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, plan_memory

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import device_full
 from tests.engines.emulated_gpu import FACTS, EmulatedCuda, stub_driver
 from tests.engines.torch_kernels import torch_tensorrt
 
@@ -41,9 +42,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
     monkeypatch.setattr("tests.engines.torch_kernels.torch_tensorrt", lambda: torch_tensorrt("cpu", cuda.put))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    module.WORK, module.DEVICE = tmp_path / "work", "cpu"
-    module.used_mb = lambda: 0
-    module.Torch.wait = lambda self: None
+    module.WORK = tmp_path / "work"
+    monkeypatch.setattr(device_full, "DEVICE", "cpu")
+    monkeypatch.setattr(device_full, "used_mb", lambda: 0)
+    monkeypatch.setattr(device_full.Torch, "wait", lambda self: None)
     torch.set_num_threads(1)
     yield module
     cuda.close()
@@ -56,7 +58,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def test_every_step_on_bundles_runs_and_writes_its_lines(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.Torch, "compile", lambda self: None)
+    monkeypatch.setattr(device_full.Torch, "compile", lambda self: None)
     out = tmp_path / "out"
     for step in ("race", "export", "full", "compiled"):
         arguments = argparse.Namespace(step=step, out=out, kernels="torch", rounds=3, size="tiny")

@@ -46,10 +46,7 @@ def policy(**fields: Any) -> Callable[[dict[str, Any]], None]:
 
 
 CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "another chunk": (
-        policy(chunk_size=60),
-        r"graph expert has dt \[50, 1\], the policy's numbers make it \[60, 1\]",
-    ),
+    "another chunk": (policy(chunk_size=60), r"graph expert has dt \[50, 1\], the policy's numbers make it \[60, 1\]"),
     "other heads": (policy(kv_heads=3), r"graph prefix has ek01 \[2, 64, 16\]"),
     "another picture": (policy(image_height=64), r"graph vision has pixels \[1, 3, 128, 128\]"),
     "too few keys": (policy(key_rows=56), "policy.key_rows is 56, must be more than the 56 of the prefix"),
