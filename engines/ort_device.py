@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA and TensorRT providers, each by its own name, with their CUDA graphs switched on.
+"""ONNX Runtime's CUDA and TensorRT providers, each by its own name, with their CUDA graphs switched on: fallbacks.
 
 A captured graph reads and writes fixed device addresses, so every tensor has
 one device value for the life of its session; a run copies inputs from and
@@ -66,7 +66,10 @@ class OrtDeviceEngine:
 
     def __init__(self, name: str, providers: list[tuple[str, dict[str, str]]], options: EngineOptions) -> None:
         self.name = name
-        self.detail = f"ONNX Runtime {require_runtime().__version__}, {providers[0][0]} with CUDA graphs"
+        self.detail = (
+            f"ONNX Runtime {require_runtime().__version__}, {providers[0][0]} with CUDA graphs; a fallback: every step "
+            "uploads all keys and values"
+        )
         self._providers = providers
         self._options = options
 
