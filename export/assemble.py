@@ -37,6 +37,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckpointError, ExportError
 from vla_edge.export.family import Cut, Exporter, exporter_of
 from vla_edge.export.graph import Graph
+from vla_edge.export.lerobot_files import LEROBOT_FILES, write_lerobot_files
 from vla_edge.export.lint import lint
 from vla_edge.export.proof import compare
 from vla_edge.export.proof_observations import (
@@ -169,11 +170,19 @@ def write_graphs(
     progress("write tables and tokenizer")
     (folder / TABLES).write_bytes(save({**exporter.tables(), **_statistics(policy)}))
     tokenizer = _tokenizer(policy, folder)
+    policy_numbers = exporter.spec()
+    write_lerobot_files(folder, policy_numbers, cameras)
     files = sorted(
-        {TABLES, WEIGHTS, *(spec.file for spec in graphs.values()), *([tokenizer.file] if tokenizer.file else [])}
+        {
+            TABLES,
+            WEIGHTS,
+            *LEROBOT_FILES,
+            *(spec.file for spec in graphs.values()),
+            *([tokenizer.file] if tokenizer.file else []),
+        }
     )
     return Manifest(
-        policy=exporter.spec(),
+        policy=policy_numbers,
         cameras=cameras,
         joints=joints,
         joint_units=request.joint_units,
