@@ -17,6 +17,7 @@ from vla_edge.robot.sim.render import load_mujoco, new_renderer
 from vla_edge.robot.sim.scene import Scene
 
 RADIANS_PER_COUNT = 2 * np.pi / COUNTS_PER_TURN
+GRAVITY_M_S2 = 9.81
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class SimulatedArm:
         self._stiffness = np.array([SERVOS[name].stiffness for name in KOCH_JOINTS])
         self._renderers: dict[tuple[int, int], Any] = {}
         self._pictures = 0
-        self._owed_s = 0.0
+        self._owed_s, self._load_n = 0.0, 0.0
         self.reset(scene)
 
     def reset(self, scene: Scene) -> None:
@@ -128,8 +129,15 @@ class SimulatedArm:
         self.model.actuator_gainprm[joint, 0] = stiffness
         self.model.actuator_biasprm[joint, 1] = -stiffness
 
+    def hang(self, kilograms: float) -> None:
+        """Hang a weight on the tip; 0 takes it off."""
+        self._load_n = kilograms * GRAVITY_M_S2
+
     def step(self, seconds: float) -> None:
         """Let time pass; a rest shorter than the physics' own step is kept for the next call."""
+        pull = np.array([0.0, 0.0, -self._load_n])
+        lever = self.tip - self.data.body("hand").xipos
+        self.data.body("hand").xfrc_applied[:] = *pull, *np.cross(lever, pull)
         self._owed_s += seconds
         steps = int(self._owed_s / self.model.opt.timestep + 1e-9)
         self._owed_s -= steps * self.model.opt.timestep

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vla_edge.contract import Chunk, ChunkKind, Command
+from vla_edge.robot.registers import GOAL_POSITION, TORQUE_ENABLE, Register
+from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.emulated_bus import EmulatedBus
+from vla_edge.robot.sim.emulator import koch_servos
+from vla_edge.robot.sim.framing import BROADCAST, SYNC_WRITE, encode
+from vla_edge.robot.sim.plant import IdealPlant
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits
 
 core = pytest.importorskip("vla_edge._core")
@@ -65,6 +71,14 @@ class Flight:
     def run(self, seconds: float, **fields: Any) -> np.ndarray:
         """Goals [n, 6] of so many seconds, without a new chunk."""
         return np.array([self.tick(**fields)["goals"] for _ in range(round(seconds * HZ))])
+
+    def overload(self, joint: int) -> None:
+        """The servo shuts down by itself, and says so from now on."""
+        self.inference = {"alerts": [int(i == joint) for i in range(6)], "read_result": ALERT_READING}
+
+    def obstruct(self, joint: int, count: int) -> None:
+        """Nothing goes beyond there any more."""
+        self.way[joint] = (-9999, count)
 
     def place(self, *positions: int) -> None:
         """Somebody puts the arm there between two ticks: so far away that the next reading has to confirm it."""
@@ -373,40 +387,81 @@ def test_a_servo_a_lost_turn_away_after_a_watchdog_is_left_to_stand_and_named() 
 PARK = (2300,) * 6
 
 
-def disarmed() -> Flight:
-    flight = Flight(park=PARK)
+class OnBus(Flight):
+    """A pilot whose arm is the emulated bus, on the pilot's clock: what the arm did stands in the bus's own log."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        servos = koch_servos(None, self.position)
+        self.plant = IdealPlant([servo.raw for servo in servos])
+        self.log: list[Mapping[str, Any]] = []
+        self.bus = EmulatedBus(servos, self.plant, Faults(FaultRates(), 0, (0.0, 0.0)), self.log.append)
+        self.bus.advance(0)
+
+    def tick(self, *chunks: Chunk, command: Command = Command.NONE, **fields: Any) -> dict[str, Any]:
+        now_ns = (self.tick_number + 1) * T
+        self.bus.advance(now_ns)
+        self.position = [servo.position for servo in self.bus.servos]
+        super().tick(*chunks, command=command, **fields)
+        if self.last["write"]:
+            self._say(GOAL_POSITION, [goal.to_bytes(4, "little", signed=True) for goal in self.last["goals"]], now_ns)
+        if self.last["torque"] != 0:
+            self._say(TORQUE_ENABLE, [bytes([self.last["torque"] == 1])] * 6, now_ns)
+        return self.last
+
+    def _say(self, register: Register, values: list[bytes], now_ns: int) -> None:
+        head = register.address.to_bytes(2, "little") + register.size.to_bytes(2, "little")
+        body = head + b"".join(bytes([servo.id]) + value for servo, value in zip(self.bus.servos, values))
+        self.bus.receive(encode(BROADCAST, SYNC_WRITE, body), 1_000_000, now_ns)
+
+    def overload(self, joint: int) -> None:
+        super().overload(joint)
+        self.bus.servos[joint].overload()
+
+    def obstruct(self, joint: int, count: int) -> None:
+        self.plant.block(joint, -np.inf, self.bus.servos[joint].raw_of(count))
+
+    def moved(self, since_ns: int) -> int:
+        """Counts over which the servo that moved most went from then on, by the log."""
+        before = [entry["positions"] for entry in self.log if entry["kind"] == "motion" and entry["t"] <= since_ns][-1:]
+        after = [entry["positions"] for entry in self.log if entry["kind"] == "motion" and entry["t"] > since_ns]
+        return max(int(np.ptp([shown[str(i)] for shown in before + after])) for i in range(1, 7))
+
+
+def disarmed(make: type[Flight] = Flight) -> Flight:
+    flight = make(park=PARK)
     flight.tick()
     return flight
 
 
-def planning() -> Flight:
-    return Flight(park=PARK).armed()
+def planning(make: type[Flight] = Flight) -> Flight:
+    return make(park=PARK).armed()
 
 
-def moving() -> Flight:
-    flight = planning()
+def moving(make: type[Flight] = Flight) -> Flight:
+    flight = planning(make)
     flight.tick(flight.chunk(n=200, step=2.0))
     flight.run(0.3)
     assert flight.last["state"] == "moving"
     return flight
 
 
-def held() -> Flight:
-    flight = moving()
+def held(make: type[Flight] = Flight) -> Flight:
+    flight = moving(make)
     flight.tick(command=Command.HOLD)
     return flight
 
 
-def parking() -> Flight:
-    flight = planning()
+def parking(make: type[Flight] = Flight) -> Flight:
+    flight = planning(make)
     flight.tick(command=Command.PARK)
     flight.run(0.2)
     assert flight.last["state"] == "parking"
     return flight
 
 
-def stopping() -> Flight:
-    flight = moving()
+def stopping(make: type[Flight] = Flight) -> Flight:
+    flight = moving(make)
     flight.tick(command=Command.STOP)
     while flight.last["state"] != "parking":
         flight.tick()
@@ -414,30 +469,40 @@ def stopping() -> Flight:
     return flight
 
 
-def parked() -> Flight:
-    flight = parking()
+def parked(make: type[Flight] = Flight) -> Flight:
+    flight = parking(make)
     while flight.last["reason"] != "parked":
         flight.tick()
     return flight
 
 
-def alerted() -> Flight:
+def alerted(make: type[Flight] = Flight) -> Flight:
     """A servo shut down in the middle of a motion."""
-    flight = moving()
-    flight.inference = {"alerts": [0, 0, 0, 0, 0, 1], "read_result": ALERT_READING}
+    flight = moving(make)
+    flight.overload(5)
     flight.tick()
     assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("fault", "alert", 5)
     return flight
 
 
-def unplugged() -> Flight:
-    flight = moving()
+def blocked(make: type[Flight] = Flight) -> Flight:
+    """A joint met an obstacle, and still stands against it."""
+    flight = moving(make)
+    flight.obstruct(1, flight.position[1])
+    while flight.last["reason"] != "stall":
+        flight.tick()
+    flight.run(0.5)
+    return flight
+
+
+def unplugged(make: type[Flight] = Flight) -> Flight:
+    flight = moving(make)
     flight.tick(lost=True, read_result=5)
     flight.inference = {"read_result": 5, "lost": True}
     return flight
 
 
-STATES = [disarmed, planning, moving, held, parking, stopping, parked, alerted, unplugged]
+STATES = [disarmed, planning, moving, held, parking, stopping, parked, alerted, blocked, unplugged]
 SETTLE_S = 0.4
 """For slowing down from the fastest motion of these tests."""
 
@@ -445,10 +510,13 @@ SETTLE_S = 0.4
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 @pytest.mark.parametrize("command", [c for c in Command if c is not Command.NONE], ids=lambda c: c.name.lower())
 def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
-    state: Callable[[], Flight], command: Command
+    state: Callable[[type[Flight]], Flight], command: Command
 ) -> None:
-    flight = state()
+    """And what the arm did in them stands in the log of the emulated bus."""
+    flight = state(OnBus)
+    assert isinstance(flight, OnBus)
     before = dict(flight.last)
+    asked_ns = (flight.tick_number + 1) * T
     told = flight.tick(command=command)
     answer, torque = told["answer"], [told["torque"]]
     states = [told["state"]]
@@ -460,35 +528,41 @@ def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
         goals.append(flight.last["goals"])
         states.append(flight.last["state"])
         torque.append(flight.last["torque"])
-    late = np.array(goals[round(SETTLE_S * HZ) :])
-    moves = len(late) > 0 and np.ptp(late, axis=0).max() > 0
+    flight.bus.advance(flight.tick_number * T + 200_000_000)
+    since_ns = asked_ns + round(SETTLE_S * 1e9)
+    moves = flight.moved(since_ns) > 0
+    went = flight.moved(asked_ns) > 2
+    limp = [entry["id"] for entry in flight.log if entry["kind"] == "torque" and not entry["on"]]
     name = state.__name__
     if command in (Command.HOLD, Command.REDO):
         # Done means: no motion once it has slowed down, no letting go, whatever was asked before.
         assert answer == {"disarmed": NOT_ARMED, "unplugged": FAULT}.get(name, DONE)
-        assert not moves and 2 not in torque and not flight.last["done"]
+        assert not moves and not limp and not flight.last["done"]
     if command is Command.PING:
         assert answer == DONE
-        twin = state()
+        twin = state(OnBus)
         twin.tick()
         undisturbed = [twin.tick(twin.chunk(n=200, step=2.0))["goals"] for _ in goals[1:6]]
         assert undisturbed == goals[1:6]
     if command is Command.ARM:
         busy = name in ("held", "parking", "stopping")
         assert answer == (FAULT if name in ("alerted", "unplugged") else BUSY if busy else DONE)
-        assert ("moving" in states) == (answer == DONE)
+        assert ("moving" in states) == (answer == DONE) and (went or answer != DONE)
     if command in (Command.PARK, Command.PARK_IDLE):
         assert answer == {"disarmed": NOT_ARMED, "unplugged": FAULT}.get(name, DONE)
-        if answer == DONE:
+        if name == "blocked":  # the pose lies behind the obstacle: it is given up, and the force goes
+            assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("hold", "stall", 1)
+            assert abs(flight.last["goals"][1] - flight.position[1]) <= GRAVITY
+        elif answer == DONE:
             joints = 5 if name == "alerted" else 6  # the one without torque is not told to move
             assert flight.last["reason"] == "parked" or flight.last["done"]
-            assert flight.last["goals"][:joints] == PARK[:joints]
+            assert [servo.position for servo in flight.bus.servos][:joints] == list(PARK[:joints])
     if command is Command.STOP:
         assert answer == DONE and flight.last["done"]
-        kept = name in ("disarmed", "unplugged")
-        assert kept == (2 not in torque)
+        kept = name in ("disarmed", "blocked", "unplugged")
+        assert kept == (not limp)
         if not kept:  # torque goes off where the arm rests by itself
-            assert flight.last["goals"][:5] == PARK[:5]
+            assert [servo.position for servo in flight.bus.servos][:5] == list(PARK[:5])
     if command is Command.TORQUE_OFF:
         assert answer == (DONE if name == "parked" else NOT_PARKED)
         if answer != DONE:
