@@ -28,7 +28,7 @@ class EmulatedBus:
     Log entries have `t` (CLOCK_MONOTONIC ns) and `kind`: `goal` (goals and present
     positions by id), `torque` (id, on), `write` (id, address, hex), `refused` (id,
     address, error), `watchdog` (id), `reboot` (id), `answer` (positions by id, as
-    put on the line), `motion` (positions by id, when one changed).
+    put on the line), `motion` (positions by id, when one changed), `registers` (all by id and name, see `dump`).
     """
 
     def __init__(self, servos: Sequence[EmulatedServo], plant: Plant, faults: Faults, log: Log) -> None:
@@ -82,6 +82,11 @@ class EmulatedBus:
         for request in self._reader.feed(data):
             if now_ns >= self.silent_until_ns and self._faults.request_is_heard():
                 self._handle(request, baud, now_ns)
+
+    def dump(self, now_ns: int) -> None:
+        """Every register of every servo into the log."""
+        held = {str(servo.id): {name: servo.get(known) for name, known in r.REGISTERS.items()} for servo in self.servos}
+        self._log({"t": now_ns, "kind": "registers", "servos": held})
 
     def take_output(self, now_ns: int) -> bytes:
         """The bytes that are due on the line by now, in order."""

@@ -7,7 +7,7 @@ given to anything that opens a serial port. Events come from `--at "2.5 overload
 3"` (seconds after the start) or, with `--commands`, as lines on standard input:
 
     dead ID | alive ID | hang SECONDS | overload ID | limp ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID
-    LOW HIGH | free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | unplug | quit
+    LOW HIGH | free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | dump | unplug | quit
 
 The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
 """
@@ -203,6 +203,8 @@ class Emulator:
                 self._servo(servo).put(r.PRESENT_VOLTAGE, int(tenths))
             case ("rate", name, probability):
                 self._faults.set_rate(name, float(probability))
+            case ("dump",):
+                self._bus.dump(time.monotonic_ns())
             case ("unplug",) | ("quit",):
                 self._running = False
             case ():

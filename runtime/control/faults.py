@@ -20,7 +20,7 @@ CAUSES = {
     "watchdog": ("the servos heard nothing for 200 ms and stopped by themselves", f"see that it is safe, {ARM_AGAIN}"),
     "outside": ("far outside its soft limits", f"move it inside by hand, {ARM_AGAIN}"),
     "malformed": ("a chunk had a wrong shape or values that are no numbers", f"restart inference, {ARM_AGAIN}"),
-    "torque": ("did not take the torque command, or rebooted and lost its torque", f"check the supply, {POWER}"),
+    "torque": ("did not take the torque command, or rebooted and lost its torque", f"check the supply, {ARM_AGAIN}"),
     "stall": ("pressed against something", f"clear the way, {ARM_AGAIN}"),
     "setting": ("does not take a setting, so there is no torque", POWER),
     "deaf": ("does not take goals", POWER),

@@ -1,0 +1,147 @@
+"""Every fault of a running arm, the recovery that its message names, and what the servos hold afterwards.
+
+Judged by the emulator's log: the arm stands once it has slowed down, it moves again after the recovery, and a dump of
+the registers shows the settings and limits of the start.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.machine_stall import TooLate
+from tests.runtime.control.control_rig import Rig, rig
+
+from vla_edge.contract import KOCH_JOINTS
+from vla_edge.robot import registers as r
+from vla_edge.robot.koch import GOAL_PWM
+from vla_edge.runtime.control.faults import CAUSES
+from vla_edge.runtime.control.recover import recover_running
+
+pytest.importorskip("vla_edge._core")
+
+CHANGING = {r.GOAL_POSITION, r.PRESENT_LOAD, r.PRESENT_VELOCITY, r.PRESENT_POSITION, r.PRESENT_VOLTAGE}
+HELD = [name for name, register in r.REGISTERS.items() if register not in {*CHANGING, r.PRESENT_TEMPERATURE}]
+"""Registers that are the same whenever the arm is armed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """events: of the emulator's grammar, or a function; mended: how the cause goes away; recover: a servo shut down."""
+
+    reason: str
+    joint: str
+    events: tuple[str, ...] | Callable[[Rig], None]
+    mended: tuple[str, ...] = ()
+    recover: bool = False
+
+
+def another_writer(made: Rig) -> None:
+    from vla_edge import _core
+
+    made.writer = None
+    made.writer = _core.RingWriter(made.folder.ring)
+    made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+
+
+FAULTS = {
+    "a gripper overload": Fault("alert", "gripper", ("overload 6",), recover=True),
+    "a brown-out of one servo": Fault("torque", "elbow_flex", ("reboot 3",)),
+    "a brown-out of all": Fault("torque", "", tuple(f"reboot {servo}" for servo in range(1, 7))),
+    "torque switched off by somebody": Fault("torque", "elbow_flex", ("limp 3",)),
+    "a bus that was silent": Fault("watchdog", "", ("hang 1.0",)),
+    "a servo that does not answer": Fault("reads_lost", "wrist_flex", ("dead 4",), ("alive 4",)),
+    "an obstacle": Fault("stall", "shoulder_lift", ("block 2 1000 2100",), ("free 2",)),
+    "a supply that sinks": Fault("voltage", "wrist_flex", ("voltage 4 30",), ("voltage 4 50",)),
+    "a hot servo": Fault("temperature", "wrist_flex", ("temperature 4 68",), ("temperature 4 30",)),
+    "two inference processes": Fault("writer", "", another_writer),
+}
+
+
+def dump(made: Rig) -> Mapping[str, Mapping[str, int]]:
+    """What every servo holds now, by id and register."""
+    before = len(made.emulator.entries("registers"))
+    made.emulator.event("dump")
+    end_s = time.monotonic() + 60.0
+    while len(made.emulator.entries("registers")) == before:
+        if time.monotonic() > end_s:
+            raise TooLate("no dump")
+        time.sleep(0.01)
+    servos: Mapping[str, Mapping[str, int]] = made.emulator.entries("registers")[-1]["servos"]
+    return {servo: {name: values[name] for name in HELD} for servo, values in servos.items()}
+
+
+def until_it_stands(made: Rig, fault: Fault) -> Mapping[str, Any]:
+    """Inference plans on; the status of the latched hold or fault, its goals at rest."""
+    end_s = time.monotonic() + 60.0
+    while True:
+        made.wave()
+        status = made.status()
+        if status["reason"] == fault.reason and status["latched"]:
+            break
+        if time.monotonic() > end_s:
+            raise TooLate(f"not {fault.reason} within a minute: {status}")
+        time.sleep(0.03)
+    rests = status["tick"] + status["rest_ticks"] + 12  # and the force is led back
+    return made.wait(lambda status: status["tick"] > max(rests, status["goal_moved_tick"] + 5), 60.0)
+
+
+def go_on(made: Rig) -> None:
+    """`vla-runtime arm` until it is taken, and a motion; on a busy machine a servo may be heard too late."""
+    end_s = time.monotonic() + 60.0
+    while True:
+        try:
+            made.arm()
+            made.move(0.2)
+            return
+        except TooLate:
+            if time.monotonic() > end_s:
+                raise
+
+
+@pytest.mark.timeout(400)
+def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_all_settings(golden_bundle: Path) -> None:
+    with rig(golden_bundle) as made:
+        made.move(0.2)
+        reference = dump(made)
+        for index, joint in enumerate(KOCH_JOINTS):
+            held = reference[str(index + 1)]
+            assert (held["torque_enable"], held["goal_pwm"], held["bus_watchdog"]) == (1, GOAL_PWM[joint], 10)
+        for name, fault in FAULTS.items():
+            if callable(fault.events):
+                fault.events(made)
+            else:
+                for event in fault.events:
+                    made.emulator.event(event)
+            status = until_it_stands(made, fault)
+            told = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
+            assert fault.joint in ("", told), f"{name}: {told} was named"
+            since_ns = time.monotonic_ns()
+            for _ in range(10):  # it stays so, whatever inference writes
+                made.wave()
+                time.sleep(0.03)
+            goals = [goal for t, goal in made.goals() if t > since_ns]
+            assert not goals or np.ptp(goals, axis=0).max() == 0, f"{name}: it moved on"
+            for event in fault.mended:
+                made.emulator.event(event)
+            if fault.mended:
+                made.wait(lambda status: status["tick"] - status["reading_tick"] == 0)
+            assert ("vla-runtime recover" in CAUSES[fault.reason][1]) == fault.recover
+            if fault.recover:
+                recover_running(made.folder)
+            go_on(made)
+            assert dump(made) == reference, name
+        made.writer = None
+        os.truncate(made.folder.ring, 0)
+        made.wait(lambda status: status["reason"] == "files")
+        made.stop()  # its message says: start again
+        made.start_control()
+        another_writer(made)
+        go_on(made)
+        assert dump(made) == reference
