@@ -49,9 +49,11 @@ def completed(
     without = {key for key in dataset.camera_keys if set(NEEDED) <= set(mine.get(key, {}))}
     computed = episode_stats(dataset, episode, [key for key in dataset.features if key not in without])
     whole = {key for key, entry in mine.items() if set(NEEDED) <= set(entry) or key not in computed}
-    stats = {key: mine[key] for key in mine if key in whole} | {
-        key: entry | mine[key] if key in whole else entry for key, entry in computed.items()
-    }
+    stats = {key: mine[key] for key in mine if key in whole}
+    for key, entry in computed.items():
+        kept = mine[key] if key in whole else {}
+        fits = {name: value for name, value in entry.items() if not kept or value.shape == kept["mean"].shape}
+        stats[key] = fits | kept
     for key in set(dataset.camera_keys) & set(stats):
         stats[key] = {name: value for name, value in stats[key].items() if name in pictures[key]}
     return stats

@@ -39,8 +39,12 @@ def sampled_frames(length: int) -> list[int]:
     return np.round(np.linspace(0, length - 1, count)).astype(int).tolist()
 
 
-def number_stats(values: NDArray) -> dict[str, NDArray]:
-    """values: [frames, ...] numbers. Statistics over frames, at least one-dimensional."""
+def number_stats(values: NDArray, per_value: bool = False) -> dict[str, NDArray]:
+    """values: [frames, ...] numbers. Statistics at least one-dimensional, over frames and, as LeRobot ≥ 0.4.3 has them,
+    over all axes but the last; per_value: over frames only, as before."""
+    frames = len(values)
+    if values.ndim > 2 and not per_value:
+        values = values.reshape(-1, values.shape[-1])
     keep = values.ndim == 1
     wide = values.astype(np.float64)
     from_first = wide - wide[0]  # a joint that rests has std 0, not a rounding residue
@@ -51,7 +55,7 @@ def number_stats(values: NDArray) -> dict[str, NDArray]:
         "max": plain.max(axis=0, keepdims=keep),
         "mean": wide[0] + from_first.mean(axis=0, keepdims=keep),
         "std": from_first.std(axis=0, keepdims=keep),
-        "count": np.array([len(values)]),
+        "count": np.array([frames]),
         **{name: np.atleast_1d(ordered[_rank(share, len(values))]) for name, share in QUANTILES.items()},
     }
 

@@ -80,7 +80,9 @@ def _stats_shape(where: str, info: Info, keys: Sequence[str], stats: Stats) -> l
         if missing:
             problems.append(f"{where}: {key} has no {' '.join(missing)}")
             continue
-        shape = (image_size(feature)[2], 1, 1) if feature.is_camera else feature.shape
+        shape = (image_size(feature)[2], 1, 1) if feature.is_camera else feature.shape[-1:]
+        if entry["mean"].shape == feature.shape:
+            shape = feature.shape  # of every value of a table, as LeRobot had them before 0.4.3
         wrong = [name for name in (*NEEDED[:4], *QUANTILES) if name in entry and entry[name].shape != shape]
         if wrong:
             problems.append(
@@ -103,11 +105,12 @@ def _stats_shape(where: str, info: Info, keys: Sequence[str], stats: Stats) -> l
 def _stats_against(where: str, key: str, entry: dict[str, NDArray], values: NDArray) -> list[str]:
     if not len(values):
         return [f"{where}: {key} has no values"]
-    problems, computed = [], number_stats(values)
+    per_value = entry["mean"].shape == values.shape[1:]
+    problems, computed = [], number_stats(values, per_value)
     for name in NEEDED:
         found = computed[name]
         # LeRobot sums in float32: its mean and std of long episodes are right to about 1e-5 of the values' size.
-        slack = 1e-4 * (1e-3 + np.abs(values.astype(np.float64)).max(axis=0))
+        slack = 1e-4 * (1e-3 + np.maximum(np.abs(computed["min"].astype(float)), np.abs(computed["max"].astype(float))))
         if not (np.abs(entry[name].astype(np.float64) - found) <= slack).all():
             problems.append(f"{where}: {name} of {key} is {entry[name].tolist()}, the data have {found.tolist()}")
     return problems

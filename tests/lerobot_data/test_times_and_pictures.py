@@ -21,6 +21,7 @@ from vla_edge.lerobot_data.editing.episode_edits import delete
 from vla_edge.lerobot_data.layout import Feature, read_info
 from vla_edge.lerobot_data.meta import read_episodes, read_tasks
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.stats import NEEDED, number_stats
 from vla_edge.lerobot_data.verification.verify import verify_dataset
 from vla_edge.lerobot_data.video import frame_times
 from vla_edge.lerobot_data.writer import DatasetWriter
@@ -145,7 +146,12 @@ def test_a_feature_of_two_dimensions_is_written_read_verified_and_carried(tmp_pa
     delete(tmp_path / "set", [1], tmp_path / "kept")
     with open_dataset(tmp_path / "kept") as dataset:
         assert np.array_equal(dataset.column("observation.tactile"), grid[[0, 1, 2, 6, 7, 8]])
-        assert dataset.stats["observation.tactile"]["q99"].shape == (3, 4)
+        flat = grid[[0, 1, 2, 6, 7, 8]].reshape(-1, 4)
+        assert np.allclose(dataset.stats["observation.tactile"]["mean"], flat.mean(0), atol=1e-6), "as LeRobot's"
+    plain = {name: value.tolist() for name, value in number_stats(grid, per_value=True).items() if name in NEEDED}
+    stored = json.loads((tmp_path / "set/meta/stats.json").read_text())
+    (tmp_path / "set/meta/stats.json").write_text(json.dumps(stored | {"observation.tactile": plain}))
+    assert verify_dataset(tmp_path / "set").passed, "as LeRobot had them before 0.4.3"
 
 
 def test_integers_for_times_are_read_as_seconds_where_no_value_changes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def processors(policy: Any, folder: str) -> tuple[Any, Any]:
 
 
 DO: dict[str, Callable[[Request], dict[str, Any]]] = {work.__name__: work for work in (versions, chunk, step, adapter)}
+DO |= import_module("lerobot_datasets").DO
 
 
 def main() -> None:

@@ -1,14 +1,9 @@
-"""LeRobot's side of the comparison, run by its own interpreter (LEROBOT_PYTHON): reads a dataset as training would, or
-makes one with LeRobot's recorder or edit tools.
-
-    lerobot_side.py read DATASET OUT.npz
-    lerobot_side.py delete|split|merge|assign|recompute ARGUMENTS (JSON)
-"""
+"""What `lerobot_side.py` is asked about datasets: reading one as training does, recording one, LeRobot's edit tools."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +83,14 @@ def record(out: str, values: str, fps: int, features: dict[str, Any], lengths: l
     getattr(dataset, "finalize", lambda: None)()
 
 
-if __name__ == "__main__":
-    kind, given = sys.argv[1], json.loads(sys.argv[2])
-    {f.__name__: f for f in (read, delete, split, merge, assign, record)}[kind](**given)
+def asked(work: Callable[..., None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """`work` with a request's fields as its arguments."""
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        work(**{name: value for name, value in request.items() if name != "do"})
+        return {}
+
+    return answer
+
+
+DO = {f"dataset {work.__name__}": asked(work) for work in (read, delete, split, merge, assign, record)}
