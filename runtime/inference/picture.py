@@ -11,10 +11,17 @@ interpolations remains (4e-7 on a −1..1 picture).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.core import load_core
+from vla_edge.errors import CoreError
 from vla_edge.runtime.inference.units import Normalizer
+
+Samples = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
+"""Two source indices and the weight of the second, for each target index."""
 
 
 def resized_size(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
@@ -24,7 +31,8 @@ def resized_size(height: int, width: int, target_height: int, target_width: int)
 
 
 class PictureScaler:
-    """Scales pictures of one fixed size into one fixed target; every buffer is made here, none per picture.
+    """Scales pictures of one fixed size into one fixed target; every buffer is made here, none per picture. The C core
+    does it (runtime/core/policy/picture.c), numpy with the same bits where there is none.
 
     pad: False leaves out both resize and padding (`resize_imgs_with_padding` null): source and target are one size.
     """
@@ -34,10 +42,34 @@ class PictureScaler:
         self.source = source
         self.target = target
         self.inner = resized_size(height, width, *target) if pad else source
-        inner_height, inner_width = self.inner
+        samples = [_samples(*sizes) for sizes in zip(source, self.inner)]
+        try:
+            core = load_core()
+        except CoreError:
+            self._numpy: _NumpyScaler | None = _NumpyScaler(source, self.inner, samples)
+            return
+        self._numpy, self._scale = None, core.scale_picture
+        self._row = np.empty(3 * width, np.float32)
+        self._samples = [
+            array.astype(np.int32) if array.dtype != np.float32 else array for axis in samples for array in axis
+        ]
+
+    def into(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
+        """Write `image` (uint8 [height, width, 3] of the source size) to `pixels` (float32 [1, 3, h, w], −1..1)."""
+        if self._numpy is None:
+            self._scale(np.ascontiguousarray(image), pixels, self._row, *self._samples)
+        else:
+            self._numpy.into(image, pixels)
+
+
+class _NumpyScaler:
+    """The same in numpy: whole pictures, one operation after the other."""
+
+    def __init__(self, source: tuple[int, int], inner: tuple[int, int], samples: Sequence[Samples]) -> None:
+        (height, width), (inner_height, inner_width) = source, inner
+        self.inner = inner
         self._planes = np.empty((3, height, width), np.float32)
-        self._top, self._bottom, bottom_weight = _samples(height, inner_height)
-        self._left, self._right, right_weight = _samples(width, inner_width)
+        (self._top, self._bottom, bottom_weight), (self._left, self._right, right_weight) = samples
         self._bottom_weight = bottom_weight[:, None]
         self._top_weight = np.float32(1) - self._bottom_weight
         self._right_weight = right_weight
@@ -46,7 +78,6 @@ class PictureScaler:
         self._columns = np.empty((2, 3, inner_height, inner_width), np.float32)
 
     def into(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
-        """Write `image` (uint8 [height, width, 3] of the source size) to `pixels` (float32 [1, 3, h, w], −1..1)."""
         height, width = self.inner
         np.divide(image.transpose(2, 0, 1), np.float32(255), out=self._planes)
         scaled = self._planes
@@ -54,7 +85,7 @@ class PictureScaler:
             scaled = self._interpolate()
         scaled *= np.float32(2)
         pixels.fill(-1)
-        inside = pixels[0, :, self.target[0] - height :, self.target[1] - width :]
+        inside = pixels[0, :, pixels.shape[2] - height :, pixels.shape[3] - width :]
         np.subtract(scaled, np.float32(1), out=inside)
 
     def _interpolate(self) -> NDArray[np.float32]:
@@ -92,7 +123,7 @@ class ChannelNormalizer:
             planes += self._bias
 
 
-def _samples(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _samples(source: int, target: int) -> Samples:
     """Two source indices and the weight of the second for each target index.
 
     The position is fma(scale, index + ½, −½) in float32 with a float32 scale: what torch's build with fused

@@ -70,6 +70,20 @@ class Flow:
     ) -> tuple[bool, tuple[int, ...]]:
         """(abandoned, nanoseconds of each step that ran); the result lies in x after an even number of steps."""
 
+def scale_picture(
+    image: NDArray[np.uint8],
+    pixels: NDArray[np.float32],
+    row: NDArray[np.float32],
+    first_rows: NDArray[np.int32],
+    second_rows: NDArray[np.int32],
+    row_weights: NDArray[np.float32],
+    first_columns: NDArray[np.int32],
+    second_columns: NDArray[np.int32],
+    column_weights: NDArray[np.float32],
+    /,
+) -> None:
+    """image [height, width, 3] into pixels [1, 3, h, w] (runtime/core/policy/picture.h). row: scratch of 3 · width."""
+
 class CudaDriver:
     """The CUDA driver, opened from its library; holds the device's primary context. Handles are integers.
 

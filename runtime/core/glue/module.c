@@ -18,6 +18,7 @@ static int (*const bindings[])(PyObject *module) = {
     bind_control,
     bind_record,
     bind_cuda,
+    bind_picture,
     NULL,
 };
 

@@ -27,5 +27,6 @@ int bind_pilot(PyObject *module);
 int bind_control(PyObject *module);
 int bind_record(PyObject *module);
 int bind_cuda(PyObject *module);
+int bind_picture(PyObject *module);
 
 #endif

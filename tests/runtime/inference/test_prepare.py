@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from vla_edge import _core
 from vla_edge.bundle import (
     TABLES,
     TOKENIZER,
@@ -22,7 +23,8 @@ from vla_edge.bundle import (
     open_bundle,
     write_manifest,
 )
-from vla_edge.errors import BundleError, ObservationError
+from vla_edge.errors import BundleError, CoreError, ObservationError
+from vla_edge.runtime.inference import picture as picture_module
 from vla_edge.runtime.inference.picture import PictureScaler, resized_size
 from vla_edge.runtime.inference.prepare import Preparer, lay_out
 from vla_edge.runtime.inference.prompt import PromptEncoder
@@ -379,3 +381,45 @@ def _bundle_of(mode: str, eps: float = 1e-8) -> Bundle:
 def _fields() -> dict:
     empty: dict = dict.fromkeys(("graphs", "files", "checkpoint", "parity", "precision", "gate", "tools"), {})
     return {"policy": POLICY, "cameras": CAMERAS, "joints": (), "joint_units": "unknown", "tokenizer": TOKENS, **empty}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "pad"),
+    [
+        ((480, 640), (512, 512), True),
+        ((37, 91), (64, 48), True),
+        ((91, 37), (48, 64), True),
+        ((24, 32), (24, 32), False),
+    ],
+)
+def test_pictures_have_the_same_bits_with_and_without_the_c_core(
+    monkeypatch: pytest.MonkeyPatch, source: tuple[int, int], target: tuple[int, int], pad: bool
+) -> None:
+    image = np.random.default_rng(7).integers(0, 256, (*source, 3), dtype=np.uint8)
+    made = []
+    for view in (image, image[:, :, ::-1]):
+        made.append(np.zeros((1, 3, *target), np.float32))
+        PictureScaler(source, target, pad).into(view, made[-1])
+
+    def none() -> None:
+        raise CoreError("not built")
+
+    monkeypatch.setattr(picture_module, "load_core", none)
+    for ours, view in zip(made, (image, image[:, :, ::-1])):
+        pixels = np.ones((1, 3, *target), np.float32)
+        PictureScaler(source, target, pad).into(view, pixels)
+        assert ours.tobytes() == pixels.tobytes()
+
+
+def test_samples_outside_a_picture_and_buffers_of_another_size_are_refused_by_the_core() -> None:
+    image, pixels, row = np.zeros((4, 5, 3), np.uint8), np.zeros((1, 3, 6, 6), np.float32), np.zeros(15, np.float32)
+    place, weight = np.zeros(6, np.int32), np.zeros(6, np.float32)
+    fits = [image, pixels, row, place, place, weight, place, place, weight]
+    _core.scale_picture(*fits)
+    for index, wrong, words in (
+        (3, place + 4, "a sample is 4, the picture has 4"), (7, place - 1, "a sample is -1"),
+        (5, weight[:2], "of one length"), (2, row[:3], "scratch is not one row"), (0, image[0], "uint8"),
+        (1, np.zeros((1, 3, 5, 6), np.float32), "more samples than pixels"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            _core.scale_picture(*[wrong if place == index else value for place, value in enumerate(fits)])
