@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,16 @@ class LoadedGraph(ABC):
             self._execute()
         except self.refusals as error:
             raise EngineError(f"graph {self.name}: run failed: {error}") from None
+
+    def fixed(self, buffers: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """A run of this graph on these buffers, all of its inputs and outputs, which stay where they are."""
+
+        def run() -> None:
+            for name, array in buffers.items():
+                (self.bind_input if name in self.inputs else self.bind_output)(name, array)
+            self.run()
+
+        return run
 
     def _bind(self, name: str, array: NDArray[Any]) -> None:
         try:

@@ -115,10 +115,10 @@ def plan_memory(bundle: Bundle, board: Board, workspace: int, scratch: Mapping[s
 
 
 def streams_of(programme: Programme) -> tuple[tuple[str, ...], ...]:
-    """The graphs of the flow loop, of a refresh beside it, of single runs: those of a stream share their scratch."""
-    if not programme.step:
-        return (programme.order(),)
-    return (*programme.moment, programme.step), programme.scene, programme.order()
+    """The graphs of the flow loop, of a refresh beside it, of pictures, of single runs: those of a stream share their
+    scratch."""
+    loops = ((*programme.moment, programme.step), programme.scene) if programme.step else ()
+    return *loops, (programme.camera,), programme.order()
 
 
 def _advice(plan: MemoryPlan, workspace: int, bundle: Bundle) -> Iterable[str]:

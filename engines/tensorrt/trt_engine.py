@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.core import load_core
-from vla_edge.engines.bindings import LoadedGraph, check_interface
+from vla_edge.engines.bindings import LoadedGraph, check_buffer, check_interface
 from vla_edge.engines.engine import EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.tensorrt.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
@@ -78,8 +78,8 @@ def open_tensorrt_pycuda(options: EngineOptions) -> TrtEngine:
 
 
 class TrtEngine:
-    """Loads engine files of one device; one stream for single runs, with one scratch for all of them. Sessions may
-    live on different threads."""
+    """Loads engine files of one device. Single runs share one stream and one scratch, fixed ones another of low
+    priority. Sessions may live on different threads."""
 
     def __init__(self, name: str, cuda: Cuda, compiler: Compiler) -> None:
         self.name = name
@@ -95,8 +95,8 @@ class TrtEngine:
         self._blocks: weakref.WeakSet[Block] = weakref.WeakSet()
         self._engines: weakref.WeakValueDictionary[str, DeviceEngine] = weakref.WeakValueDictionary()
         self._held = held_by(self, cuda)
-        self.stream = self._held.stream(True)
-        self._scratch = Scratch(0, 0)
+        self.stream, self.low = self._held.stream(True), self._held.stream(False)
+        self._scratch = {self.stream: Scratch(0, 0), self.low: Scratch(0, 0)}
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """A zeroed page-locked buffer with its twin on the device."""
@@ -160,10 +160,17 @@ class TrtEngine:
 
     def scratch(self, size: int) -> Scratch:
         """The scratch of single runs, at least `size` bytes. Runs that hold an older, smaller one keep it."""
+        return self._scratch_of(self.stream, size)
+
+    def low_scratch(self, size: int) -> Scratch:
+        """The same for fixed runs."""
+        return self._scratch_of(self.low, size)
+
+    def _scratch_of(self, stream: int, size: int) -> Scratch:
         with self._lock:
-            if self._scratch.size < size:
-                self._scratch = Scratch(self._held.allocate(size), rounded(size))
-            return self._scratch
+            if self._scratch[stream].size < size:
+                self._scratch[stream] = Scratch(self._held.allocate(size), rounded(size))
+            return self._scratch[stream]
 
     def run_of(self, loaded: DeviceEngine, scratch: Scratch) -> TrtRun:
         """One more execution context of an engine, on caller-owned scratch."""
@@ -262,6 +269,10 @@ class TrtGraph(LoadedGraph):
         self._copies.pop(name, None)
         self._missing.discard(name)
 
+    def fixed(self, buffers: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """Captured once, with a context of its own, and launched on the low-priority stream."""
+        return FixedRun(self, buffers).launch
+
     def _execute(self) -> None:
         cuda, stream = self.owner.cuda, self.owner.stream
         cuda.enter()
@@ -279,6 +290,42 @@ class TrtGraph(LoadedGraph):
         device = self.owner.device_address(array)
         self._run.bind(name, device)
         self._copies[name] = (array, device)
+
+
+class FixedRun:
+    """A graph with its copies in and out as one captured CUDA graph; other threads may run other graphs beside it."""
+
+    def __init__(self, graph: TrtGraph, buffers: Mapping[str, NDArray[Any]]) -> None:
+        self._owner, self._name, self._buffers = graph.owner, graph.name, buffers
+        held = held_by(self, self._owner.cuda)
+        run = self._owner.run_of(graph.loaded, self._owner.low_scratch(graph.loaded.scratch))
+        held.keep(run.close)
+        cuda, stream, driver = self._owner.cuda, self._owner.low, self._owner.driver
+        devices = {name: self._owner.device_address(array) for name, array in buffers.items()}
+        for name, array in buffers.items():
+            spec = graph.inputs.get(name) or graph.outputs.get(name)
+            check_buffer(graph.name, "input" if name in graph.inputs else "output", spec, name, array)
+            run.bind(name, devices[name])
+
+        def work() -> None:
+            for name in () if cuda.facts.integrated else graph.inputs:
+                cuda.to_device(devices[name], buffers[name].ctypes.data, buffers[name].nbytes, stream)
+            run.enqueue(stream)
+            for name in () if cuda.facts.integrated else graph.outputs:
+                cuda.to_host(buffers[name].ctypes.data, devices[name], buffers[name].nbytes, stream)
+
+        self._graph = captured = self._owner.capture(stream, work, [run])
+        held.keep(lambda: driver.destroy_graph(captured))
+
+    def launch(self) -> None:
+        """Run it; returns when its outputs are there."""
+        owner = self._owner
+        try:
+            owner.driver.launch(self._graph, owner.low)
+        except RuntimeError as error:
+            raise EngineError(f"graph {self._name}: run failed: {error}") from None
+        owner.cuda.enter()
+        owner.cuda.synchronize(owner.low)
 
 
 def held_by(owner: object, cuda: Cuda) -> Holdings:

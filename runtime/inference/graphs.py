@@ -36,7 +36,10 @@ class BoundGraphs:
         for name, graph in self._loaded.items():
             if name != self.programme.camera:
                 self._bind(graph)
-        self._camera_rows = self._bind_camera()
+        self._camera_rows = self._rows_of_cameras()
+        camera = self._loaded[self.programme.camera]
+        pixels = self._buffer(camera.inputs["pixels"])
+        self._cameras = [camera.fixed({"pixels": pixels, "tokens": rows}) for rows in self._camera_rows]
 
     def loaded(self, name: str) -> LoadedGraph:
         """One graph by its name."""
@@ -57,9 +60,7 @@ class BoundGraphs:
 
     def see(self, slot: int) -> None:
         """Run the camera graph on `buffers["pixels"]` into the rows of camera `slot`."""
-        camera = self._loaded[self.programme.camera]
-        camera.bind_output("tokens", self._camera_rows[slot])
-        camera.run()
+        self._cameras[slot]()
 
     def clear(self, slot: int) -> None:
         """Zero the tokens of an absent camera; its rows are masked, and masked rows must be finite."""
@@ -107,9 +108,7 @@ class BoundGraphs:
         whole = self.buffers[spec.name]
         return whole[: spec.shape[0]] if spec.name == "mask" else whole
 
-    def _bind_camera(self) -> list[NDArray[Any]]:
-        camera = self._loaded[self.programme.camera]
-        camera.bind_input("pixels", self._buffer(camera.inputs["pixels"]))
+    def _rows_of_cameras(self) -> list[NDArray[Any]]:
         tokens = self.buffers["image_tokens"]
         count = self.policy.tokens_per_image
         return [tokens[:, start : start + count, :] for start in range(0, tokens.shape[1], count)]

@@ -99,6 +99,8 @@ class CudaDriver:
     def cancel_capture(self, stream: int, /) -> None:
         """After a failure inside a capture: the stream is usable again."""
     def destroy_graph(self, graph: int, /) -> None: ...
+    def launch(self, graph: int, stream: int, /) -> None:
+        """Put one run of the graph on `stream`; returns before it ran."""
 
 def cuda_loop_layout(rows: int, columns: int, width: int, /) -> dict[str, int]:
     """The pinned buffers of a `CudaLoop`, in floats (cuda_layout in cuda_loop.h), and "group", the steps a graph."""

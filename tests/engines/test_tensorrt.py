@@ -238,8 +238,9 @@ def test_every_graph_of_the_loop_has_contexts_of_its_own_and_no_address_changes_
     monkeypatch.setattr(TrtEngine, "capture", noted)
     session = PolicySession(built, engine_on(cuda))
     contexts = [run for runs in captured for run in runs]
-    # Two sides of prefix and state; begin and end without any; two turns and one single step a side.
-    assert len(captured) == 4 + 2 + 6 and len(contexts) == len(set(map(id, contexts))) == 4 + 6
+    # Two sides of prefix and state; begin and end without any; two turns and one single step a side; a camera each.
+    cameras = len(built.manifest.cameras)
+    assert len(captured) == 4 + 2 + 6 + cameras and len(contexts) == len(set(map(id, contexts))) == 4 + 6 + cameras
     made = len(cuda.graphs)
     before = [dict(run._context.addresses) for run in contexts]
     policy = built.manifest.policy
@@ -278,8 +279,8 @@ def test_two_sessions_load_one_engine_and_what_a_session_holds_goes_with_it(
     del second, chunk, again
     gc.collect()
     assert not cuda.graphs
-    # Only the scratch of single runs, which belongs to the engine.
-    assert cuda.held() == (empty[0] + 1, empty[1])
+    # Only the scratch of single and of fixed runs, which belongs to the engine.
+    assert cuda.held() == (empty[0] + 2, empty[1])
     del engine
     gc.collect()
     assert cuda.held() == (0, 0)

@@ -90,6 +90,19 @@ static PyObject *driver_destroy(driver_object *self, PyObject *exec)
     Py_RETURN_NONE;
 }
 
+static PyObject *driver_launch(driver_object *self, PyObject *args)
+{
+    PyObject *exec, *stream;
+    if (!PyArg_ParseTuple(args, "OO", &exec, &stream))
+        return NULL;
+    void *graph = PyLong_AsVoidPtr(exec), *on = PyErr_Occurred() ? NULL : PyLong_AsVoidPtr(stream);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!cuda_enter(&self->driver) || !cuda_ok(&self->driver, self->driver.call.launch(graph, on), "cuGraphLaunch"))
+        return raise(&self->driver);
+    Py_RETURN_NONE;
+}
+
 static PyObject *driver_version(driver_object *self, void *closure)
 {
     (void)closure;
@@ -102,6 +115,7 @@ static PyMethodDef driver_methods[] = {
     {"end_capture", (PyCFunction)driver_end, METH_O, NULL},
     {"cancel_capture", (PyCFunction)driver_cancel, METH_O, NULL},
     {"destroy_graph", (PyCFunction)driver_destroy, METH_O, NULL},
+    {"launch", (PyCFunction)driver_launch, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyTypeObject driver_type = {
