@@ -41,6 +41,7 @@ class FamilyConfig(PolicyConfig, Protocol):
 class Policy(Protocol):
     """A policy of any family, as an `nn.Module` that LeRobot's users know."""
 
+    family: str
     config: Any
     settings: ProcessorSettings
     digest: str

@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from vla_edge.errors import VlaEdgeError
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.sampler import QuotaSampler, SamplerState
 from vla_edge.training.training_frames import Mix, collate
 
@@ -35,7 +35,7 @@ class _Order:
 
 
 def batches(
-    mix: Mix, policy: SmolVLAPolicy, sampler: QuotaSampler, state: SamplerState, place: tuple[int, int], workers: int
+    mix: Mix, policy: Any, sampler: QuotaSampler, state: SamplerState, place: tuple[int, int], workers: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches from `state` on for process `place` = (rank, processes); endless.
 

@@ -13,12 +13,13 @@ from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
 from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint, vlm_of_base
-from vla_edge.policies.features import ACTION, STATE
+from vla_edge.policies.families import family_of, load_policy
+from vla_edge.policies.features import ACTION, STATE, PolicyConfig
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, check_sources, read_processing
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.cls import settle_heads
-from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, with_fields
+from vla_edge.policies.smolvla.config import read_config, with_fields
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.statistics import with_statistics
 
@@ -38,12 +39,33 @@ class Fit:
     seed: int = 0
 
 
-def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
-    """The checkpoint in `folder` with the data's dimensions, cameras and statistics; new parts freshly initialised.
+def policy_for_training(folder: Path, fit: Fit) -> Any:
+    """The checkpoint in `folder`, of any family, with the data's dimensions, cameras and statistics; new parts freshly
+    initialised.
 
     Weights are read strictly. Errors: CheckpointError, ConfigError (a camera that the data lack), DatasetError.
     """
     folder = resolve_checkpoint(folder)
+    return _smolvla(folder, fit) if family_of(folder) == "smolvla" else _as_it_is(folder, fit)
+
+
+def _as_it_is(folder: Path, fit: Fit) -> Any:
+    """A policy that gets no new parts and sees all its cameras. ConfigError: one is not in the data."""
+    policy = load_policy(folder)
+    settings = fit_settings(policy.settings, policy.config, fit)
+    for camera in settings.cameras:
+        if camera.source not in fit.datasets[0].camera_keys:
+            raise ConfigError(
+                f"{fit.datasets[0].root}: no camera {camera.source}, and this policy needs all its cameras; map one of "
+                f"{', '.join(fit.datasets[0].camera_keys)} with --camera {camera.name}=KEY"
+            )
+    fitted = type(policy)(with_fields(fit_config(policy.config, settings, fit), **fit.fields), settings)
+    fitted.load_state_dict(policy.state_dict())
+    fitted.stored_types, fitted.digest = policy.stored_types, policy.digest
+    return fitted
+
+
+def _smolvla(folder: Path, fit: Fit) -> SmolVLAPolicy:
     config, weights = settle_heads(read_config(folder), read_weights(folder))
     vlm = vlm_of_base(config.vlm_model_name, folder, weights.base)
     backbone_folder = vlm or find_folder(config.vlm_model_name, folder, ("config.json",))
@@ -63,7 +85,7 @@ def policy_for_training(folder: Path, fit: Fit) -> SmolVLAPolicy:
     return policy
 
 
-def fit_config(config: SmolVLAConfig, settings: ProcessorSettings, fit: Fit) -> SmolVLAConfig:
+def fit_config(config: Any, settings: ProcessorSettings, fit: Fit) -> Any:
     """The configuration with the data's state and action dimensions and picture sizes. ConfigError: they do not fit."""
     features = fit.datasets[0].features
     shapes = {
@@ -83,7 +105,7 @@ def fit_config(config: SmolVLAConfig, settings: ProcessorSettings, fit: Fit) -> 
     return with_fields(config, input_features=inputs, output_features=outputs)
 
 
-def fit_settings(settings: ProcessorSettings, config: SmolVLAConfig, fit: Fit) -> ProcessorSettings:
+def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) -> ProcessorSettings:
     """Cameras mapped to the data's keys (kept in `rename_map`), statistics replaced.
 
     A camera that no dataset has is kept and masked, as long as there is one. ConfigError: there is none, a camera is

@@ -13,32 +13,28 @@ from torch.optim.lr_scheduler import LRScheduler
 from vla_edge.fields import to_json
 from vla_edge.files import put_in_place, write_json
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, LoopState, save_adapters, save_state
 from vla_edge.training.random_state import rng_file, save_rng
 from vla_edge.training.run_config import TrainConfig
 
 
-def copy_from(policy: SmolVLAPolicy, folder: Path) -> None:
+def copy_from(policy: Any, folder: Path) -> None:
     """Let later checkpoints copy the backbone's and tokenizer's files from the checkpoint `folder`: the one that the
     run
     was resumed from is removed when it has become the oldest."""
+    if policy.settings.tokenizer is None:
+        return
     policy.backbone_folder = folder / VLM_FOLDER
     policy.tokenizer.settings = replace(policy.tokenizer.settings, folder=folder / VLM_FOLDER)
 
 
 def fill_checkpoint(
-    folder: Path,
-    config: TrainConfig,
-    policy: SmolVLAPolicy,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    loop: LoopState,
+    folder: Path, config: TrainConfig, policy: Any, optimizer: Optimizer, scheduler: LRScheduler, loop: LoopState
 ) -> None:
     """Write everything into the (temporary) checkpoint `folder`; called by the first process."""
     (folder / PRETRAINED).mkdir()
     policy.write(folder / PRETRAINED, cls_trained=config.kind == "delta")
-    write_json(folder / PRETRAINED / "train_config.json", lerobot_train_config(config))
+    write_json(folder / PRETRAINED / "train_config.json", lerobot_train_config(config, policy.family))
     state = folder / STATE
     save_state(state, optimizer, scheduler, loop)
     write_json(state / RUN_FILE, to_json(config))
@@ -49,7 +45,7 @@ def fill_checkpoint(
         put_in_place(file, state / file.name.removeprefix("."))
 
 
-def lerobot_train_config(config: TrainConfig) -> Mapping[str, Any]:
+def lerobot_train_config(config: TrainConfig, kind: str) -> Mapping[str, Any]:
     """The run under the field names LeRobot's `train_config.json` has, for its tools and for people."""
     optimizer, schedule = config.optimizer, config.schedule
     return {
@@ -58,7 +54,7 @@ def lerobot_train_config(config: TrainConfig) -> Mapping[str, Any]:
             "root": config.data[0].path,
             "episodes": list(config.data[0].episodes) or None,
         },
-        "policy": {"type": "smolvla", "pretrained_path": config.policy},
+        "policy": {"type": kind, "pretrained_path": config.policy or None},
         "output_dir": config.output,
         "job_name": Path(config.output).name,
         "resume": False,

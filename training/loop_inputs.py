@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 
 from vla_edge.errors import ConfigError, DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
+from vla_edge.policies.checkpoint_folder import resolve_checkpoint
+from vla_edge.policies.families import family_of
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import adapters as trainable
 from vla_edge.training.build import Fit, policy_for_training
@@ -30,14 +32,14 @@ class Setup:
     """One assembled run; `validation` is empty without held-out episodes."""
 
     config: TrainConfig
-    policy: SmolVLAPolicy
+    policy: Any
     training: list[Frames]
     validation: list[Frames]
     trained: dict[str, torch.nn.Parameter]
     notes: list[str] = field(default_factory=list)
 
 
-def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
+def assemble(config: TrainConfig, policy: Any = None) -> Setup:
     """Open the data, build or take the policy, choose what trains.
 
     policy: an already built one (from scratch, resumed); None reads `config.policy`.
@@ -50,7 +52,8 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     if policy is None:
         policy = policy_for_training(Path(config.policy), fit_of(config, datasets))
     check_kind(config, policy)
-    check_tasks(datasets)
+    if policy.settings.tokenizer is not None:
+        check_tasks(datasets)
     check_spread(datasets, policy.settings, config.statistics == "union" and config.kind != "delta")
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
@@ -70,7 +73,9 @@ def assemble(config: TrainConfig, policy: SmolVLAPolicy | None = None) -> Setup:
     trained = trainable.trained_parameters(policy)
     if not trained:
         raise TrainingError("nothing is left to train; loosen the freezing rules")
-    notes = [*policy.notes, *long_tasks(policy, [task.name for task in config.data], datasets)]
+    notes = [*policy.notes]
+    if policy.settings.tokenizer is not None:
+        notes += long_tasks(policy, [task.name for task in config.data], datasets)
     notes += [
         f"{camera.name} is not in the data: the policy trains without it, masked"
         for camera in policy.settings.cameras
@@ -91,13 +96,32 @@ def fit_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Fit:
         datasets=datasets,
         statistics=None if keeps else chosen_statistics(datasets, config.statistics),
         rename=config.rename,
-        fields=policy_fields(config),
+        fields=policy_fields(config, family_of(resolve_checkpoint(Path(config.policy)))),
         seed=config.seed,
     )
 
 
-def policy_fields(config: TrainConfig) -> dict[str, Any]:
+def _check_smolvlas_own(config: TrainConfig, family: str) -> None:
+    """ConfigError names a flag that only SmolVLA has a meaning for."""
+    given = {
+        "--kind delta": config.kind == "delta",
+        "--lora-rank": config.lora.rank,
+        "--craft-anchors": config.craft.anchors,
+        "--padded-dims": config.padded_dims,
+        "--freeze-vision": config.freeze.vision is not None,
+        "--expert-only": config.freeze.expert_only is not None,
+        "--train-state-proj": config.freeze.state_proj is not None,
+    }
+    for flag, wanted in given.items():
+        if wanted:
+            raise ConfigError(f"{flag} is for SmolVLA; a policy of type {family} is trained whole: leave it out")
+
+
+def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
     """Fields of the policy's configuration that the run decides."""
+    if family != "smolvla":
+        _check_smolvlas_own(config, family)
+        return {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
     if config.kind == "delta":
         return {"use_cls_head": True, "train_delta_expert": True, "delta_target": config.delta_target}
     wish = config.freeze

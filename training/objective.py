@@ -14,7 +14,6 @@ from vla_edge.policies.features import ACTION
 from vla_edge.policies.scaling import pad_last
 from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig
 from vla_edge.training.training_frames import IS_PAD
 
@@ -23,7 +22,7 @@ class Objective(nn.Module):
     """The policy's own loss; with `padded_dims` the flow-matching loss over all `max_action_dim` dimensions, as the
     published base model was trained."""
 
-    def __init__(self, policy: SmolVLAPolicy, padded_dims: bool) -> None:
+    def __init__(self, policy: Any, padded_dims: bool) -> None:
         super().__init__()
         self.policy = policy
         self.padded_dims = padded_dims

@@ -12,7 +12,7 @@ from vla_edge.fields import to_json
 from vla_edge.files import write_json
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.families import family_of
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
 from vla_edge.training.craft.anchors import AnchorCache
@@ -21,15 +21,23 @@ from vla_edge.training.loop import Outcome, make_accelerator, train
 from vla_edge.training.loop_inputs import Setup, assemble, policy_fields
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
-from vla_edge.training.run_config import OptimizerConfig, TrainConfig, read_config
+from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig, TrainConfig, read_config
 from vla_edge.training.run_files import has_ended, trained_by_other
-from vla_edge.training.scratch import policy_from_scratch
+from vla_edge.training.scratch import act_from_scratch, policy_from_scratch
 from vla_edge.training.sequential.phases import hold_out
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.training.trackers import check_trackers
 
 FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 1000}
 SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000}
+ACT_SCRATCH = {
+    "batch_size": 8,
+    "steps": 100_000,
+    "optimizer": OptimizerConfig(lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-4),
+    "schedule": ScheduleConfig(warmup_steps=0, decay_steps=100_000, decay_lr=1e-5),
+    "save_every": 1000,
+}
+"""LeRobot's preset of ACT: AdamW at one rate throughout."""
 SMOKE = {"batch_size": 4, "steps": 100, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 50}
 SMOKE_EPISODES = 10
 """Defaults of the three ways to train (docs/training-methods.md §5)."""
@@ -47,9 +55,9 @@ def prepare(config: TrainConfig) -> Setup:
     return assemble(config)
 
 
-def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any]) -> Setup:
-    """The same for a new expert on the backbone folder `config.policy`; `fields` change SmolVLA's default
-    configuration."""
+def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str = "smolvla") -> Setup:
+    """The same for a new policy; `fields` change its family's default configuration. SmolVLA: a new expert on the
+    backbone folder `config.policy`. ACT: a new network, its ResNet from the file `config.policy` or, "", random."""
     _check_place(config)
     if config.lora.rank or config.craft.anchors or config.kind == "delta":
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
@@ -57,7 +65,10 @@ def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any]) -> Setup:
     if not datasets:
         raise ConfigError("no data set given; use --dataset PATH")
     statistics = chosen_statistics(datasets, config.statistics if config.statistics != "checkpoint" else "union")
-    chosen = {**policy_fields(config), **fields}
+    chosen = {**policy_fields(config, family), **fields}
+    if family == "act":
+        backbone = Path(config.policy) if config.policy else None
+        return assemble(config, act_from_scratch(backbone, datasets[0], statistics, chosen, config.seed))
     del chosen["train_delta_expert"]
     return assemble(config, policy_from_scratch(Path(config.policy), datasets[0], statistics, chosen, config.seed))
 
@@ -126,16 +137,15 @@ def resume(run: Path, report: Report = silent, moved: Sequence[Path] = ()) -> tu
     return setup, train(setup, _retention(setup, started=True), checkpoint, report)
 
 
-def resumed_policy(config: TrainConfig, checkpoint: Path) -> SmolVLAPolicy:
+def resumed_policy(config: TrainConfig, checkpoint: Path) -> Any:
     """The policy as it stood at `checkpoint`; with adapters the untouched base policy, whose adapters are restored
     later."""
     datasets = [open_dataset(task.path) for task in config.data]
-    saved = policy_for_training(checkpoint / PRETRAINED, Fit(datasets, None, {}, policy_fields(config), config.seed))
+    fields = policy_fields(config, family_of(checkpoint / PRETRAINED))
+    saved = policy_for_training(checkpoint / PRETRAINED, Fit(datasets, None, {}, fields, config.seed))
     if not config.lora.rank:
         return saved
-    base = policy_for_training(
-        Path(config.policy), Fit(datasets, None, config.rename, policy_fields(config), config.seed)
-    )
+    base = policy_for_training(Path(config.policy), Fit(datasets, None, config.rename, fields, config.seed))
     base.settings, base.tokenizer = saved.settings, saved.tokenizer
     base.load_state_dict(
         {name: value for name, value in saved.state_dict().items() if not name.startswith("model.vlm_with_expert.")},

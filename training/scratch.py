@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.lerobot_data.reader import Dataset
+from vla_edge.policies.act.config import config_from_json as act_config
+from vla_edge.policies.act.new_policy import IMAGENET, new_act
+from vla_edge.policies.act.policy import ACTPolicy
 from vla_edge.policies.checkpoint_folder import find_folder
 from vla_edge.policies.features import ACTION, STATE, Feature
 from vla_edge.policies.normalization import Statistics
@@ -62,6 +66,24 @@ def policy_from_scratch(
     policy.stored_types = {name: loaded[name].dtype for name in own}
     policy.backbone_folder = folder
     return policy
+
+
+def act_from_scratch(
+    backbone: Path | None, dataset: Dataset, statistics: Statistics, fields: Mapping[str, Any], seed: int
+) -> ACTPolicy:
+    """A new ACT for `dataset`. backbone: torchvision's ResNet weights, None for random ones. fields: values of
+    config.json that differ from LeRobot's defaults. Errors: CheckpointError, ConfigError."""
+    inputs, outputs = feature_shapes(dataset)
+    content = {
+        "type": "act",
+        "input_features": {item.name: {"type": item.kind, "shape": list(item.shape)} for item in inputs},
+        "output_features": {item.name: {"type": item.kind, "shape": list(item.shape)} for item in outputs},
+        **fields,
+    }
+    config = act_config(content, "policy options")
+    by_channel = {name: np.array(values, np.float32).reshape(3, 1, 1) for name, values in IMAGENET.items()}
+    seen = {**statistics, **{camera.name: by_channel for camera in config.cameras}}
+    return new_act(config, default_processing(Path("policy options"), config, seen), backbone, seed)
 
 
 def read_backbone_weights(folder: Path) -> dict[str, Tensor]:

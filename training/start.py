@@ -10,6 +10,7 @@ from typing import Any
 from vla_edge.command_line import CommandParser
 from vla_edge.errors import ConfigError
 from vla_edge.fields import read_object
+from vla_edge.policies.families import families
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
 from vla_edge.training.lerobot_arguments import table
 from vla_edge.training.loop_inputs import Setup
@@ -22,7 +23,17 @@ from vla_edge.training.options import (
 )
 from vla_edge.training.processes import join
 from vla_edge.training.run_config import read_config
-from vla_edge.training.runs import FINE_TUNE, SCRATCH, SMOKE, SMOKE_EPISODES, begin, prepare, prepare_scratch, resume
+from vla_edge.training.runs import (
+    ACT_SCRATCH,
+    FINE_TUNE,
+    SCRATCH,
+    SMOKE,
+    SMOKE_EPISODES,
+    begin,
+    prepare,
+    prepare_scratch,
+    resume,
+)
 
 
 def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE) -> None:
@@ -66,16 +77,27 @@ def train_prepared(setup: Setup, title: str) -> int:
 
 
 def add_scratch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vlm", required=True, metavar="DIR", help="backbone folder with its weights (SmolVLM2)")
     parser.add_argument(
-        "--config", type=Path, help="JSON of policy configuration fields that differ from SmolVLA's defaults"
+        "--family", choices=families(), default="smolvla", help="which policy; act is trained at one rate (lr 1e-5)"
+    )
+    parser.add_argument("--vlm", metavar="DIR", help="smolvla: backbone folder with its weights (SmolVLM2)")
+    parser.add_argument(
+        "--resnet", default="", metavar="FILE", help="act: torchvision's weights of its ResNet (default: random ones)"
+    )
+    parser.add_argument(
+        "--config", type=Path, help="JSON of policy configuration fields that differ from the family's defaults"
     )
     add_training_arguments(parser, SCRATCH)
 
 
 def run_scratch(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, arguments.vlm, SCRATCH)
-    return train_prepared(prepare_scratch(config, policy_options(arguments.config)), "from scratch")
+    act = arguments.family == "act"
+    if act and arguments.vlm:
+        raise ConfigError("--vlm is for --family smolvla: ACT has no language backbone; leave it out")
+    if not act and (arguments.resnet or not arguments.vlm):
+        raise ConfigError("--family smolvla needs --vlm DIR, the backbone's folder, and no --resnet")
+    config = config_from_arguments(arguments, *((arguments.resnet, ACT_SCRATCH) if act else (arguments.vlm, SCRATCH)))
+    return train_prepared(prepare_scratch(config, policy_options(arguments.config), arguments.family), "from scratch")
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,12 +90,15 @@ def with_statistics(settings: ProcessorSettings, statistics: Statistics) -> Proc
 
     CheckpointError when a mode needs a statistic that the data set does not keep (quantiles in older ones).
     """
-    kept = {**settings.statistics, **statistics}
+    kept: dict[str, Any] = {**settings.statistics, **statistics}
     step = NormalizerStep(settings.normalization_mapping, settings.eps, kept)
     state, action = (
         normalization(feature, kind, statistics[feature]["mean"].shape[0], step, Path("the data set"))
         for feature, kind in ((STATE, "STATE"), (ACTION, "ACTION"))
     )
+    # How pictures are normalised stays the policy's: their statistics in the data are not what it learnt to see by.
+    pictures = {item.feature: settings.statistics.get(item.feature) for item in settings.pictures}
+    kept |= {feature: values for feature, values in pictures.items() if values is not None}
     return replace(settings, state=state, action=action, action_target=action, statistics=kept)
 
 

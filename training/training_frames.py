@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from vla_edge.errors import DatasetError, TrainingError, VlaEdgeError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.scaling import Normalization, normalize, to_relative
-from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS, SmolVLAPolicy
+from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS
 from vla_edge.training.augment import augment
 from vla_edge.training.run_config import AugmentConfig, TaskData
 
@@ -170,7 +171,7 @@ class Mix(torch.utils.data.Dataset):
         return sum(len(source) for source in self.sources)
 
 
-def collate(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, torch.Tensor]:
+def collate(samples: Sequence[RawSample], policy: Any) -> dict[str, torch.Tensor]:
     """A training batch for `policy`: pictures uint8 [B, h, w, 3] by the policy's names, state and actions normalised.
 
     With earlier observations the same keys again under `earlier.`, and `shift` int64 [B].
@@ -196,7 +197,7 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[str, torch.Tensor]:
+def _observation(samples: Sequence[RawSample], policy: Any) -> dict[str, torch.Tensor]:
     batch: dict[str, torch.Tensor] = {}
     for camera in policy.settings.cameras:
         pictures = [s.images[camera.source] for s in samples if camera.source in s.images]
@@ -207,7 +208,8 @@ def _observation(samples: Sequence[RawSample], policy: SmolVLAPolicy) -> dict[st
         if pictures:
             batch[camera.name] = _stack(pictures, camera.source)
     batch[STATE] = normalize(_fitting(states_of(samples), STATE, policy.settings.state), policy.settings.state)
-    batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
+    if policy.settings.tokenizer is not None:
+        batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
     return batch
 
 

@@ -36,9 +36,12 @@ def validation_losses(
             for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // batch_size))):
                 torch.manual_seed(SEED + number)
                 batch = collate([task.sample(int(i), 0) for i in part], policy)
-                noise, time = fixed_noise(batch[ACTION], policy.config.max_action_dim, number)
                 ready = with_stale_context(to_device(batch, device), policy)
-                loss, _ = objective(ready, noise=noise.to(device), time=time.to(device))
+                if policy.config.noised:
+                    noise, time = fixed_noise(batch[ACTION], policy.config.max_action_dim, number)
+                    loss, _ = objective(ready, noise=noise.to(device), time=time.to(device))
+                else:
+                    loss, _ = objective(ready)
                 total += float(loss) * len(part)
             losses[task.data.name] = total / len(chosen)
     for name, module in objective.named_modules():

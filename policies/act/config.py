@@ -113,6 +113,20 @@ class ACTConfig:
         return next(item.shape[0] for item in self.output_features if item.name == ACTION)
 
     @property
+    def noised(self) -> bool:
+        """No: a chunk is made from an observation alone, and in training the latent draws its own."""
+        return False
+
+    @property
+    def train_expert_only(self) -> bool:
+        """No: every weight trains, and gets a gradient."""
+        return False
+
+    @property
+    def max_state_dim(self) -> int:
+        return self.state_dim
+
+    @property
     def max_action_dim(self) -> int:
         """Columns of a chunk: no padding here."""
         return self.action_dim

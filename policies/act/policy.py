@@ -32,6 +32,8 @@ from vla_edge.policies.scaling import normalize, to_absolute, unnormalize
 class ACTPolicy(nn.Module):
     """An ACT policy. `model` holds the weights under LeRobot's names; `settings` what happens around them."""
 
+    family = "act"
+
     def __init__(self, config: ACTConfig, settings: ProcessorSettings) -> None:
         super().__init__()
         self.config = config
@@ -63,8 +65,8 @@ class ACTPolicy(nn.Module):
         with new_folder(folder, CheckpointError) as place:
             self.write(place)
 
-    def write(self, folder: Path) -> None:
-        """The same into a folder that is there."""
+    def write(self, folder: Path, cls_trained: bool = False) -> None:
+        """The same into a folder that is there. cls_trained is another family's mark."""
         write_config(folder, self.config)
         write_processors(folder, self.config, self.settings)
         write_weights(self, folder / MODEL_FILE, self.stored_types)
@@ -129,8 +131,11 @@ class ACTPolicy(nn.Module):
             self._queue.extend(self.predict_action_chunk(batch).transpose(0, 1)[: self.config.n_action_steps])
         return self._queue.popleft()
 
-    def forward(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
-        """The training loss, and its parts under LeRobot's names. noise: [B, Z] of the latent, drawn here when None."""
+    def forward(
+        self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The training loss, and its parts under LeRobot's names. noise: [B, Z] of the latent, drawn here when None;
+        time is not read."""
         actions = batch[ACTION]
         if noise is None and self.config.use_vae:
             noise = torch.randn(len(actions), self.config.latent_dim, device=actions.device)

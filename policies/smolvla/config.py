@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vla_edge.camera_names import PREFIX
 from vla_edge.errors import CheckpointError, ConfigError
@@ -129,6 +129,11 @@ class SmolVLAConfig:
             "padding": self.pad_language_to,
             "padding_side": "right",
         }
+
+    @property
+    def noised(self) -> bool:
+        """Chunks are made, and losses taken, from noise [B, C, A]."""
+        return True
 
     @property
     def has_delta(self) -> bool:
@@ -264,7 +269,10 @@ def write_config(folder: Path, config: SmolVLAConfig) -> None:
     write_json(folder / "config.json", config_to_json(config))
 
 
-def with_fields(config: SmolVLAConfig, **changes: Any) -> SmolVLAConfig:
+Config = TypeVar("Config", bound=Any)
+
+
+def with_fields(config: Config, **changes: Any) -> Config:
     """A copy with other values, validated again: for building another model, never for one that exists."""
     return replace(config, **changes)
 

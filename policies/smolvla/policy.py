@@ -50,6 +50,8 @@ TOKEN_MASK = "observation.language.attention_mask"
 class SmolVLAPolicy(nn.Module):
     """A SmolVLA policy. `model` holds the weights under LeRobot's names; `settings` what happens around them."""
 
+    family = "smolvla"
+
     def __init__(self, config: SmolVLAConfig, backbone: BackboneConfig, settings: ProcessorSettings) -> None:
         super().__init__()
         self.config = config

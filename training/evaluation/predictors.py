@@ -18,7 +18,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import DatasetError, TrainingError
 from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.policies.checkpoint_folder import checkpoint_name, resolve_checkpoint
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.families import load_policy
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.training_frames import RawSample, collate, states_of, to_device
 
@@ -77,7 +77,7 @@ class CheckpointPredictor:
             raise TrainingError(
                 "device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch"
             )
-        self.policy = SmolVLAPolicy.from_pretrained(folder).to(torch.device(device))
+        self.policy = load_policy(folder).to(torch.device(device))
         self.device = torch.device(device)
         config = self.policy.config
         self.cameras = tuple(camera.source for camera in self.policy.settings.cameras)

@@ -175,7 +175,9 @@ def _fitted_start(sequence: StageRun, datasets: Sequence[Dataset], run: Path) ->
     folder = run / "start"
     if not folder.is_dir():
         statistics = chosen_statistics(datasets, sequence.plan.shared.statistics)
-        fit = Fit(datasets, statistics, sequence.base.rename, policy_fields(sequence.base), sequence.base.seed)
+        fit = Fit(
+            datasets, statistics, sequence.base.rename, policy_fields(sequence.base, "smolvla"), sequence.base.seed
+        )
         policy_for_training(Path(sequence.base.policy), fit).save_pretrained(folder)
     return str(folder)
 
