@@ -70,3 +70,13 @@ def test_the_tree_page_is_current() -> None:
         [sys.executable, str(ROOT / "scripts" / "tree.py"), "--check"], capture_output=True, text=True
     )
     assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_every_message_that_troubleshooting_quotes_is_one_of_ours() -> None:
+    """The first column quotes parts of lines that the code prints."""
+    rooms = ("src", "robot", "runtime", "policies", "export", "calibration", "engines", "lerobot_data", "trials")
+    files = [file for room in rooms for file in (ROOT / room).rglob("*.py")]
+    code = " ".join(re.sub(r'"\s*f?"', "", re.sub(r"\s+", " ", file.read_text())) for file in files)
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    assert not [row for row in rows if row not in code]

@@ -159,19 +159,25 @@ def test_the_triton_client_gets_the_actions_of_infer_with_and_without_a_sequence
     client.close()
 
 
-OPENPI_CLIENT = """
-import sys, numpy as np
-from openpi_client.websocket_client_policy import WebsocketClientPolicy
-policy = WebsocketClientPolicy("127.0.0.1", int(sys.argv[1]))
-observation = dict(np.load(sys.argv[2]))
-observation["prompt"] = str(observation.pop("task"))
-assert policy.get_server_metadata()["action_shape"] == [50, 6]
-np.save(sys.argv[3], policy.infer(observation)["actions"])
-try:
-    policy.infer({**observation, "bad": np.zeros(2)})
-except RuntimeError as error:
-    print("refused:", error)
-"""
+EXAMPLES = Path(__file__).parents[3] / "examples" / "clients"
+
+
+@pytest.mark.parametrize("name", ["in_process", "triton"])
+def test_the_examples_give_the_actions_of_infer(world, expected, golden_bundle, tmp_path, name):
+    if name == "triton":
+        pytest.importorskip("tritonclient.http")
+    np.savez(tmp_path / "in.npz", **golden_observation())
+    first = str(golden_bundle if name == "in_process" else world[0].port)
+    words = [sys.executable, str(EXAMPLES / f"{name}.py"), first, "in.npz"]
+    ran = subprocess.run(
+        words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "no_proxy": "127.0.0.1"}
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("50 actions")
+    made = np.load(tmp_path / "actions.npy")
+    if name == "triton":
+        assert made.tobytes() == expected.tobytes()
+    assert np.allclose(made, expected, atol=1e-4)  # threads of its own: another order of sums
 
 
 @pytest.mark.check
@@ -197,13 +203,14 @@ def test_the_openpi_client_of_pypi_gets_the_actions_of_infer(world, expected, re
             pytest.skip(f"no environment for openpi-client could be made: {made.stderr.strip().splitlines()[-1:]}")
         (home / "ready").touch()
     np.savez(tmp_path / "in.npz", **golden_observation())
-    words = [str(python), "-c", OPENPI_CLIENT, str(service.port), str(tmp_path / "in.npz"), str(tmp_path / "out.npy")]
-    ran = subprocess.run(
-        words, capture_output=True, text=True, timeout=120, env={**os.environ, "no_proxy": "127.0.0.1"}
-    )
+    environment = {**os.environ, "no_proxy": "127.0.0.1"}
+    words = [str(python), str(EXAMPLES / "openpi.py"), str(service.port), "in.npz"]
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0, ran.stderr
-    assert np.load(tmp_path / "out.npy").tobytes() == expected.tobytes()
-    assert "refused: Error in inference server:" in ran.stdout and "unknown field 'bad'" in ran.stdout
+    assert np.load(tmp_path / "actions.npy").tobytes() == expected.tobytes()
+    np.savez(tmp_path / "in.npz", **golden_observation(), bad=np.zeros(2))
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert "Error in inference server:" in ran.stderr and "unknown field 'bad'" in ran.stderr
 
 
 # ---- hostile clients
