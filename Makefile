@@ -17,10 +17,10 @@ PIP_FLAGS := --disable-pip-version-check -q
 .PHONY: demo demo-robot test check soak full gpu bench oracle core clean
 
 demo: $(VENV)/.ready
-	@$(VENV)/bin/python -m vla_edge.benchmarks.demo --out $(OUT)/demo
+	@$(VENV)/bin/python -m vla_edge.runtime.command demo --out $(OUT)/demo
 
 demo-robot: $(ROBOT_VENV)/.ready
-	@$(ROBOT_VENV)/bin/python -m vla_edge.benchmarks.demo --robot-only --out $(OUT)/demo-robot
+	@$(ROBOT_VENV)/bin/python -m vla_edge.runtime.command demo --robot-only --out $(OUT)/demo-robot
 
 test: $(VENV)/.ready
 	@echo "== running the tests"

@@ -1,8 +1,6 @@
-"""`make demo` and `make demo-robot`: from a checkpoint to a simulated arm that does what it is told.
+"""`vla-runtime demo` (`make demo`): from a checkpoint to a simulated arm that does what it is told.
 
-    python -m vla_edge.benchmarks.demo --out DIR
-
-Exports the committed reaching policy to a bundle (with `--robot-only`: takes
+Exports the committed reaching policy to a bundle (with `--robot-only`, and where only the wheel is installed: takes
 the committed bundle, no torch needed), then lets `vla-runtime` run it on the
 simulated Koch: once for each instruction, in the same scene. Each run is
 recorded as a video and a strip of pictures. With `--random` a tiny random
@@ -11,25 +9,26 @@ policy takes the trained one's place: the same path, and a senseless motion.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from vla_edge.command_line import CommandParser, positive, run_command, whole
+from vla_edge.command_line import answer, folder_to_write, positive, whole
 from vla_edge.errors import CheckFailed, ConfigError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-CHECKPOINT = REPOSITORY / "examples" / "reach-cube" / "checkpoint"
-BUNDLE = REPOSITORY / "examples" / "reach-cube" / "bundle"
+EXAMPLE = Path(str(files("vla_edge"))) / "examples" / "reach-cube"
+CHECKPOINT, BUNDLE = EXAMPLE / "checkpoint", EXAMPLE / "bundle"
 COLOURS = ("red", "green", "blue")
 PICTURE = (360, 480)
 """Height and width of a picture of the strip."""
@@ -55,11 +54,9 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     """Run everything into `options.out`; what each instruction led to. CheckFailed when a command failed."""
     out = options.out
     _clear(out)
-    if options.robot_only:
+    if options.robot_only or not (CHECKPOINT.is_dir() or options.random):
         bundle = BUNDLE
-        if not bundle.is_dir():
-            raise ConfigError(f"{bundle} is missing; run the demo from a clone of the repository")
-        print(f"== the committed bundle {bundle.relative_to(REPOSITORY)}")
+        print(f"== the bundle of the example, {bundle}")
     else:
         bundle = out / "bundle"
         checkpoint = _checkpoint(out, options.random)
@@ -115,11 +112,12 @@ def _overview(out: Path) -> None:
 
 def _checkpoint(out: Path, random: bool) -> Path:
     if not random:
-        if not CHECKPOINT.is_dir():
-            raise ConfigError(f"{CHECKPOINT} is missing; run the demo from a clone of the repository, or with --random")
-        print(f"== the trained policy {CHECKPOINT.relative_to(REPOSITORY)}")
+        print(f"== the trained policy of the example, {CHECKPOINT}")
         return CHECKPOINT
-    from tests.random_policy import RandomPolicy, write_random_policy
+    try:
+        from tests.random_policy import RandomPolicy, write_random_policy
+    except ModuleNotFoundError:
+        raise ConfigError("--random takes the repository's tests; run it in a clone, or leave --random out") from None
 
     print("== a tiny random policy: it was never trained, its motion means nothing")
     write_random_policy(out / "checkpoint", RandomPolicy(image_width=128, image_height=96))
@@ -157,28 +155,40 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(prog="python -m vla_edge.benchmarks.demo", description="checkpoint to moving simulated arm")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle, videos and strips")
-    parser.add_argument("--robot-only", action="store_true", help="the committed bundle; no torch needed")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for the bundle, videos and strips")
+    parser.add_argument("--robot-only", action="store_true", help="the example's bundle as it is; no torch needed")
     parser.add_argument("--random", action="store_true", help="a random policy in place of the trained one")
     parser.add_argument("--seconds", type=positive, default=8.0, help="of each run")
     parser.add_argument("--seed", type=whole, default=5, help="of the scene and the noise")
-    arguments = parser.parse_args(argv)
-    report = demo(DemoOptions(**vars(arguments)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    names = [field.name for field in fields(DemoOptions)]
+    report = demo(DemoOptions(**{name: getattr(arguments, name) for name in names}))
     reached = [colour for colour, row in report.items() if row["reached"]]
+    out: Path = arguments.out
     print(
         f"reached {len(reached)} of {len(report)} cubes ({', '.join(reached) or 'none'}); videos and strips lie in "
-        f"{arguments.out}, all three in {arguments.out / 'overview.png'}"
+        f"{out}, all three in {out / 'overview.png'}"
     )
-    print(json.dumps(report))
+    answer(report)
     if len(reached) < len(report) and not arguments.random:
         raise CheckFailed(
-            f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {arguments.out}, "
+            f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {out}, "
             "and try a quieter machine or --seconds 15"
         )
+    bundle = out / "bundle" if (out / "bundle").is_dir() else BUNDLE
+    activate = Path(sys.prefix) / "bin" / "activate"
+    print("next, as it can be typed here:")
+    print(f"  . {_short(activate)}" if activate.is_file() and sys.prefix != sys.base_prefix else "")
+    print(f'  vla-runtime --robot sim --bundle {_short(bundle)} --task "reach the blue cube" --video blue.mp4')
+    print("  vla-runtime report        (a page on what that run did)")
+    print("  export-engines --checkpoint YOUR_CHECKPOINT --out my-bundle        (docs/from-lerobot.md goes on)")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+def _short(path: Path) -> str:
+    """Relative to where the user is, where it lies there."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -18,6 +18,11 @@ main = Command(
             "start control and inference and move the arm",
             '--robot sim --bundle BUNDLE --task "reach the red cube" --seconds 10',
         ),
+        "demo": Subcommand(
+            "vla_edge.benchmarks.demo",
+            "a policy that learnt to reach a cube moves a simulated arm, three times",
+            "demo --out demo",
+        ),
         "setup": Subcommand(
             "vla_edge.robot.setup_robot",
             "find the arm's port, its calibration and the cameras, and write robot.yaml for every other command",
