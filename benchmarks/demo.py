@@ -181,7 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = out / "bundle" if (out / "bundle").is_dir() else BUNDLE
     activate = Path(sys.prefix) / "bin" / "activate"
     print("next, as it can be typed here:")
-    print(f"  . {_short(activate)}" if activate.is_file() and sys.prefix != sys.base_prefix else "")
+    if activate.is_file() and shutil.which("vla-runtime") != str(Path(sys.prefix) / "bin" / "vla-runtime"):
+        print(f"  . {_short(activate)}")
     print(f'  vla-runtime --robot sim --bundle {_short(bundle)} --task "reach the blue cube" --video blue.mp4')
     print("  vla-runtime report        (a page on what that run did)")
     print("  export-engines --checkpoint YOUR_CHECKPOINT --out my-bundle        (docs/from-lerobot.md goes on)")
