@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from vla_edge.bundle import Bundle, GraphFile, open_bundle, write_manifest
 from vla_edge.engines.tensorrt.engine_build import RTX, BuildOptions, load_compiler, serialize
 from vla_edge.engines.tensorrt.engine_file import Compiler
@@ -58,6 +56,8 @@ def verdicts(bundle: Bundle, progress: Callable[[str], None]) -> Facts | None:
 def counts(graph: GraphFile, compiler: Compiler) -> Facts:
     """attentions, and how many of them are one kernel; kernels; products whose weights or inputs are float32; scratch
     and engine file in MB."""
+    import onnx
+
     compiled = serialize(compiler, graph, BuildOptions(), lambda step: None)
     found = compiled.verdict
     return {

@@ -230,7 +230,7 @@ def calls(bundle: Path, folder: Path) -> dict[str, list[list[str]]]:
                 "--sheet",
                 str(folder / "f.png"),
             ],
-            ["demo", "--out", str(folder / "demo"), "--robot-only"],
+            ["demo", "--out", str(folder / "demo"), "--random"],
             ["install-service", "--robot-file", str(folder / "none.yaml")],
             ["uninstall-service", "--unit-dir", str(folder / "none")],
         ],
