@@ -61,18 +61,20 @@ def open_file_camera(options: CameraOptions) -> FileCamera:
         raise CameraError(
             f"camera {options.name}: {path} does not exist; give a video, a folder of pictures or an .npz"
         )
-    fps = float(options.fps or 30)
+    fps, turned = float(options.fps or 30), options.turned
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
         if not files:
             raise CameraError(f"camera {options.name}: {path} holds no picture ({', '.join(_PICTURES)})")
-        camera = FileCamera(options.name, lambda index: _picture(options.name, files[index]), len(files), fps)
+        camera = FileCamera(options.name, lambda index: turned(_picture(options.name, files[index])), len(files), fps)
     elif path.suffix == ".npz":
         stack = _stack(options.name, path)
-        camera = FileCamera(options.name, lambda index: stack[index], len(stack), fps)
+        camera = FileCamera(options.name, lambda index: turned(stack[index]), len(stack), fps)
     else:
         video = _Video(options.name, path)
-        camera = FileCamera(options.name, video.read, video.count, options.fps or video.fps)
+        camera = FileCamera(
+            options.name, lambda index: turned(video.read(index)), video.count, options.fps or video.fps
+        )
     height, width = camera.newest().image.shape[:2]
     if options.width and (height, width) != (options.height, options.width):
         raise CameraError(
@@ -110,37 +112,50 @@ def _stack(name: str, path: Path) -> NDArray[np.uint8]:
 
 
 class _Video:
-    """A video read picture by picture; going back reopens it."""
+    """A video read picture by picture through PyAV, which knows LeRobot's AV1; going back reopens it."""
 
     def __init__(self, name: str, path: Path) -> None:
         self._name, self._path = name, path
         self._open()
-        self.count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 30.0
+        stream = self._container.streams.video[0]
+        self.count = stream.frames or sum(packet.pts is not None for packet in self._container.demux(stream))
+        self.fps = float(stream.average_rate or 30)
         if self.count < 1:
             raise CameraError(f"camera {name}: {path} holds no pictures")
+        self._open()
 
     def _open(self) -> None:
-        self._capture = cv2.VideoCapture(str(self._path))
-        self._next = 0
-        if not self._capture.isOpened():
+        import av  # with the extra `data`: a robot's own cameras do without
+        from av.error import FFmpegError
+
+        try:
+            self._container = av.open(str(self._path))
+        except FFmpegError as error:
+            raise CameraError(f"camera {self._name}: {self._path} is not a video ({error}); give another") from None
+        if not self._container.streams.video:
+            raise CameraError(f"camera {self._name}: {self._path} holds no video; give another")
+        if self._container.streams.video[0].codec_context is None:
             raise CameraError(
-                f"camera {self._name}: {self._path} is not a video OpenCV can read; convert it to H.264 MP4 or a "
-                "folder of pictures"
+                f"camera {self._name}: {self._path} is coded in a way this PyAV does not know; convert it to H.264"
             )
+        self._frames = self._container.decode(self._container.streams.video[0])
+        self._next = 0
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        from av.error import FFmpegError
+
         if index < self._next:
-            self._capture.release()
+            self._container.close()
             self._open()
-        picture = None
-        while self._next <= index:
-            decoded, picture = self._capture.read()
-            if not decoded:
-                raise CameraError(
-                    f"camera {self._name}: {self._path} ends at picture {self._next} of {self.count}; the video is "
-                    "damaged"
-                )
-            self._next += 1
-        assert picture is not None
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+        try:
+            while True:
+                frame = next(self._frames)
+                self._next += 1
+                if self._next > index:
+                    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        except (FFmpegError, StopIteration) as error:
+            told = f" ({error})" if isinstance(error, FFmpegError) else ""
+            raise CameraError(
+                f"camera {self._name}: {self._path} ends at picture {self._next} of {self.count}{told}; the video is "
+                "damaged"
+            ) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
+import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,30 @@ _CAPTION = 24
 _COLUMNS = 3
 
 
+NOT_COLOUR = {"Z16 ", "INVZ", "INVI", "INZI", "GREY", "Y8I ", "Y10 ", "Y12 ", "Y12I", "Y16 ", "Y16I", "CNF4"}
+"""Pixel formats of depth and infrared pictures (V4L2's codes)."""
+_ENUM_FMT, _VIDEO_CAPTURE = 0xC0405602, 1
+"""VIDIOC_ENUM_FMT and the buffer type of pictures, linux/videodev2.h."""
+
+
+def pixel_formats(device: str) -> list[str] | None:
+    """Codes of the pictures that a V4L2 node gives; none for a metadata node; None where it cannot be asked."""
+    try:
+        node = os.open(device, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        return None
+    found: list[str] = []
+    try:
+        while True:
+            request = bytearray(struct.pack("=III", len(found), _VIDEO_CAPTURE, 0) + bytes(52))
+            fcntl.ioctl(node, _ENUM_FMT, request)
+            found.append(request[44:48].decode("latin-1"))
+    except OSError:  # past the last one
+        return found
+    finally:
+        os.close(node)
+
+
 @dataclass(frozen=True)
 class DeviceReport:
     """One camera: what it was called by, what the driver calls it, and its picture or why there is none."""
@@ -38,22 +64,43 @@ class DeviceReport:
 
 
 def list_v4l2(
-    system: Path = Path("/sys/class/video4linux"), links: Path = Path("/dev/v4l/by-id")
+    system: Path = Path("/sys/class/video4linux"),
+    by_id: Path = Path("/dev/v4l/by-id"),
+    by_path: Path = Path("/dev/v4l/by-path"),
+    formats: Callable[[str], Sequence[str] | None] = pixel_formats,
 ) -> list[tuple[str, str]]:
-    """(device path, driver's name) of each capture device, by its stable path under `links` where it has one."""
+    """(device path, driver's name) of each node that gives colour pictures, by a path that stays when it is replugged.
+
+    That is its link under `by_id`; of cameras of one model without serial numbers, which share a link there, the one
+    under `by_path` (which socket it is plugged into). A node whose formats cannot be asked is taken to give pictures
+    where its number among its camera's nodes is even: the odd ones carry metadata.
+    """
     if not system.is_dir():
         return []
-    stable = {os.path.realpath(link): str(link) for link in sorted(links.iterdir())} if links.is_dir() else {}
-    devices = []
+    nodes = []
     for entry in sorted(system.iterdir(), key=lambda path: (len(path.name), path.name)):
-        # A camera's second node carries metadata, not pictures; the driver numbers the nodes of one camera.
-        index = entry / "index"
-        if index.is_file() and index.read_text().strip() != "0":
+        path, found = f"/dev/{entry.name}", formats(f"/dev/{entry.name}")
+        index = _line(entry / "index")
+        if not (int(index or 0) % 2 == 0 if found is None else set(found) - NOT_COLOUR):
             continue
-        path = f"/dev/{entry.name}"
-        name = entry / "name"
-        devices.append((stable.get(path, path), name.read_text().strip() if name.is_file() else ""))
+        nodes.append((path, _line(entry / "name"), index))
+    ids, sockets = _links(by_id), _links(by_path)
+    devices = []
+    for path, name, index in nodes:
+        twins = [other for other, *kind in nodes if kind == [name, index]]
+        shared = any(other not in ids for other in twins)  # one link for all of them names whichever came last
+        links = (sockets, {}) if shared and len(twins) > 1 else (ids, sockets)
+        devices.append((next((found[path] for found in links if path in found), path), name))
     return devices
+
+
+def _line(file: Path) -> str:
+    return file.read_text().strip() if file.is_file() else ""
+
+
+def _links(folder: Path) -> dict[str, str]:
+    """Device → a link to it in `folder`."""
+    return {os.path.realpath(link): str(link) for link in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 def look_at(options: CameraOptions, driver_name: str, settle_s: float) -> DeviceReport:

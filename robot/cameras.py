@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
 from vla_edge.robot.camera_options import CameraOptions
+
+RATE_WINDOW_S = 3.0
+"""Time over which a camera's pictures are counted."""
 
 
 class Camera(Protocol):
@@ -46,7 +50,19 @@ class FreshnessWatch:
     are declared noisy. Rules with time as an argument; no clock inside.
     """
 
-    def __init__(self, name: str, noisy: bool, exempt: bool, limit_s: float = 1.0, equal_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        noisy: bool,
+        exempt: bool,
+        limit_s: float = 1.0,
+        equal_s: float = 1.0,
+        fps: int = 0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """fps: pictures a second that were asked for, 0 for none; `say` is told once when fewer come."""
+        self._fps, self._say = fps, say
+        self._first: Frame | None = None
         self._name, self._noisy, self._exempt = name, noisy, exempt
         self._limit_ns, self._equal_ns = int(limit_s * 1e9), int(equal_s * 1e9)
         self._last: Frame | None = None
@@ -63,6 +79,7 @@ class FreshnessWatch:
             if last is None or not (self._noisy and (frame.image == last.image).all()):
                 self._changed_ns = now_ns
             self._last = frame
+            self._count(frame)
         still_ns = max(now_ns - self._advanced_ns, now_ns - frame.captured_ns)
         if still_ns > self._limit_ns:
             raise CameraError(
@@ -75,3 +92,20 @@ class FreshnessWatch:
                 f"{(now_ns - self._changed_ns) / 1e9:.1f} s"
                 f" (limit {self._equal_ns / 1e9:.1f} s, declared noisy); replug it"
             )
+
+    def _count(self, frame: Frame) -> None:
+        """Over the first seconds, when exposure has settled: a driver that promised a rate may not keep it."""
+        if self._say is None or not self._fps:
+            return
+        if self._first is None:
+            self._first = frame
+        spent_s = (frame.captured_ns - self._first.captured_ns) / 1e9
+        if spent_s < RATE_WINDOW_S:
+            return
+        rate = (frame.sequence - self._first.sequence) / spent_s
+        if rate < 0.8 * self._fps:
+            self._say(
+                f"note: camera {self._name} gives {rate:.1f} pictures a second, asked for {self._fps}; more light, a "
+                "smaller size or fourcc=MJPG"
+            )
+        self._say = None

@@ -125,7 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
     tap.start()
     try:
         watches = {
-            option.name: FreshnessWatch(option.name, option.noisy, cameras[option.name].exempt_from_freshness)
+            option.name: FreshnessWatch(
+                option.name, option.noisy, cameras[option.name].exempt_from_freshness, fps=option.fps, say=say
+            )
             for option in devices
         }
         loop = InferenceLoop(session, cameras, watches, folder, settings)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError, ConfigError
+from vla_edge.lerobot_data.video import AV1, VideoEncoder
+from vla_edge.robot import camera_file
 from vla_edge.robot.camera_file import FileCamera
 from vla_edge.robot.camera_options import CameraOptions, parse_camera, parse_cameras
 from vla_edge.robot.camera_report import list_v4l2
@@ -36,6 +38,16 @@ def test_a_camera_text_names_its_device_kind_and_options() -> None:
     )
     assert parse_camera("phone=file:clips/a.mp4").kind == "file"
     assert parse_camera("phone=sim:run/frames.phone").device == "run/frames.phone"
+    options = parse_camera("laptop=0,fourcc=MJPG,rotation=-90")
+    assert (options.fourcc, options.rotation) == ("MJPG", 270)
+
+
+def test_a_plain_path_to_a_file_or_a_folder_of_pictures_is_a_file_camera(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").touch()
+    for path in (tmp_path, tmp_path / "clip.mp4"):
+        options = parse_camera(f"laptop={path},10fps")
+        assert (options.kind, options.device, options.fps) == ("file", str(path), 10)
+    assert parse_camera("laptop=/dev/null").kind == "v4l2", "a device, here or not"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +59,11 @@ def test_a_camera_text_names_its_device_kind_and_options() -> None:
         ("laptop=webcam", "'webcam' is no device"),
         ("laptop=0,fast", "unknown option 'fast'; known: noisy"),
         ("laptop=file:", "file: needs a path"),
+        ("laptop=gone.mp4", "'gone.mp4' is no device and no file that is there"),
+        ("laptop=0,fourcc=JPG", "unknown option 'fourcc=JPG'"),
+        ("laptop=0,rotation=45", "unknown option 'rotation=45'"),
+        ("laptop=file:a.mp4,fourcc=MJPG", "fourcc=MJPG is a device's pixel format"),
+        ("laptop=sim:a,rotation=90", "the simulated camera is not turned"),
     ],
 )
 def test_a_wrong_camera_text_says_what_is_wrong(text: str, reason: str) -> None:
@@ -148,6 +165,81 @@ def test_an_npz_and_a_video_are_cameras(tmp_path: Path) -> None:
     assert abs(float(frame.image.mean()) - 50) < 4  # MPEG-4 rounds colours
 
 
+def test_a_video_as_lerobot_records_it_plays_in_order_and_starts_over(tmp_path: Path) -> None:
+    """AV1, which OpenCV's own FFmpeg does not decode."""
+    path = tmp_path / "episode.mp4"
+    encoder = VideoEncoder(path, 10, AV1)
+    for value in (40, 120, 200):
+        encoder.add(picture(value, 64, 96))
+    encoder.close()
+    now = [0]
+    video = camera_file._Video(LAPTOP, path)
+    camera = FileCamera(LAPTOP, video.read, video.count, video.fps, lambda: now[0])
+    assert (video.count, video.fps) == (3, 10.0)
+    values = []
+    for now[0] in range(0, 700 * MS, 100 * MS):
+        values.append(round(float(camera.newest().image.mean()) / 40))
+    assert values == [1, 3, 5, 1, 3, 5, 1]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CameraError, match="episode.mp4"):
+        open_camera(parse_camera(f"laptop={path}")).newest()
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270, -90])
+def test_pictures_are_turned_clockwise_as_lerobot_turns_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotation: int
+) -> None:
+    """The size that is asked for is that of the turned picture."""
+    image = picture(0)
+    image[0, 0] = 255
+    np.savez(tmp_path / "a.npz", laptop=image)
+    turned = open_camera(parse_camera(f"laptop={tmp_path / 'a.npz'},rotation={rotation}")).newest().image
+    ways = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    assert np.array_equal(turned, cv2.rotate(image, ways[rotation % 360]))
+    device = tmp_path / "video0"
+    device.touch()
+    asked: dict[int, float] = {}
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(FakeCapture, "set", lambda self, key, value: asked.update({key: value}) or True)
+    size = "8x6" if rotation == 180 else "6x8"
+    open_camera(parse_camera(f"laptop={device},{size},rotation={rotation}")).close()
+    assert (asked[cv2.CAP_PROP_FRAME_WIDTH], asked[cv2.CAP_PROP_FRAME_HEIGHT]) == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "told"),
+    [
+        ("30fps", {cv2.CAP_PROP_FPS: 5.0}, "gives 5 pictures a second, asked for 30; .* as fourcc=MJPG"),
+        ("30fps,fourcc=MJPG", {cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*"YUYV"))}, "gives 'YUYV', asked for"),
+    ],
+)
+def test_a_device_that_does_something_else_than_it_was_asked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, says: dict[int, float], told: str
+) -> None:
+    device = tmp_path / "video0"
+    device.touch()
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(FakeCapture, "says", says)
+    with pytest.raises(CameraError, match=told):
+        open_camera(parse_camera(f"laptop={device},{options}"))
+    good = {cv2.CAP_PROP_FPS: 30.0, cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*"MJPG"))}
+    monkeypatch.setattr(FakeCapture, "says", good)
+    open_camera(parse_camera(f"laptop={device},{options}")).close()
+
+
+def test_a_rate_that_a_driver_promised_and_does_not_keep_is_said_once() -> None:
+    said: list[str] = []
+    watch = FreshnessWatch(LAPTOP, noisy=False, exempt=False, fps=30, say=said.append)
+    for tick in range(1, 60):
+        watch.check(frame(tick, tick * 200), tick * 200 * MS)
+    assert len(said) == 1 and "gives 5.0 pictures a second, asked for 30" in said[0]
+    kept = FreshnessWatch(LAPTOP, noisy=False, exempt=False, fps=30, say=said.append)
+    for tick in range(1, 200):
+        kept.check(frame(tick, tick * 34), tick * 34 * MS)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("device", ["gone.mp4", "empty", "text.mp4", "text.npz"])
 def test_a_file_that_is_no_camera_is_named(tmp_path: Path, device: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -167,6 +259,7 @@ class FakeCapture:
     """A V4L2 device in place of OpenCV's: gives `good` pictures of 8x6, then refuses."""
 
     good = 10**9
+    says: dict[int, float] = {}
 
     def __init__(self, device: str, backend: int) -> None:
         self.given = 0
@@ -176,6 +269,9 @@ class FakeCapture:
 
     def set(self, key: int, value: float) -> bool:
         return True
+
+    def get(self, key: int) -> float:
+        return self.says.get(key, 0.0)
 
     def grab(self) -> bool:
         time.sleep(0.002)
@@ -279,12 +375,47 @@ def test_devices_are_listed_by_their_stable_path(tmp_path: Path) -> None:
     links = tmp_path / "by-id"
     links.mkdir()
     (links / "usb-C920-index0").symlink_to("/dev/video0")
-    assert list_v4l2(system, links) == [
+    assert list_v4l2(system, links, tmp_path / "none", lambda _: None) == [
         (str(links / "usb-C920-index0"), "C920"),
         ("/dev/video2", "Laptop"),
         ("/dev/video10", "Phone"),
     ]
     assert list_v4l2(tmp_path / "none", links) == []
+
+
+def nodes(system: Path, *rows: tuple[int, int, str]) -> None:
+    for number, index, name in rows:
+        (system / f"video{number}").mkdir(parents=True)
+        (system / f"video{number}/index").write_text(f"{index}\n")
+        (system / f"video{number}/name").write_text(f"{name}\n")
+
+
+def test_two_cameras_of_one_model_are_told_apart_by_their_sockets(tmp_path: Path) -> None:
+    """Without serial numbers both want the same link under by-id; it names the one that was plugged in last."""
+    system, by_id, by_path = (tmp_path / name for name in ("sys", "by-id", "by-path"))
+    nodes(system, (0, 0, "HD USB Camera"), (1, 1, "HD USB Camera"), (2, 0, "HD USB Camera"), (3, 1, "HD USB Camera"))
+    for folder, name, node in (
+        (by_id, "usb-HD_USB_Camera-index0", 2),
+        (by_path, "pci-usb-0:1:1.0-video-index0", 0),
+        (by_path, "pci-usb-0:2:1.0-video-index0", 2),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / name).symlink_to(f"/dev/video{node}")
+    assert [path for path, _ in list_v4l2(system, by_id, by_path, lambda _: None)] == [
+        str(by_path / "pci-usb-0:1:1.0-video-index0"),
+        str(by_path / "pci-usb-0:2:1.0-video-index0"),
+    ]
+    (by_id / "usb-HD_USB_Camera_SN2-index0").symlink_to("/dev/video0")  # with serial numbers each has its own
+    assert all("by-id" in path for path, _ in list_v4l2(system, by_id, by_path, lambda _: None))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_colour_node_of_a_depth_camera_is_listed(tmp_path: Path, known: bool) -> None:
+    nodes(tmp_path / "sys", *((10 + index, index, "RealSense") for index in range(6)))
+    given = {"/dev/video10": ["Z16 "], "/dev/video12": ["GREY", "Y8I "], "/dev/video14": ["YUYV", "MJPG"]}
+    found = list_v4l2(tmp_path / "sys", tmp_path, tmp_path, lambda path: given.get(path, []) if known else None)
+    colour = ("/dev/video14", "RealSense")
+    assert found == [colour] if known else colour in found and len(found) == 3
 
 
 def test_the_cameras_command_writes_a_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
