@@ -53,6 +53,17 @@ class LoadedGraph(ABC):
         except self.refusals as error:
             raise EngineError(f"graph {self.name}: run failed: {error}") from None
 
+    def rebound(self, exchanged: Mapping[str, NDArray[Any]]) -> LoadedGraph:
+        """The same loaded graph on the same buffers but those in `exchanged`, to be run beside this one or in turn with
+        it. EngineError: the backend has no such thing."""
+        twin = self._twin()
+        for name, array in {**self.buffers, **exchanged}.items():
+            (twin.bind_input if name in twin.inputs else twin.bind_output)(name, array)
+        return twin
+
+    def _twin(self) -> LoadedGraph:
+        raise EngineError(f"graph {self.name}: this backend runs a graph on one set of buffers only")
+
     def fixed(self, buffers: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
         """A run of this graph on these buffers, all of its inputs and outputs, which stay where they are."""
 

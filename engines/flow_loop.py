@@ -119,6 +119,38 @@ class FlowLoop(Protocol):
         """Run the steps on the K/V that `encode` left."""
 
 
+class BesideLoop(FlowLoop, Protocol):
+    """A loop whose prefix can be made anew while it runs on the last one."""
+
+    def refresh(self) -> float:
+        """Run the prefix into the K/V that are not in use, on any thread; its ms. `encode(True)` never runs beside."""
+
+    def adopt(self) -> None:
+        """Go over to what `refresh` made."""
+
+
+class TwoSides:
+    """`BesideLoop` of two loops of one kind, on K/V of their own and everything else in common."""
+
+    def __init__(self, loops: tuple[FlowLoop, FlowLoop], graphs: tuple[FlowGraphs, FlowGraphs]) -> None:
+        self.name = loops[0].name
+        self._loops, self._graphs, self._side = loops, graphs, 0
+
+    def encode(self, prefix: bool) -> tuple[float, float]:
+        return self._loops[self._side].encode(prefix)
+
+    def denoise(self, request: FlowRequest) -> FlowReport:
+        return self._loops[self._side].denoise(request)
+
+    def refresh(self) -> float:
+        start = time.perf_counter_ns()
+        self._graphs[1 - self._side].prefix.run()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    def adopt(self) -> None:
+        self._side = 1 - self._side
+
+
 class PythonLoop:
     """The loop in Python: 'x_next' is copied back to 'x' (6 kB, 0.5 µs), because binding two buffers anew takes 8
     µs."""

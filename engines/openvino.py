@@ -95,9 +95,12 @@ class OpenVinoGraph(LoadedGraph):
 
     def __init__(self, tensor: Any, compiled: Any, graph: GraphFile) -> None:
         super().__init__(graph)
-        self._tensor = tensor
+        self._tensor, self._graph = tensor, graph
         self._compiled = compiled
         self._request = compiled.create_infer_request()
+
+    def _twin(self) -> OpenVinoGraph:
+        return OpenVinoGraph(self._tensor, self._compiled, self._graph)
 
     def executed_layers(self) -> Iterator[ExecutedLayer]:
         """What OpenVINO made of the graph, in execution order."""

@@ -137,8 +137,11 @@ class OrtGraph(LoadedGraph):
     def __init__(self, made: OrtSession, graph: GraphFile) -> None:
         super().__init__(graph)
         self.refusals = refusals()
-        self._made = made
+        self._made, self._graph = made, graph
         self._binding = made.session.io_binding()
+
+    def _twin(self) -> OrtGraph:
+        return OrtGraph(self._made, self._graph)
 
     def _attach(self, name: str, array: NDArray[Any]) -> None:
         bind = self._binding.bind_input if name in self.inputs else self._binding.bind_output

@@ -7,7 +7,6 @@ packed once, read where the verified file is mapped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,12 +88,8 @@ class NativeGraph(LoadedGraph):
         self._graph, self._session = graph, session
         self.binding: OrtBinding = session.binding()
 
-    def rebound(self, exchanged: Mapping[str, NDArray[Any]]) -> NativeGraph:
-        """The same loaded graph with the same buffers but those in `exchanged`: the other half of a ping-pong pair."""
-        twin = NativeGraph(self._session, self._graph)
-        for name, array in {**self.buffers, **exchanged}.items():
-            (twin.bind_input if name in twin.inputs else twin.bind_output)(name, array)
-        return twin
+    def _twin(self) -> NativeGraph:
+        return NativeGraph(self._session, self._graph)
 
     def _attach(self, name: str, array: NDArray[Any]) -> None:
         (self.binding.bind_input if name in self.inputs else self.binding.bind_output)(name, array)
@@ -115,6 +110,7 @@ class NativeLoop:
         self._graphs, buffers = graphs, graphs.buffers
         self._x = (buffers["x"], buffers["x_next"])
         self._odd = step.rebound({"x": buffers["x_next"], "x_next": buffers["x"]})
+        assert isinstance(self._odd, NativeGraph)
         rows = [(tensor, row) for row, tensor in graphs.state_rows]
         self._flow = load_core().Flow(
             prefix.binding,

@@ -100,6 +100,14 @@ class CudaGraphLoop:
         except RuntimeError as error:
             raise EngineError(f"the prefix did not start: {error}") from None
 
+    def refresh(self) -> float:
+        """`start_refresh` and wait for its end, on any thread; its ms."""
+        self.start_refresh()
+        try:
+            return self._loop.wait(1 - self._side) / 1e6
+        except RuntimeError as error:
+            raise EngineError(f"the prefix did not run: {error}") from None
+
     def adopt(self) -> None:
         """Go over to the side of `start_refresh`; the next `encode(False)` waits for it."""
         self._side = 1 - self._side

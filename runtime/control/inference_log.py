@@ -48,6 +48,7 @@ def entry_of(result: InferenceResult) -> dict[str, Any]:
         "still": {str(slot): [reading.mean, reading.worst] for slot, reading in decision.still.items()},
         "verdict": None if result.verdict is None else result.verdict.value,
         "similarity": result.similarity,
+        "adopted": None if result.adopted is None else asdict(result.adopted),
         "steps": len(result.timings.step),
         "draw": result.draw,
         "ms": {name: round(getattr(result.timings, name), 3) for name in PARTS},

@@ -44,6 +44,7 @@ from vla_edge.runtime.control.planning import (
 )
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.cache import CacheCounts, CacheMode
+from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
@@ -101,6 +102,7 @@ class InferenceLoop:
         self._ensemble = Ensemble(options.handover.coefficient, session.policy.chunk_size)
         self._still = SceneStill()
         self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
+        self._prefix_ages_s: deque[float] = deque(maxlen=WINDOW)
         self.pace: Pace | None = None
         self._control_session: int | None = None
         self._observed_tick: int | None = None
@@ -167,7 +169,9 @@ class InferenceLoop:
                 break
             begin = time.monotonic()
             observation = self._observation(self._pictures(), self._control.view() or view)
-            result = self._session.recompute(
+            # Beside a refresh a plan takes what it takes on a cached prefix.
+            beside = index > 0 and self._session.options.refresh is Refresh.BESIDE
+            result = (self._session.infer if beside else self._session.recompute)(
                 InferenceRequest(observation, time.monotonic_ns(), self._options.steps, signal=self._abandon.signal)
             )
             if index and result is not None:
@@ -234,6 +238,7 @@ class InferenceLoop:
         if result is None:
             self._abandoned(kind, say)
             return True
+        self._prefix_ages_s.append(0.0 if result.decision.prefix else result.decision.age_s or 0.0)
         step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
         if outcome == "scene_moved":
@@ -277,7 +282,15 @@ class InferenceLoop:
                 )
         signal = self._abandon.begin(view.session, self._watched(kind, observation))
         return InferenceRequest(
-            observation, time.monotonic_ns(), steps, None, queued, inpaint, signal, self._drop_executing
+            observation,
+            time.monotonic_ns(),
+            steps,
+            None,
+            queued,
+            inpaint,
+            signal,
+            self._drop_executing,
+            beside=kind is ChunkKind.MOVING,
         )
 
     def _watched(self, kind: ChunkKind, observation: Observation) -> WatchedScene | None:
@@ -411,6 +424,7 @@ class InferenceLoop:
             "seed": self._session.options.seed,
             "noise": self._session.options.noise.value,
             "cache": self._session.cache.mode.value,
+            "refresh": self._session.options.refresh.value,
             "gate": None if settings is None else asdict(settings),
             "handover": self._options.handover.kind.value,
             "inpaint_horizon": self._options.handover.horizon,
@@ -431,5 +445,8 @@ class InferenceLoop:
                 "velocity_step_max": float(steps.max()),
                 "velocity_step_rms": float(np.sqrt(np.mean(steps**2))),
             }
+        if self._prefix_ages_s:
+            ages = np.asarray(self._prefix_ages_s) * 1e3
+            facts["prefix_age_ms"] = {"p50": float(np.quantile(ages, 0.5)), "p99": float(np.quantile(ages, 0.99))}
         known = {"delay_ms": delay, "handover": handover, "loop": self._session.loop.name, **audit}
         return self._log.summary(state, self.pace, self._session.cache.counts, {**known, **facts})

@@ -29,6 +29,7 @@ from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions, add_noise_argument
 from vla_edge.runtime.inference.units import remarks
 
@@ -70,6 +71,13 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(policy)
     cache = parser.add_argument_group("reusing what the pictures gave")
     add_cache_argument(cache)
+    cache.add_argument(
+        "--refresh",
+        choices=[kind.value for kind in Refresh],
+        default=Refresh.FRONT.value,
+        help="where a prefix is made anew: in front of the plan that needs it, or beside the plans, which go on with "
+        "the last one while it is young enough (default: front)",
+    )
     policy.add_argument("--flow-steps", type=count, help="Euler steps for one chunk (default: as the policy says)")
     policy.add_argument(
         "--least-flow-steps", type=count, help="fewest steps when a chunk would come late (default: as --flow-steps)"
@@ -107,7 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     devices = camera_options(bundle, options.camera, options.without)
     engine = load_engine(options.backend, EngineOptions(threads=options.threads, spin=False))
-    policy = SessionOptions(CacheMode(options.cache), options.seed, options.flow_steps, noise=Noise(options.noise))
+    policy = SessionOptions(
+        CacheMode(options.cache),
+        options.seed,
+        options.flow_steps,
+        noise=Noise(options.noise),
+        refresh=Refresh(options.refresh),
+    )
     session = PolicySession(bundle, engine, policy)
     session.check_task(options.task or "")
     settings = loop_options(options, session)

@@ -61,6 +61,7 @@ class PolicyOptions:
     backend: str
     threads: int
     cache: str
+    refresh: str
     flow_steps: int | None
     least_flow_steps: int | None
     replan_s: float

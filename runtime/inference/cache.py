@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -53,7 +53,8 @@ def add_cache_argument(group: argparse._ArgumentGroup) -> None:
 
 
 class Reason(Enum):
-    """Why the prefix ran, or that it was reused. The first that holds is named."""
+    """Why the prefix ran, or that it was reused. The first that holds is named. BESIDE: it was used once more though
+    another reason held, while a newer one is made beside the plans."""
 
     ALWAYS = "always"
     NO_HISTORY = "no_history"
@@ -67,7 +68,14 @@ class Reason(Enum):
     SCENE_CHANGED = "scene_changed"
     MAX_REUSE = "max_reuse"
     REUSED = "reused"
+    BESIDE = "beside"
     AUDIT = "audit"
+
+
+AGED = 0.5
+"""Share of max_age_s from which a refresh beside the plans looks at a camera again that has not changed."""
+BESIDE_OF = (Reason.PICTURE_CHANGED, Reason.SCENE_CHANGED, Reason.MAX_REUSE)
+"""Reasons for a refresh that leave a prefix of the same key, younger than max_age_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +103,14 @@ class Decision:
 
     @property
     def hit(self) -> bool:
-        """An inference that runs no `prefix` graph."""
-        return not self.prefix
+        """An inference that runs no `prefix` graph because the cached prefix is as good as a new one."""
+        return not self.prefix and self.reason is not Reason.BESIDE
 
 
 @dataclass(slots=True)
 class CacheCounts:
-    """Totals of a session. A refresh without history is neither hit nor miss; delta runs are hits counted again apart;
+    """Totals of a session. A refresh without history is neither hit nor miss, nor is a plan on the last prefix while a
+    newer one is made (beside); refreshes: of those, what plans went over to. delta runs are hits counted again apart;
     vision_hits: tokens kept by camera slot, whether or not the prefix ran."""
 
     inferences: int = 0
@@ -109,6 +118,8 @@ class CacheCounts:
     misses: int = 0
     no_history: int = 0
     delta_runs: int = 0
+    beside: int = 0
+    refreshes: int = 0
     audits: int = 0
     vision_runs: Counter[int] = field(default_factory=Counter)
     vision_hits: Counter[int] = field(default_factory=Counter)
@@ -178,6 +189,33 @@ class PrefixCache:
         self._key = None
         return Decision(reason, look, True, False, still, age_s)
 
+    def aged(self, now_ns: int) -> tuple[int, ...]:
+        """Camera slots whose tokens are older than half of max_age_s: beside the plans they are made anew in time."""
+        assert self.settings is not None
+        limit_ns = AGED * self.settings.max_age_s * 1e9
+        return tuple(slot for slot, seen_ns in sorted(self._seen_ns.items()) if now_ns - seen_ns > limit_ns)
+
+    def beside(self, decision: Decision, key: CacheKey) -> Decision | None:
+        """In place of a refresh that was just decided: use the prefix once more while a newer one is made. None where
+        there is none that is young enough."""
+        if decision.reason not in BESIDE_OF:
+            return None
+        self._key = key
+        return replace(decision, reason=Reason.BESIDE, look=(), prefix=False)
+
+    def adopted(
+        self,
+        decision: Decision,
+        key: CacheKey,
+        pictures: Sequence[NDArray[np.uint8] | None],
+        features: Mapping[str, NDArray[np.float32]],
+        seen_ns: int,
+    ) -> SceneVerdict | None:
+        """A refresh beside the plans ended and is used from now on: remember its pictures, judge it."""
+        self.counts.refreshes += 1
+        self.counts.vision_runs.update(decision.look)
+        return self._remember(decision, key, pictures, features, seen_ns)
+
     def audit(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None]) -> Decision:
         """Recompute everything for a chunk that was a hit; neither hit nor miss."""
         return self._refresh(
@@ -193,6 +231,18 @@ class PrefixCache:
         now_ns: int,
     ) -> SceneVerdict | None:
         """The decided graphs ran on `pictures` taken at now_ns: remember them, judge the new prefix, count."""
+        verdict = self._remember(decision, key, pictures, features, now_ns)
+        self._count(decision, key)
+        return verdict
+
+    def _remember(
+        self,
+        decision: Decision,
+        key: CacheKey,
+        pictures: Sequence[NDArray[np.uint8] | None],
+        features: Mapping[str, NDArray[np.float32]],
+        now_ns: int,
+    ) -> SceneVerdict | None:
         for slot in decision.look:
             self._seen_ns[slot] = now_ns
             if self.mode is not CacheMode.OFF:
@@ -200,9 +250,7 @@ class PrefixCache:
         self._key = key
         self._reuses = 0
         self._was_reset = False
-        verdict = self.gate.judge(features, self.settings) if self.settings is not None and features else None
-        self._count(decision, key)
-        return verdict
+        return self.gate.judge(features, self.settings) if self.settings is not None and features else None
 
     def reused(self, decision: Decision, key: CacheKey) -> None:
         """The cached prefix was used once more."""
@@ -248,6 +296,7 @@ class PrefixCache:
             return
         counts.inferences += 1
         counts.hits += decision.hit
+        counts.beside += decision.reason is Reason.BESIDE
         counts.no_history += decision.reason is Reason.NO_HISTORY
         counts.misses += decision.prefix and decision.reason is not Reason.NO_HISTORY
         counts.delta_runs += decision.delta

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, TensorSpec
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.engine import Engine
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, FlowReport, FlowRequest, flow_steps
-from vla_edge.errors import BundleError, ConfigError
+from vla_edge.engines.flow_loop import BesideLoop, FlowGraphs, FlowLoop, FlowReport, FlowRequest, TwoSides, flow_steps
+from vla_edge.errors import BundleError, ConfigError, EngineError
 from vla_edge.runtime.inference.prepare import Layout
 
 
@@ -57,6 +58,42 @@ class BoundGraphs:
     def loop(self, tables: Mapping[str, NDArray[np.float32]]) -> FlowLoop:
         """The engine's loop of steps, or one pass where the programme has none."""
         return self._engine.flow_loop(self.flow(tables)) if self.programme.step else OnePass(self)
+
+    def beside_loop(self, tables: Mapping[str, NDArray[np.float32]]) -> BesideLoop:
+        """The engine's loop of steps with two sides of K/V. ConfigError: this policy or backend has none."""
+        if not self.programme.step:
+            raise ConfigError(
+                "this policy makes its chunk in one pass, nothing can be refreshed beside it; choose --refresh front"
+            )
+        flow = self.flow(tables)
+        loop: Any = self._engine.flow_loop(flow)
+        if hasattr(loop, "refresh"):
+            made: BesideLoop = loop
+            return made
+        try:
+            other = self._other_side(flow)
+        except EngineError as error:
+            raise ConfigError(
+                f"backend {self._engine.name} cannot refresh a prefix beside the plans ({error}); choose --refresh "
+                "front"
+            ) from None
+        return TwoSides((loop, self._engine.flow_loop(other)), (flow, other))
+
+    def _other_side(self, flow: FlowGraphs) -> FlowGraphs:
+        """The same graphs on K/V of their own; the gate's features are one buffer, read before the next refresh."""
+        keep = self.features()
+        spare = {
+            name: self._engine.allocate(spec.shape, spec.dtype)
+            for name, spec in flow.prefix.outputs.items()
+            if name not in keep
+        }
+        prefix, state, step = (
+            graph.rebound({name: spare[name] for name in (*graph.inputs, *graph.outputs) if name in spare})
+            for graph in (flow.prefix, flow.state, flow.step)
+        )
+        rows = [(self.buffers[name], spare[name.removeprefix("state_")]) for name in flow.state.outputs]
+        buffers = {**flow.buffers, **spare}
+        return replace(flow, prefix=prefix, state=state, step=step, readers=(), buffers=buffers, state_rows=rows)
 
     def see(self, slot: int) -> None:
         """Run the camera graph on `buffers["pixels"]` into the rows of camera `slot`."""

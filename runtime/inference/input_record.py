@@ -155,6 +155,8 @@ class RecordedSession:
             "reading_ns": observation.joints.time_ns,
             "captured_ns": {name: frame.captured_ns for name, frame in observation.frames.items()},
             "audit": audit,
+            "adopt": session.went_over and not audit,
+            "beside": request.beside,
             "abandoned": result is None,
             "gate": None if session.cache.settings is None else asdict(session.cache.settings),
         }
@@ -182,6 +184,7 @@ def session_facts(session: PolicySession, engine: str, threads: int) -> dict[str
         "seed": options.seed,
         "steps": options.steps,
         "allow_truncation": options.allow_truncation,
+        "refresh": options.refresh.value,
         "gate": None if gate is None else asdict(gate),
     }
 

@@ -18,10 +18,11 @@ from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, Inpaint
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.inference.bundle_fit import check_fit
-from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, PrefixCache
+from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, PrefixCache, Reason
 from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.prepare import Preparer, lay_out
 from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
+from vla_edge.runtime.inference.refresh import Adopted, BesideRefresh, Refresh, Started
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, gate_features, read_gate
 
 
@@ -47,8 +48,8 @@ def add_noise_argument(group: argparse._ArgumentGroup) -> None:
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """cache: when a prefix is reused. seed: of the session's noise. steps: Euler steps a chunk (None: the policy's
-    num_steps). gate: limits in place
-    of the bundle's own. allow_truncation: cut a task that is too long instead of refusing it."""
+    num_steps). gate: limits in place of the bundle's own. allow_truncation: cut a task that is too long instead of
+    refusing it. refresh: where a prefix is made anew; BESIDE needs cache STILL or GATED."""
 
     cache: CacheMode = CacheMode.OFF
     seed: int = 0
@@ -56,10 +57,13 @@ class SessionOptions:
     gate: GateSettings | None = None
     allow_truncation: bool = False
     noise: Noise = Noise.KEPT
+    refresh: Refresh = Refresh.FRONT
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
+        if self.refresh is Refresh.BESIDE and self.cache not in (CacheMode.STILL, CacheMode.GATED):
+            raise ConfigError(f"--refresh beside goes with --cache still or gated, not with {self.cache.value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,9 @@ class InferenceRequest:
     read by a policy of one pass. queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the
     observation (cache policy delta may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`.
     on_changed: called before the flow when the gate finds a scene changed that was stable, so that the old chunk can be
-    voided; inpaint is then dropped."""
+    voided; inpaint is then dropped. adopt: whether to go over to a refresh that is under way beside the plans, waiting
+    for it if need be (None: if it is done); a replay says what was recorded. beside: whether the last prefix will do
+    while a newer one is made beside the plans; a plan for an arm at rest is worth its own."""
 
     observation: Observation
     now_ns: int
@@ -78,6 +84,8 @@ class InferenceRequest:
     inpaint: Inpaint | None = None
     signal: NDArray[np.int32] | None = None
     on_changed: Callable[[], None] | None = None
+    adopt: bool | None = None
+    beside: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +106,8 @@ class InferenceResult:
     """actions: float32 [n, action_dim] in joint units; normalized: the same before un-normalising; latent: float32
     [n, A], what `queued` and `inpaint` of a later request take. n is the chunk size, or the rows that a delta run
     corrected. draw: index of the noise draw (None: noise was given or a delta run needed none). steps: Euler steps
-    asked
-    for; timings.step has one entry for each that ran (fewer after FINISH, none in a delta run)."""
+    asked for; timings.step has one entry for each that ran (fewer after FINISH, none in a delta run). adopted: the
+    refresh that this inference went over to."""
 
     actions: NDArray[np.float32]
     normalized: NDArray[np.float32]
@@ -111,6 +119,7 @@ class InferenceResult:
     verdict: SceneVerdict | None
     similarity: float | None
     timings: Timings
+    adopted: Adopted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,16 @@ class _Scene:
     vision_ms: float
     prefix_ms: float
     state_ms: float
+    adopted: Adopted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the gate said of a new prefix; nothing where there was none. broken: as in `_Scene`."""
+
+    verdict: SceneVerdict | None = None
+    similarity: float | None = None
+    broken: bool = False
 
 
 _NOTHING = np.zeros((0, 0), np.float32)
@@ -144,7 +163,8 @@ class SessionObserver(Protocol):
 
 
 class PolicySession:
-    """One bundle on one engine, its cache and its noise. Not for use from two threads at once.
+    """One bundle on one engine, its cache and its noise. Not for use from two threads at once. went_over: whether the
+    last inference adopted a refresh from beside.
 
     Errors: BundleError or EngineError when it cannot be built; ConfigError when the cache policy needs what the bundle
     does not have.
@@ -158,7 +178,14 @@ class PolicySession:
         settings = _gate_settings(bundle, self.options)
         self.preparer = Preparer(bundle)
         self.graphs = BoundGraphs(bundle, engine)
-        self.loop: FlowLoop = self.graphs.loop(self.preparer.tables)
+        self._refresh: BesideRefresh | None = None
+        self.went_over = False
+        self.loop: FlowLoop
+        if self.options.refresh is Refresh.BESIDE:
+            self.loop = self._sides = self.graphs.beside_loop(self.preparer.tables)
+            self._refresh = BesideRefresh(self._refreshed)
+        else:
+            self.loop = self.graphs.loop(self.preparer.tables)
         self.cache = PrefixCache(self.options.cache, settings)
         self.observer: SessionObserver | None = None
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
@@ -169,6 +196,8 @@ class PolicySession:
 
     def reset(self) -> None:
         """Start of an episode: no history in the cache, other noise."""
+        if self._refresh is not None:
+            self._refresh.discard()
         self.cache.reset()
         self._drawn_for = None
         if self.observer is not None:
@@ -201,6 +230,11 @@ class PolicySession:
         """The same with every piece fresh, whatever the cache would say: what an audit compares with. The cache keeps
         the fresh prefix; the run counts as an audit."""
         return self._observed(request, audit=True)
+
+    def settle(self) -> None:
+        """Wait for a refresh that is under way beside the plans; the next inference goes over to it."""
+        if self._refresh is not None:
+            self._refresh.wait()
 
     def _observed(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
         result = self._infer(request, audit)
@@ -241,7 +275,17 @@ class PolicySession:
         )
         latent = self.preparer.anchored(latent)
         return InferenceResult(
-            actions, normalized, latent, noise, draw, steps, scene.decision, scene.verdict, scene.similarity, timings
+            actions,
+            normalized,
+            latent,
+            noise,
+            draw,
+            steps,
+            scene.decision,
+            scene.verdict,
+            scene.similarity,
+            timings,
+            scene.adopted,
         )
 
     def _see(self, request: InferenceRequest, audit: bool) -> _Scene:
@@ -252,11 +296,12 @@ class PolicySession:
         prompt = self._encode(observation.task)
         self.preparer.state(observation.joints.positions, self.graphs.buffers["state"])
         key = self._key(pictures, observation.task)
-        decision = (
-            cache.audit(key, pictures)
-            if audit
-            else cache.decide(key, pictures, request.now_ns, request.queued is not None)
-        )
+        if audit:
+            if self._refresh is not None:
+                self._refresh.discard()
+            decision, adopted, judged = cache.audit(key, pictures), None, _Judged()
+        else:
+            decision, adopted, judged = self._decide(key, pictures, request)
         prepare_ns = time.perf_counter_ns() - start
         look_ns, vision_ns = self._look(decision, pictures)
         if decision.prefix:
@@ -267,12 +312,71 @@ class PolicySession:
         times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
         if not decision.prefix:
             cache.reused(decision, key)
-            return _Scene(decision, None, None, False, *times)
+            return _Scene(decision, judged.verdict, judged.similarity, judged.broken, *times, adopted)
         before = cache.gate.verdict
         verdict = cache.computed(decision, key, pictures, self.graphs.features(), request.now_ns)
-        gated = cache.mode in (CacheMode.GATED, CacheMode.DELTA)
+        judged = self._judged(before, verdict)
+        return _Scene(decision, judged.verdict, judged.similarity, judged.broken, *times, adopted)
+
+    def _judged(self, before: SceneVerdict | None, verdict: SceneVerdict | None) -> _Judged:
+        gated = self.cache.mode in (CacheMode.GATED, CacheMode.DELTA)
         broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
-        return _Scene(decision, verdict, cache.gate.last_similarity, broken, *times)
+        return _Judged(verdict, self.cache.gate.last_similarity, broken)
+
+    def _decide(
+        self, key: CacheKey, pictures: list[NDArray[np.uint8] | None], request: InferenceRequest
+    ) -> tuple[Decision, Adopted | None, _Judged]:
+        """What to run now, after going over to a refresh that is done. A new one begins beside the plans where the last
+        prefix may still be used; where it may not, one under way is waited for before another is made in front."""
+        refresh, adopted, judged = self._refresh, None, _Judged()
+        queued = request.queued is not None
+        if refresh is not None and refresh.started is not None:
+            if refresh.started.key != key:
+                refresh.discard()
+            elif refresh.done if request.adopt is None else request.adopt:
+                adopted, judged = self._adopt(request.now_ns)
+        self.went_over = adopted is not None
+        decision = self.cache.decide(key, pictures, request.now_ns, queued)
+        if refresh is None:
+            return decision, adopted, judged
+        if not decision.prefix:
+            aged = self.cache.aged(request.now_ns)
+            if aged:
+                self._begin(Decision(Reason.MAX_AGE, aged, True), key, pictures, request.now_ns)
+            return decision, adopted, judged
+        beside = self.cache.beside(decision, key) if request.beside else None
+        if beside is None and refresh.started is not None:
+            adopted, judged = self._adopt(request.now_ns)
+            decision = self.cache.decide(key, pictures, request.now_ns, queued)
+            beside = self.cache.beside(decision, key) if request.beside and decision.prefix else None
+        if beside is None:
+            return decision, adopted, judged
+        look = tuple(sorted({*decision.look, *self.cache.aged(request.now_ns)}))
+        self._begin(replace(decision, look=look), key, pictures, request.now_ns)
+        return beside, adopted, judged
+
+    def _begin(self, decision: Decision, key: CacheKey, pictures: list[NDArray[np.uint8] | None], now_ns: int) -> None:
+        """Start a refresh of the decided slots beside the plans, unless one is under way."""
+        assert self._refresh is not None
+        if self._refresh.started is None:
+            copies = [None if picture is None else picture.copy() for picture in pictures]
+            self._refresh.start(Started(decision, key, copies, now_ns))
+
+    def _adopt(self, now_ns: int) -> tuple[Adopted, _Judged]:
+        assert self._refresh is not None
+        self.went_over = True
+        started, took = self._refresh.take()
+        self._sides.adopt()
+        before = self.cache.gate.verdict
+        verdict = self.cache.adopted(
+            started.decision, started.key, started.pictures, self.graphs.features(), started.seen_ns
+        )
+        return Adopted((now_ns - started.seen_ns) / 1e9, *took), self._judged(before, verdict)
+
+    def _refreshed(self, started: Started) -> tuple[float, float, float]:
+        """On the refreshing thread: `vision` and the prefix of newer pictures into the side that is not in use."""
+        prepare_ns, vision_ns = self._look(started.decision, started.pictures)
+        return prepare_ns / 1e6, vision_ns / 1e6, self._sides.refresh()
 
     def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
         """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""

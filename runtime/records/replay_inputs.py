@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.errors import IdentityError, RecordError
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
+from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.scene_gate import settings_of
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
@@ -71,9 +72,8 @@ def _session(bundle: Bundle, entry: Entry) -> PolicySession:
     engine = load_engine(head["engine"], EngineOptions(threads=head["threads"], spin=False))
     cache = CacheMode(head["cache"] if "cache" in head else head["policy"])  # its name in records of before
     gate = None if head["gate"] is None else settings_of(head["gate"])
-    return PolicySession(
-        bundle, engine, SessionOptions(cache, head["seed"], head["steps"], gate, head["allow_truncation"])
-    )
+    options = SessionOptions(cache, head["seed"], head["steps"], gate, head["allow_truncation"])
+    return PolicySession(bundle, engine, replace(options, refresh=Refresh(head.get("refresh", Refresh.FRONT.value))))
 
 
 def _again(session: PolicySession, entry: Entry, result: InputsReplay) -> None:
@@ -86,6 +86,8 @@ def _again(session: PolicySession, entry: Entry, result: InputsReplay) -> None:
         arrays.get("noise"),
         arrays.get("queued"),
         _inpaint(arrays),
+        adopt=bool(head.get("adopt", False)),
+        beside=bool(head.get("beside", True)),
     )
     made = session.recompute(request) if head["audit"] else session.infer(request)
     assert made is not None

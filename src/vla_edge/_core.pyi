@@ -131,6 +131,8 @@ class CudaLoop:
     ) -> None: ...
     def refresh(self, side: int, /) -> None:
         """Start the prefix of `side` on the low-priority stream and return."""
+    def wait(self, side: int, /) -> int:
+        """Wait for the prefix of `side` that was started last; nanoseconds waited."""
     def encode(self, side: int, prefix: bool, /) -> tuple[int, int]:
         """Run [prefix and] state of `side`; their nanoseconds."""
     def denoise(

@@ -41,6 +41,9 @@ from vla_edge.engines.tensorrt.trt_lint import find, lint_bundle
 from vla_edge.errors import EngineError
 from vla_edge.export.command import main as export_engines
 from vla_edge.runtime.command import main as vla_runtime
+from vla_edge.runtime.inference.cache import CacheMode
+from vla_edge.runtime.inference.refresh import Refresh
+from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +177,23 @@ def test_a_refresh_on_the_other_side_changes_nothing_until_it_is_adopted(built: 
     loop.encode(True)
     np.testing.assert_array_equal(loop.denoise(flow).latent, adopted)
     assert adopted is not None and np.abs(adopted - second).max() > 1e-4
+
+
+def test_a_session_refreshes_the_prefix_beside_its_plans_on_the_other_side(built: Bundle, cuda: EmulatedCuda) -> None:
+    """The thread starts it on the low-priority stream and waits there; the plans' stream goes over between two."""
+    gate = GateSettings("pooled", threshold=-1, still_mean=0, still_worst=0, max_reuse=1000, max_age_s=1000)
+    beside = SessionOptions(CacheMode.STILL, gate=gate, refresh=Refresh.BESIDE, seed=3)
+    session = PolicySession(built, engine_on(cuda), beside)
+    engine = load_engine("ort-python", EngineOptions(threads=1, spin=False))
+    reference = PolicySession(built, engine, beside)
+    for number, seed, adopt in ((0, 4, False), (1, 5, False), (2, 5, True), (3, 6, False), (4, 6, True), (5, 6, None)):
+        request = InferenceRequest(observation(built, seed), number, adopt=adopt)
+        ours, theirs = session.infer(request), reference.infer(request)
+        assert ours is not None and theirs is not None and ours.decision == theirs.decision
+        np.testing.assert_allclose(ours.latent, theirs.latent, atol=SAME_KERNELS)
+        session.settle()
+        reference.settle()
+    assert session.cache.counts.refreshes == 2 and session.cache.counts.beside == 2
 
 
 def test_single_runs_copy_inputs_in_and_outputs_out(built: Bundle, cuda: EmulatedCuda) -> None:

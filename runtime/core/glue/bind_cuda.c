@@ -281,6 +281,19 @@ static PyObject *loop_refresh(loop_object *self, PyObject *argument)
     return cuda_loop_refresh(&self->loop, side) ? Py_NewRef(Py_None) : raise(self->loop.driver);
 }
 
+static PyObject *loop_wait(loop_object *self, PyObject *argument)
+{
+    int side = (int)PyLong_AsLong(argument);
+    int64_t waited_ns;
+    bool done;
+    if (PyErr_Occurred() || checked_side(side) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    done = cuda_loop_wait(&self->loop, side, &waited_ns);
+    Py_END_ALLOW_THREADS
+    return done ? PyLong_FromLongLong(waited_ns) : raise(self->loop.driver);
+}
+
 static PyObject *loop_encode(loop_object *self, PyObject *args)
 {
     int side, prefix;
@@ -323,6 +336,7 @@ static PyObject *loop_denoise(loop_object *self, PyObject *args, PyObject *keywo
 
 static PyMethodDef loop_methods[] = {
     {"refresh", (PyCFunction)loop_refresh, METH_O, NULL},
+    {"wait", (PyCFunction)loop_wait, METH_O, NULL},
     {"encode", (PyCFunction)loop_encode, METH_VARARGS, NULL},
     {"denoise", (PyCFunction)(void (*)(void))loop_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},

@@ -47,6 +47,14 @@ bool cuda_loop_refresh(cuda_loop *loop, int side)
     return cuda_enter(loop->driver) && refresh(loop, side);
 }
 
+bool cuda_loop_wait(cuda_loop *loop, int side, int64_t *waited_ns)
+{
+    int64_t start = now_ns();
+    bool done = cuda_enter(loop->driver) && reached(loop, loop->filled[side]);
+    *waited_ns = now_ns() - start;
+    return done;
+}
+
 bool cuda_loop_encode(cuda_loop *loop, int side, bool prefix, int64_t *prefix_ns, int64_t *state_ns)
 {
     int64_t start = now_ns(), middle = start;

@@ -51,6 +51,9 @@ cuda_layout cuda_loop_layout(size_t rows, size_t columns, size_t width);
 /* Starts the prefix of `side` on the low stream and returns at once. */
 bool cuda_loop_refresh(cuda_loop *loop, int side);
 
+/* Waits for the prefix of `side` that was started last. */
+bool cuda_loop_wait(cuda_loop *loop, int side, int64_t *waited_ns);
+
 /* Runs [the prefix and] the state row of `side`; returns when they are complete. */
 bool cuda_loop_encode(cuda_loop *loop, int side, bool prefix, int64_t *prefix_ns, int64_t *state_ns);
 

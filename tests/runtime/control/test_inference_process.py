@@ -315,6 +315,34 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
     assert audits and max(line["audit"] for line in audits) <= 1e-6 and summary["cache"]["audits"] >= len(audits)
 
 
+def test_plans_go_on_while_a_prefix_is_made_beside_them(control, folder, golden_bundle, pictures, capsys, monkeypatch):
+    from vla_edge.runtime.inference import session as module
+    from vla_edge.runtime.inference.scene_gate import GateSettings
+
+    limits = GateSettings("pooled", threshold=-1, still_mean=1, still_worst=4, max_reuse=1, max_age_s=1000)
+    monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
+    # Every picture is worth another prefix after one plan; moving chunks are what is planned beside a refresh.
+    monkeypatch.setattr(
+        "vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(Rhythm.OVERLAPPED, 0.1, 0.1, 1.7, 1.0)
+    )
+    control(patience_min_ns=10**12, patience_max_ns=10**12)
+
+    def went_over():
+        return planned(folder, 2) and '"adopted": {' in (folder.path / "inference.jsonl").read_text()
+
+    words = ("--cache", "still", "--audit", "0", "--refresh", "beside", "--replan-s", "0")
+    assert infer_until(went_over, folder, golden_bundle, pictures, *words) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    chunks = [line for line in lines_of(folder) if "reason" in line]
+    beside = [line for line in chunks if line["reason"] == "beside"]
+    assert beside and all(line["kind"] == "moving" and line["ms"]["prefix"] < 1 for line in beside)
+    assert summary["cache"]["refreshes"] >= 1 and summary["cache"]["beside"] >= len(beside)
+    over = next(line for line in chunks if line["adopted"])
+    # The plan's own age and that of its prefix are told apart.
+    assert over["adopted"]["prefix_ms"] > 0 and over["age_s"] == over["adopted"]["age_s"] and over["delay_ms"] > 0
+    assert summary["prefix_age_ms"]["p99"] >= summary["prefix_age_ms"]["p50"] >= 0
+
+
 @pytest.mark.parametrize("rhythm", list(Rhythm))
 def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, golden_bundle, monkeypatch, rhythm):
     from vla_edge.engines.engine import EngineOptions, load_engine

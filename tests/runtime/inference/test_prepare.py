@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -414,7 +415,7 @@ def test_pictures_have_the_same_bits_with_and_without_the_c_core(
 def test_samples_outside_a_picture_and_buffers_of_another_size_are_refused_by_the_core() -> None:
     image, pixels, row = np.zeros((4, 5, 3), np.uint8), np.zeros((1, 3, 6, 6), np.float32), np.zeros(15, np.float32)
     place, weight = np.zeros(6, np.int32), np.zeros(6, np.float32)
-    fits = [image, pixels, row, place, place, weight, place, place, weight]
+    fits: list[Any] = [image, pixels, row, place, place, weight, place, place, weight]
     _core.scale_picture(*fits)
     for index, wrong, words in (
         (3, place + 4, "a sample is 4, the picture has 4"), (7, place - 1, "a sample is -1"),
@@ -422,4 +423,5 @@ def test_samples_outside_a_picture_and_buffers_of_another_size_are_refused_by_th
         (1, np.zeros((1, 3, 5, 6), np.float32), "more samples than pixels"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
-            _core.scale_picture(*[wrong if place == index else value for place, value in enumerate(fits)])
+            given: list[Any] = [wrong if place == index else value for place, value in enumerate(fits)]
+            _core.scale_picture(*given)
