@@ -63,6 +63,8 @@ class LockstepOptions:
     handover: HandOverOptions = HandOverOptions()
     watch: Callable[[SimulatedArm, int], None] | None = None
     """Called after every tick with the arm and the tick's number (recording)."""
+    watches: int = 1
+    """So often within each tick, evenly, with a number that counts on."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay_ticks <= self.replan_ticks:
@@ -138,10 +140,11 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
             result.inferences += 1
             next_look = tick + max(1, options.replan_ticks)
         arm.set_goals(goals)
-        arm.step(period_ns / 1e9)
+        for part in range(options.watches):
+            arm.step(period_ns / 1e9 / options.watches)
+            if options.watch is not None:
+                options.watch(arm, tick * options.watches + part)
         result.tips[tick] = arm.tip
-        if options.watch is not None:
-            options.watch(arm, tick)
     return result
 
 

@@ -144,6 +144,11 @@ class SimulatedArm:
         if steps > 0:
             self._mujoco.mj_step(self.model, self.data, steps)
 
+    @property
+    def positions_now(self) -> NDArray[np.float64]:
+        """Present angles at the very moment that `step` has come to, which lies between two steps of the physics."""
+        return self.positions + self.velocities * self._owed_s
+
     def sag(self, angles: NDArray[np.float64]) -> NDArray[np.float64]:
         """How far above `angles` the goals must be for the arm to rest there against gravity, in rad."""
         still = self._mujoco.MjData(self.model)

@@ -15,6 +15,7 @@ from vla_edge.benchmarks.handover_motion import (
     TURN_TICK,
     WAYS,
     Motion,
+    Way,
     above,
     half_way,
     measure,
@@ -40,7 +41,7 @@ def motion(positions=None, goals=None, tips=None, degrees=2.0) -> Motion:
         TURN_TICK,
         MOVE_TICK,
         degrees,
-        clamped=TICKS // 10,
+        clamped=0.1,
     )
 
 
@@ -54,7 +55,7 @@ def test_tremble_is_what_the_worst_joint_does_at_rest_and_the_gripper_does_not_c
 
 
 def test_above_12_hz_counts_the_fast_part_alone():
-    time_s = np.arange(300) / HZ
+    time_s = np.arange(900) / HZ
     slow, fast = np.sin(2 * np.pi * 3 * time_s), np.sin(2 * np.pi * 14 * time_s)
     found = above(np.stack([slow, slow + 2 * fast], axis=1), 12.0)
     assert found == pytest.approx([0, 2 / np.sqrt(2)], abs=1e-6)
@@ -80,10 +81,10 @@ def test_a_turn_that_is_followed_by_half_counts_half():
 
 
 def test_a_way_that_trembles_fails_late_or_worse_is_named():
-    before = {"tremble_deg_p50": 10.0, "success": 0.99, "reaction_ticks_p50": 10.0}
-    assert missed(before, {"tremble_deg_p50": 1.4, "success": 0.975, "reaction_ticks_p50": 11.0}) == []
-    bad = missed(before, {"tremble_deg_p50": 1.6, "success": 0.96, "reaction_ticks_p50": 12.0})
-    assert bad == ["it trembles by 1.6°", "it reaches 96.0%", "it reacts 2 ticks later"]
+    before = {"tremble_deg_p50": 10.0, "success": 0.99, "reaction_ms_p50": 333.0}
+    assert missed(before, {"tremble_deg_p50": 1.4, "success": 0.975, "reaction_ms_p50": 366.0}) == []
+    bad = missed(before, {"tremble_deg_p50": 1.6, "success": 0.96, "reaction_ms_p50": 400.0})
+    assert bad == ["it trembles by 1.6°", "it reaches 96.0%", "it reacts 67 ms later"]
 
 
 @pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
@@ -91,7 +92,7 @@ def test_a_way_that_trembles_fails_late_or_worse_is_named():
 def test_kept_noise_and_the_default_hand_over_rest_where_fresh_noise_trembles():
     bundle, engine = open_bundle(EXAMPLE), load_engine("ort", EngineOptions(threads=1))
     ways = {way.name: way for way in WAYS}
-    shipped = next(way for way in WAYS if (way.handover, way.noise) == (type(way)("").handover, type(way)("").noise))
+    shipped = next(way for way in WAYS if way == Way(way.name))
     seeds = range(330_000, 330_004)
     rows = {name: row_of(measure(bundle, engine, ways[name], seeds), None) for name in (BEFORE, shipped.name)}
     before, after = rows.values()
