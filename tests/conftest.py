@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,4 +82,17 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ExportRequest(checkpoint=Path(__file__).parent / "golden" / "koch-bfloat16", out=out, threads=1),
         lambda step: None,
     )
+    return out
+
+
+@pytest.fixture(scope="session")
+def paced_bundle(golden_bundle: Path) -> Path:
+    """The same, with the rate of its data: 30 actions a second at every control rate."""
+    from dataclasses import replace
+
+    from vla_edge.bundle import open_bundle, write_manifest
+
+    out = golden_bundle.with_name("paced")
+    shutil.copytree(golden_bundle, out)
+    write_manifest(out, replace(open_bundle(out).manifest, fps=30.0))
     return out

@@ -96,11 +96,11 @@ class Rig:
         return self.sequence
 
     def wave(self, n: int = 50, kind: ChunkKind = ChunkKind.MOVING, amplitude: float = 20.0) -> int:
-        """A smooth motion that goes on from one chunk to the next: joint units as a function of the tick."""
+        """A smooth motion that goes on from one chunk to the next: joint units as a function of the time."""
         status = self.status()
-        due = status["reading_tick"] + np.arange(n)
+        due_ns = status["reading_tick"] * status["period_ns"] + np.arange(n) * status["action_ns"]
         middle = np.array([0, 0, 0, 0, 0, 50.0])
-        values = middle + amplitude * np.sin(due * 0.06)[:, None]
+        values = middle + amplitude * np.sin(due_ns * 1.8e-9)[:, None]
         if kind is ChunkKind.REST:
             present = np.array(status["positions"])
             values = present + (values - values[0])

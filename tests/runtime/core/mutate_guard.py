@@ -66,6 +66,7 @@ _SAME = "at the boundary both sides give the same value"
 _SPLIT = "a search may split its range anywhere"
 _ROOM = "only keeps the sums below from overflowing; any bound beyond every goal does"
 _REST = "|a| that small changes no velocity on its way to zero"
+_PRESENT = "present = unit * clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */"
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("return value < low ? low : value > high ? high : value;", "<", "<="): _SAME,
     ("return value < low ? low : value > high ? high : value;", ">", ">="): _SAME,
@@ -76,14 +77,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("return acceleration > 0 ? velocity + sum : velocity - sum;", "0", "1"): _REST,
     ("int32_t middle = low + (high - low) / 2;", "2", "3"): _SPLIT,
     ("int32_t middle = first + (last - first) / 2;", "2", "3"): _SPLIT,
-    ("present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */", "2", "3"): _ROOM,
-    ("present = clamp(present, -2 * GUARD_COUNTS_MAX, 2 * GUARD_COUNTS_MAX); /* no overflow below */", "*", "+"): _ROOM,
-    (
-        "chosen += chosen < safe ? 1 : -1; /* ends at `safe`, which is stoppable */",
-        "<",
-        "<=",
-    ): "`safe` itself is stoppable: the loop has ended",
-    ("return counts > GUARD_PER_TICK_MAX ? GUARD_PER_TICK_MAX : (int32_t)floor(counts);", ">", ">="): _SAME,
+    (_PRESENT, "2", "3"): _ROOM,
+    (_PRESENT, "*", "+"): _ROOM,
+    ("joint->low = joint->goal < limits->position_min ? joint->goal : limits->position_min;", "<", "<="): _SAME,
+    ("joint->high = joint->goal > limits->position_max ? joint->goal : limits->position_max;", ">", ">="): _SAME,
     ("int32_t worst = 0;", "0", "1"): "one tick is the least any joint needs",
     ("for (int32_t a = 0; a <= limits->acceleration; a++) {", "0", "1"): "an acceleration of 1 needs no less",
     ("for (int32_t a = 0; a <= limits->acceleration; a++) {", "<=", "<"): "the two largest accelerations need as long",

@@ -380,6 +380,11 @@ static int following(void)
         for (k = 0; k < 5; k++)
             CHECK(step_all(&guard, (float)(2000 + far), 2000).goals[1] == 2000 + far);
     }
+    /* The wish has just come to where the goal is, and the goal runs ahead of it: from there, too, a brake ends on the
+     * wish or last before it, never beyond. */
+    guard fast = started(usual(), 2000);
+    fast.joints[4] = (guard_joint){.goal = 2000, .velocity = -40, .low = LOW, .high = HIGH, .wish = 2020, .wish_known = true};
+    CHECK(step_all(&fast, 2000, 2000).goals[4] == 1992);
     /* After a jump onto something that moves steadily, the goal catches up and then follows it exactly. */
     guard guard = started(usual(), 1200);
     int exact = 0;
