@@ -60,7 +60,10 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     else:
         bundle = out / "bundle"
         checkpoint = _checkpoint(out, options.random)
-        _call("export-engines", ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees"])
+        _call(
+            "export-engines",
+            ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees", "--fps", "30"],
+        )
     report: dict[str, Any] = {}
     for colour in COLOURS:
         words = ["--bundle", str(bundle), "--robot", "sim", "--task", f"reach the {colour} cube", "--hz", "30"]

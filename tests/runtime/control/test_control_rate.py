@@ -39,8 +39,10 @@ def test_the_c_loop_gives_the_servos_the_time_that_is_assumed_here() -> None:
     [
         (0.002, 0, 30.0, 90),
         (0.002, 3, 30.0, 90),
+        (0.0025, 0, 30.0, 45),  # at 90 Hz a deaf servo would never be noticed
+        (0.0032, 3, 30.0, 45),
         (0.002, 4, 30.0, None),  # more than one in a hundred comes too late for any rate
-        (0.0045, 0, 30.0, 90),
+        (0.0045, 0, 30.0, 90),  # no rate has time for a second question
         (0.0046, 0, 30.0, 45),
         (0.0064, 3, 50.0, 45),
         (0.0066, 0, 30.0, None),

@@ -178,6 +178,11 @@ int main(int argc, char **argv)
     CHECK(world.asked_health > TICKS - 5 && world.late_health == 0); /* one question more in each tick */
     CHECK(loop.status.state == PILOT_HOLD && loop.status.reason == REASON_OPERATOR);
 
+    memset(&world, 0, sizeof world); /* the same at 90 Hz with an answer that control chooses that rate for */
+    world.answer_ns = 2 * MS + MS / 4;
+    CHECK(fly(argv[1], 11111111) == 0 && world.asked_health > TICKS - 5 && world.late_health == 0);
+    CHECK(loop.status.lost_reads == 0 && loop.status.io_max_ns <= 11111111 / 2);
+
     memset(&world, 0, sizeof world); /* suspended for ten seconds: the monotonic clock shows no gap */
     world.answer_ns = 1 * MS;
     world.suspend_ns = 10000 * (int64_t)MS;
