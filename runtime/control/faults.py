@@ -25,9 +25,12 @@ CAUSES = {
     "setting": ("does not take a setting, so there is no torque", POWER),
     "deaf": ("does not take goals", POWER),
     "voltage": ("the supply is outside the servo's limits", f"check the supply, {ARM_AGAIN}"),
-    "temperature": ("about to shut down from heat, so the arm parks", f"let it cool, {ARM_AGAIN}"),
+    "temperature": ("about to shut down from heat", f"let it cool, {ARM_AGAIN}"),
     "supervisor": ("`vla-runtime run` was silent for half a second", f"see whether it was stopped, {ARM_AGAIN}"),
-    "writer": ("another inference process writes the chunks", f"end the one that is not wanted, {ARM_AGAIN}"),
+    "writer": (
+        "another inference process writes the chunks, or it was started anew",
+        f"see that it is yours, {ARM_AGAIN}",
+    ),
     "files": ("a file of the run folder was cut short", "start again"),
 }
 """Reason → (cause, remedy)."""
@@ -58,3 +61,11 @@ def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None)
     found = ailing or {name: describe_hardware_error(bits) for name, bits in errors.items() if bits}
     told = ", ".join(f"{name}: {what}" for name, what in found.items()) or f"{f'{joint}: ' if joint else ''}{cause}"
     return f"{told}; {remedy}"
+
+
+def heat_of(status: Mapping[str, Any]) -> str:
+    """One sentence on a servo that is near the temperature at which it shuts down; empty when none is."""
+    if status["warm_joint"] < 0:
+        return ""
+    joint, degrees = KOCH_JOINTS[status["warm_joint"]], status["temperatures"][status["warm_joint"]]
+    return f"{joint} is {degrees} °C warm and shuts down soon; let the arm rest (3 °C below, it parks or holds)"

@@ -61,12 +61,14 @@ def ticks_after_damage(reader: Any) -> frozenset[int]:
 def faults_of(ticks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every fault and latched hold that nobody asked for: its first tick, state, and the sentence for a person."""
     found: list[dict[str, Any]] = []
-    last = ""
+    last = reason = ""
     for tick in ticks:
         fault = fault_of(tick) if tick["latched"] else ""
-        if fault and fault != last:
+        if fault and reason == tick["reason"] == "reads_lost":
+            found[-1]["fault"] = fault  # who is silent is asked again and again
+        elif fault and fault != last:
             found.append({"tick": tick["tick"], "state": tick["state"], "fault": fault})
-        last = fault
+        last, reason = fault, tick["reason"] if fault else ""
     return found
 
 

@@ -15,7 +15,7 @@ from vla_edge.command_line import answer
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
-from vla_edge.runtime.control.faults import fault_of
+from vla_edge.runtime.control.faults import fault_of, heat_of
 from vla_edge.runtime.control.run_folder import RunFolder, last_run_folder, open_run_folder
 
 ANSWER_S = 1.0
@@ -66,10 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
     told = ask(folder, word)
     answer({"answer": told.word, "state": told.state, "reason": told.reason, "joint": told.joint})
     if told.word != "done":
-        joint = f"{told.joint}: " if told.joint else ""
-        raise CheckFailed(f"{arguments.word}: {joint}{REFUSALS.get(told.word, told.word)}")
+        raise CheckFailed(f"{arguments.word}: {refusal_of(told, read_status(folder))}")
     print(f"{arguments.word}: done, state {told.state}")
     return 0
+
+
+def refusal_of(told: Answer, status: Mapping[str, Any]) -> str:
+    """Why a word was refused: the fault and its remedy where there is one."""
+    fault = fault_of(status) if told.word == "fault" else ""
+    return fault or f"{f'{told.joint}: ' if told.joint else ''}{REFUSALS.get(told.word, told.word)}"
 
 
 def ask(folder: RunFolder, word: str, timeout_s: float = ANSWER_S) -> Answer:
@@ -146,6 +151,7 @@ def describe(status: Mapping[str, Any]) -> str:
         f"guard      {counts('verdicts')}; rest within {status['rest_ticks']} ticks",
         f"patience   {status['patience_ns'] / 1e9:.2f} s (age limit and latch time)",
         f"readings   {status['lost_reads']} lost" + silent_now(status),
+        *([f"heat       {heat_of(status)}"] if heat_of(status) else []),
         f"joints     {', '.join(f'{name} {value:.1f}' for name, value in zip(KOCH_JOINTS, status['positions']))}",
         f"record     {status['record']}",
     ]

@@ -32,6 +32,7 @@ class Wish(Enum):
 
 
 KEYS = {" ": Wish.HOLD, "a": Wish.ARM, "r": Wish.REDO, "p": Wish.PARK, "q": Wish.END}
+KEYS_LINE = "space holds, a goes on, q ends"
 HELP = "space holds (ends the episode), a goes on (the next one), r holds and leaves the episode out, p parks, q ends"
 
 

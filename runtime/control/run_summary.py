@@ -15,7 +15,7 @@ from rich.console import Console
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
 from vla_edge.runtime.control.faults import fault_of
-from vla_edge.runtime.control.flight_record import open_record, tick_times, ticks_of
+from vla_edge.runtime.control.flight_record import faults_of, open_record, tick_times, ticks_of
 from vla_edge.runtime.control.operator import read_status
 from vla_edge.runtime.control.run_folder import RunFolder
 
@@ -28,14 +28,14 @@ _AT = {"start": "where a motion starts", "hand-over": "where chunks take over", 
 def one_line(status: Mapping[str, Any]) -> str:
     """The live line."""
     joint = f"{KOCH_JOINTS[status['joint']]} " if 0 <= status["joint"] < len(KOCH_JOINTS) else ""
-    latched = ", latched: vla-runtime arm" if status["latched"] else ""
+    latched = ", latched" if status["latched"] else ""
     why = f" ({joint}{status['reason']}{latched})" if status["reason"] else ""
     age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"
     refused = sum(status["chunks"].values()) - status["chunks"]["taken"]
     clamped = sum(status["verdicts"].values()) - status["verdicts"]["passed"]
     return (
         f"{status['state']}{why}  {1e9 / status['period_ns']:.0f} Hz  missed {status['missed']}  chunks "
-        f"{status['chunks']['taken']} (+{refused} refused)  age {age}  clamped {clamped}"
+        f"{status['chunks']['taken']}{f' (+{refused} refused)' if refused else ''}  age {age}  clamped {clamped}"
         f"{'  SHADOW' if status['shadow'] else ''}"
     )
 
@@ -56,11 +56,13 @@ def summarize(
         ticks, times, maps = list(ticks_of(reader)), tick_times(reader), reader.header()["maps"]
     except ControlError:
         ticks, times, maps = [], {}, []
+    faults = [found["fault"] for found in faults_of(ticks)]
     armed = [tick for tick in ticks if tick["state"] not in ("disarmed", "fault")]
     return {
         "state": why["state"],
         "reason": why["reason"],
         "fault": fault_of(why, ailing),
+        "earlier_faults": faults[:-1] if fault_of(why) else faults,
         "latched": why["latched"],
         "ticks": status["ticks"],
         "missed": status["missed"],
@@ -127,6 +129,9 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
     if changed:
         told = ", ".join(f"{degrees:.1f}° {_AT[name]}" for name, degrees in changed.items())
         lines.append(f"The guard changed actions by {told} (mean of the joint furthest off).")
+    if summary["earlier_faults"]:
+        causes = ", ".join(dict.fromkeys(fault.split(";")[0] for fault in summary["earlier_faults"]))
+        lines.append(f"On the way it stood still unasked: {causes}.")
     if summary["fault"]:
         lines.append(f"{summary['fault']}.")
     lines.append(f"Record: {summary['record']}; look at it with `vla-runtime report {summary['record']}`.")

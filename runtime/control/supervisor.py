@@ -29,10 +29,10 @@ from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_files import ring_writer
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
-from vla_edge.runtime.control.faults import WANTED, fault_of
+from vla_edge.runtime.control.faults import WANTED, fault_of, heat_of
 from vla_edge.runtime.control.inference_process import add_policy_arguments
-from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
-from vla_edge.runtime.control.person import HELP, Person, Wish
+from vla_edge.runtime.control.operator import ask, read_status, refusal_of
+from vla_edge.runtime.control.person import HELP, KEYS_LINE, Person, Wish
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import (
     ControlOptions,
@@ -221,8 +221,7 @@ def arm(folder: RunFolder, beat: Callable[[], None] = lambda: None) -> None:
         if answer.word == "done" and status["state"] != "fault":
             return
         if answer.word not in ("done", "fault", "busy") or attempt == ARM_TRIES - 1:
-            why = fault_of(status) or f"{f'{answer.joint}: ' if answer.joint else ''}{REFUSALS.get(answer.word, '')}"
-            raise ControlError(f"the arm was not armed: {why}")
+            raise ControlError(f"the arm was not armed: {fault_of(status) or refusal_of(answer, status)}")
 
 
 def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
@@ -311,13 +310,19 @@ def _watch(this: Run, person: Person, console: Console) -> None:
     began_s = time.monotonic()
     ending: Wish | None = None
     ends_s = math.inf
+    warm = -1
     with console.status("armed") as line:
         while this.control.process.poll() is None:
             wishes = person.wishes(WATCH_S)
             this.heart.beat()
             status = read_status(this.folder)
-            line.update(one_line(status) + (f"  [dim]{HELP}[/dim]" if person.has_terminal else ""))
+            told = one_line(status)
+            fits = person.has_terminal and len(told) + len(KEYS_LINE) + len("⠋    ") <= console.width
+            line.update(told + (f"  [dim]{KEYS_LINE}[/dim]" if fits else ""))
             this.note(status)
+            if status["warm_joint"] not in (-1, warm):
+                console.print(f"note: {heat_of(status)}", soft_wrap=True)
+            warm = status["warm_joint"]
             _keep_inference(this, person, console)
             if ending is None and 0 < this.options.seconds <= time.monotonic() - began_s:
                 wishes.append(Wish.STOP)
@@ -345,7 +350,7 @@ def _obey(this: Run, wish: Wish, person: Person, console: Console) -> tuple[Wish
         else:
             answer = ask(this.folder, wish.value)
             if answer.word != "done":
-                console.print(f"{wish.value}: {REFUSALS.get(answer.word, answer.word)}", soft_wrap=True)
+                console.print(f"{wish.value}: {refusal_of(answer, read_status(this.folder))}", soft_wrap=True)
             elif wish in (Wish.HOLD, Wish.REDO) and person.has_terminal:
                 console.print("the arm holds: a goes on, p parks, q or Ctrl-C ends holding", soft_wrap=True)
     except ControlError as error:

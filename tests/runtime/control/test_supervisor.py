@@ -24,7 +24,8 @@ from tests.runtime.control.control_rig import START_S, Rig, rig, write_joints
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
 from vla_edge.runtime.control.faults import CAUSES, WANTED, fault_of
-from vla_edge.runtime.control.operator import is_alive
+from vla_edge.runtime.control.flight_record import faults_of
+from vla_edge.runtime.control.operator import Answer, is_alive, refusal_of
 
 pytest.importorskip("vla_edge._core")
 
@@ -259,6 +260,21 @@ def test_a_servo_that_fails_ends_the_run_with_1_its_name_and_what_to_do(
         assert replayed.returncode == 0 and f", {named}: {CAUSES[reason][0]}" in replayed.stdout, replayed.stdout
 
 
+def test_a_warm_servo_is_told_while_the_run_goes_on(golden_bundle: Path) -> None:
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        with supervised(made, golden_bundle) as run:
+            made.emulator.event("temperature 5 61")
+            timely(wait_for(made, lambda status: status["warm_joint"] == 4), "the heat was not seen")
+            end_s = time.monotonic() + START_S
+            while "wrist_roll is 61 °C warm" not in run.said():
+                timely(time.monotonic() < end_s, "nothing was said")
+                time.sleep(0.02)
+            words = [sys.executable, "-m", "vla_edge.runtime.command", "status", "--run-dir", str(made.folder.path)]
+            told = subprocess.run(words, capture_output=True, text=True)
+            assert told.returncode == 0 and "heat       wrist_roll is 61 °C warm" in told.stdout
+
+
 @pytest.mark.parametrize("flag", ["--audit=5", "--threads=9999", "--nice=-3", "--record-fps=nan"])
 def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bundle: Path, flag: str) -> None:
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "sim", "--task", "x", flag]
@@ -291,6 +307,21 @@ def test_every_reason_of_the_core_to_stand_still_has_a_cause_and_a_remedy() -> N
     names = source[source.index("status_reason_name") :].split("{", 2)[2].split("}")[0]
     reasons = [name.strip().strip('"') for name in names.split(",")]
     assert set(reasons) == {*WANTED, *CAUSES}
+    assert refusal_of(Answer("fault", "hold", "stall", ""), {"reason": "stall", "joint": 1}).startswith("shoulder_lift")
+    assert "vla-runtime status" in refusal_of(
+        Answer("fault", "hold", "operator", ""), {"reason": "operator", "joint": -1}
+    )
+    assert refusal_of(Answer("outside", "disarmed", "outside", "gripper"), {}).startswith("gripper: it lies outside")
     assert fault_of({"reason": "stall", "joint": 1}) == (
         "shoulder_lift: pressed against something; clear the way, then `vla-runtime arm`"
     )
+
+
+def test_a_fault_is_told_once_with_the_servo_that_was_found_silent_last() -> None:
+    def tick(number: int, reason: str, joint: int = -1, latched: bool = True) -> dict[str, Any]:
+        return {"tick": number, "state": "hold", "reason": reason, "joint": joint, "latched": latched}
+
+    ticks = [tick(1, ""), tick(2, "reads_lost", 3, latched=False), tick(3, "reads_lost"), tick(4, "reads_lost", 3)]
+    ticks += [tick(5, "operator"), tick(6, "alert", 5), tick(7, "alert", 5), tick(8, ""), tick(9, "reads_lost", 0)]
+    found = [(fault["tick"], fault["fault"].split(":")[0]) for fault in faults_of(ticks)]
+    assert found == [(3, "wrist_flex"), (6, "gripper"), (9, "shoulder_pan")]
