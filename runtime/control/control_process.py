@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import secrets
 import signal
 import sys
@@ -211,8 +212,7 @@ def control_koch(
     folder = open_run_folder(options.run_dir)
     lock = lock_for_control(folder)
     note_run(folder)
-    arm_facts = {"port": port, "joints": calibration.source, "joint_units": units.value, "shadow": options.shadow}
-    write_json(folder.arm, arm_facts, flush=False)
+    write_json(folder.arm, arm_facts(options, port, calibration, units, settings), flush=False)
     try:
         profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
         arm = open_koch(KochOptions(port, calibration, units, profile, write=not options.shadow))
@@ -251,6 +251,25 @@ def control_koch(
 def rate_of(arm: KochArm, hz: float | None, fps: float | None, answer_s: AnswerTime) -> ControlRate:
     """The rate for this arm's bus. BusError: it is too slow for any, or for the one that was asked for."""
     return choose_rate(measured(arm.reading_s, answer_s(candidates(hz, fps)[-1])), hz, fps, answer_s)
+
+
+def arm_facts(
+    options: ControlOptions, port: str, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
+) -> dict[str, Any]:
+    """What the status page and the report say of the arm, its limits and this machine. limits: by joint, in joint units
+    and seconds."""
+    limits = {
+        name: {
+            "low": min((bound - limit.offset) / limit.scale for bound in (limit.position_min, limit.position_max)),
+            "high": max((bound - limit.offset) / limit.scale for bound in (limit.position_min, limit.position_max)),
+            "velocity": limit.velocity / abs(limit.scale),
+            "acceleration": limit.acceleration / abs(limit.scale),
+        }
+        for name, limit in zip(KOCH_JOINTS, settings.limits)
+    }
+    machine = f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    arm = {"port": port, "joints": calibration.source, "joint_units": units.value, "shadow": options.shadow}
+    return {"session": settings.session, **arm, "machine": machine, "limits": limits}
 
 
 def answers(status: Mapping[str, Any]) -> bool:

@@ -13,13 +13,15 @@ import numpy as np
 from vla_edge.camera_names import short_name
 from vla_edge.contract import Frame
 from vla_edge.errors import CameraError
+from vla_edge.files import write_bytes
 from vla_edge.robot.cameras import Camera
-from vla_edge.robot.shared_frames import FrameWriter
+from vla_edge.robot.shared_frames import FrameWriter, SimCamera
 from vla_edge.runtime.control.run_folder import RunFolder
 
 THUMBNAIL_WIDTH = 320
 THUMBNAIL_FPS = 5.0
 _PREFIX = "thumbnail."
+_LAST = "last.{}.jpg"
 
 
 class SharedCamera:
@@ -61,6 +63,8 @@ class PictureTap(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
+        for old in self._folder.path.glob(_LAST.format("*")):
+            old.unlink(missing_ok=True)
         due = time.monotonic()
         while not self._ended.is_set():
             for name, camera in self._cameras.items():
@@ -77,7 +81,9 @@ class PictureTap(threading.Thread):
             self._ended.wait(due - time.monotonic())
         for writer in self._writers.values():
             writer.close()
-        for path in thumbnail_files(self._folder).values():
+        for name, path in thumbnail_files(self._folder).items():
+            if data := thumbnail(name, path):
+                write_bytes(_last_picture(self._folder, name), data, flush=False)
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -101,3 +107,28 @@ class PictureTap(threading.Thread):
 def thumbnail_files(folder: RunFolder) -> dict[str, Path]:
     """Short camera name → the file with its newest thumbnail."""
     return {path.name.removeprefix(_PREFIX): path for path in sorted(folder.path.glob(_PREFIX + "*"))}
+
+
+def thumbnail(name: str, path: Path) -> bytes | None:
+    """JPEG of the newest thumbnail in a file of `thumbnail_files`; None before the first."""
+    try:
+        camera = SimCamera(name, path)
+        image = camera.newest().image
+        camera.close()
+    except CameraError:
+        return None
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    assert encoded
+    return bytes(data.tobytes())
+
+
+def newest_pictures(folder: RunFolder) -> dict[str, bytes]:
+    """Short camera name → JPEG of the newest picture of the run in `folder`, also after it ended."""
+    running = {name: thumbnail(name, path) for name, path in thumbnail_files(folder).items()}
+    start, _, end = _LAST.partition("{}")
+    ended = {file.name[len(start) : -len(end)]: file.read_bytes() for file in folder.path.glob(_LAST.format("*"))}
+    return {**ended, **{name: data for name, data in running.items() if data is not None}}
+
+
+def _last_picture(folder: RunFolder, name: str) -> Path:
+    return folder.path / _LAST.format(name)

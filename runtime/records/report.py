@@ -23,6 +23,8 @@ from vla_edge.runtime.control.flight_record import (
     ticks_of,
 )
 from vla_edge.runtime.control.inference_log import PARTS
+from vla_edge.runtime.control.picture_tap import newest_pictures
+from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.report_page import RunFacts, page
 
@@ -75,7 +77,22 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
     missed = missed_ticks(
         ticks, header["period_ns"], rows, spans_of(within), camera_faults_of(within), ticks_after_damage(reader)
     )
-    return RunFacts(str(record), header, ticks, within, missed, tick_times(reader), _gate(lines), faults_of(ticks))
+    start, arm = _start(lines, ticks[-1]["now_ns"]), _arm(record, header["session"])
+    folder = RunFolder(record.parent)
+    pictures = newest_pictures(folder) if arm and record == folder.record else {}
+    told = ("task", "bundle", "bundle_path", "cache", "handover")
+    return RunFacts(
+        str(record),
+        header,
+        ticks,
+        within,
+        missed,
+        tick_times(reader),
+        gate=start.get("gate"),
+        faults=faults_of(ticks),
+        run={**arm, **{name: start[name] for name in told if name in start}},
+        pictures=pictures,
+    )
 
 
 def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:
@@ -115,7 +132,17 @@ def _is_entry(line: Any) -> bool:
     return all(isinstance(number, (int, float)) for number in numbers)
 
 
-def _gate(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The limits of the newest run in the log."""
-    starts = [line["start"] for line in lines if isinstance(line.get("start"), dict)]
-    return starts[-1].get("gate") if starts else None
+def _start(lines: Sequence[Mapping[str, Any]], end_ns: int) -> Mapping[str, Any]:
+    """What the last inference that began before `end_ns` was started with."""
+    before = [line for line in lines if line.get("time_ns", 0) <= end_ns]
+    starts = [line["start"] for line in before if isinstance(line.get("start"), dict)]
+    return starts[-1] if starts else {}
+
+
+def _arm(record: Path, session: int) -> dict[str, Any]:
+    """What control wrote of the arm it drove, where it was the run of this record."""
+    try:
+        facts = json.loads(RunFolder(record.parent).arm.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("session") == session else {}

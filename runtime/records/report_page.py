@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -43,6 +44,10 @@ class RunFacts:
     times_us: Mapping[str, Mapping[str, float]]
     gate: Mapping[str, Any] | None
     faults: Sequence[Mapping[str, Any]] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """task, bundle, arm, machine, limits; what is not known is left out"""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """JPEG of each camera, the newest ones of the run"""
 
 
 def page(facts: RunFacts) -> str:
@@ -64,7 +69,7 @@ def page(facts: RunFacts) -> str:
     figures = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in told.items())
     wrong = "".join(f"<p class='wrong'>tick {fault['tick']}: {escape(fault['fault'])}</p>" for fault in facts.faults)
     sections = [
-        f'<div class="facts">{figures}</div>{wrong}',
+        f'<div class="facts">{figures}</div>{wrong}{_run(facts.run, facts.pictures)}',
         "<h2>Timing</h2>" + _timing(facts),
         "<h2>Missed ticks</h2>" + _blame(facts.missed, skipped, idle),
         "<h2>Inference and prefix cache</h2>" + _cache(facts),
@@ -72,6 +77,31 @@ def page(facts: RunFacts) -> str:
     ]
     body = "".join(f"<section>{section}</section>" for section in sections)
     return _TEMPLATE.substitute(began=f"{began:%Y-%m-%d %H:%M:%S}", record=escape(facts.record), body=body)
+
+
+def _run(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """What ran, on which arm and machine, within which limits, and what the cameras saw last."""
+    arm = f"{run['port']}, calibration {run['joints']}, {run['joint_units']}" if "port" in run else None
+    bundle = f"{run.get('bundle_path', '')} {run['bundle'][:12]}" if "bundle" in run else None
+    told = {"task": run.get("task"), "bundle": bundle, "cache": run.get("cache"), "hand-over": run.get("handover")}
+    told |= {"arm": arm, "machine": run.get("machine")}
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in told.items() if value)
+    seen = "".join(
+        f"<figure><img src='data:image/jpeg;base64,{b64encode(data).decode()}' alt=''/>"
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+        for name, data in sorted(pictures.items())
+    )
+    limits = "".join(
+        f"<tr><td>{name.replace('_', ' ')}</td><td>{limit['low']:.0f} to {limit['high']:.0f}</td>"
+        f"<td>{limit['velocity']:.0f}</td><td>{limit['acceleration']:.0f}</td></tr>"
+        for name, limit in run.get("limits", {}).items()
+    )
+    heads = "<tr><th>limits, in joint units</th><th>position</th><th>velocity, /s</th><th>acceleration, /s²</th></tr>"
+    return (
+        (f"<table class='words'>{rows}</table>" if rows else "")
+        + (f"<div class='seen'>{seen}</div>" if seen else "")
+        + (f"<details><summary>limits of the guard</summary><table>{heads}{limits}</table></details>" if limits else "")
+    )
 
 
 def _seconds(facts: RunFacts) -> NDArray[np.float64]:
@@ -129,7 +159,7 @@ def _cache(facts: RunFacts) -> str:
         return '<p class="none">no inference was logged in the time of this record</p>'
     start = facts.ticks[0]["now_ns"]
     x = np.array([(line["time_ns"] - start) / 1e9 for line in lines])
-    parts = {
+    times = {
         name: np.array([line["ms"][name] for line in lines])
         for name in PARTS
         if any(line["ms"][name] > 0 for line in lines)
@@ -146,7 +176,7 @@ def _cache(facts: RunFacts) -> str:
         f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",
         "<h3>Why the prefix ran, or was reused</h3>"
         + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
-        "<h3>Parts of each inference</h3>" + line_plot(x, parts, "ms", "s"),
+        "<h3>Parts of each inference</h3>" + line_plot(x, times, "ms", "s"),
     ]
     if np.isfinite(similarity).any():
         parts.append(

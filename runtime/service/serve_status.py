@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
 from vla_edge.robot.shared_frames import SimCamera
 from vla_edge.runtime.control.faults import fault_of, why_still
 from vla_edge.runtime.control.operator import is_alive, read_status
-from vla_edge.runtime.control.picture_tap import thumbnail_files
+from vla_edge.runtime.control.picture_tap import thumbnail, thumbnail_files
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.service.serve_sessions import SessionPool
 
@@ -92,6 +90,7 @@ class RobotView:
         """What runs: task and bundle of inference, port and calibration of control; what is not known is left out."""
         start = _start(self._folder.path / "inference.jsonl")
         arm = _json(self._folder.arm) or {}
+        arm = {name: arm[name] for name in ("port", "joints", "joint_units", "shadow", "machine") if name in arm}
         names = ("task", "bundle", "bundle_path", "cache")
         return {"folder": str(self._folder.path), **arm, **{name: start[name] for name in names if name in start}}
 
@@ -118,17 +117,7 @@ class RobotView:
     def picture(self, name: str) -> bytes | None:
         """JPEG of the newest thumbnail of camera `name` (short), None without one."""
         path = thumbnail_files(self._folder).get(name)
-        if path is None:
-            return None
-        try:
-            camera = SimCamera(name, path)
-            image = camera.newest().image
-            camera.close()
-        except CameraError:
-            return None
-        encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-        assert encoded
-        return data.tobytes()
+        return None if path is None else thumbnail(name, path)
 
 
 def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | None) -> list[str]:

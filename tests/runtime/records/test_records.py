@@ -471,6 +471,21 @@ def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsy
     assert f"every missed tick ({len(blamed)})" in text
 
 
+def test_the_page_says_what_ran_on_which_arm_and_what_the_cameras_saw_last(run_folder, tmp_path):
+    """The last pictures are inference's; what control writes of the arm counts for its own run alone."""
+    record, facts = run_folder / "flight.record", run_folder / "arm-facts.json"
+    limits = {"gripper": {"low": -10.0, "high": 80.0, "velocity": 180.0, "acceleration": 3500.0}}
+    arm = {"port": "/dev/arm", "joints": "arm.json", "joint_units": "degrees", "machine": "a machine", "limits": limits}
+    for session, told in ((open_record(record).header()["session"], True), (1, False)):
+        facts.write_text(json.dumps({"session": session, **arm}))
+        assert main(["report", str(record), "--out", str(tmp_path / "page.html")]) == 0
+        text = (tmp_path / "page.html").read_text()
+        assert ("/dev/arm, calibration arm.json, degrees" in text) == told and ("-10 to 80" in text) == told
+        assert text.count("data:image/jpeg") == (2 if told else 0)
+        assert "<td>task</td>" in text and "<td>hand-over</td>" in text
+    facts.unlink()
+
+
 def test_a_log_that_is_none_and_a_page_that_cannot_be_written_are_refused_in_one_line(run_folder, tmp_path, capsys):
     record = run_folder / "flight.record"
     now_ns = next(iter(ticks_of(open_record(record))))["now_ns"]
