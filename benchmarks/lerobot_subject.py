@@ -19,8 +19,8 @@ from vla_edge.bundle import open_bundle
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.errors import ConfigError
 from vla_edge.policies.checkpoint_folder import find_folder
+from vla_edge.policies.families import load_policy
 from vla_edge.policies.features import STATE
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 
 class LerobotSubject:
@@ -35,22 +35,28 @@ class LerobotSubject:
                 "its own, or use --against torch"
             )
         from lerobot.configs.policies import PreTrainedConfig
-        from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy as LerobotPolicy
+        from lerobot.policies.factory import get_policy_class
 
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        self._ours = SmolVLAPolicy.from_pretrained(spec.path)
-        self._ours.model = None  # type: ignore[assignment]  # only its processors are used; two networks are not kept
+        self._ours = load_policy(spec.path)
+        self._ours.model = None  # only its processors are used; two networks are not kept
         config = PreTrainedConfig.from_pretrained(str(spec.path))
-        # LeRobot takes a relative folder from where it is started, and would load the backbone's own weights first.
-        config.vlm_model_name = str(find_folder(config.vlm_model_name, spec.path, ("config.json",)))
-        config.load_vlm_weights, config.device = False, "cpu"
-        self._policy = LerobotPolicy.from_pretrained(str(spec.path), config=config, strict=True)
+        config.device = "cpu"
+        smolvla = self._ours.family == "smolvla"
+        if smolvla:
+            # LeRobot takes a relative folder from where it is started, and would load the backbone's own weights first.
+            config.vlm_model_name = str(find_folder(config.vlm_model_name, spec.path, ("config.json",)))
+            config.load_vlm_weights = False
+        else:
+            config.pretrained_backbone_weights = None  # they would be downloaded, and replaced by the checkpoint's
+        self._policy = get_policy_class(config.type).from_pretrained(str(spec.path), config=config, strict=True)
         self._policy.eval()
-        _place_patches_by_count(self._policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings)
+        if smolvla:
+            _place_patches_by_count(self._policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings)
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         self.facts: dict[str, Any] = {
-            "detail": f"LeRobot's SmolVLA, torch {torch.__version__} eager, {torch.get_num_threads()} threads",
+            "detail": f"LeRobot's {config.type}, torch {torch.__version__} eager, {torch.get_num_threads()} threads",
             "checkpoint": self._ours.digest,
         }
 
@@ -68,7 +74,8 @@ class LerobotSubject:
         raw = {camera.source: observation.frames[camera.name].image for camera in self._ours.settings.cameras}
         batch = self._ours.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task})
         self._policy.reset()
-        normalized = self._policy.predict_action_chunk(batch, noise=torch.from_numpy(self._data.noise[number])[None])
+        drawn = {"noise": torch.from_numpy(self._data.noise[number])[None]} if self._ours.config.noised else {}
+        normalized = self._policy.predict_action_chunk(batch, **drawn)
         self._ours.postprocess(normalized.float())
         return normalized[0].float().numpy()
 

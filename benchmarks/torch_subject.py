@@ -15,27 +15,36 @@ import torch
 from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
 from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.contract import Observation
+from vla_edge.policies.families import load_policy
 from vla_edge.policies.features import STATE
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
 
 class TorchSubject:
     """See `subjects.Subject`; float32 on the CPU."""
 
     cases: tuple[str, ...] = (FRESH,)
+    facts: dict[str, Any]
 
     def __init__(self, spec: SubjectSpec) -> None:
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        self._policy = SmolVLAPolicy.from_pretrained(spec.path)
+        self._policy = load_policy(spec.path)
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
+        if self._policy.family == "act":
+            self._run = torch.compile(self._policy.model) if spec.compiled else self._policy.model
+            self.facts = self._facts(spec)
+            return
         model = self._policy.model
         parts: tuple[Any, ...] = (model.embed_images, model.run_together, model.denoise_step)
         self._embed: Any
         self._together: Any
         self._step: Any
         self._embed, self._together, self._step = (torch.compile(part) for part in parts) if spec.compiled else parts
-        self.facts: dict[str, Any] = {
+        self.facts = self._facts(spec)
+
+    def _facts(self, spec: SubjectSpec) -> dict[str, Any]:
+        return {
             "detail": f"torch {torch.__version__} {'compiled' if spec.compiled else 'eager'} float32, LeRobot's "
             f"order, {torch.get_num_threads()} threads",
             "checkpoint": self._policy.digest,
@@ -51,6 +60,8 @@ class TorchSubject:
     @torch.inference_mode()
     def _infer(self, number: int) -> tuple[dict[str, float], np.ndarray]:
         observation = self._data.observations[number]
+        if self._policy.family == "act":
+            return self._in_one_pass(observation)
         model, steps = self._policy.model, self._policy.config.num_steps
         marks = [time.perf_counter()]
         raw = {camera.source: observation.frames[camera.name].image for camera in self._policy.settings.cameras}
@@ -78,6 +89,26 @@ class TorchSubject:
             "prefix": together,
             "step": loop / steps,
             "loop": loop,
+            "post-processing": post,
+            "inference": 1e3 * (marks[-1] - marks[0]),
+        }
+        return stages, normalized[0].numpy()
+
+    def _in_one_pass(self, observation: Observation) -> tuple[dict[str, float], np.ndarray]:
+        """ACT: pictures, then the whole network at once."""
+        marks = [time.perf_counter()]
+        raw = {camera.source: observation.frames[camera.name].image for camera in self._policy.settings.cameras}
+        batch = self._policy.preprocess({**raw, STATE: observation.joints.positions})
+        pictures = self._policy.pictures(batch)
+        marks.append(time.perf_counter())
+        normalized = self._run(pictures, batch[STATE])
+        marks.append(time.perf_counter())
+        self._policy.postprocess(normalized)
+        marks.append(time.perf_counter())
+        prepare, network, post = (1e3 * (later - earlier) for earlier, later in zip(marks, marks[1:]))
+        stages = {
+            "camera preparation": prepare / len(pictures),
+            "network": network,
             "post-processing": post,
             "inference": 1e3 * (marks[-1] - marks[0]),
         }

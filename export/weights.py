@@ -41,7 +41,7 @@ class WeightFile:
     def tensor(self, name: str, array: NDArray[np.generic]) -> TensorProto:
         """An initializer named `name`; its bytes lie here, or inline when they are few. OSError when the disk is
         full."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # a scalar stays one
         if array.nbytes <= INLINE_BYTES:
             return onnx.numpy_helper.from_array(array, name)
         offset, length = self._place(array)

@@ -76,6 +76,7 @@ def act_from_scratch(
     inputs, outputs = feature_shapes(dataset)
     content = {
         "type": "act",
+        "pretrained_backbone_weights": None,
         "input_features": {item.name: {"type": item.kind, "shape": list(item.shape)} for item in inputs},
         "output_features": {item.name: {"type": item.kind, "shape": list(item.shape)} for item in outputs},
         **fields,

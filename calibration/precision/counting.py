@@ -9,7 +9,7 @@ import onnx
 
 from vla_edge.calibration.precision.linear import Shapes, shapes_of
 
-PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
+PRODUCTS = ("MatMul", "MatMulInteger", "Gemm", "Conv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,11 @@ def work_of(model: onnx.ModelProto) -> Work:
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Of one node; 0 for anything that is no matrix product."""
+    """Of one node; 0 for anything that is no matrix product or convolution."""
     if node.op_type not in PRODUCTS:
         return 0
+    if node.op_type == "Conv":
+        return int(np.prod(shapes[node.output[0]], dtype=np.int64)) * int(np.prod(shapes[node.input[1]][1:]))
     return int(np.prod(shapes[node.output[0]], dtype=np.int64)) * shapes[node.input[0]][-1]
 
 

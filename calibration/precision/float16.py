@@ -1,6 +1,6 @@
 """Half precision with islands of float32: softmax, norms, RoPE, masks and the Euler step stay in float32.
 
-Only matrix products are done in half precision: their inputs are cast, their
+Only matrix products and convolutions are done in half precision: their inputs are cast, their
 results cast back, and weights and the table of token embeddings are stored in
 half. Around INT8 (scales in half already, int8.py) it is the same, so that
 attention between quantised maps is one TensorRT fuses. What lies between keeps
@@ -48,10 +48,10 @@ def to_float16(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], sink:
             quantise.CopyFrom(node)
             quantise.input[0] = half(node.input[0])
             nodes.append(quantise)
-        elif table or (node.op_type == "MatMul" and not node.name.startswith(KEPT_FLOAT)):
+        elif table or (node.op_type in ("MatMul", "Conv") and not node.name.startswith(KEPT_FLOAT)):
             made = onnx.NodeProto()
             made.CopyFrom(node)
-            made.input[:] = [half(node.input[0]), node.input[1] if table else half(node.input[1])]
+            made.input[:] = [half(node.input[0]), *(node.input[1:] if table else map(half, node.input[1:]))]
             made.output[:] = [f"{node.output[0]}/half_product"]
             back = helper.make_node("Cast", made.output, node.output, f"{node.name}/single", to=TensorProto.FLOAT)
             nodes += [made, back]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile, TensorSpec
+from vla_edge.calibration.precision.convolution import watched_values
 from vla_edge.calibration.precision.linear import linear_maps, shapes_of
 from vla_edge.calibration.precision.products import products
 from vla_edge.engines.bindings import LoadedGraph
@@ -20,7 +21,8 @@ from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 
 Listener = Callable[[str, str, NDArray[np.float32]], None]
 """Called after each run with graph, value name and the value [rows, channels], which is overwritten by the next run.
-Of the inputs of attention's products only two rows are told: each channel's largest and smallest number."""
+Of the inputs of attention's products and of what convolutions read and make only two rows are told: each channel's
+largest and smallest number."""
 
 
 class ObservingEngine:
@@ -49,7 +51,11 @@ class ObservingEngine:
         for value in dict.fromkeys(name for item in products(model) for name in (item.left, item.right)):
             taps.append(TensorSpec(f"tap/{len(taps)}", (2, shapes[value][-1]), "float32"))
             values.append(value)
-            _append_extremes(model.graph, value, taps[-1].name, len(shapes[value]) - 1)
+            _append_extremes(model.graph, value, taps[-1].name, list(range(len(shapes[value]) - 1)))
+        for value in watched_values(model):
+            taps.append(TensorSpec(f"tap/{len(taps)}", (2, shapes[value][1]), "float32"))
+            values.append(value)
+            _append_extremes(model.graph, value, taps[-1].name, [0, 2, 3])
         for tap in taps:
             model.graph.output.append(helper.make_tensor_value_info(tap.name, TensorProto.FLOAT, tap.shape))
         spec = replace(graph.spec, outputs=(*graph.spec.outputs, *taps))
@@ -60,9 +66,9 @@ class ObservingEngine:
         return ObservedGraph(graph, inner, buffers, self._listener)
 
 
-def _append_extremes(graph: onnx.GraphProto, value: str, tap: str, axes: int) -> None:
-    """Two rows: maximum and minimum of `value` over all axes but the last."""
-    graph.initializer.append(onnx.numpy_helper.from_array(np.arange(axes, dtype=np.int64), f"{tap}/axes"))
+def _append_extremes(graph: onnx.GraphProto, value: str, tap: str, axes: list[int]) -> None:
+    """Two rows: maximum and minimum of `value` over `axes`, all but the channels'."""
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), f"{tap}/axes"))
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, -1], np.int64), f"{tap}/row"))
     for kind in ("ReduceMax", "ReduceMin"):
         graph.node.append(

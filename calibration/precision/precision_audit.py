@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from vla_edge.bundle import GraphFile
+from vla_edge.calibration.precision.convolution import convolutions
 from vla_edge.calibration.precision.counting import work_of
 from vla_edge.calibration.precision.linear import linear_maps
 from vla_edge.calibration.precision.products import products
@@ -20,7 +21,10 @@ from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.openvino import ExecutedLayer
 from vla_edge.engines.ort import optimized_model
 
-INTEGER_OPERATORS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"}
+INTEGER_OPERATORS = {
+    *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"),
+    *("QLinearConv", "ConvInteger"),
+}
 """ONNX Runtime's operators that multiply 8-bit integers."""
 
 
@@ -115,6 +119,11 @@ def _asked(source: GraphFile, plan: Plan) -> list[_Asked]:
                     f"{item.weight}/{'q' if treatment.is_int8 else 'half'}",
                 )
             )
+    for conv in convolutions(model):
+        treatment = plan.get(conv.group, FLOAT32).treatment
+        if treatment is not Treatment.FLOAT32:
+            stored = f"{conv.weight}/{'q' if treatment.is_int8 else 'half'}"
+            found.append(_Asked(conv.node, conv.value, conv.multiply_adds, treatment, stored))
     for product in products(model):
         treatment = plan.get(product.group, FLOAT32).treatment
         if treatment is Treatment.INT8_STATIC:

@@ -199,6 +199,8 @@ def _mend(
 def _choice(item: Weighted, treatment: Treatment, dialect: Dialect, outlier_ratio: float = 0.0) -> Choice:
     if treatment is Treatment.FLOAT16:
         return HALF
+    if item.group.convolution:
+        return Choice(Treatment.INT8_STATIC) if treatment.is_int8 else FLOAT32
     if item.group.products:
         quantised = dialect.products and treatment is Treatment.INT8_STATIC and item.role == "camera"
         return Choice(treatment) if quantised else FLOAT32

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile
+from vla_edge.calibration.precision.convolution import Convolution, convolutions, quantise_convolutions, watched_values
 from vla_edge.calibration.precision.float16 import to_float16
 from vla_edge.calibration.precision.folding import Folds, fold
 from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
@@ -49,14 +50,15 @@ Plan = Mapping[str, Choice]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Linear maps of one kind in one graph, or a graph's attention products; what a plan decides on together. weights:
-    how many numbers a run reads."""
+    """Linear maps of one kind in one graph, a graph's attention products, or the convolutions of one stage; what a plan
+    decides on together. weights: how many numbers a run reads."""
 
     name: str
     graph: str
     multiply_adds: int
     products: bool = False
     weights: int = 0
+    convolution: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,12 @@ def groups_of(graph: GraphFile) -> list[Group]:
         work[item.group] += item.multiply_adds
         weights[item.group] += item.inner * item.outer
     found = [Group(name, graph.name, amount, weights=weights[name]) for name, amount in work.items()]
+    stages: dict[str, list[Convolution]] = {}
+    for conv in convolutions(model):
+        stages.setdefault(conv.group, []).append(conv)
+    for name, convs in stages.items():
+        work_of_stage, read = sum(conv.multiply_adds for conv in convs), sum(conv.weights for conv in convs)
+        found.append(Group(name, graph.name, work_of_stage, weights=read, convolution=True))
     inner = products(model)
     if inner:
         found.append(Group(inner[0].group, graph.name, sum(item.multiply_adds for item in inner), products=True))
@@ -118,6 +126,14 @@ def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorS
     arrays = weight_arrays(graph, model)
     if settings.folds is not None:
         model, arrays = fold(model, arrays, settings.folds.of(graph.name), sink)
+    treatments = {choice.treatment for name, choice in plan.items() if name.startswith(f"{graph.name}/")}
+    half = settings.half or Treatment.FLOAT16 in treatments
+    quantised = [
+        item for item in convolutions(model) if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC
+    ]
+    if quantised:
+        spans = _spans_of_convolutions(graph.name, model, settings)
+        model = quantise_convolutions(model, arrays, quantised, spans, sink, settings.signed, half)
     maps = {item.node: item for item in linear_maps(model)}
     steps = {node: _step(graph.name, item, plan.get(item.group, FLOAT32), settings) for node, item in maps.items()}
     inner = {
@@ -127,8 +143,6 @@ def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorS
     }
     if inner:
         model = quantise_products(model, inner, sink)
-    treatments = {choice.treatment for name, choice in plan.items() if name.startswith(f"{graph.name}/")}
-    half = settings.half or Treatment.FLOAT16 in treatments
     rewriter = Rewriter(model, arrays, sink, settings.signed, half)
     model = rewriter.rewrite(maps, steps)
     if half:
@@ -189,6 +203,12 @@ def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings
     outliers = tap.outliers(choice.outlier_ratio) if choice.outlier_ratio else ()
     inliers = tap.without(outliers) if outliers else tap
     return Step(choice.treatment, inliers.span(), outliers)
+
+
+def _spans_of_convolutions(graph: str, model: onnx.ModelProto, settings: VariantSettings) -> dict[str, Span]:
+    if settings.ranges is None:
+        raise ConfigError(f"{graph}: static INT8 needs recorded ranges; give --dataset DATASET")
+    return {value: settings.ranges.taps[graph, value].span() for value in watched_values(model)}
 
 
 def _spans(graph: str, item: Product, settings: VariantSettings) -> tuple[Span, Span]:

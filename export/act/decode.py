@@ -1,8 +1,8 @@
 """The `decode` graph: picture tokens and joints to the chunk.
 
 What does not depend on the observation is computed here, exactly: the latent's token (its input is 0), positions, their
-products with the projections of queries and keys, and the first decoder layer's attention to itself, whose rows start
-at 0.
+products with the projections of queries and keys, and the first decoder layer's attention to itself and queries, whose
+rows start at 0.
 """
 
 from __future__ import annotations
@@ -84,14 +84,19 @@ def _decoder_layer(
         hidden = graph.op("Add", hidden, mixed, name="attention_residual")
         if not layer.pre_norm:
             hidden = layer_norm(graph, hidden, layer.norm1, "attention_norm")
-    else:
-        hidden = graph.weight(_first_rows(layer, places), "start")
     attention = _weights(layer.multihead_attn)
     heads, (rows, width) = attention.heads, places.shape
     with graph.scope("cross"):
-        inner = layer_norm(graph, hidden, layer.norm2, "norm") if layer.pre_norm else hidden
         weight, bias = attention.query
-        query = _heads_first(graph, linear(graph, inner, weight, "query", places @ weight.T + bias), rows, heads, "q")
+        if hidden:
+            inner = layer_norm(graph, hidden, layer.norm2, "norm") if layer.pre_norm else hidden
+            asked = linear(graph, inner, weight, "query", places @ weight.T + bias)
+            query = _heads_first(graph, asked, rows, heads, "q")
+        else:
+            start, inner_rows = _first_rows(layer, places)
+            hidden = graph.weight(start, "start")
+            fixed = (inner_rows + places) @ weight.T + bias
+            query = graph.weight(fixed.reshape(rows, heads, -1).transpose(1, 0, 2), "q")
         both = np.concatenate((attention.key[0], attention.value[0]))
         shift = np.concatenate(
             (token_places @ attention.key[0].T + attention.key[1], np.tile(attention.value[1], (len(token_places), 1))),
@@ -110,13 +115,15 @@ def _decoder_layer(
 
 
 @torch.inference_mode()
-def _first_rows(layer: DecoderLayer, places: Array) -> Array:
-    """Rows [C, D] behind the first decoder layer's attention to itself, from rows that are 0."""
+def _first_rows(layer: DecoderLayer, places: Array) -> tuple[Array, Array]:
+    """Rows [C, D] behind the first decoder layer's attention to itself, from rows that are 0, and those rows as its
+    attention to the tokens reads them."""
     start = torch.zeros(1, *places.shape)
     inner = layer.norm1(start) if layer.pre_norm else start
     keys = inner + torch.from_numpy(places)
     rows = start + layer.self_attn(keys, keys, inner, need_weights=False)[0]
-    return array((rows if layer.pre_norm else layer.norm1(rows))[0])
+    rows = rows if layer.pre_norm else layer.norm1(rows)
+    return array(rows[0]), array((layer.norm2(rows) if layer.pre_norm else rows)[0])
 
 
 def _self_attention(graph: Graph, inner: str, module: nn.MultiheadAttention, places: Array) -> str:

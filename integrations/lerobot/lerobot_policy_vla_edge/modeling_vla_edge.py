@@ -154,6 +154,8 @@ class _LerobotsPolicy:
     def __init__(self, folder: Path, device: str) -> None:
         config = PreTrainedConfig.from_pretrained(folder)
         config.device = device
+        if hasattr(config, "pretrained_backbone_weights"):
+            config.pretrained_backbone_weights = None  # they would be downloaded, and replaced by the checkpoint's
         self.policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
         self.policy.to(device).eval()
         places = {"device_processor": {"device": device}}

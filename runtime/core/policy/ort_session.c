@@ -36,6 +36,16 @@ static bool share_initializers(ort_session *session, ort_options *options, const
     return true;
 }
 
+/* Packed weights are shared between sessions through the container; kernels that cannot (8-bit convolutions) refuse it. */
+static bool create(ort_session *session, const ort_options *options, const ort_source *source, ort_prepacked *packed)
+{
+    ort_runtime *runtime = session->runtime;
+    return ort_check(runtime,
+                     runtime->call.create_session(runtime->environment, source->model, source->model_bytes, options,
+                                                  packed, &session->session),
+                     &session->reason);
+}
+
 bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_source *source)
 {
     ort_options *options = NULL;
@@ -51,10 +61,7 @@ bool ort_session_create(ort_session *session, ort_runtime *runtime, const ort_so
                                                   source->folder),
                          reason))
         && share_initializers(session, options, source)
-        && ort_check(runtime,
-                     runtime->call.create_session(runtime->environment, source->model, source->model_bytes, options,
-                                                  runtime->prepacked, &session->session),
-                     reason);
+        && (create(session, options, source, runtime->prepacked) || create(session, options, source, NULL));
     if (options != NULL)
         runtime->call.release_options(options);
     if (!made)
