@@ -22,6 +22,9 @@ from vla_edge.command_line import answer, positive, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
 from vla_edge.lerobot_data.observations import observation_of
+from vla_edge.robot.camera_options import parse_cameras
+from vla_edge.robot.joint_calibration import JointUnits
+from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
@@ -393,6 +396,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="the instruction that will be given")
     parser.add_argument("--hz", type=positive, default=30.0, help="control rate")
+    place = parser.add_argument_group("does the robot stand as in the data?")
+    place.add_argument(
+        "--camera", action="append", default=[], metavar="NAME=DEVICE", help="a camera of the robot, to look through"
+    )
+    place.add_argument("--port", help="serial port of the arm; its positions are read, nothing is moved")
+    place.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
+    place.add_argument(
+        "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
+    )
+    add_robot_file(parser)
     parser.add_argument(
         "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
     )
@@ -400,7 +413,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the checklist; CheckFailed (exit code 1) when an item failed."""
+    from vla_edge.trials.place_check import check_cameras, check_start_pose
+
+    cameras = parse_cameras(arguments.camera)
     items = check_deployment(arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads)
+    bundle, dataset = open_bundle(arguments.bundle), arguments.dataset
+    items.append(check_cameras(bundle, dataset, cameras))
+    items.append(check_start_pose(bundle, dataset, arguments.port, arguments.joints, arguments.joint_units))
     for number, item in enumerate(items, 1):
         print(f"{number:>2} {item.name:<20} {item.state:<8} {item.found}")
         if item.fix:

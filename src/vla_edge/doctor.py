@@ -359,7 +359,7 @@ main = Command(
         ),
         "deploy": Subcommand(
             "vla_edge.trials.deploy_check",
-            "ten checks of a bundle before it goes to a robot",
+            "checks of a bundle, and of where the robot stands, before it moves",
             'deploy BUNDLE --dataset DATASET --task "pick up the cube"',
         ),
     },
