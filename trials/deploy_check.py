@@ -1,4 +1,4 @@
-"""`vla-doctor deploy BUNDLE`: ten checks before a bundle goes to a robot, each of them carried out. No torch.
+"""`vla-doctor deploy BUNDLE`: checks before a bundle goes to a robot, each of them carried out. No torch.
 
 Each passes, fails with the fix, or was not run with what it would need. Checks
 that compare arithmetic use formulas of their own (docs/policy.md §1), not the
