@@ -136,7 +136,7 @@ def _is_memory(error: BaseException) -> bool:
 
 def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Loop:
     config = setup.config
-    accelerator = make_accelerator(config.device, not setup.policy.config.train_expert_only)
+    accelerator = make_accelerator(config.device, any(".vlm." in name for name in setup.trained))
     seed_everything(config.seed + accelerator.process_index)
     setup.policy.to(accelerator.device)
     optimizer, scheduler = make_optimizer(setup.trained.values(), config.optimizer, config.schedule, config.steps)
@@ -160,7 +160,7 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
 
 def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
     """accelerate's view of this process: device and number of processes. unread_weights: some trained weights get
-    no gradient (the second half of a trained VLM's last text layer). TrainingError when CUDA is asked for and
+    no gradient (adapters in the second half of the VLM's last text layer). TrainingError when CUDA is asked for and
     missing."""
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
