@@ -41,6 +41,7 @@ from vla_edge.export.lerobot_files import LEROBOT_FILES, write_lerobot_files
 from vla_edge.export.lint import lint
 from vla_edge.export.proof import compare
 from vla_edge.export.proof_observations import (
+    NUMBERED,
     Case,
     Recording,
     camera_specs,
@@ -48,12 +49,14 @@ from vla_edge.export.proof_observations import (
     joint_names,
     recorded_cases,
     synthetic_cases,
+    task_texts,
 )
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
 from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.checkpoint_folder import checkpoint_name, resolve_checkpoint
 from vla_edge.policies.families import Policy
+from vla_edge.policies.tokenizer import TaskTokenizer
 from vla_edge.runtime.inference.units import resting, resting_sentence
 
 GRAPHS = "graphs"
@@ -149,13 +152,20 @@ def _camera_notes(cameras: tuple[CameraSpec, ...]) -> Iterator[str]:
         )
 
 
+def _task_notes(policy: Policy, recording: Recording | None) -> list[str]:
+    """Tasks of the recording, else one with numbers, that LeRobot's newer tokenizer library reads otherwise."""
+    tasks = [NUMBERED] if recording is None else task_texts(recording)
+    tokenizer = policy.settings.tokenizer
+    return TaskTokenizer(tokenizer).read_otherwise(tasks) if tokenizer is not None else []
+
+
 def write_graphs(
     exporter: Exporter, cameras: tuple[CameraSpec, ...], request: ExportRequest, folder: Path, progress: Progress
 ) -> Manifest:
     """Graphs, weights, tables and tokenizer into `folder`; the manifest says nothing yet of parity."""
     policy = exporter.policy
     joints, notes = _joints(policy, request.recording)
-    notes = (*notes, *_resting(policy, joints), *_camera_notes(cameras))
+    notes = (*notes, *_resting(policy, joints), *_camera_notes(cameras), *_task_notes(policy, request.recording))
     (folder / GRAPHS).mkdir()
     graphs: dict[str, GraphSpec] = {}
     with WeightFile(folder / WEIGHTS) as weights:

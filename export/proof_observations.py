@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 TASKS = ("Place the bracelet into the box", "Move the arm slowly back to where it came from, please")
 
+NUMBERED = "Put 12 cubes into box 3"
+"""A task with numbers, whose digits tokenizers split in more than one way."""
+
 RECORDED_FRAMES = 2
 """Frames taken from a data set, spread over its length: each costs a whole inference on both sides."""
 
@@ -116,6 +119,12 @@ def joint_names(policy: Policy, recording: Recording) -> tuple[str, ...]:
             "on"
         )
     return names_of(feature)
+
+
+def task_texts(recording: Recording) -> list[str]:
+    """The instructions of the dataset, sorted."""
+    with _open(recording) as dataset:
+        return sorted(set(dataset.tasks.values()))
 
 
 def data_fps(told: float | str | None, recording: Recording | None) -> float | None:

@@ -59,6 +59,10 @@ def cameras_in(
                 f"{dataset.root}: no camera {camera.source} that the policy sees; {nearest(camera.source, keys)}; map "
                 f"it with --camera {short_name(camera.source)}=NAME"
             )
+    for name, key in found.items():
+        first = next(other for other in found if found[other] == key)
+        if first != name:
+            raise ConfigError(f"--camera gives {key} to both {first} and {name}; give each its own, or leave one out")
     if wanted:
         name = next(iter(wanted))
         raise ConfigError(f"--camera: the policy has no camera {name}; {nearest(name, [c.source for c in cameras])}")

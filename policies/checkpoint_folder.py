@@ -79,7 +79,7 @@ def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
         if all((place / file).is_file() for file in files):
             check_pointers(place)
             return place
-    tried, why = ", ".join(str(place) for place in places), "that path is another machine's"
+    tried, why = ", ".join(_with_gaps(place, files) for place in places), "that path is another machine's"
     if is_id(name):
         try:
             return local_folder(name, "model", files=files, weights=False)
@@ -89,6 +89,12 @@ def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:
         f"{checkpoint}: {' and '.join(files)} of {name!r} not found in {tried}; {why}; "
         f"give the folder with --vlm DIR or copy it to {checkpoint / VLM_FOLDER}"
     )
+
+
+def _with_gaps(place: Path, files: tuple[str, ...]) -> str:
+    """The place, and what it lacks where it has some of `files`."""
+    gaps = [file for file in files if not (place / file).is_file()]
+    return f"{place} (has no {' and no '.join(gaps)})" if len(gaps) < len(files) else str(place)
 
 
 def vlm_of_base(name: str, folder: Path, base: Path | None) -> Path | None:

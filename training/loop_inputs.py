@@ -176,7 +176,7 @@ def long_tasks(policy: SmolVLAPolicy, names: Sequence[str], datasets: Sequence[D
     settings = policy.tokenizer.settings
     whole = Tokenizer.from_file(str(settings.folder / "tokenizer.json"))
     whole.no_truncation()
-    notes = []
+    notes = policy.tokenizer.read_otherwise(sorted({text for data in datasets for text in data.tasks.values()}))
     for name, dataset in zip(names, datasets):
         for text in dataset.tasks.values():
             count = len(whole.encode(f"{text}\n" if settings.append_newline else text).ids)

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.act.config import config_from_json as act_config
 from vla_edge.policies.act.new_policy import IMAGENET, new_act
 from vla_edge.policies.act.policy import ACTPolicy
-from vla_edge.policies.checkpoint_folder import find_folder
+from vla_edge.policies.checkpoint_folder import given_folder
 from vla_edge.policies.features import ACTION, STATE, Feature
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import default_processing
@@ -39,9 +40,10 @@ def policy_from_scratch(
     fields: values of config.json that differ from SmolVLA's defaults. Errors: CheckpointError (backbone files or
     weights missing), ConfigError.
     """
-    folder = find_folder(str(vlm), vlm, ("config.json", "tokenizer.json", "tokenizer_config.json"))
+    files = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    folder = given_folder(local_folder(vlm, "model", files=(*files, "*.safetensors")), files)
     loaded = read_backbone_weights(folder)
-    config = _config(dataset, fields, folder)
+    config = _config(dataset, fields, str(vlm) if folder != vlm.expanduser() else str(folder.resolve()))
     torch.manual_seed(seed)
     policy = SmolVLAPolicy(config, read_backbone(folder), default_processing(folder, config, statistics))
     for module in policy.model.vlm_with_expert.lm_expert.modules():
@@ -108,15 +110,15 @@ def read_backbone_weights(folder: Path) -> dict[str, Tensor]:
     return {f"{VLM}{name}": tensor for name, tensor in tensors.items()}
 
 
-def _config(dataset: Dataset, fields: Mapping[str, Any], folder: Path) -> SmolVLAConfig:
+def _config(dataset: Dataset, fields: Mapping[str, Any], vlm: str) -> SmolVLAConfig:
     inputs, outputs = feature_shapes(dataset)
     shapes = {item.name: {"type": item.kind, "shape": list(item.shape)} for item in (*inputs, *outputs)}
     content = {
         "type": "smolvla",
         "input_features": {item.name: shapes[item.name] for item in inputs},
         "output_features": {item.name: shapes[item.name] for item in outputs},
-        "vlm_model_name": str(folder),
-        "load_vlm_weights": True,
+        "vlm_model_name": vlm,
+        "load_vlm_weights": False,  # they are all in the checkpoint, and the backbone's own may move away
         **fields,
     }
     return config_from_json(content, "policy options")

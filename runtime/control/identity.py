@@ -13,14 +13,13 @@ from vla_edge.bundle import Bundle, CameraSpec
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import IdentityError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map
+from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.units import ACTION, STATE
 
 OUTSIDE = 0.25
 """Share of its range by which a joint's mean in the policy's data may lie outside this arm's range."""
 START_OUTSIDE = 0.5
 """Share of its range in the policy's data by which a joint may start outside that range."""
-SAME_ASPECT = 0.02
-"""Share by which width over height may differ: sizes are whole pixels."""
 SWAP_GAIN = 0.5
 """Standard deviations by which two pictures must fit better when exchanged, on average, to count as swapped."""
 
@@ -105,20 +104,12 @@ def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], 
 
 def check_picture_sizes(bundle: Bundle, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
     """pictures: the first of each camera by its name before or after `rename_map`. IdentityError names a camera whose
-    pictures have another aspect than those the policy learnt from: another size is scaled, another aspect shows the
-    scene in another place."""
-    cameras = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
-    for name, picture in pictures.items():
-        camera = cameras[name]
-        same_size = picture.shape == (camera.height, camera.width, 3)
-        aspect = picture.shape[1] / picture.shape[0] / (camera.width / camera.height)
-        if camera.seen and not same_size and not 1 - SAME_ASPECT < aspect < 1 + SAME_ASPECT:
-            raise IdentityError(
-                f"camera {name} gives {picture.shape[1]}x{picture.shape[0]}, the policy's data has "
-                f"{camera.width}x{camera.height}; "
-                f"ask the device for it: --camera NAME=DEVICE,{camera.width}x{camera.height}, or go on with "
-                "--trust-cameras"
-            )
+    pictures have another aspect than those the policy learnt from."""
+    for fact, camera in other_aspects(bundle.manifest.cameras, pictures):
+        raise IdentityError(
+            f"{fact}; ask the device for it: --camera NAME=DEVICE,{camera.width}x{camera.height}, or go on with "
+            "--trust-cameras"
+        )
 
 
 def check_camera_places(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -207,6 +208,16 @@ def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tupl
                 f"{', '.join(camera.source for camera in bundle.manifest.cameras)}"
             )
     covered = {known[option.name].name for option in options}
+    for first, second in combinations(options, 2):
+        if known[first.name].name == known[second.name].name:
+            raise ConfigError(
+                f"camera {first.name} is given twice, as {first.name} and {second.name}; give one of them"
+            )
+        if first.kind == second.kind != "file" and first.device == second.device:
+            raise ConfigError(
+                f"cameras {first.name} and {second.name} both read {first.device}; give each its own device, or leave "
+                f"one out with --without {second.name}"
+            )
     missing = [
         camera.source
         for camera in bundle.manifest.cameras

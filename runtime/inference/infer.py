@@ -24,6 +24,7 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.files import written_beside
+from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
 
 
@@ -72,6 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
             "the actions are not finite, nothing was written; check noise and state, or export the bundle again"
         )
     write_actions(arguments.out, result)
+    seen = {name: frame.image for name, frame in inputs.observation.frames.items()}
+    for fact, _ in other_aspects(bundle.manifest.cameras, seen):
+        print(f"note: {fact}; a robot is not started with it unless --trust-cameras says so", file=sys.stderr)
     if session.tokens_cut:
         limit = bundle.manifest.tokenizer.max_length
         print(

@@ -10,7 +10,7 @@ positions count valid rows only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from vla_edge.runtime.inference.units import ACTION, STATE, aloha_actions, aloha
 MAX_SIDE, MAX_ASPECT = 16384, 16
 """Pixels of a picture's side, and its longer side over its shorter: beyond them the scaling buffers fill the memory, or
 nothing is left of the shorter side."""
+SAME_ASPECT = 0.02
+"""Share by which width over height may differ: sizes are whole pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,26 @@ class Preparer:
         offset = np.divide(self._anchor, factor, out=np.zeros_like(factor), where=factor != 0)
         moved[:, : self.policy.action_dim] += sign * offset * self._action.gain
         return moved
+
+
+def other_aspects(
+    cameras: Sequence[CameraSpec], pictures: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[str, CameraSpec]]:
+    """A fact for each picture (by its camera's name before or after `rename_map`) of another aspect than those the
+    policy learnt from: another size is scaled, another aspect shows the scene in another place."""
+    known = {name: camera for camera in cameras for name in (camera.name, camera.source) if camera.seen}
+    for name, picture in pictures.items():
+        if (
+            name in known
+            and picture.ndim == 3
+            and picture.size
+            and picture.shape[:2] != (known[name].height, known[name].width)
+        ):
+            camera = known[name]
+            aspect = picture.shape[1] / picture.shape[0] / (camera.width / camera.height)
+            if not 1 - SAME_ASPECT < aspect < 1 + SAME_ASPECT:
+                fact = f"camera {name} gives {picture.shape[1]}x{picture.shape[0]}, the policy's data has "
+                yield fact + f"{camera.width}x{camera.height}", camera
 
 
 def check_picture(key: str, image: NDArray[Any], camera: CameraSpec, any_size: bool) -> None:

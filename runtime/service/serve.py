@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--sessions", type=count, default=2, help="clients with a session of their own at a time")
     network.add_argument("--connections", type=count, default=32, help="connections at a time")
     policy.add_argument(
+        "--trust-cameras", action="store_true", help="take pictures of another aspect than the policy's data has"
+    )
+    policy.add_argument(
         "--nice", type=between(0, 19, int), default=10, help="priority of this process, 0 to 19; control comes first"
     )
     record = parser.add_argument_group("recording the inputs")
@@ -71,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         record=arguments.record_inputs,
         record_limit_bytes=arguments.record_mb << 20,
+        trust_cameras=arguments.trust_cameras,
     )
     asyncio.run(
         serve(

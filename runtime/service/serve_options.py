@@ -11,7 +11,8 @@ from vla_edge.runtime.inference.session import SessionOptions
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What the service is told. record: file for the exact inputs of every inference, None: not recorded."""
+    """What the service is told. record: file for the exact inputs of every inference, None: not recorded.
+    trust_cameras: pictures of another aspect than the policy's data are taken."""
 
     engine: str
     threads: int
@@ -21,6 +22,7 @@ class ServeOptions:
     port: int
     record: Path | None
     record_limit_bytes: int
+    trust_cameras: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (("sessions", 1, 64), ("connections", 1, 1024), ("port", 0, 65535)):

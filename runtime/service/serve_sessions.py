@@ -54,10 +54,17 @@ class SessionPool:
     """All methods but `warm_up` and `infer` are for the event loop's thread and do not block.
 
     make: builds a session (loads every graph), called on the worker thread. limit: sessions at a time; each holds its
-    own buffers. waiting: inferences that may wait for the worker.
+    own buffers. waiting: inferences that may wait for the worker. check: refuses an observation before it is run.
     """
 
-    def __init__(self, make: Callable[[int], PolicySession], limit: int, waiting: int = 8) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], PolicySession],
+        limit: int,
+        waiting: int = 8,
+        check: Callable[[Observation], None] = lambda observation: None,
+    ) -> None:
+        self._check = check
         self._make, self._limit, self._waiting = make, limit, waiting
         self._worker = ThreadPoolExecutor(1, "inference")
         self._free: list[Client] = []
@@ -129,6 +136,7 @@ class SessionPool:
         """One inference on the worker. ObservationError for an observation the policy does not take; Busy."""
         if self._pending >= self._waiting or client.running:
             raise Busy(f"{self._pending} inferences wait already; send the next when the last was answered")
+        self._check(given.observation)
         now_ns = time.monotonic_ns()
         request = InferenceRequest(_now(given.observation, now_ns), now_ns, given.steps, given.noise)
         self._pending += 1

@@ -16,13 +16,15 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from vla_edge.bundle import Bundle
+from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import ConfigError, ControlError, ServeError
+from vla_edge.errors import ConfigError, ControlError, ObservationError, ServeError
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.control.inference_process import say
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import PolicySession
 from vla_edge.runtime.service.serve_access import Access, ControlLease
@@ -69,7 +71,13 @@ def served(bundle: Bundle, folder: RunFolder, options: ServeOptions, closing: co
     log_folder.mkdir(mode=0o700, exist_ok=True)
     log = InferenceLog(log_folder)
     closing.callback(log.close)
-    pool = SessionPool(make, options.sessions)
+
+    def check(observation: Observation) -> None:
+        pictures = {name: frame.image for name, frame in observation.frames.items()}
+        for fact, _ in other_aspects(bundle.manifest.cameras, pictures if not options.trust_cameras else {}):
+            raise ObservationError(f"{fact}; send pictures of that aspect, or start serve with --trust-cameras")
+
+    pool = SessionPool(make, options.sessions, check=check)
     closing.callback(pool.close)
     pool.written = log.inference
     say(f"serve: bundle {bundle.digest[:12]}, {engine.detail}")

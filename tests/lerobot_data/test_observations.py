@@ -67,5 +67,7 @@ def test_a_camera_that_is_nowhere_is_named_with_what_there_is(dataset: Path) -> 
             ConfigError, match=r"the policy has no camera observation\.images\.phon; did you mean phone"
         ):
             cameras_in(data, POLICY, {"observation.images.phon": WRIST}, all_of_them=False)
+        with pytest.raises(ConfigError, match="front to both observation.images.front and observation.images.phone"):
+            cameras_in(data, POLICY, {"observation.images.phone": FRONT})
         with pytest.raises(DatasetError, match="none of the policy's observation.images.arm; map them"):
             cameras_in(data, (CameraSpec("x", "observation.images.arm", 8, 8),), {}, all_of_them=False)

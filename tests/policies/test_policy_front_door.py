@@ -152,6 +152,27 @@ def test_an_empty_task_is_the_newline_that_lerobot_makes_of_it() -> None:
     assert torch.equal(tokenizer.encode([""])[0], tokenizer.encode(["\n"])[0])
 
 
+def test_a_task_that_newer_transformers_read_otherwise_is_named(folder: Path) -> None:
+    vlm = folder / "vlm"
+    edit(vlm / "tokenizer_config.json", lambda content: content.update(tokenizer_class="GPT2Tokenizer"))
+    content = json.loads((vlm / "tokenizer.json").read_text())
+    tokens, merges = content["model"]["vocab"], content["model"]["merges"]
+    tokens["12"] = len(tokens) + 100  # a merge over two digits: only a tokenizer that does not split them uses it
+    merges.insert(0, ["1", "2"] if isinstance(merges[0], list) else "1 2")
+    (vlm / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = SmolVLAPolicy.from_pretrained(folder).tokenizer
+    said = tokenizer.read_otherwise(["Lift the cube", "Lift 12 cubes"])
+    assert len(said) == 1 and "'Lift 12 cubes' becomes other tokens in transformers 5" in said[0] and "--vlm" in said[0]
+    edit(vlm / "tokenizer_config.json", lambda content: content.update(tokenizer_class="PreTrainedTokenizerFast"))
+    assert SmolVLAPolicy.from_pretrained(folder).tokenizer.read_otherwise(["Lift 12 cubes"]) == []
+
+
+def test_a_backbone_folder_with_one_file_missing_says_which(folder: Path) -> None:
+    (folder / "vlm" / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"policy/vlm \(has no tokenizer_config.json\)"):
+        SmolVLAPolicy.from_pretrained(folder)
+
+
 def test_buffers_of_several_data_sets_are_refused_by_name(folder: Path) -> None:
     tensors = load_file(folder / MODEL)
     for name in ("so100_", "aloha_"):

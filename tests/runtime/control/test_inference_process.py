@@ -146,6 +146,7 @@ def test_every_camera_of_the_policy_must_be_given_or_left_out(golden_bundle):
         (["laptop=0"], [], "observation.images.phone of the policy is not given"),
         (["laptop=0", "front=1"], [], "no camera observation.images.front; it sees"),
         (["laptop=0", "phone=1"], ["phone"], "given and left out"),
+        (["laptop=0", "phone=0"], [], "laptop and observation.images.phone both read 0; give each its own device"),
     ):
         with pytest.raises(ConfigError, match=message):
             camera_options(bundle, given, without)

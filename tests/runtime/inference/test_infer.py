@@ -95,6 +95,13 @@ def test_steps_in_the_observation_are_taken(run, fields):
     assert code == 0 and len(np.load(out)["timing_ms/step"]) == 3
 
 
+def test_a_picture_of_another_aspect_is_computed_with_a_note(run, fields):
+    code, _, stderr, _ = run({**fields, LAPTOP: np.zeros((360, 640, 3), np.uint8)})
+    assert code == 0
+    assert "laptop gives 640x360, the policy's data has 640x480; a robot is not started with it" in stderr
+    assert "gives" not in run({**fields, LAPTOP: np.zeros((240, 320, 3), np.uint8)})[2]  # the same, smaller
+
+
 def test_one_camera_is_enough(run, fields):
     assert run({name: value for name, value in fields.items() if name != PHONE})[0] == 0
 

@@ -132,6 +132,15 @@ def test_the_openpi_protocol_gives_the_actions_of_infer(world, expected):
         assert content["actions"].tobytes() == expected.tobytes() and content["server_timing"]["infer_ms"] > 0
 
 
+def test_pictures_of_another_aspect_than_the_datas_are_refused_by_name(world):
+    service, _ = world
+    observation = golden_observation()
+    observation["prompt"] = observation.pop("task")
+    observation["observation.images.phone"] = np.zeros((360, 640, 3), np.uint8)
+    _, answer = talk(service, encode(observation))
+    assert "phone gives 640x360, the policy's data has 640x480; send pictures" in str(answer.data)
+
+
 def test_the_triton_client_gets_the_actions_of_infer_with_and_without_a_sequence(world, expected):
     http = pytest.importorskip("tritonclient.http")
     service, _ = world

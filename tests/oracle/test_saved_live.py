@@ -1,0 +1,49 @@
+"""Folders that we save, opened by LeRobot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.random_policy import RandomPolicy, write_random_policy
+
+from vla_edge.policies.features import STATE
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize("backbone", ["in the folder", "elsewhere on this machine"])
+@pytest.mark.parametrize("tokenizer", ["PreTrainedTokenizerFast", "GPT2Tokenizer"])
+def test_a_saved_policy_opens_in_lerobot_and_plans_the_same(
+    backbone: str, tokenizer: str, lerobot: Ask, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    small = {"chunk_size": 8, "n_action_steps": 8, "num_steps": 2}
+    write_random_policy(tmp_path / "made", RandomPolicy(dtype="bfloat16", cameras=("front",), config=small))
+    details = tmp_path / "made" / "vlm" / "tokenizer_config.json"
+    details.write_text(json.dumps({**json.loads(details.read_text()), "tokenizer_class": tokenizer}))
+    if backbone != "in the folder":
+        (tmp_path / "made" / "vlm").rename(tmp_path / "backbone")
+        for file in (tmp_path / "made").glob("*.json"):
+            file.write_text(file.read_text().replace('"vlm"', json.dumps(str(tmp_path / "backbone"))))
+    SmolVLAPolicy.from_pretrained(tmp_path / "made").save_pretrained(tmp_path / "saved")
+
+    policy = SmolVLAPolicy.from_pretrained(tmp_path / "saved")
+    rng = np.random.default_rng(4)
+    seen: dict[str, Any] = {STATE: rng.normal(0, 20, 6).astype(np.float32), "task": "Put the pen into the cup"}
+    seen["observation.images.front"] = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    noise = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(2))
+    given: dict[str, Any] = {"image/observation.images.front": seen["observation.images.front"], "state": seen[STATE]}
+    np.savez(tmp_path / "seen.npz", **given, task=seen["task"], noise=noise.numpy())
+    lerobot("chunk", folder=tmp_path / "saved", inputs=tmp_path / "seen.npz", out=tmp_path / "chunk.npz")
+    actions = policy.predict_action_chunk(policy.preprocess(seen), noise)
+    assert isinstance(actions, torch.Tensor)
+    with np.load(tmp_path / "chunk.npz") as content:
+        theirs = content["actions"]
+    assert np.abs(policy.postprocess(actions).numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
