@@ -36,10 +36,11 @@ from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.runtime.control.control_settings import ControlRate
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions, pace_of
 from vla_edge.runtime.inference.session import Noise, SessionOptions
 from vla_edge.trials.evaluate_reach import mcnemar
-from vla_edge.trials.lockstep import LockstepOptions, observe
+from vla_edge.trials.lockstep import LockstepOptions, observe, options_at
 from vla_edge.trials.reach_expert import instruction
 from vla_edge.trials.reach_task import REACHED_M, SessionPlanner, new_arm, reach, wanted_colour
 
@@ -176,21 +177,16 @@ def episode(arm: SimulatedArm, planner: SessionPlanner, seed: int, way: Way) -> 
         if tick == moved:
             move_cube(arm, colour, rng, FAR_M)
 
-    options = options_at(way.hz, planner, TICKS / HZ, DELAY, REPLAN, handover=way.handover, watch=watch)
+    options = options_at(
+        ControlRate(way.hz, FPS), planner.sizes, DELAY, REPLAN,
+        seconds=TICKS / HZ, handover=way.handover, watch=watch, watches=HZ // way.hz,
+    )  # fmt: skip
     clamped = 0.0
     if way.direct:
         send_directly(arm, planner, seed, options)
     else:
         clamped = reach(arm, planner, seed, colour, options).result.clamped / (TICKS * way.hz / HZ)
     return Motion(positions, goals, tips, random_scene(seed).target(colour), turned, moved, degrees, clamped)
-
-
-def options_at(
-    hz: int, planner: SessionPlanner, seconds: float, delay: int, replan: int, **more: Any
-) -> LockstepOptions:
-    """Control at hz, looked at HZ times a second; delay and replan in actions."""
-    ticks = hz // FPS
-    return LockstepOptions(planner.sizes, hz, FPS, seconds, delay * ticks, replan * ticks, watches=HZ // hz, **more)
 
 
 def send_directly(arm: SimulatedArm, planner: SessionPlanner, seed: int, options: LockstepOptions) -> None:
@@ -258,7 +254,9 @@ def plan_then_move(bundle: Bundle, engine: Engine, seeds: range) -> dict[str, An
             moved.append(not np.array_equal(goals, last.pop()))
         last.append(goals)
 
-    options = options_at(HZ, planner, 24.0, SLOW, SLOW, plan_then_move=True, watch=watch)
+    options = options_at(
+        ControlRate(HZ, FPS), planner.sizes, SLOW, SLOW, seconds=24.0, plan_then_move=True, watch=watch
+    )
     arm = new_arm(options)
     reached, latched = 0, 0
     states: Counter[str] = Counter()

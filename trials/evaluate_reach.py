@@ -7,7 +7,7 @@ counted in pairs (McNemar's exact test against the first variant). Each scene is
 run twice: told to reach its cube, and told another one (`wrong`), where
 reaching the first cube is a failure to listen. A policy that does not listen
 reaches the right cube in a third of the scenes. Runs in lockstep: an inference
-takes `--delay` ticks in the simulated world, whatever it takes here.
+takes `--delay` actions in the simulated world, whatever it takes here.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import CommandParser, count, positive, run_command, threads, whole
+from vla_edge.command_line import CommandParser, between, count, positive, run_command, threads, whole
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json, write_text
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import Noise, SessionOptions, noise_of
-from vla_edge.trials.lockstep import LockstepOptions, Planner
+from vla_edge.trials.lockstep import LockstepOptions, Planner, options_at
 from vla_edge.trials.reach_task import SessionPlanner, new_arm, other_colour, reach, wanted_colour
 
 FIRST_SEED = 50_000
@@ -243,9 +244,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scenes", type=count, default=100)
     parser.add_argument("--first-seed", type=whole, default=FIRST_SEED)
     parser.add_argument(
-        "--delay", type=whole, default=2, metavar="TICKS", help="an inference takes this long in the simulated world"
+        "--hz",
+        type=between(MIN_HZ, MAX_HZ),
+        help="control ticks a second, 6 to 100 (default: 90; 30 where the bundle does not say the data's rate)",
     )
-    parser.add_argument("--replan", type=count, default=15, metavar="TICKS", help="from one observation to the next")
+    parser.add_argument(
+        "--delay", type=whole, default=2, metavar="ACTIONS", help="an inference takes this long in the simulated world"
+    )
+    parser.add_argument("--replan", type=count, default=15, metavar="ACTIONS", help="from one observation to the next")
     parser.add_argument("--seconds", type=positive, default=4.0, help="of each episode")
     parser.add_argument("--threads", type=threads, default=2)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="table; JSON is written beside it")
@@ -255,13 +261,13 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle)
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
-    options = LockstepOptions(
-        sizes, seconds=arguments.seconds, delay_ticks=arguments.delay, replan_ticks=arguments.replan
-    )
+    fps = bundle.manifest.fps
+    rate = ControlRate(candidates(arguments.hz, fps)[0], fps)
+    options = options_at(rate, sizes, arguments.delay, arguments.replan, seconds=arguments.seconds)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
     scenes = (
-        f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {options.delay_ticks} ticks, a new "
-        f"plan every {options.replan_ticks}"
+        f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {arguments.delay} actions, a new plan "
+        f"every {arguments.replan}, control at {rate.hz:g} Hz"
     )
     results = [] if arguments.after is None else earlier_results(arguments.after, scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)

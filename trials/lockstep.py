@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,21 @@ class LockstepOptions:
     def action_ticks(self) -> float:
         """Control ticks from one action of a chunk to the next."""
         return self.rate.action_ns / self.rate.period_ns
+
+
+def options_at(
+    rate: ControlRate, sizes: Mapping[str, tuple[int, int]], delay: int, replan: int, **more: Any
+) -> LockstepOptions:
+    """Options whose inference takes `delay` actions and follows the one before by `replan`, whatever the rate."""
+    ticks = rate.action_ns / rate.period_ns
+    return LockstepOptions(
+        sizes,
+        rate.hz,
+        rate.fps,
+        delay_ticks=round(delay * ticks),
+        replan_ticks=round(max(delay, replan) * ticks),
+        **more,
+    )
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from vla_edge.bundle import UNKNOWN_RATE, open_bundle
@@ -20,7 +19,7 @@ from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRat
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import SessionOptions
-from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
+from vla_edge.trials.lockstep import options_at, run_lockstep
 from vla_edge.trials.reach_task import SessionPlanner
 
 _RECORD_FPS = 10
@@ -73,12 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
         if recording is not None and tick % record_every == 0:
             recording.add(arm.render("viewer", _VIEWER_SIZE))
 
-    options = LockstepOptions(planner.sizes, rate.hz, rate.fps)
-    options = replace(
-        options,
+    options = options_at(
+        rate,
+        planner.sizes,
+        arguments.delay,
+        arguments.replan,
         seconds=arguments.seconds,
-        delay_ticks=round(arguments.delay * options.action_ticks),
-        replan_ticks=round(max(arguments.delay, arguments.replan) * options.action_ticks),
         plan_then_move=arguments.plan_then_move,
         handover=handover_of(arguments.handover, arguments.inpaint_horizon, bundle.manifest),
         watch=watch,
