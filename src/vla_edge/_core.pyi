@@ -194,7 +194,7 @@ class Pilot:
 
     rest_ticks: int
     """ticks in which any hold has come to rest"""
-    step_limits: list[tuple[int, int, int, int, int]]
+    step_limits: list[tuple[float, float, float, float, float]]
     """per joint: soft minimum and maximum (counts), velocity (counts/tick), acceleration, jerk"""
 
     def __init__(self, settings: ControlSettings) -> None: ...

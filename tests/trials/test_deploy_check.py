@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vla_edge.bundle import MANIFEST, file_sha256, open_bundle
+from vla_edge.bundle import MANIFEST, file_sha256, open_bundle, write_manifest
 from vla_edge.doctor import main as doctor
 from vla_edge.errors import ConfigError, DatasetError, ObservationError
 from vla_edge.export.command import main as export
@@ -133,6 +134,14 @@ def test_an_instruction_that_would_be_cut_fails_its_check_alone(place):
 def test_a_host_too_slow_for_the_rate_fails_the_speed_check(place):
     items = check_deployment(place / "bundle", None, "red", 100_000.0, 1)
     assert items[1].name == "speed" and items[1].state == FAILED and "INT8" in items[1].fix
+
+
+def test_a_chunk_lasts_as_long_as_the_datas_rate_says_whatever_the_rate_of_control(place, tmp_path):
+    shutil.copytree(place / "bundle", tmp_path / "bundle")
+    write_manifest(tmp_path / "bundle", replace(open_bundle(place / "bundle").manifest, fps=50.0))
+    steps = open_bundle(place / "bundle").manifest.policy.n_action_steps
+    item = check_deployment(tmp_path / "bundle", None, "red", 90.0, 1)[1]
+    assert f"{steps} actions at 50 a second last {steps / 50 * 1e3:.0f} ms" in item.found
 
 
 def test_arithmetic_that_differs_from_the_definition_fails_the_check_that_names_it(place, monkeypatch):

@@ -263,6 +263,14 @@ def test_each_difference_of_a_data_set_is_named(bundle, trained_on, tmp_path, ch
     assert found and any(told in line for line in found), found
 
 
+def test_a_data_set_of_another_rate_is_named_where_the_bundle_knows_its_own(bundle, trained_on):
+    paced = replace(bundle, manifest=replace(bundle.manifest, fps=25.0))
+    assert differences_of(paced, trained_on[1], trained_on[0]) == [
+        "the data set has 30 frames a second, the bundle's policy moves by 25 actions a second"
+    ]
+    assert differences_of(replace(bundle, manifest=replace(bundle.manifest, fps=30.0)), *reversed(trained_on)) == []
+
+
 def test_the_command_names_the_differences_and_fails(golden_bundle, tmp_path, capsys):
     path = write_data(tmp_path / "data", task="put the bracelet into the box " * 12)
     assert main(["identity", "--bundle", str(golden_bundle), "--dataset", str(path), "--json"]) == 1
