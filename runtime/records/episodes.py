@@ -118,22 +118,41 @@ def _rows(ticks: Sequence[Mapping[str, Any]], row_ticks: float) -> Iterator[dict
         yield {"reading_ns": ticks[0]["reading_ns"] + round(float(read[index])), **found}
 
 
+@dataclass
+class Trial:
+    """One episode of a run. redone: the person marked it to be done again (`r`). fault: it ended in one."""
+
+    ticks: list[Mapping[str, Any]]
+    redone: bool = False
+    fault: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What `vla-train compare --trials` reads: a trial that nobody marked and no fault ended has succeeded."""
+        seconds = (self.ticks[-1]["now_ns"] - self.ticks[0]["now_ns"]) / 1e9
+        return {"seconds": seconds, "succeeded": not (self.redone or self.fault), "stepped_in": self.redone}
+
+
 def episodes_of(ticks: Iterable[Mapping[str, Any]], gap: int = _GAP_ROWS) -> list[list[Mapping[str, Any]]]:
-    """From the first tick that an action moved to the last before the arm was disarmed, parked, latched or in fault;
-    without the episodes that the person wanted to do again. gap: ticks that may be missing within one."""
-    episodes: list[list[Mapping[str, Any]]] = []
+    """The ticks of every trial that the person did not want to do again. gap: ticks that may be missing within one."""
+    return [trial.ticks for trial in trials_of(ticks, gap) if not trial.redone]
+
+
+def trials_of(ticks: Iterable[Mapping[str, Any]], gap: int = _GAP_ROWS) -> list[Trial]:
+    """From the first tick that an action moved to the last before the arm was disarmed, parked, latched or in fault."""
+    trials: list[Trial] = []
     span: list[Mapping[str, Any]] = []
     for tick in ticks:
         ends = tick["state"] in ("disarmed", "parking", "fault") or tick["latched"]
         torn = bool(span) and tick["tick"] - span[-1]["tick"] > gap + 1
         if ends or torn:
-            episodes += _trimmed(span)
+            trials += [Trial(moved, fault=tick["state"] == "fault") for moved in _trimmed(span)]
             span = []
         if tick["command"] == Command.REDO:
-            del episodes[-1:]
+            for trial in [trial for trial in trials if not trial.redone][-1:]:
+                trial.redone = True
         if not ends and (span or tick["due"]):
             span.append(tick)
-    return episodes + _trimmed(span)
+    return trials + [Trial(moved) for moved in _trimmed(span)]
 
 
 def _trimmed(span: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vla_edge.command_line import answer, file_to_write
 from vla_edge.errors import RecordError
-from vla_edge.files import write_text
+from vla_edge.files import write_json, write_text
 from vla_edge.runtime.control.flight_record import (
     add_record_argument,
     chunks_of,
@@ -26,6 +26,7 @@ from vla_edge.runtime.control.inference_log import PARTS
 from vla_edge.runtime.control.picture_tap import newest_pictures
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
+from vla_edge.runtime.records.episodes import gap_ticks, trials_of
 from vla_edge.runtime.records.report_page import RunFacts, page
 
 
@@ -37,10 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=file_to_write, default=Path("report.html"), help="page to write; replaced when it exists"
     )
+    parser.add_argument(
+        "--trials",
+        type=file_to_write,
+        metavar="JSON",
+        help="write how each trial went, for `vla-train compare --trials`: one that was marked with r has failed",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     facts = gather(arguments.record, arguments.inference)
+    if arguments.trials:
+        row_ticks = facts.header["action_ns"] / facts.header["period_ns"]
+        trials = [trial.facts() for trial in trials_of(facts.ticks, gap_ticks(row_ticks))]
+        write_json(arguments.trials, {"trials": trials})
+        print(f"{arguments.trials}: {len(trials)} trials, {sum(trial['succeeded'] for trial in trials)} succeeded")
     try:
         write_text(arguments.out, page(facts))
     except OSError as error:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.training.training_world import CAMERA, World, one_thread, write_data
+from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.policies.act.new_policy import IMAGENET
 from vla_edge.policies.act.policy import ACTPolicy
 from vla_edge.policies.act.resnet import ResNet
@@ -131,3 +132,29 @@ def test_a_camera_that_the_data_lack_is_an_error_for_a_policy_without_masks(
     words = ["fine-tune", "--checkpoint", str(renamed), "--dataset", str(data), "--out", str(tmp_path / "run")]
     assert main([*words, "--device", "cpu"]) == 2
     assert "--camera observation.images.else=KEY" in capsys.readouterr().err
+
+
+def test_act_and_smolvla_stand_side_by_side_with_their_trials(
+    whole: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act = whole / "checkpoints" / "last" / "pretrained_model"
+    smolvla = write_policy(tmp_path / "smolvla", chunk_size=4, n_action_steps=4)
+    export_bundle(ExportRequest(act, tmp_path / "act-bundle", threads=1), lambda _: None)
+    told = [{"seconds": 4.0, "succeeded": True, "stepped_in": False}] * 2
+    told += [{"seconds": 9.0, "succeeded": False, "stepped_in": True}]
+    (tmp_path / "trials.json").write_text(json.dumps({"trials": told}))
+    words = ["compare", str(act), str(tmp_path / "act-bundle"), str(smolvla), "--dataset", str(data), "--timed", "2"]
+    words += ["--markdown", str(tmp_path / "table.md"), "--trials", f"2={tmp_path / 'trials.json'}"]
+    assert main(words) == 0
+    rows = {
+        cells[0]: cells[1:]
+        for line in (tmp_path / "table.md").read_text().splitlines()
+        if (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    assert rows["kind"] == ["checkpoint (torch)", "bundle (ort)", "checkpoint (torch)"]
+    assert rows["MAE, chunk, joint_1"][0] == rows["MAE, chunk, joint_1"][1] != rows["MAE, chunk, joint_1"][2]
+    assert rows["robot trials: successes / trials"] == ["", "2 / 3", ""]
+    assert rows["robot trials: mean time to success (s)"] == ["", "4.0", ""]
+    assert rows["robot trials: interventions"] == ["", "1", ""]
+    assert main([*words[:-1], "4=x.json"]) == 2
+    assert "NUMBER from 1 to 3" in capsys.readouterr().err

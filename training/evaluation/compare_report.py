@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vla_edge.errors import ConfigError
+from vla_edge.fields import read_object, take
 
 TICK_MS = 1000 / 30
 """One action period at 30 Hz."""
 
 
 @dataclass(frozen=True, slots=True)
+class RobotTrials:
+    """How a policy's trials on the robot went. seconds: mean time of those that succeeded, None without one;
+    interventions: trials that a person broke off."""
+
+    trials: int
+    successes: int
+    seconds: float | None
+    interventions: int
+
+
+def read_trials(file: Path) -> RobotTrials:
+    """Of the file that `vla-runtime report --trials` writes. ConfigError: it is none, or holds no trial."""
+    content = read_object(file, ConfigError, "write it with `vla-runtime report RECORD --trials FILE`", "no such file")
+    told = content.get("trials")
+    if not isinstance(told, list) or not told or not all(isinstance(trial, dict) for trial in told):
+        raise ConfigError(f"{file}: no trial in it; write it with `vla-runtime report RECORD --trials FILE`")
+    spent = [take(trial, "seconds", 0.0, file) for trial in told if take(trial, "succeeded", False, file)]
+    stepped_in = sum(take(trial, "stepped_in", False, file) for trial in told)
+    return RobotTrials(len(told), len(spent), sum(spent) / len(spent) if spent else None, stepped_in)
+
+
+@dataclass(frozen=True, slots=True)
 class Contender:
     """One policy of the comparison. latency_ms: p50 and p99 of one chunk on this host, None for saved predictions
-    without it; parameters: count, None when unknown; mae: mean over joints of each horizon, in joint units."""
+    without it; parameters: count, None when unknown; mae: mean over joints of each horizon, in joint units; per_joint:
+    the same of each joint by its name. trials: on the robot, None without."""
 
     name: str
     kind: str
@@ -24,6 +48,8 @@ class Contender:
     parameters: int | None
     mae: dict[str, float]
     mse: dict[str, float]
+    per_joint: dict[str, dict[str, float]] = field(default_factory=dict)
+    trials: RobotTrials | None = None
 
 
 def draw(contenders: Sequence[Contender], file: Path) -> None:
@@ -81,7 +107,7 @@ def draw(contenders: Sequence[Contender], file: Path) -> None:
 
 
 def markdown(contenders: Sequence[Contender]) -> str:
-    """One column per contender; the last rows are for robot trials and left open."""
+    """One column per contender; the last rows are of trials on the robot, open where there were none."""
     rows: list[tuple[str, list[str]]] = [
         ("kind", [c.kind for c in contenders]),
         ("parameters", [f"{c.parameters / 1e6:.2f} M" if c.parameters is not None else "unknown" for c in contenders]),
@@ -91,12 +117,18 @@ def markdown(contenders: Sequence[Contender]) -> str:
     for horizon in contenders[0].mae:
         rows.append((f"MAE, {horizon}", [f"{c.mae[horizon]:.4f}" for c in contenders]))
         rows.append((f"MSE, {horizon}", [f"{c.mse[horizon]:.5f}" for c in contenders]))
-    open_rows = (
-        "robot trials: successes / trials",
-        "robot trials: mean time to success (s)",
-        "robot trials: interventions",
-    )
-    rows += [(name, ["" for _ in contenders]) for name in open_rows]
+    for horizon, joints in contenders[0].per_joint.items():
+        for joint in joints:
+            rows.append((f"MAE, {horizon}, {joint}", [f"{c.per_joint[horizon][joint]:.4f}" for c in contenders]))
+    on_robot = [c.trials for c in contenders]
+    rows += [
+        ("robot trials: successes / trials", [_told(t, lambda t: f"{t.successes} / {t.trials}") for t in on_robot]),
+        (
+            "robot trials: mean time to success (s)",
+            [_told(t, lambda t: "–" if t.seconds is None else f"{t.seconds:.1f}") for t in on_robot],
+        ),
+        ("robot trials: interventions", [_told(t, lambda t: str(t.interventions)) for t in on_robot]),
+    ]
     lines = ["| | " + " | ".join(c.name for c in contenders) + " |", "|---" * (len(contenders) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows])
 
@@ -111,3 +143,7 @@ def _within(contender: Contender) -> str:
     if contender.latency_p99_ms is None:
         return "not measured"
     return "yes" if contender.latency_p99_ms <= TICK_MS else "no"
+
+
+def _told(trials: RobotTrials | None, how: Callable[[RobotTrials], str]) -> str:
+    return "" if trials is None else how(trials)

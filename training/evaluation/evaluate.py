@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
-from vla_edge.training.evaluation.compare_report import Contender, draw, markdown
+from vla_edge.training.evaluation.compare_report import Contender, RobotTrials, draw, markdown, read_trials
 from vla_edge.training.evaluation.prediction_errors import HorizonError, baselines, chunk_errors
 from vla_edge.training.evaluation.prediction_errors import markdown as error_table
 from vla_edge.training.evaluation.predictors import Predictor, Query, open_predictor
@@ -115,9 +115,10 @@ def evaluate(
     return errors, drawn[0], targets
 
 
-def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
+def contender_of(predictor: Predictor, scope: Scope, timed: int, trials: RobotTrials | None = None) -> Contender:
     """One policy's row of a comparison; latency over `timed` single predictions."""
-    errors = evaluate(predictor, scope)[0][predictor.name]
+    found, _, targets = evaluate(predictor, scope)
+    errors = found[predictor.name]
     data = Frames(
         TaskData("timing", scope.dataset, episodes=scope.episodes),
         FrameSettings(predictor.cameras, predictor.chunk, scope.seed),
@@ -131,6 +132,8 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int) -> Contender:
         parameters=predictor.parameters,
         mae={horizon: float(error.mae.mean()) for horizon, error in errors.items()},
         mse={horizon: float(error.mse.mean()) for horizon, error in errors.items()},
+        per_joint={horizon: dict(zip(targets.joints, map(float, error.mae))) for horizon, error in errors.items()},
+        trials=trials,
     )
 
 
@@ -212,7 +215,14 @@ def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.flo
 def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policies", nargs="+", type=Path, help="checkpoints, bundles, predictions (.npz)")
     parser.add_argument("--png", type=file_to_write, help="three panels: latency, parameters, error")
-    parser.add_argument("--markdown", type=file_to_write, help="the table, with rows to fill from robot trials")
+    parser.add_argument("--markdown", type=file_to_write, help="the table, with rows of the trials on the robot")
+    parser.add_argument(
+        "--trials",
+        action="append",
+        default=[],
+        metavar="NUMBER=JSON",
+        help="trials of the NUMBERth policy on the robot, as `vla-runtime report RECORD --trials JSON` wrote them",
+    )
     parser.add_argument("--timed", type=count, default=20, help="predictions to time")
     add_scope(parser)
 
@@ -221,9 +231,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
     check_target(arguments.png, ".png")
     check_target(arguments.markdown, ".md")
     scope = scope_from_arguments(arguments)
+    trials = _trials_of(arguments.trials, len(arguments.policies))
     contenders = [
-        contender_of(open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed)
-        for path in arguments.policies
+        contender_of(
+            open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed, trials.get(number)
+        )
+        for number, path in enumerate(arguments.policies, 1)
     ]
     table = markdown(contenders)
     print(table)
@@ -231,5 +244,16 @@ def run_compare(arguments: argparse.Namespace) -> int:
         draw(contenders, arguments.png)
     if arguments.markdown:
         write_text(arguments.markdown, table + "\n")
-    answer({"policies": [{name: getattr(c, name) for name in Contender.__dataclass_fields__} for c in contenders]})
+    answer({"policies": [asdict(contender) for contender in contenders]})
     return 0
+
+
+def _trials_of(given: Sequence[str], policies: int) -> dict[int, RobotTrials]:
+    """By the policy's place, from 1. ConfigError: no such place, or it stands there twice."""
+    found: dict[int, RobotTrials] = {}
+    for text in given:
+        place, sign, file = text.partition("=")
+        if not (sign and place.isdecimal() and 1 <= int(place) <= policies) or int(place) in found:
+            raise ConfigError(f"--trials {text}: write NUMBER=JSON, NUMBER from 1 to {policies} and each once")
+        found[int(place)] = read_trials(Path(file))
+    return found

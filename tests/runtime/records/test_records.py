@@ -26,7 +26,7 @@ from vla_edge.runtime.control.flight_record import open_record, ticks_of
 from vla_edge.runtime.control.run_folder import listen, open_run_folder
 from vla_edge.runtime.inference.input_record import Entry, pack, read_inputs
 from vla_edge.runtime.records.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
-from vla_edge.runtime.records.episodes import episodes_of
+from vla_edge.runtime.records.episodes import episodes_of, trials_of
 from vla_edge.runtime.records.replay_inputs import replay_inputs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
@@ -536,3 +536,16 @@ def test_when_the_disk_takes_no_more_the_recording_stops_and_the_arm_moves_on(go
     moved = [item for item in ticks_of(open_record(folder / "flight.record")) if item["due"]]
     last = max(entry.head.get("now_ns", 0) for entry in kept)
     assert moved and moved[-1]["now_ns"] > last + 5e8, "the arm moved on after the recording had stopped"
+
+
+def test_a_trial_has_succeeded_unless_it_was_marked_or_ended_in_a_fault():
+    def hold(number, **fields):
+        return tick(number, state="hold", due=False, latched=True, **fields)
+
+    ticks = [tick(k) for k in range(4)] + [hold(4)]
+    ticks += [tick(k) for k in range(5, 8)] + [hold(8, command=Command.REDO)]
+    ticks += [tick(k) for k in range(9, 11)] + [tick(11, state="fault", due=False)]
+    facts = [trial.facts() for trial in trials_of(ticks)]
+    assert [(one["succeeded"], one["stepped_in"]) for one in facts] == [(True, False), (False, True), (False, False)]
+    assert facts[0]["seconds"] == pytest.approx(3 * T / 1e9)
+    assert [[item["tick"] for item in span] for span in episodes_of(ticks)] == [[0, 1, 2, 3], [9, 10]]
