@@ -440,7 +440,11 @@ def test_neighbours_of_one_cause_are_told_together():
 
 def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsys):
     out = tmp_path / "report.html"
-    assert main(["report", str(run_folder / "flight.record"), "--out", str(out), "--json"]) == 0
+    told = tmp_path / "trials.json"
+    words = ["report", str(run_folder / "flight.record"), "--out", str(out), "--trials", str(told), "--json"]
+    assert main(words) == 0
+    trials = json.loads(told.read_text())["trials"]
+    assert trials and all(trial["succeeded"] and trial["seconds"] > 0 for trial in trials)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     ticks = list(ticks_of(open_record(run_folder / "flight.record")))
     numbers = {item["tick"] for item in ticks}
