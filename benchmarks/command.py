@@ -36,8 +36,7 @@ main = Command(
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    from vla_edge.benchmarks.bench_report import markdown, write_report
-    from vla_edge.benchmarks.measure import Rounds, measure
+    from vla_edge.benchmarks.preset import print_row
     from vla_edge.benchmarks.subject import SubjectSpec
 
     if Path(arguments.name).name != arguments.name:
@@ -49,22 +48,20 @@ def run_bench(arguments: argparse.Namespace) -> int:
         SubjectSpec(f"{path.name} on {backend}", "bundle", path, backend, arguments.threads, inputs)
         for backend, path in arguments.bundle
     ]
+    if arguments.preset is not None:
+        if arguments.against:
+            raise ConfigError("--preset measures one bundle alone; leave out --against")
+        return print_row(arguments.preset, specs, arguments.rounds, arguments.out)
+    from vla_edge.benchmarks.bench_report import markdown, write_report
+    from vla_edge.benchmarks.measure import Rounds, measure
+
     if len({spec.name for spec in specs}) < len(specs):
         raise ConfigError("two bundles have the same name and backend; rename a folder")
     for kind in dict.fromkeys(arguments.against):
         if arguments.checkpoint is None:
             raise ConfigError(f"--against {kind} needs the policy's weights: give --checkpoint DIR")
-        specs.append(
-            SubjectSpec(
-                kind,
-                kind.removesuffix("-compiled"),
-                arguments.checkpoint,
-                "torch",
-                arguments.threads,
-                inputs,
-                compiled=kind == "torch-compiled",
-            )
-        )
+        family, compiled = kind.removesuffix("-compiled"), kind == "torch-compiled"
+        specs.append(SubjectSpec(kind, family, arguments.checkpoint, "torch", arguments.threads, inputs, compiled))
     console = Console()
     with console.status("starting") as status:
         result = measure(specs, Rounds(arguments.rounds), arguments.threads, status.update)
@@ -127,6 +124,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="the same policy in torch, or LeRobot's own, measured in turns; needs --checkpoint",
+    )
+    measured.add_argument(
+        "--preset",
+        choices=("orin-nano",),
+        help="one bundle under the contract of a public row, printed as one line of JSON (and added to "
+        "OUT/orin-nano.jsonl)",
     )
     measured.add_argument("--checkpoint", type=Path, metavar="DIR", help="the checkpoint the bundles were made of")
     measured.add_argument(

@@ -43,22 +43,24 @@ main = Command(
 
 
 def run(arguments: argparse.Namespace) -> int:
+    console = Console()
+    if not arguments.inspect:
+        if bool(arguments.checkpoint) == bool(arguments.bundle):
+            raise ConfigError(
+                "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect "
+                "BUNDLE"
+            )
+        check_tensorrt_arguments(arguments)
+        if arguments.bundle and arguments.precision == "fp32":
+            if backend_of(arguments.backend).builds:  # on a device, where there is no onnx
+                return _finish_tensorrt(arguments, arguments.bundle, console)
+            raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
     from vla_edge.export.show import print_bundle, summary
 
-    console = Console()
     if arguments.inspect:
         bundle = print_bundle(arguments.inspect, console, detail=True)
         answer(summary(bundle))
         return 0
-    if bool(arguments.checkpoint) == bool(arguments.bundle):
-        raise ConfigError(
-            "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE"
-        )
-    check_tensorrt_arguments(arguments)
-    if arguments.bundle and arguments.precision == "fp32":
-        if backend_of(arguments.backend).builds:
-            return _finish_tensorrt(arguments, arguments.bundle, console)
-        raise ConfigError("--bundle is float32 already; give --precision fp16, int8 or auto")
     start_from = (arguments.checkpoint or arguments.bundle).resolve()
     beside = start_from.parent if start_from.exists() else Path.cwd()  # a Hub id
     out = arguments.out or beside / (

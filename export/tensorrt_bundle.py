@@ -22,7 +22,6 @@ from vla_edge.engines.tensorrt.engine_build import (
 )
 from vla_edge.engines.tensorrt.memory_plan import MB
 from vla_edge.errors import ConfigError
-from vla_edge.export.nvidia_verdict import audit
 from vla_edge.files import written_beside
 
 
@@ -91,10 +90,16 @@ def options_from_arguments(arguments: argparse.Namespace) -> TensorRTOptions:
     return TensorRTOptions(arguments.backend, arguments.workspace * MB, arguments.board_memory, arguments.force, fresh)
 
 
+def _audit_new(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> None:
+    if options.audit:  # where a bundle is made, onnx is; where one is only built or measured it need not be
+        from vla_edge.export.nvidia_verdict import audit
+
+        audit(path, tell)
+
+
 def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> Iterator[str]:
     """Build the engine files of the bundle at `path`; yields what was built, a line each, and what it needs to run."""
-    if options.audit:
-        audit(path, tell)
+    _audit_new(path, options, tell)
     bundle, build = open_bundle(path), BuildOptions(options.workspace_bytes, options.force)
     cuda = None if options.backend == RTX else open_cuda()
     made = build_engines(bundle, build, tell, cuda, load_compiler(options.backend))
@@ -120,8 +125,7 @@ def pack(path: Path, options: TensorRTOptions, tell: Callable[[str], None]) -> I
     """
     from vla_edge.engines.tensorrt.trt_lint import lint_bundle
 
-    if options.audit:
-        audit(path, tell)
+    _audit_new(path, options, tell)
     bundle = open_bundle(path)
     target = path.resolve().with_name(f"{path.resolve().name}.tar")
     if target.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from vla_edge.benchmarks.ceilings import Ceilings
 from vla_edge.benchmarks.command import main
 from vla_edge.benchmarks.full import headline
 from vla_edge.benchmarks.measure import percentiles
+from vla_edge.benchmarks.preset import PRESETS, contract_of
 from vla_edge.benchmarks.subject import CACHED, FRESH, ONE_CAMERA, SubjectSpec
 from vla_edge.benchmarks.subjects import SubjectProcess
+from vla_edge.bundle import open_bundle
 from vla_edge.errors import BundleError, CheckFailed
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
@@ -197,3 +200,23 @@ def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() ->
     )
     content["errors"]["int8 openvino"]["cosine"] = 0.9
     assert not headline(content)["reached"]["cosine"]
+
+
+def test_a_preset_prints_one_row_with_its_contract_mode_clocks_percentiles_and_memory(
+    golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--bundle", f"ort:{golden_bundle}", "--preset", "orin-nano", "--rounds", "2", "--threads", "1"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "picture is (128, 128), the public row of orin-nano has (512, 512)" in told
+    assert main([*words, "--against", "torch", "--checkpoint", str(CHECKPOINT)]) == 2
+    assert "one bundle alone" in capsys.readouterr().err
+    small = replace(PRESETS["orin-nano"], contract=contract_of(open_bundle(golden_bundle)))
+    monkeypatch.setitem(PRESETS, "orin-nano", small)
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row == json.loads((tmp_path / "orin-nano.jsonl").read_text())
+    assert row["public"]["p50_ms"] == 189.9 and row["mode"] == "" and "clocks" in row
+    for case in ("fresh", "cached"):
+        assert 0 < row[case]["p50_ms"] <= row[case]["p95_ms"] and row[case]["loop_ms"] > 0
+    assert row["fresh"]["vision_ms"] > 0 == row["cached"]["vision_ms"] and row["peak_mb"] >= row["resident_mb"] > 50
