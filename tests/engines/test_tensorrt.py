@@ -369,16 +369,19 @@ def test_every_field_of_the_identity_refuses_an_engine_file_when_it_differs(
 
 def test_sessions_of_real_cuda_bindings_live_on_any_thread(golden_bundle: Path, library: Path, tmp_path: Path) -> None:
     """As in the service, where the engine is opened on one thread and sessions are made and used on others; the stub
-    driver has a current context for each thread, as the real one does."""
+    driver has a current context for each thread, as the real one does. With one flag for all threads, which is how
+    `serve` could not start on any GPU, the second thread finds no context."""
     pytest.importorskip("cuda.bindings")
     script = ROOT / "tests" / "engines" / "threads_on_stub.py"
     bundle = shutil.copytree(golden_bundle, tmp_path / "bundle")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
-    ran = subprocess.run(
-        [sys.executable, str(script), str(bundle), str(library)], env=environment, capture_output=True, text=True
-    )
+    words = [sys.executable, str(script), str(bundle), str(library)]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.split() == ["main", "worker", "same"]
+    before = subprocess.run([*words, "one-flag"], env=environment, capture_output=True, text=True)
+    assert before.stdout.split() == ["main", "failed", "different"]
+    assert "CUDA_ERROR_INVALID_CONTEXT" in before.stderr
 
 
 def test_what_the_bundle_has_verified_is_not_hashed_again(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

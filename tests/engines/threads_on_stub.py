@@ -1,6 +1,8 @@
 """Real cuda-bindings, the C core and the captured loop on the stub driver library, on two threads.
 
-    LD_LIBRARY_PATH=FOLDER python threads_on_stub.py BUNDLE FOLDER/libcuda.so.1
+    LD_LIBRARY_PATH=FOLDER python threads_on_stub.py BUNDLE FOLDER/libcuda.so.1 [one-flag]
+
+`one-flag`: whether the context was entered is remembered for all threads together, as it was once.
 
 Run by test_tensorrt.py in a process of its own, because cuda-bindings loads the
 process's libcuda.so.1 once.
@@ -11,6 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -35,9 +38,11 @@ def chunk(bundle: Bundle, engine: TrtEngine) -> np.ndarray:
     return result.latent
 
 
-def main(bundle: Bundle, library: Path) -> None:
+def main(bundle: Bundle, library: Path, one_flag: bool) -> None:
     trt_engine._driver = lambda: _core.CudaDriver(str(library))
     cuda = BindingsOnStub(library, driver)
+    if one_flag:
+        cuda._thread = SimpleNamespace()  # type: ignore[assignment]
     sys.modules["tensorrt"] = onnxruntime_tensorrt(cuda)
     build_engines(bundle, BuildOptions(), lambda step: None, cuda)
     engine = TrtEngine("tensorrt", cuda, load_compiler())
@@ -52,4 +57,4 @@ def main(bundle: Bundle, library: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(open_bundle(sys.argv[1]), Path(sys.argv[2]))
+    main(open_bundle(sys.argv[1]), Path(sys.argv[2]), "one-flag" in sys.argv)
