@@ -106,6 +106,14 @@ class SmolVLAConfig:
         return tuple(item for item in self.input_features if item.kind == "VISUAL" and item.name not in empty)
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """Keys under which a picture may be given, in slot order: the cameras, and the placeholders, which LeRobot
+        treats as cameras where somebody gives them one."""
+        listed = [item.name for item in self.input_features if item.kind == "VISUAL"]
+        empty = [f"{EMPTY_CAMERA}{index}" for index in range(self.empty_cameras)]
+        return (*listed, *(name for name in empty if name not in listed))
+
+    @property
     def state_dim(self) -> int:
         """Real dimensions of the state."""
         return next(item.shape[0] for item in self.input_features if item.name == STATE)

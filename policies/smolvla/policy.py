@@ -129,9 +129,7 @@ class SmolVLAPolicy(nn.Module):
             if name not in renamed:
                 raise ObservationError(f"the observation has no {name}; it holds {', '.join(observation) or 'nothing'}")
         batch: dict[str, Any] = {
-            camera.name: to_unit(torch.as_tensor(renamed[camera.name]), camera.name)
-            for camera in self.settings.cameras
-            if camera.name in renamed
+            name: to_unit(torch.as_tensor(renamed[name]), name) for name in self.config.pictures if name in renamed
         }
         state = torch.as_tensor(renamed[STATE], dtype=torch.float32)
         if state.shape != (self.config.state_dim,):
@@ -158,22 +156,21 @@ class SmolVLAPolicy(nn.Module):
         """Network pictures and their masks bool [B], one per slot."""
         images: list[Tensor] = []
         masks: list[Tensor] = []
-        for camera in self.config.cameras:
-            if camera.name not in batch:
-                continue
-            value = batch[camera.name]
+        present = [name for name in self.config.pictures if name in batch]
+        for name in present:
+            value = batch[name]
             image = prepare_image(
-                to_unit(value[:, -1] if value.ndim == 5 else value, camera.name), self.config.resize_imgs_with_padding
+                to_unit(value[:, -1] if value.ndim == 5 else value, name), self.config.resize_imgs_with_padding
             )
             images.append(image)
-            given = batch.get(f"{camera.name}_padding_mask")
+            given = batch.get(f"{name}_padding_mask")
             masks.append(
                 torch.ones(image.shape[0], dtype=torch.bool, device=image.device) if given is None else given.bool()
             )
         if not images:
             names = ", ".join(camera.name for camera in self.config.cameras)
             raise ObservationError(f"no camera of the policy is in the observation; it takes {names}")
-        for _ in range(self.config.empty_cameras):
+        for _ in range(min(self.config.empty_cameras, len(self.config.pictures) - len(present))):
             images.append(torch.full_like(images[-1], -1.0))
             masks.append(torch.zeros_like(masks[-1]))
         return tuple(images), tuple(masks)

@@ -108,7 +108,8 @@ class Preparer:
         for key, image in images.items():
             camera = names.get(key)
             if camera is None:
-                raise ObservationError(f"unknown camera {key!r}; the policy sees {', '.join(sorted(names))}")
+                kind = "a bundle has no room for a picture of" if "empty_camera_" in key else "unknown camera"
+                raise ObservationError(f"{kind} {key!r}; the policy sees {', '.join(sorted(names))}")
             if camera.name in found:
                 raise ObservationError(
                     f"camera {camera.name} is given twice, as {camera.source!r} and {camera.name!r}; give one of them"

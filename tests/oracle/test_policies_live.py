@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +217,24 @@ def test_a_random_configuration_plans_and_learns_as_lerobot_does(number: int, le
         clear = np.abs(wanted) > 1e-3 * np.abs(wanted).max() + 1e-6
         moved = np.abs(trained[name].detach().numpy() - recorded[f"after/{name}"])[clear]
         assert moved.size == 0 or moved.max() <= 2e-3 * rate + 1e-7, (name, case)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_picture_given_to_an_empty_camera_is_seen_as_lerobot_sees_it(
+    number: int, lerobot: Ask, tmp_path: Path
+) -> None:
+    case, folder = draw(number), tmp_path / "policy"
+    case = replace(case, make=replace(case.make, config={**case.make.config, "empty_cameras": 1 + number % 2}))
+    write(folder, case)
+    policy = SmolVLAPolicy.from_pretrained(folder)
+    (row,) = samples(case, policy.config, 1)
+    images = {**row.images, "observation.images.empty_camera_0": np.flip(next(iter(row.images.values())), 1).copy()}
+    noise, _ = noise_and_time(case, policy.config, 1)
+    given: dict[str, Any] = {f"image/{key}": value for key, value in images.items()}
+    np.savez(tmp_path / "seen.npz", **given, state=row.state, task=row.task, noise=noise.numpy())
+    lerobot("chunk", folder=folder, inputs=tmp_path / "seen.npz", out=tmp_path / "chunk.npz")
+    actions = policy.predict_action_chunk(policy.preprocess({**images, STATE: row.state, "task": row.task}), noise)
+    assert isinstance(actions, torch.Tensor)
+    with np.load(tmp_path / "chunk.npz") as content:
+        theirs = content["actions"]
+    assert off(policy.postprocess(actions, torch.from_numpy(row.state)[None]), theirs) <= 1e-5, case
