@@ -167,13 +167,18 @@ class _Album:
     def __init__(self, inputs: Path) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.task = ""
+        inferred = False
         for entry in read_inputs(inputs):
+            inferred |= "task" in entry.head
             self.task = self.task or entry.head.get("task", "")
             self.shapes |= {name: array.shape for name, array in _pictures(entry).items() if name not in self.shapes}
         if not self.shapes:
             raise RecordError(f"{inputs}: no picture in it; give the file of --record-inputs")
         if not self.task:
-            raise RecordError(f"{inputs}: no inference in it, so the task is unknown; give the whole file")
+            why = "no inference in it, so the task is unknown; give the whole file"
+            if inferred:
+                why = "the run had no --task, which a dataset needs; give one, also for a policy that reads none"
+            raise RecordError(f"{inputs}: {why}")
         self._entries = read_inputs(inputs)
         self._ahead: Entry | None = next(self._entries, None)
         self._newest: dict[str, tuple[int, NDArray[np.uint8]]] = {}

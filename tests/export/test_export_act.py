@@ -15,10 +15,13 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.runtime.command import main as runtime
+from vla_edge.runtime.control.handover import handover_of
 from vla_edge.runtime.inference.cache import CacheMode, Reason
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.trials.deploy_check import check_deployment
+from vla_edge.trials.lockstep import LockstepOptions
+from vla_edge.trials.reach_task import SessionPlanner
 
 ONE = EngineOptions(threads=1, spin=False)
 TOLERANCE = 1e-4
@@ -107,6 +110,17 @@ def test_the_deployment_checks_know_act(act_bundle: Path) -> None:
     items = {item.name: item for item in check_deployment(act_bundle, None, None, 30.0, 1)}
     assert not [item for item in items.values() if item.state == "failed"], items
     assert items["instruction"].found == "the policy reads none"
+
+
+def test_the_robots_ensemble_is_lerobots_when_it_plans_at_every_action(tmp_path: Path) -> None:
+    bundle = open_bundle(exported(tmp_path, "ensemble"))
+    planner = SessionPlanner(bundle, load_engine("ort", ONE))
+    handover = handover_of(None, None, bundle.manifest)
+    planner.reset(0, LockstepOptions(planner.sizes, handover=handover))
+    for tick, (raw, action) in enumerate(zip(observations(), expected("ensemble")[1])):
+        planned = planner.plan(seen(raw, tick), tick)
+        assert len(planned) == bundle.manifest.policy.chunk_size
+        close(planned[0], action)
 
 
 def test_a_missing_camera_is_refused_by_name(act_bundle: Path) -> None:
