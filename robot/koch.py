@@ -186,7 +186,7 @@ def open_koch(options: KochOptions) -> KochArm:
 
 def check_servos(bus: ServoBus) -> None:
     """Six servos of the right model, firmware, baud rate and voltage, without a hardware error."""
-    found = {joint: bus.ping(joint) for joint in bus.joints}
+    found = bus.ping()
     missing = [joint for joint, answer in found.items() if answer is None]
     if missing:
         raise _missing(bus, missing)

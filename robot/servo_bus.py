@@ -1,11 +1,12 @@
 """Registers of named joints over the C bus: the slow path of start-up, calibration and checks.
 
-A lost or damaged reply is asked for again; the C bus makes sure that it cannot
-be taken for another's. Every write is read back.
+A lost or damaged reply is asked for again with more patience; the C bus makes
+sure that it cannot be taken for another's. Every write is read back.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
@@ -15,9 +16,11 @@ from vla_edge.robot.port import open_port
 from vla_edge.robot.registers import EEPROM_END, Register
 
 BAUD = 1_000_000
-REPLY_S = 0.05
-"""Longest wait for one reply: more than ten times what a slow USB adapter needs."""
-TRIES = 4
+REPLIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Longest wait for a reply, try by try. The first is more than ten times what a slow USB adapter needs; on a busy
+machine the kernel's ordinary workers bring it later."""
+PING_S = 2.0
+"""When some servos do not answer, they are asked until so much time has passed."""
 
 
 class BusResult(IntEnum):
@@ -54,35 +57,49 @@ class ServoBus:
             return BusError(f"the adapter at {self.path} is gone; plug it in and start again")
         return BusError(f"{joint} (id {self.joints[joint]}) {_MEANING[BusResult(result)]}")
 
-    def ping(self, joint: str) -> tuple[int, int] | None:
-        """(model number, firmware), or None when the servo does not answer. BusError: it does, but never whole."""
-        result = BusResult.TIMEOUT
-        for _ in range(TRIES):
-            result, model, firmware = self.native.ping(self.joints[joint], REPLY_S)
-            if result == BusResult.OK:
-                return int(model), int(firmware)
-            if result == BusResult.UNPLUGGED:
-                break
-        if result == BusResult.TIMEOUT:
-            return None
-        raise self.fail(joint, result)
+    def ping(self, *asked: str) -> dict[str, tuple[int, int] | None]:
+        """(model number, firmware) of the joints asked, of all by default; None where the servo does not answer.
+        BusError: one does, but never whole."""
+        found: dict[str, tuple[int, int] | None] = dict.fromkeys(asked or self.joints)
+        failures: dict[str, int] = {}
+        end_s = time.monotonic() + PING_S
+        for turn, wait_s in enumerate(REPLIES_S):
+            for joint in [joint for joint, answer in found.items() if answer is None]:
+                if turn > 1 and time.monotonic() > end_s:
+                    break
+                result, model, firmware = self.native.ping(self.joints[joint], wait_s)
+                failures[joint] = result
+                if result == BusResult.OK:
+                    found[joint] = int(model), int(firmware)
+                elif result == BusResult.UNPLUGGED:
+                    raise self.fail(joint, result)
+                _let_silence_come(result, wait_s)
+        for joint, answer in found.items():
+            if answer is None and failures[joint] != BusResult.TIMEOUT:
+                raise self.fail(joint, failures[joint])
+        return found
 
     def read(self, joint: str, register: Register) -> int:
         """The register of one joint."""
         result, data = BusResult.TIMEOUT, b""
-        for _ in range(TRIES):
-            result, data, _alert = self.native.sync_read([self.joints[joint]], register.address, register.size, REPLY_S)
+        for wait_s in REPLIES_S:
+            result, data, _alert = self.native.sync_read([self.joints[joint]], register.address, register.size, wait_s)
             if result == BusResult.OK:
                 return register.decode(data)
             if result == BusResult.UNPLUGGED:
                 break
+            _let_silence_come(result, wait_s)
         raise self.fail(joint, result)
 
     def read_all(self, register: Register) -> dict[str, int]:
         """The register of every joint; asked one by one when the common question fails, so that the joint is known."""
         ids = list(self.joints.values())
-        result, data, _alerts = self.native.sync_read(ids, register.address, register.size, REPLY_S)
-        if result != BusResult.OK:
+        for wait_s in REPLIES_S[:3]:
+            result, data, _alerts = self.native.sync_read(ids, register.address, register.size, wait_s)
+            if result == BusResult.OK:
+                break
+            _let_silence_come(result, wait_s)
+        else:
             return {joint: self.read(joint, register) for joint in self.joints}
         parts = (data[at : at + register.size] for at in range(0, len(data), register.size))
         return {joint: register.decode(part) for joint, part in zip(self.joints, parts)}
@@ -90,8 +107,8 @@ class ServoBus:
     def write(self, joint: str, register: Register, value: int) -> None:
         """Write one joint's register and read it back. EEPROM is refused by the servo while its torque is on."""
         result = BusResult.TIMEOUT
-        for _ in range(TRIES):
-            result = self.native.write(self.joints[joint], register.address, register.encode(value), REPLY_S)
+        for wait_s in REPLIES_S:
+            result = self.native.write(self.joints[joint], register.address, register.encode(value), wait_s)
             if result == BusResult.UNPLUGGED:
                 break
             if self.read(joint, register) == value:
@@ -116,14 +133,18 @@ class ServoBus:
         return changed
 
 
+def _let_silence_come(result: int, wait_s: float) -> None:
+    """After a damaged answer, which may be one to an earlier question that came late, with others behind it."""
+    if result == BusResult.CORRUPT:
+        time.sleep(wait_s)
+
+
 def answers_at(path: str, servo_ids: Sequence[int], baud: int) -> int | None:
     """The first of `servo_ids` that answers a ping at another baud rate; the port must be free."""
     bus = ServoBus(path, {str(servo_id): servo_id for servo_id in _six(servo_ids)}, baud)
     try:
-        for servo_id in servo_ids:
-            if bus.ping(str(servo_id)) is not None:
-                return servo_id
-        return None
+        answers = bus.ping(*map(str, servo_ids))
+        return next((servo_id for servo_id in servo_ids if answers[str(servo_id)] is not None), None)
     finally:
         bus.close()
 

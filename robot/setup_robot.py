@@ -87,7 +87,7 @@ def what_answers(port: str) -> str:
     except BusError as error:
         return str(error)
     try:
-        found = {joint: bus.ping(joint) for joint in KOCH_JOINTS}
+        found = bus.ping()
     except BusError as error:
         return str(error)
     finally:

@@ -1,8 +1,10 @@
-"""Fixtures that several parts share."""
+"""Fixtures that several parts share, and what makes a test give the same verdict every time: seeds, no deadlines."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +15,27 @@ import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the network
+
+try:
+    import torch  # its first draws are random: it must be there to be seeded
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+with contextlib.suppress(ImportError):  # a bare device has none
+    from hypothesis import HealthCheck, settings
+
+    # The same examples every time, however long this machine takes over one.
+    settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seeds what draws at random, before the fixtures of the test, those of its module included."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,7 +64,6 @@ def the_process_is_left_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def random_policy(tmp_path: Path) -> Callable[..., Any]:
     """A function that writes a tiny random policy and loads it: fields of `RandomPolicy` and of config.json by name."""
-    import torch
     from tests.random_policy import RandomPolicy, write_random_policy
 
     from vla_edge.policies.smolvla.policy import SmolVLAPolicy

@@ -200,7 +200,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data(), value=json_values)
 def test_a_manifest_with_any_field_replaced_or_removed_is_read_or_refused_by_name(
     folder: Path, data: st.DataObject, value: Any

@@ -28,7 +28,8 @@ class EmulatedBus:
     Log entries have `t` (CLOCK_MONOTONIC ns) and `kind`: `goal` (goals and present
     positions by id), `torque` (id, on), `write` (id, address, hex), `refused` (id,
     address, error), `watchdog` (id), `reboot` (id), `answer` (positions by id, as
-    put on the line), `motion` (positions by id, when one changed), `registers` (all by id and name, see `dump`).
+    put on the line), `motion` (positions by id, when one changed), `registers` (all by id and name, see `dump`),
+    `event` (words, see emulator.py) when it has happened.
     """
 
     def __init__(self, servos: Sequence[EmulatedServo], plant: Plant, faults: Faults, log: Log) -> None:

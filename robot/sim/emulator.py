@@ -36,7 +36,7 @@ from vla_edge.robot import registers as r
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
-from vla_edge.robot.sim.emulated_bus import STEP_NS, EmulatedBus
+from vla_edge.robot.sim.emulated_bus import STEP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulated_servo import EmulatedServo
 from vla_edge.robot.sim.plant import IdealPlant, Plant
 
@@ -114,11 +114,14 @@ class Terminal:
 class Emulator:
     """Joins a terminal, a bus and events; `run` serves until `quit`, `unplug` or end of commands."""
 
-    def __init__(self, terminal: Terminal, bus: EmulatedBus, plant: Plant, faults: Faults) -> None:
+    def __init__(
+        self, terminal: Terminal, bus: EmulatedBus, plant: Plant, faults: Faults, log: Log = lambda entry: None
+    ) -> None:
         self._terminal = terminal
         self._bus = bus
         self._plant = plant
         self._faults = faults
+        self._log = log
         self._running = True
         self._unfinished = b""
 
@@ -170,6 +173,7 @@ class Emulator:
             self._apply(words)
         except ValueError as error:
             raise ConfigError(f"event {' '.join(words)!r}: {error}; the grammar stands in --help") from None
+        self._log({"t": time.monotonic_ns(), "kind": "event", "words": words})
 
     def _apply(self, words: tuple[str, ...]) -> None:
         match words:
@@ -332,7 +336,7 @@ def _main(argv: Sequence[str]) -> int:
             ) from error
         try_realtime()
         print(options.link, flush=True)
-        emulator = Emulator(terminal, bus, plant, faults)
+        emulator = Emulator(terminal, bus, plant, faults, log)
         signal.signal(signal.SIGTERM, lambda *_: emulator.apply(("quit",)))
         emulator.run(events, sys.stdin if options.commands else None)
     return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +27,16 @@ class EmulatorProcess:
     process: subprocess.Popen[str]
 
     def event(self, words: str) -> None:
-        """Send one event of the emulator's grammar, e.g. ``overload 3``; it happens within a few milliseconds."""
+        """Make one event of the emulator's grammar, e.g. ``overload 3``, happen; it has when this returns."""
         assert self.process.stdin is not None
-        self.process.stdin.write(words + "\n")
-        self.process.stdin.flush()
+        with self.log.open(encoding="utf-8") as log:
+            log.seek(0, os.SEEK_END)
+            self.process.stdin.write(words + "\n")
+            self.process.stdin.flush()
+            told = ""
+            while '"kind":"event"' not in told and self.process.poll() is None:
+                time.sleep(0.001)
+                told += log.read()
 
     def entries(self, *kinds: str) -> list[dict[str, Any]]:
         """The log so far, of these kinds."""

@@ -18,8 +18,8 @@ from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.runtime.control.faults import fault_of, heat_of
 from vla_edge.runtime.control.run_folder import RunFolder, last_run_folder, open_run_folder
 
-ANSWER_S = 1.0
-"""Several ticks at the slowest rate."""
+ANSWER_S = 3.0
+"""Many ticks at the slowest rate: a busy machine wakes us late."""
 
 WORDS = {"arm": "arm", "hold": "hold", "park": "park", "stop": "stop", "torque-off": "torque_off"}
 REFUSALS = {

@@ -23,7 +23,7 @@ from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
 from vla_edge.runtime.control.run_folder import RunFolder, control_runs, last_run_folder, open_run_folder
 
-RECOVER_S = 3.0
+RECOVER_S = 10.0
 """Longest time until control holds again: a reboot takes less than a second."""
 REBOOT_S, REBOOT_TRIES = 0.02, 4
 BACK_S = 1.0
@@ -82,7 +82,7 @@ def recover_alone(port: str, calibration: JointCalibrations, sleep: Callable[[fl
             for _ in range(REBOOT_TRIES):  # not every firmware answers before it starts anew
                 bus.native.reboot(bus.joints[joint], REBOOT_S)
                 sleep(BACK_S / REBOOT_TRIES)
-                if bus.ping(joint) is not None:
+                if bus.ping(joint)[joint] is not None:
                     break
             else:
                 raise BusError(f"{joint} does not come back after a reboot; switch the servos' power off and on")

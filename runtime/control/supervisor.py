@@ -47,7 +47,7 @@ from vla_edge.runtime.control.run_options import (
 from vla_edge.runtime.control.run_summary import one_line, summarize, tell
 
 COMMAND = ["-m", "vla_edge.runtime.command"]
-START_S = 20.0
+START_S = 60.0
 """Checks of an arm take two seconds; a slow port some more."""
 READY_S = 300.0
 """Loading engines of the full network on a small host."""

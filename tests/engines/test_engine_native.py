@@ -140,7 +140,7 @@ def test_a_tensor_outside_its_file_is_refused(tmp_path: Path) -> None:
         external_array(external_tensors(graph.model)[1], graph.weights["weights.bin"][:-4])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_changed_bytes_never_raise_anything_but_a_bundle_error(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -148,7 +148,7 @@ def test_rolled_over_conversion_holds_the_same_and_names_the_right_files(tmp_pat
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=10), kib=st.integers(1, 10))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_each_converted_episode_lies_in_the_file_its_row_names(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], kib: int
 ) -> None:

@@ -79,7 +79,7 @@ def test_a_picture_is_the_callers_own() -> None:
 
 
 @given(index=st.integers(0, 99), horizon=st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_chunk_repeats_the_last_action_of_its_episode_and_says_so(index: int, horizon: int) -> None:
     with open_dataset(V30) as dataset:
         actions, is_pad = dataset.chunk(index, horizon)
@@ -259,7 +259,7 @@ def test_image_statistics_sample_as_many_frames_as_lerobot(length: int, count: i
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), kib=st.integers(1, 12), chunks=st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_episode_lies_in_the_file_its_row_names(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], kib: int, chunks: int
 ) -> None:

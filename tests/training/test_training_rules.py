@@ -36,7 +36,7 @@ KUAVO_LAST = [Source(name, 500, weight) for name, weight in (("a", 0.1), ("b", 0
 # ---- sampler
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5), st.integers(1, 64))
 def test_every_batch_has_each_share_rounded_down_or_up_and_running_totals_stay_exact(weights, batch_size):
     sampler = QuotaSampler([Source(str(i), 9, w) for i, w in enumerate(weights)], batch_size, 0)

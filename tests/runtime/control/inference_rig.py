@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from tests.runtime.control.control_rig import EVENT_S
 
 from vla_edge.contract import Frame
 from vla_edge.robot.sim.still_arm import StillArm
@@ -41,8 +42,8 @@ class Control:
     def stop(self):
         from vla_edge.runtime.control.operator import ask
 
-        ask(self.folder, "stop")
-        self.thread.join(5)
+        ask(self.folder, "stop", timeout_s=EVENT_S)
+        self.thread.join(EVENT_S)
         self.listener.close()
         assert not self.thread.is_alive()
 
@@ -64,9 +65,9 @@ class Switch:
         pass
 
 
-def wait_until(condition, seconds=120.0):
+def wait_until(condition):
     """For an event, however long a busy machine takes to come to it."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + EVENT_S
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)

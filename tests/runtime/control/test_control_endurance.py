@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.machine_stall import timely
-from tests.runtime.control.control_rig import Rig, rig
+from tests.runtime.control.control_rig import EVENT_S, Rig, rig
 
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES
-from vla_edge.runtime.control.flight_record import open_record, ticks_of
 
 pytest.importorskip("vla_edge._core")
 
-WARM_S = 3.0
+WARM_TICKS = 80
 """Python's start, the first chunks and the record's pages are over by then."""
 SHORT_GROWTH_KB = 256
 """In seconds an allocation that leaks once a tick shows with under a kilobyte; the allocator's own steps are below
@@ -40,11 +38,11 @@ def descriptors(pid: int) -> list[str]:
 def grown(made: Rig, seconds: float) -> np.ndarray:
     """Private memory in kB against seconds [n, 2] while chunks are planned and words are asked; descriptors stay the
     same."""
-    made.move(WARM_S)
+    made.move(WARM_TICKS)
     began_s, before = time.monotonic(), descriptors(made.control.pid)
     told: list[tuple[float, int]] = []
     while not told or told[-1][0] < seconds:
-        made.move(0.5)
+        made.move(12)
         made.ask("ping")
         told.append((time.monotonic() - began_s, memory_kb(made.control.pid)))
         assert descriptors(made.control.pid) == before
@@ -67,25 +65,25 @@ def test_minutes_of_control_open_no_file_and_keep_no_memory(golden_bundle: Path)
     assert np.polyfit(told[:, 0], told[:, 1], 1)[0] * 3600 < LONG_SLOPE_KB_PER_H
 
 
-def endure(golden_bundle: Path, seconds: float) -> None:
-    """Chunks all the time on a bus with every fault at 1 % of its statuses; what faults is armed again.
+def endure(golden_bundle: Path, moving: int, in_time: bool) -> None:
+    """Chunks for so many ticks of motion on a bus with every fault at 1 % of its statuses; what faults is armed again.
 
-    Judged: the process lives, no tick is missed, and every reading that the loop counted as good is one that the servos
-    gave during that very tick, by the emulator's own log.
+    Judged: the process lives, and every reading that the loop counted as good is one that the servos gave during that
+    very tick, by the emulator's own log. in_time: no tick is missed.
     """
     with rig(golden_bundle, armed=False, emulator=("--seed", "5")) as made:
         for name in FAULT_NAMES:
             made.emulator.event(f"rate {name} 0.01")
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
-            status = made.status()
+        end_s = time.monotonic() + EVENT_S + moving / 5
+        while (status := made.status())["moving_ticks"] < moving or status["lost_reads"] == 0:
+            assert time.monotonic() < end_s, status
             if status["latched"] or status["state"] in ("disarmed", "fault"):
                 made.ask("arm")
             made.wave()
             time.sleep(0.1)
         assert made.control.poll() is None, made.control.communicate()
         status = made.status()
-        ticks = list(ticks_of(open_record(made.folder.record)))
+        ticks = made.ticks()
         answers = [
             (entry["t"], [entry["positions"].get(str(servo)) for servo in range(1, 7)])
             for entry in made.emulator.entries("answer")
@@ -100,22 +98,19 @@ def endure(golden_bundle: Path, seconds: float) -> None:
                     f"tick {tick['tick']}: no servo said {tick['position']}"
                 )
                 good += 1
-        allowed = 0 if status["fifo"] else 2 + status["ticks"] // 1000
-        timely(status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed")
-        timely(
-            good > 0.5 * 30 * seconds and status["moving_ticks"] > 30,
-            f"{good} good readings, {status['moving_ticks']} ticks moving",
-        )
-        assert status["lost_reads"] > 0
+        assert good >= moving / 3
+        if in_time:
+            allowed = 0 if status["fifo"] else 2 + status["ticks"] // 1000
+            assert status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed"
 
 
-def test_a_bus_with_every_fault_costs_the_loop_no_tick_and_no_stale_value(golden_bundle: Path) -> None:
+def test_a_bus_with_every_fault_gives_no_stale_value(golden_bundle: Path) -> None:
     """R10 through the control loop, short."""
-    endure(golden_bundle, 8.0)
+    endure(golden_bundle, 100, in_time=False)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_minutes_on_a_bus_with_every_fault_cost_no_tick_and_no_stale_value(golden_bundle: Path) -> None:
     """R10 through the control loop."""
-    endure(golden_bundle, 180.0)
+    endure(golden_bundle, 4_000, in_time=True)

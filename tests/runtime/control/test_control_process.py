@@ -1,50 +1,84 @@
 """The control process against an emulated servo bus: R1, R2, R4, R5, R7–R9, R11–R15, R21–R23 of the requirements.
 
-What the arm was told to do is read from the emulator's log. Times that a busy machine can stretch are given room, and
-what is late nevertheless is excused only when the kernel's own count says that it kept one of the processes waiting
-(`machine_stall`). What must hold whatever the load (limits, order, constancy) is exact and never excused.
+What the arm was told to do is read from the emulator's log, when it happened from the log's and the record's own times.
+No verdict depends on how fast this machine is: a test waits for what it made happen, and what must be so within a time
+is judged by the tick in which the loop saw it. How late ticks are here is measured by `make soak`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.machine_stall import timely
-from tests.runtime.control.control_rig import HIGH, LOW, Rig, busy_cpu, rig, short_folder, start_control, write_joints
+from tests.runtime.control.control_rig import (
+    EVENT_S,
+    HIGH,
+    LOW,
+    Rig,
+    busy_cpu,
+    rig,
+    short_folder,
+    start_control,
+    write_joints,
+)
 
 from vla_edge.contract import KOCH_JOINTS, ChunkKind
 from vla_edge.errors import ConfigError, ControlError
 from vla_edge.robot.koch import GRAVITY
-from vla_edge.runtime.control.flight_record import open_record, ticks_of
+from vla_edge.runtime.control.flight_record import open_record
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.recover import recover_running
 from vla_edge.runtime.control.run_folder import RunFolder
 
 pytest.importorskip("vla_edge._core")
 
-HOLD_S = 2.0
-"""Latch time: patience is at least two seconds."""
+LATCH_NS = 500_000_000
+"""Readings that stay away for so long latch the hold."""
+LOST = (1, 2)
+"""`ArmResult`: no answer, or a damaged one."""
 WATCHDOG = 98
 """Register of the servos' bus watchdog."""
 
 
-def deceleration(made: Rig, after_tick: int) -> tuple[int, int]:
-    """From the record: (first tick without a due action after `after_tick`, ticks from there until goals are
-    constant)."""
-    ticks = [tick for tick in ticks_of(open_record(made.folder.record)) if tick["tick"] > after_tick]
+def deceleration(ticks: list[Mapping[str, Any]]) -> tuple[int, int]:
+    """(index of the first tick without a due action, ticks from there until goals are constant)."""
     first = next(index for index, tick in enumerate(ticks) if not tick["due"])
     final = ticks[-1]["goals"]
     rest = next(index for index in range(first, len(ticks)) if all(tick["goals"] == final for tick in ticks[index:]))
-    return ticks[first]["tick"], rest - first
+    return first, rest - first
+
+
+def outages(ticks: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The ticks of readings lost in a row, of each time that began with the arm armed and no hold latched."""
+    runs: list[list[Mapping[str, Any]]] = [[]]
+    for before, tick in itertools.pairwise(ticks):
+        if tick["read_result"] not in LOST:
+            runs.append([])
+        elif runs[-1] or (before["state"] in ("moving", "hold", "planning") and not before["latched"]):
+            runs[-1].append(tick)
+    return [run for run in runs if run]
+
+
+def check_outages(ticks: list[Mapping[str, Any]], period_ns: int) -> int:
+    """R11: the third lost reading holds, and half a second of them latches, neither sooner nor later. How many held."""
+    held = 0
+    for run in outages(ticks):
+        for count, tick in enumerate(run, 1):
+            if count >= 3 and tick["now_ns"] - tick["reading_ns"] > 2.5 * period_ns:  # a late tick's reading is younger
+                held += 1
+                assert (tick["state"], tick["reason"]) == ("hold", "reads_lost"), tick
+            assert tick["latched"] == (tick["now_ns"] - run[0]["now_ns"] >= LATCH_NS), tick
+    return held
 
 
 def long_form(*values: Any) -> Any:
@@ -52,29 +86,31 @@ def long_form(*values: Any) -> Any:
     return pytest.param(*values, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])
 
 
-@pytest.mark.parametrize(("hz", "seconds"), [("30", 8.0), ("90", 5.0), long_form("30", 600.0), long_form("90", 600.0)])
-def test_no_tick_is_missed_beside_a_busy_machine(paced_bundle: Path, hz: str, seconds: float) -> None:
-    """R1, R2, R4: with a two-thread matrix product beside it, at the data's rate and at the one that is chosen."""
+@pytest.mark.parametrize(
+    "hz, moving, in_time",
+    [("30", 160, False), ("90", 300, False), long_form("30", 18_000, True), long_form("90", 54_000, True)],
+)
+def test_no_tick_is_made_up_beside_a_busy_machine(paced_bundle: Path, hz: str, moving: int, in_time: bool) -> None:
+    """R1, R2, R4: with a two-thread matrix product beside it, at the data's rate and at the one that is chosen. in_time:
+    none missed, none late by a period."""
     with rig(paced_bundle, "--hz", hz) as made, busy_cpu():
-        made.move(seconds)
-        status = made.status()
-        ticks = list(ticks_of(open_record(made.folder.record)))
+        made.move(moving)
         assert made.stop() == ""
-        allowed = (
-            0 if status["fifo"] else 0.001 * status["ticks"] + 2
-        )  # without the class another process can hold the core
-        timely(status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed")
-        period = status["period_ns"]
-        late = np.array([tick["late_ns"] for tick in ticks])
-        timely(bool((late < period).all()), f"a tick was {late.max() / 1e6:.1f} ms late")
+        ticks, status = made.ticks(), made.status()
+    number = np.array([tick["tick"] for tick in ticks])
+    late = np.array([tick["late_ns"] for tick in ticks])
+    period = status["period_ns"]
+    # No tick before its time; what is missed is skipped and counted, never made up.
+    assert late.min() >= 0 and np.diff(number).min() == 1 and status["missed"] == number[-1] + 1 - len(number)
     if status["locked"] and "shm" in str(made.folder.path):
         assert status["minor_faults"] == status["major_faults"] == 0
-    assert late.min() >= 0
-    number = np.array([tick["tick"] for tick in ticks])
     slope = np.polyfit(number, number * period + late, 1)[0]
     # Lateness of up to a period somewhere in n ticks tilts a fitted line by about 6/n of it: no drift beyond that.
     assert abs(slope / period - 1) < 1e-5 + 6 * late.max() / period / len(ticks)
-    assert status["moving_ticks"] > 150
+    if in_time:
+        allowed = 0 if status["fifo"] else 0.001 * status["ticks"] + 2  # else another process can hold the core
+        assert status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed"
+        assert late.max() < period, f"a tick was {late.max() / 1e6:.1f} ms late"
 
 
 @pytest.mark.parametrize(("hz", "times"), [("30", 2), ("90", 2), long_form("30", 100), long_form("90", 100)])
@@ -82,18 +118,24 @@ def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(
     paced_bundle: Path, hz: str, times: int
 ) -> None:
     """R5 and R15, at random moments: inference that is gone costs the arm nothing but a hold."""
+    judged, end_s = 0, time.monotonic() + times * EVENT_S
     with rig(paced_bundle, "--hz", hz) as made:
-        for pause in np.random.default_rng(5).uniform(0.0, 0.5, times):
-            made.move(0.5)
-            before = made.status()
-            time.sleep(pause)  # the last chunk holds 50 actions: 1.67 s
-            status = made.wait(lambda status: status["latched"], 8.0)
-            made.expect("hold", "no_action")
-            first, ticks = deceleration(made, before["tick"])
-            assert ticks <= status["rest_ticks"]
-            waited = (status["tick"] - first) * status["period_ns"] / 1e9
-            assert waited >= HOLD_S - 0.04
-            timely(waited <= HOLD_S + 0.4, f"latched after {waited:.2f} s")
+        made.announce(p99_ns=50_000_000)  # latches after 2 s
+        generator = np.random.default_rng(5)
+        while judged < times:
+            before = made.move(8)
+            time.sleep(generator.uniform(0.0, 0.5))  # the last chunk holds 50 actions: 1.67 s
+            status = made.wait(lambda status: status["latched"])
+            ticks = made.ticks(before["tick"] - 1)
+            first, slowed = deceleration(ticks)
+            assert slowed <= status["rest_ticks"] and status["state"] == "hold"
+            assert time.monotonic() < end_s, "readings were lost every time"
+            if not outages(ticks):
+                judged += 1
+                assert status["reason"] == "no_action"
+                assert status["patience_ns"] == 2_000_000_000
+                for tick in ticks[first:]:
+                    assert tick["latched"] == (tick["now_ns"] - ticks[first]["now_ns"] >= status["patience_ns"])
             made.wave()
             assert made.wait(lambda status: status["chunks"]["not_armed"] > 0)["state"] == "hold"
             made.arm()
@@ -116,7 +158,7 @@ def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(
 def test_a_malformed_chunk_stops_the_arm_within_a_tick(paced_bundle: Path, hz: str, bad: str) -> None:
     """R7."""
     with rig(paced_bundle, "--hz", hz) as made:
-        status = made.move(0.6)
+        status = made.move(10)
         actions = np.full((50, 6), 33.0, np.float32)
         if bad == "joint missing":
             actions = actions[:, :5]
@@ -130,7 +172,7 @@ def test_a_malformed_chunk_stops_the_arm_within_a_tick(paced_bundle: Path, hz: s
         told = made.wait(lambda status: status["reason"] == "malformed")
         assert told["state"] == "hold"
         made.wait(lambda status: status["tick"] > told["tick"] + told["rest_ticks"] + 3)
-        ticks = list(ticks_of(open_record(made.folder.record)))
+        ticks = made.ticks()
         first = next(index for index, tick in enumerate(ticks) if tick["reason"] == "malformed")
         speed = np.abs(np.diff([tick["goals"] for tick in ticks[first - 1 :]], axis=0)).max(axis=1)
         # Slower from the first tick on, then still; a speed in whole counts may be one off.
@@ -169,25 +211,27 @@ def limits_kept(made: Rig, hz: float) -> int:
     return sum(map(len, motions(made)))
 
 
-def adversary(made: Rig, seconds: float) -> None:
-    """Chunks of jumps, ramps beyond every limit and noise, as fast as they are taken."""
+def adversary(made: Rig, hz: float, goals: int) -> None:
+    """Chunks of jumps, ramps beyond every limit and noise, as fast as they are taken, until so many goals were accepted
+    and judged."""
     generator = np.random.default_rng(7)
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        n = int(generator.integers(1, 60))
-        kind = generator.integers(0, 4)
-        actions = (
-            generator.uniform(-400, 400, (n, 6))
-            if kind == 0
-            else np.tile(generator.choice([-1e4, 1e4], (1, 6)), (n, 1))
-        )
-        actions = np.cumsum(generator.normal(0, 20, (n, 6)), axis=0) if kind == 2 else actions
-        made.chunk(actions.astype(np.float32))
-        if generator.integers(0, 30) == 0:
-            made.ask("hold")
-            time.sleep(0.2)
-            made.ask("arm")
-        time.sleep(float(generator.uniform(0.005, 0.12)))
+    end_s = time.monotonic() + EVENT_S + 4 * goals / hz
+    while limits_kept(made, hz) < goals:
+        assert time.monotonic() < end_s, "hardly any goals"
+        for _ in range(50):
+            n = int(generator.integers(1, 60))
+            kind = generator.integers(0, 4)
+            actions = (
+                generator.uniform(-400, 400, (n, 6))
+                if kind == 0
+                else np.tile(generator.choice([-1e4, 1e4], (1, 6)), (n, 1))
+            )
+            actions = np.cumsum(generator.normal(0, 20, (n, 6)), axis=0) if kind == 2 else actions
+            made.chunk(actions.astype(np.float32))
+            time.sleep(float(generator.uniform(0.005, 0.12)))
+        made.ask("hold")
+        time.sleep(0.2)
+        made.arm()
 
 
 @pytest.mark.parametrize("hz", [50, 90])
@@ -195,8 +239,7 @@ def test_adversarial_chunks_never_exceed_a_limit_on_the_bus(paced_bundle: Path, 
     """R8 over the pseudo-terminal, short, holds included; R9: the first goal is where the arm is."""
     start = ("--positions", "2048", "1200", "2900", "2048", "1800", "1500")
     with rig(paced_bundle, "--hz", str(hz), emulator=start) as made:
-        adversary(made, 5.0)
-        timely(limits_kept(made, hz) > 3 * hz, "hardly any goals")
+        adversary(made, hz, goals=200)
         log = made.emulator.entries("goal", "torque")
         first_torque = next(index for index, entry in enumerate(log) if entry["kind"] == "torque" and entry["on"])
         first_goal = next(entry for entry in log if entry["kind"] == "goal")
@@ -205,95 +248,88 @@ def test_adversarial_chunks_never_exceed_a_limit_on_the_bus(paced_bundle: Path, 
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("hz", [30, 90])
 def test_ten_thousand_adversarial_ticks_over_the_pseudo_terminal(paced_bundle: Path, hz: int) -> None:
     """R8."""
     with rig(paced_bundle, "--hz", str(hz)) as made:
-        adversary(made, 10_200 / hz)
-        timely(limits_kept(made, hz) > 9_000, "hardly any goals")
+        adversary(made, hz, goals=10_000)
 
 
 def test_lost_readings_hold_and_resume_or_latch(golden_bundle: Path) -> None:
-    """R11: three in a row hold; back within half a second it goes on by itself; later it needs arming."""
+    """R11: three in a row hold; back within half a second it goes on by itself; later it needs arming. That it goes on
+    by itself is judged on a virtual clock (loop_test.c), as here the silence may last longer than it was meant to."""
     with rig(golden_bundle) as made:
-        made.move(0.5)
-        made.emulator.event("hang 0.25")
-        made.move(1.2)
-        ticks = list(ticks_of(open_record(made.folder.record)))
-        states = [(tick["state"], tick["reason"]) for tick in ticks]
-        timely(("hold", "reads_lost") in states, "a quarter of a second of silence was no hold")
-        held = states.index(("hold", "reads_lost"))
-        lost = [tick["read_result"] != 0 for tick in ticks]
-        # The third lost reading: the last good one is then more than two and a half periods old.
-        assert lost[held]
-        timely(2 <= sum(lost[held - 4 : held + 1]) <= 4, "held at another than the third lost reading")
-        status = made.expect("moving")
-        assert not status["latched"]
-        # In a quarter of a second the servos' watchdog trips: it was cleared, and the arm follows again.
+        made.move(10)
+        made.emulator.event("hang 60")
+        made.wait(lambda status: status["reason"] == "reads_lost")
+        made.emulator.event("hang 0")
+        status = made.move(15)
+        assert check_outages(made.ticks(), status["period_ns"]) >= 1
+        # The servos' watchdog trips after a fifth of a second: it was cleared, and the arm follows again.
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250
-        made.emulator.event("hang 1.0")
-        made.move(1.6, until="fault")
-        # The servos heard nothing for a second: their watchdog stopped them, which no answer to a goal would tell.
+        made.emulator.event("hang 600")
+        made.wait(lambda status: status["reason"] == "reads_lost" and status["latched"])
+        made.until_logged("watchdog", 6)
+        made.emulator.event("hang 0")
+        # What the servos did meanwhile no answer to a goal would tell.
+        made.wait(lambda status: status["state"] == "fault")
         assert made.expect("fault", "watchdog")["latched"]
-        made.wait(lambda status: status["reading_tick"] == status["tick"])
         before = len(made.goals())
         made.arm()
-        status = made.move(0.8)
+        status = made.move(20)
         assert len(made.goals()) > before + 10
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250  # the arm follows
 
 
+@pytest.mark.soak
 def test_an_arm_that_answers_slowly_is_armed_moves_and_resumes_after_a_gap(golden_bundle: Path) -> None:
-    """Each answer comes 4 ms late: a reading fits into the tick's 6.5 ms, a second question does not."""
+    """Each answer comes 4 ms late: a reading fits into the tick's 6.5 ms, a second question does not. Needs a machine
+    that adds less than 2 ms; on a virtual clock in loop_test.c."""
     with rig(golden_bundle, emulator=("--late-ms", "4", "4", "--rate", "stall", "1.0")) as made:
-        made.move(0.6)
+        made.move(10)
         made.emulator.event("hang 0.25")
-        made.move(1.2)
-        states = [(tick["state"], tick["reason"]) for tick in ticks_of(open_record(made.folder.record))]
-        timely(("hold", "reads_lost") in states, "a quarter of a second of silence was no hold")
-        status = made.expect("moving")
+        made.wait(lambda status: status["reason"] == "reads_lost")
+        status = made.move(15)
         assert not status["latched"] and status["missed"] <= 1
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250  # the watchdogs were cleared
 
 
 def test_a_hundred_hertz_resume_after_a_silence_of_many_ticks(golden_bundle: Path) -> None:
-    """R11: forty lost answers leave no read length unused unless the servos are asked less often."""
+    """R11: more lost answers than there are read lengths leave one unused, as the servos are asked less often then."""
     with rig(golden_bundle, "--hz", "100") as made:
-        made.move(0.5)
-        made.emulator.event("hang 0.44")
-        made.move(1.0)
-        ticks = list(ticks_of(open_record(made.folder.record)))
-        lost = np.array([tick["read_result"] != 0 for tick in ticks])
-        timely(44 <= lost.sum() <= 49, f"{lost.sum()} readings lost in 0.44 s at 100 Hz")
-        assert not made.expect("moving")["latched"]
+        lost = made.move(10)["lost_reads"]
+        made.emulator.event("hang 600")
+        made.wait(lambda status: status["lost_reads"] > lost + 45)
+        made.emulator.event("hang 0")
+        status = made.move(10)
+        assert check_outages(made.ticks(), status["period_ns"]) >= 1
 
 
 def test_a_servo_that_rebooted_is_a_fault_and_arming_brings_its_torque_back(golden_bundle: Path) -> None:
     with rig(golden_bundle) as made:
-        made.move(0.6)
+        made.move(10)
         made.emulator.event("reboot 3")
-        made.move(0.5, until="fault")
+        made.wait(lambda status: status["reason"] == "torque")
         made.expect("fault", "torque")
         made.arm()
-        status = made.move(0.8)
+        status = made.move(20)
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250
 
 
 def test_an_alert_on_one_servo_stops_all_and_is_named(golden_bundle: Path) -> None:
     """R12."""
     with rig(golden_bundle) as made:
-        made.move(0.6)
+        made.move(10)
         made.emulator.event("overload 3")
-        status = made.wait(lambda status: status["state"] == "fault")
+        status = made.wait(lambda status: status["reason"] == "alert")
         assert made.expect("fault", "alert")["joint"] == 2
         made.wait(lambda later: later["tick"] > status["tick"] + status["rest_ticks"] + 3)
-        ticks = list(ticks_of(open_record(made.folder.record)))
+        ticks = made.ticks()
         alert = next(index for index, tick in enumerate(ticks) if tick["reason"] == "alert")
         speed = np.abs(np.diff([tick["goals"] for tick in ticks[alert - 1 :]], axis=0))
         assert (np.diff(speed.max(axis=1)) <= 1).all() and speed[status["rest_ticks"] :].max() == 0
-        refused = made.ask("arm").word
-        timely(refused == "fault", f"arm: {refused}")
+        assert made.ask("arm").word == "fault"
         assert made.ask("torque_off_now").word == "done"
         off = {entry["id"] for entry in made.emulator.entries("torque") if not entry["on"]}
         assert off >= {1, 2, 4, 5, 6}  # all are tried; the overloaded one has let go by itself
@@ -309,34 +345,32 @@ def pose_beside(made: Rig, counts: int = 2148) -> None:
 def test_an_overloaded_gripper_is_recovered_and_the_arm_goes_on(golden_bundle: Path) -> None:
     """S4: it starts anew with its settings and holds where it is, and arming moves the arm again."""
     with rig(golden_bundle) as made:
-        made.move(0.6)
+        made.move(10)
         made.emulator.event("overload 6")
-        made.wait(lambda status: status["state"] == "fault")
         made.wait(lambda status: status["reason"] == "alert" and status["errors"][5] == 0x20)
         made.wait(lambda status: status["tick"] > status["goal_moved_tick"] + 2)
-        goals = len(made.goals())
         assert recover_running(made.folder).startswith("recovered: control is in hold")
         status = made.status()
         assert (status["state"], status["reason"], status["latched"]) == ("hold", "operator", True)
-        later = [goal for _, goal in made.goals()[goals:]]
-        assert np.ptp(later, axis=0).max() <= 4  # nothing moved
-        log = made.emulator.entries("reboot", "write", "torque")
+        log = made.emulator.entries("reboot", "write", "torque", "motion")
         assert [entry["id"] for entry in log if entry["kind"] == "reboot"] == [6]
         behind = log[next(i for i, entry in enumerate(log) if entry["kind"] == "reboot") :]
+        later = [list(entry["positions"].values()) for entry in behind if entry["kind"] == "motion"]
+        assert np.ptp(later[1:] or [[0]], axis=0).max() <= 4, "something moved"
         current = next(i for i, entry in enumerate(behind) if entry["kind"] == "write" and entry["address"] == 102)
         on = next(i for i, entry in enumerate(behind) if entry["kind"] == "torque" and entry["on"] and entry["id"] == 6)
         assert current < on and behind[current]["data"] == "ee02"  # 750 mA before there is torque
         made.arm()
-        made.move(0.4)
+        made.move(8)
 
 
 def test_with_a_servo_in_alert_the_others_park_and_torque_may_go_off(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
         pose_beside(made)
         made.arm()
-        made.move(0.6)
+        made.move(10)
         made.emulator.event("overload 6")
-        made.wait(lambda status: status["state"] == "fault")
+        made.wait(lambda status: status["reason"] == "alert")
         assert made.ask("park").word == "done"
         status = made.wait(lambda status: status["reason"] == "parked")
         assert status["goals"][:5] == (2148,) * 5
@@ -347,18 +381,17 @@ def test_an_obstacle_stops_the_arm_the_force_goes_and_the_joint_is_named(golden_
     """S2, in the emulator's log: what the goal leads the shaft by is the force; freed, nothing springs further."""
     with rig(golden_bundle) as made:
         made.emulator.event("block 2 1000 2100")
-        made.move(0.0)
-        made.move(0.2, until="hold")
+        made.move(1)
+        made.move(0, until="hold")
         status = made.expect("hold", "stall")
         assert status["joint"] == 1 and status["latched"]
         allowed = GRAVITY["shoulder_lift"]
         made.wait(lambda status: abs(status["goals"][1] - status["present"][1]) <= allowed)
-        pressed = [(t, goal[1] - 2100) for t, goal in made.goals() if goal[1] - 2100 > allowed]
-        assert pressed and max(lead for _, lead in pressed) <= 120
-        timely(pressed[-1][0] - pressed[0][0] < 500_000_000, "pressed for longer than half a second")
+        pressed = [goal[1] - 2100 for _, goal in made.goals() if goal[1] - 2100 > allowed]
+        assert pressed and max(pressed) <= 120 and len(pressed) <= 15, "half a second of goals that press"
         before = len(made.goals())
         made.emulator.event("free 2")
-        time.sleep(0.5)
+        made.pass_ticks(15)
         assert len({tuple(goal) for _, goal in made.goals()[before:]}) == 1
         sprung = max(entry["positions"]["2"] for entry in made.emulator.entries("motion")) - 2100
         assert sprung <= allowed + 40
@@ -368,12 +401,11 @@ def test_a_weight_that_hangs_on_the_arm_does_not_let_it_sink(golden_bundle: Path
     with rig(golden_bundle) as made:
         made.emulator.event("sag 2 -96")
         made.emulator.event("sag 3 -55")
-        made.move(0.5)
+        made.move(10)
         assert made.ask("hold").word == "done"
-        time.sleep(0.5)
-        first = made.status()["present"]
-        time.sleep(2.5)
-        assert np.abs(np.subtract(made.status()["present"], first)).max() <= 1
+        first = made.pass_ticks(15)
+        last = made.pass_ticks(75)
+        assert np.abs(np.subtract(last["present"], first["present"])).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -383,23 +415,23 @@ def test_the_supply_and_the_heat_of_a_servo_are_looked_at(
     golden_bundle: Path, event: str, state: str, reason: str
 ) -> None:
     with rig(golden_bundle) as made:
-        made.move(0.3)
+        made.move(5)
         made.emulator.event("temperature 5 61")
         made.wait(lambda status: status["warm_joint"] == 4)
         made.emulator.event(event)
-        made.move(0.1, until=state)
-        assert made.expect(state, reason)["joint"] == 3
+        made.move(0, until=state)
+        assert made.wait(lambda status: status["reason"] == reason)["joint"] == 3
 
 
 def test_a_servo_that_lost_its_torque_is_noticed_while_it_answers(golden_bundle: Path) -> None:
     """S8: alone, without an alert or a gap in the readings; as somebody's other program would switch it off."""
     with rig(golden_bundle) as made:
-        made.move(0.3)
+        made.move(5)
         made.emulator.event("limp 3")
-        made.move(0.1, until="fault")
+        made.wait(lambda status: status["reason"] == "torque")
         assert made.expect("fault", "torque")["joint"] == 2
         made.arm()
-        status = made.move(0.6)
+        status = made.move(15)
         assert np.abs(np.subtract(status["present"], status["goals"])).max() < 250
 
 
@@ -422,10 +454,10 @@ def test_a_supervisor_that_falls_silent_leaves_an_arm_that_holds(golden_bundle: 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         made.arm()
-        made.move(0.5)
+        made.move(10)
         beats.set()
         thread.join()
-        made.move(0.5, until="hold")
+        made.wait(lambda status: status["reason"] == "supervisor")
         assert made.expect("hold", "supervisor")["unattended"]
         assert made.ask("arm").word == "fault"
 
@@ -435,9 +467,9 @@ def test_an_interrupt_holds_and_without_a_terminal_ends_with_torque_on(golden_bu
     with rig(golden_bundle, armed=False) as made:
         pose_beside(made, 2900)
         made.arm()
-        made.move(0.5)
+        made.move(8)
         made.control.send_signal(signal.SIGINT)
-        made.control.wait(10)
+        made.control.wait(EVENT_S)
         at_end = made.goals()[-1][1]
         assert np.abs(at_end - 2900).min() > 100
         assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []
@@ -448,22 +480,22 @@ def test_another_writer_of_chunks_is_refused_and_one_that_comes_later_latches(go
     from vla_edge import _core
 
     with rig(golden_bundle) as made:
-        made.move(0.3)
+        made.move(5)
         with pytest.raises(BlockingIOError):
             _core.RingWriter(made.folder.ring)
         made.writer = None
         made.writer = _core.RingWriter(made.folder.ring)
-        made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
-        made.move(0.2, until="hold")
+        made.announce()
+        made.wait(lambda status: status["reason"] == "writer")
         made.expect("hold", "writer")
         made.arm()
-        made.move(0.3)
+        made.move(5)
 
 
 def test_a_shared_file_that_is_cut_short_brakes_and_kills_nobody(golden_bundle: Path) -> None:
     """S15."""
     with rig(golden_bundle) as made:
-        made.move(0.3)
+        made.move(5)
         made.writer = None  # inference would die of it
         os.truncate(made.folder.ring, 0)
         made.wait(lambda status: status["reason"] == "files")
@@ -476,41 +508,42 @@ def test_a_shared_file_that_is_cut_short_brakes_and_kills_nobody(golden_bundle: 
 def test_an_unplugged_adapter_is_noticed_and_ends_control(golden_bundle: Path) -> None:
     """R13: noticed within two ticks; a new start is disarmed."""
     with rig(golden_bundle) as made:
-        made.move(0.5)
-        told_s = time.monotonic()
+        made.move(8)
         made.emulator.event("unplug")
-        status = made.wait(lambda status: status["state"] == "fault")
-        took_s = time.monotonic() - told_s
-        timely(status["reason"] == "unplugged" and took_s < 0.5, f"{status['reason']} after {took_s:.2f} s")
-        ticks = list(ticks_of(open_record(made.folder.record)))
-        assert [tick["read_result"] == 5 for tick in ticks if tick["reason"] == "unplugged"][0]
-        _, message = made.control.communicate(timeout=10)
+        _, message = made.control.communicate(timeout=EVENT_S)
+        ticks = made.ticks()
+        noticed = next(index for index, tick in enumerate(ticks) if tick["reason"] == "unplugged")
+        assert ticks[noticed]["state"] == "fault" and ticks[noticed]["read_result"] == 5
+        assert 0 in (tick["read_result"] for tick in ticks[noticed - 2 : noticed]), "noticed later than two ticks on"
         assert made.control.returncode == 2 and "plug it in" in message.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("hz", "times"), [("30", 2), ("90", 2), long_form("30", 100), long_form("90", 100)])
+@pytest.mark.parametrize(
+    "hz, times, in_time", [("30", 2, False), ("90", 2, False), long_form("30", 100, True), long_form("90", 100, True)]
+)
 def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_replays(
-    paced_bundle: Path, hz: str, times: int
+    paced_bundle: Path, hz: str, times: int, in_time: bool
 ) -> None:
     """R14, R21, R22: the servos' own watchdog stops them, and a restart is disarmed."""
     with rig(paced_bundle, "--hz", hz) as made:
         for _ in range(times):
-            made.move(0.4)
+            made.move(8)
+            tripped = len(made.emulator.entries("watchdog")) + 6
             killed_ns = time.monotonic_ns()
             made.control.kill()
             made.control.wait()
-            time.sleep(0.6)
-            moved = [entry["t"] for entry in made.emulator.entries("motion")]
-            stopped_ms = (max(moved) - killed_ns) / 1e6
-            timely(stopped_ms < 250 + 50, f"{stopped_ms:.0f} ms")  # 250, and what the emulator's clock is late by
+            made.until_logged("watchdog", tripped)
+            log = made.emulator.entries("watchdog", "motion")
+            last = max(index for index, entry in enumerate(log) if entry["kind"] == "watchdog")
+            assert len(log[last + 1 :]) <= 1, "they move on"  # the step in which they stopped
+            if in_time:  # 250 ms, and what the emulator's clock is late by
+                assert max(entry["t"] for entry in log if entry["kind"] == "motion") - killed_ns < 300_000_000
             reader = open_record(made.folder.record)
             replay = reader.replay()
             assert replay["ticks"] > 5 and replay["differing"] == 0 and replay["damaged"] <= 1
             goals = len(made.goals())
-            began_s = time.monotonic()
             made.start_control()
             assert made.status()["state"] == "disarmed" and len(made.goals()) == goals
-            timely(time.monotonic() - began_s < 20, "start took 20 s")  # 2 s on an idle machine: Python's start
             made.arm()
         assert (made.folder.path / f"flight.record.{min(times, 3)}").exists()
 
@@ -518,25 +551,27 @@ def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_re
 def test_a_stopped_control_process_finds_the_watchdog_tripped_and_needs_arming(golden_bundle: Path) -> None:
     """A gap above 150 ms (SIGSTOP here): the servos have stopped by themselves and refuse goals in silence."""
     with rig(golden_bundle) as made:
-        made.move(0.5)
+        made.move(8)
         made.control.send_signal(signal.SIGSTOP)
-        time.sleep(0.6)
+        made.until_logged("watchdog", 6)
         made.control.send_signal(signal.SIGCONT)
-        status = made.wait(lambda status: status["state"] == "fault")
-        made.expect("fault", "watchdog")
-        assert status["missed"] > 10  # skipped, not made up
+        made.wait(lambda status: status["state"] == "fault")
+        status = made.expect("fault", "watchdog")
+        status = made.pass_ticks(1)  # a tick counts what was missed after it
+        numbers = [tick["tick"] for tick in made.ticks()]
+        assert np.diff(numbers).max() >= 5, "a fifth of a second is skipped, not made up"
+        assert status["missed"] >= numbers[-1] + 1 - len(numbers)
         present = np.array(status["present"])
         assert np.abs(made.goals()[-1][1] - present).max() <= 40
         made.arm()
-        made.move(0.4)
+        made.move(8)
 
 
 def test_shadow_mode_writes_nothing_to_the_arm(golden_bundle: Path) -> None:
     """R23: everything is decided and recorded."""
     with rig(golden_bundle, "--shadow") as made:
-        made.move(1.0)
-        status = made.status()
-        assert status["shadow"] and status["moving_ticks"] > 10 and status["chunks"]["taken"] > 3
+        status = made.move(20)
+        assert status["shadow"] and status["chunks"]["taken"] > 0
         assert made.emulator.entries("goal", "torque", "write") == []
         assert open_record(made.folder.record).replay()["differing"] == 0
 
@@ -549,12 +584,12 @@ def test_operator_words(golden_bundle: Path) -> None:
         assert made.emulator.entries("goal", "torque") == []
         made.arm()
         made.expect("planning")
-        made.move(0.0, kind=ChunkKind.REST)
+        made.move(1, kind=ChunkKind.REST)
         assert made.ask("torque_off").word == "not_parked" and made.ask("park").word == "no_pose"
         answer = made.ask("hold")
-        timely((answer.word, answer.state, answer.reason) == ("done", "hold", "operator"), f"hold: {answer}")
+        assert (answer.word, answer.state, answer.reason) == ("done", "hold", "operator")
         second = start_control(made.folder, made.emulator.port, golden_bundle, made.joints, ())
-        _, message = second.communicate(timeout=30)
+        _, message = second.communicate(timeout=EVENT_S)
         assert second.returncode == 2 and "already runs" in message.splitlines()[-1]
         assert made.stop() == "" and made.control.returncode == 0
         assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []  # holding, not limp
@@ -585,7 +620,7 @@ def test_bad_flags_are_one_line(golden_bundle: Path) -> None:
         write_joints(path / "joints.json")
         for flags, word in ((("--hz", "200"), "--hz"), (("--speed", "9"), "--speed")):
             process = start_control(RunFolder(path), path / "no-port", golden_bundle, path / "joints.json", flags)
-            _, message = process.communicate(timeout=30)
+            _, message = process.communicate(timeout=EVENT_S)
             assert process.returncode == 2 and word in message.splitlines()[-1] and "Traceback" not in message
 
 
@@ -625,10 +660,10 @@ def test_run_without_cameras_arms_and_holds_and_sums_up(golden_bundle: Path) -> 
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=EVENT_S,
         )
-        timely(ran.returncode == 0, ran.stderr[-500:])
+        disturbed = any(tick["latched"] and tick["reason"] in ("reads_lost", "watchdog") for tick in made.ticks())
+        assert ran.returncode == (1 if disturbed else 0), ran.stderr[-500:]
         summary = summary_of(ran)
-        timely(summary["ticks"] >= 55, f"{summary['ticks']} ticks in two seconds")
-        assert summary["state"] == "hold" and summary["chunks_taken"] == 0
+        assert summary["ticks"] > 0 and summary["state"] == "hold" and summary["chunks_taken"] == 0
         assert not os.path.exists(made.folder.socket)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.runtime.control.control_rig import EVENT_S, short_folder
 from tests.runtime.control.inference_rig import Control, Switch, wait_until
 
 from vla_edge.bundle import open_bundle
@@ -95,7 +96,7 @@ class World:
             return
         self.at_step = lambda: None
         self.loop.stop()
-        self.worker.join(60)
+        self.worker.join(EVENT_S)
         self.control.stop()
         assert not self.worker.is_alive()
 
@@ -117,7 +118,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, golden_bundle, monkeypatch):
+def world(golden_bundle, monkeypatch):
     made: list[World] = []
 
     def make(rhythm=Rhythm.OVERLAPPED, step_s=0.0, session=None, hz=30.0, **options) -> World:
@@ -125,7 +126,7 @@ def world(tmp_path, golden_bundle, monkeypatch):
         loop = LoopOptions("put it away", HandOverOptions(HandOver.REPLACE), **values)
         made.append(
             World(
-                tmp_path / "run",
+                run_folder,
                 open_bundle(golden_bundle),
                 monkeypatch,
                 rhythm,
@@ -137,9 +138,10 @@ def world(tmp_path, golden_bundle, monkeypatch):
         )
         return made[-1]
 
-    yield make
-    for running in made:
-        running.close()
+    with short_folder() as run_folder:  # in memory, as by default: on a disk a tick waits while others write to it
+        yield make
+        for running in made:
+            running.close()
 
 
 def test_a_plan_for_the_resting_arm_is_given_up_as_soon_as_somebody_moves_something(world):
@@ -152,7 +154,7 @@ def test_a_plan_for_the_resting_arm_is_given_up_as_soon_as_somebody_moves_someth
     running.at_step = disturb
     wait_until(lambda: running.state == "moving")
     running.loop.stop()
-    running.worker.join(60)
+    running.worker.join(EVENT_S)
     events = running.events()  # of the summary at its end
     assert events["abandoned"] >= 1 and events["scene_moved"] == 1
     assert sum("planning again" in line for line in running.said) == 1

@@ -14,13 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.machine_stall import excused_by_a_stall, timely
+from tests.runtime.control.control_rig import EVENT_S, short_folder
 from tests.runtime.control.inference_rig import Control, Switch, wait_until
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import ChunkKind, Frame
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.command import main
+from vla_edge.runtime.control.flight_record import open_record, ticks_of
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions, Pace, Rhythm
 from vla_edge.runtime.control.inference_process import camera_options
 from vla_edge.runtime.control.planning import (
@@ -156,8 +157,10 @@ def test_every_camera_of_the_policy_must_be_given_or_left_out(golden_bundle):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return open_run_folder(tmp_path / "run")
+def folder():
+    """In memory, as by default: on a disk a tick waits while others write to it."""
+    with short_folder() as path:
+        yield open_run_folder(path)
 
 
 @pytest.fixture
@@ -259,10 +262,11 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     assert min(np.diff(ticks)) >= 8
 
 
-@pytest.mark.parametrize(("delay_s", "seconds"), [(0.9, 7), pytest.param(3.0, 60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("delay_s, plans", [(0.9, 2), pytest.param(3.0, 12, marks=pytest.mark.soak)])
 def test_a_slow_host_plans_then_moves_and_never_latches(
-    control, folder, golden_bundle, pictures, capsys, monkeypatch, delay_s, seconds
+    control, folder, golden_bundle, pictures, capsys, monkeypatch, delay_s, plans
 ):
+    """Short: that it never latches is so for any host, as control's patience is made endless."""
     from vla_edge.runtime.inference.session import PolicySession
 
     whole = PolicySession._infer
@@ -273,22 +277,23 @@ def test_a_slow_host_plans_then_moves_and_never_latches(
 
     monkeypatch.setattr(PolicySession, "_infer", slow)
     monkeypatch.setattr("vla_edge.runtime.control.inference_loop.MEASURED", 2)
-    with excused_by_a_stall(lambda: {"test": os.getpid()}):
-        running = control()
-        assert infer_for(seconds, folder, golden_bundle, pictures) == 0
-        status, captured = running.reader(), capsys.readouterr()
-        told = re.search(r"plan-then-move: an inference takes (\d+) ms", captured.err)
-        assert told and int(told[1]) >= 1000 * delay_s
-        lines = lines_of(folder)
-        assert {line["kind"] for line in lines} == {"rest"} and {line["outcome"] for line in lines} == {"sent"}
-        timely(len(lines) >= 2, f"one plan in {seconds} s")
-        # The last one may have been sent within the last tick.
-        timely(status["chunks"]["taken"] >= len(lines) - 1, f"{status['chunks']['taken']} of {len(lines)} plans taken")
-        timely(not status["latched"] and status["reason"] == "", f"{status['state']} {status['reason']}")
-        if seconds >= 60:
-            # A chunk of 1.67 s after 3 s of planning, 0.3 s of rest before it, and the measuring of three at the start.
-            share = status["moving_ticks"] / status["ticks"]
-            timely(0.15 < share < 0.40, f"in motion for {share:.0%} of the time")
+    in_time = plans > 2
+    running = control() if in_time else control(patience_min_ns=10**12, patience_max_ns=10**12)
+
+    def moved():
+        return planned(folder, plans) and running.reader()["chunks"]["taken"] >= plans
+
+    assert infer_until(moved, folder, golden_bundle, pictures) == 0
+    status, captured = running.reader(), capsys.readouterr()
+    told = re.search(r"plan-then-move: an inference takes (\d+) ms", captured.err)
+    assert told and int(told[1]) >= 1000 * delay_s
+    lines = lines_of(folder)
+    assert {line["kind"] for line in lines} == {"rest"} and {line["outcome"] for line in lines} == {"sent"}
+    assert status["chunks"]["taken"] >= len(lines) - 1  # the last one may have been sent within the last tick
+    assert not status["latched"] and status["reason"] == ""
+    if in_time:
+        # A chunk of 1.67 s after 3 s of planning, 0.3 s of rest before it, and the measuring of three at the start.
+        assert 0.15 < status["moving_ticks"] / status["ticks"] < 0.40
 
 
 def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden_bundle, pictures, capsys, monkeypatch):
@@ -354,7 +359,7 @@ def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, gold
     monkeypatch.setattr(
         "vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.1, 0.1, 1.7, 1.0)
     )
-    running = control()
+    running = control(hz=6.0)  # a chunk lasts 8.3 s
     with np.load(GOLDEN, allow_pickle=False) as recorded:
         cameras = {
             name: Switch(name, recorded[f"raw/image/{name}"])
@@ -375,15 +380,17 @@ def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, gold
     try:
         wait_until(lambda: running.reader() is not None and running.reader()["state"] == "moving")
         cameras["observation.images.phone"].frozen = True
-        # 0.5 s until it counts as frozen, then the braking; the chunk alone would have gone on for up to 1.7 s.
-        wait_until(lambda: running.reader()["state"] in ("planning", "hold"), 1.2)
+        # 0.5 s until it counts as frozen, then the braking; the chunk alone would have gone on for up to 8.3 s.
+        wait_until(lambda: running.reader()["state"] in ("planning", "hold"))
+        moved = [tick for tick in ticks_of(open_record(folder.record)) if tick["due"]]
+        assert moved[-1]["action_index"] < 49, "it was not stopped, its chunk ran out"
+        wait_until(lambda: json.loads((folder.path / "inference.json").read_text())["state"] == "fault")
         assert sum("observation.images.phone is frozen" in line for line in said) == 1
-        assert json.loads((folder.path / "inference.json").read_text())["state"] == "fault"
         cameras["observation.images.phone"].frozen = False
         wait_until(lambda: running.reader()["state"] == "moving")
     finally:
         loop.stop()
-        worker.join(5)
+        worker.join(EVENT_S)
     assert not worker.is_alive()
 
 
@@ -391,7 +398,7 @@ def test_control_with_another_bundle_is_refused(folder, golden_bundle, pictures,
     running = Control(folder, "0" * 64)
     try:
         wait_until(lambda: running.reader() is not None)
-        assert infer_for(5, folder, golden_bundle, pictures) == 2
+        assert infer_for(1e6, folder, golden_bundle, pictures) == 2
         assert "control runs bundle 000000000000" in capsys.readouterr().err
     finally:
         running.stop()

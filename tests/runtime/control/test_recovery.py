@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.machine_stall import TooLate
-from tests.runtime.control.control_rig import Rig, rig
+from tests.runtime.control.control_rig import EVENT_S, Rig, rig
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.robot import registers as r
@@ -47,7 +46,7 @@ def another_writer(made: Rig) -> None:
 
     made.writer = None
     made.writer = _core.RingWriter(made.folder.ring)
-    made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+    made.announce()
 
 
 FAULTS = {
@@ -66,49 +65,32 @@ FAULTS = {
 
 def dump(made: Rig) -> Mapping[str, Mapping[str, int]]:
     """What every servo holds now, by id and register."""
-    before = len(made.emulator.entries("registers"))
     made.emulator.event("dump")
-    end_s = time.monotonic() + 60.0
-    while len(made.emulator.entries("registers")) == before:
-        if time.monotonic() > end_s:
-            raise TooLate("no dump")
-        time.sleep(0.01)
     servos: Mapping[str, Mapping[str, int]] = made.emulator.entries("registers")[-1]["servos"]
     return {servo: {name: values[name] for name in HELD} for servo, values in servos.items()}
 
 
 def until_it_stands(made: Rig, fault: Fault) -> Mapping[str, Any]:
     """Inference plans on; the status of the latched hold or fault, its goals at rest."""
-    end_s = time.monotonic() + 60.0
-    while True:
+    end_s = time.monotonic() + EVENT_S
+    while (status := made.status())["reason"] != fault.reason or not status["latched"]:
+        assert time.monotonic() < end_s, f"not {fault.reason}: {status}"
         made.wave()
-        status = made.status()
-        if status["reason"] == fault.reason and status["latched"]:
-            break
-        if time.monotonic() > end_s:
-            raise TooLate(f"not {fault.reason} within a minute: {status}")
         time.sleep(0.03)
     rests = status["tick"] + status["rest_ticks"] + 12  # and the force is led back
-    return made.wait(lambda status: status["tick"] > max(rests, status["goal_moved_tick"] + 5), 60.0)
+    return made.wait(lambda status: status["tick"] > max(rests, status["goal_moved_tick"] + 5))
 
 
 def go_on(made: Rig) -> None:
-    """`vla-runtime arm` until it is taken, and a motion; on a busy machine a servo may be heard too late."""
-    end_s = time.monotonic() + 60.0
-    while True:
-        try:
-            made.arm()
-            made.move(0.2)
-            return
-        except TooLate:
-            if time.monotonic() > end_s:
-                raise
+    """`vla-runtime arm` until it is taken, and a motion."""
+    made.arm()
+    made.move(5)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_all_settings(golden_bundle: Path) -> None:
     with rig(golden_bundle) as made:
-        made.move(0.2)
+        made.move(5)
         reference = dump(made)
         for index, joint in enumerate(KOCH_JOINTS):
             held = reference[str(index + 1)]

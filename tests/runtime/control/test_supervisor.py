@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.machine_stall import timely
-from tests.runtime.control.control_rig import START_S, Rig, rig, write_joints
+from tests.runtime.control.control_rig import EVENT_S, Rig, rig, write_joints
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
@@ -42,7 +41,7 @@ class Supervised:
 
     def end(self) -> tuple[int, str]:
         """Exit code and what was said, when it has ended."""
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=EVENT_S)
         return self.process.returncode, self.said()
 
 
@@ -72,10 +71,10 @@ def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None
         preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     try:
-        end_s = time.monotonic() + START_S
+        end_s = time.monotonic() + EVENT_S
         while "armed; " not in errors.read_text():
             assert process.poll() is None, errors.read_text()
-            timely(time.monotonic() < end_s, "not armed")
+            assert time.monotonic() < end_s, "not armed"
             time.sleep(0.01)
         yield Supervised(process, errors)
     finally:
@@ -83,9 +82,9 @@ def supervised(made: Rig, bundle: Path, *flags: str, terminal: int | None = None
         process.communicate()
 
 
-def wait_for(made: Rig, what: Callable[[Mapping[str, Any]], bool], timeout_s: float = START_S) -> bool:
+def wait_for(made: Rig, what: Callable[[Mapping[str, Any]], bool]) -> bool:
     """Whether a status came for which `what` holds; there is none while control starts."""
-    end_s = time.monotonic() + timeout_s
+    end_s = time.monotonic() + EVENT_S
     while time.monotonic() < end_s:
         with contextlib.suppress(ControlError):
             if what(made.status()):
@@ -103,8 +102,8 @@ def terminal() -> Iterator[tuple[int, int]]:
     os.close(own)
 
 
-def gone(pid: int, timeout_s: float = 10.0) -> bool:
-    end_s = time.monotonic() + timeout_s
+def gone(pid: int) -> bool:
+    end_s = time.monotonic() + EVENT_S
     while is_alive(pid) and time.monotonic() < end_s:
         time.sleep(0.02)
     return not is_alive(pid)
@@ -117,7 +116,7 @@ def test_a_killed_supervisor_takes_control_with_it(golden_bundle: Path) -> None:
             control = made.status()["pid"]
             run.process.kill()
             run.process.wait()
-            timely(gone(control), "control still runs ten seconds after its supervisor was killed")
+            assert gone(control), "control outlives its supervisor"
             assert made.status()["reason"] == "operator"  # it was stopped, not killed
 
 
@@ -153,7 +152,7 @@ def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> Non
     ]
     words += ["--joints", str(tmp_path / "joints.json"), "--run-dir", str(tmp_path / "run")]
     write_joints(tmp_path / "joints.json")
-    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=EVENT_S)
     told = [line for line in ran.stderr.splitlines() if not line.startswith("note:")]
     assert ran.returncode == 2 and len(told) == 1 and "no port" in told[0]
 
@@ -161,7 +160,7 @@ def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
 def test_a_length_that_is_none_is_refused(golden_bundle: Path, seconds: str) -> None:
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--seconds", seconds]
-    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=EVENT_S)
     assert ran.returncode == 2 and f"--seconds: '{seconds}' is not" in ran.stderr
 
 
@@ -179,10 +178,10 @@ def test_ctrl_c_and_the_space_bar_hold_and_q_ends_with_the_arm_holding(
         with supervised(made, golden_bundle, terminal=own) as run:
             for key in (b"\x03", b" ", b"r"):
                 os.write(person, key)
-                timely(wait_for(made, latched), f"{key!r} did not hold")
+                assert wait_for(made, latched), f"{key!r} did not hold"
                 assert run.process.poll() is None
                 os.write(person, b"a")
-                timely(wait_for(made, lambda status: not status["latched"]), "a did not arm")
+                assert wait_for(made, lambda status: not status["latched"]), "a did not arm"
             os.write(person, b"q")
             code, said = run.end()
         assert code == 0, said
@@ -200,13 +199,14 @@ def test_a_second_ctrl_c_ends_holding_and_a_third_adds_no_traceback(
         made.stop()
         with supervised(made, golden_bundle, terminal=own) as run:
             os.write(person, b"\x03")
-            timely(wait_for(made, latched), "Ctrl-C did not hold")
+            assert wait_for(made, latched), "Ctrl-C did not hold"
             os.write(person, b"\x03")
-            timely(wait_for(made, lambda status: not status["alive"]), "the second one did not end control")
+            assert wait_for(made, lambda status: not status["alive"]), "the second one did not end control"
             with contextlib.suppress(OSError):  # it may have ended already
                 os.write(person, b"\x03")
             code, said = run.end()
-        assert code == 130 and "Traceback" not in said, said
+        # The third may meet an interpreter that has nothing left to do but end, and end it: 130 for a shell as well.
+        assert code in (130, -signal.SIGINT) and "Traceback" not in said, said
 
 
 def test_without_a_terminal_the_first_interrupt_holds_and_ends(golden_bundle: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_run_told_not_to_arm_waits_for_the_key(golden_bundle: Path, terminal: 
         with supervised(made, golden_bundle, "--no-arm", terminal=own) as run:
             assert made.status()["state"] == "disarmed"
             os.write(person, b"a")
-            timely(wait_for(made, lambda status: status["state"] == "planning"), "a did not arm")
+            assert wait_for(made, lambda status: status["state"] == "planning"), "a did not arm"
             os.write(person, b"q")
             code, _ = run.end()
         assert code == 0
@@ -246,9 +246,9 @@ def test_a_servo_that_fails_ends_the_run_with_1_its_name_and_what_to_do(
         made.stop()
         with supervised(made, golden_bundle) as run:
             made.emulator.event(event)
-            timely(wait_for(made, lambda status: status["reason"] == reason and status["latched"]), "no hold")
+            assert wait_for(made, lambda status: status["reason"] == reason and status["latched"]), "no hold"
             joint = KOCH_JOINTS.index(told.split(":")[0])
-            timely(wait_for(made, lambda status: status["joint"] == joint), "it was not named while the run went on")
+            assert wait_for(made, lambda status: status["joint"] == joint), "it was not named while the run went on"
             run.process.send_signal(signal.SIGTERM)
             code, said = run.end()
         assert code == 1 and told in said.splitlines()[-1], said
@@ -278,7 +278,7 @@ def test_a_warm_servo_is_told_while_the_run_goes_on(golden_bundle: Path) -> None
 @pytest.mark.parametrize("flag", ["--audit=5", "--threads=9999", "--nice=-3", "--record-fps=nan"])
 def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bundle: Path, flag: str) -> None:
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "sim", "--task", "x", flag]
-    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=EVENT_S)
     assert ran.returncode == 2 and flag.split("=")[0] in ran.stderr and ran.stderr.count("\n") == 1
 
 
@@ -290,16 +290,16 @@ def test_a_stopped_supervisor_leaves_an_arm_that_holds_until_it_is_back(golden_b
         made.stop()
         with supervised(made, golden_bundle) as run:
             made.writer = _core.RingWriter(made.folder.ring)
-            made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
-            made.move(0.6)
+            made.announce()
+            made.move(10)
             run.process.send_signal(signal.SIGSTOP)
-            made.move(0.3, until="hold")
+            made.wait(lambda status: status["reason"] == "supervisor")
             made.expect("hold", "supervisor")
             assert made.ask("arm").word == "fault"
             run.process.send_signal(signal.SIGCONT)
             made.wait(lambda status: not status["unattended"])
             made.arm()
-            made.move(0.3)
+            made.move(5)
 
 
 def test_every_reason_of_the_core_to_stand_still_has_a_cause_and_a_remedy() -> None:

@@ -80,7 +80,7 @@ def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps:
         from vla_edge.runtime.control.operator import ask
 
         ask(folder, "stop")
-        thread.join(10)
+        thread.join(240)
         listener.close()
     return folder.path
 
@@ -136,7 +136,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
     thread.start()
 
     def wait(*states):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while (
             not folder.state.exists()
             or (told := core.StateReader(folder.state).read()) is None
@@ -161,7 +161,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
         from vla_edge.runtime.control.operator import ask
 
         ask(folder, "stop")
-        thread.join(10)
+        thread.join(240)
         listener.close()
     again = open_record(folder.record).replay()
     assert again["chunks"] == 5 and again["differing"] == 0

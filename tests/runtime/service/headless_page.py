@@ -47,7 +47,7 @@ class Page:
         number = next(self._numbers)
         await self._socket.send_str(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            answer = json.loads((await self._socket.receive(timeout=60)).data)
+            answer = json.loads((await self._socket.receive(timeout=240)).data)
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
@@ -58,7 +58,7 @@ class Page:
         result = (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"]
         return result.get("value")
 
-    async def until(self, expression: str, seconds: float = 60) -> Any:
+    async def until(self, expression: str, seconds: float = 240) -> Any:
         """Wait until `expression` is true in the page."""
         deadline = time.monotonic() + seconds
         while not (value := await self.value(expression)):
@@ -89,7 +89,7 @@ async def opened(url: str, profile: Path, size: tuple[int, int] = (1440, 1090)) 
                 yield Page(socket)
     finally:
         browser.terminate()
-        browser.wait(20)
+        browser.wait(240)
         browser.stderr.close()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
-START_S = 120
+START_S = 240
 """Two cores may be busy with other tests."""
 
 
@@ -41,7 +41,7 @@ class Served:
         request = urllib.request.Request(self.url + path, body, headers or {}, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=240) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -78,7 +78,7 @@ def served(bundle: Path | None, run_dir: Path, words: Sequence[str] = ()) -> Ite
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(240)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,6 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.runtime.service.serve_world import golden_observation, served
 
 aiohttp = pytest.importorskip("aiohttp")
+from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
+
+from vla_edge.runtime.service import serve_app  # noqa: E402
 from vla_edge.runtime.service import service as running  # noqa: E402
 from vla_edge.runtime.service.service import hold_when_the_lease_lapses  # noqa: E402
 
@@ -40,7 +45,7 @@ def service(golden_bundle, tmp_path_factory):
 
 def ask(service, head: bytes, body: bytes = b"") -> bytes:
     """The answer to a request of these very bytes."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as door:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=240) as door:
         door.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
         answer = b""
         while piece := door.recv(65_536):
@@ -75,7 +80,7 @@ def test_headers_that_are_no_text_or_no_name_are_refused_and_no_error_of_ours(se
 
 
 def test_a_body_that_is_said_to_be_too_large_is_refused_before_it_comes(service):
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as door:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=240) as door:
         door.sendall(f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999999999\r\n\r\nabc".encode())
         assert b" 413 " in door.recv(65_536)[:15]
 
@@ -86,11 +91,11 @@ def test_actions_that_are_not_finite_are_no_answer(service):
 
     async def run():
         async with aiohttp.ClientSession() as session, session.ws_connect(service.url + "/", max_msg_size=0) as client:
-            await client.receive(timeout=60)
+            await client.receive(timeout=240)
             answers = []
             for content in (observation, golden_observation()):
                 await client.send_bytes(encode(content))
-                answers.append(await client.receive(timeout=60))
+                answers.append(await client.receive(timeout=240))
             return answers
 
     refused, answered = asyncio.run(run())
@@ -194,15 +199,34 @@ def test_a_hold_that_is_not_answered_is_asked_again(monkeypatch, capsys):
 
     async def run():
         watch = asyncio.create_task(hold_when_the_lease_lapses(lease, RunFolder(Path("none"))))
-        for _ in range(100):
+        while len(asked) < 3:
             await asyncio.sleep(0.05)
-            if len(asked) == 3:
-                break
         await asyncio.sleep(0.3)
         watch.cancel()
 
     asyncio.run(run())
     assert asked == ["hold"] * 3 and "fell silent; hold: done" in capsys.readouterr().err
+
+
+def test_an_arm_word_that_was_answered_after_the_lease_was_over_is_followed_by_a_hold(monkeypatch):
+    lease, clock = ControlLease(seconds=5), [0]
+    monkeypatch.setattr(serve_app.time, "monotonic_ns", lambda: clock[0])
+    secret = lease.take("a", 0)
+
+    def slow(folder, word):
+        clock[0] += 6_000_000_000
+        assert lease.lapsed(clock[0])  # the watch asks for a hold, which finds an arm that is not armed yet
+        return Answer("done", "planning", "", "")
+
+    monkeypatch.setattr(serve_app, "ask", slow)
+
+    async def run():
+        app = aiohttp.web.Application()
+        serve_app._add_control(app, cast(Any, SimpleNamespace(lease=lease, folder=None)))
+        async with TestClient(TestServer(app)) as client:
+            return (await client.post("/control/arm", headers={"X-Lease": secret})).status
+
+    assert asyncio.run(run()) == 200 and lease.lapsed(clock[0]), "the arm must hold"
 
 
 # ---- the certificate

@@ -80,11 +80,11 @@ def robot(golden_bundle, tmp_path):
     inference = subprocess.Popen(words)
     yield folder
     inference.terminate()
-    inference.wait(20)
+    inference.wait(240)
     from vla_edge.runtime.control.operator import ask
 
     ask(folder, "stop")
-    thread.join(10)
+    thread.join(240)
     listener.close()
 
 

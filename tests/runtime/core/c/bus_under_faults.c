@@ -1,4 +1,4 @@
-/* Talks to a bus for argv[2] seconds in every way the driver can, whatever the bus answers.
+/* Talks to a bus in every way the driver can, whatever the bus answers, until argv[2] readings were accepted.
  *
  * Prints "realtime" when it may run so, one line per accepted reading ("reading START END six positions") and one per
  * call that ended after its deadline by its own doing ("late NAME MICROSECONDS": more than the scheduler kept it waiting
@@ -81,14 +81,14 @@ int main(int argc, char **argv)
     arm_port port = koch_port(&arm);
     for (int i = 0; i < 50 && port.set_torque(port.context, true, NULL, serial_now_ns() + 50000000) != ARM_OK; i++)
         ;
-    int64_t stop = serial_now_ns() + (int64_t)(atof(argv[2]) * 1e9);
-    unsigned calls = 0;
+    unsigned calls = 0, accepted = 0, wanted = (unsigned)atoi(argv[2]);
     arm_reading reading;
-    for (; serial_now_ns() < stop; calls++) {
+    for (; accepted < wanted; calls++) {
         int64_t start = serial_now_ns(), end = deadline();
         arm_result result = port.read(port.context, end, &reading);
         ended("read_arm", end);
         if (result == ARM_OK) {
+            accepted++;
             printf("reading %" PRId64 " %" PRId64, start, reading.time_ns);
             for (int i = 0; i < ARM_JOINTS; i++)
                 printf(" %d", reading.position[i]);
