@@ -20,7 +20,7 @@ REPLIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Longest wait for a reply, try by try. The first is more than ten times what a slow USB adapter needs; on a busy
 machine the kernel's ordinary workers bring it later."""
 PING_S = 2.0
-"""When some servos do not answer, they are asked until so much time has passed."""
+"""Servos that do not answer are waited for so long, all together."""
 
 
 class BusResult(IntEnum):
@@ -62,13 +62,14 @@ class ServoBus:
         BusError: one does, but never whole."""
         found: dict[str, tuple[int, int] | None] = dict.fromkeys(asked or self.joints)
         failures: dict[str, int] = {}
-        end_s = time.monotonic() + PING_S
-        for turn, wait_s in enumerate(REPLIES_S):
+        waited_s = 0.0
+        for wait_s in REPLIES_S:
             for joint in [joint for joint, answer in found.items() if answer is None]:
-                if turn > 1 and time.monotonic() > end_s:
-                    break
+                if failures.get(joint) == BusResult.TIMEOUT and waited_s > PING_S:
+                    continue
                 result, model, firmware = self.native.ping(self.joints[joint], wait_s)
                 failures[joint] = result
+                waited_s += wait_s if result == BusResult.TIMEOUT else 0.0
                 if result == BusResult.OK:
                     found[joint] = int(model), int(firmware)
                 elif result == BusResult.UNPLUGGED:
