@@ -167,11 +167,17 @@ def _cache(facts: RunFacts) -> str:
     similarity = np.array([np.nan if line.get("similarity") is None else line["similarity"] for line in lines])
     readings = [line.get("still") or line.get("guard") or {} for line in lines]  # "guard" in logs of before
     still = np.array([max((reading[0] for reading in by_slot.values()), default=np.nan) for by_slot in readings])
-    hits = sum(not line["prefix"] for line in lines)
+    prefixes = sum(line["prefix"] for line in lines)
+    beside = sum(line["reason"] == "beside" for line in lines)
+    hits = len(lines) - prefixes - beside
+    ages = [
+        0.0 if line["prefix"] else line["age_s"] for line in lines if line["prefix"] or line.get("age_s") is not None
+    ]
     verdicts = Counter(line["verdict"] for line in lines if line.get("verdict"))
     parts = [
         f'<div class="facts"><div><span>hits</span><b>{hits}</b></div><div><span>prefix '
-        f"runs</span><b>{len(lines) - hits}</b></div>"
+        f"runs</span><b>{prefixes}</b></div><div><span>planned beside a refresh</span><b>{beside}</b></div>"
+        f"<div><span>age of the prefix, p50 and p99</span><b>{_ages(ages)}</b></div>"
         f"<div><span>delta runs</span><b>{sum(bool(line.get('delta')) for line in lines)}</b></div><div><span>hit "
         f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",
         "<h3>Why the prefix ran, or was reused</h3>"
@@ -194,6 +200,13 @@ def _cache(facts: RunFacts) -> str:
     if verdicts:
         parts.append("<h3>Verdicts of the gate</h3>" + bar_plot(verdicts, "inferences"))
     return "".join(parts)
+
+
+def _ages(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "–"
+    half, most = np.quantile(seconds, [0.5, 0.99])
+    return f"{half * 1e3:.0f} and {most * 1e3:.0f} ms"
 
 
 def _joints(facts: RunFacts) -> str:

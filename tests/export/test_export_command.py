@@ -126,7 +126,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "missing weights": (remove("model.safetensors"), ("model.safetensors", "missing")),
     "truncated weights": (damage_weights, ("model.safetensors", "truncated or damaged")),
     "missing config": (remove("config.json"), ("config.json", "missing")),
-    "unknown policy type": (change_config(type="act"), ("config.json", "'act'", "smolvla")),
+    "unknown policy type": (change_config(type="pi0"), ("config.json", "'pi0'", "smolvla")),
     "unsupported value": (change_config(attention_mode="sliding"), ("attention_mode", "'sliding'")),
     "wrong tensor shape": (
         change_tensor("model.state_proj.weight", lambda tensor: tensor[:, :31].clone()),

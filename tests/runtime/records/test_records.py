@@ -475,6 +475,23 @@ def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsy
     assert f"every missed tick ({len(blamed)})" in text
 
 
+def test_the_report_tells_plans_beside_a_refresh_from_hits_and_the_age_of_the_prefix(run_folder, tmp_path):
+    whole = (run_folder / "inference.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in whole]
+    plans = [line for line in lines if "reason" in line]
+    for line, (reason, prefix, age_s) in zip(plans, [("beside", False, 0.25), ("reused", False, 0.25)]):
+        line.update(reason=reason, prefix=prefix, age_s=age_s)
+    for line in plans[2:]:
+        line.update(reason="reused", prefix=False, age_s=0.25)
+    log, out = tmp_path / "log.jsonl", tmp_path / "page.html"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["report", str(run_folder / "flight.record"), "--inference", str(log), "--out", str(out)]
+    assert main(words) == 0
+    text = out.read_text()
+    assert "planned beside a refresh</span><b>1</b>" in text and "prefix runs</span><b>0</b>" in text
+    assert "age of the prefix, p50 and p99</span><b>250 and 250 ms</b>" in text
+
+
 def test_the_page_says_what_ran_on_which_arm_and_what_the_cameras_saw_last(run_folder, tmp_path):
     """The last pictures are inference's; what control writes of the arm counts for its own run alone."""
     record, facts = run_folder / "flight.record", run_folder / "arm-facts.json"
