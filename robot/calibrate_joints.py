@@ -149,8 +149,9 @@ def _check_turn(joint: str, low: int, high: int, drive_mode: int) -> None:
     first, last = (-LAST, 0) if drive_mode else (0, LAST)
     if first <= low and high <= last:
         return
+    counts = str(low) if low == high else f"{low}..{high}"
     raise JointCalibrationError(
-        f"{joint} was at {low}..{high} counts, past the end of its encoder ({first}..{last}): after a power cycle its "
+        f"{joint} was at {counts} counts, past the end of its encoder ({first}..{last}): after a power cycle its "
         "calibration would be a turn off; put it in the middle of its range, switch the servos' power off and on, and "
         "calibrate again (if this comes again: turn its horn by half a turn)"
     )

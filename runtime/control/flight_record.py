@@ -31,6 +31,8 @@ def open_record(path: Path) -> Any:
     """A `RecordReader`; ControlError when there is none or it is of another build."""
     try:
         return load_core().RecordReader(path)
+    except FileNotFoundError:
+        raise ControlError(f"{path}: there is no such flight record; give a flight.record of a run folder") from None
     except OSError as error:
         raise ControlError(
             f"{path}: not a flight record of this build ({error.strerror}); give a flight.record of a run folder"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
-from vla_edge.runtime.control.faults import fault_of
+from vla_edge.runtime.control.faults import ARM_AGAIN, fault_of
 from vla_edge.runtime.control.flight_record import faults_of, open_record, tick_times, ticks_of
 from vla_edge.runtime.control.operator import read_status
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -61,7 +61,7 @@ def summarize(
     return {
         "state": why["state"],
         "reason": why["reason"],
-        "fault": fault_of(why, ailing),
+        "fault": fault_of(why, ailing).replace(ARM_AGAIN, "start again"),
         "earlier_faults": faults[:-1] if fault_of(why) else faults,
         "latched": why["latched"],
         "ticks": status["ticks"],

@@ -7,6 +7,8 @@ the registers shows the settings and limits of the start.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -127,3 +129,36 @@ def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_al
         another_writer(made)
         go_on(made)
         assert dump(made) == reference
+
+
+def test_a_second_of_every_process_is_refused_in_one_line_and_the_arm_does_not_notice(
+    golden_bundle: Path, tmp_path: Path
+) -> None:
+    with rig(golden_bundle) as made:
+        made.move(0.2)
+        folder, port = ["--run-dir", str(made.folder.path)], ["--port", str(made.emulator.port)]
+        elsewhere, joints = ["--run-dir", str(tmp_path / "run")], ["--joints", str(made.joints)]
+        bundle = ["--bundle", str(golden_bundle)]
+        pictures = tmp_path / "pictures.npz"
+        np.savez(pictures, frames=np.zeros((1, 96, 128, 3), np.uint8))
+        cameras = [word for name in ("laptop", "phone") for word in ("--camera", f"{name}=file:{pictures}")]
+        held, taken = "is in use by another process", "already runs in"
+        asked = {
+            ("run", *bundle, *port, *joints, *folder): taken,
+            ("run", *bundle, *port, *joints, *elsewhere): held,
+            ("control", *bundle, *port, *joints, *folder): taken,
+            ("control", *bundle, *port, *joints, *elsewhere): held,
+            ("inference", *bundle, *folder, "--task", "x", *cameras, "--trust-cameras"): "writes to",
+            ("move", *port, *joints, "--joint", "wrist_flex", "--to", "5"): held,
+            ("recover", *port, *joints): held,
+            ("calibrate-joints", *port, "--joints", str(tmp_path / "new.json")): held,
+        }
+        for words, message in asked.items():
+            ran = subprocess.run(
+                [sys.executable, "-m", "vla_edge.runtime.command", *words],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert ran.returncode == 2 and message in ran.stderr.splitlines()[-1], (words, ran.stderr)
+        assert not (tmp_path / "new.json").exists()
+        go_on(made)
+        assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []

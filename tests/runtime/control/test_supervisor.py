@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -325,3 +326,107 @@ def test_a_fault_is_told_once_with_the_servo_that_was_found_silent_last() -> Non
     ticks += [tick(5, "operator"), tick(6, "alert", 5), tick(7, "alert", 5), tick(8, ""), tick(9, "reads_lost", 0)]
     found = [(fault["tick"], fault["fault"].split(":")[0]) for fault in faults_of(ticks)]
     assert found == [(3, "wrist_flex"), (6, "gripper"), (9, "shoulder_pan")]
+
+
+POSE = 2400
+INPUTS: Mapping[str, bytes | signal.Signals] = {
+    "Ctrl-C": b"\x03", "space": b" ", "r": b"r", "a": b"a", "p": b"p", "q": b"q", "Ctrl-C twice": b"\x03",
+    "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP,
+}  # fmt: skip
+"""What a person presses at a run in a terminal, and the signals that end it."""
+ENDS_HOLDING, PARKS_AND_ENDS, HOLDS = ("q", "Ctrl-C twice"), ("SIGTERM", "SIGHUP"), ("Ctrl-C", "space", "r")
+
+
+@contextlib.contextmanager
+def planned(made: Rig) -> Iterator[None]:
+    """Inference plans on until the block ends, whatever becomes of the arm."""
+    from vla_edge import _core
+
+    made.writer = _core.RingWriter(made.folder.ring)
+    made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+    over = threading.Event()
+
+    def plan() -> None:
+        while not over.wait(0.1):
+            with contextlib.suppress(ControlError):
+                made.wave()
+
+    thread = threading.Thread(target=plan, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        made.writer = None
+
+
+def bring(made: Rig, person: int, state: str) -> None:
+    """The armed run into a state."""
+    timely(wait_for(made, lambda status: status["state"] == "moving"), "not moving")
+    if state == "held":
+        os.write(person, b" ")
+        timely(wait_for(made, latched), "not held")
+    if state in ("parking", "parked"):
+        os.write(person, b"p")
+        timely(wait_for(made, lambda status: status["state"] == "parking"), "not parking")
+    if state == "parked":
+        timely(wait_for(made, lambda status: status["reason"] == "parked"), "not parked")
+    if state == "overloaded":
+        made.emulator.event("overload 6")
+        timely(wait_for(made, lambda status: status["reason"] == "alert"), "no fault")
+    if state in ("held", "overloaded"):
+        tick = made.status()["tick"]
+        made.wait(lambda status: status["tick"] > tick + status["rest_ticks"] + 12, START_S)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("state", ["moving", "held", "parking", "parked", "overloaded"])
+@pytest.mark.parametrize("pressed", INPUTS)
+def test_what_a_person_asked_for_is_what_the_arm_does_for_two_seconds(
+    golden_bundle: Path, terminal: tuple[int, int], pressed: str, state: str
+) -> None:
+    """By the emulator's log from the moment at which the arm rests, or the run has ended; inference plans on."""
+    person, own = terminal
+    with rig(golden_bundle, armed=False) as made:
+        made.stop()
+        made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(KOCH_JOINTS, POSE)))
+        with supervised(made, golden_bundle, terminal=own) as run, planned(made):
+            bring(made, person, state)
+            keys = INPUTS[pressed]
+            asked_ns = time.monotonic_ns()
+            if isinstance(keys, bytes):
+                os.write(person, keys)
+            else:
+                run.process.send_signal(keys)
+            if isinstance(keys, bytes) and pressed == "Ctrl-C twice":
+                time.sleep(0.3)  # two that meet are one
+                os.write(person, keys)
+            if pressed in HOLDS:
+                timely(wait_for(made, lambda status: status["tick"] > status["goal_moved_tick"] + 12), "it moves on")
+            elif pressed == "p":
+                timely(wait_for(made, lambda status: status["reason"] == "parked"), "not parked")
+            elif pressed == "a":
+                goes = state not in ("overloaded", "parking")
+                timely(wait_for(made, lambda status: (status["state"] == "moving") == goes), "a was not obeyed")
+            else:
+                code, said = run.end()
+                assert code == {"q": 0}.get(pressed, 130) or state == "overloaded", said
+            since_ns = time.monotonic_ns()
+            time.sleep(2.0)
+            limp = [entry for entry in made.emulator.entries("torque") if not entry["on"] and entry["t"] > asked_ns]
+            shown = [entry["positions"] for entry in made.emulator.entries("motion") if entry["t"] > since_ns]
+            joints = [str(i) for i in range(1, 6 if state == "overloaded" else 7)]
+            moved = max((int(np.ptp([each[i] for each in shown])) for i in joints), default=0) if shown else 0
+            last = made.emulator.entries("motion")[-1]["positions"]
+            parked = all(abs(last[i] - POSE) <= 2 for i in joints)
+            if pressed == "a":
+                assert (moved > 20) == (state != "overloaded")  # while it parks, a is refused and the parking goes on
+            else:
+                assert moved <= 2, f"{moved} counts"
+            assert not limp or pressed in PARKS_AND_ENDS
+            if pressed in PARKS_AND_ENDS or pressed == "p":
+                assert parked and bool(limp) == (pressed in PARKS_AND_ENDS)
+            if pressed in (*ENDS_HOLDING, *HOLDS) and state in ("moving", "held"):
+                assert not parked
