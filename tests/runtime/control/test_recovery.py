@@ -135,7 +135,7 @@ def test_a_second_of_every_process_is_refused_in_one_line_and_the_arm_does_not_n
     golden_bundle: Path, tmp_path: Path
 ) -> None:
     with rig(golden_bundle) as made:
-        made.move(0.2)
+        made.move(6)
         folder, port = ["--run-dir", str(made.folder.path)], ["--port", str(made.emulator.port)]
         elsewhere, joints = ["--run-dir", str(tmp_path / "run")], ["--joints", str(made.joints)]
         bundle = ["--bundle", str(golden_bundle)]

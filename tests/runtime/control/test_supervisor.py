@@ -343,7 +343,7 @@ def planned(made: Rig) -> Iterator[None]:
     from vla_edge import _core
 
     made.writer = _core.RingWriter(made.folder.ring)
-    made.writer.announce(p99_ns=50_000_000, plan_then_move=False)
+    made.announce()
     over = threading.Event()
 
     def plan() -> None:
@@ -363,21 +363,21 @@ def planned(made: Rig) -> Iterator[None]:
 
 def bring(made: Rig, person: int, state: str) -> None:
     """The armed run into a state."""
-    timely(wait_for(made, lambda status: status["state"] == "moving"), "not moving")
+    assert wait_for(made, lambda status: status["state"] == "moving"), "not moving"
     if state == "held":
         os.write(person, b" ")
-        timely(wait_for(made, latched), "not held")
+        assert wait_for(made, latched), "not held"
     if state in ("parking", "parked"):
         os.write(person, b"p")
-        timely(wait_for(made, lambda status: status["state"] == "parking"), "not parking")
+        assert wait_for(made, lambda status: status["state"] == "parking"), "not parking"
     if state == "parked":
-        timely(wait_for(made, lambda status: status["reason"] == "parked"), "not parked")
+        assert wait_for(made, lambda status: status["reason"] == "parked"), "not parked"
     if state == "overloaded":
         made.emulator.event("overload 6")
-        timely(wait_for(made, lambda status: status["reason"] == "alert"), "no fault")
+        assert wait_for(made, lambda status: status["reason"] == "alert"), "no fault"
     if state in ("held", "overloaded"):
         tick = made.status()["tick"]
-        made.wait(lambda status: status["tick"] > tick + status["rest_ticks"] + 12, START_S)
+        made.wait(lambda status: status["tick"] > tick + status["rest_ticks"] + 12)
 
 
 @pytest.mark.soak
@@ -404,12 +404,12 @@ def test_what_a_person_asked_for_is_what_the_arm_does_for_two_seconds(
                 time.sleep(0.3)  # two that meet are one
                 os.write(person, keys)
             if pressed in HOLDS:
-                timely(wait_for(made, lambda status: status["tick"] > status["goal_moved_tick"] + 12), "it moves on")
+                assert wait_for(made, lambda status: status["tick"] > status["goal_moved_tick"] + 12), "it moves on"
             elif pressed == "p":
-                timely(wait_for(made, lambda status: status["reason"] == "parked"), "not parked")
+                assert wait_for(made, lambda status: status["reason"] == "parked"), "not parked"
             elif pressed == "a":
                 goes = state not in ("overloaded", "parking")
-                timely(wait_for(made, lambda status: (status["state"] == "moving") == goes), "a was not obeyed")
+                assert wait_for(made, lambda status: (status["state"] == "moving") == goes), "a was not obeyed"
             else:
                 code, said = run.end()
                 assert code == {"q": 0}.get(pressed, 130) or state == "overloaded", said
