@@ -15,6 +15,7 @@ from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.contract import Frame, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
+from vla_edge.runtime.control.handover import handover_of, rows_of
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
@@ -46,7 +47,7 @@ class BundleSubject:
             "plan_error": bundle.manifest.precision.get("error"),
             "steps": bundle.manifest.policy.num_steps,
             "cameras": len(bundle.manifest.cameras),
-            "executed": bundle.manifest.policy.n_action_steps,
+            "executed": rows_of(bundle.manifest.policy, handover_of(None, None, bundle.manifest)),
         }
 
     def run(self, case: str, number: int) -> dict[str, float]:

@@ -28,11 +28,11 @@ from vla_edge.export.tensorrt_bundle import (
 
 main = Command(
     "export-engines",
-    "Turn a SmolVLA checkpoint into a bundle of verified ONNX graphs.",
+    "Turn a SmolVLA or ACT checkpoint into a bundle of verified ONNX graphs.",
     {
         "": Subcommand(
             "vla_edge.export.command",
-            "turn a SmolVLA checkpoint into a bundle of verified ONNX graphs",
+            "turn a SmolVLA or ACT checkpoint into a bundle of verified ONNX graphs",
             "--checkpoint CHECKPOINT --out BUNDLE --dataset DATASET",
         )
     },

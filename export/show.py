@@ -132,27 +132,23 @@ def _elements(tensor: onnx.TensorProto) -> int:
 def _print_policy(bundle: Bundle, console: Console) -> None:
     manifest, policy = bundle.manifest, bundle.manifest.policy
     facts = Table(show_header=False, title="policy")
-    facts.add_row(
-        "type",
-        f"{policy.type}, {policy.layers} text layers, self {list(policy.self_layers)}, cross "
-        f"{list(policy.cross_layers)}",
-    )
-    facts.add_row(
-        "chunk",
-        f"{policy.chunk_size} actions, {policy.n_action_steps} executed, {policy.min_steps} to {policy.num_steps} "
-        "flow steps",
-    )
+    layers = f"{policy.layers} text layers, self {list(policy.self_layers)}, cross {list(policy.cross_layers)}"
+    facts.add_row("type", f"{policy.type}, {layers}" if policy.layers else policy.type)
+    steps = f"{policy.min_steps} to {policy.num_steps} flow steps" if manifest.programme.step else "in one pass"
+    averaged = policy.ensemble_coefficient
+    used = f"{policy.n_action_steps} executed" if averaged is None else f"averaged with coefficient {averaged:g}"
+    facts.add_row("chunk", f"{policy.chunk_size} actions, {used}, {steps}")
     facts.add_row("data", f"{manifest.fps:g} actions a second" if manifest.fps else "actions a second: unknown")
     facts.add_row("pictures", f"{policy.image_width}×{policy.image_height}, {policy.tokens_per_image} tokens each")
     for camera in manifest.cameras:
         renamed = f" (from {camera.source})" if camera.source != camera.name else ""
         facts.add_row("camera", f"{camera.name}{renamed} {camera.width}×{camera.height}")
     facts.add_row("joints", f"{', '.join(manifest.joints)} [{manifest.joint_units}]")
-    facts.add_row(
-        "language",
-        f"{manifest.tokenizer.max_length} tokens, padding {manifest.tokenizer.padding} "
-        f"{manifest.tokenizer.padding_side}",
+    text = manifest.tokenizer
+    language = (
+        f"{text.max_length} tokens, padding {text.padding} {text.padding_side}" if manifest.reads_text else "none"
     )
+    facts.add_row("language", language)
     for item in manifest.normalization:
         facts.add_row("normalisation", f"{item.feature}: {item.mode}")
     facts.add_row("gate", str(manifest.gate.get("kind")))

@@ -25,6 +25,7 @@ from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.joint_calibration import JointUnits
 from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.runtime.control.handover import handover_of, rows_of
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
@@ -80,7 +81,8 @@ def check_speed(deployment: Deployment) -> Item:
     """A chunk must be there before the executed part of the last one ends."""
     times = [deployment.infer(scene).timings.total for scene in deployment.scenes]
     warm = times[1:] or times
-    steps = deployment.bundle.manifest.policy.n_action_steps
+    manifest = deployment.bundle.manifest
+    steps = rows_of(manifest.policy, handover_of(None, None, manifest))
     rate = deployment.bundle.manifest.fps or deployment.hz
     limit = steps / rate * 1e3
     found = (

@@ -28,7 +28,7 @@ from vla_edge.runtime.inference.prepare import Preparer
 class ACTExporter:
     """See `Exporter`. `backbone` makes a camera's tokens, `decode` the chunk of them and the joints."""
 
-    stages = ("inputs", "backbone", "chunk", "actions")
+    stages = ("inputs", "backbone", "decode", "chunk", "actions")
     masks_cameras = False
     placeholder_size: tuple[int, int] | None = None
 
@@ -109,19 +109,23 @@ class ACTComparison:
         batch = self._policy.preprocess(case.observation)
         buffers, images = self._graphs.buffers, {key: value for key, value in case.observation.items() if key != STATE}
         expected = zip(self._preparer.slots(images), self._policy.pictures(batch))
+        pictures = []
         for slot, (image, pixels) in enumerate(expected):
             assert image is not None
             self._preparer.picture(slot, image, buffers["pixels"])
             self._deviations.add("inputs", buffers["pixels"], pixels)
             self._graphs.see(slot)
-            tokens, _ = self._policy.model.encode_picture(pixels)
+            tokens, places = self._policy.model.encode_picture(pixels)
             count = tokens.shape[1]
-            self._deviations.add("backbone", buffers["image_tokens"][:, slot * count : (slot + 1) * count], tokens)
+            made = buffers["image_tokens"][:, slot * count : (slot + 1) * count]
+            self._deviations.add("backbone", made, tokens)
+            pictures.append((torch.from_numpy(made.copy()), places))
         self._preparer.state(case.observation[STATE], buffers["state"])
         self._deviations.add("inputs", buffers["state"], batch[STATE])
         self._loop.encode(True)
         report = self._loop.denoise(FlowRequest(1, case.noise))
         assert report.latent is not None
+        self._deviations.add("decode", report.latent, self._policy.model.decode(pictures, batch[STATE])[0])
         chunk = self._policy.predict_action_chunk(batch)
         self._deviations.add("chunk", report.latent, chunk[0])
         actions, _ = self._preparer.actions(report.latent)

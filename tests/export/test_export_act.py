@@ -14,6 +14,7 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.export.command import main as export_engines
 from vla_edge.runtime.command import main as runtime
 from vla_edge.runtime.control.handover import handover_of
 from vla_edge.runtime.inference.cache import CacheMode, Reason
@@ -65,6 +66,12 @@ def test_the_manifest_says_what_the_policy_is_and_has_no_text(act_bundle: Path) 
     assert max(manifest.parity["stages"].values()) < TOLERANCE
     assert [item.mode for item in manifest.normalization] == ["MEAN_STD"] * 4
     assert manifest.checkpoint["config"]["type"] == "act"
+
+
+def test_what_a_bundle_shows_of_act_is_what_it_has(act_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_engines(["--inspect", str(act_bundle)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "language │ none" in shown and "20 actions, 20 executed, in one pass" in shown
 
 
 def test_tokens_of_a_still_picture_are_kept_exactly(act_bundle: Path) -> None:
