@@ -1,4 +1,5 @@
-"""Forty random configurations, run and trained one step by LeRobot and by us from the same raw numbers."""
+"""Forty random configurations, run (in torch and as a bundle) and trained one step by us and by LeRobot, from the same
+raw numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +15,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tests.random_policy import RandomPolicy, write_random_policy
 
+from vla_edge.bundle import open_bundle
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.training.adapters import trained_parameters
 from vla_edge.training.objective import Objective, make_optimizer
 from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig
@@ -155,6 +161,17 @@ def noise_and_time(case: Case, config: Any, count: int) -> tuple[torch.Tensor, t
     return noise, torch.rand(count, generator=generator) * 0.99 + 0.005
 
 
+def bundle_actions(folder: Path, bundle: Path, row: RawSample, noise: torch.Tensor) -> Any:
+    """The chunk of the exported policy, through the runtime's session."""
+    export_bundle(ExportRequest(folder, bundle, threads=1, fps="unknown"), lambda step: None)
+    engine = load_engine("ort", EngineOptions(threads=1, spin=False))
+    session = PolicySession(open_bundle(bundle), engine, SessionOptions(allow_truncation=True))
+    observation = observation_of(row.images, row.state, row.task)
+    result = session.infer(InferenceRequest(observation, 0, None, noise.numpy()))
+    assert result is not None
+    return result.actions
+
+
 def off(ours: Any, theirs: Any, floor: float = 1e-30) -> float:
     """Largest difference, relative to the largest value of theirs."""
     return float(np.abs(np.asarray(ours) - theirs).max() / max(np.abs(theirs).max(), floor))
@@ -184,6 +201,7 @@ def test_a_random_configuration_plans_and_learns_as_lerobot_does(number: int, le
     assert isinstance(actions, torch.Tensor)
     ours = policy.postprocess(actions, torch.from_numpy(first.state)[None])
     assert off(ours, theirs) <= 1e-5, case
+    assert off(bundle_actions(folder, tmp_path / "bundle", first, noise[0]), theirs[0]) <= 1e-4, case
 
     given = {f"image/{key}": np.stack([row.images[key] for row in rows]) for key in first.images}
     given |= {"state": np.stack([row.state for row in rows]), "action": np.stack([row.actions for row in rows])}
