@@ -149,7 +149,8 @@ def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) ->
 def with_new_parts(policy: SmolVLAPolicy, weights: Weights) -> Weights:
     """`weights` with what the policy has and the file lacks: only CLS and delta parts may be new.
 
-    The delta expert and its projections start as copies of the main expert's; CLS parts keep their fresh values.
+    The delta expert and its projections start as copies of the main expert's, but its output at zero: a fresh one
+    corrects nothing. CLS parts keep their fresh values.
     """
     tensors = dict(weights.tensors)
     expected = policy.state_dict()
@@ -157,7 +158,9 @@ def with_new_parts(policy: SmolVLAPolicy, weights: Weights) -> Weights:
         if name in tensors:
             continue
         twin = name.replace(DELTA_EXPERT, LM_EXPERT).replace("model.delta_action_", "model.action_")
-        if twin != name and twin in tensors:
+        if name.startswith("model.delta_action_out_proj."):
+            tensors[name] = torch.zeros_like(fresh, dtype=torch.float32, device="cpu")
+        elif twin != name and twin in tensors:
             tensors[name] = tensors[twin].float().clone()
         elif "cls" in name:
             tensors[name] = fresh.detach().clone()

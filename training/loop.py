@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from vla_edge.training.checkpoints import (
 )
 from vla_edge.training.craft.retention import Retention, append_history, cut_history, write_state
 from vla_edge.training.loop_inputs import Setup
-from vla_edge.training.objective import Objective, make_optimizer
+from vla_edge.training.objective import Objective, make_optimizer, step_shares, valid_steps
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_everything
 from vla_edge.training.run_config import TrainConfig
@@ -51,6 +51,7 @@ from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import validation_losses, weighted
 
 NOT_FINITE = "not finite"
+SMALLEST_SCALE = 2.0**-14
 NO_LOSS = 1e6
 """A mean squared error beyond it means that something is divided by next to nothing."""
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -80,12 +81,12 @@ class Loop:
     position: SamplerState
     retention: Retention | None
     status: Status
+    scaler: torch.amp.GradScaler
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 matrix products where the run asks for them; weights, losses and updates stay float32."""
-        return torch.autocast(
-            self.accelerator.device.type, torch.bfloat16, enabled=self.setup.config.precision == "bf16"
-        )
+        """bfloat16 or float16 matrix products where the run asks for them; weights, losses and updates stay float32."""
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.setup.config.precision)
+        return torch.autocast(self.accelerator.device.type, kind, enabled=kind is not None)
 
 
 def train(
@@ -146,13 +147,18 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     if accelerator.num_processes > 1:
         objective = accelerator.prepare_model(objective)
     status = Status("running", 0, config.steps)
-    loop = Loop(setup, accelerator, objective, optimizer, scheduler, sampler, sampler.start(), retention, status)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
+    loop = Loop(
+        setup, accelerator, objective, optimizer, scheduler, sampler, sampler.start(), retention, status, scaler
+    )
     run = Path(config.output)
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         (run / "checkpoints").mkdir(exist_ok=True)
     if resume is not None:
         _restore(loop, resume)
+    if retention is not None:
+        retention.check(setup.policy, accelerator.device)
     if accelerator.is_main_process:
         write_status(run, loop.status)
     return loop
@@ -185,6 +191,8 @@ def _restore(loop: Loop, checkpoint: Path) -> None:
     loop.status = replace(loop.status, step=saved.step, best_loss=saved.extra["best_loss"], best_step=best)
     if loop.retention is not None:
         loop.retention.restore(saved.extra["craft"])
+    if loop.scaler.is_enabled():
+        loop.scaler.load_state_dict(saved.extra["scaler"])
     if loop.accelerator.is_main_process:
         run = Path(loop.setup.config.output)
         if best == saved.step:  # the run may have been killed after `last` was moved and before `best` was
@@ -244,17 +252,19 @@ def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) 
     loop.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=accelerator.device)
     sums: dict[str, float] = {}
-    for micro in range(config.accumulation):
-        batch = with_stale_context(to_device(next(stream), accelerator.device), loop.setup.policy)
+    micros = [next(stream) for _ in range(config.accumulation)]
+    for micro, (drawn, share) in enumerate(zip(micros, _shares(accelerator, micros))):
         loop.position = loop.sampler.advance(loop.position)
         waits = micro + 1 < config.accumulation and accelerator.num_processes > 1
         with accelerator.no_sync(loop.objective) if waits else contextlib.nullcontext():
             with loop.autocast():
-                loss, parts = loop.objective(batch)
-            (loss / config.accumulation).backward()
+                batch = with_stale_context(to_device(drawn, accelerator.device), loop.setup.policy)
+                loss, parts = loop.objective(batch, share=share)
+            loop.scaler.scale(loss / config.accumulation).backward()
         total += loss.detach() / config.accumulation
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value / config.accumulation
+    loop.scaler.unscale_(loop.optimizer)
     mean = float(accelerator.reduce(total, reduction="mean"))
     if not math.isfinite(mean):
         raise TrainingError(f"{NOT_FINITE}: loss {mean} at step {step + 1}")
@@ -267,11 +277,26 @@ def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) 
     if loop.retention is not None and loop.retention.due(step):
         row |= _retain(loop, loop.retention, step)
     norm = float(torch.nn.utils.clip_grad_norm_(loop.setup.trained.values(), config.optimizer.grad_clip_norm))
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) and not loop.scaler.is_enabled():
         raise TrainingError(f"{NOT_FINITE}: gradient norm {norm} at step {step + 1}")
-    loop.optimizer.step()
-    loop.scheduler.step()
-    return {**row, "grad_norm": norm}
+    loop.scaler.step(loop.optimizer)  # with fp16 a step whose gradient overflowed is left out, and the scale halved
+    loop.scaler.update()
+    if loop.scaler.is_enabled():
+        row |= {"loss_scale": loop.scaler.get_scale(), "skipped": float(not math.isfinite(norm))}
+        if loop.scaler.get_scale() < SMALLEST_SCALE:
+            raise TrainingError(f"{NOT_FINITE}: every gradient overflows in fp16 at step {step + 1}")
+    if math.isfinite(norm):
+        loop.scheduler.step()
+    return {**row, "grad_norm": norm if math.isfinite(norm) else None}
+
+
+def _shares(accelerator: Accelerator, micros: Sequence[dict[str, Tensor]]) -> list[float]:
+    """`step_shares` of this process's batches, over all processes."""
+    counts, processes = [valid_steps(batch) for batch in micros], accelerator.num_processes
+    total = sum(counts)
+    if processes > 1:
+        total = int(accelerator.reduce(torch.tensor(float(total), device=accelerator.device), reduction="sum"))
+    return step_shares(counts, total, len(micros) * processes)
 
 
 def _retain(loop: Loop, retention: Retention, step: int) -> dict[str, Any]:
@@ -279,7 +304,9 @@ def _retain(loop: Loop, retention: Retention, step: int) -> dict[str, Any]:
     accelerator, weights = loop.accelerator, list(loop.setup.trained.values())
     with loop.autocast():
         loss = retention.loss(loop.setup.policy, accelerator.device)
-    found = list(torch.autograd.grad(loss, weights, allow_unused=True))
+    found = list(torch.autograd.grad(loop.scaler.scale(loss), weights, allow_unused=True))
+    if loop.scaler.is_enabled():
+        found = [None if gradient is None else gradient / loop.scaler.get_scale() for gradient in found]
     if accelerator.num_processes > 1:
         found = [None if gradient is None else accelerator.reduce(gradient, reduction="mean") for gradient in found]
     mean = float(accelerator.reduce(loss.detach(), reduction="mean"))
@@ -327,6 +354,7 @@ def save(loop: Loop) -> None:
             "best_loss": loop.status.best_loss,
             "best_step": loop.status.best_step,
             "craft": craft,
+            "scaler": loop.scaler.state_dict(),
         }
         state = LoopState(step, extra)
         target = checkpoint_path(run, step, config.steps)

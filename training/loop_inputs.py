@@ -82,6 +82,8 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         if camera.source not in datasets[0].camera_keys
     ]
     notes += [f"{data.root}: {key} is left out: {why}" for data in datasets for key, why in data.info.left_out.items()]
+    if config.kind == "delta" and config.accumulation > 1:
+        notes.append(f"VICReg's variances run over each batch of {config.batch_size}, not over accumulated ones")
     notes.append(
         f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
         "weights"

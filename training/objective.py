@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import cos, pi
 from typing import Any
 
@@ -28,20 +28,36 @@ class Objective(nn.Module):
         self.padded_dims = padded_dims
 
     def forward(
-        self, batch: Mapping[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None
+        self, batch: Mapping[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None, share: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss and the numbers to log. noise [B, C, A] and time [B] are drawn from torch's global state when
-        None."""
+        """The loss and the numbers to log. noise [B, C, A] and time [B] are drawn from torch's global state when None;
+        share: what the errors are multiplied by (`step_shares`)."""
         if not self.padded_dims:
-            loss, parts = self.policy(batch, noise=noise, time=time)
+            loss, parts = self.policy(batch, noise=noise, time=time, share=share)
             return loss, numbers(parts)
         policy = self.policy
         actions = pad_last(batch[ACTION], policy.config.max_action_dim)
         noise = noise if noise is not None else actions.new_empty(actions.shape).normal_()
         time = time if time is not None else sample_time(actions.shape[0], actions.device)
         losses = policy.model.losses(policy.prepare(batch), actions, noise, time)
-        loss, parts = masked_loss(losses, batch[IS_PAD], policy.config.max_action_dim)
+        loss, parts = masked_loss(losses, batch[IS_PAD], policy.config.max_action_dim, share)
         return loss, numbers(parts)
+
+
+def valid_steps(batch: Mapping[str, Tensor]) -> int:
+    """The steps of a batch that its loss counts: inside the episode and, with the stale delta target, covered by the
+    shifted chunk."""
+    valid = ~batch[IS_PAD]
+    if "shift" in batch:
+        steps = torch.arange(valid.shape[1], device=valid.device)
+        valid = valid & (steps + batch["shift"][:, None] < valid.shape[1])
+    return int(valid.sum())
+
+
+def step_shares(counts: Sequence[int], total: int, batches: int) -> list[float]:
+    """What the errors of each batch are multiplied by so that the mean over the `batches` of a step (all processes) is
+    one sum divided by the step's `total` valid steps; 1.0 for batches of equal count."""
+    return [count * batches / max(total, 1) for count in counts]
 
 
 def numbers(parts: Mapping[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from vla_edge.fields import build, read_object
 from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
-    "precision": ("float32", "bf16"),
+    "precision": ("float32", "bf16", "fp16"),
     "kind": ("base", "delta"),
     "delta_target": ("noise", "stale"),
     "statistics": ("union", "first", "checkpoint"),
@@ -161,7 +161,7 @@ class TrainConfig:
     save_every: int = 1000
     log_every: int = 10
     validate_every: int = 0
-    validation_frames: int = 64
+    validation_frames: int = 256
     keep: int = 0
     statistics: str = "union"
     padded_dims: bool = False

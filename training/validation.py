@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vla_edge.policies.features import ACTION
 from vla_edge.policies.scaling import pad_last
-from vla_edge.training.objective import Objective
+from vla_edge.training.objective import Objective, valid_steps
 from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.training_frames import Frames, collate, to_device
 
@@ -32,7 +32,7 @@ def validation_losses(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for task in tasks:
             chosen = np.unique(np.linspace(0, len(task) - 1, min(frames, len(task))).round().astype(int))
-            total = 0.0
+            total, counted = 0.0, 0
             for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // batch_size))):
                 torch.manual_seed(SEED + number)
                 batch = collate([task.sample(int(i), 0) for i in part], policy)
@@ -42,8 +42,9 @@ def validation_losses(
                     loss, _ = objective(ready, noise=noise.to(device), time=time.to(device))
                 else:
                     loss, _ = objective(ready)
-                total += float(loss) * len(part)
-            losses[task.data.name] = total / len(chosen)
+                steps = valid_steps(batch)
+                total, counted = total + float(loss) * steps, counted + steps
+            losses[task.data.name] = total / counted
     for name, module in objective.named_modules():
         module.training = modes[name]
     return losses

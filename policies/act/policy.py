@@ -132,16 +132,18 @@ class ACTPolicy(nn.Module):
         return self._queue.popleft()
 
     def forward(
-        self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None
+        self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None, share: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
         """The training loss, and its parts under LeRobot's names. noise: [B, Z] of the latent, drawn here when None;
-        time is not read."""
+        time is not read. share: what the error is multiplied by (`step_shares`)."""
         actions = batch[ACTION]
         if noise is None and self.config.use_vae:
             noise = torch.randn(len(actions), self.config.latent_dim, device=actions.device)
         whole, absolute, divergence = loss(
             self.model, self.pictures(batch), batch[STATE], actions, batch["action_is_pad"], noise
         )
+        if share != 1.0:
+            whole, absolute = whole + (share - 1) * absolute, share * absolute
         parts = {"loss": whole.item(), "l1_loss": absolute.item()}
         return whole, parts | ({"kld_loss": divergence.item()} if self.config.use_vae else {})
 

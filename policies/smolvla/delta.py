@@ -15,6 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from vla_edge.policies.smolvla.cls import observe
+from vla_edge.policies.smolvla.text import float32_kept
 from vla_edge.policies.smolvla.vicreg import VicregWeights, vicreg
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def predict_velocity(model: FlowMatching, prefix: Prefix, chunk: Tensor) -> tupl
         rows = torch.cat((rows, model.suf_cls_param.expand(rows.shape[0], -1, -1)), dim=1)
     visible = suffix_mask(steps, tokens, model.config.cls_action_context).to(chunk.device)
     hidden = model.vlm_with_expert.delta_expert(rows, prefix.cache, prefix.mask, visible[None])
-    velocity = model.delta_action_out_proj(hidden[:, :steps].float())
+    with float32_kept(hidden):
+        velocity = model.delta_action_out_proj(hidden[:, :steps].float())
     return velocity, model.act_cls_proj(hidden[:, steps:]) if tokens else None
 
 

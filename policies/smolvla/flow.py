@@ -22,7 +22,7 @@ from vla_edge.policies.smolvla.backbone import BackboneConfig
 from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.smolvla.expert import expert_width
 from vla_edge.policies.smolvla.smolvlm import SmolVLMWithExpert
-from vla_edge.policies.smolvla.text import KeyValue, join
+from vla_edge.policies.smolvla.text import KeyValue, float32_kept, join
 from vla_edge.policies.smolvla.vision import tokens_per_image
 
 
@@ -222,7 +222,8 @@ class FlowMatching(nn.Module):
         rows = self.embed_suffix(actions, time)
         causal = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool, device=rows.device).tril()[None]
         hidden = self.vlm_with_expert.lm_expert(rows, prefix.cache, prefix.mask, causal)
-        return self.action_out_proj(hidden.float())
+        with float32_kept(hidden):
+            return self.action_out_proj(hidden.float())
 
     def integrate(self, prefix: Prefix, noise: Tensor, steps: int) -> Tensor:
         """Euler from t = 1 (noise [B, C, A]) to t = 0 in `steps` equal steps."""

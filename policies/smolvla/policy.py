@@ -256,9 +256,11 @@ class SmolVLAPolicy(nn.Module):
         return self
 
     def forward(
-        self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None
+        self, batch: Mapping[str, Any], noise: Tensor | None = None, time: Tensor | None = None, share: float = 1.0
     ) -> tuple[Tensor, dict[str, Any]]:
         """The training loss and what it was made of: means over real dimensions and steps inside the episode.
+
+        share: what the errors are multiplied by, where the batch is one of several that make a step (`step_shares`).
 
         Flow matching: noise [B, C, A] and times [B] are drawn here unless given; loss_dict holds
         `losses_after_forward` [B, C, A], `losses_after_in_ep_bound`, `losses_after_rm_padding` [B, C, n], `loss`.
@@ -269,16 +271,18 @@ class SmolVLAPolicy(nn.Module):
         inputs = self.prepare(batch)
         noise = self._noise(inputs, noise)
         if self.config.train_delta_expert:
-            return self._delta_loss(batch, inputs, noise)
+            return self._delta_loss(batch, inputs, noise, share)
         actions = batch[ACTION]
         if self.config.adapt_to_pi_aloha:
             actions = encode_actions_inverse(actions)
         actions = pad_last(actions, self.config.max_action_dim)
         time = sample_time(actions.shape[0], actions.device) if time is None else time
         losses = self.model.losses(inputs, actions, noise, time)
-        return masked_loss(losses, batch.get("action_is_pad"), self.config.action_dim)
+        return masked_loss(losses, batch.get("action_is_pad"), self.config.action_dim, share)
 
-    def _delta_loss(self, batch: Mapping[str, Any], inputs: Inputs, noise: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def _delta_loss(
+        self, batch: Mapping[str, Any], inputs: Inputs, noise: Tensor, share: float
+    ) -> tuple[Tensor, dict[str, Any]]:
         stale = None
         if self.config.delta_target == "stale":
             if "delta_context" not in batch:
@@ -289,8 +293,8 @@ class SmolVLAPolicy(nn.Module):
             stale = (batch["delta_context"], batch["delta_context_is_pad"])
         step = training_step(self.model, inputs, (noise, torch.randn_like(noise)), stale)
         outside = ~step.valid if batch.get("action_is_pad") is None else ~step.valid | batch["action_is_pad"]
-        denoise, parts = masked_loss(step.losses, outside, self.config.action_dim)
-        zero, _ = masked_loss(step.target_power, outside, self.config.action_dim)
+        denoise, parts = masked_loss(step.losses, outside, self.config.action_dim, share)
+        zero, _ = masked_loss(step.target_power, outside, self.config.action_dim, share)
         loss = denoise if step.cls_loss is None else denoise + self.config.vicreg_weight * step.cls_loss
         report = {f"delta_{name}": value for name, value in parts.items()}
         report |= {"loss": loss.item(), "delta_loss_relative": (denoise / zero.clamp(min=1e-12)).item()}

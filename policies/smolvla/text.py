@@ -6,6 +6,7 @@ checkpoint's keys. Arithmetic: docs/policy.md §1.7–1.9.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -129,6 +130,12 @@ class TextModel(nn.Module):
         return hidden, own
 
 
+def float32_kept(like: Tensor) -> AbstractContextManager[object]:
+    """A block whose matrix products stay float32 where training runs under autocast; nothing otherwise."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def join(earlier: KeyValue, later: KeyValue) -> KeyValue:
     """Rows of `earlier`, then rows of `later`."""
     return KeyValue(torch.cat((earlier.key, later.key), dim=1), torch.cat((earlier.value, later.value), dim=1))
@@ -153,8 +160,9 @@ def attend(query: Tensor, seen: KeyValue, visible: Tensor) -> Tensor:
     groups = query.shape[2] // seen.key.shape[2]
     key = seen.key.repeat_interleave(groups, dim=2).transpose(1, 2).float()
     value = seen.value.repeat_interleave(groups, dim=2).transpose(1, 2)
-    scores = query.transpose(1, 2).float() @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    # Under autocast the product is bfloat16, in which the float32 minimum would become minus infinity.
-    scores = torch.where(visible[:, None], scores.float(), torch.finfo(torch.float32).min)
-    mixed = torch.softmax(scores, dim=-1).to(value.dtype) @ value
+    with float32_kept(query):
+        scores = query.transpose(1, 2).float() @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        scores = torch.where(visible[:, None], scores, torch.finfo(torch.float32).min)
+        weights = torch.softmax(scores, dim=-1)
+    mixed = weights.to(value.dtype) @ value
     return mixed.transpose(1, 2).flatten(2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vla_edge.errors import TrainingError
+from vla_edge.policies.smolvla.text import float32_kept
 
 SMALLEST_BATCH = 2
 ADVISED_BATCH = 32
@@ -36,7 +37,8 @@ def vicreg(first: Tensor, second: Tensor, weights: VicregWeights) -> Tensor:
     if batch < ADVISED_BATCH:
         warnings.warn(f"VICReg over a batch of {batch}: variances are rough below {ADVISED_BATCH}", stacklevel=2)
     pairs = zip(first.float().unbind(dim=1), second.float().unbind(dim=1), strict=True)
-    return torch.stack([_pair(one, other, weights) for one, other in pairs]).mean()
+    with float32_kept(first):
+        return torch.stack([_pair(one, other, weights) for one, other in pairs]).mean()
 
 
 def _pair(one: Tensor, other: Tensor, weights: VicregWeights) -> Tensor:

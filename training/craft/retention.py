@@ -41,7 +41,6 @@ class Retention:
     seed: int
     multiplier: float = field(init=False)
     position: SamplerState = field(init=False)
-    path_checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.sampler = QuotaSampler([Source("anchors", len(self.cache), 1.0)], self.config.anchor_batch, self.seed)
@@ -49,19 +48,23 @@ class Retention:
         self.multiplier = self.config.lambda_start
 
     def due(self, step: int) -> bool:
-        """Whether optimiser step `step` (from 0) computes a retention gradient."""
-        return step % self.config.every == 0
+        """Whether optimiser step `step` (from 0) computes a retention gradient. Not the first: the student still is the
+        teacher, and the merge with a gradient of zero would only weaken the task's."""
+        return step > 0 and step % self.config.every == 0
+
+    def check(self, policy: SmolVLAPolicy, device: torch.device) -> None:
+        """TrainingError when no trained weight reaches a feature; draws nothing and leaves the random state."""
+        inputs, _ = self.cache.batch([0], device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            check_path(features_of(policy, inputs, self.cache.meta.features), policy)
 
     def loss(self, policy: SmolVLAPolicy, device: torch.device) -> Tensor:
         """The retention loss on the next anchors: the mean over features, each divided by the teacher's spread unless
-        `raw`. Advances the anchor sampler. TrainingError when no trained weight reaches a feature."""
+        `raw`. Advances the anchor sampler."""
         draw = self.sampler.draw(self.position)
         self.position = draw.after
         inputs, teacher = self.cache.batch([frame for _, frame in draw.picks], device)
         student = features_of(policy, inputs, self.cache.meta.features)
-        if not self.path_checked:
-            check_path(student, policy)
-            self.path_checked = True
         losses = [
             retention_loss(student[name], teacher[name], self.config.loss)
             / (1.0 if self.config.raw else self.cache.scale(name, self.config.loss))
