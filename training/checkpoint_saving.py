@@ -33,7 +33,7 @@ def fill_checkpoint(
 ) -> None:
     """Write everything into the (temporary) checkpoint `folder`; called by the first process."""
     (folder / PRETRAINED).mkdir()
-    policy.write(folder / PRETRAINED, cls_trained=config.kind == "delta")
+    policy.write(folder / PRETRAINED, cls_trained=config.kind == "delta" and policy.config.use_cls_head)
     write_json(folder / PRETRAINED / "train_config.json", lerobot_train_config(config, policy.family))
     state = folder / STATE
     save_state(state, optimizer, scheduler, loop)

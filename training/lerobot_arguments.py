@@ -34,7 +34,19 @@ NAMES = {
     "--tolerance_s": "--tolerance",
 }
 """LeRobot's name → ours, the value as it is (of a list of episodes without its brackets)."""
+SETTINGS = {
+    "--policy.optimizer_betas": "optimizer.betas",
+    "--policy.optimizer_eps": "optimizer.eps",
+    "--optimizer.betas": "optimizer.betas",
+    "--optimizer.eps": "optimizer.eps",
+    "--policy.num_steps": "num_steps",
+    "--policy.resize_imgs_with_padding": "image_size",
+    "--wandb.project": "wandb.project",
+    "--wandb.entity": "wandb.entity",
+}
+"""LeRobot's name → the field that `--set` gives the value to."""
 SWITCHES = {
+    "--save_checkpoint": ("--save", "--no-save"),
     "--policy.freeze_vision_encoder": ("--freeze-vision", "--no-freeze-vision"),
     "--policy.train_expert_only": ("--expert-only", "--no-expert-only"),
     "--policy.train_state_proj": ("--train-state-proj", "--no-train-state-proj"),
@@ -57,7 +69,7 @@ def translate(words: Sequence[str]) -> list[str]:
         if name == "--policy.push_to_hub":
             _refuse_upload(value if equals else left.pop(0) if left else "")
             continue
-        if name not in (*NAMES, *SWITCHES, *WITHOUT_MEANING, REPO_ID):
+        if name not in (*NAMES, *SETTINGS, *SWITCHES, *WITHOUT_MEANING, REPO_ID):
             ours.append(word)
             continue
         if not equals:
@@ -68,6 +80,8 @@ def translate(words: Sequence[str]) -> list[str]:
             repo_id = value
         elif name in NAMES:
             ours += [NAMES[name], value.strip("[]").replace(" ", "") if name == "--dataset.episodes" else value]
+        elif name in SETTINGS:
+            ours += ["--set", f"{SETTINGS[name]}={value}"]
         elif name in SWITCHES:
             if value.lower() not in TRUE + FALSE:
                 raise UsageError(f"{name} {value!r}: write true or false")
@@ -86,6 +100,7 @@ def _refuse_upload(value: str) -> None:
 def table() -> str:
     """What the help shows."""
     rows = [f"  {name:<36} {ours}" for name, ours in NAMES.items()]
+    rows += [f"  {name:<36} --set {ours}=…" for name, ours in SETTINGS.items()]
     rows += [
         f"  {name + '=true|false':<36} {' | '.join(text for text in pair if text)}" for name, pair in SWITCHES.items()
     ]

@@ -238,12 +238,12 @@ def _run(loop: Loop, report: Report) -> Outcome:
                 append_metrics(run, full)
                 track(full)
                 write_status(run, loop.status)
-            if done % config.save_every == 0 or done == config.steps or loop.status.best_step == done:
+            if config.save and (done % config.save_every == 0 or done in (config.steps, loop.status.best_step)):
                 save(loop)
     loop.status = replace(loop.status, state="done", eta_s=0.0)
     if accelerator.is_main_process:
         write_status(run, loop.status)
-    return Outcome(config.steps, loss, loop.status.best_loss, loop.status.best_step, str(last_checkpoint(run)))
+    return Outcome(config.steps, loss, loop.status.best_loss, loop.status.best_step, _last_good(run))
 
 
 def _optimiser_step(loop: Loop, stream: Iterator[dict[str, Tensor]], step: int) -> dict[str, Any]:

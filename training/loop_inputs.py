@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,14 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         if camera.source not in datasets[0].camera_keys
     ]
     notes += [f"{data.root}: {key} is left out: {why}" for data in datasets for key, why in data.info.left_out.items()]
-    if config.kind == "delta" and config.accumulation > 1:
+    schedule = config.schedule
+    if config.steps < schedule.decay_steps:
+        warm = int(schedule.warmup_steps * config.steps / schedule.decay_steps)
+        notes.append(
+            f"the schedule is scaled to the run: warm-up {schedule.warmup_steps} → {warm} steps, decay "
+            f"{schedule.decay_steps} → {config.steps}"
+        )
+    if config.kind == "delta" and policy.config.use_cls_head and config.accumulation > 1:
         notes.append(f"VICReg's variances run over each batch of {config.batch_size}, not over accumulated ones")
     notes.append(
         f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
@@ -125,7 +132,8 @@ def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
         _check_smolvlas_own(config, family)
         return {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
     if config.kind == "delta":
-        return {"use_cls_head": True, "train_delta_expert": True, "delta_target": config.delta_target}
+        own = {name: value for name, value in asdict(config.delta).items() if value is not None}
+        return {"train_delta_expert": True, "delta_target": config.delta_target, **own}
     wish = config.freeze
     chosen: dict[str, Any] = {
         "freeze_vision_encoder": wish.vision,
@@ -133,6 +141,7 @@ def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
         "train_state_proj": wish.state_proj,
     }
     chosen |= {"n_action_steps": config.n_action_steps or None, "num_steps": config.num_steps or None}
+    chosen |= {"resize_imgs_with_padding": config.image_size}
     return {"train_delta_expert": False, **{name: value for name, value in chosen.items() if value is not None}}
 
 
@@ -140,11 +149,9 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
     """Delta training needs a CLS head, a delta expert and at least two samples per batch (VICReg's variances)."""
     if config.kind != "delta":
         return
-    if not (policy.config.use_cls_head and policy.config.train_delta_expert):
-        raise ConfigError(
-            "delta training needs use_cls_head and train_delta_expert; they are set when the policy is built"
-        )
-    if config.batch_size < SMALLEST_CLS_BATCH:
+    if not policy.config.train_delta_expert:
+        raise ConfigError("delta training needs train_delta_expert; it is set when the policy is built")
+    if policy.config.use_cls_head and config.batch_size < SMALLEST_CLS_BATCH:
         raise ConfigError(
             f"batch size {config.batch_size}: VICReg needs at least {SMALLEST_CLS_BATCH} samples, {GOOD_CLS_BATCH} "
             "or more are good"

@@ -15,6 +15,7 @@ from typing import Any
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer, between, count, fraction, not_negative, positive, whole
 from vla_edge.errors import ConfigError
+from vla_edge.fields import read_object
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.video import TOLERANCE_S
@@ -22,7 +23,7 @@ from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, live_line, silent
-from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_values
+from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_changes, with_settings, with_values
 from vla_edge.training.runs import first_episodes, with_held_out
 
 FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
@@ -72,6 +73,7 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
     },
     "checkpoints and validation": {
         "save-every": (count, "save_every", "steps between checkpoints"),
+        "save": (bool, "save", "write checkpoints; --no-save for a dry run"),
         "keep": (whole, "keep", "checkpoints to keep, 0: all; last and best always stay"),
         "log-every": (count, "log_every", "steps between metrics"),
         "validate-every": (whole, "validate_every", "steps between validations; 0: never"),
@@ -79,6 +81,9 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
     },
 }
 """Group → flag → how it is read, the field of `TrainConfig` it sets, what it is."""
+
+
+TRACKERS = ("tensorboard", "wandb")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
@@ -102,9 +107,21 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
             else:
                 metavar = "TEXT" if kind is str else None
                 group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
-    group.add_argument("--held-out", type=fraction, default=0.0, help="share of episodes held out for validation")
     group.add_argument(
-        "--track", action="append", default=[], choices=("tensorboard", "wandb"), help="write metrics there too"
+        "--config", dest="run_file", type=Path, metavar="FILE", help="YAML or JSON of the run's fields; flags win"
+    )
+    add_set(group)
+    group.add_argument("--held-out", type=fraction, default=0.0, help="share of episodes held out for validation")
+    group.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
+
+
+def add_set(group: Any) -> None:
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any field of the run as run.json names it, e.g. optimizer.betas=[0.9,0.99] or delta.vicreg_mu=10",
     )
 
 
@@ -155,9 +172,13 @@ def config_from_arguments(
         trackers=tuple(arguments.track),
         **defaults,
     )
+    if arguments.run_file is not None:
+        content = read_object(arguments.run_file, ConfigError, "write the run's fields as run.json has them")
+        config = with_changes(config, content, arguments.run_file)
     named = vars(arguments)
     table = {flag: path for flags in FLAGS.values() for flag, (_, path, _) in flags.items()}
     config = with_values(config, {field: named[flag.replace("-", "_")] for flag, field in table.items()})
+    config = with_settings(config, arguments.set)
     if config.validate_every and not arguments.held_out:
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")
     join(config.device)
@@ -190,9 +211,9 @@ def pair(text: str, flag: str) -> tuple[str, str]:
     return left, right
 
 
-def reporter(first_step: int, steps: int, title: str) -> Any:
+def reporter(first_step: int, steps: int, title: str, every: int = 10) -> Any:
     """The live line of the first process, silence elsewhere; a context manager. After `join`."""
-    return live_line(first_step, steps, title) if is_first() else _Silence()
+    return live_line(first_step, steps, title, every) if is_first() else _Silence()
 
 
 class _Silence:

@@ -7,14 +7,14 @@ resumed run reads it from there: what was not saved cannot differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.fields import build, read_object
+from vla_edge.fields import build, merged, parse_yaml, read_object, to_json
 from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
@@ -135,14 +135,40 @@ class FreezeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """Delta training's own numbers, named as in config.json; None keeps the checkpoint's. `use_cls_head` False trains
+    the delta expert alone."""
+
+    use_cls_head: bool = True
+    num_cls_prefix: int | None = None
+    num_cls_suffix: int | None = None
+    vicreg_weight: float | None = None
+    vicreg_lambda: float | None = None
+    vicreg_mu: float | None = None
+    vicreg_nu: float | None = None
+    cls_noise_scale: float | None = None
+    cls_similarity_threshold: float | None = None
+    cls_action_context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WandbConfig:
+    """Where Weights & Biases keeps the run; "": your own entity, the run folder's name."""
+
+    project: str = "vla-edge"
+    entity: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """One run. `policy`: checkpoint folder. `rename`: policy camera key → data set camera key.
 
     `kind` "base" trains the policy, "delta" the delta expert and CLS head on a
     frozen policy. `batch_size` is per process and accumulation step.
     `padded_dims` counts the padded action dimensions in the loss, as the
-    published base model did. `n_action_steps` and `num_steps` 0 keep the
-    checkpoint's.
+    published base model did. `n_action_steps` and `num_steps` (flow steps) 0
+    and `image_size` (height, width) None keep the checkpoint's.
     """
 
     policy: str
@@ -163,10 +189,12 @@ class TrainConfig:
     validate_every: int = 0
     validation_frames: int = 256
     keep: int = 0
+    save: bool = True
     statistics: str = "union"
     padded_dims: bool = False
     n_action_steps: int = 0
     num_steps: int = 0
+    image_size: tuple[int, int] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -174,7 +202,9 @@ class TrainConfig:
     lora: LoraConfig = LoraConfig()
     augment: AugmentConfig = AugmentConfig()
     craft: CraftConfig = CraftConfig()
+    delta: DeltaConfig = DeltaConfig()
     trackers: tuple[str, ...] = ()
+    wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "save_every", "log_every", "validation_frames"):
@@ -199,6 +229,38 @@ def read_config(file: Path) -> TrainConfig:
     """The configuration a run or checkpoint was saved with."""
     content = read_object(file, TrainingError, "the run cannot be resumed", "missing; this is not a run of vla-train")
     return build(TrainConfig, content, file.name, ConfigError)
+
+
+BY_FLAG = {"policy": "--checkpoint", "output": "--out", "data": "--dataset", "rename": "--camera"}
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any], where: object) -> TrainConfig:
+    """`config` with what `changes` holds of it, nested as the dataclasses are. ConfigError names `where` and the field
+    that is unknown, of another type or out of range, or that a flag gives."""
+    for name, flag in BY_FLAG.items():
+        if name in changes:
+            raise ConfigError(f"{where}: {name} is given by {flag}; leave it out")
+    return build(TrainConfig, merged(to_json(config), changes), where, ConfigError)
+
+
+def read_changes(texts: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
+    """`--set` texts `optimizer.eps=1e-7` as (path, value); values are YAML. ConfigError for one without a name."""
+    found = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--set {text!r}: write NAME=VALUE, for example --set optimizer.eps=1e-7")
+        found.append((tuple(name.split(".")), parse_yaml(value, f"--set {name}", ConfigError, "give a YAML value")))
+    return found
+
+
+def with_settings(config: TrainConfig, texts: Sequence[str]) -> TrainConfig:
+    """`config` with the `--set` texts applied, one after the other."""
+    for path, value in read_changes(texts):
+        for name in reversed(path):
+            value = {name: value}
+        config = with_changes(config, value, "--set")
+    return config
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

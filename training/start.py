@@ -70,7 +70,7 @@ def checkpoint_of_arguments(arguments: argparse.Namespace) -> str:
 def train_prepared(setup: Setup, title: str) -> int:
     """Say what there is to know about the run, train it, say how it ended."""
     print_notes(setup.notes)
-    with reporter(0, setup.config.steps, title) as report:
+    with reporter(0, setup.config.steps, title, setup.config.log_every) as report:
         outcome = begin(setup, report)
     print_outcome(outcome)
     return 0
@@ -85,7 +85,10 @@ def add_scratch(parser: argparse.ArgumentParser) -> None:
         "--resnet", default="", metavar="FILE", help="act: torchvision's weights of its ResNet (default: random ones)"
     )
     parser.add_argument(
-        "--config", type=Path, help="JSON of policy configuration fields that differ from the family's defaults"
+        "--policy-config",
+        type=Path,
+        metavar="FILE",
+        help="JSON of policy configuration fields that differ from the family's defaults",
     )
     add_training_arguments(parser, SCRATCH)
 
@@ -97,7 +100,9 @@ def run_scratch(arguments: argparse.Namespace) -> int:
     if not act and (arguments.resnet or not arguments.vlm):
         raise ConfigError("--family smolvla needs --vlm DIR, the backbone's folder, and no --resnet")
     config = config_from_arguments(arguments, *((arguments.resnet, ACT_SCRATCH) if act else (arguments.vlm, SCRATCH)))
-    return train_prepared(prepare_scratch(config, policy_options(arguments.config), arguments.family), "from scratch")
+    return train_prepared(
+        prepare_scratch(config, policy_options(arguments.policy_config), arguments.family), "from scratch"
+    )
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +121,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
     run = run_folder(arguments.run)
     config = read_config(last_checkpoint(run) / STATE / RUN_FILE)
     join(config.device)
-    with reporter(step_of(last_checkpoint(run)), config.steps, "resumed") as report:
+    with reporter(step_of(last_checkpoint(run)), config.steps, "resumed", config.log_every) as report:
         _, outcome = resume(run, report, arguments.dataset)
     print_outcome(outcome)
     return 0

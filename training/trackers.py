@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -10,6 +12,7 @@ from typing import Any
 
 from vla_edge.errors import ConfigError
 from vla_edge.fields import to_json
+from vla_edge.files import write_json
 from vla_edge.training.run_config import TrainConfig
 
 Track = Callable[[Mapping[str, Any]], None]
@@ -19,7 +22,9 @@ def check_trackers(config: TrainConfig) -> None:
     """ConfigError when a package that `config` asks for is missing."""
     for name in config.trackers:
         if find_spec(name) is None:
-            raise ConfigError(f"tracker {name}: the package is missing; pip install {name} or leave the tracker out")
+            raise ConfigError(
+                f"tracker {name}: the package is missing; pip install 'vla-edge[track]' or leave the tracker out"
+            )
 
 
 @contextmanager
@@ -54,7 +59,18 @@ def _tensorboard(config: TrainConfig, run: Path, stack: ExitStack) -> Callable[[
 def _wandb(config: TrainConfig, run: Path, stack: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
     import wandb
 
-    session = wandb.init(project="vla-edge", name=run.name, dir=str(run), config=to_json(config))
+    where, file = config.wandb, run / "wandb.json"
+    known = json.loads(file.read_text())["id"] if file.is_file() else uuid.uuid4().hex[:12]
+    write_json(file, {"id": known})
+    session = wandb.init(
+        id=known,
+        resume="allow",
+        project=where.project,
+        entity=where.entity or None,
+        name=where.name or run.name,
+        dir=str(run),
+        config=to_json(config),
+    )
     stack.callback(session.finish)
     return lambda step, values: session.log(dict(values), step=step)
 

@@ -49,7 +49,7 @@ def read_object(file: Path, error: type[VlaEdgeError], advice: str, missing: str
     except OSError as problem:
         raise error(f"{file}: {problem.strerror}; {advice}") from None
     if file.suffix in (".yaml", ".yml"):
-        content = _parse_yaml(data, file, error, advice)
+        content = parse_yaml(data, file, error, advice)
     else:
         content = parse_json(data, file, error, advice)
     if not isinstance(content, dict):
@@ -93,7 +93,8 @@ def take_positive(content: Mapping[str, Any], name: str, default: int, where: ob
     return value
 
 
-def _parse_yaml(data: bytes, file: Path, error: type[VlaEdgeError], advice: str) -> Any:
+def parse_yaml(data: str | bytes, where: object, error: type[VlaEdgeError], advice: str) -> Any:
+    """The YAML value in `data`; `where` stands first in the message."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -103,7 +104,16 @@ def _parse_yaml(data: bytes, file: Path, error: type[VlaEdgeError], advice: str)
     try:
         return yaml.load(data, Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        raise error(f"{file}: not valid YAML ({problem}); {advice}") from None
+        raise error(f"{where}: not valid YAML ({problem}); {advice}") from None
+
+
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with the values of `changes`; objects in both are merged, everything else is replaced."""
+    both = {**content, **changes}
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(content.get(name), Mapping):
+            both[name] = merged(content[name], value)
+    return both
 
 
 @cache

@@ -377,7 +377,7 @@ def test_a_loss_that_is_not_finite_ends_with_advice_and_keeps_the_last_good_chec
     original = training_loop.Objective.forward
     calls = []
 
-    def spoiled(self, batch, noise=None, time=None):
+    def spoiled(self, batch, noise=None, time=None, share=1.0):
         loss, parts = original(self, batch, noise, time)
         calls.append(1)
         return (loss * float("nan") if len(calls) == 5 else loss), parts
@@ -395,7 +395,7 @@ def test_a_loss_that_is_not_finite_ends_with_advice_and_keeps_the_last_good_chec
 
 
 def test_lack_of_memory_ends_with_advice(world, tmp_path, monkeypatch):
-    def full(self, batch, noise=None, time=None):
+    def full(self, batch, noise=None, time=None, share=1.0):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(training_loop.Objective, "forward", full)
@@ -534,7 +534,7 @@ def test_scratch_is_refused_without_backbone_weights_and_trains_with_them(world,
         vlm,
         "--dataset",
         world / "data",
-        "--config",
+        "--policy-config",
         options,
         "--steps",
         1,

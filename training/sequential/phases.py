@@ -8,7 +8,7 @@ follow from the data: ceil(epochs · frames / (batch · share of that task)).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from math import ceil, inf
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from vla_edge.errors import ConfigError
-from vla_edge.fields import build, read_object, to_json
-from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig
+from vla_edge.fields import build, merged, read_object, to_json
+from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, read_changes
 
 KUAVO = "kuavo"
 
@@ -104,6 +104,32 @@ def read_stages(file: Path | str) -> StagePlan:
     _check(plan, path.name)
     base = Path.cwd() if shipped else path.parent.resolve()
     return _with_tasks(plan, {task.name: str((base / task.dataset).resolve()) for task in plan.tasks})
+
+
+def stage_number(plan: StagePlan, name: str) -> int:
+    """The place of a stage, from 0; ConfigError for a name that the plan does not have."""
+    names = [stage.name for stage in plan.stages]
+    if name not in names:
+        raise ConfigError(f"no stage {name!r} in the stage file; it has {', '.join(names)}")
+    return names.index(name)
+
+
+def with_plan_settings(plan: StagePlan, texts: Sequence[str]) -> tuple[StagePlan, tuple[str, ...]]:
+    """`plan` with those `--set` texts applied that name a part of it (`shared.batch_size=8`, `policy.chunk_size=4`,
+    `stages.STAGE.epochs=1`), and the others, which are fields of every stage's run."""
+    content, left = to_json(plan), []
+    for text, (path, value) in zip(texts, read_changes(texts)):
+        if path[0] in ("shared", "policy") and len(path) > 1:
+            for name in reversed(path):
+                value = {name: value}
+            content = merged(content, value)
+        elif path[0] == "stages" and len(path) == 3:
+            content["stages"][stage_number(plan, path[1])][path[2]] = value
+        else:
+            left.append(text)
+    changed = build(StagePlan, content, "--set", ConfigError)
+    _check(changed, "--set")
+    return changed, tuple(left)
 
 
 def with_datasets(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:

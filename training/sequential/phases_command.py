@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer, count, whole
+from vla_edge.command_line import answer, count, fraction, whole
 from vla_edge.errors import ConfigError
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
@@ -14,10 +14,18 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
-from vla_edge.training.options import pair, print_notes, reporter, tasks_of
+from vla_edge.training.options import TRACKERS, add_set, pair, print_notes, reporter, tasks_of
 from vla_edge.training.processes import is_first, join
-from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig
-from vla_edge.training.sequential.phases import KUAVO, describe, missing_datasets, read_stages, with_datasets
+from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_settings
+from vla_edge.training.sequential.phases import (
+    KUAVO,
+    describe,
+    missing_datasets,
+    read_stages,
+    stage_number,
+    with_datasets,
+    with_plan_settings,
+)
 from vla_edge.training.sequential.task_sequence import StageRun, stage_notes, train_stages
 
 
@@ -44,6 +52,12 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=whole, default=0, help="processes that load data")
     parser.add_argument("--save-every", type=count, default=1000, help="steps between checkpoints")
     parser.add_argument("--keep", type=whole, default=2, help="checkpoints to keep per stage, 0 all")
+    parser.add_argument(
+        "--stage", default="", metavar="NAME", help="train this stage alone, from the one before if done"
+    )
+    parser.add_argument("--held-out", type=fraction, help="share of episodes held out (default: as the file says)")
+    parser.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
+    add_set(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, train nothing")
 
 
@@ -55,6 +69,10 @@ def run_stages(arguments: argparse.Namespace) -> int:
             for name, path in (pair(text, "--dataset") for text in arguments.dataset)
         },
     )
+    held_out = [] if arguments.held_out is None else [f"shared.held_out_fraction={arguments.held_out}"]
+    plan, settings = with_plan_settings(plan, [*arguments.set, *held_out])
+    if arguments.stage:
+        stage_number(plan, arguments.stage)
     missing = missing_datasets(plan)
     if arguments.dry_run:
         print(describe(plan))
@@ -76,8 +94,9 @@ def run_stages(arguments: argparse.Namespace) -> int:
         save_every=arguments.save_every,
         keep=arguments.keep,
         rename=camera_pairs(arguments.camera),
+        trackers=tuple(arguments.track),
     )
-    sequence = StageRun(plan, base, arguments.anchors)
+    sequence = StageRun(plan, with_settings(base, settings), arguments.anchors, settings, arguments.stage)
     join(base.device)
     print_notes(stage_notes(sequence))
     transfer = train_stages(sequence, reporter)

@@ -30,28 +30,31 @@ from vla_edge.training.loop_inputs import check_dimensions, long_tasks, policy_f
 from vla_edge.training.objective import Objective
 from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
-from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig
+from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig, with_settings
 from vla_edge.training.run_files import has_ended
 from vla_edge.training.runs import fine_tune, resume, run_exists
-from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json
+from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json, stage_number
 from vla_edge.training.sequential.transfer import Transfer, transfer_from_rows
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.training.training_frames import Frames, FrameSettings
 from vla_edge.training.validation import validation_losses
 
 PLAN_FILE = "plan.json"
-Reporter = Callable[[int, int, str], AbstractContextManager[Report]]
+Reporter = Callable[[int, int, str, int], AbstractContextManager[Report]]
 
 
 @dataclass(frozen=True)
 class StageRun:
     """A sequence of stages to run: the plan, the first policy, the folder, and a base configuration whose data, lr,
     steps, mix and output each stage sets. `anchors` > 0 turns CRaFT on from stage 2 with that many anchors of the
-    earlier tasks."""
+    earlier tasks. `settings`: `--set` texts that every stage's configuration gets last. `only`: the one stage to train,
+    "" for all."""
 
     plan: StagePlan
     base: TrainConfig
     anchors: int = 0
+    settings: tuple[str, ...] = ()
+    only: str = ""
 
 
 def stage_notes(sequence: StageRun) -> list[str]:
@@ -79,6 +82,13 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
         _write_plan(run, sequence, held_out)
         start = _fitted_start(sequence, datasets, run)
     for number, stage in enumerate(sequence.plan.stages):
+        if sequence.only and stage.name != sequence.only:
+            earlier = run / f"{number + 1}_{stage.name}"
+            start = str(best_or_last(earlier) / PRETRAINED) if has_ended(earlier) else start
+            rows.append({})
+            if stage_number(sequence.plan, sequence.only) < number:
+                break
+            continue
         config = stage_config(sequence, number, held_out, start)
         folder = Path(config.output)
         with first_alone():
@@ -88,7 +98,7 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
         if not done:
             with first_alone():
                 config = _with_anchors(sequence, config, number)
-            with reporter(0, config.steps, stage.name) as report:
+            with reporter(0, config.steps, stage.name, config.log_every) as report:
                 _train_stage(config, report)
         start = str(best_or_last(folder) / PRETRAINED)
         rows.append(_transfer_row(sequence, start, held_out))
@@ -122,7 +132,7 @@ def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]
     batch = shared.batch_size * shared.accumulation
     steps = stage.steps(len(own), batch)
     every = max(1, round(shared.validate_every_epochs * stage.steps_per_epoch(len(own), batch)))
-    return replace(
+    config = replace(
         sequence.base,
         policy=start,
         output=str(Path(sequence.base.output) / f"{number + 1}_{stage.name}"),
@@ -140,6 +150,7 @@ def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]
         n_action_steps=plan.policy.n_action_steps,
         num_steps=plan.policy.num_steps,
     )
+    return with_settings(config, sequence.settings)
 
 
 def check_plan(sequence: StageRun, datasets: Sequence[Dataset]) -> None:
@@ -219,6 +230,7 @@ def plan_content(sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> dic
         "plan": settings_json(sequence.plan),
         "held_out": [list(held) for held in held_out],
         "anchors": sequence.anchors,
+        "settings": list(sequence.settings),
         "seed": sequence.base.seed,
         "precision": sequence.base.precision,
         "rename": dict(sequence.base.rename),

@@ -1,0 +1,186 @@
+"""Every field of a run can be set: by file, by flag, by `--set`, by LeRobot's name; and each changes what it says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vla_edge.errors import ConfigError
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.command import main
+from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
+from vla_edge.training.lerobot_arguments import translate
+from vla_edge.training.loop_inputs import assemble
+from vla_edge.training.progress import live_line
+from vla_edge.training.run_config import OptimizerConfig, TaskData, TrainConfig, with_settings
+from vla_edge.training.run_files import read_metrics
+from vla_edge.training.runs import fine_tune, resume
+from vla_edge.training.sequential.phases import read_stages, with_plan_settings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.training.training_world import World, one_thread, write_data, write_policy
+
+one_thread()
+pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("settings")
+    write_policy(root / "policy", chunk_size=4, n_action_steps=4)
+    write_data(root / "data", World(episodes=4, length=6))
+    return root
+
+
+def config(world: Path, out: Path, *settings: str, **changes: Any) -> TrainConfig:
+    values = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
+    values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
+    plain = TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
+    return with_settings(plain, settings)
+
+
+def last_row(world: Path, out: Path, *settings: str, **changes: Any) -> dict[str, Any]:
+    fine_tune(config(world, out, *settings, save=False, **changes))
+    return read_metrics(out)[-1]
+
+
+def test_flags_win_over_the_file_and_set_wins_over_flags(world, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "optimizer: {betas: [0.8, 0.9], eps: 1e-6, lr: 1e-3}\nlog_every: 1\nsteps: 3\ndelta: {vicreg_mu: 2}\n"
+    )
+    words = ["fine-tune", "--checkpoint", str(world / "policy"), "--dataset", str(world / "data")]
+    words += ["--out", str(tmp_path / "run"), "--device", "cpu", "--batch-size", "2", "--workers", "0", "--no-save"]
+    assert main([*words, "--config", str(file), "--lr", "2e-3", "--steps", "2", "--set", "optimizer.eps=1e-5"]) == 0
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [written["optimizer"][name] for name in ("lr", "betas", "eps")] == [2e-3, [0.8, 0.9], 1e-5]
+    assert written["steps"] == 2 and written["delta"]["vicreg_mu"] == 2.0 and len(read_metrics(tmp_path / "run")) == 2
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("optimizer.epss=1e-7", "did you mean 'eps'"),
+        ("optimizer.eps=small", "must be a number"),
+        ("steps", "write NAME=VALUE"),
+        ("policy=x", "--checkpoint"),
+        ("optimizer.betas=[0.9, 1.5]", "two numbers"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_one_line(world, tmp_path, text, told):
+    with pytest.raises(ConfigError, match=told):
+        config(world, tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["optimizer.betas=[0.1, 0.2]", "optimizer.eps=0.1", "optimizer.weight_decay=100", "image_size=[32, 32]"]
+)
+def test_optimiser_and_picture_size_change_the_loss_of_the_second_step(world, tmp_path, text):
+    plain, changed = last_row(world, tmp_path / "a"), last_row(world, tmp_path / "b", text)
+    assert plain["loss"] != changed["loss"]
+
+
+@pytest.mark.parametrize(
+    ("text", "log"),
+    [
+        ("delta.vicreg_lambda=50", "cls_loss"),
+        ("delta.vicreg_mu=50", "cls_loss"),
+        ("delta.vicreg_nu=50", "cls_loss"),
+        ("delta.vicreg_weight=1", "loss"),
+        ("delta.cls_noise_scale=0.5", "delta_loss"),
+        ("delta.cls_action_context=1", "cls_loss"),
+        ("delta.num_cls_suffix=2", ""),
+        ("delta.cls_similarity_threshold=0.9", ""),
+        ("num_steps=3", ""),
+    ],
+)
+def test_each_number_of_the_delta_method_reaches_the_policy_and_the_log(world, tmp_path, text, log):
+    name, _, value = text.removeprefix("delta.").partition("=")
+    setup = assemble(config(world, tmp_path / "x", text, kind="delta" if "delta" in text else "base"))
+    assert getattr(setup.policy.config, name) == float(value)
+    if log:
+        plain = last_row(world, tmp_path / "a", kind="delta")
+        assert plain[log] != last_row(world, tmp_path / "b", text, kind="delta")[log]
+
+
+def test_a_delta_expert_trains_without_a_cls_head(world, tmp_path):
+    fine_tune(config(world, tmp_path / "run", "delta.use_cls_head=false", kind="delta", batch_size=1))
+    row = read_metrics(tmp_path / "run")[-1]
+    assert "cls_loss" not in row and row["delta_loss"] > 0
+    policy = SmolVLAPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
+    assert policy.config.has_delta and not policy.config.use_cls_head and not policy.config.cls_trained
+
+
+def test_crafts_multiplier_and_slack_stand_in_its_history(world, tmp_path):
+    plan = AnchorPlan((TaskData("data", str(world / "data")),), 8)
+    build_anchors(SmolVLAPolicy.from_pretrained(world / "policy"), plan, tmp_path / "anchors", torch.device("cpu"))
+    texts = [f"craft.anchors={tmp_path / 'anchors'}", "craft.every=1", "craft.anchor_batch=2"]
+    texts += ["craft.lambda_start=3", "craft.lambda_lr=0.5", "craft.epsilon_start=2", "craft.epsilon_end=2"]
+    fine_tune(config(world, tmp_path / "run", *texts, statistics="checkpoint", steps=3))
+    with (tmp_path / "run" / "lambda_history.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert float(first["lambda"]) == 3 and float(first["epsilon"]) == 2
+    assert float(second["lambda"]) == pytest.approx(3 + 0.5 * (float(first["retention_loss"]) - 2))
+
+
+def test_lerobots_names_of_fields_without_a_flag_become_settings():
+    words = ["--policy.optimizer_betas=[0.9,0.99]", "--wandb.project", "arms", "--save_checkpoint=false"]
+    assert translate(words) == ["--set", "optimizer.betas=[0.9,0.99]", "--set", "wandb.project=arms", "--no-save"]
+
+
+def test_without_a_terminal_there_is_a_line_per_log_every(capsys):
+    with live_line(0, 5, "fine-tune", 2) as report:
+        for step in range(1, 6):
+            report(step, 0.5, 1e-4, 0.25)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"fine-tune: step {step} of 5" for step in (1, 2, 4, 5)]
+
+
+def test_wandb_gets_project_entity_and_name_and_a_resumed_run_goes_on_in_the_same(world, tmp_path, monkeypatch):
+    calls: list[dict[str, Any]] = []
+    rows: list[int] = []
+
+    class Session:
+        def log(self, values: dict[str, float], step: int) -> None:
+            rows.append(step)
+
+        def finish(self) -> None:
+            pass
+
+    module = types.ModuleType("wandb")
+    module.init = lambda **given: calls.append(given) or Session()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr("vla_edge.training.trackers.find_spec", lambda name: module)
+
+    def stop(done: int, *_: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    texts = ("wandb.project=arms", "wandb.entity=lab", "wandb.name=first")
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(config(world, tmp_path / "run", *texts, trackers=("wandb",), steps=4), stop)
+    resume(tmp_path / "run")
+    assert [calls[0][name] for name in ("project", "entity", "name", "resume")] == ["arms", "lab", "first", "allow"]
+    assert calls[0]["id"] == calls[1]["id"] and rows == [1, 2, 3, 4]
+
+
+def test_a_scaled_schedule_is_said(world, tmp_path):
+    notes = assemble(config(world, tmp_path / "x", steps=300)).notes
+    assert "the schedule is scaled to the run: warm-up 1000 → 10 steps, decay 30000 → 300" in notes
+
+
+def test_settings_of_stages_go_to_the_plan_or_to_every_stage():
+    plan, left = with_plan_settings(
+        read_stages("kuavo"), ["shared.batch_size=4", "stages.weighing.epochs=1", "optimizer.eps=1e-7"]
+    )
+    assert plan.shared.batch_size == 4 and plan.stages[1].epochs == 1.0 and left == ("optimizer.eps=1e-7",)
+    with pytest.raises(ConfigError, match="no stage 'x'"):
+        with_plan_settings(plan, ["stages.x.epochs=1"])
