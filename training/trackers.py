@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vla_edge.command_line import install_command
 from vla_edge.errors import ConfigError
 from vla_edge.fields import to_json
 from vla_edge.files import write_json
@@ -22,9 +23,7 @@ def check_trackers(config: TrainConfig) -> None:
     """ConfigError when a package that `config` asks for is missing."""
     for name in config.trackers:
         if find_spec(name) is None:
-            raise ConfigError(
-                f"tracker {name}: the package is missing; pip install 'vla-edge[track]' or leave the tracker out"
-            )
+            raise ConfigError(f"tracker {name}: the package is missing; install it with {install_command('track')}")
 
 
 @contextmanager

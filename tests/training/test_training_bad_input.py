@@ -184,7 +184,7 @@ def stop_at(step: int, what: signal.Signals):
         if done == step:
             os.kill(os.getpid(), what)
 
-    return lambda first, steps, title: contextlib.nullcontext(report)
+    return lambda first, steps, title, every: contextlib.nullcontext(report)
 
 
 @pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGINT])

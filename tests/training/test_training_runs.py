@@ -640,7 +640,7 @@ class Interrupting:
     def __init__(self, title: str) -> None:
         self.title = title
 
-    def __call__(self, first: int, steps: int, title: str) -> Any:
+    def __call__(self, first: int, steps: int, title: str, every: int) -> Any:
         return contextlib.nullcontext(interrupt_at(3) if title == self.title else silent)
 
 
