@@ -102,6 +102,12 @@ def test_a_picture_of_another_aspect_is_computed_with_a_note(run, fields):
     assert "gives" not in run({**fields, LAPTOP: np.zeros((240, 320, 3), np.uint8)})[2]  # the same, smaller
 
 
+def test_an_empty_task_is_taken_as_lerobot_takes_it(run, fields):
+    code, _, stderr, out = run({**fields, "task": ""})
+    with np.load(out) as empty:
+        assert code == 0 and stderr == "" and empty["action"].shape == (50, 6)
+
+
 def test_one_camera_is_enough(run, fields):
     assert run({name: value for name, value in fields.items() if name != PHONE})[0] == 0
 

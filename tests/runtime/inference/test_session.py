@@ -236,6 +236,23 @@ def test_fewer_steps_are_euler_steps_too(bundle, recorded, engine):
     assert worst(result.latent, recorded["steps/x_t"][0, 0] - recorded["steps/v_t"][0, 0]) <= 1e-5
 
 
+def test_relative_actions_count_from_the_state_and_a_hand_over_ties_joint_values_whatever_moved(bundle, recorded):
+    policy = replace(bundle.manifest.policy, relative_joints=(0, 1, 2, 3, 4))
+    relative = replace(bundle, manifest=replace(bundle.manifest, policy=policy))
+    observation, noise = observation_of(recorded), recorded["noise"][0]
+    state = observation.joints.positions
+    plain, first = (infer(session_of(place), observation, noise=noise) for place in (bundle, relative))
+    counted = np.array([1, 1, 1, 1, 1, 0], np.float32) * state
+    assert worst(first.actions, plain.actions + counted) <= 1e-6
+
+    moved = replace(observation, joints=replace(observation.joints, positions=state + np.float32(3)))
+    weights = np.zeros(50, np.float32)
+    weights[:8] = 1
+    second = infer(session_of(relative), moved, noise=noise, inpaint=Inpaint(first.latent, weights))
+    assert worst(second.actions[:8], first.actions[:8]) <= 1e-5
+    assert worst(second.actions[20:], first.actions[20:]) > 1e-3
+
+
 def test_frozen_rows_come_out_as_the_chunk_they_are_tied_to(bundle, recorded):
     target = np.random.default_rng(3).standard_normal((50, 32)).astype(np.float32)
     weights = np.zeros(50, np.float32)
