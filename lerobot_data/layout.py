@@ -16,6 +16,7 @@ import numpy as np
 
 from vla_edge.errors import DatasetError
 from vla_edge.fields import parse_json
+from vla_edge.files import refuse_pointer
 
 V20 = "v2.0"
 """As v2.1, with statistics of the whole set only."""
@@ -160,6 +161,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _text(path: Path) -> str:
+    refuse_pointer(path, DatasetError)
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

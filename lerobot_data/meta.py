@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
+from vla_edge.files import refuse_pointer
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.layout import Info, Location
 from vla_edge.lerobot_data.stats import Stats, aggregate
@@ -47,7 +48,8 @@ class Episode:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Raises DatasetError for a file that is missing or damaged."""
+    """Raises DatasetError for a file that is missing, damaged or a Git LFS pointer."""
+    refuse_pointer(path, DatasetError)
     try:
         with pq.ParquetFile(path) as file:
             yield file
@@ -178,6 +180,8 @@ def read_episode_stats(root: Path, info: Info) -> dict[int, Stats]:
     """Per-episode statistics: episode index → feature → statistic."""
     if info.version != layout.V30:
         path = root / layout.V21_STATS_FILE
+        if info.version == layout.V20 and not path.is_file():
+            return {}  # it has none
         if not path.is_file():
             raise DatasetError(f"{path} is missing; write statistics with `vla-data stats {root} --write`")
         rows = [_checked(path, row, {"episode_index": int, "stats": dict}) for row in layout.read_jsonl(path)]

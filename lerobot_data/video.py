@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
+from vla_edge.files import refuse_pointer
 
 TOLERANCE_S = 1e-4
 """A frame belongs to a time when they differ by less (LeRobot's `tolerance_s`)."""
@@ -25,6 +26,7 @@ _FORWARD_FRAMES = 16
 
 def open_video(path: Path) -> Any:
     """An open PyAV container with a video stream. Raises DatasetError naming the file."""
+    refuse_pointer(path, DatasetError)
     try:
         container = av.open(str(path), metadata_errors="replace")
     except FileNotFoundError:

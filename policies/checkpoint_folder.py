@@ -12,6 +12,7 @@ from typing import Any
 
 from vla_edge.errors import CheckpointError
 from vla_edge.fields import read_object
+from vla_edge.files import refuse_pointer
 from vla_edge.hub import is_id, local_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
@@ -24,11 +25,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return read_object(
         file, CheckpointError, "copy the checkpoint again", "missing; give the folder that save_pretrained wrote"
     )
-
-
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_POINTER_BYTES = 1024
-"""A Git LFS pointer is a text of about 130 bytes."""
 
 
 def resolve_checkpoint(path: Path, revision: str = "") -> Path:
@@ -62,10 +58,7 @@ def checkpoint_name(folder: Path) -> str:
 def check_pointers(folder: Path) -> None:
     """CheckpointError names a file in `folder` that is only a Git LFS pointer."""
     for file in sorted(folder.rglob("*")) if (folder / "config.json").is_file() else ():
-        if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
-            raise CheckpointError(
-                f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
-            )
+        refuse_pointer(file, CheckpointError)
 
 
 def find_folder(name: str, checkpoint: Path, files: tuple[str, ...]) -> Path:

@@ -126,6 +126,11 @@ def resume(run: Path, report: Report = silent, moved: Sequence[Path] = ()) -> tu
         folders = [str(local_folder(path, "dataset").resolve()) for path in moved]
         data = tuple(replace(task, path=folder) for task, folder in zip(config.data, folders))
         config = replace(config, data=data)
+    gone = [task.path for task in config.data if not Path(task.path).is_dir()]
+    if gone:
+        raise ConfigError(
+            f"{gone[0]}: the run's data are not there any more; say where they lie now with --dataset PATH"
+        )
     join(config.device)
     if step_of(checkpoint) >= config.steps and has_ended(run):
         raise TrainingError(

@@ -51,7 +51,7 @@ def convert_dataset(
         if not report.passed:
             raise CheckFailed(
                 f"the conversion of {source} does not verify: {report.first_problem}; the source may be damaged, "
-                f"run `vla-data verify` on it"
+                "run `vla-data verify` on it, which names the remedy"
             )
         differences = compare_datasets(source, folder, completed=True, tolerance_s=tolerance_s)
         if differences:

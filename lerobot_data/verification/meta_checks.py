@@ -29,10 +29,9 @@ def meta_files(opened: Opened) -> list[str]:
     wanted = [layout.INFO_FILE]
     if known != layout.V30:
         wanted += [layout.V21_EPISODES_FILE, layout.V21_TASKS_FILE]
-    if known == layout.V21:
-        wanted += [layout.V21_STATS_FILE]
-    else:
-        wanted += [layout.TASKS_FILE, layout.STATS_FILE]
+    if known == layout.V30:
+        wanted += [layout.TASKS_FILE]
+    wanted += [layout.V21_STATS_FILE if known == layout.V21 else layout.STATS_FILE]
     problems = [f"{name} is missing" for name in wanted if not (root / name).is_file()]
     if known == layout.V30 and not list((root / layout.EPISODES_FOLDER).glob("*/*.parquet")):
         problems.append(f"{layout.EPISODES_FOLDER} holds no parquet file")

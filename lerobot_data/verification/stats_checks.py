@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.columns import column_array
 from vla_edge.lerobot_data.layout import Feature, Info, image_size
 from vla_edge.lerobot_data.meta import read_table
@@ -18,7 +19,8 @@ from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened
 def statistics(opened: Opened) -> list[str]:
     """What a policy takes (cameras, observations, the action) has its statistics, of the right shape and order, and
     numbers agree with the data."""
-    return _problems(opened, inputs=True)
+    found = _problems(opened, inputs=True)
+    return [*found, "`vla-data stats --write` computes them anew"] if found else []
 
 
 def untidy_statistics(opened: Opened) -> list[str]:
@@ -34,7 +36,9 @@ def _problems(opened: Opened, inputs: bool) -> list[str]:
     assert episodes is not None and frames is not None
     keys = [key for key, feature in info.features.items() if _is_input(key, feature) == inputs]
     problems = [
-        f"episode {episode.index} has no statistics" for episode in episodes if inputs and episode.index not in parts
+        f"episode {episode.index} has no statistics"
+        for episode in episodes
+        if inputs and episode.index not in parts and info.version != layout.V20
     ]
     for where, entry in (("dataset", stats), *((f"episode {index}", part) for index, part in parts.items())):
         problems += _stats_shape(where, info, keys, entry)

@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Manifest
+from vla_edge.camera_names import short_name
 from vla_edge.errors import ConfigError, ControlError, ObservationError, WireError
 from vla_edge.runtime.control.operator import WORDS, ask
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -174,9 +175,11 @@ async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -
     """One client of openpi's protocol: our metadata first, then a message of actions for each observation.
 
     An observation the policy does not take is answered with a text (which the client raises) and the connection stays;
-    a message that is none ends it.
+    a message that is none ends it. Messages up to the size of pictures as 64-bit floats are read to be answered so; a
+    larger one ends the connection with code 1009.
     """
-    socket = web.WebSocketResponse(max_msg_size=policy.limits.message_bytes, heartbeat=HEARTBEAT_S, compress=False)
+    readable = 8 * policy.limits.message_bytes
+    socket = web.WebSocketResponse(max_msg_size=readable, heartbeat=HEARTBEAT_S, compress=False)
     await socket.prepare(request)
     try:
         client = await policy.pool.acquire()
@@ -191,6 +194,10 @@ async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -
                 service.refused("message")
                 await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"observations are binary messages")
                 break
+            if len(message.data) > policy.limits.message_bytes:
+                service.refused("size")
+                await socket.send_str(too_large(policy, len(message.data)))
+                continue
             try:
                 await socket.send_bytes(encode(await _answer(policy, client, message.data)))
             except WireError as error:
@@ -208,6 +215,16 @@ async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -
         if socket.close_code == WSCloseCode.MESSAGE_TOO_BIG:
             service.refused("size")
     return socket
+
+
+def too_large(policy: ServedPolicy, size: int) -> str:
+    """What a client is told whose message has `size` bytes."""
+    shapes = ", ".join(f"{short_name(c.source)} [{c.height}, {c.width}, 3]" for c in policy.manifest.cameras)
+    limit = policy.limits.message_bytes
+    return (
+        f"the message has {size / 1e6:.1f} MB, at most {limit / 1e6:.1f} MB are taken: send pictures as uint8 of the "
+        f"policy's size ({shapes}), not as floats or larger ones"
+    )
 
 
 async def _answer(policy: ServedPolicy, client: Client, message: bytes) -> dict[str, Any]:
@@ -283,7 +300,7 @@ def _add_kserve(app: web.Application, service: Service, policy: ServedPolicy) ->
             body = await asyncio.wait_for(request.read(), BODY_S)
         except web.HTTPRequestEntityTooLarge:
             service.refused("size")
-            return web.json_response({"error": f"the body is over {policy.limits.message_bytes} bytes"}, status=413)
+            return web.json_response({"error": too_large(policy, request.content_length or 0)}, status=413)
         asked = await asyncio.to_thread(kserve.parse_request, body, request.headers.get(kserve.HEADER_LENGTH))
         given = observation_of(asked.inputs, "request", policy.manifest)
         result = await _in_session(asked, lambda client: policy.pool.infer(client, given))

@@ -25,6 +25,19 @@ _LINKLESS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENO
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
+"""A Git LFS pointer is a text of about 130 bytes."""
+
+
+def refuse_pointer(file: Path, error: type[VlaEdgeError]) -> None:
+    """`error` where `file` is only a Git LFS pointer to what should stand there; one that is missing is no matter."""
+    if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
+        raise error(
+            f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
+        )
+
+
 def partial_path(target: Path) -> Path:
     """A hidden name beside `target` that nobody else uses."""
     ending = target.suffix if target.suffix != target.name else ""

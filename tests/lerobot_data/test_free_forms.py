@@ -17,6 +17,7 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.editing.convert import convert_dataset
 from vla_edge.lerobot_data.layout import IMAGE_AXES, flat_names, read_info
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.recompute import recompute_stats
 from vla_edge.lerobot_data.verification.verify import verify_dataset
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -120,3 +121,36 @@ def test_an_annotated_dataset_is_read_without_its_words_and_total_tasks_may_be_m
         assert "language_persistent" not in dataset.features and dataset.info.total_tasks is None
         assert dataset.info.left_out == {"language_persistent": "annotations in language"}
         assert dataset.frame(3).task
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/chunk-000/episode_000000.parquet", "meta/episodes.jsonl", f"videos/chunk-000/{FRONT}/episode_000000.mp4"],
+)
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(V21, source)
+    (source / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 90671\n")
+    with pytest.raises(DatasetError, match=rf"{name}: a Git LFS pointer, not the file itself; run `git lfs pull`"):
+        convert_dataset(source, tmp_path / "target")
+    assert not verify_dataset(source).passed
+
+
+def test_a_v20_dataset_is_sound_without_statistics_of_episodes_and_a_remedy_is_named_for_wrong_ones(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(V21, root)
+    with open_dataset(V21) as dataset:
+        stats = {key: {name: value.tolist() for name, value in entry.items()} for key, entry in dataset.stats.items()}
+    (root / "meta/episodes_stats.jsonl").unlink()
+    (root / "meta/stats.json").write_text(json.dumps(stats))
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.0"}))
+    assert verify_dataset(root).passed
+    stats["action"]["max"][0] += 5.0
+    (root / "meta/stats.json").write_text(json.dumps(stats))
+    told = next(check.problems or () for check in verify_dataset(root).checks if check.name == "statistics")
+    assert told[-1] == "`vla-data stats --write` computes them anew"
+    recompute_stats(root, write=True)
+    assert verify_dataset(root).passed

@@ -225,6 +225,11 @@ def test_the_openpi_client_of_pypi_gets_the_actions_of_infer(world, expected, re
 # ---- hostile clients
 
 
+def as_floats(observation):
+    """Pictures as torch's users have them, 0 to 1."""
+    return {key: value / np.float32(255) if np.ndim(value) == 3 else value for key, value in observation.items()}
+
+
 def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expected):
     service, control = world
     before = control.status()
@@ -241,6 +246,7 @@ def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expec
         (encode({**observation, "steps": 10**6}), "steps is 1000000"),
         (encode([1, 2]), "is a list"),
         (b"\xc1", "not msgpack"),
+        (encode(as_floats(observation)), "send pictures as uint8 of the policy's size (laptop [480, 640, 3], phone"),
     ):
         _, answer = talk(service, message)
         assert answer.type is aiohttp.WSMsgType.TEXT and told in answer.data, answer
