@@ -89,6 +89,8 @@ def check_speed(deployment: Deployment) -> Item:
         f"p50 {np.percentile(warm, 50):.1f} ms, worst {max(warm):.1f} ms over {len(warm)}; {steps} actions at "
         f"{rate:g} a second last {limit:.0f} ms"
     )
+    if deployment.bundle.manifest.fps is None:
+        found += " (the bundle does not say the data's rate: one action each control tick)"
     if max(warm) < limit:
         return Item("speed", PASSED, found)
     return Item(

@@ -141,7 +141,8 @@ def test_a_chunk_lasts_as_long_as_the_datas_rate_says_whatever_the_rate_of_contr
     write_manifest(tmp_path / "bundle", replace(open_bundle(place / "bundle").manifest, fps=50.0))
     steps = open_bundle(place / "bundle").manifest.policy.n_action_steps
     item = check_deployment(tmp_path / "bundle", None, "red", 90.0, 1)[1]
-    assert f"{steps} actions at 50 a second last {steps / 50 * 1e3:.0f} ms" in item.found
+    assert f"{steps} actions at 50 a second last {steps / 50 * 1e3:.0f} ms" in item.found and "say" not in item.found
+    assert "does not say the data's rate" in check_deployment(place / "bundle", None, "red", 90.0, 1)[1].found
 
 
 def test_arithmetic_that_differs_from_the_definition_fails_the_check_that_names_it(place, monkeypatch):
