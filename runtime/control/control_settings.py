@@ -8,6 +8,7 @@ without one.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,8 +48,9 @@ class JointLimits:
     """counts/s"""
     acceleration: float = ACCELERATION
     """counts/s²"""
-    jerk: float = 1_000_000.0
-    """counts/s³"""
+    jerk: float = 3_000_000.0
+    """counts/s³: the acceleration's limit is reached in a tick at 90 Hz. With a third of it goals are always late for the
+    line between two actions and hunt it: the arm trembles by 3.8° instead of 0.8 (benchmarks/results/handover.md)"""
     step: int = 120
     """counts a tick"""
     tracking: int = TRACKING
@@ -139,8 +141,8 @@ BEST_HZ = (90.0, 45.0)
 HZ_OF_UNKNOWN = 30.0
 """Where a bundle does not say its data's rate: what most datasets have."""
 READINGS, LATE_SHARE = 300, 0.01
-ROUNDS = 5
-"""Tries of the readings: a busy machine delays some, a slow bus all of them."""
+ROUNDS, PAUSE_S = 5, 0.3
+"""Tries of the readings, and the time between two: a busy machine delays some, a slow bus all of them."""
 
 WRITE_S = 0.00045
 """Six goals at 1 Mbaud."""
@@ -225,14 +227,16 @@ def choose_rate(times_s: Sequence[float], hz: float | None, fps: float | None, a
     )
 
 
-def measured(read_s: Callable[[], float], longest_s: float) -> list[float]:
+def measured(read_s: Callable[[], float], longest_s: float, sleep: Callable[[float], None] = time.sleep) -> list[float]:
     """Seconds of READINGS readings, as the loop will make them: at its priority, where that is granted.
 
     A round ends as soon as too many took longer than longest_s, and another one follows; the last one as it is.
     """
     times: list[float] = []
     with _loop_priority():
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
+            if number:
+                sleep(PAUSE_S)
             times = []
             while len(times) < READINGS and not too_many(times, longest_s):
                 times.append(read_s())

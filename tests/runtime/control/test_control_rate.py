@@ -9,6 +9,7 @@ import pytest
 
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.runtime.control.control_settings import (
+    PAUSE_S,
     READINGS,
     ROUNDS,
     ControlRate,
@@ -95,7 +96,8 @@ def test_periods_and_the_sentence() -> None:
 
 def test_a_busy_spell_is_measured_again_and_a_slow_bus_is_soon_known() -> None:
     spell: Iterator[float] = iter([*[0.002] * 90, *[0.03] * 4, *[0.002] * 400])
-    assert measured(lambda: next(spell), 0.0065) == [0.002] * READINGS
+    slept: list[float] = []
+    assert measured(lambda: next(spell), 0.0065, slept.append) == [0.002] * READINGS and slept == [PAUSE_S]
     asked = 0
 
     def slow() -> float:
@@ -103,7 +105,7 @@ def test_a_busy_spell_is_measured_again_and_a_slow_bus_is_soon_known() -> None:
         asked += 1
         return math.inf if asked % 2 else 0.02
 
-    found = measured(slow, 0.0065)
+    found = measured(slow, 0.0065, slept.append)
     assert asked == ROUNDS * 4 and len(found) == 4
     with pytest.raises(BusError):
         choose_rate(found, None, 30.0, answer_s)
