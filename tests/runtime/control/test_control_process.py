@@ -201,7 +201,7 @@ def limits_kept(made: Rig, hz: float) -> int:
     for goals in motions(made):
         assert goals.min() >= LOW and goals.max() <= HIGH
         speed = np.diff(goals, axis=0)
-        for rate, limit in enumerate((min(2_000.0 * t, 120), 30_000.0 * t**2, 1_000_000.0 * t**3)):
+        for rate, limit in enumerate((min(2_000.0 * t, 120), 30_000.0 * t**2, 3_000_000.0 * t**3)):
             assert np.abs(np.diff(speed, rate, axis=0)).max(initial=0) <= limit + 2**rate
     return sum(map(len, motions(made)))
 
