@@ -49,6 +49,7 @@ from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.trackers import open_trackers
 from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import validation_losses, weighted
+from vla_edge.training.vision_cache import fill_cache, release_tower
 
 NOT_FINITE = "not finite"
 SMALLEST_SCALE = 2.0**-14
@@ -124,7 +125,7 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
         return TrainingError(
             f"out of memory with batch {config.batch_size} × {config.accumulation} in {config.precision}; use a "
             "smaller batch with more "
-            f"accumulation, bf16, or a smaller image size (resize_imgs_with_padding); last good checkpoint: {last_good}"
+            f"accumulation, bf16, --cache-vision with a frozen tower, or --set image_size=[256,256]; last good checkpoint: {last_good}"
         )
     return None
 
@@ -140,6 +141,11 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     accelerator = make_accelerator(config.device, any(".vlm." in name for name in setup.trained))
     seed_everything(config.seed + accelerator.process_index)
     setup.policy.to(accelerator.device)
+    if config.cache_vision:
+        with accelerator.main_process_first():
+            fill_cache(setup.policy, [*setup.training, *setup.validation], config.batch_size, accelerator.device)
+        if accelerator.num_processes == 1 and retention is None:  # CRaFT's anchors are pictures
+            release_tower(setup.policy, Path(config.cache_vision))
     optimizer, scheduler = make_optimizer(setup.trained.values(), config.optimizer, config.schedule, config.steps)
     sources = [Source(frames.data.name, len(frames), frames.data.weight) for frames in setup.training]
     sampler = QuotaSampler(sources, config.batch_size * accelerator.num_processes, config.seed)

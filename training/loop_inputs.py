@@ -21,6 +21,7 @@ from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.run_config import AugmentConfig, TrainConfig
 from vla_edge.training.statistics import check_dimensions, check_spread, chosen_statistics
 from vla_edge.training.training_frames import Frames, FrameSettings
+from vla_edge.training.vision_cache import attach_cache
 
 SMALLEST_CLS_BATCH, GOOD_CLS_BATCH = 2, 32
 STALE_FRAMES = 25
@@ -82,6 +83,8 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         if camera.source not in datasets[0].camera_keys
     ]
     notes += [f"{data.root}: {key} is left out: {why}" for data in datasets for key, why in data.info.left_out.items()]
+    if config.cache_vision:
+        notes.append(attach_cache(config, policy, [*training, *validation]))
     schedule = config.schedule
     if config.steps < schedule.decay_steps:
         warm = int(schedule.warmup_steps * config.steps / schedule.decay_steps)

@@ -35,6 +35,8 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
         "device": (CHOICES["device"], "device", "where to train; auto: a GPU where there is one"),
         "seed": (whole, "seed", "seed of everything random"),
         "workers": (whole, "workers", "processes that load data; 0: load in the training process"),
+        "cache-vision": (str, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
+        "cache-type": (CHOICES["cache_type"], "cache_type", "how they are kept; float32 is exact"),
         "cache-mb": (whole, "cache_mb", "decoded pictures kept in memory per process"),
     },
     "learning rate": {

@@ -22,6 +22,7 @@ CHOICES = {
     "kind": ("base", "delta"),
     "delta_target": ("noise", "stale"),
     "statistics": ("union", "first", "checkpoint"),
+    "cache_type": ("float32", "bfloat16", "int8"),
     "device": ("auto", "cpu", "cuda"),
 }
 TRANSFORMS = 6
@@ -168,7 +169,8 @@ class TrainConfig:
     frozen policy. `batch_size` is per process and accumulation step.
     `padded_dims` counts the padded action dimensions in the loss, as the
     published base model did. `n_action_steps` and `num_steps` (flow steps) 0
-    and `image_size` (height, width) None keep the checkpoint's.
+    and `image_size` (height, width) None keep the checkpoint's. `cache_vision`:
+    folder of picture tokens (`vision_cache.py`), "" to run the tower each step.
     """
 
     policy: str
@@ -184,6 +186,8 @@ class TrainConfig:
     seed: int = 1000
     workers: int = 0
     cache_mb: int = 512
+    cache_vision: str = ""
+    cache_type: str = "float32"
     save_every: int = 1000
     log_every: int = 10
     validate_every: int = 0

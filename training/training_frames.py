@@ -73,6 +73,8 @@ class Frames:
         self._dataset = open_dataset(data.path, tolerance_s=data.tolerance_s)
         self.episodes = chosen_episodes(self._dataset, data, held_out)
         self.cameras = check_columns(self._dataset, settings)
+        self.tokens: dict[str, Any] = {}  # camera → its `CameraTokens`, read instead of pictures
+        self.cache_meta: dict[str, Any] = {}
         spans = [np.arange(e.from_index, e.to_index) for e in self._dataset.episodes if e.index in set(self.episodes)]
         self.indices = np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
@@ -98,7 +100,7 @@ class Frames:
         return RawSample(now.images, now.state, now.actions, now.is_pad, now.task, shift, earlier)
 
     def _at(self, index: int, generator: np.random.Generator) -> RawSample:
-        kept = self._kept.get(index)
+        kept = {key: tokens.read(index) for key, tokens in self.tokens.items()} or self._kept.get(index)
         frame = self.dataset.frame(index, self.cameras if kept is None else ())
         actions, is_pad = self.dataset.chunk(index, self.settings.chunk)
         images = self._keep(index, frame.images) if kept is None else kept

@@ -36,7 +36,8 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the model reads: one entry of `images` per slot, [B, 3, h, w] in −1..1, with its mask bool [B];
+    """What the model reads: one entry of `images` per slot, [B, 3, h, w] in −1..1 or the tower's tokens [B, N, H], with
+    its mask bool [B];
     token_ids int64 [B, T] and token_mask bool [B, T]; state [B, max_state_dim], normalised and zero-padded."""
 
     images: tuple[Tensor, ...]
@@ -110,8 +111,9 @@ class FlowMatching(nn.Module):
     # ---- prefix
 
     def embed_images(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Each slot's picture → tokens [B, N, H], scaled by √H."""
-        return [self._scaled(self.vlm_with_expert.embed_image(image)) for image in images]
+        """Each slot's picture → tokens [B, N, H], scaled by √H; what is [B, N, H] already is only scaled."""
+        found = [image if image.ndim == 3 else self.vlm_with_expert.embed_image(image) for image in images]
+        return [self._scaled(tokens) for tokens in found]
 
     def embed_prefix(
         self, tokens: Sequence[Tensor], image_masks: Sequence[Tensor], token_ids: Tensor, token_mask: Tensor

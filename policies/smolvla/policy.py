@@ -159,9 +159,10 @@ class SmolVLAPolicy(nn.Module):
         present = [name for name in self.config.pictures if name in batch]
         for name in present:
             value = batch[name]
-            image = prepare_image(
-                to_unit(value[:, -1] if value.ndim == 5 else value, name), self.config.resize_imgs_with_padding
-            )
+            image = value  # [B, N, H]: the vision tower's tokens, computed before
+            if value.ndim != 3:
+                unit = to_unit(value[:, -1] if value.ndim == 5 else value, name)
+                image = prepare_image(unit, self.config.resize_imgs_with_padding)
             images.append(image)
             given = batch.get(f"{name}_padding_mask")
             masks.append(
