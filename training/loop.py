@@ -124,8 +124,8 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
     if _is_memory(error):
         return TrainingError(
             f"out of memory with batch {config.batch_size} × {config.accumulation} in {config.precision}; use a "
-            "smaller batch with more "
-            f"accumulation, bf16, --cache-vision with a frozen tower, or --set image_size=[256,256]; last good checkpoint: {last_good}"
+            "smaller batch with more accumulation, bf16, --cache-vision with a frozen tower, or "
+            f"--set image_size=[256,256]; last good checkpoint: {last_good}"
         )
     return None
 
