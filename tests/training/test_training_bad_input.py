@@ -455,7 +455,7 @@ def test_a_run_whose_data_were_moved_goes_on_from_where_they_are(world, tmp_path
     (tmp_path / "data").rename(tmp_path / "moved")
     capsys.readouterr()
     code, line = command("resume", last, capsys=capsys)
-    assert code == 2 and str(tmp_path / "data") in line
+    assert code == 2 and str(tmp_path / "data") in line and "say where they lie now with --dataset PATH" in line
     twice = ("--dataset", tmp_path / "moved")
     code, line = command("resume", last, *twice, *twice, capsys=capsys)
     assert code == 2 and "given 2 times, the run has 1: data" in line

@@ -324,3 +324,16 @@ def test_a_damaged_bundle_is_named_before_any_check(place, tmp_path):
     with pytest.raises(BundleError, match=r"weights\.bin"):
         check_deployment(tmp_path / "bundle", None, "red", 10.0, 1)
     assert open_bundle(place / "exported").digest
+
+
+@pytest.mark.parametrize("names", [None, ["a"], {"left": ["a"], "right": ["b"]}])
+def test_export_takes_nested_names_and_numbers_joints_that_have_too_few(place, tmp_path, names):
+    data = tmp_path / "data"
+    shutil.copytree(place / "data", data)
+    info = json.loads((data / "meta/info.json").read_text())
+    info["features"]["action"]["names"] = names
+    (data / "meta/info.json").write_text(json.dumps(info))
+    words = ["--checkpoint", str(place / "policy"), "--dataset", str(data), "--out", str(tmp_path / "bundle")]
+    assert export([*words, "--threads", "1"]) == 0
+    joints = open_bundle(tmp_path / "bundle").manifest.joints
+    assert joints == (("a", "b") if isinstance(names, dict) else ("joint_0", "joint_1"))
