@@ -365,9 +365,10 @@ def normalised(
 ) -> NDArray[np.float64]:
     """The formula of docs/policy.md §1.4 in float64."""
     if spec.mode == "MEAN_STD":
-        return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (
-            tables[f"{feature}.std"].astype(np.float64) + spec.eps
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # no spread: the caller leaves such dimensions out
+            return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (
+                tables[f"{feature}.std"].astype(np.float64) + spec.eps
+            )
     if spec.mode == "MIN_MAX":
         low, high = (tables[f"{feature}.{name}"].astype(np.float64) for name in ("min", "max"))
         return 2 * (values - low) / np.where(high == low, max(spec.eps, 1e-8), high - low) - 1
