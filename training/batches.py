@@ -16,6 +16,8 @@ from vla_edge.errors import VlaEdgeError
 from vla_edge.training.sampler import QuotaSampler, SamplerState
 from vla_edge.training.training_frames import Mix, collate
 
+LONGEST_WAIT_S = 600
+"""Without a batch for so long, loader processes are taken to hang: torch raises RuntimeError."""
 Picks = list[tuple[int, int, int]]
 
 
@@ -49,6 +51,8 @@ def batches(
         collate_fn=partial(collate, policy=policy) if workers == 0 else _as_list,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,  # a forked decoder may wait for ever for its threads
+        timeout=LONGEST_WAIT_S if workers else 0,
         worker_init_fn=end_with_parent,
     )
     for item in loader:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from vla_edge.errors import TrainingError, VlaEdgeError
-from vla_edge.training.batches import batches
+from vla_edge.training.batches import LONGEST_WAIT_S, batches
 from vla_edge.training.checkpoint_saving import copy_from, fill_checkpoint
 from vla_edge.training.checkpoints import (
     PRETRAINED,
@@ -120,6 +120,11 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
             f"{error}; lower the learning rate (now {config.optimizer.lr:g}) or raise the warm-up, and check the "
             "data set's statistics "
             f"with `vla-data verify`; last good checkpoint: {last_good}"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in str(error):
+        return TrainingError(
+            f"no batch came from {config.workers} loader processes for {LONGEST_WAIT_S} s; look at the disk, or load "
+            f"in the training process (--workers 0); last good checkpoint: {last_good}"
         )
     if _is_memory(error):
         return TrainingError(

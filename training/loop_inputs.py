@@ -64,7 +64,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         config.seed,
         config.augment,
         min(stale, policy.config.chunk_size - 1),
-        config.cache_mb,
+        config.cache_mb // (max(1, config.workers) * len(config.data)),
     )
     plain = replace(reading, augment=AugmentConfig())
     training = [Frames(task, reading) for task in config.data if task.weight > 0]

@@ -37,7 +37,7 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
         "workers": (whole, "workers", "processes that load data; 0: load in the training process"),
         "cache-vision": (str, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
         "cache-type": (CHOICES["cache_type"], "cache_type", "how they are kept; float32 is exact"),
-        "cache-mb": (whole, "cache_mb", "decoded pictures kept in memory per process"),
+        "cache-mb": (whole, "cache_mb", "memory of a process for decoded pictures, shared by its loaders and datasets"),
     },
     "learning rate": {
         "lr": (positive, "optimizer.lr", "peak learning rate"),

@@ -7,7 +7,6 @@ they are on the device.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,15 +66,14 @@ class Frames:
     def __init__(self, data: TaskData, settings: FrameSettings, held_out: bool = False) -> None:
         self.data = data
         self.settings = settings
-        self._owner = os.getpid()
         self._kept: dict[int, Mapping[str, NDArray[np.uint8]]] = {}
         self._room = settings.cache_mb * 2**20
-        self._dataset = open_dataset(data.path, tolerance_s=data.tolerance_s)
-        self.episodes = chosen_episodes(self._dataset, data, held_out)
-        self.cameras = check_columns(self._dataset, settings)
+        self._dataset: Dataset | None = open_dataset(data.path, tolerance_s=data.tolerance_s)
+        self.episodes = chosen_episodes(self.dataset, data, held_out)
+        self.cameras = check_columns(self.dataset, settings)
         self.tokens: dict[str, Any] = {}  # camera → its `CameraTokens`, read instead of pictures
         self.cache_meta: dict[str, Any] = {}
-        spans = [np.arange(e.from_index, e.to_index) for e in self._dataset.episodes if e.index in set(self.episodes)]
+        spans = [np.arange(e.from_index, e.to_index) for e in self.dataset.episodes if e.index in set(self.episodes)]
         self.indices = np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
     def __len__(self) -> int:
@@ -83,9 +81,13 @@ class Frames:
 
     @property
     def dataset(self) -> Dataset:
-        if self._owner != os.getpid():
-            self._dataset, self._owner = open_dataset(self.data.path, tolerance_s=self.data.tolerance_s), os.getpid()
+        if self._dataset is None:
+            self._dataset = open_dataset(self.data.path, tolerance_s=self.data.tolerance_s)
         return self._dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a loader process: no open file or decoder, no decoded picture."""
+        return {**self.__dict__, "_dataset": None, "_kept": {}}
 
     def sample(self, number: int, draw: int) -> RawSample:
         """Frame `number` of the chosen ones; `draw` makes its augmentation and shift differ from pass to pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from vla_edge.lerobot_data.layout import read_info
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.command import main
-from vla_edge.training.run_config import TaskData
+from vla_edge.training.loop import fault_advice
+from vla_edge.training.run_config import TaskData, TrainConfig
 from vla_edge.training.statistics import names_or_numbers
 from vla_edge.training.training_frames import Frames, FrameSettings, collate
 
@@ -144,3 +146,17 @@ def test_joints_have_their_names_in_order_or_their_places(
     with open_dataset(data) as dataset:
         assert names_or_numbers(dataset) == read
         assert read_info(data).features["action"].names == names
+
+
+def test_what_travels_to_a_loader_process_holds_no_open_decoder_and_reads_the_same(world: Path) -> None:
+    frames = Frames(TaskData("data", str(world / "data")), FrameSettings((CAMERA,), 1, 0, cache_mb=8))
+    here = frames.sample(3, 0)
+    sent = pickle.loads(pickle.dumps(frames))
+    assert sent.__dict__["_dataset"] is None and sent.__dict__["_kept"] == {}
+    assert np.array_equal(sent.sample(3, 0).images[CAMERA], here.images[CAMERA])
+
+
+def test_loaders_that_hang_end_the_run_with_what_to_do(world: Path) -> None:
+    config = TrainConfig("policy", "out", (TaskData("data", "data"),), workers=2)
+    told = fault_advice(RuntimeError("DataLoader timed out after 600 seconds"), config, "none yet")
+    assert told is not None and "2 loader processes" in str(told) and "--workers 0" in str(told)
