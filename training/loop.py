@@ -157,7 +157,7 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     objective = Objective(setup.policy, config.padded_dims).train()
     if accelerator.num_processes > 1:
         objective = accelerator.prepare_model(objective)
-    status = Status("running", 0, config.steps)
+    status = Status("running", 0, config.steps, device=device_name(accelerator.device))
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
     loop = Loop(
         setup, accelerator, objective, optimizer, scheduler, sampler, sampler.start(), retention, status, scaler
@@ -191,6 +191,13 @@ def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
             f"device cpu: this process already works on {accelerator.device}; use one device per process"
         )
     return accelerator
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU by its name, or the processor with the number of torch's threads."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def _restore(loop: Loop, checkpoint: Path) -> None:

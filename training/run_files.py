@@ -43,6 +43,7 @@ class Status:
     updated: float = 0.0
     process: int = 0
     host: str = ""
+    device: str = ""
 
 
 def write_status(run: Path, status: Status) -> None:
@@ -106,10 +107,21 @@ def describe(run: Path) -> str:
             f"s/step       {_number(status.seconds_per_step, '.3f')}",
             f"time left    {_duration(status.eta_s)}",
             f"best         {best}",
-            f"checkpoints  {', '.join(names) if names else 'none'}",
+            f"checkpoints  {', '.join(names) if names else 'none'}{_size(run / 'checkpoints')}",
+            f"device       {status.device or '–'}",
             f"last error   {status.error or 'none'}",
+            *(f"log          {_log_line(row)}" for row in read_metrics(run)[-3:]),
         ]
     )
+
+
+def _size(folder: Path) -> str:
+    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return f" ({total / 1e6:.0f} MB)" if total else ""
+
+
+def _log_line(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{name} {value:.5g}" for name, value in row.items() if isinstance(value, (int, float)))
 
 
 def has_ended(run: Path) -> bool:

@@ -20,7 +20,7 @@ from vla_edge.training.lerobot_arguments import translate
 from vla_edge.training.loop_inputs import assemble
 from vla_edge.training.progress import live_line
 from vla_edge.training.run_config import OptimizerConfig, TaskData, TrainConfig, with_settings
-from vla_edge.training.run_files import read_metrics
+from vla_edge.training.run_files import describe, read_metrics
 from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.sequential.phases import read_stages, with_plan_settings
 
@@ -184,3 +184,12 @@ def test_settings_of_stages_go_to_the_plan_or_to_every_stage():
     assert plan.shared.batch_size == 4 and plan.stages[1].epochs == 1.0 and left == ("optimizer.eps=1e-7",)
     with pytest.raises(ConfigError, match="no stage 'x'"):
         with_plan_settings(plan, ["stages.x.epochs=1"])
+
+
+def test_status_tells_sizes_device_and_the_newest_log_lines(world, tmp_path):
+    fine_tune(config(world, tmp_path / "run", steps=4))
+    lines = describe(tmp_path / "run").splitlines()
+    logged = [line.split() for line in lines if line.startswith("log ")]
+    assert [words[2] for words in logged] == ["2", "3", "4"] and "loss" in logged[0]
+    assert any(line.startswith("checkpoints") and " MB)" in line for line in lines)
+    assert any(line == f"device       cpu, {torch.get_num_threads()} threads" for line in lines)
