@@ -25,11 +25,14 @@ enum { MS = 1000000, TICKS = 60, EVENT = 30 };
 static struct {
     int64_t now_ns, suspended_ns;
     int64_t suspend_ns; /* what the machine sleeps at tick EVENT */
+    int64_t stop_ns;    /* what our process is stopped for then, the clocks going on */
+    long silent_ticks;  /* for how many from then on no servo answers; after six their watchdogs have tripped */
+    long held_after, latched_after; /* ticks of silence until readings lost were a hold, and until it latched */
     int64_t answer_ns;  /* what a reading takes */
     bool tripped, deaf, limp;
     int64_t park_after_ns;
     int interrupt_fd;                        /* a signal is written here at tick EVENT, 0: none */
-    int32_t goal_before_end, reason_before_end;
+    int32_t goal_before_end, reason_before_end, state_before_end;
     int32_t position[ARM_JOINTS], goals[ARM_JOINTS];
     long ticks, asked_health, late_health, checks, cleared, rebooted;
     bool torque;
@@ -53,24 +56,44 @@ static void sleep_until(int64_t due_ns)
     world.ticks++;
     if (world.ticks == EVENT && world.interrupt_fd > 0 && write(world.interrupt_fd, &(char){SIGINT}, 1) != 1)
         abort();
-    if (world.ticks == TICKS - 1) {
+    if (loop.clock.tick == TICKS - 2) {
         world.goal_before_end = world.goals[0];
         world.reason_before_end = (int32_t)loop.pilot.reason;
+        world.state_before_end = (int32_t)loop.pilot.state;
     }
+    if (world.ticks == EVENT && world.stop_ns > 0) {
+        world.now_ns += world.stop_ns;
+        world.tripped = true;
+    }
+    if (loop.pilot.reason == REASON_READS_LOST && world.held_after == 0)
+        world.held_after = world.ticks - EVENT;
+    if (loop.pilot.latched && world.latched_after == 0)
+        world.latched_after = world.ticks - EVENT;
+    if (world.silent_ticks > 6 && world.ticks == EVENT + 6)
+        world.tripped = true;
     if (world.ticks == EVENT && world.suspend_ns > 0) {
         world.suspended_ns += world.suspend_ns;
         world.tripped = true; /* the servos heard nothing */
     }
 }
 
+/* Lets the time pass that an answer takes, or what is left until the deadline. */
+static bool answers_by(int64_t deadline_ns)
+{
+    bool silent = world.ticks >= EVENT && world.ticks < EVENT + world.silent_ticks;
+    bool answers = !silent && world.now_ns + world.answer_ns <= deadline_ns;
+    if (answers)
+        world.now_ns += world.answer_ns;
+    else if (world.now_ns < deadline_ns)
+        world.now_ns = deadline_ns;
+    return answers;
+}
+
 static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
 {
     (void)context;
-    if (world.now_ns + world.answer_ns > deadline_ns) {
-        world.now_ns = deadline_ns;
+    if (!answers_by(deadline_ns))
         return ARM_TIMEOUT;
-    }
-    world.now_ns += world.answer_ns;
     memset(out, 0, sizeof *out);
     out->time_ns = world.now_ns;
     memcpy(out->position, world.position, sizeof world.position);
@@ -102,7 +125,8 @@ static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOI
 static arm_result check_watchdog(void *context, int64_t deadline_ns)
 {
     (void)context;
-    (void)deadline_ns;
+    if (!answers_by(deadline_ns))
+        return ARM_TIMEOUT;
     world.checks++;
     return world.tripped ? ARM_WATCHDOG : ARM_OK;
 }
@@ -188,6 +212,31 @@ int main(int argc, char **argv)
     world.suspend_ns = 10000 * (int64_t)MS;
     CHECK(fly(argv[1], 33333333) == 0 && world.checks == 1 && world.cleared == 1);
     CHECK(loop.status.state == PILOT_FAULT && loop.status.reason == REASON_WATCHDOG && loop.status.latched);
+
+    memset(&world, 0, sizeof world); /* stopped for 0.6 s: what was missed is skipped and counted, none is made up */
+    world.answer_ns = 1 * MS;
+    world.stop_ns = 600 * (int64_t)MS;
+    CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 17 && loop.status.ticks + loop.status.missed == TICKS + 1);
+    CHECK(world.state_before_end == PILOT_FAULT && world.reason_before_end == REASON_WATCHDOG && world.cleared == 1);
+
+    /* A quarter of a second of silence costs no tick: the third lost reading holds, and it goes on by itself, also when
+     * finding the tripped watchdogs takes a whole tick's reading. */
+    for (int slow = 0; slow < 2; slow++) {
+        memset(&world, 0, sizeof world);
+        world.answer_ns = slow ? 4 * MS : 1 * MS;
+        world.silent_ticks = 8;
+        CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 0 && world.held_after == 3 && world.cleared == 1);
+        CHECK(world.state_before_end == PILOT_PLANNING && world.reason_before_end == REASON_NONE);
+    }
+    memset(&world, 0, sizeof world); /* half a second of it latches; the servos have stopped by then */
+    world.answer_ns = 1 * MS;
+    world.silent_ticks = 20;
+    CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 0 && world.held_after == 3 && world.latched_after == 17);
+    CHECK(world.state_before_end == PILOT_FAULT && world.reason_before_end == REASON_WATCHDOG);
+    memset(&world, 0, sizeof world); /* at 90 Hz as soon as the servos are asked again */
+    world.answer_ns = 1 * MS;
+    world.silent_ticks = 20;
+    CHECK(fly(argv[1], 11111111) == 0 && loop.status.missed == 0 && world.state_before_end == PILOT_PLANNING);
 
     memset(&world, 0, sizeof world); /* no room for a second question within the tick: none is asked */
     world.answer_ns = 4 * MS;
