@@ -359,7 +359,7 @@ def test_a_frozen_camera_stops_the_arm_at_once_and_says_so(control, folder, gold
     monkeypatch.setattr(
         "vla_edge.runtime.control.inference_loop.pace_of", lambda *measured: Pace(rhythm, 0.1, 0.1, 1.7, 1.0)
     )
-    running = control(hz=6.0)  # a chunk lasts 8.3 s
+    running = control(hz=6.0, patience_min_ns=10**12, patience_max_ns=10**12)  # a chunk lasts 8.3 s
     with np.load(GOLDEN, allow_pickle=False) as recorded:
         cameras = {
             name: Switch(name, recorded[f"raw/image/{name}"])
