@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,8 +85,10 @@ def follow(page: Path, folder: Path, arm: dict[str, object]) -> list[str]:
             other = ROOT / "tests" / "data" / "koch_v30_official"
             assert "differences, the first" in run(line.replace("DATASET", str(other)), folder, code=1)
         elif "infer" in words:
-            pictures = {f"observation.images.{name}": np.zeros((96, 128, 3), np.uint8) for name in ("laptop", "phone")}
-            np.savez(folder / "OBS.npz", **pictures, **{"observation.state": np.zeros(6, np.float32), "task": "reach"})
+            fields: dict[str, Any] = {"observation.state": np.zeros(6, np.float32), "task": "reach the red cube"}
+            for name in ("laptop", "phone"):
+                fields[f"observation.images.{name}"] = np.zeros((96, 128, 3), np.uint8)
+            np.savez(folder / "OBS.npz", **fields)
             run(line, folder)
         else:
             run(line, folder)

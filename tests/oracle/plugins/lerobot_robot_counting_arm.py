@@ -35,7 +35,8 @@ class CountingArm(Robot):
 
     def __init__(self, config: CountingArmConfig) -> None:
         super().__init__(config)
-        self.config, self.cameras = config, {}
+        self.config = config
+        self.cameras: dict[str, Any] = {}
         self._shape, self._names = (config.height, config.width, 3), config.pictures.split(",")
         self._state, self._count, self._connected = np.zeros(len(JOINTS)), 0, False
         self._actions: list[list[float]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_an_ensemble_averages_what_overlaps_and_forgets_when_told():
 
 
 def test_an_ensemble_sends_whole_chunks():
-    policy = SimpleNamespace(chunk_size=100, n_action_steps=1)
+    policy: Any = SimpleNamespace(chunk_size=100, n_action_steps=1)
     assert rows_of(policy, HandOverOptions(HandOver.ENSEMBLE)) == 100
     assert rows_of(policy, HandOverOptions(HandOver.BLEND)) == 1
 
