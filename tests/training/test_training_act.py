@@ -68,8 +68,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
 
-    def stop(done: int, *_: float) -> None:
-        if done == 3:
+    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

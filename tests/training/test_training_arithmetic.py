@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(world: Path, out: Path, **changes) -> TrainConfig:
-    values = {"steps": 4, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
+    values: dict[str, Any] = {"steps": 4, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
     values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
     return TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
 
@@ -109,8 +110,8 @@ def test_float16_scales_its_gradients_skips_one_that_overflows_and_resumes_exact
     rows = read_metrics(tmp_path / "whole")
     assert all(row["loss_scale"] >= 1 and row["skipped"] in (0.0, 1.0) for row in rows)
 
-    def stop(done: int, *_: float) -> None:
-        if done == 3:
+    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(world: Path, out: Path, *settings: str, **changes: Any) -> TrainConfig:
-    values = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
+    values: dict[str, Any] = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
     values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
     plain = TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
     return with_settings(plain, settings)
@@ -156,12 +156,17 @@ def test_wandb_gets_project_entity_and_name_and_a_resumed_run_goes_on_in_the_sam
             pass
 
     module = types.ModuleType("wandb")
-    module.init = lambda **given: calls.append(given) or Session()  # type: ignore[attr-defined]
+
+    def init(**given: Any) -> Session:
+        calls.append(given)
+        return Session()
+
+    module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.setattr("vla_edge.training.trackers.find_spec", lambda name: module)
 
-    def stop(done: int, *_: float) -> None:
-        if done == 3:
+    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     texts = ("wandb.project=arms", "wandb.entity=lab", "wandb.name=first")

@@ -72,8 +72,8 @@ def test_the_stale_delta_target_reads_tokens_of_earlier_frames_too(world, tmp_pa
 
 
 def test_a_cached_run_resumes_bit_for_bit_with_and_without_its_cache(world, tmp_path):
-    def stop(done: int, *_: float) -> None:
-        if done == 4:
+    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if step == 4:
             raise KeyboardInterrupt
 
     fine_tune(config(world, tmp_path / "whole", cache_vision=str(tmp_path / "tokens")))
