@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C extension: one module from the control core and the servo bus.
 
 `optional` lets the package install where there is no compiler; everything but

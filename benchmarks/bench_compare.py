@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two result files against each other: is the second slower than the first by more than a factor?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A result as markdown and as a picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bundle on a backend, run through `PolicySession` as on the robot."""
 
 from __future__ import annotations

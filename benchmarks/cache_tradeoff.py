@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the prefix cache buys and what it costs, on simulated episodes with still and moving phases.
 
     python -m vla_edge.benchmarks.cache_tradeoff --bundle CALIBRATED --out benchmarks/results

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this machine can do at best: matrix products in float32 and INT8, and reading memory.
 
 The ceiling of a type is the best of several libraries and shapes that the

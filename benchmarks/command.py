@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-bench`: latency of bundles, and of torch beside them; `vla-bench compare` gates one result on another."""
 
 from __future__ import annotations

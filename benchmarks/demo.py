@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime demo` (`make demo`): from a checkpoint to a simulated arm that does what it is told.
 
 Exports the committed reaching policy to a bundle (with `--robot-only`, and where only the wheel is installed: takes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a flow loop costs besides its graph: the loop in C against the loop in Python, and control's ticks beside each.
 
     python -m vla_edge.benchmarks.flow_overhead --bundle BUNDLE --out benchmarks/results

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make bench`: the full-size network, two cameras, ten steps, against torch eager float32 in one interleaved run.
 
     python -m vla_edge.benchmarks.full [--work DIR] [--rounds N]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From one chunk to the next: how does the arm move, is it still at its target, and how soon does it react?
 
     python -m vla_edge.benchmarks.handover_motion --bundle BUNDLE --out DIR

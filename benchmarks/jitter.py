@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How late a control tick starts: this loop, a Python loop with absolute deadlines, a Python loop that sleeps the rest.
 
     python -m vla_edge.benchmarks.jitter --seconds 60 --out benchmarks/results

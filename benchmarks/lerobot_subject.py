@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot's own SmolVLA on the same weights and observations, where `lerobot` is installed.
 
 Only the network is LeRobot's; observation and un-normalisation are our policy

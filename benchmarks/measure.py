@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rounds in which all subjects take turns, and what follows from them: percentiles, ratios, errors, fractions,
 verdicts."""
 

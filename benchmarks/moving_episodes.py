@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate
 calibration look at.
 
@@ -108,7 +109,7 @@ def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iter
 
 
 def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float = PHASE_S) -> None:
-    """Write one episode a seed as a LeRobot v3.0 data set; `target` must not exist."""
+    """Write one episode a seed as a LeRobot v3.0 dataset; `target` must not exist."""
     joints = [f"{name}.pos" for name in KOCH_JOINTS]
     size = (arm.options.height, arm.options.width, 3)
     features = {
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration"
     )
-    parser.add_argument("--out", type=Path, required=True, help="new data set")
+    parser.add_argument("--out", type=Path, required=True, help="new dataset")
     parser.add_argument("--episodes", type=count, default=20)
     parser.add_argument("--first-seed", type=whole, default=200_000)
     options = parser.parse_args(argv)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-bench --preset orin-nano`: one bundle under the contract of a public row, as one JSON row to set beside it.
 
 Needs nothing but what runs on the robot, so that it can be measured there.

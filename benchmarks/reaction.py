@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a visible scene change to the first action planned from it: recomputing always against the gated cache.
 
     python -m vla_edge.benchmarks.reaction --bundle CALIBRATED --out benchmarks/results

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A subject of the benchmark: what it is made from, its cases, and what one timed run tells."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is measured, each in a process of its own: bundles on a backend, and the torch policy in LeRobot's order.
 
 The parent tells a subject which case to run next, so that cases of different

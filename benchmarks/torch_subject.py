@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy in torch, in LeRobot's order: pictures, then prefix and state in one pass, then the steps.
 
 Nothing is cached, split or precomputed, and cross-attending layers project

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-calibrate`: a table of subcommands."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bundle's graphs made runnable, one backend a file. Never imports torch."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Buffers of the caller bound by name to a loaded graph, and a graph's own tensors compared with the manifest's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a linear map may run, and which of these ways a backend is fast with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The border every backend stands behind: loaded graphs on buffers of the caller, and a flow loop that runs them.
 
 A backend is one file (or folder) beside this one that states what it can do in `BACKENDS`; one that is not there is an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flow loop: n Euler steps from noise at t = 1 to actions at t = 0 (docs/policy.md, the flow).
 
 `FlowLoop` is the border behind which the loops of the engines stand; all write the same bits on the same kernels.

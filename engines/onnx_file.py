@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The initialisers of an ONNX model that lie in external data, read from the model's bytes without the onnx package.
 
 The robot's own computer has ONNX Runtime only. What is needed of the file is

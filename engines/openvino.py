@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OpenVINO on the CPU, chosen by its name and never in place of another backend.
 
 The model is read from the bytes that were hashed: external tensors are put

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime behind the engine border, on the CPU (its GPU providers: ort_device.py).
 
 Graphs are loaded from the bytes that were hashed: the model as bytes, each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime's CUDA and TensorRT providers, each by its own name, with their CUDA graphs switched on: fallbacks.
 
 A captured graph reads and writes fixed device addresses, so every tensor has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime without its Python binding: sessions made and run by the C core.
 
 What it gives over the binding: the flow loop runs without the interpreter, and

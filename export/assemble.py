@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint in, bundle out: builds the graphs, writes the folder, proves it against torch.
 
 The bundle is written to a temporary sibling and renamed only after every graph
@@ -69,7 +70,7 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     """checkpoint: a folder as LeRobot saves it, or a Hub id at `revision`; out: the bundle's folder, must not exist.
-    vlm: where the backbone's config and tokenizer lie, None to look where the checkpoint says. recording: a data set
+    vlm: where the backbone's config and tokenizer lie, None to look where the checkpoint says. recording: a dataset
     for more parity cases and the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees",
     "range_m100_100" or "unknown", written into the manifest. base: the policy that a LoRA folder adapts, None where
     the adapter says. outputs_are_joint_values: actions without statistics are what the arm is sent, as they come.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of `export-engines` that say what a checkpoint does not, and the export they ask for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`export-engines`: checkpoint in, verified bundle out; `--inspect` shows one."""
 
 from __future__ import annotations

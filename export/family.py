@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What export asks of a policy family: a folder here with `family.py`, which holds its `Exporter` as `FAMILY_EXPORTER`.
 
 Nothing lists the families: config.json's `type` names the folder.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes an ONNX graph node by node, under names that say where in the policy a node stands.
 
 Graphs are built from the policy's weights instead of being traced: every

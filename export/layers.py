@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pieces that graphs of every family use: linear maps and layer norms. Rows are two-dimensional: [rows, width]."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What LeRobot reads of a bundle: config.json and two processor files, for the plug-in in integrations/lerobot.
 
 The bundle normalises, tokenises and un-normalises itself, so the processors only rename, add the batch's axis and move

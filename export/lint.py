@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an exported graph may not contain, so that every backend can run it at a fixed cost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What NVIDIA's compiler makes of a bundle's graphs, found without a GPU where TensorRT-RTX's wheels are installed.
 
 TensorRT-RTX (extra `rtx`) is TensorRT's sister for RTX cards: the same parser, no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A float32 bundle in, a bundle of another precision out: plan found by measuring, realised precision audited.
 
 The plan's action error is measured against the float32 bundle on ONNX Runtime,
@@ -54,8 +55,8 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class PrecisionRequest:
-    """precision: "fp16", "int8" or "auto". backend: what the graphs are for. data: LeRobot data set, None for synthetic
-    observations (a policy with random weights). cameras: policy name → data set name. ranges_file: kept there and gone
+    """precision: "fp16", "int8" or "auto". backend: what the graphs are for. data: LeRobot dataset, None for synthetic
+    observations (a policy with random weights). cameras: policy name → dataset name. ranges_file: kept there and gone
     on with after an interruption. frames, held_out: observations for ranges and for the action error."""
 
     precision: str

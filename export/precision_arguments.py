@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of `export-engines` that are about precision, and the request they make."""
 
 from __future__ import annotations

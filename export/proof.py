@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exported graphs against the plain torch policy, stage by stage, on the runtime's own code path.
 
 Each case is one raw observation (`proof_observations.py`). Both sides start from it; which stages there are and how

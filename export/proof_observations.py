@@ -1,4 +1,5 @@
-"""The observations an export is proved on: seeded synthetic ones, and frames of a recorded data set."""
+# SPDX-License-Identifier: Apache-2.0
+"""The observations an export is proved on: seeded synthetic ones, and frames of a recorded dataset."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ NUMBERED = "Put 12 cubes into box 3"
 """A task with numbers, whose digits tokenizers split in more than one way."""
 
 RECORDED_FRAMES = 2
-"""Frames taken from a data set, spread over its length: each costs a whole inference on both sides."""
+"""Frames taken from a dataset, spread over its length: each costs a whole inference on both sides."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Recording:
-    """A data set to take observations from. `cameras`: the policy's camera (before `rename_map`) → the data set's, for
+    """A dataset to take observations from. `cameras`: the policy's camera (before `rename_map`) → the dataset's, for
     those whose names differ."""
 
     path: Path
@@ -86,7 +87,7 @@ def camera_specs(
 
 
 def recorded_cases(policy: Policy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
-    """Frames spread over the data set, with those cameras of the policy that it has."""
+    """Frames spread over the dataset, with those cameras of the policy that it has."""
     from vla_edge.lerobot_data.observations import cameras_in
 
     with _open(recording) as dataset:
@@ -143,7 +144,7 @@ def data_fps(told: float | str | None, recording: Recording | None) -> float | N
 
 
 def _open(recording: Recording) -> Dataset:
-    """The data set. Its reader is imported here because its packages (extra `data`) are needed for nothing else."""
+    """The dataset. Its reader is imported here because its packages (extra `data`) are needed for nothing else."""
     from vla_edge.lerobot_data.reader import open_dataset
 
     return open_dataset(recording.path)

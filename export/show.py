@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a bundle holds, as tables for a person."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`export-engines --backend tensorrt` and `tensorrt-rtx`: engine files made here, or one file to carry over."""
 
 from __future__ import annotations

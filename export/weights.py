@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one file that holds every graph's large tensors (ONNX external data)."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The frame tables of a data set as numpy columns, checked against the features and the episodes."""
+# SPDX-License-Identifier: Apache-2.0
+"""The frame tables of a dataset as numpy columns, checked against the features and the episodes."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def data_files(root: Path, info: Info, episodes: Sequence[Episode]) -> list[Path
         return [root / episode.data_path for episode in episodes]
     files = sorted((root / "data").glob("*/*.parquet"))
     if not files:
-        raise DatasetError(f"{root / 'data'} holds no parquet file; restore it from the source of the data set")
+        raise DatasetError(f"{root / 'data'} holds no parquet file; restore it from the source of the dataset")
     return files
 
 

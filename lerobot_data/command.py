@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-data`: a table of subcommands on LeRobot datasets, v2.1 and v3.0."""
 
 from __future__ import annotations

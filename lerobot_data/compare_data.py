@@ -1,4 +1,5 @@
-"""Are two data sets the same, whatever their versions? Exact per episode; pictures bit for bit at sampled times."""
+# SPDX-License-Identifier: Apache-2.0
+"""Are two datasets the same, whatever their versions? Exact per episode; pictures bit for bit at sampled times."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def _statistics(a: Dataset, b: Dataset) -> list[str]:
     differences = []
     for number in sorted(set(x) | set(y)):
         differences += _stats_pair(f"episode {number}", x.get(number, {}), y.get(number, {}), 0.0)
-    return differences + _stats_pair("data set", a.stats, b.stats, _TOTAL_TOLERANCE)
+    return differences + _stats_pair("dataset", a.stats, b.stats, _TOTAL_TOLERANCE)
 
 
 def _kept(a: Dataset, b: Dataset) -> list[str]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-data convert | verify | compare | stats | tasks | info` on LeRobot datasets: arguments and calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`meta/episodes` of v3.0: one row per episode with its place in the files and its statistics."""
 
 from __future__ import annotations

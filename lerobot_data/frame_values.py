@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the writer takes: features it can store, values that fit them."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""LeRobot's data set folders, v2.1 and v3.0: names, paths, and what `meta/info.json` says.
+# SPDX-License-Identifier: Apache-2.0
+"""LeRobot's dataset folders, v2.1 and v3.0: names, paths, and what `meta/info.json` says.
 
 Source: the formats as LeRobot 0.4.4 reads and writes them. v2.1 keeps one
 parquet and one video per episode; v3.0 appends episodes to files of a target
@@ -61,7 +62,7 @@ VIDEO_FILE_MB = 200
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column of the data set. `shape` is per frame; images are (height, width, channels)."""
+    """One column of the dataset. `shape` is per frame; images are (height, width, channels)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -85,7 +86,7 @@ INDEX_FEATURES: dict[str, Feature] = {
     "index": Feature("int64", (1,)),
     "task_index": Feature("int64", (1,)),
 }
-"""The five columns every data set has; the writer fills them."""
+"""The five columns every dataset has; the writer fills them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +166,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise DatasetError(f"{path} is missing; point at a LeRobot data set folder (v2.1 or v3.0)") from None
+        raise DatasetError(f"{path} is missing; point at a LeRobot dataset folder (v2.1 or v3.0)") from None
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not text ({error}); restore it from the source of the data set") from None
+        raise DatasetError(f"{path} is not text ({error}); restore it from the source of the dataset") from None
 
 
 def _parsed(path: Path, text: str, where: str) -> Any:
@@ -180,11 +181,11 @@ def read_info(root: Path) -> Info:
     Raises DatasetError naming the folder, the field or the version.
     """
     if not root.is_dir():
-        raise DatasetError(f"data set {root} does not exist; give the folder that holds meta/info.json")
+        raise DatasetError(f"dataset {root} does not exist; give the folder that holds meta/info.json")
     path = root / INFO_FILE
     raw = read_json(path)
     if not isinstance(raw, dict):
-        raise DatasetError(f"{path} is not an object; restore it from the source of the data set")
+        raise DatasetError(f"{path} is not an object; restore it from the source of the dataset")
     version = raw.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(f"{path}: codebase_version is {version!r}; this package reads {', '.join(VERSIONS)}")
@@ -225,7 +226,7 @@ def read_info(root: Path) -> Info:
             ) from None
         place = PurePosixPath(str(pattern))
         if place.is_absolute() or ".." in place.parts:
-            raise DatasetError(f"{path}: {name} {pattern!r} leads out of the data set; restore the file")
+            raise DatasetError(f"{path}: {name} {pattern!r} leads out of the dataset; restore the file")
     return info
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the `meta` folder says about tasks, episodes and statistics, for both versions in one form."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class VideoSpan:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One episode. Frames `from_index` up to, not including, `to_index` of the whole data set."""
+    """One episode. Frames `from_index` up to, not including, `to_index` of the whole dataset."""
 
     index: int
     from_index: int
@@ -54,7 +55,7 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
     except FileNotFoundError:
-        raise DatasetError(f"{path} is missing; restore it from the source of the data set") from None
+        raise DatasetError(f"{path} is missing; restore it from the source of the dataset") from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read as parquet ({error}); restore the file") from None
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One frame of a dataset → the Observation a policy starts from, and which of the dataset's cameras are the
 policy's."""
 

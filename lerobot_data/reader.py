@@ -1,4 +1,5 @@
-"""Read a LeRobot data set of either version: frames, chunks of actions, delta timestamps.
+# SPDX-License-Identifier: Apache-2.0
+"""Read a LeRobot dataset of either version: frames, chunks of actions, delta timestamps.
 
     dataset = open_dataset(path)
     sample = dataset.frame(120)                # images uint8 [h, w, 3] RGB, numbers, task text
@@ -31,7 +32,7 @@ _OPEN_VIDEOS = 8
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One frame of the data set.
+    """One frame of the dataset.
 
     index: of the whole set; frame_index: within the episode; timestamp: seconds
     since the episode's start. values: feature → array of the feature's shape
@@ -50,7 +51,7 @@ class Sample:
 
 
 class Dataset:
-    """An open data set; make it with `open_dataset`. Not shared between threads or across a fork."""
+    """An open dataset; make it with `open_dataset`. Not shared between threads or across a fork."""
 
     def __init__(self, root: Path, gaps: bool = False, tolerance_s: float = TOLERANCE_S) -> None:
         self.root = root
@@ -62,7 +63,7 @@ class Dataset:
         """Of the episodes, as the files have them."""
         self.counted_anew = gaps
         if not self.episodes:
-            raise DatasetError(f"data set {root} holds no episode; record or convert one first")
+            raise DatasetError(f"dataset {root} holds no episode; record or convert one first")
         self._columns, self._files = read_columns(root, self.info, self.episodes, gaps)
         self._file_rows: NDArray[np.int64] | None = None
         """frame → row of the data files; None where they are the same."""
@@ -89,7 +90,7 @@ class Dataset:
 
     @property
     def stats(self) -> Stats:
-        """Statistics of the whole data set as stored (v2.1: put together from its episodes')."""
+        """Statistics of the whole dataset as stored (v2.1: put together from its episodes')."""
         if self._stats is None:
             self._stats = read_stats(self.root, self.info)
         return self._stats

@@ -1,4 +1,5 @@
-"""Statistics of a data set computed anew from its numbers and pictures."""
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of a dataset computed anew from its numbers and pictures."""
 
 from __future__ import annotations
 

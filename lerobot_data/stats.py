@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ten statistics LeRobot ≥ 0.5 keeps: per episode, then put together weighted by count.
 
 min, max, mean, std and the quantiles q01 … q99 over frames for numbers; per

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a dataset holds, as `vla-data info` shows it: counts, cameras, features, tasks, what was left out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parquet tables of v3.0 as LeRobot writes them: frames, episodes, tasks; and files that roll over by size."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Task texts of a data set: how often each is used, how many tokens it takes, adding and renaming."""
+# SPDX-License-Identifier: Apache-2.0
+"""Task texts of a dataset: how often each is used, how many tokens it takes, adding and renaming."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 
 def task_uses(root: Path, counter: TokenCounter | None = None) -> list[TaskUse]:
-    """All task texts of a data set in the order of their index."""
+    """All task texts of a dataset in the order of their index."""
     with open_dataset(root) as dataset:
         used = dataset.column("task_index")
         owner = dataset.column("episode_index")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One video file: exact frames by time, and the encoding of an episode while it is recorded."""
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def open_video(path: Path) -> Any:
     try:
         container = av.open(str(path), metadata_errors="replace")
     except FileNotFoundError:
-        raise DatasetError(f"video {path} is missing; restore it from the source of the data set") from None
+        raise DatasetError(f"video {path} is missing; restore it from the source of the dataset") from None
     except FFmpegError as error:
         raise DatasetError(f"video {path} cannot be opened ({error}); restore it from the source") from None
     if not container.streams.video:

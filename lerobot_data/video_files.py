@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video files that hold several episodes: joined without re-encoding, rolled over by size."""
 
 from __future__ import annotations

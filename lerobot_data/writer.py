@@ -1,4 +1,5 @@
-"""Write a LeRobot v3.0 data set while it is recorded.
+# SPDX-License-Identifier: Apache-2.0
+"""Write a LeRobot v3.0 dataset while it is recorded.
 
     features = {"observation.state": Feature("float32", (6,), names), "action": ...,
                 "observation.images.front": Feature("video", (480, 640, 3), ["height", "width", "channels"])}
@@ -7,7 +8,7 @@
         writer.save_episode()
 
 Everything goes to a hidden folder beside `path`, which is renamed when the
-writer closes: `path` holds a whole data set or nothing. An error that leaves the
+writer closes: `path` holds a whole dataset or nothing. An error that leaves the
 `with` block removes the recording; a recorder that wants to keep what was saved
 catches it inside, discards the open episode and lets the writer close.
 """
@@ -110,7 +111,7 @@ class DatasetWriter:
         if set(values) != set(self._features):
             odd = sorted(set(values) ^ set(self._features))
             raise DatasetError(
-                f"frame {self.pending_frames} has other features than the data set: {odd}; give exactly "
+                f"frame {self.pending_frames} has other features than the dataset: {odd}; give exactly "
                 f"{sorted(self._features)}"
             )
         if not task.strip():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and writing model.safetensors, strictly.
 
 Names are LeRobot's. Types are taken from the file; computing is float32. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a checkpoint's files lie, and those of the backbone and the tokenizer that it names.
 
 A name is a folder (given as is, or relative to the checkpoint) or a Hugging Face Hub id (`vla_edge.hub`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policy families: a family is a folder here with `policy.py`, which holds its `Policy` class as `FAMILY_POLICY`.
 
 Nothing lists the families: config.json's `type` names the folder.

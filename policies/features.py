@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inputs and outputs of a policy as config.json lists them, and what every family's configuration states about them."""
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def read_features(value: Any, where: str) -> tuple[Feature, ...]:
 
 
 def _channels_first(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """LeRobot leaves a picture's shape as (H, W, 3) where the data set names its axes in another way than it
+    """LeRobot leaves a picture's shape as (H, W, 3) where the dataset names its axes in another way than it
     expects."""
     if kind == "VISUAL" and len(shape) == 3 and shape[0] != 3 and shape[2] == 3:
         return (3, *shape[:2])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures to the network's input, as docs/policy.md §1.1."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A LoRA folder merged into the policy it adapts: W + scale · B A, in float32.
 
 Names and settings are PEFT's (`adapter_config.json`, `adapter_model.safetensors`):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normalisation of state and action: modes, statistics, and where checkpoints keep them. No torch."""
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def read_statistics(file: Path) -> Statistics:
 def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]], cameras: Sequence[str] = ()) -> Statistics:
     """Statistics of `normalize_inputs.buffer_observation_state.mean` and its like, empty where there are none.
 
-    cameras: keys of the pictures whose statistics are wanted too. The first policies carry their data set's name in
+    cameras: keys of the pictures whose statistics are wanted too. The first policies carry their dataset's name in
     front of `buffer_`; actions are taken from the outputs' buffers, else from the targets'. CheckpointError: buffers of
-    several data sets.
+    several datasets.
     """
     found: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
     sets = set()
@@ -89,7 +90,7 @@ def old_statistics(folder: Path, buffers: Mapping[str, NDArray[np.float32]], cam
             found.setdefault((match["owner"], match["feature"]), {})[match["statistic"]] = value
     if len(sets) > 1:
         raise CheckpointError(
-            f"{folder}: the model file holds statistics of {', '.join(sorted(sets))}; keep those of one data set"
+            f"{folder}: the model file holds statistics of {', '.join(sorted(sets))}; keep those of one dataset"
         )
     places = {
         **{camera: [("normalize_inputs", camera.replace(".", "_"))] for camera in cameras},

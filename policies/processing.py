@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens around the network, as plain numbers without torch.
 
 `policy_preprocessor.json` and `policy_postprocessor.json` are authoritative;

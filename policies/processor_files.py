@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing a checkpoint's processor files and statistics in LeRobot's layout."""
 
 from __future__ import annotations

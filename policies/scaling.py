@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normalising tensors as the checkpoint's settings say. Arithmetic: docs/policy.md §1.4 and LeRobot's
 normalize_processor."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing safetensors files so that a full disk is an ordinary error of the operating system."""
 
 from __future__ import annotations

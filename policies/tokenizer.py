@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task text to token ids, with the policy's own tokenizer file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a task becomes token ids, as a checkpoint's files say it. No torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the runtime needs from an arm; another arm is one file that offers this."""
 
 from __future__ import annotations

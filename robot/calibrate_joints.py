@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime calibrate-joints`: a person moves the limp arm, the counts become the calibration.
 
 As LeRobot calibrates a Koch follower: homing offsets put the middle pose at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures from files: a video, a folder of pictures, or an .npz, played at their rate and repeated from the start."""
 
 from __future__ import annotations

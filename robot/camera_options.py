@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a camera is asked to be, as the user wrote it.
 
 A camera is given as NAME=DEVICE[,OPTION…]. NAME is the policy's (`laptop`,

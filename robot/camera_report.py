@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime cameras`: which device is which name, with a picture of each on one contact sheet."""
 
 from __future__ import annotations

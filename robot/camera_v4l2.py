@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real camera through OpenCV's V4L2 backend: one thread that always holds the newest picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cameras behind one protocol: the newest picture with its capture time, and whether pictures still arrive."""
 
 from __future__ import annotations

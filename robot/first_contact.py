@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime move`: one joint of a new arm, slowly, with a person beside it; and the parking pose."""
 
 from __future__ import annotations

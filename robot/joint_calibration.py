@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joint calibration: LeRobot's JSON, counts to joint units and back.
 
 One object per joint with `id, drive_mode, homing_offset, range_min, range_max`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Koch v1.1 follower: what its servos must be before any torque, and the arm behind the checks.
 
 Nothing here switches torque on before every check has passed. Each failure is

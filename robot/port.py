@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening a serial port for the servo bus: what can be wrong with it, in one line each."""
 
 from __future__ import annotations

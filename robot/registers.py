@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The X-series control table, as far as a Koch arm needs it.
 
 Addresses, sizes and units: Robotis e-Manual, control tables of XL430-W250 and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`robot.yaml`: what every command must know of one robot, written once and read where the command line is silent.
 
     robot: koch

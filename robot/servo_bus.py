@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registers of named joints over the C bus: the slow path of start-up, calibration and checks.
 
 A lost or damaged reply is asked for again with more patience; the C bus makes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime setup`: finds the arm's port, its calibration and the cameras, asks for the rest, writes `robot.yaml`.
 
 What the file holds stands in robot/robot_file.py. Servos are only read: no torque, no register is written.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`frames.NAME`: the newest picture of a simulated camera, in a file both processes map.
 
 One writer, any number of readers. Three slots are written in turn, so a reader

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slow, limited motions without the control process: first contact with one joint, and parking.
 
 The loop here is for a person who stands beside the arm: low speed, goals inside

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime`: a table of subcommands; `run` is the default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything a machine without network needs, in pieces small enough to carry: one command.
 
     python scripts/carry_wheels.py jetpack-6.2 OUT [--piece-mb 20]

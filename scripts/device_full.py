@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a full-size policy takes on an NVIDIA GPU: the captured loop's cases, and torch's own beside them.
 
 A part of scripts/device_run.py, which says on what machine it runs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run on a bare NVIDIA machine: torch, onnx, onnxruntime, cuda-bindings, gcc, Python 3.10+; no network, no pip.
 
     python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled] [--within

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # A measurement on a Jetson Orin, from nothing to one row of JSON: environment, bundle, engine files, vla-bench.
 #
 #   sh scripts/jetson_run.sh --checkpoint DIR [--wheel FILE] [--work DIR] [--jetpack 6.2|7.2] [--precision fp16|fp32]

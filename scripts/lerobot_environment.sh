@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # An environment with LeRobot 0.6.1 for `make oracle`: scripts/lerobot_environment.sh DIR prints its interpreter, or says
 # why there is none and ends with 1. About 6 GB and five minutes; asks the package index once. PYTHON312 names the Python
 # 3.12 that LeRobot needs. LeRobot goes in without its dependencies: SmolVLA, its processors, its datasets and peft need

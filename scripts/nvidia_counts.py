@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count what NVIDIA's compiler makes of a float32 bundle's graphs, in each precision that backend tensorrt runs.
 
 python scripts/nvidia_counts.py BUNDLE > benchmarks/results/nvidia_counts.json

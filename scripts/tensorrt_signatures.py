@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the signatures of TensorRT's Python bindings into a JSON table, for the API-surface test.
 
     python scripts/tensorrt_signatures.py WHEEL OUT.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/tree.md: one line a file, taken from the file's own first sentence.
 
 python scripts/tree.py          rewrites docs/tree.md
@@ -35,7 +36,7 @@ def first_sentence(file: Path) -> str:
     if file.suffix in (".py", ".pyi"):
         text = ast.get_docstring(ast.parse(file.read_text())) or ""
     else:
-        match = re.match(r"\s*/\*(.*?)\*/", file.read_text(), re.S)
+        match = re.match(r"\s*/\*(.*?)\*/", file.read_text().partition("*/\n")[2], re.S)  # behind the licence's line
         text = re.sub(r"\n\s*\*", "\n", match.group(1)) if match else ""
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
     return textwrap.shorten(re.split(r"(?<=[a-z0-9)`])\.(?= |$)", paragraph)[0].rstrip(".:"), 110, placeholder=" …")

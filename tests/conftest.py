@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures that several parts share, and what makes a test give the same verdict every time: seeds, no deadlines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server in the Hugging Face Hub's place: repositories are folders, asked for as `huggingface_hub` asks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Randomly initialised policies in LeRobot's folder layout, with processors, statistics and a locally built tokenizer.
 
     python -m tests.random_policy --size tiny --out DIR

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bundle's folder: hashes on the bytes that are used, schema, manifest, all-or-nothing writing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Camera names as people write them and feature keys as files hold them."""
 
 from __future__ import annotations

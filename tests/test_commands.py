@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The seven commands as a person at a terminal meets them: help, errors in one line, `--json`, old names, packages that
 are not here."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vla-doctor: what is missing is named with its fix, and only what is needed decides the exit code."""
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def test_everything_the_commands_need_is_looked_for_with_the_command_that_instal
 
 
 def test_in_the_robots_environment_doctor_and_deploy_run_without_the_other_extras(tmp_path):
-    """Neither torch nor onnx, pyarrow, av: exit codes 0, and one line where a data set is asked for."""
+    """Neither torch nor onnx, pyarrow, av: exit codes 0, and one line where a dataset is asked for."""
     bundle = Path(__file__).resolve().parents[1] / "examples" / "reach-cube" / "bundle"
     pytest.importorskip("vla_edge._core")
     code = (

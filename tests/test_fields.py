@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON and YAML become frozen dataclasses, or one line that names the file, the field and what it must be."""
 
 from __future__ import annotations

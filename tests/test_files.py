@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders appear whole or not at all, whatever interrupts the writing."""
 
 from __future__ import annotations

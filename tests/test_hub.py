@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hub ids and paths → folders: made-up caches, and a server on this machine in the Hub's place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README and docs/from-lerobot.md followed word for word, in a folder of their own: every command they give, in order.
 
 A stranger has a checkpoint, an arm and cameras; here they are the example's and a simulated arm behind an emulated bus.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documents against the repository: links lead somewhere, commands and flags exist, the tree page is current."""
 
 from __future__ import annotations

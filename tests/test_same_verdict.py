@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A test says the same every time, on any machine: it draws the same numbers, and waits for events, not for a while."""
 
 from __future__ import annotations

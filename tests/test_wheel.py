@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel in a fresh environment without the repository: every command, the demo, the steps of the Dockerfile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Low-rank adapters, and what is left frozen, on top of the policy's own freezing rules (`set_trainable`)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image augmentation for training, off by default: colour, sharpness and small shifts.
 
 Each image draws its transforms and strengths from its own generator, so that a

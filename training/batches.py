@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stream of training batches of one process, in the sampler's order from any state on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy a run trains: from a checkpoint or from a backbone, fitted to the data's features and statistics."""
 
 from __future__ import annotations

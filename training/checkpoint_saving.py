@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One checkpoint of a run: the policy in LeRobot's layout, and what resuming needs."""
 
 from __future__ import annotations

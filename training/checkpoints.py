@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints in LeRobot's folder layout, whole or not there at all.
 
     RUN/checkpoints/000100/pretrained_model/   config.json, model.safetensors, processors, train_config.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-train`: a table of subcommands, each a module's `add_…` and `run_…`."""
 
 from __future__ import annotations

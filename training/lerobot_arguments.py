@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot's argument names in `vla-train`: one table, and the translation of a command line by it.
 
 `--name=value` and `--name value` are taken, as LeRobot takes them (names of LeRobot 0.4 to 0.6). A name that is not in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one training loop: fine-tuning, training from scratch, delta and CLS training, a stage of a sequence.
 
 One optimiser step: `accumulation` batches forward and back, CRaFT's retention
@@ -118,7 +119,7 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
     if isinstance(error, TrainingError) and str(error).startswith(NOT_FINITE):
         return TrainingError(
             f"{error}; lower the learning rate (now {config.optimizer.lr:g}) or raise the warm-up, and check the "
-            "data set's statistics "
+            "dataset's statistics "
             f"with `vla-data verify`; last good checkpoint: {last_good}"
         )
     if isinstance(error, RuntimeError) and "DataLoader timed out" in str(error):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a configuration to everything the loop needs: data, policy, trained weights."""
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
     Errors: DatasetError, CheckpointError, ConfigError, TrainingError.
     """
     if not config.data:
-        raise ConfigError("no data set given; use --dataset PATH")
+        raise ConfigError("no dataset given; use --dataset PATH")
     datasets = [open_dataset(task.path) for task in config.data]
     check_dimensions(datasets)
     if policy is None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is minimised, and how: the loss of a batch as one module, AdamW and its learning rate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of a training run, each a field of `TrainConfig`, and what `fine-tune`, `scratch`, `smoke` and `resume`
 print."""
 
@@ -161,7 +162,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def config_from_arguments(
     arguments: argparse.Namespace, policy: str, defaults: Mapping[str, Any], kind: str = "base", episodes: int = 0
 ) -> TrainConfig:
-    """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every data set, 0
+    """The configuration of parsed flags on top of `defaults`. `episodes`: only the first so many of every dataset, 0
     all."""
     rename = camera_pairs(arguments.camera)
     out = arguments.out or time.strftime("outputs/train/%Y-%m-%d/%H-%M-%S")
@@ -201,7 +202,7 @@ def tasks_of(
         folder = str(local_folder(path, "dataset").resolve())
         tasks.append(TaskData(f"{name}#{taken + 1}" if taken else name, folder, float(weight)))
     if episodes and len(tasks) > 1:
-        raise ConfigError("--episodes with several data sets is ambiguous; give one data set")
+        raise ConfigError("--episodes with several datasets is ambiguous; give one dataset")
     return tuple(replace(task, episodes=episodes, tolerance_s=tolerance_s) for task in tasks)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes of one run (`accelerate launch`): who writes, and where they wait for each other."""
 
 from __future__ import annotations

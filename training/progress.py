@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live line of a run: loss, learning rate, seconds per step, time left."""
 
 from __future__ import annotations

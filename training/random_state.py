@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The random states of Python, numpy and torch, saved under LeRobot's names (`rng_state.safetensors`)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that decides a training run, as frozen dataclasses; one flag or one YAML key each.
 
 The configuration is written into the run and into every checkpoint, and a
@@ -76,7 +77,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """One data set of the mix. `name` appears in reports; `held_out` episodes are never trained on; `tolerance_s`: how
+    """One dataset of the mix. `name` appears in reports; `held_out` episodes are never trained on; `tolerance_s`: how
     far a picture's time may be from its frame's."""
 
     name: str
@@ -163,7 +164,7 @@ class WandbConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One run. `policy`: checkpoint folder. `rename`: policy camera key → data set camera key.
+    """One run. `policy`: checkpoint folder. `rename`: policy camera key → dataset camera key.
 
     `kind` "base" trains the policy, "delta" the delta expert and CLS head on a
     frozen policy. `batch_size` is per process and accumulation step.

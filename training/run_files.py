@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run leaves for people: `metrics.jsonl` (one line per logged step) and `status.json` (the newest state).
 
 Both are whole at any moment: a line is appended in one write, the status is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starting and resuming runs: what `vla-train fine-tune | scratch | smoke | resume` call."""
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str 
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
     datasets = [open_dataset(task.path) for task in config.data]
     if not datasets:
-        raise ConfigError("no data set given; use --dataset PATH")
+        raise ConfigError("no dataset given; use --dataset PATH")
     statistics = chosen_statistics(datasets, config.statistics if config.statistics != "checkpoint" else "union")
     chosen = {**policy_fields(config, family), **fields}
     if family == "act":
@@ -84,7 +85,7 @@ def begin(setup: Setup, report: Report = silent) -> Outcome:
 
 
 def first_episodes(config: TrainConfig, count: int) -> TrainConfig:
-    """Only the first `count` (chosen) episodes of every data set: enough to see that everything fits together."""
+    """Only the first `count` (chosen) episodes of every dataset: enough to see that everything fits together."""
     tasks = [
         replace(task, episodes=(task.episodes or tuple(range(len(open_dataset(task.path).episodes))))[:count])
         for task in config.data
@@ -93,7 +94,7 @@ def first_episodes(config: TrainConfig, count: int) -> TrainConfig:
 
 
 def with_held_out(config: TrainConfig, fraction: float) -> TrainConfig:
-    """Hold out a seeded share of each data set's (chosen) episodes; explicit lists stay as they are.
+    """Hold out a seeded share of each dataset's (chosen) episodes; explicit lists stay as they are.
 
     ConfigError for a share outside [0, 1), and when validation is asked for and nothing can be held out.
     """
@@ -106,7 +107,7 @@ def with_held_out(config: TrainConfig, fraction: float) -> TrainConfig:
         tasks.append(replace(task, held_out=held))
     if config.validate_every and not any(task.held_out for task in tasks):
         raise ConfigError(
-            "validation needs a data set of two episodes or more, one of them held out; give more episodes or leave "
+            "validation needs a dataset of two episodes or more, one of them held out; give more episodes or leave "
             "--validate-every out"
         )
     return replace(config, data=tuple(tasks))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which frames make up each batch: exact quotas per task, seeded, resumable.
 
 The whole state is how many batches were drawn and how many frames each source
@@ -23,7 +24,7 @@ FINEST = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One data set in the mix: `frames` it offers, `weight` its share of every batch (any positive scale)."""
+    """One dataset in the mix: `frames` it offers, `weight` its share of every batch (any positive scale)."""
 
     name: str
     frames: int
@@ -57,13 +58,13 @@ class QuotaSampler:
         if batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: must be at least 1")
         if not sources:
-            raise ConfigError("no data set to draw from; give at least one")
+            raise ConfigError("no dataset to draw from; give at least one")
         for source in sources:
             if source.frames < 1:
-                raise ConfigError(f"data set {source.name!r} has no frames to train on; check its episode list")
+                raise ConfigError(f"dataset {source.name!r} has no frames to train on; check its episode list")
             if not 0 < source.weight < inf or not _exact(source.weight):
                 raise ConfigError(
-                    f"data set {source.name!r} has weight {source.weight}; weights must be finite and at least "
+                    f"dataset {source.name!r} has weight {source.weight}; weights must be finite and at least "
                     f"{1 / FINEST:g}"
                 )
         total = sum(_exact(source.weight) for source in sources)

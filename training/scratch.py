@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new policy on a pretrained backbone: the expert starts random, the backbone never does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What delta training adds to a batch: the chunk that was predicted k frames earlier, as it would stand now."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-train fine-tune | delta | scratch | smoke | resume`: arguments and calls."""
 
 from __future__ import annotations

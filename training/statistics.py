@@ -1,4 +1,5 @@
-"""Which statistics a run normalises with: the union of its data sets, the first one's, or the checkpoint's own."""
+# SPDX-License-Identifier: Apache-2.0
+"""Which statistics a run normalises with: the union of its datasets, the first one's, or the checkpoint's own."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ FAR = 1e4
 
 
 def chosen_statistics(datasets: Sequence[Dataset], how: str) -> Statistics:
-    """Statistics of state and action, float32: `union` weighs every data set by its frames, `first` takes the first.
+    """Statistics of state and action, float32: `union` weighs every dataset by its frames, `first` takes the first.
 
-    DatasetError when the data sets' dimensions differ or a statistic is missing or not finite.
+    DatasetError when the datasets' dimensions differ or a statistic is missing or not finite.
     """
     parts = []
     for dataset in datasets if how == "union" else datasets[:1]:
@@ -48,14 +49,14 @@ def chosen_statistics(datasets: Sequence[Dataset], how: str) -> Statistics:
 
 
 def check_dimensions(datasets: Sequence[Dataset]) -> None:
-    """State and action have the same number of dimensions in every data set."""
+    """State and action have the same number of dimensions in every dataset."""
     for feature in FEATURES:
         sizes = {
             str(dataset.root): dataset.features[feature].shape for dataset in datasets if feature in dataset.features
         }
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{root}: {list(shape)}" for root, shape in sizes.items())
-            raise DatasetError(f"{feature} has different shapes ({told}); train data sets of one robot together")
+            raise DatasetError(f"{feature} has different shapes ({told}); train datasets of one robot together")
 
 
 def names_or_numbers(dataset: Dataset, key: str = ACTION) -> tuple[str, ...]:
@@ -88,12 +89,12 @@ def check_spread(datasets: Sequence[Dataset], settings: ProcessorSettings, own: 
 def with_statistics(settings: ProcessorSettings, statistics: Statistics) -> ProcessorSettings:
     """`settings` that normalise with `statistics`, each feature in the mode it had.
 
-    CheckpointError when a mode needs a statistic that the data set does not keep (quantiles in older ones).
+    CheckpointError when a mode needs a statistic that the dataset does not keep (quantiles in older ones).
     """
     kept: dict[str, Any] = {**settings.statistics, **statistics}
     step = NormalizerStep(settings.normalization_mapping, settings.eps, kept)
     state, action = (
-        normalization(feature, kind, statistics[feature]["mean"].shape[0], step, Path("the data set"))
+        normalization(feature, kind, statistics[feature]["mean"].shape[0], step, Path("the dataset"))
         for feature, kind in ((STATE, "STATE"), (ACTION, "ACTION"))
     )
     # How pictures are normalised stays the policy's: their statistics in the data are not what it learnt to see by.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TensorBoard and Weights & Biases, each only when asked for."""
 
 from __future__ import annotations

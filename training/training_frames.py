@@ -1,6 +1,7 @@
-"""Frames of one or several data sets as raw samples, and samples as training batches.
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of one or several datasets as raw samples, and samples as training batches.
 
-A sample is numpy straight from the data set; `collate` stacks samples, names
+A sample is numpy straight from the dataset; `collate` stacks samples, names
 cameras as the policy does, normalises and tokenises. Pictures stay uint8 until
 they are on the device.
 """
@@ -30,7 +31,7 @@ EARLIER = "earlier."
 
 @dataclass(frozen=True, slots=True)
 class FrameSettings:
-    """What is read per frame. `cameras`: data set keys; `chunk`: actions; `stale`: the largest shift of an earlier
+    """What is read per frame. `cameras`: dataset keys; `chunk`: actions; `stale`: the largest shift of an earlier
     observation to read beside it, 0 for none; `seed` drives augmentation and the shift; decoded pictures are kept in
     memory up to `cache_mb` per process (decoding costs more than a training step of a small policy)."""
 
@@ -44,7 +45,7 @@ class FrameSettings:
 
 @dataclass(frozen=True)
 class RawSample:
-    """images: data set key → uint8 [h, w, 3]; state float32 [n]; actions float32 [chunk, n]; is_pad bool [chunk].
+    """images: dataset key → uint8 [h, w, 3]; state float32 [n]; actions float32 [chunk, n]; is_pad bool [chunk].
     `shift`: frames between `earlier` (None unless asked for) and this one."""
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -57,7 +58,7 @@ class RawSample:
 
 
 class Frames:
-    """Training frames of one data set: those of its chosen episodes without the held-out ones.
+    """Training frames of one dataset: those of its chosen episodes without the held-out ones.
 
     DatasetError for a missing folder, an empty or wrong episode list, missing
     cameras. Opened anew in each loader process: videos are not shared across a fork.
@@ -231,6 +232,6 @@ def _stack(arrays: Sequence[NDArray], name: str) -> torch.Tensor:
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1:
         raise TrainingError(
-            f"{name} has shapes {sorted(shapes)} in one batch; give data sets whose {name} has one shape"
+            f"{name} has shapes {sorted(shapes)} in one batch; give datasets whose {name} has one shape"
         )
     return torch.from_numpy(np.stack(arrays))

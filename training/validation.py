@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation with fixed noise and times, so that two numbers differ by the weights alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Picture tokens of every frame, computed once by a frozen vision tower and read from disk while training.
 
     DIR/KEY/meta.json    what they were made with; KEY is its digest: another tower, size or content is another folder

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-doctor deploy BUNDLE`: checks before a bundle goes to a robot, each of them carried out. No torch.
 
 Each passes, fails with the fix, or was not run with what it would need. Checks
@@ -53,10 +54,10 @@ class Item:
 
 @dataclass
 class Deployment:
-    """What the checks share. scenes: observations of the data set (recorded), or random ones when there is none whose
-    joints and cameras fit. differences: between bundle and data set, None without one. tasks: the instruction that will
+    """What the checks share. scenes: observations of the dataset (recorded), or random ones when there is none whose
+    joints and cameras fit. differences: between bundle and dataset, None without one. tasks: the instruction that will
     be given,
-    or the data set's."""
+    or the dataset's."""
 
     bundle: Bundle
     session: PolicySession
@@ -125,23 +126,23 @@ def check_output_range(deployment: Deployment) -> Item:
         "output range",
         FAILED,
         found,
-        "check that the data set, its statistics and the joint units are those of training",
+        "check that the dataset, its statistics and the joint units are those of training",
     )
 
 
 def check_data_set(deployment: Deployment) -> Item:
-    """The data set is of the bundle's robot: joints, cameras, statistics; what `vla-runtime identity` compares."""
+    """The dataset is of the bundle's robot: joints, cameras, statistics; what `vla-runtime identity` compares."""
     found = deployment.differences
     if found is None:
-        return Item("data set", NOT_RUN, "needs a data set of this robot", "give --dataset")
+        return Item("dataset", NOT_RUN, "needs a dataset of this robot", "give --dataset")
     if not found:
-        return Item("data set", PASSED, "joints, cameras and statistics are the bundle's")
+        return Item("dataset", PASSED, "joints, cameras and statistics are the bundle's")
     more = f" (and {len(found) - 1} more: vla-runtime identity)" if len(found) > 1 else ""
-    return Item("data set", FAILED, f"{found[0]}{more}", "give the data set the policy was trained on")
+    return Item("dataset", FAILED, f"{found[0]}{more}", "give the dataset the policy was trained on")
 
 
 def check_instruction(deployment: Deployment) -> Item:
-    """The instruction, or every one of the data set, fits the tokenizer's length whole."""
+    """The instruction, or every one of the dataset, fits the tokenizer's length whole."""
     if not deployment.bundle.manifest.reads_text:
         return Item("instruction", PASSED, "the policy reads none")
     if not deployment.tasks:

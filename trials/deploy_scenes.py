@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations for the deployment checklist: recorded ones, or random ones of the right shapes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Closed loop on unseen scenes: the same episodes for torch, the exported graphs, INT8, and the prefix cache.
 
     python -m vla_edge.trials.evaluate_reach --checkpoint DIR --bundle DIR [--int8 DIR] --scenes 100 --out FILE.md

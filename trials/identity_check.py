@@ -1,6 +1,7 @@
-"""`vla-runtime identity`: does a bundle fit the arm's calibration and a data set? Every difference named, none mended.
+# SPDX-License-Identifier: Apache-2.0
+"""`vla-runtime identity`: does a bundle fit the arm's calibration and a dataset? Every difference named, none mended.
 
-The data set's part is also an item of `vla-doctor deploy`.
+The dataset's part is also an item of `vla-doctor deploy`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vla_edge.lerobot_data.reader import Dataset
 
 SAME = 0.02
-"""Share of a joint's standard deviation by which mean and std of bundle and data set may differ: what a few episodes
+"""Share of a joint's standard deviation by which mean and std of bundle and dataset may differ: what a few episodes
 more
 or less change."""
 
@@ -82,7 +83,7 @@ class LongTask:
 
 
 def robot_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], dataset: Dataset) -> list[str]:
-    """A sentence for each way in which the data set is not of the bundle's robot; empty when it is."""
+    """A sentence for each way in which the dataset is not of the bundle's robot; empty when it is."""
     return [
         *shape_differences(bundle, dataset),
         *_rate_differences(bundle, dataset),
@@ -91,7 +92,7 @@ def robot_differences(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]],
 
 
 def shape_differences(bundle: Bundle, dataset: Dataset) -> list[str]:
-    """Those of them that keep the bundle from taking the data set's observations: joints and cameras."""
+    """Those of them that keep the bundle from taking the dataset's observations: joints and cameras."""
     return [*_joint_differences(bundle, dataset), *_camera_differences(bundle, dataset)]
 
 
@@ -118,20 +119,20 @@ def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     for feature in (STATE, ACTION):
         held = dataset.features.get(feature)
         if held is None:
-            yield f"the data set has no {feature}; give one of this robot"
+            yield f"the dataset has no {feature}; give one of this robot"
             continue
         theirs = [name.removesuffix(".pos").removeprefix("main_") for name in flat_names(held.names)]
         ours = [name.removesuffix(".pos").removeprefix("main_") for name in names]
         if held.shape != (len(names),):
-            yield f"{feature} has {held.shape[0]} values in the data set, the bundle has {len(names)} joints"
+            yield f"{feature} has {held.shape[0]} values in the dataset, the bundle has {len(names)} joints"
         elif theirs and len(theirs) != len(ours):
             yield (
-                f"{feature} has {len(theirs)} names for {len(ours)} values in the data set; nobody knows which is which"
+                f"{feature} has {len(theirs)} names for {len(ours)} values in the dataset; nobody knows which is which"
             )
         elif theirs and theirs != ours:
             at = next(index for index, (a, b) in enumerate(zip(theirs, ours)) if a != b)
             yield (
-                f"{feature}: the data set's joint {at + 1} is {theirs[at]}, the bundle's is {ours[at]}; the order of "
+                f"{feature}: the dataset's joint {at + 1} is {theirs[at]}, the bundle's is {ours[at]}; the order of "
                 "joints differs"
             )
 
@@ -141,26 +142,26 @@ def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     keys = list(dataset.camera_keys)
     if not {name for camera in cameras for name in (camera.source, camera.name)} & set(keys):
         names = ", ".join(camera.source for camera in cameras)
-        yield f"the data set has none of the policy's cameras {names}; it has {', '.join(keys) or 'none'}"
+        yield f"the dataset has none of the policy's cameras {names}; it has {', '.join(keys) or 'none'}"
     for camera in cameras:
         key = next((name for name in (camera.source, camera.name) if name in keys), None)
         if key is None and camera.seen:
-            yield f"the data set has no camera {camera.source}; it has {', '.join(keys) or 'none'}"
+            yield f"the dataset has no camera {camera.source}; it has {', '.join(keys) or 'none'}"
         if key is None:
             continue
         height, width = dataset.features[key].shape[:2]
         if camera.seen and (height, width) != (camera.height, camera.width):
-            yield f"camera {key} is {width}x{height} in the data set, {camera.width}x{camera.height} in the bundle"
+            yield f"camera {key} is {width}x{height} in the dataset, {camera.width}x{camera.height} in the bundle"
     shared = [camera.source for camera in cameras if camera.source in keys]
     in_data = [key for key in keys if key in shared]
     if shared != in_data:
-        yield f"the order of cameras differs: {', '.join(in_data)} in the data set, {', '.join(shared)} in the bundle"
+        yield f"the order of cameras differs: {', '.join(in_data)} in the dataset, {', '.join(shared)} in the bundle"
 
 
 def _rate_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     fps = bundle.manifest.fps
     if fps is not None and fps != dataset.fps:
-        yield f"the data set has {dataset.fps:g} frames a second, the bundle's policy moves by {fps:g} actions a second"
+        yield f"the dataset has {dataset.fps:g} frames a second, the bundle's policy moves by {fps:g} actions a second"
 
 
 def _statistics_differences(

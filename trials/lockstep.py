@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observation → chunk → schedule → guard → simulated arm on a simulated clock.
 
 The same policy session, chunk kinds, schedule and guard as on the robot

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime lockstep`: one episode of a bundle on the simulated arm, on a simulated clock."""
 
 from __future__ import annotations

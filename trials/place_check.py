@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does the robot stand as it did in the data: where its cameras look, and the pose an episode begins in.
 
 Two items of `vla-doctor deploy`. A camera is held against the median of the first pictures of recorded episodes, which

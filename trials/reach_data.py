@@ -1,4 +1,5 @@
-"""Record the simulated task "reach the COLOUR cube" as a LeRobot v3.0 data set.
+# SPDX-License-Identifier: Apache-2.0
+"""Record the simulated task "reach the COLOUR cube" as a LeRobot v3.0 dataset.
 
     python -m vla_edge.trials.reach_data --out DIR --scenes 1200
 
@@ -30,7 +31,7 @@ from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.trials.reach_expert import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
 
 EVERY = 3
-"""An observation at every third frame of 30 Hz: the data set's own rate is 10 Hz."""
+"""An observation at every third frame of 30 Hz: the dataset's own rate is 10 Hz."""
 
 _arm: SimulatedArm | None = None
 
@@ -48,7 +49,7 @@ class ReachRecording:
 
 
 def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
-    """Write the data set to `target`, which must not exist. DatasetError, CameraError, ConfigError."""
+    """Write the dataset to `target`, which must not exist. DatasetError, CameraError, ConfigError."""
     if recording.scenes < 1 or recording.observations < 2:
         raise ConfigError(f"{recording.scenes} scenes of {recording.observations} observations; give at least 1 and 2")
     joints = [f"{name}.pos" for name in KOCH_JOINTS]
@@ -96,7 +97,7 @@ def _record(work: tuple[int, int]) -> ReachEpisode:
 def main(argv: Sequence[str]) -> int:
     default = ReachRecording()
     parser = CommandParser(
-        prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a data set"
+        prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a dataset"
     )
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--scenes", type=count, default=default.scenes)

@@ -1,4 +1,5 @@
-"""The reaching data set as tensors in memory: pictures as small uint8, chunks for every instruction."""
+# SPDX-License-Identifier: Apache-2.0
+"""The reaching dataset as tensors in memory: pictures as small uint8, chunks for every instruction."""
 
 from __future__ import annotations
 
@@ -39,10 +40,10 @@ class Examples:
 
 
 def read_examples(data: Dataset, policy: SmolVLAPolicy, held_out_scenes: int) -> Examples:
-    """Decode and scale every picture once. TrainingError when the data set is of another task or too small."""
+    """Decode and scale every picture once. TrainingError when the dataset is of another task or too small."""
     missing = [f"expert.{colour}" for colour in CUBE_COLOURS if f"expert.{colour}" not in data.features]
     if missing:
-        raise TrainingError(f"{data.root}: no column {missing[0]}; record the data set with vla_edge.trials.reach_data")
+        raise TrainingError(f"{data.root}: no column {missing[0]}; record the dataset with vla_edge.trials.reach_data")
     if len(data.episodes) <= held_out_scenes:
         raise TrainingError(
             f"{data.root}: {len(data.episodes)} scenes, {held_out_scenes} of them held out leave none to train on; "

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scripted expert of the simulated task "reach the COLOUR cube", and episodes recorded with it.
 
 In ordinary episodes the arm's pose betrays the target and language is never

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train the reaching policy: a small SmolVLA that reaches the cube it is told to.
 
     python -m vla_edge.trials.reach_policy --data DATASET --out CHECKPOINT
@@ -130,7 +131,7 @@ class Training:
 
 
 def train(dataset: Path, out: Path, recipe: Recipe) -> dict[str, float]:
-    """Train on the data set and write the checkpoint `out`, which must not exist. Returns what was measured.
+    """Train on the dataset and write the checkpoint `out`, which must not exist. Returns what was measured.
 
     Errors: DatasetError, CheckpointError, TrainingError when the loss stops being finite.
     """
@@ -296,7 +297,7 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo"
     )
     parser.add_argument(
-        "--dataset", type=Path, required=True, help="data set of the task; recorded there when it does not exist"
+        "--dataset", type=Path, required=True, help="dataset of the task; recorded there when it does not exist"
     )
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
     parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Closed-loop episodes of "reach the COLOUR cube" in lockstep, and the planners that can run them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The safety item of the deployment checklist: hostile chunks through the control core, on its own clock."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of prefix reuse, found from recorded episodes."""

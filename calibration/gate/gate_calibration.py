@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-calibrate gate`: thresholds of the prefix cache from recorded episodes, with a bound on the action error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recorded frames as the observations of a policy, with the digest of what was looked at."""
 
 from __future__ import annotations

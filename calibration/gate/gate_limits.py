@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From measured pairs to the limits of reuse: pure.
 
 A pair is a reference frame, whose prefix is kept, and a later one, whose joints

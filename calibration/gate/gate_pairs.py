@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure pairs of recorded frames: stillness, similarities, and what a prefix kept from the first costs at the
 second."""
 

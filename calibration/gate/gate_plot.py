@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The picture of a gate calibration: error of reuse against what the pixels and the gate see, with the chosen
 limits."""
 

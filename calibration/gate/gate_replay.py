@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drive the real cache along recorded episodes and compute every hit again: what the limits do where they were not
 chosen."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far the actions of one bundle are from those of another that started from the same noise."""
 
 from __future__ import annotations

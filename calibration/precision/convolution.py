@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolutions in INT8: values between them go through QuantizeLinear and DequantizeLinear, so that whole runs of
 convolutions, sums and pools stay on integers.
 

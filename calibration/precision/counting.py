@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multiply-adds and bytes of a graph, counted from its nodes: the work a measured time is compared with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Half precision with islands of float32: softmax, norms, RoPE, masks and the Euler step stay in float32.
 
 Only matrix products and convolutions are done in half precision: their inputs are cast, their

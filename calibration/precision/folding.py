@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scale folding: channels that are large in the activations are made smaller there and larger in the weights.
 
 A norm's output and the linear maps that read it are divided and multiplied by

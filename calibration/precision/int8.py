@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear maps in INT8, written with ONNX's own operators; weights are signed, symmetric, one scale a column.
 
 Three ways, because what is fast differs (`treatment.py`):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The linear maps of a graph: MatMul nodes whose right side is a weight of the policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An engine that shows what goes into the linear maps while the graphs run in their real sequence."""
 
 from __future__ import annotations

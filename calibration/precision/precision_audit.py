@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What really runs: share of multiply-adds per number type, from the backend's own graph after its optimisation.
 
 A linear map counts as INT8 when the operator that reads its 8-bit weights

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The precision plan: the cheapest choice by group whose action error stays under a bound, found by measuring.
 
 Whole plans are tried first, cheapest first, unfolded and with folded scales.

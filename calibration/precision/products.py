@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention's own products (queries with keys, weights with values) in INT8, where both sides are activations.
 
 They are worth it only where they are a large part of a graph: in the vision

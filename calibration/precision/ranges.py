@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranges of the activations that enter linear maps, gathered over real runs of all graphs, resumable.
 
 A tap keeps its exact extremes and the largest magnitude of every channel; two

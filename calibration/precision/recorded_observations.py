@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations that a policy is measured on, from the frames of a dataset: some for ranges, others held out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations that a policy is measured on, made without any data: pictures of coloured blocks.
 
 Imports nothing but what runs on the robot, so that a measured process holds nothing else.

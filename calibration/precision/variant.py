@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph of the bundle rewritten as a plan says: the same name and tensors, another precision inside."""
 
 from __future__ import annotations

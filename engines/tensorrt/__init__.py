@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything TensorRT and CUDA: engine files built, checked, loaded, and the captured flow loop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flow loop as CUDA graphs: prefix, state row and steps captured once from TensorRT, launched by the C core.
 
 All tensors that a prefix fills lie on the device twice, as two sides. A prefix

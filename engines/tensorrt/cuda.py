@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU seen from Python: the gate before anything of CUDA or TensorRT is touched, and memory, streams and copies.
 
 Handles and device addresses are integers, so that TensorRT, the C launcher

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Cuda` over pycuda, for machines where that is what there is; chosen by the backend name `tensorrt-pycuda`.
 
 pycuda gives its streams no priority: both are alike, and a prefix that

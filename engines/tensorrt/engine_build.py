@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX graphs of a bundle → engine files of TensorRT or TensorRT-RTX, with timing cache, progress, sidecar and audit.
 
 Networks are strongly typed: what a graph says is what runs, and nothing here

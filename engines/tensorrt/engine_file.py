@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an engine file binds to, kept beside it, and compared field by field before a byte of it is used.
 
 An engine file is executable code for one TensorRT version, GPU architecture and

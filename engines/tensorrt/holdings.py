@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one owner has on the device (memory, streams, events, graphs), given back together, the newest first."""
 
 from __future__ import annotations

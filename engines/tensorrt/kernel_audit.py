@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What TensorRT made of a graph: how many layers compute in which type, from the engine inspector's JSON or, where no
 GPU loads the engine, from the builder's verbose log, which also tells scratch and fused attentions.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Will a bundle's engine files fit: said before anything is built, from the bundle's files and the size of the board.
 
 What is counted is exact: the bytes of every graph's weights (those that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TensorRT behind the engine border: engine files built on this machine, run on device memory.
 
 Every buffer from `allocate` is page-locked host memory with a twin on the

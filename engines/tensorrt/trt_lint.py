@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What TensorRT's ONNX parser (10.3 to 11) cannot take, found without TensorRT: operators, types, zero-points.
 
 Static shapes and control flow are `lint.py`'s business and are looked at again

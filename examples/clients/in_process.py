@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One inference in your own process: python in_process.py BUNDLE OBSERVATION.npz"""
 
 import sys

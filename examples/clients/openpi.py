@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One inference through openpi's client: python openpi.py PORT OBSERVATION.npz"""
 
 import sys

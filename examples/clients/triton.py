@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One inference through KServe v2, as Triton speaks it: python triton.py PORT OBSERVATION.npz"""
 
 import sys

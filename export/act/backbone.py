@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `backbone` graph: one camera's normalised picture to its tokens."""
 
 from __future__ import annotations

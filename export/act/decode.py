@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `decode` graph: picture tokens and joints to the chunk.
 
 What does not depend on the observation is computed here, exactly: the latent's token (its input is 0), positions, their

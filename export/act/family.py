@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT as export sees it, and its graphs against its torch policy."""
 
 from __future__ import annotations

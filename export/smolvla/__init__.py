@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where SmolVLA is cut into graphs, and how each graph is written."""

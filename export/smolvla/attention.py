@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Grouped-query attention with RoPE, as text model and experts have it (docs/policy.md §1.7–1.10).
 
 Keys and values stand heads first, [kv heads, rows, head width]. A key-value

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where SmolVLA is cut into graphs, and the numbers and tables that go with the cuts (docs/policy.md §2)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `expert` graph, one Euler step of the flow, and `delta` with `delta_kv`, the correction of a queued chunk.
 
 Everything that does not depend on the noisy actions is out of the step: the

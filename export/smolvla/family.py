@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SmolVLA as export sees it."""
 
 from __future__ import annotations

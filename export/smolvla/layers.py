@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pieces that SmolVLA's graphs share: RMS norm and the gated MLP. Rows are two-dimensional: [rows, width]."""
 
 from __future__ import annotations

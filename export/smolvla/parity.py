@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SmolVLA's graphs against its torch policy, stage by stage, on the runtime's own code path.
 
 Every stage's tensors are compared on the rows that are valid, because padded

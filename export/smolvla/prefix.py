@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `prefix` and `state` graphs: the text model over pictures and language, and over the state's one row.
 
 No other prefix row sees the state's row, so the cut between the two is exact

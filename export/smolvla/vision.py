@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `vision` graph: one camera's pixels to scaled tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot v2.1 → v3.0, out of place: written beside the target, verified, compared with the source, renamed.
 
 Differs from LeRobot 0.4.4's converter where that is wrong: the episode that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-data merge | split | delete | renumber`: arguments and calls. Each makes a new dataset and leaves the old."""
 
 from __future__ import annotations

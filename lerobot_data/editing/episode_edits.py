@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets made of the episodes of others: merge, split, delete, renumber. Always a new v3.0 folder, verified before it
 gets its name; the sources, of any version, are only read.
 

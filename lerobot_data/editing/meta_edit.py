@@ -1,4 +1,5 @@
-"""Change the `meta` folder of a data set as a whole: edit a copy, then swap the folders."""
+# SPDX-License-Identifier: Apache-2.0
+"""Change the `meta` folder of a dataset as a whole: edit a copy, then swap the folders."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes of one or several open datasets written anew as one v3.0 dataset: what convert, merge, split, delete and
 renumber have in common.
 

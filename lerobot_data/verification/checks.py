@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checks of `vla-data verify` by name, in the order they are reported."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of `vla-data verify` that read `meta` and the schemas; each returns its problems in words."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The parts of a data set folder that can be read, and what is wrong with those that cannot."""
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a dataset folder that can be read, and what is wrong with those that cannot."""
 
 from __future__ import annotations
 

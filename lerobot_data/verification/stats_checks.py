@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of `vla-data verify` on the stored statistics; each returns its problems in words."""
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def statistics_finite(opened: Opened) -> list[str]:
     stats, parts = opened.stats, opened.episode_stats
     assert stats is not None and parts is not None
     problems = []
-    for where, entry in (("data set", stats), *((f"episode {index}", part) for index, part in parts.items())):
+    for where, entry in (("dataset", stats), *((f"episode {index}", part) for index, part in parts.items())):
         for key, values in entry.items():
             problems += [
                 f"{where}: {name} of {key} is not finite"

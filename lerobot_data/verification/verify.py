@@ -1,4 +1,5 @@
-"""Is a data set sound? Named checks over a v2.1 or v3.0 folder, each with what it found wrong."""
+# SPDX-License-Identifier: Apache-2.0
+"""Is a dataset sound? Named checks over a v2.1 or v3.0 folder, each with what it found wrong."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def verify_dataset(
     only when `root` is no folder at all; anything else wrong is in the report.
     """
     if not root.is_dir():
-        raise DatasetError(f"data set {root} does not exist; give the folder that holds meta/info.json")
+        raise DatasetError(f"dataset {root} does not exist; give the folder that holds meta/info.json")
     opened = open_parts(root, tolerance_s)
     results = []
     for check in CHECKS:

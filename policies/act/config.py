@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT's config.json as a frozen dataclass: field names and defaults are LeRobot's (`ACTConfig`, 0.4.4 and 0.6.1)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT's network, from normalised pictures and joints to a chunk of normalised actions, under LeRobot's tensor names.
 
 The work has two halves, which are also the cuts of its export: `encode_picture`, once a camera and reusable while that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new ACT: weights drawn as LeRobot draws them, the ResNet random or from torchvision's file."""
 
 from __future__ import annotations

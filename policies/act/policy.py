@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT as PyTorch users know it: load, predict, train, save.
 
 Batches are what LeRobot's preprocessor makes: `observation.images.NAME` float [B, 3, h, w] and `observation.state`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ResNet without its head: picture → feature map, under torchvision's tensor names.
 
 Deep Residual Learning (He et al., 2015), with batch norms that no longer learn: their statistics are buffers of the

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """SmolVLA in PyTorch: backbone, expert, flow matching, CLS head, delta expert; `policy.py` is what users hold."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joint conventions of the Aloha arms, for policies with `adapt_to_pi_aloha`.
 
 As in LeRobot's SmolVLA the maps act on normalised values: on the state after

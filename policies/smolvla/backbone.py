@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vision-language backbone's numbers.
 
 Missing fields of the backbone's config.json take the defaults of transformers'

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CLS head: learnt tokens that watch the observation, and their projections.
 
 Observation tokens are read-only: they see the valid picture and language rows

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A policy's config.json as a frozen dataclass.
 
 Field names are LeRobot's (`SmolVLAConfig`, 0.4.4) and, for the CLS head and

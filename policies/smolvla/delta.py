@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The delta expert: one step that corrects a chunk which is already queued.
 
 The queued chunk (normalised) goes in, a velocity v comes out, and the

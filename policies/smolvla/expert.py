@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The action expert: a narrower twin of the text model that reads its cache.
 
 Even layers self-attend over [prefix cache; own rows]; odd layers cross-attend

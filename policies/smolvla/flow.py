@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flow matching: from prepared inputs to a chunk of normalised actions.
 
 The prefix (pictures, language) fills a cache; the state token adds one row to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From elementwise errors to one number."""
 
 from __future__ import annotations

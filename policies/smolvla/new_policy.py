@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy that is made here begins with: the backbone's files with a small tokenizer, and the published types."""
 
 from __future__ import annotations

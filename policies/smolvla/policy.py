@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy as PyTorch users know it: load, predict, train, save.
 
 Batches are what LeRobot's preprocessor makes: `observation.images.NAME` float

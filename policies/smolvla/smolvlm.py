@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backbone and its experts as one tree of modules, named as in the checkpoint."""
 
 from __future__ import annotations

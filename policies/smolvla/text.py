@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text model: Llama-style layers that fill the key-value cache of the prefix.
 
 The same layer class serves the experts. Attribute names follow the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VICReg between two sets of tokens (Bardes et al., 2022), in the form of docs/training-methods.md §1."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The picture's way into tokens: SigLIP tower, pixel shuffle, connector.
 
 Attribute names follow the checkpoint's keys. Arithmetic: docs/policy.md §1.5.

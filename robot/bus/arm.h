@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the control loop asks of an arm. Every call ends before its deadline,
  * whatever the bus does; the caller owns every struct; nothing allocates. */
 #ifndef VLA_ARM_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The servo bus: one request, its answers, never somebody else's answer.
  *
  * Every call ends before `deadline_ns` (CLOCK_MONOTONIC). A late reply is never

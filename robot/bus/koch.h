@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The Koch v1.1 follower's six servos as an arm_port. */
 #ifndef VLA_KOCH_H
 #define VLA_KOCH_H

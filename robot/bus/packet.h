@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Dynamixel protocol 2.0 framing: bytes in, verdicts out; no I/O, no time.
  *
  *   FF FF FD 00 | id | length lo hi | instruction | parameters | crc lo hi

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A serial port on Linux: exclusive, raw, low latency, reads with a deadline. */
 #ifndef VLA_SERIAL_H
 #define VLA_SERIAL_H

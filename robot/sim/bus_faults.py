@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Injected faults of the emulated bus: what happens to a status on its way."""
 
 from __future__ import annotations

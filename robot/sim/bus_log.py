@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulator's log on disk: JSON lines, one per event of `EmulatedBus`."""
 
 from __future__ import annotations

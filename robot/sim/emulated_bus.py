@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Emulated servos on one line: requests in, statuses out, a log of what was accepted.
 
 No I/O and no clock of its own: bytes, the line's baud rate and the time are

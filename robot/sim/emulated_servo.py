@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One emulated X-series servo: its registers and what its firmware does.
 
 Control table with access rules and EEPROM lock, profile generator, torque

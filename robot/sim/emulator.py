@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Koch's servo bus behind a pseudo-terminal, with injected faults and a log.
 
     python -m vla_edge.robot.sim.emulator --link PORT --log LOG.jsonl

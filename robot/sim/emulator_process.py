@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated servo bus as a process of its own, started and ended by whoever needs one."""
 
 from __future__ import annotations

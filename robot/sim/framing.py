@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dynamixel protocol 2.0 framing in Python, from the servo's side.
 
 Written apart from the C driver's framing, so that one checks the other.

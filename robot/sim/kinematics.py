@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the simulated Koch's tip is, and the joint angles that bring it to a point, in closed form.
 
 Frame and zero pose: `robot/sim/mjcf.py`. Angles in radians in the order of KOCH_JOINTS.

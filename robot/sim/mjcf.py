@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated Koch arm as MJCF, with its lengths and servo figures.
 
 Frame: x forward, y left, z up, metres, origin on the table under the pan axis.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands behind the emulated servos: the mechanics.
 
 The servo's firmware (profile, torque switch, watchdog) is emulated; where the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Off-screen rendering: which OpenGL MuJoCo uses, and what a machine without one lacks."""
 
 from __future__ import annotations

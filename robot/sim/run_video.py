@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a person sees of a run afterwards: an MP4, or a strip of pictures as one PNG."""
 
 from __future__ import annotations

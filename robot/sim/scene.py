@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands on the simulated table: three coloured cubes and the arm's first pose."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated arm's process as others see it: its options, its files, and how to start it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of the simulated arm, rendered in a process of their own.
 
 Rendering on a CPU takes milliseconds and holds the interpreter for some of

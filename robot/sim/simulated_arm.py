@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated Koch arm: MuJoCo physics, position servos and two cameras, on a clock that the caller drives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated arm as a process of its own: physics behind the emulated servo bus, cameras in shared frames.
 
     python -m vla_edge.robot.sim.simulator --run-dir DIR

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* An arm without a bus, for tests and for timing the loop alone: its joints are where the last goals put them. */
 #include <stdlib.h>
 #include <string.h>

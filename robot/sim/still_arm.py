@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An arm without a bus for the C control loop: its joints are where the last goals put them.
 
 For tests and for timing the loop alone. It is no part of what is shipped: `still_arm.c` is compiled when first used.

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run: supervisor, control process, inference process, hand-over, operator, run folder, flight record."""

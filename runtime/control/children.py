@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes of a run: started alone in their session, watched, ended."""
 
 from __future__ import annotations

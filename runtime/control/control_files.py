@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inference's side of the run folder: control's status in, chunks and notices out, and when to give an inference up."""
 
 from __future__ import annotations

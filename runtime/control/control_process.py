@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control process: checks, then one C call until it is stopped."""
 
 from __future__ import annotations

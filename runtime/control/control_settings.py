@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the control core is told once, before it starts: limits, maps, times; and how its rate is chosen.
 
 The rate of control is independent of the data's: it follows from how long the servos take to answer. The more ticks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults and unwanted holds in words: the joint, the cause, and what to do, the same wherever they are told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a flight record: its ticks, its chunks, the latencies of the ticks."""
 
 from __future__ import annotations

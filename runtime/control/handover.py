@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From one chunk to the next: how long an inference takes here, what that allows, and how the new chunk joins the old.
 
 Pure: times are arguments. A host *overlaps* when a chunk lasts for two

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do bundle, calibration, cameras and the arm itself describe the same robot? Refused with the difference named, before
 any motion."""
 
@@ -53,7 +54,7 @@ def check_joints(
 ) -> None:
     """Six joints in the Koch's order, and statistics that lie in this arm's ranges.
 
-    Older Koch data sets use other signs and zeros: their means then lie outside what this arm can reach.
+    Older Koch datasets use other signs and zeros: their means then lie outside what this arm can reach.
     """
     names = bundle.manifest.joints
     dim = bundle.manifest.policy.action_dim
@@ -80,7 +81,7 @@ def check_joints(
                 raise IdentityError(
                     f"{joint.name}: the policy's data has a mean {feature} of {value:.0f} {units.value}, "
                     f"{calibration.source} allows "
-                    f"{low:.0f}..{high:.0f}; the data set has another zero or sign: convert it or give its own "
+                    f"{low:.0f}..{high:.0f}; the dataset has another zero or sign: convert it or give its own "
                     "calibration"
                 )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What inference tells of itself: one line of JSON for each inference, and the newest summary for others to read.
 
 `inference.jsonl` holds which pieces ran, why, the similarity values and the

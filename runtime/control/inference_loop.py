@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop of the inference process: what is planned when, sent, measured, audited and written down."""
 
 from __future__ import annotations

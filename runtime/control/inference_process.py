@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inference process: newest pictures and joints → chunk → ring, again and again. Control never waits for it."""
 
 from __future__ import annotations

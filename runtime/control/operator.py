@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """status, arm, hold, park, stop, torque-off: words to the running control process, one datagram each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the person at a run asks for: keys of the terminal, Ctrl-C, and the signals that end a process.
 
 Nothing here waits longer than it is told, and no signal interrupts what its caller is doing once `heeded`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures on their way past inference: thumbnails for the status page, and every picture for a record."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When to infer, and what kind of chunk comes of it: the rules of the inference process, pure.
 
 A moving chunk is due from its observation's tick on; a rest chunk from its

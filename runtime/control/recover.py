@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime recover`: servos that shut down by themselves start anew and hold the arm where it is.
 
 Where a control process runs it has the servo bus, and is asked; otherwise this process does it over `--port`. Nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run folder: where control, inference and operators find each other (docs/design.md)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of a run as frozen dataclasses: read from the command line once, handed to child processes as flags."""
 
 from __future__ import annotations

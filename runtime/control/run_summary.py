@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run is told as: the live line, the summary in numbers, and the closing sentences.
 
 From control's last status, its flight record and inference's own last line.

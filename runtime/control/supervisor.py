@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime run`: starts control and inference (and the simulated arm), arms, obeys the person, ends, sums up.
 
 It moves nothing itself: every motion is decided in the control process.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a manifest fit together? The policy's numbers against the graphs' tensors, the tokenizer and the cameras.
 
 Every hash may be right and the manifest still say another chunk or prompt

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bundle's graphs on buffers, run as its programme says: what a picture, a scene and a moment need.
 
 Every graph is loaded once and bound once; tensors of one name are one buffer, so that K/V cross from one graph to the

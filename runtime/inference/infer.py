@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime infer`: one observation file in, one action file out. This is also how others check us."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The record of inputs (`--record-inputs FILE`): what each inference was given, exactly, so that it can be run again.
 
 Entries one behind the other: `VLAI`, u32 bytes of the head, u64 bytes of the arrays, u32 CRC of both, head (JSON),

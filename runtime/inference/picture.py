@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One camera picture to the pixels of the vision graph, as docs/policy.md defines it, without torch.
 
 uint8 RGB, divided by 255, resized with the aspect ratio kept (bilinear,

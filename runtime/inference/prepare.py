@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An observation as the numbers the graphs take (docs/policy.md), without torch and without a buffer made per
 inference.
 

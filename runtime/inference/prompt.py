@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The task text as token ids (docs/policy.md), with the `tokenizers` package alone."""
 
 from __future__ import annotations

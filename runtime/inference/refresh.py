@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prefix for newer pictures, made on a thread of its own while plans go on with the last one.
 
 The thread runs `vision` and the scene graph into K/V that nobody reads; between two plans the session goes over to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is the scene still the one the prefix was computed from? Two tests, both pure (docs/runtime.md).
 
 The test of stillness compares pictures and can say so before anything ran. The gate

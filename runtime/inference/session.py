@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From an observation to a chunk: what the inference process, lockstep, serving, calibration and evaluation call."""
 
 from __future__ import annotations

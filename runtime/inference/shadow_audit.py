@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shadow audit: a random share of the cache's hits is computed again, and the error it finds is acted on.
 
 An audit runs after its chunk was sent, when there is time. It compares the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joint state to the policy's numbers and back: normalisation and the pi-Aloha convention (docs/policy.md)."""
 
 from __future__ import annotations

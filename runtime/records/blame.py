@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a tick brought nothing: every missed tick of a run, each with its cause. Pure: records in, causes out.
 
 Two kinds. A *skipped* tick did not run at all: its time had passed when the loop woke. A tick *without action* ran,

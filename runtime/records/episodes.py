@@ -1,4 +1,5 @@
-"""Episodes of a flight record as a LeRobot v3.0 data set, with the actions that were sent to the servos.
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes of a flight record as a LeRobot v3.0 dataset, with the actions that were sent to the servos.
 
 `action` is the goal that left for the bus after the guard, not what the policy wished; `observation.state` is the joint
 reading; both in joint units, at the rate of the data that the policy was trained on: where control ticked at another

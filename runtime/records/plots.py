@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plots as SVG text, for pages that must open anywhere: lines, bars and a strip of states."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime replay`: compute a record's goals again and compare; with recorded inputs the chunks too; export
 episodes."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recorded inputs through the same bundle and engine again: the same chunks, bit for bit."""
 
 from __future__ import annotations

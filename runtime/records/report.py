@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime report`: one HTML page on a flight record: timing, the blame of each missed tick, the cache's
 behaviour."""
 

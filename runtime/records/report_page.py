@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page of `vla-runtime report`: facts of a run in, one HTML document without anything from outside."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime install-service`: units of systemd for control and inference, from the templates in `deploy/`.
 
 The units call the command of this installation with this robot file. Services start disarmed; `vla-runtime arm` lets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KServe's v2 inference protocol over HTTP, with Triton's binary tensor extension: bytes in, bytes out, no I/O.
 
 A request body is JSON, and behind it (its length in `Inference-Header-Content-Length`) the bytes of the inputs whose

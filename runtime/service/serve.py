@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime serve`: the policy for clients over the network, and the robot's status in a browser.
 
 Serves what lies in the run folder of `vla-runtime run`, `control` and `inference`, and infers for its own clients. It

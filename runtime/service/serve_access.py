@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may talk to the service: the address it listens on, the token, the browser's origin, and one control lease.
 
 Without a token only this machine is listened to, and a web page opened in its browser is kept out by `Host` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The service's HTTP face: openpi's websocket, KServe v2, metrics, health, the status page, the lease and its words."""
 
 from __future__ import annotations

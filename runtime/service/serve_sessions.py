@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policy sessions for clients: one each, with its own cache and noise, at most so many; one worker runs them in
 turn."""
 

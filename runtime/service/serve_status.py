@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the service tells about itself and the robot: one status for the page, Prometheus text, pictures of the
 cameras."""
 

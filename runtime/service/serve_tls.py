@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The service's certificate and key: read, checked for its end, made into a TLS context."""
 
 from __future__ import annotations

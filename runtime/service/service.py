@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The running service: engine, sessions, listening socket, and the watch over the control lease."""
 
 from __future__ import annotations

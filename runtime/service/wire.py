@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """openpi's wire format: msgpack, arrays as maps of `__ndarray__`, `data`, `dtype`, `shape`. Bytes of strangers come in
 here.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C extension: control core, servo bus, native engine sessions. Sources in runtime/core and robot/bus."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exported folder: manifest, hashes, shapes.
 
 A bundle is read by checking the sha256 of every file on the very bytes that are used. Facts of the policy that the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Camera name ↔ feature key: people say `laptop`, LeRobot's files say `observation.images.laptop`.
 
 A name may hold anything but `=`, `,` and `/` (top-cam, "left wrist"). The keys of policies with one camera

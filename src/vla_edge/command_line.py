@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the seven commands share: the parser, errors in one line, `--json`, old names, packages that are not here.
 
 Exit codes: 0 done, 1 a check failed (or a run ended in a fault), 2 bad input or environment, 130 interrupted. With

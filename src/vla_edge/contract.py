@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What crosses the borders between cameras, inference and control.
 
 Who writes and reads what: the robot room makes `Frame` and `JointReading`;
@@ -39,7 +40,7 @@ class Frame:
 class JointReading:
     """Joint positions read in control tick `tick`: float32 [joints] in joint units.
 
-    Joint units are those of the policy's data set (degrees, or −100..100 with the
+    Joint units are those of the policy's dataset (degrees, or −100..100 with the
     gripper 0..100, as LeRobot's normalisation defines them).
     """
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C extension `vla_edge._core`: the one place that loads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-doctor`: what this machine has, what is needed, and how to fix what is not there.
 
 Exit code 1 when something needed is missing. Needed by everything: Python, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Temporal ensembling: each action is the weighted mean of what all chunks so far planned for its moment.
 
 Learning Fine-Grained Bimanual Manipulation (Zhao et al., 2023), algorithm 2: the i-th oldest plan counts exp(−m·i), so

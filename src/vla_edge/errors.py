@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every exception a user can meet.
 
 Each message is one line: the fact, the limit, the next step. A command turns a
@@ -77,7 +78,7 @@ class RecordError(VlaEdgeError):
 
 
 class DatasetError(VlaEdgeError):
-    """A data set is missing, damaged or of another version."""
+    """A dataset is missing, damaged or of another version."""
 
 
 class TrainingError(VlaEdgeError):

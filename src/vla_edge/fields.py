@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON and YAML read into frozen dataclasses; what does not fit is one line with the file, the field and what it must
 be.
 

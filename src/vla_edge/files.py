@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear whole or not at all: written beside their place, flushed to disk, renamed.
 
 A reader, a full disk, a kill or a power cut finds the old content or the new one, never a half. What is being written

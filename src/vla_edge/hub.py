@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a checkpoint or a dataset lies on this machine: its path, or the snapshot of a Hugging Face Hub repository.
 
 A Hub id is `owner/name`, or `owner/name@revision` (branch, tag or commit). It is looked for in the caches first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-bench`: what it times, what it counts, and the gate between two results."""
 
 from __future__ import annotations

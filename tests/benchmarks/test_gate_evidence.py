@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gate on the trained reaching policy, in small; `vla_edge.benchmarks.cache_tradeoff` is the long form."""
 
 from __future__ import annotations

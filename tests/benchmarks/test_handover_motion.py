@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers of the hand-over table, on motion made by hand, and one real episode of the way that ships."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-calibrate gate`: the choice of limits on pairs made by hand, and the whole command on recorded episodes."""
 
 from __future__ import annotations

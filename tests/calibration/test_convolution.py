@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolutions in INT8: on ONNX Runtime every one of them runs on integers, and the tokens stay near float32's."""
 
 from __future__ import annotations

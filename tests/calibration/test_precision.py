@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """INT8 and half precision: the arithmetic, the ranges, the search, the audit, and whole bundles of tiny policies."""
 
 from __future__ import annotations

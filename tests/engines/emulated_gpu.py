@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TensorRT and CUDA as far as our own code can tell them apart: for tests of that code, not of any device.
 
 "Device memory" is host memory, a "engine file" is the ONNX model, an execution runs it

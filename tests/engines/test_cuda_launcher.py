@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C launcher against a stub driver library that records the calls: order, arguments, error paths. No GPU is used,
 and nothing here says how the real driver behaves."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Native ONNX Runtime sessions against the Python binding, and the reader of external tensors against the onnx
 package."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OpenVINO backend behind the engine border."""
 
 from __future__ import annotations

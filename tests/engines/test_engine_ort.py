@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime behind the engine border: bound buffers, bytes that were hashed, refusals in one line."""
 
 from __future__ import annotations

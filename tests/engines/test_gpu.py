@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only a GPU can show (`make gpu`): engine files against ONNX Runtime's chunk, the captured loop against single
 steps, overlap, threads. On a machine with torch but without TensorRT, `-p tests.engines.torch_kernels` puts torch's
 kernels in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NVIDIA's own compiler (TensorRT-RTX, which needs no GPU to build) on every graph of a tiny policy, as `engine_build`
 runs it: what it fuses, what stays in float32, how many kernels and how much scratch. Nothing is run."""
 

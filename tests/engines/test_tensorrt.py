@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans, sidecars, memory plan and the captured loop's logic, on an emulated GPU (tests/engines/emulated_gpu.py): no
 device is
 used, and nothing here says how TensorRT behaves. What needs a device is marked gpu in tests/engines/test_gpu.py."""

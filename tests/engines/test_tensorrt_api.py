@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every TensorRT name and call in engines/tensorrt against the signatures of the real bindings, 10.3 to 11.4.
 
 The tables in tests/data/tensorrt_api were written by scripts/tensorrt_signatures.py from the published wheels; no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stand-in for TensorRT that a device run uses where TensorRT is not there, on the CPU: its arithmetic is ONNX
 Runtime's, and the captured loop runs on it."""
 

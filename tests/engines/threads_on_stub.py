@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real cuda-bindings, the C core and the captured loop on the stub driver library, on two threads.
 
     LD_LIBRARY_PATH=FOLDER python threads_on_stub.py BUNDLE FOLDER/libcuda.so.1 [one-flag]

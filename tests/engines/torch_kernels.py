@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's kernels in TensorRT's place: a module `tensorrt` that runs each ONNX node with torch on the given stream.
 
 On a real GPU everything else is real: addresses, sides, capture, streams, events, copies, priorities and lifetimes.

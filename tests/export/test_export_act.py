@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT checkpoints as bundles: the same chunks from raw pictures, tokens of a still picture kept, no text, no noise."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`export-engines` as a user meets it: tables, JSON, and for each bad input one line, exit code 2 and nothing
 written."""
 

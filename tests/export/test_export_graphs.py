@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How graphs are written: tensors once in one file, names that stay, and what the lint refuses."""
 
 from __future__ import annotations

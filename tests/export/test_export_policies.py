@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every configuration a SmolVLA checkpoint may have, exported and compared with torch; and parity that can fail.
 
 An export that returns has compared each stage with the plain torch policy on the runtime's own path: inputs, vision,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make dataset_stats.npz: statistics as LeRobot computes them. Run with a Python that has LeRobot (0.6.1 was used)."""
 
 from __future__ import annotations

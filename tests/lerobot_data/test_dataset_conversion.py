@@ -1,4 +1,5 @@
-"""v2.1 → v3.0 against what LeRobot 0.4.4's own converter made of the same data set, and `compare`."""
+# SPDX-License-Identifier: Apache-2.0
+"""v2.1 → v3.0 against what LeRobot 0.4.4's own converter made of the same dataset, and `compare`."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def write_v21(root: Path, lengths: list[int], picture: bool = False) -> None:
-    """A v2.1 data set without video: random actions, and a small PNG per frame when asked."""
+    """A v2.1 dataset without video: random actions, and a small PNG per frame when asked."""
     rng, start = np.random.default_rng(0), 0
     features: dict[str, dict] = {"action": {"dtype": "float32", "shape": [6], "names": None}}
     if picture:

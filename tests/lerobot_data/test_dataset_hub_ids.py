@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dataset named by its Hub id, wherever a dataset is taken."""
 
 from __future__ import annotations

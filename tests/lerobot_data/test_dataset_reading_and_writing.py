@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading LeRobot v2.1 and v3.0, and writing v3.0."""
 
 from __future__ import annotations
@@ -390,7 +391,7 @@ writer.abort()
         ({"action": np.array(["a"] * 6)}, "action is <U1, float32"),
         ({FRONT: np.zeros((64, 96, 3), np.float32)}, "float32, uint8 is expected"),
         ({FRONT: np.zeros((64, 90, 3), np.uint8)}, r"has shape \[64, 90, 3\]"),
-        ({"extra": 1}, r"other features than the data set: \['extra'\]"),
+        ({"extra": 1}, r"other features than the dataset: \['extra'\]"),
     ],
 )
 def test_a_wrong_frame_is_refused_and_named(tmp_path: Path, change: dict, message: str) -> None:

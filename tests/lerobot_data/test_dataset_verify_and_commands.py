@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Planted corruptions each fail the check that names them; `vla-data` from the command line."""
 
 from __future__ import annotations
@@ -468,7 +469,7 @@ def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(
         file.write_text(file.read_text().replace(old, new))
         assert main(["tasks", str(root)]) == 2
         told = capsys.readouterr().err
-        assert ("leads out of the data set" if number < 2 else "'30', not a number") in told
+        assert ("leads out of the dataset" if number < 2 else "'30', not a number") in told
 
 
 def test_a_token_limit_below_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """merge, split, delete, renumber and `tasks --assign`: what they make holds the same frames, and verifies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets as other tools write them: pictures channel-first, depth, nested names, columns of other number types."""
 
 from __future__ import annotations

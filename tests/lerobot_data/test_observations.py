@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A frame of a dataset as the policy's observation, and whose camera is whose."""
 
 from __future__ import annotations

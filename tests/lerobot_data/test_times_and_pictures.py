@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times that jitter, pictures that are missing in a video, tables with a column more."""
 
 from __future__ import annotations

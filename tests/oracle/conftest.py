@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot in a process of its own, asked by the tests of this folder.
 
 `LEROBOT_PYTHON` names an interpreter that has LeRobot (`make oracle` makes one by scripts/lerobot_environment.sh).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `lerobot_side.py` is asked about datasets: reading one as training does, recording one, LeRobot's edit tools."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot itself, asked line by line: run by an interpreter that has it, imports nothing of this repository.
 
 A request is one line of JSON on stdin, {"do": NAME, ...}; the answer one line on stdout, with `error` where it failed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets both ways with a live LeRobot: what we write, convert and edit it reads as we do, and its own edit tools and
 recorder make the same tables and statistics.
 

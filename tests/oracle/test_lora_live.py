@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoRA folders that peft writes through LeRobot, merged here: against peft's own merge, and LeRobot's chunk with it."""
 
 from __future__ import annotations

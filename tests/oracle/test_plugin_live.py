@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plug-in of integrations/lerobot in a live LeRobot: `lerobot-rollout` on a robot of no hardware, with and without.
 
 LeRobot finds the plug-in as it finds any: by a distribution's name, which plugins/ gives it without an installation.

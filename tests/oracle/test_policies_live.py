@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forty random configurations, run (in torch and as a bundle) and trained one step by us and by LeRobot, from the same
 raw numbers."""
 

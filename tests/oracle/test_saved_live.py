@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders that we save, opened by LeRobot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and writing checkpoints: layouts that must load, damage that must be named, and what saving keeps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CLS head and the delta expert: what they may not change, what they see, and how they are trained."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints as people have them: each layout gives the chunk of the plain one, or a line that says what to do."""
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ LAYOUTS = {
     "a rename of a camera that is not there": rename_of_an_absent_camera,
     "relative actions that are off": disabled_relative_steps,
     "only target buffers": target_buffers(""),
-    "buffers with the data set's name": target_buffers("so100_"),
-    "buffers with the data set's name and a dot": target_buffers("so100."),
+    "buffers with the dataset's name": target_buffers("so100_"),
+    "buffers with the dataset's name and a dot": target_buffers("so100."),
 }
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PyTorch policy reproduces every array that LeRobot 0.4.4 recorded, stage by stage.
 
 Tolerance: 1e-5 of the stage's largest value, float32 (different but equivalent orders of summation give about 1e-6).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cut into prefix and state is exact, and an independent implementation agrees, for many configurations.
 
 The second implementation is plain float64 numpy written from POLICY.md §1.7–1.12: prefix, state and actions as one

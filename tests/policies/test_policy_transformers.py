@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vision tower, connector and text layers equal transformers' own modules, where transformers is installed.
 
 transformers is no dependency of the policies room; here it is a second opinion on what the golden data already show,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What cameras, padding, caches, joints and queues do, on tiny random policies.
 
 Tolerance 1e-5 of the largest value: float32 in another order of summation.

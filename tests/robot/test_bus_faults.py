@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bus under injected faults, judged by the emulator's log: deadlines, no stale value, alerts, an unplugged
 adapter."""
 

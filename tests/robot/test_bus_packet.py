@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The packet framing in C: expected bytes, every line, sanitizers, the fuzz corpus."""
 
 from __future__ import annotations

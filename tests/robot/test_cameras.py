@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cameras: naming, files, shared frames, a V4L2 device that misbehaves, frozen pictures, the contact sheet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated bus: the unmodified dynamixel-sdk talks to it, and its servos do what the data sheet says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot's calibration JSON and its normalisation, both ways."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Koch must be before any torque: each bad input is one line with the joint or file and the fix, and no
 torque."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """robot.yaml: what it fills in, what stands above it, and how `setup` finds and writes it."""
 
 from __future__ import annotations

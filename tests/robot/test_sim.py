@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated arm: kinematics, servos, pictures, determinism."""
 
 from __future__ import annotations

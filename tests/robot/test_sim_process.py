@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated arm as a process: the Koch path on its servo bus, pictures in shared frames, the recording."""
 
 from __future__ import annotations

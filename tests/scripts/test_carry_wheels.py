@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pieces for a machine without network: joined they are the wheels again, a damaged piece is noticed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device run's own code on the CPU: tiny sizes, torch's kernels on an emulated driver. What it measures needs the
 device; that it runs, and what it writes down, does not."""
 

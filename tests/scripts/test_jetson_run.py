@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`scripts/jetson_run.sh`: what it prints and refuses, and that everything before the device works without one."""
 
 from __future__ import annotations

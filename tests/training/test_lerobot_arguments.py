@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot's command lines in `vla-train`: one table into our names, each of which our parser has."""
 
 from __future__ import annotations

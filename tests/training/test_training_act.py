@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT through the same loop: from scratch and from a checkpoint, resumed bit for bit, LeRobot's folders out of it."""
 
 from __future__ import annotations

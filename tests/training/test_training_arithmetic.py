@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step's arithmetic: one sum over the step's valid steps, float32 where it matters, gradients scaled for float16."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a stranger types wrong, and what stops a run from outside: one line, exit code 2, nothing half-made, a true
 status."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run reads: frames that cannot be decoded, relative actions, features that are left out, times that jitter."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Honest tests on a CPU: a task that can be learnt, one that cannot, a gate that separates, forgetting that replay and
 CRaFT reduce. Every number is printed (`pytest -rP`)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arithmetic of training: quotas, schedules, CRaFT, stages, transfer, errors, faults. No network is run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs from start to end on a tiny policy: exact resume, checkpoints, adapters, CRaFT, and every way they can fail."""
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """policy/ (bfloat16 mixed, as published), data/ (6 episodes of 6 frames), more/ (another data set)."""
+    """policy/ (bfloat16 mixed, as published), data/ (6 episodes of 6 frames), more/ (another dataset)."""
     root = tmp_path_factory.mktemp("world")
     write_policy(root / "policy", dtype="bfloat16", chunk_size=4, n_action_steps=4)
     write_policy(root / "float", seed=1, chunk_size=4, n_action_steps=4)
@@ -87,7 +88,7 @@ def interrupt_at(step: int):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "bfloat16 file, two data sets, accumulation": {"accumulation": 2, "validate_every": 2},
+    "bfloat16 file, two datasets, accumulation": {"accumulation": 2, "validate_every": 2},
     "augmentation and loader workers": {"workers": 1, "augment": AugmentConfig(most=2)},
     "adapters with dropout": {"lora": LoraConfig(rank=2, dropout=0.2)},
     "delta expert, stale target": {"kind": "delta", "delta_target": "stale"},
@@ -99,7 +100,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, variant):
     changes = dict(VARIANTS[variant])
-    if "two data sets" in variant:
+    if "two datasets" in variant:
         changes["data"] = (
             TaskData("data", str(world / "data"), 0.7, held_out=(5,)),
             TaskData("more", str(world / "more"), 0.3),
@@ -431,7 +432,7 @@ def command(*words: object, capsys) -> tuple[int, str]:
 
 
 BAD = {
-    "missing data set": (["--dataset", "{tmp}/nowhere"], "nowhere"),
+    "missing dataset": (["--dataset", "{tmp}/nowhere"], "nowhere"),
     "empty episode list": (["--dataset", "{world}/data", "--episodes", ","], "episode list"),
     "unknown episode": (["--dataset", "{world}/data", "--episodes", "40"], "no episode 40"),
     "missing policy": (["--dataset", "{world}/data", "--checkpoint", "{tmp}/none"], "config.json: missing"),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field of a run can be set: by file, by flag, by `--set`, by LeRobot's name; and each changes what it says."""
 
 from __future__ import annotations

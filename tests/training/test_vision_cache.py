@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training on kept picture tokens equals training on pictures, goes on where it stopped, refuses what it cannot be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A world small enough to be learnt on a CPU: the picture shows coloured squares, the text names one, the action is a
 step towards it. Two layers each, 64-pixel pictures, a tokenizer built here."""
 
@@ -54,7 +55,7 @@ BACKBONE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class World:
-    """One data set to write. `colours`: squares in every picture; `named`: those that instructions name.
+    """One dataset to write. `colours`: squares in every picture; `named`: those that instructions name.
     `shuffled`: instructions say nothing about the action. `direction` -1 steps away from the square."""
 
     episodes: int = 40
@@ -105,7 +106,7 @@ def write_policy(folder: Path, seed: int = 0, dtype: str = "float32", **fields: 
 
 
 def write_data(folder: Path, world: World) -> Path:
-    """A v3.0 data set of `world`: one scene an episode, and in every frame a new pose near the middle, a newly named
+    """A v3.0 dataset of `world`: one scene an episode, and in every frame a new pose near the middle, a newly named
     square and sensor noise, so that neither the pose nor the last action betrays the target."""
     kind = "video" if world.video else "image"
     joints = [f"joint_{i}" for i in range(world.dims)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The deployment checklist on an exported tiny policy, and evaluation and comparison of checkpoint, bundle and saved
 predictions."""
 
@@ -64,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_ten_checks_run_on_an_exported_policy(place):
     items = check_deployment(place / "bundle", place / "data", None, 10.0, 1)
     assert [item.name for item in items] == [
-        "data set",
+        "dataset",
         "speed",
         "output range",
         "instruction",
@@ -105,7 +106,7 @@ def test_actions_outside_the_training_range_fail_the_range_check(place, tmp_path
 def test_another_robots_data_set_fails_its_check_and_the_others_run_on_random_pictures(place, tmp_path):
     write_data(tmp_path / "data", World(episodes=1, dims=3))
     items = {item.name: item for item in check_deployment(place / "bundle", tmp_path / "data", None, 10.0, 1)}
-    assert items["data set"].state == FAILED and "vla-runtime identity" in items["data set"].found
+    assert items["dataset"].state == FAILED and "vla-runtime identity" in items["dataset"].found
     assert items["output range"].state == NOT_RUN and items["speed"].state == PASSED
 
 
@@ -114,7 +115,7 @@ def test_deploy_and_identity_name_the_same_differences_of_a_data_set(place, tmp_
     bundle = changed(place / "bundle", tmp_path / "bundle", lambda tables: tables.update(off))
     with open_dataset(place / "data") as data:
         (told,) = robot_differences(open_bundle(bundle), read_tables(open_bundle(bundle)), data)
-    (item,) = [item for item in check_deployment(bundle, place / "data", None, 10.0, 1) if item.name == "data set"]
+    (item,) = [item for item in check_deployment(bundle, place / "data", None, 10.0, 1) if item.name == "dataset"]
     assert item.state == FAILED and item.found == told
 
 

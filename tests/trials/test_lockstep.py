@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pipeline on a simulated clock, with the scripted expert in place of a policy."""
 
 from __future__ import annotations

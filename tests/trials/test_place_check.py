@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A camera that stands elsewhere than in the data, and a start pose outside it: named, with where to and how far."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The speed of a policy does not depend on the rate of control: the same scenes at 15, 30, 60 and 90 Hz."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The reaching policy: its data set, its recipe in small, its evaluation, and the committed checkpoint at work."""
+# SPDX-License-Identifier: Apache-2.0
+"""The reaching policy: its dataset, its recipe in small, its evaluation, and the committed checkpoint at work."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_a_data_set_of_another_task_or_too_small_is_refused(dataset: Path, tmp_p
     other = Path(__file__).resolve().parents[1] / "data" / "koch_v21"
     if not other.is_dir():
         pytest.skip(f"{other.name} is not there")
-    with pytest.raises(TrainingError, match="no column expert.red; record the data set"):
+    with pytest.raises(TrainingError, match="no column expert.red; record the dataset"):
         train(other, tmp_path / "out", RECIPE)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What CRaFT holds on to in a SmolVLA: hidden states of what trains, and the velocity.
 
 `hidden`: the outputs of the expert's last two layers over the action tokens (mean

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Telling anchor caches apart, and refusing by name those that do not fit a SmolVLA."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The anchor cache: inputs, and what the teacher made of them.
 
     CACHE/shard_0000.safetensors   input.<batch key>, noise, time, x_t, teacher.<feature>: rows are anchors

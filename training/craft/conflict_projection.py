@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRaFT's arithmetic: conflict projection, merge, the multiplier λ and the slack ε.
 
 Fine-tuning as a constrained problem: keep the retention loss on anchors below

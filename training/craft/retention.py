@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRaFT inside the loop: the retention gradient on anchors every K steps, λ and ε, their logs and their resume."""
 
 from __future__ import annotations

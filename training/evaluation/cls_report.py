@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-train cls-report`: what a trained CLS head sees. Similarity history, hit statistics, plot, and the AUROC of 0·0,
 1·1,
 0·1 and pooled. A head that was never trained, or says the same of everything, is refused."""

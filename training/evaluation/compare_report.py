@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The comparison as a picture and a table: latency with the 33.3 ms line, parameters, error."""
 
 from __future__ import annotations

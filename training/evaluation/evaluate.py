@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-train evaluate` and `vla-train compare`: chunk predictions on recorded episodes against what was recorded."""
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Targets:
 
 
 def frames_of(scope: Scope, data: Frames) -> tuple[int, ...]:
-    """Data set indices to evaluate; DatasetError when the episodes are too short."""
+    """Dataset indices to evaluate; DatasetError when the episodes are too short."""
     chosen = set(data.episodes)
     numbers = [
         i for e in data.dataset.episodes if e.index in chosen for i in range(e.from_index + 1, e.to_index, scope.stride)
@@ -164,7 +165,7 @@ def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
         if not episodes:
             raise ConfigError(f"{arguments.run}: the run held no episodes out; name some with --episodes")
     if not dataset:
-        raise ConfigError("no data set given; use --dataset PATH or --run RUN")
+        raise ConfigError("no dataset given; use --dataset PATH or --run RUN")
     with open_dataset(dataset) as found:
         dataset = str(found.root)
     return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws)

@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far predicted chunks are from recorded ones: per joint, over the first step, the executed horizon, the chunk.
 
 Numpy only; the same numbers for a checkpoint, a bundle or saved predictions.
-All values are in the data set's own units (after un-normalisation).
+All values are in the dataset's own units (after un-normalisation).
 """
 
 from __future__ import annotations

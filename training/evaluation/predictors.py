@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever can predict a chunk, behind one interface: a checkpoint (torch), a bundle (engine), saved predictions."""
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One frame to predict from: its data set index, the raw sample, and noise float32 [chunk, max_action_dim]."""
+    """One frame to predict from: its dataset index, the raw sample, and noise float32 [chunk, max_action_dim]."""
 
     index: int
     sample: RawSample
@@ -35,7 +36,7 @@ class Query:
 
 
 class Predictor(Protocol):
-    """cameras: data set keys it reads; chunk: actions per prediction; executed: n_action_steps; noise: shape of one
+    """cameras: dataset keys it reads; chunk: actions per prediction; executed: n_action_steps; noise: shape of one
     draw;
     parameters: count, None when unknown."""
 
@@ -48,7 +49,7 @@ class Predictor(Protocol):
     parameters: int | None
 
     def predict(self, queries: Sequence[Query]) -> Floats:
-        """Chunks float32 [queries, chunk, joints] in the data set's units."""
+        """Chunks float32 [queries, chunk, joints] in the dataset's units."""
 
     def latency_ms(self, queries: Sequence[Query]) -> Floats | None:
         """Milliseconds of each prediction alone (pre- and post-processing included), after three to warm up."""
@@ -142,8 +143,8 @@ def weights_of(bundle: Bundle) -> int:
 
 
 class SavedPredictor:
-    """Predictions of any policy: an npz with `index` int [frames] (data set frame numbers), `action` float32 [frames,
-    chunk, joints] in the data set's units, and optionally `executed`, `parameters`, `latency_ms` [n] and `name`."""
+    """Predictions of any policy: an npz with `index` int [frames] (dataset frame numbers), `action` float32 [frames,
+    chunk, joints] in the dataset's units, and optionally `executed`, `parameters`, `latency_ms` [n] and `name`."""
 
     kind = "saved predictions"
 

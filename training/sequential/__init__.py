@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks learnt one after the other: phases from a stage file, replay of earlier tasks, transfer matrix."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage files: tasks learnt one after the other, each stage a mix of the tasks so far.
 
 `kuavo.yaml` beside this file is the shipped example (docs/training-methods.md §3). A stage's
@@ -29,7 +30,7 @@ _NAME = re.compile(r"[\w-][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class StageTask:
-    """One data set of the sequence; its dimensions are checked against the data."""
+    """One dataset of the sequence; its dimensions are checked against the data."""
 
     name: str
     dataset: str
@@ -93,7 +94,7 @@ class StagePlan:
 
 
 def read_stages(file: Path | str) -> StagePlan:
-    """Read a stage file; the name `kuavo` is the shipped one. Data set paths become absolute, relative to the file.
+    """Read a stage file; the name `kuavo` is the shipped one. Dataset paths become absolute, relative to the file.
 
     ConfigError names the stage and field that is wrong.
     """
@@ -133,7 +134,7 @@ def with_plan_settings(plan: StagePlan, texts: Sequence[str]) -> tuple[StagePlan
 
 
 def with_datasets(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:
-    """`plan` with the data sets of some tasks replaced; ConfigError for a task it does not have."""
+    """`plan` with the datasets of some tasks replaced; ConfigError for a task it does not have."""
     names = [task.name for task in plan.tasks]
     for name in paths:
         if name not in names:
@@ -202,7 +203,7 @@ def _check(plan: StagePlan, where: str) -> None:
 
 
 def missing_datasets(plan: StagePlan) -> list[str]:
-    """Tasks whose data set folder does not exist."""
+    """Tasks whose dataset folder does not exist."""
     return [f"{task.name} ({task.dataset})" for task in plan.tasks if not Path(task.dataset).is_dir()]
 
 

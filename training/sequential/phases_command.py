@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-train stages` and `vla-train anchors`: arguments and calls."""
 
 from __future__ import annotations
@@ -77,12 +78,12 @@ def run_stages(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(describe(plan))
         for task in missing:
-            print(f"missing data set: {task}")
+            print(f"missing dataset: {task}")
         return 0
     if not arguments.checkpoint or not arguments.out:
         raise ConfigError("stages need --checkpoint and --out (or --dry-run)")
     if missing:
-        raise ConfigError(f"no data set for task {missing[0]}; give it with --dataset TASK=PATH")
+        raise ConfigError(f"no dataset for task {missing[0]}; give it with --dataset TASK=PATH")
     base = TrainConfig(
         arguments.checkpoint,
         arguments.out,
@@ -114,7 +115,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
         "--dataset", action="append", required=True, metavar="PATH", help="data of what must not be forgotten"
     )
     parser.add_argument(
-        "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one data set only)"
+        "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one dataset only)"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder of the cache")
     parser.add_argument("--count", type=count, default=256, help="number of anchors")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks learnt one after the other with replay (Kuavo): one training run per stage, the transfer matrix, forgetting.
 
 RUN/plan.json            what the sequence is resumed under; held-out episodes, fixed before stage 1

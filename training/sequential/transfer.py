@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sequential training kept: the transfer matrix R[stage, task] and forgetting."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration that LeRobot reads from a bundle's config.json, and its options on the command line."""
 
 from __future__ import annotations

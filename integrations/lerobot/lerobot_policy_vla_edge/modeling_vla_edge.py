@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vla-edge bundle as a LeRobot policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processors around a bundle: names, batch and device only. The bundle normalises and tokenises itself, and back."""
 
 from __future__ import annotations

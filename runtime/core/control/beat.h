@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The supervisor's heartbeat: a mapped file with one writer, who started the run. Control holds when it is silent. */
 #ifndef VLA_BEAT_H
 #define VLA_BEAT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A chunk of actions as it crosses from inference to control.
  *
  * Values are in joint units (the policy's); times are CLOCK_MONOTONIC

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* When ticks are due: tick k at t0 + k * T on CLOCK_MONOTONIC, absolute.
  *
  * A tick that is missed is skipped, never made up: after tick k ends at `now`,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Commands over the control socket: one datagram is one word. */
 #ifndef VLA_COMMAND_H
 #define VLA_COMMAND_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The control loop: one call that runs until it is stopped.
  *
  * Each tick: wait for its time, take one command, read the joints, take new

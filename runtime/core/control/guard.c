@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The safety filter; the law it keeps stands in guard.h. */
 #include "guard.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The safety filter: the last function before the bus.
  *
  * Units. A goal is a whole number of steps, sixteen to a servo count, and so are

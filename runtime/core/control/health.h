@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the slow questions to the servos say: torque, goals, watchdogs, supply, temperature. Pure. */
 #ifndef VLA_HEALTH_H
 #define VLA_HEALTH_H

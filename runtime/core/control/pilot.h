@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* One tick's decision: readings, command and chunks in, goals out. Pure.
  *
  * The loop, the lockstep simulation and the replay of a flight record all call

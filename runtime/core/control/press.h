@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* How hard the joints press: goals that lead the joints further than gravity explains.
  *
  * A servo's force grows with the lead of its goal, |goal - present|. Held still against gravity a joint needs some of

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The flight record: a mapped ring of cells of fixed size, each with a CRC.
  *
  * A tick is one cell: every input of the decision and what came of it. A chunk

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The reading half of the flight record, and the replay. */
 #include "record.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Chunks from inference to control: a mapped file, one writer, one reader.
  *
  * The writer may die at any instruction and be restarted; the reader never

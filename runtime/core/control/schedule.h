@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Which action of which chunk is due at this tick.
  *
  * Actions stand `action_ns` apart, which is the data's period; ticks `period_ns`.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Memory-mapped files with one writer and any number of readers.
  *
  * A slot is guarded by a sequence number that is odd while it is written. The

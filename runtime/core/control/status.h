@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What control tells of itself: one seqlocked value in `control.state`. */
 #ifndef VLA_STATUS_H
 #define VLA_STATUS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.KochBus`: the servo bus and the Koch's six servos for Python's slow path.
  *
  * Verdicts are returned, not raised: the callers know joint names and fixes. The

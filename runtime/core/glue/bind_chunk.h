@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Values that several bindings convert. */
 #ifndef VLA_BIND_CHUNK_H
 #define VLA_BIND_CHUNK_H

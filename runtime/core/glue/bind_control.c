@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.control_run`. */
 #include "module.h"
 #include "bind_chunk.h"

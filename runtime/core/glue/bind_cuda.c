@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* CudaDriver and CudaLoop: capture and launch of CUDA graphs. Handles cross as integers. */
 #include "bind_request.h"
 #include "cuda_loop.h"

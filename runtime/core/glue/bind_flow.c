@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Flow: the state token and the Euler steps in one call without the interpreter. */
 #include "bind_ort.h"
 #include "bind_request.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* OrtRuntime, OrtSession and OrtBinding: the native ONNX Runtime sessions. */
 #include "bind_ort.h"
 #include "ort_session.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What bind_flow.c takes from bind_ort.c. */
 #ifndef VLA_BIND_ORT_H
 #define VLA_BIND_ORT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.scale_picture`: a camera picture to the network's pixels, without the interpreter. */
 #include "module.h"
 #include "picture.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.Pilot` and `_core.Guard`: the tick's decision and the safety filter with time as an argument. */
 #include "module.h"
 #include "bind_chunk.h"

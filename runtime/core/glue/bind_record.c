@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.RecordReader`: ticks and chunks of a flight record, and its replay. */
 #include "module.h"
 #include "bind_chunk.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "bind_request.h"
 
 int bind_request_read(const bind_request *self, int steps, size_t rows, size_t columns, size_t width, flow_request *out)

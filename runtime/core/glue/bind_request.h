@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a call of `denoise` takes and gives, for bind_flow.c and bind_cuda.c. */
 #ifndef VLA_BIND_REQUEST_H
 #define VLA_BIND_REQUEST_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.RingWriter` and `_core.RingReader`: chunks and the notice of inference. */
 #include "module.h"
 #include "bind_chunk.h"

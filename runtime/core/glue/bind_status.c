@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* `_core.StateReader`: what control tells of itself. */
 #include "module.h"
 #include "bind_chunk.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The module table of vla_edge._core. */
 #include "module.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The border to Python: the only file that includes Python.h.
  *
  * Each bind_*.c adds one type (or one group of functions) to the module with a

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA driver, opened at run time: no header of it is needed and nothing links to it.
  *
  * Handles (streams, events, graphs) are made elsewhere or here and are plain

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Prefix, state and flow loop as captured CUDA graphs, launched without the interpreter.
  *
  * Everything a prefix writes exists twice, as sides 0 and 1. The prefix graph of one

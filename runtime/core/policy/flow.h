@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The flow loop: state token, then n Euler steps from noise (t = 1) to actions (t = 0).
  *
  * x <- x + dt * v(x, t) from t = 1 down to 0, in steps of any sizes. The step graph does

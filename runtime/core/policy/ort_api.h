@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ONNX Runtime through its C function table, without its headers.
  *
  * The shared library of the onnxruntime wheel exports OrtGetApiBase. Its table

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* One graph in ONNX Runtime, and its buffers bound once. */
 #ifndef VLA_ORT_SESSION_H
 #define VLA_ORT_SESSION_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "picture.h"
 
 /* One row between two source rows: [width, 3]. What a grey level is worth times its share is looked up, 256 of each. */

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run LeRobot's own ACT on the golden policies and keep what it computed.
 
 python make.py OUT.npz      in an environment with lerobot (0.4.4 and 0.6.1 were used)

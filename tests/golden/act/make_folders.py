@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Save the golden ACT policies as LeRobot lays them out, without weights, and keep what it makes of raw pictures.
 
 python make_folders.py OUT      in an environment with lerobot (0.4.4 and 0.6.1 were used)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights and inputs of the golden ACT policies, made from names alone, so that no weights are stored. No torch."""
 
 from __future__ import annotations

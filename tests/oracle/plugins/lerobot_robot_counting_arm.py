@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot of no hardware for LeRobot's commands: it stands where it was sent, shows seeded pictures and counts.
 
 ARM_OUT: npz that is written after ARM_TICKS actions, with `actions` [ticks, joints] and `seconds` [ticks] from each

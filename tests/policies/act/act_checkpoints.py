@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Golden ACT checkpoints as LeRobot saved them, completed with the weights that their tensors' names make."""
 
 from __future__ import annotations

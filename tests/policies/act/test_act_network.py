@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our ACT against LeRobot's own, stage by stage, on weights that both make from the tensors' names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACT checkpoints as LeRobot 0.4.4 and 0.6.1 save them: read strictly, run from raw pictures, saved again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A control process on an emulated servo bus, with the test in the place of inference.
 
 Whatever a test waits for, it waits for `EVENT_S`: long enough for a machine that is ten times as busy as any.

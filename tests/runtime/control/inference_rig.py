@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real control loop on an arm without a bus, and cameras a test can freeze or point elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes of a run: they end with us, and no wait for one is without an end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control loop for long: R10 (a bus with every fault) and R24 (memory and file descriptors), short and long
 forms."""
 

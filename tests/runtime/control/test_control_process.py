@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control process against an emulated servo bus: R1, R2, R4, R5, R7–R9, R11–R15, R21–R23 of the requirements.
 
 What the arm was told to do is read from the emulator's log, when it happened from the log's and the record's own times.

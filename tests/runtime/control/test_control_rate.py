@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control rate: chosen from how long the servos take to answer, refused where none fits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chunk to chunk: rhythm of the host, steps that fit, and the tie of a new chunk to the executing one."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The identity contract: bundle against arm, calibration, cameras and data set. Each mismatch is refused by its
+# SPDX-License-Identifier: Apache-2.0
+"""The identity contract: bundle against arm, calibration, cameras and dataset. Each mismatch is refused by its
 name."""
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def test_a_control_process_refuses_to_start_with_other_units(golden_bundle, tmp_
     assert "joint units are degrees, --joint-units says range_m100_100" in capsys.readouterr().err
 
 
-# ---- data set
+# ---- dataset
 
 
 def write_data(
@@ -222,7 +223,7 @@ def statistics_of(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def trained_on(tmp_path_factory):
-    """(data set, its statistics as a bundle holds them)."""
+    """(dataset, its statistics as a bundle holds them)."""
     path = write_data(tmp_path_factory.mktemp("identity") / "data")
     return path, statistics_of(path)
 
@@ -245,13 +246,13 @@ def test_the_data_set_it_was_trained_on_has_no_difference(bundle, trained_on):
         ),
         (
             {"cameras": ("phone", "laptop")},
-            "the order of cameras differs: observation.images.phone, observation.images.laptop in the data set",
+            "the order of cameras differs: observation.images.phone, observation.images.laptop in the dataset",
         ),
         (
             {"cameras": ("laptop", "front")},
             "no camera observation.images.phone; it has observation.images.laptop, observation.images.front",
         ),
-        ({"size": (240, 320)}, "camera observation.images.laptop is 320x240 in the data set, 640x480 in the bundle"),
+        ({"size": (240, 320)}, "camera observation.images.laptop is 320x240 in the dataset, 640x480 in the bundle"),
         ({"scale": np.pi / 180}, "the policy was trained on other data or other units"),
         ({"scale": 1.1}, "the policy was trained on other data or other units"),
         ({"task": "put the bracelet into the box " * 12}, "tokens, the policy takes 48: it would be cut"),
@@ -266,7 +267,7 @@ def test_each_difference_of_a_data_set_is_named(bundle, trained_on, tmp_path, ch
 def test_a_data_set_of_another_rate_is_named_where_the_bundle_knows_its_own(bundle, trained_on):
     paced = replace(bundle, manifest=replace(bundle.manifest, fps=25.0))
     assert differences_of(paced, trained_on[1], trained_on[0]) == [
-        "the data set has 30 frames a second, the bundle's policy moves by 25 actions a second"
+        "the dataset has 30 frames a second, the bundle's policy moves by 25 actions a second"
     ]
     assert differences_of(replace(bundle, manifest=replace(bundle.manifest, fps=30.0)), *reversed(trained_on)) == []
 

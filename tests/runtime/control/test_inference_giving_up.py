@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chunks that are given up because the scene changed, and chunks that hurry: the whole inference process, with Euler
 steps slowed down, against the real control loop."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inference process against the real control loop (an arm without a bus) and cameras that play files."""
 
 from __future__ import annotations

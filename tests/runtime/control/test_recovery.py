@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every fault of a running arm, the recovery that its message names, and what the servos hold afterwards.
 
 Judged by the emulator's log: the arm stands once it has slowed down, it moves again after the recovery, and a dump of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run folder: the last run is found again, and a folder that is held is told from one that is not."""
 
 from __future__ import annotations

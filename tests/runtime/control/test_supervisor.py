@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime run` against an emulated servo bus: how it begins, and every way in which it can end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a test notice when the safety filter is wrong? Every operator and constant of guard.c is changed, one at a time.
 
     python tests/runtime/core/mutate_guard.py

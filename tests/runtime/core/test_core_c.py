@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C parts on their own: every line run, sanitizers, a mutated guard noticed, hostile ring files."""
 
 from __future__ import annotations

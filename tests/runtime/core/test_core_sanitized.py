@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole C extension under AddressSanitizer and UBSan, driven by its Python tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One tick's decision with time as an argument: states, latches, faults. No process, no clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manifest whose numbers contradict its graphs, tokenizer or tables is refused in one line, by `infer` and
 `--inspect`."""
 

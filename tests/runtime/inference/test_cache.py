@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every rule of the prefix cache and the gate (RUNTIME.md §3), on pictures and features made by hand; no graph runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime infer`: golden actions through the command, and every bad input in one line with exit code 2."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observation to graph inputs without torch: against LeRobot's own run and against torch's interpolation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bundle's graphs run as its manifest says: bundles written before programmes, and a family that is not SmolVLA."""
 
 from __future__ import annotations

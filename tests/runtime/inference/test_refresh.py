@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prefix made beside the plans: what plans use meanwhile, when they go over, and that a replay does the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The full-size network (450 million parameters) in the runtime: `make full`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observation to chunk through the exported graphs: against LeRobot's actions, cached against fresh, loop behaviour."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flight records of earlier builds: read, and their goals computed again by the guard that they name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of control at another rate than the data's: replayed bit for bit, exported at the data's rate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of records and reports by themselves: the recorder's limits, the log on a full disk, the plots."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records: replayed goals and chunks, exported episodes, the report with its blame, and what a full disk does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A running `vla-runtime serve` for tests, and the observation it is asked about."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Units for systemd: the command of this installation, this robot file, and systemd's own verdict on them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vla-runtime serve`: the clients that exist get the actions of `vla-runtime infer`; strangers and bad messages do
 not."""
 

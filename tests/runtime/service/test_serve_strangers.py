@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What strangers send to the service's door in bytes of their own, and what happens to the arm when its holder is
 gone."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The status page in a real browser: values change, pictures are shown, nothing comes from outside."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes of strangers: openpi's messages and KServe's requests, whole and hostile."""
 
 from __future__ import annotations

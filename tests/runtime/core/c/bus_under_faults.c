@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Talks to a bus in every way the driver can, whatever the bus answers, until argv[2] readings were accepted.
  *
  * Prints "realtime" when it may run so, one line per accepted reading ("reading START END six positions") and one per

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The safety filter's law on adversarial actions, judged from the bus's log, and against a brute-force reference.
  *
  * guard_law_test [STEPS]: adversarial actions per configuration.

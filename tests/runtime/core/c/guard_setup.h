@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the two tests of the guard share: a check, seeded draws, and the usual limits at 30 Hz. */
 #ifndef VLA_GUARD_SETUP_H
 #define VLA_GUARD_SETUP_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The safety filter, rule by rule: configuration, start, refusals, what is clamped and how it is named, following. */
 #include "guard_setup.h"
 

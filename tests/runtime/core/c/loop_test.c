@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The whole loop on a virtual clock with an arm in memory: a suspended machine, a deaf servo, budgets of the bus.
  *
  * loop_test FOLDER: for the loop's files.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Every line of the packet framing, with expected bytes written out by hand or from the e-Manual's examples. */
 #include "packet.h"
 

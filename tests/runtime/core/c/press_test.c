@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Pressing, health and heartbeat on their own. */
 #include "beat.h"
 #include "health.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The ring: order, loss, torn and damaged slots, a dying writer; and a writer racing a reader (run under TSan too).
  *
  * ring_test FILE [CHUNKS]: FILE does not exist yet.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Which action of which chunk is due: the rules one by one, then random interleavings against an oracle.
  *
  * schedule_test [INTERLEAVINGS]

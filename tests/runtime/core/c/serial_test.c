@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Waiting for bytes on a virtual clock: the terminal is read only when bytes are there, and every wait ends in time. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A stand-in for libcuda.so.1 that the C core and real cuda-bindings can call: it runs nothing on any device, it writes
  * down every call of the C core with its arguments, and fails where the test asks it to. As with the real driver, what
  * needs a context fails on a thread where none is current.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The whole loop on an arm in memory: no allocation and no page fault in the tick after warm-up (R4), chunks included.
  *
  * tick_test FOLDER: for the loop's files, in memory where page faults shall count.

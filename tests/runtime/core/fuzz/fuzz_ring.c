@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A hostile chunks.ring: any bytes anywhere in the file, with and without a CRC that fits, read by control's reader
  * and offered to the pilot. No crash, nothing outside the chunk read, no goal outside its limits.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Any bytes into the status parser: no crash, an end, and nothing read that was not sent.
  *
  * libFuzzer: clang -g -O1 -fsanitize=fuzzer,address,undefined -I robot/bus tests/fuzz/fuzz_status.c robot/bus/packet.c
