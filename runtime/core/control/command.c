@@ -3,10 +3,12 @@
 #include "command.h"
 #include "status.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 _Static_assert(sizeof(struct sockaddr_un) <= sizeof((command_request *)0)->address, "an address fits");
 
@@ -40,6 +42,15 @@ static void send_text(int socket_fd, const command_request *request, const char 
                      request->address_bytes);
 }
 
+/* Who asked has given up and taken its socket away: a word that moves the arm or lets it go is not for later. */
+static bool too_late(const command_request *request)
+{
+    const struct sockaddr_un *from = (const struct sockaddr_un *)request->address;
+    bool harmless = request->command == COMMAND_HOLD || request->command == COMMAND_STOP || request->command == COMMAND_PING;
+    return !harmless && request->address_bytes > sizeof(sa_family_t) && from->sun_path[0] != '\0' &&
+           access(from->sun_path, F_OK) != 0 && errno == ENOENT;
+}
+
 command_request command_take(int socket_fd)
 {
     command_request request = {.command = COMMAND_NONE};
@@ -54,6 +65,8 @@ command_request command_take(int socket_fd)
         static const char unknown[] = "unknown";
         send_text(socket_fd, &request, unknown, sizeof unknown - 1);
     }
+    if (too_late(&request))
+        request.command = COMMAND_NONE;
     return request;
 }
 

@@ -18,7 +18,8 @@ typedef struct {
     char address[128];      /* struct sockaddr_un */
 } command_request;
 
-/* Takes at most one datagram, never waits. COMMAND_NONE when there is none or it is no command (which is answered). */
+/* Takes at most one datagram, never waits. COMMAND_NONE when there is none, when it is no command (which is answered),
+ * and when whoever asked for a motion or for no torque has given up waiting. */
 command_request command_take(int socket_fd);
 /* "ANSWER STATE REASON", dropped when the asker does not read. */
 void command_reply(int socket_fd, const command_request *request, const pilot_output *output);

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A word whose asker gave up before control came to read it: nothing moves later that nobody waits for."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from vla_edge.robot.sim.still_arm import StillArm
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.flight_record import open_record, ticks_of
+from vla_edge.runtime.control.run_folder import listen, open_run_folder
+
+core = pytest.importorskip("vla_edge._core")
+
+
+def states_after(word: str, waits: bool, path: Path) -> list[str]:
+    """The states of ten ticks of a loop that finds `word` in its socket, from somebody who still waits or does not."""
+    folder = open_run_folder(path)
+    listener = listen(folder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
+        asker.bind(str(path / "asker"))
+        asker.sendto(word.encode(), str(folder.socket))
+        if not waits:
+            (path / "asker").unlink()
+        limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+        settings = ControlSettings(limits, round(1e9 / 30), session=7, bundle_digest="0" * 64)
+        files = LoopFiles(
+            folder.ring,
+            folder.state,
+            folder.record,
+            record_cells=1 << 8,
+            socket_fd=listener.fileno(),
+            priority=0,
+            stop_after_ticks=10,
+        )
+        core.control_run(StillArm([2048] * 6), settings, files)
+    listener.close()
+    return [tick["state"] for tick in ticks_of(open_record(folder.record))]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_arm_counts_only_while_somebody_waits_for_its_answer(tmp_path: Path, waits: bool) -> None:
+    assert ("planning" in states_after("arm", waits, tmp_path / "run")) == waits
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_stop_counts_always(tmp_path: Path, waits: bool) -> None:
+    assert len(states_after("stop", waits, tmp_path / "run")) < 10
