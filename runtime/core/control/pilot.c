@@ -276,6 +276,7 @@ static void recovered(pilot *self, const pilot_input *input, pilot_output *outpu
             if (self->limp >> i & 1)
                 guard_start_joint(&self->guard, i, self->present[i]);
         output->torque = TORQUE_ON;
+        press_release(&self->press); /* where it led back to before is not where it stands now */
         latch_hold(self, REASON_OPERATOR, -1);
     }
     self->limp = 0;

@@ -83,6 +83,7 @@ def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps:
         ask(folder, "stop")
         thread.join(240)
         listener.close()
+    assert not thread.is_alive()
     return folder.path
 
 
@@ -164,6 +165,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
         ask(folder, "stop")
         thread.join(240)
         listener.close()
+    assert not thread.is_alive()
     again = open_record(folder.record).replay()
     assert again["chunks"] == 5 and again["differing"] == 0
 

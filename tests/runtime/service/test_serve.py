@@ -61,6 +61,7 @@ class Control:
         ask(self.folder, "stop", timeout_s=EVENT_S)
         self.thread.join(EVENT_S)
         self.listener.close()
+        assert not self.thread.is_alive()
 
 
 @pytest.fixture(scope="module")

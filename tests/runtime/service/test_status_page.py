@@ -87,6 +87,7 @@ def robot(golden_bundle, tmp_path):
     ask(folder, "stop")
     thread.join(240)
     listener.close()
+    assert not thread.is_alive()
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here")
