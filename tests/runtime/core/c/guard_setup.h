@@ -3,19 +3,12 @@
 #ifndef VLA_GUARD_SETUP_H
 #define VLA_GUARD_SETUP_H
 
+#include "check.h"
 #include "guard.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            return 1;                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 enum { LOW = 1000, HIGH = 3000, MS = 1000000 };
 static const int64_t period_30hz = 33333333;

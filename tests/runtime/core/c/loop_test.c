@@ -4,6 +4,7 @@
  * loop_test FOLDER: for the loop's files.
  */
 #define _GNU_SOURCE
+#include "check.h"
 #include "control.h"
 
 #include <fcntl.h>
@@ -12,14 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            return 1;                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 enum { MS = 1000000, TICKS = 60, EVENT = 30 };
 

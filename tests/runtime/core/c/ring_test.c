@@ -4,6 +4,7 @@
  * ring_test FILE [CHUNKS]: FILE does not exist yet.
  */
 #define _GNU_SOURCE
+#include "check.h"
 #include "ring.h"
 
 #include <errno.h>
@@ -15,14 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            return 1;                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 static chunk data, taken;
 

@@ -3,19 +3,12 @@
  *
  * schedule_test [INTERLEAVINGS]
  */
+#include "check.h"
 #include "schedule.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            return 1;                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 enum { SESSION = 7, LIMIT_TICKS = 60 };
 static const int64_t T = 33333333;

@@ -63,15 +63,8 @@ static int fake_clock_gettime(clockid_t clock, struct timespec *now)
 #define read fake_read
 #define nanosleep fake_nanosleep
 #define clock_gettime fake_clock_gettime
+#include "check.h"
 #include "serial.c"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            return 1;                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 enum { MS = 1000000 };
 
