@@ -5,11 +5,10 @@
 
 #include <string.h>
 
-enum { ALERT_BIT = 0x80 };
-
-void bus_init(bus *bus, int fd)
+void bus_init(bus *bus, int fd, const servo_protocol *protocol)
 {
     memset(bus, 0, sizeof *bus);
+    bus->protocol = protocol;
     bus->fd = fd;
 }
 
@@ -27,11 +26,9 @@ static bus_result count(bus *bus, bus_result result)
     return result;
 }
 
-static bus_result request(bus *bus, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n,
-                          int64_t deadline_ns)
+/* Sends `size` bytes of an instruction; 0: it did not fit a packet. */
+static bus_result request(bus *bus, const uint8_t *packet, size_t size, int64_t deadline_ns)
 {
-    uint8_t packet[PACKET_MAX];
-    size_t size = packet_encode(packet, sizeof packet, id, instruction, parameters, n);
     if (size == 0)
         return BUS_REFUSED;
     if (serial_now_ns() >= deadline_ns)
@@ -49,7 +46,7 @@ static bus_result request(bus *bus, uint8_t id, uint8_t instruction, const uint8
 static bus_result next_status(bus *bus, int64_t deadline_ns, packet_status *out)
 {
     for (;;) {
-        packet_verdict verdict = packet_next(&bus->parser, out);
+        packet_verdict verdict = bus->protocol->next(&bus->parser, out);
         if (verdict == PACKET_STATUS)
             return BUS_OK;
         if (verdict != PACKET_MORE)
@@ -102,7 +99,7 @@ static bus_result expect(bus *bus, uint8_t id, size_t length, int64_t deadline_n
         return result;
     if (out->id != id)
         return BUS_CORRUPT;
-    if (out->error & ~ALERT_BIT)
+    if (out->error & bus->protocol->refused_bits)
         return BUS_REFUSED;
     return out->n == length ? BUS_OK : BUS_CORRUPT;
 }
@@ -114,20 +111,6 @@ static bus_result finish(bus *bus, bus_result result, int64_t deadline_ns)
     if (result != BUS_OK && result != BUS_UNPLUGGED)
         drain(bus, deadline_ns);
     return count(bus, result);
-}
-
-bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint8_t *firmware)
-{
-    packet_status status;
-    bus_result result = request(bus, id, INSTRUCTION_PING, NULL, 0, deadline_ns);
-    if (result == BUS_OK)
-        result = expect(bus, id, 3, deadline_ns, &status);
-    result = finish(bus, result, deadline_ns);
-    if (result == BUS_OK) {
-        *model = (uint16_t)(status.parameters[0] | (status.parameters[1] << 8));
-        *firmware = status.parameters[2];
-    }
-    return result;
 }
 
 /* The least length that no unanswered read asked for lately; 0: all are taken. */
@@ -142,7 +125,7 @@ static uint16_t fresh_length(const bus *bus, uint16_t length, int64_t now_ns)
 bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
 {
     if (what->servos == 0 || what->servos > BUS_SERVOS_MAX || what->length == 0 || what->length > BUS_READ_MAX ||
-        what->address + what->length > BUS_TABLE_END)
+        what->address + what->length > bus->protocol->table_end)
         return BUS_REFUSED;
     int64_t asked_ns = serial_now_ns();
     if (asked_ns >= deadline_ns)
@@ -151,26 +134,22 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
     if (wire == 0)
         return count(bus, BUS_TIMEOUT); /* the question would take a late answer for its own */
     /* The surplus lies behind the wanted registers, before them where the table ends. */
-    uint16_t start = what->address + wire <= BUS_TABLE_END ? what->address : (uint16_t)(BUS_TABLE_END - wire);
-    uint8_t question[4 + BUS_SERVOS_MAX] = {(uint8_t)start, (uint8_t)(start >> 8), (uint8_t)wire, (uint8_t)(wire >> 8)};
+    uint16_t start = what->address + wire <= bus->protocol->table_end ? what->address : (uint16_t)(bus->protocol->table_end - wire);
+    uint8_t question[PACKET_MAX];
     uint8_t bytes[BUS_SERVOS_MAX * BUS_READ_MAX];
     uint8_t alert[BUS_SERVOS_MAX];
 
-    bus_result result;
+    size_t size = what->servos == 1 ? bus->protocol->read(question, what->ids[0], start, wire)
+                                    : bus->protocol->sync_read(question, what->ids, what->servos, start, wire);
     bus->answered = 0;
-    if (what->servos == 1) {
-        result = request(bus, what->ids[0], INSTRUCTION_READ, question, 4, deadline_ns);
-    } else {
-        memcpy(question + 4, what->ids, what->servos);
-        result = request(bus, PACKET_BROADCAST, INSTRUCTION_SYNC_READ, question, 4 + what->servos, deadline_ns);
-    }
+    bus_result result = request(bus, question, size, deadline_ns);
     for (size_t i = 0; i < what->servos && result == BUS_OK; i++) {
         packet_status status;
         result = expect(bus, what->ids[i], wire, deadline_ns, &status);
         if (result != BUS_OK)
             break;
         memcpy(bytes + i * what->length, status.parameters + (what->address - start), what->length);
-        alert[i] = (status.error & ALERT_BIT) != 0;
+        alert[i] = status.error & bus->protocol->alert_bits;
         bus->answered++;
     }
     result = finish(bus, result, deadline_ns);
@@ -184,48 +163,62 @@ bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_n
     return BUS_OK;
 }
 
-/* An instruction that is answered by an empty status. */
-static bus_result acknowledged(bus *bus, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n,
-                               int64_t deadline_ns)
+/* An instruction that is answered by `length` parameters. */
+static bus_result answered(bus *bus, uint8_t id, const uint8_t *packet, size_t size, size_t length, int64_t deadline_ns,
+                           packet_status *status)
+{
+    bus_result result = request(bus, packet, size, deadline_ns);
+    if (result == BUS_OK)
+        result = expect(bus, id, length, deadline_ns, status);
+    return finish(bus, result, deadline_ns);
+}
+
+bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint16_t *firmware)
 {
     packet_status status;
-    bus_result result = request(bus, id, instruction, parameters, n, deadline_ns);
-    if (result == BUS_OK)
-        result = expect(bus, id, 0, deadline_ns, &status);
-    return finish(bus, result, deadline_ns);
+    uint8_t packet[PACKET_MAX], identity[5], alert;
+    size_t size = bus->protocol->ping(packet, id), told = bus->protocol->ping_bytes;
+    bus_result result = answered(bus, id, packet, size, told, deadline_ns, &status);
+    if (result != BUS_OK)
+        return result;
+    if (told > 0) {
+        *model = (uint16_t)(status.parameters[0] | (status.parameters[1] << 8));
+        *firmware = status.parameters[2];
+        return BUS_OK;
+    }
+    bus_registers what = {.ids = &id, .servos = 1, .address = bus->protocol->identity_at, .length = sizeof identity};
+    result = bus_sync_read(bus, &what, deadline_ns, identity, &alert);
+    if (result == BUS_OK) {
+        *firmware = (uint16_t)(identity[0] << 8 | identity[1]);
+        *model = (uint16_t)(identity[3] | identity[4] << 8);
+    }
+    return result;
 }
 
 bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length,
                      int64_t deadline_ns)
 {
-    uint8_t parameters[2 + BUS_READ_MAX];
+    packet_status status;
+    uint8_t packet[PACKET_MAX];
     if (length == 0 || length > BUS_READ_MAX)
         return BUS_REFUSED;
-    parameters[0] = (uint8_t)address;
-    parameters[1] = (uint8_t)(address >> 8);
-    memcpy(parameters + 2, data, length);
-    return acknowledged(bus, id, INSTRUCTION_WRITE, parameters, 2U + length, deadline_ns);
+    return answered(bus, id, packet, bus->protocol->write(packet, id, address, data, length), 0, deadline_ns, &status);
 }
 
 bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns)
 {
-    return acknowledged(bus, id, INSTRUCTION_REBOOT, NULL, 0, deadline_ns);
+    packet_status status;
+    uint8_t packet[PACKET_MAX];
+    if (bus->protocol->reboot == NULL)
+        return BUS_REFUSED;
+    return answered(bus, id, packet, bus->protocol->reboot(packet, id), 0, deadline_ns, &status);
 }
 
 bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *data, int64_t deadline_ns)
 {
-    uint8_t parameters[4 + BUS_SERVOS_MAX * (1 + BUS_READ_MAX)];
+    uint8_t packet[PACKET_MAX];
     if (what->servos == 0 || what->servos > BUS_SERVOS_MAX || what->length == 0 || what->length > BUS_READ_MAX)
         return BUS_REFUSED;
-    parameters[0] = (uint8_t)what->address;
-    parameters[1] = (uint8_t)(what->address >> 8);
-    parameters[2] = (uint8_t)what->length;
-    parameters[3] = (uint8_t)(what->length >> 8);
-    size_t n = 4;
-    for (size_t i = 0; i < what->servos; i++) {
-        parameters[n++] = what->ids[i];
-        memcpy(parameters + n, data + i * what->length, what->length);
-        n += what->length;
-    }
-    return count(bus, request(bus, PACKET_BROADCAST, INSTRUCTION_SYNC_WRITE, parameters, n, deadline_ns));
+    size_t size = bus->protocol->sync_write(packet, what->ids, what->servos, what->address, what->length, data);
+    return count(bus, request(bus, packet, size, deadline_ns));
 }

@@ -13,7 +13,7 @@
 #ifndef VLA_BUS_H
 #define VLA_BUS_H
 
-#include "packet.h"
+#include "servo_protocol.h"
 
 #include <stdint.h>
 
@@ -21,7 +21,6 @@ enum {
     BUS_SERVOS_MAX = 16,
     BUS_READ_MAX = 16,     /* longest read a caller may ask for */
     BUS_WIRE_MAX = 40,     /* longest read on the wire: six servos answer in 3.1 ms at 1 Mbaud */
-    BUS_TABLE_END = 147,   /* registers 0..146 of the X series can be read in one piece */
 };
 #define BUS_MEMORY_NS 500000000LL /* four times the latest reply the driver is tested with */
 #define BUS_QUIET_NS 1500000LL /* a silent line: longer than a USB adapter's latency timer */
@@ -30,6 +29,7 @@ typedef enum { BUS_OK, BUS_TIMEOUT, BUS_CORRUPT, BUS_REFUSED, BUS_UNPLUGGED } bu
 
 typedef struct {
     int fd;
+    const servo_protocol *protocol;
     packet_parser parser;
     int64_t lost_ns[BUS_WIRE_MAX + 1]; /* when a read of that length went unanswered; 0: all answered */
     uint64_t dropped_bytes;            /* arrived when nothing was asked */
@@ -44,17 +44,18 @@ typedef struct {
     uint16_t length;  /* bytes per servo */
 } bus_registers;
 
-void bus_init(bus *bus, int fd);
+void bus_init(bus *bus, int fd, const servo_protocol *protocol);
 
-bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint8_t *firmware);
+bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, uint16_t *firmware);
 
 /* BUS_REFUSED: the servo answered that it did not take it, or the arguments are beyond the limits above. */
 bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length,
                      int64_t deadline_ns);
 
+/* BUS_REFUSED where the protocol knows no such instruction. */
 bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns);
 
-/* `data` [servos][length], at most BUS_READ_MAX bytes each; `alerts` [servos]; both untouched unless BUS_OK. One servo
+/* `data` [servos][length], at most BUS_READ_MAX bytes each; `alerts` [servos], the error byte's alert bits; both untouched unless BUS_OK. One servo
  * alone is asked without the broadcast. */
 bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts);
 

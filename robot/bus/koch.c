@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "koch.h"
 
+#include "packet.h"
 #include "serial.h"
 
 #include <string.h>
@@ -18,7 +19,7 @@ static int64_t least(int64_t a, int64_t b)
 void koch_init(koch *koch, int fd, const uint8_t ids[ARM_JOINTS])
 {
     memset(koch, 0, sizeof *koch);
-    bus_init(&koch->bus, fd);
+    bus_init(&koch->bus, fd, &dynamixel2);
     memcpy(koch->ids, ids, ARM_JOINTS);
     koch->trouble.joint = -1;
 }
@@ -92,7 +93,7 @@ static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
         out->load[i] = (int16_t)(bytes[0] | bytes[1] << 8);
         out->velocity[i] = signed32(bytes + 2);
         out->position[i] = signed32(bytes + 6);
-        out->alert[i] = alerts[i];
+        out->alert[i] = alerts[i] != 0;
         if (alerts[i])
             verdict = ARM_ALERT;
     }
@@ -345,8 +346,7 @@ static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
         if (joints >> i & 1) /* not every firmware answers before it starts anew */
             (void)bus_reboot(&koch->bus, koch->ids[i], least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS));
     for (int i = 0; i < ARM_JOINTS; i++) {
-        uint16_t model;
-        uint8_t firmware;
+        uint16_t model, firmware;
         /* The questions keep the other servos' watchdogs from stopping them. */
         while (joints >> i & 1 && (result = from_bus(bus_ping(&koch->bus, koch->ids[i],
                                                                least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS), &model,

@@ -48,27 +48,6 @@ size_t packet_encode(uint8_t *out, size_t capacity, uint8_t id, uint8_t instruct
     return size;
 }
 
-void packet_reset(packet_parser *parser)
-{
-    parser->have = 0;
-}
-
-size_t packet_push(packet_parser *parser, const uint8_t *data, size_t n)
-{
-    size_t room = sizeof parser->buffer - parser->have;
-    if (n > room)
-        n = room;
-    memcpy(parser->buffer + parser->have, data, n);
-    parser->have += n;
-    return n;
-}
-
-static void drop(packet_parser *parser, size_t n)
-{
-    parser->have -= n;
-    memmove(parser->buffer, parser->buffer + n, parser->have);
-}
-
 /* Offset of the first place where a header stands or may still become one. */
 static size_t find_header(const packet_parser *parser)
 {
@@ -98,7 +77,7 @@ packet_verdict packet_next(packet_parser *parser, packet_status *out)
 {
     size_t junk = find_header(parser);
     if (junk > 0) {
-        drop(parser, junk);
+        packet_drop(parser, junk);
         return PACKET_JUNK;
     }
     if (parser->have < PACKET_HEAD)
@@ -107,14 +86,14 @@ packet_verdict packet_next(packet_parser *parser, packet_status *out)
     size_t length = (size_t)buffer[5] | ((size_t)buffer[6] << 8);
     size_t whole = PACKET_HEAD + length;
     if (length < LENGTH_MIN || whole > PACKET_MAX) {
-        drop(parser, 1);
+        packet_drop(parser, 1);
         return PACKET_BAD_LENGTH;
     }
     if (parser->have < whole)
         return PACKET_MORE;
     uint16_t crc = (uint16_t)(buffer[whole - 2] | (buffer[whole - 1] << 8));
     if (crc != packet_crc(buffer, whole - 2)) {
-        drop(parser, 1);
+        packet_drop(parser, 1);
         return PACKET_BAD_CRC;
     }
     packet_verdict verdict = PACKET_NOT_STATUS;
@@ -123,6 +102,78 @@ packet_verdict packet_next(packet_parser *parser, packet_status *out)
         unstuff(buffer + PACKET_HEAD + 1, whole - 2 - PACKET_HEAD - 1, out);
         verdict = PACKET_STATUS;
     }
-    drop(parser, whole);
+    packet_drop(parser, whole);
     return verdict;
 }
+
+static size_t ping(uint8_t *out, uint8_t id)
+{
+    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_PING, NULL, 0);
+}
+
+static size_t reboot(uint8_t *out, uint8_t id)
+{
+    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_REBOOT, NULL, 0);
+}
+
+/* Address and length, then the rest of the parameters. */
+static size_t registers(uint8_t *parameters, uint16_t address, uint16_t length)
+{
+    const uint8_t head[4] = {(uint8_t)address, (uint8_t)(address >> 8), (uint8_t)length, (uint8_t)(length >> 8)};
+    memcpy(parameters, head, sizeof head);
+    return sizeof head;
+}
+
+static size_t read_one(uint8_t *out, uint8_t id, uint16_t address, uint16_t length)
+{
+    uint8_t parameters[4];
+    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_READ, parameters, registers(parameters, address, length));
+}
+
+static size_t write_one(uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length)
+{
+    uint8_t parameters[PACKET_MAX] = {(uint8_t)address, (uint8_t)(address >> 8)};
+    if (length > PACKET_MAX - 2)
+        return 0;
+    memcpy(parameters + 2, data, length);
+    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_WRITE, parameters, 2U + length);
+}
+
+static size_t sync_read(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length)
+{
+    uint8_t parameters[PACKET_MAX];
+    size_t n = registers(parameters, address, length);
+    if (n + servos > PACKET_MAX)
+        return 0;
+    memcpy(parameters + n, ids, servos);
+    return packet_encode(out, PACKET_MAX, PACKET_BROADCAST, INSTRUCTION_SYNC_READ, parameters, n + servos);
+}
+
+static size_t sync_write(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length, const uint8_t *data)
+{
+    uint8_t parameters[PACKET_MAX];
+    size_t n = registers(parameters, address, length);
+    if (n + servos * (1U + length) > PACKET_MAX)
+        return 0;
+    for (size_t i = 0; i < servos; i++) {
+        parameters[n++] = ids[i];
+        memcpy(parameters + n, data + i * length, length);
+        n += length;
+    }
+    return packet_encode(out, PACKET_MAX, PACKET_BROADCAST, INSTRUCTION_SYNC_WRITE, parameters, n);
+}
+
+const servo_protocol dynamixel2 = {
+    .name = "dynamixel2",
+    .alert_bits = 0x80,
+    .refused_bits = 0x7F,
+    .table_end = 147, /* registers 0..146 of the X series can be read in one piece */
+    .ping_bytes = 3,
+    .ping = ping,
+    .read = read_one,
+    .write = write_one,
+    .sync_read = sync_read,
+    .sync_write = sync_write,
+    .reboot = reboot,
+    .next = packet_next,
+};

@@ -124,8 +124,7 @@ static PyObject *KochBus_ping(PyObject *object, PyObject *args)
     KochBus *self = (KochBus *)object;
     unsigned char id;
     double timeout_s;
-    uint16_t model = 0;
-    uint8_t firmware = 0;
+    uint16_t model = 0, firmware = 0;
     bus_result result;
     if (!is_open(self) || !PyArg_ParseTuple(args, "bd", &id, &timeout_s))
         return NULL;

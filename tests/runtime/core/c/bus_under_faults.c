@@ -47,8 +47,8 @@ static void ended(const char *name, int64_t deadline_ns)
 
 static void slow_path(koch *koch, unsigned call)
 {
-    uint8_t id = (uint8_t)(1 + call % ARM_JOINTS), data[BUS_READ_MAX], alert, firmware;
-    uint16_t model;
+    uint8_t id = (uint8_t)(1 + call % ARM_JOINTS), data[BUS_READ_MAX], alert;
+    uint16_t model, firmware;
     int64_t end = deadline();
     bus_registers one = {.ids = &id, .servos = 1, .address = 20, .length = 4};
     bus_result result = bus_sync_read(&koch->bus, &one, end, data, &alert);

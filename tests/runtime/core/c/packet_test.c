@@ -44,6 +44,29 @@ static int encoding(void)
     return 0;
 }
 
+/* The instructions as the bus asks for them. */
+static int language(void)
+{
+    const uint8_t ids[] = {1, 2}, data[] = {0x96, 0x00, 0x00, 0x00, 0xAA, 0x00, 0x00, 0x00};
+    /* e-Manual: sync read of 132 (4 bytes) and sync write of 116, of ids 1 and 2. */
+    const uint8_t asked[] = {0xFF, 0xFF, 0xFD, 0x00, 0xFE, 0x09, 0x00, 0x82, 0x84, 0x00, 0x04, 0x00, 0x01, 0x02, 0xCE, 0xFA};
+    const uint8_t told[] = {0xFF, 0xFF, 0xFD, 0x00, 0xFE, 0x11, 0x00, 0x83, 0x74, 0x00, 0x04, 0x00, 0x01, 0x96,
+                            0x00, 0x00, 0x00, 0x02, 0xAA, 0x00, 0x00, 0x00, 0x82, 0x87};
+    const uint8_t reboot[] = {0xFF, 0xFF, 0xFD, 0x00, 0x01, 0x03, 0x00, 0x08, 0x2F, 0x4E};
+    uint8_t out[PACKET_MAX], many[PACKET_MAX] = {0};
+    CHECK(dynamixel2.sync_read(out, ids, 2, 132, 4) == sizeof asked && memcmp(out, asked, sizeof asked) == 0);
+    CHECK(dynamixel2.sync_write(out, ids, 2, 116, 4, data) == sizeof told && memcmp(out, told, sizeof told) == 0);
+    CHECK(dynamixel2.reboot(out, 1) == sizeof reboot && memcmp(out, reboot, sizeof reboot) == 0);
+    CHECK(dynamixel2.ping(out, 1) == 10 && out[7] == INSTRUCTION_PING);
+    CHECK(dynamixel2.read(out, 1, 132, 4) == 14 && out[7] == INSTRUCTION_READ && out[8] == 132 && out[10] == 4);
+    CHECK(dynamixel2.write(out, 1, 65, data, 2) == 14 && out[7] == INSTRUCTION_WRITE && out[8] == 65 && out[10] == 0x96);
+    /* More than fits. */
+    CHECK(dynamixel2.write(out, 1, 65, many, PACKET_MAX) == 0);
+    CHECK(dynamixel2.sync_read(out, many, PACKET_MAX, 132, 4) == 0);
+    CHECK(dynamixel2.sync_write(out, many, 16, 116, 15, many) == 0);
+    return 0;
+}
+
 static int whole_and_in_pieces(void)
 {
     /* e-Manual: status of id 1, present position 166. */
@@ -130,12 +153,12 @@ static int damage(void)
 
 static int bounds(void)
 {
-    uint8_t body[1 + PACKET_PARAMETERS], packet[PACKET_MAX];
+    uint8_t body[1 + 245], packet[PACKET_MAX];
     memset(body, 0x42, sizeof body);
     size_t size = make_status(packet, 7, body, sizeof body);
     CHECK(size == PACKET_MAX);
     packet_reset(&parser);
-    CHECK(feed(packet, size) == PACKET_STATUS && status.n == PACKET_PARAMETERS);
+    CHECK(feed(packet, size) == PACKET_STATUS && status.n == 245);
     /* The buffer takes no more than it has. */
     uint8_t flood[3 * PACKET_MAX];
     memset(flood, 0xAA, sizeof flood);
@@ -148,5 +171,5 @@ static int bounds(void)
 
 int main(void)
 {
-    return encoding() || whole_and_in_pieces() || stuffing() || damage() || bounds();
+    return encoding() || language() || whole_and_in_pieces() || stuffing() || damage() || bounds();
 }

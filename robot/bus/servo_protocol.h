@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A servo language, below the bus: bytes out, statuses in; no I/O, no time.
+ *
+ * bus.c asks, waits and judges in any of them; a new language is one file that
+ * fills a `servo_protocol`. Parameters are the registers' bytes as they travel
+ * (little endian): what they mean is the arm's business.
+ */
+#ifndef VLA_SERVO_PROTOCOL_H
+#define VLA_SERVO_PROTOCOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    PACKET_MAX = 256,        /* longest packet accepted or made, stuffing included */
+    PACKET_PARAMETERS = 248, /* most in a status of any language */
+    PACKET_BROADCAST = 0xFE,
+};
+
+typedef enum {
+    PACKET_MORE,       /* nothing whole yet */
+    PACKET_STATUS,     /* `out` holds a status */
+    PACKET_JUNK,       /* bytes that belong to no packet were dropped */
+    PACKET_BAD_LENGTH, /* a header whose length is impossible */
+    PACKET_BAD_CRC,    /* or checksum */
+    PACKET_NOT_STATUS, /* a whole packet of another kind: somebody else's instruction */
+} packet_verdict;
+
+typedef struct {
+    uint8_t id;
+    uint8_t error; /* see `alert_bits` and `refused_bits` */
+    size_t n;
+    uint8_t parameters[PACKET_PARAMETERS];
+} packet_status;
+
+typedef struct {
+    size_t have;
+    uint8_t buffer[2 * PACKET_MAX];
+} packet_parser;
+
+static inline void packet_reset(packet_parser *parser)
+{
+    parser->have = 0;
+}
+
+/* Takes as many bytes as fit; returns how many. At least one fits after `next` said PACKET_MORE. */
+static inline size_t packet_push(packet_parser *parser, const uint8_t *data, size_t n)
+{
+    size_t room = sizeof parser->buffer - parser->have;
+    if (n > room)
+        n = room;
+    memcpy(parser->buffer + parser->have, data, n);
+    parser->have += n;
+    return n;
+}
+
+static inline void packet_drop(packet_parser *parser, size_t n)
+{
+    parser->have -= n;
+    memmove(parser->buffer, parser->buffer + n, parser->have);
+}
+
+typedef struct {
+    const char *name;      /* as a description says it */
+    uint8_t alert_bits;    /* of a status's error byte: the servo is not well */
+    uint8_t refused_bits;  /* of it: the instruction was not taken */
+    uint16_t table_end;    /* one past the last register that can be read */
+    uint16_t identity_at;  /* a servo's firmware (2 bytes), one byte, model number (2 bytes), where a ping tells nothing */
+    uint16_t ping_bytes;   /* parameters of a ping's answer: 3 (model, firmware), or 0 */
+    /* One instruction into `out` [PACKET_MAX]: its size, 0 when it does not fit. */
+    size_t (*ping)(uint8_t *out, uint8_t id);
+    size_t (*read)(uint8_t *out, uint8_t id, uint16_t address, uint16_t length);
+    size_t (*write)(uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length);
+    size_t (*sync_read)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length);
+    /* `data` [servos][length] */
+    size_t (*sync_write)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length, const uint8_t *data);
+    size_t (*reboot)(uint8_t *out, uint8_t id); /* NULL: not known */
+    /* The next verdict. Every answer but PACKET_MORE consumes at least one byte, so a caller's loop ends. */
+    packet_verdict (*next)(packet_parser *parser, packet_status *out);
+} servo_protocol;
+
+#endif
