@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,9 @@ from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.layout import INDEX_FEATURES, Feature, Info
 from vla_edge.lerobot_data.meta import Episode, read_table
+
+WIDEST = 1024
+"""Numbers a frame that a column held in memory may have."""
 
 
 @dataclass(slots=True)
@@ -63,13 +67,14 @@ def data_files(root: Path, info: Info, episodes: Sequence[Episode]) -> list[Path
 def read_columns(
     root: Path, info: Info, episodes: Sequence[Episode], gaps: bool = False
 ) -> tuple[dict[str, NDArray], list[FileRows]]:
-    """All columns that are no cameras, [rows, *shape] (index columns [rows]), and where each file's rows lie.
+    """All columns that are no cameras and not wide, [rows, *shape] (index columns [rows]), and where each file's rows
+    lie.
 
     Frames are taken by their position, as LeRobot does, so a wrong file number in
     `meta/episodes` does no harm here (`vla-data verify` tells). Raises DatasetError
     when rows and meta disagree, which is not looked at with `gaps`.
     """
-    keys = [key for key, feature in info.features.items() if not feature.is_camera]
+    keys = [key for key, feature in info.features.items() if not (feature.is_camera or is_wide(feature))]
     for key in INDEX_FEATURES:
         if key not in keys:
             raise DatasetError(f"{root / layout.INFO_FILE}: feature {key} is missing; restore the file")
@@ -88,6 +93,18 @@ def read_columns(
     for array in columns.values():
         array.flags.writeable = False
     return columns, files
+
+
+def is_wide(feature: Feature) -> bool:
+    """Whether a column is larger than memory should hold of every frame: pictures and depth kept as numbers."""
+    return prod(feature.shape) > WIDEST
+
+
+def wide_column(files: Sequence[FileRows], key: str, feature: Feature) -> NDArray:
+    """A wide column [rows, *shape], read now."""
+    found = np.concatenate([column_array(file.path, key, feature, read_table(file.path, [key])[key]) for file in files])
+    found.flags.writeable = False
+    return found
 
 
 def without_gaps(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
 from vla_edge.hub import local_folder
-from vla_edge.lerobot_data.columns import read_columns, stored_image, without_gaps
+from vla_edge.lerobot_data.columns import read_columns, stored_image, wide_column, without_gaps
 from vla_edge.lerobot_data.layout import Feature, Info, read_info
 from vla_edge.lerobot_data.meta import Episode, read_episodes, read_stats, read_table, read_tasks
 from vla_edge.lerobot_data.stats import Stats
@@ -36,7 +36,7 @@ class Sample:
 
     index: of the whole set; frame_index: within the episode; timestamp: seconds
     since the episode's start. values: feature → array of the feature's shape
-    and dtype (``observation.state``, ``action`` …). images: camera → uint8
+    and dtype (``observation.state``, ``action`` …), without wide ones (`columns.is_wide`). images: camera → uint8
     [height, width, 3], RGB.
     """
 
@@ -114,13 +114,16 @@ class Dataset:
             self._videos.popitem()[1].close()
 
     def column(self, key: str) -> NDArray:
-        """All frames of a feature that is no camera, read-only: [frames, *shape]; index columns [frames]."""
-        if key not in self._columns:
-            raise DatasetError(f"{self.root}: no column {key!r}; there are {sorted(self._columns)}")
-        return self._columns[key]
+        """All frames of a feature that is no camera, read-only: [frames, *shape]; index columns [frames]. A wide one is
+        read anew each time."""
+        if key in self._columns:
+            return self._columns[key]
+        return self._wide(key)
 
     def column_in_files(self, key: str) -> NDArray:
         """As `column`, with the numbers of the files where frames and episodes are counted anew."""
+        if key not in self._before:
+            return self._wide(key)
         before = self._before[key]
         return before if self._file_rows is None else before[self._file_rows]
 
@@ -163,7 +166,7 @@ class Dataset:
             timestamp=float(self._columns["timestamp"][index]),
             task_index=int(self._columns["task_index"][index]),
             task=self.task_of(index),
-            values={key: self._columns[key][index] for key in self.info.value_keys},
+            values={key: self._columns[key][index] for key in self.info.value_keys if key in self._columns},
             images={key: self.image(key, index) for key in keys},
         )
 
@@ -239,6 +242,14 @@ class Dataset:
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise DatasetError(f"{self.root}: no frame {index}; there are 0 to {len(self) - 1}")
+
+    def _wide(self, key: str) -> NDArray:
+        feature = self.features.get(key)
+        if feature is None or feature.is_camera:
+            there = sorted(name for name, item in self.features.items() if not item.is_camera)
+            raise DatasetError(f"{self.root}: no column {key!r}; there are {there}")
+        found = wide_column(self._files, key, feature)
+        return found if self._file_rows is None else found[self._file_rows]
 
     def _video(self, path: str) -> VideoReader:
         if path in self._videos:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vla_edge.camera_names import short_name
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
@@ -138,9 +139,11 @@ def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) ->
         if source != camera.name:
             rename[source] = camera.name
     if not any(camera.source in fit.datasets[0].camera_keys for camera in cameras):
+        ours, theirs = list(map(short_name, known)), list(map(short_name, fit.datasets[0].camera_keys))
+        pairs = " ".join(f"--camera {name}={key}" for name, key in zip(ours, theirs))
         raise ConfigError(
-            f"{fit.datasets[0].root}: none of the policy's cameras {', '.join(known)}; map one of "
-            f"{', '.join(fit.datasets[0].camera_keys)} with --camera {known[0]}=KEY"
+            f"{fit.datasets[0].root}: none of the policy's cameras {', '.join(ours)}, but "
+            f"{', '.join(theirs) or 'none'}; say which is which, for example {pairs or '--camera NAME=DATASET_NAME'}"
         )
     check_sources(cameras, "--camera")
     settings = replace(settings, cameras=tuple(cameras), rename_map=rename)

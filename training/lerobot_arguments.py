@@ -7,6 +7,7 @@ the table is left for our parser to refuse.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from vla_edge.errors import UsageError
@@ -58,6 +59,8 @@ WITHOUT_MEANING = ("--policy.repo_id", "--policy.type", "--job_name")
 """Taken and dropped: a policy says its type itself, nothing is uploaded."""
 REPO_ID = "--dataset.repo_id"
 """The dataset where no --dataset.root says where it lies; as LeRobot has it."""
+RENAME = "--rename_map"
+"""JSON of the dataset's camera → the policy's; each pair becomes a --camera."""
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -70,7 +73,7 @@ def translate(words: Sequence[str]) -> list[str]:
         if name == "--policy.push_to_hub":
             _refuse_upload(value if equals else left.pop(0) if left else "")
             continue
-        if name not in (*NAMES, *SETTINGS, *SWITCHES, *WITHOUT_MEANING, REPO_ID):
+        if name not in (*NAMES, *SETTINGS, *SWITCHES, *WITHOUT_MEANING, REPO_ID, RENAME):
             ours.append(word)
             continue
         if not equals:
@@ -79,6 +82,8 @@ def translate(words: Sequence[str]) -> list[str]:
             value = left.pop(0)
         if name == REPO_ID:
             repo_id = value
+        elif name == RENAME:
+            ours += [f"--camera={policy}={dataset}" for dataset, policy in _rename_map(value).items()]
         elif name in NAMES:
             ours += [NAMES[name], value.strip("[]").replace(" ", "") if name == "--dataset.episodes" else value]
         elif name in SETTINGS:
@@ -89,6 +94,18 @@ def translate(words: Sequence[str]) -> list[str]:
             ours += [text for text in [SWITCHES[name][value.lower() in FALSE]] if text]
     given = any(word.partition("=")[0] == "--dataset" for word in ours)
     return ours if given or not repo_id else [*ours, "--dataset", repo_id]
+
+
+def _rename_map(value: str) -> dict[str, str]:
+    try:
+        pairs = json.loads(value)
+    except json.JSONDecodeError:
+        pairs = None
+    if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
+        raise UsageError(
+            f'{RENAME} {value!r}: write {{"dataset\'s name": "policy\'s name"}}, or --camera POLICY=DATASET'
+        )
+    return pairs
 
 
 def _refuse_upload(value: str) -> None:
@@ -106,5 +123,6 @@ def table() -> str:
         f"  {name + '=true|false':<36} {' | '.join(text for text in pair if text)}" for name, pair in SWITCHES.items()
     ]
     rows += [f"  {REPO_ID:<36} --dataset, where no --dataset.root is given"]
+    rows += [f"  {RENAME:<36} --camera POLICY=DATASET, a pair each"]
     rows += [f"  {', '.join(WITHOUT_MEANING)}: taken, without effect"]
     return "\n".join(["LeRobot's names are understood too:", *rows])

@@ -50,6 +50,7 @@ def test_every_name_of_the_table_is_an_option_here_and_stands_in_the_help() -> N
     [
         (["--policy.path"], "needs a value"),
         (["--policy.train_expert_only=maybe"], "write true or false"),
+        (["--rename_map={front}"], "write {"),
         (["--policy.push_to_hub=true"], "nothing is uploaded here"),
     ],
 )
