@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run on a bare NVIDIA machine: torch, onnx, onnxruntime, cuda-bindings, gcc, Python 3.10+; no network, no pip.
 
-    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled] [--within
+    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled,train] [--within
     SECONDS]
 
 Each step is a process of its own with a hard time limit; what it finds goes to FOLDER/results.jsonl, a JSON object a
@@ -19,6 +19,7 @@ out. The steps:
     full      full size, fresh, cached, as on the robot, with inpaint, uncaptured, 1, 2 and 10 steps; torch eager and in
               a CUDA graph in turn with it
     compiled  the same against torch.compile
+    train     a small policy's losses on the GPU beside the CPU's, memory and seconds a step at full size (needs PyAV)
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ LIMITS = {
     "export": 200,
     "full": 150,
     "compiled": 230,
+    "train": 280,
 }
 """Seconds a step may take before it is ended."""
 STEPS = [step for step in LIMITS if step != "race"]
@@ -121,7 +123,7 @@ def run_step(arguments: argparse.Namespace) -> int:
     tell = teller(arguments.out, arguments.step)
     steps: dict[str, Callable[[argparse.Namespace, Tell], int]] = {
         "facts": facts, "core": core, "tests": gpu_tests, "race": race, "memcheck": memcheck, "export": export,
-        "full": full, "compiled": compiled,
+        "full": full, "compiled": compiled, "train": train,
     }  # fmt: skip
     try:
         return steps[arguments.step](arguments, tell)
@@ -356,6 +358,25 @@ def compiled(arguments: argparse.Namespace, tell: Tell) -> int:
         in_turn({name: case}, 0, tell)
         tell(case=name, compiled_in_s=round(time.monotonic() - start, 1))
     in_turn({"ours fp16, fresh": ours.fresh, "ours fp16, cached": ours.cached, **cases}, arguments.rounds, tell)
+    return 0
+
+
+def train(arguments: argparse.Namespace, tell: Tell) -> int:
+    import importlib.util
+
+    if importlib.util.find_spec("av") is None:
+        tell(train="not run: no PyAV on this machine, which datasets are read and written with")
+        return 0
+    from scripts.device_train import full_cases, small_cases
+    from tests.random_policy import RandomPolicy, write_random_policy
+
+    work = WORK / "train"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    made = RandomPolicy(size="tiny")
+    write_random_policy(work / "tiny", made)
+    small_cases(work, work / "tiny", made.cameras, tell)
+    full_cases(work, WORK / arguments.size / "policy", made.cameras, min(arguments.rounds, 16), tell)
     return 0
 
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training takes on an NVIDIA GPU: the losses of a small policy beside a CPU's, memory and seconds a step at full
+size.
+
+A part of scripts/device_run.py, which says on what machine it runs. Needs PyAV beside what that names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+Tell = Callable[..., None]
+"""Told one line of results, by name."""
+FRAMES, EPISODES, SIDE = 48, 4, 256
+PRECISIONS = ("float32", "bf16", "fp16")
+FULL_CASES = (
+    ("float32", 8, False), ("bf16", 8, False), ("bf16", 32, False), ("bf16", 64, False), ("fp16", 32, False),
+    ("bf16", 8, True), ("bf16", 64, True), ("float32", 8, True),
+)  # fmt: skip
+"""(precision, batch, with kept picture tokens) of a full-size policy."""
+
+
+def write_frames(folder: Path, cameras: Sequence[str], side: int) -> Path:
+    """A v3.0 dataset of random pictures (PNG) and slow random joints."""
+    import numpy as np
+
+    from vla_edge.lerobot_data.layout import Feature
+    from vla_edge.lerobot_data.writer import DatasetWriter
+
+    generator, joints = np.random.default_rng(0), [f"joint_{i}" for i in range(6)]
+    pictures = {f"observation.images.{name}": Feature("image", (side, side, 3), ["height", "width", "channels"])
+                for name in cameras}  # fmt: skip
+    numbers = {name: Feature("float32", (6,), joints) for name in ("observation.state", "action")}
+    with DatasetWriter(folder, 30, {**numbers, **pictures}) as writer:
+        for _ in range(EPISODES):
+            way = np.cumsum(generator.normal(0, 1, (FRAMES + 1, 6)), axis=0).astype(np.float32)
+            for row in range(FRAMES):
+                frame: dict[str, NDArray[Any]] = {
+                    name: generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for name in pictures
+                }
+                writer.add_frame({**frame, "observation.state": way[row], "action": way[row + 1]}, task="stack")
+            writer.save_episode()
+    return folder
+
+
+def run(out: Path, checkpoint: Path, dataset: Path, *words: str) -> list[dict[str, Any]]:
+    """`vla-train fine-tune` in this process; the rows of its log. RuntimeError when it ends in an error."""
+    from vla_edge.training.command import main
+
+    shutil.rmtree(out, ignore_errors=True)
+    words = ("fine-tune", "--checkpoint", str(checkpoint), "--dataset", str(dataset), "--out", str(out), "--log-every",
+             "1", "--warmup", "2", *words)  # fmt: skip
+    if status := main(words):
+        raise RuntimeError(f"vla-train ended with {status}")
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def small_cases(work: Path, policy: Path, cameras: Sequence[str], tell: Tell) -> None:
+    """The losses of 20 steps of a small policy on the GPU, as a share of the CPU's; and a run that was ended and
+    resumed."""
+    import torch
+
+    from vla_edge.training.command import main
+
+    data = write_frames(work / "small_data", cameras, 64)
+    same = ("--steps", "20", "--batch-size", "8", "--workers", "0")
+    cpu = [row["loss"] for row in run(work / "cpu", policy, data, *same, "--device", "cpu", "--no-save")]
+    for precision in PRECISIONS:
+        for cache in (False, True):
+            kept = ("--cache-vision", str(work / f"small_{precision}")) if cache else ()
+            rows = run(work / "gpu", policy, data, *same, "--device", "cuda", "--precision", precision, "--no-save",
+                       *kept)  # fmt: skip
+            away = max(abs(row["loss"] - loss) / loss for row, loss in zip(rows, cpu))
+            tell(small=precision, cached=cache, worst_loss_difference=away, last=[cpu[-1], rows[-1]["loss"]])
+    run(work / "whole", policy, data, *same, "--device", "cuda", "--save-every", "10")
+    cut = work / "cut"
+    shutil.rmtree(cut, ignore_errors=True)
+    shutil.copytree(work / "whole", cut, symlinks=True)
+    shutil.rmtree(cut / "checkpoints" / "000020")
+    (cut / "checkpoints" / "last").unlink()
+    (cut / "checkpoints" / "last").symlink_to("000010")
+    status = main(["resume", str(cut)])
+    last = [json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for place in
+            (work / "whole", cut)]  # fmt: skip
+    tell(resumed=status, losses=last, deterministic=torch.are_deterministic_algorithms_enabled())
+
+
+def full_cases(work: Path, policy: Path, cameras: Sequence[str], rounds: int, tell: Tell) -> None:
+    """Seconds a step (median) and the largest memory of a full-size policy, and a real lack of memory."""
+    import torch
+
+    data = write_frames(work / "data", cameras, SIDE)
+    for precision, batch, cache in FULL_CASES:
+        kept = ("--cache-vision", str(work / f"kept_{precision}")) if cache else ()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        rows = run(work / "full", policy, data, "--steps", str(rounds), "--batch-size", str(batch), "--precision",
+                   precision, "--device", "cuda", "--no-save", "--workers", "4", *kept)  # fmt: skip
+        seconds = [row["s_per_step"] for row in rows[3:]]
+        tell(
+            precision=precision, batch=batch, cached=cache, median_s=round(statistics.median(seconds), 4),
+            smallest_s=round(min(seconds), 4), memory_mb=round(torch.cuda.max_memory_allocated() / 2**20),
+            reserved_mb=round(torch.cuda.max_memory_reserved() / 2**20), loss=[rows[0]["loss"], rows[-1]["loss"]],
+        )  # fmt: skip
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        run(work / "full", policy, data, "--steps", "3", "--batch-size", "64", "--device", "cuda", "--no-save")
+        tell(memory_of_4_GB="64 samples in float32 fitted")
+    except RuntimeError as error:
+        said = json.loads((work / "full" / "status.json").read_text())
+        tell(memory_of_4_GB=str(error), said=said.get("error"))
