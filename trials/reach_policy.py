@@ -39,7 +39,7 @@ from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
-from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy, pad_last
 from vla_edge.training.progress import Report, live_line
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording, record_reach_dataset
@@ -110,11 +110,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """What both phases work on. `head` regresses the last action of the chunk and is not saved."""
+    """What both phases work on. `head` regresses the last action of the chunk and is not saved. token_ids int64 and
+    token_mask bool [instructions, T]."""
 
     policy: SmolVLAPolicy
     head: nn.Linear
     examples: Examples
+    token_ids: Tensor
+    token_mask: Tensor
     recipe: Recipe
     generator: torch.Generator
 
@@ -126,8 +129,15 @@ class Training:
         return [*self.model.parameters(), *self.head.parameters()]
 
     def pick(self) -> Tensor:
-        """Indices int64 [batch] of training observations."""
-        return torch.randint(0, self.examples.training, (self.recipe.batch,), generator=self.generator)
+        return self.examples.picks(self.recipe.batch, self.generator)
+
+    def pixels(self, picks: Tensor) -> Tensor:
+        """The network's pictures of these observations: float32 [B, cameras, 3, h, w] in −1..1."""
+        return self.examples.images[picks].float() / 127.5 - 1
+
+    def states(self, picks: Tensor) -> Tensor:
+        """Their joints, normalised and padded [B, S]."""
+        return pad_last(self.examples.states[picks], self.policy.config.max_state_dim)
 
 
 def train(dataset: Path, out: Path, recipe: Recipe) -> dict[str, float]:
@@ -140,11 +150,16 @@ def train(dataset: Path, out: Path, recipe: Recipe) -> dict[str, float]:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, open_dataset(dataset) as data:
         policy = new_policy(Path(scratch), chosen_statistics([data], "first"), recipe.seed)
-        examples = read_examples(data, policy, recipe.held_out_scenes)
+        size = policy.config.resize_imgs_with_padding
+        examples = read_examples(data, policy.settings, size, recipe.held_out_scenes)
+        ids, mask = policy.tokenizer.encode(INSTRUCTIONS)
+        used = mask.any(dim=0)
         run = Training(
             policy,
             nn.Linear(policy.backbone.text.hidden_size, policy.config.action_dim),
             examples,
+            ids[:, used],
+            mask[:, used],
             recipe,
             torch.Generator().manual_seed(recipe.seed),
         )
@@ -189,12 +204,12 @@ def new_policy(scratch: Path, statistics: Any, seed: int) -> SmolVLAPolicy:
 def _warm_up(run: Training, report: Report) -> None:
     recipe, parameters = run.recipe, run.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.warmup_lr, weight_decay=recipe.weight_decay)
-    for step, took in _steps(recipe.warmup_steps):
+    for step, took in timed_steps(recipe.warmup_steps):
         lr = recipe.warmup_lr * min(1.0, (step + 1) / 50)
         picks = run.pick()
         prefix = _prefix_of_all(run, picks)
         loss = functional.mse_loss(run.head(prefix.hidden[:, -1]), run.examples.chunks[picks][:, :, -1].flatten(0, 1))
-        _descend(optimizer, parameters, loss, lr, recipe)
+        descend(optimizer, parameters, loss, lr, recipe.grad_clip_norm)
         report(step + 1, float(loss.detach()), lr, took)
 
 
@@ -203,25 +218,21 @@ def _flow(run: Training, report: Report) -> dict[str, Tensor]:
     recipe, parameters, batch = run.recipe, run.parameters(), run.recipe.batch
     optimizer = torch.optim.AdamW(parameters, lr=recipe.flow_lr, weight_decay=recipe.weight_decay)
     average = {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
-    for step, took in _steps(recipe.flow_steps):
+    for step, took in timed_steps(recipe.flow_steps):
         lr = recipe.flow_lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / recipe.flow_steps))
         picks = run.pick()
         which = torch.randint(0, len(INSTRUCTIONS), (batch,), generator=run.generator)
         actions = run.examples.chunks[picks, which]
         padded = functional.pad(actions, (0, run.policy.config.max_action_dim - actions.shape[-1]))
-        prefix = _prefix(run, run.examples.pixels(picks), which, run.examples.states[picks])
+        prefix = _prefix(run, run.pixels(picks), which, run.states(picks))
         noise = torch.randn(padded.shape, generator=run.generator)
         times = sample_time(batch, padded.device)
         mix = times[:, None, None]
         velocity = run.model.denoise_step(prefix, mix * noise + (1 - mix) * padded, times)
         loss = functional.mse_loss(velocity, noise - padded)
         grounding = functional.mse_loss(run.head(prefix.hidden[:, -1]), actions[:, -1])
-        _descend(optimizer, parameters, loss + recipe.warmup_loss_weight * grounding, lr, recipe)
-        # The average forgets its first values faster than its decay says, as long as there are few.
-        keep = min(recipe.ema, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, weight in run.model.named_parameters():
-                average[name].lerp_(weight, 1 - keep)
+        descend(optimizer, parameters, loss + recipe.warmup_loss_weight * grounding, lr, recipe.grad_clip_norm)
+        average_into(average, dict(run.model.named_parameters()), recipe.ema, step)
         report(step + 1, float(loss.detach()), lr, took)
     return average
 
@@ -230,9 +241,7 @@ def _prefix_of_all(run: Training, picks: Tensor) -> Prefix:
     """The prefix of every picked observation under each instruction, [3·batch]; pictures are looked at once."""
     count = len(INSTRUCTIONS)
     which = torch.arange(count).repeat(len(picks))
-    return _prefix(
-        run, run.examples.pixels(picks), which, run.examples.states[picks].repeat_interleave(count, 0), count
-    )
+    return _prefix(run, run.pixels(picks), which, run.states(picks).repeat_interleave(count, 0), count)
 
 
 def _prefix(run: Training, pixels: Tensor, which: Tensor, states: Tensor, times: int = 1) -> Prefix:
@@ -240,15 +249,16 @@ def _prefix(run: Training, pixels: Tensor, which: Tensor, states: Tensor, times:
     …]."""
     tokens = run.model.embed_images(list(pixels.flatten(0, 1)[None]))[0].unflatten(0, pixels.shape[:2])
     slots = [tokens[:, slot].repeat_interleave(times, 0) for slot in range(pixels.shape[1])]
-    token_ids = run.examples.token_ids[which]
+    token_ids = run.token_ids[which]
     present = torch.ones(len(which), dtype=torch.bool)
-    rows, mask = run.model.embed_prefix(slots, [present] * len(slots), token_ids, run.examples.token_mask[which])
+    rows, mask = run.model.embed_prefix(slots, [present] * len(slots), token_ids, run.token_mask[which])
     return run.model.run_state(run.model.run_prefix(rows, mask), states)
 
 
-def _descend(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor, lr: float, recipe: Recipe
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, lr: float, grad_clip_norm: float
 ) -> None:
+    """One step of the optimiser at this learning rate, gradients clipped. TrainingError: the loss is not finite."""
     if not torch.isfinite(loss):
         raise TrainingError(
             f"the loss is {float(loss.detach())} at learning rate {lr:.1e}; lower the learning rate or check the "
@@ -258,11 +268,20 @@ def _descend(
         group["lr"] = lr
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(parameters, recipe.grad_clip_norm)
+    nn.utils.clip_grad_norm_(parameters, grad_clip_norm)
     optimizer.step()
 
 
-def _steps(count: int) -> Iterator[tuple[int, float]]:
+@torch.no_grad()
+def average_into(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
+    """The running mean of the weights, after `step`. It forgets its first values faster than `decay` says, as long as
+    there are few."""
+    keep = min(decay, (step + 1) / (step + 10))
+    for name, mean in average.items():
+        mean.lerp_(weights[name], 1 - keep)
+
+
+def timed_steps(count: int) -> Iterator[tuple[int, float]]:
     """(step, seconds the step before took)."""
     last = time.monotonic()
     for step in range(count):

@@ -24,9 +24,10 @@ _WITHOUT_ARITHMETIC = frozenset(
     )
 )
 _NOT_IN_FILE = ("source", "notes")
+LEROBOTS_WIDTH = 64
 _SIZES = (
     *("chunk_size", "dim_model", "n_heads", "dim_feedforward", "n_encoder_layers", "n_decoder_layers", "latent_dim"),
-    "n_vae_encoder_layers",
+    *("n_vae_encoder_layers", "backbone_width"),
 )
 _MOST_SIDE, _MOST_CHUNK = 16384, 10_000
 
@@ -35,7 +36,8 @@ _MOST_SIDE, _MOST_CHUNK = 16384, 10_000
 class ACTConfig:
     """Sizes and switches of an ACT policy.
 
-    vision_backbone: a ResNet's name. replace_final_stride_with_dilation: the last stage keeps its resolution and widens
+    vision_backbone: a ResNet's name. backbone_width: channels of its first stage; LeRobot knows its own 64 only, and a
+    file says another alone. replace_final_stride_with_dilation: the last stage keeps its resolution and widens
     its view (only ResNets with bottlenecks can). pre_norm: layer norm before each block instead of behind it.
     temporal_ensemble_coeff: see ensembling.py; None does without. source: config.json as it was read. notes: what a
     user should know of it. ConfigError: a value that cannot be computed, named.
@@ -49,6 +51,7 @@ class ACTConfig:
     chunk_size: int = 100
     n_action_steps: int = 100
     vision_backbone: str = "resnet18"
+    backbone_width: int = LEROBOTS_WIDTH
     replace_final_stride_with_dilation: bool = False
     pre_norm: bool = False
     dim_model: int = 512
@@ -222,4 +225,6 @@ def write_config(folder: Path, config: ACTConfig) -> None:
             value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
         if item.name not in _NOT_IN_FILE:
             content[item.name] = value
+    if config.backbone_width == LEROBOTS_WIDTH:
+        del content["backbone_width"]
     write_json(folder / "config.json", content)

@@ -127,7 +127,7 @@ class ACT(nn.Module):
             self.vae_encoder_action_input_proj = nn.Linear(config.action_dim, width)
             self.vae_encoder_latent_output_proj = nn.Linear(width, 2 * config.latent_dim)
             self.register_buffer("vae_encoder_pos_enc", sinusoids(config.chunk_size + 2, width)[None])
-        self.backbone = ResNet(config.vision_backbone, config.replace_final_stride_with_dilation)
+        self.backbone = ResNet(config.vision_backbone, config.replace_final_stride_with_dilation, config.backbone_width)
         self.encoder = Encoder(config, config.n_encoder_layers)
         self.decoder = Decoder(config)
         self.encoder_robot_state_input_proj = nn.Linear(config.state_dim, width)

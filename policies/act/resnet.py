@@ -85,13 +85,14 @@ class ResNet(nn.Module):
     """Picture [B, 3, H, W], normalised → feature map [B, `channels`, H/32, W/32] (H/16 with dilation), sizes rounded
     up."""
 
-    def __init__(self, name: str, dilate_last: bool) -> None:
+    def __init__(self, name: str, dilate_last: bool, first_width: int = 64) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-        self.bn1 = FrozenBatchNorm(64)
+        self.conv1 = nn.Conv2d(3, first_width, 7, 2, padding=3, bias=False)
+        self.bn1 = FrozenBatchNorm(first_width)
         block = Basic if name in SHALLOW else Bottleneck
-        channels = 64
-        for index, (depth, width) in enumerate(zip(DEPTHS[name], (64, 128, 256, 512))):
+        channels = first_width
+        for index, depth in enumerate(DEPTHS[name]):
+            width = first_width * 2**index
             last = dilate_last and index == 3
             stride = 1 if index == 0 or last else 2
             blocks: list[nn.Module] = []

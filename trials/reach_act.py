@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the reaching policy as an ACT: one small policy per colour, since ACT reads no task.
+
+    python -m vla_edge.trials.reach_act --dataset DATASET --out FOLDER
+
+FOLDER holds a checkpoint per colour afterwards. They are one network: it trains with the colour as three numbers beside
+the joints (one of them 1), and in the policy of a colour these numbers never change, so their weights are added to the
+bias of the joints' projection, which is the same arithmetic. Everything is counted in steps, as in `reach_policy`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_edge.command_line import CommandParser, count, run_command, threads, whole
+from vla_edge.errors import CheckpointError
+from vla_edge.files import new_folder
+from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.policies.act.config import ACTConfig, config_from_json
+from vla_edge.policies.act.network import ACT
+from vla_edge.policies.act.new_policy import IMAGENET, new_act
+from vla_edge.policies.act.policy import ACTPolicy
+from vla_edge.policies.act.resnet import FrozenBatchNorm
+from vla_edge.policies.features import STATE, Feature
+from vla_edge.policies.processing import ProcessorSettings, default_processing
+from vla_edge.training.progress import Report, live_line
+from vla_edge.training.statistics import chosen_statistics
+from vla_edge.trials.reach_data import CHUNK, CUBE_COLOURS, ReachRecording, record_reach_dataset
+from vla_edge.trials.reach_examples import Examples, read_examples
+from vla_edge.trials.reach_policy import POLICY, average_into, descend, timed_steps
+
+ACT_POLICY: Mapping[str, Any] = {
+    "type": "act",
+    "chunk_size": CHUNK,
+    "n_action_steps": 25,
+    "vision_backbone": "resnet18",
+    "backbone_width": 12,
+    "pretrained_backbone_weights": None,
+    "dim_model": 96,
+    "n_heads": 4,
+    "dim_feedforward": 160,
+    "n_encoder_layers": 2,
+    "use_vae": False,
+    "dropout": 0.0,
+    "input_features": POLICY["input_features"],
+    "output_features": POLICY["output_features"],
+}
+"""No VAE: the expert has one way for a picture and a colour, so there is nothing for a latent to tell apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class ACTRecipe:
+    """Steps, batch (observations a step, each with all three colours), learning rate and the seed of everything."""
+
+    steps: int = 4000
+    batch: int = 32
+    lr: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    grad_clip_norm: float = 1.0
+    ema: float = 0.995
+    held_out_scenes: int = 40
+    seed: int = 0
+    threads: int = 1
+
+
+def train(dataset: Path, out: Path, recipe: ACTRecipe) -> dict[str, float]:
+    """Train on the dataset and write the checkpoints `out`/COLOUR; `out` must not exist. Returns what was measured.
+
+    Errors: DatasetError, CheckpointError, TrainingError when the loss stops being finite.
+    """
+    torch.set_num_threads(recipe.threads)
+    start = time.monotonic()
+    with new_folder(out, CheckpointError) as place, open_dataset(dataset) as data:
+        config = config_from_json(dict(ACT_POLICY), "reaching policy")
+        by_channel = {name: np.array(values, np.float32).reshape(3, 1, 1) for name, values in IMAGENET.items()}
+        statistics = {camera.name: by_channel for camera in config.cameras} | chosen_statistics([data], "first")
+        settings = default_processing(dataset, config, statistics)
+        examples = read_examples(data, settings, None, recipe.held_out_scenes)
+        policy = new_act(_told(config), settings, None, recipe.seed)
+        calibrate_norms(policy, examples.images[: recipe.batch])
+        with live_line(0, recipe.steps, "training") as report:
+            _train(policy, examples, recipe, report)
+        result = {
+            **held_out_error(policy, examples),
+            "seconds": time.monotonic() - start,
+            "parameters": float(sum(value.numel() for value in policy.parameters())),
+        }
+        for colour in CUBE_COLOURS:
+            one_colour(policy, config, settings, colour).save_pretrained(place / colour)
+    return result
+
+
+def _told(config: ACTConfig) -> ACTConfig:
+    """The configuration with the three numbers of the colour behind the joints."""
+    wide = Feature(STATE, "STATE", (config.state_dim + len(CUBE_COLOURS),))
+    return replace(config, input_features=tuple(wide if item.name == STATE else item for item in config.input_features))
+
+
+def one_colour(told: ACTPolicy, config: ACTConfig, settings: ProcessorSettings, colour: str) -> ACTPolicy:
+    """The policy of one colour: its column of the joints' projection added to the bias. Weights are stored in
+    float16, which holds them to 1 part in 2000."""
+    tensors = dict(told.state_dict())
+    name = "model.encoder_robot_state_input_proj"
+    columns, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+    tensors[f"{name}.weight"] = columns[:, : config.state_dim]
+    tensors[f"{name}.bias"] = bias + columns[:, config.state_dim + CUBE_COLOURS.index(colour)]
+    policy = ACTPolicy(config, settings)
+    policy.load_state_dict({key: value.half().float() for key, value in tensors.items()})
+    policy.stored_types = dict.fromkeys(tensors, torch.float16)
+    return policy.eval()
+
+
+@torch.no_grad()
+def calibrate_norms(policy: ACTPolicy, images: Tensor) -> None:
+    """Give every batch norm of a random ResNet the statistics of these pictures, uint8 [N, cameras, 3, h, w], one norm
+    after the other. Without them its layers begin with activations of any size."""
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert isinstance(norm, FrozenBatchNorm)
+        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var((0, 2, 3)))
+
+    hooks = [
+        module.register_forward_pre_hook(measure)
+        for module in policy.model.backbone.modules()
+        if isinstance(module, FrozenBatchNorm)
+    ]
+    policy.model.backbone(torch.cat(_pictures(policy, images)))
+    for hook in hooks:
+        hook.remove()
+
+
+def _train(policy: ACTPolicy, examples: Examples, recipe: ACTRecipe, report: Report) -> None:
+    """Ends with the averaged weights in the policy."""
+    policy.train()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    weights: dict[str, Tensor] = dict(policy.model.named_parameters())
+    for name, module in policy.model.named_modules():
+        # A ResNet that nobody has trained learns its norms' scale and shift too, which the checkpoint calls buffers.
+        if isinstance(module, FrozenBatchNorm):
+            weights |= {f"{name}.{key}": getattr(module, key).requires_grad_() for key in ("weight", "bias")}
+    average = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    for step, took in timed_steps(recipe.steps):
+        lr = (
+            recipe.lr
+            * min(1.0, (step + 1) / recipe.warmup_steps)
+            * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+        )
+        picks = examples.picks(recipe.batch, generator)
+        loss = (_chunks(policy, examples, picks) - examples.chunks[picks].flatten(0, 1)).abs().mean()
+        descend(optimizer, list(weights.values()), loss, lr, recipe.grad_clip_norm)
+        average_into(average, weights, recipe.ema, step)
+        report(step + 1, float(loss.detach()), lr, took)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(average[name]).requires_grad_(False)
+    policy.eval()
+
+
+def _chunks(policy: ACTPolicy, examples: Examples, picks: Tensor) -> Tensor:
+    """Chunks [B·colours, C, A], every picked observation under each colour; its pictures are looked at once."""
+    network: ACT = policy.model
+    colours = torch.eye(len(CUBE_COLOURS))
+    told = [examples.states[picks].repeat_interleave(len(colours), 0), colours.repeat(len(picks), 1)]
+    seen = [network.encode_picture(picture) for picture in _pictures(policy, examples.images[picks])]
+    return network.decode([(tokens.repeat_interleave(len(colours), 0), at) for tokens, at in seen], torch.cat(told, 1))
+
+
+def _pictures(policy: ACTPolicy, images: Tensor) -> list[Tensor]:
+    """uint8 [B, cameras, 3, h, w] → the network's pictures, one [B, 3, h, w] a camera."""
+    return policy.pictures({camera.name: images[:, slot] for slot, camera in enumerate(policy.config.cameras)})
+
+
+@torch.no_grad()
+def held_out_error(policy: ACTPolicy, examples: Examples) -> dict[str, float]:
+    """Mean |Δ| in joint units (degrees; gripper 0..100) of chunks on the held-out scenes, all colours."""
+    std = torch.from_numpy(policy.settings.action.high)
+    wrong: list[Tensor] = []
+    for picks in torch.arange(examples.training, len(examples.states), 4).split(64):
+        wrong.append(((_chunks(policy, examples, picks) - examples.chunks[picks].flatten(0, 1)) * std).abs())
+    error = torch.cat(wrong)
+    return {
+        "chunk_error": float(error.mean()),
+        "last_action_error": float(error[:, -1].mean()),
+        "pan_error": float(error[:, -1, 0].mean()),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    recipe = ACTRecipe()
+    parser = CommandParser(
+        prog="python -m vla_edge.trials.reach_act", description="train small ACT policies of the reaching task"
+    )
+    parser.add_argument(
+        "--dataset", type=Path, required=True, help="dataset of the task; recorded there when it does not exist"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new folder, for a checkpoint per colour")
+    parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")
+    parser.add_argument("--steps", type=count, default=recipe.steps)
+    parser.add_argument("--held-out", type=whole, default=recipe.held_out_scenes, metavar="SCENES")
+    parser.add_argument("--seed", type=whole, default=recipe.seed)
+    parser.add_argument("--threads", type=threads, default=recipe.threads)
+    arguments = parser.parse_args(argv)
+    if not arguments.dataset.exists():
+        record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes))
+    recipe = ACTRecipe(
+        steps=arguments.steps, held_out_scenes=arguments.held_out, seed=arguments.seed, threads=arguments.threads
+    )
+    result = train(arguments.dataset, arguments.out, recipe)
+    print(f"{arguments.out}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
