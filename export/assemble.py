@@ -74,7 +74,8 @@ class ExportRequest:
     for more parity cases and the joints' names. threads: for the parity runs, 0 all cores. joint_units: "degrees",
     "range_m100_100" or "unknown", written into the manifest. base: the policy that a LoRA folder adapts, None where
     the adapter says. outputs_are_joint_values: actions without statistics are what the arm is sent, as they come.
-    fps: actions a second in the policy's data, "unknown", or None: the recording's."""
+    fps: actions a second in the policy's data, "unknown", or None: the recording's. take_empty_cameras: the policy's
+    `empty_cameras` are cameras that a picture may be given to."""
 
     checkpoint: Path
     out: Path
@@ -86,6 +87,7 @@ class ExportRequest:
     outputs_are_joint_values: bool = False
     fps: float | str | None = None
     revision: str = ""
+    take_empty_cameras: bool = False
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
@@ -100,6 +102,8 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     policy = exporter.policy
     _check_outputs(policy, request)
     exporter.check(request.checkpoint)
+    if request.take_empty_cameras:
+        exporter.take_empty_cameras(request.checkpoint)
     cameras = camera_specs(policy, request.recording, exporter.placeholder_size)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
@@ -146,7 +150,7 @@ def _resting(policy: Policy, joints: tuple[str, ...]) -> Iterator[str]:
 
 
 def _camera_notes(cameras: tuple[CameraSpec, ...]) -> Iterator[str]:
-    if not all(camera.seen for camera in cameras):
+    if not all(camera.seen or camera.placeholder for camera in cameras):
         yield (
             "config.json says 256×256 for every camera, as each fine-tune of smolvla_base does: the size of the data's "
             "pictures is not known, any is scaled; give --dataset to hold cameras against it"

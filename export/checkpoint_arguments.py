@@ -54,6 +54,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
     )
     described.add_argument(
+        "--take-empty-cameras",
+        action="store_true",
+        help="empty_camera_0 and on, which `empty_cameras` of config.json adds, may be given a picture, as LeRobot lets; "
+        "each costs the prefix a camera's time, given or not (default: always empty)",
+    )
+    described.add_argument(
         "--joint-units",
         choices=("degrees", "range_m100_100", "unknown"),
         default="unknown",
@@ -88,5 +94,6 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
         revision=arguments.revision,
         outputs_are_joint_values=arguments.outputs_are_joint_values,
         fps=arguments.fps,
+        take_empty_cameras=arguments.take_empty_cameras,
     )
     export_bundle(request, tell)

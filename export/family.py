@@ -59,6 +59,9 @@ class Exporter(Protocol):
     def check(self, checkpoint: Path) -> None:
         """CheckpointError, ConfigError: what the runtime could not run, or must not."""
 
+    def take_empty_cameras(self, checkpoint: Path) -> None:
+        """Make cameras of the empty ones that config.json names. ConfigError: it names none."""
+
     def cuts(self) -> list[Cut]:
         """The graphs, in the order in which they run."""
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ def camera_specs(
     """
     known = any((camera.height, camera.width) != placeholder for camera in policy.settings.cameras)
     specs = [CameraSpec(item.name, item.source, item.height, item.width, known) for item in policy.settings.cameras]
+    specs = [replace(item, seen=known and not item.placeholder) for item in specs]
     if recording is None:
         return tuple(specs)
     from vla_edge.lerobot_data.layout import image_size

@@ -43,6 +43,9 @@ class ACTExporter:
                 f"{checkpoint}: cameras have sizes {sorted(sizes)}; graphs are static, train with one size for all"
             )
 
+    def take_empty_cameras(self, checkpoint: Path) -> None:
+        raise ConfigError(f"{checkpoint}: ACT has no empty cameras; leave out --take-empty-cameras")
+
     def cuts(self) -> list[Cut]:
         model, size = self.policy.model, self._size()
         step = 16 if self.policy.config.replace_final_stride_with_dilation else 32

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vla_edge.export.family import Comparison, Cut, Deviations
 from vla_edge.export.proof_observations import TASKS
 from vla_edge.export.smolvla.cuts import policy_spec, smolvla_cuts, time_tables
 from vla_edge.export.smolvla.parity import STAGES, SmolVLAComparison
+from vla_edge.policies.processing import CameraSettings
 from vla_edge.policies.smolvla.cls import why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
@@ -43,6 +45,16 @@ class SmolVLAExporter:
         if self.policy.settings.relative and config.adapt_to_pi_aloha:
             raise ConfigError(f"{checkpoint}: relative actions with adapt_to_pi_aloha are not supported")
         _check_token_ids(self.policy)
+
+    def take_empty_cameras(self, checkpoint: Path) -> None:
+        config, settings = self.policy.config, self.policy.settings
+        if not config.empty_cameras:
+            raise ConfigError(f"{checkpoint}: config.json has no empty_cameras; leave out --take-empty-cameras")
+        cameras = {camera.name: camera for camera in settings.cameras}
+        size = (settings.cameras[0].height, settings.cameras[0].width)
+        self.policy.settings = replace(
+            settings, cameras=tuple(cameras.get(name, CameraSettings(name, name, *size)) for name in config.pictures)
+        )
 
     def cuts(self) -> list[Cut]:
         return smolvla_cuts(self.policy, with_cls=self._why_pooled is None)

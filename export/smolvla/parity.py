@@ -90,7 +90,7 @@ class SmolVLAComparison:
             self._deviations.add("vision", buffers["image_tokens"][:, slot * count : (slot + 1) * count], seen)
         prompt = self._prompts.encode(case.observation["task"])
         graphs.set_language(prompt.ids)
-        layout = lay_out(self._spec, [image is not None for image in slots], prompt.mask)
+        layout = lay_out(self._spec, [image is not None for image in slots], prompt.mask, self._preparer.placeholders)
         graphs.set_layout(layout)
         self._preparer.state(case.observation[STATE], buffers["state"])
         self._deviations.add("inputs", buffers["state"], inputs.state)

@@ -15,13 +15,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vla_edge.camera_names import PREFIX
+from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.checkpoint_folder import read_json, write_json
 from vla_edge.policies.features import ACTION, STATE, Feature, read_features
 from vla_edge.policies.smolvla.backbone import TextConfig
-
-EMPTY_CAMERA = f"{PREFIX}empty_camera_"
 
 _WITHOUT_ARITHMETIC = frozenset(
     (

@@ -195,7 +195,8 @@ def loop_options(options: InferenceOptions, session: PolicySession) -> LoopOptio
 
 
 def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tuple[CameraOptions, ...]:
-    """The cameras to open: every one of the policy, under its name before or after `rename_map`, unless told otherwise.
+    """The cameras to open: every one of the policy, under its name before or after `rename_map`, unless told otherwise;
+    its empty cameras only when they are given.
 
     ConfigError: one is missing, unknown, or both given and left out.
     """
@@ -222,7 +223,7 @@ def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tupl
     missing = [
         camera.source
         for camera in bundle.manifest.cameras
-        if camera.name not in covered and not {camera.name, camera.source} & left_out
+        if camera.name not in covered and not camera.placeholder and not {camera.name, camera.source} & left_out
     ]
     if missing:
         raise ConfigError(

@@ -6,7 +6,8 @@ The prefix has static rows: for every slot [start tokens] image tokens [end
 tokens], then the language. Slots are the policy's cameras in order and then
 `empty_cameras` empty ones. LeRobot leaves a missing camera out and moves later
 tokens up; here its rows stay and are masked, which is the same because
-positions count valid rows only.
+positions count valid rows only. A bundle whose empty cameras may be given a
+picture has them among its cameras, and as many empty slots at the end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, CameraSpec, PolicySpec
+from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.errors import BundleError, ObservationError
 from vla_edge.runtime.inference.picture import ChannelNormalizer, PictureScaler
 from vla_edge.runtime.inference.units import ACTION, STATE, aloha_actions, aloha_state, normalizer, read_tables
@@ -41,12 +43,18 @@ class Layout:
     first_position: int
 
 
-def lay_out(policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np.float32]) -> Layout:
-    """Rows and positions of the prefix. `present`: one flag a camera; the slots after them are empty ones.
+def lay_out(
+    policy: PolicySpec, present: Sequence[bool], prompt_mask: NDArray[np.float32], placeholders: int = 0
+) -> Layout:
+    """Rows and positions of the prefix. `present`: one flag a camera, `placeholders` of which are empty cameras that
+    may be given a picture; the slots after them are empty ones.
 
-    The start and end tokens of an empty slot stay valid (docs/policy.md), those of a missing camera do not.
+    The start and end tokens of an empty slot stay valid (docs/policy.md), those of a missing camera do not. There are
+    never more empty slots than cameras without a picture.
     """
-    slots = [(seen, seen) for seen in present] + [(True, False)] * policy.empty_cameras
+    missing = len(present) - sum(present) + policy.empty_cameras - placeholders
+    slots = [(seen, seen) for seen in present]
+    slots += [(index < missing, False) for index in range(policy.empty_cameras)]
     mask: list[float] = []
     for marked, seen in slots:
         mask += (
@@ -73,6 +81,7 @@ class Preparer:
         manifest = bundle.manifest
         self.policy = manifest.policy
         self.cameras = manifest.cameras
+        self.placeholders = sum(camera.placeholder for camera in manifest.cameras)
         self.tables = read_tables(bundle)
         self._state = normalizer(bundle, self.tables, STATE, self.policy.state_dim)
         self._action = normalizer(bundle, self.tables, ACTION, self.policy.action_dim)
@@ -109,8 +118,11 @@ class Preparer:
         for key, image in images.items():
             camera = names.get(key)
             if camera is None:
-                kind = "a bundle has no room for a picture of" if "empty_camera_" in key else "unknown camera"
-                raise ObservationError(f"{kind} {key!r}; the policy sees {', '.join(sorted(names))}")
+                if key.startswith(EMPTY_CAMERA):
+                    raise ObservationError(
+                        f"this bundle has no room for a picture of {key!r}; export it again with --take-empty-cameras"
+                    )
+                raise ObservationError(f"unknown camera {key!r}; the policy sees {', '.join(sorted(names))}")
             if camera.name in found:
                 raise ObservationError(
                     f"camera {camera.name} is given twice, as {camera.source!r} and {camera.name!r}; give one of them"

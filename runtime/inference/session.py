@@ -308,7 +308,7 @@ class PolicySession:
         if decision.prefix:
             self.graphs.set_language(prompt.ids)
             if "mask" in self.graphs.buffers:
-                self.graphs.set_layout(lay_out(self.policy, key.cameras, prompt.mask))
+                self.graphs.set_layout(lay_out(self.policy, key.cameras, prompt.mask, self.preparer.placeholders))
         prefix_ms, state_ms = self.loop.encode(decision.prefix)
         times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
         if not decision.prefix:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.errors import BundleError
 from vla_edge.fields import build, parse_json
 from vla_edge.files import write_bytes
@@ -63,6 +64,11 @@ class CameraSpec:
     height: int
     width: int
     seen: bool = True
+
+    @property
+    def placeholder(self) -> bool:
+        """One of the policy's `empty_cameras`: no picture is expected of it, and one may be given."""
+        return self.name.startswith(EMPTY_CAMERA)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from vla_edge.errors import ConfigError
 
 PREFIX = "observation.images."
+EMPTY_CAMERA = f"{PREFIX}empty_camera_"
+"""Before the number of a camera that a SmolVLA's `empty_cameras` adds: a picture may be given for it, or none."""
 _WHOLE = ("observation.image", "pixels")
 
 

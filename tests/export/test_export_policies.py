@@ -22,7 +22,7 @@ from tests.random_policy import RandomPolicy, write_random_policy
 from vla_edge.bundle import Manifest, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckpointError, ConfigError, ExportError
+from vla_edge.errors import CheckpointError, ConfigError, ExportError, ObservationError
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.graph import Graph
 from vla_edge.export.proof import WorstDeviations
@@ -286,6 +286,55 @@ def test_pictures_of_any_size_are_scaled_as_the_torch_policy_does(tmp_path: Path
     expected = policy.postprocess(actions)[0].numpy()
     found = infer(tmp_path / "bundle", images, state, "", noise)
     assert np.abs(found - expected).max() <= PLAIN_ROUNDING * np.abs(expected).max()
+
+
+EMPTY = ("observation.images.empty_camera_0", "observation.images.empty_camera_1")
+
+
+@pytest.mark.parametrize(("special", "listed"), ((False, False), (True, False), (True, True)))
+def test_empty_cameras_that_may_be_given_a_picture_equal_torch_with_none_one_and_two(
+    tmp_path: Path, special: bool, listed: bool
+) -> None:
+    """listed: config.json has one of them before the cameras, as LeRobot writes it back; their order is its order."""
+    write_random_policy(tmp_path / "policy", small(empty_cameras=2, add_image_special_tokens=special))
+    if listed:
+        inputs = json.loads((tmp_path / "policy" / "config.json").read_text())["input_features"]
+        change_config(
+            tmp_path / "policy", input_features={EMPTY[1]: {"type": "VISUAL", "shape": [3, 480, 640]}, **inputs}
+        )
+    request = ExportRequest(tmp_path / "policy", tmp_path / "bundle", threads=1, take_empty_cameras=True)
+    manifest = export_bundle(request, lambda step: None)
+    assert sum(camera.placeholder for camera in manifest.cameras) == 2
+    assert (manifest.cameras[0].name == EMPTY[1]) == listed
+    assert all(camera.seen != camera.placeholder for camera in manifest.cameras)
+    assert max(manifest.parity["stages"].values()) < PLAIN_ROUNDING
+    policy, generator = SmolVLAPolicy.from_pretrained(tmp_path / "policy"), np.random.default_rng(0)
+    names = ("observation.images.laptop", "observation.images.phone", *EMPTY)
+    pictures = {name: generator.integers(0, 256, (48, 64, 3), np.uint8) for name in names}
+    state, noise = np.zeros(6, np.float32), generator.standard_normal((6, 32), np.float32)
+    made = []
+    for given in (names[:2], names[:3], names, names[1:], (names[0], names[3])):
+        images = {name: pictures[name] for name in given}
+        batch = policy.preprocess({**images, "observation.state": state, "task": "go"})
+        actions = policy.predict_action_chunk(batch, torch.from_numpy(noise)[None])
+        assert isinstance(actions, torch.Tensor)
+        expected = policy.postprocess(actions)[0].numpy()
+        made.append(infer(tmp_path / "bundle", images, state, "go", noise))
+        assert np.abs(made[-1] - expected).max() <= PLAIN_ROUNDING * np.abs(expected).max(), given
+    assert np.abs(made[1] - made[0]).max() > 1e-2, "the picture changes nothing"
+
+
+def test_an_empty_camera_is_given_nothing_where_the_bundle_has_no_room_and_the_flag_is_named(tmp_path: Path) -> None:
+    write_random_policy(tmp_path / "policy", small(empty_cameras=1))
+    run_export(tmp_path)
+    picture, noise = np.zeros((48, 64, 3), np.uint8), np.zeros((6, 32), np.float32)
+    images = {"observation.images.laptop": picture, EMPTY[0]: picture}
+    with pytest.raises(ObservationError, match="empty_camera_0'; export it again with --take-empty-cameras"):
+        infer(tmp_path / "bundle", images, np.zeros(6, np.float32), "go", noise)
+    change_config(tmp_path / "policy", empty_cameras=0)
+    request = ExportRequest(tmp_path / "policy", tmp_path / "again", threads=1, take_empty_cameras=True)
+    with pytest.raises(ConfigError, match="has no empty_cameras; leave out --take-empty-cameras"):
+        export_bundle(request, lambda step: None)
 
 
 def test_the_latent_of_a_relative_policy_goes_over_to_another_state(tmp_path: Path) -> None:

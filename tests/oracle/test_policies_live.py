@@ -162,9 +162,10 @@ def noise_and_time(case: Case, config: Any, count: int) -> tuple[torch.Tensor, t
     return noise, torch.rand(count, generator=generator) * 0.99 + 0.005
 
 
-def bundle_actions(folder: Path, bundle: Path, row: RawSample, noise: torch.Tensor) -> Any:
+def bundle_actions(folder: Path, bundle: Path, row: RawSample, noise: torch.Tensor, take_empty: bool = False) -> Any:
     """The chunk of the exported policy, through the runtime's session."""
-    export_bundle(ExportRequest(folder, bundle, threads=1, fps="unknown"), lambda step: None)
+    request = ExportRequest(folder, bundle, threads=1, fps="unknown", take_empty_cameras=take_empty)
+    export_bundle(request, lambda step: None)
     engine = load_engine("ort", EngineOptions(threads=1, spin=False))
     session = PolicySession(open_bundle(bundle), engine, SessionOptions(allow_truncation=True))
     observation = observation_of(row.images, row.state, row.task)
@@ -257,3 +258,5 @@ def test_a_picture_given_to_an_empty_camera_is_seen_as_lerobot_sees_it(
     with np.load(tmp_path / "chunk.npz") as content:
         theirs = content["actions"]
     assert off(policy.postprocess(actions, torch.from_numpy(row.state)[None]), theirs) <= 1e-5, case
+    made = bundle_actions(folder, tmp_path / "bundle", replace(row, images=images), noise[0], take_empty=True)
+    assert off(made, theirs[0]) <= 1e-4, case

@@ -19,6 +19,7 @@ from tests.runtime.control.control_rig import EVENT_S, short_folder
 from tests.runtime.control.inference_rig import Control, Switch, wait_until
 
 from vla_edge.bundle import open_bundle
+from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.contract import ChunkKind, Frame
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.command import main
@@ -152,6 +153,14 @@ def test_every_camera_of_the_policy_must_be_given_or_left_out(golden_bundle):
     ):
         with pytest.raises(ConfigError, match=message):
             camera_options(bundle, given, without)
+
+
+def test_an_empty_camera_is_opened_when_it_is_given_and_not_asked_for(golden_bundle):
+    bundle = open_bundle(golden_bundle)
+    empty = replace(bundle.manifest.cameras[0], name=f"{EMPTY_CAMERA}0", source=f"{EMPTY_CAMERA}0")
+    bundle = replace(bundle, manifest=replace(bundle.manifest, cameras=(*bundle.manifest.cameras, empty)))
+    assert len(camera_options(bundle, ["laptop=0", "phone=1"], [])) == 2
+    assert len(camera_options(bundle, ["laptop=0", "phone=1", "empty_camera_0=2"], [])) == 3
 
 
 # ---- the process
