@@ -56,7 +56,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     described.add_argument(
         "--take-empty-cameras",
         action="store_true",
-        help="empty_camera_0 and on, which `empty_cameras` of config.json adds, may be given a picture, as LeRobot lets; "
+        help="empty_camera_0 and on, which `empty_cameras` of config.json adds, may be given a picture, as in LeRobot; "
         "each costs the prefix a camera's time, given or not (default: always empty)",
     )
     described.add_argument(

@@ -62,7 +62,7 @@ ACT_POLICY: Mapping[str, Any] = {
 class ACTRecipe:
     """Steps, batch (observations a step, each with all three colours), learning rate and the seed of everything."""
 
-    steps: int = 4000
+    steps: int = 2500
     batch: int = 32
     lr: float = 1e-3
     warmup_steps: int = 100
@@ -84,7 +84,7 @@ def train(dataset: Path, out: Path, recipe: ACTRecipe) -> dict[str, float]:
     with new_folder(out, CheckpointError) as place, open_dataset(dataset) as data:
         config = config_from_json(dict(ACT_POLICY), "reaching policy")
         by_channel = {name: np.array(values, np.float32).reshape(3, 1, 1) for name, values in IMAGENET.items()}
-        statistics = {camera.name: by_channel for camera in config.cameras} | chosen_statistics([data], "first")
+        statistics = {**chosen_statistics([data], "first"), **{camera.name: by_channel for camera in config.cameras}}
         settings = default_processing(dataset, config, statistics)
         examples = read_examples(data, settings, None, recipe.held_out_scenes)
         policy = new_act(_told(config), settings, None, recipe.seed)
