@@ -36,7 +36,7 @@ from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.robot.sim.scene import random_scene
-from vla_edge.robot.sim.simulated_arm import SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.robot.sim.simulated_arm import SimulatedArm
 from vla_edge.runtime.control.control_settings import ControlRate
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions, pace_of
 from vla_edge.runtime.inference.session import Noise, SessionOptions
@@ -171,7 +171,7 @@ def episode(arm: SimulatedArm, planner: SessionPlanner, seed: int, way: Way) -> 
     positions, goals, tips = np.empty((TICKS, 6)), np.empty((TICKS, 6)), np.empty((TICKS, 3))
 
     def watch(arm: SimulatedArm, tick: int) -> None:
-        positions[tick], goals[tick] = units_from_radians(arm.positions_now), units_from_radians(arm.goals)
+        positions[tick], goals[tick] = arm.body.units(arm.positions_now), arm.body.units(arm.goals)
         tips[tick] = arm.tip
         if tick == turned:
             turn_cube(arm, colour, degrees)
@@ -205,7 +205,7 @@ def send_directly(arm: SimulatedArm, planner: SessionPlanner, seed: int, options
         if waits:
             waits -= 1
         else:
-            arm.set_goals(radians_from_units(queue[0]))
+            arm.set_goals(arm.body.radians(queue[0]))
             queue = queue[1:]
         for part in range(options.watches):
             arm.step(1 / HZ)

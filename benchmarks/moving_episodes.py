@@ -25,8 +25,8 @@ from vla_edge.contract import KOCH_JOINTS
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
-from vla_edge.robot.sim.scene import FARTHEST_M, NEAREST_M, WIDEST_RAD, random_scene
-from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, units_from_radians
+from vla_edge.robot.sim.scene import WIDEST_RAD, random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
 from vla_edge.trials.reach_task import other_colour, wanted_colour
 
@@ -62,7 +62,9 @@ def move_cube(arm: SimulatedArm, colour: str, rng: np.random.Generator, away_m: 
     while True:
         distance, way = rng.uniform(*away_m), rng.uniform(-np.pi, np.pi)
         place = configuration[start : start + 2] + distance * np.array([np.cos(way), np.sin(way)])
-        within = NEAREST_M <= np.hypot(*place) <= FARTHEST_M and abs(np.arctan2(place[1], place[0])) <= WIDEST_RAD
+        within = (
+            arm.body.near_m <= np.hypot(*place) <= arm.body.far_m and abs(np.arctan2(place[1], place[0])) <= WIDEST_RAD
+        )
         if within and np.hypot(*(others - place).T).min() >= CLEAR_M:
             configuration[start : start + 2] = place
             arm.show(configuration)
@@ -95,8 +97,8 @@ def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iter
         if tick % EVERY == 0:
             yield PhaseFrame(
                 {camera: arm.render(camera) for camera in CAMERAS},
-                units_from_radians(arm.positions).astype(np.float32),
-                units_from_radians(command).astype(np.float32),
+                arm.body.units(arm.positions).astype(np.float32),
+                arm.body.units(command).astype(np.float32),
                 instruction(colour),
                 bool(np.abs(arm.velocities).max() > MOVING_RAD_S),
                 sum(at <= tick for at in moved_at),

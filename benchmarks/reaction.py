@@ -41,9 +41,11 @@ from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
+from vla_edge.robot.sim.bodies.arm_body import counts_from_radians
+from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.mjcf import CAMERAS
 from vla_edge.robot.sim.scene import random_scene
-from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians, simulated_calibration
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, LoopFiles
@@ -170,7 +172,7 @@ def real_clock(
     notes = PlannedFrom()
     session.observer = notes
     rng, waited = np.random.default_rng(1), []
-    limits = limits_of(JointCalibrations(simulated_calibration(), "the simulated arm"), JointUnits.DEGREES)
+    limits = limits_of(JointCalibrations(KOCH.calibration(), "the simulated arm"), JointUnits.DEGREES)
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_run_folder(Path(scratch) / "run")
         listener = listen(folder)

@@ -22,13 +22,8 @@ from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Ob
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
-from vla_edge.robot.sim.simulated_arm import (
-    SimulatedArm,
-    counts_from_radians,
-    radians_from_counts,
-    simulated_calibration,
-    units_from_radians,
-)
+from vla_edge.robot.sim.bodies.arm_body import counts_from_radians, radians_from_counts
+from vla_edge.robot.sim.simulated_arm import SimulatedArm
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlRate, ControlSettings
 from vla_edge.runtime.control.handover import HandOverOptions
@@ -115,7 +110,7 @@ class LockstepResult:
 def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: LockstepOptions) -> LockstepResult:
     """Arm the simulated arm in its present scene and let the planner move it for `seconds`."""
     period_ns = options.rate.period_ns
-    calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
+    calibration = JointCalibrations(arm.body.calibration(), "the simulated arm")
     limits = limits_of(calibration, JointUnits.DEGREES)
     settings = ControlSettings(
         limits, period_ns, _SESSION, _DIGEST, options.handover.kind.blend_actions, options.rate.action_ns
@@ -171,5 +166,5 @@ def observe(arm: SimulatedArm, tick: int, now_ns: int, task: str, sizes: Mapping
         name = PREFIX + short_name(camera)
         frames[name] = Frame(name, arm.render(short_name(camera), size), now_ns, tick)
     # Joints cross as whole servo counts, as on the bus.
-    positions = units_from_radians(radians_from_counts(counts_from_radians(arm.positions)))
+    positions = arm.body.units(radians_from_counts(counts_from_radians(arm.positions)))
     return Observation(tick, frames, JointReading(tick, now_ns, positions.astype(np.float32)), task)

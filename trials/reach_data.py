@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record the simulated task "reach the COLOUR cube" as a LeRobot v3.0 dataset.
 
-    python -m vla_edge.trials.reach_data --out DIR --scenes 1200
+    python -m vla_edge.trials.reach_data --out DIR --scenes 1200 [--arm so101]
 
 An episode is one scene. Besides state, action and pictures each frame carries
 the scripted expert's next 50 commands for every instruction
-(`expert.red`, `expert.green`, `expert.blue`: float32 [50, 6]).
+(`expert.red`, `expert.green`, `expert.blue`: float32 [50, joints]).
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from rich.progress import track
 
 from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import CommandParser, count, run_command
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
-from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.scene import BODIES, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.trials.reach_expert import CHUNK, CONTROL_HZ, INSTRUCTIONS, ReachEpisode, record_episode
 
@@ -46,17 +45,19 @@ class ReachRecording:
     width: int = 128
     first_seed: int = 1_000_000
     processes: int = 2
+    arm: str = "koch"
 
 
 def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
     """Write the dataset to `target`, which must not exist. DatasetError, CameraError, ConfigError."""
     if recording.scenes < 1 or recording.observations < 2:
         raise ConfigError(f"{recording.scenes} scenes of {recording.observations} observations; give at least 1 and 2")
-    joints = [f"{name}.pos" for name in KOCH_JOINTS]
+    body = BODIES[recording.arm]
+    joints = [f"{name}.pos" for name in body.joints]
     features = {
-        "observation.state": Feature("float32", (6,), joints),
-        "action": Feature("float32", (6,), joints),
-        **{f"expert.{colour}": Feature("float32", (CHUNK, 6), None) for colour in CUBE_COLOURS},
+        "observation.state": Feature("float32", (len(joints),), joints),
+        "action": Feature("float32", (len(joints),), joints),
+        **{f"expert.{colour}": Feature("float32", (CHUNK, len(joints)), None) for colour in CUBE_COLOURS},
         **{
             f"{PREFIX}{camera}": Feature(
                 "video", (recording.height, recording.width, 3), ["height", "width", "channels"]
@@ -64,7 +65,7 @@ def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
             for camera in CAMERAS
         },
     }
-    with DatasetWriter(target, CONTROL_HZ // EVERY, features, robot_type="koch") as writer:
+    with DatasetWriter(target, CONTROL_HZ // EVERY, features, robot_type=body.robot_type) as writer:
         for episode in track(_episodes(recording), "recording scenes", recording.scenes, console=Console(stderr=True)):
             for index, which in enumerate(episode.target):
                 chunks = episode.chunks[index]
@@ -85,7 +86,8 @@ def _episodes(recording: ReachRecording) -> Iterator[ReachEpisode]:
 
 def _start(recording: ReachRecording) -> None:
     global _arm
-    _arm = SimulatedArm(random_scene(0), SimOptions(recording.height, recording.width))
+    scene = random_scene(0, BODIES[recording.arm])
+    _arm = SimulatedArm(scene, SimOptions(recording.height, recording.width))
 
 
 def _record(work: tuple[int, int]) -> ReachEpisode:
@@ -103,10 +105,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scenes", type=count, default=default.scenes)
     parser.add_argument("--observations", type=count, default=default.observations, help="per scene")
     parser.add_argument("--processes", type=count, default=default.processes)
+    parser.add_argument("--arm", choices=sorted(BODIES), default=default.arm, help="which arm reaches")
     arguments = parser.parse_args(argv)
-    record_reach_dataset(
-        arguments.out, ReachRecording(arguments.scenes, arguments.observations, processes=arguments.processes)
+    recording = ReachRecording(
+        arguments.scenes, arguments.observations, processes=arguments.processes, arm=arguments.arm
     )
+    record_reach_dataset(arguments.out, recording)
     print(f"{arguments.out}: {arguments.scenes} scenes, {arguments.scenes * arguments.observations} frames")
     return 0
 

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
 from vla_edge.robot.sim.kinematics import reach_angles, tip_position
-from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS, SERVOS
+from vla_edge.robot.sim.bodies.arm_body import ArmBody
+from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.sim.scene import Scene, random_cubes
-from vla_edge.robot.sim.simulated_arm import SimulatedArm, units_from_radians
+from vla_edge.robot.sim.simulated_arm import SimulatedArm
 
 CONTROL_HZ = 30
 CHUNK = 50
 HAND_PITCH_RAD = 1.2
-OPEN_RAD = 0.2
 _APPROACH, _STEP_RAD = 0.13, 0.06
 _SHORTEST, _LONGEST = 9, 41
 _POSE_CHANGE = 0.35
@@ -44,8 +43,8 @@ INSTRUCTIONS = tuple(instruction(colour) for colour in CUBE_COLOURS)
 class ReachEpisode:
     """One scene, `n` observations.
 
-    images: camera -> uint8 [n, height, width, 3]. state: float32 [n, 6] in joint units. target: int64 [n], the index
-    into INSTRUCTIONS the arm was following. chunks: float32 [n, 3, CHUNK, 6] in joint units, the expert's next commands
+    images: camera -> uint8 [n, height, width, 3]. state: float32 [n, joints] in joint units. target: int64 [n], the index
+    into INSTRUCTIONS the arm was following. chunks: float32 [n, 3, CHUNK, joints] in joint units, the expert's next commands
     for each instruction.
     """
 
@@ -56,16 +55,16 @@ class ReachEpisode:
 
 
 def expert_goal(arm: SimulatedArm, scene: Scene, colour: str) -> NDArray[np.float64]:
-    """Servo goals, float64 [6] rad, that rest the tip above the cube, the sag of the servos made up for."""
-    angles = reach_angles(scene.target(colour), HAND_PITCH_RAD)
+    """Servo goals, float64 [joints] rad, that rest the tip above the cube, the sag of the servos made up for."""
+    angles = reach_angles(arm.body, scene.target(colour), HAND_PITCH_RAD)
     if angles is None:
         raise ConfigError(f"the {colour} cube stands out of the simulated arm's reach; choose a scene of random_scene")
-    pose = np.array([*angles, 0.0, OPEN_RAD])
+    pose = np.array([*angles, *arm.body.ready_rad[4:]])
     return pose + arm.sag(pose)
 
 
 def expert_chunk(command: NDArray[np.float64], goal: NDArray[np.float64], length: int = CHUNK) -> NDArray[np.float64]:
-    """The commands [..., length, 6] that lead from `command` [..., 6] towards `goal` [..., 6], rad."""
+    """The commands [..., length, joints] that lead from `command` [..., joints] towards `goal` [..., joints], rad."""
     out = np.empty((*np.broadcast_shapes(command.shape, goal.shape)[:-1], length, command.shape[-1]))
     current = command
     for step in range(length):
@@ -79,8 +78,8 @@ def expert_chunk(command: NDArray[np.float64], goal: NDArray[np.float64], length
 def record_episode(arm: SimulatedArm, seed: int, observations: int, every: int = 3) -> ReachEpisode:
     """One episode: an observation at every `every`-th frame of 30 Hz while the expert follows switching targets."""
     rng = np.random.default_rng([seed, 4])
-    pose = _free_pose(rng)
-    scene = Scene(random_cubes(rng), tuple(pose))
+    pose = _free_pose(arm.body, rng)
+    scene = Scene(random_cubes(rng, arm.body), tuple(pose), arm.body)
     arm.reset(scene)
     goals = np.stack([expert_goal(arm, scene, colour) for colour in CUBE_COLOURS])
     command, target, left = pose + arm.sag(pose), int(rng.integers(3)), 0
@@ -91,15 +90,15 @@ def record_episode(arm: SimulatedArm, seed: int, observations: int, every: int =
             left = int(rng.integers(_SHORTEST, _LONGEST + 1))
             target = int(rng.integers(3))
             if rng.random() < _POSE_CHANGE:
-                command = _free_pose(rng)
+                command = _free_pose(arm.body, rng)
         if frame % every == 0:
-            present = command - arm.sag(command) + rng.normal(0, 0.01, 6)
+            present = command - arm.sag(command) + rng.normal(0, 0.01, len(arm.body.joints))
             arm.place(present)
             for camera in CAMERAS:
                 images[camera].append(arm.render(camera))
-            states.append(units_from_radians(present))
+            states.append(arm.body.units(present))
             targets.append(target)
-            chunks.append(units_from_radians(expert_chunk(present + arm.sag(present), goals)))
+            chunks.append(arm.body.units(expert_chunk(present + arm.sag(present), goals)))
         command = expert_chunk(command, goals[target], 1)[0]
         left -= 1
     return ReachEpisode(
@@ -110,13 +109,11 @@ def record_episode(arm: SimulatedArm, seed: int, observations: int, every: int =
     )
 
 
-def _free_pose(rng: np.random.Generator) -> NDArray[np.float64]:
-    """A random pose, rad [6], whose tip is over the table and in front of the base."""
-    low = [SERVOS[name].low_rad for name in KOCH_JOINTS]
-    high = [SERVOS[name].high_rad for name in KOCH_JOINTS]
+def _free_pose(body: ArmBody, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random pose, rad [joints], whose tip is over the table and in front of the base."""
     while True:
-        pose = np.array([0.0, 0.1, 0.1, 1.0, 0.0, OPEN_RAD]) + rng.uniform(-1, 1, 6) * [1.1, 1.1, 1.1, 0.5, 0.15, 0.15]
-        pose = np.clip(pose, low, high)
-        x, y, z = tip_position(pose)
+        pose = np.array(body.ready_rad) + rng.uniform(-1, 1, 6) * [1.1, 1.1, 1.1, 0.5, 0.15, 0.15]
+        pose = np.clip(pose, body.low_rad, body.high_rad)
+        x, y, z = tip_position(body, pose)
         if z > 0.03 and np.hypot(x, y) > 0.07:
             return pose

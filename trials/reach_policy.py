@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the reaching policy: a small SmolVLA that reaches the cube it is told to.
 
-    python -m vla_edge.trials.reach_policy --data DATASET --out CHECKPOINT
+    python -m vla_edge.trials.reach_policy --dataset DATASET --out CHECKPOINT [--arm so101]
 
 DATASET comes from `vla_edge.trials.reach_data` and is recorded first when it
 does not exist. Two phases, both counted in steps so that the result does not
@@ -40,6 +40,7 @@ from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy, pad_last
+from vla_edge.robot.sim.scene import BODIES
 from vla_edge.training.progress import Report, live_line
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording, record_reach_dataset
@@ -320,6 +321,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
     parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")
+    parser.add_argument("--arm", choices=sorted(BODIES), default=ReachRecording().arm, help="the arm to record")
     parser.add_argument("--warmup-steps", type=whole, default=recipe.warmup_steps)
     parser.add_argument("--flow-steps", type=count, default=recipe.flow_steps)
     parser.add_argument("--held-out", type=whole, default=recipe.held_out_scenes, metavar="SCENES")
@@ -327,7 +329,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=threads, default=recipe.threads)
     arguments = parser.parse_args(argv)
     if not arguments.dataset.exists():
-        record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes))
+        record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes, arm=arguments.arm))
     recipe = Recipe(
         warmup_steps=arguments.warmup_steps,
         flow_steps=arguments.flow_steps,

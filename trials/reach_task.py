@@ -13,9 +13,11 @@ from vla_edge.bundle import Bundle
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
 from vla_edge.ensembling import ON_A_ROW
+from vla_edge.robot.sim.bodies.arm_body import ArmBody
+from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.scene import Scene, random_scene
-from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, radians_from_units, units_from_radians
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.control.handover import Ensemble, HandOver, PlannedChunk, inpaint_into, rows_of
 from vla_edge.runtime.control.planning import SceneStill
 from vla_edge.runtime.inference.session import InferenceRequest, Noise, PolicySession, SessionOptions, noise_of
@@ -52,7 +54,7 @@ def other_colour(seed: int) -> str:
 
 def reach(arm: SimulatedArm, planner: Planner, seed: int, told: str, options: LockstepOptions) -> ReachOutcome:
     """One episode in the scene of `seed` under the instruction to reach the `told` cube."""
-    scene = random_scene(seed)
+    scene = random_scene(seed, arm.body)
     arm.reset(scene)
     planner.reset(seed, options)
     result = run_lockstep(arm, planner, instruction(told), options)
@@ -112,12 +114,12 @@ class ScriptedPlanner:
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
         colour = next(colour for colour in CUBE_COLOURS if colour in observation.task)
-        present = radians_from_units(observation.joints.positions.astype(np.float64))
+        present = self._arm.body.radians(observation.joints.positions.astype(np.float64))
         goal = expert_goal(self._arm, self._scene, colour)
-        return units_from_radians(expert_chunk(present + self._arm.sag(present), goal)).astype(np.float32)
+        return self._arm.body.units(expert_chunk(present + self._arm.sag(present), goal)).astype(np.float32)
 
 
-def new_arm(options: LockstepOptions) -> SimulatedArm:
+def new_arm(options: LockstepOptions, body: ArmBody = KOCH) -> SimulatedArm:
     """A simulated arm for episodes with these options."""
     height, width = next(iter(options.sizes.values()))
-    return SimulatedArm(random_scene(0), SimOptions(height, width))
+    return SimulatedArm(random_scene(0, body), SimOptions(height, width))

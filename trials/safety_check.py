@@ -9,7 +9,7 @@ from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, Command
 from vla_edge.core import load_core
 from vla_edge.errors import ControlError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
-from vla_edge.robot.sim.simulated_arm import simulated_calibration
+from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, period_ns_of
 
@@ -32,7 +32,7 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
     except ControlError as error:
         return "not run", str(error), "build the C core (a C compiler and make)"
     period_ns = period_ns_of(hz)
-    calibration = JointCalibrations(simulated_calibration(), "the simulated arm")
+    calibration = JointCalibrations(KOCH.calibration(), "the simulated arm")
     settings = ControlSettings(limits_of(calibration, JointUnits.DEGREES), period_ns, 1, "0" * 64)
     pilot = core.Pilot(settings)
     generator = np.random.default_rng(0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_edge.robot.sim.mjcf import CAMERAS
+from vla_edge.robot.sim.scene import BODIES, Scene, random_scene
 
 PORT = "servo-bus"
 CALIBRATION = "calibration.json"
@@ -15,7 +16,8 @@ FRAMES = "frames."
 
 @dataclass(frozen=True, slots=True)
 class SimProcess:
-    """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write."""
+    """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write. arm: one of
+    BODIES."""
 
     run_dir: Path
     scene: int = 0
@@ -25,6 +27,11 @@ class SimProcess:
     renderer: str = "egl"
     record: Path | None = None
     log: Path | None = None
+    arm: str = "koch"
+
+    def new_scene(self) -> Scene:
+        """What stands on the table at the start."""
+        return random_scene(self.scene, BODIES[self.arm])
 
     @property
     def port(self) -> Path:
@@ -43,6 +50,7 @@ class SimProcess:
     def command(self) -> list[str]:
         """How to start this process: the arguments after the interpreter."""
         words = ["-m", "vla_edge.robot.sim.simulator", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
+        words += ["--arm", self.arm]
         words += ["--size", f"{self.width}x{self.height}", "--fps", str(self.fps), "--renderer", self.renderer]
         for flag, path in (("--video", self.record), ("--log", self.log)):
             words += [flag, str(path)] if path is not None else []

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from vla_edge.errors import CameraError, VlaEdgeError
 from vla_edge.robot.shared_frames import FrameWriter
 from vla_edge.robot.sim.run_video import Recording
-from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.sim_process import SimProcess
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 
@@ -75,8 +74,7 @@ def render_frames(process: SimProcess, shared: SharedConfiguration, link: Connec
         signal.signal(number, signal.SIG_IGN)
     try:
         arm = SimulatedArm(
-            random_scene(process.scene),
-            SimOptions(process.height, process.width, process.scene, renderer=process.renderer),
+            process.new_scene(), SimOptions(process.height, process.width, process.scene, renderer=process.renderer)
         )
         writers = {
             camera: FrameWriter(path, process.height, process.width) for camera, path in process.cameras().items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated Koch arm: MuJoCo physics, position servos and two cameras, on a clock that the caller drives."""
+"""A simulated arm: MuJoCo physics, position servos and two cameras, on a clock that the caller drives."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
-from vla_edge.errors import CameraError
-from vla_edge.robot.joint_calibration import JointUnits, linear_map
-from vla_edge.robot.sim.mjcf import CAMERAS, COUNTS_PER_TURN, CUBE_SIDE_M, MJCF, SERVOS, ZERO_COUNT
+from vla_edge.errors import CameraError, ConfigError
+from vla_edge.robot.sim.mjcf import CUBE_SIDE_M, mjcf
 from vla_edge.robot.sim.render import load_mujoco, new_renderer
 from vla_edge.robot.sim.scene import Scene
 
-RADIANS_PER_COUNT = 2 * np.pi / COUNTS_PER_TURN
 GRAVITY_M_S2 = 9.81
 
 
@@ -33,31 +30,37 @@ class SimOptions:
 
 
 class SimulatedArm:
-    """Six servos on a table with three cubes.
+    """The arm of a scene on a table with three cubes.
 
-    Angles are float64 [6] in radians in the order of KOCH_JOINTS; time passes only in `step`. Rendering belongs to
+    Angles are float64 [joints] in radians in the order of its body's joints; time passes only in `step`. Rendering belongs to
     the thread that first asks for a picture. The same options, scene and calls give the same positions and pictures.
     """
 
     def __init__(self, scene: Scene, options: SimOptions | None = None) -> None:
         self.options = options or SimOptions()
         self._mujoco = load_mujoco(self.options.renderer)
-        self.model: Any = self._mujoco.MjModel.from_xml_string(MJCF)
+        self.body = scene.body
+        self.model: Any = self._mujoco.MjModel.from_xml_string(mjcf(self.body))
         self.data: Any = self._mujoco.MjData(self.model)
-        self._ids = [self.model.joint(name).id for name in KOCH_JOINTS]
+        joints = self.body.joints
+        self._ids = [self.model.joint(name).id for name in joints]
         self._stops = np.array(self.model.jnt_range[self._ids])
-        self._joints = np.array([self.model.joint(name).qposadr[0] for name in KOCH_JOINTS])
-        self._speeds = np.array([self.model.joint(name).dofadr[0] for name in KOCH_JOINTS])
-        self._low = np.array([SERVOS[name].low_rad for name in KOCH_JOINTS])
-        self._high = np.array([SERVOS[name].high_rad for name in KOCH_JOINTS])
-        self._stiffness = np.array([SERVOS[name].stiffness for name in KOCH_JOINTS])
+        self._joints = np.array([self.model.joint(name).qposadr[0] for name in joints])
+        self._speeds = np.array([self.model.joint(name).dofadr[0] for name in joints])
+        self._low, self._high = self.body.low_rad, self.body.high_rad
+        self._stiffness = np.array([servo.stiffness for servo in self.body.servos.values()])
         self._renderers: dict[tuple[int, int], Any] = {}
         self._pictures = 0
         self._owed_s, self._load_n = 0.0, 0.0
         self.reset(scene)
 
     def reset(self, scene: Scene) -> None:
-        """Place the cubes, put the arm at rest in the scene's pose with its goals there, and restart the noise."""
+        """Place the cubes, put the arm at rest in the scene's pose with its goals there, and restart the noise.
+
+        ConfigError: the scene is another arm's.
+        """
+        if scene.body is not self.body:
+            raise ConfigError(f"the scene is one of the {scene.body.name}, the arm is the {self.body.name}")
         self.scene = scene
         self._mujoco.mj_resetData(self.model, self.data)
         for colour, (x, y, yaw) in scene.cubes.items():
@@ -163,9 +166,8 @@ class SimulatedArm:
 
         Errors: CameraError for an unknown camera or a machine that cannot render.
         """
-        known = (*CAMERAS, "viewer")
-        if camera not in known:
-            raise CameraError(f"the simulated arm has no camera {camera!r}; it has {', '.join(known)}")
+        if camera not in self.body.cameras:
+            raise CameraError(f"the simulated arm has no camera {camera!r}; it has {', '.join(self.body.cameras)}")
         height, width = size or (self.options.height, self.options.width)
         if (height, width) not in self._renderers:
             self._renderers[height, width] = new_renderer(
@@ -185,36 +187,3 @@ class SimulatedArm:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
-
-
-def counts_from_radians(angles: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Simulated joint angles as servo counts, int32 [6]."""
-    return np.rint(angles / RADIANS_PER_COUNT).astype(np.int32) + ZERO_COUNT
-
-
-def radians_from_counts(counts: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Servo counts as simulated joint angles, float64 [6]."""
-    return (np.asarray(counts, np.float64) - ZERO_COUNT) * RADIANS_PER_COUNT
-
-
-def units_from_radians(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Simulated joint angles [..., 6] in joint units: degrees, the gripper 0..100 (closed..open)."""
-    return (angles / RADIANS_PER_COUNT + ZERO_COUNT - _UNIT_ZERO) / _COUNTS_PER_UNIT
-
-
-def radians_from_units(units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Joint units [..., 6] as simulated joint angles."""
-    return (np.asarray(units, np.float64) * _COUNTS_PER_UNIT + _UNIT_ZERO - ZERO_COUNT) * RADIANS_PER_COUNT
-
-
-def simulated_calibration() -> tuple[JointCalibration, ...]:
-    """The joint calibration of the simulated arm: what a person would have measured on it."""
-    rows = []
-    for index, name in enumerate(KOCH_JOINTS):
-        low, high = counts_from_radians(np.array([SERVOS[name].low_rad, SERVOS[name].high_rad]))
-        rows.append(JointCalibration(name, index + 1, 0, 0, int(low), int(high)))
-    return tuple(rows)
-
-
-_MAPS = [linear_map(row, JointUnits.DEGREES) for row in simulated_calibration()]
-_COUNTS_PER_UNIT, _UNIT_ZERO = np.array([(line.scale, line.offset) for line in _MAPS]).T

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated arm as a process of its own: physics behind the emulated servo bus, cameras in shared frames.
 
-    python -m vla_edge.robot.sim.simulator --run-dir DIR
+    python -m vla_edge.robot.sim.simulator --run-dir DIR [--arm so101]
 
-Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the Koch's
+Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the arm's
 port), `calibration.json` (the simulated arm's joint calibration) and
 `frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
 and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`);
@@ -27,29 +27,20 @@ from typing import Any
 import numpy as np
 
 from vla_edge.command_line import CommandParser, between, run_command, whole
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulator import Emulator, Terminal, koch_servos, try_realtime
-from vla_edge.robot.sim.mjcf import CUBE_COLOURS, SERVOS, ZERO_COUNT
+from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.plant import PlantState
 from vla_edge.robot.sim.render import BACKENDS
-from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.scene import BODIES
 from vla_edge.robot.sim.sim_process import SimProcess
 from vla_edge.robot.sim.sim_rendering import SharedConfiguration, rendering
-from vla_edge.robot.sim.simulated_arm import (
-    RADIANS_PER_COUNT,
-    SimOptions,
-    SimulatedArm,
-    counts_from_radians,
-    simulated_calibration,
-)
-
-_STALL_MA = {1.4: 1400.0, 0.52: 1470.0}
-"""Stall current of the XL430-W250 and XL330-M288 (data sheets), by stall torque in N·m."""
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 
 
 class SimPlant:
@@ -61,11 +52,10 @@ class SimPlant:
     def __init__(self, arm: SimulatedArm) -> None:
         self._arm = arm
         self._last_ns: int | None = None
-        self._driven = [True] * len(KOCH_JOINTS)
+        self._driven = [True] * len(arm.body.joints)
         self._on_stand = arm.positions
         self._stand = True
-        stall = [SERVOS[name].stall_nm for name in KOCH_JOINTS]
-        self._ma_per_nm = np.array([_STALL_MA[torque] / torque for torque in stall])
+        self._ma_per_nm = np.array([servo.ma_per_nm for servo in arm.body.servos.values()])
         self.shared: SharedConfiguration | None = None
         """Where the rendering process reads the configuration from, when there is one."""
 
@@ -101,10 +91,10 @@ def serve(process: SimProcess, commands: bool) -> None:
     ConfigError."""
     if not process.run_dir.is_dir():
         raise ConfigError(f"{process.run_dir}: no such folder; make the run folder first")
-    arm = SimulatedArm(random_scene(process.scene), SimOptions(renderer=process.renderer))
+    arm = SimulatedArm(process.new_scene(), SimOptions(renderer=process.renderer))
     plant = SimPlant(arm)
-    save_joint_calibration(simulated_calibration(), process.calibration)
-    calibration = JointCalibrations(simulated_calibration(), str(process.calibration))
+    save_joint_calibration(arm.body.calibration(), process.calibration)
+    calibration = JointCalibrations(arm.body.calibration(), str(process.calibration))
     servos = koch_servos(calibration, [int(count) for count in counts_from_radians(arm.positions)])
     faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
     with rendering(process, arm.configuration) as plant.shared, open_log(process.log) as log:
@@ -171,11 +161,12 @@ def _size(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
-        prog="python -m vla_edge.robot.sim.simulator", description="a simulated Koch arm behind an emulated servo bus"
+        prog="python -m vla_edge.robot.sim.simulator", description="a simulated arm behind an emulated servo bus"
     )
     parser.add_argument(
         "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
     )
+    parser.add_argument("--arm", choices=sorted(BODIES), default="koch", help="which arm")
     parser.add_argument("--scene", type=whole, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
     parser.add_argument("--fps", type=between(1, 120), default=30.0)
@@ -196,6 +187,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.renderer,
         arguments.video,
         arguments.log,
+        arguments.arm,
     )
     serve(process, arguments.commands)
     return 0
