@@ -38,6 +38,9 @@ from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_json, write_text
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.robot.sim.bodies.arm_body import ArmBody
+from vla_edge.robot.sim.bodies.koch_body import KOCH
+from vla_edge.robot.sim.scene import BODIES
 from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions
 from vla_edge.runtime.inference.cache import CacheMode
@@ -142,11 +145,11 @@ def _session(bundle: Path, options: SessionOptions, threads: int) -> SessionPlan
     return SessionPlanner(open_bundle(bundle), load_engine("ort", EngineOptions(threads=threads)), options)
 
 
-def evaluate(variant: Variant, seeds: Sequence[int], options: LockstepOptions) -> VariantResult:
+def evaluate(variant: Variant, seeds: Sequence[int], options: LockstepOptions, body: ArmBody = KOCH) -> VariantResult:
     """Every scene under the right and under a wrong instruction."""
     planner = _Timed(variant.make())
     options = replace(options, handover=variant.handover)
-    arm = new_arm(options)
+    arm = new_arm(options, body)
     reached, wrong, errors = [], [], []
     for seed in track(seeds, variant.name, console=Console(stderr=True)):
         colour = wanted_colour(seed)
@@ -242,6 +245,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first"
     )
+    parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="the arm that the policy learnt on")
     parser.add_argument("--scenes", type=count, default=100)
     parser.add_argument("--first-seed", type=whole, default=FIRST_SEED)
     parser.add_argument(
@@ -268,12 +272,14 @@ def main(argv: Sequence[str]) -> int:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
     scenes = (
         f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {arguments.delay} actions, a new plan "
-        f"every {arguments.replan}, control at {rate.hz:g} Hz"
+        f"every {arguments.replan}, control at {rate.hz:g} Hz, arm {arguments.arm}"
     )
     results = [] if arguments.after is None else earlier_results(arguments.after, scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
     results += [
-        evaluate(variant, seeds, options) for variant in rows if variant.name not in {row.name for row in results}
+        evaluate(variant, seeds, options, BODIES[arguments.arm])
+        for variant in rows
+        if variant.name not in {row.name for row in results}
     ]
     facts = {
         "scenes": scenes,

@@ -11,9 +11,10 @@ from vla_edge.bundle import UNKNOWN_RATE, open_bundle
 from vla_edge.command_line import answer, between, count, file_to_write, positive, whole
 from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import ConfigError
+from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.render import BACKENDS
 from vla_edge.robot.sim.run_video import Recording
-from vla_edge.robot.sim.scene import random_scene
+from vla_edge.robot.sim.scene import BODIES, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
 from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="what the arm shall do, in a sentence; not needed where the policy reads none")
     world = parser.add_argument_group("the simulated world")
+    world.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="the simulated arm")
     world.add_argument("--seed", type=whole, default=0, help="seed of the scene and of the noise")
     world.add_argument("--seconds", type=positive, default=6.0, help="length of the episode, in simulated time")
     world.add_argument(
@@ -83,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         handover=handover_of(arguments.handover, arguments.inpaint_horizon, bundle.manifest),
         watch=watch,
     )
-    arm = SimulatedArm(random_scene(arguments.seed), SimOptions(renderer=arguments.renderer, seed=arguments.seed))
+    scene = random_scene(arguments.seed, BODIES[arguments.arm])
+    arm = SimulatedArm(scene, SimOptions(renderer=arguments.renderer, seed=arguments.seed))
     planner.reset(arguments.seed, options)
     result = run_lockstep(arm, planner, arguments.task or "", options)
     if recording is not None:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError
-from vla_edge.robot.sim.kinematics import reach_angles, tip_position
 from vla_edge.robot.sim.bodies.arm_body import ArmBody
+from vla_edge.robot.sim.kinematics import reach_angles, tip_position
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.sim.scene import Scene, random_cubes
 from vla_edge.robot.sim.simulated_arm import SimulatedArm
@@ -43,9 +43,9 @@ INSTRUCTIONS = tuple(instruction(colour) for colour in CUBE_COLOURS)
 class ReachEpisode:
     """One scene, `n` observations.
 
-    images: camera -> uint8 [n, height, width, 3]. state: float32 [n, joints] in joint units. target: int64 [n], the index
-    into INSTRUCTIONS the arm was following. chunks: float32 [n, 3, CHUNK, joints] in joint units, the expert's next commands
-    for each instruction.
+    images: camera -> uint8 [n, height, width, 3]. state: float32 [n, joints] in joint units. target: int64 [n], the
+    index into INSTRUCTIONS the arm was following. chunks: float32 [n, 3, CHUNK, joints] in joint units, the expert's
+    next commands for each instruction.
     """
 
     images: dict[str, NDArray[np.uint8]]

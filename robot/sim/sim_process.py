@@ -16,8 +16,8 @@ FRAMES = "frames."
 
 @dataclass(frozen=True, slots=True)
 class SimProcess:
-    """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write. arm: one of
-    BODIES."""
+    """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write.
+    arm: its name in BODIES."""
 
     run_dir: Path
     scene: int = 0

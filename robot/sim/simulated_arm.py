@@ -32,8 +32,9 @@ class SimOptions:
 class SimulatedArm:
     """The arm of a scene on a table with three cubes.
 
-    Angles are float64 [joints] in radians in the order of its body's joints; time passes only in `step`. Rendering belongs to
-    the thread that first asks for a picture. The same options, scene and calls give the same positions and pictures.
+    Angles are float64 [joints] in radians in the order of its body's joints; time passes only in `step`. Rendering
+    belongs to the thread that first asks for a picture. The same options, scene and calls give the same positions and
+    pictures.
     """
 
     def __init__(self, scene: Scene, options: SimOptions | None = None) -> None:

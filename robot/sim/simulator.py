@@ -29,11 +29,11 @@ import numpy as np
 from vla_edge.command_line import CommandParser, between, run_command, whole
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
+from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulator import Emulator, Terminal, koch_servos, try_realtime
-from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.plant import PlantState
 from vla_edge.robot.sim.render import BACKENDS

@@ -105,11 +105,12 @@ class InferenceOptions(PolicyOptions):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Everything a supervised run is told. simulated: the arm is. video: film of the simulated arm."""
+    """Everything a supervised run is told. simulated: the arm is, and `arm` says which. video: film of it."""
 
     robot: RobotOptions
     policy: PolicyOptions
     simulated: bool
+    arm: str
     no_arm: bool
     seconds: float
     camera: list[str]

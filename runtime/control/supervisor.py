@@ -26,6 +26,8 @@ from vla_edge.command_line import answer, file_to_write, not_negative
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.sim.bodies.koch_body import KOCH
+from vla_edge.robot.sim.scene import BODIES
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_files import ring_writer
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus"
     )
+    parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="--robot sim: which arm is simulated")
     parser.add_argument(
         "--seconds", type=not_negative, default=0.0, help="stop by itself so long after arming; 0: never"
     )
@@ -138,6 +141,8 @@ def supervise(options: RunOptions) -> int:
         raise ConfigError(
             "the arm needs --port and --joints: `vla-runtime setup` finds and stores them; --robot sim needs neither"
         )
+    if options.arm != KOCH.name and not options.simulated:
+        raise ConfigError(f"--arm {options.arm} names a simulated arm; add --robot sim")
     console = Console(stderr=True)
     this = Run(open_run_folder(options.run_dir), options, cameras_of(options, bundle))
     if not this.cameras:
@@ -235,7 +240,7 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
             f"{bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
-    return SimProcess(folder.path, options.policy.seed, height, width, record=options.video)
+    return SimProcess(folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm)
 
 
 def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:

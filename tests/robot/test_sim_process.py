@@ -21,10 +21,11 @@ from vla_edge.robot.camera_options import parse_camera
 from vla_edge.robot.cameras import FreshnessWatch, open_camera
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.robot.koch import KochOptions, open_koch
+from vla_edge.robot.sim.bodies.arm_body import counts_from_radians
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.robot.sim.run_video import Recording
-from vla_edge.robot.sim.scene import random_scene
-from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm, counts_from_radians
+from vla_edge.robot.sim.scene import BODIES, random_scene
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import SimPlant, SimProcess
 
 FAULT = rendering_fault()
@@ -44,9 +45,9 @@ def start(process: SimProcess) -> subprocess.Popen[str]:
     return child
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[SimProcess, subprocess.Popen[str]]]:
-    process = SimProcess(tmp_path, scene=3, height=96, width=128, record=tmp_path / "seen.png")
+@pytest.fixture(params=sorted(BODIES))
+def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SimProcess, subprocess.Popen[str]]]:
+    process = SimProcess(tmp_path, scene=3, height=96, width=128, record=tmp_path / "seen.png", arm=request.param)
     child = start(process)
     yield process, child
     child.kill()
@@ -67,8 +68,8 @@ def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(
         goal = resting + [300, 0, 0, 0, 0, 0]
         end = time.monotonic() + 240.0
         reached, after = resting, before
-        # The pan joint carries no weight: friction alone keeps it off its goal, by 0.004 rad or 3 counts at most.
-        while abs(reached[0] - goal[0]) > 4 or after.sequence <= before.sequence + 10:
+        # The pan joint carries no weight: friction alone keeps it off its goal, by 0.006 rad or 4 counts at most.
+        while abs(reached[0] - goal[0]) > 5 or after.sequence <= before.sequence + 10:
             assert time.monotonic() < end, reached
             arm.write_goals([int(count) for count in goal])
             reached, after = np.array(arm.read().positions), camera.newest()

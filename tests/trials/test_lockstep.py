@@ -13,18 +13,11 @@ from vla_edge.contract import Command, Observation
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
+from vla_edge.robot.sim.bodies.arm_body import counts_from_radians, radians_from_counts
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.robot.sim.scene import random_scene
-from vla_edge.robot.sim.simulated_arm import (
-    SimOptions,
-    SimulatedArm,
-    counts_from_radians,
-    radians_from_counts,
-    radians_from_units,
-    simulated_calibration,
-    units_from_radians,
-)
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
@@ -70,7 +63,7 @@ def test_an_arm_that_holds_150_grams_at_arms_length_sinks_by_less_than_a_degree_
     arm.place(pose)
     arm.set_goals(pose + arm.sag(pose))
     arm.hang(0.15)
-    limits = limits_of(JointCalibrations(simulated_calibration(), "the simulated arm"), JointUnits.DEGREES)
+    limits = limits_of(JointCalibrations(arm.body.calibration(), "the simulated arm"), JointUnits.DEGREES)
     period_ns = 10**9 // 30
     pilot = load_core().Pilot(ControlSettings(limits, period_ns, 1, "0" * 64))
     stood = []
@@ -128,7 +121,7 @@ class Ramp:
 
 
 def note_pan(track: list[float], arm: SimulatedArm, tick: int) -> None:
-    track.append(float(units_from_radians(arm.goals)[0]))
+    track.append(float(arm.body.units(arm.goals)[0]))
 
 
 def test_an_action_is_due_at_its_own_tick_however_late_its_chunk_is(arm: SimulatedArm) -> None:
@@ -158,10 +151,10 @@ def test_a_recorded_episode_switches_targets_and_labels_every_instruction(arm: S
     assert len(set(episode.target.tolist())) > 1, "one target throughout would let the pose betray it"
     last = episode.chunks[:, :, -1]
     assert np.abs(last[:, 0] - last[:, 1]).max() > 5, "instructions must lead to different places (degrees)"
-    present = radians_from_units(episode.state.astype(np.float64))
+    present = arm.body.radians(episode.state.astype(np.float64))
     command = present[0] + arm.sag(present[0])
-    goal = radians_from_units(episode.chunks[0, 1, -1].astype(np.float64))
+    goal = arm.body.radians(episode.chunks[0, 1, -1].astype(np.float64))
     # The recursion starts at the present pose and closes in on its goal by at most 0.06 rad a tick.
-    steps = np.diff(radians_from_units(episode.chunks[0, 1].astype(np.float64)), axis=0)
+    steps = np.diff(arm.body.radians(episode.chunks[0, 1].astype(np.float64)), axis=0)
     assert np.abs(steps).max() <= 0.06 + 1e-6
     assert np.abs(expert_chunk(command, goal)[0] - command).max() <= 0.06 + 1e-9

@@ -59,9 +59,9 @@ class Links:
 
 @dataclass(frozen=True)
 class ArmBody:
-    """robot_type: LeRobot's name of it. servos: by joint, in the order of every array. worldbody: the MJCF of the links,
-    with sites `tip` and bodies `hand`. cameras: name → MJCF attributes. near_m, far_m: cubes stand between these radii.
-    rest_rad: the folded pose in which it waits. ready_rad: the middle of the poses in which it works."""
+    """robot_type: LeRobot's name of it. servos: by joint, in the order of every array. worldbody: the links as MJCF,
+    with a body `hand` and a site `tip`. cameras: name → MJCF attributes. near_m, far_m: cubes stand between these
+    radii. rest_rad: the folded pose in which it waits. ready_rad: the middle of the poses in which it works."""
 
     name: str
     robot_type: str
