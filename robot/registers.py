@@ -31,18 +31,25 @@ TABLE_END = 147
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Where a value lives: first address, bytes, two's complement or not."""
+    """Where a value lives: first address, bytes, two's complement or not; with `sign_bit` sign and magnitude."""
 
     name: str
     address: int
     size: int
     signed: bool = False
+    sign_bit: int | None = None
 
     def encode(self, value: int) -> bytes:
+        if self.sign_bit is not None:
+            value = abs(value) | (value < 0) << self.sign_bit
         return (value & ((1 << 8 * self.size) - 1)).to_bytes(self.size, "little")
 
     def decode(self, data: bytes) -> int:
-        return int.from_bytes(data[: self.size], "little", signed=self.signed)
+        value = int.from_bytes(data[: self.size], "little", signed=self.signed)
+        if self.sign_bit is None:
+            return value
+        magnitude = value & ((1 << self.sign_bit) - 1)
+        return -magnitude if value >> self.sign_bit & 1 else magnitude
 
 
 MODEL_NUMBER = Register("model_number", 0, 2)

@@ -25,7 +25,7 @@ pip install ${TORCH_INDEX:-} "torch>=2.7" torchvision &&
   pip install "transformers>=5.4,<5.6" "huggingface-hub>=1.6,<2" "accelerate>=1.14,<2" "peft>=0.18,<1" num2words \
     "datasets>=4.8,<5" "pandas>=2,<3" "pyarrow>=21" "av>=15,<16" jsonlines "draccus>=0.11.6,<0.12" einops \
     "gymnasium>=1.1.1,<2" "opencv-python-headless>=4.9,<4.14" deepdiff termcolor requests tqdm onnxruntime rich "setuptools<82" \
-    "numpy>=2,<2.3" "pillow>=10,<13" &&
+    "numpy>=2,<2.3" "pillow>=10,<13" "feetech-servo-sdk>=1,<2" pyserial &&
   pip install --no-deps "lerobot==0.6.1" || {
   say "no LeRobot here: the package index did not give it (see above); run it again with a network, or set LEROBOT_PYTHON"
   exit 1

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, fields, replace
 
 from vla_edge.errors import ConfigError
-from vla_edge.robot.sim.framing import encode_status
+from vla_edge.robot.sim.framing import Language
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ class Faults:
     def _late_ns(self) -> int:
         return int(self._random.uniform(*self.late_ms) * 1e6)
 
-    def deliver(self, servo_id: int, error: int, parameters: bytes) -> list[tuple[int, bytes]]:
+    def deliver(self, language: Language, servo_id: int, error: int, parameters: bytes) -> list[tuple[int, bytes]]:
         """What arrives of one status: (delay in ns, bytes) pairs, possibly none."""
-        packet = encode_status(servo_id, error, parameters)
+        packet = language.encode_status(servo_id, error, parameters)
         if self._happens("wrong_id"):
-            packet = encode_status((servo_id + self._random.randint(1, 5)) % 253, error, parameters)
+            packet = language.encode_status((servo_id + self._random.randint(1, 5)) % 253, error, parameters)
         if self._happens("drop"):
             return []
         if self._happens("corrupt"):

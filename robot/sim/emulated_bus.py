@@ -12,19 +12,19 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vla_edge.robot import registers as r
 from vla_edge.robot.sim import framing
 from vla_edge.robot.sim.bus_faults import Faults
-from vla_edge.robot.sim.emulated_servo import ERROR_INSTRUCTION, ERROR_LENGTH, EmulatedServo
+from vla_edge.robot.sim.emulated_servo import EmulatedServo
 from vla_edge.robot.sim.plant import Plant
 
 STEP_NS = 2_000_000
 CATCH_UP_NS = 100_000_000
+ERROR_INSTRUCTION, ERROR_LENGTH = 0x02, 0x05
 Log = Callable[[Mapping[str, Any]], None]
 
 
 class EmulatedBus:
-    """`servos` share one line; `plant` is what their shafts turn; `log` takes one mapping per event.
+    """`servos`, of one language, share one line; `plant` is what their shafts turn; `log` takes one mapping per event.
 
     Log entries have `t` (CLOCK_MONOTONIC ns) and `kind`: `goal` (goals and present
     positions by id), `torque` (id, on), `write` (id, address, hex), `refused` (id,
@@ -40,7 +40,8 @@ class EmulatedBus:
         self._plant = plant
         self._faults = faults
         self._log = log
-        self._reader = framing.InstructionReader()
+        self._language = self.servos[0].LANGUAGE
+        self._reader = framing.InstructionReader(self._language)
         self._now_ns: int | None = None
         self._pending: list[tuple[int, int, bytes]] = []
         self._sequence = 0
@@ -87,7 +88,9 @@ class EmulatedBus:
 
     def dump(self, now_ns: int) -> None:
         """Every register of every servo into the log."""
-        held = {str(servo.id): {name: servo.get(known) for name, known in r.REGISTERS.items()} for servo in self.servos}
+        held = {
+            str(servo.id): {name: servo.get(known) for name, known in servo.REGISTERS.items()} for servo in self.servos
+        }
         self._log({"t": now_ns, "kind": "registers", "servos": held})
 
     def take_output(self, now_ns: int) -> bytes:
@@ -104,13 +107,14 @@ class EmulatedBus:
         return {
             servo.id: servo
             for servo in self.servos
-            if servo.id not in self.dead
-            and r.BAUD_CODES.get(servo.get(r.BAUD_RATE)) == baud
-            and now_ns >= servo.reboot_until_ns
+            if servo.id not in self.dead and servo.baud == baud and now_ns >= servo.reboot_until_ns
         }
 
     def _answer(self, servo: EmulatedServo, error: int, parameters: bytes, now_ns: int) -> None:
-        for delay_ns, data in self._faults.deliver(servo.id, error | servo.alert, parameters):
+        """One status. now_ns: when it would leave a servo without a return delay."""
+        now_ns += servo.return_delay_ns
+        error = servo.refusal(error) | servo.alert
+        for delay_ns, data in self._faults.deliver(self._language, servo.id, error, parameters):
             self._sequence += 1
             heapq.heappush(self._pending, (now_ns + self._stall_ns + delay_ns, self._sequence, data))
 
@@ -129,24 +133,25 @@ class EmulatedBus:
 
     def _single(self, servo: EmulatedServo, request: framing.Instruction, now_ns: int, broadcast: bool) -> None:
         servo.last_heard_ns = now_ns
-        level = servo.get(r.STATUS_RETURN_LEVEL)
         parameters, error, answer, least_level = request.parameters, 0, b"", 2
+        level, width = servo.status_level, self._language.address_bytes
         if request.instruction == framing.PING:
-            answer = bytes(servo.memory[0:2]) + bytes(servo.memory[6:7])
+            answer = servo.ping_answer()
             least_level = 0
         elif request.instruction == framing.READ and not broadcast:
             least_level = 1
-            if len(parameters) == 4:
-                error, answer = servo.read(*_pair(parameters))
+            if len(parameters) == 2 * width:
+                error, answer = servo.read(*self._registers(parameters))
             else:
                 error = ERROR_LENGTH
             self._log_answer([servo], parameters, now_ns)
         elif request.instruction == framing.WRITE:
-            if len(parameters) > 2:
-                error = self._write([servo], int.from_bytes(parameters[:2], "little"), [parameters[2:]], now_ns)[0]
+            if len(parameters) > width:
+                address = int.from_bytes(parameters[:width], "little")
+                error = self._write([servo], address, [parameters[width:]], now_ns)[0]
             else:
                 error = ERROR_LENGTH
-        elif request.instruction == framing.REBOOT:
+        elif request.instruction == framing.REBOOT and self._language is framing.DYNAMIXEL2:
             self._log({"t": now_ns, "kind": "reboot", "id": servo.id})
             servo.reboot(now_ns)
         else:
@@ -154,38 +159,47 @@ class EmulatedBus:
         if level >= least_level and (not broadcast or request.instruction == framing.PING):
             self._answer(servo, error, answer, now_ns)
 
+    def _registers(self, parameters: bytes) -> tuple[int, int]:
+        """(address, length), with which the parameters of a read begin."""
+        width = self._language.address_bytes
+        return int.from_bytes(parameters[:width], "little"), int.from_bytes(parameters[width : 2 * width], "little")
+
     def _sync_read(self, parameters: bytes, hearing: dict[int, EmulatedServo], now_ns: int) -> None:
-        if len(parameters) < 5:
+        head = 2 * self._language.address_bytes
+        if len(parameters) <= head:
             return
-        address, length = _pair(parameters)
+        address, length = self._registers(parameters)
         answering = []
-        for servo_id in parameters[4:]:
+        for servo_id in parameters[head:]:
             if servo_id not in hearing:
                 break  # each servo waits for the one before it: behind a dead one nobody speaks
             answering.append(hearing[servo_id])
-        for servo_id in parameters[4:]:
+        for servo_id in parameters[head:]:
             if servo_id in hearing:
                 hearing[servo_id].last_heard_ns = now_ns
+        due_ns = now_ns
         for servo in answering:
-            if servo.get(r.STATUS_RETURN_LEVEL) >= 1:
-                self._answer(servo, *servo.read(address, length), now_ns)
+            if servo.status_level >= 1:
+                self._answer(servo, *servo.read(address, length), due_ns)
+                due_ns += servo.return_delay_ns
         self._log_answer(answering, parameters, now_ns)
 
     def _log_answer(self, servos: Sequence[EmulatedServo], parameters: bytes, now_ns: int) -> None:
-        address, length = _pair(parameters)
-        end = r.PRESENT_POSITION.address + r.PRESENT_POSITION.size
-        if address <= r.PRESENT_POSITION.address and address + length >= end:
+        address, length = self._registers(parameters)
+        present = self.servos[0].PRESENT
+        if address <= present.address and address + length >= present.address + present.size:
             positions = [servo.position for servo in servos]
             self._log({"t": now_ns, "kind": "answer", "positions": self._by_id(servos, positions)})
 
     def _sync_write(self, parameters: bytes, hearing: dict[int, EmulatedServo], now_ns: int) -> None:
-        if len(parameters) < 4:
+        head = 2 * self._language.address_bytes
+        if len(parameters) < head:
             return
-        address, length = _pair(parameters)
-        if length < 1 or (len(parameters) - 4) % (1 + length):
+        address, length = self._registers(parameters)
+        if length < 1 or (len(parameters) - head) % (1 + length):
             return
         servos, values = [], []
-        for at in range(4, len(parameters), 1 + length):
+        for at in range(head, len(parameters), 1 + length):
             servo = hearing.get(parameters[at])
             if servo is not None:
                 servo.last_heard_ns = now_ns
@@ -203,17 +217,13 @@ class EmulatedBus:
             covers = range(address, address + len(data))
             if error:
                 self._log({"t": now_ns, "kind": "refused", "id": servo_id, "address": address, "error": error})
-            elif r.GOAL_POSITION.address in covers:
+            elif servo.GOAL.address in covers:
                 goals[str(servo_id)] = servo.goal
                 present[str(servo_id)] = servo.position
-            elif r.TORQUE_ENABLE.address in covers:
-                self._log({"t": now_ns, "kind": "torque", "id": servo_id, "on": servo.get(r.TORQUE_ENABLE)})
+            elif servo.TORQUE.address in covers:
+                self._log({"t": now_ns, "kind": "torque", "id": servo_id, "on": servo.get(servo.TORQUE)})
             else:
                 self._log({"t": now_ns, "kind": "write", "id": servo_id, "address": address, "data": data.hex()})
         if goals:
             self._log({"t": now_ns, "kind": "goal", "goals": goals, "present": present})
         return errors
-
-
-def _pair(parameters: bytes) -> tuple[int, int]:
-    return int.from_bytes(parameters[0:2], "little"), int.from_bytes(parameters[2:4], "little")

@@ -1,101 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One emulated X-series servo: its registers and what its firmware does.
+"""What every emulated servo has: registers behind addresses, a shaft, and a profile between goal and setpoint.
 
-Control table with access rules and EEPROM lock, profile generator, torque
-switch, bus watchdog, hardware alert, reboot. Source: Robotis e-Manual, control
-tables of XL430-W250 and XL330-M288. Time is an argument: CLOCK_MONOTONIC ns.
+A kind of servo is a class in `servos/` that says what its registers mean.
+Time is an argument: CLOCK_MONOTONIC ns.
 """
 
 from __future__ import annotations
 
 import math
-import struct
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
-from vla_edge.robot import registers as r
 from vla_edge.robot.registers import Register
+from vla_edge.robot.sim.framing import Language
 
-ERROR_INSTRUCTION, ERROR_RANGE, ERROR_LENGTH, ERROR_ACCESS = 0x02, 0x04, 0x05, 0x07
-ALERT_BIT = 0x80
+RETURN_DELAY_UNIT_NS = 2_000
 REBOOT_NS = 150_000_000
-MULTI_TURN_LIMIT = 1_048_575
-NO_LOAD_COUNTS_PER_S = {r.XL430_W250: 61 / 60 * 4096, r.XL330_M288: 103 / 60 * 4096}
-"""Data sheet: 61 rpm at 12 V, 103 rpm at 5 V."""
-
-_DEFAULTS: dict[Register, dict[int, int]] = {
-    r.BAUD_RATE: {r.XL430_W250: 3, r.XL330_M288: 3},
-    r.FIRMWARE: {r.XL430_W250: 46, r.XL330_M288: 50},
-    r.OPERATING_MODE: {r.XL430_W250: 4, r.XL330_M288: 4},
-    r.TEMPERATURE_LIMIT: {r.XL430_W250: 72, r.XL330_M288: 70},
-    r.MAX_VOLTAGE: {r.XL430_W250: 140, r.XL330_M288: 70},
-    r.MIN_VOLTAGE: {r.XL430_W250: 60, r.XL330_M288: 35},
-    r.PWM_LIMIT: {r.XL430_W250: 885, r.XL330_M288: 885},
-    r.CURRENT_LIMIT: {r.XL430_W250: 0, r.XL330_M288: 1750},
-    r.VELOCITY_LIMIT: {r.XL430_W250: 265, r.XL330_M288: 445},
-    r.MAX_POSITION: {r.XL430_W250: 4095, r.XL330_M288: 4095},
-    r.SHUTDOWN: {r.XL430_W250: 52, r.XL330_M288: 53},
-    r.STATUS_RETURN_LEVEL: {r.XL430_W250: 2, r.XL330_M288: 2},
-    r.POSITION_P: {r.XL430_W250: 640, r.XL330_M288: 400},
-    r.POSITION_D: {r.XL430_W250: 4000, r.XL330_M288: 0},
-    r.GOAL_PWM: {r.XL430_W250: 885, r.XL330_M288: 885},
-    r.GOAL_CURRENT: {r.XL430_W250: 0, r.XL330_M288: 1750},
-    r.PRESENT_VOLTAGE: {r.XL430_W250: 120, r.XL330_M288: 50},
-    r.PRESENT_TEMPERATURE: {r.XL430_W250: 31, r.XL330_M288: 33},
-}
-_RANGES: dict[Register, tuple[int, int]] = {
-    r.ID: (0, 252),
-    r.BAUD_RATE: (0, 6),
-    r.RETURN_DELAY: (0, 254),
-    r.HOMING_OFFSET: (-1_044_479, 1_044_479),
-    r.MAX_POSITION: (0, 4095),
-    r.MIN_POSITION: (0, 4095),
-    r.TORQUE_ENABLE: (0, 1),
-    r.STATUS_RETURN_LEVEL: (0, 2),
-    r.BUS_WATCHDOG: (0, 127),
-    r.PROFILE_ACCELERATION: (0, 32_767),
-    r.PROFILE_VELOCITY: (0, 32_767),
-}
-_MODES = {r.XL430_W250: (1, 3, 4, 16), r.XL330_M288: (0, 1, 3, 4, 5, 16)}
-_GOALS = (r.GOAL_PWM, r.GOAL_CURRENT, r.GOAL_VELOCITY, r.GOAL_POSITION)
-_VOLATILE_START, _WRITABLE_END = 64, 120
-_READ_ONLY = {*range(7), *range(69, 76), *range(120, 147)}
 
 
-class EmulatedServo:
-    """Registers and firmware of one servo; `raw` is its shaft in encoder counts."""
+class EmulatedServo(ABC):
+    """Registers and firmware of one servo; `raw` is its shaft in encoder counts.
 
-    def __init__(self, model: int, servo_id: int, raw: float) -> None:
-        self.model = model
+    REGISTERS: all it has, by name; the others are those that the bus and its events speak of. speed_limit (counts/s)
+    and acceleration (counts/s²) are the profile's, inf: none.
+    """
+
+    LANGUAGE: Language
+    REGISTERS: Mapping[str, Register]
+    TORQUE: Register
+    GOAL: Register
+    PRESENT: Register
+    VOLTAGE: Register
+    TEMPERATURE: Register
+
+    id: int
+    torque: bool
+    goal: int
+    position: int
+    speed_limit: float
+    acceleration: float
+
+    def __init__(self, raw: float) -> None:
         self.memory = bytearray(256)
         self.raw = raw
         self.velocity = 0.0
         """Profile velocity, register counts/s."""
+        self.setpoint = 0.0
+        """Where the profile has come to, as the register shows positions."""
         self.reboot_until_ns = 0
         self.last_heard_ns: int | None = None
-        self._fill_defaults(0)
-        self.put(r.MODEL_NUMBER, model)
-        self.put(r.ID, servo_id)
-        self.setpoint = self.present
-        self.put(r.GOAL_POSITION, round(self.present))
-        self.show(raw, 0.0, 0.0)
-
-    def _fill_defaults(self, start: int) -> None:
-        self.memory[start:] = bytes(len(self.memory) - start)
-        for register, values in _DEFAULTS.items():
-            if register.address >= start:
-                self.put(register, values[self.model])
-        self._decode()
-
-    def _decode(self) -> None:
-        """Keep what every step needs as numbers; called whenever a control register changed."""
-        self.id = self.get(r.ID)
-        self.torque = bool(self.get(r.TORQUE_ENABLE))
-        self.goal = self.get(r.GOAL_POSITION)
-        self.watchdog = self.get(r.BUS_WATCHDOG)
-        self._sign = -1 if self.get(r.DRIVE_MODE) & 1 else 1
-        self._homing = self.get(r.HOMING_OFFSET)
-        limit = self.get(r.PROFILE_VELOCITY) * r.COUNTS_PER_S_OF_VELOCITY_UNIT or math.inf
-        self._speed_limit = min(limit, NO_LOAD_COUNTS_PER_S[self.model])
-        self._acceleration = self.get(r.PROFILE_ACCELERATION) * r.COUNTS_PER_S2_OF_ACCELERATION_UNIT or math.inf
 
     def get(self, register: Register) -> int:
         return register.decode(bytes(self.memory[register.address : register.address + register.size]))
@@ -103,21 +56,94 @@ class EmulatedServo:
     def put(self, register: Register, value: int) -> None:
         """Set a register from inside: no access rules."""
         self.memory[register.address : register.address + register.size] = register.encode(value)
-        self._decode()
+        self.decode()
+
+    @abstractmethod
+    def decode(self) -> None:
+        """Keep what every step needs as numbers; called whenever a control register changed."""
 
     @property
+    @abstractmethod
     def present(self) -> float:
-        """Present position as the register shows it: sign · encoder + homing offset."""
-        return self._sign * self.raw + self._homing
+        """Present position as the register shows it."""
 
+    @abstractmethod
     def raw_of(self, shown: float) -> float:
         """The shaft's encoder counts when the register shows `shown`."""
-        return self._sign * (shown - self._homing)
+
+    @property
+    @abstractmethod
+    def alert(self) -> int:
+        """What it adds to the error byte of each status."""
+
+    @property
+    @abstractmethod
+    def baud(self) -> int | None:
+        """The rate it listens at; None: a code without a rate."""
+
+    @property
+    @abstractmethod
+    def status_level(self) -> int:
+        """What it answers: 0 a ping, 1 readings too, 2 everything."""
+
+    @property
+    @abstractmethod
+    def return_delay_ns(self) -> int: ...
+
+    @abstractmethod
+    def ping_answer(self) -> bytes: ...
+
+    @abstractmethod
+    def write(self, address: int, data: bytes) -> int:
+        """Error number for the log, 0 when the write was taken; nothing is taken of a refused one."""
+
+    @abstractmethod
+    def refusal(self, error: int) -> int:
+        """How it tells its asker: the error byte of the status."""
+
+    @abstractmethod
+    def read(self, address: int, length: int) -> tuple[int, bytes]:
+        """(error, bytes)."""
+
+    @abstractmethod
+    def show(self, raw: float, raw_velocity: float, current: float) -> None:
+        """Take over where the plant says the shaft is, and show it in the registers."""
+
+    @abstractmethod
+    def overload(self) -> None:
+        """It switches itself off and says so."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """What only the power kept is forgotten."""
+
+    def watchdog_due_ns(self) -> int | None:
+        """When it stops by itself if nothing more is heard; None: never."""
+        return None
+
+    def trip_watchdog(self) -> None:
+        """Stop where the shaft is."""
+        self.stop()
 
     def place(self, shown: int) -> None:
         """Put the shaft where the register shows `shown`, at rest with the goal there."""
         self.show(self.raw_of(shown), 0.0, 0.0)
-        self._stop()
+        self.stop()
+
+    def stop(self) -> None:
+        self.setpoint = self.present
+        self.velocity = 0.0
+        self.put(self.GOAL, round(self.present))
+
+    def reboot(self, now_ns: int) -> None:
+        """RAM back to its defaults, torque off, silent for a moment."""
+        voltage, temperature = self.get(self.VOLTAGE), self.get(self.TEMPERATURE)
+        self.restart()
+        self.put(self.VOLTAGE, voltage)
+        self.put(self.TEMPERATURE, temperature)
+        self.stop()
+        self.show(self.raw, 0.0, 0.0)
+        self.reboot_until_ns = now_ns + REBOOT_NS
 
     @property
     def plant_setpoint(self) -> float | None:
@@ -125,120 +151,26 @@ class EmulatedServo:
         return self.raw_of(self.setpoint) if self.torque else None
 
     @property
-    def alert(self) -> int:
-        return ALERT_BIT if self.get(r.HARDWARE_ERROR) else 0
-
-    @property
-    def watchdog_tripped(self) -> bool:
-        return self.watchdog == 0xFF
-
-    def watchdog_due_ns(self) -> int | None:
-        """When the watchdog trips if nothing more is heard; None: it is off."""
-        if not 1 <= self.watchdog <= 127 or not self.torque or self.last_heard_ns is None:
-            return None
-        return self.last_heard_ns + int(self.watchdog * r.WATCHDOG_UNIT_S * 1e9)
-
-    def trip_watchdog(self) -> None:
-        """Stop where the shaft is; goals are refused until 0 is written to the watchdog."""
-        self.put(r.BUS_WATCHDOG, 0xFF)
-        self._stop()
-
-    def _stop(self) -> None:
-        self.setpoint = self.present
-        self.velocity = 0.0
-        self.put(r.GOAL_POSITION, round(self.present))
-
-    def overload(self) -> None:
-        """Hardware alert: torque off until a reboot, as the shutdown register says."""
-        self.put(r.HARDWARE_ERROR, 0x20)
-        if self.get(r.SHUTDOWN) & 0x20:
-            self.put(r.TORQUE_ENABLE, 0)
-
-    def reboot(self, now_ns: int) -> None:
-        """RAM back to its defaults, torque off, silent for a moment."""
-        voltage, temperature = self.get(r.PRESENT_VOLTAGE), self.get(r.PRESENT_TEMPERATURE)
-        self._fill_defaults(_VOLATILE_START)
-        self.put(r.PRESENT_VOLTAGE, voltage)
-        self.put(r.PRESENT_TEMPERATURE, temperature)
-        self._stop()
-        self.show(self.raw, 0.0, 0.0)
-        self.reboot_until_ns = now_ns + REBOOT_NS
+    def profile_goal(self) -> float:
+        """Where the profile goes."""
+        return self.goal
 
     def advance_profile(self, seconds: float) -> None:
         """Move the setpoint towards the goal under profile velocity and acceleration (0: no limit)."""
         if not self.torque:
             self.setpoint, self.velocity = self.present, 0.0
             return
-        error = self.goal - self.setpoint
+        goal = self.profile_goal
+        error = goal - self.setpoint
         if error == 0.0 and self.velocity == 0.0:
             return
-        step = self._acceleration * seconds
+        step = self.acceleration * seconds
         # The fastest speed from which the setpoint still stops at the goal, in steps of `seconds`.
         stopping = math.inf
         if step < math.inf:
-            stopping = math.sqrt(step * step / 4 + 2 * self._acceleration * abs(error)) - step / 2
-        wanted = math.copysign(min(self._speed_limit, stopping, abs(error) / seconds), error)
+            stopping = math.sqrt(step * step / 4 + 2 * self.acceleration * abs(error)) - step / 2
+        wanted = math.copysign(min(self.speed_limit, stopping, abs(error) / seconds), error)
         self.velocity += max(-step, min(step, wanted - self.velocity))
         self.setpoint += self.velocity * seconds
-        if abs(self.goal - self.setpoint) < 0.5 and abs(self.velocity) <= max(step, 1.0):
-            self.setpoint, self.velocity = float(self.goal), 0.0
-
-    def show(self, raw: float, raw_velocity: float, current: float) -> None:
-        """Take over where the plant says the shaft is, and show it in the registers."""
-        self.raw = raw
-        speed = self._sign * raw_velocity / r.COUNTS_PER_S_OF_VELOCITY_UNIT
-        load = max(-32_768, min(32_767, round(self._sign * current)))
-        self.position = round(self.present)
-        struct.pack_into("<hii", self.memory, r.PRESENT_LOAD.address, load, round(speed), self.position)
-
-    def read(self, address: int, length: int) -> tuple[int, bytes]:
-        """(error, bytes)."""
-        if length < 1 or address + length > len(self.memory):
-            return ERROR_RANGE, b""
-        return 0, bytes(self.memory[address : address + length])
-
-    def write(self, address: int, data: bytes) -> int:
-        """Error number, 0 when the write was taken; nothing is taken of a refused one."""
-        touched = range(address, address + len(data))
-        if not data or touched.stop > _WRITABLE_END or any(a in _READ_ONLY for a in touched):
-            return ERROR_ACCESS
-        if address < r.EEPROM_END and self.torque:
-            return ERROR_ACCESS
-        for register in r.REGISTERS.values():
-            overlap = register.address < touched.stop and touched.start < register.address + register.size
-            if not overlap:
-                continue
-            offset = register.address - address
-            if offset < 0 or offset + register.size > len(data):
-                return ERROR_LENGTH
-            error = self._check(register, register.decode(data[offset : offset + register.size]))
-            if error:
-                return error
-        torque_before, mode_before = self.torque, self.get(r.OPERATING_MODE)
-        self.memory[address : address + len(data)] = data
-        self._decode()
-        if self.get(r.OPERATING_MODE) != mode_before:
-            for register in (r.POSITION_P, r.POSITION_I, r.POSITION_D):  # the firmware loads the mode's own gains
-                self.put(register, _DEFAULTS.get(register, {}).get(self.model, 0))
-        if self.torque and not torque_before:
-            self.setpoint, self.velocity = self.present, 0.0
-        return 0
-
-    def _check(self, register: Register, value: int) -> int:
-        if register in _GOALS and self.watchdog_tripped:
-            return ERROR_RANGE
-        if register is r.GOAL_CURRENT and self.model == r.XL430_W250:
-            return ERROR_ACCESS
-        if register in (r.GOAL_PWM, r.GOAL_CURRENT):
-            most = self.get(r.PWM_LIMIT if register is r.GOAL_PWM else r.CURRENT_LIMIT)
-            return 0 if -most <= value <= most else ERROR_RANGE
-        if register is r.OPERATING_MODE:
-            return 0 if value in _MODES[self.model] else ERROR_RANGE
-        if register is r.TORQUE_ENABLE and value == 1 and self.alert:
-            return ERROR_RANGE
-        low, high = _RANGES.get(register, (-math.inf, math.inf))
-        if register is r.GOAL_POSITION:
-            in_turn = self.get(r.OPERATING_MODE) == 3
-            low = self.get(r.MIN_POSITION) if in_turn else -MULTI_TURN_LIMIT
-            high = self.get(r.MAX_POSITION) if in_turn else MULTI_TURN_LIMIT
-        return 0 if low <= value <= high else ERROR_RANGE
+        if abs(goal - self.setpoint) < 0.5 and abs(self.velocity) <= max(step, 1.0):
+            self.setpoint, self.velocity = float(goal), 0.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Koch's servo bus behind a pseudo-terminal, with injected faults and a log.
+"""An arm's servo bus behind a pseudo-terminal, with injected faults and a log.
 
-    python -m vla_edge.robot.sim.emulator --link PORT --log LOG.jsonl
+    python -m vla_edge.robot.sim.emulator --link PORT --log LOG.jsonl [--arm so101]
 
 Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
@@ -25,7 +25,7 @@ import struct
 import sys
 import time
 import tty
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
@@ -40,6 +40,8 @@ from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import STEP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulated_servo import EmulatedServo
 from vla_edge.robot.sim.plant import IdealPlant, Plant
+from vla_edge.robot.sim.servos.sts3215 import Sts3215
+from vla_edge.robot.sim.servos.x_series import XSeriesServo
 
 KOCH_MODELS = (r.XL430_W250, r.XL430_W250, r.XL330_M288, r.XL330_M288, r.XL330_M288, r.XL330_M288)
 MIDDLE = 2048
@@ -57,14 +59,14 @@ class Event:
     words: tuple[str, ...]
 
 
-def koch_servos(calibration: JointCalibrations | None, shown: Sequence[int]) -> list[EmulatedServo]:
+def koch_servos(calibration: JointCalibrations | None, shown: Sequence[int]) -> list[XSeriesServo]:
     """Six servos as `configure` leaves a Koch: ids 1 to 6, modes, homing and limits of `calibration`.
 
     shown: present position of each as its register shows it, counts.
     """
     servos = []
     for i, model in enumerate(KOCH_MODELS):
-        servo = EmulatedServo(model, i + 1, 0.0)
+        servo = XSeriesServo(model, i + 1, 0.0)
         servo.put(r.OPERATING_MODE, 5 if i == len(KOCH_MODELS) - 1 else 4)
         if calibration is not None:
             joint = calibration.joints[i]
@@ -75,6 +77,37 @@ def koch_servos(calibration: JointCalibrations | None, shown: Sequence[int]) -> 
         servo.place(shown[i])
         servos.append(servo)
     return servos
+
+
+def so101_servos(calibration: JointCalibrations | None, shown: Sequence[int], volts: float = 12.0) -> list[Sts3215]:
+    """Six servos as LeRobot's `configure` leaves an SO-101: ids 1 to 6, homing and limits of `calibration`.
+
+    shown: present position of each as its register shows it, counts. volts: 7.4 or 12, the kind of the servos.
+    """
+    configured = {"return_delay_time": 0, "acceleration": 254, "p_coefficient": 16}
+    gripper = {"max_torque_limit": 500, "torque_limit": 500, "protection_current": 250, "overload_torque": 25}
+    servos = []
+    for i, place in enumerate(shown):
+        servo = Sts3215(i + 1, 0.0, volts)
+        settings = configured | (gripper if i == len(shown) - 1 else {})
+        if calibration is not None:
+            joint = calibration.joints[i]
+            settings |= {
+                "homing_offset": joint.homing_offset,
+                "min_position_limit": joint.range_min,
+                "max_position_limit": joint.range_max,
+            }
+        for name, value in settings.items():
+            servo.put(servo.REGISTERS[name], value)
+        servo.place(place)
+        servos.append(servo)
+    return servos
+
+
+ARMS: dict[str, Callable[[JointCalibrations | None, Sequence[int]], Sequence[EmulatedServo]]] = {
+    "koch": koch_servos,
+    "so101": so101_servos,
+}
 
 
 class Terminal:
@@ -187,7 +220,8 @@ class Emulator:
             case ("overload", servo):
                 self._servo(servo).overload()
             case ("limp", servo):
-                self._servo(servo).put(r.TORQUE_ENABLE, 0)
+                found = self._servo(servo)
+                found.put(found.TORQUE, 0)
             case ("reboot", servo):
                 self._servo(servo).reboot(time.monotonic_ns())
             case ("push", servo, counts) if isinstance(self._plant, IdealPlant):
@@ -203,9 +237,11 @@ class Emulator:
             case ("free", servo):
                 self._plant.block(self._bus.servos.index(self._servo(servo)), -math.inf, math.inf)
             case ("temperature", servo, degrees):
-                self._servo(servo).put(r.PRESENT_TEMPERATURE, int(degrees))
+                found = self._servo(servo)
+                found.put(found.TEMPERATURE, int(degrees))
             case ("voltage", servo, tenths):
-                self._servo(servo).put(r.PRESENT_VOLTAGE, int(tenths))
+                found = self._servo(servo)
+                found.put(found.VOLTAGE, int(tenths))
             case ("rate", name, probability):
                 self._faults.set_rate(name, float(probability))
             case ("dump",):
@@ -226,12 +262,16 @@ class Emulator:
         )
 
 
-def _register_setting(text: str) -> tuple[int, r.Register, int]:
-    servo, _, rest = text.partition(":")
+def _set_register(text: str, servos: Sequence[EmulatedServo]) -> None:
+    """`ID:REGISTER=NUMBER` of the command line."""
+    servo_id, _, rest = text.partition(":")
     name, _, value = rest.partition("=")
-    if name not in r.REGISTERS or not servo.isdigit() or not value.lstrip("-").isdigit():
-        raise ConfigError(f"--set {text!r} is not ID:REGISTER=NUMBER; registers: {', '.join(sorted(r.REGISTERS))}")
-    return int(servo), r.REGISTERS[name], int(value)
+    known = servos[0].REGISTERS
+    if name not in known or not servo_id.isdigit() or not value.lstrip("-").isdigit():
+        raise ConfigError(f"--set {text!r} is not ID:REGISTER=NUMBER; registers: {', '.join(sorted(known))}")
+    for servo in servos:
+        if servo.id == int(servo_id):
+            servo.put(known[name], int(value))
 
 
 def _event(text: str) -> Event:
@@ -247,6 +287,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="python -m vla_edge.robot.sim.emulator", description=description)
     parser.notes = rest.strip("\n")
     parser.add_argument("--link", type=Path, required=True, help="where to put the link to the terminal")
+    parser.add_argument("--arm", choices=sorted(ARMS), default="koch", help="whose servos")
     parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
     parser.add_argument(
@@ -316,11 +357,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     calibration = load_joint_calibration(options.joints) if options.joints else None
-    servos = koch_servos(calibration, options.positions)
-    for servo_id, register, value in map(_register_setting, options.settings):
-        for servo in servos:
-            if servo.id == servo_id:
-                servo.put(register, value)
+    servos = ARMS[options.arm](calibration, options.positions)
+    for setting in options.settings:
+        _set_register(setting, servos)
     faults = Faults(FaultRates(), options.seed, tuple(options.late_ms))
     for name, probability in options.rate:
         faults.set_rate(name, float(probability))

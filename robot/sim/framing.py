@@ -1,18 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamixel protocol 2.0 framing in Python, from the servo's side.
+"""The servo languages in Python, from the servo's side: Dynamixel protocol 2.0 and Feetech protocol 0.
 
 Written apart from the C driver's framing, so that one checks the other.
-Source: Robotis e-Manual, "DYNAMIXEL Protocol 2.0".
+Sources: Robotis e-Manual, "DYNAMIXEL Protocol 2.0"; Feetech, "SMS/STS
+communication protocol manual". Instructions have the same numbers in both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-HEADER = b"\xff\xff\xfd\x00"
 BROADCAST = 0xFE
 PING, READ, WRITE, REBOOT, STATUS, SYNC_READ, SYNC_WRITE = 0x01, 0x02, 0x03, 0x08, 0x55, 0x82, 0x83
 LONGEST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One request: `parameters` are unstuffed."""
+
+    id: int
+    instruction: int
+    parameters: bytes
+
+
+class Language(Protocol):
+    """How packets look. header: their first bytes. head: bytes up to the length. address_bytes: of a register's address
+    and of a length in a request."""
+
+    header: bytes
+    head: int
+    address_bytes: int
+
+    def encode(self, packet_id: int, instruction: int, body: bytes) -> bytes:
+        """A whole packet; `body` is what follows the instruction, not yet stuffed."""
+        ...
+
+    def encode_status(self, packet_id: int, error: int, parameters: bytes) -> bytes: ...
+
+    def size(self, head: bytes) -> int:
+        """Bytes of the packet with this head; 0: there is none such."""
+        ...
+
+    def decode(self, packet: bytes) -> Instruction | None:
+        """A packet of its right size; None: it is damaged."""
+        ...
 
 
 def _crc_table() -> list[int]:
@@ -36,55 +69,80 @@ def crc16(data: bytes) -> int:
     return crc
 
 
-def encode(packet_id: int, instruction: int, body: bytes) -> bytes:
-    """A whole packet; `body` is what follows the instruction, not yet stuffed."""
-    stuffed = bytes([instruction]) + body
-    if b"\xff\xff\xfd" in stuffed:
-        stuffed = stuffed.replace(b"\xff\xff\xfd", b"\xff\xff\xfd\xfd")
-    packet = HEADER + bytes([packet_id]) + (len(stuffed) + 2).to_bytes(2, "little") + stuffed
-    return packet + crc16(packet).to_bytes(2, "little")
+class _Dynamixel2:
+    header = b"\xff\xff\xfd\x00"
+    head = 7
+    address_bytes = 2
+
+    def encode(self, packet_id: int, instruction: int, body: bytes) -> bytes:
+        stuffed = bytes([instruction]) + body
+        if b"\xff\xff\xfd" in stuffed:
+            stuffed = stuffed.replace(b"\xff\xff\xfd", b"\xff\xff\xfd\xfd")
+        packet = self.header + bytes([packet_id]) + (len(stuffed) + 2).to_bytes(2, "little") + stuffed
+        return packet + crc16(packet).to_bytes(2, "little")
+
+    def encode_status(self, packet_id: int, error: int, parameters: bytes) -> bytes:
+        return self.encode(packet_id, STATUS, bytes([error]) + parameters)
+
+    def size(self, head: bytes) -> int:
+        length = int.from_bytes(head[5:7], "little")
+        return self.head + length if 3 <= length <= LONGEST else 0
+
+    def decode(self, packet: bytes) -> Instruction | None:
+        if crc16(packet[:-2]) != int.from_bytes(packet[-2:], "little"):
+            return None
+        body = packet[7:-2].replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
+        return Instruction(packet[4], body[0], body[1:])
 
 
-def encode_status(packet_id: int, error: int, parameters: bytes) -> bytes:
-    return encode(packet_id, STATUS, bytes([error]) + parameters)
+class _Feetech0:
+    header = b"\xff\xff"
+    head = 4
+    address_bytes = 1
+
+    def encode(self, packet_id: int, instruction: int, body: bytes) -> bytes:
+        packet = bytes([packet_id, len(body) + 2, instruction]) + body
+        return self.header + packet + bytes([~sum(packet) & 0xFF])
+
+    def encode_status(self, packet_id: int, error: int, parameters: bytes) -> bytes:
+        return self.encode(packet_id, error, parameters)
+
+    def size(self, head: bytes) -> int:
+        return self.head + head[3] if head[2] != 0xFF and head[3] >= 2 else 0
+
+    def decode(self, packet: bytes) -> Instruction | None:
+        if ~sum(packet[2:-1]) & 0xFF != packet[-1]:
+            return None
+        return Instruction(packet[2], packet[4], packet[5:-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    """One request: `parameters` are unstuffed."""
-
-    id: int
-    instruction: int
-    parameters: bytes
+DYNAMIXEL2: Language = _Dynamixel2()
+FEETECH0: Language = _Feetech0()
 
 
 class InstructionReader:
     """Bytes of the line in, whole instructions out; what is damaged is skipped in silence, as servos do."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: Language) -> None:
+        self._language = language
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Instruction]:
-        self._buffer += data
+        language, buffer = self._language, self._buffer
+        buffer += data
         found: list[Instruction] = []
-        while True:
-            start = self._buffer.find(HEADER)
-            if start < 0:
-                del self._buffer[: max(0, len(self._buffer) - len(HEADER) + 1)]
+        while (start := buffer.find(language.header)) >= 0:
+            del buffer[:start]
+            if len(buffer) < language.head:
                 return found
-            del self._buffer[:start]
-            if len(self._buffer) < 7:
+            size = language.size(bytes(buffer[: language.head]))
+            if len(buffer) < size:
                 return found
-            length = int.from_bytes(self._buffer[5:7], "little")
-            if not 3 <= length <= LONGEST:
-                del self._buffer[0]
+            instruction = language.decode(bytes(buffer[:size])) if size else None
+            if instruction is None:
+                del buffer[0]
                 continue
-            if len(self._buffer) < 7 + length:
-                return found
-            packet = bytes(self._buffer[: 7 + length])
-            if crc16(packet[:-2]) != int.from_bytes(packet[-2:], "little"):
-                del self._buffer[0]
-                continue
-            del self._buffer[: 7 + length]
-            body = packet[7:-2].replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
-            found.append(Instruction(packet[4], body[0], body[1:]))
+            del buffer[:size]
+            found.append(instruction)
+        del buffer[: max(0, len(buffer) - len(language.header) + 1)]
+        return found

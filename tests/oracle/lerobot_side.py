@@ -122,7 +122,7 @@ def processors(policy: Any, folder: str) -> tuple[Any, Any]:
 
 
 DO: dict[str, Callable[[Request], dict[str, Any]]] = {work.__name__: work for work in (versions, chunk, step, adapter)}
-DO |= import_module("lerobot_datasets").DO
+DO |= import_module("lerobot_datasets").DO | import_module("lerobot_so101").DO
 
 
 def main() -> None:

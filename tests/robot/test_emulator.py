@@ -13,15 +13,25 @@ from vla_edge.robot import registers as r
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import read_log
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulated_servo import ALERT_BIT, ERROR_ACCESS, ERROR_LENGTH, ERROR_RANGE, EmulatedServo
 from vla_edge.robot.sim.emulator import koch_servos
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
-from vla_edge.robot.sim.framing import BROADCAST, PING, REBOOT, SYNC_READ, SYNC_WRITE, InstructionReader, crc16, encode
+from vla_edge.robot.sim.framing import (
+    BROADCAST,
+    DYNAMIXEL2,
+    PING,
+    REBOOT,
+    SYNC_READ,
+    SYNC_WRITE,
+    InstructionReader,
+    crc16,
+)
 from vla_edge.robot.sim.plant import IdealPlant
+from vla_edge.robot.sim.servos.x_series import ALERT_BIT, ERROR_ACCESS, ERROR_LENGTH, ERROR_RANGE, XSeriesServo
 
 dxl = pytest.importorskip("dynamixel_sdk")
 
 MS = 1_000_000
+encode = DYNAMIXEL2.encode
 
 
 @pytest.fixture
@@ -127,7 +137,7 @@ def test_a_servo_at_the_factory_baud_rate_hears_only_that_rate(tmp_path: Path) -
         port.closePort()
 
 
-def bus_on_a_clock() -> tuple[EmulatedBus, list[EmulatedServo], list[dict]]:
+def bus_on_a_clock() -> tuple[EmulatedBus, list[XSeriesServo], list[dict]]:
     servos, log = koch_servos(None, [2048] * 6), []
     plant = IdealPlant([servo.raw for servo in servos])
     return EmulatedBus(servos, plant, Faults(FaultRates(), 0), lambda entry: log.append(dict(entry))), servos, log
@@ -172,8 +182,8 @@ def test_the_watchdog_stops_the_shaft_and_refuses_goals_until_it_is_cleared() ->
 
 
 def test_writes_follow_the_access_rules_of_the_control_table() -> None:
-    xl430 = EmulatedServo(r.XL430_W250, 1, 2048)
-    xl330 = EmulatedServo(r.XL330_M288, 6, 2048)
+    xl430 = XSeriesServo(r.XL430_W250, 1, 2048)
+    xl330 = XSeriesServo(r.XL330_M288, 6, 2048)
     assert xl430.write(132, bytes(4)) == ERROR_ACCESS
     assert xl430.write(0, b"\1\1") == ERROR_ACCESS
     assert xl430.write(116, b"\1\2") == ERROR_LENGTH
@@ -185,14 +195,14 @@ def test_writes_follow_the_access_rules_of_the_control_table() -> None:
 
 
 def test_a_changed_operating_mode_loads_its_own_gains() -> None:
-    servo = EmulatedServo(r.XL330_M288, 3, 0)
+    servo = XSeriesServo(r.XL330_M288, 3, 0)
     servo.write(84, (1500).to_bytes(2, "little"))
     servo.write(11, b"\3")
     assert servo.get(r.POSITION_P) == 400
 
 
 def test_drive_mode_and_homing_offset_are_in_the_counts() -> None:
-    servo = EmulatedServo(r.XL330_M288, 3, 1000.0)
+    servo = XSeriesServo(r.XL330_M288, 3, 1000.0)
     servo.put(r.DRIVE_MODE, 1)
     servo.put(r.HOMING_OFFSET, 3000)
     servo.show(1000.0, 0.0, 0.0)
@@ -241,7 +251,7 @@ def test_a_rebooted_servo_forgets_ram_and_keeps_eeprom() -> None:
 def test_the_python_framing_knows_the_manuals_examples() -> None:
     assert encode(1, 1, b"") == bytes.fromhex("fffffd000103000119 4e")
     assert crc16(bytes.fromhex("fffffd00010300 01")) == 0x4E19
-    (found,) = InstructionReader().feed(b"\xff\xff" + encode(3, 3, b"\x74\0\xff\xff\xfd\0"))
+    (found,) = InstructionReader(DYNAMIXEL2).feed(b"\xff\xff" + encode(3, 3, b"\x74\0\xff\xff\xfd\0"))
     assert (found.id, found.instruction, found.parameters) == (3, 3, b"\x74\0\xff\xff\xfd\0")
 
 

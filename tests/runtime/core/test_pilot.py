@@ -14,7 +14,7 @@ from vla_edge.robot.registers import GOAL_POSITION, TORQUE_ENABLE, Register
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
 from vla_edge.robot.sim.emulator import koch_servos
-from vla_edge.robot.sim.framing import BROADCAST, SYNC_WRITE, encode
+from vla_edge.robot.sim.framing import BROADCAST, DYNAMIXEL2, SYNC_WRITE
 from vla_edge.robot.sim.plant import IdealPlant
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits
 
@@ -413,7 +413,7 @@ class OnBus(Flight):
     def _say(self, register: Register, values: list[bytes], now_ns: int) -> None:
         head = register.address.to_bytes(2, "little") + register.size.to_bytes(2, "little")
         body = head + b"".join(bytes([servo.id]) + value for servo, value in zip(self.bus.servos, values))
-        self.bus.receive(encode(BROADCAST, SYNC_WRITE, body), 1_000_000, now_ns)
+        self.bus.receive(DYNAMIXEL2.encode(BROADCAST, SYNC_WRITE, body), 1_000_000, now_ns)
 
     def overload(self, joint: int) -> None:
         super().overload(joint)
