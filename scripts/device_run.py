@@ -19,7 +19,8 @@ out. The steps:
     full      full size, fresh, cached, as on the robot, with inpaint, uncaptured, 1, 2 and 10 steps; torch eager and in
               a CUDA graph in turn with it
     compiled  the same against torch.compile
-    train     a small policy's losses on the GPU beside the CPU's, memory and seconds a step at full size (needs PyAV)
+    train     loss and gradient beside the CPU's, losses in each precision, memory and seconds a step at full size
+              (needs PyAV)
 """
 
 from __future__ import annotations
@@ -367,7 +368,7 @@ def train(arguments: argparse.Namespace, tell: Tell) -> int:
     if importlib.util.find_spec("av") is None:
         tell(train="not run: no PyAV on this machine, which datasets are read and written with")
         return 0
-    from scripts.device_train import full_cases, small_cases
+    from scripts.device_train import arithmetic, full_cases, small_cases
     from tests.random_policy import RandomPolicy, write_random_policy
 
     work = WORK / "train"
@@ -375,8 +376,12 @@ def train(arguments: argparse.Namespace, tell: Tell) -> int:
     work.mkdir(parents=True)
     made = RandomPolicy(size="tiny")
     write_random_policy(work / "tiny", made)
+    arithmetic(work / "tiny", made.cameras, "cuda", tell)
     small_cases(work, work / "tiny", made.cameras, tell)
-    full_cases(work, WORK / arguments.size / "policy", made.cameras, min(arguments.rounds, 16), tell)
+    policy = WORK / arguments.size / "policy"
+    if not policy.exists():
+        write_random_policy(policy, RandomPolicy(size=arguments.size, dtype="bfloat16"))
+    full_cases(work, policy, made.cameras, min(arguments.rounds, 12), tell)
     return 0
 
 

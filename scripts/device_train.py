@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training takes on an NVIDIA GPU: the losses of a small policy beside a CPU's, memory and seconds a step at full
-size.
+"""What training takes on an NVIDIA GPU: loss and gradient beside a CPU's, a small policy's losses in each precision,
+memory and seconds a step at full size.
 
 A part of scripts/device_run.py, which says on what machine it runs. Needs PyAV beside what that names.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import statistics
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 Tell = Callable[..., None]
 """Told one line of results, by name."""
 FRAMES, EPISODES, SIDE = 48, 4, 256
-PRECISIONS = ("float32", "bf16", "fp16")
+SMALL_CASES = (("float32", False), ("float32", True), ("bf16", False), ("fp16", False))
+"""(precision, with kept picture tokens) of the small policy."""
 FULL_CASES = (
-    ("float32", 8, False), ("bf16", 8, False), ("bf16", 32, False), ("bf16", 64, False), ("fp16", 32, False),
-    ("bf16", 8, True), ("bf16", 64, True), ("float32", 8, True),
+    ("float32", 8, False), ("bf16", 8, False), ("bf16", 32, False), ("bf16", 64, False), ("bf16", 64, True),
+    ("bf16", 8, True), ("fp16", 32, False),
 )  # fmt: skip
 """(precision, batch, with kept picture tokens) of a full-size policy."""
 
@@ -51,35 +53,66 @@ def write_frames(folder: Path, cameras: Sequence[str], side: int) -> Path:
 
 
 def run(out: Path, checkpoint: Path, dataset: Path, *words: str) -> list[dict[str, Any]]:
-    """`vla-train fine-tune` in this process; the rows of its log. RuntimeError when it ends in an error."""
+    """The rows of the log of `vla-train fine-tune` in this process. RuntimeError when it ends in an error."""
     from vla_edge.training.command import main
 
     shutil.rmtree(out, ignore_errors=True)
     words = ("fine-tune", "--checkpoint", str(checkpoint), "--dataset", str(dataset), "--out", str(out), "--log-every",
-             "1", "--warmup", "2", *words)  # fmt: skip
+             "1", "--device", "cuda", *words)  # fmt: skip
     if status := main(words):
         raise RuntimeError(f"vla-train ended with {status}")
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def arithmetic(policy_folder: Path, cameras: Sequence[str], device: str, tell: Tell) -> None:
+    """Loss and gradient of one sample with given noise: how far `device` is from the CPU in float32."""
+    import torch
+
+    from vla_edge.policies.features import ACTION, STATE
+    from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+
+    generator = torch.Generator().manual_seed(0)
+    policy = SmolVLAPolicy.from_pretrained(policy_folder).eval()
+    config = policy.config
+    pictures = {f"observation.images.{name}": torch.randint(0, 256, (3, 64, 64), generator=generator).float() / 255
+                for name in cameras}  # fmt: skip
+    prepared = policy.preprocess({**pictures, STATE: torch.randn(6, generator=generator), "task": "stack"})
+    actions = torch.randn(1, config.chunk_size, config.action_dim, generator=generator)
+    noise = torch.randn(1, config.chunk_size, config.max_action_dim, generator=generator)
+    found: dict[str, tuple[float, Any]] = {}
+    for name, place, kind in (("cpu", "cpu", None), ("float32", device, None), ("bf16", device, torch.bfloat16),
+                              ("fp16", device, torch.float16)):  # fmt: skip
+        policy.to(place).zero_grad(set_to_none=True)
+        batch = {key: value.to(place) if torch.is_tensor(value) else value
+                 for key, value in {**prepared, ACTION: actions}.items()}  # fmt: skip
+        with torch.autocast(place, kind, enabled=kind is not None):
+            loss, _ = policy(batch, noise=noise.to(place), time=torch.tensor([0.4], device=place))
+        loss.backward()
+        value = float(loss.detach())
+        rows = [weight.grad.flatten().cpu() for weight in policy.parameters() if weight.grad is not None]
+        found[name] = value, torch.cat(rows)
+        away = abs(found[name][0] - found["cpu"][0]) / found["cpu"][0]
+        cosine = torch.nn.functional.cosine_similarity(found[name][1], found["cpu"][1], dim=0)
+        tell(one_sample=name, on=place, loss=found[name][0], loss_difference=away, gradient_cosine=float(cosine))
+
+
 def small_cases(work: Path, policy: Path, cameras: Sequence[str], tell: Tell) -> None:
-    """The losses of 20 steps of a small policy on the GPU, as a share of the CPU's; and a run that was ended and
-    resumed."""
+    """Twenty steps of a small policy in each precision, the first kind being what the others are compared with (torch
+    draws other noise on a GPU than on a CPU); and a run that was ended and resumed."""
     import torch
 
     from vla_edge.training.command import main
 
     data = write_frames(work / "small_data", cameras, 64)
-    same = ("--steps", "20", "--batch-size", "8", "--workers", "0")
-    cpu = [row["loss"] for row in run(work / "cpu", policy, data, *same, "--device", "cpu", "--no-save")]
-    for precision in PRECISIONS:
-        for cache in (False, True):
-            kept = ("--cache-vision", str(work / f"small_{precision}")) if cache else ()
-            rows = run(work / "gpu", policy, data, *same, "--device", "cuda", "--precision", precision, "--no-save",
-                       *kept)  # fmt: skip
-            away = max(abs(row["loss"] - loss) / loss for row, loss in zip(rows, cpu))
-            tell(small=precision, cached=cache, worst_loss_difference=away, last=[cpu[-1], rows[-1]["loss"]])
-    run(work / "whole", policy, data, *same, "--device", "cuda", "--save-every", "10")
+    same = ("--steps", "20", "--batch-size", "8", "--workers", "0", "--no-save")
+    first: list[float] = []
+    for precision, cache in SMALL_CASES:
+        kept = ("--cache-vision", str(work / "kept")) if cache else ()
+        rows = run(work / "gpu", policy, data, *same, "--precision", precision, *kept)
+        first = first or [row["loss"] for row in rows]
+        away = max(abs(row["loss"] - loss) / loss for row, loss in zip(rows, first))
+        tell(small=precision, cached=cache, worst_loss_difference=away, last=rows[-1]["loss"])
+    run(work / "whole", policy, data, *same[:-1], "--save-every", "10")
     cut = work / "cut"
     shutil.rmtree(cut, ignore_errors=True)
     shutil.copytree(work / "whole", cut, symlinks=True)
@@ -99,20 +132,22 @@ def full_cases(work: Path, policy: Path, cameras: Sequence[str], rounds: int, te
     data = write_frames(work / "data", cameras, SIDE)
     for precision, batch, cache in FULL_CASES:
         kept = ("--cache-vision", str(work / f"kept_{precision}")) if cache else ()
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        rows = run(work / "full", policy, data, "--steps", str(rounds), "--batch-size", str(batch), "--precision",
-                   precision, "--device", "cuda", "--no-save", "--workers", "4", *kept)  # fmt: skip
+        rows = run(work / "full", policy, data, "--steps", str(rounds), "--batch-size", str(batch),
+                   "--precision", precision, "--no-save", "--workers", "4", *kept)  # fmt: skip
         seconds = [row["s_per_step"] for row in rows[3:]]
         tell(
             precision=precision, batch=batch, cached=cache, median_s=round(statistics.median(seconds), 4),
             smallest_s=round(min(seconds), 4), memory_mb=round(torch.cuda.max_memory_allocated() / 2**20),
             reserved_mb=round(torch.cuda.max_memory_reserved() / 2**20), loss=[rows[0]["loss"], rows[-1]["loss"]],
         )  # fmt: skip
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        run(work / "full", policy, data, "--steps", "3", "--batch-size", "64", "--device", "cuda", "--no-save")
+        run(work / "full", policy, data, "--steps", "3", "--batch-size", "64", "--no-save")
         tell(memory_of_4_GB="64 samples in float32 fitted")
     except RuntimeError as error:
         said = json.loads((work / "full" / "status.json").read_text())

@@ -187,9 +187,9 @@ def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
     unused = DistributedDataParallelKwargs(find_unused_parameters=unread_weights)
     # Autocast is our own (`Loop.autocast`): accelerate's precision cannot change within a process.
     accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", kwargs_handlers=[unused])
-    if device == "cpu" and accelerator.device.type != "cpu":
+    if device not in ("auto", accelerator.device.type):
         raise TrainingError(
-            f"device cpu: this process already works on {accelerator.device}; use one device per process"
+            f"device {device}: this process already works on {accelerator.device}; use one device per process"
         )
     return accelerator
 

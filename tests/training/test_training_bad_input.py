@@ -19,12 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
+from vla_edge.errors import TrainingError
 from vla_edge.files import write_json
 from vla_edge.training import start
 from vla_edge.training.command import main
+from vla_edge.training.loop import make_accelerator
 from vla_edge.training.run_config import TaskData, TrainConfig
 from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_status
 from vla_edge.training.runs import fine_tune as train_directly
@@ -552,3 +555,11 @@ def test_a_torn_or_empty_npz_is_one_line(world, tmp_path, capsys):
         (tmp_path / "act.npz").write_bytes(part)
         code, line = command("compare", tmp_path / "act.npz", "--dataset", world / "data", capsys=capsys)
         assert code == 2 and "no predictions to read" in line
+
+
+def test_a_process_that_trained_on_the_cpu_does_not_take_it_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen on an H200: accelerate keeps the first device of a process, and a second run asked for cuda ran on the CPU."""
+    assert make_accelerator("cpu").device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(TrainingError, match="device cuda: this process already works on cpu"):
+        make_accelerator("cuda")
