@@ -558,7 +558,7 @@ def test_a_torn_or_empty_npz_is_one_line(world, tmp_path, capsys):
 
 
 def test_a_process_that_trained_on_the_cpu_does_not_take_it_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen on an H200: accelerate keeps the first device of a process, and a second run asked for cuda ran on the CPU."""
+    """Seen on an H200: accelerate keeps the first device of a process; a run asked for cuda then ran on the CPU."""
     assert make_accelerator("cpu").device.type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(TrainingError, match="device cuda: this process already works on cpu"):
