@@ -10,6 +10,7 @@ from pathlib import Path
 from vla_edge.bundle import MAX_FPS, MIN_FPS
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import Number
+from vla_edge.lerobot_data.tolerance import add_tolerance
 
 UNKNOWN = "unknown"
 _rate = Number(
@@ -46,6 +47,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET",
         help="LeRobot dataset, its folder or a Hub id: its frames are compared too, its joint names and rate taken",
     )
+    add_tolerance(described)
     described.add_argument(
         "--camera",
         action="append",
@@ -83,11 +85,12 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
     from vla_edge.export.assemble import ExportRequest, export_bundle
     from vla_edge.export.proof_observations import Recording
 
+    recording = Recording(arguments.dataset, camera_pairs(arguments.camera), arguments.tolerance)
     request = ExportRequest(
         checkpoint=arguments.checkpoint,
         out=out,
         vlm=arguments.vlm,
-        recording=Recording(arguments.dataset, camera_pairs(arguments.camera)) if arguments.dataset else None,
+        recording=recording if arguments.dataset else None,
         threads=arguments.threads,
         joint_units=arguments.joint_units,
         base=arguments.base,

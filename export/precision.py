@@ -45,6 +45,7 @@ from vla_edge.errors import ConfigError, ExportError
 from vla_edge.export.nvidia_verdict import verdicts
 from vla_edge.export.weights import WeightFile
 from vla_edge.files import new_folder
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 Progress = Callable[[str], None]
@@ -56,13 +57,15 @@ ROUNDS = 3
 @dataclass(frozen=True)
 class PrecisionRequest:
     """precision: "fp16", "int8" or "auto". backend: what the graphs are for. data: LeRobot dataset, None for synthetic
-    observations (a policy with random weights). cameras: policy name → dataset name. ranges_file: kept there and gone
-    on with after an interruption. frames, held_out: observations for ranges and for the action error."""
+    observations (a policy with random weights). cameras: policy name → dataset name. tolerance_s: of its pictures'
+    times. ranges_file: kept there and gone on with after an interruption. frames, held_out: observations for ranges and
+    for the action error."""
 
     precision: str
     backend: str = "ort"
     data: Path | None = None
     cameras: Mapping[str, str] = field(default_factory=dict)
+    tolerance_s: float = TOLERANCE_S
     bound: ActionErrorBound = ActionErrorBound()
     method: Method = Method.MINMAX
     ranges_file: Path | None = None
@@ -344,7 +347,7 @@ def dialect_of(backend: str) -> Dialect:
 def _observations(bundle: Bundle, request: PrecisionRequest) -> Split:
     if request.data is None:
         return Split(synthetic(bundle, request.frames, 1), synthetic(bundle, request.held_out, 0))
-    return from_dataset(bundle, request.data, request.cameras, request.frames, request.held_out)
+    return from_dataset(bundle, request.data, request.cameras, request.frames, request.held_out, request.tolerance_s)
 
 
 def _bound(request: PrecisionRequest) -> dict[str, float]:

@@ -80,6 +80,7 @@ def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
         backend=arguments.backend,
         data=arguments.dataset,
         cameras=camera_pairs(arguments.camera),
+        tolerance_s=arguments.tolerance,
         bound=ActionErrorBound(arguments.joint_error, arguments.cosine),
         method=Method(arguments.ranges),
         ranges_file=arguments.ranges_file,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
 from vla_edge.errors import ConfigError, DatasetError
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.policies.families import Policy
 from vla_edge.policies.features import ACTION, STATE
 
@@ -45,6 +46,7 @@ class Recording:
 
     path: Path
     cameras: Mapping[str, str]
+    tolerance_s: float = TOLERANCE_S
 
 
 def synthetic_cases(policy: Policy, cameras: tuple[CameraSpec, ...], masks_cameras: bool) -> Iterator[Case]:
@@ -148,7 +150,7 @@ def _open(recording: Recording) -> Dataset:
     """The dataset. Its reader is imported here because its packages (extra `data`) are needed for nothing else."""
     from vla_edge.lerobot_data.reader import open_dataset
 
-    return open_dataset(recording.path)
+    return open_dataset(recording.path, tolerance_s=recording.tolerance_s)
 
 
 def _noise(policy: Policy, generator: np.random.Generator) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from vla_edge.lerobot_data.layout import V21_STATS_FILE
 from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.stats import NEEDED, Stats
-from vla_edge.lerobot_data.video import TOLERANCE_S
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 
 _SAMPLES = 3
 _TOTAL_TOLERANCE = 1e-9

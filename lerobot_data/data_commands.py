@@ -24,8 +24,8 @@ from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.summary import summary_lines, summary_of
 from vla_edge.lerobot_data.tables import stats_to_json
 from vla_edge.lerobot_data.task_texts import add_task, assign_task, load_counter, rename_task, task_uses
+from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.lerobot_data.verification.verify import verify_dataset
-from vla_edge.lerobot_data.video import TOLERANCE_S
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -46,26 +46,17 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
 
 
-def add_tolerance(parser: argparse.ArgumentParser) -> None:
-    """How far a frame's time may be from where the rate puts it."""
-    parser.add_argument(
-        "--tolerance",
-        type=positive,
-        default=TOLERANCE_S,
-        metavar="SECONDS",
-        help=f"how far times may be from frame / fps (default: {TOLERANCE_S:g}; LeRobot: tolerance_s)",
-    )
-
-
 def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, help="dataset: its folder, or a Hub id")
     parser.add_argument("b", type=Path, help="dataset that should hold the same")
     parser.add_argument("--samples", type=whole, default=3, help="pictures compared per episode and camera")
+    add_tolerance(parser)
 
 
 def add_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="dataset: its folder, or a Hub id")
     parser.add_argument("--write", action="store_true", help="replace the stored statistics")
+    add_tolerance(parser)
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +98,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     a, b = (local_folder(path, "dataset") for path in (arguments.a, arguments.b))
-    differences = compare_datasets(a, b, arguments.samples)
+    differences = compare_datasets(a, b, arguments.samples, tolerance_s=arguments.tolerance)
     for difference in differences:
         print(difference)
     if not differences:
@@ -121,7 +112,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 def run_stats(arguments: argparse.Namespace) -> int:
     root = _own_folder(arguments.dataset) if arguments.write else local_folder(arguments.dataset, "dataset")
     with episode_bar("episodes") as advance:
-        computed, stored = recompute_stats(root, advance, arguments.write)
+        computed, stored = recompute_stats(root, advance, arguments.write, arguments.tolerance)
     differences = {key: largest_difference(key, computed, stored) for key in computed}
     for key, difference in differences.items():
         print(f"{key:<32} stored differs by {difference:.2g} of the range")

@@ -25,7 +25,8 @@ from vla_edge.lerobot_data.columns import read_columns, stored_image, wide_colum
 from vla_edge.lerobot_data.layout import Feature, Info, read_info
 from vla_edge.lerobot_data.meta import Episode, read_episodes, read_stats, read_table, read_tasks
 from vla_edge.lerobot_data.stats import Stats
-from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
+from vla_edge.lerobot_data.video import VideoReader
 
 _OPEN_VIDEOS = 8
 

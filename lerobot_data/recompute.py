@@ -14,6 +14,7 @@ from vla_edge.lerobot_data.layout import Info
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, ImageMoments, Stats, aggregate, number_stats, sampled_frames
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 
 
 def episode_stats(dataset: Dataset, episode: Episode, keys: Iterable[str]) -> Stats:
@@ -61,13 +62,16 @@ def completed(
 
 
 def recompute_stats(
-    root: Path, progress: Callable[[int, int], None] | None = None, write: bool = False
+    root: Path,
+    progress: Callable[[int, int], None] | None = None,
+    write: bool = False,
+    tolerance_s: float = TOLERANCE_S,
 ) -> tuple[Stats, Stats]:
     """Returns (computed, stored) statistics of the whole set; with `write` the computed ones replace the stored.
 
     progress: called with (episodes done, episodes in all).
     """
-    with open_dataset(root) as dataset:
+    with open_dataset(root, tolerance_s=tolerance_s) as dataset:
         parts: dict[int, Stats] = {}
         for episode in dataset.episodes:
             parts[episode.index] = episode_stats(dataset, episode, dataset.features)

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError
 from vla_edge.files import refuse_pointer
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 
-TOLERANCE_S = 1e-4
-"""A frame belongs to a time when they differ by less (LeRobot's `tolerance_s`)."""
 _FORWARD_FRAMES = 16
 """A frame at most this far ahead is reached by decoding on; further ahead a seek is cheaper."""
 

@@ -15,7 +15,8 @@ from av.error import FFmpegError
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.layout import Location
-from vla_edge.lerobot_data.video import TOLERANCE_S, open_video
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
+from vla_edge.lerobot_data.video import open_video
 
 _SEEK_MARGIN_S = 2.0
 

@@ -147,6 +147,17 @@ def test_json_is_one_object_on_errors_too(capsys: pytest.CaptureFixture[str]) ->
         assert json.loads(capsys.readouterr().out)["exit_code"] == 2
 
 
+WITHOUT_PICTURES = {("vla-runtime", "identity"), ("vla-train", "resume"), ("vla-train", "stages")}
+"""Read names and numbers, or take the tolerance from the run or the stage file."""
+
+
+@pytest.mark.parametrize(("command", "word"), EVERY)
+def test_a_dataset_is_read_with_a_tolerance_everywhere(command: str, word: str) -> None:
+    flags = {flag for action in COMMANDS[command].parser(word)._actions for flag in action.option_strings}
+    if "--dataset" in flags and (command, word) not in WITHOUT_PICTURES:
+        assert "--tolerance" in flags
+
+
 @pytest.mark.parametrize("place", OLD)
 def test_every_old_option_means_the_same_or_names_the_new_one(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, _, word = place.partition(" ")

@@ -19,7 +19,7 @@ from vla_edge.errors import ConfigError
 from vla_edge.fields import read_object
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
-from vla_edge.lerobot_data.video import TOLERANCE_S
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
 from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
@@ -136,13 +136,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR[:WEIGHT]",
         help="LeRobot dataset, its folder or a Hub id; give several to mix them by weight",
     )
-    parser.add_argument(
-        "--tolerance",
-        type=positive,
-        default=TOLERANCE_S,
-        metavar="SECONDS",
-        help=f"how far a picture's time may be from its frame's (default: {TOLERANCE_S:g})",
-    )
+    add_tolerance(parser)
     parser.add_argument(
         "--episodes",
         type=parse_episodes,

@@ -16,6 +16,7 @@ from typing import Any
 
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.fields import build, merged, parse_yaml, read_object, to_json
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
@@ -85,7 +86,7 @@ class TaskData:
     weight: float = 1.0
     episodes: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
-    tolerance_s: float = 1e-4
+    tolerance_s: float = TOLERANCE_S
 
 
 @dataclass(frozen=True, slots=True)

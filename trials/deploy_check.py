@@ -23,6 +23,7 @@ from vla_edge.command_line import answer, positive, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
 from vla_edge.lerobot_data.observations import observation_of
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.joint_calibration import JointUnits
 from vla_edge.robot.robot_file import add_robot_file
@@ -310,7 +311,9 @@ CHECKS: tuple[Callable[[Deployment], Item], ...] = (
 )
 
 
-def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: float, threads: int) -> list[Item]:
+def check_deployment(
+    path: Path, dataset: Path | None, task: str | None, hz: float, threads: int, tolerance_s: float = TOLERANCE_S
+) -> list[Item]:
     """Run the ten checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
     if not hz > 0:
         raise ConfigError(f"--hz is {hz:g}: give the control rate, for example 30")
@@ -326,7 +329,7 @@ def check_deployment(path: Path, dataset: Path | None, task: str | None, hz: flo
     if dataset is not None:
         from vla_edge.lerobot_data.reader import open_dataset  # its packages are an extra
 
-        with open_dataset(dataset) as data:
+        with open_dataset(dataset, tolerance_s=tolerance_s) as data:
             differences = robot_differences(bundle, read_tables(bundle), data)
             tasks = tasks or list(dict.fromkeys(data.tasks.values()))
             if not shape_differences(bundle, data):
@@ -400,6 +403,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", type=Path, help="recorded observations of this robot (LeRobot dataset: its folder, or a Hub id)"
     )
+    add_tolerance(parser)
     parser.add_argument("--task", help="the instruction that will be given")
     parser.add_argument("--hz", type=positive, default=30.0, help="control rate")
     place = parser.add_argument_group("does the robot stand as in the data?")
@@ -422,9 +426,11 @@ def run(arguments: argparse.Namespace) -> int:
     from vla_edge.trials.place_check import check_cameras, check_start_pose
 
     cameras = parse_cameras(arguments.camera)
-    items = check_deployment(arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads)
+    items = check_deployment(
+        arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads, arguments.tolerance
+    )
     bundle, dataset = open_bundle(arguments.bundle), arguments.dataset
-    items.append(check_cameras(bundle, dataset, cameras))
+    items.append(check_cameras(bundle, dataset, cameras, arguments.tolerance))
     items.append(check_start_pose(bundle, dataset, arguments.port, arguments.joints, arguments.joint_units))
     for number, item in enumerate(items, 1):
         print(f"{number:>2} {item.name:<20} {item.state:<8} {item.found}")

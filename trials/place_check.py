@@ -21,6 +21,7 @@ from vla_edge.bundle import Bundle
 from vla_edge.camera_names import short_name
 from vla_edge.errors import VlaEdgeError
 from vla_edge.lerobot_data.observations import STATE, cameras_in
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.robot.camera_options import CameraOptions
 from vla_edge.robot.camera_report import look_at
 from vla_edge.robot.joint_calibration import load_joint_calibration, unit_from_counts
@@ -56,7 +57,9 @@ class Move:
     likeness: float
 
 
-def check_cameras(bundle: Bundle, dataset: Path | None, cameras: Sequence[CameraOptions]) -> Item:
+def check_cameras(
+    bundle: Bundle, dataset: Path | None, cameras: Sequence[CameraOptions], tolerance_s: float = TOLERANCE_S
+) -> Item:
     """Every camera given looks from where it looked in the data."""
     name = "camera place"
     if dataset is None or not cameras:
@@ -64,7 +67,7 @@ def check_cameras(bundle: Bundle, dataset: Path | None, cameras: Sequence[Camera
     from vla_edge.lerobot_data.reader import open_dataset
 
     found, bad = [], []
-    with open_dataset(dataset) as data:
+    with open_dataset(dataset, tolerance_s=tolerance_s) as data:
         keys = cameras_in(data, bundle.manifest.cameras, {}, all_of_them=False)
         sources = {key: item.source for item in bundle.manifest.cameras for key in (item.name, item.source)}
         for options in cameras:

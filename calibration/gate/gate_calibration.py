@@ -26,6 +26,7 @@ from vla_edge.files import link_or_copy, new_folder
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.observations import cameras_in
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
 
@@ -175,6 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="LeRobot dataset, its folder or a Hub id: still and moving phases, and moments in which objects are moved",
     )
+    add_tolerance(parser)
     parser.add_argument("--out", type=folder_to_write, required=True, help="new bundle with the limits in its manifest")
     parser.add_argument(
         "--camera",
@@ -215,7 +217,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {arguments.out} exists already; bundles are never changed, choose another folder")
     bundle = open_bundle(arguments.bundle)
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
-    with open_dataset(arguments.dataset) as dataset, Progress(console=Console(stderr=True)) as bar:
+    with (
+        open_dataset(arguments.dataset, tolerance_s=arguments.tolerance) as dataset,
+        Progress(console=Console(stderr=True)) as bar,
+    ):
         recorded = Recorded(dataset, cameras_in(dataset, bundle.manifest.cameras, camera_pairs(arguments.camera)))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
         result = calibrate_gate(bundle, engine, recorded, request, bar)

@@ -14,6 +14,7 @@ from vla_edge.bundle import Bundle
 from vla_edge.calibration.precision.synthetic import Measured, measured
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data.observations import cameras_in, observation_of_sample
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 
 if TYPE_CHECKING:
     from vla_edge.lerobot_data.reader import Dataset
@@ -27,13 +28,15 @@ class Split:
     held_out: Measured
 
 
-def from_dataset(bundle: Bundle, path: Path, renamed: Mapping[str, str], count: int, held_out: int) -> Split:
+def from_dataset(
+    bundle: Bundle, path: Path, renamed: Mapping[str, str], count: int, held_out: int, tolerance_s: float = TOLERANCE_S
+) -> Split:
     """Frames spread over the dataset; the last fifth of its episodes (of its frames, when it has one episode) is held
     out. renamed: policy camera → dataset camera where they differ. DatasetError: no camera of the policy, or too few
     frames."""
     from vla_edge.lerobot_data.reader import open_dataset  # needs PyAV, which an export without a dataset does without
 
-    with open_dataset(path) as dataset:
+    with open_dataset(path, tolerance_s=tolerance_s) as dataset:
         cameras = cameras_in(dataset, bundle.manifest.cameras, renamed, all_of_them=False)
         border = _border(dataset)
         if border < 1 or len(dataset) - border < 1:

@@ -19,8 +19,8 @@ from vla_edge.lerobot_data.editing.rewrite import DEFAULT_SIZES, FileSizes, Part
 from vla_edge.lerobot_data.layout import Info
 from vla_edge.lerobot_data.meta import read_episodes
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.lerobot_data.verification.verify import verify_dataset
-from vla_edge.lerobot_data.video import TOLERANCE_S
 
 
 def convert_dataset(

@@ -10,6 +10,7 @@ from vla_edge.command_line import answer, folder_to_write
 from vla_edge.lerobot_data.data_commands import episode_bar
 from vla_edge.lerobot_data.editing.episode_edits import delete, merge, parse_episodes, parse_shares, renumber, split
 from vla_edge.lerobot_data.layout import Info
+from vla_edge.lerobot_data.tolerance import add_tolerance
 
 
 def add_merge(parser: argparse.ArgumentParser) -> None:
@@ -42,29 +43,32 @@ def add_renumber(parser: argparse.ArgumentParser) -> None:
 
 def _add_out(parser: argparse.ArgumentParser, help: str = "new dataset folder, must not exist") -> None:
     parser.add_argument("--out", type=folder_to_write, required=True, help=help)
+    add_tolerance(parser)
 
 
 def run_merge(arguments: argparse.Namespace) -> int:
     with episode_bar("episodes") as advance:
-        info = merge(arguments.datasets, arguments.out, advance)
+        info = merge(arguments.datasets, arguments.out, advance, arguments.tolerance)
     return _done({str(arguments.out): info})
 
 
 def run_split(arguments: argparse.Namespace) -> int:
     with episode_bar("episodes") as advance:
-        infos = split(arguments.dataset, parse_shares(arguments.part), arguments.out, advance)
+        infos = split(arguments.dataset, parse_shares(arguments.part), arguments.out, advance, arguments.tolerance)
     return _done({str(arguments.out / name): info for name, info in infos.items()})
 
 
 def run_delete(arguments: argparse.Namespace) -> int:
     with episode_bar("episodes") as advance:
-        info = delete(arguments.dataset, parse_episodes(arguments.episodes), arguments.out, advance)
+        info = delete(
+            arguments.dataset, parse_episodes(arguments.episodes), arguments.out, advance, arguments.tolerance
+        )
     return _done({str(arguments.out): info})
 
 
 def run_renumber(arguments: argparse.Namespace) -> int:
     with episode_bar("episodes") as advance:
-        info = renumber(arguments.dataset, arguments.out, advance)
+        info = renumber(arguments.dataset, arguments.out, advance, arguments.tolerance)
     return _done({str(arguments.out): info})
 
 

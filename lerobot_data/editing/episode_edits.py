@@ -19,10 +19,13 @@ from vla_edge.lerobot_data.editing.rewrite import DEFAULT_SIZES, Part, Progress,
 from vla_edge.lerobot_data.layout import Info, read_info
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.lerobot_data.verification.verify import verify_dataset
 
 
-def merge(sources: Sequence[Path], target: Path, progress: Progress | None = None) -> Info:
+def merge(
+    sources: Sequence[Path], target: Path, progress: Progress | None = None, tolerance_s: float = TOLERANCE_S
+) -> Info:
     """All episodes of all sources, one after the other; task texts of all, the same text once.
 
     Raises DatasetError when rate, robot or features differ.
@@ -30,7 +33,7 @@ def merge(sources: Sequence[Path], target: Path, progress: Progress | None = Non
     if len(sources) < 2:
         raise ConfigError(f"merge got {len(sources)} dataset; name two or more")
     with ExitStack() as stack:
-        datasets = [stack.enter_context(open_dataset(source)) for source in sources]
+        datasets = [stack.enter_context(open_dataset(source, tolerance_s=tolerance_s)) for source in sources]
         for other in datasets[1:]:
             differences = differing_heads(datasets[0], other)
             if differences:
@@ -44,9 +47,15 @@ def merge(sources: Sequence[Path], target: Path, progress: Progress | None = Non
     return read_info(target)
 
 
-def delete(source: Path, numbers: Sequence[int], target: Path, progress: Progress | None = None) -> Info:
+def delete(
+    source: Path,
+    numbers: Sequence[int],
+    target: Path,
+    progress: Progress | None = None,
+    tolerance_s: float = TOLERANCE_S,
+) -> Info:
     """All episodes but those of `numbers`, counted anew; task texts that no frame has any more are dropped."""
-    with open_dataset(source) as dataset:
+    with open_dataset(source, tolerance_s=tolerance_s) as dataset:
         gone = {episode.index for episode in _chosen(dataset, numbers)}
         kept = [episode for episode in dataset.episodes if episode.index not in gone]
         if not kept:
@@ -57,10 +66,14 @@ def delete(source: Path, numbers: Sequence[int], target: Path, progress: Progres
 
 
 def split(
-    source: Path, shares: Mapping[str, float | Sequence[int]], target: Path, progress: Progress | None = None
+    source: Path,
+    shares: Mapping[str, float | Sequence[int]],
+    target: Path,
+    progress: Progress | None = None,
+    tolerance_s: float = TOLERANCE_S,
 ) -> dict[str, Info]:
     """`target`/NAME for each name: a share of the episodes, in their order, or the numbers given. No episode twice."""
-    with open_dataset(source) as dataset:
+    with open_dataset(source, tolerance_s=tolerance_s) as dataset:
         chosen = _shared_out(dataset, shares)
         with new_folder(target, DatasetError) as folder:
             for name, episodes in chosen.items():
@@ -69,9 +82,9 @@ def split(
     return {name: read_info(target / name) for name in chosen}
 
 
-def renumber(source: Path, target: Path, progress: Progress | None = None) -> Info:
+def renumber(source: Path, target: Path, progress: Progress | None = None, tolerance_s: float = TOLERANCE_S) -> Info:
     """The same episodes with numbers from 0 on without a gap; so are frames and tasks."""
-    with open_dataset(source, gaps=True) as dataset:
+    with open_dataset(source, True, tolerance_s) as dataset:
         tasks = list(dict.fromkeys(dataset.tasks.values()))
         _written([Part(dataset, dataset.episodes)], tasks, target, progress)
     return read_info(target)
@@ -144,7 +157,7 @@ def _written(parts: Sequence[Part], tasks: Sequence[str], target: Path, progress
 def _fill(parts: Sequence[Part], tasks: Sequence[str], folder: Path, progress: Progress | None) -> None:
     folder.mkdir(exist_ok=True)
     write_episodes(parts, tasks, folder, DEFAULT_SIZES, progress)
-    report = verify_dataset(folder)
+    report = verify_dataset(folder, tolerance_s=max(part.dataset.tolerance_s for part in parts))
     if not report.passed:
         roots = " ".join(str(part.dataset.root) for part in parts)
         raise CheckFailed(f"the new dataset does not verify: {report.first_problem}; run `vla-data verify` on {roots}")

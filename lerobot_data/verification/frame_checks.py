@@ -11,8 +11,9 @@ from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.columns import FileRows, stored_image
 from vla_edge.lerobot_data.meta import Episode, episode_files, read_table
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened, joined
-from vla_edge.lerobot_data.video import TOLERANCE_S, VideoReader, frame_times
+from vla_edge.lerobot_data.video import VideoReader, frame_times
 
 
 def sample(opened: Opened) -> list[str]:

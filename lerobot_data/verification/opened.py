@@ -17,7 +17,7 @@ from vla_edge.lerobot_data.columns import column_array, data_files
 from vla_edge.lerobot_data.layout import INDEX_FEATURES, Info
 from vla_edge.lerobot_data.meta import Episode, read_episode_stats, read_episodes, read_stats, read_table, read_tasks
 from vla_edge.lerobot_data.stats import Stats
-from vla_edge.lerobot_data.video import TOLERANCE_S
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 
 T = TypeVar("T")
 

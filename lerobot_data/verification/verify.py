@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.errors import DatasetError
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.lerobot_data.verification.checks import CHECKS, Check
 from vla_edge.lerobot_data.verification.opened import Opened, open_parts
-from vla_edge.lerobot_data.video import TOLERANCE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,22 @@ def test_times_that_jitter_are_taken_with_a_tolerance(tmp_path: Path, capsys: py
         list(strict.frames(2))
 
 
+def test_every_tool_that_reads_pictures_takes_the_tolerance(tmp_path: Path) -> None:
+    root, pictures = copy_of(V21, tmp_path), front_pictures()
+    late = [time + 9 if time else 0 for time in on_time(len(pictures))]
+    encode(root / VIDEO, pictures, late)
+    taken = ["--tolerance", "0.0101"]
+    for words in (["delete", "--episodes", "0"], ["renumber"], ["split", "--part", "a=1-2"]):
+        out = tmp_path / words[0]
+        command = [words[0], str(root), *words[1:], "--out", str(out)]
+        assert main(command) != 0 and not out.exists(), words
+        assert main([*command, *taken]) == 0, words
+    assert main(["merge", str(root), str(root), "--out", str(tmp_path / "two"), *taken]) == 0
+    assert main(["compare", str(root), str(tmp_path / "renumber"), *taken]) == 0
+    assert main(["stats", str(root)]) == 2
+    assert main(["stats", str(root), *taken]) == 0
+
+
 def test_a_videos_frame_times_are_read_without_decoding() -> None:
     with open_dataset(V21) as dataset:
         times = frame_times(V21 / VIDEO)

@@ -120,6 +120,12 @@ def test_data_whose_pictures_come_late_are_trained_on_with_a_tolerance(
     assert train(world / "policy", data, tmp_path / "strict") == 2
     assert "has no frame at" in capfd.readouterr().err
     assert train(world / "policy", data, tmp_path / "run", "--tolerance", "0.03", "--workers", "1") == 0
+    evaluation = ["evaluate", str(world / "policy"), "--dataset", str(data), "--episodes", "0"]
+    assert main(evaluation) == 2
+    assert main([*evaluation, "--tolerance", "0.03"]) == 0
+    anchors = ["anchors", "--checkpoint", str(world / "policy"), "--dataset", str(data), "--count", "2", "--out"]
+    assert main([*anchors, str(tmp_path / "anchors")]) == 2
+    assert main([*anchors, str(tmp_path / "anchors"), "--tolerance", "0.03"]) == 0
     with open_dataset(world / "film") as dataset, open_dataset(data, tolerance_s=0.03) as shifted:
         assert all(np.array_equal(dataset.image(CAMERA, i), shifted.image(CAMERA, i)) for i in range(len(dataset)))
 

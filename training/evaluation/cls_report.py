@@ -20,6 +20,7 @@ from vla_edge.command_line import answer, between, count, folder_to_write
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import write_json, written_beside
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.run_config import TaskData
@@ -248,6 +249,7 @@ def add_cls_report(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="episodes to look at, e.g. 0-9,12 (default: all)",
     )
+    add_tolerance(parser)
     parser.add_argument("--stride", type=count, default=1, help="every n-th frame")
     parser.add_argument("--near", type=count, default=3, help="frames apart that still are the same scene")
     parser.add_argument(
@@ -263,7 +265,7 @@ def run_cls_report(arguments: argparse.Namespace) -> int:
     require_gate(policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     data = Frames(
-        TaskData("gate", arguments.dataset, episodes=arguments.episodes),
+        TaskData("gate", arguments.dataset, episodes=arguments.episodes, tolerance_s=arguments.tolerance),
         FrameSettings(cameras, policy.config.chunk_size, 0),
     )
     threshold = policy.config.cls_similarity_threshold if arguments.threshold is None else arguments.threshold

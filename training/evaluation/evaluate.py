@@ -17,6 +17,7 @@ from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.files import write_text, written_beside
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
 from vla_edge.policies.features import ACTION
 from vla_edge.training.checkpoints import RUN_FILE
 from vla_edge.training.evaluation.compare_report import Contender, RobotTrials, draw, markdown, read_trials
@@ -33,13 +34,18 @@ BATCH = 8
 @dataclass(frozen=True)
 class Scope:
     """Which frames are evaluated: every `stride`-th of the episodes, from the second of each on (the first has no last
-    action to hold). `draws`: noise draws per frame, all from `seed`."""
+    action to hold). `draws`: noise draws per frame, all from `seed`.
+    tolerance_s: of pictures' times."""
 
     dataset: str
     episodes: tuple[int, ...]
     stride: int = 5
     seed: int = 0
     draws: int = 1
+    tolerance_s: float = TOLERANCE_S
+
+    def data(self, name: str) -> TaskData:
+        return TaskData(name, self.dataset, episodes=self.episodes, tolerance_s=self.tolerance_s)
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,7 @@ def evaluate(
     predictor: Predictor, scope: Scope
 ) -> tuple[dict[str, dict[str, HorizonError]], NDArray[np.float32], Targets]:
     """Errors of the predictor and of both baselines, its predictions of the first draw, and the targets."""
-    data = Frames(
-        TaskData("evaluation", scope.dataset, episodes=scope.episodes),
-        FrameSettings(predictor.cameras, predictor.chunk, scope.seed),
-    )
+    data = Frames(scope.data("evaluation"), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
     indices = frames_of(scope, data)
     targets = targets_of(data.dataset, indices, predictor.chunk)
     drawn = []
@@ -120,10 +123,7 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int, trials: RobotTr
     """One policy's row of a comparison; latency over `timed` single predictions."""
     found, _, targets = evaluate(predictor, scope)
     errors = found[predictor.name]
-    data = Frames(
-        TaskData("timing", scope.dataset, episodes=scope.episodes),
-        FrameSettings(predictor.cameras, predictor.chunk, scope.seed),
-    )
+    data = Frames(scope.data("timing"), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
     spent = predictor.latency_ms(queries_of(data, predictor, scope, frames_of(scope, data)[:timed], 0))
     return Contender(
         name=predictor.name,
@@ -148,6 +148,7 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
         help="episodes to evaluate, e.g. 0-9,12 (default: all)",
     )
     parser.add_argument("--run", type=Path, help="take dataset and held-out episodes from this run instead")
+    add_tolerance(parser)
     parser.add_argument("--stride", type=count, default=5, help="every n-th frame")
     parser.add_argument("--seed", type=whole, default=0, help="seed of the noise")
     parser.add_argument("--draws", type=count, default=1, help="noise draws per frame")
@@ -158,17 +159,18 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
 
 
 def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
-    dataset, episodes = arguments.dataset, arguments.episodes
+    dataset, episodes, tolerance_s = arguments.dataset, arguments.episodes, arguments.tolerance
     if arguments.run is not None:
         task = read_config(arguments.run / RUN_FILE).data[-1]
         dataset, episodes = dataset or task.path, episodes or task.held_out
+        tolerance_s = max(tolerance_s, task.tolerance_s)
         if not episodes:
             raise ConfigError(f"{arguments.run}: the run held no episodes out; name some with --episodes")
     if not dataset:
         raise ConfigError("no dataset given; use --dataset PATH or --run RUN")
     with open_dataset(dataset) as found:
         dataset = str(found.root)
-    return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws)
+    return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws, tolerance_s)
 
 
 def check_target(file: Path | None, suffix: str) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, merged, read_object, to_json
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, read_changes
 
 KUAVO = "kuavo"
@@ -30,12 +31,13 @@ _NAME = re.compile(r"[\w-][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class StageTask:
-    """One dataset of the sequence; its dimensions are checked against the data."""
+    """One dataset of the sequence; its dimensions are checked against the data. tolerance_s: of its pictures' times."""
 
     name: str
     dataset: str
     action_dim: int
     state_dim: int
+    tolerance_s: float = TOLERANCE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from vla_edge.command_line import answer, count, fraction, whole
 from vla_edge.errors import ConfigError
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
@@ -117,6 +118,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one dataset only)"
     )
+    add_tolerance(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder of the cache")
     parser.add_argument("--count", type=count, default=256, help="number of anchors")
     parser.add_argument(
@@ -131,7 +133,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
 
 
 def run_anchors(arguments: argparse.Namespace) -> int:
-    data: tuple[TaskData, ...] = tasks_of(arguments.dataset, arguments.episodes)
+    data: tuple[TaskData, ...] = tasks_of(arguments.dataset, arguments.episodes, arguments.tolerance)
     plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
     device = make_accelerator(arguments.device).device
     meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.checkpoint), plan, arguments.out, device)

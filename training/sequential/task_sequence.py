@@ -125,7 +125,7 @@ def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]
     """The configuration of one stage. Tasks with share 0 are validated but not trained on."""
     plan, stage = sequence.plan, sequence.plan.stages[number]
     tasks = tuple(
-        TaskData(task.name, task.dataset, share, held_out=held)
+        TaskData(task.name, task.dataset, share, held_out=held, tolerance_s=task.tolerance_s)
         for task, share, held in zip(plan.tasks, stage.mix, held_out)
     )
     shared = plan.shared
@@ -217,7 +217,7 @@ def _transfer_row(sequence: StageRun, policy: str, held_out: list[tuple[int, ...
     device = make_accelerator(sequence.base.device).device
     settings = FrameSettings(tuple(camera.source for camera in model.settings.cameras), model.config.chunk_size, 0)
     tasks = [
-        Frames(TaskData(task.name, task.dataset, held_out=held), settings, held_out=True)
+        Frames(TaskData(task.name, task.dataset, held_out=held, tolerance_s=task.tolerance_s), settings, held_out=True)
         for task, held in zip(sequence.plan.tasks, held_out)
         if held
     ]
