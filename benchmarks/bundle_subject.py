@@ -33,7 +33,7 @@ class BundleSubject:
         engine = load_engine(spec.backend, EngineOptions(threads=spec.threads))
         self._delta = "delta" in bundle.manifest.graphs
         policy = CacheMode.DELTA if self._delta else CacheMode.STILL
-        self._session = PolicySession(bundle, engine, SessionOptions(policy, gate=GATE))
+        self._session = PolicySession(bundle, engine, SessionOptions(policy, steps=spec.steps, gate=GATE))
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         self._last: Observation = self._data.observations[0]
         self._count = 0
@@ -46,7 +46,7 @@ class BundleSubject:
             "precision": dict(bundle.manifest.precision.get("graphs", {})),
             "requested": bundle.manifest.precision.get("requested"),
             "plan_error": bundle.manifest.precision.get("error"),
-            "steps": bundle.manifest.policy.num_steps,
+            "steps": spec.steps or bundle.manifest.policy.num_steps,
             "cameras": len(bundle.manifest.cameras),
             "executed": rows_of(bundle.manifest.policy, handover_of(None, None, bundle.manifest)),
         }

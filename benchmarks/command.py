@@ -12,6 +12,7 @@ from rich.console import Console
 from vla_edge.command_line import Command, Subcommand, answer, count, folder_to_write, positive, threads
 from vla_edge.errors import ConfigError
 from vla_edge.files import write_json
+from vla_edge.runtime.inference.session import add_flow_steps_argument
 
 main = Command(
     "vla-bench",
@@ -46,12 +47,16 @@ def run_bench(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
     inputs = arguments.bundle[0][1]
     specs = [
-        SubjectSpec(f"{path.name} on {backend}", "bundle", path, backend, arguments.threads, inputs)
+        SubjectSpec(
+            f"{path.name} on {backend}", "bundle", path, backend, arguments.threads, inputs, steps=arguments.flow_steps
+        )
         for backend, path in arguments.bundle
     ]
     if arguments.preset is not None:
-        if arguments.against:
-            raise ConfigError("--preset measures one bundle alone; leave out --against")
+        if arguments.against or arguments.flow_steps:
+            raise ConfigError(
+                "--preset measures one bundle with its row's flow steps; leave out --against, --flow-steps"
+            )
         return print_row(arguments.preset, specs, arguments.rounds, arguments.out)
     from vla_edge.benchmarks.bench_report import markdown, write_report
     from vla_edge.benchmarks.measure import Rounds, measure
@@ -136,6 +141,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--threads", type=threads, default=0, help="CPU threads of every subject (default: all physical cores)"
     )
+    add_flow_steps_argument(measured)
     measured.add_argument("--rounds", type=count, default=20, help="measured rounds")
     files = parser.add_argument_group("files that are written")
     files.add_argument("--out", type=folder_to_write, help="folder for the results (default: none is written)")

@@ -21,7 +21,8 @@ OBSERVATIONS = 4
 class SubjectSpec:
     """kind: "bundle", "torch" or "lerobot". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile.
     inputs: the
-    bundle whose cameras and sizes the observations have, the same for all subjects."""
+    bundle whose cameras and sizes the observations have, the same for all subjects. steps: Euler steps of a
+    bundle, None the policy's own."""
 
     name: str
     kind: str
@@ -30,6 +31,7 @@ class SubjectSpec:
     threads: int
     inputs: Path
     compiled: bool = False
+    steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ from vla_edge.errors import BundleError, ObservationError
 TIE = "target"
 """The input of a step graph that draws x to the inpaint's path itself."""
 
+TIMES = "flow_times."
+"""The tables with the flow times between unequal steps, by the steps' count."""
+
 
 class FlowSignal(IntEnum):
     """What to do next: go on, take the rest in one step (anytime), or give the chunk up. The same numbers as in
@@ -214,7 +217,7 @@ def flow_steps(policy: PolicySpec, tables: Mapping[str, NDArray[np.float32]]) ->
                 f"tables.safetensors: time_bias.{n} is {'missing' if table is None else list(table.shape)}, must be "
                 f"[{n}, {policy.expert_width}]; export the bundle again"
             )
-        made[n] = FlowSteps(np.ascontiguousarray(table, np.float32), _moments(n, tables.get(f"flow_times.{n}")))
+        made[n] = FlowSteps(np.ascontiguousarray(table, np.float32), _moments(n, tables.get(f"{TIMES}{n}")))
     return made
 
 

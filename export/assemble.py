@@ -75,7 +75,8 @@ class ExportRequest:
     "range_m100_100" or "unknown", written into the manifest. base: the policy that a LoRA folder adapts, None where
     the adapter says. outputs_are_joint_values: actions without statistics are what the arm is sent, as they come.
     fps: actions a second in the policy's data, "unknown", or None: the recording's. take_empty_cameras: the policy's
-    `empty_cameras` are cameras that a picture may be given to."""
+    `empty_cameras` are cameras that a picture may be given to. step_sizes: of n Euler steps that are not equally long,
+    their shares of the way; runs of n steps take them."""
 
     checkpoint: Path
     out: Path
@@ -88,6 +89,7 @@ class ExportRequest:
     fps: float | str | None = None
     revision: str = ""
     take_empty_cameras: bool = False
+    step_sizes: tuple[float, ...] = ()
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
@@ -101,7 +103,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     exporter = exporter_of(request.checkpoint, request.vlm, request.base)
     policy = exporter.policy
     _check_outputs(policy, request)
-    exporter.check(request.checkpoint)
+    exporter.check(request.checkpoint, request.step_sizes)
     if request.take_empty_cameras:
         exporter.take_empty_cameras(request.checkpoint)
     cameras = camera_specs(policy, request.recording, exporter.placeholder_size)
@@ -183,7 +185,7 @@ def write_graphs(
     for spec in graphs.values():
         onnx.checker.check_model(str(folder / spec.file), full_check=True)
     progress("write tables and tokenizer")
-    (folder / TABLES).write_bytes(save({**exporter.tables(), **_statistics(policy)}))
+    (folder / TABLES).write_bytes(save({**exporter.tables(request.step_sizes), **_statistics(policy)}))
     tokenizer = _tokenizer(policy, folder)
     policy_numbers = exporter.spec()
     write_lerobot_files(folder, policy_numbers, cameras)

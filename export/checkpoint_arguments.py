@@ -73,6 +73,25 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="actions a second in the policy's data, or `unknown` (default: the dataset's, unknown without one)",
     )
+    described.add_argument(
+        "--step-sizes",
+        type=_step_sizes,
+        default=(),
+        metavar="S1,S2,…",
+        help="flow steps that are not equally long, as shares of the way from noise to actions: --flow-steps of so "
+        "many takes them (default: equal steps)",
+    )
+
+
+def _step_sizes(text: str) -> tuple[float, ...]:
+    """`0.4,0.3,0.2,0.1`: shares above 0 that make 1."""
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(size > 0 for size in sizes) or not abs(sum(sizes) - 1) < 1e-3:
+        raise argparse.ArgumentTypeError(f"{text!r}: give shares above 0 that make 1 together, such as 0.4,0.3,0.2,0.1")
+    return sizes
 
 
 def _fps(text: str) -> float | str:
@@ -98,5 +117,6 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
         outputs_are_joint_values=arguments.outputs_are_joint_values,
         fps=arguments.fps,
         take_empty_cameras=arguments.take_empty_cameras,
+        step_sizes=arguments.step_sizes,
     )
     export_bundle(request, tell)

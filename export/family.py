@@ -56,8 +56,9 @@ class Exporter(Protocol):
     masks_cameras: bool
     placeholder_size: tuple[int, int] | None
 
-    def check(self, checkpoint: Path) -> None:
-        """CheckpointError, ConfigError: what the runtime could not run, or must not."""
+    def check(self, checkpoint: Path, step_sizes: tuple[float, ...]) -> None:
+        """CheckpointError, ConfigError: what the runtime could not run, or must not. step_sizes: as in
+        `ExportRequest`."""
 
     def take_empty_cameras(self, checkpoint: Path) -> None:
         """Make cameras of the empty ones that config.json names. ConfigError: it names none."""
@@ -72,7 +73,7 @@ class Exporter(Protocol):
     def pictures(self) -> tuple[NormalizationSpec, ...]:
         """How each camera's channels are normalised; empty where the policy scales pictures to −1..1."""
 
-    def tables(self) -> dict[str, NDArray[np.float32]]:
+    def tables(self, step_sizes: tuple[float, ...]) -> dict[str, NDArray[np.float32]]:
         """Arrays of the runtime besides the statistics."""
 
     def gate(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vla_edge.calibration.precision.action_error import ActionError, ActionError
 from vla_edge.calibration.precision.folding import Folds, folds_of
 from vla_edge.calibration.precision.linear import weight_arrays
 from vla_edge.calibration.precision.precision_audit import GraphAudit, audit_openvino, audit_ort
-from vla_edge.calibration.precision.precision_plan import Candidate, Search, Weighted, all_half, search
+from vla_edge.calibration.precision.precision_plan import Candidate, Search, Weighted, all_half, candidates, search
 from vla_edge.calibration.precision.ranges import Method, Ranges, gather
 from vla_edge.calibration.precision.recorded_observations import Split, from_dataset
 from vla_edge.calibration.precision.synthetic import synthetic
@@ -115,13 +115,16 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
     return manifest
 
 
-def half_unproven(source: Path, out: Path, progress: Progress) -> Manifest:
-    """Write the bundle `out` in half precision for tensorrt, measured on nothing: for a policy with random weights."""
-    request = PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
-    work = PrecisionWork(open_bundle(source), request, backend_of("tensorrt"), dialect_of("tensorrt"), progress)
+def requantise_unproven(source: Path, out: Path, request: PrecisionRequest, progress: Progress) -> Manifest:
+    """Write the bundle `out` in "fp16" or, by the dialect's finest plan, "int8", its error measured on nothing: for
+    times of a policy with random weights."""
+    backend, dialect = backend_of(request.backend), dialect_of(request.backend)
+    work = PrecisionWork(open_bundle(source), request, backend, dialect, progress)
     with new_folder(out, ExportError) as folder:
-        manifest = write_variant(work, work.half()[0], folder)
-        facts = {"requested": "fp16", "graphs": dict.fromkeys(manifest.graphs, "fp16, not proven")}
+        candidate = work.half()[0] if request.precision == "fp16" else work.finest()
+        manifest = write_variant(work, candidate, folder)
+        kind = request.precision
+        facts = {"requested": kind, "graphs": dict.fromkeys(manifest.graphs, f"{kind}, not proven")}
         manifest = replace(manifest, precision=facts)
         write_manifest(folder, manifest)
     return manifest
@@ -148,14 +151,7 @@ class PrecisionWork:
 
     def int8(self) -> tuple[Candidate | None, Search | None]:
         """The plan; None when `auto` finds float32 to be the better choice."""
-        self.ranges = gather(
-            self.bundle,
-            load_engine("ort-python", EngineOptions(threads=self.request.threads, spin=False)),
-            self.data.ranges,
-            self.request.ranges_file,
-            lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
-        )
-        self.folds = folds_of(list(self.graphs.values()), self.ranges)
+        self._gather()
         if not self.dialect.int8:
             raise ConfigError(f"backend {self.request.backend} has no INT8 products; choose fp16")
         found = search(self._groups(), self.dialect, self.request.bound, self._measure)
@@ -169,6 +165,22 @@ class PrecisionWork:
                 f"has cosine {best.error.cosine:.5f} and {best.error.joint_p95:.4f}; raise the bound, or export fp32"
             )
         return (None if found.chosen is None else found.chosen.candidate), found
+
+    def finest(self) -> Candidate:
+        """The plan of the dialect's last shape, which a trained policy takes most often, without folding."""
+        self._gather()
+        *_, plain, _, _ = candidates(self._groups(), self.dialect)
+        return plain
+
+    def _gather(self) -> None:
+        self.ranges = gather(
+            self.bundle,
+            load_engine("ort-python", EngineOptions(threads=self.request.threads, spin=False)),
+            self.data.ranges,
+            self.request.ranges_file,
+            lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
+        )
+        self.folds = folds_of(list(self.graphs.values()), self.ranges)
 
     def half(self) -> tuple[Candidate, None]:
         """Every linear map in half precision, for a backend that is not on this machine."""

@@ -135,7 +135,8 @@ def _print_policy(bundle: Bundle, console: Console) -> None:
     facts = Table(show_header=False, title="policy")
     layers = f"{policy.layers} text layers, self {list(policy.self_layers)}, cross {list(policy.cross_layers)}"
     facts.add_row("type", f"{policy.type}, {layers}" if policy.layers else policy.type)
-    steps = f"{policy.min_steps} to {policy.num_steps} flow steps" if manifest.programme.step else "in one pass"
+    count = f"distilled to {policy.num_steps}" if policy.distilled else f"{policy.min_steps} to {policy.num_steps}"
+    steps = f"{count} flow steps" if manifest.programme.step else "in one pass"
     averaged = policy.ensemble_coefficient
     used = f"{policy.n_action_steps} executed" if averaged is None else f"averaged with coefficient {averaged:g}"
     facts.add_row("chunk", f"{policy.chunk_size} actions, {used}, {steps}")

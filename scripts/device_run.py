@@ -307,7 +307,7 @@ def export(arguments: argparse.Namespace, tell: Tell) -> int:
     from tests.random_policy import RandomPolicy, write_random_policy
 
     from vla_edge.export.assemble import ExportRequest, export_unproven
-    from vla_edge.export.precision import half_unproven
+    from vla_edge.export.precision import PrecisionRequest, requantise_unproven
 
     place = WORK / arguments.size
     shutil.rmtree(place, ignore_errors=True)
@@ -320,7 +320,8 @@ def export(arguments: argparse.Namespace, tell: Tell) -> int:
     write_random_policy(place / "policy", RandomPolicy(size=arguments.size, dtype="bfloat16"))
     say("policy written")
     export_unproven(ExportRequest(checkpoint=place / "policy", out=place / "fp32"), say)
-    half_unproven(place / "fp32", place / "fp16", say)
+    half = PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
+    requantise_unproven(place / "fp32", place / "fp16", half, say)
     sizes = {
         name: sum(file.stat().st_size for file in (place / name / "graphs").rglob("*.bin")) for name in ("fp32", "fp16")
     }

@@ -20,7 +20,7 @@ from vla_edge.robot.sim.simulator import tip_to_cubes
 from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.session import SessionOptions
+from vla_edge.runtime.inference.session import SessionOptions, add_flow_steps_argument
 from vla_edge.trials.lockstep import options_at, run_lockstep
 from vla_edge.trials.reach_task import SessionPlanner
 
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy = parser.add_argument_group("how the policy is computed")
     add_engine_arguments(policy)
     add_cache_argument(policy)
+    add_flow_steps_argument(policy)
     world.add_argument("--renderer", choices=sorted(BACKENDS), default="egl", help="how pictures are drawn")
     world.add_argument("--video", type=file_to_write, metavar="FILE", help="what a person sees, .mp4 or a strip .png")
 
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.task is None and bundle.manifest.reads_text:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
-    planner = SessionPlanner(bundle, engine, SessionOptions(CacheMode(arguments.cache)))
+    planner = SessionPlanner(bundle, engine, SessionOptions(CacheMode(arguments.cache), steps=arguments.flow_steps))
     rate = ControlRate(candidates(arguments.hz, bundle.manifest.fps)[0], bundle.manifest.fps)
     if rate.fps is None:
         print(f"note: {UNKNOWN_RATE}", file=sys.stderr)

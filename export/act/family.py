@@ -36,7 +36,11 @@ class ACTExporter:
     def __init__(self, policy: ACTPolicy) -> None:
         self.policy = policy
 
-    def check(self, checkpoint: Path) -> None:
+    def check(self, checkpoint: Path, step_sizes: tuple[float, ...]) -> None:
+        if step_sizes:
+            raise ConfigError(
+                f"{checkpoint}: ACT makes its chunk in one pass, without flow steps; leave --step-sizes out"
+            )
         sizes = {(camera.height, camera.width) for camera in self.policy.settings.cameras}
         if len(sizes) > 1:
             raise ConfigError(
@@ -83,7 +87,7 @@ class ACTExporter:
     def pictures(self) -> tuple[NormalizationSpec, ...]:
         return tuple(NormalizationSpec(item.feature, item.mode, item.eps) for item in self.policy.settings.pictures)
 
-    def tables(self) -> dict[str, NDArray[np.float32]]:
+    def tables(self, step_sizes: tuple[float, ...]) -> dict[str, NDArray[np.float32]]:
         return {}
 
     def gate(self) -> dict[str, Any]:

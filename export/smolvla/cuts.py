@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -14,12 +15,14 @@ from vla_edge.export.family import Cut
 from vla_edge.export.smolvla import expert, prefix, vision
 from vla_edge.export.smolvla.attention import heads_of
 from vla_edge.export.smolvla.prefix import Rows
+from vla_edge.policies.smolvla.config import SmolVLAConfig
 from vla_edge.policies.smolvla.expert import expert_width
+from vla_edge.policies.smolvla.flow import flow_moments
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.vision import tokens_per_image
 
 MIN_STEPS = 1
-"""The fewest Euler steps that have a time table: a hurried runtime may take one."""
+"""The fewest Euler steps that have a time table: a hurried runtime may take one, of a policy that is not distilled."""
 
 KEY_MULTIPLE = 8
 """Rows of half-precision numbers of a head's width that lie at multiples of 16 bytes both ways."""
@@ -106,7 +109,8 @@ def policy_spec(policy: SmolVLAPolicy) -> PolicySpec:
         chunk_size=config.chunk_size,
         n_action_steps=config.n_action_steps,
         num_steps=config.num_steps,
-        min_steps=MIN_STEPS,
+        min_steps=least_steps(config),
+        distilled=bool(config.distilled),
         state_dim=config.state_dim,
         action_dim=config.action_dim,
         max_state_dim=config.max_state_dim,
@@ -132,10 +136,27 @@ def policy_spec(policy: SmolVLAPolicy) -> PolicySpec:
     )
 
 
-def time_tables(policy: SmolVLAPolicy) -> dict[str, NDArray[np.float32]]:
-    """`time_bias.<n>` float32 [n, E] for every number of steps the runtime may take."""
+def time_tables(policy: SmolVLAPolicy, step_sizes: Sequence[float]) -> dict[str, NDArray[np.float32]]:
+    """`time_bias.<n>` float32 [n, E] for every number of steps the runtime may take; where the n steps are of
+    `step_sizes`, `flow_times.<n>` float32 [n + 1] too."""
     config, path = policy.config, expert.main_path(policy.model)
-    return {
-        f"time_bias.{steps}": path.time_bias(expert.step_times(steps), config.min_period, config.max_period)
-        for steps in range(MIN_STEPS, config.num_steps + 1)
-    }
+    tables = {}
+    for steps in range(least_steps(config), config.num_steps + 1):
+        times = flow_times(step_sizes) if steps == len(step_sizes) else ()
+        if times:
+            tables[f"flow_times.{steps}"] = np.array(times, np.float32)
+        begins = np.array([at for at, _ in flow_moments(steps, times)], np.float32)
+        tables[f"time_bias.{steps}"] = path.time_bias(begins, config.min_period, config.max_period)
+    return tables
+
+
+def flow_times(step_sizes: Sequence[float]) -> tuple[float, ...]:
+    """The flow times [n + 1], from 1 to 0, between steps of these sizes; float32 values."""
+    ends = np.cumsum(step_sizes, dtype=np.float64) / np.sum(step_sizes, dtype=np.float64)
+    return (1.0, *(float(np.float32(1 - end)) for end in ends[:-1]), 0.0)
+
+
+def least_steps(config: SmolVLAConfig) -> int:
+    """The fewest Euler steps that have a table: a hurried runtime may take MIN_STEPS, of a distilled policy none but
+    those it was distilled to."""
+    return config.num_steps if config.distilled else MIN_STEPS

@@ -71,11 +71,6 @@ def delta_path(model: FlowMatching) -> ActionPath:
     )
 
 
-def step_times(steps: int) -> Array:
-    """Flow times of `steps` Euler steps, float32, from 1 down."""
-    return np.array([1.0 + step * (-1.0 / steps) for step in range(steps)], np.float32)
-
-
 def build_expert(graph: Graph, model: FlowMatching, rows: int) -> None:
     """x, time_bias, dt, target, weights, mask, first_position, keys and values → x_next = tied + dt · velocity(tied),
     where tied = x + weights · (target − x). `rows` is R; time_bias [C, E], dt and weights [C, 1] are each row's own."""

@@ -35,8 +35,17 @@ class SmolVLAExporter:
         self.policy = policy
         self._why_pooled = why_no_gate(policy.model)
 
-    def check(self, checkpoint: Path) -> None:
+    def check(self, checkpoint: Path, step_sizes: tuple[float, ...]) -> None:
         config = self.policy.config
+        if step_sizes and config.distilled:
+            raise ConfigError(
+                f"{checkpoint}: the policy was distilled to {config.num_steps} equal steps; leave --step-sizes out"
+            )
+        if len(step_sizes) > config.num_steps:
+            raise ConfigError(
+                f"--step-sizes gives {len(step_sizes)} steps, the policy of {checkpoint} takes at most "
+                f"{config.num_steps}; give fewer, or raise num_steps in its config.json"
+            )
         if config.num_steps > MAX_FLOW_STEPS:
             raise ConfigError(
                 f"{checkpoint}: num_steps is {config.num_steps}, the runtime takes at most {MAX_FLOW_STEPS}; lower it "
@@ -68,8 +77,8 @@ class SmolVLAExporter:
     def pictures(self) -> tuple[NormalizationSpec, ...]:
         return ()
 
-    def tables(self) -> dict[str, NDArray[np.float32]]:
-        return time_tables(self.policy)
+    def tables(self, step_sizes: tuple[float, ...]) -> dict[str, NDArray[np.float32]]:
+        return time_tables(self.policy, step_sizes)
 
     def gate(self) -> dict[str, Any]:
         why = self._why_pooled

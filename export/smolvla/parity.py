@@ -18,15 +18,15 @@ from torch import Tensor
 
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import Engine
-from vla_edge.engines.flow_loop import FlowRequest, PythonLoop
+from vla_edge.engines.flow_loop import TIMES, FlowRequest, PythonLoop
 from vla_edge.export.family import Deviations
 from vla_edge.export.proof_observations import Case
 from vla_edge.export.smolvla.cuts import prefix_rows
-from vla_edge.export.smolvla.expert import cross_layers, step_times
+from vla_edge.export.smolvla.expert import cross_layers
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.cls import observe
 from vla_edge.policies.smolvla.delta import predict_velocity
-from vla_edge.policies.smolvla.flow import Inputs, Prefix
+from vla_edge.policies.smolvla.flow import Inputs, Prefix, flow_moments
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.text import KeyValue
 from vla_edge.runtime.inference.graphs import BoundGraphs
@@ -48,6 +48,9 @@ class SmolVLAComparison:
         self._prompts = PromptEncoder(bundle, allow_truncation=True)
         self._graphs = BoundGraphs(bundle, engine)
         self._loop = PythonLoop(self._graphs.flow(self._preparer.tables))
+        tables = self._preparer.tables.items()
+        times = {name: values.tolist() for name, values in tables if name.startswith(TIMES)}
+        self._uneven = {int(name.removeprefix(TIMES)): values for name, values in times.items()}
 
     def case(self, case: Case) -> None:
         """Compare every stage of one observation."""
@@ -61,11 +64,13 @@ class SmolVLAComparison:
         joined = self._model.run_state(prefix, inputs.state)
         self._compare_state(joined)
         self._compare_steps(joined, case.noise)
-        report = self._loop.denoise(FlowRequest(self._spec.num_steps, case.noise))
-        assert report.latent is not None
         uncut = self._model.run_together(rows, mask, inputs.state)
-        latent = self._model.integrate(uncut, torch.from_numpy(case.noise)[None], self._spec.num_steps)
-        self._deviations.add("chunk", report.latent, latent[0])
+        for steps in sorted({*self._uneven, self._spec.num_steps}):
+            report = self._loop.denoise(FlowRequest(steps, case.noise))
+            assert report.latent is not None
+            noise = torch.from_numpy(case.noise)[None]
+            latent = self._model.integrate(uncut, noise, steps, self._uneven.get(steps, ()))
+            self._deviations.add("chunk", report.latent, latent[0])
         if self._graphs.programme.correct:
             self._compare_delta(joined, report.latent)
         actions, _ = self._preparer.actions(report.latent)
@@ -133,14 +138,14 @@ class SmolVLAComparison:
         buffers, steps = self._graphs.buffers, self._spec.num_steps
         table = self._preparer.tables[f"time_bias.{steps}"]
         x = noise.copy()
-        for index, time in enumerate(step_times(steps)):
+        for index, (time, dt) in enumerate(flow_moments(steps, self._uneven.get(steps, ()))):
             buffers["x"][0], buffers["time_bias"][:], buffers["dt"][:] = x, table[index], 1.0
             self._graphs.loaded("expert").run()
             velocity = buffers["x_next"][0] - x
             if index in (0, steps // 2, steps - 1):
                 expected = self._model.denoise_step(joined, torch.from_numpy(x)[None], torch.tensor([time]))
                 self._deviations.add("expert", velocity, expected[0])
-            x = x - velocity / np.float32(steps)
+            x = x + velocity * np.float32(dt)
 
     def _compare_delta(self, joined: Prefix, chunk: NDArray[np.float32]) -> None:
         """The correction of `chunk` [C, A] for this observation."""

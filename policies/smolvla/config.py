@@ -42,7 +42,10 @@ _WITHOUT_ARITHMETIC = frozenset(
         ),
     )
 )
-_NOT_IN_FILE = ("source", "notes", "holds_delta")
+_NOT_IN_FILE = ("source", "notes", "holds_delta", "distilled")
+DISTILLED = "distilled.json"
+"""The mark of a policy that was distilled to its `num_steps`; a file of its own, because LeRobot refuses a config.json
+with fields it does not know."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class SmolVLAConfig:
     delta_target: str = "noise"
     cls_trained: bool = False
     holds_delta: bool = False
+    distilled: Mapping[str, Any] = field(default_factory=dict)
     freeze_vision_encoder: bool = True
     train_expert_only: bool = True
     train_state_proj: bool = True
@@ -203,9 +207,18 @@ def _crosses(attention_mode: str, every: int, index: int) -> bool:
 
 def read_config(folder: Path) -> SmolVLAConfig:
     """Parse `folder/config.json`. CheckpointError: missing, damaged, unknown policy type. ConfigError: unsupported
-    value."""
-    file = folder / "config.json"
-    return config_from_json(read_json(file), str(file))
+    value, or other flow steps than the policy was distilled to."""
+    file, mark = folder / "config.json", folder / DISTILLED
+    config = config_from_json(read_json(file), str(file))
+    if not mark.is_file():
+        return config
+    distilled = read_json(mark)
+    if distilled.get("flow_steps") != config.num_steps:
+        raise ConfigError(
+            f"{file}: num_steps is {config.num_steps}, the policy was distilled to {distilled.get('flow_steps')} "
+            f"({DISTILLED}); set it back, or take the policy it was made of"
+        )
+    return replace(config, distilled=distilled)
 
 
 def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
@@ -272,8 +285,10 @@ def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
 
 
 def write_config(folder: Path, config: SmolVLAConfig) -> None:
-    """Write `folder/config.json`."""
+    """Write `folder/config.json`, and beside it the mark of a distilled policy."""
     write_json(folder / "config.json", config_to_json(config))
+    if config.distilled:
+        write_json(folder / DISTILLED, dict(config.distilled))
 
 
 Config = TypeVar("Config", bound=Any)

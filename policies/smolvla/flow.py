@@ -228,11 +228,11 @@ class FlowMatching(nn.Module):
         with float32_kept(hidden):
             return self.action_out_proj(hidden.float())
 
-    def integrate(self, prefix: Prefix, noise: Tensor, steps: int) -> Tensor:
-        """Euler from t = 1 (noise [B, C, A]) to t = 0 in `steps` equal steps."""
-        actions, dt = noise, -1.0 / steps
-        for step in range(steps):
-            time = torch.full((noise.shape[0],), 1.0 + step * dt, dtype=torch.float32, device=noise.device)
+    def integrate(self, prefix: Prefix, noise: Tensor, steps: int, times: Sequence[float] = ()) -> Tensor:
+        """Euler from t = 1 (noise [B, C, A]) to t = 0 in `steps` equal steps, or from one of `times` to the next."""
+        actions = noise
+        for at, dt in flow_moments(steps, times):
+            time = torch.full((noise.shape[0],), at, dtype=torch.float32, device=noise.device)
             actions = actions + dt * self.denoise_step(prefix, actions, time)
         return actions
 
@@ -258,6 +258,14 @@ def time_waves(time: Tensor, width: int, min_period: float, max_period: float) -
     period = min_period * (max_period / min_period) ** fraction
     angle = (1.0 / period * 2 * math.pi)[None, :] * time[:, None]
     return torch.cat((torch.sin(angle), torch.cos(angle)), dim=1)
+
+
+def flow_moments(steps: int, times: Sequence[float] = ()) -> list[tuple[float, float]]:
+    """(flow time it begins at, how far it goes) of each Euler step: `steps` equal ones, or between `times`, which fall
+    from 1 to 0."""
+    if times:
+        return [(at, after - at) for at, after in zip(times, times[1:])]
+    return [(1.0 + step * (-1.0 / steps), -1.0 / steps) for step in range(steps)]
 
 
 def sample_time(batch: int, device: torch.device) -> Tensor:

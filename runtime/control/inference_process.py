@@ -32,7 +32,13 @@ from vla_edge.runtime.control.run_options import InferenceOptions, options_of_ar
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.refresh import Refresh
-from vla_edge.runtime.inference.session import Noise, PolicySession, SessionOptions, add_noise_argument
+from vla_edge.runtime.inference.session import (
+    Noise,
+    PolicySession,
+    SessionOptions,
+    add_flow_steps_argument,
+    add_noise_argument,
+)
 from vla_edge.runtime.inference.units import remarks
 
 FIRST_PICTURE_S = 10.0
@@ -80,7 +86,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="where a prefix is made anew: in front of the plan that needs it, or beside the plans, which go on with "
         "the last one while it is young enough (default: front)",
     )
-    policy.add_argument("--flow-steps", type=count, help="Euler steps for one chunk (default: as the policy says)")
+    add_flow_steps_argument(policy)
     policy.add_argument(
         "--least-flow-steps", type=count, help="fewest steps when a chunk would come late (default: as --flow-steps)"
     )

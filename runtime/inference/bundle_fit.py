@@ -41,7 +41,7 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
     for name, low, high in (
         ("n_action_steps", 1, policy.chunk_size),
         ("num_steps", 1, MAX_FLOW_STEPS),
-        ("min_steps", 1, policy.num_steps),
+        ("min_steps", policy.num_steps if policy.distilled else 1, policy.num_steps),
         ("state_dim", 1, policy.max_state_dim),
         ("action_dim", 1, policy.max_action_dim),
     ):

@@ -26,7 +26,13 @@ from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.files import written_beside
 from vla_edge.runtime.inference.prepare import other_aspects
-from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import (
+    InferenceRequest,
+    InferenceResult,
+    PolicySession,
+    SessionOptions,
+    add_flow_steps_argument,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"
     )
     parser.add_argument("--seed", type=whole, default=0, help="seed of the noise, when the observation brings none")
+    add_flow_steps_argument(parser)
     parser.add_argument(
         "--refuse-truncation",
         action="store_true",
@@ -65,7 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     standard = (name for name, backend in backends().items() if backend.standard and backend.device == arguments.device)
     engine = load_engine(arguments.backend or next(standard), EngineOptions(threads=arguments.threads))
     session = PolicySession(
-        bundle, engine, SessionOptions(seed=arguments.seed, allow_truncation=not arguments.refuse_truncation)
+        bundle,
+        engine,
+        SessionOptions(
+            seed=arguments.seed, steps=arguments.flow_steps, allow_truncation=not arguments.refuse_truncation
+        ),
     )
     result = session.infer(InferenceRequest(inputs.observation, 0, inputs.steps, inputs.noise))
     assert result is not None

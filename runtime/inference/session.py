@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
+from vla_edge.command_line import count
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, Inpaint
@@ -44,6 +45,11 @@ def add_noise_argument(group: argparse._ArgumentGroup) -> None:
         default=Noise.KEPT.value,
         help="when noise is drawn: once for an episode (kept), or for every inference (fresh) (default: kept)",
     )
+
+
+def add_flow_steps_argument(group: argparse._ArgumentGroup) -> None:
+    """`--flow-steps`, the same in every command that plans."""
+    group.add_argument("--flow-steps", type=count, help="Euler steps for one chunk (default: as the policy says)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,9 +427,7 @@ class PolicySession:
         chosen = wanted if wanted is not None else self.options.steps
         steps = self.policy.num_steps if chosen is None else chosen
         if not self.policy.min_steps <= steps <= self.policy.num_steps:
-            raise ObservationError(
-                f"steps is {steps}; this bundle takes {self.policy.min_steps} to {self.policy.num_steps}"
-            )
+            raise ObservationError(f"steps is {steps}; {self.policy.steps_taken}")
         return steps
 
     def _checked_noise(self, noise: NDArray[np.float32] | None) -> NDArray[np.float32] | None:

@@ -18,7 +18,7 @@ from vla_edge.engines.engine import add_engine_arguments
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.session import Noise, SessionOptions, add_noise_argument
+from vla_edge.runtime.inference.session import Noise, SessionOptions, add_flow_steps_argument, add_noise_argument
 from vla_edge.runtime.service.serve_access import access
 from vla_edge.runtime.service.serve_options import ServeOptions
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy = parser.add_argument_group("the policy and how it is computed")
     add_engine_arguments(policy)
     add_cache_argument(policy)
+    add_flow_steps_argument(policy)
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise of the first session")
     add_noise_argument(policy)
     network.add_argument("--sessions", type=count, default=2, help="clients with a session of their own at a time")
@@ -69,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = ServeOptions(
         engine=arguments.backend,
         threads=arguments.threads,
-        session=SessionOptions(CacheMode(arguments.cache), arguments.seed, noise=Noise(arguments.noise)),
+        session=SessionOptions(
+            CacheMode(arguments.cache), arguments.seed, arguments.flow_steps, noise=Noise(arguments.noise)
+        ),
         sessions=arguments.sessions,
         connections=arguments.connections,
         port=arguments.port,

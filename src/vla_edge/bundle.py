@@ -100,7 +100,7 @@ class PolicySpec:
     """The numbers of the policy that the runtime needs; symbols as in docs/design.md. vlm_width: of a picture's tokens.
     What stands at 0 a family need not have: a prefix with K/V, an expert. relative_joints: indices of the actions that
     count from the state of the observation they were planned from. ensemble_coefficient: LeRobot's
-    `temporal_ensemble_coeff`, None without."""
+    `temporal_ensemble_coeff`, None without. distilled: trained to make its chunk in num_steps steps, in no others."""
 
     type: str
     chunk_size: int
@@ -130,6 +130,16 @@ class PolicySpec:
     adapt_to_pi_aloha: bool = False
     relative_joints: tuple[int, ...] = ()
     ensemble_coefficient: float | None = None
+    distilled: bool = False
+
+    @property
+    def steps_taken(self) -> str:
+        """Which counts of Euler steps there are, for a message to who asked for another."""
+        if self.distilled:
+            return (
+                f"this policy was distilled to {self.num_steps}: ask for no other, or export the policy it was made of"
+            )
+        return f"this bundle takes {self.min_steps} to {self.num_steps}"
 
     @property
     def kv_rows(self) -> int:

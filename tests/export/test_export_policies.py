@@ -24,6 +24,7 @@ from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckpointError, ConfigError, ExportError, ObservationError
 from vla_edge.export.assemble import ExportRequest, export_bundle
+from vla_edge.export.command import main
 from vla_edge.export.graph import Graph
 from vla_edge.export.proof import WorstDeviations
 from vla_edge.export.smolvla import attention, expert, layers
@@ -248,6 +249,30 @@ def test_a_state_joint_without_spread_is_named_with_what_mends_it(tmp_path: Path
     bundle = open_bundle(tmp_path / "bundle")
     for said in (notes, remarks(bundle, read_tables(bundle))):
         assert any("wrist_roll has no spread" in line and "vla-data stats" in line for line in said)
+
+
+def test_steps_of_unequal_sizes_are_compared_with_torch_and_taken_by_runs_of_so_many(tmp_path: Path) -> None:
+    write_random_policy(tmp_path / "policy", small())
+    tables = {}
+    for name, sizes in (("all", (0.5, 0.3, 0.2)), ("two", (0.25, 0.75)), ("equal", ())):
+        request = ExportRequest(tmp_path / "policy", tmp_path / name, threads=1, step_sizes=sizes)
+        export_bundle(request, lambda step: None)
+        tables[name] = read_tables(open_bundle(tmp_path / name))
+    np.testing.assert_array_equal(tables["all"]["flow_times.3"], np.array([1, 0.5, 0.2, 0], np.float32))
+    np.testing.assert_array_equal(tables["two"]["flow_times.2"], np.array([1, 0.75, 0], np.float32))
+    assert not any(name.startswith("flow_times") for name in tables["equal"])
+    assert not np.array_equal(tables["all"]["time_bias.3"], tables["equal"]["time_bias.3"])
+    np.testing.assert_array_equal(tables["two"]["time_bias.3"], tables["equal"]["time_bias.3"])
+
+
+def test_step_sizes_that_make_no_way_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_random_policy(tmp_path / "policy", small())
+    for text in ("0.5,0.4", "0.5,-0.5,1", "half,half", "nan,1", ""):
+        assert main(["--checkpoint", str(tmp_path / "policy"), "--step-sizes", text]) == 2
+        assert "give shares above 0 that make 1 together, such as 0.4,0.3,0.2,0.1" in capsys.readouterr().err
+    many = ExportRequest(tmp_path / "policy", tmp_path / "bundle", step_sizes=(0.25,) * 4)
+    with pytest.raises(ConfigError, match="--step-sizes gives 4 steps, the policy of .* takes at most 3; give fewer"):
+        export_bundle(many, lambda step: None)
 
 
 def test_more_flow_steps_than_the_runtime_takes_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -96,6 +96,13 @@ def test_steps_in_the_observation_are_taken(run, fields):
     assert code == 0 and len(np.load(out)["timing_ms/step"]) == 3
 
 
+def test_flow_steps_are_taken_and_others_than_the_bundle_has_are_one_line(run, fields):
+    code, stdout, _, out = run(fields, "--flow-steps", "2", "--json")
+    assert code == 0 and len(np.load(out)["timing_ms/step"]) == json.loads(stdout.splitlines()[-1])["steps"] == 2
+    code, _, stderr, _ = run(fields, "--flow-steps", "11")
+    assert code == 2 and stderr.strip().splitlines()[-1].endswith("steps is 11; this bundle takes 1 to 10")
+
+
 def test_a_picture_of_another_aspect_is_computed_with_a_note(run, fields):
     code, _, stderr, _ = run({**fields, LAPTOP: np.zeros((360, 640, 3), np.uint8)})
     assert code == 0
