@@ -66,16 +66,20 @@ class SmolVLAComparison:
         self._compare_steps(joined, case.noise)
         uncut = self._model.run_together(rows, mask, inputs.state)
         for steps in sorted({*self._uneven, self._spec.num_steps}):
-            report = self._loop.denoise(FlowRequest(steps, case.noise))
-            assert report.latent is not None
+            found = self._chunk(steps, case.noise)
             noise = torch.from_numpy(case.noise)[None]
             latent = self._model.integrate(uncut, noise, steps, self._uneven.get(steps, ()))
-            self._deviations.add("chunk", report.latent, latent[0])
+            self._deviations.add("chunk", found, latent[0])
         if self._graphs.programme.correct:
-            self._compare_delta(joined, report.latent)
-        actions, _ = self._preparer.actions(report.latent)
+            self._compare_delta(joined, found)
+        actions, _ = self._preparer.actions(found)
         state = torch.as_tensor(case.observation[STATE])[None]
         self._deviations.add("actions", actions, self._policy.postprocess(self._policy.real_actions(latent), state)[0])
+
+    def _chunk(self, steps: int, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        latent = self._loop.denoise(FlowRequest(steps, noise)).latent
+        assert latent is not None
+        return latent
 
     def _prepare(self, case: Case, inputs: Inputs, tokens: Sequence[Tensor]) -> Layout:
         """Fill the runtime's buffers from the raw observation and run `vision` for the cameras that are there."""
