@@ -48,9 +48,9 @@ def run_bench(arguments: argparse.Namespace) -> int:
     inputs = arguments.bundle[0][1]
     specs = [
         SubjectSpec(
-            f"{path.name} on {backend}", "bundle", path, backend, arguments.threads, inputs, steps=arguments.flow_steps
+            f"{path.name} on {name}", "bundle", path, name, arguments.threads, inputs, False, arguments.flow_steps
         )
-        for backend, path in arguments.bundle
+        for name, path in arguments.bundle
     ]
     if arguments.preset is not None:
         if arguments.against or arguments.flow_steps:
