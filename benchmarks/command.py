@@ -45,12 +45,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--name {arguments.name} is no plain file name; the folder is --out")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
-    inputs = arguments.bundle[0][1]
+    inputs, cores = arguments.bundle[0][1], arguments.threads
     specs = [
-        SubjectSpec(
-            f"{path.name} on {name}", "bundle", path, name, arguments.threads, inputs, False, arguments.flow_steps
-        )
-        for name, path in arguments.bundle
+        SubjectSpec(f"{path.name} on {engine}", "bundle", path, engine, cores, inputs, steps=arguments.flow_steps)
+        for engine, path in arguments.bundle
     ]
     if arguments.preset is not None:
         if arguments.against or arguments.flow_steps:
