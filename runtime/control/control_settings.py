@@ -49,9 +49,8 @@ class JointLimits:
     """counts/s"""
     acceleration: float = ACCELERATION
     """counts/s²"""
-    jerk: float = 3_000_000.0
-    """counts/s³: the acceleration's limit is reached in a tick at 90 Hz. With a third of it goals are late for the line
-    between two actions and hunt it: the arm trembles by 3.8° instead of 0.8 (benchmarks/results/handover.md)"""
+    jerk: float = 1_000_000.0
+    """counts/s³"""
     step: int = 120
     """counts a tick"""
     tracking: int = TRACKING

@@ -82,10 +82,10 @@ def test_a_turn_that_is_followed_by_half_counts_half():
 
 
 def test_a_way_that_trembles_fails_late_or_worse_is_named():
-    before = {"tremble_deg_p50": 10.0, "success": 0.99, "reaction_ms_p50": 333.0}
-    assert missed(before, {"tremble_deg_p50": 1.4, "success": 0.975, "reaction_ms_p50": 366.0}) == []
-    bad = missed(before, {"tremble_deg_p50": 1.6, "success": 0.96, "reaction_ms_p50": 400.0})
-    assert bad == ["it trembles by 1.6°", "it reaches 96.0%", "it reacts 67 ms later"]
+    before = {"tremble_deg_p90": 10.0, "success": 0.99, "reaction_ms_p50": 333.0}
+    assert missed(before, {"tremble_deg_p90": 1.4, "success": 0.975, "reaction_ms_p50": 366.0}) == []
+    bad = missed(before, {"tremble_deg_p90": 1.6, "success": 0.96, "reaction_ms_p50": 400.0})
+    assert bad == ["it trembles by 1.6° (p90)", "it reaches 96.0%", "it reacts 67 ms later"]
 
 
 @pytest.mark.skipif(FAULT is not None, reason=str(FAULT))

@@ -242,6 +242,13 @@ guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JO
     return GUARD_CONFIG_OK;
 }
 
+double guard_corner(const guard *self, int joint)
+{
+    const guard_joint_limits *limits = &self->limits[joint];
+    int32_t steps = limits->acceleration < limits->jerk ? limits->acceleration : limits->jerk;
+    return (double)steps / self->unit / fabs(limits->scale);
+}
+
 void guard_start_joint(guard *self, int joint, int32_t present)
 {
     self->joints[joint] = (guard_joint){.goal = present * self->unit};

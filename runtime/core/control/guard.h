@@ -131,6 +131,9 @@ typedef struct {
 /* Sets limits from `limits` for ticks of period_ns. On error names the joint. */
 guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, guard_version version, int *joint);
 
+/* Joint units a tick by which the velocity of a joint may change in a tick, and back in the next. */
+double guard_corner(const guard *self, int joint);
+
 /* Starts at rest at the present position; where that lies at most `within` counts outside the soft limits, at the limit.
  * False, with the joint, when one lies further outside than GUARD_OUTSIDE_MAX. */
 bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t within, int *joint);

@@ -18,7 +18,10 @@ guard_config_error pilot_init(pilot *self, const pilot_config *config, int *join
     self->patience_ns = config->patience_min_ns;
     press_init(&self->press, config->press, config->stall_ns);
     schedule_init(&self->schedule, &config->schedule, config->period_ns, config->action_ns);
-    return guard_configure(&self->guard, config->limits, config->period_ns, (guard_version)config->guard_version, joint);
+    guard_config_error error = guard_configure(&self->guard, config->limits, config->period_ns, (guard_version)config->guard_version, joint);
+    for (int i = 0; i < ARM_JOINTS && error == GUARD_CONFIG_OK && config->rounds_corners; i++)
+        schedule_round_corners(&self->schedule, i, guard_corner(&self->guard, i));
+    return error;
 }
 
 static void enter(pilot *self, pilot_state state, pilot_reason reason, int32_t joint)

@@ -100,7 +100,7 @@ typedef struct {
     double travel[ARM_JOINTS]; /* counts/s no joint exceeds, pushed by hand or not; 0: not known */
     /* From version 4 of the record on: */
     int64_t action_ns;         /* from one action of a chunk to the next, which is the data's period */
-    int32_t guard_version, reserved;
+    int32_t guard_version, rounds_corners; /* rounds_corners: 0 in older records, schedule.h */
 } pilot_config;
 
 /* Everything that differs from tick to tick, and nothing else decides: what the record keeps. */

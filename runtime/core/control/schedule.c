@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "schedule.h"
 
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 void schedule_init(schedule *self, const schedule_config *config, int64_t period_ns, int64_t action_ns)
@@ -12,6 +14,11 @@ void schedule_init(schedule *self, const schedule_config *config, int64_t period
     for (int i = 0; i < SCHEDULE_HISTORY; i++)
         self->readings[i].tick = -1;
     schedule_arm(self, 0);
+}
+
+void schedule_round_corners(schedule *self, int joint, double corner)
+{
+    self->corner[joint] = corner;
 }
 
 void schedule_arm(schedule *self, int64_t tick)
@@ -97,6 +104,51 @@ chunk_verdict schedule_offer(schedule *self, const chunk *data, const schedule_v
     return CHUNK_TAKEN;
 }
 
+/* Action `index` of one joint. Beyond both ends the chunk goes on as its own reflection in the end's point, so that the
+ * mean about an end is that end. */
+static float row(const schedule_plan *plan, int64_t index, int joint)
+{
+    int64_t last = plan->data.n - 1, end = index < 0 ? 0 : last;
+    const float *actions = &plan->data.actions[joint];
+    if (index >= 0 && index <= last)
+        return actions[index * ARM_JOINTS];
+    int64_t inside = 2 * end - index;
+    inside = inside < 0 ? 0 : inside > last ? last : inside;
+    return 2 * actions[end * ARM_JOINTS] - actions[inside * ARM_JOINTS];
+}
+
+/* `share` of the way from action `before` to the next. */
+static float line(const schedule_plan *plan, int64_t before, float share, int joint)
+{
+    float from = row(plan, before, joint);
+    return from + share * (row(plan, before + 1, joint) - from);
+}
+
+/* Whether the line turns a corner here that the joint cannot turn in a tick. */
+static bool turns(const schedule *self, const schedule_plan *plan, int64_t before, int joint)
+{
+    double actions_a_tick = (double)self->period_ns / (double)self->action_ns;
+    for (int64_t i = before + 1 - ROUNDED; self->corner[joint] > 0 && i <= before + ROUNDED; i++) {
+        double corner = (double)row(plan, i - 1, joint) - 2 * (double)row(plan, i, joint) + (double)row(plan, i + 1, joint);
+        if (fabs(corner) * actions_a_tick > self->corner[joint])
+            return true;
+    }
+    return false;
+}
+
+/* The line's mean over ROUNDED actions to both sides, what is near counting most: it is neither late nor early, and what
+ * changes sign from one action to the next is not in it. */
+static float rounded(const schedule_plan *plan, int64_t before, float share, int joint)
+{
+    enum { PARTS = 3, ALL = PARTS * ROUNDED };
+    float sum = 0;
+    for (int part = 1 - ALL; part < ALL; part++) {
+        float at = share + (float)part / PARTS, whole = floorf(at);
+        sum += (float)(ALL - abs(part)) * line(plan, before + (int64_t)whole, at - whole, joint);
+    }
+    return sum / (ALL * ALL);
+}
+
 /* What `plan` wants at `tick`; false: nothing. index: of the action at or before it. */
 static bool wish(const schedule *self, const schedule_plan *plan, int64_t tick, float action[ARM_JOINTS], int32_t *index)
 {
@@ -105,10 +157,11 @@ static bool wish(const schedule *self, const schedule_plan *plan, int64_t tick, 
         return false;
     int64_t last = plan->data.n - 1, before = since_ns / self->action_ns;
     before = before < last ? before : last;
-    const float *row = &plan->data.actions[before * ARM_JOINTS], *next = before < last ? row + ARM_JOINTS : row;
-    float share = (float)((double)(since_ns - before * self->action_ns) / (double)self->action_ns);
-    for (int i = 0; i < ARM_JOINTS; i++)
-        action[i] = row[i] + share * (next[i] - row[i]);
+    float share = before == last ? 0 : (float)((double)(since_ns - before * self->action_ns) / (double)self->action_ns);
+    for (int i = 0; i < ARM_JOINTS; i++) {
+        float instead = turns(self, plan, before, i) ? rounded(plan, before, share, i) : NAN;
+        action[i] = isfinite(instead) ? instead : line(plan, before, share, i);
+    }
     *index = (int32_t)before;
     return true;
 }

@@ -6,7 +6,10 @@
  * reading; a late chunk loses its past actions. rest: action 0 is due at the
  * tick of acceptance, and only when nothing moved since the observation: every
  * goal constant from before that tick on, and |present - observed| below a limit.
- * A tick between two actions takes what lies between them on a straight line; the
+ * A tick between two actions takes what lies between them on a straight line. Near
+ * a corner of that line which the joint cannot turn in one tick it takes the
+ * line's mean over two actions to both sides instead: sent after the line itself
+ * a goal would overshoot corner after corner, and an arm at rest tremble. The
  * last action is due at the first tick that does not come before it, and then the
  * chunk has ended. All of it counts ticks at their nominal times, so that a late
  * tick changes nothing.
@@ -22,7 +25,10 @@
 #include "arm.h"
 #include "chunk.h"
 
-enum { SCHEDULE_HISTORY = 4096 }; /* ticks of which the reading is known: 40 s at 100 Hz */
+enum {
+    SCHEDULE_HISTORY = 4096, /* ticks of which the reading is known: 40 s at 100 Hz */
+    ROUNDED = 2,             /* actions to both sides of a corner */
+};
 
 typedef struct {
     uint64_t session;
@@ -46,6 +52,7 @@ typedef struct {
 typedef struct {
     schedule_config config;
     int64_t period_ns, action_ns; /* from tick to tick, from action to action */
+    double corner[ARM_JOINTS];    /* joint units a tick by which the velocity may change in a tick; 0: any */
     schedule_plan plans[2];
     int current;             /* the plan in force; the other is the one it took over from */
     int64_t taken_tick;      /* when it took over */
@@ -70,6 +77,8 @@ typedef struct {
 } schedule_action;
 
 void schedule_init(schedule *self, const schedule_config *config, int64_t period_ns, int64_t action_ns);
+/* `corner` as in the struct. */
+void schedule_round_corners(schedule *self, int joint, double corner);
 /* Forgets plans and sequence: what was observed before `tick` is refused from now on. */
 void schedule_arm(schedule *self, int64_t tick);
 /* Forgets the plans: nothing is due until a new chunk is taken. */

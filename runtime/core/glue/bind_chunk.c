@@ -166,6 +166,7 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     out->schedule.blend_actions = (int32_t)integer(object, "blend_actions");
     out->action_ns = integer(object, "action_ns");
     out->guard_version = GUARD_VERSION;
+    out->rounds_corners = 1;
     if (PyErr_Occurred())
         return -1;
     if (out->period_ns < 1000000 || out->period_ns > 200000000) {

@@ -760,3 +760,25 @@ def test_a_setting_that_a_servo_does_not_take_is_told_apart_from_lost_torque() -
     assert flight.tick(torque_failed=True, setting_refused=True, finding=(0, 2))["reason"] == "setting"
     assert flight.last["joint"] == 2
     assert Flight().armed().tick(torque_failed=True)["reason"] == "torque"
+
+
+def test_a_plan_with_corners_too_sharp_for_the_joint_is_followed_in_its_middle_and_not_hunted() -> None:
+    """A policy's noise at rest: every action lies 2 degrees beside the one before. At 90 Hz such a line cannot be
+    followed within the usual limits; goals that tried overshot to several degrees, three times a second."""
+    tick_ns, actions = round(1e9 / 90), np.zeros((50, 6), np.float32)
+    actions[1::2, 0] = 2.0
+    actions[:, 1] = np.linspace(0, 20, 50)  # one that can be followed is
+    one = JointLimits(1000, 3000, 4096 / 360, 2000.0)
+    pilot = core.Pilot(ControlSettings((one,) * 6, tick_ns, 7, DIGEST, action_ns=round(1e9 / 30)))
+    pilot.tick(0, 0, [2000] * 6, command=Command.ARM)
+    present, goals, wishes = [2000] * 6, [], []
+    for tick in range(1, 140):
+        chunks = [Chunk(ChunkKind.MOVING, 7, DIGEST, 1, 0, 0, actions)] if tick == 1 else []
+        told = pilot.tick(tick, tick * tick_ns, present, chunks)
+        present = list(told["goals"])
+        goals.append((np.array(present) - 2000) * 360 / 4096)
+        wishes.append(told["action"])
+    rest, wish = np.array(goals[30:]), np.array(wishes[30:])
+    assert np.ptp(rest[:, 0]) < 0.2 and abs(rest[:, 0].mean() - 1.0) < 0.05
+    line = np.arange(31, 140) / 3 * 20 / 49
+    assert np.abs(wish[:, 1] - line).max() < 1e-3 and np.abs(rest[:, 1] - line).max() < 0.1

@@ -406,7 +406,13 @@ static int sixteenths(void)
     CHECK(guard.unit == 16 && made(usual(), period_90hz).unit == 1);
     CHECK(l->position_min == 16 * LOW && l->position_max == 16 * HIGH && l->tracking == 16 * 4000);
     CHECK(l->velocity == 355 && l->acceleration == 59 && l->jerk == 21); /* 22.2 counts, 3.7, 1.37 */
+    CHECK(guard_corner(&guard, 0) == 21.0 / 16); /* the jerk is what limits it */
     guard_limits one = usual();
+    one.jerk *= 4;
+    one.scale = -10;
+    guard = made_of(one, period_90hz, GUARD_SIXTEENTHS);
+    CHECK(fabs(guard_corner(&guard, 5) - 59.0 / 160) < 1e-12); /* the acceleration, in joint units */
+    one = usual();
     one.step = 22;
     CHECK(made_of(one, period_90hz, GUARD_SIXTEENTHS).limits[0].velocity == 352
           && made_of(one, period_90hz, GUARD_SIXTEENTHS).limits[0].step_is_smaller);

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "schedule.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -203,6 +204,57 @@ static int rates(void)
     return 0;
 }
 
+/* Corners that a joint cannot turn in a tick are rounded, of that joint alone; a line without them is followed. */
+static int corners(void)
+{
+    begin_with(3 * T, 0);
+    schedule_round_corners(&schedules, 0, 0.5);
+    schedule_round_corners(&schedules, 1, 2.7); /* 5 / 3 units a tick after -1: 8 / 3 */
+    for (int64_t k = 0; k <= 200; k++)
+        read_joints(k, 2000);
+    chunk *waves = made(CHUNK_MOVING, 1, 0, 21);
+    for (int i = 0; i < 21 * ARM_JOINTS; i++)
+        waves->actions[i] += i / ARM_JOINTS % 2 ? 4.0f : 0.0f;
+    CHECK(offer_at(waves, 0, 2000) == CHUNK_TAKEN);
+    for (int64_t tick = 0; tick <= 60; tick++) {
+        const float *action = schedule_due(&schedules, tick).action;
+        float straight = 1000.0f + (float)tick / 3, far = tick < 9 || tick > 51 ? 2.01f : 0.01f;
+        float on_line = straight + (float)abs((int)((tick + 3) % 6) - 3) * 4 / 3;
+        CHECK(fabsf(action[0] - straight - 2) < far && fabsf(action[1] - on_line) < 0.01f && fabsf(action[2] - on_line) < 0.01f);
+    }
+    /* Both ends are met, however the line bends there. */
+    CHECK(fabsf(schedule_due(&schedules, 0).action[0] - 1000) < 0.01f && fabsf(schedule_due(&schedules, 60).action[0] - 1020) < 0.01f);
+
+    /* One corner: the joint turns it in four actions, and is on the line outside them. */
+    chunk *corner = made(CHUNK_MOVING, 2, 60, 21);
+    for (int i = 11; i < 21; i++)
+        corner->actions[i * ARM_JOINTS] = corner->actions[10 * ARM_JOINTS];
+    CHECK(offer_at(corner, 60, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 90 - 5).action[0] == schedule_due(&schedules, 90 - 5).action[2]); /* 1 / 9 a tick turns it */
+    schedule_round_corners(&schedules, 0, 0.1);
+    float before = schedule_due(&schedules, 60).action[0], most = 0, velocity = 1.0f / 3;
+    for (int64_t tick = 61; tick <= 120; tick++) {
+        const float *action = schedule_due(&schedules, tick).action;
+        float on_line = tick < 90 ? action[2] : 2010.0f, change = fabsf(action[0] - before - velocity);
+        velocity = action[0] - before;
+        before = action[0];
+        most = change > most ? change : most;
+        CHECK(fabsf(action[0] - on_line) < (tick <= 84 || tick >= 96 ? 0.001f : 0.4f));
+    }
+    CHECK(most < 0.07f); /* instead of a third of a unit a tick at once */
+
+    /* What is not a number counts when it is due, and not before. */
+    chunk *broken = made(CHUNK_MOVING, 3, 120, 21);
+    broken->actions[5 * ARM_JOINTS] += 9;
+    broken->actions[7 * ARM_JOINTS] = NAN;
+    CHECK(offer_at(broken, 120, 2000) == CHUNK_TAKEN);
+    CHECK(schedule_due(&schedules, 135).action[0] == 3014.0f && isnan(schedule_due(&schedules, 141).action[0]));
+
+    /* A chunk of one action. */
+    CHECK(offer_at(made(CHUNK_MOVING, 4, 150, 1), 150, 2000) == CHUNK_TAKEN && schedule_due(&schedules, 150).action[0] == 4000.0f);
+    return 0;
+}
+
 static int blending(void)
 {
     begin(3);
@@ -281,6 +333,6 @@ static int interleaved(long n, int64_t action_ns)
 int main(int argc, char **argv)
 {
     long n = argc > 1 ? atol(argv[1]) : 100000;
-    return moving() || refusals() || rest() || rates() || blending() || interleaved(n, T) || interleaved(n, 3 * T)
+    return moving() || refusals() || rest() || rates() || corners() || blending() || interleaved(n, T) || interleaved(n, 3 * T)
            || interleaved(n, T / 2) || interleaved(n, T * 9 / 5);
 }
