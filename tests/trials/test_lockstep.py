@@ -14,6 +14,7 @@ from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.bodies.arm_body import counts_from_radians, radians_from_counts
+from vla_edge.robot.sim.bodies.so101_body import SO101
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.robot.sim.scene import random_scene
@@ -22,7 +23,7 @@ from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
 from vla_edge.trials.reach_expert import CHUNK, expert_chunk, record_episode
-from vla_edge.trials.reach_task import ScriptedPlanner, other_colour, reach, wanted_colour
+from vla_edge.trials.reach_task import ScriptedPlanner, new_arm, other_colour, reach, wanted_colour
 
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
@@ -53,6 +54,21 @@ def test_the_scripted_expert_reaches_the_cube_it_is_told(arm: SimulatedArm, opti
         assert [colour for colour in CUBE_COLOURS if outcome.reached(colour)] == [told]
         assert set(outcome.result.chunks) <= {"taken", "moved"}
         assert outcome.result.chunks["taken"] >= 2
+
+
+def test_the_scripted_expert_reaches_with_the_so101_too() -> None:
+    """The same guard, recursion and task with another body."""
+    options = LockstepOptions(SIZES, delay_ticks=5, replan_ticks=25)
+    arm = new_arm(options, SO101)
+    for seed in range(3):
+        told = wanted_colour(seed)
+        outcome = reach(arm, ScriptedPlanner(arm), seed, told, options)
+        assert outcome.distance_m[told] < 0.003  # what friction leaves, 0.006 rad a joint
+        assert [colour for colour in CUBE_COLOURS if outcome.reached(colour)] == [told]
+    episode = record_episode(arm, 7, 4)
+    assert episode.state.shape == (4, len(SO101.joints))
+    assert np.abs(SO101.radians(episode.state.astype(np.float64))[:, :5]).max() < 2.0
+    arm.close()
 
 
 def test_an_arm_that_holds_150_grams_at_arms_length_sinks_by_less_than_a_degree_in_a_minute() -> None:

@@ -284,6 +284,14 @@ def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bun
     assert ran.returncode == 2 and flag.split("=")[0] in ran.stderr and ran.stderr.count("\n") == 1
 
 
+def test_a_simulated_arm_is_chosen_only_for_a_simulated_run(golden_bundle: Path) -> None:
+    words = ["--bundle", str(golden_bundle), "--robot", "koch", "--arm", "so101", "--port", "x", "--joints", "y"]
+    command = [sys.executable, "-m", "vla_edge.runtime.command", *words, "--task", "x"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=EVENT_S)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
+    assert "--arm so101 names a simulated arm; add --robot sim" in ran.stderr
+
+
 def test_a_stopped_supervisor_leaves_an_arm_that_holds_until_it_is_back(golden_bundle: Path) -> None:
     """Ctrl-Z, or a process that hangs: half a second without its heartbeat."""
     from vla_edge import _core
