@@ -33,7 +33,7 @@ from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, co
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
-from vla_edge.robot.sim.emulator import Emulator, Terminal, koch_servos, try_realtime
+from vla_edge.robot.sim.emulator import ARMS, Emulator, Terminal, try_realtime
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.plant import PlantState
 from vla_edge.robot.sim.render import BACKENDS
@@ -95,7 +95,7 @@ def serve(process: SimProcess, commands: bool) -> None:
     plant = SimPlant(arm)
     save_joint_calibration(arm.body.calibration(), process.calibration)
     calibration = JointCalibrations(arm.body.calibration(), str(process.calibration))
-    servos = koch_servos(calibration, [int(count) for count in counts_from_radians(arm.positions)])
+    servos = ARMS[process.bus or process.arm](calibration, [int(count) for count in counts_from_radians(arm.positions)])
     faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
     with rendering(process, arm.configuration) as plant.shared, open_log(process.log) as log:
         try:
@@ -167,6 +167,7 @@ def main(argv: Sequence[str]) -> int:
         "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
     )
     parser.add_argument("--arm", choices=sorted(BODIES), default="koch", help="which arm")
+    parser.add_argument("--bus", choices=sorted(ARMS), help="whose servos answer for its joints (default: its own)")
     parser.add_argument("--scene", type=whole, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
     parser.add_argument("--fps", type=between(1, 120), default=30.0)
@@ -188,6 +189,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.video,
         arguments.log,
         arguments.arm,
+        arguments.bus,
     )
     serve(process, arguments.commands)
     return 0

@@ -240,7 +240,10 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
             f"{bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
-    return SimProcess(folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm)
+    # Control speaks the Koch's language whatever the body is.
+    return SimProcess(
+        folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm, bus="koch"
+    )
 
 
 def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:
