@@ -99,6 +99,25 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
                 for case, holds in verdicts[question].items()
             )
             yield f"- {name}, 30 Hz {question.replace('_', ' ')}: {answers}"
+    yield from slower_int8(result["subjects"])
+
+
+def slower_int8(subjects: Mapping[str, Any]) -> Iterator[str]:
+    """A line for every INT8 bundle and case that takes longer (median) than a bundle without INT8 on the same backend:
+    quantising does not pay there."""
+    bundles = {name: subject for name, subject in subjects.items() if subject.get("precision")}
+    quantised = {
+        name
+        for name, subject in bundles.items()
+        if any(kind.startswith("int8") for kind in subject["precision"].values())
+    }
+    for name, other in ((name, other) for name in bundles if name in quantised for other in bundles.keys() - quantised):
+        if bundles[name]["backend"] != bundles[other]["backend"]:
+            continue
+        for case in bundles[name]["cases"].keys() & bundles[other]["cases"].keys():
+            int8, plain = (bundles[each]["cases"][case]["whole_tick_ms"]["p50"] for each in (name, other))
+            if int8 > plain:
+                yield f"- {name}, {case}: INT8 is slower here, {int8:.1f} ms against {plain:.1f} ms of {other}"
 
 
 def _graphs(result: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pytest
 
 from vla_edge.benchmarks import measure as measuring
 from vla_edge.benchmarks.bench_compare import compare
+from vla_edge.benchmarks.bench_report import slower_int8
 from vla_edge.benchmarks.bundle_subject import BundleSubject
 from vla_edge.benchmarks.ceilings import Ceilings
 from vla_edge.benchmarks.command import main
@@ -118,6 +119,18 @@ def test_ratios_are_medians_over_the_rounds() -> None:
     }
     found = measuring._ratios(samples, "torch")["ours"]
     assert found["wall"] == {FRESH: 4.0, CACHED: 20.0, "one_camera_saved": 0.5} == found["cpu"]
+
+
+def test_an_int8_bundle_that_is_slower_than_its_float_one_is_named_on_its_own_backend_alone() -> None:
+    def subject(backend: str, kind: str, ms: float) -> dict[str, Any]:
+        return {"backend": backend, "precision": {"expert": kind}, "cases": {"cached": {"whole_tick_ms": {"p50": ms}}}}
+
+    subjects = {
+        "plain": subject("ort", "fp32", 20.0), "fast": subject("ort", "int8 dynamic", 15.0),
+        "slow": subject("ort", "int8 dynamic", 25.0), "elsewhere": subject("openvino", "int8", 99.0),
+        "torch": {"cases": {}},
+    }  # fmt: skip
+    assert list(slower_int8(subjects)) == ["- slow, cached: INT8 is slower here, 25.0 ms against 20.0 ms of plain"]
 
 
 def test_compare_passes_a_result_on_itself_and_fails_a_slower_one(
