@@ -223,6 +223,7 @@ def write_graphs(
         parity={},
         precision={"requested": "fp32", "graphs": dict.fromkeys(graphs, "fp32")},
         gate=exporter.gate(),
+        correction=exporter.correction(),
         tools=_tools(),
         notes=(*policy.notes, *notes),
     )

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import Bundle, NormalizationSpec, PolicySpec, Programme
+from vla_edge.bundle import Bundle, CorrectionSpec, NormalizationSpec, PolicySpec, Programme
 from vla_edge.engines.engine import Engine
 from vla_edge.export.graph import Graph
 from vla_edge.export.proof_observations import Case
@@ -78,6 +78,9 @@ class Exporter(Protocol):
 
     def gate(self) -> dict[str, Any]:
         """What stands in the manifest's `gate` before calibration."""
+
+    def correction(self) -> CorrectionSpec | None:
+        """What is known of the graphs that correct a queued chunk; None without them."""
 
     def comparison(self, bundle: Bundle, engine: Engine, deviations: Deviations) -> Comparison: ...
 

@@ -76,7 +76,7 @@ def _smolvla(folder: Path, fit: Fit) -> SmolVLAPolicy:
     fields = dict(fit.fields)
     if config.has_delta and not fields.get("train_delta_expert", True):
         note = "the delta expert was trained for the policy as it was before this run; train it again afterwards"
-        fields |= {"holds_delta": True, "notes": (*config.notes, note)}
+        fields |= {"holds_delta": True, "delta_relative_error": None, "notes": (*config.notes, note)}
     config = with_fields(fit_config(config, settings, fit), **fields)
     torch.manual_seed(fit.seed)
     policy = SmolVLAPolicy(config, read_backbone(backbone_folder), settings)

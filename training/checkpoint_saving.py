@@ -30,11 +30,21 @@ def copy_from(policy: Any, folder: Path) -> None:
 
 
 def fill_checkpoint(
-    folder: Path, config: TrainConfig, policy: Any, optimizer: Optimizer, scheduler: LRScheduler, loop: LoopState
+    folder: Path,
+    config: TrainConfig,
+    policy: Any,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    loop: LoopState,
+    delta_error: float | None = None,
 ) -> None:
-    """Write everything into the (temporary) checkpoint `folder`; called by the first process."""
+    """Write everything into the (temporary) checkpoint `folder`; called by the first process. delta_error: held out, of
+    the delta expert that was trained."""
     (folder / PRETRAINED).mkdir()
-    policy.write(folder / PRETRAINED, cls_trained=config.kind == "delta" and policy.config.use_cls_head)
+    marks: dict[str, Any] = {}
+    if config.kind == "delta":
+        marks = {"delta_relative_error": delta_error, "cls_trained": policy.config.use_cls_head}
+    policy.write(folder / PRETRAINED, marks)
     write_json(folder / PRETRAINED / "train_config.json", lerobot_train_config(config, policy.family))
     state = folder / STATE
     save_state(state, optimizer, scheduler, loop)

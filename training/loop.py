@@ -49,7 +49,7 @@ from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
 from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.trackers import open_trackers
 from vla_edge.training.training_frames import Mix, to_device
-from vla_edge.training.validation import validation_losses, weighted
+from vla_edge.training.validation import delta_error, validation_numbers, weighted
 from vla_edge.training.vision_cache import fill_cache, release_tower
 
 NOT_FINITE = "not finite"
@@ -84,6 +84,8 @@ class Loop:
     retention: Retention | None
     status: Status
     scaler: torch.amp.GradScaler
+    held_out: tuple[int, dict[str, dict[str, float]]] = (-1, {})
+    """The step of the last validation, and what it found per task."""
 
     def autocast(self) -> torch.autocast:
         """bfloat16 or float16 matrix products where the run asks for them; weights, losses and updates stay float32."""
@@ -343,20 +345,31 @@ def _validate(loop: Loop, done: int) -> dict[str, float]:
     due = config.validate_every and (done % config.validate_every == 0 or done == config.steps)
     if not due or not loop.setup.validation:
         return {}
-    objective = loop.accelerator.unwrap_model(loop.objective)
-    with loop.autocast():
-        losses = validation_losses(
-            objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device
-        )
+    losses = {name: numbers["loss"] for name, numbers in _held_out(loop, done).items()}
     if not all(map(math.isfinite, losses.values())):
         raise TrainingError(f"{NOT_FINITE}: validation losses {losses} at step {done}")
     row = {f"validation/{name}": value for name, value in losses.items()}
+    if config.kind == "delta" and (relative := delta_error(loop.held_out[1])) is not None:
+        row["validation_delta_relative"] = relative
     overall = weighted(losses, {task.name: task.weight for task in config.data})
     if not math.isfinite(overall):  # only tasks of share 0 hold episodes out: nothing to choose the best by
         return row
     if loop.status.best_loss is None or overall < loop.status.best_loss:
         loop.status = replace(loop.status, best_loss=overall, best_step=done)
     return {**row, "validation": overall}
+
+
+def _held_out(loop: Loop, done: int) -> dict[str, dict[str, float]]:
+    """What validation finds after step `done`, computed once."""
+    config = loop.setup.config
+    if loop.held_out[0] != done:
+        objective = loop.accelerator.unwrap_model(loop.objective)
+        with loop.autocast():
+            found = validation_numbers(
+                objective, loop.setup.validation, config.validation_frames, config.batch_size, loop.accelerator.device
+            )
+        loop.held_out = done, found
+    return loop.held_out[1]
 
 
 def save(loop: Loop) -> None:
@@ -377,9 +390,12 @@ def save(loop: Loop) -> None:
         }
         state = LoopState(step, extra)
         target = checkpoint_path(run, step, config.steps)
+        measured = delta_error(_held_out(loop, step)) if config.kind == "delta" else None
         write_checkpoint(
             target,
-            lambda folder: fill_checkpoint(folder, config, loop.setup.policy, loop.optimizer, loop.scheduler, state),
+            lambda folder: fill_checkpoint(
+                folder, config, loop.setup.policy, loop.optimizer, loop.scheduler, state, measured
+            ),
         )
         point(run, "last", target)
         if loop.status.best_step == step:

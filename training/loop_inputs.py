@@ -84,6 +84,11 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         if camera.source not in datasets[0].camera_keys
     ]
     notes += [f"{data.root}: {key} is left out: {why}" for data in datasets for key, why in data.info.left_out.items()]
+    if config.kind == "delta" and not validation:
+        notes.append(
+            "no episode is held out, so nobody will know how well the delta expert corrects, and --cache delta refuses "
+            "it: give --held-out 0.1, of two episodes or more"
+        )
     if config.cache_vision:
         notes.append(attach_cache(config, policy, [*training, *validation]))
     schedule = config.schedule
@@ -164,6 +169,8 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
         raise ConfigError(
             "delta_target stale needs chunks of two actions or more: nothing of an older chunk of one is left"
         )
+    if config.delta_target == "stale" and config.delta.cls_noise_scale is not None:
+        raise ConfigError("delta.cls_noise_scale disturbs the chunks of --delta-target noise; leave it out")
     if config.lora.rank:
         raise ConfigError("LoRA adapts the base policy, which delta training keeps frozen; use rank 0")
     if config.craft.anchors:

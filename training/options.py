@@ -86,6 +86,8 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
 """Group → flag → how it is read, the field of `TrainConfig` it sets, what it is."""
 
 
+DELTA_HELD_OUT = 0.1
+"""Share of episodes that a delta expert's error is measured on where no other is given."""
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -114,7 +116,11 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
         "--config", dest="run_file", type=Path, metavar="FILE", help="YAML or JSON of the run's fields; flags win"
     )
     add_set(group)
-    group.add_argument("--held-out", type=fraction, default=0.0, help="share of episodes held out for validation")
+    group.add_argument(
+        "--held-out",
+        type=fraction,
+        help="share of episodes held out for validation (default: none; with --kind delta 0.1, which measure it)",
+    )
     group.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
 
 
@@ -176,10 +182,11 @@ def config_from_arguments(
     table = {flag: path for flags in FLAGS.values() for flag, (_, path, _) in flags.items()}
     config = with_values(config, {field: named[flag.replace("-", "_")] for flag, field in table.items()})
     config = with_settings(config, arguments.set)
-    if config.validate_every and not arguments.held_out:
+    held_out = arguments.held_out if arguments.held_out is not None else DELTA_HELD_OUT * (kind == "delta")
+    if config.validate_every and not held_out:
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")
     join(config.device)
-    return with_held_out(first_episodes(config, episodes) if episodes else config, arguments.held_out)
+    return with_held_out(first_episodes(config, episodes) if episodes else config, held_out)
 
 
 def tasks_of(

@@ -179,7 +179,7 @@ class TrainConfig:
     output: str
     data: tuple[TaskData, ...]
     kind: str = "base"
-    delta_target: str = "noise"
+    delta_target: str = "stale"
     steps: int = 50_000
     batch_size: int = 8
     accumulation: int = 1

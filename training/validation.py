@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation with fixed noise and times, so that two numbers differ by the weights alone."""
+"""Validation with fixed noise and times, so that two numbers differ by the weights alone.
+
+A task with fewer held-out frames than are asked for is looked at several times, each time under other noise: with one
+draw a frame, luck would choose the best checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,36 +24,58 @@ SEED = 20_000
 
 
 @torch.no_grad()
-def validation_losses(
+def validation_numbers(
     objective: Objective, tasks: Sequence[Frames], frames: int, batch_size: int, device: torch.device
-) -> dict[str, float]:
-    """The objective's loss per task over `frames` evenly spaced held-out frames.
+) -> dict[str, dict[str, float]]:
+    """Per task the mean of every number of the objective's loss over `frames` evenly spaced held-out frames (each as
+    often as it takes), and `steps`, what it is a mean of.
 
-    What is random depends on the frame's place only; torch's global random state is left as it was.
+    What is random depends on the frame's place and draw only; torch's global random state is left as it was.
     """
     policy = objective.policy
     modes = {name: module.training for name, module in objective.named_modules()}
     objective.eval()
-    losses = {}
+    found = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for task in tasks:
-            chosen = np.unique(np.linspace(0, len(task) - 1, min(frames, len(task))).round().astype(int))
-            total, counted = 0.0, 0
+            once = np.unique(np.linspace(0, len(task) - 1, min(frames, len(task))).round().astype(int))
+            chosen = np.resize(once, max(frames, len(once)))
+            sums: Counter[str] = Counter()
             for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // batch_size))):
                 torch.manual_seed(SEED + number)
                 batch = collate([task.sample(int(i), 0) for i in part], policy)
                 ready = with_stale_context(to_device(batch, device), policy)
                 if policy.config.noised:
                     noise, time = fixed_noise(batch[ACTION], policy.config.max_action_dim, number)
-                    loss, _ = objective(ready, noise=noise.to(device), time=time.to(device))
+                    loss, parts = objective(ready, noise=noise.to(device), time=time.to(device))
                 else:
-                    loss, _ = objective(ready)
+                    loss, parts = objective(ready)
                 steps = valid_steps(batch)
-                total, counted = total + float(loss) * steps, counted + steps
-            losses[task.data.name] = total / counted
+                sums.update({name: value * steps for name, value in {**parts, "loss": float(loss)}.items()})
+                sums["steps"] += steps
+            steps = sums.pop("steps")
+            found[task.data.name] = {name: value / steps for name, value in sums.items()} | {"steps": steps}
     for name, module in objective.named_modules():
         module.training = modes[name]
-    return losses
+    return found
+
+
+def validation_losses(
+    objective: Objective, tasks: Sequence[Frames], frames: int, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """The objective's loss per task (`validation_numbers`)."""
+    found = validation_numbers(objective, tasks, frames, batch_size, device)
+    return {name: numbers["loss"] for name, numbers in found.items()}
+
+
+def delta_error(found: Mapping[str, Mapping[str, float]]) -> float | None:
+    """The delta expert's error over all held-out frames, divided by that of no correction; None without frames or
+    where nothing was to be corrected."""
+    of = {
+        name: sum(part[name] * part["steps"] for part in found.values())
+        for name in ("delta_loss", "delta_loss_of_none")
+    }
+    return of["delta_loss"] / of["delta_loss_of_none"] if of["delta_loss_of_none"] > 0 else None
 
 
 def fixed_noise(actions: Tensor, dimensions: int, key: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import Bundle, NormalizationSpec, open_bundle
+from vla_edge.bundle import TRAIN_DELTA, Bundle, NormalizationSpec, open_bundle
 from vla_edge.command_line import answer, positive, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
@@ -297,6 +297,17 @@ def check_limits(deployment: Deployment) -> Item:
     return Item("safety limits", state, found, fix)
 
 
+def check_correction(deployment: Deployment) -> Item:
+    """A delta expert is better than no correction, and was taught what the runtime asks of it."""
+    manifest = deployment.bundle.manifest
+    if not manifest.programme.correct:
+        return Item("delta expert", PASSED, "the bundle has none")
+    if why := manifest.why_not_delta:
+        return Item("delta expert", FAILED, why, f"{TRAIN_DELTA}; until then run with --cache gated")
+    assert manifest.correction is not None
+    return Item("delta expert", PASSED, f"{manifest.correction.relative_error:.2f} of the error of no correction")
+
+
 CHECKS: tuple[Callable[[Deployment], Item], ...] = (
     check_data_set,
     check_speed,
@@ -306,6 +317,7 @@ CHECKS: tuple[Callable[[Deployment], Item], ...] = (
     check_state,
     check_round_trip,
     check_limits,
+    check_correction,
     check_exceptions,
     check_logging,
 )
@@ -314,7 +326,7 @@ CHECKS: tuple[Callable[[Deployment], Item], ...] = (
 def check_deployment(
     path: Path, dataset: Path | None, task: str | None, hz: float, threads: int, tolerance_s: float = TOLERANCE_S
 ) -> list[Item]:
-    """Run the ten checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
+    """Run the eleven checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
     if not hz > 0:
         raise ConfigError(f"--hz is {hz:g}: give the control rate, for example 30")
     bundle = open_bundle(path)

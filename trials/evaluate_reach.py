@@ -138,6 +138,8 @@ def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: 
     if read_gate(open_bundle(bundle)) is not None:
         rows.append(Variant("cached (guard)", partial(_session, bundle, SessionOptions(CacheMode.STILL), threads)))
         rows.append(Variant("gated", partial(_session, bundle, SessionOptions(CacheMode.GATED), threads)))
+        if not open_bundle(bundle).manifest.why_not_delta:
+            rows.append(Variant("delta", partial(_session, bundle, SessionOptions(CacheMode.DELTA), threads)))
     return rows
 
 

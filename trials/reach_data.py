@@ -37,7 +37,8 @@ _arm: SimulatedArm | None = None
 
 @dataclass(frozen=True, slots=True)
 class ReachRecording:
-    """scenes × observations frames, pictures of height × width; seeds count up from first_seed."""
+    """scenes × observations frames, pictures of height × width; seeds count up from first_seed. every: frames of the
+    30 Hz control from one observation to the next."""
 
     scenes: int = 1200
     observations: int = 24
@@ -46,6 +47,7 @@ class ReachRecording:
     first_seed: int = 1_000_000
     processes: int = 2
     arm: str = "koch"
+    every: int = EVERY
 
 
 def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
@@ -65,7 +67,7 @@ def record_reach_dataset(target: Path, recording: ReachRecording) -> None:
             for camera in CAMERAS
         },
     }
-    with DatasetWriter(target, CONTROL_HZ // EVERY, features, robot_type=body.robot_type) as writer:
+    with DatasetWriter(target, CONTROL_HZ // recording.every, features, robot_type=body.robot_type) as writer:
         for episode in track(_episodes(recording), "recording scenes", recording.scenes, console=Console(stderr=True)):
             for index, which in enumerate(episode.target):
                 chunks = episode.chunks[index]
@@ -81,7 +83,7 @@ def _episodes(recording: ReachRecording) -> Iterator[ReachEpisode]:
     seeds = range(recording.first_seed, recording.first_seed + recording.scenes)
     context = multiprocessing.get_context("spawn")
     with context.Pool(recording.processes, _start, (recording,)) as pool:
-        yield from pool.imap(_record, [(seed, recording.observations) for seed in seeds], chunksize=4)
+        yield from pool.imap(_record, [(seed, recording.observations, recording.every) for seed in seeds], chunksize=4)
 
 
 def _start(recording: ReachRecording) -> None:
@@ -90,10 +92,9 @@ def _start(recording: ReachRecording) -> None:
     _arm = SimulatedArm(scene, SimOptions(recording.height, recording.width))
 
 
-def _record(work: tuple[int, int]) -> ReachEpisode:
+def _record(work: tuple[int, int, int]) -> ReachEpisode:
     assert _arm is not None
-    seed, observations = work
-    return record_episode(_arm, seed, observations, EVERY)
+    return record_episode(_arm, *work)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,11 +105,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--scenes", type=count, default=default.scenes)
     parser.add_argument("--observations", type=count, default=default.observations, help="per scene")
+    parser.add_argument(
+        "--every", type=count, default=default.every, help="control frames from one observation to the next"
+    )
     parser.add_argument("--processes", type=count, default=default.processes)
     parser.add_argument("--arm", choices=sorted(BODIES), default=default.arm, help="which arm reaches")
     arguments = parser.parse_args(argv)
     recording = ReachRecording(
-        arguments.scenes, arguments.observations, processes=arguments.processes, arm=arguments.arm
+        arguments.scenes,
+        arguments.observations,
+        processes=arguments.processes,
+        arm=arguments.arm,
+        every=arguments.every,
     )
     record_reach_dataset(arguments.out, recording)
     print(f"{arguments.out}: {arguments.scenes} scenes, {arguments.scenes * arguments.observations} frames")

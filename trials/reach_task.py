@@ -20,7 +20,14 @@ from vla_edge.robot.sim.scene import Scene, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.control.handover import Ensemble, HandOver, PlannedChunk, inpaint_into, rows_of
 from vla_edge.runtime.control.planning import SceneStill
-from vla_edge.runtime.inference.session import InferenceRequest, Noise, PolicySession, SessionOptions, noise_of
+from vla_edge.runtime.inference.session import (
+    InferenceRequest,
+    Noise,
+    PolicySession,
+    SessionOptions,
+    noise_of,
+    worth_correcting,
+)
 from vla_edge.trials.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
 from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
 
@@ -93,7 +100,9 @@ class SessionPlanner:
         if self.executing is not None and not broken and handover.kind is HandOver.INPAINT:
             late = math.ceil((self._options.delay_ticks + 1) / self._options.action_ticks - ON_A_ROW)
             tie = inpaint_into(self.executing, tick, late, policy.chunk_size, handover.horizon)
-        answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise, inpaint=tie))
+        left = None if self.executing is None else self.executing.rest(tick)
+        queued = None if left is None else worth_correcting(left, policy.n_action_steps)
+        answer = self.session.infer(InferenceRequest(observation, now_ns, noise=noise, queued=queued, inpaint=tie))
         assert answer is not None
         rows = rows_of(policy, handover)
         actions = answer.actions[:rows]

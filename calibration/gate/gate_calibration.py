@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vla_edge.bundle import Bundle, file_sha256, open_bundle, write_manifest
+from vla_edge.bundle import TRAIN_DELTA, Bundle, CorrectionSpec, file_sha256, open_bundle, write_manifest
 from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
 from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, planned_pairs
@@ -130,6 +130,10 @@ def calibrate_gate(
                 "varied ones, or raise --bound"
             )
         settings = settings.tightened()
+    if not bundle.manifest.why_not_delta:
+        task = bar.add_task("replaying, delta", total=inferences)
+        plan = ReplayPlan(CacheMode.DELTA, settings, request.period_s)
+        replays[CacheMode.DELTA] = replay(bundle, engine, recorded, held_out, plan, lambda: bar.advance(task))
     data = {
         "name": recorded.dataset.root.name,
         "digest": recorded.digest,
@@ -154,6 +158,15 @@ def gate_facts(bundle: Bundle, result: GateResult) -> dict[str, Any]:
     return facts
 
 
+def correction_after(bundle: Bundle, result: GateResult) -> CorrectionSpec | None:
+    """What is known of the delta expert now: the worse of its training's held-out error and the one on these episodes,
+    so that `--cache delta` refuses an expert that does not help here."""
+    known, run = bundle.manifest.correction, result.replays.get(CacheMode.DELTA)
+    if known is None or run is None or run.correction is None:
+        return known
+    return replace(known, relative_error=max(known.relative_error or 0.0, run.correction))
+
+
 def write_calibrated(bundle: Bundle, result: GateResult, out: Path) -> str:
     """A new bundle `out`: hard links to the same files (copies on another file system), the manifest with the gate, and
     the plot. Returns its digest. BundleError: `out` exists, or a file of the old one is damaged."""
@@ -164,7 +177,8 @@ def write_calibrated(bundle: Bundle, result: GateResult, out: Path) -> str:
                 link_or_copy(bundle.path / name, folder / name)
         draw(result.measured.pairs, result.settings, result.limits, folder / GATE_PLOT)
         files = {**bundle.manifest.files, GATE_PLOT: file_sha256(folder / GATE_PLOT)}
-        return write_manifest(folder, replace(bundle.manifest, files=files, gate=gate_facts(bundle, result)))
+        gate, correction = gate_facts(bundle, result), correction_after(bundle, result)
+        return write_manifest(folder, replace(bundle.manifest, files=files, gate=gate, correction=correction))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -226,10 +240,23 @@ def run(arguments: argparse.Namespace) -> int:
         result = calibrate_gate(bundle, engine, recorded, request, bar)
     digest = write_calibrated(bundle, result, arguments.out)
     facts = gate_facts(bundle, result)
-    print("\n".join(report(result)))
+    print("\n".join([*report(result), *_delta_report(bundle, result)]))
     print(f"written: {arguments.out} (digest {digest[:12]}, plot {GATE_PLOT})")
     answer({"bundle": str(arguments.out), "digest": digest, **facts})
     return 0
+
+
+def _delta_report(bundle: Bundle, result: GateResult) -> list[str]:
+    """How corrected chunks did, or why they are refused; nothing without a delta expert."""
+    if not bundle.manifest.programme.correct:
+        return []
+    why, run_ = bundle.manifest.why_not_delta, result.replays.get(CacheMode.DELTA)
+    if why or run_ is None:
+        return [f"correction   not measured: {why}; {TRAIN_DELTA}, or run with --cache gated"]
+    if run_.correction is None:
+        return ["correction   no chunk was corrected on these episodes; --cache delta goes by its training's error"]
+    verdict = "" if run_.correction < 1 else "; worse than none: --cache delta refuses it, run with --cache gated"
+    return [f"correction   corrected chunks have {run_.correction:.2f} of the error of uncorrected ones{verdict}"]
 
 
 def report(result: GateResult) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,28 @@ from vla_edge.engines.engine import Engine
 from vla_edge.lerobot_data.meta import Episode
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings
-from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import (
+    InferenceRequest,
+    InferenceResult,
+    PolicySession,
+    SessionOptions,
+    worth_correcting,
+)
 from vla_edge.runtime.inference.shadow_audit import action_error
 
 
 @dataclass(frozen=True)
 class Replay:
     """One policy along the episodes. hit: bool [inferences]; error: of each hit, the audit's measure; share: float32
-    [hits, horizon, joints], |difference| over the joint's range; fresh_ms, gated_ms: means over all inferences of
-    recomputing everything, and of what the cache left to do."""
+    [hits, horizon, joints], |difference| over the joint's range, NaN behind the end of a corrected chunk; queued: the
+    same of the rows that `delta` corrected as they were before, NaN elsewhere; fresh_ms, gated_ms: means over all
+    inferences of recomputing everything, and of what the cache left to do."""
 
     frames: NDArray[np.int64]
     hit: NDArray[np.bool_]
     error: NDArray[np.float64]
     share: NDArray[np.float32]
+    queued: NDArray[np.float32]
     reasons: Counter[str]
     fresh_ms: float
     gated_ms: float
@@ -43,16 +52,25 @@ class Replay:
     @property
     def joint_p95(self) -> float:
         """95th percentile of the per-joint error over the executed horizon, worst joint; 0 without a hit."""
-        return float(np.percentile(self.share, 95, axis=(0, 1)).max()) if len(self.share) else 0.0
+        return float(np.nanpercentile(self.share, 95, axis=(0, 1)).max()) if len(self.share) else 0.0
+
+    @property
+    def correction(self) -> float | None:
+        """Mean error of the corrected rows divided by theirs before; None where no chunk was corrected."""
+        there = ~np.isnan(self.queued)
+        before = float(self.queued[there].mean()) if there.any() else 0.0
+        return float(self.share[there].mean()) / before if before else None
 
     @property
     def saved(self) -> float:
         """Share of the inference time that the cache saves."""
         return 1 - self.gated_ms / self.fresh_ms if self.fresh_ms else 0.0
 
-    def facts(self) -> dict[str, float | int | dict[str, int]]:
+    def facts(self) -> dict[str, Any]:
         over = float(np.percentile(self.error, 95)) if len(self.error) else 0.0
+        corrected = {} if self.correction is None else {"error_of_uncorrected": round(self.correction, 4)}
         return {
+            **corrected,
             "inferences": len(self.hit),
             "hit_rate": round(self.hit_rate, 4),
             "error_joint_p95": round(self.joint_p95, 6),
@@ -89,32 +107,50 @@ def replay(
     gated = PolicySession(bundle, engine, SessionOptions(plan.policy, gate=plan.settings))
     always = PolicySession(bundle, engine)
     ranges, horizon = ranges_of(bundle), bundle.manifest.policy.n_action_steps
-    frames, hits, errors, shares, fresh_ms, gated_ms = [], [], [], [], [], []
+    frames: list[int] = []
+    hits, errors, shares, queues, fresh_ms, gated_ms = [], [], [], [], [], []
     for episode in frames_of(recorded, episodes, plan.period_s):
         gated.reset()
+        last: InferenceResult | None = None
         for index in episode:
-            observation = recorded.observation(index)
+            observation, passed = recorded.observation(index), index - (frames[-1] if last else index)
             request = InferenceRequest(observation, observation.joints.time_ns, noise=noise_for(always, index))
-            result, fresh = gated.infer(request), always.infer(replace(request))
+            queued = worth_correcting(last.latent[passed:], horizon) if last else None
+            result, fresh = gated.infer(replace(request, queued=queued)), always.infer(request)
             assert result is not None and fresh is not None
+            before = last.actions[passed:] if last and result.decision.delta else np.empty((0, len(ranges)), np.float32)
+            last = result
             frames.append(index)
             hits.append(result.decision.hit)
             fresh_ms.append(fresh.timings.total)
             gated_ms.append(result.timings.total)
             if result.decision.hit:
-                shares.append(np.abs(fresh.actions[:horizon] - result.actions[:horizon]) / ranges)
-                errors.append(action_error(result.actions[:horizon], fresh.actions[:horizon], ranges))
+                rows = len(result.actions[:horizon])
+                shares.append(_differences(result.actions, fresh.actions, ranges, horizon))
+                queues.append(_differences(before, fresh.actions, ranges, horizon))
+                errors.append(action_error(result.actions[:rows], fresh.actions[:rows], ranges))
             progress()
-    share = np.stack(shares) if shares else np.empty((0, horizon, len(ranges)), np.float32)
+    none = np.empty((0, horizon, len(ranges)), np.float32)
     return Replay(
         np.array(frames),
         np.array(hits),
         np.array(errors),
-        share.astype(np.float32),
+        np.stack(shares) if shares else none,
+        np.stack(queues) if queues else none,
         Counter(gated.cache.counts.reasons),
         float(np.mean(fresh_ms)),
         _spared(np.array(hits), np.array(fresh_ms), np.array(gated_ms)),
     )
+
+
+def _differences(
+    actions: NDArray[np.float32], fresh: NDArray[np.float32], ranges: NDArray[np.float32], horizon: int
+) -> NDArray[np.float32]:
+    """|difference| over the joint's range [horizon, joints], NaN behind the end of `actions`."""
+    found = np.full((horizon, len(ranges)), np.nan, np.float32)
+    rows = min(horizon, len(actions))
+    found[:rows] = np.abs(fresh[:rows] - actions[:rows]) / ranges
+    return found
 
 
 def _spared(hit: NDArray[np.bool_], fresh_ms: NDArray[np.float64], gated_ms: NDArray[np.float64]) -> float:

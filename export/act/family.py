@@ -93,6 +93,9 @@ class ACTExporter:
     def gate(self) -> dict[str, Any]:
         return {"kind": "none", "why_not_cls": "ACT has no prefix that a scene gate could judge"}
 
+    def correction(self) -> None:
+        return None
+
     def comparison(self, bundle: Bundle, engine: Engine, deviations: Deviations) -> Comparison:
         return ACTComparison(self.policy, bundle, engine, deviations)
 

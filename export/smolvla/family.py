@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import MAX_FLOW_STEPS, Bundle, NormalizationSpec, PolicySpec, Programme, smolvla_programme
+from vla_edge.bundle import (
+    MAX_FLOW_STEPS,
+    Bundle,
+    CorrectionSpec,
+    NormalizationSpec,
+    PolicySpec,
+    Programme,
+    smolvla_programme,
+)
 from vla_edge.engines.engine import Engine
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.export.family import Comparison, Cut, Deviations
@@ -83,6 +91,10 @@ class SmolVLAExporter:
     def gate(self) -> dict[str, Any]:
         why = self._why_pooled
         return {"kind": "cls"} if why is None else {"kind": "pooled", "why_not_cls": why}
+
+    def correction(self) -> CorrectionSpec | None:
+        config = self.policy.config
+        return CorrectionSpec(config.delta_target, config.delta_relative_error) if config.has_delta else None
 
     def comparison(self, bundle: Bundle, engine: Engine, deviations: Deviations) -> Comparison:
         return SmolVLAComparison(self.policy, bundle, engine, deviations)

@@ -66,8 +66,8 @@ class ACTPolicy(nn.Module):
         with new_folder(folder, CheckpointError) as place:
             self.write(place)
 
-    def write(self, folder: Path, cls_trained: bool = False) -> None:
-        """The same into a folder that is there. cls_trained is another family's mark."""
+    def write(self, folder: Path, marks: Mapping[str, Any] | None = None) -> None:
+        """The same into a folder that is there. marks are another family's."""
         write_config(folder, self.config)
         write_processors(folder, self.config, self.settings)
         write_weights(self, folder / MODEL_FILE, self.stored_types)

@@ -90,6 +90,8 @@ class SmolVLAConfig:
     cls_similarity_threshold: float = 0.5
     cls_action_context: int = 5
     delta_target: str = "noise"
+    delta_relative_error: float | None = None
+    """Of the delta expert on held-out frames: its error divided by that of no correction; None: never measured."""
     cls_trained: bool = False
     holds_delta: bool = False
     distilled: Mapping[str, Any] = field(default_factory=dict)
@@ -306,6 +308,8 @@ def _value(value: Any, annotation: str, where: str) -> Any:
         if isinstance(value, list) and len(value) == 2 and all(isinstance(item, int) and item > 0 for item in value):
             return tuple(value)
         raise ConfigError(f"{where} is {value!r}, must be [width, height] in pixels or null")
+    if annotation.endswith(" | None"):
+        return None if value is None else _value(value, annotation.removesuffix(" | None"), where)
     allowed: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
     if not isinstance(value, allowed[annotation]) or (isinstance(value, bool) and annotation != "bool"):
         raise ConfigError(f"{where} is {value!r}, must be of type {annotation}")

@@ -96,9 +96,10 @@ class SmolVLAPolicy(nn.Module):
         with new_folder(folder, CheckpointError) as place:
             self.write(place)
 
-    def write(self, folder: Path, cls_trained: bool = False) -> None:
-        """The same into a folder that is there. `cls_trained` sets the mark without which a CLS head is no gate."""
-        write_config(folder, replace(self.config, cls_trained=True) if cls_trained else self.config)
+    def write(self, folder: Path, marks: Mapping[str, Any] | None = None) -> None:
+        """The same into a folder that is there. marks: fields of config.json that training has found out:
+        `cls_trained`, without which a CLS head is no gate, and `delta_relative_error`."""
+        write_config(folder, replace(self.config, **(marks or {})))
         write_processors(folder, self.config, self.settings)
         write_backbone(folder, self.backbone_folder, self.tokenizer.settings.folder)
         write_weights(self, folder / MODEL_FILE, self.stored_types)
@@ -267,7 +268,8 @@ class SmolVLAPolicy(nn.Module):
         Flow matching: noise [B, C, A] and times [B] are drawn here unless given; loss_dict holds
         `losses_after_forward` [B, C, A], `losses_after_in_ep_bound`, `losses_after_rm_padding` [B, C, n], `loss`.
         Delta mode (`train_delta_expert`): the same under `delta_`, with `loss` the sum of `delta_loss` and the weighted
-        `cls_loss`; `delta_loss_relative` is the error relative to predicting zero. With `delta_target` "stale" the
+        `cls_loss`; `delta_loss_of_none` is the error of predicting zero, `delta_loss_relative` the share of it. With
+        `delta_target` "stale" the
         batch holds `delta_context` [B, C, A] and `delta_context_is_pad` bool [B, C], as `shift_chunk` makes them.
         """
         inputs = self.prepare(batch)
@@ -300,6 +302,7 @@ class SmolVLAPolicy(nn.Module):
         loss = denoise if step.cls_loss is None else denoise + self.config.vicreg_weight * step.cls_loss
         report = {f"delta_{name}": value for name, value in parts.items()}
         report |= {"loss": loss.item(), "delta_loss_relative": (denoise / zero.clamp(min=1e-12)).item()}
+        report["delta_loss_of_none"] = zero.item()
         if step.cls_loss is not None:
             report["cls_loss"] = step.cls_loss.item()
         return loss, report

@@ -46,7 +46,7 @@ from vla_edge.runtime.control.planning import (
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.cache import CacheCounts, CacheMode
 from vla_edge.runtime.inference.refresh import Refresh
-from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
+from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, worth_correcting
 from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
 Say = Callable[[str], None]
@@ -273,9 +273,7 @@ class InferenceLoop:
                 (view.actions_left - 1) * action_s, rest_s, self._meter.step_s, self._options.least_steps, steps
             )
             left = executing.rest(view.reading_tick)
-            # A corrected chunk is no longer than what is left: while half a chunk is, then a whole one is planned
-            # again.
-            queued = left if 2 * len(left) >= self._session.policy.n_action_steps else None
+            queued = worth_correcting(left, self._session.policy.n_action_steps)
             if self._options.handover.kind is HandOver.INPAINT and not broken:
                 delay = math.ceil(self._meter.p99_s / action_s)
                 inpaint = inpaint_into(

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.bundle import Bundle
+from vla_edge.bundle import TRAIN_DELTA, Bundle
 from vla_edge.command_line import count
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
@@ -441,6 +441,12 @@ class PolicySession:
         return noise
 
 
+def worth_correcting(left: NDArray[np.float32], executed: int) -> NDArray[np.float32] | None:
+    """The queued rows that are left, where they are worth a correction: the corrected chunk is no longer than they are,
+    so a whole one is planned once less than half of what is `executed` of a chunk is left."""
+    return left if 2 * len(left) >= executed else None
+
+
 def noise_of(seed: int, index: int, shape: tuple[int, int], kind: Noise = Noise.FRESH) -> NDArray[np.float32]:
     """Draw `index` of a session's noise: standard normal float32 (PCG64 seeded with both numbers).
 
@@ -469,6 +475,6 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
             f"gate similarity {settings.similarity} needs the output {feature} that this bundle's scene graph does "
             "not have; calibrate with pooled"
         )
-    if options.cache is CacheMode.DELTA and not bundle.manifest.programme.correct:
-        raise ConfigError("--cache delta needs a bundle with a delta expert; choose off, still or gated")
+    if options.cache is CacheMode.DELTA and (why := bundle.manifest.why_not_delta):
+        raise ConfigError(f"--cache delta: {why}; {TRAIN_DELTA}, or choose --cache gated")
     return settings

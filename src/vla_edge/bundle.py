@@ -189,6 +189,21 @@ def smolvla_programme(graphs: Iterable[str]) -> Programme:
     return Programme("vision", ("prefix",), ("state",), "expert", correct)
 
 
+TRAIN_DELTA = (
+    "train one with `vla-train fine-tune --kind delta --checkpoint CHECKPOINT --dataset DATASET` and export it"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionSpec:
+    """What is known of the graphs that correct a queued chunk. target: what they were taught to take away, "stale" (a
+    chunk's age, which is what the runtime asks of them) or "noise". relative_error: on held-out frames, their error
+    divided by that of no correction; None: never measured."""
+
+    target: str
+    relative_error: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything `manifest.json` holds. `joints`: names in the order of state and action, with `joint_units`
@@ -212,6 +227,24 @@ class Manifest:
     schema: int = SCHEMA
     programme: Programme = smolvla_programme(())
     fps: float | None = None
+    correction: CorrectionSpec | None = None
+
+    @property
+    def why_not_delta(self) -> str:
+        """Why queued chunks are not to be corrected by this bundle, in words; "" where they may be."""
+        if not self.programme.correct:
+            return "the bundle has no delta expert"
+        told = self.correction
+        if told is None or told.relative_error is None:
+            return "the delta expert's error was never measured on held-out episodes"
+        if told.target == "noise":
+            return "the delta expert was taught to take away noise, not a chunk's age"
+        if not told.relative_error < 1:
+            return (
+                f"the delta expert's held-out error is {told.relative_error:.2f} of that of no correction, it must be "
+                "below 1"
+            )
+        return ""
 
     @property
     def reads_text(self) -> bool:

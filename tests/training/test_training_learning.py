@@ -114,6 +114,7 @@ def gated(taught: tuple[Path, Path]) -> Path:
         str(root / "gated"),
         (TaskData("reach", str(root / "data"), held_out=HELD_OUT),),
         kind="delta",
+        delta_target="noise",
         steps=50,
         batch_size=32,
         save_every=50,

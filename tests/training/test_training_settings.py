@@ -105,11 +105,17 @@ def test_optimiser_and_picture_size_change_the_loss_of_the_second_step(world, tm
 )
 def test_each_number_of_the_delta_method_reaches_the_policy_and_the_log(world, tmp_path, text, log):
     name, _, value = text.removeprefix("delta.").partition("=")
-    setup = assemble(config(world, tmp_path / "x", text, kind="delta" if "delta" in text else "base"))
+    noise: dict[str, Any] = {"kind": "delta", "delta_target": "noise"}
+    setup = assemble(config(world, tmp_path / "x", text, **(noise if "delta" in text else {})))
     assert getattr(setup.policy.config, name) == float(value)
     if log:
-        plain = last_row(world, tmp_path / "a", kind="delta")
-        assert plain[log] != last_row(world, tmp_path / "b", text, kind="delta")[log]
+        plain = last_row(world, tmp_path / "a", **noise)
+        assert plain[log] != last_row(world, tmp_path / "b", text, **noise)[log]
+
+
+def test_the_noise_of_the_noise_target_is_refused_with_the_stale_one(world, tmp_path):
+    with pytest.raises(ConfigError, match="--delta-target noise"):
+        assemble(config(world, tmp_path / "x", "delta.cls_noise_scale=0.5", kind="delta"))
 
 
 def test_a_delta_expert_trains_without_a_cls_head(world, tmp_path):

@@ -62,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_ten_checks_run_on_an_exported_policy(place):
+def test_the_eleven_checks_run_on_an_exported_policy(place):
     items = check_deployment(place / "bundle", place / "data", None, 10.0, 1)
     assert [item.name for item in items] == [
         "dataset",
@@ -73,6 +73,7 @@ def test_the_ten_checks_run_on_an_exported_policy(place):
         "state normalisation",
         "action round trip",
         "safety limits",
+        "delta expert",
         "exception handling",
         "logging",
     ]
@@ -186,9 +187,9 @@ def test_the_command_prints_a_line_for_every_check_and_exits_1_on_a_failure(plac
     words = ["deploy", str(place / "bundle"), "--task", "red", "--threads", "1"]
     assert doctor([*words, "--hz", "10"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.lstrip()[:1].isdigit()]
-    assert len(lines) == 12 and "camera place" in lines[10] and "start pose" in lines[11]
+    assert len(lines) == 13 and "camera place" in lines[11] and "start pose" in lines[12]
     assert doctor([*words, "--hz", "100000"]) == 1
-    assert "1 of 12 deployment checks: speed" in capsys.readouterr().err
+    assert "1 of 13 deployment checks: speed" in capsys.readouterr().err
 
 
 def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one_is_found(monkeypatch):

@@ -307,7 +307,7 @@ def test_misses_are_never_audited_and_a_share_audits_that_share(bundle, recorded
     [
         ({"cache": CacheMode.STILL}, "still needs a calibrated bundle"),
         ({"cache": CacheMode.GATED, "gate": replace(LOOSE, similarity="00")}, "similarity 00 needs the output cls"),
-        ({"cache": CacheMode.DELTA, "gate": LOOSE}, "delta needs a bundle with a delta expert"),
+        ({"cache": CacheMode.DELTA, "gate": LOOSE}, "--cache delta: the bundle has no delta expert; train one"),
     ],
 )
 def test_a_cache_mode_the_bundle_cannot_serve_is_refused(bundle, options, message):
