@@ -24,6 +24,9 @@ COUNTS_PER_S2_OF_ACCELERATION_UNIT = 214.577 / 3600 * COUNTS_PER_TURN
 WATCHDOG_UNIT_S = 0.02
 BAUD_CODES = {0: 9_600, 1: 57_600, 2: 115_200, 3: 1_000_000, 4: 2_000_000, 5: 3_000_000, 6: 4_000_000}
 
+TWOS = -1
+"""Two's complement, as a register's sign."""
+
 EEPROM_END = 64
 TABLE_END = 147
 """One past the last register that is read or written here."""
@@ -31,25 +34,25 @@ TABLE_END = 147
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Where a value lives: first address, bytes, two's complement or not; with `sign_bit` sign and magnitude."""
+    """Where a value lives: first address, bytes, and how it says minus: not (0), two's complement (TWOS), or the bit
+    above its magnitude."""
 
     name: str
     address: int
     size: int
-    signed: bool = False
-    sign_bit: int | None = None
+    sign: int = 0
 
     def encode(self, value: int) -> bytes:
-        if self.sign_bit is not None:
-            value = abs(value) | (value < 0) << self.sign_bit
+        if self.sign > 0:
+            value = min(abs(value), (1 << self.sign) - 1) | (value < 0) << self.sign
         return (value & ((1 << 8 * self.size) - 1)).to_bytes(self.size, "little")
 
     def decode(self, data: bytes) -> int:
-        value = int.from_bytes(data[: self.size], "little", signed=self.signed)
-        if self.sign_bit is None:
+        value = int.from_bytes(data[: self.size], "little", signed=self.sign == TWOS)
+        if self.sign <= 0:
             return value
-        magnitude = value & ((1 << self.sign_bit) - 1)
-        return -magnitude if value >> self.sign_bit & 1 else magnitude
+        magnitude = value & ((1 << self.sign) - 1)
+        return -magnitude if value >> self.sign & 1 else magnitude
 
 
 MODEL_NUMBER = Register("model_number", 0, 2)
@@ -59,7 +62,7 @@ BAUD_RATE = Register("baud_rate", 8, 1)
 RETURN_DELAY = Register("return_delay", 9, 1)
 DRIVE_MODE = Register("drive_mode", 10, 1)
 OPERATING_MODE = Register("operating_mode", 11, 1)
-HOMING_OFFSET = Register("homing_offset", 20, 4, signed=True)
+HOMING_OFFSET = Register("homing_offset", 20, 4, TWOS)
 TEMPERATURE_LIMIT = Register("temperature_limit", 31, 1)
 MAX_VOLTAGE = Register("max_voltage", 32, 2)
 MIN_VOLTAGE = Register("min_voltage", 34, 2)
@@ -76,16 +79,16 @@ POSITION_D = Register("position_d", 80, 2)
 POSITION_I = Register("position_i", 82, 2)
 POSITION_P = Register("position_p", 84, 2)
 BUS_WATCHDOG = Register("bus_watchdog", 98, 1)
-GOAL_PWM = Register("goal_pwm", 100, 2, signed=True)
-GOAL_CURRENT = Register("goal_current", 102, 2, signed=True)
-GOAL_VELOCITY = Register("goal_velocity", 104, 4, signed=True)
+GOAL_PWM = Register("goal_pwm", 100, 2, TWOS)
+GOAL_CURRENT = Register("goal_current", 102, 2, TWOS)
+GOAL_VELOCITY = Register("goal_velocity", 104, 4, TWOS)
 PROFILE_ACCELERATION = Register("profile_acceleration", 108, 4)
 PROFILE_VELOCITY = Register("profile_velocity", 112, 4)
-GOAL_POSITION = Register("goal_position", 116, 4, signed=True)
-PRESENT_LOAD = Register("present_load", 126, 2, signed=True)
+GOAL_POSITION = Register("goal_position", 116, 4, TWOS)
+PRESENT_LOAD = Register("present_load", 126, 2, TWOS)
 """0.1 % on the XL430, mA (Present_Current) on the XL330."""
-PRESENT_VELOCITY = Register("present_velocity", 128, 4, signed=True)
-PRESENT_POSITION = Register("present_position", 132, 4, signed=True)
+PRESENT_VELOCITY = Register("present_velocity", 128, 4, TWOS)
+PRESENT_POSITION = Register("present_position", 132, 4, TWOS)
 PRESENT_VOLTAGE = Register("present_voltage", 144, 2)
 PRESENT_TEMPERATURE = Register("present_temperature", 146, 1)
 

@@ -53,7 +53,7 @@ _MAX_TORQUE, _PHASE, _UNLOAD = (
 )
 _CURRENT_LIMIT, _HOMING, _MODE = (
     Register("protection_current", 28, 2),
-    Register("homing_offset", 31, 2, sign_bit=11),
+    Register("homing_offset", 31, 2, sign=11),
     Register("operating_mode", 33, 1),
 )
 _OVERLOAD_TIME, _OVERLOAD, _CURRENT_TIME = (
@@ -64,14 +64,14 @@ _OVERLOAD_TIME, _OVERLOAD, _CURRENT_TIME = (
 _TORQUE, _ACCELERATION, _GOAL, _SPEED = (
     Register("torque_enable", 40, 1),
     Register("acceleration", 41, 1),
-    Register("goal_position", 42, 2, sign_bit=15),
-    Register("goal_velocity", 46, 2, sign_bit=15),
+    Register("goal_position", 42, 2, sign=15),
+    Register("goal_velocity", 46, 2, sign=15),
 )
 _TORQUE_LIMIT, _LOCK = Register("torque_limit", 48, 2), Register("lock", 55, 1)
 _PRESENT, _PRESENT_SPEED, _LOAD = (
-    Register("present_position", 56, 2, sign_bit=15),
-    Register("present_velocity", 58, 2, sign_bit=15),
-    Register("present_load", 60, 2, sign_bit=10),
+    Register("present_position", 56, 2, sign=15),
+    Register("present_velocity", 58, 2, sign=15),
+    Register("present_load", 60, 2, sign=10),
 )
 _VOLTAGE, _TEMPERATURE, _STATUS, _MOVING, _CURRENT = (
     Register("present_voltage", 62, 1),
