@@ -19,6 +19,7 @@ from vla_edge.training.training_frames import Mix, collate
 
 LONGEST_WAIT_S = 600
 """Without a batch for so long, loader processes are taken to hang: torch raises RuntimeError."""
+MOST_WORKERS = 4
 Picks = list[tuple[int, int, int]]
 
 
@@ -61,6 +62,14 @@ def batches(
             if isinstance(sample, VlaEdgeError):
                 raise sample
         yield item if workers == 0 else collate(item, policy)
+
+
+def usual_workers(frames: int, frame_bytes: int, cache_mb: int) -> int:
+    """Loader processes where nobody says how many: 4 or as many as there are CPUs, and none where nothing is decoded
+    all along, because tokens are kept (`frame_bytes` 0) or all decoded pictures fit into `cache_mb`."""
+    if frames * frame_bytes <= cache_mb * 2**20:
+        return 0
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def end_with_parent(_: int) -> None:

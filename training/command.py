@@ -34,7 +34,7 @@ main = Command(
         ),
         "smoke": Subcommand(
             START,
-            "10 episodes, 100 steps: does everything fit together?",
+            "10 episodes, 20 steps: does everything fit together, and does the loss fall?",
             "smoke --checkpoint CHECKPOINT --dataset DATASET --out RUN",
             "add_smoke",
             "run_smoke",

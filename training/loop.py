@@ -229,7 +229,9 @@ def _run(loop: Loop, report: Report) -> Outcome:
     config, accelerator = loop.setup.config, loop.accelerator
     run, first = Path(config.output), loop.status.step
     place = (accelerator.process_index, accelerator.num_processes)
-    stream = batches(Mix(loop.setup.training), loop.setup.policy, loop.sampler, loop.position, place, config.workers)
+    stream = batches(
+        Mix(loop.setup.training), loop.setup.policy, loop.sampler, loop.position, place, config.workers or 0
+    )
     loss, pace = loop.status.loss if loop.status.loss is not None else float("nan"), 0.0
     with open_trackers(config, run, accelerator.is_main_process) as track:
         for step in range(first, config.steps):

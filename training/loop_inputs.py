@@ -18,6 +18,7 @@ from vla_edge.policies.checkpoint_folder import resolve_checkpoint
 from vla_edge.policies.families import family_of
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import adapters as trainable
+from vla_edge.training.batches import usual_workers
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.run_config import AugmentConfig, TrainConfig
 from vla_edge.training.statistics import check_dimensions, check_spread, chosen_statistics
@@ -58,6 +59,8 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         check_tasks(datasets)
     check_spread(datasets, policy.settings, config.statistics == "union" and config.kind != "delta")
     cameras = tuple(camera.source for camera in policy.settings.cameras)
+    if config.workers is None:
+        config = replace(config, workers=_usual_workers(config, datasets, cameras))
     stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
     reading = FrameSettings(
         cameras,
@@ -65,7 +68,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         config.seed,
         config.augment,
         min(stale, policy.config.chunk_size - 1),
-        config.cache_mb // (max(1, config.workers) * len(config.data)),
+        config.cache_mb // (max(1, config.workers or 0) * len(config.data)),
     )
     plain = replace(reading, augment=AugmentConfig())
     training = [Frames(task, reading) for task in config.data if task.weight > 0]
@@ -105,6 +108,12 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         "weights"
     )
     return Setup(config, policy, training, validation, trained, notes)
+
+
+def _usual_workers(config: TrainConfig, datasets: Sequence[Dataset], cameras: Sequence[str]) -> int:
+    decoded = () if config.cache_vision else [key for key in cameras if key in datasets[0].camera_keys]
+    size = sum(int(np.prod(datasets[0].features[key].shape)) for key in decoded)
+    return usual_workers(sum(map(len, datasets)), size, config.cache_mb)
 
 
 def fit_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Fit:

@@ -172,7 +172,8 @@ class TrainConfig:
     `padded_dims` counts the padded action dimensions in the loss, as the
     published base model did. `n_action_steps` and `num_steps` (flow steps) 0
     and `image_size` (height, width) None keep the checkpoint's. `cache_vision`:
-    folder of picture tokens (`vision_cache.py`), "" to run the tower each step.
+    folder of picture tokens (`vision_cache.py`), "" to run the tower each step. `workers` None: as many as pay
+    (`batches.usual_workers`); a run's own configuration holds the number.
     """
 
     policy: str
@@ -186,7 +187,7 @@ class TrainConfig:
     precision: str = "float32"
     device: str = "auto"
     seed: int = 1000
-    workers: int = 0
+    workers: int | None = 0
     cache_mb: int = 512
     cache_vision: str = ""
     cache_type: str = "float32"
@@ -215,7 +216,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "save_every", "log_every", "validation_frames"):
             _within(name, getattr(self, name), 1)
-        for name in ("workers", "cache_mb", "validate_every", "keep", "n_action_steps", "num_steps"):
+        _within("workers", self.workers or 0, 0)
+        for name in ("cache_mb", "validate_every", "keep", "n_action_steps", "num_steps"):
             _within(name, getattr(self, name), 0)
         _within("seed", self.seed, 0, 2**31 - 1)
         for name, known in CHOICES.items():

@@ -29,17 +29,18 @@ from vla_edge.training.sequential.phases import hold_out
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.training.trackers import check_trackers
 
-FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 1000}
-SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000}
+LONG = {"save_every": 1000, "workers": None}
+FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), **LONG}
+SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
 ACT_SCRATCH = {
+    **LONG,
     "batch_size": 8,
     "steps": 100_000,
     "optimizer": OptimizerConfig(lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-4),
     "schedule": ScheduleConfig(warmup_steps=0, decay_steps=100_000, decay_lr=1e-5),
-    "save_every": 1000,
 }
 """LeRobot's preset of ACT: AdamW at one rate throughout."""
-SMOKE = {"batch_size": 4, "steps": 100, "optimizer": OptimizerConfig(lr=5e-5), "save_every": 50}
+SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
 SMOKE_EPISODES = 10
 """Defaults of the three ways to train (docs/training-methods.md §5)."""
 

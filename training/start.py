@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_edge.command_line import CommandParser
-from vla_edge.errors import ConfigError
+from vla_edge.command_line import CommandParser, answer
+from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.fields import read_object
 from vla_edge.policies.families import families
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
 from vla_edge.training.lerobot_arguments import table
+from vla_edge.training.loop import make_accelerator
 from vla_edge.training.loop_inputs import Setup
+from vla_edge.training.objective import Objective
 from vla_edge.training.options import (
     add_training_arguments,
     config_from_arguments,
@@ -22,7 +24,7 @@ from vla_edge.training.options import (
     print_outcome,
     reporter,
 )
-from vla_edge.training.processes import join
+from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import read_config
 from vla_edge.training.runs import (
     ACT_SCRATCH,
@@ -35,6 +37,11 @@ from vla_edge.training.runs import (
     prepare_scratch,
     resume,
 )
+from vla_edge.training.validation import validation_losses, weighted
+from vla_edge.training.vision_cache import fill_cache
+
+PROBED, FALLEN = 16, 0.995
+"""Frames that a smoke run's loss is compared on, and the share of it that counts as fallen."""
 
 
 def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE) -> None:
@@ -60,7 +67,31 @@ def run_fine_tune(arguments: argparse.Namespace) -> int:
 
 def run_smoke(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), SMOKE, arguments.kind, SMOKE_EPISODES)
-    return train_prepared(prepare(config), "smoke run")
+    setup = prepare(config)
+    before = probe(setup)
+    train_prepared(setup, "smoke run")
+    after = probe(setup)
+    told = f"{before:.4f} → {after:.4f} on {PROBED} frames it trained on, under the same noise"
+    if is_first():
+        answer({"loss_before": before, "loss_after": after})
+    if not after < FALLEN * before:
+        raise CheckFailed(
+            f"the loss did not fall in {config.steps} steps: {told}; look at the data with `vla-data verify`, then at "
+            f"--lr (now {config.optimizer.lr:g})"
+        )
+    if is_first():
+        print(f"the loss fell: {told}")
+    return 0
+
+
+def probe(setup: Setup) -> float:
+    """The loss on frames that are trained on, always the same under the same noise: it differs by the weights alone."""
+    device = make_accelerator(setup.config.device).device
+    if setup.config.cache_vision:
+        fill_cache(setup.policy, setup.training, setup.config.batch_size, device)
+    objective = Objective(setup.policy.to(device), setup.config.padded_dims)
+    losses = validation_losses(objective, setup.training, PROBED, setup.config.batch_size, device)
+    return weighted(losses, {task.name: task.weight for task in setup.config.data})
 
 
 def checkpoint_of_arguments(arguments: argparse.Namespace) -> str:

@@ -594,18 +594,25 @@ def test_status_and_smoke_work_from_the_command_line(world, tmp_path, capsys):
         world / "data",
         "--out",
         tmp_path / "run",
-        "--steps",
-        2,
         "--device",
         "cpu",
         "--json",
     ]
     assert main([str(word) for word in words]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["steps"] == 2 and np.isfinite(last["loss"])
+    captured = capsys.readouterr()
+    last = json.loads(captured.out.splitlines()[-1])
+    assert last["steps"] == 20 and np.isfinite(last["loss"]) and last["loss_after"] < last["loss_before"]
+    assert "the loss fell: " in captured.err
     assert main(["status", str(tmp_path / "run"), "--json"]) == 0
     captured = capsys.readouterr()
-    assert "state        done" in captured.err and json.loads(captured.out)["checkpoints"] == ["000002"]
+    assert "state        done" in captured.err and json.loads(captured.out)["checkpoints"] == ["000020"]
+
+
+def test_a_smoke_run_whose_loss_does_not_fall_says_so_and_exits_1(world, tmp_path, capsys):
+    words = ["smoke", "--checkpoint", world / "policy", "--dataset", world / "data", "--out", tmp_path / "run"]
+    words += ["--device", "cpu", "--steps", 2, "--lr", "1e-12", "--decay-lr", 0]
+    assert main([str(word) for word in words]) == 1
+    assert "the loss did not fall in 2 steps" in capsys.readouterr().err
 
 
 def test_a_checkpoint_with_a_lost_tensor_is_refused(world, tmp_path):

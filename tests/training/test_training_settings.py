@@ -15,8 +15,9 @@ import torch
 
 from vla_edge.errors import ConfigError
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.batches import usual_workers
 from vla_edge.training.command import main
-from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
+from vla_edge.training.craft.anchors import AnchorCache, AnchorPlan, build_anchors
 from vla_edge.training.lerobot_arguments import translate
 from vla_edge.training.loop_inputs import assemble
 from vla_edge.training.progress import live_line
@@ -136,6 +137,33 @@ def test_crafts_multiplier_and_slack_stand_in_its_history(world, tmp_path):
         first, second = csv.DictReader(file)
     assert float(first["lambda"]) == 3 and float(first["epsilon"]) == 2
     assert float(second["lambda"]) == pytest.approx(3 + 0.5 * (float(first["retention_loss"]) - 2))
+
+
+def test_anchors_hold_the_layers_that_are_asked_for(world, tmp_path, capsys):
+    words = ["anchors", "--checkpoint", str(world / "policy"), "--dataset", str(world / "data"), "--count", "6"]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "last"), "--layers", "-1"]) == 0
+    meta = AnchorCache(tmp_path / "last").meta
+    assert meta.layers == (-1,) and meta.features == ("expert.-1.mean", "expert.-1.last", "state", "velocity")
+    texts = [f"craft.anchors={tmp_path / 'last'}", "craft.every=1"]
+    fine_tune(config(world, tmp_path / "run", *texts, statistics="checkpoint"))
+    assert read_metrics(tmp_path / "run")[-1]["retention_loss"] > 0
+    capsys.readouterr()
+    for layers, told in ((["-3"], "the expert has 2 layers"), (["1"], "count from the end")):
+        assert main([*words, "--device", "cpu", "--out", str(tmp_path / "none"), "--layers", *layers]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_loaders_are_used_by_default_where_pictures_are_decoded_all_along(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    assert usual_workers(1000, 921_600, 512) == 4
+    assert usual_workers(100, 921_600, 512) == 0, "everything decoded fits into memory"
+    assert usual_workers(1000, 0, 512) == 0, "tokens are kept"
+    many = {"workers": None, "cache_mb": 0}
+    assert assemble(config(world, tmp_path / "a", **many)).config.workers == 4
+    assert assemble(config(world, tmp_path / "a", **many, cache_vision=str(tmp_path / "tokens"))).config.workers == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    assert usual_workers(1000, 921_600, 512) == 2
+    assert main.parser("fine-tune").parse_args(["--checkpoint", "a", "--dataset", "b"]).workers is None
 
 
 def test_lerobots_names_of_fields_without_a_flag_become_settings():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CRaFT holds on to in a SmolVLA: hidden states of what trains, and the velocity.
 
-`hidden`: the outputs of the expert's last two layers over the action tokens (mean
-and last token) at a stored noisy chunk and time, and the state token's hidden
-state. `velocity`: the predicted velocity over real dimensions. `vlm`: vision
+`hidden`: the outputs of the expert's last two layers, or others that are asked
+for, over the action tokens (mean and last token) at a stored noisy chunk and
+time, and the state token's hidden state. `velocity`: the predicted velocity over real dimensions. `vlm`: vision
 tokens mean-pooled and the last valid text token; they move only when the VLM
 trains or carries adapters.
 """
@@ -24,11 +24,8 @@ from vla_edge.training.adapters import frozen_parts
 
 LAYERS = (-2, -1)
 POOLING = ("mean", "last")
-GROUPS = {
-    "hidden": (*(f"expert.{layer}.{pool}" for layer in LAYERS for pool in POOLING), "state"),
-    "velocity": ("velocity",),
-    "vlm": ("vision", "language"),
-}
+GROUPS = {"hidden": ("state",), "velocity": ("velocity",), "vlm": ("vision", "language")}
+"""Group → its features; `hidden` has each layer's beside."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,31 @@ class AnchorInputs:
     time: Tensor
 
 
-def feature_names(groups: Sequence[str]) -> tuple[str, ...]:
-    """The features of some groups; ConfigError lists the groups there are."""
+def feature_names(groups: Sequence[str], layers: Sequence[int] = LAYERS) -> tuple[str, ...]:
+    """The features of some groups, of the expert's `layers` (−1: the last). ConfigError lists the groups there are."""
     unknown = [group for group in groups if group not in GROUPS]
     if unknown or not groups:
         raise ConfigError(f"anchor features {list(groups)}: choose from {', '.join(GROUPS)}")
-    return tuple(name for group in groups for name in GROUPS[group])
+    if not layers or any(layer >= 0 for layer in layers) or len(set(layers)) != len(layers):
+        raise ConfigError(f"anchor layers {list(layers)}: count from the end, each once, for example -2 -1")
+    hidden = [f"expert.{layer}.{pool}" for layer in layers for pool in POOLING]
+    return tuple(name for group in groups for name in (*(hidden if group == "hidden" else ()), *GROUPS[group]))
+
+
+def layers_of(names: Sequence[str]) -> tuple[int, ...]:
+    """The expert's layers that some features are of."""
+    return tuple(dict.fromkeys(int(name.split(".")[1]) for name in names if name.startswith("expert.")))
 
 
 def features_of(policy: SmolVLAPolicy, anchors: AnchorInputs, names: Sequence[str]) -> dict[str, Tensor]:
     """Each feature float32 [B, width] (velocity [B, C, real dimensions]), with gradients where weights train."""
     model = policy.model
     prefix = model.prefix_of(anchors.inputs)
-    with _layer_outputs(model.vlm_with_expert.lm_expert) as outputs:
+    layers = layers_of(names)
+    with _layer_outputs(model.vlm_with_expert.lm_expert, layers) as outputs:
         velocity = model.denoise_step(prefix, anchors.x_t, anchors.time)
     found: dict[str, Tensor] = {"velocity": velocity[:, :, : policy.config.action_dim], "state": prefix.hidden[:, -1]}
-    for layer in LAYERS:
+    for layer in layers:
         found[f"expert.{layer}.mean"] = outputs[layer].mean(1)
         found[f"expert.{layer}.last"] = outputs[layer][:, -1]
     if any(name in GROUPS["vlm"] for name in names):
@@ -96,16 +102,17 @@ def _vlm_features(prefix: Prefix, inputs: Inputs) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _layer_outputs(expert: nn.Module) -> Iterator[dict[int, Tensor]]:
+def _layer_outputs(expert: nn.Module, wanted_layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Collect each wanted layer's output: it is what the next norm reads."""
     layers = list(expert.layers)  # type: ignore[arg-type]
     readers = [layer.input_layernorm for layer in layers[1:]] + [expert.norm]
     outputs: dict[int, Tensor] = {}
     hooks = []
-    for wanted in LAYERS:
+    for wanted in wanted_layers:
         if -wanted > len(readers):
             raise ConfigError(
-                f"the expert has {len(readers)} layers, the anchors need layer {wanted}; anchor the velocity only"
+                f"the expert has {len(readers)} layers, the anchors need layer {wanted}; choose others with --layers, "
+                "or anchor the velocity only"
             )
 
         def keep(_: nn.Module, arguments: tuple[Tensor, ...], number: int = wanted) -> None:

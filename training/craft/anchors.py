@@ -30,7 +30,7 @@ from vla_edge.policies.scaling import pad_last
 from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.tensor_file import save_tensors
-from vla_edge.training.craft.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of
+from vla_edge.training.craft.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of, layers_of
 from vla_edge.training.craft.anchor_kinds import METADATA, refuse_other_kinds
 from vla_edge.training.craft.conflict_projection import LOSSES, retention_loss
 from vla_edge.training.run_config import TaskData
@@ -62,12 +62,14 @@ class AnchorMeta:
 
 @dataclass(frozen=True, slots=True)
 class AnchorPlan:
-    """What to build: `count` anchors drawn with `seed` from `data`, feature `groups` (hidden, velocity, vlm)."""
+    """What to build: `count` anchors drawn with `seed` from `data`, feature `groups` (hidden, velocity, vlm), of the
+    expert's `layers` (hidden)."""
 
     data: tuple[TaskData, ...]
     count: int = 256
     seed: int = 0
     groups: tuple[str, ...] = ("hidden", "velocity")
+    layers: tuple[int, ...] = LAYERS
 
 
 def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device: torch.device) -> AnchorMeta:
@@ -76,7 +78,7 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
         raise ConfigError(f"{plan.count} anchors wanted; ask for at least 1")
     if plan.seed < 0:
         raise ConfigError(f"anchor seed {plan.seed}: give 0 or more")
-    features = feature_names(plan.groups)
+    features = feature_names(plan.groups, plan.layers)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     sources = [Frames(task, FrameSettings(cameras, policy.config.chunk_size, plan.seed)) for task in plan.data]
     frames = [(source, frame) for source in sources for frame in range(len(source))]
@@ -105,7 +107,7 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
             statistics_digest(policy.settings.statistics),
             preprocessing_of(policy),
             features,
-            LAYERS,
+            layers_of(features),
             POOLING,
             "float32",
             plan.count,

@@ -13,7 +13,7 @@ from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-from vla_edge.training.craft.anchor_features import GROUPS
+from vla_edge.training.craft.anchor_features import GROUPS, LAYERS
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
 from vla_edge.training.options import TRACKERS, add_set, pair, print_notes, reporter, tasks_of
@@ -48,10 +48,20 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anchors", type=whole, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks"
     )
+    parser.add_argument(
+        "--anchor-layers",
+        type=int,
+        nargs="+",
+        default=list(LAYERS),
+        metavar="LAYER",
+        help="expert layers the anchors hold, counted from the end",
+    )
     parser.add_argument("--precision", choices=CHOICES["precision"], default="float32", help="number format")
     parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="auto: a GPU where there is one")
     parser.add_argument("--seed", type=whole, default=1000, help="seed of everything random")
-    parser.add_argument("--workers", type=whole, default=0, help="processes that load data")
+    parser.add_argument(
+        "--workers", type=whole, help="processes that load data, 0: none (default: up to 4 where it pays)"
+    )
     parser.add_argument("--save-every", type=count, default=1000, help="steps between checkpoints")
     parser.add_argument("--keep", type=whole, default=2, help="checkpoints to keep per stage, 0 all")
     parser.add_argument(
@@ -98,7 +108,14 @@ def run_stages(arguments: argparse.Namespace) -> int:
         rename=camera_pairs(arguments.camera),
         trackers=tuple(arguments.track),
     )
-    sequence = StageRun(plan, with_settings(base, settings), arguments.anchors, settings, arguments.stage)
+    sequence = StageRun(
+        plan,
+        with_settings(base, settings),
+        arguments.anchors,
+        settings,
+        arguments.stage,
+        tuple(arguments.anchor_layers),
+    )
     join(base.device)
     print_notes(stage_notes(sequence))
     transfer = train_stages(sequence, reporter)
@@ -128,13 +145,21 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
         choices=sorted(GROUPS),
         help="what is kept; vlm with LoRA or a trained VLM",
     )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=list(LAYERS),
+        metavar="LAYER",
+        help="expert layers of the group hidden, counted from the end",
+    )
     parser.add_argument("--seed", type=whole, default=0, help="seed of which frames are taken")
     parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="auto: a GPU where there is one")
 
 
 def run_anchors(arguments: argparse.Namespace) -> int:
     data: tuple[TaskData, ...] = tasks_of(arguments.dataset, arguments.episodes, arguments.tolerance)
-    plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features))
+    plan = AnchorPlan(data, arguments.count, arguments.seed, tuple(arguments.features), tuple(arguments.layers))
     device = make_accelerator(arguments.device).device
     meta = build_anchors(SmolVLAPolicy.from_pretrained(arguments.checkpoint), plan, arguments.out, device)
     print(

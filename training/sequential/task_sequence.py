@@ -25,6 +25,7 @@ from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
+from vla_edge.training.craft.anchor_features import LAYERS
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
 from vla_edge.training.loop_inputs import check_dimensions, long_tasks, policy_fields
@@ -56,6 +57,7 @@ class StageRun:
     anchors: int = 0
     settings: tuple[str, ...] = ()
     only: str = ""
+    anchor_layers: tuple[int, ...] = LAYERS
 
 
 def stage_notes(sequence: StageRun) -> list[str]:
@@ -204,7 +206,7 @@ def _with_anchors(sequence: StageRun, config: TrainConfig, number: int) -> Train
         device = make_accelerator(config.device).device
         build_anchors(
             SmolVLAPolicy.from_pretrained(config.policy),
-            AnchorPlan(earlier, sequence.anchors, config.seed),
+            AnchorPlan(earlier, sequence.anchors, config.seed, layers=sequence.anchor_layers),
             cache,
             device,
         )
@@ -231,6 +233,7 @@ def plan_content(sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> dic
         "plan": settings_json(sequence.plan),
         "held_out": [list(held) for held in held_out],
         "anchors": sequence.anchors,
+        "anchor_layers": list(sequence.anchor_layers),
         "settings": list(sequence.settings),
         "seed": sequence.base.seed,
         "precision": sequence.base.precision,
