@@ -32,13 +32,15 @@ DELTA_EXPERT = "model.vlm_with_expert.delta_expert."
 @dataclass(frozen=True)
 class Fit:
     """How the policy is fitted to the data. `statistics` None keeps the checkpoint's. `rename`: policy camera → data
-    key. `fields`: configuration fields to change (n_action_steps, CLS and delta options …)."""
+    key. `fields`: configuration fields to change (n_action_steps, CLS and delta options …). distill_steps: flow
+    steps the policy is distilled to; 0: it is not."""
 
     datasets: Sequence[Dataset]
     statistics: Statistics | None
     rename: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    distill_steps: int = 0
 
 
 def policy_for_training(folder: Path, fit: Fit) -> Any:
@@ -77,6 +79,9 @@ def _smolvla(folder: Path, fit: Fit) -> SmolVLAPolicy:
     if config.has_delta and not fields.get("train_delta_expert", True):
         note = "the delta expert was trained for the policy as it was before this run; train it again afterwards"
         fields |= {"holds_delta": True, "delta_relative_error": None, "notes": (*config.notes, note)}
+    if fit.distill_steps and not config.distilled:
+        mark = {"flow_steps": fit.distill_steps, "teacher_steps": config.num_steps, "teacher": weights.digest}
+        fields |= {"num_steps": fit.distill_steps, "distilled": mark}
     config = with_fields(fit_config(config, settings, fit), **fields)
     torch.manual_seed(fit.seed)
     policy = SmolVLAPolicy(config, read_backbone(backbone_folder), settings)

@@ -25,6 +25,13 @@ main = Command(
             "add_fine_tune",
             "run_fine_tune",
         ),
+        "distill": Subcommand(
+            START,
+            "an expert that makes its chunk in 1, 2 or 4 flow steps, from a trained policy",
+            "distill --checkpoint CHECKPOINT --dataset DATASET --out RUN --flow-steps 1",
+            "add_distill",
+            "run_distill",
+        ),
         "scratch": Subcommand(
             START,
             "train a new action expert on a pretrained backbone",

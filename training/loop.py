@@ -157,7 +157,9 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     optimizer, scheduler = make_optimizer(setup.trained.values(), config.optimizer, config.schedule, config.steps)
     sources = [Source(frames.data.name, len(frames), frames.data.weight) for frames in setup.training]
     sampler = QuotaSampler(sources, config.batch_size * accelerator.num_processes, config.seed)
-    objective = Objective(setup.policy, config.padded_dims).train()
+    if setup.teacher is not None:
+        setup.teacher.to(accelerator.device)
+    objective = Objective(setup.policy, config.padded_dims, setup.teacher).train()
     if accelerator.num_processes > 1:
         objective = accelerator.prepare_model(objective)
     status = Status("running", 0, config.steps, device=device_name(accelerator.device))

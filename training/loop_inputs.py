@@ -16,6 +16,8 @@ from vla_edge.errors import ConfigError, DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint_folder import resolve_checkpoint
 from vla_edge.policies.families import family_of
+from vla_edge.policies.smolvla.distill import share_backbone
+from vla_edge.policies.smolvla.flow import FlowMatching
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import adapters as trainable
 from vla_edge.training.batches import usual_workers
@@ -32,7 +34,8 @@ STALE_FRAMES = 25
 
 @dataclass
 class Setup:
-    """One assembled run; `validation` is empty without held-out episodes."""
+    """One assembled run; `validation` is empty without held-out episodes. teacher: the model whose steps a distilled
+    policy learns to jump."""
 
     config: TrainConfig
     policy: Any
@@ -40,6 +43,7 @@ class Setup:
     validation: list[Frames]
     trained: dict[str, torch.nn.Parameter]
     notes: list[str] = field(default_factory=list)
+    teacher: FlowMatching | None = None
 
 
 def assemble(config: TrainConfig, policy: Any = None) -> Setup:
@@ -57,7 +61,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
     check_kind(config, policy)
     if policy.settings.tokenizer is not None:
         check_tasks(datasets)
-    check_spread(datasets, policy.settings, config.statistics == "union" and config.kind != "delta")
+    check_spread(datasets, policy.settings, config.statistics == "union" and config.kind == "base")
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     if config.workers is None:
         config = replace(config, workers=_usual_workers(config, datasets, cameras))
@@ -75,6 +79,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
     validation = [Frames(task, plain, held_out=True) for task in config.data if task.held_out]
     if config.lora.rank:
         trainable.add_lora(policy, config.lora)
+    teacher = teacher_of(config, datasets, policy) if config.kind == "distill" else None
     trained = trainable.trained_parameters(policy)
     if not trained:
         raise TrainingError("nothing is left to train; loosen the freezing rules")
@@ -107,7 +112,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
         "weights"
     )
-    return Setup(config, policy, training, validation, trained, notes)
+    return Setup(config, policy, training, validation, trained, notes, teacher)
 
 
 def _usual_workers(config: TrainConfig, datasets: Sequence[Dataset], cameras: Sequence[str]) -> int:
@@ -117,21 +122,36 @@ def _usual_workers(config: TrainConfig, datasets: Sequence[Dataset], cameras: Se
 
 
 def fit_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Fit:
-    """How the policy is fitted to the data under `config`: delta training keeps the frozen policy's statistics."""
-    keeps = config.kind == "delta" or config.statistics == "checkpoint"
+    """How the policy is fitted to the data under `config`: what keeps to a frozen policy keeps its statistics."""
+    keeps = config.kind != "base" or config.statistics == "checkpoint"
     return Fit(
         datasets=datasets,
         statistics=None if keeps else chosen_statistics(datasets, config.statistics),
         rename=config.rename,
         fields=policy_fields(config, family_of(resolve_checkpoint(Path(config.policy)))),
         seed=config.seed,
+        distill_steps=config.num_steps if config.kind == "distill" else 0,
     )
+
+
+def teacher_of(config: TrainConfig, datasets: Sequence[Dataset], student: SmolVLAPolicy) -> FlowMatching:
+    """The model that `student` is distilled from, on the student's backbone. TrainingError: other weights than the run
+    began with."""
+    teacher = policy_for_training(Path(config.policy), Fit(datasets, None, config.rename, {}, config.seed))
+    if teacher.digest != student.config.distilled["teacher"]:
+        raise TrainingError(
+            f"{config.policy}: not the weights this run is distilled from; put them back, or start a new run"
+        )
+    share_backbone(teacher.model, student.model)
+    model: FlowMatching = teacher.model
+    return model
 
 
 def _check_smolvlas_own(config: TrainConfig, family: str) -> None:
     """ConfigError names a flag that only SmolVLA has a meaning for."""
     given = {
         "--kind delta": config.kind == "delta",
+        "distill": config.kind == "distill",
         "--lora-rank": config.lora.rank,
         "--craft-anchors": config.craft.anchors,
         "--padded-dims": config.padded_dims,
@@ -152,6 +172,10 @@ def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
     if config.kind == "delta":
         own = {name: value for name, value in asdict(config.delta).items() if value is not None}
         return {"train_delta_expert": True, "delta_target": config.delta_target, **own}
+    if config.kind == "distill":
+        frozen = {"freeze_vision_encoder": True, "train_expert_only": True, "train_state_proj": False}
+        executed = {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
+        return {"train_delta_expert": False, **frozen, **executed}
     wish = config.freeze
     chosen: dict[str, Any] = {
         "freeze_vision_encoder": wish.vision,
@@ -164,7 +188,13 @@ def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
 
 
 def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
-    """Delta training needs a CLS head, a delta expert and at least two samples per batch (VICReg's variances)."""
+    """Delta training needs a CLS head, a delta expert and at least two samples per batch (VICReg's variances);
+    distilling trains the expert as it is and nothing else."""
+    if config.kind == "distill":
+        wishes = {"--lora-rank": config.lora.rank, "--craft-anchors": config.craft.anchors}
+        wishes |= {"--padded-dims": config.padded_dims, "--augment": config.augment.most}
+        for flag in (flag for flag, wish in wishes.items() if wish):
+            raise ConfigError(f"{flag} does not go with distill, which follows its policy as it is; leave it out")
     if config.kind != "delta":
         return
     if not policy.config.train_delta_expert:

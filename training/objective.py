@@ -21,18 +21,22 @@ from vla_edge.training.training_frames import IS_PAD
 
 class Objective(nn.Module):
     """The policy's own loss; with `padded_dims` the flow-matching loss over all `max_action_dim` dimensions, as the
-    published base model was trained."""
+    published base model was trained; with a `teacher` the loss of distilling."""
 
-    def __init__(self, policy: Any, padded_dims: bool) -> None:
+    def __init__(self, policy: Any, padded_dims: bool, teacher: Any = None) -> None:
         super().__init__()
         self.policy = policy
         self.padded_dims = padded_dims
+        self._teachers = () if teacher is None else (teacher,)  # no part of this module: nothing of it trains
 
     def forward(
         self, batch: Mapping[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None, share: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss and the numbers to log. noise [B, C, A] and time [B] are drawn from torch's global state when None;
         share: what the errors are multiplied by (`step_shares`)."""
+        for teacher in self._teachers:
+            loss, parts = self.policy.distilling_loss(batch, teacher, noise, time)
+            return loss, numbers(parts)
         if not self.padded_dims:
             loss, parts = self.policy(batch, noise=noise, time=time, share=share)
             return loss, numbers(parts)

@@ -21,7 +21,7 @@ from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
     "precision": ("float32", "bf16", "fp16"),
-    "kind": ("base", "delta"),
+    "kind": ("base", "delta", "distill"),
     "delta_target": ("noise", "stale"),
     "statistics": ("union", "first", "checkpoint"),
     "cache_type": ("float32", "bfloat16", "int8"),
@@ -168,7 +168,8 @@ class TrainConfig:
     """One run. `policy`: checkpoint folder. `rename`: policy camera key → dataset camera key.
 
     `kind` "base" trains the policy, "delta" the delta expert and CLS head on a
-    frozen policy. `batch_size` is per process and accumulation step.
+    frozen policy, "distill" an expert that needs `num_steps` flow steps only.
+    `batch_size` is per process and accumulation step.
     `padded_dims` counts the padded action dimensions in the loss, as the
     published base model did. `n_action_steps` and `num_steps` (flow steps) 0
     and `image_size` (height, width) None keep the checkpoint's. `cache_vision`:

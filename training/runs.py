@@ -13,7 +13,9 @@ from vla_edge.fields import to_json
 from vla_edge.files import write_json
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.policies.checkpoint_folder import resolve_checkpoint
 from vla_edge.policies.families import family_of
+from vla_edge.policies.smolvla.config import read_config as read_smolvla
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
 from vla_edge.training.craft.anchors import AnchorCache
@@ -41,8 +43,9 @@ ACT_SCRATCH = {
 }
 """LeRobot's preset of ACT: AdamW at one rate throughout."""
 SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
+DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4)}
 SMOKE_EPISODES = 10
-"""Defaults of the three ways to train (docs/training-methods.md §5)."""
+"""Defaults of the ways to train (docs/training-methods.md §5)."""
 
 
 def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:
@@ -54,6 +57,7 @@ def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outc
 def prepare(config: TrainConfig) -> Setup:
     """Everything of a fine-tuning run but the training: what is wrong with data, policy or flags shows here."""
     _check_place(config)
+    _check_start(config)
     return assemble(config)
 
 
@@ -61,7 +65,7 @@ def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str 
     """The same for a new policy; `fields` change its family's default configuration. SmolVLA: a new expert on the
     backbone folder `config.policy`. ACT: a new network, its ResNet from the file `config.policy` or, "", random."""
     _check_place(config)
-    if config.lora.rank or config.craft.anchors or config.kind == "delta":
+    if config.lora.rank or config.craft.anchors or config.kind != "base":
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
     datasets = [open_dataset(task.path) for task in config.data]
     if not datasets:
@@ -173,6 +177,23 @@ def _retention(setup: Setup, started: bool) -> Retention | None:
     cache = AnchorCache(Path(craft.anchors))
     cache.fit(setup.policy, cache.meta.teacher if started else setup.policy.digest)
     return Retention(craft, cache, setup.config.steps, setup.config.seed)
+
+
+def _check_start(config: TrainConfig) -> None:
+    """ConfigError: a distilled policy would lose what it was distilled to, or there is nothing to distill."""
+    folder = resolve_checkpoint(Path(config.policy))
+    if family_of(folder) != "smolvla":
+        return
+    start = read_smolvla(folder)
+    if start.distilled and config.kind != "delta":
+        raise ConfigError(
+            f"{config.policy}: distilled to {start.num_steps} flow steps, which more training would undo; train the "
+            "policy it was made of, then distill again"
+        )
+    if config.kind == "distill" and not 0 < config.num_steps < start.num_steps:
+        raise ConfigError(
+            f"--flow-steps {config.num_steps}: the policy takes {start.num_steps}; distill to fewer, from 1 on"
+        )
 
 
 def _check_place(config: TrainConfig) -> None:

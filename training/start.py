@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla-train fine-tune | delta | scratch | smoke | resume`: arguments and calls."""
+"""`vla-train fine-tune | distill | scratch | smoke | resume`: arguments and calls."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import read_config
 from vla_edge.training.runs import (
     ACT_SCRATCH,
+    DISTILL,
     FINE_TUNE,
     SCRATCH,
     SMOKE,
@@ -56,6 +58,15 @@ def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE
     parser.notes = table()
 
 
+def add_distill(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="trained SmolVLA whose chunks shall take fewer flow steps"
+    )
+    parser.add_argument("--revision", metavar="TEXT", help="branch, tag or commit of a Hub id (default: main)")
+    parser.add_argument("--flow-steps", type=int, choices=(1, 2, 4), required=True, help="flow steps of the new policy")
+    add_training_arguments(parser, DISTILL)
+
+
 def add_smoke(parser: CommandParser) -> None:
     add_fine_tune(parser, SMOKE)
 
@@ -63,6 +74,11 @@ def add_smoke(parser: CommandParser) -> None:
 def run_fine_tune(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), FINE_TUNE, arguments.kind)
     return train_prepared(prepare(config), "fine-tune")
+
+
+def run_distill(arguments: argparse.Namespace) -> int:
+    config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), DISTILL, "distill")
+    return train_prepared(prepare(replace(config, num_steps=arguments.flow_steps)), "distill")
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:

@@ -242,8 +242,12 @@ class FlowMatching(nn.Module):
 
     def losses(self, inputs: Inputs, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Squared error of the velocity, elementwise [B, C, A], at times [B] between actions and noise."""
+        return self.losses_on(self.prefix_of(inputs), actions, noise, time)
+
+    def losses_on(self, prefix: Prefix, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """The same on a prefix that is there."""
         mix = time[:, None, None]
-        velocity = self.denoise_step(self.prefix_of(inputs), mix * noise + (1 - mix) * actions, time)
+        velocity = self.denoise_step(prefix, mix * noise + (1 - mix) * actions, time)
         return functional.mse_loss(velocity, noise - actions, reduction="none")
 
 

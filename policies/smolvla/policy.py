@@ -39,6 +39,7 @@ from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
 from vla_edge.policies.smolvla.cls import observe, settle_heads, similarity
 from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, write_config
 from vla_edge.policies.smolvla.delta import correct_chunk, delta_parameters, training_step
+from vla_edge.policies.smolvla.distill import times_to_learn
 from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, SpecialTokens, sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
 from vla_edge.policies.tokenizer import TaskTokenizer
@@ -283,6 +284,21 @@ class SmolVLAPolicy(nn.Module):
         time = sample_time(actions.shape[0], actions.device) if time is None else time
         losses = self.model.losses(inputs, actions, noise, time)
         return masked_loss(losses, batch.get("action_is_pad"), self.config.action_dim, share)
+
+    def distilling_loss(
+        self, batch: Mapping[str, Any], teacher: FlowMatching, noise: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a policy that is distilled to its `num_steps` from `teacher`, a model on the same backbone: how
+        far its velocity is from the straight way to the teacher's chunk, at `times_to_learn`."""
+        inputs, config = self.prepare(batch), self.config
+        noise = self._noise(inputs, noise)
+        prefix = self.model.prefix_of(inputs)
+        with torch.no_grad():
+            chunk = teacher.integrate(prefix, noise, config.distilled["teacher_steps"])
+        time = sample_time(len(noise), noise.device) if time is None else time
+        losses = self.model.losses_on(prefix, chunk, noise, times_to_learn(config.num_steps, time))
+        # A step after the first reads what the one before it left in the padding.
+        return masked_loss(losses, None, config.max_action_dim if config.num_steps > 1 else config.action_dim)
 
     def _delta_loss(
         self, batch: Mapping[str, Any], inputs: Inputs, noise: Tensor, share: float

@@ -92,6 +92,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "augmentation and loader workers": {"workers": 1, "augment": AugmentConfig(most=2)},
     "adapters with dropout": {"lora": LoraConfig(rank=2, dropout=0.2)},
     "delta expert, stale target": {"kind": "delta", "delta_target": "stale"},
+    "distilled to two steps": {"kind": "distill", "num_steps": 2, "validate_every": 2},
     "CRaFT": {"craft": CraftConfig(every=2, anchor_batch=3), "statistics": "checkpoint"},
 }
 
