@@ -43,7 +43,7 @@ ACT_SCRATCH = {
 }
 """LeRobot's preset of ACT: AdamW at one rate throughout."""
 SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
-DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4)}
+DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
 SMOKE_EPISODES = 10
 """Defaults of the ways to train (docs/training-methods.md §5)."""
 
