@@ -50,10 +50,10 @@ def convert_dataset(
             write_episodes([Part(dataset, dataset.episodes)], tasks, folder, sizes, progress)
         report = verify_dataset(folder, tolerance_s=tolerance_s)
         if not report.passed:
-            raise CheckFailed(
-                f"the conversion of {source} does not verify: {report.first_problem}; the source may be damaged, "
-                "run `vla-data verify` on it, which names the remedy"
-            )
+            advice = "the source may be damaged, run `vla-data verify` on it, which names the remedy"
+            if report.first_problem.startswith("statistics: "):
+                advice = f"what it keeps is not of its numbers, write it anew with `vla-data stats {source} --write`"
+            raise CheckFailed(f"the conversion of {source} does not verify: {report.first_problem}; {advice}")
         differences = compare_datasets(source, folder, completed=True, tolerance_s=tolerance_s)
         if differences:
             raise CheckFailed(f"the conversion of {source} differs from it: {differences[0]}; nothing was written")

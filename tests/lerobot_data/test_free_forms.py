@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vla_edge.errors import DatasetError
+from vla_edge.errors import CheckFailed, DatasetError
 from vla_edge.lerobot_data.editing.convert import convert_dataset
 from vla_edge.lerobot_data.layout import IMAGE_AXES, flat_names, read_info
 from vla_edge.lerobot_data.reader import open_dataset
@@ -99,6 +99,21 @@ def test_columns_of_another_number_type_are_read_as_info_says_and_converted(
     with open_dataset(tmp_path / "target") as ours, open_dataset(V21) as known:
         assert ours.column(column).dtype == known.column(column).dtype
         assert np.array_equal(ours.column(column), known.column(column))
+
+
+def test_integers_whose_statistics_are_of_other_numbers_are_refused_with_what_mends_them(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(V21, source)
+    for path in source.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        whole = pa.array([[int(value) for value in row] for row in table["action"].to_pylist()], pa.list_(pa.int64()))
+        pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", whole), path)
+    with pytest.raises(CheckFailed, match="quantiles of action do not rise .* with `vla-data stats .* --write`"):
+        convert_dataset(source, tmp_path / "target")
+    recompute_stats(source, write=True)
+    convert_dataset(source, tmp_path / "target")
+    with open_dataset(tmp_path / "target") as ours:
+        assert ours.column("action").dtype == np.float32 and not (ours.column("action") % 1).any()
 
 
 def test_a_value_that_would_change_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,24 @@ Request = dict[str, Any]
 
 
 def versions(_: Request) -> dict[str, Any]:
+    """Of the packages, and what older ones lack."""
     import lerobot
     import transformers
+    from lerobot.processor.pipeline import ProcessorStepRegistry
 
-    return {"lerobot": lerobot.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    found = {"lerobot": lerobot.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    relative = "relative_actions_processor" in ProcessorStepRegistry.list()
+    return {**found, "peft": find_spec("peft") is not None, "relative": relative}
+
+
+def place_patches() -> None:
+    """transformers 4 takes 1e-6 off a patch's place in the picture, which in float32 puts nearly every patch one place
+    too early (in bfloat16 it is rounded away); put back here, as transformers 5 has it."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        bucketize = torch.bucketize
+        torch.bucketize = lambda x, limits, right: bucketize(x / (1 - 1e-6) + 3e-7, limits, right=right)
 
 
 def chunk(request: Request) -> dict[str, Any]:
@@ -127,6 +142,7 @@ DO |= import_module("lerobot_datasets").DO | import_module("lerobot_so101").DO
 
 def main() -> None:
     torch.set_num_threads(1)
+    place_patches()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what LeRobot prints is no answer
     for line in sys.stdin:

@@ -52,6 +52,8 @@ SMALL = {"chunk_size": 8, "n_action_steps": 8, "num_steps": 2}
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lora_folder_is_what_peft_makes_of_it(name: str, dtype: str, lerobot: Ask, tmp_path: Path) -> None:
     torch.set_num_threads(1)
+    if not lerobot("versions")["peft"]:
+        pytest.skip("LEROBOT_PYTHON has no peft")
     base, folder = tmp_path / "base", tmp_path / "adapter"
     write_random_policy(base, RandomPolicy(dtype=dtype, cameras=("laptop",), config=SMALL))
     lerobot("adapter", base=base, name="../base", out=folder, settings=SETTINGS[name], seed=3)

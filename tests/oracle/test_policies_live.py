@@ -187,6 +187,8 @@ def one_thread() -> None:
 @pytest.mark.parametrize("number", range(40))
 def test_a_random_configuration_plans_and_learns_as_lerobot_does(number: int, lerobot: Ask, tmp_path: Path) -> None:
     case, folder = draw(number), tmp_path / "policy"
+    if case.relative and not lerobot("versions")["relative"]:
+        pytest.skip("this LeRobot knows no relative actions")
     write(folder, case)
     policy = SmolVLAPolicy.from_pretrained(folder)
     rows = samples(case, policy.config, 3)
@@ -205,6 +207,8 @@ def test_a_random_configuration_plans_and_learns_as_lerobot_does(number: int, le
     assert off(ours, theirs) <= 1e-5, case
     assert off(bundle_actions(folder, tmp_path / "bundle", first, noise[0]), theirs[0]) <= 1e-4, case
 
+    if lerobot("versions")["lerobot"].startswith("0.4."):
+        return  # its mean divides by the padded steps as well, and its presets are others
     given = {f"image/{key}": np.stack([row.images[key] for row in rows]) for key in first.images}
     given |= {"state": np.stack([row.state for row in rows]), "action": np.stack([row.actions for row in rows])}
     given |= {"is_pad": np.stack([row.is_pad for row in rows]), "task": np.array([row.task for row in rows])}
@@ -244,6 +248,8 @@ def test_a_picture_given_to_an_empty_camera_is_seen_as_lerobot_sees_it(
     number: int, lerobot: Ask, tmp_path: Path
 ) -> None:
     case, folder = draw(number), tmp_path / "policy"
+    if case.relative and not lerobot("versions")["relative"]:
+        pytest.skip("this LeRobot knows no relative actions")
     case = replace(case, make=replace(case.make, config={**case.make.config, "empty_cameras": 1 + number % 2}))
     write(folder, case)
     policy = SmolVLAPolicy.from_pretrained(folder)

@@ -222,6 +222,9 @@ def test_the_openpi_client_of_pypi_gets_the_actions_of_infer(world, expected, re
     np.savez(tmp_path / "in.npz", **golden_observation(), bad=np.zeros(2))
     ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert "Error in inference server:" in ran.stderr and "unknown field 'bad'" in ran.stderr
+    np.savez(tmp_path / "in.npz", **as_floats(golden_observation()))
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert "at most" in ran.stderr and "send pictures as uint8 of the policy's size (laptop [480, 640, 3]" in ran.stderr
 
 
 # ---- hostile clients
