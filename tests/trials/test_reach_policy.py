@@ -14,6 +14,9 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.robot.sim.bodies.arm_body import ArmBody
+from vla_edge.robot.sim.bodies.koch_body import KOCH
+from vla_edge.robot.sim.bodies.so101_body import SO101
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.trials.evaluate_reach import VariantResult, earlier_results, mcnemar, table, wilson, write_results
 from vla_edge.trials.lockstep import LockstepOptions
@@ -24,7 +27,8 @@ from vla_edge.trials.reach_task import SessionPlanner, new_arm, other_colour, re
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reach-cube"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+COMMITTED = pytest.mark.parametrize(("folder", "body"), [("reach-cube", KOCH), ("reach-cube-so101", SO101)])
 RECIPE = Recipe(warmup_steps=2, flow_steps=2, batch=4, held_out_scenes=1)
 
 
@@ -104,11 +108,12 @@ def test_results_are_written_as_a_table_and_as_json(tmp_path: Path) -> None:
         earlier_results(tmp_path / "other.json", "two")
 
 
-def test_the_committed_policy_reaches_the_cube_it_is_told_and_no_other() -> None:
-    bundle = open_bundle(EXAMPLE / "bundle")
+@COMMITTED
+def test_the_committed_policy_reaches_the_cube_it_is_told_and_no_other(folder: str, body: ArmBody) -> None:
+    bundle = open_bundle(EXAMPLES / folder / "bundle")
     planner = SessionPlanner(bundle, load_engine("ort", EngineOptions(threads=1)))
     options = LockstepOptions(planner.sizes, seconds=5, replan_ticks=25)
-    arm = new_arm(options)
+    arm = new_arm(options, body)
     right, wrong = [], []
     for seed in range(90_000, 90_008):
         right.append(reach(arm, planner, seed, wanted_colour(seed), options).reached(wanted_colour(seed)))
@@ -120,11 +125,13 @@ def test_the_committed_policy_reaches_the_cube_it_is_told_and_no_other() -> None
     assert sum(wrong) <= 2
 
 
-def test_the_committed_files_are_small_and_belong_together() -> None:
-    assert sum(file.stat().st_size for file in (EXAMPLE / "checkpoint").rglob("*")) <= 4_000_000
-    assert sum(file.stat().st_size for file in (EXAMPLE / "bundle").rglob("*")) <= 6_000_000
-    policy = SmolVLAPolicy.from_pretrained(EXAMPLE / "checkpoint")
-    bundle = open_bundle(EXAMPLE / "bundle")
+@COMMITTED
+def test_the_committed_files_are_small_and_belong_together(folder: str, body: ArmBody) -> None:
+    example = EXAMPLES / folder
+    assert sum(file.stat().st_size for file in (example / "checkpoint").rglob("*")) <= 4_000_000
+    assert sum(file.stat().st_size for file in (example / "bundle").rglob("*")) <= 6_000_000
+    policy = SmolVLAPolicy.from_pretrained(example / "checkpoint")
+    bundle = open_bundle(example / "bundle")
     bundle.verify()
     assert policy.digest in json.dumps(dict(bundle.manifest.checkpoint))
     assert bundle.manifest.joint_units == "degrees"
