@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,15 @@ from typing import Any
 import pytest
 from tests.robot.test_emulator import wait_for
 
+from vla_edge.robot.sim.bodies.so101_body import SO101
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.robot.sim.render import rendering_fault
+from vla_edge.robot.sim.sim_process import SimProcess
+from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
+from vla_edge.robot.sim.simulator import TipAtGoals
+from vla_edge.trials.reach_expert import expert_goal
 
+FAULT = rendering_fault()
 Ask = Callable[..., dict[str, Any]]
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CALIBRATION = {
@@ -92,6 +102,42 @@ def test_lerobot_moves_the_servos_and_truncates_its_goals(arm: Ask, emulator: Em
     assert emulator.entries("goal")[-1]["goals"] == goals
     wait_for(lambda: list(arm("so101_read", register="Present_Position")["values"].values()) == list(goals.values()))
     assert set(arm("so101_read", register="Moving")["values"].values()) == {0}
+
+
+@pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
+def test_lerobot_moves_the_simulated_so101_over_a_cube_in_its_own_degrees(lerobot: Ask, tmp_path: Path) -> None:
+    """Its driver, our physics: where our kinematics put the tip, LeRobot's degrees bring it."""
+    process = SimProcess(tmp_path, scene=3, height=96, width=128, arm="so101")
+    body, arm = SO101, SimulatedArm(process.new_scene(), SimOptions(96, 128))
+    child = subprocess.Popen([sys.executable, *process.command()], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    try:
+        assert json.loads(child.stdout.readline())["port"] == str(process.port)
+        opened = lerobot("so101_open", port=process.port, id=process.calibration.stem, folder=tmp_path)
+        if "missing" in opened:
+            pytest.skip(f"LeRobot's interpreter has no {opened['missing']}: pip install it there")
+        assert opened["calibrated"]
+        goal = body.units(expert_goal(arm, arm.scene, "green"))
+        action = {f"{name}.pos": float(value) for name, value in zip(body.joints, goal)}
+        rest = body.units(expert_goal(arm, arm.scene, "green") - arm.sag(body.radians(goal)))
+
+        def over_the_cube() -> bool:
+            lerobot("so101_send", action=action)
+            seen = lerobot("so101_observe")["joints"]
+            return max(abs(seen[f"{name}.pos"] - value) for name, value in zip(body.joints, rest)) < 1.0
+
+        wait_for(over_the_cube)
+        for _ in range(TipAtGoals.GOALS):
+            lerobot("so101_send", action=action)
+        lerobot("so101_close")
+        child.send_signal(signal.SIGTERM)
+        told = json.loads(child.communicate(timeout=240)[0].splitlines()[-1])
+    finally:
+        child.kill()
+        child.wait()
+    # A degree at each joint is 1.5 cm at the tip.
+    assert told["tip_to_cube_m"]["green"] < 0.015
+    assert min(told["tip_to_cube_m"], key=told["tip_to_cube_m"].__getitem__) == "green"
 
 
 def test_lerobot_sets_new_offsets_and_the_servos_show_the_middle(arm: Ask, emulator: EmulatorProcess) -> None:
