@@ -39,6 +39,7 @@ from vla_edge.training.checkpoints import (
     write_checkpoint,
 )
 from vla_edge.training.craft.retention import Retention, append_history, cut_history, write_state
+from vla_edge.training.frozen.caches import fill_caches, release_frozen
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.objective import Objective, make_optimizer, step_shares, valid_steps
 from vla_edge.training.progress import Report, silent
@@ -50,7 +51,6 @@ from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.trackers import open_trackers
 from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import delta_error, validation_numbers, weighted
-from vla_edge.training.vision_cache import fill_cache, release_tower
 
 NOT_FINITE = "not finite"
 SMALLEST_SCALE = 2.0**-14
@@ -149,11 +149,12 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     accelerator = make_accelerator(config.device, any(".vlm." in name for name in setup.trained))
     seed_everything(config.seed + accelerator.process_index)
     setup.policy.to(accelerator.device)
-    if config.cache_vision:
-        with accelerator.main_process_first():
-            fill_cache(setup.policy, [*setup.training, *setup.validation], config.batch_size, accelerator.device)
-        if accelerator.num_processes == 1 and retention is None:  # CRaFT's anchors are pictures
-            release_tower(setup.policy, Path(config.cache_vision))
+    with accelerator.main_process_first():
+        fill_caches(config, setup.policy, [*setup.training, *setup.validation], accelerator.device)
+        if config.cache_prefix and retention is not None:
+            retention.keep_scenes(setup.policy, Path(config.cache_prefix), config.cache_type, accelerator.device)
+    if accelerator.num_processes == 1:
+        release_frozen(config, setup.policy, pictures=retention is not None and not config.cache_prefix)
     optimizer, scheduler = make_optimizer(setup.trained.values(), config.optimizer, config.schedule, config.steps)
     sources = [Source(frames.data.name, len(frames), frames.data.weight) for frames in setup.training]
     sampler = QuotaSampler(sources, config.batch_size * accelerator.num_processes, config.seed)

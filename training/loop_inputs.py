@@ -22,10 +22,10 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import adapters as trainable
 from vla_edge.training.batches import usual_workers
 from vla_edge.training.build import Fit, policy_for_training
+from vla_edge.training.frozen.caches import attach_caches
 from vla_edge.training.run_config import AugmentConfig, TrainConfig
 from vla_edge.training.statistics import check_dimensions, check_spread, chosen_statistics
 from vla_edge.training.training_frames import Frames, FrameSettings
-from vla_edge.training.vision_cache import attach_cache
 
 SMALLEST_CLS_BATCH, GOOD_CLS_BATCH = 2, 32
 STALE_FRAMES = 25
@@ -97,8 +97,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
             "no episode is held out, so nobody will know how well the delta expert corrects, and --cache delta refuses "
             "it: give --held-out 0.1, of two episodes or more"
         )
-    if config.cache_vision:
-        notes.append(attach_cache(config, policy, [*training, *validation]))
+    notes += attach_caches(config, policy, [*training, *validation])
     schedule = config.schedule
     if config.steps < schedule.decay_steps:
         warm = int(schedule.warmup_steps * config.steps / schedule.decay_steps)
@@ -116,7 +115,8 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
 
 
 def _usual_workers(config: TrainConfig, datasets: Sequence[Dataset], cameras: Sequence[str]) -> int:
-    decoded = () if config.cache_vision else [key for key in cameras if key in datasets[0].camera_keys]
+    kept = config.cache_vision or config.cache_prefix
+    decoded = () if kept else [key for key in cameras if key in datasets[0].camera_keys]
     size = sum(int(np.prod(datasets[0].features[key].shape)) for key in decoded)
     return usual_workers(sum(map(len, datasets)), size, config.cache_mb)
 

@@ -37,6 +37,7 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
         "seed": (whole, "seed", "seed of everything random"),
         "workers": (whole, "workers", "processes that load data, 0: none (default: up to 4 where it pays)"),
         "cache-vision": (str, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
+        "cache-prefix": (str, "cache_prefix", "folder that keeps each frame's keys and values: for small sets"),
         "cache-type": (CHOICES["cache_type"], "cache_type", "how they are kept; float32 is exact"),
         "cache-mb": (whole, "cache_mb", "memory of a process for decoded pictures, shared by its loaders and datasets"),
     },

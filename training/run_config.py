@@ -173,8 +173,9 @@ class TrainConfig:
     `padded_dims` counts the padded action dimensions in the loss, as the
     published base model did. `n_action_steps` and `num_steps` (flow steps) 0
     and `image_size` (height, width) None keep the checkpoint's. `cache_vision`:
-    folder of picture tokens (`vision_cache.py`), "" to run the tower each step. `workers` None: as many as pay
-    (`batches.usual_workers`); a run's own configuration holds the number.
+    folder of picture tokens (`frozen/vision_cache.py`), "" to run the tower each step; `cache_prefix`: of keys and
+    values of pictures and instruction (`frozen/prefix_cache.py`), "" to run the vision-language model each step.
+    `workers` None: as many as pay (`batches.usual_workers`); a run's own configuration holds the number.
     """
 
     policy: str
@@ -191,6 +192,7 @@ class TrainConfig:
     workers: int | None = 0
     cache_mb: int = 512
     cache_vision: str = ""
+    cache_prefix: str = ""
     cache_type: str = "float32"
     save_every: int = 1000
     log_every: int = 10

@@ -14,6 +14,7 @@ from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.fields import read_object
 from vla_edge.policies.families import families
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
+from vla_edge.training.frozen.caches import fill_caches
 from vla_edge.training.lerobot_arguments import table
 from vla_edge.training.loop import make_accelerator
 from vla_edge.training.loop_inputs import Setup
@@ -40,7 +41,6 @@ from vla_edge.training.runs import (
     resume,
 )
 from vla_edge.training.validation import validation_losses, weighted
-from vla_edge.training.vision_cache import fill_cache
 
 PROBED, FALLEN = 16, 0.995
 """Frames that a smoke run's loss is compared on, and the share of it that counts as fallen."""
@@ -103,8 +103,7 @@ def run_smoke(arguments: argparse.Namespace) -> int:
 def probe(setup: Setup) -> float:
     """The loss on frames that are trained on, always the same under the same noise: it differs by the weights alone."""
     device = make_accelerator(setup.config.device).device
-    if setup.config.cache_vision:
-        fill_cache(setup.policy, setup.training, setup.config.batch_size, device)
+    fill_caches(setup.config, setup.policy, setup.training, device)
     objective = Objective(setup.policy.to(device), setup.config.padded_dims)
     losses = validation_losses(objective, setup.training, PROBED, setup.config.batch_size, device)
     return weighted(losses, {task.name: task.weight for task in setup.config.data})

@@ -9,19 +9,21 @@ they are on the device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from vla_edge.errors import DatasetError, TrainingError, VlaEdgeError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.scaling import Normalization, normalize, to_relative
-from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS
+from vla_edge.policies.smolvla.policy import SCENE, SCENE_MASK, TOKEN_MASK, TOKENS
 from vla_edge.training.augment import augment
+from vla_edge.training.frozen.row_store import RowStore
 from vla_edge.training.run_config import AugmentConfig, TaskData
 
 IS_PAD = "action_is_pad"
@@ -46,7 +48,8 @@ class FrameSettings:
 @dataclass(frozen=True)
 class RawSample:
     """images: dataset key → uint8 [h, w, 3]; state float32 [n]; actions float32 [chunk, n]; is_pad bool [chunk].
-    `shift`: frames between `earlier` (None unless asked for) and this one."""
+    `shift`: frames between `earlier` (None unless asked for) and this one. scene: float32 [rows, width], what a frozen
+    model made of pictures and instruction, with where it is kept."""
 
     images: Mapping[str, NDArray[np.uint8]]
     state: NDArray[np.float32]
@@ -55,6 +58,30 @@ class RawSample:
     task: str
     shift: int = 0
     earlier: RawSample | None = None
+    scene: tuple[NDArray[np.float32], KeptScenes] | None = None
+
+
+@dataclass(frozen=True)
+class KeptScenes:
+    """Where a dataset's scenes are kept (`frozen/prefix_cache.py`). mask: bool, valid rows in front of the instruction;
+    longest: rows that are kept of an instruction."""
+
+    store: RowStore
+    mask: NDArray[np.bool_]
+    longest: int
+
+    def batch(self, rows: NDArray[np.float32], token_mask: torch.Tensor, padding_side: str) -> dict[str, torch.Tensor]:
+        """Kept rows [B, rows, width] as a batch's, with as many rows of the instruction as `token_mask` [B, T] has."""
+        pictures, length = len(self.mask), token_mask.shape[1]
+        scene = torch.from_numpy(rows).unflatten(1, (-1, 2, pictures + self.longest))
+        if length != self.longest:
+            more = length - self.longest  # padding, which is masked; negative: it is cut
+            words = functional.pad(
+                scene[:, :, :, pictures:], (0, 0, more, 0) if padding_side == "left" else (0, 0, 0, more)
+            )
+            scene = torch.cat((scene[:, :, :, :pictures], words), dim=3)
+        mask = torch.cat((torch.from_numpy(self.mask).expand(len(rows), -1), token_mask.bool()), dim=1)
+        return {SCENE: scene, SCENE_MASK: mask}
 
 
 class Frames:
@@ -72,7 +99,8 @@ class Frames:
         self._dataset: Dataset | None = open_dataset(data.path, tolerance_s=data.tolerance_s)
         self.episodes = chosen_episodes(self.dataset, data, held_out)
         self.cameras = check_columns(self.dataset, settings)
-        self.tokens: dict[str, Any] = {}  # camera → its `CameraTokens`, read instead of pictures
+        self.tokens: dict[str, RowStore] = {}  # camera → its tokens, read instead of pictures
+        self.scenes: KeptScenes | None = None  # read instead of pictures and instruction
         self.cache_meta: dict[str, Any] = {}
         spans = [np.arange(e.from_index, e.to_index) for e in self.dataset.episodes if e.index in set(self.episodes)]
         self.indices = np.concatenate(spans) if spans else np.zeros(0, np.int64)
@@ -100,15 +128,27 @@ class Frames:
         before = index - self.dataset.episode_of(index).from_index
         shift = int(generator.integers(1, min(self.settings.stale, before) + 1)) if before else 0
         earlier = self._at(index - shift, generator)
-        return RawSample(now.images, now.state, now.actions, now.is_pad, now.task, shift, earlier)
+        return replace(now, shift=shift, earlier=earlier)
 
     def _at(self, index: int, generator: np.random.Generator) -> RawSample:
+        if self.scenes is not None:
+            return replace(self._read(index, {}), scene=(self.scenes.store.read(index), self.scenes))
         kept = {key: tokens.read(index) for key, tokens in self.tokens.items()} or self._kept.get(index)
+        sample = self._read(index, kept)
+        if not self.settings.augment.most:
+            return sample
+        changed = {key: augment(image, self.settings.augment, generator) for key, image in sample.images.items()}
+        return replace(sample, images=changed)
+
+    def pictured(self, index: int) -> RawSample:
+        """Frame `index` of the dataset as it was recorded, whatever is kept of it."""
+        return self._read(index, None)
+
+    def _read(self, index: int, kept: Mapping[str, NDArray] | None) -> RawSample:
+        """The frame with the pictures (or tokens) `kept`, decoded where there are none."""
         frame = self.dataset.frame(index, self.cameras if kept is None else ())
         actions, is_pad = self.dataset.chunk(index, self.settings.chunk)
         images = self._keep(index, frame.images) if kept is None else kept
-        if self.settings.augment.most:
-            images = {key: augment(image, self.settings.augment, generator) for key, image in images.items()}
         state = np.asarray(frame.values[STATE], np.float32)
         return RawSample(images, state, np.asarray(actions, np.float32), is_pad, frame.task)
 
@@ -181,14 +221,14 @@ def collate(samples: Sequence[RawSample], policy: Any) -> dict[str, torch.Tensor
 
     With earlier observations the same keys again under `earlier.`, and `shift` int64 [B].
     """
-    batch = _observation(samples, policy)
+    batch = observation_batch(samples, policy)
     actions = _fitting(_stack([s.actions for s in samples], ACTION), ACTION, policy.settings.action_target)
     actions = to_relative(actions, states_of(samples), policy.settings.relative)
     batch[ACTION] = normalize(actions, policy.settings.action_target)
     batch[IS_PAD] = _stack([s.is_pad for s in samples], IS_PAD)
     earlier = [s.earlier for s in samples if s.earlier is not None]
     if earlier:
-        batch |= {f"{EARLIER}{key}": value for key, value in _observation(earlier, policy).items()}
+        batch |= {f"{EARLIER}{key}": value for key, value in observation_batch(earlier, policy).items()}
         batch["shift"] = torch.tensor([s.shift for s in samples])
     return batch
 
@@ -202,7 +242,8 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def _observation(samples: Sequence[RawSample], policy: Any) -> dict[str, torch.Tensor]:
+def observation_batch(samples: Sequence[RawSample], policy: Any) -> dict[str, torch.Tensor]:
+    """What `collate` makes of the observations alone."""
     batch: dict[str, torch.Tensor] = {}
     for camera in policy.settings.cameras:
         pictures = [s.images[camera.source] for s in samples if camera.source in s.images]
@@ -215,6 +256,12 @@ def _observation(samples: Sequence[RawSample], policy: Any) -> dict[str, torch.T
     batch[STATE] = normalize(_fitting(states_of(samples), STATE, policy.settings.state), policy.settings.state)
     if policy.settings.tokenizer is not None:
         batch[TOKENS], batch[TOKEN_MASK] = policy.tokenizer.encode([s.task for s in samples])
+    scenes = [s.scene for s in samples if s.scene is not None]
+    if scenes:
+        side = policy.tokenizer.settings.padding_side
+        masks = batch[TOKEN_MASK].split(1)
+        parts = [kept.batch(rows[None], mask, side) for (rows, kept), mask in zip(scenes, masks)]
+        batch |= {name: _joined([part[name] for part in parts], name) for name in (SCENE, SCENE_MASK)}
     return batch
 
 
@@ -226,6 +273,13 @@ def _fitting(values: torch.Tensor, name: str, by: Normalization) -> torch.Tensor
             "data of its robot"
         )
     return values
+
+
+def _joined(parts: Sequence[torch.Tensor], name: str) -> torch.Tensor:
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) != 1:
+        raise TrainingError(f"{name} has shapes {sorted(shapes)} in one batch; give datasets with the same cameras")
+    return torch.cat(list(parts))
 
 
 def _stack(arrays: Sequence[NDArray], name: str) -> torch.Tensor:

@@ -107,13 +107,14 @@ def replay(
     gated = PolicySession(bundle, engine, SessionOptions(plan.policy, gate=plan.settings))
     always = PolicySession(bundle, engine)
     ranges, horizon = ranges_of(bundle), bundle.manifest.policy.n_action_steps
+    per_frame = (bundle.manifest.fps or recorded.dataset.fps) / recorded.dataset.fps
     frames: list[int] = []
     hits, errors, shares, queues, fresh_ms, gated_ms = [], [], [], [], [], []
     for episode in frames_of(recorded, episodes, plan.period_s):
         gated.reset()
         last: InferenceResult | None = None
         for index in episode:
-            observation, passed = recorded.observation(index), index - (frames[-1] if last else index)
+            observation, passed = recorded.observation(index), round(per_frame * (index - frames[-1])) if last else 0
             request = InferenceRequest(observation, observation.joints.time_ns, noise=noise_for(always, index))
             queued = worth_correcting(last.latent[passed:], horizon) if last else None
             result, fresh = gated.infer(replace(request, queued=queued)), always.infer(request)

@@ -39,13 +39,15 @@ class SpecialTokens:
 class Inputs:
     """What the model reads: one entry of `images` per slot, [B, 3, h, w] in −1..1 or the tower's tokens [B, N, H], with
     its mask bool [B];
-    token_ids int64 [B, T] and token_mask bool [B, T]; state [B, max_state_dim], normalised and zero-padded."""
+    token_ids int64 [B, T] and token_mask bool [B, T]; state [B, max_state_dim], normalised and zero-padded. scene: what
+    pictures and language make of it, where that was computed before: `images` is empty then."""
 
     images: tuple[Tensor, ...]
     image_masks: tuple[Tensor, ...]
     token_ids: Tensor
     token_mask: Tensor
     state: Tensor
+    scene: Prefix | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ class FlowMatching(nn.Module):
 
     def scene_of(self, inputs: Inputs) -> Prefix:
         """Pictures and language → their cache. Without gradients where the backbone has none to give."""
+        if inputs.scene is not None:
+            return inputs.scene
         trains = any(weight.requires_grad for weight in self.vlm_with_expert.vlm.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             rows, mask = self.embed_prefix(

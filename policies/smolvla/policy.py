@@ -40,13 +40,16 @@ from vla_edge.policies.smolvla.cls import observe, settle_heads, similarity
 from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, write_config
 from vla_edge.policies.smolvla.delta import correct_chunk, delta_parameters, training_step
 from vla_edge.policies.smolvla.distill import times_to_learn
-from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, SpecialTokens, sample_time
+from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, Prefix, SpecialTokens, sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
+from vla_edge.policies.smolvla.text import KeyValue
 from vla_edge.policies.tokenizer import TaskTokenizer
 from vla_edge.policies.tokenizer_settings import TokenizerSettings, special_token_names, token_id
 
 TOKENS = "observation.language.tokens"
 TOKEN_MASK = "observation.language.attention_mask"
+SCENE, SCENE_MASK = "scene.rows", "scene.mask"
+"""In a batch, instead of pictures: what the prefix made of them and the instruction, computed before (`_scene`)."""
 
 
 class SmolVLAPolicy(nn.Module):
@@ -148,12 +151,19 @@ class SmolVLAPolicy(nn.Module):
 
     def prepare(self, batch: Mapping[str, Any]) -> Inputs:
         """A batch → the network's inputs: cameras in order, missing ones skipped, empty ones appended, state padded."""
-        images, masks = self.prepare_images(batch)
+        images, masks = ((), ()) if SCENE in batch else self.prepare_images(batch)
         state = batch[STATE][:, -1] if batch[STATE].ndim > 2 else batch[STATE]
         if self.config.adapt_to_pi_aloha:
             state = decode_state(state)
         token_mask = batch[TOKEN_MASK].to(torch.bool)
-        return Inputs(images, masks, batch[TOKENS], token_mask, pad_last(state, self.config.max_state_dim))
+        scene = self._scene(batch[SCENE], batch[SCENE_MASK]) if SCENE in batch else None
+        return Inputs(images, masks, batch[TOKENS], token_mask, pad_last(state, self.config.max_state_dim), scene)
+
+    def _scene(self, rows: Tensor, mask: Tensor) -> Prefix:
+        """Keys and values [B, layers, 2, rows, kv_heads·head_dim] and mask bool [B, rows] → the scene's prefix."""
+        heads = rows.unflatten(-1, (self.backbone.text.kv_heads, -1))
+        cache = [KeyValue(heads[:, layer, 0], heads[:, layer, 1]) for layer in range(rows.shape[1])]
+        return Prefix(cache, mask, rows.new_zeros(len(rows), 0, self.backbone.text.hidden_size))
 
     def prepare_images(self, batch: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Network pictures and their masks bool [B], one per slot."""

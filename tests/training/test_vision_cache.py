@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from vla_edge.errors import ConfigError
-from vla_edge.training import vision_cache
+from vla_edge.training.frozen import vision_cache
+from vla_edge.training.frozen.row_store import RowStore
 from vla_edge.training.loop_inputs import assemble
 from vla_edge.training.run_config import AugmentConfig, FreezeConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import read_metrics
 from vla_edge.training.runs import fine_tune, resume
-from vla_edge.training.vision_cache import CameraTokens
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
@@ -89,7 +89,7 @@ def test_a_cached_run_resumes_bit_for_bit_with_and_without_its_cache(world, tmp_
 
 def test_an_interrupted_filling_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
     written: list[int] = []
-    plain = CameraTokens.write
+    plain = RowStore.write
 
     def write(self, indices, values):
         if len(written) == 8:
@@ -97,13 +97,13 @@ def test_an_interrupted_filling_goes_on_where_it_stopped(world, tmp_path, monkey
         written.extend(int(i) for i in indices)
         plain(self, indices, values)
 
-    monkeypatch.setattr(CameraTokens, "write", write)
+    monkeypatch.setattr(RowStore, "write", write)
     cached = config(world, tmp_path / "run", cache_vision=str(tmp_path / "tokens"))
     setup = assemble(cached)
     assert any("20 pictures are left to compute" in note for note in setup.notes)
     sources = [*setup.training, *setup.validation]
     with pytest.raises(KeyboardInterrupt):
-        vision_cache.fill_cache(setup.policy, sources, 4, torch.device("cpu"))
+        vision_cache.fill_tokens(setup.policy, sources, 4, torch.device("cpu"))
     again = assemble(cached)
     assert any("12 pictures are left to compute" in note for note in again.notes)
     tokens = setup.training[0].tokens[CAMERA]

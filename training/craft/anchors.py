@@ -156,6 +156,8 @@ class AnchorCache:
                 "anchors again"
             )
         self._policy: SmolVLAPolicy | None = None
+        self.scenes: Any = None
+        """`KeptAnchors`, where the frozen model's part of each anchor is kept."""
 
     def __len__(self) -> int:
         return self.meta.count
@@ -188,11 +190,20 @@ class AnchorCache:
     def batch(self, rows: Sequence[int], device: torch.device) -> tuple[AnchorInputs, dict[str, Tensor]]:
         """Inputs and teacher's features of some anchors, on `device`. `fit` must have been called."""
         assert self._policy is not None
-        names = list(self._shards[0].keys())
-        found = {name: torch.cat([self._row(name, row) for row in rows]).to(device) for name in names}
-        batch = {name.removeprefix("input."): value for name, value in found.items() if name.startswith("input.")}
-        inputs = AnchorInputs(self._policy.prepare(batch), found["x_t"], found["time"])
-        return inputs, {name: found[f"teacher.{name}"] for name in self.meta.features}
+        batch = (self.scenes or self).observation(rows)
+        moved = {name: value.to(device) for name, value in batch.items()}
+        x_t, time = (self.stored(name, rows).to(device) for name in ("x_t", "time"))
+        inputs = AnchorInputs(self._policy.prepare(moved), x_t, time)
+        return inputs, {name: self.stored(f"teacher.{name}", rows).to(device) for name in self.meta.features}
+
+    def observation(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The observations of some anchors, as a batch."""
+        names = [name for name in list(self._shards[0].keys()) if name.startswith("input.")]
+        return {name.removeprefix("input."): self.stored(name, rows) for name in names}
+
+    def stored(self, name: str, rows: Sequence[int]) -> Tensor:
+        """The rows of one tensor of the shards."""
+        return torch.cat([self._row(name, row) for row in rows])
 
     def scale(self, feature: str, loss: str) -> float:
         """What the loss of `feature` is divided by."""

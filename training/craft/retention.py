@@ -25,6 +25,7 @@ from vla_edge.training.craft.conflict_projection import (
     next_multiplier,
     retention_loss,
 )
+from vla_edge.training.frozen.prefix_cache import KeptAnchors
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
 
 STATE_FILE = "craft_state.json"
@@ -52,6 +53,12 @@ class Retention:
         """Whether optimiser step `step` (from 0) computes a retention gradient. Not the first: the student still is the
         teacher, and the merge with a gradient of zero would only weaken the task's."""
         return step > 0 and step % self.config.every == 0
+
+    def keep_scenes(self, policy: SmolVLAPolicy, place: Path, kind: str, device: torch.device) -> None:
+        """Let the anchors' scenes be read from `place` (`--cache-prefix`) instead of computed at each gradient."""
+        kept = KeptAnchors(self.cache, policy, place, kind, self.config.anchor_batch)
+        kept.fill(device)
+        self.cache.scenes = kept
 
     def check(self, policy: SmolVLAPolicy, device: torch.device) -> None:
         """TrainingError when no trained weight reaches a feature; draws nothing and leaves the random state."""
