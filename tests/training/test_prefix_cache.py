@@ -70,6 +70,7 @@ def model_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 CASES: dict[str, dict[str, Any]] = {
     "policy": {"validate_every": 3, "accumulation": 2},
     "delta": {"kind": "delta", "validate_every": 3},
+    "distill": {"kind": "distill", "num_steps": 2, "validate_every": 3},
     "delta without head": {"kind": "delta", "delta_target": "noise", "delta": DeltaConfig(use_cls_head=False)},
 }
 
