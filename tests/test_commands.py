@@ -72,7 +72,7 @@ def test_a_mistyped_option_is_one_line_with_a_suggestion(
         text
         for action in parser._actions
         if action.required and action.option_strings
-        for text in (action.option_strings[-1], "a=b")
+        for text in (action.option_strings[-1], str(next(iter(action.choices))) if action.choices else "a=b")
     ]
     group = [
         group._group_actions[-1].option_strings[-1] for group in parser._mutually_exclusive_groups if group.required
@@ -263,6 +263,7 @@ def calls(bundle: Path, folder: Path) -> dict[str, list[list[str]]]:
         "vla-train": [
             *([word, "--checkpoint", str(CHECKPOINT), *trained] for word in ("fine-tune", "smoke", "anchors")),
             ["scratch", "--vlm", str(CHECKPOINT / "vlm"), *trained],
+            ["distill", "--checkpoint", str(CHECKPOINT), "--flow-steps", "1", *trained],
             ["resume", str(folder)],
             ["stages", "kuavo", "--dry-run"],
             ["evaluate", b, "--dataset", data],
