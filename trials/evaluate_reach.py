@@ -40,9 +40,10 @@ from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.robot.sim.bodies.arm_body import ArmBody
 from vla_edge.robot.sim.bodies.koch_body import KOCH
+from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.scene import BODIES
 from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
-from vla_edge.runtime.control.handover import HandOver, HandOverOptions
+from vla_edge.runtime.control.handover import ONE_PASS, HandOver, HandOverOptions
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import Noise, SessionOptions, noise_of
@@ -107,6 +108,23 @@ class TorchPlanner:
         return np.asarray(self._policy.postprocess(actions)[0].numpy(), np.float32)
 
 
+class ColourPlanner:
+    """A bundle per colour behind the planner's border: that of the task's colour plans. For a policy that reads no
+    task. folder: holds one bundle for each colour, of its name."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._planners = {colour: _session(folder / colour, SessionOptions(), threads) for colour in CUBE_COLOURS}
+        self.sizes = self._planners[CUBE_COLOURS[0]].sizes
+
+    def reset(self, seed: int, options: LockstepOptions) -> None:
+        for planner in self._planners.values():
+            planner.reset(seed, options)
+
+    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
+        colour = next(colour for colour in CUBE_COLOURS if colour in observation.task)
+        return self._planners[colour].plan(observation, now_ns)
+
+
 class _Timed:
     """A planner that keeps how long each plan took, in ms."""
 
@@ -141,6 +159,14 @@ def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: 
         if not open_bundle(bundle).manifest.why_not_delta:
             rows.append(Variant("delta", partial(_session, bundle, SessionOptions(CacheMode.DELTA), threads)))
     return rows
+
+
+def act_variants(folder: Path, threads: int) -> list[Variant]:
+    """ACT's bundles, one a colour, with its default hand-over and with LeRobot's ensemble."""
+    make = partial(ColourPlanner, folder, threads)
+    return [
+        Variant(f"ACT float32, {kind.value}", make, HandOverOptions(kind)) for kind in (ONE_PASS, HandOver.ENSEMBLE)
+    ]
 
 
 def _session(bundle: Path, options: SessionOptions, threads: int) -> SessionPlanner:
@@ -245,6 +271,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--int8", type=Path, help="INT8 bundle of the same checkpoint")
     parser.add_argument(
+        "--act", type=Path, metavar="DIR", help="ACT bundles of the task, one a colour: DIR/red, DIR/green, DIR/blue"
+    )
+    parser.add_argument(
         "--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first"
     )
     parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="the arm that the policy learnt on")
@@ -278,6 +307,7 @@ def main(argv: Sequence[str]) -> int:
     )
     results = [] if arguments.after is None else earlier_results(arguments.after, scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
+    rows += [] if arguments.act is None else act_variants(arguments.act, arguments.threads)
     results += [
         evaluate(variant, seeds, options, BODIES[arguments.arm])
         for variant in rows

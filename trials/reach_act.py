@@ -94,7 +94,7 @@ def train(dataset: Path, out: Path, recipe: ACTRecipe) -> dict[str, float]:
         statistics = {**chosen_statistics([data], "first"), **{camera.name: by_channel for camera in config.cameras}}
         settings = default_processing(dataset, config, statistics)
         examples = read_examples(data, settings, None, recipe.held_out_scenes)
-        policy = new_act(_told(config), settings, None, recipe.seed)
+        policy = new_act(told_the_colour(config), settings, None, recipe.seed)
         calibrate_norms(policy, examples.images[: recipe.batch])
         _train(policy, examples, recipe)
         result = {
@@ -107,7 +107,7 @@ def train(dataset: Path, out: Path, recipe: ACTRecipe) -> dict[str, float]:
     return result
 
 
-def _told(config: ACTConfig) -> ACTConfig:
+def told_the_colour(config: ACTConfig) -> ACTConfig:
     """The configuration with the three numbers of the colour behind the joints."""
     wide = Feature(STATE, "STATE", (config.state_dim + len(CUBE_COLOURS),))
     return replace(config, input_features=tuple(wide if item.name == STATE else item for item in config.input_features))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
+from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.lerobot_data.layout import read_info
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
@@ -97,6 +98,25 @@ def test_a_run_of_a_relative_policy_saves_one_that_gives_joint_values_again(worl
     state = torch.tensor([[3.0, 5.0]])
     moved = saved.postprocess(torch.zeros(1, 3, 2), state) - saved.postprocess(torch.zeros(1, 3, 2), 0 * state)
     assert torch.allclose(moved, torch.tensor([3.0, 0.0]).expand(1, 3, 2), atol=1e-5)
+
+
+def test_a_relative_policy_is_evaluated_in_joint_values_as_checkpoint_and_bundle(
+    world: Path, tmp_path: Path
+) -> None:
+    policy = relative_policy(world / "policy", tmp_path / "relative")
+    export_bundle(ExportRequest(policy, tmp_path / "bundle", threads=1), lambda step: None)
+    found = {}
+    for name, path in (("plain", world / "policy"), ("relative", policy), ("bundle", tmp_path / "bundle")):
+        words = ["--dataset", str(world / "data"), "--episodes", "0", "--stride", "2", "--out", str(tmp_path / name)]
+        words[-1] += ".npz"
+        assert main(["evaluate", str(path), *words]) == 0
+        with np.load(tmp_path / f"{name}.npz") as content:
+            found[name] = (content["index"], content["action"])
+    with open_dataset(world / "data") as dataset:
+        states = dataset.column("observation.state")[found["plain"][0]]
+    wanted = found["plain"][1] + np.stack([states[:, 0], 0 * states[:, 0]], -1)[:, None]
+    assert np.abs(found["relative"][1] - wanted).max() <= 1e-4
+    assert np.abs(found["bundle"][1] - wanted).max() <= 1e-4
 
 
 def test_what_is_left_out_of_the_data_is_said(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

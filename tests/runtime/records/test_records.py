@@ -9,13 +9,11 @@ import shutil
 import struct
 import threading
 import time
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from tests.runtime.records.recorded_run import T, record_run
 
-from vla_edge.bundle import open_bundle
 from vla_edge.contract import Chunk, ChunkKind, Command
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.command import main as vla_data
@@ -29,62 +27,6 @@ from vla_edge.runtime.inference.input_record import Entry, pack, read_inputs
 from vla_edge.runtime.records.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.episodes import episodes_of, trials_of
 from vla_edge.runtime.records.replay_inputs import replay_inputs
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
-T = 33_333_333
-
-
-def record_run(root: Path, bundle: Path, *words: str, seconds: float = 6.0, fps: int = 15) -> Path:
-    """Control (an arm without a bus) and inference on the golden pictures; the run folder with both records."""
-    core = pytest.importorskip("vla_edge._core")
-    folder = open_run_folder(root / "run")
-    cameras = []
-    with np.load(GOLDEN, allow_pickle=False) as recorded:
-        for name in ("laptop", "phone"):
-            (root / name).mkdir()
-            picture = recorded[f"raw/image/observation.images.{name}"]
-            for index in range(2):
-                cv2.imwrite(
-                    str(root / name / f"{index}.png"), cv2.cvtColor(np.roll(picture, 40 * index, 1), cv2.COLOR_RGB2BGR)
-                )
-            cameras += ["--camera", f"{name}=file:{root / name},{fps}fps"]
-    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-    # Starting inference takes long on a busy machine: the wait for its first chunk must not latch.
-    settings = ControlSettings(
-        limits, T, session=7, bundle_digest=open_bundle(bundle).digest, patience_min_ns=10**12, patience_max_ns=10**12
-    )
-    listener = listen(folder)
-    files = LoopFiles(
-        folder.ring,
-        folder.state,
-        folder.record,
-        record_cells=1 << 13,
-        socket_fd=listener.fileno(),
-        priority=0,
-        arm_at_start=True,
-    )
-    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
-    thread.start()
-    try:
-        told = [
-            "--bundle",
-            str(bundle),
-            "--run-dir",
-            str(folder.path),
-            "--task",
-            "Place the bracelet into the box",
-            "--seconds",
-            str(seconds),
-        ]
-        assert main(["inference", *told, "--threads", "1", "--nice", "0", *cameras, *words]) == 0
-    finally:
-        from vla_edge.runtime.control.operator import ask
-
-        ask(folder, "stop")
-        thread.join(240)
-        listener.close()
-    assert not thread.is_alive()
-    return folder.path
 
 
 @pytest.fixture(scope="module")
