@@ -212,9 +212,12 @@ class EmulatedBus:
         errors, goals, present = [], {}, {}
         for servo, data in zip(servos, values):
             servo_id = servo.id  # before the write: it may change the id
+            covers = range(address, address + len(data))
+            if servo.ignored.intersection(covers):
+                errors.append(0)
+                continue
             error = servo.write(address, data)
             errors.append(error)
-            covers = range(address, address + len(data))
             if error:
                 self._log({"t": now_ns, "kind": "refused", "id": servo_id, "address": address, "error": error})
             elif servo.GOAL.address in covers:

@@ -49,6 +49,8 @@ class EmulatedServo(ABC):
         """Where the profile has come to, as the register shows positions."""
         self.reboot_until_ns = 0
         self.last_heard_ns: int | None = None
+        self.ignored: set[int] = set()
+        """Addresses at which it answers a write as it should and takes nothing, until its power goes off and on."""
 
     def get(self, register: Register) -> int:
         return register.decode(bytes(self.memory[register.address : register.address + register.size]))
@@ -139,6 +141,7 @@ class EmulatedServo(ABC):
         """RAM back to its defaults, torque off, silent for a moment."""
         voltage, temperature = self.get(self.VOLTAGE), self.get(self.TEMPERATURE)
         self.restart()
+        self.ignored.clear()
         self.put(self.VOLTAGE, voltage)
         self.put(self.TEMPERATURE, temperature)
         self.stop()

@@ -7,8 +7,9 @@ Prints the port's path when it is ready. PORT (a link to the terminal) can be
 given to anything that opens a serial port. Events come from `--at "2.5 overload
 3"` (seconds after the start) or, with `--commands`, as lines on standard input:
 
-    dead ID | alive ID | hang SECONDS | overload ID | limp ID | reboot ID | push ID COUNTS | sag ID COUNTS | block ID
-    LOW HIGH | free ID | voltage ID TENTHS | temperature ID DEGREES | rate FAULT PROBABILITY | dump | unplug | quit
+    dead ID | alive ID | hang SECONDS | overload ID | limp ID | reboot ID | push ID COUNTS | sag ID COUNTS |
+    block ID LOW HIGH | free ID | ignore ID REGISTER | voltage ID TENTHS | temperature ID DEGREES |
+    rate FAULT PROBABILITY | dump | unplug | quit
 
 The log is JSON lines, described at `EmulatedBus`; times are CLOCK_MONOTONIC.
 """
@@ -236,6 +237,10 @@ class Emulator:
                 self._plant.block(self._bus.servos.index(found), ends[0], ends[1])
             case ("free", servo):
                 self._plant.block(self._bus.servos.index(self._servo(servo)), -math.inf, math.inf)
+            case ("ignore", servo, register):
+                if register not in r.REGISTERS:
+                    raise ConfigError(f"no register is called {register!r}; names are {', '.join(r.REGISTERS)}")
+                self._servo(servo).ignored.add(r.REGISTERS[register].address)
             case ("temperature", servo, degrees):
                 found = self._servo(servo)
                 found.put(found.TEMPERATURE, int(degrees))

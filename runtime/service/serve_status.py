@@ -14,7 +14,7 @@ from typing import Any
 from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
 from vla_edge.robot.shared_frames import SimCamera
-from vla_edge.runtime.control.faults import fault_of, why_still
+from vla_edge.runtime.control.faults import fault_of, heat_of, why_still
 from vla_edge.runtime.control.operator import is_alive, read_status
 from vla_edge.runtime.control.picture_tap import thumbnail, thumbnail_files
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -72,7 +72,7 @@ class RobotView:
 
     def __init__(self, folder: RunFolder, threshold: float | None) -> None:
         """threshold: the served bundle's own, also for a run whose log does not say which one it uses."""
-        self._folder = folder
+        self._folder, self._log = folder, folder.path / "inference.jsonl"
         self.threshold = threshold
 
     def control(self) -> dict[str, Any] | None:
@@ -84,24 +84,33 @@ class RobotView:
         told = {name: status[name] for name in _CONTROL if name in status}
         told["fault"] = fault_of(status)
         told["why_still"] = why_still(status)
+        told["heat"] = heat_of(status)
         told["hz"], told["fps"] = 1e9 / status["period_ns"], 1e9 / status["action_ns"]
         return told
 
-    def run(self) -> dict[str, Any]:
-        """What runs: task and bundle of inference, port and calibration of control; what is not known is left out."""
-        start = _start(self._folder.path / "inference.jsonl")
+    def start(self) -> dict[str, Any]:
+        """What inference was started with: its log's first line; empty where there is none."""
+        try:
+            with self._log.open("rb") as file:
+                start = json.loads(file.readline(_TAIL_BYTES))["start"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return start if isinstance(start, dict) else {}
+
+    def run(self, start: Mapping[str, Any]) -> dict[str, Any]:
+        """What runs: task and bundle of inference's `start`, port and calibration of control; what is not known is left
+        out."""
         arm = _json(self._folder.arm) or {}
         arm = {name: arm[name] for name in ("port", "joints", "joint_units", "shadow", "machine") if name in arm}
         names = ("task", "bundle", "bundle_path", "cache")
         return {"folder": str(self._folder.path), **arm, **{name: start[name] for name in names if name in start}}
 
-    def inference(self) -> dict[str, Any] | None:
-        """The inference process's summary with its newest inference (`last`) and the gate's threshold."""
+    def inference(self, start: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The inference process's summary with its newest inference (`last`) and its gate's threshold, from `start`."""
         summary = _json(self._folder.path / "inference.json")
         if summary is None:
             return None
-        log = self._folder.path / "inference.jsonl"
-        return {**summary, "last": _last_inference(log), "threshold": _threshold(log, self.threshold)}
+        return {**summary, "last": _last_inference(self._log), "threshold": _threshold(start, self.threshold)}
 
     def cameras(self) -> dict[str, float]:
         """Short name → age in seconds of the newest thumbnail."""
@@ -141,11 +150,12 @@ def faults(control: Mapping[str, Any] | None, inference: Mapping[str, Any] | Non
 
 def status(view: RobotView, pool: SessionPool | None, refusals: Counter[str], holder: str) -> dict[str, Any]:
     """All of it, ready for JSON; `serve` is null where no policy is served. Times as the names say, CLOCK_MONOTONIC."""
-    control, inference = view.control(), view.inference()
+    start = view.start()
+    control, inference = view.control(), view.inference(start)
     return {
         "time_ns": time.monotonic_ns(),
         "joints": list(KOCH_JOINTS),
-        "run": view.run(),
+        "run": view.run(start),
         "control": control,
         "inference": inference,
         "cameras": view.cameras(),
@@ -225,19 +235,8 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _start(path: Path) -> dict[str, Any]:
-    """What the run was started with: the log's first line; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            start = json.loads(file.readline(_TAIL_BYTES))["start"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return start if isinstance(start, dict) else {}
-
-
-def _threshold(path: Path, otherwise: float | None) -> float | None:
+def _threshold(start: Mapping[str, Any], otherwise: float | None) -> float | None:
     """Of the gate this run was started with."""
-    start = _start(path)
     try:
         return (
             otherwise if "gate" not in start else None if start["gate"] is None else float(start["gate"]["threshold"])

@@ -42,13 +42,22 @@ static void send_text(int socket_fd, const command_request *request, const char 
                      request->address_bytes);
 }
 
-/* Who asked has given up and taken its socket away: a word that moves the arm or lets it go is not for later. */
+/* Nobody has the asker's socket open any more: it has given up, or was killed and left the socket's name behind. */
+static bool gone(const command_request *request)
+{
+    int probe = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    bool refused = probe >= 0 && connect(probe, (const struct sockaddr *)request->address, request->address_bytes) < 0
+                   && (errno == ENOENT || errno == ECONNREFUSED);
+    if (probe >= 0)
+        (void)close(probe);
+    return refused;
+}
+
+/* A word that moves the arm or lets it go is not for later. */
 static bool too_late(const command_request *request)
 {
-    const struct sockaddr_un *from = (const struct sockaddr_un *)request->address;
     bool harmless = request->command == COMMAND_HOLD || request->command == COMMAND_STOP || request->command == COMMAND_PING;
-    return !harmless && request->address_bytes > sizeof(sa_family_t) && from->sun_path[0] != '\0' &&
-           access(from->sun_path, F_OK) != 0 && errno == ENOENT;
+    return !harmless && request->address_bytes > sizeof(sa_family_t) && gone(request);
 }
 
 command_request command_take(int socket_fd)

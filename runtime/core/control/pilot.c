@@ -39,7 +39,9 @@ static bool armed(const pilot *self)
 /* A fault keeps the torque and slows down: where an arm is under gravity, letting go is worse. */
 static void fault(pilot *self, pilot_reason reason, int32_t joint)
 {
-    bool known = self->state == PILOT_FAULT && self->reason == REASON_UNPLUGGED; /* nothing newer can be learnt then */
+    /* Nothing newer can be learnt of a bus that is gone; and where a setting was refused, that is why there is no torque. */
+    bool follows = self->reason == REASON_SETTING && (reason == REASON_TORQUE || reason == REASON_WATCHDOG);
+    bool known = self->state == PILOT_FAULT && (self->reason == REASON_UNPLUGGED || follows);
     schedule_drop(&self->schedule);
     self->latched = true;
     if (!known)

@@ -156,8 +156,7 @@ class Rig:
         ]
 
     def start_control(self) -> None:
-        self.control = start_control(self.folder, self.emulator.port, self.bundle, self.joints, self.flags)
-        wait_for_tick(self.folder, self.control)
+        self.control = started(self.folder, self.emulator.port, self.bundle, self.joints, self.flags)
 
     def stop(self) -> str:
         """Ask to stop; what it printed."""

@@ -16,15 +16,22 @@ from vla_edge.runtime.control.run_folder import listen, open_run_folder
 core = pytest.importorskip("vla_edge._core")
 
 
-def states_after(word: str, waits: bool, path: Path) -> list[str]:
-    """The states of ten ticks of a loop that finds `word` in its socket, from somebody who still waits or does not."""
+WAITS, GAVE_UP, KILLED = "waits", "gave up", "killed"
+
+
+def states_after(word: str, who: str, path: Path) -> list[str]:
+    """The states of ten ticks of a loop that finds `word` in its socket, from somebody who still waits, who took its
+    socket away, or who was killed: then the socket's name is still there."""
     folder = open_run_folder(path)
     listener = listen(folder)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
         asker.bind(str(path / "asker"))
         asker.sendto(word.encode(), str(folder.socket))
-        if not waits:
+        if who == GAVE_UP:
             (path / "asker").unlink()
+        if who == KILLED:
+            asker.close()
+            assert (path / "asker").exists()
         limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
         settings = ControlSettings(limits, round(1e9 / 30), session=7, bundle_digest="0" * 64)
         files = LoopFiles(
@@ -41,11 +48,11 @@ def states_after(word: str, waits: bool, path: Path) -> list[str]:
     return [tick["state"] for tick in ticks_of(open_record(folder.record))]
 
 
-@pytest.mark.parametrize("waits", [True, False])
-def test_arm_counts_only_while_somebody_waits_for_its_answer(tmp_path: Path, waits: bool) -> None:
-    assert ("planning" in states_after("arm", waits, tmp_path / "run")) == waits
+@pytest.mark.parametrize("who", [WAITS, GAVE_UP, KILLED])
+def test_arm_counts_only_while_somebody_waits_for_its_answer(tmp_path: Path, who: str) -> None:
+    assert ("planning" in states_after("arm", who, tmp_path / "run")) == (who == WAITS)
 
 
-@pytest.mark.parametrize("waits", [True, False])
-def test_stop_counts_always(tmp_path: Path, waits: bool) -> None:
-    assert len(states_after("stop", waits, tmp_path / "run")) < 10
+@pytest.mark.parametrize("who", [WAITS, GAVE_UP, KILLED])
+def test_stop_counts_always(tmp_path: Path, who: str) -> None:
+    assert len(states_after("stop", who, tmp_path / "run")) < 10

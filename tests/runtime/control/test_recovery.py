@@ -35,13 +35,15 @@ HELD = [name for name, register in r.REGISTERS.items() if register not in {*CHAN
 
 @dataclass(frozen=True)
 class Fault:
-    """events: of the emulator's grammar, or a function; mended: how the cause goes away; recover: a servo shut down."""
+    """events: of the emulator's grammar, or a function; mended: how the cause goes away; recover: a servo shut down;
+    anew: control has to be started again."""
 
     reason: str
     joint: str
     events: tuple[str, ...] | Callable[[Rig], None]
     mended: tuple[str, ...] = ()
     recover: bool = False
+    anew: bool = False
 
 
 def another_writer(made: Rig) -> None:
@@ -52,16 +54,35 @@ def another_writer(made: Rig) -> None:
     made.announce()
 
 
+def refused_setting(made: Rig) -> None:
+    """A servo lost its power, and does not take its settings when the arm is armed again."""
+    made.emulator.event("reboot 3")
+    made.wait(lambda status: status["reason"] == "torque")
+    made.emulator.event("ignore 3 position_p")
+    made.wait(
+        lambda status: status["reading_tick"] == status["tick"] > status["goal_moved_tick"] + status["rest_ticks"]
+    )
+    end_s = time.monotonic() + EVENT_S
+    while made.status()["reason"] != "setting":  # a lost reading makes it refuse before it comes so far
+        assert made.ask("arm").word in ("done", "fault", "busy") and time.monotonic() < end_s, made.status()
+        time.sleep(0.05)
+
+
+POWER_OFF_AND_ON = tuple(f"reboot {servo}" for servo in range(1, 7))
 FAULTS = {
     "a gripper overload": Fault("alert", "gripper", ("overload 6",), recover=True),
     "a brown-out of one servo": Fault("torque", "elbow_flex", ("reboot 3",)),
-    "a brown-out of all": Fault("torque", "", tuple(f"reboot {servo}" for servo in range(1, 7))),
+    "a brown-out of all": Fault("torque", "", POWER_OFF_AND_ON),
     "torque switched off by somebody": Fault("torque", "elbow_flex", ("limp 3",)),
     "a bus that was silent": Fault("watchdog", "", ("hang 1.0",)),
     "a servo that does not answer": Fault("reads_lost", "wrist_flex", ("dead 4",), ("alive 4",)),
     "an obstacle": Fault("stall", "shoulder_lift", ("block 2 1000 2100",), ("free 2",)),
     "a supply that sinks": Fault("voltage", "wrist_flex", ("voltage 4 30",), ("voltage 4 50",)),
     "a hot servo": Fault("temperature", "wrist_flex", ("temperature 4 68",), ("temperature 4 30",)),
+    "a servo that takes no goals": Fault(
+        "deaf", "wrist_roll", ("ignore 5 goal_position",), POWER_OFF_AND_ON, anew=True
+    ),
+    "a servo that takes no settings": Fault("setting", "elbow_flex", refused_setting, POWER_OFF_AND_ON, anew=True),
     "two inference processes": Fault("writer", "", another_writer),
 }
 
@@ -104,20 +125,29 @@ def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_al
             else:
                 for event in fault.events:
                     made.emulator.event(event)
-            status = until_it_stands(made, fault)
-            told = KOCH_JOINTS[status["joint"]] if status["joint"] >= 0 else ""
-            assert fault.joint in ("", told), f"{name}: {told} was named"
+            until_it_stands(made, fault)
+            if (
+                fault.joint
+            ):  # of a lost reading it is what the newest question showed: beside other programs nothing, at times
+                made.wait(lambda status, joint=fault.joint: status["joint"] == KOCH_JOINTS.index(joint))
             since_ns = time.monotonic_ns()
             for _ in range(10):  # it stays so, whatever inference writes
                 made.wave()
                 time.sleep(0.03)
             goals = [goal for t, goal in made.goals() if t > since_ns]
             assert not goals or np.ptp(goals, axis=0).max() == 0, f"{name}: it moved on"
+            if fault.anew:
+                made.writer = None
+                made.stop()
             for event in fault.mended:
                 made.emulator.event(event)
-            if fault.mended:
+            if fault.anew:
+                made.start_control()
+                another_writer(made)
+            elif fault.mended:
                 made.wait(lambda status: status["tick"] - status["reading_tick"] == 0)
-            assert ("vla-runtime recover" in CAUSES[fault.reason][1]) == fault.recover
+            remedy = CAUSES[fault.reason][1]
+            assert ("vla-runtime recover" in remedy, "start again" in remedy) == (fault.recover, fault.anew)
             if fault.recover:
                 recover_running(made.folder)
             go_on(made)

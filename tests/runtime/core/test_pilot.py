@@ -759,6 +759,10 @@ def test_a_setting_that_a_servo_does_not_take_is_told_apart_from_lost_torque() -
     flight = Flight().armed()
     assert flight.tick(torque_failed=True, setting_refused=True, finding=(0, 2))["reason"] == "setting"
     assert flight.last["joint"] == 2
+    for follows in ({"watchdog": True}, {"finding": (NO_TORQUE, 5)}, {"torque_failed": True}):  # the remedy is another
+        flight.tick(**follows)
+        assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("fault", "setting", 2)
+    assert flight.tick(finding=(DEAF, 1))["reason"] == "deaf"
     assert Flight().armed().tick(torque_failed=True)["reason"] == "torque"
 
 
