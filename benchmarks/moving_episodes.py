@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import CommandParser, count, run_command, whole
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
@@ -112,11 +111,11 @@ def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iter
 
 def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float = PHASE_S) -> None:
     """Write one episode a seed as a LeRobot v3.0 dataset; `target` must not exist."""
-    joints = [f"{name}.pos" for name in KOCH_JOINTS]
+    joints = [f"{name}.pos" for name in arm.body.joints]
     size = (arm.options.height, arm.options.width, 3)
     features = {
-        "observation.state": Feature("float32", (6,), joints),
-        "action": Feature("float32", (6,), joints),
+        "observation.state": Feature("float32", (len(joints),), joints),
+        "action": Feature("float32", (len(joints),), joints),
         "moving": Feature("float32", (1,), None),
         "moves": Feature("float32", (1,), None),
         **{f"{PREFIX}{camera}": Feature("video", size, ["height", "width", "channels"]) for camera in CAMERAS},

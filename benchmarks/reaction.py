@@ -39,6 +39,7 @@ from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.bodies.arm_body import counts_from_radians
@@ -172,7 +173,7 @@ def real_clock(
     notes = PlannedFrom()
     session.observer = notes
     rng, waited = np.random.default_rng(1), []
-    limits = limits_of(JointCalibrations(KOCH.calibration(), "the simulated arm"), JointUnits.DEGREES)
+    limits = limits_of(load_arm("koch"), JointCalibrations(KOCH.calibration(), "the simulated arm"), JointUnits.DEGREES)
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_run_folder(Path(scratch) / "run")
         listener = listen(folder)

@@ -33,7 +33,6 @@ from vla_edge.bundle import (
     open_bundle,
     write_manifest,
 )
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckpointError, ExportError
 from vla_edge.export.family import Cut, Exporter, exporter_of
@@ -60,6 +59,8 @@ from vla_edge.policies.families import Policy
 from vla_edge.policies.tokenizer import TaskTokenizer
 from vla_edge.runtime.inference.units import resting, resting_sentence
 
+FOLLOWER_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+"""Of LeRobot's followers with six servos: Koch, SO-100 and SO-101 name them alike."""
 GRAPHS = "graphs"
 WEIGHTS = "graphs/weights.bin"
 
@@ -292,10 +293,10 @@ def _joints(policy: Policy, recording: Recording | None) -> tuple[tuple[str, ...
     named = joint_names(policy, recording) if recording is not None else ()
     if named:
         return named, ()
-    if policy.config.action_dim == len(KOCH_JOINTS):
-        return KOCH_JOINTS, (
-            "a checkpoint names no joints; its six actions are taken for the Koch arm's joints in the order of their "
-            "ids",
+    if policy.config.action_dim == len(FOLLOWER_JOINTS):
+        return FOLLOWER_JOINTS, (
+            "a checkpoint names no joints; its six actions are taken for a Koch's or an SO-101's joints in the order "
+            "of their ids",
         )
     names = tuple(f"joint_{index}" for index in range(policy.config.action_dim))
     return names, (f"a checkpoint names no joints; its {len(names)} actions are numbered",)

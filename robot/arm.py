@@ -12,7 +12,7 @@ from vla_edge.robot.joint_calibration import LinearMap
 
 @dataclass(frozen=True, slots=True)
 class ArmReading:
-    """All joints at one moment. positions: counts; velocities: servo units (0.229 rpm); loads: servo units.
+    """All joints at one moment. positions: counts; velocities, loads: servo units.
 
     time_ns: CLOCK_MONOTONIC when the reply was complete. alerts: hardware alert per joint.
     """
@@ -35,6 +35,11 @@ class RobotArm(Protocol):
     @property
     def maps(self) -> tuple[LinearMap, ...]:
         """counts = scale · unit + offset per joint."""
+        ...
+
+    @property
+    def velocity_unit(self) -> float:
+        """counts/s of one unit of velocity."""
         ...
 
     @property

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla-runtime calibrate-joints`: a person moves the limp arm, the counts become the calibration.
 
-As LeRobot calibrates a Koch follower: homing offsets put the middle pose at
-count 2047, the ranges are recorded by hand, the two joints that can turn freely
-get a whole turn. The servos' EEPROM and the file end up equal, or neither is
-usable: the file is written last. Torque is off all the time.
+As LeRobot calibrates it: homing offsets put the middle pose at count 2047, the
+ranges are recorded by hand, the joints that can turn freely get a whole turn.
+The servos' EEPROM and the file end up equal, or neither is usable: the file is
+written last. Torque is off all the time.
 """
 
 from __future__ import annotations
@@ -13,28 +13,25 @@ import argparse
 import select
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from rich.live import Live
 from rich.table import Table
 
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.contract import JointCalibration
 from vla_edge.errors import JointCalibrationError
-from vla_edge.robot import registers as r
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import save_joint_calibration
-from vla_edge.robot.koch import OPERATING_MODES, ArmResult, check_servos
 from vla_edge.robot.port import check_latency_timer
-from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.robot_file import add_arm, add_robot_file
+from vla_edge.robot.servo_arm import ArmResult, check_servos
 from vla_edge.robot.servo_bus import ServoBus
 
 MIDDLE = 2047
-LAST = r.COUNTS_PER_TURN - 1
-FULL_TURN_JOINTS = ("shoulder_pan", "wrist_roll")
 SMALLEST_RANGE = 200
 """Counts (18°): a recorded range below this means that the joint was not moved."""
-IDS = {joint: i + 1 for i, joint in enumerate(KOCH_JOINTS)}
 TORQUE_OFF_S = 0.1
 
 
@@ -86,68 +83,78 @@ def calibrate_joints(
     bus: ServoBus, person: Person, sleep: Callable[[float], None] = time.sleep
 ) -> list[JointCalibration]:
     """Guide `person`, write the EEPROM, return the calibration. Errors: BusError, JointCalibrationError."""
+    arm = bus.arm
+    last = arm.counts_per_turn - 1
     check_servos(bus)
-    if any(bus.read_all(r.TORQUE_ENABLE).values()):
+    if any(bus.read_all(arm.at("torque")).values()):
         person.ask("The arm holds itself and will go limp now: hold it")
     result = bus.native.set_torque(False, TORQUE_OFF_S)
     if result != ArmResult.OK:
-        torque = [joint for joint, on in bus.read_all(r.TORQUE_ENABLE).items() if on]
+        torque = [joint for joint, on in bus.read_all(arm.at("torque")).items() if on]
         raise JointCalibrationError(
             f"torque of {', '.join(torque) or 'the arm'} does not switch off; switch the power off and on"
         )
     # Drive mode is kept: it says how the servo is mounted, not where its range lies.
-    drive_modes = bus.read_all(r.DRIVE_MODE)
+    drive_modes = (
+        bus.read_all(arm.register("drive_mode")) if "drive_mode" in arm.checked else dict.fromkeys(bus.joints, 0)
+    )
     for joint, mode in drive_modes.items():
         if mode not in (0, 1):
             raise JointCalibrationError(
-                f"{joint}: drive mode is {mode}, it must be 0 or 1 (reversed); set it with Dynamixel Wizard"
+                f"{joint}: drive mode is {mode}, it must be 0 or 1 (reversed); set it with {arm.tool}"
             )
-    for register, value in ((r.HOMING_OFFSET, 0), (r.MIN_POSITION, 0), (r.MAX_POSITION, LAST)):
-        bus.write_where_different(register, dict.fromkeys(KOCH_JOINTS, value))
-    bus.write_where_different(r.OPERATING_MODE, OPERATING_MODES)
+    offset, lowest, highest = (arm.register(arm.checked[name]) for name in ("homing_offset", "range_min", "range_max"))
+    for register, value in ((offset, 0), (lowest, 0), (highest, last)):
+        bus.write_where_different(register, dict.fromkeys(bus.joints, value))
+    bus.write_where_different(arm.register("operating_mode"), {joint.name: joint.mode for joint in arm.joints})
 
     person.ask("The arm is limp: hold it. Move every joint to the middle of its range (gripper half open)")
-    middle = bus.read_all(r.PRESENT_POSITION)
+    middle = bus.read_all(arm.at("position"))
     for joint, position in middle.items():
-        _check_turn(joint, position, position, drive_modes[joint])
-    homing = {joint: MIDDLE - position for joint, position in middle.items()}
-    bus.write_where_different(r.HOMING_OFFSET, homing)
+        if arm.multi_turn:
+            _check_turn(joint, position, position, drive_modes[joint], last)
+    homing = {joint: arm.homing_sign * (MIDDLE - position) for joint, position in middle.items()}
+    bus.write_where_different(offset, homing)
 
-    moved = [joint for joint in KOCH_JOINTS if joint not in FULL_TURN_JOINTS]
+    moved = [joint.name for joint in arm.joints if not joint.full_turn]
     person.ask(
         f"Now move these joints one after the other from end to end: {', '.join(moved)}. Press Enter to begin, and "
         "again when done"
     )
-    ranges = _record_ranges(bus, person, sleep)
+    ranges = _record_ranges(bus, moved, person, sleep)
     joints = []
-    for joint in KOCH_JOINTS:
-        low, high = (0, LAST) if joint in FULL_TURN_JOINTS else ranges[joint]
-        joints.append(JointCalibration(joint, IDS[joint], drive_modes[joint], homing[joint], low, high))
+    for joint in arm.joint_names:
+        low, high = ranges[joint] if joint in moved else (0, last)
+        joints.append(
+            JointCalibration(
+                joint, bus.joints[joint], drive_modes[joint], homing[joint], low, high, arm.counts_per_turn
+            )
+        )
         if high - low < SMALLEST_RANGE:
             raise JointCalibrationError(
                 f"{joint} moved only {high - low} counts, at least {SMALLEST_RANGE} are needed; calibrate again and "
                 "move it from end to end"
             )
-        if low < 0 or high > LAST:
+        if low < 0 or high > last:
             raise JointCalibrationError(
-                f"{joint} moved over {low}..{high}, outside 0..{LAST}; calibrate again and start nearer to the "
+                f"{joint} moved over {low}..{high}, outside 0..{last}; calibrate again and start nearer to the "
                 "middle of its range"
             )
-        if joint not in FULL_TURN_JOINTS:
-            _check_turn(joint, low - homing[joint], high - homing[joint], drive_modes[joint])
-    limits = ((r.MIN_POSITION, "range_min"), (r.MAX_POSITION, "range_max"))
+        if joint in moved and arm.multi_turn:
+            _check_turn(joint, low - homing[joint], high - homing[joint], drive_modes[joint], last)
+    limits = ((lowest, "range_min"), (highest, "range_max"))
     for register, field in limits:
         bus.write_where_different(register, {joint.name: getattr(joint, field) for joint in joints})
     return joints
 
 
-def _check_turn(joint: str, low: int, high: int, drive_mode: int) -> None:
+def _check_turn(joint: str, low: int, high: int, drive_mode: int, turn: int) -> None:
     """JointCalibrationError when these counts (without homing offset) leave the encoder's one turn.
 
     With its power the servo forgets how often it has turned: behind the end it would come back a turn away from its
     calibration, and be refused for ever.
     """
-    first, last = (-LAST, 0) if drive_mode else (0, LAST)
+    first, last = (-turn, 0) if drive_mode else (0, turn)
     if first <= low and high <= last:
         return
     counts = str(low) if low == high else f"{low}..{high}"
@@ -158,22 +165,25 @@ def _check_turn(joint: str, low: int, high: int, drive_mode: int) -> None:
     )
 
 
-def _record_ranges(bus: ServoBus, person: Person, sleep: Callable[[float], None]) -> dict[str, tuple[int, int]]:
-    positions = bus.read_all(r.PRESENT_POSITION)
+def _record_ranges(
+    bus: ServoBus, moved: Sequence[str], person: Person, sleep: Callable[[float], None]
+) -> dict[str, tuple[int, int]]:
+    position_of = bus.arm.at("position")
+    positions = bus.read_all(position_of)
     ranges = {joint: (position, position) for joint, position in positions.items()}
     done = False
     while not done:
-        positions = bus.read_all(r.PRESENT_POSITION)
+        positions = bus.read_all(position_of)
         for joint, position in positions.items():
             low, high = ranges[joint]
             ranges[joint] = min(low, position), max(high, position)
-        moved = [joint for joint in KOCH_JOINTS if joint not in FULL_TURN_JOINTS]
         done = person.show({joint: (ranges[joint][0], positions[joint], ranges[joint][1]) for joint in moved})
         sleep(0.02)
     return ranges
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arm(parser)
     parser.add_argument("--port", required=True, help="serial port of the follower")
     parser.add_argument("--joints", type=Path, required=True, help="calibration file to write")
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
@@ -187,7 +197,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.parent.is_dir():
         raise JointCalibrationError(f"no folder {path.parent} for the calibration file; make it first")
     check_latency_timer(arguments.port)
-    bus = ServoBus(arguments.port, IDS)
+    bus = ServoBus(arguments.port, load_arm(arguments.robot))
     person = TerminalPerson()
     try:
         joints = calibrate_joints(bus, person)

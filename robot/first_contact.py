@@ -7,24 +7,24 @@ import argparse
 from pathlib import Path
 
 from vla_edge.command_line import answer, between
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ConfigError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
-from vla_edge.robot.koch import READ_S, KochOptions, open_koch
-from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.robot_file import add_arm, add_robot_file
+from vla_edge.robot.servo_arm import READ_S, ArmOptions, open_arm
 from vla_edge.robot.slow_motion import SlowLimits, load_park_pose, move_slowly, save_park_pose
 
-FIRST_CONTACT_VELOCITY = 44
-"""Profile velocity, 0.229 rpm: 60°/s, twice the fastest ramp allowed here."""
+FIRST_CONTACT_VELOCITY = 670.0
+"""counts/s: 60°/s with the margin of the servos' own limit, twice the fastest ramp allowed here."""
 DEGREES_PER_S = (1.0, 30.0)
-COUNTS_PER_DEGREE = 4096 / 360
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arm(parser)
     parser.add_argument("--port", required=True, help="serial port of the follower")
     parser.add_argument("--joints", type=Path, required=True, help="LeRobot's calibration file of this arm")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--joint", choices=KOCH_JOINTS, help="the joint to move; the others hold")
+    what.add_argument("--joint", help="the joint to move; the others hold")
     what.add_argument("--park", action="store_true", help="move to the parking pose, then switch torque off")
     what.add_argument("--store-park", action="store_true", help="store where the limp arm rests as the parking pose")
     parser.add_argument("--to", type=float, help="joint value in --joint-units")
@@ -41,30 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if (arguments.joint is None) != (arguments.to is None):
         raise ConfigError("--joint and --to belong together; give both")
-    calibration = load_joint_calibration(arguments.joints)
+    arm = load_arm(arguments.robot)
+    if arguments.joint is not None and arguments.joint not in arm.joint_names:
+        raise ConfigError(f"--joint {arguments.joint}: {arm.title} has {', '.join(arm.joint_names)}")
+    calibration = load_joint_calibration(arguments.joints, arm)
     units = JointUnits(arguments.joint_units)
-    options = KochOptions(
+    options = ArmOptions(
+        arm,
         arguments.port,
         calibration,
         units,
-        profile_velocity=FIRST_CONTACT_VELOCITY,
+        velocity=FIRST_CONTACT_VELOCITY,
         write=not arguments.store_park,
         reading_s=READ_S,
     )
+    limits = SlowLimits(speed=arguments.speed * arm.counts_per_turn / 360)
     goal: dict[str, int] = {}
     if arguments.park:
         goal = load_park_pose(calibration)
     elif arguments.joint:
-        goal = {arguments.joint: counts_from_unit(calibration.joint(arguments.joint), units, arguments.to)}
-    arm = open_koch(options)
+        goal = {
+            arguments.joint: counts_from_unit(calibration.joint(arguments.joint), units, arguments.to, arm.truncates)
+        }
+    follower = open_arm(options)
     try:
         if arguments.store_park:
-            positions = arm.read().positions
+            positions = follower.read().positions
             print(f"parking pose stored in {save_park_pose(calibration, positions)}")
         else:
-            positions = move_slowly(arm, goal, SlowLimits(speed=arguments.speed * COUNTS_PER_DEGREE))
+            positions = move_slowly(follower, goal, limits)
             if arguments.park:
-                arm.set_torque(False)
+                follower.set_torque(False)
                 print("parked; torque is off")
             else:
                 print(
@@ -72,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "go safely"
                 )
     finally:
-        arm.close()
+        follower.close()
     values = {joint.name: unit_from_counts(joint, units, at) for joint, at in zip(calibration.joints, positions)}
-    answer({"positions": values, "counts": dict(zip(KOCH_JOINTS, positions)), "units": units.value})
+    answer({"positions": values, "counts": dict(zip(arm.joint_names, positions)), "units": units.value})
     return 0

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.contract import JointCalibration
 from vla_edge.errors import JointCalibrationError
 from vla_edge.fields import parse_json
 from vla_edge.files import write_text
-from vla_edge.robot.registers import COUNTS_PER_TURN
+from vla_edge.robot.arm_description import ArmDescription
 
-GRIPPER = "gripper"
+LEROBOT = "lerobot:"
+"""Before the id of an arm whose calibration LeRobot keeps."""
 _FIELDS: dict[str, tuple[int, int]] = {
     "id": (0, 252),
     "drive_mode": (0, 1),
@@ -52,7 +54,7 @@ class LinearMap:
 
 @dataclass(frozen=True, slots=True)
 class JointCalibrations:
-    """All joints of one arm in the order of `KOCH_JOINTS`. `source`: the file, for messages."""
+    """All joints of one arm in the order of its description. `source`: the file, for messages."""
 
     joints: tuple[JointCalibration, ...]
     source: str
@@ -66,8 +68,39 @@ class JointCalibrations:
         )
 
 
-def load_joint_calibration(path: Path) -> JointCalibrations:
-    """Read a calibration file; JointCalibrationError names file, joint and field."""
+def lerobot_files(arm: ArmDescription, environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """LeRobot's calibration files of such arms, of this user."""
+    home = environment.get("HF_HOME", os.path.join(environment.get("HOME", ""), ".cache", "huggingface"))
+    lerobot = environment.get("HF_LEROBOT_HOME", os.path.join(home, "lerobot"))
+    folder = Path(environment.get("HF_LEROBOT_CALIBRATION", os.path.join(lerobot, "calibration")))
+    return sorted(file for kind in arm.lerobot_folders for file in folder.glob(f"robots/{kind}/*.json"))
+
+
+def named_file(path: Path, arm: ArmDescription) -> Path:
+    """`path`, or of `lerobot:ID` the file that LeRobot keeps of the arm with that id. JointCalibrationError: none, or
+    two, as LeRobot has renamed its folder."""
+    name = str(path)
+    if not name.startswith(LEROBOT):
+        return path
+    wanted = name.removeprefix(LEROBOT)
+    files = [file for file in lerobot_files(arm) if not file.stem.endswith(".park")]
+    found = [file for file in files if file.stem == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise JointCalibrationError(
+            f"--joints {name}: LeRobot has {' and '.join(map(str, found))}; give the path of the newer one"
+        )
+    ids = sorted({file.stem for file in files})
+    raise JointCalibrationError(
+        f"--joints {name}: LeRobot has no calibration of {arm.title} with that id"
+        + (f"; there are {', '.join(ids)}" if ids else "; calibrate it, or give the path of its file")
+    )
+
+
+def load_joint_calibration(path: Path, arm: ArmDescription) -> JointCalibrations:
+    """Read a calibration file, also as `lerobot:ID`; JointCalibrationError names file, joint and field."""
+    path = named_file(path, arm)
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -76,10 +109,10 @@ def load_joint_calibration(path: Path) -> JointCalibrations:
         ) from None
     except OSError as error:
         raise JointCalibrationError(f"{path}: {error.strerror}; give a readable calibration file") from error
-    return parse_joint_calibration(text, str(path))
+    return parse_joint_calibration(text, str(path), arm)
 
 
-def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
+def parse_joint_calibration(text: bytes, source: str, arm: ArmDescription) -> JointCalibrations:
     """`text` is the JSON; `source` stands in messages."""
     data = parse_json(text, source, JointCalibrationError, "give LeRobot's calibration of this arm")
     if not isinstance(data, dict):
@@ -89,12 +122,12 @@ def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
             f"{source}: LeRobot's calibration format of 2024 (lists by motor), whose numbers mean other poses; measure "
             "this arm anew with `vla-runtime calibrate-joints`, or with a LeRobot of 2025 or later"
         )
-    missing = [name for name in KOCH_JOINTS if name not in data]
-    unknown = [name for name in data if name not in KOCH_JOINTS]
+    missing = [name for name in arm.joint_names if name not in data]
+    unknown = [name for name in data if name not in arm.joint_names]
     if missing or unknown:
         what = f"joint {missing[0]} is missing" if missing else f"joint {unknown[0]!r} is unknown"
-        raise JointCalibrationError(f"{source}: {what}; a Koch has {', '.join(KOCH_JOINTS)}")
-    joints = tuple(_joint(name, data[name], source) for name in KOCH_JOINTS)
+        raise JointCalibrationError(f"{source}: {what}; {arm.title} has {', '.join(arm.joint_names)}")
+    joints = tuple(_joint(name, data[name], source, arm) for name in arm.joint_names)
     ids = [joint.id for joint in joints]
     for joint in joints:
         if ids.count(joint.id) > 1:
@@ -104,7 +137,7 @@ def parse_joint_calibration(text: bytes, source: str) -> JointCalibrations:
     return JointCalibrations(joints, source)
 
 
-def _joint(name: str, fields: object, source: str) -> JointCalibration:
+def _joint(name: str, fields: object, source: str, arm: ArmDescription) -> JointCalibration:
     if not isinstance(fields, dict):
         raise JointCalibrationError(f"{source}: {name} is not an object with {', '.join(_FIELDS)}")
     for field, (low, high) in _FIELDS.items():
@@ -118,7 +151,8 @@ def _joint(name: str, fields: object, source: str) -> JointCalibration:
             f"{source}: {name}.range_min {fields['range_min']} is not below range_max {fields['range_max']}; "
             "calibrate again"
         )
-    return JointCalibration(name=name, **{field: fields[field] for field in _FIELDS})
+    values = {field: fields[field] for field in _FIELDS}
+    return JointCalibration(name=name, **values, counts_per_turn=arm.counts_per_turn)
 
 
 def dump_joint_calibration(joints: Sequence[JointCalibration]) -> str:
@@ -139,31 +173,33 @@ def linear_map(joint: JointCalibration, units: JointUnits) -> LinearMap:
     (raw − mid)·360/4095 with mid = (min + max)/2 (LeRobot's normalisation).
     """
     span = joint.range_max - joint.range_min
-    if joint.name == GRIPPER:
+    if joint.grips:
         return LinearMap(span / 100, joint.range_min)
     if units is JointUnits.DEGREES:
-        return LinearMap((COUNTS_PER_TURN - 1) / 360, (joint.range_min + joint.range_max) / 2)
+        return LinearMap((joint.counts_per_turn - 1) / 360, (joint.range_min + joint.range_max) / 2)
     return LinearMap(span / 200, joint.range_min + span / 2)
 
 
 def unit_from_counts(joint: JointCalibration, units: JointUnits, counts: int) -> float:
     """Joint units of a present position; the ranged units clamp to the calibrated range, degrees do not."""
-    if joint.name == GRIPPER or units is JointUnits.RANGE_M100_100:
+    if joint.grips or units is JointUnits.RANGE_M100_100:
         counts = min(max(counts, joint.range_min), joint.range_max)
     line = linear_map(joint, units)
     return (counts - line.offset) / line.scale
 
 
-def counts_from_unit(joint: JointCalibration, units: JointUnits, value: float) -> int:
-    """Goal counts of a joint value, rounded to the nearest count (LeRobot cuts towards zero: at most one count apart).
+def counts_from_unit(joint: JointCalibration, units: JointUnits, value: float, truncated: bool = False) -> int:
+    """Goal counts of a joint value, rounded to the nearest count; truncated: cut towards zero, as LeRobot does, at most
+    one count apart.
 
     The ranged units clamp to −100..100 (gripper 0..100), degrees do not.
     """
     if not math.isfinite(value):
         raise JointCalibrationError(f"{joint.name}: {value} is not a position; give a finite number")
-    if joint.name == GRIPPER:
+    if joint.grips:
         value = min(max(value, 0.0), 100.0)
     elif units is JointUnits.RANGE_M100_100:
         value = min(max(value, -100.0), 100.0)
     line = linear_map(joint, units)
-    return round(line.scale * value + line.offset)
+    counts = line.scale * value + line.offset
+    return int(counts) if truncated else round(counts)

@@ -10,16 +10,25 @@ from typing import Any
 
 from vla_edge.core import load_core
 from vla_edge.errors import BusError
+from vla_edge.robot.arm_description import ArmDescription
 
 BY_ID = Path("/dev/serial/by-id")
 SYSFS_TTY = Path("/sys/class/tty")
 LATENCY_TIMER_MS = 1
 
 
-def open_port(path: str, baud: int, ids: Sequence[int]) -> Any:
-    """A `_core.KochBus` on `path`, locked for this process; BusError tells what stands in the way."""
+def open_port(path: str, arm: ArmDescription, ids: Sequence[int], baud: int | None = None) -> Any:
+    """A `_core.ServoArm` on `path`, locked for this process; BusError tells what stands in the way."""
+    baud = baud or arm.baud
+    watchdog = (arm.watchdog.value, arm.watchdog.tripped) if arm.watchdog is not None else (0, 0)
+    roles = {}
+    for role in arm.roles:
+        register = arm.at(role)
+        roles[role] = (register.address, register.size, register.sign)
     try:
-        return load_core().KochBus(str(Path(path).resolve()), baud, ids)
+        return load_core().ServoArm(
+            str(Path(path).resolve()), baud, arm.protocol, ids, roles, arm.velocity_unit, *watchdog
+        )
     except OSError as error:
         raise BusError(_why(path, baud, error)) from error
 

@@ -93,17 +93,3 @@ PRESENT_VOLTAGE = Register("present_voltage", 144, 2)
 PRESENT_TEMPERATURE = Register("present_temperature", 146, 1)
 
 REGISTERS = {value.name: value for value in list(globals().values()) if isinstance(value, Register)}
-
-HARDWARE_ERRORS = {
-    0x01: "input voltage",
-    0x04: "overheating",
-    0x08: "encoder",
-    0x10: "electrical shock",
-    0x20: "overload",
-}
-"""Bits of the hardware error register."""
-
-
-def describe_hardware_error(value: int) -> str:
-    """The names of the bits set, e.g. ``overload``; `value` is the register's content."""
-    return " and ".join(name for bit, name in HARDWARE_ERRORS.items() if value & bit) or f"unknown (0x{value:02x})"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`robot.yaml`: what every command must know of one robot, written once and read where the command line is silent.
 
-    robot: koch
+    robot: koch   (or so100, so101, the path of a description)
     port: /dev/serial/by-id/usb-...
     joints: koch.json
     cameras:
@@ -26,6 +26,8 @@ from vla_edge.camera_names import feature_key, short_name
 from vla_edge.command_line import CommandParser
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, read_object
+from vla_edge.robot.arm_description import arm_names
+from vla_edge.robot.joint_calibration import LEROBOT
 
 ROBOT_FILE = Path("robot.yaml")
 _ADVICE = "write it anew with `vla-runtime setup --replace`, or mend it by hand"
@@ -60,9 +62,17 @@ def read_robot_file(file: Path) -> list[tuple[str, str]]:
         if item.name == "cameras":
             pairs += [("--camera", f"{short_name(name)}={device}") for name, device in value.items()]
         elif value is not None:
-            text = str(file.parent / value) if item.name in ("joints", "bundle") else str(value)
+            is_path = item.name in ("joints", "bundle") and not str(value).startswith(LEROBOT)
+            is_path = is_path or (item.name == "robot" and str(value).endswith((".yaml", ".yml")))
+            text = str(file.parent / value) if is_path else str(value)
             pairs.append((f"--{item.name.replace('_', '-')}", text))
     return pairs
+
+
+def add_arm(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--robot` of a command that talks to an arm."""
+    known = ", ".join(arm_names())
+    parser.add_argument("--robot", default="koch", metavar="ARM", help=f"the arm: {known}, or a description's path")
 
 
 def add_robot_file(parser: argparse.ArgumentParser, by_itself: bool = True) -> None:

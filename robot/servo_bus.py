@@ -13,10 +13,10 @@ from enum import IntEnum
 from typing import Any
 
 from vla_edge.errors import BusError
+from vla_edge.robot.arm_description import ArmDescription
 from vla_edge.robot.port import open_port
-from vla_edge.robot.registers import EEPROM_END, Register
+from vla_edge.robot.registers import Register
 
-BAUD = 1_000_000
 REPLIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Longest wait for a reply, try by try. The first is more than ten times what a slow USB adapter needs; on a busy
 machine the kernel's ordinary workers bring it later."""
@@ -42,12 +42,15 @@ _MEANING = {
 
 
 class ServoBus:
-    """`names` and `ids` are one joint each. `native` is the C bus (`_core.KochBus`)."""
+    """joints: name → id, as described where left out. `native` is the C bus (`_core.ServoArm`)."""
 
-    def __init__(self, path: str, joints: Mapping[str, int], baud: int = BAUD) -> None:
+    def __init__(
+        self, path: str, arm: ArmDescription, joints: Mapping[str, int] | None = None, baud: int | None = None
+    ) -> None:
         self.path = path
-        self.joints = dict(joints)
-        self.native: Any = open_port(path, baud, list(self.joints.values()))
+        self.arm = arm
+        self.joints = arm.ids if joints is None else dict(joints)
+        self.native: Any = open_port(path, arm, list(self.joints.values()), baud)
 
     def close(self) -> None:
         self.native.close()
@@ -83,15 +86,27 @@ class ServoBus:
 
     def read(self, joint: str, register: Register) -> int:
         """The register of one joint."""
+        return self._ask(joint, register)[0]
+
+    def _ask(self, joint: str, register: Register) -> tuple[int, int]:
+        """The register of one joint, and its alert bits."""
         result, data = BusResult.TIMEOUT, b""
         for wait_s in REPLIES_S:
-            result, data, _alert = self.native.sync_read([self.joints[joint]], register.address, register.size, wait_s)
+            result, data, alert = self.native.sync_read([self.joints[joint]], register.address, register.size, wait_s)
             if result == BusResult.OK:
-                return register.decode(data)
+                return register.decode(data), alert[0]
             if result == BusResult.UNPLUGGED:
                 break
             _let_silence_come(result, wait_s)
         raise self.fail(joint, result)
+
+    def errors(self, *asked: str) -> dict[str, int]:
+        """Error bits of the joints asked, of all by default: of their register, or of what a servo says beside each
+        answer."""
+        if "error" in self.arm.roles:
+            register = self.arm.at("error")
+            return {joint: self.read(joint, register) for joint in asked} if asked else self.read_all(register)
+        return {joint: self._ask(joint, self.arm.at("torque"))[1] for joint in asked or self.joints}
 
     def read_all(self, register: Register) -> dict[str, int]:
         """The register of every joint; asked one by one when the common question fails, so that the joint is known."""
@@ -120,11 +135,18 @@ class ServoBus:
         if result == BusResult.REFUSED or result == BusResult.OK:
             hint = (
                 "it is EEPROM, written only without torque: hold the arm, switch the servos' power off and on"
-                if register.address < EEPROM_END
-                else "check the servo in Dynamixel Wizard"
+                if register.address < self.arm.eeprom_end
+                else f"check the servo in {self.arm.tool}"
             )
             raise BusError(f"{joint} (id {self.joints[joint]}) does not take {register.name} = {value}; {hint}")
         raise self.fail(joint, result)
+
+    def start_anew(self, joint: str, wait_s: float) -> None:
+        """Ask a servo to reboot; one that knows no reboot forgets what it shut down for without torque."""
+        servo = self.joints[joint]
+        if self.native.reboot(servo, wait_s) == BusResult.REFUSED:
+            torque = self.arm.at("torque")
+            self.native.write(servo, torque.address, torque.encode(0), wait_s)
 
     def write_where_different(self, register: Register, values: Mapping[str, int]) -> list[str]:
         """Write the joints whose register differs from `values`; returns their names."""
@@ -141,16 +163,11 @@ def _let_silence_come(result: int, wait_s: float) -> None:
         time.sleep(wait_s)
 
 
-def answers_at(path: str, servo_ids: Sequence[int], baud: int) -> int | None:
+def answers_at(path: str, arm: ArmDescription, servo_ids: Sequence[int], baud: int) -> int | None:
     """The first of `servo_ids` that answers a ping at another baud rate; the port must be free."""
-    bus = ServoBus(path, {str(servo_id): servo_id for servo_id in _six(servo_ids)}, baud)
+    bus = ServoBus(path, arm, {str(servo_id): servo_id for servo_id in servo_ids}, baud)
     try:
-        answers = bus.ping(*map(str, servo_ids))
+        answers = bus.ping()
         return next((servo_id for servo_id in servo_ids if answers[str(servo_id)] is not None), None)
     finally:
         bus.close()
-
-
-def _six(servo_ids: Sequence[int]) -> list[int]:
-    """The C bus is made for six servos: fill up with ids that are not asked."""
-    return (list(servo_ids) + [i for i in range(200, 206) if i not in servo_ids])[:6]

@@ -10,7 +10,7 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,21 +19,18 @@ import yaml
 from vla_edge.bundle import open_bundle
 from vla_edge.camera_names import short_name
 from vla_edge.command_line import answer, file_to_write
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import BusError, CameraError, ConfigError
 from vla_edge.files import write_text
-from vla_edge.robot import registers as r
+from vla_edge.robot.arm_description import ArmDescription, arm_names, load_arm
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.camera_report import list_v4l2, report_cameras
-from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
-from vla_edge.robot.koch import MODELS
+from vla_edge.robot.joint_calibration import LEROBOT, JointUnits, lerobot_files, load_joint_calibration
 from vla_edge.robot.port import BY_ID
 from vla_edge.robot.robot_file import ROBOT_FILE, RobotFile, read_robot_file
 from vla_edge.robot.servo_bus import ServoBus
 
 SERIAL = ("/dev/ttyACM*", "/dev/ttyUSB*")
 """Serial ports of USB adapters, where no path by id is there."""
-FOLLOWER = "a Koch follower"
 _HEAD = "# Read by vla-runtime from the folder it runs in; a flag on the command line stands above it.\n"
 
 
@@ -81,48 +78,59 @@ def serial_ports() -> list[str]:
     return sorted(path for pattern in SERIAL for path in glob.glob(pattern))
 
 
-def what_answers(port: str) -> str:
-    """What stands behind a serial port, in words; nothing is written. `FOLLOWER` is the arm we drive."""
-    try:
-        bus = ServoBus(port, {joint: number for number, joint in enumerate(KOCH_JOINTS, 1)})
-    except BusError as error:
-        return str(error)
-    try:
-        found = bus.ping()
-    except BusError as error:
-        return str(error)
-    finally:
-        bus.close()
-    models = {joint: answered[0] for joint, answered in found.items() if answered is not None}
-    if models == MODELS:
-        return FOLLOWER
-    if not models:
-        return "no Dynamixel servo with id 1 to 6 answers; is the arm's power on?"
-    names = [r.MODEL_NAMES.get(model, f"model {model}") for model in dict.fromkeys(models.values())]
-    kind = "a Koch leader" if set(models.values()) == {r.XL330_M077} else "another arm"
-    return f"{kind}: {len(models)} servos, {', '.join(names)}"
+def follower(arm: ArmDescription) -> str:
+    """What a person calls the arm that is driven."""
+    return f"{arm.title} follower"
 
 
-def calibration_files(environment: dict[str, str]) -> list[Found]:
-    """LeRobot's calibration files of Koch followers, of this user."""
-    home = environment.get("HF_HOME", os.path.join(environment.get("HOME", ""), ".cache", "huggingface"))
-    lerobot = environment.get("HF_LEROBOT_HOME", os.path.join(home, "lerobot"))
-    folder = Path(environment.get("HF_LEROBOT_CALIBRATION", os.path.join(lerobot, "calibration")))
-    return [
-        Found(str(file), f"LeRobot's {file.parent.name} {file.stem}")
-        for file in sorted(folder.glob("robots/koch*/*.json"))
-    ]
+def what_answers(port: str, arms: Sequence[ArmDescription]) -> str:
+    """What stands behind a serial port, in words, `follower` where it is one of `arms`; nothing is written."""
+    told = "no servo answers; is the arm's power on?"
+    for arm in arms:
+        try:
+            bus = ServoBus(port, arm)
+        except BusError as error:
+            return str(error)
+        try:
+            found = bus.ping()
+        except BusError as error:
+            told = str(error)
+            continue
+        finally:
+            bus.close()
+        models = {joint: answered[0] for joint, answered in found.items() if answered is not None}
+        if models == arm.models:
+            return follower(arm)
+        if models:
+            names = [arm.servo_name(model) for model in dict.fromkeys(models.values())]
+            leader = set(models.values()) <= set(arm.leader_servos.values())
+            return f"{f'{arm.title} leader' if leader else 'another arm'}: {len(models)} servos, {', '.join(names)}"
+    return told
 
 
-def find_port(ask: Ask) -> str | None:
+def calibration_files(arm: ArmDescription, environment: Mapping[str, str]) -> list[Found]:
+    """LeRobot's calibration files of such arms, of this user."""
+    return [Found(str(file), f"LeRobot's {file.parent.name} {file.stem}") for file in lerobot_files(arm, environment)]
+
+
+def find_port(arms: Sequence[ArmDescription], ask: Ask) -> Found | None:
     """The follower's port. One that is a follower is taken, else the person says which."""
-    candidates = [Found(port, what_answers(port)) for port in serial_ports()]
-    followers = [candidate for candidate in candidates if candidate.known_as == FOLLOWER]
+    candidates = [Found(port, what_answers(port, arms)) for port in serial_ports()]
+    followers = [candidate for candidate in candidates if candidate.known_as in map(follower, arms)]
     if len(followers) == 1:
-        return followers[0].value
+        return followers[0]
     for candidate in candidates:
         print(f"  {candidate.value}: {candidate.known_as}")
-    return ask("Which port is the follower's?", followers or candidates) or None if candidates else None
+    chosen = ask("Which port is the follower's?", followers or candidates) if candidates else ""
+    return next((candidate for candidate in candidates if candidate.value == chosen), None)
+
+
+def find_arm(known_as: str, ask: Ask) -> str:
+    """The arm that a person calls so; where several have the same servos, the person says which."""
+    arms = {name: load_arm(name) for name in arm_names()}
+    found = next((arm for arm in arms.values() if follower(arm) == known_as), arms["koch"])
+    alike = [Found(name, arm.title) for name, arm in arms.items() if arm.models == found.models]
+    return (ask("Which arm is it? Their servos are the same.", alike) if len(alike) > 1 else "") or found.name
 
 
 def find_cameras(names: Sequence[str], sheet: Path, ask: Ask) -> dict[str, str]:
@@ -144,18 +152,30 @@ def find_cameras(names: Sequence[str], sheet: Path, ask: Ask) -> dict[str, str]:
     return found
 
 
+def _distinct_arms() -> list[str]:
+    """One arm of each kind of servos; those that come first when they are alike."""
+    kinds = {tuple(load_arm(name).models.items()): name for name in arm_names()}
+    return sorted(kinds.values())
+
+
 def completed(given: RobotFile, sheet: Path, ask: Ask) -> RobotFile:
     """`given` with what was found and what a person said; pictures of the cameras go to `sheet`. Errors: BundleError,
     JointCalibrationError."""
     bundle = None if given.bundle is None else open_bundle(Path(given.bundle))
     names = [short_name(camera.name) for camera in bundle.manifest.cameras] if bundle else []
-    port = given.port or find_port(ask)
-    joints = given.joints or ask("Which joint calibration is this arm's?", calibration_files(dict(os.environ)))
-    if joints and Path(joints).exists():
-        load_joint_calibration(Path(joints))
+    found_port = None
+    if given.port is None:
+        found_port = find_port([load_arm(name) for name in ([given.robot] if given.robot else _distinct_arms())], ask)
+    robot = given.robot or find_arm(found_port.known_as if found_port else "", ask)
+    arm = load_arm(robot)
+    port = given.port or (found_port.value if found_port else None)
+    joints = given.joints or ask("Which joint calibration is this arm's?", calibration_files(arm, os.environ))
+    if joints and (joints.startswith(LEROBOT) or Path(joints).exists()):
+        load_joint_calibration(Path(joints), arm)
     found = find_cameras([name for name in names if name not in given.cameras], sheet, ask)
     return replace(
         given,
+        robot=robot,
         port=port,
         joints=joints or None,
         cameras={**given.cameras, **found},
@@ -167,6 +187,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=file_to_write, default=ROBOT_FILE, metavar="FILE", help="file to write")
     parser.add_argument("--replace", action="store_true", help="write it although it is there")
     parser.add_argument("--bundle", type=Path, help="folder written by export-engines: whose cameras are looked for")
+    parser.add_argument(
+        "--robot", metavar="ARM", help=f"{', '.join(arm_names())}, or a description's path (default: what answers)"
+    )
     parser.add_argument("--port", help="serial port of the follower (default: the one where a follower answers)")
     parser.add_argument("--joints", type=Path, help="joint calibration (default: LeRobot's, where there is one)")
     parser.add_argument(
@@ -189,7 +212,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out} must end in .yaml")
     cameras = zip(parse_cameras(arguments.camera), arguments.camera)
     given = RobotFile(
-        robot="koch",
+        robot=arguments.robot,
         port=arguments.port,
         joints=None if arguments.joints is None else str(arguments.joints),
         joint_units=arguments.joint_units,
@@ -199,12 +222,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     person = sys.stdin is not None and sys.stdin.isatty()
     found = completed(given, arguments.sheet, ask_person if person else ask_nobody)
-    found = replace(found, joints=found.joints or str(out.with_name("koch.json")))
+    found = replace(found, joints=found.joints or str(out.with_name(f"{load_arm(found.robot or 'koch').name}.json")))
     content = {name: value for name, value in asdict(found).items() if value}
     folder = out.absolute().parent
     for name in ("joints", "bundle"):
         path = Path(content.get(name, "")).absolute()
-        if name in content:
+        if name in content and not content[name].startswith(LEROBOT):
             content[name] = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     write_text(out, _HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))
     read_robot_file(out)

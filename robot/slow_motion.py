@@ -20,8 +20,8 @@ from vla_edge.robot.arm import ArmReading, RobotArm
 from vla_edge.robot.joint_calibration import JointCalibrations
 
 PERIOD_S = 0.02
-AT_REST = 2
-"""Servo units (0.229 rpm): below this a joint stands still."""
+AT_REST = 32.0
+"""counts/s (2.8 °/s): below this a joint stands still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def move_slowly(
         _follow(arm, goals, limits.tracking)
     for _ in range(int(limits.settle_s / PERIOD_S)):
         reading = _follow(arm, target, limits.tracking)
-        if all(abs(velocity) <= AT_REST for velocity in reading.velocities):
+        if all(abs(velocity) * arm.velocity_unit <= AT_REST for velocity in reading.velocities):
             return reading.positions
         sleep(PERIOD_S)
     raise BusError(

@@ -21,6 +21,8 @@ NEEDED = (
     "vla_edge/examples/reach-cube/bundle/manifest.json",
     "vla_edge/runtime/service/status_page.html",
     "vla_edge/training/kuavo.yaml",
+    "vla_edge/robot/arms/koch.yaml",
+    "vla_edge/robot/arms/so101.yaml",
     "vla_edge/robot/sim/still_arm.c",
 )
 pytestmark = pytest.mark.check

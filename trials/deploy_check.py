@@ -26,7 +26,7 @@ from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.joint_calibration import JointUnits
-from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.robot_file import add_arm, add_robot_file
 from vla_edge.runtime.control.handover import handover_of, rows_of
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
@@ -422,6 +422,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument(
         "--camera", action="append", default=[], metavar="NAME=DEVICE", help="a camera of the robot, to look through"
     )
+    add_arm(place)
     place.add_argument("--port", help="serial port of the arm; its positions are read, nothing is moved")
     place.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
     place.add_argument(
@@ -443,7 +444,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     bundle, dataset = open_bundle(arguments.bundle), arguments.dataset
     items.append(check_cameras(bundle, dataset, cameras, arguments.tolerance))
-    items.append(check_start_pose(bundle, dataset, arguments.port, arguments.joints, arguments.joint_units))
+    items.append(
+        check_start_pose(bundle, dataset, arguments.robot, arguments.port, arguments.joints, arguments.joint_units)
+    )
     for number, item in enumerate(items, 1):
         print(f"{number:>2} {item.name:<20} {item.state:<8} {item.found}")
         if item.fix:

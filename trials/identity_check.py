@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError, IdentityError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
-from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.robot_file import add_arm, add_robot_file
 from vla_edge.runtime.control.identity import check_joints, units_of
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.units import ACTION, STATE, read_tables, remarks
@@ -35,6 +36,7 @@ or less change."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
+    add_arm(parser)
     parser.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
     parser.add_argument(
         "--dataset", type=Path, help="dataset the policy was trained on, or shall go on with: its folder, or a Hub id"
@@ -54,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     for remark in remarks(bundle, tables):
         print(f"note: {remark}")
     if arguments.joints is not None:
-        calibration = load_joint_calibration(arguments.joints)
+        arm = load_arm(arguments.robot)
+        calibration = load_joint_calibration(arguments.joints, arm)
         try:
-            check_joints(bundle, tables, calibration, units_of(bundle, arguments.joint_units)[0])
+            units = units_of(bundle, arguments.joint_units, arm, tables, calibration)[0]
+            check_joints(bundle, tables, arm, calibration, units)
         except IdentityError as error:
             found.append(str(error))
     if arguments.dataset is not None:

@@ -21,6 +21,7 @@ from vla_edge.camera_names import PREFIX, short_name
 from vla_edge.contract import Chunk, ChunkKind, Command, Frame, JointReading, Observation
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.bodies.arm_body import counts_from_radians, radians_from_counts
 from vla_edge.robot.sim.simulated_arm import SimulatedArm
@@ -39,7 +40,7 @@ class Planner(Protocol):
         """Start of an episode under these options; `seed` is that of its noise."""
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
-        """Actions float32 [n, 6] in joint units; action 0 is due with the observation."""
+        """Actions float32 [n, joints] in joint units; action 0 is due with the observation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def run_lockstep(arm: SimulatedArm, planner: Planner, task: str, options: Lockst
     """Arm the simulated arm in its present scene and let the planner move it for `seconds`."""
     period_ns = options.rate.period_ns
     calibration = JointCalibrations(arm.body.calibration(), "the simulated arm")
-    limits = limits_of(calibration, JointUnits.DEGREES)
+    limits = limits_of(load_arm(arm.body.name), calibration, JointUnits.DEGREES)
     settings = ControlSettings(
         limits, period_ns, _SESSION, _DIGEST, options.handover.kind.blend_actions, options.rate.action_ns
     )

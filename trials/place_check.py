@@ -22,12 +22,13 @@ from vla_edge.camera_names import short_name
 from vla_edge.errors import VlaEdgeError
 from vla_edge.lerobot_data.observations import STATE, cameras_in
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S
+from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.camera_options import CameraOptions
 from vla_edge.robot.camera_report import look_at
 from vla_edge.robot.joint_calibration import load_joint_calibration, unit_from_counts
-from vla_edge.robot.registers import PRESENT_POSITION
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.runtime.control.identity import units_of
+from vla_edge.runtime.inference.units import read_tables
 from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED, Item
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def check_cameras(
 
 
 def check_start_pose(
-    bundle: Bundle, dataset: Path | None, port: str | None, joints: Path | None, told_units: str | None
+    bundle: Bundle, dataset: Path | None, robot: str, port: str | None, joints: Path | None, told_units: str | None
 ) -> Item:
     """The arm stands within the poses that recorded episodes began in. Reads positions only."""
     name = "start pose"
@@ -97,7 +98,7 @@ def check_start_pose(
     from vla_edge.lerobot_data.reader import open_dataset
 
     try:
-        pose = arm_pose(port, joints, bundle, told_units)
+        pose = arm_pose(load_arm(robot), port, joints, bundle, told_units)
     except VlaEdgeError as error:
         return Item(name, NOT_RUN, str(error), "mend that, then run it again")
     with open_dataset(dataset) as data:
@@ -111,13 +112,13 @@ def check_start_pose(
     return Item(name, PASSED, f"all {len(pose)} joints where the {len(starts)} episodes began")
 
 
-def arm_pose(port: str, joints: Path, bundle: Bundle, told_units: str | None) -> dict[str, float]:
+def arm_pose(arm: ArmDescription, port: str, joints: Path, bundle: Bundle, told_units: str | None) -> dict[str, float]:
     """Joint → its position in the bundle's units. Errors: JointCalibrationError, BusError, IdentityError."""
-    calibration = load_joint_calibration(joints)
-    units = units_of(bundle, told_units)[0]
-    bus = ServoBus(port, {joint.name: joint.id for joint in calibration.joints})
+    calibration = load_joint_calibration(joints, arm)
+    units = units_of(bundle, told_units, arm, read_tables(bundle), calibration)[0]
+    bus = ServoBus(port, arm, {joint.name: joint.id for joint in calibration.joints})
     try:
-        counts = bus.read_all(PRESENT_POSITION)
+        counts = bus.read_all(arm.at("position"))
     finally:
         bus.close()
     return {joint.name: unit_from_counts(joint, units, counts[joint.name]) for joint in calibration.joints}

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, Command
+from vla_edge.contract import Chunk, ChunkKind, Command
 from vla_edge.core import load_core
 from vla_edge.errors import ControlError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.runtime.control.control_process import limits_of
@@ -21,10 +22,10 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
     """(state, found, fix): NaN, infinite, huge and random chunks for `TICKS` ticks; no goal may leave the soft limits
     or
     move faster than the velocity limit allows, and none may come of a value that is not finite."""
-    if joints != len(KOCH_JOINTS):
+    if joints != len(KOCH.joints):
         return (
             "not run",
-            f"the policy has {joints} joints, the control core drives the Koch's {len(KOCH_JOINTS)}",
+            f"the policy has {joints} joints, the control core drives the Koch's {len(KOCH.joints)}",
             "check the limits in your robot's own controller",
         )
     try:
@@ -33,15 +34,15 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
         return "not run", str(error), "build the C core (a C compiler and make)"
     period_ns = period_ns_of(hz)
     calibration = JointCalibrations(KOCH.calibration(), "the simulated arm")
-    settings = ControlSettings(limits_of(calibration, JointUnits.DEGREES), period_ns, 1, "0" * 64)
+    settings = ControlSettings(limits_of(load_arm(KOCH.name), calibration, JointUnits.DEGREES), period_ns, 1, "0" * 64)
     pilot = core.Pilot(settings)
     generator = np.random.default_rng(0)
-    goals, broken, refused = np.full(6, MIDDLE), [], 0
+    goals, broken, refused = np.full(joints, MIDDLE), [], 0
     for tick in range(TICKS):
         chunks = []
         if tick % 10 == 5:
-            wild = generator.choice([np.nan, np.inf, -1e30, 1e6, -400.0, 90.0], (20, 6))
-            finite = generator.uniform(-300, 300, (20, 6))
+            wild = generator.choice([np.nan, np.inf, -1e30, 1e6, -400.0, 90.0], (20, joints))
+            finite = generator.uniform(-300, 300, (20, joints))
             actions = np.ascontiguousarray(wild if tick % 20 == 5 else finite, np.float32)
             chunks = [Chunk(ChunkKind.MOVING, 1, "0" * 64, tick, tick, tick * period_ns, actions)]
         output = pilot.tick(
@@ -58,7 +59,7 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
         new = np.array(output["goals"])
         for joint, (low, high, velocity, _, _) in enumerate(pilot.step_limits):
             if not low <= new[joint] <= high or abs(int(new[joint]) - int(goals[joint])) >= velocity + 1:
-                broken.append(f"{KOCH_JOINTS[joint]} at tick {tick}")
+                broken.append(f"{KOCH.joints[joint]} at tick {tick}")
         goals = new
     found = f"{TICKS} ticks of hostile chunks: {len(broken)} limits broken, {refused} ticks with something refused"
     if broken or not refused:

@@ -35,6 +35,7 @@ from typing import TextIO
 from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot import registers as r
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
@@ -361,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    calibration = load_joint_calibration(options.joints) if options.joints else None
+    calibration = load_joint_calibration(options.joints, load_arm(options.arm)) if options.joints else None
     servos = ARMS[options.arm](calibration, options.positions)
     for setting in options.settings:
         _set_register(setting, servos)

@@ -23,14 +23,14 @@ static arm_result still_read(void *context, int64_t deadline_ns, arm_reading *ou
     return ARM_OK;
 }
 
-static arm_result still_write(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result still_write(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)deadline_ns;
-    memcpy(((still_arm *)context)->reading.position, goals, ARM_JOINTS * sizeof goals[0]);
+    memcpy(((still_arm *)context)->reading.position, goals, (size_t)((still_arm *)context)->port.joints * sizeof goals[0]);
     return ARM_OK;
 }
 
-static arm_result still_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result still_torque(void *context, bool on, const int32_t *goals, int64_t deadline_ns)
 {
     (void)goals;
     (void)deadline_ns;
@@ -45,7 +45,7 @@ static arm_result still_watchdog(void *context, int64_t deadline_ns)
     return ARM_OK;
 }
 
-static arm_result still_clear(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result still_clear(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)goals;
     return still_watchdog(context, deadline_ns);
@@ -67,15 +67,17 @@ static arm_result still_reboot(void *context, uint32_t joints, int64_t deadline_
     return still_watchdog(context, deadline_ns);
 }
 
-/* An arm at these counts; NULL: no memory. It lives until the process ends. */
-arm_port *still_arm_new(const int32_t positions[ARM_JOINTS])
+/* An arm at these counts; NULL: no memory, or too many. It lives until the process ends. */
+arm_port *still_arm_new(const int32_t *positions, int32_t joints)
 {
     still_arm *self = calloc(1, sizeof *self);
-    if (self == NULL)
+    if (self == NULL || joints > ARM_JOINTS_MAX)
         return NULL;
-    memcpy(self->reading.position, positions, sizeof self->reading.position);
+    memcpy(self->reading.position, positions, (size_t)joints * sizeof *positions);
     static const arm_trouble none = {.joint = -1};
     self->port = (arm_port){.context = self,
+                            .joints = joints,
+                            .velocity_unit = 1.0,
                             .trouble = &none,
                             .read = still_read,
                             .write_goals = still_write,

@@ -31,10 +31,10 @@ def _library() -> ctypes.CDLL:
 
 
 class StillArm:
-    """positions: counts of the six joints. `port`: for `_core.control_run`. Needs a C compiler."""
+    """positions: counts of the joints. `port`: for `_core.control_run`. Needs a C compiler."""
 
     def __init__(self, positions: Sequence[int]) -> None:
-        address = _library().still_arm_new((ctypes.c_int32 * len(positions))(*positions))
+        address = _library().still_arm_new((ctypes.c_int32 * len(positions))(*positions), len(positions))
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
         self.port: object = new(address, CAPSULE, None)

@@ -17,27 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from vla_edge.bundle import open_bundle
 from vla_edge.command_line import answer, between, not_negative
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.files import write_json
-from vla_edge.robot.joint_calibration import GRIPPER, JointCalibrations, JointUnits, linear_map, load_joint_calibration
-from vla_edge.robot.koch import GRAVITY, MODELS, TEMPERATURE_LIMITS, VOLTAGE_TENTHS
-from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.arm_description import ArmDescription, load_arm
+from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map, load_joint_calibration
+from vla_edge.robot.robot_file import add_arm, add_robot_file
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.control_settings import (
-    ACCELERATION,
     HZ_OF_UNKNOWN,
     LIMIT_ERRORS,
     MAX_HZ,
     MIN_HZ,
     NS,
-    RECORD_BYTES,
-    SERVO_ACCELERATION,
-    SERVO_TRACKING,
-    SERVO_VELOCITY,
-    TRACKING,
-    VELOCITY,
+    RECORD_CELLS,
     AnswerTime,
     ControlRate,
     ControlSettings,
@@ -63,19 +56,18 @@ from vla_edge.runtime.control.run_options import ControlOptions, options_of_argu
 from vla_edge.runtime.inference.units import read_tables
 
 if TYPE_CHECKING:
-    from vla_edge.robot.koch import KochArm
+    from vla_edge.robot.servo_arm import ServoArm
 
 SLACK_BYTES = 1 << 20
 """For the run folder's other files."""
 LAST_READINGS = 3
 """Ticks without a reading before the end that say a servo is silent."""
-GRIPPER_TRACKING = 1_500
-"""Counts the gripper's goal may lead by: a held object keeps it from closing."""
 STALL_BEYOND = 20
 """Counts beyond the gravity lead at which a joint that does not move is blocked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arm(parser)
     add_robot_arguments(parser)
     parser.add_argument("--run-dir", type=Path, help="folder shared with inference and operators")
     parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
@@ -120,37 +112,40 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def limits_of(
-    calibration: JointCalibrations, units: JointUnits, speed: float = 1.0, servo_limits: bool = False
+    arm: ArmDescription,
+    calibration: JointCalibrations,
+    units: JointUnits,
+    speed: float = 1.0,
+    servo_limits: bool = False,
 ) -> tuple[JointLimits, ...]:
-    """The guard's limits of a calibrated arm: its ranges, and the default speeds times `speed`.
+    """The guard's limits of a calibrated arm: its ranges, and the described speeds times `speed`.
 
-    servo_limits: near what the servos themselves can do, instead of the gentler defaults.
+    servo_limits: near what the servos themselves can do, instead of the gentler ones.
     """
     if not 0.05 <= speed <= 2.0:
         raise ConfigError(f"--speed is {speed}; it must be 0.05 to 2")
-    velocity = (SERVO_VELOCITY if servo_limits else VELOCITY) * speed
-    acceleration = SERVO_ACCELERATION if servo_limits else ACCELERATION
+    motion = arm.servo_limits if servo_limits else arm.limits
     limits = []
     for joint in calibration.joints:
         line = linear_map(joint, units)
-        grips = joint.name == GRIPPER
-        tracking = GRIPPER_TRACKING if grips else SERVO_TRACKING if servo_limits else TRACKING
-        gravity = GRIPPER_TRACKING if grips else GRAVITY[joint.name]
-        model = MODELS[joint.name]
+        tracking = motion.gripper_tracking if joint.grips else motion.tracking
+        gravity, kind = arm.joint(joint.name).gravity, arm.kind(joint.name)
+        voltage_min, voltage_max = kind.tenths
         limits.append(
             JointLimits(
                 joint.range_min,
                 joint.range_max,
                 line.scale,
                 line.offset,
-                velocity=velocity,
-                acceleration=acceleration,
+                velocity=motion.velocity * speed,
+                acceleration=motion.acceleration,
                 tracking=tracking,
                 gravity=gravity,
-                stall=0 if grips else min(gravity + STALL_BEYOND, tracking - 4),
-                temperature=TEMPERATURE_LIMITS[model],
-                voltage_min=VOLTAGE_TENTHS[model][0],
-                voltage_max=VOLTAGE_TENTHS[model][1],
+                stall=0 if joint.grips else min(gravity + STALL_BEYOND, tracking - 4),
+                temperature=kind.max_celsius,
+                voltage_min=voltage_min,
+                voltage_max=voltage_max,
+                name=joint.name,
             )
         )
     return tuple(limits)
@@ -176,20 +171,24 @@ def run(arguments: argparse.Namespace) -> int:
     if options.parent is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # but in the loop: the supervisor's, whenever it comes
     bundle = open_bundle(options.bundle)
-    calibration = load_joint_calibration(options.joints)
-    units, guess = units_of(bundle, options.joint_units)
+    arm = load_arm(options.robot)
+    calibration = load_joint_calibration(options.joints, arm)
+    tables = read_tables(bundle)
+    units, guess = units_of(bundle, options.joint_units, arm, tables, calibration)
     if guess is not None:
         print(f"note: {guess}", file=sys.stderr)
-    check_joints(bundle, read_tables(bundle), calibration, units)
+    check_joints(bundle, tables, arm, calibration, units)
     settings = ControlSettings(
-        limits=limits_of(calibration, units, options.speed, options.servo_limits),
+        limits=limits_of(arm, calibration, units, options.speed, options.servo_limits),
         period_ns=period_ns_of(options.hz or HZ_OF_UNKNOWN),  # until the servos have been asked
         session=new_session(),
         bundle_digest=bundle.digest,
         blend_actions=handover_of(options.handover, options.inpaint_horizon, bundle.manifest).kind.blend_actions,
         park=_park_pose(calibration),
+        arm=arm.name,
+        arm_digest=arm.digest,
     )
-    result, status = control_koch(options, options.port, calibration, units, settings, bundle.manifest.fps)
+    result, status = control_arm(options, arm, options.port, calibration, units, settings, bundle.manifest.fps)
     answer({"result": result, **status})
     if result == "unplugged":
         raise BusError(f"the adapter at {options.port} is gone; plug it in and start again, it will be disarmed")
@@ -198,8 +197,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def control_koch(
+def control_arm(
     options: ControlOptions,
+    description: ArmDescription,
     port: str,
     calibration: JointCalibrations,
     units: JointUnits,
@@ -207,21 +207,26 @@ def control_koch(
     fps: float | None,
 ) -> tuple[str, Mapping[str, Any]]:
     """Check the arm and run the loop at the rate that its bus allows; how it ended, and the last status."""
-    from vla_edge.robot.koch import KochOptions, open_koch, profile_velocity_above
+    from vla_edge.robot.servo_arm import ArmOptions, open_arm
 
     core = load_core()
     folder = open_run_folder(options.run_dir)
     lock = lock_for_control(folder)
     note_run(folder)
-    write_json(folder.arm, arm_facts(options, port, calibration, units, settings), flush=False)
+    write_json(folder.arm, arm_facts(options, description, port, calibration, units, settings), flush=False)
     try:
-        profile = profile_velocity_above(max(limit.velocity for limit in settings.limits))
-        arm = open_koch(KochOptions(port, calibration, units, profile, write=not options.shadow))
+        fastest = max(limit.velocity for limit in settings.limits)
+        arm = open_arm(ArmOptions(description, port, calibration, units, fastest, write=not options.shadow))
         try:
             rate = rate_of(arm, options.hz, fps, lambda hz: core.control_answer_ns(period_ns_of(hz)) / NS)
             print(f"note: {rate.sentence()}", file=sys.stderr)
-            settings = replace(settings, period_ns=rate.period_ns, action_ns=rate.action_ns)
-            for removed in keep_old_records(folder, RECORD_BYTES + SLACK_BYTES):
+            limits = tuple(
+                replace(limit, voltage_min=low, voltage_max=high)
+                for limit, (low, high) in zip(settings.limits, arm.supply)
+            )
+            settings = replace(settings, limits=limits, period_ns=rate.period_ns, action_ns=rate.action_ns)
+            record_bytes = core.record_bytes(RECORD_CELLS, len(limits))
+            for removed in keep_old_records(folder, record_bytes + SLACK_BYTES):
                 print(f"note: {removed} was removed, as {folder.path} has no space for one more", file=sys.stderr)
             with listen(folder) as listener, stop_signals() as signal_fd:
                 files = LoopFiles(
@@ -249,27 +254,33 @@ def control_koch(
     return result, status
 
 
-def rate_of(arm: KochArm, hz: float | None, fps: float | None, answer_s: AnswerTime) -> ControlRate:
+def rate_of(arm: ServoArm, hz: float | None, fps: float | None, answer_s: AnswerTime) -> ControlRate:
     """The rate for this arm's bus. BusError: it is too slow for any, or for the one that was asked for."""
     return choose_rate(measured(arm.reading_s, answer_s(candidates(hz, fps)[-1])), hz, fps, answer_s)
 
 
 def arm_facts(
-    options: ControlOptions, port: str, calibration: JointCalibrations, units: JointUnits, settings: ControlSettings
+    options: ControlOptions,
+    description: ArmDescription,
+    port: str,
+    calibration: JointCalibrations,
+    units: JointUnits,
+    settings: ControlSettings,
 ) -> dict[str, Any]:
     """What the status page and the report say of the arm, its limits and this machine. limits: by joint, in joint units
     and seconds."""
     limits = {
-        name: {
+        limit.name: {
             "low": min((bound - limit.offset) / limit.scale for bound in (limit.position_min, limit.position_max)),
             "high": max((bound - limit.offset) / limit.scale for bound in (limit.position_min, limit.position_max)),
             "velocity": limit.velocity / abs(limit.scale),
             "acceleration": limit.acceleration / abs(limit.scale),
         }
-        for name, limit in zip(KOCH_JOINTS, settings.limits)
+        for limit in settings.limits
     }
     machine = f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    arm = {"port": port, "joints": calibration.source, "joint_units": units.value, "shadow": options.shadow}
+    arm: dict[str, Any] = {"arm": description.name, "arm_digest": description.digest, "port": port}
+    arm |= {"joints": calibration.source, "joint_units": units.value, "shadow": options.shadow}
     return {"session": settings.session, **arm, "machine": machine, "limits": limits}
 
 
@@ -286,7 +297,9 @@ def run_loop(core: Any, arm: Any, settings: ControlSettings, files: LoopFiles) -
         if len(error.args) != 2:
             raise
         kind, joint = error.args
-        raise ConfigError(f"{KOCH_JOINTS[joint]}: {LIMIT_ERRORS[kind]}; raise the limit or lower --hz") from None
+        raise ConfigError(
+            f"{settings.limits[joint].name}: {LIMIT_ERRORS[kind]}; raise the limit or lower --hz"
+        ) from None
     except OSError as error:
         raise ControlError(f"{error.filename}: {error.strerror}; give another --run-dir") from error
 
@@ -316,7 +329,7 @@ def _park_pose(calibration: JointCalibrations) -> tuple[int, ...] | None:
     if not park_pose_path(calibration).exists():
         return None
     pose = load_park_pose(calibration)
-    return tuple(pose[name] for name in KOCH_JOINTS)
+    return tuple(pose[joint.name] for joint in calibration.joints)
 
 
 def _last_status(core: Any, folder: RunFolder) -> dict[str, Any]:

@@ -20,16 +20,7 @@ import numpy as np
 from vla_edge.bundle import UNKNOWN_RATE
 from vla_edge.errors import BusError, ConfigError
 
-VELOCITY, ACCELERATION, TRACKING = 1_000.0, 20_000.0, 120
-"""counts/s (88 °/s), counts/s², counts (10.5°): the tip moves at most half a metre a second, and a blocked joint
-presses
-with what the lead of its goal gives"""
-SERVO_VELOCITY, SERVO_ACCELERATION, SERVO_TRACKING = 2_000.0, 30_000.0, 400
-"""The same near what the servos can do: 176 °/s, the tip about 1 m/s; full force against an obstacle."""
-
 RECORD_CELLS = 1 << 17
-RECORD_BYTES = 4096 + RECORD_CELLS * 256
-"""A flight record: its header and its cells (runtime/core/control/record.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +36,19 @@ class JointLimits:
     scale: float
     """counts = scale · joint unit + offset; its sign is the joint's direction"""
     offset: float
-    velocity: float = VELOCITY
+    velocity: float = 1_000.0
     """counts/s"""
-    acceleration: float = ACCELERATION
+    acceleration: float = 20_000.0
     """counts/s²"""
     jerk: float = 1_000_000.0
     """counts/s³"""
     step: int = 120
     """counts a tick"""
-    tracking: int = TRACKING
+    tracking: int = 120
     """counts the goal may lead the present position by"""
     rest: int = 12
     """counts a joint may have moved since the observation of a rest chunk (1°)"""
-    gravity: int = TRACKING
+    gravity: int = 120
     """counts the goal may lead by at rest, for what the joint carries: a hold leads the goal back to it, once"""
     stall: int = 0
     """counts of lead that are an obstacle while the joint does not move; 0: never"""
@@ -68,6 +59,7 @@ class JointLimits:
     voltage_min: int = 0
     voltage_max: int = 0
     """tenths of a volt; 0: not known"""
+    name: str = ""
 
 
 LIMIT_ERRORS = {
@@ -84,7 +76,7 @@ class ControlSettings:
     """One run of the control core. Times in ns of CLOCK_MONOTONIC."""
 
     limits: tuple[JointLimits, ...]
-    """six, in the order of contract.KOCH_JOINTS"""
+    """in the order of the arm's description"""
     period_ns: int
     session: int
     """chunks of another session are refused; below 2**63"""
@@ -103,6 +95,9 @@ class ControlSettings:
     """counts/s"""
     stall_ns: int = 120_000_000
     """how long a joint may press against something before the arm holds"""
+    arm: str = ""
+    arm_digest: str = "0" * 64
+    """name and digest of the description"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +140,7 @@ ROUNDS, PAUSE_S = 5, 0.3
 """Tries of the readings, and the time between two: a busy machine delays some, a slow bus all of them."""
 
 WRITE_S = 0.00045
-"""Six goals at 1 Mbaud."""
+"""Six goals of four bytes at 1 Mbaud."""
 
 AnswerTime = Callable[[float], float]
 """Ticks a second → seconds that a tick gives the servos to answer."""
@@ -220,7 +215,7 @@ def choose_rate(times_s: Sequence[float], hz: float | None, fps: float | None, a
     slowest_s = answer_s(tried[-1])
     faster = answer_s(MIN_HZ) > slowest_s and not too_many(times_s, answer_s(MIN_HZ))
     raise BusError(
-        f"reading the six servos takes {p50 * 1e3:.1f} ms: {late(times_s, slowest_s)} of {len(times_s)} readings took "
+        f"reading the servos takes {p50 * 1e3:.1f} ms: {late(times_s, slowest_s)} of {len(times_s)} readings took "
         f"longer than the {slowest_s * 1e3:.1f} ms that {tried[-1]:g} Hz leave; "
         + ("leave --hz out or give a smaller one, " if faster else "")
         + "set the adapter's latency timer to 1 ms or use an adapter without one (docs/robot.md)"

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vla_edge.contract import KOCH_JOINTS
-from vla_edge.robot.registers import describe_hardware_error
+from vla_edge.robot.arm_description import arm_names, load_arm
 
 WANTED = ("", "operator", "parked", "idle")
 """Reasons to stand still that somebody asked for."""
@@ -50,6 +49,15 @@ def why_still(status: Mapping[str, Any]) -> str:
     return fault_of(status) or STATES.get(status["state"], "")
 
 
+def joint_of(status: Mapping[str, Any], which: str = "joint") -> str:
+    """The name of a joint that a status or a recorded tick tells by its index; empty for none."""
+    return status["joints"][status[which]] if 0 <= status[which] < len(status["joints"]) else ""
+
+
+def _in_words(arm: str, bits: int) -> str:
+    return load_arm(arm).errors_in_words(bits) if arm in arm_names() else f"error bits 0x{bits:02x}"
+
+
 def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None) -> str:
     """One sentence without a full stop; empty when nothing is wrong. status: `reason` and `joint` (index, or -1) of a
     status or a recorded tick. ailing: what servos were found to have, by joint."""
@@ -57,9 +65,9 @@ def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None)
         return ""
     cause, remedy = CAUSES.get(status["reason"], (status["reason"].replace("_", " "), "see `vla-runtime status`"))
     nobody = "the servos" if status["reason"] == "reads_lost" else ""
-    joint = KOCH_JOINTS[status["joint"]] if 0 <= status["joint"] < len(KOCH_JOINTS) else nobody
-    errors = dict(zip(KOCH_JOINTS, status.get("errors", ())))
-    found = ailing or {name: describe_hardware_error(bits) for name, bits in errors.items() if bits}
+    joint = joint_of(status) or nobody
+    errors = dict(zip(status["joints"], status.get("errors", ())))
+    found = ailing or {name: _in_words(status["arm"], bits) for name, bits in errors.items() if bits}
     told = ", ".join(f"{name}: {what}" for name, what in found.items()) or f"{f'{joint}: ' if joint else ''}{cause}"
     return f"{told}; {remedy}"
 
@@ -68,5 +76,5 @@ def heat_of(status: Mapping[str, Any]) -> str:
     """One sentence on a servo that is near the temperature at which it shuts down; empty when none is."""
     if status["warm_joint"] < 0:
         return ""
-    joint, degrees = KOCH_JOINTS[status["warm_joint"]], status["temperatures"][status["warm_joint"]]
+    joint, degrees = joint_of(status, "warm_joint"), status["temperatures"][status["warm_joint"]]
     return f"{joint} is {degrees} °C warm and shuts down soon; let the arm rest (3 °C below, it parks or holds)"

@@ -11,31 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, CameraSpec
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import IdentityError
+from vla_edge.robot.arm_description import ArmDescription
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map
 from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.units import ACTION, STATE
 
 OUTSIDE = 0.25
 """Share of its range by which a joint's mean in the policy's data may lie outside this arm's range."""
+REACH_MARGIN = 0.05
+"""Share of a joint's range that the data may reach beyond it: another arm of the same kind, or a softer stop."""
 START_OUTSIDE = 0.5
 """Share of its range in the policy's data by which a joint may start outside that range."""
 SWAP_GAIN = 0.5
 """Standard deviations by which two pictures must fit better when exchanged, on average, to count as swapped."""
 
 
-def units_of(bundle: Bundle, told: str | None) -> tuple[JointUnits, str | None]:
-    """The joint units and, where they are a guess, a line that says so. IdentityError: bundle and `told` disagree.
+def units_of(
+    bundle: Bundle,
+    told: str | None,
+    arm: ArmDescription,
+    tables: Mapping[str, NDArray[np.float32]],
+    calibration: JointCalibrations,
+) -> tuple[JointUnits, str | None]:
+    """The joint units and, where they are a guess, a line that says so. IdentityError: bundle and `told` disagree, or
+    nobody says them and the data's statistics do not either.
 
-    A checkpoint does not say its units; LeRobot's default for the Koch is then taken, and `check_joints` compares the
-    statistics with it.
+    A checkpoint does not say its units. Where LeRobot has always had one unit for an arm that is then taken, and
+    `check_joints` compares the statistics with it; where it has had two, the statistics must show which.
     """
     known = bundle.manifest.joint_units
     if known == "unknown":
         if told is not None:
             return JointUnits(told), None
-        taken = JointUnits.RANGE_M100_100
+        if arm.units_must_be_known:
+            return _recognised(bundle, arm, tables, calibration)
+        taken = JointUnits(arm.joint_units[0])
         return (
             taken,
             f"{bundle.path} does not say its joint units: taken as {taken.value}; give --joint-units when it was "
@@ -49,24 +60,66 @@ def units_of(bundle: Bundle, told: str | None) -> tuple[JointUnits, str | None]:
     return JointUnits(known), None
 
 
+def _recognised(
+    bundle: Bundle, arm: ArmDescription, tables: Mapping[str, NDArray[np.float32]], calibration: JointCalibrations
+) -> tuple[JointUnits, str]:
+    """The only units in which all that the policy's data reached lies within this arm's range."""
+    fits = [units for units in map(JointUnits, arm.joint_units) if _reaches(tables, calibration, units)]
+    choices = " or ".join(f"--joint-units {units}" for units in arm.joint_units)
+    why = f"{bundle.path} does not say its joint units, and LeRobot has recorded {arm.title} in both"
+    if not fits:
+        raise IdentityError(
+            f"{why}; its data fits neither on {calibration.source}: give this arm's own calibration, or say it with "
+            f"{choices}"
+        )
+    if len(fits) > 1:
+        raise IdentityError(f"{why}; its data fits both: say it with {choices} (wrong, a joint goes twice too far)")
+    return fits[0], f"{bundle.path} does not say its joint units: its data fits {fits[0].value} alone"
+
+
+def _reaches(tables: Mapping[str, NDArray[np.float32]], calibration: JointCalibrations, units: JointUnits) -> bool:
+    """Whether the least and the most of the data's states lie in the joints' ranges, read in `units`. False where they
+    are not known."""
+    low, high = tables.get(f"{STATE}.min"), tables.get(f"{STATE}.max")
+    if low is None or high is None or low.shape != (len(calibration.joints),):
+        return False
+    for joint, least, most in zip(calibration.joints, low, high):
+        line = linear_map(joint, units)
+        margin = REACH_MARGIN * (joint.range_max - joint.range_min)
+        if line.scale * least + line.offset < joint.range_min - margin:
+            return False
+        if line.scale * most + line.offset > joint.range_max + margin:
+            return False
+    return True
+
+
 def check_joints(
-    bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], calibration: JointCalibrations, units: JointUnits
+    bundle: Bundle,
+    tables: Mapping[str, NDArray[np.float32]],
+    arm: ArmDescription,
+    calibration: JointCalibrations,
+    units: JointUnits,
 ) -> None:
-    """Six joints in the Koch's order, and statistics that lie in this arm's ranges.
+    """The arm's joints in its order, and statistics that lie in this arm's ranges.
 
     Older Koch datasets use other signs and zeros: their means then lie outside what this arm can reach.
     """
     names = bundle.manifest.joints
     dim = bundle.manifest.policy.action_dim
-    if dim != len(KOCH_JOINTS):
+    if units.value not in arm.joint_units:
         raise IdentityError(
-            f"{bundle.path}: the policy acts on {dim} joints, a Koch has {len(KOCH_JOINTS)}; give another bundle"
+            f"{bundle.path}: joint units are {units.value}, {arm.title} knows {', '.join(arm.joint_units)}; give "
+            "another bundle"
         )
-    for name, expected in zip(names, KOCH_JOINTS):
+    if dim != len(arm.joints):
+        raise IdentityError(
+            f"{bundle.path}: the policy acts on {dim} joints, {arm.title} has {len(arm.joints)}; give another bundle"
+        )
+    for name, expected in zip(names, arm.joint_names):
         if expected not in name:
             raise IdentityError(
-                f"{bundle.path}: joint {name!r} stands where a Koch has {expected}; export with the arm's own joint "
-                "order"
+                f"{bundle.path}: joint {name!r} stands where {arm.title} has {expected}; export with the arm's own "
+                "joint order"
             )
     for feature in (STATE, ACTION):
         mean = tables.get(f"{feature}.mean")

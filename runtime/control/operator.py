@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.command_line import answer
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
-from vla_edge.runtime.control.faults import fault_of, heat_of
+from vla_edge.runtime.control.faults import fault_of, heat_of, joint_of
 from vla_edge.runtime.control.run_folder import RunFolder, last_run_folder, open_run_folder
 
 ANSWER_S = 3.0
@@ -98,9 +97,8 @@ def ask(folder: RunFolder, word: str, timeout_s: float = ANSWER_S) -> Answer:
         raise ConfigError(f"control does not know the word {word!r}; it is of another version")
     answer, state, reason, joint = text.split()
     index = int(joint)
-    return Answer(
-        answer, state, "" if reason == "-" else reason, KOCH_JOINTS[index] if 0 <= index < len(KOCH_JOINTS) else ""
-    )
+    named = read_status(folder)["joints"][index] if index >= 0 else ""
+    return Answer(answer, state, "" if reason == "-" else reason, named)
 
 
 def read_status(folder: RunFolder) -> Mapping[str, Any]:
@@ -127,8 +125,8 @@ def is_alive(pid: int) -> bool:
 
 def silent_now(status: Mapping[str, Any]) -> str:
     """Which servo the last reading was lost at, while none has come since; empty where it is not known."""
-    joint = status["trouble_joint"] if status["reading_tick"] < status["tick"] else -1
-    return f", {KOCH_JOINTS[joint]} does not answer" if 0 <= joint < len(KOCH_JOINTS) else ""
+    joint = joint_of(status, "trouble_joint") if status["reading_tick"] < status["tick"] else ""
+    return f", {joint} does not answer" if joint else ""
 
 
 def describe(status: Mapping[str, Any]) -> str:
@@ -153,7 +151,7 @@ def describe(status: Mapping[str, Any]) -> str:
         f"patience   {status['patience_ns'] / 1e9:.2f} s (age limit and latch time)",
         f"readings   {status['lost_reads']} lost" + silent_now(status),
         *([f"heat       {heat_of(status)}"] if heat_of(status) else []),
-        f"joints     {', '.join(f'{name} {value:.1f}' for name, value in zip(KOCH_JOINTS, status['positions']))}",
+        f"joints     {', '.join(f'{name} {value:.1f}' for name, value in zip(status['joints'], status['positions']))}",
         f"record     {status['record']}",
     ]
     return "\n".join(lines)

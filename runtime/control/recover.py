@@ -14,11 +14,11 @@ from pathlib import Path
 
 from vla_edge.command_line import answer
 from vla_edge.errors import BusError, CheckFailed, ConfigError
-from vla_edge.robot import registers as r
+from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
-from vla_edge.robot.koch import KochOptions, open_koch
 from vla_edge.robot.port import check_latency_timer
-from vla_edge.robot.robot_file import add_robot_file
+from vla_edge.robot.robot_file import add_arm, add_robot_file
+from vla_edge.robot.servo_arm import ArmOptions, open_arm
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.operator import REFUSALS, ask, read_status
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, help="run folder of the control process, where one runs (default: the last run's)"
     )
+    add_arm(parser)
     parser.add_argument("--port", help="serial port of the follower, where no control process runs")
     parser.add_argument("--joints", type=Path, help="calibration file of this arm, with --port")
     add_robot_file(parser)
@@ -43,10 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.port is None) != (arguments.joints is None):
         raise ConfigError("--port and --joints belong together; give both, or none where control runs")
     folder = open_run_folder(arguments.run_dir or last_run_folder())
+    arm = load_arm(arguments.robot)
     if arguments.port is None or control_runs(folder):
         told = recover_running(folder)
     else:
-        names = recover_alone(arguments.port, load_joint_calibration(arguments.joints))
+        names = recover_alone(arm, arguments.port, load_joint_calibration(arguments.joints, arm))
         told = (
             f"{', '.join(names)} started anew; torque is on where the arm is"
             if names
@@ -72,16 +74,18 @@ def recover_running(folder: RunFolder) -> str:
     return f"recovered: control is in {status['state']}; `vla-runtime arm` goes on, `vla-runtime park` parks"
 
 
-def recover_alone(port: str, calibration: JointCalibrations, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+def recover_alone(
+    arm: ArmDescription, port: str, calibration: JointCalibrations, sleep: Callable[[float], None] = time.sleep
+) -> list[str]:
     """Reboot the servos with a hardware error, check and configure the arm, torque at the present position; the joints
     that were rebooted. Errors: BusError, JointCalibrationError."""
     check_latency_timer(port)
-    bus = ServoBus(port, {joint.name: joint.id for joint in calibration.joints})
+    bus = ServoBus(port, arm, {joint.name: joint.id for joint in calibration.joints})
     try:
-        names = [joint for joint, errors in bus.read_all(r.HARDWARE_ERROR).items() if errors]
+        names = [joint for joint, errors in bus.errors().items() if errors]
         for joint in names:
             for _ in range(REBOOT_TRIES):  # not every firmware answers before it starts anew
-                bus.native.reboot(bus.joints[joint], REBOOT_S)
+                bus.start_anew(joint, REBOOT_S)
                 sleep(BACK_S / REBOOT_TRIES)
                 if bus.ping(joint)[joint] is not None:
                     break
@@ -89,9 +93,9 @@ def recover_alone(port: str, calibration: JointCalibrations, sleep: Callable[[fl
                 raise BusError(f"{joint} does not come back after a reboot; switch the servos' power off and on")
     finally:
         bus.close()
-    arm = open_koch(KochOptions(port, calibration))
+    follower = open_arm(ArmOptions(arm, port, calibration))
     try:
-        arm.set_torque(True)
+        follower.set_torque(True)
     finally:
-        arm.close()
+        follower.close()
     return names

@@ -20,11 +20,13 @@ def check_range(flag: str, value: float, least: float, most: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RobotOptions:
-    """The arm, and how it may be moved. joints: its calibration file. joint_units: None where the bundle says them.
-    hz: ticks a second, None: as the bus allows. handover: None, the policy's own. speed: share of the velocity limits.
-    servo_limits: those of the servos, not the gentler ones. park_after: minutes without a plan until the arm parks."""
+    """The arm, and how it may be moved. robot: its description's name or path. joints: its calibration file.
+    joint_units: None where the bundle says them. hz: ticks a second, None: as the bus allows. handover: None, the
+    policy's own. speed: share of the velocity limits. servo_limits: those of the servos, not the gentler ones.
+    park_after: minutes without a plan until the arm parks."""
 
     bundle: Path
+    robot: str
     port: str | None
     joints: Path | None
     joint_units: str | None

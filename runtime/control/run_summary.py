@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
-from vla_edge.runtime.control.faults import ARM_AGAIN, fault_of
+from vla_edge.runtime.control.faults import ARM_AGAIN, fault_of, joint_of
 from vla_edge.runtime.control.flight_record import faults_of, open_record, tick_times, ticks_of
 from vla_edge.runtime.control.operator import read_status
 from vla_edge.runtime.control.run_folder import RunFolder
@@ -28,7 +27,7 @@ _AT = {"start": "where a motion starts", "hand-over": "where chunks take over", 
 
 def one_line(status: Mapping[str, Any]) -> str:
     """The live line."""
-    joint = f"{KOCH_JOINTS[status['joint']]} " if 0 <= status["joint"] < len(KOCH_JOINTS) else ""
+    joint = f"{joint_of(status)} ".lstrip()
     latched = ", latched" if status["latched"] else ""
     why = f" ({joint}{status['reason']}{latched})" if status["reason"] else ""
     age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"

@@ -25,6 +25,7 @@ from vla_edge.camera_names import feature_key
 from vla_edge.command_line import answer, file_to_write, not_negative
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
+from vla_edge.robot.arm_description import arm_names, load_arm
 from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.scene import BODIES
@@ -49,6 +50,8 @@ from vla_edge.runtime.control.run_options import (
 )
 from vla_edge.runtime.control.run_summary import one_line, summarize, tell
 
+SIM_BUS = "koch"
+"""Whose servos the simulated arm emulates."""
 COMMAND = ["-m", "vla_edge.runtime.command"]
 START_S = 60.0
 """Checks of an arm take two seconds; a slow port some more."""
@@ -67,8 +70,12 @@ RESTARTS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_robot_arguments(parser)
+    known = ", ".join(arm_names())
     parser.add_argument(
-        "--robot", choices=["koch", "sim"], default="koch", help="the arm, or a simulated one behind an emulated bus"
+        "--robot",
+        default="koch",
+        metavar="ARM",
+        help=f"the arm: {known}, a description's path, or sim: a simulated one behind an emulated bus",
     )
     parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="--robot sim: which arm is simulated")
     parser.add_argument(
@@ -123,12 +130,15 @@ class Run:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    simulated = arguments.robot == "sim"
+    if not simulated:
+        load_arm(arguments.robot)  # before anything is started
     options = options_of_arguments(
         RunOptions,
         arguments,
-        robot=options_of_arguments(RobotOptions, arguments),
+        robot=options_of_arguments(RobotOptions, arguments, robot=SIM_BUS if simulated else arguments.robot),
         policy=options_of_arguments(PolicyOptions, arguments),
-        simulated=arguments.robot == "sim",
+        simulated=simulated,
     )
     return supervise(options)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import KOCH_JOINTS, Command
+from vla_edge.contract import Command
 from vla_edge.ensembling import ON_A_ROW
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.layout import Feature
@@ -51,13 +51,16 @@ def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: floa
         )
     scale, offset = np.array(header["maps"]).T
     album = _Album(inputs)
+    joints = list(header["joints"])
     features = {
-        "observation.state": Feature("float32", (6,), list(KOCH_JOINTS)),
-        "action": Feature("float32", (6,), list(KOCH_JOINTS)),
+        "observation.state": Feature("float32", (len(joints),), joints),
+        "action": Feature("float32", (len(joints),), joints),
         **{name: Feature("video", shape, ["height", "width", "channels"]) for name, shape in album.shapes.items()},
     }
     left_out, stale, oldest_ns, limit_ns = 0, 0, 0.0, picture_age_s * 1e9
-    with DatasetWriter(target, round(1e9 / header["action_ns"], 6), features, robot_type="koch_follower") as writer:
+    with DatasetWriter(
+        target, round(1e9 / header["action_ns"], 6), features, robot_type=f"{header['arm']}_follower"
+    ) as writer:
         for span in spans:
             written = [tick for tick in span if tick["write"]]
             left_out += len(span) - len(written)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.runtime.control.inference_log import PARTS
 from vla_edge.runtime.records.blame import Missed, count_by_cause
 from vla_edge.runtime.records.plots import bar_plot, line_plot, state_strip
@@ -222,7 +221,7 @@ def _joints(facts: RunFacts) -> str:
     plots = [
         f"<h3>{name.replace('_', ' ')}</h3>"
         + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s", floor=None)
-        for k, name in enumerate(KOCH_JOINTS)
+        for k, name in enumerate(facts.header["joints"])
     ]
     return (
         "".join(plots)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import CameraError, ControlError
 from vla_edge.robot.shared_frames import SimCamera
 from vla_edge.runtime.control.faults import fault_of, heat_of, why_still
@@ -41,6 +40,7 @@ _CONTROL = (
     "goals",
     "load",
     "fifo",
+    "joints",
     "chunks",
     "verdicts",
     "actions_left",
@@ -101,7 +101,7 @@ class RobotView:
         """What runs: task and bundle of inference's `start`, port and calibration of control; what is not known is left
         out."""
         arm = _json(self._folder.arm) or {}
-        arm = {name: arm[name] for name in ("port", "joints", "joint_units", "shadow", "machine") if name in arm}
+        arm = {name: arm[name] for name in ("arm", "port", "joints", "joint_units", "shadow", "machine") if name in arm}
         names = ("task", "bundle", "bundle_path", "cache")
         return {"folder": str(self._folder.path), **arm, **{name: start[name] for name in names if name in start}}
 
@@ -154,7 +154,7 @@ def status(view: RobotView, pool: SessionPool | None, refusals: Counter[str], ho
     control, inference = view.control(), view.inference(start)
     return {
         "time_ns": time.monotonic_ns(),
-        "joints": list(KOCH_JOINTS),
+        "joints": list(control["joints"]) if control is not None else [],
         "run": view.run(start),
         "control": control,
         "inference": inference,

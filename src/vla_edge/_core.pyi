@@ -173,8 +173,6 @@ class RingReader:
     """Reading end for tests and tools; starts behind everything written so far."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
-    def take(self) -> tuple[int, dict[str, Any] | None] | None:
-        """(chunk verdict, chunk as a dict with its actions as bytes), None when there is none."""
     def notice(self) -> tuple[int, bool, int] | None: ...
 
 class StateReader:
@@ -230,14 +228,26 @@ class Pilot:
         (0 keep, 1 on, 2 off), clear_watchdog, reboot (bits of servos), done, chunks (verdict name of each chunk
         offered)."""
 
-class KochBus:
-    """The servo bus and the Koch's six servos (runtime/core/glue/bind_bus.c); one thread at a time.
+class ServoArm:
+    """The servo bus and an arm's servos (runtime/core/glue/bind_bus.c); one thread at a time.
+
+    roles: what a register is for (robot/bus/servo_arm.h) → (address, bytes, sign).
 
     Results are `bus_result` (robot/bus/bus.h) or `arm_result` (robot/bus/arm.h); nothing raises once the port is
     open. Opening raises OSError with ENOENT, EACCES, EBUSY (another process has it), ENOTTY or EINVAL (baud).
     """
 
-    def __init__(self, path: str, baud: int = 1_000_000, ids: Sequence[int] = (1, 2, 3, 4, 5, 6)) -> None: ...
+    def __init__(
+        self,
+        path: str,
+        baud: int,
+        protocol: str,
+        ids: Sequence[int],
+        roles: dict[str, tuple[int, int, int]],
+        velocity_unit: float,
+        watchdog_on: int,
+        watchdog_tripped: int,
+    ) -> None: ...
     @property
     def port(self) -> object: ...
     def ping(self, id: int, timeout_s: float, /) -> tuple[int, int, int]: ...
@@ -260,6 +270,9 @@ class KochBus:
 
 def control_answer_ns(period_ns: int) -> int:
     """What a tick of that period gives the servos to answer; the goals have the rest of its time on the bus."""
+
+def record_bytes(cells: int, joints: int) -> int:
+    """Size of a flight record of an arm with so many joints."""
 
 def control_run(arm: Any, settings: ControlSettings, run: LoopFiles) -> str:
     """The control loop, until it is stopped; the interpreter is released. arm: an object with a `port` capsule.

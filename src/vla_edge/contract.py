@@ -16,9 +16,6 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-KOCH_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-"""Joint order of every array of joint values in this package: servo ids 1 to 6."""
-
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -82,7 +79,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class JointCalibration:
-    """One servo's calibration, LeRobot's JSON fields. Counts: 4096 a turn."""
+    """One servo's calibration, LeRobot's JSON fields, and the counts of a turn."""
 
     name: str
     id: int
@@ -90,6 +87,12 @@ class JointCalibration:
     homing_offset: int
     range_min: int
     range_max: int
+    counts_per_turn: int = 4096
+
+    @property
+    def grips(self) -> bool:
+        """A gripper, by its name: 0 to 100 in every unit."""
+        return self.name.endswith("gripper")
 
 
 class Command(IntEnum):

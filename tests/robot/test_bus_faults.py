@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from vla_edge.robot.koch import ArmResult
+from vla_edge.robot.arm_description import load_arm
+from vla_edge.robot.port import open_port
+from vla_edge.robot.servo_arm import ArmResult
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 
@@ -30,6 +32,7 @@ LATE_S = 0.009
 PATIENT_S = 60.0
 """For a call whose answer is what is judged, however busy this machine is."""
 IDS = [1, 2, 3, 4, 5, 6]
+KOCH = load_arm("koch")
 HOMING = {servo: 1000 * servo for servo in IDS}
 
 
@@ -75,7 +78,7 @@ def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Pa
     ever late stands on a virtual clock in serial_test.c.
     """
     with emulator_process(tmp_path, "--late-ms", str(1e3 * LATE_S), "120") as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         wait_until(lambda: bus.read_arm(PATIENT_S)[0] == ArmResult.OK)
         goals = bus.read_arm(PATIENT_S)[2]
         emulator.event(fault)
@@ -95,7 +98,7 @@ def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Pa
 def test_a_silent_servo_is_named_whichever_it_is(tmp_path: Path, servo: int) -> None:
     """Behind it nobody speaks, so a silent first one is told from a silent bus by asking from the other end."""
     with emulator_process(tmp_path, "--positions", *(str(2000 + servo) for servo in IDS)) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         wait_until(lambda: bus.read_arm(0.5)[0] == ArmResult.OK)
         emulator.event(f"dead {servo}")
 
@@ -126,7 +129,7 @@ def build_talker(tmp_path: Path) -> Path:
     ]
     sources = [
         ROOT / "tests" / "runtime" / "core" / "c" / "bus_under_faults.c",
-        *(BUS / f"{part}.c" for part in ("packet", "serial", "bus", "koch")),
+        *(BUS / f"{part}.c" for part in ("packet", "serial", "bus", "servo_arm")),
     ]
     subprocess.run(["gcc", *flags, f"-I{BUS}", *map(str, sources), "-o", str(program)], check=True)
     return program
@@ -206,7 +209,7 @@ def test_a_reply_that_comes_after_its_deadline_is_never_the_next_answer(tmp_path
     hundred
     milliseconds of one to which every length has been asked for already."""
     with emulator_process(tmp_path, "--late-ms", str(late_ms), str(late_ms), "--rate", "late", "1") as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         calls: list[tuple[float, int]] = []
         with realtime():
             end_s = time.monotonic() + 0.6 + 2 * late_ms / 1000
@@ -263,7 +266,7 @@ def clear_watchdog(bus: Any) -> int:
 def test_torque_off_reaches_all_others_when_one_servo_is_dead(tmp_path: Path) -> None:
     """R12: the attempt covers all six; the failure is told."""
     with emulator_process(tmp_path) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         assert bus.set_torque(True, PATIENT_S) == ArmResult.OK
         emulator.event("dead 2")
         wait_until(lambda: bus.read_arm(0.02)[0] != ArmResult.OK)
@@ -275,7 +278,7 @@ def test_torque_off_reaches_all_others_when_one_servo_is_dead(tmp_path: Path) ->
 
 def test_an_alert_is_named_and_refuses_torque(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         emulator.event("overload 5")
         wait_until(lambda: bus.read_arm(PATIENT_S)[0] == ArmResult.ALERT)
         result, *_, alerts = bus.read_arm(PATIENT_S)
@@ -288,7 +291,7 @@ def test_an_alert_is_named_and_refuses_torque(tmp_path: Path) -> None:
 def test_an_unplugged_adapter_is_noticed_by_the_next_call(tmp_path: Path) -> None:
     """R13."""
     with emulator_process(tmp_path) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         assert bus.read_arm(PATIENT_S)[0] == ArmResult.OK
         emulator.event("unplug")
         emulator.process.wait(120)
@@ -301,7 +304,7 @@ def test_the_first_goal_is_the_present_position_and_precedes_torque(tmp_path: Pa
     """R9: read in the log, in the order in which the servos took it."""
     positions = [1500, 1700, 1900, 2100, 2300, 2500]
     with emulator_process(tmp_path, "--positions", *map(str, positions)) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         assert bus.set_torque(True, PATIENT_S) == ArmResult.OK
         bus.close()
         entries = emulator.entries("goal", "torque")
@@ -312,7 +315,7 @@ def test_the_first_goal_is_the_present_position_and_precedes_torque(tmp_path: Pa
 def test_a_servo_that_rebooted_is_told_from_one_that_stopped_by_itself(tmp_path: Path) -> None:
     """It has lost its torque: clearing watchdogs would go on with half an arm."""
     with emulator_process(tmp_path) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         assert bus.set_torque(True, PATIENT_S) == ArmResult.OK
         assert bus.reboot(4, PATIENT_S) == 0
         wait_until(lambda: bus.read_arm(0.02)[0] == ArmResult.OK)
@@ -325,7 +328,7 @@ def test_a_servo_that_rebooted_is_told_from_one_that_stopped_by_itself(tmp_path:
 
 def test_a_tripped_watchdog_is_found_and_cleared_without_motion(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
-        bus = core.KochBus(str(emulator.port))
+        bus = open_port(str(emulator.port), KOCH, IDS)
         assert bus.set_torque(True, PATIENT_S) == ArmResult.OK
         assert check_watchdog(bus) == ArmResult.OK
         bus.write_goals((3000,) * 6, PATIENT_S)

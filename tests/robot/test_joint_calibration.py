@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.contract import JointCalibration
 from vla_edge.errors import JointCalibrationError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import (
     JointUnits,
     counts_from_unit,
@@ -22,6 +23,9 @@ from vla_edge.robot.joint_calibration import (
     save_joint_calibration,
     unit_from_counts,
 )
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
 
 FIELDS = ("id", "drive_mode", "homing_offset", "range_min", "range_max")
 
@@ -38,13 +42,13 @@ LEROBOT_FILE = (
 
 
 def joints(text: str = LEROBOT_FILE) -> tuple[JointCalibration, ...]:
-    return parse_joint_calibration(text.encode(), "arm.json").joints
+    return parse_joint_calibration(text.encode(), "arm.json", KOCH).joints
 
 
 def test_lerobots_file_is_read_and_written_unchanged(tmp_path: Path) -> None:
     save_joint_calibration(joints(), tmp_path / "arm.json")
     assert (tmp_path / "arm.json").read_text() == LEROBOT_FILE
-    assert load_joint_calibration(tmp_path / "arm.json").joints == joints()
+    assert load_joint_calibration(tmp_path / "arm.json", KOCH).joints == joints()
 
 
 def reference(joint: JointCalibration, units: JointUnits, raw: int) -> float:
@@ -120,7 +124,7 @@ def test_missing_unknown_and_doubled_joints_are_named() -> None:
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(JointCalibrationError, match="calibrate-joints"):
-        load_joint_calibration(tmp_path / "none.json")
+        load_joint_calibration(tmp_path / "none.json", KOCH)
 
 
 json_values = st.recursive(
@@ -136,7 +140,7 @@ json_values = st.recursive(
 @given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()) | st.just(b"[" * 100_000))
 def test_any_bytes_end_in_a_calibration_or_one_line(data: bytes) -> None:
     try:
-        parse_joint_calibration(data, "arm.json")
+        parse_joint_calibration(data, "arm.json", KOCH)
     except JointCalibrationError as error:
         assert str(error).startswith("arm.json") and len(str(error)) < 400
 
@@ -169,4 +173,4 @@ def test_the_format_of_2024_is_called_by_its_name() -> None:
         "motor_names": list(KOCH_JOINTS),
     }
     with pytest.raises(JointCalibrationError, match=r"format of 2024.*calibrate-joints"):
-        parse_joint_calibration(json.dumps(old).encode(), "old.json")
+        parse_joint_calibration(json.dumps(old).encode(), "old.json", KOCH)

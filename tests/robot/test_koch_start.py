@@ -17,36 +17,37 @@ from pathlib import Path
 import pytest
 
 from vla_edge.command_line import CommandParser
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.contract import JointCalibration
 from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
 from vla_edge.robot import calibrate_joints as guide
 from vla_edge.robot import first_contact
 from vla_edge.robot import registers as r
 from vla_edge.robot.arm import RobotArm
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import (
     JointCalibrations,
     JointUnits,
     load_joint_calibration,
     save_joint_calibration,
 )
-from vla_edge.robot.koch import GOAL_PWM, ArmResult, KochArm, KochOptions, open_koch
 from vla_edge.robot.port import check_latency_timer, open_port
+from vla_edge.robot.servo_arm import ArmOptions, ArmResult, ServoArm, open_arm
 from vla_edge.robot.servo_bus import BusResult, ServoBus
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.slow_motion import ramp
 from vla_edge.runtime.command import main
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
+FULL_TURN_JOINTS = ("shoulder_pan", "wrist_roll")
+GOAL_PWM = dict(zip(KOCH_JOINTS, (600, 700, 885, 885, 600, 885)))
 
 pytest.importorskip("vla_edge._core")
 
 CALIBRATION = JointCalibrations(
     tuple(
         JointCalibration(
-            name,
-            i + 1,
-            0,
-            40 * i,
-            0 if name in guide.FULL_TURN_JOINTS else 900,
-            4095 if name in guide.FULL_TURN_JOINTS else 3200,
+            name, i + 1, 0, 40 * i, 0 if name in FULL_TURN_JOINTS else 900, 4095 if name in FULL_TURN_JOINTS else 3200
         )
         for i, name in enumerate(KOCH_JOINTS)
     ),
@@ -60,8 +61,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "arm.json"
 
 
-def start(emulator: EmulatorProcess, calibration: JointCalibrations = CALIBRATION) -> KochArm:
-    return open_koch(KochOptions(str(emulator.port), calibration))
+def start(emulator: EmulatorProcess, calibration: JointCalibrations = CALIBRATION) -> ServoArm:
+    return open_arm(ArmOptions(KOCH, str(emulator.port), calibration))
 
 
 def test_a_good_arm_passes_and_is_configured_without_torque(tmp_path: Path, file: Path) -> None:
@@ -92,7 +93,7 @@ def test_servos_that_forgot_their_settings_hold_them_again_before_there_is_torqu
             pass
         arm.set_torque(True)
         arm.close()
-        bus = ServoBus(str(emulator.port), guide.IDS)
+        bus = ServoBus(str(emulator.port), KOCH)
         assert bus.read_all(r.PROFILE_VELOCITY) == dict.fromkeys(KOCH_JOINTS, 131)
         assert bus.read_all(r.GOAL_PWM) == GOAL_PWM and bus.read("gripper", r.GOAL_CURRENT) == 750
         assert (bus.read("elbow_flex", r.POSITION_P), bus.read("elbow_flex", r.POSITION_D)) == (1500, 600)
@@ -121,14 +122,14 @@ def test_a_setting_that_a_servo_takes_no_longer_is_no_torque_and_named(tmp_path:
 
 def test_shadow_mode_writes_nothing_at_all(tmp_path: Path, file: Path) -> None:
     with emulator_process(tmp_path, "--joints", str(file), "--set", "2:return_delay=250") as emulator:
-        open_koch(KochOptions(str(emulator.port), CALIBRATION, write=False)).close()
+        open_arm(ArmOptions(KOCH, str(emulator.port), CALIBRATION, write=False)).close()
         assert not emulator.entries("goal", "torque", "write", "refused")
 
 
 def test_servos_whose_answers_come_late_are_not_called_dead_or_damaged(tmp_path: Path) -> None:
     """A busy machine hands bytes of a serial port on late; more patience finds what the first tries missed."""
     with emulator_process(tmp_path, "--late-ms", "120", "120", "--rate", "late", "1") as emulator:
-        bus = ServoBus(str(emulator.port), {joint: i for i, joint in enumerate(KOCH_JOINTS, 1)})
+        bus = ServoBus(str(emulator.port), KOCH)
         assert None not in bus.ping().values()
         assert bus.read_all(r.OPERATING_MODE) == {joint: 5 if joint == "gripper" else 4 for joint in KOCH_JOINTS}
         bus.write("elbow_flex", r.POSITION_P, 1500)
@@ -210,13 +211,13 @@ def test_servos_that_answer_too_slowly_for_a_tick_are_told_before_any_torque(tmp
     with emulator_process(
         tmp_path, "--joints", str(file), "--rate", "stall", "1.0", "--late-ms", "16", "16"
     ) as emulator:
-        options = KochOptions(str(emulator.port), CALIBRATION, reading_s=0.0065)
+        options = ArmOptions(KOCH, str(emulator.port), CALIBRATION, reading_s=0.0065)
         with pytest.raises(
             BusError, match=r"takes 1[6-9]\.\d ms, longest allowed 6\.5 ms; set the adapter's latency timer"
         ):
-            open_koch(options)
+            open_arm(options)
         assert not emulator.entries("goal", "torque")
-        open_koch(replace(options, reading_s=0.05)).close()
+        open_arm(replace(options, reading_s=0.05)).close()
 
 
 def test_a_servo_that_answers_every_ping_twice_is_not_called_missing(tmp_path: Path, file: Path) -> None:
@@ -268,7 +269,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become 
 def test_no_permission_on_the_port_names_the_group_to_join(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
         terminal = os.path.realpath(emulator.port)
-        message = as_nobody(lambda: str(open_port(terminal, 1_000_000, range(1, 7))))
+        message = as_nobody(lambda: str(open_port(terminal, KOCH, range(1, 7))))
     assert message.startswith(f"no permission on {terminal}; ") and "dialout" in message
 
 
@@ -278,15 +279,15 @@ def test_a_process_that_died_does_not_lock_out_the_restart(tmp_path: Path) -> No
         terminal = os.path.realpath(emulator.port)
         os.chmod(terminal, 0o666)
         for _ in range(2):
-            assert as_nobody(lambda: str(open_port(terminal, 1_000_000, range(1, 7)).ping(1, 0.5))) == "(0, 1060, 46)"
+            assert as_nobody(lambda: str(open_port(terminal, KOCH, range(1, 7)).ping(1, 0.5))) == "(0, 1060, 46)"
 
 
 def test_a_path_that_is_no_serial_port_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(BusError, match="is not a serial port"):
-        open_port(str(tmp_path / "file"), 1_000_000, range(1, 7))
+        open_port(str(tmp_path / "file"), KOCH, range(1, 7))
     with pytest.raises(BusError, match="no port"):
-        open_port(str(tmp_path / "none"), 1_000_000, range(1, 7))
+        open_port(str(tmp_path / "none"), KOCH, range(1, 7))
 
 
 def test_a_slow_latency_timer_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ ENDS = {2: (900, 3100), 3: (1000, 3000), 4: (1100, 2900), 6: (2000, 3300)}
 
 
 def calibrate(emulator: EmulatorProcess, ends: dict[int, tuple[int, int]], lift: int = 1500) -> list[JointCalibration]:
-    bus = ServoBus(str(emulator.port), guide.IDS)
+    bus = ServoBus(str(emulator.port), KOCH)
     try:
         person = ScriptedPerson(emulator, [1000, lift, 2000, 2500, 3000, 2800], ends)
         return guide.calibrate_joints(bus, person, sleep=lambda _: time.sleep(0.05))
@@ -373,7 +374,7 @@ def test_a_middle_past_the_end_of_the_encoder_is_refused_and_nothing_stored(
 ) -> None:
     """After a power cycle the servo counts within one turn again, and the calibration would be a turn off."""
     with emulator_process(tmp_path, "--positions", *map(str, middle), "2047", "2047", "2300") as emulator:
-        bus = ServoBus(str(emulator.port), guide.IDS)
+        bus = ServoBus(str(emulator.port), KOCH)
         person = ScriptedPerson(emulator, [*middle, 2047, 2047, 2300], ENDS)
         with pytest.raises(
             JointCalibrationError, match=f"{joint} was at .* past the end of its encoder .*power off and on"
@@ -385,7 +386,7 @@ def test_a_middle_past_the_end_of_the_encoder_is_refused_and_nothing_stored(
 
 def test_a_range_past_the_end_of_the_encoder_is_refused(tmp_path: Path) -> None:
     with emulator_process(tmp_path) as emulator:
-        bus = ServoBus(str(emulator.port), guide.IDS)
+        bus = ServoBus(str(emulator.port), KOCH)
         person = ScriptedPerson(emulator, [2047, 2047, 2047, 3500, 2047, 2047], ENDS)
         with pytest.raises(JointCalibrationError, match=r"wrist_flex was at 2553..4353 counts, past the end"):
             guide.calibrate_joints(bus, person, sleep=lambda _: time.sleep(0.05))
@@ -413,7 +414,7 @@ def test_the_guide_in_a_terminal_writes_file_and_servos(tmp_path: Path) -> None:
                         assert process.poll() is None
             output, _ = process.communicate("\n", timeout=240)
         assert process.returncode == 0 and f"written to the servos and to {path}" in output
-        made = load_joint_calibration(path)
+        made = load_joint_calibration(path, KOCH)
         assert [(j.range_min, j.range_max) for j in made.joints if j.id in ENDS] == list(ENDS.values())
         start(emulator, made).close()
 
@@ -424,7 +425,7 @@ def test_an_arm_under_torque_is_let_go_only_after_a_warning(tmp_path: Path) -> N
             raise JointCalibrationError(text)
 
     with emulator_process(tmp_path, "--set", "2:torque_enable=1") as emulator:
-        bus = ServoBus(str(emulator.port), guide.IDS)
+        bus = ServoBus(str(emulator.port), KOCH)
         with pytest.raises(JointCalibrationError, match="hold it"):
             guide.calibrate_joints(bus, Nobody(emulator, [], {}))
         bus.close()
@@ -497,12 +498,14 @@ def test_an_overloaded_servo_stops_the_first_motion(tmp_path: Path, file: Path) 
 
 def test_the_profile_and_units_options_reach_the_arm(tmp_path: Path, file: Path) -> None:
     with emulator_process(tmp_path, "--joints", str(file)) as emulator:
-        options = KochOptions(str(emulator.port), load_joint_calibration(file), JointUnits.DEGREES, profile_velocity=44)
-        arm = open_koch(options)
+        options = ArmOptions(
+            KOCH, str(emulator.port), load_joint_calibration(file, KOCH), JointUnits.DEGREES, velocity=670.0
+        )
+        arm = open_arm(options)
         arm.set_torque(True)
         assert arm.maps[2].scale == pytest.approx(4095 / 360) and arm.maps[5].scale == pytest.approx(23.0)
         arm.close()
-        bus = ServoBus(str(emulator.port), guide.IDS)
+        bus = ServoBus(str(emulator.port), KOCH)
         assert bus.read_all(r.PROFILE_VELOCITY) == dict.fromkeys(KOCH_JOINTS, 44)
         bus.close()
 

@@ -11,8 +11,9 @@ import pytest
 from vla_edge.command_line import CommandParser
 from vla_edge.errors import ConfigError, UsageError
 from vla_edge.robot import setup_robot
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.robot_file import add_robot_file, read_robot_file
-from vla_edge.robot.setup_robot import FOLLOWER, Found, ask_nobody, what_answers
+from vla_edge.robot.setup_robot import Found, ask_nobody, what_answers
 from vla_edge.robot.sim.emulator_process import emulator_process
 from vla_edge.runtime.command import main
 
@@ -98,7 +99,7 @@ def test_setup_finds_the_follower_and_leaves_nothing_to_type_twice(folder: Path,
         words = ["setup", "--bundle", str(BUNDLE), "--task", "pick it up", "--camera", "laptop=/dev/video0"]
         assert main(words) == 0
         assert not emulator.entries("write", "torque", "goal"), "setup only reads"
-        assert what_answers(str(emulator.port)) == FOLLOWER
+        assert what_answers(str(emulator.port), [load_arm("koch")]) == "a Koch follower"
     found = read_robot_file(folder / "robot.yaml")
     assert ("--port", str(emulator.port)) in found and ("--joints", str(folder / "koch.json")) in found
     assert ("--camera", "laptop=/dev/video0") in found
@@ -111,11 +112,11 @@ def test_setup_takes_lerobots_only_calibration_and_asks_where_there_are_two(fold
     place.mkdir(parents=True)
     (place / "blue.json").write_text("{}")
     environment = {"HF_LEROBOT_HOME": str(folder)}
-    found = setup_robot.calibration_files(environment)
+    found = setup_robot.calibration_files(load_arm("koch"), environment)
     assert found == [Found(str(place / "blue.json"), "LeRobot's koch_follower blue")]
     assert ask_nobody("which?", found) == str(place / "blue.json")
     (place / "red.json").write_text("{}")
-    two = setup_robot.calibration_files(environment)
+    two = setup_robot.calibration_files(load_arm("koch"), environment)
     assert ask_nobody("which?", two) == ""
     answers = iter(["7\n", "2\n"])
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"readline": lambda self: next(answers)})())

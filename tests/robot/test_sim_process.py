@@ -18,10 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 from vla_edge.errors import ConfigError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.camera_options import parse_camera
 from vla_edge.robot.cameras import FreshnessWatch, open_camera
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, load_joint_calibration
-from vla_edge.robot.koch import KochOptions, open_koch
+from vla_edge.robot.servo_arm import ArmOptions, open_arm
 from vla_edge.robot.sim.bodies.arm_body import counts_from_radians
 from vla_edge.robot.sim.bodies.so101_body import SO101
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
@@ -33,6 +34,8 @@ from vla_edge.robot.sim.run_video import Recording
 from vla_edge.robot.sim.scene import BODIES, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import SimPlant, SimProcess
+
+KOCH = load_arm("koch")
 
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
@@ -69,7 +72,9 @@ def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(
     camera = open_camera(parse_camera(f"phone=sim:{process.cameras()['phone']}"))
     watch = FreshnessWatch(camera.name, noisy=True, exempt=camera.exempt_from_freshness, limit_s=240.0)
     before = camera.newest()
-    arm = open_koch(KochOptions(str(process.port), load_joint_calibration(process.calibration), JointUnits.DEGREES))
+    arm = open_arm(
+        ArmOptions(KOCH, str(process.port), load_joint_calibration(process.calibration, KOCH), JointUnits.DEGREES)
+    )
     try:
         resting = np.array(arm.read().positions)
         arm.set_torque(True)

@@ -100,9 +100,7 @@ def test_a_run_of_a_relative_policy_saves_one_that_gives_joint_values_again(worl
     assert torch.allclose(moved, torch.tensor([3.0, 0.0]).expand(1, 3, 2), atol=1e-5)
 
 
-def test_a_relative_policy_is_evaluated_in_joint_values_as_checkpoint_and_bundle(
-    world: Path, tmp_path: Path
-) -> None:
+def test_a_relative_policy_is_evaluated_in_joint_values_as_checkpoint_and_bundle(world: Path, tmp_path: Path) -> None:
     policy = relative_policy(world / "policy", tmp_path / "relative")
     export_bundle(ExportRequest(policy, tmp_path / "bundle", threads=1), lambda step: None)
     found = {}

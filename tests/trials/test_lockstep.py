@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vla_edge.contract import Command, Observation
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.robot.sim.bodies.arm_body import counts_from_radians, radians_from_counts
 from vla_edge.robot.sim.bodies.so101_body import SO101
@@ -79,7 +80,9 @@ def test_an_arm_that_holds_150_grams_at_arms_length_sinks_by_less_than_a_degree_
     arm.place(pose)
     arm.set_goals(pose + arm.sag(pose))
     arm.hang(0.15)
-    limits = limits_of(JointCalibrations(arm.body.calibration(), "the simulated arm"), JointUnits.DEGREES)
+    limits = limits_of(
+        load_arm("koch"), JointCalibrations(arm.body.calibration(), "the simulated arm"), JointUnits.DEGREES
+    )
     period_ns = 10**9 // 30
     pilot = load_core().Pilot(ControlSettings(limits, period_ns, 1, "0" * 64))
     stood = []

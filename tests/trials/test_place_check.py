@@ -15,11 +15,14 @@ from vla_edge.bundle import open_bundle
 from vla_edge.doctor import main
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.camera_options import parse_cameras
-from vla_edge.robot.joint_calibration import KOCH_JOINTS
 from vla_edge.robot.sim.emulator_process import emulator_process
 from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED
 from vla_edge.trials.place_check import camera_verdict, check_cameras, check_start_pose, move_between, pose_outside
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
 
 HEIGHT, WIDTH = 240, 320
 RNG = np.random.default_rng(3)
@@ -152,11 +155,11 @@ def test_doctor_looks_through_the_cameras_and_reads_the_pose(
     joints = joints_file(tmp_path)
     positions = ("--positions", "2047", "2047", "2047", "2700", "2047", "1100")
     with emulator_process(tmp_path, "--joints", str(joints), *positions) as arm:
-        item = check_start_pose(bundle, data, str(arm.port), joints, "degrees")
+        item = check_start_pose(bundle, data, "koch", str(arm.port), joints, "degrees")
         assert item.state == FAILED and item.found.startswith("wrist_flex stands at 57.4, episodes began between -10.0")
         words = ["deploy", str(golden_bundle), "--dataset", str(data), "--port", str(arm.port), "--joints", str(joints)]
         assert main([*words, "--joint-units", "degrees", "--camera", f"laptop={tmp_path / 'moved.npz'}", "--json"]) == 1
     told = {row["name"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
     assert told["camera place"]["state"] == FAILED == told["start pose"]["state"]
-    item = check_start_pose(bundle, data, str(tmp_path / "gone"), joints, "degrees")
+    item = check_start_pose(bundle, data, "koch", str(tmp_path / "gone"), joints, "degrees")
     assert item.state == NOT_RUN and "gone" in item.found

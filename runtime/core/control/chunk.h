@@ -11,7 +11,8 @@
 
 enum {
     CHUNK_ACTIONS_MAX = 256,
-    CHUNK_JOINTS_MAX = 8, /* more than an arm has, so that a wrong shape can be told from damage */
+    CHUNK_JOINTS_MAX = 17,   /* more than an arm has, so that a wrong shape can be told from damage */
+    CHUNK_VALUES_MAX = 2048, /* actions times joints */
     DIGEST_BYTES = 32,
 };
 
@@ -28,7 +29,7 @@ typedef struct {
     int64_t observation_sequence;
     int64_t observation_tick;
     int64_t observation_ns;
-    float actions[CHUNK_ACTIONS_MAX * CHUNK_JOINTS_MAX]; /* row i at i * joints */
+    float actions[CHUNK_VALUES_MAX]; /* row i at i * joints */
 } chunk;
 
 /* Why a chunk was not taken; counted by reason. */

@@ -171,12 +171,11 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
     if (self->heard_ns == start_ns && self->pilot.lost == 0) {
         told->reading_tick = self->clock.tick;
         told->reading_ns = self->input.reading.time_ns;
-        for (int i = 0; i < ARM_JOINTS; i++) {
+        for (int i = 0; i < self->config.pilot.joints; i++) {
             const guard_limits *limits = &self->config.pilot.limits[i];
-            const double counts_per_unit = 0.229 * 4096.0 / 60.0; /* 0.229 rpm in counts/s */
             told->present[i] = self->input.reading.position[i];
             told->positions[i] = (float)((told->present[i] - limits->offset) / limits->scale);
-            told->velocities[i] = (float)(self->input.reading.velocity[i] * counts_per_unit / limits->scale);
+            told->velocities[i] = (float)(self->input.reading.velocity[i] * self->arm->velocity_unit / limits->scale);
             told->load[i] = self->input.reading.load[i];
         }
     } else {
@@ -275,7 +274,7 @@ static void take_chunks(control *self)
         ring_result result = ring_take(&self->ring, &self->chunk);
         if (result == RING_EMPTY)
             return;
-        chunk_verdict verdict = result == RING_TORN ? CHUNK_TORN : ring_check(&self->chunk, ARM_JOINTS);
+        chunk_verdict verdict = result == RING_TORN ? CHUNK_TORN : ring_check(&self->chunk, (uint32_t)self->config.pilot.joints);
         self->input.malformed = self->input.malformed || chunk_is_malformed(verdict);
         if (verdict == CHUNK_TAKEN)
             verdict = pilot_offer(&self->pilot, &self->input, &self->chunk);
@@ -342,11 +341,11 @@ static void ask_health(control *self, int64_t end_ns)
     if (!driven && health->part != HEALTH_SUPPLY && health->part != HEALTH_TORQUE)
         return;
     const int32_t *sent = self->output.write && !self->input.unsent ? self->output.guard.goals : NULL;
-    health_finding found = health_judge(&self->watch, health, self->config.pilot.health, sent, self->pilot.limp);
+    health_finding found = health_judge(&self->watch, health, self->config.pilot.health, self->config.pilot.joints, sent, self->pilot.limp);
     self->tripped = self->tripped || found.kind == FINDING_STOPPED;
     self->input.finding = driven || health->part == HEALTH_SUPPLY ? found : (health_finding){.joint = -1};
     told->health_reads++;
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->config.pilot.joints; i++) {
         told->error[i] = health->error[i];
         told->temperature[i] = health->temperature[i];
         told->voltage[i] = health->voltage[i];
@@ -428,7 +427,7 @@ control_result control_run(control *self, const control_config *config, const ar
         self->config.clock = (clock_source){.now_ns = clock_now_ns, .boot_ns = clock_boot_ns, .sleep_until = clock_sleep_until};
     self->input.trouble_joint = self->input.finding.joint = -1;
     self->arm = arm;
-    for (int i = 0; i < ARM_JOINTS && config->shadow; i++) /* an arm that is told nothing does not press */
+    for (int i = 0; i < self->config.pilot.joints && config->shadow; i++) /* an arm that is told nothing does not press */
         self->config.pilot.press[i] = (press_limits){.gravity = GUARD_COUNTS_MAX};
     control_result result = {.exit = CONTROL_BAD_LIMITS};
     result.limits = pilot_init(&self->pilot, &self->config.pilot, &result.joint);
@@ -447,6 +446,7 @@ control_result control_run(control *self, const control_config *config, const ar
     prefault_stack();
     self->status = (status){
         .session = config->pilot.schedule.session,
+        .joints = config->pilot.joints,
         .pid = (uint64_t)getpid(),
         .period_ns = config->pilot.period_ns,
         .action_ns = config->pilot.action_ns,
@@ -460,6 +460,8 @@ control_result control_run(control *self, const control_config *config, const ar
         .trouble_joint = -1,
     };
     memcpy(self->status.digest, config->pilot.schedule.digest, DIGEST_BYTES);
+    memcpy(self->status.arm, config->pilot.arm, sizeof self->status.arm);
+    memcpy(self->status.names, config->pilot.names, sizeof self->status.names);
     strncpy(self->status.record, config->record_path, STATUS_PATH_BYTES - 1);
     self->clock = (tick_clock){.t0_ns = now(self) + config->pilot.period_ns, .period_ns = config->pilot.period_ns};
     self->status.t0_ns = self->clock.t0_ns;

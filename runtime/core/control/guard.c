@@ -204,13 +204,17 @@ static int32_t rest_ticks(const guard_joint_limits *limits)
     return worst;
 }
 
-guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, guard_version version, int *joint)
+guard_config_error guard_configure(guard *self, const guard_limits *limits, int joints, int64_t period_ns, guard_version version, int *joint)
 {
     double period_s = (double)period_ns * 1e-9;
     memset(self, 0, sizeof *self);
     int32_t unit = self->unit = version == GUARD_SIXTEENTHS ? 16 : 1;
+    *joint = 0;
+    if (joints < 1 || joints > ARM_JOINTS_MAX)
+        return GUARD_CONFIG_RANGE;
+    self->count = joints;
     self->reading_limit_ns = period_ns * 5 / 2; /* the third reading missed in a row is one too many */
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->count; i++) {
         const guard_limits *from = &limits[i];
         guard_joint_limits *to = &self->limits[i];
         *joint = i;
@@ -256,10 +260,10 @@ void guard_start_joint(guard *self, int joint, int32_t present)
     self->before[joint] = self->joints[joint];
 }
 
-bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t within, int *joint)
+bool guard_start(guard *self, const int32_t *present, int32_t within, int *joint)
 {
     self->started = false;
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->count; i++) {
         int32_t goal = clamp(present[i], self->limits[i].position_min / self->unit, self->limits[i].position_max / self->unit);
         long long outside = llabs((long long)goal - present[i]);
         *joint = i;
@@ -275,7 +279,7 @@ guard_result guard_brake(guard *self)
 {
     guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
     memcpy(self->before, self->joints, sizeof self->before);
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->count; i++) {
         guard_joint *joint = &self->joints[i];
         *joint = moved(*joint, brake(&self->limits[i], joint->velocity, joint->acceleration));
         keep_inside(&self->limits[i], joint);
@@ -296,21 +300,21 @@ static guard_result refuse(guard *self, guard_verdict verdict, int joint)
 
 guard_result guard_step(guard *self, const float *action, int joints, const guard_view *view)
 {
-    int32_t wish[ARM_JOINTS];
-    for (int i = 0; i < joints && i < ARM_JOINTS; i++) {
+    int32_t wish[ARM_JOINTS_MAX];
+    for (int i = 0; i < joints && i < self->count; i++) {
         double counts = self->limits[i].scale * (double)action[i] + self->limits[i].offset;
         if (!(fabs(counts) <= GUARD_COUNTS_MAX)) /* NaN fails every comparison */
             return refuse(self, GUARD_REFUSED_NOT_FINITE, i);
         wish[i] = (int32_t)lround(counts * self->unit);
     }
-    if (joints != ARM_JOINTS)
-        return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);
+    if (joints != self->count)
+        return refuse(self, GUARD_REFUSED_JOINTS, joints < self->count ? joints : -1);
     if (!self->started || view->present == NULL || view->now_ns - view->present_ns > self->reading_limit_ns)
         return refuse(self, GUARD_REFUSED_NO_READING, -1);
 
     guard_result result = {.verdict = GUARD_PASSED, .joint = -1};
     memcpy(self->before, self->joints, sizeof self->before);
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->count; i++) {
         guard_verdict verdict = step_joint(&self->limits[i], &self->joints[i], wish[i], view->present[i], self->unit);
         result.joints[i] = (uint8_t)verdict;
         result.goals[i] = guard_goal(self, i);
@@ -339,7 +343,7 @@ int32_t guard_goal(const guard *self, int joint)
 
 bool guard_at_rest(const guard *self)
 {
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < self->count; i++)
         if (self->joints[i].velocity != 0 || self->joints[i].acceleration != 0)
             return false;
     return true;

@@ -98,9 +98,10 @@ typedef struct {
 } guard_joint;
 
 typedef struct {
-    guard_joint_limits limits[ARM_JOINTS];
-    guard_joint joints[ARM_JOINTS];
-    guard_joint before[ARM_JOINTS]; /* `joints` before the last tick */
+    guard_joint_limits limits[ARM_JOINTS_MAX];
+    guard_joint joints[ARM_JOINTS_MAX];
+    guard_joint before[ARM_JOINTS_MAX]; /* `joints` before the last tick */
+    int32_t count;            /* of joints */
     int32_t unit;             /* steps in a count */
     int64_t reading_limit_ns; /* a reading older than this is no reading */
     int32_t rest_ticks;       /* ticks the brake needs at most, from any state */
@@ -109,14 +110,14 @@ typedef struct {
 
 typedef enum {
     GUARD_CONFIG_OK,
-    GUARD_CONFIG_RANGE, /* soft limits out of order or beyond GUARD_COUNTS_MAX, a map without slope, no such version */
+    GUARD_CONFIG_RANGE, /* no joints or too many, soft limits out of order or beyond GUARD_COUNTS_MAX, a map without slope, no such version */
     GUARD_CONFIG_RATE,  /* velocity, acceleration, jerk or step below one step at this rate */
     GUARD_CONFIG_REST,  /* the brake would need more than GUARD_REST_TICKS_MAX ticks */
 } guard_config_error;
 
 /* What the guard looks at besides the action. */
 typedef struct {
-    const int32_t *present; /* counts [ARM_JOINTS], NULL: never read */
+    const int32_t *present; /* counts [joints], NULL: never read */
     int64_t present_ns;     /* when it was read */
     int64_t now_ns;
 } guard_view;
@@ -124,19 +125,19 @@ typedef struct {
 typedef struct {
     guard_verdict verdict; /* the first limit in the order of the filter that was met */
     int32_t joint;         /* its joint, -1 when the whole action is meant */
-    uint8_t joints[ARM_JOINTS]; /* verdict of each joint */
-    int32_t goals[ARM_JOINTS];  /* counts, as the servos get them */
+    uint8_t joints[ARM_JOINTS_MAX]; /* verdict of each joint */
+    int32_t goals[ARM_JOINTS_MAX];  /* counts, as the servos get them */
 } guard_result;
 
-/* Sets limits from `limits` for ticks of period_ns. On error names the joint. */
-guard_config_error guard_configure(guard *self, const guard_limits limits[ARM_JOINTS], int64_t period_ns, guard_version version, int *joint);
+/* Sets limits from `limits` [joints] for ticks of period_ns. On error names the joint. */
+guard_config_error guard_configure(guard *self, const guard_limits *limits, int joints, int64_t period_ns, guard_version version, int *joint);
 
 /* Joint units a tick by which the velocity of a joint may change in a tick, and back in the next. */
 double guard_corner(const guard *self, int joint);
 
 /* Starts at rest at the present position; where that lies at most `within` counts outside the soft limits, at the limit.
  * False, with the joint, when one lies further outside than GUARD_OUTSIDE_MAX. */
-bool guard_start(guard *self, const int32_t present[ARM_JOINTS], int32_t within, int *joint);
+bool guard_start(guard *self, const int32_t *present, int32_t within, int *joint);
 /* One joint alone, at rest where it is. The others go on. */
 void guard_start_joint(guard *self, int joint, int32_t present);
 

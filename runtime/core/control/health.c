@@ -39,11 +39,11 @@ static finding_kind judge(health_watch *self, const arm_health *health, const he
     }
 }
 
-health_finding health_judge(health_watch *self, const arm_health *health, const health_limits limits[ARM_JOINTS], const int32_t *sent,
-                            uint32_t without)
+health_finding health_judge(health_watch *self, const arm_health *health, const health_limits *limits, int joints,
+                            const int32_t *sent, uint32_t without)
 {
     health_finding worst = {.kind = FINDING_NONE, .joint = -1};
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < joints; i++) {
         finding_kind kind = judge(self, health, &limits[i], sent, i);
         bool known = without >> i & 1 && health->part != HEALTH_SUPPLY;
         if (kind == FINDING_NONE || known)

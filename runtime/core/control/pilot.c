@@ -16,10 +16,13 @@ guard_config_error pilot_init(pilot *self, const pilot_config *config, int *join
     self->joint = -1;
     self->lost_ns = -1;
     self->patience_ns = config->patience_min_ns;
-    press_init(&self->press, config->press, config->stall_ns);
+    *joint = -1;
+    if (config->joints < 1 || config->joints > ARM_JOINTS_MAX)
+        return GUARD_CONFIG_RANGE;
+    press_init(&self->press, config->press, config->joints, config->stall_ns);
     schedule_init(&self->schedule, &config->schedule, config->period_ns, config->action_ns);
-    guard_config_error error = guard_configure(&self->guard, config->limits, config->period_ns, (guard_version)config->guard_version, joint);
-    for (int i = 0; i < ARM_JOINTS && error == GUARD_CONFIG_OK && config->rounds_corners; i++)
+    guard_config_error error = guard_configure(&self->guard, config->limits, config->joints, config->period_ns, (guard_version)config->guard_version, joint);
+    for (int i = 0; i < config->joints && error == GUARD_CONFIG_OK && config->rounds_corners; i++)
         schedule_round_corners(&self->schedule, i, guard_corner(&self->guard, i));
     return error;
 }
@@ -72,9 +75,9 @@ static void take_watchdog(pilot *self, const pilot_input *input, pilot_output *o
 }
 
 /* Can the joints have come from `position` to this reading? */
-static bool reachable(const pilot *self, const arm_reading *reading, const int32_t position[ARM_JOINTS], int64_t since_ns)
+static bool reachable(const pilot *self, const arm_reading *reading, const int32_t *position, int64_t since_ns)
 {
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->config.joints; i++) {
         double most = self->config.travel[i] * (double)(reading->time_ns - since_ns) * 1e-9 + TRAVEL_COUNTS;
         if (self->config.travel[i] > 0 && fabs((double)reading->position[i] - position[i]) > most)
             return false;
@@ -106,7 +109,7 @@ static void take_reading(pilot *self, const pilot_input *input, bool believed)
         self->lost_ns = -1;
         schedule_note_reading(&self->schedule, input->tick, input->reading.time_ns, self->present);
         self->alerts = 0;
-        for (int i = ARM_JOINTS - 1; i >= 0; i--) {
+        for (int i = self->config.joints - 1; i >= 0; i--) {
             bool alert = input->reading.alert[i] != 0;
             self->alerts |= (uint32_t)alert << i;
             if (alert && !(self->limp >> i & 1)) {
@@ -183,7 +186,7 @@ static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *out
     bool fresh = self->state == PILOT_DISARMED || self->state == PILOT_FAULT;
     if (input->read_result != ARM_OK || self->lost > 0 || input->watchdog || input->damaged || input->unattended)
         return ANSWER_FAULT;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < self->config.joints; i++)
         if (input->reading.alert[i])
             return ANSWER_FAULT;
     if (self->guard.started && !guard_at_rest(&self->guard))
@@ -228,7 +231,7 @@ static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint)
     schedule_drop(&self->schedule);
     self->latched = true;
     self->park_failed = false;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < self->config.joints; i++)
         self->parking[i] = guard_place(&self->guard, i);
     enter(self, PILOT_PARKING, reason, joint);
     return ANSWER_DONE;
@@ -277,7 +280,7 @@ static void recovered(pilot *self, const pilot_input *input, pilot_output *outpu
         enter(self, PILOT_DISARMED, REASON_NONE, -1);
         self->latched = false;
     } else if (self->guard.started || guard_start(&self->guard, self->present, GUARD_START_TOLERANCE, &joint)) {
-        for (int i = 0; i < ARM_JOINTS; i++) /* it fell, or was moved by hand; the others hold what they held */
+        for (int i = 0; i < self->config.joints; i++) /* it fell, or was moved by hand; the others hold what they held */
             if (self->limp >> i & 1)
                 guard_start_joint(&self->guard, i, self->present[i]);
         output->torque = TORQUE_ON;
@@ -368,11 +371,11 @@ chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *da
 }
 
 /* The next wish of the slow move, in joint units; true when the pose was reached. */
-static bool creep(pilot *self, float action[ARM_JOINTS])
+static bool creep(pilot *self, float *action)
 {
     double step = self->config.park_speed * (double)self->config.period_ns * 1e-9;
     bool there = true;
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->config.joints; i++) {
         const guard_limits *limits = &self->config.limits[i];
         double pose = fmin(fmax(self->config.park[i], limits->position_min), limits->position_max);
         if (self->limp >> i & 1) {
@@ -389,16 +392,16 @@ static bool creep(pilot *self, float action[ARM_JOINTS])
 }
 
 /* The goals of the tick before, as the servos hold them. */
-static void goals_of(const pilot *self, int32_t goals[ARM_JOINTS])
+static void goals_of(const pilot *self, int32_t *goals)
 {
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < self->config.joints; i++)
         goals[i] = guard_goal(&self->guard, i);
 }
 
 /* An obstacle ends every motion; in a hold or a fault the goals are led back instead. */
 static void feel(pilot *self, const pilot_input *input)
 {
-    int32_t goals[ARM_JOINTS];
+    int32_t goals[ARM_JOINTS_MAX];
     if (self->lost > 0 || !holds(self))
         return;
     goals_of(self, goals);
@@ -411,9 +414,9 @@ static void feel(pilot *self, const pilot_input *input)
 }
 
 /* The wish that leads goals at rest back, in joint units; false: there is none. */
-static bool yield(pilot *self, const pilot_input *input, float action[ARM_JOINTS])
+static bool yield(pilot *self, const pilot_input *input, float *action)
 {
-    int32_t goals[ARM_JOINTS], wish[ARM_JOINTS];
+    int32_t goals[ARM_JOINTS_MAX], wish[ARM_JOINTS_MAX];
     bool stands = self->state == PILOT_FAULT || (self->state == PILOT_HOLD && self->latched);
     if (!stands || !holds(self) || self->lost > 0)
         return false;
@@ -422,7 +425,7 @@ static bool yield(pilot *self, const pilot_input *input, float action[ARM_JOINTS
     goals_of(self, goals);
     if (!press_lead_back(&self->press, goals, self->present, self->limp, input->now_ns, wish))
         return false;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < self->config.joints; i++)
         action[i] = (float)((wish[i] - self->config.limits[i].offset) / self->config.limits[i].scale);
     return true;
 }
@@ -476,7 +479,7 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         }
     }
     feel(self, input);
-    int32_t before[ARM_JOINTS];
+    int32_t before[ARM_JOINTS_MAX] = {0};
     goals_of(self, before);
 
     bool parked = false;
@@ -495,7 +498,7 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         output->guard = (guard_result){.verdict = GUARD_PASSED, .joint = -1};
         memcpy(output->guard.goals, before, sizeof before);
     } else if (output->action.due && output->torque == TORQUE_KEEP) {
-        output->guard = guard_step(&self->guard, output->action.action, ARM_JOINTS, &view);
+        output->guard = guard_step(&self->guard, output->action.action, self->config.joints, &view);
     } else {
         output->guard = guard_brake(&self->guard); /* also in the tick of arming: the first goal is the present position */
     }

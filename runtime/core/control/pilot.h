@@ -85,22 +85,26 @@ typedef enum {
 typedef enum { TORQUE_KEEP, TORQUE_ON, TORQUE_OFF } pilot_torque;
 
 typedef struct {
-    guard_limits limits[ARM_JOINTS];
+    guard_limits limits[ARM_JOINTS_MAX];
     schedule_config schedule;
     int64_t period_ns;
     int64_t patience_min_ns; /* least age limit and latch time (2 s) */
     int64_t patience_max_ns; /* most of both, whatever inference announces */
     int64_t reads_latch_ns;  /* readings lost this long latch the hold (0.5 s) */
     bool has_park;
-    int32_t park[ARM_JOINTS]; /* counts */
+    int32_t park[ARM_JOINTS_MAX]; /* counts */
     double park_speed;        /* counts/s */
-    press_limits press[ARM_JOINTS];
+    press_limits press[ARM_JOINTS_MAX];
     int64_t stall_ns;
-    health_limits health[ARM_JOINTS];
-    double travel[ARM_JOINTS]; /* counts/s no joint exceeds, pushed by hand or not; 0: not known */
-    /* From version 4 of the record on: */
+    health_limits health[ARM_JOINTS_MAX];
+    double travel[ARM_JOINTS_MAX]; /* counts/s no joint exceeds, pushed by hand or not; 0: not known */
     int64_t action_ns;         /* from one action of a chunk to the next, which is the data's period */
     int32_t guard_version, rounds_corners; /* rounds_corners: 0 in older records, schedule.h */
+    /* From version 5 of the record on; before, arms had six joints. */
+    int32_t joints;
+    uint8_t arm_digest[DIGEST_BYTES];           /* sha256 of the arm's description */
+    char arm[ARM_NAME_BYTES];                   /* its name */
+    char names[ARM_JOINTS_MAX][ARM_NAME_BYTES]; /* of the joints */
 } pilot_config;
 
 /* Everything that differs from tick to tick, and nothing else decides: what the record keeps. */
@@ -155,14 +159,14 @@ typedef struct {
     bool let_go;         /* torque was switched off by us; before we arm, the servos may hold the arm all the same */
     bool stopping;
     bool present_known;
-    int32_t present[ARM_JOINTS];
+    int32_t present[ARM_JOINTS_MAX];
     int64_t present_ns;
     int64_t patience_ns; /* age limit and latch time in force */
     int64_t idle_ns;     /* since when no action has been due */
     int64_t lost_ns;     /* since when readings are lost, -1: they are not */
     int32_t lost;        /* readings lost in a row */
     uint32_t alerts;     /* joints (bits) with an alert in the last reading */
-    double parking[ARM_JOINTS]; /* where the slow move has come to, counts */
+    double parking[ARM_JOINTS_MAX]; /* where the slow move has come to, counts */
     bool park_failed;           /* it was given up since arming */
     bool cooled;                /* a hot servo has parked the arm since arming */
     bool unattended;            /* at the last tick */
@@ -171,7 +175,7 @@ typedef struct {
     uint64_t writer;            /* whose chunks are taken since arming */
     press press;
     bool suspect_known;         /* the last reading was further away than a joint can travel */
-    int32_t suspect[ARM_JOINTS];
+    int32_t suspect[ARM_JOINTS_MAX];
     int64_t suspect_ns;
 } pilot;
 

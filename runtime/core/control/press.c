@@ -4,12 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-void press_init(press *self, const press_limits limits[ARM_JOINTS], int64_t stall_ns)
+void press_init(press *self, const press_limits *limits, int joints, int64_t stall_ns)
 {
     memset(self, 0, sizeof *self);
-    memcpy(self->limits, limits, sizeof self->limits);
+    self->joints = joints;
+    memcpy(self->limits, limits, (size_t)joints * sizeof *limits);
     self->stall_ns = stall_ns;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < self->joints; i++)
         self->pressing_ns[i] = -1;
 }
 
@@ -23,10 +24,10 @@ static long long apart(int32_t a, int32_t b)
     return llabs((long long)a - b);
 }
 
-int press_stalled(press *self, const int32_t goals[ARM_JOINTS], const int32_t present[ARM_JOINTS], uint32_t without, int64_t now_ns)
+int press_stalled(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns)
 {
     int stalled = -1;
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->joints; i++) {
         if (apart(present[i], self->at[i]) > PRESS_STILL_COUNTS) {
             self->at[i] = present[i];
             self->at_ns[i] = now_ns;
@@ -44,11 +45,11 @@ int press_stalled(press *self, const int32_t goals[ARM_JOINTS], const int32_t pr
     return stalled;
 }
 
-bool press_lead_back(press *self, const int32_t goals[ARM_JOINTS], const int32_t present[ARM_JOINTS], uint32_t without, int64_t now_ns,
-                     int32_t wish[ARM_JOINTS])
+bool press_lead_back(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns,
+                     int32_t *wish)
 {
     bool moves = false;
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->joints; i++) {
         if (!(self->returned >> i & 1) && now_ns - self->at_ns[i] >= PRESS_STILL_NS) {
             int64_t lead = (int64_t)goals[i] - present[i], gravity = self->limits[i].gravity;
             self->rest[i] = lead > gravity ? present[i] + (int32_t)gravity : lead < -gravity ? present[i] - (int32_t)gravity : goals[i];

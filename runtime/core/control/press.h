@@ -23,23 +23,24 @@ typedef struct {
 } press_limits;
 
 typedef struct {
-    press_limits limits[ARM_JOINTS];
+    press_limits limits[ARM_JOINTS_MAX];
+    int32_t joints;
     int64_t stall_ns;              /* how long a joint may press without moving */
-    int32_t at[ARM_JOINTS];        /* where each was when it last moved */
-    int64_t at_ns[ARM_JOINTS];     /* since when it is there */
-    int32_t from[ARM_JOINTS];      /* where it began to press */
-    int64_t pressing_ns[ARM_JOINTS]; /* since when, -1: it does not */
+    int32_t at[ARM_JOINTS_MAX];        /* where each was when it last moved */
+    int64_t at_ns[ARM_JOINTS_MAX];     /* since when it is there */
+    int32_t from[ARM_JOINTS_MAX];      /* where it began to press */
+    int64_t pressing_ns[ARM_JOINTS_MAX]; /* since when, -1: it does not */
     uint32_t returned;             /* joints (bits) whose goal was led back */
-    int32_t rest[ARM_JOINTS];      /* to here */
+    int32_t rest[ARM_JOINTS_MAX];      /* to here */
 } press;
 
-void press_init(press *self, const press_limits limits[ARM_JOINTS], int64_t stall_ns);
+void press_init(press *self, const press_limits *limits, int joints, int64_t stall_ns);
 /* Goals move again: the next hold may lead them back again. */
 void press_release(press *self);
 /* Takes note of a reading. The joint that has pressed for too long, -1: none. `without`: joints (bits) without torque. */
-int press_stalled(press *self, const int32_t goals[ARM_JOINTS], const int32_t present[ARM_JOINTS], uint32_t without, int64_t now_ns);
+int press_stalled(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns);
 /* Of goals at rest: where they are to go; true while one is not there. Each joint's turn comes when it stands. */
-bool press_lead_back(press *self, const int32_t goals[ARM_JOINTS], const int32_t present[ARM_JOINTS], uint32_t without, int64_t now_ns,
-                     int32_t wish[ARM_JOINTS]);
+bool press_lead_back(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns,
+                     int32_t *wish);
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
 #include "record.h"
+#include "record_old.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -8,24 +9,50 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { VERSION = 4 };
+enum { VERSION = 5, SMALL_JOINTS = 6 };
 static const uint64_t magic_v0 = 0x30444345525f4c56; /* "VL_RECD0", the last byte counts up */
 
-_Static_assert(sizeof(record_cell) == 256, "a cell is 256 bytes");
-_Static_assert(sizeof(record_tick) <= RECORD_PAYLOAD && sizeof(record_chunk) <= RECORD_PAYLOAD, "fits a cell");
+enum { TICK_HEAD = offsetof(record_tick, position), JOINT_BYTES = 4 * 4 + 2 + 1 + 1 };
+
+_Static_assert(sizeof(record_cell) == RECORD_LARGE && offsetof(record_cell, payload) == RECORD_HEAD, "a cell is 512 bytes");
+_Static_assert(RECORD_HEAD + TICK_HEAD + SMALL_JOINTS * JOINT_BYTES <= RECORD_SMALL, "six joints fit a small cell");
+_Static_assert(TICK_HEAD + ARM_JOINTS_MAX * JOINT_BYTES <= RECORD_PAYLOAD, "every arm fits a large one");
+_Static_assert(RECORD_HEAD + sizeof(record_chunk) <= RECORD_SMALL, "fits a cell");
 _Static_assert(sizeof(record_header) <= RECORD_HEADER, "fits the header");
+
+static size_t cell_bytes_of(int joints)
+{
+    return joints <= SMALL_JOINTS ? RECORD_SMALL : RECORD_LARGE;
+}
+
+size_t record_bytes(uint64_t cells, int joints)
+{
+    return RECORD_HEADER + cells * cell_bytes_of(joints);
+}
 
 static void attach(record *self)
 {
     self->header = self->file.memory;
-    self->cells = (record_cell *)((char *)self->file.memory + RECORD_HEADER);
+    self->cells = (char *)self->file.memory + RECORD_HEADER;
+}
+
+uint32_t *record_place(const record *self, uint64_t index)
+{
+    return (uint32_t *)(self->cells + index % self->count * self->cell_bytes);
+}
+
+uint32_t record_crc(const record *self, const record_cell *cell)
+{
+    record_cell copy = *cell;
+    copy.crc = 0;
+    return shared_crc32(&copy, self->cell_bytes);
 }
 
 int record_create(record *self, const char *path, uint64_t cells, const pilot_config *config, bool shadow)
 {
     if (access(path, F_OK) == 0)
         return EEXIST;
-    int failure = shared_open(&self->file, path, RECORD_HEADER + cells * sizeof(record_cell), true);
+    int failure = shared_open(&self->file, path, record_bytes(cells, config->joints), true);
     if (failure != 0)
         return failure;
     attach(self);
@@ -34,6 +61,8 @@ int record_create(record *self, const char *path, uint64_t cells, const pilot_co
     clock_gettime(CLOCK_REALTIME, &wall);
     clock_gettime(CLOCK_MONOTONIC, &monotonic);
     self->count = cells;
+    self->cell_bytes = cell_bytes_of(config->joints);
+    self->config = *config;
     self->header->cells = cells;
     self->header->shadow = shadow;
     self->header->wall_minus_monotonic_ns =
@@ -45,31 +74,6 @@ int record_create(record *self, const char *path, uint64_t cells, const pilot_co
     return 0;
 }
 
-static void take_config_v2(record *self)
-{
-    record_config_v2 old;
-    pilot_config *config = &self->config;
-    memcpy(&old, &self->header->config, sizeof old);
-    memcpy(config->limits, old.limits, sizeof config->limits);
-    config->schedule.session = old.schedule.session;
-    config->period_ns = old.period_ns;
-}
-
-/* The part of the header that a version's CRC covers; 0: no such version. */
-static size_t config_bytes_of(int version)
-{
-    switch (version) {
-    case 2:
-        return sizeof(record_config_v2);
-    case 3:
-        return offsetof(pilot_config, action_ns);
-    case VERSION:
-        return sizeof(pilot_config);
-    default:
-        return 0;
-    }
-}
-
 int record_open(record *self, const char *path)
 {
     int failure = shared_open_any(&self->file, path);
@@ -79,23 +83,29 @@ int record_open(record *self, const char *path)
     const record_header *header = self->header;
     bool whole = self->file.bytes >= RECORD_HEADER && (header->magic - magic_v0) << 8 == 0;
     self->version = whole ? (int)((header->magic - magic_v0) >> 56) : 0;
-    size_t config_bytes = config_bytes_of(self->version);
-    if (config_bytes == 0 || header->cells == 0 || header->cells > (self->file.bytes - RECORD_HEADER) / sizeof(record_cell)
-        || header->config_bytes != config_bytes || header->config_crc != shared_crc32(&header->config, config_bytes)) {
+    size_t config_bytes = self->version == VERSION ? sizeof(pilot_config) : record_old_config_bytes(self->version);
+    whole = config_bytes > 0 && header->config_bytes == config_bytes && header->config_crc == shared_crc32(&header->config, config_bytes);
+    if (whole)
+        self->config = self->version == VERSION ? header->config : record_old_config(self->version, &header->config);
+    self->cell_bytes = cell_bytes_of(self->config.joints);
+    whole = whole && self->config.joints >= 1 && self->config.joints <= ARM_JOINTS_MAX;
+    if (!whole || header->cells == 0 || header->cells > (self->file.bytes - RECORD_HEADER) / self->cell_bytes) {
         shared_close(&self->file);
         return EINVAL;
     }
     self->count = header->cells;
-    memset(&self->config, 0, sizeof self->config);
-    if (self->version == 2)
-        take_config_v2(self);
-    else
-        memcpy(&self->config, &header->config, config_bytes);
-    if (self->version < VERSION) {
-        self->config.action_ns = self->config.period_ns;
-        self->config.guard_version = GUARD_WHOLE_COUNTS;
-    }
     return 0;
+}
+
+record_arrays record_arrays_of(record_tick *tick)
+{
+    return (record_arrays){{{tick->position, 4}, {tick->velocity, 4}, {tick->goals, 4}, {tick->action, 4}, {tick->load, 2},
+                            {tick->alert, 1}, {tick->verdicts, 1}}};
+}
+
+uint32_t record_rows(const record *self)
+{
+    return (uint32_t)((self->cell_bytes - RECORD_HEAD) / ((size_t)self->config.joints * sizeof(float)));
 }
 
 void record_close(record *self)
@@ -103,24 +113,26 @@ void record_close(record *self)
     shared_close(&self->file);
 }
 
-static uint32_t cell_crc(record_cell cell)
-{
-    cell.crc = 0;
-    return shared_crc32(&cell, sizeof cell);
-}
-
 static void put(record *self, record_kind kind, const void *payload, size_t bytes)
 {
     record_cell cell = {.index = self->header->written, .kind = kind};
     memcpy(cell.payload, payload, bytes);
-    cell.crc = cell_crc(cell);
-    shared_put((uint32_t *)&self->cells[cell.index % self->count], &cell, sizeof cell / 4);
+    cell.crc = record_crc(self, &cell);
+    shared_put(record_place(self, cell.index), &cell, self->cell_bytes / 4);
     shared_store(&self->header->written, cell.index + 1);
 }
 
 void record_put_tick(record *self, const record_tick *tick)
 {
-    put(self, RECORD_TICK, tick, sizeof *tick);
+    uint8_t payload[RECORD_PAYLOAD], *at = payload + TICK_HEAD;
+    const record_arrays arrays = record_arrays_of((record_tick *)tick);
+    memcpy(payload, tick, TICK_HEAD);
+    for (size_t k = 0; k < sizeof arrays.array / sizeof arrays.array[0]; k++) {
+        size_t bytes = (size_t)self->config.joints * arrays.array[k].size;
+        memcpy(at, arrays.array[k].values, bytes);
+        at += bytes;
+    }
+    put(self, RECORD_TICK, payload, (size_t)(at - payload));
 }
 
 void record_put_chunk(record *self, int64_t tick, const chunk *data)
@@ -136,9 +148,10 @@ void record_put_chunk(record *self, int64_t tick, const chunk *data)
     };
     memcpy(head.digest, data->digest, DIGEST_BYTES);
     put(self, RECORD_CHUNK, &head, sizeof head);
-    for (uint32_t row = 0; row < data->n; row += RECORD_ROWS) {
-        uint32_t rows = data->n - row < RECORD_ROWS ? data->n - row : RECORD_ROWS;
-        put(self, RECORD_ACTIONS, &data->actions[row * ARM_JOINTS], rows * ARM_JOINTS * sizeof(float));
+    uint32_t fit = record_rows(self);
+    for (uint32_t row = 0; row < data->n; row += fit) {
+        uint32_t rows = data->n - row < fit ? data->n - row : fit;
+        put(self, RECORD_ACTIONS, &data->actions[row * data->joints], rows * data->joints * sizeof(float));
     }
 }
 
@@ -176,7 +189,7 @@ record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
         .setting_refused = input->setting_refused,
         .unattended = input->unattended,
         .damaged = input->damaged,
-        .reboot = (uint8_t)output->reboot,
+        .reboot = output->reboot,
         .finding = (uint8_t)input->finding.kind,
         .finding_joint = (int8_t)input->finding.joint,
         .trouble_joint = (int8_t)input->trouble_joint,

@@ -2,13 +2,13 @@
 /* The flight record: a mapped ring of cells of fixed size, each with a CRC.
  *
  * A tick is one cell: every input of the decision and what came of it. A chunk
- * that was taken is a head and its actions, ten a cell, before the cell of its
- * tick. Written to the page cache at once, so it survives the death of the
+ * that was taken is a head and its actions, ten of six joints a cell, before the
+ * cell of its tick. Cells of an arm with more joints are twice as large. Written to the page cache at once, so it survives the death of the
  * process (not of the machine). With the configuration in the header the goals
  * can be computed again, byte for byte.
  *
- * Older versions are read too, and replayed with the guard that they name. Version
- * 3 (until commit 666d6ba) is of a guard in whole counts and of one action a tick.
+ * Older versions are read too (record_old.h), and replayed with the guard that they
+ * name. Version 4 (until commit 4733e22) is of six joints. Version 3 (until commit 666d6ba) is of a guard in whole counts and of one action a tick.
  * Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its
  * goals are computed from the actions and readings that it holds.
  */
@@ -19,8 +19,9 @@
 #include "shared.h"
 
 enum {
-    RECORD_PAYLOAD = 240,
-    RECORD_ROWS = RECORD_PAYLOAD / (ARM_JOINTS * 4),
+    RECORD_SMALL = 256, RECORD_LARGE = 512, /* bytes of a cell: up to six joints, and more */
+    RECORD_HEAD = 16,
+    RECORD_PAYLOAD = RECORD_LARGE - RECORD_HEAD,
     RECORD_CELLS = 1 << 17, /* 32 MiB: 10 minutes at 100 Hz with 5 chunks of 50 a second, and half as much again */
     RECORD_HEADER = 4096,
 };
@@ -31,16 +32,13 @@ typedef struct {
     uint64_t index; /* counts up from 0 */
     uint32_t kind;
     uint32_t crc; /* of the cell with this field zero */
-    uint8_t payload[RECORD_PAYLOAD];
+    uint8_t payload[RECORD_PAYLOAD]; /* of a small cell: what fits */
 } record_cell;
 
+/* In a cell each array has as many values as the arm has joints. */
 typedef struct {
     int64_t tick, now_ns, reading_ns, patience_ns, dropped_through;
     int64_t action_sequence;
-    int32_t position[ARM_JOINTS], velocity[ARM_JOINTS], goals[ARM_JOINTS];
-    float action[ARM_JOINTS]; /* joint units */
-    int16_t load[ARM_JOINTS];
-    uint8_t alert[ARM_JOINTS], verdicts[ARM_JOINTS];
     uint8_t read_result, command, answer, torque;
     uint8_t watchdog, absent, unplugged, unsent, torque_failed, malformed, plan_then_move;
     uint8_t state, reason, latched, due, write, clear_watchdog, done, verdict;
@@ -48,10 +46,16 @@ typedef struct {
     int32_t action_index;
     int32_t late_ns, read_ns, write_ns, work_ns; /* saturated at 2 s */
     /* From version 3 on: */
-    uint8_t setting_refused, unattended, damaged, reboot;
+    uint8_t setting_refused, unattended, damaged, unused;
     uint8_t finding;
     int8_t finding_joint, trouble_joint;
     uint64_t writer;
+    /* From version 5 on: */
+    uint32_t reboot, reserved;
+    int32_t position[ARM_JOINTS_MAX], velocity[ARM_JOINTS_MAX], goals[ARM_JOINTS_MAX];
+    float action[ARM_JOINTS_MAX]; /* joint units */
+    int16_t load[ARM_JOINTS_MAX];
+    uint8_t alert[ARM_JOINTS_MAX], verdicts[ARM_JOINTS_MAX];
 } record_tick;
 
 typedef struct {
@@ -69,31 +73,21 @@ typedef struct {
     int64_t wall_minus_monotonic_ns; /* to date the ticks */
     uint64_t shadow;
     uint32_t config_bytes, config_crc;
-    pilot_config config; /* of version 3: up to action_ns; of version 2: record_config_v2 */
+    pilot_config config; /* of older versions: see record_old.h */
 } record_header;
-
-/* What version 2 knew of the pilot's configuration. */
-typedef struct {
-    guard_limits limits[ARM_JOINTS];
-    struct {
-        uint64_t session;
-        uint8_t digest[DIGEST_BYTES];
-        int32_t handover, blend_ticks, rest_counts[ARM_JOINTS];
-    } schedule;
-    int64_t period_ns, patience_min_ns, patience_max_ns, reads_latch_ns;
-    bool has_park;
-    int32_t park[ARM_JOINTS];
-    double park_speed;
-} record_config_v2;
 
 typedef struct {
     shared_file file;
     record_header *header;
-    record_cell *cells;
+    char *cells;
     uint64_t count; /* of cells in the file */
-    int version;    /* 2 to 4 */
+    size_t cell_bytes;
+    int version;    /* 2 to 5 */
     pilot_config config;
 } record;
+
+/* Bytes of a record of an arm with so many joints. */
+size_t record_bytes(uint64_t cells, int joints);
 
 /* Makes a new record of `cells` cells. 0 or an errno; EEXIST: a record lies there, move it away first. */
 int record_create(record *self, const char *path, uint64_t cells, const pilot_config *config, bool shadow);
@@ -107,6 +101,19 @@ void record_put_chunk(record *self, int64_t tick, const chunk *data);
 /* From the decision's inputs and outputs; the timings are the caller's to fill in. */
 record_tick record_tick_of(const pilot_input *input, const pilot_output *output);
 pilot_input record_input_of(const record_tick *tick);
+
+/* How ticks and actions lie in a cell, for the half that reads: the arrays one behind the other, and rows a cell. */
+typedef struct {
+    struct {
+        void *values;
+        size_t size; /* of one */
+    } array[7];
+} record_arrays;
+record_arrays record_arrays_of(record_tick *tick);
+uint32_t record_rows(const record *self);
+/* Where the cell `index` lies, and its CRC. */
+uint32_t *record_place(const record *self, uint64_t index);
+uint32_t record_crc(const record *self, const record_cell *cell);
 
 /* The tick in a cell of kind RECORD_TICK; what its version did not know is as if it had not happened. */
 record_tick record_tick_in(const record *self, const record_cell *cell);

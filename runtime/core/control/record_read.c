@@ -1,17 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The reading half of the flight record, and the replay. */
 #include "record.h"
+#include "record_old.h"
 
 #include <stddef.h>
 #include <string.h>
 
 record_tick record_tick_in(const record *self, const record_cell *cell)
 {
-    record_tick tick;
-    memcpy(&tick, cell->payload, sizeof tick);
-    if (self->version == 2) {
-        memset((char *)&tick + offsetof(record_tick, setting_refused), 0, sizeof tick - offsetof(record_tick, setting_refused));
-        tick.finding_joint = tick.trouble_joint = -1;
+    if (self->version <= OLD_VERSION)
+        return record_old_tick(self->version, cell->payload);
+    record_tick tick = {0};
+    size_t at = offsetof(record_tick, position);
+    const record_arrays arrays = record_arrays_of(&tick);
+    memcpy(&tick, cell->payload, at);
+    for (size_t k = 0; k < sizeof arrays.array / sizeof arrays.array[0]; k++) {
+        size_t bytes = (size_t)self->config.joints * arrays.array[k].size;
+        memcpy(arrays.array[k].values, cell->payload + at, bytes);
+        at += bytes;
     }
     return tick;
 }
@@ -24,12 +30,8 @@ void record_range(const record *self, uint64_t *first, uint64_t *end)
 
 bool record_get(const record *self, uint64_t index, record_cell *out)
 {
-    shared_get(out, (const uint32_t *)&self->cells[index % self->count], sizeof *out / 4);
-    uint32_t crc = out->crc;
-    out->crc = 0;
-    bool whole = out->index == index && crc == shared_crc32(out, sizeof *out);
-    out->crc = crc;
-    return whole;
+    shared_get(out, record_place(self, index), self->cell_bytes / 4);
+    return out->index == index && out->crc == record_crc(self, out);
 }
 
 bool record_get_chunk(const record *self, uint64_t index, chunk *out)
@@ -39,22 +41,23 @@ bool record_get_chunk(const record *self, uint64_t index, chunk *out)
     if (!record_get(self, index, &cell) || cell.kind != RECORD_CHUNK)
         return false;
     memcpy(&head, cell.payload, sizeof head);
-    if (head.n < 1 || head.n > CHUNK_ACTIONS_MAX)
+    uint32_t joints = (uint32_t)self->config.joints, fit = record_rows(self);
+    if (head.n < 1 || head.n > CHUNK_ACTIONS_MAX || head.n * joints > CHUNK_VALUES_MAX)
         return false;
     memset(out, 0, sizeof *out);
     out->kind = head.kind;
     out->n = head.n;
-    out->joints = ARM_JOINTS;
+    out->joints = joints;
     out->session = head.session;
     memcpy(out->digest, head.digest, DIGEST_BYTES);
     out->observation_sequence = head.observation_sequence;
     out->observation_tick = head.observation_tick;
     out->observation_ns = head.observation_ns;
-    for (uint32_t row = 0; row < head.n; row += RECORD_ROWS) {
-        uint32_t rows = head.n - row < RECORD_ROWS ? head.n - row : RECORD_ROWS;
+    for (uint32_t row = 0; row < head.n; row += fit) {
+        uint32_t rows = head.n - row < fit ? head.n - row : fit;
         if (!record_get(self, ++index, &cell) || cell.kind != RECORD_ACTIONS)
             return false;
-        memcpy(&out->actions[row * ARM_JOINTS], cell.payload, rows * ARM_JOINTS * sizeof(float));
+        memcpy(&out->actions[row * joints], cell.payload, rows * joints * sizeof(float));
     }
     return true;
 }
@@ -66,7 +69,7 @@ static bool same(const record_tick *told, const pilot_output *output)
 }
 
 /* One tick of version 2: what its guard was told. Returns whether it had been started. */
-static bool guard_again(guard *guard, const record_tick *told, guard_view *view, int32_t present[ARM_JOINTS], int32_t goals[ARM_JOINTS])
+static bool guard_again(guard *guard, const record_tick *told, guard_view *view, int32_t *present, int32_t *goals)
 {
     int joint;
     bool armed = told->command == COMMAND_ARM && told->answer == ANSWER_DONE && told->torque == TORQUE_ON;
@@ -88,7 +91,7 @@ static bool guard_again(guard *guard, const record_tick *told, guard_view *view,
         return false;
     }
     bool steps = told->due && told->torque == TORQUE_KEEP;
-    guard_result result = steps ? guard_step(guard, told->action, ARM_JOINTS, view) : guard_brake(guard);
+    guard_result result = steps ? guard_step(guard, told->action, guard->count, view) : guard_brake(guard);
     memcpy(goals, result.goals, sizeof result.goals);
     guard->started = told->torque != TORQUE_OFF;
     return true;
@@ -100,11 +103,11 @@ static record_replay_result replay_v2(const record *self, guard *scratch)
     uint64_t first, end;
     int joint;
     guard_view view = {0};
-    int32_t present[ARM_JOINTS] = {0}, goals[ARM_JOINTS];
+    int32_t present[ARM_JOINTS_MAX] = {0}, goals[ARM_JOINTS_MAX] = {0};
     bool begun = false;
     record_range(self, &first, &end);
     guard_version version = (guard_version)self->config.guard_version;
-    if (guard_configure(scratch, self->config.limits, self->config.period_ns, version, &joint) != GUARD_CONFIG_OK)
+    if (guard_configure(scratch, self->config.limits, self->config.joints, self->config.period_ns, version, &joint) != GUARD_CONFIG_OK)
         return result;
     for (uint64_t index = first; index < end; index++) {
         record_cell cell;

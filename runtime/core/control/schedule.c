@@ -35,12 +35,12 @@ void schedule_drop(schedule *self)
     self->plans[1].present = false;
 }
 
-void schedule_note_reading(schedule *self, int64_t tick, int64_t time_ns, const int32_t position[ARM_JOINTS])
+void schedule_note_reading(schedule *self, int64_t tick, int64_t time_ns, const int32_t *position)
 {
     schedule_reading *reading = &self->readings[tick % SCHEDULE_HISTORY];
     reading->tick = tick;
     reading->time_ns = time_ns;
-    memcpy(reading->position, position, sizeof reading->position);
+    memcpy(reading->position, position, (size_t)self->config.joints * sizeof *position);
 }
 
 void schedule_note_goal(schedule *self, int64_t tick, bool moved)
@@ -54,7 +54,7 @@ static bool rested(const schedule *self, const schedule_reading *observed, const
 {
     if (present == NULL || self->goal_moved_tick >= observed->tick)
         return false;
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->config.joints; i++) {
         int64_t moved = (int64_t)present[i] - observed->position[i];
         if (moved > self->config.rest_counts[i] || moved < -self->config.rest_counts[i])
             return false;
@@ -111,10 +111,10 @@ static float row(const schedule_plan *plan, int64_t index, int joint)
     int64_t last = plan->data.n - 1, end = index < 0 ? 0 : last;
     const float *actions = &plan->data.actions[joint];
     if (index >= 0 && index <= last)
-        return actions[index * ARM_JOINTS];
+        return actions[index * plan->data.joints];
     int64_t inside = 2 * end - index;
     inside = inside < 0 ? 0 : inside > last ? last : inside;
-    return 2 * actions[end * ARM_JOINTS] - actions[inside * ARM_JOINTS];
+    return 2 * actions[end * plan->data.joints] - actions[inside * plan->data.joints];
 }
 
 /* `share` of the way from action `before` to the next. */
@@ -150,7 +150,7 @@ static float rounded(const schedule_plan *plan, int64_t before, float share, int
 }
 
 /* What `plan` wants at `tick`; false: nothing. index: of the action at or before it. */
-static bool wish(const schedule *self, const schedule_plan *plan, int64_t tick, float action[ARM_JOINTS], int32_t *index)
+static bool wish(const schedule *self, const schedule_plan *plan, int64_t tick, float *action, int32_t *index)
 {
     int64_t since_ns = (tick - plan->start) * self->period_ns;
     if (!plan->present || since_ns < 0 || ended(self, plan->data.n, since_ns))
@@ -158,7 +158,7 @@ static bool wish(const schedule *self, const schedule_plan *plan, int64_t tick, 
     int64_t last = plan->data.n - 1, before = since_ns / self->action_ns;
     before = before < last ? before : last;
     float share = before == last ? 0 : (float)((double)(since_ns - before * self->action_ns) / (double)self->action_ns);
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < self->config.joints; i++) {
         float instead = turns(self, plan, before, i) ? rounded(plan, before, share, i) : NAN;
         action[i] = isfinite(instead) ? instead : line(plan, before, share, i);
     }
@@ -175,11 +175,11 @@ schedule_action schedule_due(const schedule *self, int64_t tick)
         return result;
     result.sequence = plan->data.observation_sequence;
     int64_t since_ns = (tick - self->taken_tick) * self->period_ns, over_ns = self->config.blend_actions * self->action_ns;
-    float old[ARM_JOINTS];
+    float old[ARM_JOINTS_MAX];
     int32_t unused;
     if (since_ns < over_ns && wish(self, &self->plans[1 - self->current], tick, old, &unused)) {
         float share = (float)((double)(since_ns + self->period_ns) / (double)(over_ns + self->period_ns));
-        for (int i = 0; i < ARM_JOINTS; i++)
+        for (int i = 0; i < self->config.joints; i++)
             result.action[i] = old[i] + share * (result.action[i] - old[i]);
     }
     return result;

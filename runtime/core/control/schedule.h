@@ -33,14 +33,15 @@ enum {
 typedef struct {
     uint64_t session;
     uint8_t digest[DIGEST_BYTES];
+    int32_t joints;
     int32_t blend_actions;           /* actions over which a new chunk takes over; 0: at once */
-    int32_t rest_counts[ARM_JOINTS]; /* |present - observed| of a rest chunk */
+    int32_t rest_counts[ARM_JOINTS_MAX]; /* |present - observed| of a rest chunk */
 } schedule_config;
 
 typedef struct {
     int64_t tick;
     int64_t time_ns;
-    int32_t position[ARM_JOINTS];
+    int32_t position[ARM_JOINTS_MAX];
 } schedule_reading;
 
 typedef struct {
@@ -52,7 +53,7 @@ typedef struct {
 typedef struct {
     schedule_config config;
     int64_t period_ns, action_ns; /* from tick to tick, from action to action */
-    double corner[ARM_JOINTS];    /* joint units a tick by which the velocity may change in a tick; 0: any */
+    double corner[ARM_JOINTS_MAX];    /* joint units a tick by which the velocity may change in a tick; 0: any */
     schedule_plan plans[2];
     int current;             /* the plan in force; the other is the one it took over from */
     int64_t taken_tick;      /* when it took over */
@@ -71,7 +72,7 @@ typedef struct {
 
 typedef struct {
     bool due;
-    float action[ARM_JOINTS]; /* joint units */
+    float action[ARM_JOINTS_MAX]; /* joint units */
     int64_t sequence;         /* of the chunk's observation */
     int32_t index;            /* of the action in the chunk, of the earlier one between two */
 } schedule_action;
@@ -83,7 +84,7 @@ void schedule_round_corners(schedule *self, int joint, double corner);
 void schedule_arm(schedule *self, int64_t tick);
 /* Forgets the plans: nothing is due until a new chunk is taken. */
 void schedule_drop(schedule *self);
-void schedule_note_reading(schedule *self, int64_t tick, int64_t time_ns, const int32_t position[ARM_JOINTS]);
+void schedule_note_reading(schedule *self, int64_t tick, int64_t time_ns, const int32_t *position);
 void schedule_note_goal(schedule *self, int64_t tick, bool moved);
 
 /* Takes the chunk, or says why not. The chunk's shape was checked by ring_check. */

@@ -3,7 +3,7 @@
 
 #include <errno.h>
 
-static const uint64_t magic = 0x3254415453414c56; /* "VLASTAT2" */
+static const uint64_t magic = 0x3354415453414c56; /* "VLASTAT3" */
 
 int status_open(shared_file *file, const char *path, bool writer)
 {

@@ -12,17 +12,18 @@ enum { STATUS_PATH_BYTES = 256 };
 typedef struct {
     uint64_t session;
     uint64_t pid;
+    int64_t joints;      /* so many values has each array here */
     int64_t tick;
     int64_t tick_ns;     /* when the tick started */
     int64_t period_ns;
     int64_t t0_ns;
     int64_t reading_tick; /* tick of the newest reading, -1: none yet */
     int64_t reading_ns;
-    int32_t present[ARM_JOINTS];  /* counts */
-    float positions[ARM_JOINTS];  /* joint units */
-    float velocities[ARM_JOINTS]; /* joint units/s */
-    int32_t goals[ARM_JOINTS];    /* counts */
-    int32_t load[ARM_JOINTS];     /* servo units */
+    int32_t present[ARM_JOINTS_MAX];  /* counts */
+    float positions[ARM_JOINTS_MAX];  /* joint units */
+    float velocities[ARM_JOINTS_MAX]; /* joint units/s */
+    int32_t goals[ARM_JOINTS_MAX];    /* counts */
+    int32_t load[ARM_JOINTS_MAX];     /* servo units */
     int32_t state, reason, joint, latched, shadow, torque, rest_ticks, fifo, locked;
     int32_t verdict, verdict_joint;
     int64_t goal_moved_tick;      /* last tick whose goal differed from the one before */
@@ -40,9 +41,9 @@ typedef struct {
     int64_t late_ns, late_max_ns; /* start of this tick after its time, and the most so far */
     int64_t io_ns, io_max_ns;     /* bus time of this tick, and the most so far */
     int64_t work_max_ns;
-    int32_t error[ARM_JOINTS];       /* bits of the hardware error register */
-    int32_t temperature[ARM_JOINTS]; /* degrees Celsius, 0: not read yet */
-    int32_t voltage[ARM_JOINTS];     /* 0.1 V, 0: not read yet */
+    int32_t error[ARM_JOINTS_MAX];       /* bits of the hardware error register */
+    int32_t temperature[ARM_JOINTS_MAX]; /* degrees Celsius, 0: not read yet */
+    int32_t voltage[ARM_JOINTS_MAX];     /* 0.1 V, 0: not read yet */
     int32_t warm_joint;              /* a servo near its temperature limit, -1: none */
     int32_t unattended;              /* the supervisor's heartbeat is missing */
     /* The servo that the last lost reading or torque switch failed at, -1: not known; a register, where it was a setting. */
@@ -50,6 +51,8 @@ typedef struct {
     uint64_t health_reads;
     uint64_t writer;                 /* of the ring's chunks */
     uint8_t digest[DIGEST_BYTES];
+    char arm[ARM_NAME_BYTES];
+    char names[ARM_JOINTS_MAX][ARM_NAME_BYTES]; /* of the joints */
     char record[STATUS_PATH_BYTES];
 } status;
 

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `_core.KochBus`: the servo bus and the Koch's six servos for Python's slow path.
+/* `_core.ServoArm`: the servo bus and the servos of an arm for Python's slow path.
  *
  * Verdicts are returned, not raised: the callers know joint names and fixes. The
  * lock is dropped around every wait, so other threads run while the bus answers.
  * Attribute `port` hands the same bus to the control loop as an arm_port.
  */
 #include "module.h"
+#include "bind_chunk.h"
 
-#include "koch.h"
+#include "feetech.h"
+#include "packet.h"
 #include "serial.h"
+#include "servo_arm.h"
 
 #include <errno.h>
 #include <string.h>
@@ -16,10 +19,10 @@
 
 typedef struct {
     PyObject_HEAD
-    koch koch;
+    servo_arm arm;
     arm_port port;
     int fd;
-} KochBus;
+} ServoArm;
 
 static int64_t deadline_after(double timeout_s)
 {
@@ -28,7 +31,7 @@ static int64_t deadline_after(double timeout_s)
     return serial_now_ns() + (int64_t)(timeout_s < 60 ? timeout_s * 1e9 : 60e9);
 }
 
-static int is_open(const KochBus *self)
+static int is_open(const ServoArm *self)
 {
     if (self->fd >= 0)
         return 1;
@@ -58,23 +61,55 @@ static int servo_ids(PyObject *sequence, uint8_t *ids, size_t *n)
     return 0;
 }
 
-static int KochBus_init(PyObject *object, PyObject *args, PyObject *kwargs)
+/* Every servo language there is, by the name that descriptions give it. */
+static const servo_protocol *const protocols[] = {&dynamixel2, &feetech0};
+
+static const servo_protocol *protocol_named(const char *name)
 {
-    static char *names[] = {"path", "baud", "ids", NULL};
-    KochBus *self = (KochBus *)object;
-    const char *path;
-    unsigned baud = 1000000;
-    PyObject *ids_object = NULL;
-    uint8_t ids[BUS_SERVOS_MAX] = {1, 2, 3, 4, 5, 6};
-    size_t n = ARM_JOINTS;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|IO", names, &path, &baud, &ids_object))
+    for (size_t i = 0; i < sizeof protocols / sizeof protocols[0]; i++)
+        if (strcmp(protocols[i]->name, name) == 0)
+            return protocols[i];
+    PyErr_Format(PyExc_ValueError, "no servo protocol %s", name);
+    return NULL;
+}
+
+/* A role's register of the mapping: name -> (address, bytes, sign); one that is not there is none. */
+static int role(PyObject *roles, const char *name, servo_register *out)
+{
+    PyObject *told = PyDict_GetItemString(roles, name);
+    return told == NULL || PyArg_ParseTuple(told, "HBh", &out->address, &out->bytes, &out->sign) ? 0 : -1;
+}
+
+static int roles_of(PyObject *roles, servo_roles *at)
+{
+    const struct {
+        const char *name;
+        servo_register *where;
+    } all[] = {{"torque", &at->torque}, {"goal", &at->goal}, {"block", &at->block}, {"load", &at->load}, {"velocity", &at->velocity},
+               {"position", &at->position}, {"voltage", &at->voltage}, {"temperature", &at->temperature}, {"error", &at->error},
+               {"watchdog", &at->watchdog}, {"lock", &at->lock}};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        if (role(roles, all[i].name, all[i].where) < 0)
+            return -1;
+    return 0;
+}
+
+static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"path", "baud", "protocol", "ids", "roles", "velocity_unit", "watchdog_on", "watchdog_tripped", NULL};
+    ServoArm *self = (ServoArm *)object;
+    const char *path, *protocol;
+    unsigned baud;
+    PyObject *ids, *roles;
+    servo_arm_description is = {0};
+    size_t n;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sIsOO!dbb", names, &path, &baud, &protocol, &ids, &PyDict_Type, &roles, &is.velocity_unit, &is.watchdog_on,
+                                     &is.watchdog_tripped))
         return -1;
-    if (ids_object != NULL && servo_ids(ids_object, ids, &n) < 0)
+    is.protocol = protocol_named(protocol);
+    if (is.protocol == NULL || servo_ids(ids, is.ids, &n) < 0 || roles_of(roles, &is.at) < 0)
         return -1;
-    if (n != ARM_JOINTS) {
-        PyErr_Format(PyExc_ValueError, "a Koch arm has %d servos, not %zu", ARM_JOINTS, n);
-        return -1;
-    }
+    is.joints = (int32_t)n;
     if (self->fd >= 0) {
         PyErr_SetString(PyExc_ValueError, "the bus is open already");
         return -1;
@@ -84,44 +119,44 @@ static int KochBus_init(PyObject *object, PyObject *args, PyObject *kwargs)
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
         return -1;
     }
-    koch_init(&self->koch, self->fd, ids);
-    self->port = koch_port(&self->koch);
+    servo_arm_init(&self->arm, self->fd, &is);
+    self->port = servo_arm_port(&self->arm);
     return 0;
 }
 
-static PyObject *KochBus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+static PyObject *ServoArm_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)args;
     (void)kwargs;
-    KochBus *self = (KochBus *)type->tp_alloc(type, 0);
+    ServoArm *self = (ServoArm *)type->tp_alloc(type, 0);
     if (self != NULL)
         self->fd = -1;
     return (PyObject *)self;
 }
 
-static PyObject *KochBus_close(PyObject *object, PyObject *unused)
+static PyObject *ServoArm_close(PyObject *object, PyObject *unused)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     (void)unused;
     if (self->fd >= 0)
         close(self->fd);
     self->fd = -1;
-    self->koch.bus.fd = -1; /* whoever still holds the port then reads "unplugged" */
+    self->arm.bus.fd = -1; /* whoever still holds the port then reads "unplugged" */
     Py_RETURN_NONE;
 }
 
-static void KochBus_dealloc(PyObject *object)
+static void ServoArm_dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     if (self->fd >= 0)
         close(self->fd);
     type->tp_free(object);
 }
 
-static PyObject *KochBus_ping(PyObject *object, PyObject *args)
+static PyObject *ServoArm_ping(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     unsigned char id;
     double timeout_s;
     uint16_t model = 0, firmware = 0;
@@ -129,14 +164,14 @@ static PyObject *KochBus_ping(PyObject *object, PyObject *args)
     if (!is_open(self) || !PyArg_ParseTuple(args, "bd", &id, &timeout_s))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = bus_ping(&self->koch.bus, id, deadline_after(timeout_s), &model, &firmware);
+    result = bus_ping(&self->arm.bus, id, deadline_after(timeout_s), &model, &firmware);
     Py_END_ALLOW_THREADS
     return Py_BuildValue("(iii)", (int)result, (int)model, (int)firmware);
 }
 
-static PyObject *KochBus_sync_read(PyObject *object, PyObject *args)
+static PyObject *ServoArm_sync_read(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     PyObject *ids_object;
     unsigned short address, length;
     double timeout_s;
@@ -149,16 +184,16 @@ static PyObject *KochBus_sync_read(PyObject *object, PyObject *args)
     what.address = address;
     what.length = length;
     Py_BEGIN_ALLOW_THREADS
-    result = bus_sync_read(&self->koch.bus, &what, deadline_after(timeout_s), data, alerts);
+    result = bus_sync_read(&self->arm.bus, &what, deadline_after(timeout_s), data, alerts);
     Py_END_ALLOW_THREADS
     size_t n = result == BUS_OK ? what.servos : 0;
     return Py_BuildValue("(iy#y#)", (int)result, (const char *)data, (Py_ssize_t)(n * length), (const char *)alerts,
                          (Py_ssize_t)n);
 }
 
-static PyObject *KochBus_write(PyObject *object, PyObject *args)
+static PyObject *ServoArm_write(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     unsigned char id;
     unsigned short address;
     Py_buffer data;
@@ -168,30 +203,30 @@ static PyObject *KochBus_write(PyObject *object, PyObject *args)
         return NULL;
     if (data.len <= BUS_READ_MAX) {
         Py_BEGIN_ALLOW_THREADS
-        result = bus_write(&self->koch.bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s));
+        result = bus_write(&self->arm.bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s));
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&data);
     return PyLong_FromLong(result);
 }
 
-static PyObject *KochBus_reboot(PyObject *object, PyObject *args)
+static PyObject *ServoArm_reboot(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     unsigned char id;
     double timeout_s;
     bus_result result;
     if (!is_open(self) || !PyArg_ParseTuple(args, "bd", &id, &timeout_s))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = bus_reboot(&self->koch.bus, id, deadline_after(timeout_s));
+    result = bus_reboot(&self->arm.bus, id, deadline_after(timeout_s));
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(result);
 }
 
-static PyObject *KochBus_read_arm(PyObject *object, PyObject *args)
+static PyObject *ServoArm_read_arm(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     double timeout_s;
     arm_reading r;
     arm_result result;
@@ -199,66 +234,72 @@ static PyObject *KochBus_read_arm(PyObject *object, PyObject *args)
         return NULL;
     memset(&r, 0, sizeof r);
     Py_BEGIN_ALLOW_THREADS
-    result = self->port.read(&self->koch, deadline_after(timeout_s), &r);
+    result = self->port.read(&self->arm, deadline_after(timeout_s), &r);
     Py_END_ALLOW_THREADS
-    return Py_BuildValue("(iL(iiiiii)(iiiiii)(iiiiii)(iiiiii))", (int)result, (long long)r.time_ns, r.position[0],
-                         r.position[1], r.position[2], r.position[3], r.position[4], r.position[5], r.velocity[0],
-                         r.velocity[1], r.velocity[2], r.velocity[3], r.velocity[4], r.velocity[5], r.load[0],
-                         r.load[1], r.load[2], r.load[3], r.load[4], r.load[5], r.alert[0], r.alert[1], r.alert[2],
-                         r.alert[3], r.alert[4], r.alert[5]);
+    int32_t load[ARM_JOINTS_MAX], alert[ARM_JOINTS_MAX];
+    const int n = self->port.joints;
+    for (int i = 0; i < n; i++) {
+        load[i] = r.load[i];
+        alert[i] = r.alert[i];
+    }
+    return Py_BuildValue("(iLNNNN)", (int)result, (long long)r.time_ns, tuple_of_int32(r.position, n), tuple_of_int32(r.velocity, n),
+                         tuple_of_int32(load, n), tuple_of_int32(alert, n));
 }
 
-static PyObject *KochBus_write_goals(PyObject *object, PyObject *args)
+static PyObject *ServoArm_write_goals(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
-    int32_t goals[ARM_JOINTS];
+    ServoArm *self = (ServoArm *)object;
+    PyObject *counts;
+    int32_t goals[ARM_JOINTS_MAX];
     double timeout_s;
     arm_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "(iiiiii)d", &goals[0], &goals[1], &goals[2], &goals[3], &goals[4],
-                                            &goals[5], &timeout_s))
+    if (!is_open(self) || !PyArg_ParseTuple(args, "Od", &counts, &timeout_s) ||
+        counts_from_python(counts, self->port.joints, goals) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = self->port.write_goals(&self->koch, goals, deadline_after(timeout_s));
+    result = self->port.write_goals(&self->arm, goals, deadline_after(timeout_s));
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(result);
 }
 
-static PyObject *KochBus_set_torque(PyObject *object, PyObject *args)
+static PyObject *ServoArm_set_torque(PyObject *object, PyObject *args)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     int on;
     double timeout_s;
     arm_result result;
     if (!is_open(self) || !PyArg_ParseTuple(args, "pd", &on, &timeout_s))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = self->port.set_torque(&self->koch, on != 0, NULL, deadline_after(timeout_s));
+    result = self->port.set_torque(&self->arm, on != 0, NULL, deadline_after(timeout_s));
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(result);
 }
 
 /* settings(((address, bytes, (value or None for each servo)), ...)): by rising address. */
-static PyObject *KochBus_settings(PyObject *object, PyObject *argument)
+static PyObject *ServoArm_settings(PyObject *object, PyObject *argument)
 {
-    koch *koch = &((KochBus *)object)->koch;
+    servo_arm *arm = &((ServoArm *)object)->arm;
     PyObject *fast = PySequence_Fast(argument, "settings must be a sequence");
     if (fast == NULL)
         return NULL;
     Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
-    koch_setting found[KOCH_SETTINGS_MAX] = {0};
-    if (n > KOCH_SETTINGS_MAX)
-        PyErr_Format(PyExc_ValueError, "%zd settings, at most %d fit", n, KOCH_SETTINGS_MAX);
+    servo_setting found[SERVO_SETTINGS_MAX] = {0};
+    if (n > SERVO_SETTINGS_MAX)
+        PyErr_Format(PyExc_ValueError, "%zd settings, at most %d fit", n, SERVO_SETTINGS_MAX);
     for (Py_ssize_t k = 0; k < n && !PyErr_Occurred(); k++) {
-        PyObject *values[ARM_JOINTS];
-        koch_setting *setting = &found[k];
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HH(OOOOOO)", &setting->address, &setting->size, &values[0],
-                              &values[1], &values[2], &values[3], &values[4], &values[5]))
+        PyObject *values;
+        servo_setting *setting = &found[k];
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HHO!", &setting->address, &setting->size, &PyTuple_Type, &values))
             break;
-        for (int i = 0; i < ARM_JOINTS && !PyErr_Occurred(); i++) {
-            if (values[i] == Py_None)
+        if (PyTuple_GET_SIZE(values) != arm->is.joints)
+            PyErr_SetString(PyExc_ValueError, "a setting has a value or None for each joint");
+        for (int i = 0; i < arm->is.joints && !PyErr_Occurred(); i++) {
+            PyObject *value = PyTuple_GET_ITEM(values, i);
+            if (value == Py_None)
                 continue;
-            setting->joints |= (uint8_t)(1u << i);
-            setting->values[i] = (int32_t)PyLong_AsLong(values[i]);
+            setting->joints |= 1u << i;
+            setting->values[i] = (int32_t)PyLong_AsLong(value);
         }
         bool size = setting->size == 1 || setting->size == 2 || setting->size == 4;
         if (!PyErr_Occurred() && (!size || (k > 0 && setting->address < found[k - 1].address + found[k - 1].size)))
@@ -267,14 +308,14 @@ static PyObject *KochBus_settings(PyObject *object, PyObject *argument)
     Py_DECREF(fast);
     if (PyErr_Occurred())
         return NULL;
-    memcpy(koch->settings, found, sizeof found);
-    koch->n_settings = (size_t)n;
+    memcpy(arm->settings, found, sizeof found);
+    arm->n_settings = (size_t)n;
     Py_RETURN_NONE;
 }
 
-static PyObject *KochBus_trouble(PyObject *object, PyObject *unused)
+static PyObject *ServoArm_trouble(PyObject *object, PyObject *unused)
 {
-    const arm_trouble *trouble = &((KochBus *)object)->koch.trouble;
+    const arm_trouble *trouble = &((ServoArm *)object)->arm.trouble;
     (void)unused;
     return Py_BuildValue("(iiii)", trouble->joint, (int)trouble->address, trouble->wanted, trouble->found);
 }
@@ -284,9 +325,9 @@ static void release_owner(PyObject *capsule)
     Py_XDECREF(PyCapsule_GetContext(capsule));
 }
 
-static PyObject *KochBus_port(PyObject *object, void *unused)
+static PyObject *ServoArm_port(PyObject *object, void *unused)
 {
-    KochBus *self = (KochBus *)object;
+    ServoArm *self = (ServoArm *)object;
     (void)unused;
     if (!is_open(self))
         return NULL;
@@ -299,39 +340,39 @@ static PyObject *KochBus_port(PyObject *object, void *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"ping", KochBus_ping, METH_VARARGS, "ping(id, timeout_s) -> (result, model, firmware)"},
-    {"sync_read", KochBus_sync_read, METH_VARARGS,
+    {"ping", ServoArm_ping, METH_VARARGS, "ping(id, timeout_s) -> (result, model, firmware)"},
+    {"sync_read", ServoArm_sync_read, METH_VARARGS,
      "sync_read(ids, address, length, timeout_s) -> (result, bytes of all ids, alert byte per id)"},
-    {"write", KochBus_write, METH_VARARGS, "write(id, address, data, timeout_s) -> result"},
-    {"reboot", KochBus_reboot, METH_VARARGS, "reboot(id, timeout_s) -> result"},
-    {"read_arm", KochBus_read_arm, METH_VARARGS,
+    {"write", ServoArm_write, METH_VARARGS, "write(id, address, data, timeout_s) -> result"},
+    {"reboot", ServoArm_reboot, METH_VARARGS, "reboot(id, timeout_s) -> result"},
+    {"read_arm", ServoArm_read_arm, METH_VARARGS,
      "read_arm(timeout_s) -> (arm result, time_ns, positions, velocities, loads, alerts)"},
-    {"write_goals", KochBus_write_goals, METH_VARARGS, "write_goals(six counts, timeout_s) -> arm result"},
-    {"set_torque", KochBus_set_torque, METH_VARARGS, "set_torque(on, timeout_s) -> arm result"},
-    {"settings", KochBus_settings, METH_O, "settings(((address, bytes, six values or None), ...)) by rising address"},
-    {"trouble", KochBus_trouble, METH_NOARGS, "trouble() -> (joint, address, wanted, found) of the last refused setting"},
-    {"close", KochBus_close, METH_NOARGS, "close()"},
+    {"write_goals", ServoArm_write_goals, METH_VARARGS, "write_goals(counts, timeout_s) -> arm result"},
+    {"set_torque", ServoArm_set_torque, METH_VARARGS, "set_torque(on, timeout_s) -> arm result"},
+    {"settings", ServoArm_settings, METH_O, "settings(((address, bytes, a value or None for each joint), ...)) by rising address"},
+    {"trouble", ServoArm_trouble, METH_NOARGS, "trouble() -> (joint, address, wanted, found) of the last refused setting"},
+    {"close", ServoArm_close, METH_NOARGS, "close()"},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef attributes[] = {
-    {"port", KochBus_port, NULL, "PyCapsule of the arm_port for the control loop", NULL},
+    {"port", ServoArm_port, NULL, "PyCapsule of the arm_port for the control loop", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyTypeObject KochBus_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.KochBus",
-    .tp_basicsize = sizeof(KochBus),
+static PyTypeObject ServoArm_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.ServoArm",
+    .tp_basicsize = sizeof(ServoArm),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "KochBus(path, baud=1000000, ids=(1, 2, 3, 4, 5, 6)): opens the port for this process alone.",
-    .tp_new = KochBus_new,
-    .tp_init = KochBus_init,
-    .tp_dealloc = KochBus_dealloc,
+    .tp_doc = "ServoArm(path, baud, protocol, ids, roles, velocity_unit, watchdog_on, watchdog_tripped): opens the port for this process alone.",
+    .tp_new = ServoArm_new,
+    .tp_init = ServoArm_init,
+    .tp_dealloc = ServoArm_dealloc,
     .tp_methods = methods,
     .tp_getset = attributes,
 };
 
 int bind_bus(PyObject *module)
 {
-    return module_add_type(module, "KochBus", &KochBus_type);
+    return module_add_type(module, "ServoArm", &ServoArm_type);
 }

@@ -28,14 +28,27 @@ PyObject *tuple_of_float(const float *values, int n)
     return tuple;
 }
 
-int counts_from_python(PyObject *object, int32_t counts[ARM_JOINTS])
+PyObject *tuple_of_names(const char names[][ARM_NAME_BYTES], int n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    for (int i = 0; tuple != NULL && i < n; i++) {
+        char name[ARM_NAME_BYTES + 1] = {0};
+        memcpy(name, names[i], ARM_NAME_BYTES);
+        if (name[0] == 0)
+            PyOS_snprintf(name, sizeof name, "joint_%d", i);
+        PyTuple_SET_ITEM(tuple, i, PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"));
+    }
+    return tuple;
+}
+
+int counts_from_python(PyObject *object, int joints, int32_t *counts)
 {
     PyObject *fast = PySequence_Fast(object, "joint counts must be a sequence");
     if (fast == NULL)
         return -1;
-    if (PySequence_Fast_GET_SIZE(fast) != ARM_JOINTS)
-        PyErr_Format(PyExc_ValueError, "%zd joint counts where the arm has %d joints", PySequence_Fast_GET_SIZE(fast), ARM_JOINTS);
-    for (int i = 0; i < ARM_JOINTS && !PyErr_Occurred(); i++)
+    if (PySequence_Fast_GET_SIZE(fast) != joints)
+        PyErr_Format(PyExc_ValueError, "%zd joint counts where the arm has %d joints", PySequence_Fast_GET_SIZE(fast), joints);
+    for (int i = 0; i < joints && !PyErr_Occurred(); i++)
         counts[i] = (int32_t)PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
     Py_DECREF(fast);
     return PyErr_Occurred() ? -1 : 0;
@@ -104,9 +117,10 @@ int chunk_from_python(PyObject *object, chunk *out)
     if (buffer.ndim != 2 || buffer.format == NULL || strcmp(buffer.format, "f") != 0) {
         PyErr_SetString(PyExc_ValueError, "actions must be float32 [n, joints]");
         failed = -1;
-    } else if (buffer.shape[0] > CHUNK_ACTIONS_MAX || buffer.shape[1] > CHUNK_JOINTS_MAX) {
-        PyErr_Format(PyExc_ValueError, "actions [%zd, %zd] do not fit a chunk of %d x %d", buffer.shape[0], buffer.shape[1],
-                     CHUNK_ACTIONS_MAX, CHUNK_JOINTS_MAX);
+    } else if (buffer.shape[0] > CHUNK_ACTIONS_MAX || buffer.shape[1] > CHUNK_JOINTS_MAX
+               || buffer.shape[0] * buffer.shape[1] > CHUNK_VALUES_MAX) {
+        PyErr_Format(PyExc_ValueError, "actions [%zd, %zd] do not fit a chunk of %d x %d, %d values", buffer.shape[0], buffer.shape[1],
+                     CHUNK_ACTIONS_MAX, CHUNK_JOINTS_MAX, CHUNK_VALUES_MAX);
         failed = -1;
     } else {
         out->n = (uint32_t)buffer.shape[0];
@@ -127,6 +141,25 @@ PyObject *chunk_to_python(const chunk *data)
                          "observation_tick", (long long)data->observation_tick, "observation_ns", (long long)data->observation_ns,
                          "n", data->n, "joints", data->joints, "actions", (const char *)data->actions,
                          (Py_ssize_t)(data->n * data->joints * sizeof(float)));
+}
+
+/* A text, cut to what fits; consumes it. */
+static int name_from_python(PyObject *text, char *out)
+{
+    const char *utf8 = text == NULL ? NULL : PyUnicode_AsUTF8(text);
+    if (utf8 != NULL)
+        PyOS_snprintf(out, ARM_NAME_BYTES, "%s", utf8);
+    Py_XDECREF(text);
+    return utf8 == NULL ? -1 : 0;
+}
+
+/* Which description these limits are of. */
+static int arm_from_python(PyObject *object, pilot_config *out)
+{
+    PyObject *digest = PyObject_GetAttrString(object, "arm_digest");
+    int failed = digest == NULL || digest_from_python(digest, out->arm_digest) < 0;
+    Py_XDECREF(digest);
+    return failed || name_from_python(PyObject_GetAttrString(object, "arm"), out->arm) < 0 ? -1 : 0;
 }
 
 static int limits_from_python(PyObject *object, pilot_config *config, int joint)
@@ -150,7 +183,7 @@ static int limits_from_python(PyObject *object, pilot_config *config, int joint)
         .voltage_max = (int32_t)integer(object, "voltage_max"),
     };
     config->travel[joint] = real(object, "travel");
-    return PyErr_Occurred() ? -1 : 0;
+    return PyErr_Occurred() ? -1 : name_from_python(PyObject_GetAttrString(object, "name"), config->names[joint]);
 }
 
 int pilot_config_from_python(PyObject *object, pilot_config *out)
@@ -184,24 +217,26 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     Py_XDECREF(digest);
     if (failed)
         return -1;
-    PyObject *park = PyObject_GetAttrString(object, "park");
-    out->has_park = park != NULL && park != Py_None;
-    failed = park == NULL || (out->has_park && counts_from_python(park, out->park) < 0);
-    Py_XDECREF(park);
-    if (failed)
-        return -1;
     PyObject *limits = PyObject_GetAttrString(object, "limits");
     PyObject *fast = limits == NULL ? NULL : PySequence_Fast(limits, "limits must be a sequence");
     Py_XDECREF(limits);
     if (fast == NULL)
         return -1;
-    failed = PySequence_Fast_GET_SIZE(fast) != ARM_JOINTS;
+    Py_ssize_t joints = PySequence_Fast_GET_SIZE(fast);
+    failed = joints < 1 || joints > ARM_JOINTS_MAX;
     if (failed)
-        PyErr_Format(PyExc_ValueError, "limits of %zd joints where the arm has %d", PySequence_Fast_GET_SIZE(fast), ARM_JOINTS);
-    for (int i = 0; i < ARM_JOINTS && !failed; i++)
+        PyErr_Format(PyExc_ValueError, "limits of %zd joints; an arm has 1 to %d", joints, ARM_JOINTS_MAX);
+    out->joints = out->schedule.joints = (int32_t)joints;
+    for (int i = 0; i < joints && !failed; i++)
         failed = limits_from_python(PySequence_Fast_GET_ITEM(fast, i), out, i) < 0;
     Py_DECREF(fast);
-    return failed ? -1 : 0;
+    if (failed)
+        return -1;
+    PyObject *park = PyObject_GetAttrString(object, "park");
+    out->has_park = park != NULL && park != Py_None;
+    failed = park == NULL || (out->has_park && counts_from_python(park, out->joints, out->park) < 0);
+    Py_XDECREF(park);
+    return failed || arm_from_python(object, out) < 0 ? -1 : 0;
 }
 
 void set_guard_config_error(guard_config_error error, int joint)

@@ -21,11 +21,13 @@ int pilot_config_from_python(PyObject *object, pilot_config *out);
 /* ValueError for a configuration the guard refuses. */
 void set_guard_config_error(guard_config_error error, int joint);
 
+/* Names of joints as a tuple of texts. */
+PyObject *tuple_of_names(const char names[][ARM_NAME_BYTES], int n);
 /* Numbers of a fixed array as a tuple. */
 PyObject *tuple_of_int32(const int32_t *values, int n);
 PyObject *tuple_of_float(const float *values, int n);
-/* A sequence of ARM_JOINTS integers; 0, or -1 with a Python error set. */
-int counts_from_python(PyObject *object, int32_t counts[ARM_JOINTS]);
+/* A sequence of `joints` integers; 0, or -1 with a Python error set. */
+int counts_from_python(PyObject *object, int joints, int32_t *counts);
 /* dict[name] = value, consuming value (which may be NULL with an error set); 0 or -1. */
 int put(PyObject *dict, const char *name, PyObject *value);
 

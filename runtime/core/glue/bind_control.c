@@ -133,7 +133,16 @@ static PyObject *answer_ns(PyObject *module, PyObject *period_ns)
     return PyErr_Occurred() ? NULL : PyLong_FromLongLong(control_answer_ns(period));
 }
 
+static PyObject *bytes_of_record(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long cells;
+    int joints;
+    return PyArg_ParseTuple(args, "Ki", &cells, &joints) ? PyLong_FromSize_t(record_bytes(cells, joints)) : NULL;
+}
+
 static PyMethodDef functions[] = {
+    {"record_bytes", bytes_of_record, METH_VARARGS, "record_bytes(cells, joints): size of a flight record."},
     {"control_answer_ns", answer_ns, METH_O, "control_answer_ns(period_ns): what a tick gives the servos to answer."},
     {"control_run", run_control, METH_VARARGS, "control_run(arm, settings, run): the control loop until it is stopped."},
     {NULL},

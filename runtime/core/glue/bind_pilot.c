@@ -45,15 +45,15 @@ static PyObject *offer_all(pilot *self, pilot_input *input, const chunk *chunks,
     return names;
 }
 
-static PyObject *output_to_python(const pilot_output *output, PyObject *verdicts)
+static PyObject *output_to_python(const pilot_output *output, int n, PyObject *verdicts)
 {
     PyObject *dict = PyDict_New();
     if (dict == NULL)
         return NULL;
-    int32_t joints[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++)
+    int32_t joints[ARM_JOINTS_MAX];
+    for (int i = 0; i < n; i++)
         joints[i] = output->guard.joints[i];
-    PyObject *action = output->action.due ? tuple_of_float(output->action.action, ARM_JOINTS) : Py_NewRef(Py_None);
+    PyObject *action = output->action.due ? tuple_of_float(output->action.action, n) : Py_NewRef(Py_None);
     if (put(dict, "state", PyUnicode_FromString(status_state_name(output->state))) < 0
         || put(dict, "reason", PyUnicode_FromString(status_reason_name(output->reason))) < 0
         || put(dict, "joint", PyLong_FromLong(output->joint)) < 0
@@ -63,8 +63,8 @@ static PyObject *output_to_python(const pilot_output *output, PyObject *verdicts
         || put(dict, "action_index", PyLong_FromLong(output->action.index)) < 0
         || put(dict, "verdict", PyUnicode_FromString(status_verdict_name(output->guard.verdict))) < 0
         || put(dict, "verdict_joint", PyLong_FromLong(output->guard.joint)) < 0
-        || put(dict, "verdicts", tuple_of_int32(joints, ARM_JOINTS)) < 0
-        || put(dict, "goals", tuple_of_int32(output->guard.goals, ARM_JOINTS)) < 0
+        || put(dict, "verdicts", tuple_of_int32(joints, n)) < 0
+        || put(dict, "goals", tuple_of_int32(output->guard.goals, n)) < 0
         || put(dict, "write", PyBool_FromLong(output->write)) < 0 || put(dict, "torque", PyLong_FromLong(output->torque)) < 0
         || put(dict, "clear_watchdog", PyBool_FromLong(output->clear_watchdog)) < 0
         || put(dict, "reboot", PyLong_FromUnsignedLong(output->reboot)) < 0 || put(dict, "done", PyBool_FromLong(output->done)) < 0 || put(dict, "chunks", Py_NewRef(verdicts)) < 0)
@@ -78,6 +78,7 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
                             "read_result", "reading_ns", "alerts", "watchdog", "unplugged", "unsent", "finding", "unattended", "damaged",
                             "writer", "torque_failed", "setting_refused", NULL};
     pilot *self = &((Pilot *)object)->pilot;
+    const int joints = self->config.joints;
     long long tick, now_ns, p99_ns = 0, dropped_through = -1, reading_ns = -1;
     PyObject *positions, *chunks = NULL, *alerts = NULL;
     int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0, unsent = 0, unattended = 0, damaged = 0,
@@ -100,12 +101,12 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
         .read_result = read_result >= 0 ? (arm_result)read_result : positions == Py_None ? ARM_TIMEOUT : ARM_OK,
         .reading.time_ns = reading_ns >= 0 ? reading_ns : now_ns,
     };
-    if (positions != Py_None && counts_from_python(positions, input.reading.position) < 0)
+    if (positions != Py_None && counts_from_python(positions, joints, input.reading.position) < 0)
         return NULL;
-    int32_t alert[ARM_JOINTS] = {0};
-    if (alerts != NULL && alerts != Py_None && counts_from_python(alerts, alert) < 0)
+    int32_t alert[ARM_JOINTS_MAX] = {0};
+    if (alerts != NULL && alerts != Py_None && counts_from_python(alerts, joints, alert) < 0)
         return NULL;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < joints; i++)
         input.reading.alert[i] = alert[i] != 0;
 
     PyObject *fast = chunks == NULL ? PyTuple_New(0) : PySequence_Fast(chunks, "chunks must be a sequence");
@@ -120,7 +121,7 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
     for (Py_ssize_t i = 0; i < n && !PyErr_Occurred(); i++) {
         if (chunk_from_python(PySequence_Fast_GET_ITEM(fast, i), &data[i]) < 0)
             break;
-        checked[i] = ring_check(&data[i], ARM_JOINTS);
+        checked[i] = ring_check(&data[i], (uint32_t)joints);
         input.malformed = input.malformed || chunk_is_malformed(checked[i]);
     }
     if (!PyErr_Occurred()) {
@@ -129,7 +130,7 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
         verdicts = offer_all(self, &input, data, checked, n);
         pilot_end(self, &input, &output);
         if (verdicts != NULL)
-            result = output_to_python(&output, verdicts);
+            result = output_to_python(&output, joints, verdicts);
     }
     Py_XDECREF(verdicts);
     Py_DECREF(fast);
@@ -148,8 +149,8 @@ static PyObject *Pilot_step_limits(PyObject *object, void *unused)
 {
     (void)unused;
     const guard *self = &((Pilot *)object)->pilot.guard;
-    PyObject *list = PyList_New(ARM_JOINTS);
-    for (int i = 0; list != NULL && i < ARM_JOINTS; i++) {
+    PyObject *list = PyList_New(self->count);
+    for (int i = 0; list != NULL && i < self->count; i++) {
         const guard_joint_limits *limits = &self->limits[i];
         double unit = self->unit;
         PyObject *row = Py_BuildValue("(ddddd)", limits->position_min / unit, limits->position_max / unit, limits->velocity / unit,

@@ -38,7 +38,7 @@ static void RecordReader_dealloc(PyObject *object)
     type->tp_free(object);
 }
 
-static PyObject *tick_to_python(const record_tick *tick)
+static PyObject *tick_to_python(const record_tick *tick, const pilot_config *config)
 {
     PyObject *dict = Py_BuildValue(
         "{s:L,s:L,s:L,s:L,s:i,s:i,s:i,s:i,s:i,s:i}", "tick", (long long)tick->tick, "now_ns", (long long)tick->now_ns, "reading_ns",
@@ -47,8 +47,9 @@ static PyObject *tick_to_python(const record_tick *tick)
         (int)tick->read_result);
     if (dict == NULL)
         return NULL;
-    int32_t verdicts[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++)
+    const int joints = config->joints;
+    int32_t verdicts[ARM_JOINTS_MAX];
+    for (int i = 0; i < joints; i++)
         verdicts[i] = tick->verdicts[i];
     if (put(dict, "state", PyUnicode_FromString(status_state_name(tick->state))) < 0
         || put(dict, "reason", PyUnicode_FromString(status_reason_name(tick->reason))) < 0
@@ -56,16 +57,17 @@ static PyObject *tick_to_python(const record_tick *tick)
         || put(dict, "due", PyBool_FromLong(tick->due)) < 0 || put(dict, "write", PyBool_FromLong(tick->write)) < 0
         || put(dict, "verdict", PyUnicode_FromString(status_verdict_name(tick->verdict))) < 0
         || put(dict, "verdict_joint", PyLong_FromLong(tick->verdict_joint)) < 0
-        || put(dict, "verdicts", tuple_of_int32(verdicts, ARM_JOINTS)) < 0
+        || put(dict, "verdicts", tuple_of_int32(verdicts, joints)) < 0
         || put(dict, "plan_then_move", PyBool_FromLong(tick->plan_then_move)) < 0
         || put(dict, "command", PyLong_FromLong(tick->command)) < 0 || put(dict, "answer", PyLong_FromLong(tick->answer)) < 0
         || put(dict, "torque", PyLong_FromLong(tick->torque)) < 0
         || put(dict, "finding", PyLong_FromLong(tick->finding)) < 0
         || put(dict, "finding_joint", PyLong_FromLong(tick->finding_joint)) < 0
-        || put(dict, "position", tuple_of_int32(tick->position, ARM_JOINTS)) < 0
-        || put(dict, "velocity", tuple_of_int32(tick->velocity, ARM_JOINTS)) < 0
-        || put(dict, "goals", tuple_of_int32(tick->goals, ARM_JOINTS)) < 0
-        || put(dict, "action", tuple_of_float(tick->action, ARM_JOINTS)) < 0)
+        || put(dict, "joints", tuple_of_names(config->names, joints)) < 0
+        || put(dict, "position", tuple_of_int32(tick->position, joints)) < 0
+        || put(dict, "velocity", tuple_of_int32(tick->velocity, joints)) < 0
+        || put(dict, "goals", tuple_of_int32(tick->goals, joints)) < 0
+        || put(dict, "action", tuple_of_float(tick->action, joints)) < 0)
         Py_CLEAR(dict);
     return dict;
 }
@@ -85,7 +87,7 @@ static PyObject *RecordReader_cell(PyObject *object, PyObject *argument)
     switch (cell.kind) {
     case RECORD_TICK:
         tick = record_tick_in(self, &cell);
-        return Py_BuildValue("(sN)", "tick", tick_to_python(&tick));
+        return Py_BuildValue("(sN)", "tick", tick_to_python(&tick, &self->config));
     case RECORD_CHUNK:
         if (!record_get_chunk(self, index, &data))
             Py_RETURN_NONE;
@@ -114,12 +116,18 @@ static PyObject *RecordReader_header(PyObject *object, PyObject *unused)
                                    "period_ns", (long long)self->config.period_ns, "session",
                                    (unsigned long long)self->config.schedule.session, "shadow",
                                    header->shadow ? Py_True : Py_False);
-    PyObject *maps = PyTuple_New(ARM_JOINTS);
-    for (int i = 0; maps != NULL && i < ARM_JOINTS; i++) {
+    PyObject *maps = PyTuple_New(self->config.joints);
+    for (int i = 0; maps != NULL && i < self->config.joints; i++) {
         const guard_limits *limits = &self->config.limits[i];
         PyTuple_SET_ITEM(maps, i, Py_BuildValue("(dd)", limits->scale, limits->offset));
     }
-    if (dict != NULL && put(dict, "maps", maps) < 0)
+    char digest[2 * DIGEST_BYTES + 1];
+    for (int i = 0; i < DIGEST_BYTES; i++)
+        PyOS_snprintf(digest + 2 * i, 3, "%02x", self->config.arm_digest[i]);
+    if (dict != NULL
+        && (put(dict, "maps", maps) < 0 || put(dict, "joints", tuple_of_names(self->config.names, self->config.joints)) < 0
+            || put(dict, "arm", PyUnicode_FromFormat("%.24s", self->config.arm)) < 0
+            || put(dict, "arm_digest", PyUnicode_FromString(digest)) < 0))
         Py_CLEAR(dict);
     return dict;
 }

@@ -139,19 +139,6 @@ static void RingReader_dealloc(PyObject *object)
     type->tp_free(object);
 }
 
-static PyObject *RingReader_take(PyObject *object, PyObject *unused)
-{
-    (void)unused;
-    chunk data;
-    ring_result result = ring_take(&((RingReader *)object)->reader, &data);
-    if (result == RING_EMPTY)
-        Py_RETURN_NONE;
-    chunk_verdict verdict = result == RING_TORN ? CHUNK_TORN : ring_check(&data, ARM_JOINTS);
-    if (verdict != CHUNK_TAKEN)
-        return Py_BuildValue("(iO)", (int)verdict, Py_None);
-    return Py_BuildValue("(iN)", (int)verdict, chunk_to_python(&data));
-}
-
 static PyObject *RingReader_notice(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -163,7 +150,6 @@ static PyObject *RingReader_notice(PyObject *object, PyObject *unused)
 }
 
 static PyMethodDef RingReader_methods[] = {
-    {"take", RingReader_take, METH_NOARGS, "The next chunk with its verdict, or None."},
     {"notice", RingReader_notice, METH_NOARGS, "p99_ns, plan_then_move, dropped_through, ready."},
     {NULL},
 };

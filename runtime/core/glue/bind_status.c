@@ -88,6 +88,7 @@ static PyObject *StateReader_read(PyObject *object, PyObject *unused)
     for (int i = 0; i < DIGEST_BYTES; i++)
         PyOS_snprintf(digest + 2 * i, 3, "%02x", s.digest[i]);
     s.record[STATUS_PATH_BYTES - 1] = 0;
+    int joints = s.joints >= 1 && s.joints <= ARM_JOINTS_MAX ? (int)s.joints : 0;
     PyObject *dict = PyDict_New();
     if (dict == NULL)
         return NULL;
@@ -96,14 +97,16 @@ static PyObject *StateReader_read(PyObject *object, PyObject *unused)
         || put(dict, "verdict", PyUnicode_FromString(status_verdict_name(s.verdict))) < 0
         || put(dict, "bundle_digest", PyUnicode_FromString(digest)) < 0
         || put(dict, "record", PyUnicode_DecodeFSDefault(s.record)) < 0
-        || put(dict, "present", tuple_of_int32(s.present, ARM_JOINTS)) < 0
-        || put(dict, "goals", tuple_of_int32(s.goals, ARM_JOINTS)) < 0
-        || put(dict, "errors", tuple_of_int32(s.error, ARM_JOINTS)) < 0
-        || put(dict, "temperatures", tuple_of_int32(s.temperature, ARM_JOINTS)) < 0
-        || put(dict, "voltages", tuple_of_int32(s.voltage, ARM_JOINTS)) < 0
-        || put(dict, "load", tuple_of_int32(s.load, ARM_JOINTS)) < 0
-        || put(dict, "positions", tuple_of_float(s.positions, ARM_JOINTS)) < 0
-        || put(dict, "velocities", tuple_of_float(s.velocities, ARM_JOINTS)) < 0
+        || put(dict, "arm", PyUnicode_FromFormat("%.24s", s.arm)) < 0
+        || put(dict, "joints", tuple_of_names(s.names, joints)) < 0
+        || put(dict, "present", tuple_of_int32(s.present, joints)) < 0
+        || put(dict, "goals", tuple_of_int32(s.goals, joints)) < 0
+        || put(dict, "errors", tuple_of_int32(s.error, joints)) < 0
+        || put(dict, "temperatures", tuple_of_int32(s.temperature, joints)) < 0
+        || put(dict, "voltages", tuple_of_int32(s.voltage, joints)) < 0
+        || put(dict, "load", tuple_of_int32(s.load, joints)) < 0
+        || put(dict, "positions", tuple_of_float(s.positions, joints)) < 0
+        || put(dict, "velocities", tuple_of_float(s.velocities, joints)) < 0
         || put(dict, "chunks", counts_by_name(s.chunk_verdicts, CHUNK_VERDICTS, status_chunk_name)) < 0
         || put(dict, "verdicts", counts_by_name(s.guard_verdicts, GUARD_VERDICTS, status_verdict_name)) < 0)
         Py_CLEAR(dict);

@@ -22,13 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import open_bundle
-from vla_edge.contract import KOCH_JOINTS, Chunk, ChunkKind, JointCalibration
+from vla_edge.contract import Chunk, ChunkKind, JointCalibration
 from vla_edge.errors import ControlError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import save_joint_calibration
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
 from vla_edge.runtime.control.operator import Answer, ask, is_alive, read_status
 from vla_edge.runtime.control.run_folder import RunFolder, default_run_folder
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
 
 LOW, HIGH = 900, 3200
 EVENT_S = 240.0

@@ -34,13 +34,17 @@ from tests.runtime.control.control_rig import (
     write_joints,
 )
 
-from vla_edge.contract import KOCH_JOINTS, ChunkKind
+from vla_edge.contract import ChunkKind
 from vla_edge.errors import ConfigError, ControlError
-from vla_edge.robot.koch import GRAVITY
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.runtime.control.flight_record import open_record
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.recover import recover_running
 from vla_edge.runtime.control.run_folder import RunFolder
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
+GRAVITY = {joint.name: joint.gravity for joint in KOCH.joints if joint.name != "gripper"}
 
 pytest.importorskip("vla_edge._core")
 

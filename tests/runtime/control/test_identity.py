@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from vla_edge.bundle import CameraSpec, open_bundle
-from vla_edge.contract import KOCH_JOINTS, JointCalibration
+from vla_edge.contract import JointCalibration
 from vla_edge.errors import IdentityError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.writer import DatasetWriter
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, save_joint_calibration
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.identity import (
@@ -29,6 +30,9 @@ from vla_edge.runtime.control.identity import (
     units_of,
 )
 from vla_edge.trials.identity_check import long_tasks, robot_differences, task_differences
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
 
 CALIBRATION = JointCalibrations(
     tuple(JointCalibration(name, i + 1, 0, 0, 600, 3500) for i, name in enumerate(KOCH_JOINTS)), "arm.json"
@@ -69,7 +73,7 @@ def picture(level, height=480, width=640):
 
 
 def test_what_fits_is_let_through(bundle):
-    check_joints(bundle, tables(), CALIBRATION, JointUnits.DEGREES)
+    check_joints(bundle, tables(), KOCH, CALIBRATION, JointUnits.DEGREES)
     check_start_pose(bundle, tables(), np.zeros(6, np.float32))
     pictures = {"observation.images.laptop": picture(180), "observation.images.phone": picture(80)}
     check_picture_sizes(bundle, pictures)
@@ -78,28 +82,30 @@ def test_what_fits_is_let_through(bundle):
 
 def test_other_units_are_refused(bundle):
     with pytest.raises(IdentityError, match="joint units are degrees, --joint-units says range_m100_100"):
-        units_of(bundle, "range_m100_100")
+        units_of(bundle, "range_m100_100", KOCH, tables(), CALIBRATION)
     # Counts where degrees should be: no joint of this arm reaches that.
     with pytest.raises(
         IdentityError,
         match=r"shoulder_pan: the policy's data has a mean observation.state of 2048 degrees, arm.json allows "
         r"-127\.\.127",
     ):
-        check_joints(bundle, tables(**{"observation.state.mean": np.full(6, 2048.0)}), CALIBRATION, JointUnits.DEGREES)
+        check_joints(
+            bundle, tables(**{"observation.state.mean": np.full(6, 2048.0)}), KOCH, CALIBRATION, JointUnits.DEGREES
+        )
 
 
 def test_another_joint_order_is_refused(bundle):
     swapped = ("shoulder_lift", "shoulder_pan", *KOCH_JOINTS[2:])
     other = replace(bundle, manifest=replace(bundle.manifest, joints=swapped))
     with pytest.raises(IdentityError, match="joint 'shoulder_lift' stands where a Koch has shoulder_pan"):
-        check_joints(other, tables(), CALIBRATION, JointUnits.DEGREES)
+        check_joints(other, tables(), KOCH, CALIBRATION, JointUnits.DEGREES)
 
 
 def test_another_sign_or_zero_is_refused_with_the_joint(bundle):
     mean = tables()["action.mean"].copy()
     mean[2] = 300
     with pytest.raises(IdentityError, match="elbow_flex: the policy's data has a mean action of 300"):
-        check_joints(bundle, tables(**{"action.mean": mean}), CALIBRATION, JointUnits.DEGREES)
+        check_joints(bundle, tables(**{"action.mean": mean}), KOCH, CALIBRATION, JointUnits.DEGREES)
 
 
 def test_a_start_far_from_every_demonstration_is_refused(bundle):

@@ -20,11 +20,14 @@ import numpy as np
 import pytest
 from tests.runtime.control.control_rig import EVENT_S, Rig, rig
 
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.robot import registers as r
-from vla_edge.robot.koch import GOAL_PWM
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.runtime.control.faults import CAUSES
 from vla_edge.runtime.control.recover import recover_running
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
+GOAL_PWM = next(setting.of for setting in KOCH.settings if setting.register == "goal_pwm")
 
 pytest.importorskip("vla_edge._core")
 

@@ -22,11 +22,14 @@ import numpy as np
 import pytest
 from tests.runtime.control.control_rig import EVENT_S, Rig, rig, write_joints
 
-from vla_edge.contract import KOCH_JOINTS
 from vla_edge.errors import ControlError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.runtime.control.faults import CAUSES, WANTED, fault_of
 from vla_edge.runtime.control.flight_record import faults_of
 from vla_edge.runtime.control.operator import Answer, is_alive, refusal_of
+
+KOCH = load_arm("koch")
+KOCH_JOINTS = KOCH.joint_names
 
 pytest.importorskip("vla_edge._core")
 
@@ -317,12 +320,14 @@ def test_every_reason_of_the_core_to_stand_still_has_a_cause_and_a_remedy() -> N
     names = source[source.index("status_reason_name") :].split("{", 2)[2].split("}")[0]
     reasons = [name.strip().strip('"') for name in names.split(",")]
     assert set(reasons) == {*WANTED, *CAUSES}
-    assert refusal_of(Answer("fault", "hold", "stall", ""), {"reason": "stall", "joint": 1}).startswith("shoulder_lift")
+    assert refusal_of(
+        Answer("fault", "hold", "stall", ""), {"reason": "stall", "joint": 1, "joints": KOCH_JOINTS}
+    ).startswith("shoulder_lift")
     assert "vla-runtime status" in refusal_of(
         Answer("fault", "hold", "operator", ""), {"reason": "operator", "joint": -1}
     )
     assert refusal_of(Answer("outside", "disarmed", "outside", "gripper"), {}).startswith("gripper: it lies outside")
-    assert fault_of({"reason": "stall", "joint": 1}) == (
+    assert fault_of({"reason": "stall", "joint": 1, "joints": KOCH_JOINTS}) == (
         "shoulder_lift: pressed against something; clear the way, then `vla-runtime arm`"
     )
 

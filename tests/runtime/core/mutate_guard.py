@@ -91,7 +91,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("to->acceleration = to->acceleration > 2 * to->velocity ? 2 * to->velocity : to->acceleration;", ">", ">="): _SAME,
     ("to->jerk = to->jerk > 2 * to->acceleration ? 2 * to->acceleration : to->jerk;", ">", ">="): _SAME,
     (
-        "return refuse(self, GUARD_REFUSED_JOINTS, joints < ARM_JOINTS ? joints : -1);",
+        "return refuse(self, GUARD_REFUSED_JOINTS, joints < self->count ? joints : -1);",
         "<",
         "<=",
     ): "the right number never comes here",
@@ -107,7 +107,7 @@ def mutants(source: str) -> Iterator[Mutant]:
             in_comment = "*/" not in code
             continue
         if code.startswith(("#", "static ", "guard_", "bool ")) or code.strip().startswith(
-            ("const ", "for (int i = 0; i < ARM_JOINTS")
+            ("const ", "for (int i = 0; i < self->count")
         ):
             continue  # declarations: a pointer's star is no product
         for found in TOKEN.finditer(code):

@@ -35,6 +35,7 @@ LOOP = (
     "pilot",
     "record",
     "record_read",
+    "record_old",
     "status",
 )
 CORPUS = Path(__file__).parent / "fuzz" / "corpus" / "ring"

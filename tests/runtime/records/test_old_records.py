@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vla_edge.errors import ControlError
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.runtime.control.flight_record import chunks_of, open_record, ticks_of
 
 pytest.importorskip("vla_edge._core")
@@ -18,6 +19,8 @@ OLD = Path(__file__).resolve().parents[2] / "data" / "records" / "flight_35ebfe7
 """260 ticks at 50 Hz on an arm without a bus: smooth and wild chunks, a hold, arming, parking."""
 NEWER = OLD.with_name("flight_666d6ba.record.gz")
 """Version 3: 271 ticks at 50 Hz, chunks blended over 3 ticks, a hold, a latched one, parking, an episode done again."""
+SIX = OLD.with_name("flight_4733e22.record.gz")
+"""Version 4: 109 ticks at 90 Hz between actions at 30 a second, smooth and wild chunks over each other, a hold."""
 TICK = 1
 HEADER, CELL = 4096, 256
 
@@ -57,6 +60,20 @@ def test_a_record_of_version_3_is_read_and_its_goals_are_the_same_byte_for_byte(
     assert len(chunks_of(reader)) == 19
     assert reader.replay() == {
         "ticks": 271, "chunks": 19, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
+    }  # fmt: skip
+
+
+def test_a_record_of_version_4_is_read_and_its_goals_are_the_same_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "flight.record"
+    path.write_bytes(gzip.decompress(SIX.read_bytes()))
+    reader = open_record(path)
+    header, ticks = reader.header(), list(ticks_of(reader))
+    assert (header["version"], header["guard_version"], header["action_ns"]) == (4, 2, 33_333_333)
+    assert header["arm"] == "koch" and header["joints"] == load_arm("koch").joint_names == ticks[0]["joints"]
+    assert len(ticks) == 109 and {"planning", "moving", "hold"} <= {tick["state"] for tick in ticks}
+    assert len(chunks_of(reader)) == 12 and {len(tick["goals"]) for tick in ticks} == {6}
+    assert reader.replay() == {
+        "ticks": 109, "chunks": 12, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
     }  # fmt: skip
 
 

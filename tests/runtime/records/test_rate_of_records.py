@@ -31,10 +31,10 @@ CAMERA = "observation.images.front"
 
 
 @contextlib.contextmanager
-def loop(root: Path, period_ns: int, blend_actions: int = 0) -> Iterator[Any]:
+def loop(root: Path, period_ns: int, blend_actions: int = 0, joints: int = 6) -> Iterator[Any]:
     """The C loop on an arm without a bus; its run folder."""
     folder = open_run_folder(root)
-    limits = tuple(JointLimits(0, 4095, SCALE, OFFSET) for _ in range(6))
+    limits = tuple(JointLimits(0, 4095, SCALE, OFFSET, name=f"axis_{i}") for i in range(joints))
     settings = ControlSettings(
         limits, period_ns, 7, DIGEST, blend_actions, ACTION_NS, patience_min_ns=10**12, patience_max_ns=10**12
     )
@@ -42,7 +42,7 @@ def loop(root: Path, period_ns: int, blend_actions: int = 0) -> Iterator[Any]:
     files = LoopFiles(
         folder.ring, folder.state, folder.record, 1 << 12, listener.fileno(), priority=0, arm_at_start=True
     )
-    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
+    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * joints), settings, files), daemon=True)
     thread.start()
     try:
         yield folder
@@ -63,17 +63,29 @@ def wait(folder: Any, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     raise AssertionError("not within two minutes")
 
 
-@pytest.mark.parametrize(("period_ns", "blend"), [(11_111_111, 0), (11_111_111, 3), (20_000_000, 0), (66_666_667, 2)])
-def test_a_record_of_interpolated_actions_is_replayed_bit_for_bit(tmp_path: Path, period_ns: int, blend: int) -> None:
+@pytest.mark.parametrize(
+    ("period_ns", "blend", "joints"),
+    [
+        (11_111_111, 0, 6),
+        (11_111_111, 3, 6),
+        (20_000_000, 0, 6),
+        (66_666_667, 2, 6),
+        (11_111_111, 3, 1),
+        (20_000_000, 0, 16),
+    ],
+)
+def test_a_record_of_interpolated_actions_is_replayed_bit_for_bit(
+    tmp_path: Path, period_ns: int, blend: int, joints: int
+) -> None:
     """R22: five chunks over each other, then the end of the last one."""
-    with loop(tmp_path, period_ns, blend) as folder:
+    with loop(tmp_path, period_ns, blend, joints) as folder:
         told = wait(folder, lambda told: told["state"] == "planning" and told["reading_tick"] >= 0)
         ring, sequence = core.RingWriter(folder.ring), 0
         ring.announce(p99_ns=10_000_000, plan_then_move=False)
         while told["chunks"]["taken"] < 5:  # one that a busy machine brings late is refused, and another follows
             sequence += 1
             due_s = told["reading_tick"] * period_ns / 1e9 + np.arange(ROWS) * ACTION_NS / 1e9
-            actions = (sequence + 10 * np.sin(3 * due_s)).astype(np.float32)[:, None].repeat(6, 1)
+            actions = (sequence + 10 * np.sin(3 * due_s)).astype(np.float32)[:, None].repeat(joints, 1)
             ring.write(Chunk(ChunkKind.MOVING, 7, DIGEST, sequence, told["reading_tick"], told["reading_ns"], actions))
             seen, tick = sequence, told["tick"]
             told = wait(
@@ -83,7 +95,9 @@ def test_a_record_of_interpolated_actions_is_replayed_bit_for_bit(tmp_path: Path
         wait(folder, lambda told: told["state"] == "hold")
     reader = open_record(folder.record)
     header, again, ticks = reader.header(), reader.replay(), list(ticks_of(reader))
-    assert (header["version"], header["guard_version"], header["action_ns"]) == (4, 2, ACTION_NS)
+    assert (header["version"], header["guard_version"], header["action_ns"]) == (5, 2, ACTION_NS)
+    assert header["joints"] == tuple(f"axis_{i}" for i in range(joints)) == ticks[0]["joints"]
+    assert len(ticks[-1]["goals"]) == joints and folder.record.stat().st_size == core.record_bytes(1 << 12, joints)
     assert again["differing"] == 0 and again["chunks"] >= 5 and again["ticks"] == len(ticks) > 10
     # What was due lies on the line between two actions of the chunk, at the tick's nominal time.
     chunks = {
@@ -96,7 +110,7 @@ def test_a_record_of_interpolated_actions_is_replayed_bit_for_bit(tmp_path: Path
         if not tick["due"] or blend:
             continue
         chunk = chunks[tick["action_sequence"]]
-        rows = np.frombuffer(chunk["actions"], np.float32).reshape(ROWS, 6)
+        rows = np.frombuffer(chunk["actions"], np.float32).reshape(ROWS, joints)
         place = (tick["tick"] - chunk["observation_tick"]) * period_ns / ACTION_NS
         expected = np.interp(min(place, ROWS - 1), np.arange(ROWS), rows[:, 0])
         assert abs(tick["action"][0] - expected) < 1e-4 and tick["action_index"] == int(min(place, ROWS - 1) + 1e-6)
@@ -120,7 +134,14 @@ class Recorded:
         }  # fmt: skip
 
     def header(self) -> dict[str, Any]:
-        return {"period_ns": self._period_ns, "action_ns": ACTION_NS, "maps": ((1.0, 0.0),) * 6}
+        names = tuple(f"axis_{i}" for i in range(6))
+        return {
+            "period_ns": self._period_ns,
+            "action_ns": ACTION_NS,
+            "joints": names,
+            "arm": "koch",
+            "maps": ((1.0, 0.0),) * 6,
+        }
 
     def range(self) -> tuple[int, int]:
         return 0, len(self._cells)

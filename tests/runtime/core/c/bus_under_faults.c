@@ -6,8 +6,9 @@
  * and a millisecond for its waking), then "done CALLS". Built with the sanitizers; the judge reads the output.
  */
 #define _GNU_SOURCE /* sched_setscheduler, nanosleep */
-#include "koch.h"
+#include "packet.h"
 #include "serial.h"
+#include "servo_arm.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -16,6 +17,8 @@
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { JOINTS = 6 };
 
 static const int64_t BUDGET_NS = 8000000;
 static const int64_t WAKE_NS = 1000000;
@@ -45,22 +48,22 @@ static void ended(const char *name, int64_t deadline_ns)
         printf("late %s %" PRId64 "\n", name, over / 1000);
 }
 
-static void slow_path(koch *koch, unsigned call)
+static void slow_path(servo_arm *arm, unsigned call)
 {
-    uint8_t id = (uint8_t)(1 + call % ARM_JOINTS), data[BUS_READ_MAX], alert;
+    uint8_t id = (uint8_t)(1 + call % JOINTS), data[BUS_READ_MAX], alert;
     uint16_t model, firmware;
     int64_t end = deadline();
     bus_registers one = {.ids = &id, .servos = 1, .address = 20, .length = 4};
-    bus_result result = bus_sync_read(&koch->bus, &one, end, data, &alert);
+    bus_result result = bus_sync_read(&arm->bus, &one, end, data, &alert);
     ended("read", end);
     if (result == BUS_OK)
         printf("homing %u %d\n", id, (int)((uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24));
     end = deadline();
-    if (bus_ping(&koch->bus, id, end, &model, &firmware) == BUS_OK)
+    if (bus_ping(&arm->bus, id, end, &model, &firmware) == BUS_OK)
         printf("model %u %u\n", id, model);
     ended("ping", end);
     end = deadline();
-    (void)bus_write(&koch->bus, id, 65, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end); /* LED */
+    (void)bus_write(&arm->bus, id, 65, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end); /* LED */
     ended("write", end);
 }
 
@@ -76,10 +79,14 @@ int main(int argc, char **argv)
     if (sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = 20}) == 0)
         printf("realtime\n");
     schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY);
-    static koch arm;
-    const uint8_t ids[ARM_JOINTS] = {1, 2, 3, 4, 5, 6};
-    koch_init(&arm, fd, ids);
-    arm_port port = koch_port(&arm);
+    static servo_arm arm;
+    const servo_arm_description koch = {
+        .protocol = &dynamixel2, .joints = JOINTS, .ids = {1, 2, 3, 4, 5, 6}, .watchdog_on = 10, .watchdog_tripped = 255,
+        .at = {.torque = {64, 1, SIGN_NONE}, .goal = {116, 4, SIGN_TWOS}, .block = {126, 10, SIGN_NONE}, .load = {126, 2, SIGN_TWOS},
+               .velocity = {128, 4, SIGN_TWOS}, .position = {132, 4, SIGN_TWOS}, .voltage = {144, 2, SIGN_NONE},
+               .temperature = {146, 1, SIGN_NONE}, .error = {70, 1, SIGN_NONE}, .watchdog = {98, 1, SIGN_NONE}}};
+    servo_arm_init(&arm, fd, &koch);
+    arm_port port = servo_arm_port(&arm);
     for (int i = 0; i < 50 && port.set_torque(port.context, true, NULL, serial_now_ns() + 50000000) != ARM_OK; i++)
         ;
     unsigned calls = 0, accepted = 0, wanted = (unsigned)atoi(argv[2]);
@@ -91,12 +98,12 @@ int main(int argc, char **argv)
         if (result == ARM_OK) {
             accepted++;
             printf("reading %" PRId64 " %" PRId64, start, reading.time_ns);
-            for (int i = 0; i < ARM_JOINTS; i++)
+            for (int i = 0; i < JOINTS; i++)
                 printf(" %d", reading.position[i]);
             printf("\n");
         }
-        int32_t goals[ARM_JOINTS]; /* always on the move, so that an old reading is a wrong one */
-        for (int i = 0; i < ARM_JOINTS; i++)
+        int32_t goals[JOINTS]; /* always on the move, so that an old reading is a wrong one */
+        for (int i = 0; i < JOINTS; i++)
             goals[i] = 2048 + (int)(calls % 200 < 100 ? 8 * (calls % 100) : 800 - 8 * (calls % 100));
         end = deadline();
         (void)port.write_goals(port.context, goals, end);

@@ -147,7 +147,7 @@ static float adversarial(int mode, int k, int joint, int32_t goal, int32_t veloc
  * is the nearest count to them. */
 static int law(guard_limits one, int64_t period_ns, guard_version version, long steps, int against_reference)
 {
-    guard_limits limits[ARM_JOINTS];
+    guard_limits limits[JOINTS];
     guard guard;
     int joint;
     fill(limits, one);
@@ -156,33 +156,33 @@ static int law(guard_limits one, int64_t period_ns, guard_version version, long 
     limits[3].jerk *= 1.5;
     limits[4].step = one.step / 3 + 1;
     limits[5].tracking = 150;
-    if (guard_configure(&guard, limits, period_ns, version, &joint) != GUARD_CONFIG_OK)
+    if (guard_configure(&guard, limits, JOINTS, period_ns, version, &joint) != GUARD_CONFIG_OK)
         return 1;
     int unit = guard.unit;
-    int32_t present[ARM_JOINTS] = {LOW, HIGH, 2000, 1500, 2500, 2001};
+    int32_t present[JOINTS] = {LOW, HIGH, 2000, 1500, 2500, 2001};
     CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint));
-    int32_t last[ARM_JOINTS], v[ARM_JOINTS] = {0}, a[ARM_JOINTS] = {0}, sent[ARM_JOINTS];
+    int32_t last[JOINTS], v[JOINTS] = {0}, a[JOINTS] = {0}, sent[JOINTS];
     memcpy(sent, present, sizeof sent);
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < JOINTS; i++)
         last[i] = present[i] * unit;
     double T = (double)period_ns * 1e-9;
     int mode = 0, held = 0;
     for (long k = 0; k < steps; k++) {
         if (draw(40) == 0)
             mode = draw(10);
-        float action[ARM_JOINTS];
-        for (int i = 0; i < ARM_JOINTS; i++)
+        float action[JOINTS];
+        for (int i = 0; i < JOINTS; i++)
             action[i] = adversarial(mode, (int)k, i, last[i], v[i], unit);
         if (mode == 9 && draw(4) == 0)
-            action[draw(ARM_JOINTS)] = NAN;
-        guard_joint before[ARM_JOINTS];
+            action[draw(JOINTS)] = NAN;
+        guard_joint before[JOINTS];
         memcpy(before, guard.joints, sizeof before);
         guard_view view = {.present = present, .present_ns = k, .now_ns = k};
         int hold = mode == 8;
-        guard_result result = hold ? guard_brake(&guard) : guard_step(&guard, action, ARM_JOINTS, &view);
+        guard_result result = hold ? guard_brake(&guard) : guard_step(&guard, action, JOINTS, &view);
         int refused = hold || result.verdict >= GUARD_REFUSED_NOT_FINITE;
         held = refused ? held + 1 : 0;
-        for (int i = 0; i < ARM_JOINTS; i++) {
+        for (int i = 0; i < JOINTS; i++) {
             const guard_joint_limits *l = &guard.limits[i];
             int32_t goal = guard.joints[i].goal, v1 = goal - last[i], a1 = v1 - v[i], j1 = a1 - a[i];
             /* The limits as stated, from differences over nominal T. */

@@ -26,9 +26,9 @@ static inline guard_limits usual(void)
                           .step = 120, .tracking = 4000, .scale = 1.0, .offset = 0.0};
 }
 
-static inline void fill(guard_limits limits[ARM_JOINTS], guard_limits one)
+static inline void fill(guard_limits limits[JOINTS], guard_limits one)
 {
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < JOINTS; i++)
         limits[i] = one;
 }
 

@@ -8,11 +8,11 @@
 
 static guard made_of(guard_limits one, int64_t period_ns, guard_version version)
 {
-    guard_limits limits[ARM_JOINTS];
+    guard_limits limits[JOINTS];
     guard guard;
     int joint;
     fill(limits, one);
-    if (guard_configure(&guard, limits, period_ns, version, &joint) != GUARD_CONFIG_OK)
+    if (guard_configure(&guard, limits, JOINTS, period_ns, version, &joint) != GUARD_CONFIG_OK)
         abort();
     return guard;
 }
@@ -26,9 +26,9 @@ static guard made(guard_limits one, int64_t period_ns)
 static guard started_of(guard_limits one, int32_t at, int64_t period_ns, guard_version version)
 {
     guard guard = made_of(one, period_ns, version);
-    int32_t present[ARM_JOINTS];
+    int32_t present[JOINTS];
     int joint;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < JOINTS; i++)
         present[i] = at;
     if (!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint))
         abort();
@@ -42,26 +42,26 @@ static guard started(guard_limits one, int32_t at)
 
 static guard_result step_all(guard *guard, float action, int32_t present)
 {
-    float actions[ARM_JOINTS];
-    int32_t presents[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    float actions[JOINTS];
+    int32_t presents[JOINTS];
+    for (int i = 0; i < JOINTS; i++) {
         actions[i] = action;
         presents[i] = present;
     }
     guard_view view = {.present = presents, .present_ns = 0, .now_ns = 0};
-    return guard_step(guard, actions, ARM_JOINTS, &view);
+    return guard_step(guard, actions, JOINTS, &view);
 }
 
 /* ---- configuration ---- */
 
 static guard_config_error configured_of(guard_limits one, int64_t period_ns, guard_version version)
 {
-    guard_limits limits[ARM_JOINTS];
+    guard_limits limits[JOINTS];
     guard guard;
     int joint = -1;
     fill(limits, usual());
     limits[2] = one;
-    guard_config_error error = guard_configure(&guard, limits, period_ns, version, &joint);
+    guard_config_error error = guard_configure(&guard, limits, JOINTS, period_ns, version, &joint);
     return error != GUARD_CONFIG_OK && joint != 2 ? (guard_config_error)-1 : error;
 }
 
@@ -81,7 +81,7 @@ static int slowest_rest(guard_limits one)
     for (int v = -limits->velocity; v <= limits->velocity; v++)
         for (int a = -limits->acceleration; a <= limits->acceleration; a++) {
             int ticks = 0, kept = 1;
-            for (int i = 0; i < ARM_JOINTS; i++)
+            for (int i = 0; i < JOINTS; i++)
                 guard.joints[i] = (guard_joint){.velocity = v, .acceleration = a};
             for (; !guard_at_rest(&guard); ticks++) {
                 guard_brake(&guard);
@@ -172,11 +172,11 @@ static int configuration(void)
 static int starting(void)
 {
     guard guard = made(usual(), period_30hz);
-    int32_t present[ARM_JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, 2001};
+    int32_t present[JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, 2001};
     int joint;
     CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && guard.started && guard_at_rest(&guard));
     guard_result first = guard_brake(&guard);
-    const int32_t expected[ARM_JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, 2001};
+    const int32_t expected[JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, 2001};
     CHECK(first.verdict == GUARD_PASSED && first.joint == -1 && memcmp(first.goals, expected, sizeof expected) == 0);
     present[3] = HIGH + GUARD_OUTSIDE_MAX + 1;
     CHECK(!guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && joint == 3 && !guard.started);
@@ -197,9 +197,9 @@ static int starting_outside(void)
     const int32_t starts[] = {LOW - 3, LOW - GUARD_OUTSIDE_MAX, HIGH + 3, HIGH + GUARD_OUTSIDE_MAX};
     for (size_t k = 0; k < sizeof starts / sizeof starts[0]; k++) {
         guard guard = made(usual(), period_30hz);
-        int32_t present[ARM_JOINTS];
+        int32_t present[JOINTS];
         int joint;
-        for (int i = 0; i < ARM_JOINTS; i++)
+        for (int i = 0; i < JOINTS; i++)
             present[i] = starts[k];
         CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint));
         CHECK(guard_brake(&guard).goals[0] == starts[k]);
@@ -223,45 +223,45 @@ static int starting_outside(void)
 static int refusals(void)
 {
     const float bad[] = {NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, GUARD_COUNTS_MAX + 1.0f, -GUARD_COUNTS_MAX - 1.0f};
-    int32_t present[ARM_JOINTS];
+    int32_t present[JOINTS];
     guard_view view = {.present = present, .present_ns = 10, .now_ns = 10};
     guard_limits soft = usual();
     soft.jerk = 300000;
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < JOINTS; i++)
         present[i] = 2000;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        for (int joint = 0; joint < ARM_JOINTS; joint++) {
+        for (int joint = 0; joint < JOINTS; joint++) {
             guard guard = started(soft, 2000);
             step_all(&guard, 2005, 2000);
             step_all(&guard, 2015, 2000);
-            float action[ARM_JOINTS] = {2030, 2030, 2030, 2030, 2030, 2030};
+            float action[JOINTS] = {2030, 2030, 2030, 2030, 2030, 2030};
             action[joint] = bad[i];
-            guard_result result = guard_step(&guard, action, ARM_JOINTS, &view);
+            guard_result result = guard_step(&guard, action, JOINTS, &view);
             CHECK(result.verdict == GUARD_REFUSED_NOT_FINITE && result.joint == joint);
-            for (int k = 0; k < ARM_JOINTS; k++) { /* the brake's goals, whatever was asked */
+            for (int k = 0; k < JOINTS; k++) { /* the brake's goals, whatever was asked */
                 CHECK(result.joints[k] == GUARD_REFUSED_NOT_FINITE);
                 CHECK(result.goals[k] == 2015 + 10 - 6); /* the acceleration of 5 falls by the jerk limit of 11 */
             }
         }
     guard guard = started(usual(), 2000);
-    float action[ARM_JOINTS + 1] = {2010, 2010, 2010, 2010, 2010, NAN, NAN}; /* what is beyond the length is not looked at */
-    guard_result result = guard_step(&guard, action, ARM_JOINTS - 1, &view);
-    CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == ARM_JOINTS - 1 && result.goals[0] == 2000);
-    action[ARM_JOINTS - 1] = 2010;
-    result = guard_step(&guard, action, ARM_JOINTS + 1, &view);
+    float action[JOINTS + 1] = {2010, 2010, 2010, 2010, 2010, NAN, NAN}; /* what is beyond the length is not looked at */
+    guard_result result = guard_step(&guard, action, JOINTS - 1, &view);
+    CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == JOINTS - 1 && result.goals[0] == 2000);
+    action[JOINTS - 1] = 2010;
+    result = guard_step(&guard, action, JOINTS + 1, &view);
     CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == -1 && result.goals[0] == 2000);
     CHECK(guard_step(&guard, action, 0, &view).verdict == GUARD_REFUSED_JOINTS);
     CHECK(step_all(&guard, GUARD_COUNTS_MAX, 2000).verdict == GUARD_CLAMPED_POSITION); /* absurd, but the last that is not refused */
     guard = started(usual(), 2000);
 
     view.now_ns = view.present_ns + period_30hz * 5 / 2;
-    CHECK(guard_step(&guard, action, ARM_JOINTS, &view).verdict == GUARD_PASSED);
+    CHECK(guard_step(&guard, action, JOINTS, &view).verdict == GUARD_PASSED);
     view.now_ns++;
-    result = guard_step(&guard, action, ARM_JOINTS, &view);
+    result = guard_step(&guard, action, JOINTS, &view);
     CHECK(result.verdict == GUARD_REFUSED_NO_READING && result.joint == -1);
     view.present = NULL;
     view.now_ns = view.present_ns;
-    CHECK(guard_step(&guard, action, ARM_JOINTS, &view).verdict == GUARD_REFUSED_NO_READING);
+    CHECK(guard_step(&guard, action, JOINTS, &view).verdict == GUARD_REFUSED_NO_READING);
     return 0;
 }
 
@@ -340,10 +340,10 @@ static int naming(void)
 
     /* The first limit in the order of the filter is told, with its joint. */
     guard = started(usual(), 2000);
-    float action[ARM_JOINTS] = {2000, 2100, 2034, 4000, 2000, 5000};
-    int32_t present[ARM_JOINTS] = {2000, 2000, 2000, 2000, 2000, 2000};
+    float action[JOINTS] = {2000, 2100, 2034, 4000, 2000, 5000};
+    int32_t present[JOINTS] = {2000, 2000, 2000, 2000, 2000, 2000};
     guard_view view = {.present = present};
-    result = guard_step(&guard, action, ARM_JOINTS, &view);
+    result = guard_step(&guard, action, JOINTS, &view);
     CHECK(result.verdict == GUARD_CLAMPED_POSITION && result.joint == 3);
     CHECK(result.joints[0] == GUARD_PASSED && result.joints[1] == GUARD_CLAMPED_VELOCITY);
     CHECK(result.joints[2] == GUARD_CLAMPED_ACCELERATION && result.joints[5] == GUARD_CLAMPED_POSITION);
@@ -431,10 +431,10 @@ static int sixteenths(void)
           && configured_of(usual(), period_90hz, (guard_version)3) != GUARD_CONFIG_OK);
 
     /* From where the arm is, in counts; also where that is outside. */
-    int32_t present[ARM_JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, HIGH + 9};
+    int32_t present[JOINTS] = {LOW, HIGH, LOW - 2, HIGH + 2, 2000, HIGH + 9};
     int joint;
     CHECK(guard_start(&guard, present, GUARD_START_TOLERANCE, &joint) && guard.joints[4].goal == 32000);
-    const int32_t expected[ARM_JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, HIGH + 9};
+    const int32_t expected[JOINTS] = {LOW, HIGH, LOW, HIGH, 2000, HIGH + 9};
     CHECK(memcmp(guard_brake(&guard).goals, expected, sizeof expected) == 0);
     guard_start_joint(&guard, 2, 1234);
     CHECK(guard.joints[2].goal == 16 * 1234 && guard_goal(&guard, 2) == 1234 && guard_place(&guard, 2) == 1234.0);
@@ -482,7 +482,38 @@ static int sixteenths(void)
     return 0;
 }
 
+/* ---- arms of one to sixteen joints ---- */
+
+static int joint_counts(void)
+{
+    guard_limits limits[ARM_JOINTS_MAX];
+    guard guard;
+    int joint;
+    for (int i = 0; i < ARM_JOINTS_MAX; i++)
+        limits[i] = usual();
+    CHECK(guard_configure(&guard, limits, 0, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE);
+    CHECK(guard_configure(&guard, limits, ARM_JOINTS_MAX + 1, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE);
+    for (int joints = 1; joints <= ARM_JOINTS_MAX; joints++) {
+        int32_t present[ARM_JOINTS_MAX];
+        float action[ARM_JOINTS_MAX + 1];
+        for (int i = 0; i <= ARM_JOINTS_MAX; i++) {
+            action[i] = 2500;
+            present[i % ARM_JOINTS_MAX] = 2000;
+        }
+        CHECK(guard_configure(&guard, limits, joints, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_OK);
+        CHECK(guard_start(&guard, present, 0, &joint));
+        guard_view view = {.present = present};
+        for (int tick = 0; tick < 3; tick++) {
+            guard_result result = guard_step(&guard, action, joints, &view);
+            for (int i = 0; i < ARM_JOINTS_MAX; i++) /* every joint moves, and none that is not there */
+                CHECK(i < joints ? result.goals[i] > 2000 : result.goals[i] == 0);
+        }
+        CHECK(guard_step(&guard, action, joints + 1, &view).verdict == GUARD_REFUSED_JOINTS);
+    }
+    return 0;
+}
+
 int main(void)
 {
-    return configuration() || starting() || starting_outside() || refusals() || naming() || following() || sixteenths();
+    return joint_counts() || configuration() || starting() || starting_outside() || refusals() || naming() || following() || sixteenths();
 }

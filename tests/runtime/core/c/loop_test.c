@@ -27,7 +27,7 @@ static struct {
     int64_t park_after_ns;
     int interrupt_fd;                        /* a signal is written here at tick EVENT, 0: none */
     int32_t goal_before_end, reason_before_end, state_before_end;
-    int32_t position[ARM_JOINTS], goals[ARM_JOINTS];
+    int32_t position[JOINTS], goals[JOINTS];
     long ticks, asked_health, late_health, checks, cleared, rebooted;
     bool torque;
 } world;
@@ -94,7 +94,7 @@ static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
     return ARM_OK;
 }
 
-static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result write_goals(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)context;
     (void)deadline_ns;
@@ -107,7 +107,7 @@ static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], in
     return ARM_OK;
 }
 
-static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result set_torque(void *context, bool on, const int32_t *goals, int64_t deadline_ns)
 {
     (void)context;
     (void)goals;
@@ -125,7 +125,7 @@ static arm_result check_watchdog(void *context, int64_t deadline_ns)
     return world.tripped ? ARM_WATCHDOG : ARM_OK;
 }
 
-static arm_result clear_watchdog(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result clear_watchdog(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)context;
     (void)deadline_ns;
@@ -172,17 +172,17 @@ static int fly(const char *folder, int64_t period_ns)
                              .signal_fd = signal_fd, .arm_at_start = true, .stop_after_ticks = TICKS,
                              .park_after_ns = world.park_after_ns,
                              .clock = {.now_ns = now_ns, .boot_ns = boot_ns, .sleep_until = sleep_until}};
-    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = period_ns, .action_ns = period_ns,
+    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS}, .joints = JOINTS, .period_ns = period_ns, .action_ns = period_ns,
                                   .guard_version = GUARD_VERSION, .patience_min_ns = 200000000000,
                                   .patience_max_ns = 200000000000, .reads_latch_ns = 500000000, .has_park = world.park_after_ns > 0, .park_speed = 4000};
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         world.position[i] = 2000;
         config.pilot.park[i] = 2100;
     }
     world.now_ns = 1000 * (int64_t)MS;
     static const arm_trouble none = {.joint = -1};
-    arm_port port = {.trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = check_watchdog,
+    arm_port port = {.joints = JOINTS, .velocity_unit = 15.6, .trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = check_watchdog,
                      .clear_watchdog = clear_watchdog, .health = health, .reboot = reboot};
     return control_run(&loop, &config, &port).exit != CONTROL_STOPPED;
 }

@@ -27,9 +27,9 @@ static int draw(int n)
 /* Actions stand `action_ns` apart. */
 static void begin_with(int64_t action_ns, int blend_actions)
 {
-    schedule_config config = {.session = SESSION, .blend_actions = blend_actions};
+    schedule_config config = {.session = SESSION, .joints = JOINTS, .blend_actions = blend_actions};
     memset(config.digest, 0xd1, DIGEST_BYTES);
-    for (int i = 0; i < ARM_JOINTS; i++)
+    for (int i = 0; i < JOINTS; i++)
         config.rest_counts[i] = 10;
     schedule_init(&schedules, &config, T, action_ns);
 }
@@ -43,8 +43,8 @@ static void begin(int blend_actions)
 /* The reading of a tick at its nominal time; every joint at `position`. */
 static void read_joints(int64_t tick, int32_t position)
 {
-    int32_t positions[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++)
+    int32_t positions[JOINTS];
+    for (int i = 0; i < JOINTS; i++)
         positions[i] = position;
     schedule_note_reading(&schedules, tick, tick * T, positions);
 }
@@ -55,21 +55,21 @@ static chunk *made(chunk_kind kind, int64_t sequence, int64_t tick, uint32_t n)
     memset(&data, 0, sizeof data);
     data.kind = kind;
     data.n = n;
-    data.joints = ARM_JOINTS;
+    data.joints = JOINTS;
     data.session = SESSION;
     memset(data.digest, 0xd1, DIGEST_BYTES);
     data.observation_sequence = sequence;
     data.observation_tick = tick;
     data.observation_ns = tick * T;
-    for (uint32_t i = 0; i < n * ARM_JOINTS; i++)
-        data.actions[i] = (float)(1000 * (sequence % 1000) + i / ARM_JOINTS);
+    for (uint32_t i = 0; i < n * JOINTS; i++)
+        data.actions[i] = (float)(1000 * (sequence % 1000) + i / JOINTS);
     return &data;
 }
 
 static chunk_verdict offer_at(const chunk *chunk, int64_t tick, int32_t present)
 {
-    int32_t positions[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++)
+    int32_t positions[JOINTS];
+    for (int i = 0; i < JOINTS; i++)
         positions[i] = present;
     schedule_view view = {.tick = tick, .now_ns = tick * T + T / 3, .age_limit_ns = LIMIT_TICKS * T, .present = positions};
     return schedule_offer(&schedules, chunk, &view);
@@ -213,8 +213,8 @@ static int corners(void)
     for (int64_t k = 0; k <= 200; k++)
         read_joints(k, 2000);
     chunk *waves = made(CHUNK_MOVING, 1, 0, 21);
-    for (int i = 0; i < 21 * ARM_JOINTS; i++)
-        waves->actions[i] += i / ARM_JOINTS % 2 ? 4.0f : 0.0f;
+    for (int i = 0; i < 21 * JOINTS; i++)
+        waves->actions[i] += i / JOINTS % 2 ? 4.0f : 0.0f;
     CHECK(offer_at(waves, 0, 2000) == CHUNK_TAKEN);
     for (int64_t tick = 0; tick <= 60; tick++) {
         const float *action = schedule_due(&schedules, tick).action;
@@ -228,7 +228,7 @@ static int corners(void)
     /* One corner: the joint turns it in four actions, and is on the line outside them. */
     chunk *corner = made(CHUNK_MOVING, 2, 60, 21);
     for (int i = 11; i < 21; i++)
-        corner->actions[i * ARM_JOINTS] = corner->actions[10 * ARM_JOINTS];
+        corner->actions[i * JOINTS] = corner->actions[10 * JOINTS];
     CHECK(offer_at(corner, 60, 2000) == CHUNK_TAKEN);
     CHECK(schedule_due(&schedules, 90 - 5).action[0] == schedule_due(&schedules, 90 - 5).action[2]); /* 1 / 9 a tick turns it */
     schedule_round_corners(&schedules, 0, 0.1);
@@ -245,8 +245,8 @@ static int corners(void)
 
     /* What is not a number counts when it is due, and not before. */
     chunk *broken = made(CHUNK_MOVING, 3, 120, 21);
-    broken->actions[5 * ARM_JOINTS] += 9;
-    broken->actions[7 * ARM_JOINTS] = NAN;
+    broken->actions[5 * JOINTS] += 9;
+    broken->actions[7 * JOINTS] = NAN;
     CHECK(offer_at(broken, 120, 2000) == CHUNK_TAKEN);
     CHECK(schedule_due(&schedules, 135).action[0] == 3014.0f && isnan(schedule_due(&schedules, 141).action[0]));
 
@@ -320,7 +320,7 @@ static int interleaved(long n, int64_t action_ns)
         if (action.due) {
             double place = (double)(tick - newest_tick) * actions_a_tick;
             place = place < (double)(newest_n - 1) ? place : (double)(newest_n - 1);
-            double first = 1000.0 * (double)(newest % 1000), off = (double)action.action[draw(ARM_JOINTS)] - first - place;
+            double first = 1000.0 * (double)(newest % 1000), off = (double)action.action[draw(JOINTS)] - first - place;
             CHECK(action.sequence == newest && action.index <= place + 1e-6 && action.index > place - 1 - 1e-6);
             CHECK(off < 0.1 && off > -0.1 && (action_ns != T || off == 0));
             due++;

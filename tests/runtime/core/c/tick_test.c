@@ -11,6 +11,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
+enum { JOINTS = 6 };
+
 static int counting;
 static long allocations;
 
@@ -42,7 +44,7 @@ void *realloc(void *old, size_t bytes)
 enum { TICKS = 400, WARM = 20 };
 
 static struct {
-    int32_t position[ARM_JOINTS];
+    int32_t position[JOINTS];
     long reads, writes, torque;
     long faults_at_start, faults;
     shared_file ring;
@@ -62,13 +64,13 @@ static void plan(int64_t tick, int64_t time_ns)
     chunk *chunk = &arm.chunk;
     memset(chunk, 0, sizeof *chunk);
     chunk->n = 50;
-    chunk->joints = ARM_JOINTS;
+    chunk->joints = JOINTS;
     chunk->session = 1;
     chunk->observation_sequence = tick + 1;
     chunk->observation_tick = tick;
     chunk->observation_ns = time_ns;
-    for (int i = 0; i < 50 * ARM_JOINTS; i++)
-        chunk->actions[i] = (float)(2000 + (tick + i / ARM_JOINTS) % 100);
+    for (int i = 0; i < 50 * JOINTS; i++)
+        chunk->actions[i] = (float)(2000 + (tick + i / JOINTS) % 100);
     ring_write(arm.ring.memory, chunk);
 }
 
@@ -95,7 +97,7 @@ static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
     return ARM_OK;
 }
 
-static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result write_goals(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)context;
     (void)deadline_ns;
@@ -104,7 +106,7 @@ static arm_result write_goals(void *context, const int32_t goals[ARM_JOINTS], in
     return ARM_OK;
 }
 
-static arm_result set_torque(void *context, bool on, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result set_torque(void *context, bool on, const int32_t *goals, int64_t deadline_ns)
 {
     (void)context;
     (void)goals;
@@ -120,7 +122,7 @@ static arm_result fine(void *context, int64_t deadline_ns)
     return ARM_OK;
 }
 
-static arm_result cleared(void *context, const int32_t goals[ARM_JOINTS], int64_t deadline_ns)
+static arm_result cleared(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)goals;
     return fine(context, deadline_ns);
@@ -150,14 +152,14 @@ int main(int argc, char **argv)
     shared_prefault(arm.ring.memory, arm.ring.bytes);
     control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 12, .socket_fd = -1,
                              .signal_fd = -1, .priority = 50, .arm_at_start = true, .stop_after_ticks = TICKS + 50};
-    config.pilot = (pilot_config){.schedule.session = 1, .period_ns = 5000000, .action_ns = 5000000,
+    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS}, .joints = JOINTS, .period_ns = 5000000, .action_ns = 5000000,
                                   .guard_version = GUARD_VERSION, .patience_min_ns = 2000000000, .patience_max_ns = 2000000000, .reads_latch_ns = 500000000};
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         arm.position[i] = 2000;
     }
     static const arm_trouble none = {.joint = -1};
-    arm_port port = {.trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = fine,
+    arm_port port = {.joints = JOINTS, .velocity_unit = 15.6, .trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = fine,
                      .clear_watchdog = cleared, .health = health};
     control_result result = control_run(&loop, &config, &port);
     printf("%ld reads, %ld writes, %ld allocations, %ld page faults, locked %d, %llu chunks taken, moving %llu\n", arm.reads, arm.writes,

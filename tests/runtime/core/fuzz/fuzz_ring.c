@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { JOINTS = 6 };
+
 static void must(int condition)
 {
     if (!condition)
@@ -27,9 +29,9 @@ enum { LOW = 1000, HIGH = 3000 };
 
 static void start_pilot(void)
 {
-    pilot_config config = {.period_ns = T, .action_ns = T, .guard_version = GUARD_VERSION, .patience_min_ns = 60 * T,
+    pilot_config config = {.joints = JOINTS, .schedule.joints = JOINTS, .period_ns = T, .action_ns = T, .guard_version = GUARD_VERSION, .patience_min_ns = 60 * T,
                            .patience_max_ns = 100 * T, .reads_latch_ns = 15 * T};
-    for (int i = 0; i < ARM_JOINTS; i++) {
+    for (int i = 0; i < JOINTS; i++) {
         config.limits[i] = (guard_limits){.position_min = LOW, .position_max = HIGH, .velocity = 2000, .acceleration = 30000,
                                           .jerk = 1e6, .step = 120, .tracking = 400, .scale = 10, .offset = 2000};
         config.schedule.rest_counts[i] = 10;
@@ -62,8 +64,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     start_pilot();
     ring_reader reader;
     ring_reader_start(&reader, ring);
-    int32_t last[ARM_JOINTS];
-    for (int i = 0; i < ARM_JOINTS; i++)
+    int32_t last[JOINTS];
+    for (int i = 0; i < JOINTS; i++)
         last[i] = 2000;
     for (int64_t tick = 0; size >= 4 && tick < 100; tick++) {
         size_t n = data[0] < size - 4 ? data[0] : size - 4;
@@ -92,15 +94,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 break;
             if (result == RING_TORN)
                 continue;
-            chunk_verdict verdict = ring_check(&taken, ARM_JOINTS);
+            chunk_verdict verdict = ring_check(&taken, JOINTS);
             input.malformed = input.malformed || chunk_is_malformed(verdict);
             if (verdict == CHUNK_TAKEN) {
-                must(taken.n >= 1 && taken.n <= CHUNK_ACTIONS_MAX && taken.joints == ARM_JOINTS);
+                must(taken.n >= 1 && taken.n <= CHUNK_ACTIONS_MAX && taken.joints == JOINTS);
                 pilot_offer(&flown, &input, &taken);
             }
         }
         pilot_end(&flown, &input, &output);
-        for (int i = 0; i < ARM_JOINTS && flown.guard.started; i++) {
+        for (int i = 0; i < JOINTS && flown.guard.started; i++) {
             must(output.guard.goals[i] >= LOW && output.guard.goals[i] <= HIGH);
             must(abs(output.guard.goals[i] - last[i]) <= 67 || !output.write); /* 66.7 a tick, in whole counts */
         }

@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "servo_arm.h"
+
+#include "serial.h"
+
+#include <string.h>
+
+enum { GOAL_TOLERANCE = 2, SETTING_TRIES = 3 };
+static const int64_t SETTING_NS = 20000000, REBOOT_ANSWER_NS = 20000000;
+static const int64_t ANSWER_NS = 333333; /* a servo answers in 0.25 ms: whoever was asked with less time left is not silent */
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+void servo_arm_init(servo_arm *arm, int fd, const servo_arm_description *description)
+{
+    memset(arm, 0, sizeof *arm);
+    bus_init(&arm->bus, fd, description->protocol);
+    arm->is = *description;
+    arm->trouble.joint = -1;
+}
+
+static arm_result from_bus(bus_result result)
+{
+    static const arm_result meaning[] = {[BUS_OK] = ARM_OK,
+                                         [BUS_TIMEOUT] = ARM_TIMEOUT,
+                                         [BUS_CORRUPT] = ARM_CORRUPT,
+                                         [BUS_REFUSED] = ARM_CORRUPT,
+                                         [BUS_UNPLUGGED] = ARM_UNPLUGGED};
+    return meaning[result];
+}
+
+static bus_registers all(const servo_arm *arm, uint16_t address, uint16_t length)
+{
+    return (bus_registers){.ids = arm->is.ids, .servos = (size_t)arm->is.joints, .address = address, .length = length};
+}
+
+int32_t servo_decode(servo_register where, const uint8_t *bytes)
+{
+    uint32_t value = 0, bits = 8u * where.bytes;
+    for (int i = 0; i < where.bytes; i++)
+        value |= (uint32_t)bytes[i] << (8 * i);
+    if (where.sign == SIGN_TWOS && bits < 32 && value >> (bits - 1))
+        value |= ~0u << bits;
+    if (where.sign > SIGN_NONE) {
+        int32_t magnitude = (int32_t)(value & ((1u << where.sign) - 1));
+        return value >> where.sign & 1 ? -magnitude : magnitude;
+    }
+    return (int32_t)value;
+}
+
+void servo_encode(servo_register where, int32_t value, uint8_t *bytes)
+{
+    uint32_t word = (uint32_t)value;
+    if (where.sign > SIGN_NONE) {
+        uint32_t most = (1u << where.sign) - 1, magnitude = value < 0 ? 0u - word : word;
+        word = (magnitude < most ? magnitude : most) | (uint32_t)(value < 0) << where.sign;
+    }
+    for (int i = 0; i < where.bytes; i++)
+        bytes[i] = (uint8_t)(word >> (8 * i));
+}
+
+/* Registers of all servos, in their order. Where one was silent, arm->trouble says which: behind it nobody speaks, so after
+ * an answer of none the servos are asked from the other end. */
+static bus_result ask_all(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    const int n = arm->is.joints;
+    uint8_t ids[ARM_JOINTS_MAX], found[ARM_JOINTS_MAX * BUS_READ_MAX], alert[ARM_JOINTS_MAX];
+    for (int i = 0; i < n; i++)
+        ids[i] = arm->is.ids[arm->backwards ? n - 1 - i : i];
+    bus_registers what = {.ids = ids, .servos = (size_t)n, .address = address, .length = length};
+    int64_t asked_ns = serial_now_ns();
+    arm->bus.answered = -1;
+    bus_result result = bus_sync_read(&arm->bus, &what, deadline_ns, found, alert);
+    int answered = arm->bus.answered;
+    if (result == BUS_OK) {
+        for (int i = 0; i < n; i++) {
+            int at = arm->backwards ? n - 1 - i : i;
+            memcpy(data + (size_t)i * length, found + (size_t)at * length, length);
+            alerts[i] = alert[at];
+        }
+    } else if (answered >= 0 && deadline_ns - asked_ns >= n * ANSWER_NS) {
+        bool one = answered > 0 && answered < n;
+        arm->trouble = (arm_trouble){.joint = !one ? -1 : arm->backwards ? n - 1 - answered : answered};
+        arm->backwards ^= answered == 0;
+    }
+    return result;
+}
+
+static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
+{
+    servo_arm *arm = context;
+    const servo_roles *at = &arm->is.at;
+    /* One byte more every second time: a late answer to the same question then has the wrong length. */
+    uint16_t start = at->block.address, length = (uint16_t)(at->block.bytes + (arm->reads++ & 1));
+    uint8_t data[ARM_JOINTS_MAX * BUS_READ_MAX], alerts[ARM_JOINTS_MAX];
+    bus_result result = ask_all(arm, start, length, deadline_ns, data, alerts);
+    if (result != BUS_OK)
+        return from_bus(result);
+    out->time_ns = serial_now_ns();
+    arm_result verdict = ARM_OK;
+    for (int i = 0; i < arm->is.joints; i++) {
+        const uint8_t *bytes = data + (size_t)i * length;
+        out->load[i] = (int16_t)servo_decode(at->load, bytes + (at->load.address - start));
+        out->velocity[i] = servo_decode(at->velocity, bytes + (at->velocity.address - start));
+        out->position[i] = servo_decode(at->position, bytes + (at->position.address - start));
+        out->alert[i] = alerts[i] != 0;
+        if (alerts[i])
+            verdict = ARM_ALERT;
+    }
+    return verdict;
+}
+
+static arm_result write_goals(void *context, const int32_t *goals, int64_t deadline_ns)
+{
+    servo_arm *arm = context;
+    servo_register goal = arm->is.at.goal;
+    uint8_t data[ARM_JOINTS_MAX * 4];
+    for (int i = 0; i < arm->is.joints; i++)
+        servo_encode(goal, goals[i], data + i * goal.bytes);
+    bus_registers what = all(arm, goal.address, goal.bytes);
+    return from_bus(bus_sync_write(&arm->bus, &what, data, deadline_ns));
+}
+
+/* One byte register of all servos: written, read back, compared. */
+static arm_result set_all(servo_arm *arm, servo_register where, uint8_t value, int64_t deadline_ns)
+{
+    uint8_t data[ARM_JOINTS_MAX], alerts[ARM_JOINTS_MAX];
+    bus_registers what = all(arm, where.address, 1);
+    if (where.bytes == 0)
+        return ARM_OK;
+    memset(data, value, sizeof data);
+    bus_result result = bus_sync_write(&arm->bus, &what, data, deadline_ns);
+    if (result == BUS_OK)
+        result = bus_sync_read(&arm->bus, &what, deadline_ns, data, alerts);
+    if (result != BUS_OK)
+        return from_bus(result);
+    for (int i = 0; i < arm->is.joints; i++)
+        if (data[i] != value) {
+            arm->trouble = (arm_trouble){.joint = i};
+            return alerts[i] ? ARM_ALERT : ARM_CORRUPT;
+        }
+    return ARM_OK;
+}
+
+/* Settings are asked for again: one lost answer of a few dozen need not cost the whole start. */
+static bus_result read_again(servo_arm *arm, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    bus_result result = BUS_TIMEOUT;
+    for (int i = 0; i < SETTING_TRIES && (result == BUS_TIMEOUT || result == BUS_CORRUPT); i++)
+        result = bus_sync_read(&arm->bus, what, least(deadline_ns, serial_now_ns() + SETTING_NS), data, alerts);
+    return result;
+}
+
+static servo_register setting_at(const servo_setting *setting)
+{
+    return (servo_register){.address = setting->address, .bytes = (uint8_t)setting->size, .sign = setting->size == 1 ? SIGN_NONE : SIGN_TWOS};
+}
+
+/* One setting of one servo, whose register holds `found`: written where it differs and read back. */
+static arm_result settle(servo_arm *arm, const servo_setting *setting, int joint, int32_t found, int64_t deadline_ns)
+{
+    int32_t wanted = setting->values[joint];
+    if (!(setting->joints >> joint & 1) || found == wanted)
+        return ARM_OK;
+    uint8_t data[4], alert;
+    servo_encode(setting_at(setting), wanted, data);
+    bus_registers what = {.ids = &arm->is.ids[joint], .servos = 1, .address = setting->address, .length = setting->size};
+    for (int i = 0; i < SETTING_TRIES; i++) { /* what a lost answer meant is read */
+        uint8_t held[4];
+        bus_result result = bus_write(&arm->bus, arm->is.ids[joint], setting->address, data, setting->size,
+                                      least(deadline_ns, serial_now_ns() + SETTING_NS));
+        if (result != BUS_UNPLUGGED)
+            result = read_again(arm, &what, deadline_ns, held, &alert);
+        if (result != BUS_OK)
+            return from_bus(result);
+        found = servo_decode(setting_at(setting), held);
+        if (found == wanted)
+            return ARM_OK;
+    }
+    arm->trouble = (arm_trouble){.joint = joint, .address = setting->address, .wanted = wanted, .found = found};
+    return ARM_REFUSED;
+}
+
+/* Every setting is read; what differs is written and read back. ARM_REFUSED: arm->trouble says which. */
+static arm_result settle_all(servo_arm *arm, int64_t deadline_ns)
+{
+    uint8_t data[ARM_JOINTS_MAX * BUS_READ_MAX], alerts[ARM_JOINTS_MAX];
+    arm->trouble = (arm_trouble){.joint = -1};
+    for (size_t first = 0, next; first < arm->n_settings; first = next) {
+        /* Neighbours are read in one piece. */
+        uint16_t start = arm->settings[first].address, end = start;
+        for (next = first; next < arm->n_settings; next++) {
+            uint16_t behind = arm->settings[next].address + arm->settings[next].size;
+            if (behind - start > BUS_READ_MAX)
+                break;
+            end = behind;
+        }
+        bus_registers what = all(arm, start, end - start);
+        arm_result result = from_bus(read_again(arm, &what, deadline_ns, data, alerts));
+        for (size_t k = first; k < next && result == ARM_OK; k++) {
+            const servo_setting *setting = &arm->settings[k];
+            for (int i = 0; i < arm->is.joints && result == ARM_OK; i++) {
+                const uint8_t *bytes = data + i * what.length + (setting->address - start);
+                result = settle(arm, setting, i, servo_decode(setting_at(setting), bytes), deadline_ns);
+            }
+        }
+        if (result != ARM_OK)
+            return result;
+    }
+    return ARM_OK;
+}
+
+static arm_result torque_off(servo_arm *arm, int64_t deadline_ns)
+{
+    arm->armed = false;
+    int64_t start = serial_now_ns();
+    arm_result result = set_all(arm, arm->is.at.torque, 0, start + (deadline_ns - start) / 2);
+    if (result == ARM_OK)
+        return set_all(arm, arm->is.at.lock, 0, deadline_ns);
+    /* One of them did not confirm: ask each alone, with an equal share of the time that is left. */
+    result = ARM_OK;
+    for (int i = 0; i < arm->is.joints; i++) {
+        const uint8_t off = 0;
+        int64_t now = serial_now_ns();
+        int64_t share = now + (deadline_ns - now) / (arm->is.joints - i);
+        bus_result one = bus_write(&arm->bus, arm->is.ids[i], arm->is.at.torque.address, &off, 1, share);
+        if (one != BUS_OK)
+            result = from_bus(one);
+    }
+    return result;
+}
+
+/* Goals, NULL: the present position, are written and read back: a tripped watchdog refuses them in silence. */
+static arm_result start_from(servo_arm *arm, const int32_t *goals, int64_t deadline_ns)
+{
+    arm_reading reading;
+    arm_result result = ARM_OK;
+    if (goals == NULL) {
+        result = read_arm(arm, deadline_ns, &reading);
+        goals = reading.position;
+    }
+    if (result == ARM_OK)
+        result = write_goals(arm, goals, deadline_ns);
+    if (result != ARM_OK)
+        return result;
+    servo_register goal = arm->is.at.goal;
+    uint8_t data[ARM_JOINTS_MAX * 4], alerts[ARM_JOINTS_MAX];
+    bus_registers what = all(arm, goal.address, goal.bytes);
+    result = from_bus(bus_sync_read(&arm->bus, &what, deadline_ns, data, alerts));
+    for (int i = 0; i < arm->is.joints && result == ARM_OK; i++) {
+        int64_t off = (int64_t)servo_decode(goal, data + i * goal.bytes) - goals[i];
+        if (off > GOAL_TOLERANCE || off < -GOAL_TOLERANCE)
+            result = ARM_WATCHDOG;
+    }
+    return result;
+}
+
+/* With `configured`, the settings are made sure of while the watchdogs are off: a tripped one refuses some of them. */
+static arm_result start_anew(servo_arm *arm, bool configured, const int32_t *goals, int64_t deadline_ns)
+{
+    arm->clearing = true;
+    arm_result result = set_all(arm, arm->is.at.watchdog, 0, deadline_ns);
+    if (result == ARM_OK && configured)
+        result = settle_all(arm, deadline_ns);
+    if (result == ARM_OK)
+        result = start_from(arm, goals, deadline_ns);
+    if (result == ARM_OK)
+        result = set_all(arm, arm->is.at.watchdog, arm->is.watchdog_on, deadline_ns);
+    arm->clearing = result != ARM_OK;
+    return result;
+}
+
+static arm_result clear_watchdog(void *context, const int32_t *goals, int64_t deadline_ns)
+{
+    return start_anew(context, false, goals, deadline_ns);
+}
+
+static arm_result set_torque(void *context, bool on, const int32_t *goals, int64_t deadline_ns)
+{
+    servo_arm *arm = context;
+    arm->trouble = (arm_trouble){.joint = -1};
+    if (!on)
+        return torque_off(arm, deadline_ns);
+    int64_t start = serial_now_ns();
+    int64_t soon = deadline_ns - (deadline_ns - start) / 3; /* the rest is kept for taking it back */
+    arm_result result = start_anew(arm, true, goals, soon);
+    if (result != ARM_OK)
+        return result;
+    arm->armed = true;
+    result = set_all(arm, arm->is.at.torque, 1, soon);
+    if (result == ARM_OK)
+        result = set_all(arm, arm->is.at.lock, 1, soon);
+    if (result != ARM_OK)
+        (void)torque_off(arm, deadline_ns); /* never half an arm under torque */
+    return result;
+}
+
+static bool has_watchdog(const servo_arm *arm)
+{
+    return arm->is.at.watchdog.bytes > 0;
+}
+
+static arm_result check_watchdog(void *context, int64_t deadline_ns)
+{
+    servo_arm *arm = context;
+    uint8_t data[ARM_JOINTS_MAX], alerts[ARM_JOINTS_MAX];
+    servo_register where = has_watchdog(arm) ? arm->is.at.watchdog : arm->is.at.torque;
+    bus_result result = ask_all(arm, where.address, 1, deadline_ns, data, alerts);
+    if (result != BUS_OK)
+        return from_bus(result);
+    arm_result verdict = ARM_OK;
+    for (int i = 0; i < arm->is.joints; i++) {
+        bool on = data[i] == (has_watchdog(arm) ? arm->is.watchdog_on : 1);
+        if (has_watchdog(arm) && (data[i] == arm->is.watchdog_tripped || (arm->clearing && !on)))
+            verdict = ARM_WATCHDOG;
+        else if (arm->armed && !on) {
+            arm->trouble = (arm_trouble){.joint = i};
+            return ARM_REBOOTED; /* it has forgotten its watchdog or its torque, and with it its goal */
+        }
+    }
+    return verdict;
+}
+
+/* From the first to the last of two registers, the second one none: the first alone. */
+static servo_register span(servo_register first, servo_register last)
+{
+    if (last.bytes > 0)
+        first.bytes = (uint8_t)(last.address + last.bytes - first.address);
+    return first;
+}
+
+/* What is asked at a turn; bytes 0: this arm has no such turn. */
+static servo_register turn_of(const servo_roles *at, arm_health_part part)
+{
+    switch (part) {
+    case HEALTH_TORQUE:
+        return span(at->torque, at->error);
+    case HEALTH_GOALS:
+        return at->goal;
+    case HEALTH_WATCHDOG:
+        return at->watchdog;
+    default:
+        return span(at->voltage, at->temperature);
+    }
+}
+
+static void take_health(const servo_arm *arm, int i, const uint8_t *bytes, uint8_t alert, arm_health *out)
+{
+    const servo_roles *at = &arm->is.at;
+    switch (out->part) {
+    case HEALTH_TORQUE:
+        out->torque[i] = bytes[0];
+        out->error[i] = at->error.bytes > 0 ? bytes[at->error.address - at->torque.address] : alert;
+        break;
+    case HEALTH_GOALS:
+        out->goals[i] = servo_decode(at->goal, bytes);
+        break;
+    case HEALTH_WATCHDOG:
+        out->stopped[i] = bytes[0] == arm->is.watchdog_tripped ? 1 : arm->armed && bytes[0] != arm->is.watchdog_on ? 2 : 0;
+        break;
+    default:
+        out->voltage[i] = (uint16_t)servo_decode(at->voltage, bytes);
+        out->temperature[i] = bytes[at->temperature.address - at->voltage.address];
+    }
+}
+
+static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
+{
+    static const arm_health_part turns[] = {HEALTH_TORQUE, HEALTH_GOALS, HEALTH_WATCHDOG, HEALTH_SUPPLY};
+    servo_arm *arm = context;
+    servo_register what;
+    arm_health_part part;
+    do {
+        part = turns[arm->asked++ % (sizeof turns / sizeof turns[0])];
+        what = turn_of(&arm->is.at, part);
+    } while (what.bytes == 0);
+    uint8_t data[ARM_JOINTS_MAX * BUS_READ_MAX], alerts[ARM_JOINTS_MAX];
+    bus_result result = ask_all(arm, what.address, what.bytes, deadline_ns, data, alerts);
+    if (result != BUS_OK)
+        return from_bus(result);
+    out->part = part;
+    for (int i = 0; i < arm->is.joints; i++)
+        take_health(arm, i, data + (size_t)i * what.bytes, alerts[i], out);
+    return ARM_OK;
+}
+
+/* A servo that knows no reboot forgets what it shut down for without torque. */
+static bus_result start_servo_anew(servo_arm *arm, int joint, int64_t deadline_ns)
+{
+    const uint8_t off = 0;
+    if (arm->is.protocol->reboot != NULL)
+        return bus_reboot(&arm->bus, arm->is.ids[joint], deadline_ns);
+    return bus_write(&arm->bus, arm->is.ids[joint], arm->is.at.torque.address, &off, 1, deadline_ns);
+}
+
+static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
+{
+    servo_arm *arm = context;
+    arm_result result = ARM_OK;
+    for (int i = 0; i < arm->is.joints; i++)
+        if (joints >> i & 1) /* not every firmware answers before it starts anew */
+            (void)start_servo_anew(arm, i, least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS));
+    for (int i = 0; i < arm->is.joints; i++) {
+        uint16_t model, firmware;
+        /* The questions keep the other servos' watchdogs from stopping them. */
+        while (joints >> i & 1 && (result = from_bus(bus_ping(&arm->bus, arm->is.ids[i],
+                                                               least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS), &model,
+                                                               &firmware))) != ARM_OK)
+            if (result == ARM_UNPLUGGED || serial_now_ns() >= deadline_ns)
+                return result;
+    }
+    return result;
+}
+
+arm_port servo_arm_port(servo_arm *arm)
+{
+    return (arm_port){.context = arm,
+                      .joints = arm->is.joints,
+                      .velocity_unit = arm->is.velocity_unit,
+                      .read = read_arm,
+                      .write_goals = write_goals,
+                      .set_torque = set_torque,
+                      .check_watchdog = check_watchdog,
+                      .clear_watchdog = clear_watchdog,
+                      .health = health,
+                      .reboot = reboot,
+                      .trouble = &arm->trouble};
+}

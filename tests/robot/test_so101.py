@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SO-101 by its description alone: what its servos must be before any torque, its calibration and units; and an arm
+of seven joints that only a description knows."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_edge.contract import JointCalibration
+from vla_edge.errors import BusError, ConfigError, JointCalibrationError
+from vla_edge.robot.arm_description import ArmDescription, arm_names, load_arm
+from vla_edge.robot.joint_calibration import (
+    JointCalibrations,
+    JointUnits,
+    counts_from_unit,
+    load_joint_calibration,
+    save_joint_calibration,
+    unit_from_counts,
+)
+from vla_edge.robot.servo_arm import ArmOptions, ServoArm, open_arm
+from vla_edge.robot.servo_bus import ServoBus
+from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.emulated_bus import EmulatedBus
+from vla_edge.robot.sim.emulator import Emulator, Terminal, so101_servos
+from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.robot.sim.plant import IdealPlant
+
+pytest.importorskip("vla_edge._core")
+
+SO101 = load_arm("so101")
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "so101_units.json"
+CALIBRATION = JointCalibrations(
+    tuple(
+        JointCalibration(
+            name, i + 1, 0, 40 * i - 60, 0 if name == "wrist_roll" else 900, 4095 if name == "wrist_roll" else 3200
+        )
+        for i, name in enumerate(SO101.joint_names)
+    ),
+    "arm.json",
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_joint_calibration(CALIBRATION.joints, tmp_path / "arm.json")
+    return tmp_path / "arm.json"
+
+
+@contextmanager
+def emulated(folder: Path, file: Path, *words: str) -> Iterator[EmulatorProcess]:
+    with emulator_process(folder, "--arm", "so101", "--joints", str(file), *words) as emulator:
+        yield emulator
+
+
+def start(emulator: EmulatorProcess, calibration: JointCalibrations = CALIBRATION) -> ServoArm:
+    return open_arm(ArmOptions(SO101, str(emulator.port), calibration))
+
+
+def test_a_good_arm_passes_is_configured_and_torque_locks_its_eeprom(tmp_path: Path, file: Path) -> None:
+    with emulated(tmp_path, file, "--set", "2:return_delay_time=250", "--set", "4:phase=28") as emulator:
+        arm = start(emulator)
+        assert arm.joints == SO101.joint_names and arm.ranges[1] == (900, 3200)
+        assert set(arm.supply) == {(90, 135)}, "found on 12 V"
+        assert not emulator.entries("goal", "torque")
+        before = arm.read().positions
+        arm.set_torque(True)
+        arm.write_goals([count + 20 for count in before])
+        while any(abs(now - was) < 15 for now, was in zip(arm.read().positions, before)):
+            pass
+        arm.set_torque(False)
+        arm.close()
+        bus = ServoBus(str(emulator.port), SO101)
+        held = {
+            name: bus.read_all(SO101.register(name)) for name in ("return_delay_time", "phase", "p_coefficient", "lock")
+        }
+        assert set(held["return_delay_time"].values()) == {0} and not any(
+            value & 0x10 for value in held["phase"].values()
+        )
+        assert set(held["p_coefficient"].values()) == {16} and set(held["lock"].values()) == {0}
+        assert bus.read("gripper", SO101.register("max_torque_limit")) == 500
+        bus.close()
+    first = emulator.entries("goal")[0]
+    assert first["goals"] == {str(i + 1): count for i, count in enumerate(before)}, "torque begins where the arm is"
+
+
+BAD_SERVOS = [
+    (["--set", "3:model_number=1284"], ["elbow_flex", "1284", "STS3215 (777)"]),
+    (["--set", "4:firmware_minor_version=9"], ["wrist_flex", "3.9", "the others have 3.10", "FD software"]),
+    (["--missing", "5"], ["wrist_roll", "id 5", "cable"]),
+    (
+        ["--set", "1:max_voltage_limit=80"],
+        ["shoulder_pan", "12.0 V", "its own limit is 8.0 V", "switch the supply off"],
+    ),
+    (["--set", "2:operating_mode=1"], ["shoulder_lift", "operating mode 1", "calibrate-joints"]),
+    (["--set", "4:homing_offset=-900"], ["wrist_flex", "homing_offset is -900", "arm.json", "calibrate-joints"]),
+    (["--set", "6:max_position_limit=3201"], ["gripper", "range_max is 3201", "3200"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_SERVOS, ids=[" ".join(words[:2]) for _, words in BAD_SERVOS])
+def test_a_wrong_servo_is_one_line_and_no_torque(
+    tmp_path: Path, file: Path, arguments: list[str], words: list[str]
+) -> None:
+    with emulated(tmp_path, file, *arguments) as emulator:
+        with pytest.raises((BusError, JointCalibrationError)) as caught:
+            start(emulator)
+        assert not emulator.entries("goal", "torque", "write")
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def lerobot_units(joint: JointCalibration, units: JointUnits, ticks: np.ndarray) -> np.ndarray:
+    """`MotorsBus._normalize` of LeRobot 0.6.1."""
+    low, high = joint.range_min, joint.range_max
+    inside = np.clip(ticks, low, high)
+    if joint.grips:
+        return (inside - low) / (high - low) * 100
+    if units is JointUnits.DEGREES:
+        return (ticks - (low + high) / 2) * 360 / 4095
+    return (inside - low) / (high - low) * 200 - 100
+
+
+def lerobot_ticks(joint: JointCalibration, units: JointUnits, values: np.ndarray) -> np.ndarray:
+    """`MotorsBus._unnormalize` of LeRobot 0.6.1: it cuts towards zero."""
+    low, high = joint.range_min, joint.range_max
+    if joint.grips:
+        return np.trunc(np.clip(values, 0, 100) / 100 * (high - low) + low)
+    if units is JointUnits.DEGREES:
+        return np.trunc(values * 4095 / 360 + (low + high) / 2)
+    return np.trunc((np.clip(values, -100, 100) + 100) / 200 * (high - low) + low)
+
+
+@pytest.mark.parametrize("units", [JointUnits(name) for name in SO101.joint_units])
+def test_units_are_lerobots_both_ways_over_a_hundred_thousand_ticks(units: JointUnits) -> None:
+    """Read back exactly. Written, a value that lies on a whole count can fall to either side of it by its last bit."""
+    rng = np.random.default_rng(7)
+    for joint in CALIBRATION.joints:
+        ticks = rng.integers(0, 4096, 100_000 // 6)
+        wanted = lerobot_units(joint, units, ticks)
+        ours = np.array([unit_from_counts(joint, units, int(tick)) for tick in ticks])
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-9)
+        values = rng.uniform(-130, 130, len(ticks))
+        written = np.array([counts_from_unit(joint, units, float(value), SO101.truncates) for value in values])
+        np.testing.assert_array_equal(written, lerobot_ticks(joint, units, values))
+
+
+def test_units_are_what_lerobot_itself_computed() -> None:
+    """tests/golden/so101_units.json: FeetechMotorsBus of LeRobot 0.6.1 on both units."""
+    golden = json.loads(GOLDEN.read_text())
+    for row in golden["rows"]:
+        units = JointUnits(row["units"])
+        joint = JointCalibration(**row["joint"])
+        ours = [unit_from_counts(joint, units, tick) for tick in row["ticks"]]
+        np.testing.assert_allclose(ours, row["read"], rtol=0, atol=1e-9)
+        assert [counts_from_unit(joint, units, value, True) for value in row["values"]] == row["written"]
+
+
+@pytest.mark.parametrize("folder", ["so_follower", "so101_follower"])
+def test_lerobots_calibration_is_found_by_its_id_in_both_of_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path))
+    for place in ("so_follower", "so101_follower", "so100_follower"):
+        (tmp_path / "robots" / place).mkdir(parents=True)
+    save_joint_calibration(CALIBRATION.joints, tmp_path / "robots" / folder / "blue.json")
+    assert load_joint_calibration(Path("lerobot:blue"), SO101).joints == CALIBRATION.joints
+    with pytest.raises(JointCalibrationError, match="no calibration of an SO-101 with that id; there are blue"):
+        load_joint_calibration(Path("lerobot:red"), SO101)
+    other = "so101_follower" if folder == "so_follower" else "so_follower"
+    save_joint_calibration(CALIBRATION.joints, tmp_path / "robots" / other / "blue.json")
+    with pytest.raises(JointCalibrationError, match="LeRobot has .*blue.json and .*blue.json; give the path"):
+        load_joint_calibration(Path("lerobot:blue"), SO101)
+
+
+SEVEN = """
+like: so101
+name: seven
+title: a made-up arm
+lerobot_folders: []
+joints:
+  - {name: base, id: 11, servo: STS3215, mode: 0, gravity: 20}
+  - {name: shoulder, id: 12, servo: STS3215, mode: 0, gravity: 20}
+  - {name: upper_roll, id: 13, servo: STS3215, mode: 0, gravity: 20}
+  - {name: elbow, id: 14, servo: STS3215, mode: 0, gravity: 20}
+  - {name: forearm_roll, id: 15, servo: STS3215, mode: 0, gravity: 20, full_turn: true}
+  - {name: wrist, id: 16, servo: STS3215, mode: 0, gravity: 20}
+  - {name: left_gripper, id: 17, servo: STS3215, mode: 0, gravity: 60}
+settings: [{register: acceleration, value: 254}, {register: goal_velocity, value: 820}]
+"""
+
+
+@contextmanager
+def seven_servos(folder: Path, arm: ArmDescription) -> Iterator[Path]:
+    """A port behind which seven servos answer, in a thread of this process."""
+    servos = so101_servos(None, [2048] * 7)
+    for servo, number in zip(servos, arm.ids.values()):
+        servo.put(servo.REGISTERS["id"], number)
+    faults = Faults(FaultRates(), 0, (5.0, 120.0))
+    plant = IdealPlant([servo.raw for servo in servos])
+    terminal = Terminal(folder / "port")
+    emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, lambda entry: None), plant, faults)
+    thread = threading.Thread(target=emulator.run, args=([], None), daemon=True)
+    thread.start()
+    try:
+        yield folder / "port"
+    finally:
+        emulator.apply(("quit",))
+        thread.join(60)
+
+
+def test_an_arm_of_seven_joints_is_a_description_alone(tmp_path: Path) -> None:
+    (tmp_path / "seven.yaml").write_text(SEVEN)
+    arm = load_arm(str(tmp_path / "seven.yaml"))
+    joints = tuple(JointCalibration(name, number, 0, 0, 0, 4095) for name, number in arm.ids.items())
+    with seven_servos(tmp_path, arm) as port:
+        follower = open_arm(ArmOptions(arm, str(port), JointCalibrations(joints, "seven.json")))
+        try:
+            follower.set_torque(True)
+            follower.write_goals([2048 + 10 * i for i in range(1, 8)])
+            while any(abs(now - 2048 - 10 * i) > 3 for i, now in enumerate(follower.read().positions, 1)):
+                pass
+            follower.set_torque(False)
+        finally:
+            follower.close()
+
+
+def test_descriptions_that_cannot_be_are_one_line_with_the_field(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    for text, told in (
+        ("like: so101\njoint: []\n", "unknown field joint; did you mean 'joints'"),
+        ("like: so101\njoints: []\n", "an arm has 1 to 16 joints, not 0"),
+        ("like: so101\nspeed: none\n", "no register none"),
+        ("like: so101\nroles: {torque: lock}\n", "these roles are needed"),
+        ("like: so101\nsettings: [{register: lock, value: 1}, {register: phase, value: 0}]\n", "by rising address"),
+        ("like: so102\n", "no such arm; known are koch, so100, so101"),
+    ):
+        file.write_text(text)
+        load_arm.cache_clear()
+        with pytest.raises(ConfigError, match=told) as caught:
+            load_arm(str(file))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_descriptions_in_the_house_differ_in_digest_and_share_their_joints_names() -> None:
+    arms = [load_arm(name) for name in arm_names()]
+    assert len({arm.digest for arm in arms}) == len(arms)
+    assert {arm.joint_names for arm in arms} == {SO101.joint_names}
+    assert load_arm("so100").models == SO101.models and SO101.limits.tracking <= 60
+    assert replace(SO101, name="so100", title="an SO-100", digest="").joints == load_arm("so100").joints
