@@ -3,7 +3,7 @@
 
 Exports the committed reaching policy to a bundle (with `--robot-only`, and where only the wheel is installed: takes
 the committed bundle, no torch needed), then lets `vla-runtime` run it on the
-simulated Koch: once for each instruction, in the same scene. Each run is
+simulated Koch (`--arm so101`: SO-101): once for each instruction, in the same scene. Each run is
 recorded as a video and a strip of pictures. With `--random` a tiny random
 policy takes the trained one's place: the same path, and a senseless motion.
 """
@@ -27,9 +27,14 @@ import numpy as np
 
 from vla_edge.command_line import answer, folder_to_write, positive, whole
 from vla_edge.errors import CheckFailed, ConfigError
+from vla_edge.robot.sim.bodies.koch_body import KOCH
+from vla_edge.robot.sim.bodies.so101_body import SO101
 
-EXAMPLE = Path(str(files("vla_edge"))) / "examples" / "reach-cube"
-CHECKPOINT, BUNDLE = EXAMPLE / "checkpoint", EXAMPLE / "bundle"
+EXAMPLES = {
+    KOCH.name: Path(str(files("vla_edge"))) / "examples" / "reach-cube",
+    SO101.name: Path(str(files("vla_edge"))) / "examples" / "reach-cube-so101",
+}
+"""Arm → `checkpoint` and `bundle` of the policy that learnt on it; a wheel holds the Koch's bundle alone."""
 COLOURS = ("red", "green", "blue")
 PICTURE = (360, 480)
 """Height and width of a picture of the strip."""
@@ -42,8 +47,10 @@ COMMANDS = {"export-engines": "vla_edge.export.command", "vla-runtime": "vla_edg
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """out: folder for the bundle, videos and strips. seconds: of each run. seed: of the scene and the noise."""
+    """arm: who moves. out: folder for the bundle, videos and strips. seconds: of each run. seed: of the scene and the
+    noise."""
 
+    arm: str
     out: Path
     robot_only: bool
     random: bool
@@ -53,22 +60,26 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> dict[str, Any]:
     """Run everything into `options.out`; what each instruction led to. CheckFailed when a command failed."""
-    out = options.out
+    out, example = options.out, EXAMPLES[options.arm]
+    if not (example.is_dir() or options.random):
+        raise ConfigError(
+            f"{example} is not here: a wheel holds the Koch's alone; run it in a clone, or leave --arm out"
+        )
     _clear(out)
-    if options.robot_only or not (CHECKPOINT.is_dir() or options.random):
-        bundle = BUNDLE
+    if options.robot_only or not ((example / "checkpoint").is_dir() or options.random):
+        bundle = example / "bundle"
         print(f"== the bundle of the example, {bundle}")
     else:
         bundle = out / "bundle"
-        checkpoint = _checkpoint(out, options.random)
+        checkpoint = _checkpoint(out, None if options.random else example / "checkpoint")
         _call(
             "export-engines",
             ["--checkpoint", str(checkpoint), "--out", str(bundle), "--joint-units", "degrees", "--fps", "30"],
         )
     report: dict[str, Any] = {}
     for colour in COLOURS:
-        words = ["--bundle", str(bundle), "--robot", "sim", "--task", f"reach the {colour} cube", "--hz", "30"]
-        words += ["--seconds", str(options.seconds), "--seed", str(options.seed)]
+        words = ["--bundle", str(bundle), "--robot", "sim", "--arm", options.arm, "--hz", "30"]
+        words += ["--task", f"reach the {colour} cube", "--seconds", str(options.seconds), "--seed", str(options.seed)]
         summary = _call("vla-runtime", [*words, "--video", str(out / f"{colour}.mp4"), "--json"])
         distance = summary["simulated_arm"]["tip_to_cube_m"]
         nearest = min(distance, key=distance.__getitem__)
@@ -114,10 +125,10 @@ def _overview(out: Path) -> None:
     cv2.imwrite(str(out / "overview.png"), np.concatenate(rows))
 
 
-def _checkpoint(out: Path, random: bool) -> Path:
-    if not random:
-        print(f"== the trained policy of the example, {CHECKPOINT}")
-        return CHECKPOINT
+def _checkpoint(out: Path, trained: Path | None) -> Path:
+    if trained:
+        print(f"== the trained policy of the example, {trained}")
+        return trained
     try:
         from tests.random_policy import RandomPolicy, write_random_policy
     except ModuleNotFoundError:
@@ -160,6 +171,7 @@ def _clear(out: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arm", choices=sorted(EXAMPLES), default=KOCH.name, help="which simulated arm moves")
     parser.add_argument("--out", type=folder_to_write, required=True, help="folder for the bundle, videos and strips")
     parser.add_argument("--robot-only", action="store_true", help="the example's bundle as it is; no torch needed")
     parser.add_argument("--random", action="store_true", help="a random policy in place of the trained one")
@@ -182,12 +194,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"the trained policy reached {', '.join(reached) or 'no cube'}; look at the strips in {out}, "
             "and try a quieter machine or --seconds 15"
         )
-    bundle = out / "bundle" if (out / "bundle").is_dir() else BUNDLE
+    bundle = out / "bundle" if (out / "bundle").is_dir() else EXAMPLES[arguments.arm] / "bundle"
     activate = Path(sys.prefix) / "bin" / "activate"
     print("next, as it can be typed here:")
     if activate.is_file() and shutil.which("vla-runtime") != str(Path(sys.prefix) / "bin" / "vla-runtime"):
         print(f"  . {_short(activate)}")
-    print(f'  vla-runtime --robot sim --bundle {_short(bundle)} --task "reach the blue cube" --video blue.mp4')
+    arm = "" if arguments.arm == KOCH.name else f" --arm {arguments.arm}"
+    print(f'  vla-runtime --robot sim{arm} --bundle {_short(bundle)} --task "reach the blue cube" --video blue.mp4')
     print("  vla-runtime report        (a page on what that run did)")
     print("  export-engines --checkpoint YOUR_CHECKPOINT --out my-bundle        (docs/from-lerobot.md goes on)")
     return 0

@@ -17,7 +17,7 @@ main = Command(
         "info": Subcommand(MODULE, "what a dataset holds", "info DATASET", "add_info", "run_info"),
         "convert": Subcommand(
             MODULE,
-            "v2.1 to v3.0 in a new folder; the source is only read",
+            "write a dataset of v2.0 or v2.1 as v3.0 in a new folder; the source is only read",
             "convert DATASET CONVERTED",
             "add_convert",
             "run_convert",

@@ -70,6 +70,6 @@ def cameras_in(
     if not found:
         raise DatasetError(
             f"{dataset.root}: its cameras {', '.join(keys) or '(none)'} are none of the policy's "
-            f"{', '.join(camera.source for camera in cameras)}; map them with --camera POLICY=DATASET"
+            f"{', '.join(camera.source for camera in cameras)}; map them with --camera NAME=DATASET_NAME"
         )
     return found

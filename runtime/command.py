@@ -116,6 +116,7 @@ main = Command(
         "--steps": "--flow-steps",
         "--least-steps": "--least-flow-steps",
         "--record": "--video",
+        "--arm": "--arm-at-start",
         "--cache always": "--cache off",
         "--cache guard": "--cache still",
         "--cache cls": "--cache gated",

@@ -45,7 +45,7 @@ def test_pairs_of_cameras_take_both_forms() -> None:
         "observation.image": "observation.images.top-cam",
     }
     for text in ("laptop", "=front", "laptop="):
-        with pytest.raises(ConfigError, match="give POLICY=DATASET"):
+        with pytest.raises(ConfigError, match="give NAME=DATASET_NAME"):
             camera_pairs([text])
 
 

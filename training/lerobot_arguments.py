@@ -103,7 +103,7 @@ def _rename_map(value: str) -> dict[str, str]:
         pairs = None
     if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
         raise UsageError(
-            f'{RENAME} {value!r}: write {{"dataset\'s name": "policy\'s name"}}, or --camera POLICY=DATASET'
+            f'{RENAME} {value!r}: write {{"dataset\'s name": "policy\'s name"}}, or --camera NAME=DATASET_NAME'
         )
     return pairs
 
@@ -123,6 +123,6 @@ def table() -> str:
         f"  {name + '=true|false':<36} {' | '.join(text for text in pair if text)}" for name, pair in SWITCHES.items()
     ]
     rows += [f"  {REPO_ID:<36} --dataset, where no --dataset.root is given"]
-    rows += [f"  {RENAME:<36} --camera POLICY=DATASET, a pair each"]
+    rows += [f"  {RENAME:<36} --camera NAME=DATASET_NAME, a pair each"]
     rows += [f"  {', '.join(WITHOUT_MEANING)}: taken, without effect"]
     return "\n".join(["LeRobot's names are understood too:", *rows])

@@ -111,7 +111,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
             elif isinstance(kind, tuple):
                 group.add_argument(f"--{flag}", choices=kind, help=shown)
             else:
-                metavar = "TEXT" if kind is str else None
+                metavar = {"lora-targets": "REGEX"}.get(flag, "DIR") if kind is str else None
                 group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
     group.add_argument(
         "--config", dest="run_file", type=Path, metavar="FILE", help="YAML or JSON of the run's fields; flags win"

@@ -196,8 +196,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--camera",
         action="append",
         default=[],
-        metavar="POLICY=DATASET",
-        help="a camera of the policy and the dataset's name for it",
+        metavar="NAME=DATASET_NAME",
+        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arm(parser)
     add_robot_arguments(parser)
     parser.add_argument("--run-dir", type=Path, help="folder shared with inference and operators")
-    parser.add_argument("--arm", action="store_true", help="arm by itself once every check has passed")
+    parser.add_argument("--arm-at-start", action="store_true", help="arm by itself once every check has passed")
     parser.add_argument("--seconds", type=not_negative, default=0.0, help="stop by itself after so long; 0: never")
     parser.add_argument(
         "--attended", action="store_true", help="hold when the supervisor's heartbeat in the run folder is silent"
@@ -238,7 +238,7 @@ def control_arm(
                     interrupt_ends=not sys.stdin.isatty(),
                     beat=folder.beat if options.attended else None,
                     shadow=options.shadow,
-                    arm_at_start=options.arm,
+                    arm_at_start=options.arm_at_start,
                     stop_after_ticks=round(options.seconds * NS / settings.period_ns),
                     park_after_ns=round(options.park_after * 60 * NS),
                 )

@@ -45,7 +45,7 @@ class ControlOptions(RobotOptions):
     heartbeat is there. parent: stop when that process dies."""
 
     run_dir: Path | None
-    arm: bool
+    arm_at_start: bool
     seconds: float
     attended: bool
     parent: int | None

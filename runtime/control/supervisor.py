@@ -259,7 +259,14 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
 def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:
     """How to start the control process of a run."""
     options = extended(
-        ControlOptions, robot, run_dir=folder.path, arm=False, seconds=0.0, attended=True, parent=os.getpid(), json=True
+        ControlOptions,
+        robot,
+        run_dir=folder.path,
+        arm_at_start=False,
+        seconds=0.0,
+        attended=True,
+        parent=os.getpid(),
+        json=True,
     )
     return [*COMMAND, "control", *flags_of(options)]
 

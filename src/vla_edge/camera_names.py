@@ -35,13 +35,13 @@ def is_camera_key(key: str) -> bool:
 
 
 def camera_pairs(texts: Sequence[str]) -> dict[str, str]:
-    """`--camera POLICY=DATASET`, short names or keys on both sides: the policy's key → the dataset's."""
+    """`--camera NAME=DATASET_NAME`, short names or keys on both sides: the policy's key → the dataset's."""
     pairs = {}
     for text in texts:
         policy, equals, dataset = text.partition("=")
         if not equals or not policy or not dataset:
             raise ConfigError(
-                f"--camera {text}: give POLICY=DATASET, a camera of the policy and the dataset's name for it, for "
+                f"--camera {text}: give NAME=DATASET_NAME, a camera of the policy and the dataset's name for it, for "
                 "example laptop=front"
             )
         pairs[feature_key(policy)] = feature_key(dataset)

@@ -212,7 +212,7 @@ def test_a_bound_that_no_reuse_keeps_fails_with_exit_code_1_and_writes_nothing(
     [
         (["--camera", "wrist=front"], "the policy has no camera observation.images.wrist"),
         (["--camera", "laptop=side"], "has no camera observation.images.side; there is"),
-        (["--camera", "laptop"], "give POLICY=DATA"),
+        (["--camera", "laptop"], "give NAME=DATASET_NAME"),
         (["--bound", "0"], "--bound: '0' is not a share"),
         (["--references", "0"], "--references: '0' is not"),
     ],
