@@ -13,10 +13,8 @@ from vla_edge.benchmarks import demo as subject
 from vla_edge.errors import ConfigError
 
 
-def options(out: Path, arm: str, **changes: Any) -> subject.DemoOptions:
-    return subject.DemoOptions(
-        **{"arm": arm, "out": out, "robot_only": True, "random": False, "seconds": 8.0, "seed": 5} | changes
-    )
+def options(out: Path, arm: str) -> subject.DemoOptions:
+    return subject.DemoOptions(arm=arm, out=out, robot_only=True, random=False, seconds=8.0, seed=5)
 
 
 @pytest.mark.parametrize("arm", subject.EXAMPLES)
