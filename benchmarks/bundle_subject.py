@@ -39,7 +39,8 @@ class BundleSubject:
         self._count = 0
         self._queued: np.ndarray | None = None
         several = len(bundle.manifest.cameras) > 1
-        self.cases = (FRESH, CACHED, *((ONE_CAMERA,) if several else ()), *((DELTA,) if self._delta else ()))
+        few = tuple(f"{case}, {steps} steps" for steps in spec.fewer for case in (FRESH, CACHED))
+        self.cases = (FRESH, CACHED, *few, *((ONE_CAMERA,) if several else ()), *((DELTA,) if self._delta else ()))
         self.facts: dict[str, Any] = {
             "detail": engine.detail,
             "digest": bundle.digest,
@@ -52,6 +53,8 @@ class BundleSubject:
         }
 
     def run(self, case: str, number: int) -> dict[str, float]:
+        case, _, few = case.partition(", ")
+        steps = int(few.removesuffix(" steps")) if few else None
         observation = self._data.observations[number % OBSERVATIONS]
         noise = self._data.noise[number % OBSERVATIONS]
         if case == FRESH:
@@ -63,7 +66,7 @@ class BundleSubject:
         self._last = observation
         self._count += 1
         queued = self._queued if case == DELTA else None
-        result = self._session.infer(InferenceRequest(observation, self._count, noise=noise, queued=queued))
+        result = self._session.infer(InferenceRequest(observation, self._count, steps, noise, queued))
         assert result is not None
         self._queued = result.latent
         self._check(case, len(result.decision.look), result.decision.prefix, result.decision.delta)

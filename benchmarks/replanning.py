@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thirty plans a second at full size on two cores: what one plan takes, and how many a run makes.
+
+    python -m vla_edge.benchmarks.replanning [--work DIR] [--rounds N] [--seconds S] [--out DIR]
+
+Random weights, which cost what trained ones do. First one interleaved run: fresh and cached at 10, 4, 2 and 1 flow
+steps and the delta correction, INT8 on every CPU backend that is here, beside torch in ten fresh steps, which is other
+work. Ceiling: the time the step's products take at this machine's fastest INT8 product. Then the run itself, on the
+backend whose one cached step is faster: control's loop on an arm without a bus in a process of its own, the inference
+loop beside it with pictures from memory, at rest and changing all the time, prefixes made beside the plans. There a
+plan's time goes from the newest frames to the chunk in the ring: gate, preparation, hand-over and sending included.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from tests.random_policy import RandomPolicy, write_random_policy
+
+from vla_edge.benchmarks.bundle_subject import GATE
+from vla_edge.benchmarks.host import REPOSITORY, commit
+from vla_edge.benchmarks.measure import Rounds, measure, percentiles
+from vla_edge.benchmarks.reaction import Window
+from vla_edge.benchmarks.subject import CACHED, FRESH, SubjectSpec
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.command_line import CommandParser, count, positive, run_command, threads
+from vla_edge.core import load_core
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import CheckFailed, EngineError
+from vla_edge.export.assemble import ExportRequest, export_unproven
+from vla_edge.export.precision import PrecisionRequest, requantise_unproven
+from vla_edge.files import write_json, write_text
+from vla_edge.robot.cameras import FreshnessWatch
+from vla_edge.robot.sim.still_arm import StillArm
+from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
+from vla_edge.runtime.control.handover import HandOverOptions
+from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.control.operator import ask
+from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.inference.cache import CacheMode
+from vla_edge.runtime.inference.refresh import Refresh
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+
+FEWER = (4, 2, 1)
+ONE = f"{CACHED}, 1 steps"
+MOST_MS = {"one_step_p50_ms": 30.0, "one_step_p99_ms": 1000 / 30}
+LEAST = {"against_ten_cached": 7.0, "plans_a_second": 25.0}
+HZ = 90.0
+START_S, MAX_AGE_S = 60.0, 2.0
+
+
+def prepare(work: Path, threads: int, delta: bool, tell: Callable[[str], None]) -> dict[str, Path]:
+    """Bundles of full size in `work`, made where they are missing, by their names."""
+    work.mkdir(parents=True, exist_ok=True)
+    paths = {"checkpoint": work / "checkpoint", "float32": work / "float32"}
+    if not paths["checkpoint"].exists():
+        tell("make a policy of full size")
+        write_random_policy(paths["checkpoint"], RandomPolicy(size="full", dtype="bfloat16", delta=delta))
+    if not paths["float32"].exists():
+        export_unproven(ExportRequest(checkpoint=paths["checkpoint"], out=paths["float32"], threads=threads), tell)
+    for backend in ("ort", "openvino"):
+        try:
+            load_engine(backend, EngineOptions(threads=threads))
+        except EngineError as error:
+            tell(f"without {backend}: {error}")
+            continue
+        paths[backend] = work / f"int8-{backend}"
+        if not paths[backend].exists():
+            request = PrecisionRequest(
+                "int8", backend, frames=1, held_out=1, threads=threads, ranges_file=work / "ranges.npz"
+            )
+            requantise_unproven(paths["float32"], paths[backend], request, tell)
+    return paths
+
+
+def specs_of(plain: Mapping[str, Path], delta: Mapping[str, Path], threads: int) -> list[SubjectSpec]:
+    """torch, and on every backend the plain bundle with all its counts of steps and the bundle with a delta expert."""
+    inputs = plain["float32"]
+    specs = [SubjectSpec("torch eager", "torch", plain["checkpoint"], "torch", threads, inputs)]
+    for backend in plain.keys() - {"checkpoint", "float32"}:
+        bundle = plain[backend]
+        specs.append(SubjectSpec(f"int8 {backend}", "bundle", bundle, backend, threads, inputs, fewer=FEWER))
+        if backend in delta:
+            specs.append(SubjectSpec(f"delta {backend}", "bundle", delta[backend], backend, threads, inputs))
+    return specs
+
+
+def headline(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The better backend at one cached step, its times, and its share of the step's ceiling."""
+    subjects = {name: subject for name, subject in result["subjects"].items() if name.startswith("int8")}
+    p50 = {
+        name: {case: times["whole_tick_ms"]["p50"] for case, times in subject["cases"].items()}
+        for name, subject in subjects.items()
+    }
+    best = min(p50, key=lambda name: p50[name][ONE])
+    torch = result["subjects"]["torch eager"]["cases"][FRESH]["whole_tick_ms"]["p50"]
+    return {
+        "best": best,
+        "one_step_p50_ms": p50[best][ONE],
+        "one_step_p99_ms": subjects[best]["cases"][ONE]["whole_tick_ms"]["p99"],
+        "against_ten_cached": p50[best][CACHED] / p50[best][ONE],
+        "against_torch_fresh_in_ten_steps": torch / p50[best][ONE],
+        "step_share_of_ceiling": subjects[best]["fractions"]["expert"]["fraction"],
+    }
+
+
+def run_itself(bundle: Bundle, backend: str, cores: int, moving: bool, seconds: float) -> dict[str, Any]:
+    """Control and inference as on the robot for `seconds` from the first motion on; what their logs say of them."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = open_run_folder(Path(scratch) / "run")
+        control = context.Process(target=_control, args=(str(folder.path), bundle.digest), daemon=True)
+        control.start()
+        gate = replace(GATE, max_age_s=MAX_AGE_S)
+        options = SessionOptions(CacheMode.STILL, steps=1, gate=gate, refresh=Refresh.BESIDE)
+        session = PolicySession(bundle, load_engine(backend, EngineOptions(threads=cores, spin=False)), options)
+        frames = synthetic(bundle, 1, 0).observations[0].frames
+        cameras = {name: Window(name, frame.image) for name, frame in frames.items()}
+        watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in cameras}
+        planning = LoopOptions("reach the red cube", HandOverOptions(), 1, 1, replan_s=0.0, audit=0.0)
+        loop = InferenceLoop(session, cameras, watches, folder, planning)
+        worker = threading.Thread(target=loop.run, args=(0, lambda line: None))
+        worker.start()
+        stop = threading.Event()
+        show = threading.Thread(target=_change, args=(cameras, stop)) if moving else None
+        try:
+            reader = _moving(folder.state)
+            if show is not None:
+                show.start()
+            before, start_ns = reader.read(), time.monotonic_ns()
+            time.sleep(seconds)
+            after, end_ns = reader.read(), time.monotonic_ns()
+        finally:
+            stop.set()
+            loop.stop()
+            worker.join()
+            ask(folder, "stop")
+            control.join()
+        lines = [json.loads(line) for line in (folder.path / "inference.jsonl").read_text().splitlines()]
+        plans = [line for line in lines if "delay_ms" in line and start_ns <= line["time_ns"] < end_ns]
+        return {**told(plans, end_ns - start_ns), "missed_ticks": after["missed"] - before["missed"]}
+
+
+def told(plans: Sequence[Mapping[str, Any]], span_ns: int) -> dict[str, Any]:
+    """Plans a second in all, and from one plan to the next while no prefix was made beside them and while one was; how
+    old plan and prefix were; what went over."""
+    sent = [plan for plan in plans if plan["outcome"] == "sent"]
+    gaps: dict[str, list[float]] = {"between": [], "during": []}
+    for before, plan in zip(sent, sent[1:]):
+        kind = "during" if plan["reason"] == "beside" else "between"
+        gaps[kind].append((plan["time_ns"] - before["time_ns"]) / 1e9)
+    ages = [0.0 if plan["prefix"] else plan["age_s"] * 1e3 for plan in sent]
+    return {
+        "plans_a_second": len(sent) / span_ns * 1e9,
+        **{f"plans_a_second_{kind}_refreshes": len(gap) / sum(gap) for kind, gap in gaps.items() if gap},
+        "plan_age_ms": percentiles([plan["delay_ms"] for plan in sent]),
+        "prefix_age_ms": percentiles(ages),
+        "refreshes": sum(plan["adopted"] is not None for plan in sent),
+    }
+
+
+def _control(path: str, digest: str) -> None:
+    folder = open_run_folder(Path(path))
+    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+    listener = listen(folder)
+    files = LoopFiles(
+        folder.ring, folder.state, folder.record, record_cells=1 << 16, socket_fd=listener.fileno(), arm_at_start=True
+    )
+    load_core().control_run(
+        StillArm([2048] * 6), ControlSettings(limits, round(1e9 / HZ), 7, digest, action_ns=round(1e9 / 30)), files
+    )
+    listener.close()
+
+
+def _change(cameras: Mapping[str, Window], stop: threading.Event) -> None:
+    """Another picture from every camera thirty times a second: the last one, moved by 16 columns."""
+    while not stop.wait(1 / 30):
+        for camera in cameras.values():
+            picture: NDArray[np.uint8] = np.roll(camera.picture, 16, axis=1)
+            camera.picture = picture
+
+
+def _moving(state: Path) -> Any:
+    """A reader of control's status, once the arm moves. CheckFailed: it does not within START_S."""
+    deadline, reader = time.monotonic() + START_S, None
+    while time.monotonic() < deadline:
+        if reader is None and state.exists():
+            reader = load_core().StateReader(state)
+        status = None if reader is None else reader.read()
+        if status is not None and status["state"] == "moving":
+            return reader
+        time.sleep(0.01)
+    raise CheckFailed(f"the arm did not move within {START_S:g} s; look at what else runs on this machine")
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = ["# Replanning at full size", "", "| subject | case | p50, ms | p99, ms |", "|---|---|---|---|"]
+    for name, subject in result["subjects"].items():
+        for case, times in subject["cases"].items():
+            whole = times["whole_tick_ms"]
+            lines.append(f"| {name} | {case} | {whole['p50']:.1f} | {whole['p99']:.1f} |")
+    lines += ["", *(f"- {name}: {value}" for name, value in result["headline"].items())]
+    for name, found in result["runs"].items():
+        lines += ["", f"## The run, pictures {name}", "", *(f"- {key}: {value}" for key, value in found.items())]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(prog="python -m vla_edge.benchmarks.replanning", description="thirty plans a second")
+    parser.add_argument(
+        "--work", type=Path, default=REPOSITORY / "out" / "replanning", metavar="DIR", help="bundles, made once"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
+    )
+    parser.add_argument("--rounds", type=count, default=100, help="measured rounds of the interleaved run")
+    parser.add_argument("--seconds", type=positive, default=60.0, help="of each run")
+    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
+    arguments = parser.parse_args(argv)
+    cores, console = arguments.threads, Console()
+    with console.status("starting") as status:
+        plain = prepare(arguments.work / "plain", cores, False, status.update)
+        delta = prepare(arguments.work / "delta", cores, True, status.update)
+        result = measure(specs_of(plain, delta, cores), Rounds(arguments.rounds, 2), cores, status.update)
+        result["headline"] = headline(result)
+        backend = result["headline"]["best"].removeprefix("int8 ")
+        bundle = open_bundle(plain[backend])
+        result["runs"] = {}
+        for name, moving in (("at rest", False), ("changing", True)):
+            status.update(f"the run, pictures {name}")
+            result["runs"][name] = run_itself(bundle, backend, cores, moving, arguments.seconds)
+    result["commit"] = commit()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "replanning.json", result)
+    write_text(arguments.out / "replanning.md", page(result))
+    print(page(result))
+    missed = missed_bars(result)
+    if missed:
+        raise CheckFailed(f"missed: {', '.join(missed)}; results are in {arguments.out / 'replanning.json'}")
+    return 0
+
+
+def missed_bars(result: Mapping[str, Any]) -> list[str]:
+    """The bars that the result does not reach, each with what was found."""
+    runs = result["runs"]
+    found = {**result["headline"], "plans_a_second": runs["at rest"]["plans_a_second_between_refreshes"]}
+    missed = [f"{name} {found[name]:.1f}" for name, bar in MOST_MS.items() if found[name] > bar]
+    missed += [f"{name} {found[name]:.1f}" for name, bar in LEAST.items() if found[name] < bar]
+    return missed + [f"{run['missed_ticks']} ticks, {name}" for name, run in runs.items() if run["missed_ticks"]]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
