@@ -22,6 +22,7 @@ from vla_edge.runtime.control.handover import (
     HandOver,
     HandOverOptions,
     Pace,
+    PlannedChunk,
     Rhythm,
     inpaint_into,
     pace_of,
@@ -218,11 +219,9 @@ class InferenceLoop:
             self._pictures()  # a camera that freezes while nothing is planned is a fault as well
         if view.session != self._control_session:
             self._new_control(view)
-        if view.tick <= self._sent_tick + 1:
-            return False  # control looks at the ring once a tick: what was sent last is not in its status yet
         rules = PlanRules(self._ticks(SETTLE_S, view), self._ticks(self._options.replan_s, view))
         kind = next_kind(view, self.pace.rhythm, rules, self._observed_tick)
-        if kind is None:
+        if kind is None or (kind is ChunkKind.REST and self._awaited(view)):
             return False
         start = time.monotonic()
         frames = self._pictures()
@@ -263,7 +262,7 @@ class InferenceLoop:
 
     def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
         broken = self._still.broken_by(observation.frames)
-        executing = self._sent.executing(view) if kind is ChunkKind.MOVING else None
+        executing = self._executing(view) if kind is ChunkKind.MOVING else None
         self._anew = broken or executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
@@ -291,6 +290,15 @@ class InferenceLoop:
             self._drop_executing,
             beside=kind is ChunkKind.MOVING,
         )
+
+    def _awaited(self, view: ControlView) -> bool:
+        """Control looks at the ring once a tick: whether what was sent last is not in its status yet."""
+        return view.tick <= self._sent_tick + 1
+
+    def _executing(self, view: ControlView) -> PlannedChunk | None:
+        """What a new chunk takes over from: the one that was sent last, though control has not told of it yet."""
+        newest = self._sent.newest(view) if self._awaited(view) else None
+        return newest or self._sent.executing(view)
 
     def _watched(self, kind: ChunkKind, observation: Observation) -> WatchedScene | None:
         """The scene under which the chunk is worth something. While the arm moves, pictures change by themselves: only
@@ -334,7 +342,8 @@ class InferenceLoop:
             Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions)
         )
         first = not self._sent.any
-        self._sent.add(observation.sequence, result.latent[:rows], actions)
+        due = reading.tick if kind is ChunkKind.MOVING else None
+        self._sent.add(observation.sequence, result.latent[:rows], actions, due)
         if first:
             self._announce()
         self._sent_tick = view.tick + (time.monotonic_ns() - view.tick_ns) // view.period_ns
@@ -344,7 +353,7 @@ class InferenceLoop:
     def _velocity_step(self, kind: ChunkKind, request: InferenceRequest, result: InferenceResult) -> float | None:
         """Of a moving chunk that is sent now: control takes it at its next tick."""
         view = self._control.view() if kind is ChunkKind.MOVING else None
-        executing = None if view is None else self._sent.executing(view)
+        executing = None if view is None else self._executing(view)
         if view is None or executing is None:
             return None
         step = velocity_step(

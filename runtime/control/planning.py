@@ -144,15 +144,27 @@ class SentChunks:
     def __init__(self, keep: int = 8) -> None:
         self._rows: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._keep = keep
+        self._due_tick: int | None = None
 
-    def add(self, sequence: int, latent: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
-        """latent float32 [n, A] and actions float32 [n, joints]: the rows as sent."""
+    def add(
+        self, sequence: int, latent: NDArray[np.float32], actions: NDArray[np.float32], due_tick: int | None = None
+    ) -> None:
+        """latent float32 [n, A] and actions float32 [n, joints]: the rows as sent. due_tick: of row 0, None where
+        control decides it."""
         self._rows[sequence] = latent, actions
+        self._due_tick = due_tick
         while len(self._rows) > self._keep:
             del self._rows[next(iter(self._rows))]
 
     def clear(self) -> None:
         self._rows.clear()
+        self._due_tick = None
+
+    def newest(self, view: ControlView) -> PlannedChunk | None:
+        """The chunk that was sent last, which control takes at its next tick; None where its ticks are not known."""
+        if self._due_tick is None:
+            return None
+        return PlannedChunk(*next(reversed(self._rows.values())), self._due_tick, view.action_ns / view.period_ns)
 
     @property
     def any(self) -> bool:

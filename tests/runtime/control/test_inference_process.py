@@ -135,6 +135,31 @@ def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
     assert sent.executing(VIEW) is None
 
 
+def test_the_chunk_that_control_has_not_told_of_yet_is_placed_by_its_observation():
+    sent = SentChunks()
+    rows = [(np.full((50, 32), number, np.float32), np.zeros((50, 6), np.float32)) for number in (1, 2)]
+    sent.add(1, *rows[0], due_tick=90)
+    sent.add(2, *rows[1], due_tick=95)
+    newest = sent.newest(VIEW)
+    assert newest is not None and newest.start_tick == 95 and newest.rest(100)[0, 0] == 2
+    sent.add(3, *rows[0])  # of an arm at rest: due when control accepts it
+    assert sent.newest(VIEW) is None
+
+
+def test_plans_follow_each_other_from_tick_to_tick_without_waiting_for_controls_status(
+    control, folder, golden_bundle, pictures, capsys
+):
+    control(hz=6.0)
+
+    def one_tick_apart():
+        log = folder.path / "inference.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        ticks = [line["tick"] for line in lines if line.get("kind") == "moving" and line["outcome"] == "sent"]
+        return any(after - before == 1 for before, after in zip(ticks, ticks[1:]))
+
+    assert infer_until(one_tick_apart, folder, golden_bundle, pictures, "--replan-s", "0") == 0
+
+
 # ---- cameras
 
 
