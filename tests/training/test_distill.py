@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_a_run_that_goes_on_needs_the_weights_it_began_with(world: Path, tmp_pat
         teacher_of(replace(run, policy=str(other)), [data], student)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more steps than the policy takes": ({"num_steps": 10}, "--flow-steps 10: the policy takes 10; distill to fewer"),
     "adapters": ({"lora": LoraConfig(rank=2)}, "--lora-rank does not go with distill"),
     "padded dimensions": ({"padded_dims": True}, "--padded-dims does not go with distill"),
