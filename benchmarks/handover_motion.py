@@ -212,9 +212,9 @@ def send_directly(arm: SimulatedArm, planner: SessionPlanner, seed: int, options
             options.watch(arm, tick * options.watches + part)
 
 
-def measure(bundle: Bundle, engine: Engine, way: Way, seeds: range) -> list[Motion]:
-    """Every scene under one way."""
-    planner = SessionPlanner(bundle, engine, SessionOptions(noise=way.noise))
+def measure(bundle: Bundle, engine: Engine, way: Way, seeds: range, steps: int | None = None) -> list[Motion]:
+    """Every scene under one way. steps: Euler steps of a chunk, None the policy's own."""
+    planner = SessionPlanner(bundle, engine, SessionOptions(noise=way.noise, steps=steps))
     arm = new_arm(LockstepOptions(planner.sizes))
     motions = [episode(arm, planner, seed, way) for seed in track(seeds, way.name, console=Console(stderr=True))]
     arm.close()

@@ -45,7 +45,7 @@ ACT_SCRATCH = {
 SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
 DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
 SMOKE_EPISODES = 10
-"""Defaults of the ways to train (docs/training-methods.md §5)."""
+"""Defaults of the ways to train (docs/training-methods.md §6)."""
 
 
 def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:

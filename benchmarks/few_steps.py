@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fewer flow steps cost the trained reaching policy: the same scenes in 10, 4, 2 and 1 steps, plain and distilled.
+
+    python -m vla_edge.benchmarks.few_steps --bundle BUNDLE --distilled BUNDLE --distilled BUNDLE --out DIR
+
+Ceiling: the policy in its own ten steps. The chunk's error is against those from the same noise, in joint units; the
+closed loop runs in lockstep under the default hand-over, success in pairs with ten steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_edge.benchmarks.handover_motion import FIRST_SEED, Motion, Way, measure, row_of
+from vla_edge.benchmarks.host import commit
+from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.engines.engine import Engine, EngineOptions, load_engine
+from vla_edge.files import write_json, write_text
+from vla_edge.robot.sim.scene import random_scene
+from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+from vla_edge.trials.lockstep import LockstepOptions, observe
+from vla_edge.trials.reach_expert import instruction
+from vla_edge.trials.reach_task import new_arm, wanted_colour
+
+PLAIN = (4, 2, 1)
+COLUMNS = {
+    "success": "reached",
+    "error_cm": "tip error, cm",
+    "settling_s_p50": "settles in, s (p50)",
+    "tremble_deg_p50": "tremble at rest, ° (p50)",
+    "chunk_error": "mean difference of the chunk from ten steps, joint units",
+}
+
+
+def chunks(bundle: Bundle, engine: Engine, seeds: range, steps: int | None) -> NDArray[np.float32]:
+    """The chunk [scenes, C, joints] of each scene's first look, from one noise a scene."""
+    session = PolicySession(bundle, engine, SessionOptions(steps=steps))
+    sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
+    shape = session.policy.chunk_size, session.policy.max_action_dim
+    arm, made = new_arm(LockstepOptions(sizes)), []
+    for seed in seeds:
+        arm.reset(random_scene(seed))
+        session.reset()
+        seen = observe(arm, 0, 0, instruction(wanted_colour(seed)), sizes)
+        result = session.infer(InferenceRequest(seen, 0, noise=noise_of(seed, 0, shape)))
+        assert result is not None
+        made.append(result.actions)
+    arm.close()
+    return np.stack(made)
+
+
+def rows_of(bundle: Bundle, distilled: Sequence[Bundle], engine: Engine, seeds: range) -> dict[str, dict[str, Any]]:
+    """A row for each count of steps, ten first."""
+    ways: list[tuple[str, Bundle, int | None]] = [(f"{bundle.manifest.policy.num_steps} steps", bundle, None)]
+    ways += [(f"{steps} steps, plain", bundle, steps) for steps in PLAIN]
+    ways += [(f"{made.manifest.policy.num_steps} steps, distilled", made, None) for made in distilled]
+    rows: dict[str, dict[str, Any]] = {}
+    first: list[Motion] | None = None
+    ten: NDArray[np.float32] | None = None
+    for name, made, steps in ways:
+        planned = chunks(made, engine, seeds, steps)
+        ten = planned if ten is None else ten
+        motions = measure(made, engine, Way(name), seeds, steps)
+        rows[name] = {**row_of(motions, first), "chunk_error": float(np.abs(planned - ten).mean())}
+        first = motions if first is None else first
+    return rows
+
+
+def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [f"| flow steps | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{row[key]:.2f}' for key in COLUMNS)} |" for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="python -m vla_edge.benchmarks.few_steps", description="the reaching policy in fewer flow steps"
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task, not distilled")
+    parser.add_argument("--distilled", type=Path, action="append", default=[], metavar="BUNDLE", help="made of it")
+    parser.add_argument("--episodes", type=count, default=200, help="scenes, the same for every row")
+    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of a graph")
+    parser.add_argument("--out", type=Path, required=True, help="folder for few_steps.md and .json")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    engine = load_engine("ort", EngineOptions(threads=options.threads))
+    seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
+    bundle, distilled = open_bundle(options.bundle), [open_bundle(path) for path in options.distilled]
+    rows = rows_of(bundle, distilled, engine, seeds)
+    write_json(options.out / "few_steps.json", {"commit": commit(), "episodes": options.episodes, "rows": rows})
+    write_text(options.out / "few_steps.md", f"# Fewer flow steps, {options.episodes} scenes\n\n{page(rows)}")
+    print(page(rows), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
