@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vla_edge.benchmarks.replanning import missed_bars, told
+from vla_edge.benchmarks.flow.replanning import missed_bars, told
 
 MS = 1_000_000
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What fewer flow steps cost the trained reaching policy: the same scenes in 10, 4, 2 and 1 steps, plain and distilled.
 
-    python -m vla_edge.benchmarks.few_steps --bundle BUNDLE --distilled BUNDLE --distilled BUNDLE --out DIR
+    python -m vla_edge.benchmarks.flow.few_steps --bundle BUNDLE --distilled BUNDLE --distilled BUNDLE --out DIR
 
 Ceiling: the policy in its own ten steps. The chunk's error is against those from the same noise, in joint units; the
 closed loop runs in lockstep under the default hand-over, success in pairs with ten steps.
@@ -82,7 +82,7 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.few_steps", description="the reaching policy in fewer flow steps"
+        prog="python -m vla_edge.benchmarks.flow.few_steps", description="the reaching policy in fewer flow steps"
     )
     parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task, not distilled")
     parser.add_argument("--distilled", type=Path, action="append", default=[], metavar="BUNDLE", help="made of it")

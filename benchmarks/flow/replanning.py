@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thirty plans a second at full size on two cores: what one plan takes, and how many a run makes.
 
-    python -m vla_edge.benchmarks.replanning [--work DIR] [--rounds N] [--seconds S] [--out DIR]
+    python -m vla_edge.benchmarks.flow.replanning [--work DIR] [--rounds N] [--seconds S] [--out DIR]
 
 Random weights, which cost what trained ones do. First one interleaved run: fresh and cached at 10, 4, 2 and 1 flow
 steps and the delta correction, INT8 on every CPU backend that is here, beside torch in ten fresh steps, which is other
@@ -219,7 +219,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(prog="python -m vla_edge.benchmarks.replanning", description="thirty plans a second")
+    parser = CommandParser(prog="python -m vla_edge.benchmarks.flow.replanning", description="thirty plans a second")
     parser.add_argument(
         "--work", type=Path, default=REPOSITORY / "out" / "replanning", metavar="DIR", help="bundles, made once"
     )
