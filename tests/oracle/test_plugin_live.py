@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plug-in of integrations/lerobot in a live LeRobot: `lerobot-rollout` on a robot of no hardware, with and without.
+"""The plug-in of integrations/lerobot in a live LeRobot: `lerobot-rollout` (0.4: `lerobot-record`) on a robot of no
+hardware, with and without.
 
 LeRobot finds the plug-in as it finds any: by a distribution's name, which plugins/ gives it without an installation.
-Its interpreter needs onnxruntime; LEROBOT_PYTHONPATH may name where it lies.
+Its interpreter needs onnxruntime; LEROBOT_PYTHONPATH may name where it lies, and what else the command imports.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from tests.policies.act.act_checkpoints import checkpoint
 from vla_edge.export.assemble import ExportRequest, export_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLLOUT = "from lerobot.scripts.lerobot_rollout import main; main()"
+ROLLOUT, RECORD = "lerobot.scripts.lerobot_rollout", "lerobot.scripts.lerobot_record"
+RECORD_WORDS = (
+    *("--dataset.fps=1000", "--dataset.repo_id=x/eval_y", "--dataset.single_task=go", "--dataset.num_episodes=1"),
+    *("--dataset.episode_time_s=600", "--dataset.push_to_hub=false", "--dataset.vcodec=h264", "--display_data=false"),
+)
 TICKS = 300
 TOLERANCE = 1e-4
 """Of the largest action: rounding, fed back by an arm that stands where it was sent (seen 7e-6)."""
@@ -29,8 +34,9 @@ TOLERANCE = 1e-4
 class Live:
     """A checkpoint, its bundle, and rollouts of either."""
 
-    def __init__(self, place: Path, name: str) -> None:
-        self.place, self.checkpoint, self.bundle = place, checkpoint(place / name, name), place / f"{name}-bundle"
+    def __init__(self, place: Path, name: str, command: str) -> None:
+        self.place, self.command, self.bundle = place, command, place / f"{name}-bundle"
+        self.checkpoint = checkpoint(place / name, name, "061" if command == ROLLOUT else "044")
         export_bundle(ExportRequest(self.checkpoint, self.bundle, threads=1), lambda _: None)
 
     def rollout(self, policy: Path, *more: str, ticks: int = TICKS) -> tuple[int, str, dict[str, np.ndarray]]:
@@ -41,9 +47,14 @@ class Live:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "ARM_OUT": str(out), "ARM_TICKS": str(ticks)}
         env["PYTHONPATH"] = os.pathsep.join([*map(str, paths), os.environ.get("LEROBOT_PYTHONPATH", "")])
         env["HF_LEROBOT_HOME"] = str(self.place / "home")
-        words = ["--robot.type=counting_arm", "--fps=1000", "--return_to_initial_position=false", "--play_sounds=false"]
+        words = ["--fps=1000", "--return_to_initial_position=false"]
+        if self.command == RECORD:
+            shutil.rmtree(self.place / "data", ignore_errors=True)
+            words = [*RECORD_WORDS, f"--dataset.root={self.place / 'data'}"]
+        words += ["--robot.type=counting_arm", "--play_sounds=false"]
+        code = f"from {self.command} import main; main()"
         ran = subprocess.run(
-            [os.environ["LEROBOT_PYTHON"], "-c", ROLLOUT, f"--policy.path={policy}", *words, *more],
+            [os.environ["LEROBOT_PYTHON"], "-c", code, f"--policy.path={policy}", *words, *more],
             capture_output=True,
             text=True,
             env=env,
@@ -57,15 +68,17 @@ class Live:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
-    path = os.environ.get("LEROBOT_PYTHONPATH", "")
-    found = subprocess.run(
-        [os.environ["LEROBOT_PYTHON"], "-c", "import onnxruntime"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-    )
-    if found.returncode:
-        pytest.skip("LEROBOT_PYTHON has no onnxruntime; name where it lies with LEROBOT_PYTHONPATH")
-    return Live(tmp_path_factory.mktemp("live"), "resnet18")
+    for command in (ROLLOUT, RECORD):
+        found = subprocess.run(
+            [os.environ["LEROBOT_PYTHON"], "-c", f"import onnxruntime, {command}"],
+            env={**os.environ, "PYTHONPATH": os.environ.get("LEROBOT_PYTHONPATH", "")},
+            capture_output=True,
+            text=True,
+        )
+        if found.returncode == 0:
+            return Live(tmp_path_factory.mktemp("live"), "resnet18", command)
+    last = found.stderr.strip().splitlines()[-1]
+    pytest.skip(f"LEROBOT_PYTHON cannot run a policy: {last}; name where that lies with LEROBOT_PYTHONPATH")
 
 
 def test_the_bundle_sends_the_actions_that_lerobots_policy_sends(live: Live) -> None:
@@ -79,7 +92,7 @@ def test_the_bundle_sends_the_actions_that_lerobots_policy_sends(live: Live) -> 
 
 
 def test_an_ensemble_is_lerobots(tmp_path: Path, live: Live) -> None:
-    ensemble = Live(tmp_path, "ensemble")
+    ensemble = Live(tmp_path, "ensemble", live.command)
     _, _, theirs = ensemble.rollout(ensemble.checkpoint, ticks=60)
     _, _, ours = ensemble.rollout(ensemble.bundle, ticks=60)
     assert np.abs(ours["actions"] - theirs["actions"]).max() <= TOLERANCE * np.abs(theirs["actions"]).max()
