@@ -44,8 +44,9 @@ HAND_OVER = HandOver.INPAINT
 """The default of robot, trials and benchmarks: stillest, smoothest and no later than the others to react
 (benchmarks/results/handover.md)."""
 ONE_PASS = HandOver.BLEND
-"""The default for a policy of one pass, whose chunk nothing ties, when its checkpoint names no ensemble: it reacts as
-soon as `replace` and is calmer; an ensemble is the calmest and twice as late (benchmarks/results/handover.md)."""
+"""The default for a policy of one pass, whose chunk nothing ties, when its checkpoint names no ensemble: it is
+calmer than `replace`; an ensemble is the calmest, but a mean of plans that go two ways is neither
+(benchmarks/results/handover.md)."""
 ENSEMBLE_COEFFICIENT = 0.01
 """Of a policy whose checkpoint names none: the ACT paper's."""
 BLEND_ACTIONS = 5
