@@ -228,7 +228,7 @@ def measured(read_s: Callable[[], float], longest_s: float, sleep: Callable[[flo
     A round ends as soon as too many took longer than longest_s, and another one follows; the last one as it is.
     """
     times: list[float] = []
-    with _loop_priority():
+    with real_time(1):
         for number in range(ROUNDS):
             if number:
                 sleep(PAUSE_S)
@@ -241,10 +241,11 @@ def measured(read_s: Callable[[], float], longest_s: float, sleep: Callable[[flo
 
 
 @contextmanager
-def _loop_priority() -> Iterator[None]:
+def real_time(priority: int) -> Iterator[None]:
+    """This thread in SCHED_FIFO, where that is allowed."""
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except PermissionError:
         yield
         return

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,5 +90,8 @@ def tick_times(reader: Any) -> dict[str, dict[str, float]]:
     return {name[:-3]: quantiles(np.array([tick[name] for tick in ticks]) / 1e3) for name in _TIMES}
 
 
-def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
-    return {name: float(np.percentile(values, share)) for name, share in _QUANTILES.items()}
+def quantiles(
+    values: NDArray[np.float64] | Sequence[float], names: Sequence[str] = tuple(_QUANTILES)
+) -> dict[str, float]:
+    """The values' `names`: p50, p99, p99.9, max."""
+    return {name: float(np.percentile(np.asarray(values), _QUANTILES[name])) for name in names}

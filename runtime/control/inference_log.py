@@ -16,9 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vla_edge.files import write_json
+from vla_edge.runtime.control.flight_record import quantiles
 from vla_edge.runtime.control.handover import Pace
 from vla_edge.runtime.inference.cache import CacheCounts
 from vla_edge.runtime.inference.session import InferenceResult
@@ -30,11 +29,7 @@ WINDOW = 500
 
 def part_quantiles(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """p50, p99 and max of each part of an inference that ran, in the unit of `times` (ms)."""
-    return {
-        name: dict(zip(("p50", "p99", "max"), np.quantile(values, (0.5, 0.99, 1.0)).tolist()))
-        for name, values in times.items()
-        if values
-    }
+    return {name: quantiles(values, ("p50", "p99", "max")) for name, values in times.items() if values}
 
 
 def entry_of(result: InferenceResult) -> dict[str, Any]:

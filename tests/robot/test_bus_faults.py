@@ -5,12 +5,10 @@ adapter."""
 from __future__ import annotations
 
 import bisect
-import contextlib
 import ctypes
-import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from vla_edge.robot.port import open_port
 from vla_edge.robot.servo_arm import ArmResult
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.runtime.control.control_settings import real_time
 
 core = pytest.importorskip("vla_edge._core")
 
@@ -41,20 +40,6 @@ def wait_until(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end_s, "did not happen"
         time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def realtime() -> Iterator[None]:
-    """The test in the real-time class, where that is allowed: then its own lateness is hardly the machine's load."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))
-    except PermissionError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def tick(bus: object, goals: tuple[int, ...]) -> tuple[int, float]:
@@ -84,7 +69,7 @@ def test_a_tick_ends_within_ten_milliseconds_under_any_single_fault(tmp_path: Pa
         emulator.event(fault)
         results: list[int] = []
         in_time = 0
-        with realtime():
+        with real_time(20):
             while in_time < 5 or len(results) < 20 or (fault == "overload 3" and ArmResult.ALERT not in results):
                 assert len(results) < 2000, f"{in_time} of {len(results)} ticks in time"
                 result, took = tick(bus, goals)
@@ -211,7 +196,7 @@ def test_a_reply_that_comes_after_its_deadline_is_never_the_next_answer(tmp_path
     with emulator_process(tmp_path, "--late-ms", str(late_ms), str(late_ms), "--rate", "late", "1") as emulator:
         bus = open_port(str(emulator.port), KOCH, IDS)
         calls: list[tuple[float, int]] = []
-        with realtime():
+        with real_time(20):
             end_s = time.monotonic() + 0.6 + 2 * late_ms / 1000
             while time.monotonic() < end_s or sum(took < 0.012 for took, _ in calls) <= 10:
                 start = time.monotonic()

@@ -14,31 +14,47 @@ from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import RunFolder, listen
 
+PATIENT = {"patience_min_ns": 10**12, "patience_max_ns": 10**12}
+"""Settings with which the wait for a chunk does not latch: starting inference takes long on a busy machine."""
+
 
 class Control:
-    """The real control loop on an arm without a bus, in a thread that holds no interpreter lock."""
+    """The real control loop on an arm without a bus, in a thread that holds no interpreter lock.
 
-    def __init__(self, folder: RunFolder, digest: str, hz=30.0, **settings):
+    ticks: it stops by itself after so many, and starts with `run` only. The rest are fields of ControlSettings.
+    """
+
+    def __init__(self, folder: RunFolder, digest: str, hz=30.0, armed=True, ticks=0, joints=6, **settings):
         core = pytest.importorskip("vla_edge._core")
-        limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
+        limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048, name=f"axis_{i}") for i in range(joints))
         self.settings = ControlSettings(limits, round(1e9 / hz), session=7, bundle_digest=digest, **settings)
         self.listener = listen(folder)
-        files = LoopFiles(
+        self.files = LoopFiles(
             folder.ring,
             folder.state,
             folder.record,
-            record_cells=1 << 12,
+            record_cells=1 << 13,
             socket_fd=self.listener.fileno(),
             priority=0,
-            arm_at_start=True,
+            arm_at_start=armed,
+            stop_after_ticks=ticks,
         )
         self.core, self.folder = core, folder
-        arm = StillArm([2048] * 6)
-        self.thread = threading.Thread(target=core.control_run, args=(arm, self.settings, files), daemon=True)
-        self.thread.start()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        if not ticks:
+            self.thread.start()
+
+    def run(self):
+        self.core.control_run(StillArm([2048] * len(self.settings.limits)), self.settings, self.files)
 
     def reader(self):
+        """The newest status, None before the first."""
         return self.core.StateReader(self.folder.state).read() if self.folder.state.exists() else None
+
+    def wait(self, what):
+        """The first status for which `what` holds."""
+        wait_until(lambda: (told := self.reader()) is not None and what(told))
+        return self.reader()
 
     def stop(self):
         from vla_edge.runtime.control.operator import ask

@@ -132,7 +132,8 @@ def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_al
             if (
                 fault.joint
             ):  # of a lost reading it is what the newest question showed: beside other programs nothing, at times
-                made.wait(lambda status, joint=fault.joint: status["joint"] == KOCH_JOINTS.index(joint))
+                index = KOCH_JOINTS.index(fault.joint)
+                made.wait(lambda status: status["joint"] == index)  # noqa: B023
             since_ns = time.monotonic_ns()
             for _ in range(10):  # it stays so, whatever inference writes
                 made.wave()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.runtime.control.inference_rig import PATIENT, Control
 
 from vla_edge.contract import Chunk, ChunkKind
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.robot.sim.still_arm import StillArm
-from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
-from vla_edge.runtime.control.operator import ask
-from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.inference.input_record import Entry, pack
 from vla_edge.runtime.records.episodes import export_episodes
 
@@ -33,23 +30,19 @@ CAMERA = "observation.images.front"
 @contextlib.contextmanager
 def loop(root: Path, period_ns: int, blend_actions: int = 0, joints: int = 6) -> Iterator[Any]:
     """The C loop on an arm without a bus; its run folder."""
-    folder = open_run_folder(root)
-    limits = tuple(JointLimits(0, 4095, SCALE, OFFSET, name=f"axis_{i}") for i in range(joints))
-    settings = ControlSettings(
-        limits, period_ns, 7, DIGEST, blend_actions, ACTION_NS, patience_min_ns=10**12, patience_max_ns=10**12
+    control = Control(
+        open_run_folder(root),
+        DIGEST,
+        1e9 / period_ns,
+        blend_actions=blend_actions,
+        action_ns=ACTION_NS,
+        joints=joints,
+        **PATIENT,
     )
-    listener = listen(folder)
-    files = LoopFiles(
-        folder.ring, folder.state, folder.record, 1 << 12, listener.fileno(), priority=0, arm_at_start=True
-    )
-    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * joints), settings, files), daemon=True)
-    thread.start()
     try:
-        yield folder
+        yield control.folder
     finally:
-        ask(folder, "stop")
-        thread.join(60)
-        listener.close()
+        control.stop()
 
 
 def wait(folder: Any, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -97,7 +90,7 @@ def test_a_record_of_interpolated_actions_is_replayed_bit_for_bit(
     header, again, ticks = reader.header(), reader.replay(), list(ticks_of(reader))
     assert (header["version"], header["guard_version"], header["action_ns"]) == (5, 2, ACTION_NS)
     assert header["joints"] == tuple(f"axis_{i}" for i in range(joints)) == ticks[0]["joints"]
-    assert len(ticks[-1]["goals"]) == joints and folder.record.stat().st_size == core.record_bytes(1 << 12, joints)
+    assert len(ticks[-1]["goals"]) == joints and folder.record.stat().st_size == core.record_bytes(1 << 13, joints)
     assert again["differing"] == 0 and again["chunks"] >= 5 and again["ticks"] == len(ticks) > 10
     # What was due lies on the line between two actions of the chunk, at the tick's nominal time.
     chunks = {

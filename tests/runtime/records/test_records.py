@@ -7,22 +7,19 @@ import json
 import resource
 import shutil
 import struct
-import threading
-import time
 
 import numpy as np
 import pytest
+from tests.runtime.control.inference_rig import PATIENT, Control
 from tests.runtime.records.recorded_run import T, record_run
 
 from vla_edge.contract import Chunk, ChunkKind, Command
 from vla_edge.errors import RecordError
 from vla_edge.lerobot_data.command import main as vla_data
 from vla_edge.lerobot_data.reader import open_dataset
-from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.command import main
-from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
-from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.inference.input_record import Entry, pack, read_inputs
 from vla_edge.runtime.records.blame import Cause, Missed, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.episodes import episodes_of, trials_of
@@ -60,40 +57,15 @@ def test_goals_and_chunks_are_computed_again_bit_for_bit(run_folder, inputs, gol
 
 def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
     """What the record holds of inference's notice is what the pilot was given at that tick, not what came during it."""
-    core = pytest.importorskip("vla_edge._core")
     folder, digest = open_run_folder(tmp_path / "run"), "ab" * 32
-    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-    settings = ControlSettings(
-        limits, 10_000_000, session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12
-    )
-    listener = listen(folder)
-    files = LoopFiles(
-        folder.ring,
-        folder.state,
-        folder.record,
-        record_cells=1 << 12,
-        socket_fd=listener.fileno(),
-        priority=0,
-        arm_at_start=True,
-    )
-    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
-    thread.start()
+    control = Control(folder, digest, hz=100, **PATIENT)
 
     def wait(*states):
-        deadline = time.monotonic() + 240
-        while (
-            not folder.state.exists()
-            or (told := core.StateReader(folder.state).read()) is None
-            or told["state"] not in states
-            or told["reading_tick"] < 0
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        return told
+        return control.wait(lambda told: told["state"] in states and told["reading_tick"] >= 0)
 
     try:
         told = wait("planning")
-        ring = core.RingWriter(folder.ring)
+        ring = control.core.RingWriter(folder.ring)
         for sequence in range(1, 6):
             ring.announce(p99_ns=10_000_000, plan_then_move=False, dropped_through=sequence - 1, ready=True)
             actions = np.linspace(0, 2, 60, dtype=np.float32)[:, None].repeat(6, 1)
@@ -102,12 +74,7 @@ def test_goals_are_computed_again_also_where_inference_voided_a_chunk(tmp_path):
             ring.announce(p99_ns=10_000_000, plan_then_move=False, dropped_through=sequence, ready=True)
             told = wait("hold", "planning")
     finally:
-        from vla_edge.runtime.control.operator import ask
-
-        ask(folder, "stop")
-        thread.join(240)
-        listener.close()
-    assert not thread.is_alive()
+        control.stop()
     again = open_record(folder.record).replay()
     assert again["chunks"] == 5 and again["differing"] == 0
 

@@ -11,21 +11,19 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.runtime.control.control_rig import EVENT_S, short_folder
+from tests.runtime.control.inference_rig import PATIENT, Control
 from tests.runtime.service.serve_world import golden_observation, served
 
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ServeError
-from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.command import main
-from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
-from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.service.serve_access import Access, ControlLease, access
 from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
@@ -34,42 +32,12 @@ TOKEN = "a-token-of-this-test"
 LARGE = WireLimits(1 << 24)
 
 
-class Control:
-    """The control loop on an arm without a bus, in a thread that holds no interpreter lock."""
-
-    def __init__(self, folder, digest):
-        self.core = pytest.importorskip("vla_edge._core")
-        self.folder, self.listener = folder, listen(folder)
-        limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-        settings = ControlSettings(
-            limits, round(1e9 / 30), session=7, bundle_digest=digest, patience_min_ns=10**12, patience_max_ns=10**12
-        )
-        files = LoopFiles(
-            folder.ring, folder.state, folder.record, record_cells=1 << 12, socket_fd=self.listener.fileno(), priority=0
-        )
-        self.thread = threading.Thread(
-            target=self.core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True
-        )
-        self.thread.start()
-
-    def status(self):
-        return self.core.StateReader(self.folder.state).read()
-
-    def stop(self):
-        from vla_edge.runtime.control.operator import ask
-
-        ask(self.folder, "stop", timeout_s=EVENT_S)
-        self.thread.join(EVENT_S)
-        self.listener.close()
-        assert not self.thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def world(golden_bundle):
     """A service with a control process in its run folder: (service, control)."""
     with short_folder() as path:  # in memory, as by default
         folder = open_run_folder(path)
-        control = Control(folder, open_bundle(golden_bundle).digest)
+        control = Control(folder, open_bundle(golden_bundle).digest, armed=False, **PATIENT)
         with served(golden_bundle, folder.path, ["--sessions", "2", "--connections", "24"]) as service:
             yield service, control
         control.stop()
@@ -237,7 +205,7 @@ def as_floats(observation):
 
 def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expected):
     service, control = world
-    before = control.status()
+    before = control.reader()
     held = service.memory_kb()
     observation = golden_observation()
     object_array = encode({"a": np.zeros(2, np.int64)}).replace(b"<i8", b"|O8")
@@ -268,7 +236,7 @@ def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expec
     # A sincere client is still served, and the loop has not missed anything by it.
     _, answer = talk(service, encode(observation))
     assert decode(answer.data, LARGE)["actions"].tobytes() == expected.tobytes()
-    after = control.status()
+    after = control.reader()
     assert after["tick"] > before["tick"] and service.memory_kb() - held < 64 << 10
     refused = service.status()["refused"]
     assert refused["message"] >= 4 and refused["observation"] >= 4 and refused["size"] >= 1
@@ -276,7 +244,7 @@ def test_hostile_messages_are_refused_and_the_control_loop_ticks_on(world, expec
 
 def test_many_and_silent_clients_find_no_place_and_leave_others_theirs(world, expected):
     service, control = world
-    before = control.status()
+    before = control.reader()
     message = encode(golden_observation())
 
     def crowd():
@@ -302,7 +270,7 @@ def test_many_and_silent_clients_find_no_place_and_leave_others_theirs(world, ex
             return await client.receive(timeout=EVENT_S)
 
     assert decode(asyncio.run(run()).data, LARGE)["actions"].tobytes() == expected.tobytes()
-    assert control.status()["tick"] > before["tick"]
+    assert control.reader()["tick"] > before["tick"]
 
 
 def healthy(service) -> bool:
@@ -379,7 +347,7 @@ def test_a_client_that_never_reads_loses_its_session(golden_bundle, tmp_path):
 
 def test_one_client_may_give_words_and_the_others_only_read(world):
     service, control = world
-    assert service.send("POST", "/control/arm")[0] == 403 and control.status()["state"] != "planning"
+    assert service.send("POST", "/control/arm")[0] == 403 and control.reader()["state"] != "planning"
     mine: dict[str, str] = {}
 
     def with_lease(method, path):
@@ -398,13 +366,13 @@ def test_one_client_may_give_words_and_the_others_only_read(world):
         return (another, guess[0]) == (409, 403) and service.status()["lease"] == "127.0.0.1"
 
     def armed():
-        return with_lease("POST", "/control/arm") == 200 and control.status()["state"] == "planning"
+        return with_lease("POST", "/control/arm") == 200 and control.reader()["state"] == "planning"
 
     wait_until(refused)
     wait_until(armed)
     wait_until(lambda: with_lease("POST", "/control/dance") == 404 and with_lease("PUT", "/lease") == 200)
     # The holder falls silent: its lease lapses after 5 s and the arm is told to hold.
-    wait_until(lambda: control.status()["latched"] and control.status()["reason"] == "operator")
+    wait_until(lambda: control.reader()["latched"] and control.reader()["reason"] == "operator")
     assert service.status()["lease"] == "" and service.send("PUT", "/lease", headers=mine)[0] == 403
 
 

@@ -7,7 +7,6 @@ import asyncio
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import cv2
@@ -15,12 +14,11 @@ import numpy as np
 import pytest
 
 from vla_edge.bundle import open_bundle
-from vla_edge.robot.sim.still_arm import StillArm
-from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
-from vla_edge.runtime.control.run_folder import listen, open_run_folder
+from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.service.serve_app import PAGE
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.runtime.control.inference_rig import PATIENT, Control
 from tests.runtime.service.headless_page import chromium, opened
 from tests.runtime.service.serve_world import GOLDEN, served
 
@@ -36,29 +34,8 @@ def test_the_page_needs_nothing_from_outside():
 @pytest.fixture
 def robot(golden_bundle, tmp_path):
     """A run folder with control (an arm without a bus) and the inference process on pictures of files."""
-    core = pytest.importorskip("vla_edge._core")
     folder = open_run_folder(tmp_path / "run")
-    listener = listen(folder)
-    limits = tuple(JointLimits(0, 4095, scale=4096 / 360, offset=2048) for _ in range(6))
-    settings = ControlSettings(
-        limits,
-        round(1e9 / 30),
-        session=7,
-        bundle_digest=open_bundle(golden_bundle).digest,
-        patience_min_ns=10**12,
-        patience_max_ns=10**12,
-    )
-    files = LoopFiles(
-        folder.ring,
-        folder.state,
-        folder.record,
-        record_cells=1 << 12,
-        socket_fd=listener.fileno(),
-        priority=0,
-        arm_at_start=True,
-    )
-    thread = threading.Thread(target=core.control_run, args=(StillArm([2048] * 6), settings, files), daemon=True)
-    thread.start()
+    control = Control(folder, open_bundle(golden_bundle).digest, **PATIENT)
     words = [
         sys.executable,
         "-m",
@@ -82,12 +59,7 @@ def robot(golden_bundle, tmp_path):
     yield folder
     inference.terminate()
     inference.wait(240)
-    from vla_edge.runtime.control.operator import ask
-
-    ask(folder, "stop")
-    thread.join(240)
-    listener.close()
-    assert not thread.is_alive()
+    control.stop()
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here")
@@ -117,9 +89,9 @@ def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle
                 ".row').length)"
             )
             wrong = await page.value("document.getElementById('faults').textContent")
-            await page.value("cameras({})")  # inference ended: its last picture must not stand there as if it were now
+            # Inference ended: its last picture must not stand there as if it were now.
             gone = await page.value(
-                "document.querySelectorAll('#cameras figure').length === 0 && "
+                "cameras({}); document.querySelectorAll('#cameras figure').length === 0 && "
                 "!document.getElementById('nocamera').hidden"
             )
             await page.value("document.getElementById('take').click()")
