@@ -50,8 +50,6 @@ from vla_edge.runtime.control.run_options import (
 )
 from vla_edge.runtime.control.run_summary import one_line, summarize, tell
 
-SIM_BUS = "koch"
-"""Whose servos the simulated arm emulates."""
 COMMAND = ["-m", "vla_edge.runtime.command"]
 START_S = 60.0
 """Checks of an arm take two seconds; a slow port some more."""
@@ -136,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_of_arguments(
         RunOptions,
         arguments,
-        robot=options_of_arguments(RobotOptions, arguments, robot=SIM_BUS if simulated else arguments.robot),
+        robot=options_of_arguments(RobotOptions, arguments, robot=arguments.arm if simulated else arguments.robot),
         policy=options_of_arguments(PolicyOptions, arguments),
         simulated=simulated,
     )
@@ -250,10 +248,7 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
             f"{bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
-    # Control speaks the Koch's language whatever the body is.
-    return SimProcess(
-        folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm, bus="koch"
-    )
+    return SimProcess(folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm)
 
 
 def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:

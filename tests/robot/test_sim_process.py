@@ -35,8 +35,6 @@ from vla_edge.robot.sim.scene import BODIES, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import SimPlant, SimProcess
 
-KOCH = load_arm("koch")
-
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))
 
@@ -56,24 +54,23 @@ def start(process: SimProcess) -> subprocess.Popen[str]:
 
 @pytest.fixture(params=sorted(BODIES))
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SimProcess, subprocess.Popen[str]]]:
-    process = SimProcess(
-        tmp_path, scene=3, height=96, width=128, record=tmp_path / "seen.png", arm=request.param, bus="koch"
-    )
+    process = SimProcess(tmp_path, scene=3, height=96, width=128, record=tmp_path / "seen.png", arm=request.param)
     child = start(process)
     yield process, child
     child.kill()
     child.wait()
 
 
-def test_the_koch_driver_moves_the_simulated_arm_and_cameras_see_it(
+def test_the_driver_moves_either_simulated_arm_and_cameras_see_it(
     running: tuple[SimProcess, subprocess.Popen[str]],
 ) -> None:
     process, child = running
     camera = open_camera(parse_camera(f"phone=sim:{process.cameras()['phone']}"))
     watch = FreshnessWatch(camera.name, noisy=True, exempt=camera.exempt_from_freshness, limit_s=240.0)
     before = camera.newest()
+    known = load_arm(process.arm)
     arm = open_arm(
-        ArmOptions(KOCH, str(process.port), load_joint_calibration(process.calibration, KOCH), JointUnits.DEGREES)
+        ArmOptions(known, str(process.port), load_joint_calibration(process.calibration, known), JointUnits.DEGREES)
     )
     try:
         resting = np.array(arm.read().positions)
