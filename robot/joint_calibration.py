@@ -69,11 +69,12 @@ class JointCalibrations:
 
 
 def lerobot_files(arm: ArmDescription, environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """LeRobot's calibration files of such arms, of this user."""
+    """LeRobot's calibration files of such arms, of this user; parking poses lie beside them."""
     home = environment.get("HF_HOME", os.path.join(environment.get("HOME", ""), ".cache", "huggingface"))
     lerobot = environment.get("HF_LEROBOT_HOME", os.path.join(home, "lerobot"))
     folder = Path(environment.get("HF_LEROBOT_CALIBRATION", os.path.join(lerobot, "calibration")))
-    return sorted(file for kind in arm.lerobot_folders for file in folder.glob(f"robots/{kind}/*.json"))
+    found = (file for kind in arm.lerobot_folders for file in folder.glob(f"robots/{kind}/*.json"))
+    return sorted(file for file in found if not file.stem.endswith(".park"))
 
 
 def named_file(path: Path, arm: ArmDescription) -> Path:
@@ -83,7 +84,7 @@ def named_file(path: Path, arm: ArmDescription) -> Path:
     if not name.startswith(LEROBOT):
         return path
     wanted = name.removeprefix(LEROBOT)
-    files = [file for file in lerobot_files(arm) if not file.stem.endswith(".park")]
+    files = lerobot_files(arm)
     found = [file for file in files if file.stem == wanted]
     if len(found) == 1:
         return found[0]

@@ -236,7 +236,8 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name in ("port", "cameras", "bundle", "task") if name not in content]
     if missing:
         print(f"not found: {', '.join(missing)}; add them to {out}, or give them as flags")
-    if found.port and not Path(found.joints or "").is_file():
+    joints = found.joints or ""
+    if found.port and not joints.startswith(LEROBOT) and not Path(joints).is_file():
         print("next: vla-runtime calibrate-joints (with the arm in your hands), then vla-runtime --shadow")
     elif not missing:
         print("next: vla-runtime --shadow (computes everything, moves nothing), then vla-runtime")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ bundle: my bundle
 task: pick it up
 hz: 50
 """
-BUNDLE = Path(__file__).parents[2] / "examples" / "reach-cube" / "bundle"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BUNDLE, SO101_JOINTS = EXAMPLES / "reach-cube" / "bundle", EXAMPLES / "simulated-so101" / "calibration.json"
 
 
 @pytest.fixture
@@ -107,6 +109,20 @@ def test_setup_finds_the_follower_and_leaves_nothing_to_type_twice(folder: Path,
     assert main(["setup"]) == 2 and "--replace" in capsys.readouterr().err
 
 
+def test_setup_keeps_the_id_of_lerobots_calibration_and_does_not_ask_for_another(
+    folder: Path, capsys, monkeypatch
+) -> None:
+    place = folder / "calibration" / "robots" / "so_follower"
+    place.mkdir(parents=True)
+    shutil.copy(SO101_JOINTS, place / "my_arm.json")
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(folder))
+    monkeypatch.setattr(setup_robot, "list_v4l2", list)
+    words = ["--robot", "so101", "--port", "/dev/arm", "--joints", "lerobot:my_arm", "--bundle", str(BUNDLE)]
+    assert main(["setup", *words, "--task", "pick it up"]) == 0
+    assert {("--robot", "so101"), ("--joints", "lerobot:my_arm")} <= set(read_robot_file(folder / "robot.yaml"))
+    assert "calibrate-joints" not in capsys.readouterr().out
+
+
 def test_setup_takes_lerobots_only_calibration_and_asks_where_there_are_two(folder: Path, monkeypatch) -> None:
     place = folder / "calibration" / "robots" / "koch_follower"
     place.mkdir(parents=True)
@@ -114,6 +130,8 @@ def test_setup_takes_lerobots_only_calibration_and_asks_where_there_are_two(fold
     environment = {"HF_LEROBOT_HOME": str(folder)}
     found = setup_robot.calibration_files(load_arm("koch"), environment)
     assert found == [Found(str(place / "blue.json"), "LeRobot's koch_follower blue")]
+    (place / "blue.park.json").write_text("{}")
+    assert setup_robot.calibration_files(load_arm("koch"), environment) == found, "a parking pose is no calibration"
     assert ask_nobody("which?", found) == str(place / "blue.json")
     (place / "red.json").write_text("{}")
     two = setup_robot.calibration_files(load_arm("koch"), environment)
