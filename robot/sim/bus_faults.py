@@ -79,7 +79,7 @@ class Faults:
         if self._happens("corrupt"):
             at = self._random.randrange(len(packet))
             packet = packet[:at] + bytes([self._random.randrange(256)]) + packet[at + 1 :]
-        if self._happens("bit_flip"):
+        elif self._happens("bit_flip"):  # one damage a packet: two could cancel out in a checksum of one byte
             at = self._random.randrange(len(packet))
             packet = packet[:at] + bytes([packet[at] ^ (1 << self._random.randrange(8))]) + packet[at + 1 :]
         if self._happens("truncate"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes of a run: started alone in their session, watched, ended."""
+"""Child processes of a run: started alone in their session, watched, ended; and the guardian, forked from control."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vla_edge.core import load_core
 from vla_edge.errors import ControlError
+from vla_edge.runtime.control.control_settings import LOOP_PRIORITY
 
 END_S = 10.0
 KILL_S = 5.0
@@ -26,6 +28,8 @@ PR_SET_PDEATHSIG = 1
 """Linux: <sys/prctl.h>"""
 BAD_INPUT = 2
 """Exit code of a child that has told its error in a line of its own."""
+SILENT = b"note: control was silent: the guardian made the arm stand still; it needs `arm`\n"
+DEAD = b"note: control is dead: the guardian made the arm stand still; the servos hold it\n"
 
 
 class AlreadyTold(Exception):
@@ -125,3 +129,40 @@ def kernel_state(pid: int) -> str:
     except OSError:
         return "gone"
     return f"{state[1] if state else 'unknown'}{', real-time class' if realtime else ''}"
+
+
+@contextlib.contextmanager
+def guarded(arm: Any, period_ns: int, close: Sequence[int]) -> Iterator[Any]:
+    """The arm (anything with a `port`) for the control loop, guarded until the block ends: by a child that shares its
+    port and nothing else, as a program of its own could not open a port that control has locked. What it does stands in
+    runtime/core/control/guardian.h; it ends when control has ended, or is dead and the arm is held.
+
+    period_ns: from tick to tick. close: files of control that the guardian must not keep open, its locks above all.
+    """
+    guardian = load_core().Guardian(arm, period_ns)
+    control = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _watch(guardian, control, close)
+    try:
+        yield guardian
+    finally:
+        guardian.close()
+        os.waitpid(child, 0)
+
+
+def _watch(guardian: Any, control: int, close: Sequence[int]) -> None:
+    """The guardian's whole life, in a session of its own: Ctrl-C and Ctrl-Z of control's terminal do not reach it."""
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1):
+            os.dup2(nowhere, descriptor)
+        for descriptor in (nowhere, *close):
+            os.close(descriptor)
+        while guardian.watch(control, LOOP_PRIORITY):
+            os.write(2, SILENT if os.getppid() == control else DEAD)
+    finally:
+        os._exit(0)

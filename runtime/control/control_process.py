@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from vla_edge.files import write_json
 from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map, load_joint_calibration
 from vla_edge.robot.robot_file import add_arm, add_robot_file
-from vla_edge.runtime.control.children import end_with
+from vla_edge.runtime.control.children import end_with, guarded
 from vla_edge.runtime.control.control_settings import (
     HZ_OF_UNKNOWN,
     LIMIT_ERRORS,
@@ -228,7 +228,9 @@ def control_arm(
             record_bytes = core.record_bytes(RECORD_CELLS, len(limits))
             for removed in keep_old_records(folder, record_bytes + SLACK_BYTES):
                 print(f"note: {removed} was removed, as {folder.path} has no space for one more", file=sys.stderr)
-            with listen(folder) as listener, stop_signals() as signal_fd:
+            alone = description.has_watchdog or options.shadow
+            guardian = nullcontext(arm) if alone else guarded(arm, settings.period_ns, close=(lock,))
+            with guardian as port_of_loop, listen(folder) as listener, stop_signals() as signal_fd:
                 files = LoopFiles(
                     ring=folder.ring,
                     state=folder.state,
@@ -242,7 +244,7 @@ def control_arm(
                     stop_after_ticks=round(options.seconds * NS / settings.period_ns),
                     park_after_ns=round(options.park_after * 60 * NS),
                 )
-                result = run_loop(core, arm, settings, files)
+                result = run_loop(core, port_of_loop, settings, files)
             status = _last_status(core, folder)
             if result != "unplugged" and not answers(status):
                 status["ailing"] = arm.ailing()

@@ -20,6 +20,8 @@ import numpy as np
 from vla_edge.bundle import UNKNOWN_RATE
 from vla_edge.errors import BusError, ConfigError
 
+LOOP_PRIORITY = 60
+"""Of SCHED_FIFO: the control loop's, and its guardian's."""
 RECORD_CELLS = 1 << 17
 
 
@@ -118,7 +120,7 @@ class LoopFiles:
     """SIGINT holds, then ends the loop: nobody is at a terminal to say more"""
     beat: Path | None = None
     """the supervisor's heartbeat (`_core.Heartbeat`): half a second without one holds; None: there is no supervisor"""
-    priority: int = 60
+    priority: int = LOOP_PRIORITY
     """of SCHED_FIFO; 0 does not ask for it"""
     shadow: bool = False
     arm_at_start: bool = False

@@ -17,7 +17,10 @@ CAUSES = {
     "reads_lost": ("no answer for half a second", f"check cables and supply, {ARM_AGAIN}"),
     "alert": ("hardware alert (overload, heat or voltage)", "free it, let it cool, then `vla-runtime recover`"),
     "unplugged": ("the adapter is gone", "plug it in and start again; the arm will be disarmed"),
-    "watchdog": ("the servos heard nothing for 200 ms and stopped by themselves", f"see that it is safe, {ARM_AGAIN}"),
+    "watchdog": (
+        "the servos heard nothing of control and were stopped where they stood",
+        f"see that it is safe, {ARM_AGAIN}",
+    ),
     "outside": ("far outside its soft limits", f"move it inside by hand, {ARM_AGAIN}"),
     "malformed": ("a chunk had a wrong shape or values that are no numbers", f"restart inference, {ARM_AGAIN}"),
     "torque": ("did not take the torque command, or rebooted and lost its torque", f"check the supply, {ARM_AGAIN}"),

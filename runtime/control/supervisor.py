@@ -190,7 +190,7 @@ def _judge(this: Run, summary: Mapping[str, Any]) -> None:
     replay = f"see `vla-runtime replay {summary['record']}`"
     if this.control_code not in (0, 2):
         raise CheckFailed(
-            f"control ended with exit code {this.control_code}: the servos' watchdogs stopped the arm; {replay}"
+            f"control ended with exit code {this.control_code}: watchdogs or guardian stopped the arm; {replay}"
         )
     if ended_badly(summary, planned=bool(this.cameras)):
         raise CheckFailed(f"the run ended in {summary['state']}: {summary['fault']}; {replay}")

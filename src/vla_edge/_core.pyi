@@ -169,6 +169,20 @@ class Heartbeat:
     def beat(self) -> None:
         """Still here. Half a second without it, control holds."""
 
+class Guardian:
+    """An arm (anything with a `port`) behind a claim: `port` is control's, `watch` is for a child that was forked from
+    control, on the same serial port. period_ns: from tick to tick. See runtime/core/control/guardian.h."""
+
+    def __init__(self, arm: object, period_ns: int) -> None: ...
+    @property
+    def port(self) -> object: ...
+    def watch(self, control: int, priority: int) -> bool:
+        """Blocks. True: control (a process id, the parent's) was silent or is dead, and the arm's goals were made where
+        it stood. False: there is nothing left to watch."""
+
+    def close(self) -> None:
+        """Control ends in order."""
+
 class RingReader:
     """Reading end for tests and tools; starts behind everything written so far."""
 

@@ -17,6 +17,7 @@ static int (*const bindings[])(PyObject *module) = {
     bind_status,
     bind_pilot,
     bind_control,
+    bind_guardian,
     bind_record,
     bind_cuda,
     bind_picture,

@@ -26,6 +26,7 @@ int bind_ring(PyObject *module);
 int bind_status(PyObject *module);
 int bind_pilot(PyObject *module);
 int bind_control(PyObject *module);
+int bind_guardian(PyObject *module);
 int bind_record(PyObject *module);
 int bind_cuda(PyObject *module);
 int bind_picture(PyObject *module);

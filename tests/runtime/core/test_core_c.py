@@ -20,6 +20,7 @@ PROGRAMS = {
     "ring_test": ("ring", "shared"),
     "serial_test": (),
     "press_test": ("press", "health", "beat", "shared"),
+    "guardian_test": ("guardian", "shared", "clock"),
 }
 LOOP = (
     "control",
@@ -85,7 +86,7 @@ def test_a_hundred_thousand_interleaved_chunks_give_no_action_at_another_tick(tm
 
 
 @needs_gcc
-@pytest.mark.parametrize("program", ["serial_test", "press_test"])
+@pytest.mark.parametrize("program", ["serial_test", "press_test", "guardian_test"])
 def test_small_parts_on_a_virtual_clock(tmp_path: Path, program: str) -> None:
     run(build(tmp_path, program, "-O1", "-Wno-unused-function"))
 

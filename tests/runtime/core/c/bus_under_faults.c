@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Talks to a bus in every way the driver can, whatever the bus answers, until argv[2] readings were accepted.
+/* Talks to the bus of argv[3] in every way the driver can, whatever it answers, until argv[2] readings were accepted.
  *
  * Prints "realtime" when it may run so, one line per accepted reading ("reading START END six positions") and one per
  * call that ended after its deadline by its own doing ("late NAME MICROSECONDS": more than the scheduler kept it waiting
  * and a millisecond for its waking), then "done CALLS". Built with the sanitizers; the judge reads the output.
  */
 #define _GNU_SOURCE /* sched_setscheduler, nanosleep */
+#include "feetech.h"
 #include "packet.h"
 #include "serial.h"
 #include "servo_arm.h"
@@ -15,11 +16,30 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { JOINTS = 6 };
 
+/* Written again and again: a light on one, the time a goal may take on the other. */
+static const struct {
+    const char *name;
+    servo_register homing;
+    uint16_t harmless;
+    servo_arm_description is;
+} ARMS[] = {
+    {"koch", {20, 4, SIGN_TWOS}, 65,
+     {.protocol = &dynamixel2, .joints = JOINTS, .ids = {1, 2, 3, 4, 5, 6}, .watchdog_on = 10, .watchdog_tripped = 255,
+      .at = {.torque = {64, 1, SIGN_NONE}, .goal = {116, 4, SIGN_TWOS}, .block = {126, 10, SIGN_NONE}, .load = {126, 2, SIGN_TWOS},
+             .velocity = {128, 4, SIGN_TWOS}, .position = {132, 4, SIGN_TWOS}, .voltage = {144, 2, SIGN_NONE},
+             .temperature = {146, 1, SIGN_NONE}, .error = {70, 1, SIGN_NONE}, .watchdog = {98, 1, SIGN_NONE}}}},
+    {"so101", {31, 2, 11}, 44,
+     {.protocol = &feetech0, .joints = JOINTS, .ids = {1, 2, 3, 4, 5, 6},
+      .at = {.torque = {40, 1, SIGN_NONE}, .goal = {42, 2, 15}, .block = {56, 15, SIGN_NONE}, .load = {60, 2, 10},
+             .velocity = {58, 2, 15}, .position = {56, 2, 15}, .voltage = {62, 1, SIGN_NONE}, .temperature = {63, 1, SIGN_NONE},
+             .lock = {55, 1, SIGN_NONE}}}},
+};
 static const int64_t BUDGET_NS = 8000000;
 static const int64_t WAKE_NS = 1000000;
 static int schedstat_fd = -1;
@@ -48,28 +68,31 @@ static void ended(const char *name, int64_t deadline_ns)
         printf("late %s %" PRId64 "\n", name, over / 1000);
 }
 
-static void slow_path(servo_arm *arm, unsigned call)
+static void slow_path(servo_arm *arm, servo_register homing, uint16_t harmless, unsigned call)
 {
     uint8_t id = (uint8_t)(1 + call % JOINTS), data[BUS_READ_MAX], alert;
     uint16_t model, firmware;
     int64_t end = deadline();
-    bus_registers one = {.ids = &id, .servos = 1, .address = 20, .length = 4};
+    bus_registers one = {.ids = &id, .servos = 1, .address = homing.address, .length = homing.bytes};
     bus_result result = bus_sync_read(&arm->bus, &one, end, data, &alert);
     ended("read", end);
     if (result == BUS_OK)
-        printf("homing %u %d\n", id, (int)((uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24));
+        printf("homing %u %d\n", id, (int)servo_decode(homing, data));
     end = deadline();
     if (bus_ping(&arm->bus, id, end, &model, &firmware) == BUS_OK)
         printf("model %u %u\n", id, model);
     ended("ping", end);
     end = deadline();
-    (void)bus_write(&arm->bus, id, 65, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end); /* LED */
+    (void)bus_write(&arm->bus, id, harmless, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end);
     ended("write", end);
 }
 
 int main(int argc, char **argv)
 {
-    if (argc != 3)
+    size_t which = 0;
+    while (argc == 4 && which < sizeof ARMS / sizeof ARMS[0] && strcmp(ARMS[which].name, argv[3]) != 0)
+        which++;
+    if (argc != 4 || which == sizeof ARMS / sizeof ARMS[0])
         return 2;
     int fd = serial_open(argv[1], 1000000);
     if (fd < 0) {
@@ -80,12 +103,7 @@ int main(int argc, char **argv)
         printf("realtime\n");
     schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY);
     static servo_arm arm;
-    const servo_arm_description koch = {
-        .protocol = &dynamixel2, .joints = JOINTS, .ids = {1, 2, 3, 4, 5, 6}, .watchdog_on = 10, .watchdog_tripped = 255,
-        .at = {.torque = {64, 1, SIGN_NONE}, .goal = {116, 4, SIGN_TWOS}, .block = {126, 10, SIGN_NONE}, .load = {126, 2, SIGN_TWOS},
-               .velocity = {128, 4, SIGN_TWOS}, .position = {132, 4, SIGN_TWOS}, .voltage = {144, 2, SIGN_NONE},
-               .temperature = {146, 1, SIGN_NONE}, .error = {70, 1, SIGN_NONE}, .watchdog = {98, 1, SIGN_NONE}}};
-    servo_arm_init(&arm, fd, &koch);
+    servo_arm_init(&arm, fd, &ARMS[which].is);
     arm_port port = servo_arm_port(&arm);
     for (int i = 0; i < 50 && port.set_torque(port.context, true, NULL, serial_now_ns() + 50000000) != ARM_OK; i++)
         ;
@@ -109,7 +127,7 @@ int main(int argc, char **argv)
         (void)port.write_goals(port.context, goals, end);
         ended("write_goals", end);
         if (calls % 16 == 0)
-            slow_path(&arm, calls / 16);
+            slow_path(&arm, ARMS[which].homing, ARMS[which].harmless, calls / 16);
         if (calls % 64 == 0 && port.check_watchdog(port.context, deadline()) == ARM_WATCHDOG)
             (void)port.clear_watchdog(port.context, NULL, serial_now_ns() + 20000000);
         nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
