@@ -47,6 +47,13 @@ main = Command(
             "run_smoke",
         ),
         "resume": Subcommand(START, "continue an interrupted run exactly", "resume RUN", "add_resume", "run_resume"),
+        "plan": Subcommand(
+            f"{TRAINING}.step_plan",
+            "memory and seconds of a step by batch, precision and cache, before anything is trained",
+            "plan --checkpoint CHECKPOINT --batch 1 8 32",
+            "add_plan",
+            "run_plan",
+        ),
         "anchors": Subcommand(
             PHASES,
             "build CRaFT's anchor cache from the starting checkpoint",

@@ -133,7 +133,8 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
         return TrainingError(
             f"out of memory with batch {config.batch_size} × {config.accumulation} in {config.precision}; use a "
             "smaller batch with more accumulation, bf16, --cache-vision with a frozen tower, or "
-            f"--set image_size=[256,256]; last good checkpoint: {last_good}"
+            f"--set image_size=[256,256]; `vla-train plan --checkpoint {config.policy}` says what fits; last good "
+            f"checkpoint: {last_good}"
         )
     return None
 

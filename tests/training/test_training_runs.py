@@ -405,6 +405,11 @@ def test_lack_of_memory_ends_with_advice(world, tmp_path, monkeypatch):
         fine_tune(config(world, tmp_path / "run"))
 
 
+def test_the_advice_on_memory_names_the_plan(world, tmp_path):
+    advice = training_loop.fault_advice(MemoryError(), config(world, tmp_path / "x"), "none yet")
+    assert f"`vla-train plan --checkpoint {world / 'policy'}` says what fits" in str(advice)
+
+
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(world, tmp_path, monkeypatch):
     from vla_edge.training import checkpoint_saving as saving
 
