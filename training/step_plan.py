@@ -204,7 +204,8 @@ def measured(work: tuple[PlannedPolicy, Case, int, int]) -> tuple[float, float]:
     model = policy.model().train()
     if case.cache != "none":
         vlm = model.vlm_with_expert.vlm.model
-        vlm.vision_model, vlm.connector = torch.nn.Identity(), torch.nn.Identity()
+        for part in ("vision_model", "connector"):  # left on disk
+            setattr(vlm, part, torch.nn.Identity())
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
     inputs, took = policy.inputs(batch, case.cache), []
     for _ in range(4):
@@ -243,7 +244,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     for case in (Case(precision, cache) for precision in PRECISIONS for cache in caches):
         small, large = (step_cost(policy, case, size) for size in (SMALL, LARGE))
         costs = {size: line_through(small, large, size) for size in arguments.batch}
-        here = _here(policy, case, arguments) if arguments.measure else {}
+        here = _here(policy, case, arguments.batch, arguments.threads) if arguments.measure else {}
         table.add_row(case.precision, case.cache, *(_cell(costs[size], case, here.get(size)) for size in costs))
         fits = {size: largest_batch(small, large, size) for size in CARDS_GB}
         cards.add_row(case.precision, case.cache, *(str(found or "–") for found in fits.values()))
@@ -262,11 +263,11 @@ def run_plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _here(policy: PlannedPolicy, case: Case, arguments: argparse.Namespace) -> Mapping[int, tuple[float, float]]:
+def _here(policy: PlannedPolicy, case: Case, batches: Sequence[int], cores: int) -> Mapping[int, tuple[float, float]]:
     found = {}
-    for size in arguments.batch:
+    for size in batches:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[size] = pool.map(measured, [(policy, case, size, arguments.threads)])[0]
+            found[size] = pool.map(measured, [(policy, case, size, cores)])[0]
     return found
 
 

@@ -104,6 +104,11 @@ OFF = replace(AugmentConfig(), **{item.name: 0.0 for item in fields(AugmentConfi
 STRENGTHS = [item.name for item in fields(AugmentConfig) if item.name != "most"]
 
 
+def with_strength(name: str, strength: float) -> AugmentConfig:
+    changed: dict[str, Any] = {name: strength}
+    return replace(OFF, **changed)
+
+
 def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(40, 200, (32, 48, 3)).astype(np.uint8)
 
@@ -111,7 +116,7 @@ def picture() -> np.ndarray:
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_a_strength_of_zero_leaves_the_picture_and_a_larger_one_changes_it_more(name: str) -> None:
     def away(strength: float) -> float:
-        wanted = replace(OFF, **{name: strength})
+        wanted = with_strength(name, strength)
         changed = [augment(picture(), wanted, np.random.default_rng(seed)) for seed in range(20)]
         return float(np.mean([np.abs(image.astype(int) - picture()).mean() for image in changed]))
 
@@ -124,7 +129,7 @@ def test_colours_keep_to_their_range_and_shifts_to_theirs() -> None:
     factors = [augment(grey, replace(OFF, brightness=0.2), np.random.default_rng(s)).mean() / 100 for s in range(200)]
     assert 0.8 <= min(factors) < 0.82 and 1.18 < max(factors) <= 1.2
     for name in ("saturation", "sharpness", "contrast"):
-        assert np.array_equal(augment(grey, replace(OFF, **{name: 0.5}), np.random.default_rng(1)), grey), name
+        assert np.array_equal(augment(grey, with_strength(name, 0.5), np.random.default_rng(1)), grey), name
     spot = np.zeros((40, 80, 3), np.uint8)
     cv2.rectangle(spot, (38, 18), (41, 21), (255, 255, 255), -1)
     for seed in range(50):

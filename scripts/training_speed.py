@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds of a fine-tuning step at full size: pictures each step, kept picture tokens, and LeRobot's own loop beside.
 
-    python -m vla_edge.benchmarks.training_speed --work DIR [--lerobot PYTHON] [--size tiny]
+    python scripts/training_speed.py --work DIR [--lerobot PYTHON] [--size tiny]
 
 All train the same random policy on the same recorded noise, two cameras of 640×480, one after the other on one machine;
 the first step is left out. The ceiling of keeping tokens is a step without the vision tower. Then the loaders alone:
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.command_line import CommandParser, count, run_command, threads
@@ -28,6 +30,7 @@ from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
+from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.batches import batches
 from vla_edge.training.run_config import TaskData
@@ -134,9 +137,7 @@ def their_loader(work: Path, python: str, batch: int, workers: int, rounds: int)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.training_speed", description="seconds of a training step"
-    )
+    parser = CommandParser(prog="python scripts/training_speed.py", description="seconds of a training step")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="policy and data are kept here")
     parser.add_argument("--lerobot", metavar="PYTHON", help="of an environment with LeRobot, to run its loop beside")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: to try the command")
@@ -149,9 +150,8 @@ def main(argv: Sequence[str]) -> int:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "policy").exists():
         write_random_policy(work / "policy", RandomPolicy(size=arguments.size, dtype="bfloat16"))
-        config = work / "policy" / "config.json"  # LeRobot takes a relative backbone from where it is started
-        content = json.loads(config.read_text())
-        config.write_text(json.dumps(content | {"vlm_model_name": str(work / "policy" / content["vlm_model_name"])}))
+        for file in (work / "policy").glob("*.json"):  # LeRobot takes a relative backbone from where it is started
+            file.write_text(file.read_text().replace(f'"{VLM_FOLDER}"', json.dumps(str(work / "policy" / VLM_FOLDER))))
     if not (work / "data").exists():
         write_data(work / "data")
     same = ["--batch-size", arguments.batch, "--steps", arguments.steps, "--workers", 0]
