@@ -95,20 +95,21 @@ def test_ten_seconds_of_control_open_no_file_and_keep_no_memory(golden_bundle: P
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_minutes_of_control_open_no_file_and_keep_no_memory(golden_bundle: Path) -> None:
+@pytest.mark.parametrize("hz", ["30", "90"])
+def test_minutes_of_control_open_no_file_and_keep_no_memory(paced_bundle: Path, hz: str) -> None:
     """R24: the slope of private memory is below 1 MB/h; in two minutes one page of 4 kB is already 120 kB/h."""
-    with rig(golden_bundle) as made:
+    with rig(paced_bundle, "--hz", hz) as made:
         told = grown(made, 120.0)
     assert np.polyfit(told[:, 0], told[:, 1], 1)[0] * 3600 < LONG_SLOPE_KB_PER_H
 
 
-def endure(golden_bundle: Path, moving: int, in_time: bool) -> None:
+def endure(bundle: Path, hz: str, moving: int, in_time: bool) -> None:
     """Chunks for so many ticks of motion on a bus with every fault at 1 % of its statuses; what faults is armed again.
 
     Judged: the process lives, and every reading that the loop counted as good is one that the servos gave during that
     very tick, by the emulator's own log. in_time: no tick is missed.
     """
-    with rig(golden_bundle, armed=False, emulator=("--seed", "5")) as made:
+    with rig(bundle, "--hz", hz, armed=False, emulator=("--seed", "5")) as made:
         for name in FAULT_NAMES:
             made.emulator.event(f"rate {name} 0.01")
         end_s = time.monotonic() + EVENT_S + moving / 5
@@ -143,22 +144,26 @@ def endure(golden_bundle: Path, moving: int, in_time: bool) -> None:
 
 def test_a_bus_with_every_fault_gives_no_stale_value(golden_bundle: Path) -> None:
     """R10 through the control loop, short."""
-    endure(golden_bundle, 100, in_time=False)
+    endure(golden_bundle, "30", 100, in_time=False)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_minutes_on_a_bus_with_every_fault_cost_no_tick_and_no_stale_value(golden_bundle: Path) -> None:
+@pytest.mark.parametrize("hz", ["30", "90"])
+def test_minutes_on_a_bus_with_every_fault_cost_no_tick_and_no_stale_value(paced_bundle: Path, hz: str) -> None:
     """R10 through the control loop."""
-    endure(golden_bundle, 4_000, in_time=True)
+    endure(paced_bundle, hz, 4_000 * int(hz) // 30, in_time=True)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("hz", ["30", "90"])
 @pytest.mark.parametrize("run", range(10))
-def test_every_reading_ends_within_ten_milliseconds_beside_other_peoples_work(golden_bundle: Path, run: int) -> None:
+def test_every_reading_ends_within_ten_milliseconds_beside_other_peoples_work(
+    paced_bundle: Path, run: int, hz: str
+) -> None:
     """R3, S9, by the record; `serial_test.c` judges the same reading on a virtual clock."""
-    with rig(golden_bundle) as made, other_peoples_work():
+    with rig(paced_bundle, "--hz", hz) as made, other_peoples_work():
         if not made.status()["fifo"]:
             pytest.skip("SCHED_FIFO is not permitted here: any process may hold the core")
         end_s = time.monotonic() + 20.0
