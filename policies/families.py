@@ -40,9 +40,11 @@ class FamilyConfig(PolicyConfig, Protocol):
 
 
 class Policy(Protocol):
-    """A policy of any family, as an `nn.Module` that LeRobot's users know."""
+    """A policy of any family, as an `nn.Module` that LeRobot's users know. trains_whole: all its weights train, none is
+    new, frozen or adapted, and it is neither distilled nor corrected by another expert."""
 
     family: str
+    trains_whole: bool
     config: Any
     settings: ProcessorSettings
     digest: str
@@ -84,5 +86,9 @@ def family_of(folder: Path) -> str:
 def load_policy(folder: Path, vlm: Path | None = None, base: Path | None = None) -> Any:
     """The policy that `folder` leads to, of whatever family. Arguments and errors: the family's `from_pretrained`."""
     folder = resolve_checkpoint(folder)
-    module = import_module(f"vla_edge.policies.{family_of(folder)}.policy")
-    return module.FAMILY_POLICY.from_pretrained(folder, vlm, base)
+    return policy_class(family_of(folder)).from_pretrained(folder, vlm, base)
+
+
+def policy_class(family: str) -> Any:
+    """The family's `Policy`."""
+    return import_module(f"vla_edge.policies.{family}.policy").FAMILY_POLICY

@@ -15,7 +15,7 @@ from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
 from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint, vlm_of_base
-from vla_edge.policies.families import family_of, load_policy
+from vla_edge.policies.families import family_of, load_policy, policy_class
 from vla_edge.policies.features import ACTION, STATE, PolicyConfig
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, check_sources, read_processing
@@ -50,7 +50,7 @@ def policy_for_training(folder: Path, fit: Fit) -> Any:
     Weights are read strictly. Errors: CheckpointError, ConfigError (a camera that the data lack), DatasetError.
     """
     folder = resolve_checkpoint(folder)
-    return _smolvla(folder, fit) if family_of(folder) == "smolvla" else _as_it_is(folder, fit)
+    return _as_it_is(folder, fit) if policy_class(family_of(folder)).trains_whole else _smolvla(folder, fit)
 
 
 def _as_it_is(folder: Path, fit: Fit) -> Any:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from vla_edge.errors import ConfigError, DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint_folder import resolve_checkpoint
-from vla_edge.policies.families import family_of
+from vla_edge.policies.families import family_of, policy_class
 from vla_edge.policies.smolvla.distill import share_backbone
 from vla_edge.policies.smolvla.flow import FlowMatching
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
@@ -147,8 +147,8 @@ def teacher_of(config: TrainConfig, datasets: Sequence[Dataset], student: SmolVL
     return model
 
 
-def _check_smolvlas_own(config: TrainConfig, family: str) -> None:
-    """ConfigError names a flag that only SmolVLA has a meaning for."""
+def _check_trains_whole(config: TrainConfig, family: str) -> None:
+    """ConfigError names a flag that has no meaning for a policy that is trained whole."""
     given = {
         "--kind delta": config.kind == "delta",
         "distill": config.kind == "distill",
@@ -166,8 +166,8 @@ def _check_smolvlas_own(config: TrainConfig, family: str) -> None:
 
 def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
     """Fields of the policy's configuration that the run decides."""
-    if family != "smolvla":
-        _check_smolvlas_own(config, family)
+    if policy_class(family).trains_whole:
+        _check_trains_whole(config, family)
         return {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
     if config.kind == "delta":
         own = {name: value for name, value in asdict(config.delta).items() if value is not None}

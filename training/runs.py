@@ -14,7 +14,7 @@ from vla_edge.files import write_json
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.checkpoint_folder import resolve_checkpoint
-from vla_edge.policies.families import family_of
+from vla_edge.policies.families import family_of, policy_class
 from vla_edge.policies.smolvla.config import read_config as read_smolvla
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
@@ -182,7 +182,7 @@ def _retention(setup: Setup, started: bool) -> Retention | None:
 def _check_start(config: TrainConfig) -> None:
     """ConfigError: a distilled policy would lose what it was distilled to, or there is nothing to distill."""
     folder = resolve_checkpoint(Path(config.policy))
-    if family_of(folder) != "smolvla":
+    if policy_class(family_of(folder)).trains_whole:
         return
     start = read_smolvla(folder)
     if start.distilled and config.kind != "delta":

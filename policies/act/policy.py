@@ -34,6 +34,7 @@ class ACTPolicy(nn.Module):
     """An ACT policy. `model` holds the weights under LeRobot's names; `settings` what happens around them."""
 
     family = "act"
+    trains_whole = True
 
     def __init__(self, config: ACTConfig, settings: ProcessorSettings) -> None:
         super().__init__()

@@ -56,6 +56,7 @@ class SmolVLAPolicy(nn.Module):
     """A SmolVLA policy. `model` holds the weights under LeRobot's names; `settings` what happens around them."""
 
     family = "smolvla"
+    trains_whole = False
 
     def __init__(self, config: SmolVLAConfig, backbone: BackboneConfig, settings: ProcessorSettings) -> None:
         super().__init__()

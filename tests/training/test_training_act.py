@@ -132,7 +132,7 @@ def test_a_camera_that_the_data_lack_is_an_error_for_a_policy_without_masks(
         file.write_text(file.read_text().replace(CAMERA, "observation.images.else"))
     words = ["fine-tune", "--checkpoint", str(renamed), "--dataset", str(data), "--out", str(tmp_path / "run")]
     assert main([*words, "--device", "cpu"]) == 2
-    assert "--camera observation.images.else=KEY" in capsys.readouterr().err
+    assert "for example --camera else=top" in capsys.readouterr().err
 
 
 def test_act_and_smolvla_stand_side_by_side_with_their_trials(
