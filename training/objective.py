@@ -35,7 +35,7 @@ class Objective(nn.Module):
         """The loss and the numbers to log. noise [B, C, A] and time [B] are drawn from torch's global state when None;
         share: what the errors are multiplied by (`step_shares`)."""
         for teacher in self._teachers:
-            loss, parts = self.policy.distilling_loss(batch, teacher, noise, time)
+            loss, parts = self.policy.distilling_loss(batch, teacher, noise)
             return loss, numbers(parts)
         if not self.padded_dims:
             loss, parts = self.policy(batch, noise=noise, time=time, share=share)

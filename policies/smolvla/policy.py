@@ -39,7 +39,7 @@ from vla_edge.policies.smolvla.backbone import BackboneConfig, read_backbone
 from vla_edge.policies.smolvla.cls import observe, settle_heads, similarity
 from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config, write_config
 from vla_edge.policies.smolvla.delta import correct_chunk, delta_parameters, training_step
-from vla_edge.policies.smolvla.distill import times_to_learn
+from vla_edge.policies.smolvla.distill import step_starts
 from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, Prefix, SpecialTokens, sample_time
 from vla_edge.policies.smolvla.losses import masked_loss
 from vla_edge.policies.smolvla.text import KeyValue
@@ -297,17 +297,16 @@ class SmolVLAPolicy(nn.Module):
         return masked_loss(losses, batch.get("action_is_pad"), self.config.action_dim, share)
 
     def distilling_loss(
-        self, batch: Mapping[str, Any], teacher: FlowMatching, noise: Tensor | None = None, time: Tensor | None = None
+        self, batch: Mapping[str, Any], teacher: FlowMatching, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a policy that is distilled to its `num_steps` from `teacher`, a model on the same backbone: how
-        far its velocity is from the straight way to the teacher's chunk, at `times_to_learn`."""
+        far its velocity is from the straight way to the teacher's chunk where its steps begin."""
         inputs, config = self.prepare(batch), self.config
         noise = self._noise(inputs, noise)
         prefix = self.model.prefix_of(inputs)
         with torch.no_grad():
             chunk = teacher.integrate(prefix, noise, config.distilled["teacher_steps"])
-        time = sample_time(len(noise), noise.device) if time is None else time
-        losses = self.model.losses_on(prefix, chunk, noise, times_to_learn(config.num_steps, time))
+        losses = self.model.losses_on(prefix, chunk, noise, step_starts(config.num_steps, len(noise), noise.device))
         # A step after the first reads what the one before it left in the padding.
         return masked_loss(losses, None, config.max_action_dim if config.num_steps > 1 else config.action_dim)
 

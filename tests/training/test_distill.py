@@ -20,7 +20,7 @@ from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.checkpoint import MODEL_FILE
 from vla_edge.policies.smolvla.config import DISTILLED
-from vla_edge.policies.smolvla.distill import ANY_TIME, times_to_learn
+from vla_edge.policies.smolvla.distill import step_starts
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 from vla_edge.training.command import main
@@ -155,10 +155,9 @@ def test_a_distilled_policy_is_not_trained_on(world: Path, tmp_path: Path, capsy
         assert "distilled to 1 flow steps, which more training would undo" in capsys.readouterr().err
 
 
-def test_most_samples_are_asked_for_where_a_step_begins_and_a_share_at_any_time() -> None:
+def test_samples_are_asked_for_where_a_step_begins() -> None:
     torch.manual_seed(0)
-    drawn = torch.rand(4000) * 0.2 + 0.1
-    times = times_to_learn(4, drawn)
-    kept = times == drawn
-    assert abs(float(kept.float().mean()) - ANY_TIME) < 0.03
-    assert set(times[~kept].tolist()) == {1.0, 0.75, 0.5, 0.25}
+    times = step_starts(4, 4000, torch.device("cpu"))
+    assert set(times.tolist()) == {1.0, 0.75, 0.5, 0.25}
+    assert all(abs(float((times == start).float().mean()) - 0.25) < 0.03 for start in (1.0, 0.75, 0.5, 0.25))
+    assert set(step_starts(1, 8, torch.device("cpu")).tolist()) == {1.0}
