@@ -3,8 +3,8 @@
 
 The teacher makes a chunk of a noise in its own steps; on the straight line between the two the velocity is the same
 everywhere, and a student that has learnt it arrives in one step where the teacher does in ten (the regression to a
-teacher's sample from the same noise, as in Luhman & Luhman, 2021, and the straightening of Liu et al., 2022). It is asked
-for at the times at which the student's n steps begin. Teacher and student differ in the expert alone and read one
+teacher's sample from the same noise, as in Luhman & Luhman, 2021, and the straightening of Liu et al., 2022). It is
+asked for at the times at which the student's n steps begin. Teacher and student differ in the expert alone and read one
 prefix; actions of the data are not needed.
 """
 
