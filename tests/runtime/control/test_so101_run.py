@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control of an SO-101 over protocol 0: moving within its limits, each word while it moves, and its faults by name; 7 V on a 12 V
-supply is a fault although some such servos are made for it."""
+"""Control of an SO-101 over protocol 0: moving within its limits, each word while it moves, and its faults by name.
+
+7 V on a 12 V supply is a fault, although some such servos are made for it.
+"""
 
 from __future__ import annotations
 
