@@ -306,3 +306,32 @@ def test_cameras_are_known_under_their_names_before_rename_map_too(bundle):
     )
     with pytest.raises(IdentityError, match="camera observation.images.laptop gives 48x64"):
         check_picture_sizes(renamed, {"observation.images.laptop": picture(0, 64, 48)})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (-120.0, 110.0, JointUnits.DEGREES),  # more than a hundred
+        (-95.0, 60.0, None),  # either
+        (-99.0, 130.0, JointUnits.DEGREES),
+        (-150.0, 30.0, None),  # neither: beyond this arm's -127 to 127 degrees
+    ],
+)
+def test_the_units_of_an_so101_are_recognised_from_what_its_data_reached_or_refused(bundle, low, high, found):
+    arm = load_arm("so101")
+    unknown = replace(bundle, manifest=replace(bundle.manifest, joint_units="unknown"))
+    least, most = np.full(6, low, np.float32), np.full(6, high, np.float32)
+    least[5], most[5] = 2.0, 90.0  # the gripper is 0 to 100 in both
+    reached = {"observation.state.min": least, "observation.state.max": most}
+    if found is None:
+        with pytest.raises(IdentityError, match="say it with --joint-units degrees or --joint-units range_m100_100"):
+            units_of(unknown, None, arm, reached, CALIBRATION)
+    else:
+        units, told = units_of(unknown, None, arm, reached, CALIBRATION)
+        assert units is found and told is not None and "fits degrees alone" in told
+    assert units_of(unknown, "range_m100_100", arm, reached, CALIBRATION) == (JointUnits.RANGE_M100_100, None)
+    narrow = JointCalibrations(
+        tuple(replace(j, range_min=1400, range_max=2600) for j in CALIBRATION.joints), "arm.json"
+    )
+    if found is None and low > -100:  # as degrees it would leave an arm that turns 53 degrees to each side
+        assert units_of(unknown, None, arm, reached, narrow)[0] is JointUnits.RANGE_M100_100
