@@ -48,7 +48,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 root, batch, workers, count = sys.argv[1], *map(int, sys.argv[2:])
 if __name__ == "__main__":
     times = {"action": [i / 30 for i in range(50)]}
-    data = LeRobotDataset("local/speed", root=root, delta_timestamps=times)
+    data = LeRobotDataset("local/speed", root=root, delta_timestamps=times, video_backend="pyav")
     loader = torch.utils.data.DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True)
     it = iter(loader)
     next(it)
@@ -90,13 +90,14 @@ def our_step(work: Path, name: str, words: Sequence[object]) -> float:
 
 
 def their_step(work: Path, python: str, batch: int, steps: int, workers: int) -> float:
-    """Median seconds of a step of LeRobot's training loop, as it logs them."""
+    """Median seconds of a step of LeRobot's training loop, loading included, as it logs them."""
     options = {
         "policy.path": work / "policy",
         "policy.device": "cpu",
         "policy.push_to_hub": "false",
         "dataset.repo_id": "local/speed",
         "dataset.root": work / "data",
+        "dataset.video_backend": "pyav",
         "batch_size": batch,
         "steps": steps,
         "num_workers": workers,
@@ -108,7 +109,8 @@ def their_step(work: Path, python: str, batch: int, steps: int, workers: int) ->
     names = {f"observation.images.{name}": f"observation.images.{name}" for name in CAMERAS}
     words = [f"--{name}={value}" for name, value in {**options, "rename_map": json.dumps(names)}.items()]
     done = subprocess.run([python, "-m", "lerobot.scripts.lerobot_train", *words], capture_output=True, text=True)
-    found = [float(text) for text in re.findall(r"updt_s:([0-9.]+)", done.stdout + done.stderr)]
+    logged = re.findall(r"updt_s:([0-9.]+) data_s:([0-9.]+)", done.stdout + done.stderr)
+    found = [float(update) + float(loading) for update, loading in logged]
     if len(found) < 2:
         raise CheckFailed(f"LeRobot's loop ended with {done.returncode}: {(done.stderr or 'nothing').splitlines()[-1]}")
     return statistics.median(found[1:])
