@@ -47,7 +47,7 @@ def add_noise_argument(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_flow_steps_argument(group: argparse._ArgumentGroup) -> None:
+def add_flow_steps_argument(group: argparse._ActionsContainer) -> None:
     """`--flow-steps`, the same in every command that plans."""
     group.add_argument("--flow-steps", type=count, help="Euler steps for one chunk (default: as the policy says)")
 

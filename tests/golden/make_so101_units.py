@@ -4,6 +4,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from lerobot.motors import Motor, MotorCalibration, MotorNormMode
 from lerobot.motors.feetech import FeetechMotorsBus
@@ -16,7 +17,7 @@ rows = []
 for units, mode in MODES.items():
     for number, (name, (low, high)) in enumerate(RANGES.items(), 1):
         norm = MotorNormMode.RANGE_0_100 if name == "gripper" else mode
-        told = {"id": number, "drive_mode": 0, "homing_offset": -37, "range_min": low, "range_max": high}
+        told: dict[str, Any] = {"id": number, "drive_mode": 0, "homing_offset": -37, "range_min": low, "range_max": high}
         bus = object.__new__(FeetechMotorsBus)  # without a port
         bus.motors = {name: Motor(number, "sts3215", norm)}
         bus.calibration = {name: MotorCalibration(**told)}

@@ -41,7 +41,8 @@ def place_patches() -> None:
 
     if int(transformers.__version__.split(".")[0]) < 5:
         bucketize = torch.bucketize
-        torch.bucketize = lambda x, limits, right: bucketize(x / (1 - 1e-6) + 3e-7, limits, right=right)
+        places: Any = lambda x, limits, right: bucketize(x / (1 - 1e-6) + 3e-7, limits, right=right)  # noqa: E731
+        torch.bucketize = places
 
 
 def chunk(request: Request) -> dict[str, Any]:
