@@ -17,7 +17,8 @@ rows = []
 for units, mode in MODES.items():
     for number, (name, (low, high)) in enumerate(RANGES.items(), 1):
         norm = MotorNormMode.RANGE_0_100 if name == "gripper" else mode
-        told: dict[str, Any] = {"id": number, "drive_mode": 0, "homing_offset": -37, "range_min": low, "range_max": high}
+        told: dict[str, Any] = {"id": number, "drive_mode": 0, "homing_offset": -37}
+        told |= {"range_min": low, "range_max": high}
         bus = object.__new__(FeetechMotorsBus)  # without a port
         bus.motors = {name: Motor(number, "sts3215", norm)}
         bus.calibration = {name: MotorCalibration(**told)}
