@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,9 @@ def real_clock(
     notes = PlannedFrom()
     session.observer = notes
     rng, waited = np.random.default_rng(1), []
-    limits = limits_of(load_arm("koch"), JointCalibrations(KOCH.calibration(), "the simulated arm"), JointUnits.DEGREES)
+    known = limits_of(load_arm("koch"), JointCalibrations(KOCH.calibration(), "the simulated arm"), JointUnits.DEGREES)
+    # An arm without servos has no supply to look at.
+    limits = tuple(replace(limit, voltage_min=0, voltage_max=0) for limit in known)
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_run_folder(Path(scratch) / "run")
         listener = listen(folder)
