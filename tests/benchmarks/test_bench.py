@@ -224,7 +224,7 @@ def test_a_preset_prints_one_row_with_its_contract_mode_clocks_percentiles_and_m
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "picture is (128, 128), the public row of orin-nano has (512, 512)" in told
     assert main([*words, "--against", "torch", "--checkpoint", str(CHECKPOINT)]) == 2
-    assert "one bundle alone" in capsys.readouterr().err
+    assert "--preset measures one bundle with its row's flow steps; leave out --against" in capsys.readouterr().err
     small = replace(PRESETS["orin-nano"], contract=contract_of(open_bundle(golden_bundle)))
     monkeypatch.setitem(PRESETS, "orin-nano", small)
     assert main([*words, "--out", str(tmp_path)]) == 0

@@ -27,7 +27,7 @@ from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.command import main
 from vla_edge.export.graph import Graph
 from vla_edge.export.proof import WorstDeviations
-from vla_edge.export.smolvla import attention, expert, layers
+from vla_edge.export.smolvla import attention, cuts, expert, layers
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.prepare import Preparer
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
@@ -437,7 +437,7 @@ attention_rotate = attention.rotate
         (Graph, "op", wrong_gelu, "vision"),
         (attention, "rotate", rotation_by_the_complement, "prefix"),
         (layers, "rms_norm", without_epsilon, "prefix"),
-        (expert, "step_times", lambda steps: np.linspace(1, 0, steps, dtype=np.float32), "expert"),
+        (cuts, "flow_moments", lambda steps, times: [(at, -1 / steps) for at in np.linspace(1, 0, steps)], "expert"),
         (
             expert,
             "time_waves",

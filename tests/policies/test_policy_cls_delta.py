@@ -264,7 +264,13 @@ def test_training_the_backbone_reaches_vision_tower_and_text(random_policy, obse
 def test_delta_training_moves_only_its_own_parameters_and_lowers_the_denoise_error(random_policy, observe) -> None:
     torch.manual_seed(0)
     policy = random_policy(
-        **HEADS, num_vlm_layers=2, num_steps=2, cls_noise_scale=0.5, chunk_size=10, n_action_steps=10
+        **HEADS,
+        num_vlm_layers=2,
+        num_steps=2,
+        cls_noise_scale=0.5,
+        chunk_size=10,
+        n_action_steps=10,
+        delta_target="noise",
     ).train()
     names = {f"model.{name}" for name, _ in delta_parameters(policy.model)}
     assert {name for name, parameter in policy.named_parameters() if parameter.requires_grad} == names

@@ -74,7 +74,7 @@ def test_a_rate_that_was_asked_for_is_kept_or_refused_with_the_way_out() -> None
     with pytest.raises(BusError) as refused:  # a USB adapter with 2 ms in front of each reading, at 100 Hz
         choose_rate(times(0.0035, 72, 0.0055), 100.0, 30.0, answer_s)
     assert str(refused.value) == (
-        "reading the six servos takes 3.5 ms: 72 of 300 readings took longer than the 4.1 ms that 100 Hz leave; leave "
+        "reading the servos takes 3.5 ms: 72 of 300 readings took longer than the 4.1 ms that 100 Hz leave; leave "
         "--hz out or give a smaller one, set the adapter's latency timer to 1 ms or use an adapter without one "
         "(docs/robot.md)"
     )

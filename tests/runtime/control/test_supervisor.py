@@ -334,7 +334,8 @@ def test_every_reason_of_the_core_to_stand_still_has_a_cause_and_a_remedy() -> N
 
 def test_a_fault_is_told_once_with_the_servo_that_was_found_silent_last() -> None:
     def tick(number: int, reason: str, joint: int = -1, latched: bool = True) -> dict[str, Any]:
-        return {"tick": number, "state": "hold", "reason": reason, "joint": joint, "latched": latched}
+        told = {"tick": number, "state": "hold", "reason": reason, "joint": joint, "latched": latched}
+        return {**told, "joints": KOCH.joint_names}
 
     ticks = [tick(1, ""), tick(2, "reads_lost", 3, latched=False), tick(3, "reads_lost"), tick(4, "reads_lost", 3)]
     ticks += [tick(5, "operator"), tick(6, "alert", 5), tick(7, "alert", 5), tick(8, ""), tick(9, "reads_lost", 0)]
