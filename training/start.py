@@ -92,8 +92,8 @@ def run_smoke(arguments: argparse.Namespace) -> int:
         answer({"loss_before": before, "loss_after": after})
     if not after < FALLEN * before:
         raise CheckFailed(
-            f"the loss did not fall by {1 - FALLEN:.1%} in {config.steps} steps: {told}; look at the data with `vla-data verify`, then at "
-            f"--lr (now {config.optimizer.lr:g})"
+            f"the loss did not fall by {1 - FALLEN:.1%} in {config.steps} steps: {told}; look at the data with "
+            f"`vla-data verify`, then at --lr (now {config.optimizer.lr:g})"
         )
     if is_first():
         print(f"the loss fell: {told}")

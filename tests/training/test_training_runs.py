@@ -618,7 +618,7 @@ def test_a_smoke_run_whose_loss_does_not_fall_says_so_and_exits_1(world, tmp_pat
     words = ["smoke", "--checkpoint", world / "policy", "--dataset", world / "data", "--out", tmp_path / "run"]
     words += ["--device", "cpu", "--steps", 2, "--lr", "1e-12", "--decay-lr", 0]
     assert main([str(word) for word in words]) == 1
-    assert "the loss did not fall in 2 steps" in capsys.readouterr().err
+    assert "the loss did not fall by 0.5% in 2 steps" in capsys.readouterr().err
 
 
 def test_a_checkpoint_with_a_lost_tensor_is_refused(world, tmp_path):
