@@ -270,6 +270,15 @@ def test_each_difference_of_a_data_set_is_named(bundle, trained_on, tmp_path, ch
     assert found and any(told in line for line in found), found
 
 
+def test_fewer_names_than_joints_are_a_difference_and_no_traceback(bundle, trained_on, tmp_path):
+    data = write_data(tmp_path / "data")
+    info = json.loads((data / "meta" / "info.json").read_text())
+    for name in ("observation.state", "action"):
+        info["features"][name]["names"] = list(KOCH_JOINTS[:5])
+    (data / "meta" / "info.json").write_text(json.dumps(info))
+    assert differences_of(bundle, trained_on[1], data)
+
+
 def test_a_data_set_of_another_rate_is_named_where_the_bundle_knows_its_own(bundle, trained_on):
     paced = replace(bundle, manifest=replace(bundle.manifest, fps=25.0))
     assert differences_of(paced, trained_on[1], trained_on[0]) == [
