@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from vla_edge.contract import Command
 from vla_edge.ensembling import ON_A_ROW
 from vla_edge.errors import RecordError
-from vla_edge.lerobot_data.layout import Feature
-from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.runtime.control.flight_record import ticks_of
 from vla_edge.runtime.inference.input_record import PICTURE, Entry, read_inputs
+
+if TYPE_CHECKING:
+    from vla_edge.lerobot_data.writer import DatasetWriter
 
 _GAP_ROWS = 3
 """Rows: where ticks that wrote goals stand further apart, an episode ends, and nothing is made up between them."""
@@ -42,6 +43,10 @@ class Exported:
 
 def export_episodes(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> Exported:
     """RecordError: no episode, no picture, or no picture that was new enough."""
+    # A report, which reads spans only, works where no dataset can be written.
+    from vla_edge.lerobot_data.layout import Feature
+    from vla_edge.lerobot_data.writer import DatasetWriter
+
     header = reader.header()
     row_ticks = header["action_ns"] / header["period_ns"]
     spans = episodes_of(ticks_of(reader), gap_ticks(row_ticks))
