@@ -12,7 +12,6 @@ which the ResNet takes long to see a cube at all. Its loss stays beside the chun
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,16 @@ from vla_edge.training.progress import live_line
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.trials.reach_data import CHUNK, CUBE_COLOURS, ReachRecording, record_reach_dataset
 from vla_edge.trials.reach_examples import Examples, read_examples
-from vla_edge.trials.reach_policy import POLICY, average_into, descend, timed_steps
+from vla_edge.trials.reach_policy import (
+    POLICY,
+    average_into,
+    cosine,
+    descend,
+    error_facts,
+    held_out_picks,
+    ramp,
+    timed_steps,
+)
 
 ACT_POLICY: Mapping[str, Any] = {
     "type": "act",
@@ -168,7 +176,7 @@ def _train(policy: ACTPolicy, examples: Examples, recipe: ACTRecipe) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     with live_line(0, recipe.warmup_steps, "grounding warm-up") as report:
         for step, took in timed_steps(recipe.warmup_steps):
-            lr, picks = recipe.lr * min(1.0, (step + 1) / 50), examples.picks(recipe.batch, generator)
+            lr, picks = recipe.lr * ramp(step), examples.picks(recipe.batch, generator)
             loss = ends(_seen(policy, examples, picks), picks)
             descend(optimizer, parameters, loss, lr, recipe.grad_clip_norm)
             report(step + 1, float(loss.detach()), lr, took)
@@ -176,7 +184,7 @@ def _train(policy: ACTPolicy, examples: Examples, recipe: ACTRecipe) -> None:
     average = {name: weight.detach().clone() for name, weight in weights.items()}
     with live_line(0, recipe.steps, "training") as report:
         for step, took in timed_steps(recipe.steps):
-            lr = recipe.lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+            lr = recipe.lr * ramp(step) * cosine(step, recipe.steps)
             picks = examples.picks(recipe.batch, generator)
             seen = _seen(policy, examples, picks)
             loss = functional.l1_loss(_chunks(policy, examples, picks, seen), chunks[picks].flatten(0, 1))
@@ -212,15 +220,10 @@ def held_out_error(policy: ACTPolicy, examples: Examples) -> dict[str, float]:
     """Mean |Δ| in joint units (degrees; gripper 0..100) of chunks on the held-out scenes, all colours."""
     std = torch.from_numpy(policy.settings.action.high)
     wrong: list[Tensor] = []
-    for picks in torch.arange(examples.training, len(examples.states), 4).split(64):
+    for picks in held_out_picks(examples):
         made = _chunks(policy, examples, picks, _seen(policy, examples, picks))
         wrong.append(((made - examples.chunks[picks].flatten(0, 1)) * std).abs())
-    error = torch.cat(wrong)
-    return {
-        "chunk_error": float(error.mean()),
-        "last_action_error": float(error[:, -1].mean()),
-        "pan_error": float(error[:, -1, 0].mean()),
-    }
+    return error_facts(torch.cat(wrong))
 
 
 def main(argv: Sequence[str]) -> int:

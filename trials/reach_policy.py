@@ -206,7 +206,7 @@ def _warm_up(run: Training, report: Report) -> None:
     recipe, parameters = run.recipe, run.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.warmup_lr, weight_decay=recipe.weight_decay)
     for step, took in timed_steps(recipe.warmup_steps):
-        lr = recipe.warmup_lr * min(1.0, (step + 1) / 50)
+        lr = recipe.warmup_lr * ramp(step)
         picks = run.pick()
         prefix = _prefix_of_all(run, picks)
         loss = functional.mse_loss(run.head(prefix.hidden[:, -1]), run.examples.chunks[picks][:, :, -1].flatten(0, 1))
@@ -220,7 +220,7 @@ def _flow(run: Training, report: Report) -> dict[str, Tensor]:
     optimizer = torch.optim.AdamW(parameters, lr=recipe.flow_lr, weight_decay=recipe.weight_decay)
     average = {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
     for step, took in timed_steps(recipe.flow_steps):
-        lr = recipe.flow_lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / recipe.flow_steps))
+        lr = recipe.flow_lr * ramp(step) * cosine(step, recipe.flow_steps)
         picks = run.pick()
         which = torch.randint(0, len(INSTRUCTIONS), (batch,), generator=run.generator)
         actions = run.examples.chunks[picks, which]
@@ -282,6 +282,16 @@ def average_into(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], d
         mean.lerp_(weights[name], 1 - keep)
 
 
+def ramp(step: int) -> float:
+    """Share of the peak learning rate in the first steps, 0 to 1."""
+    return min(1.0, (step + 1) / 50)
+
+
+def cosine(step: int, steps: int) -> float:
+    """Share of the peak learning rate that falls from 1 to 0 over the steps."""
+    return 0.5 + 0.5 * math.cos(math.pi * step / steps)
+
+
 def timed_steps(count: int) -> Iterator[tuple[int, float]]:
     """(step, seconds the step before took)."""
     last = time.monotonic()
@@ -291,19 +301,28 @@ def timed_steps(count: int) -> Iterator[tuple[int, float]]:
         last = now
 
 
+def held_out_picks(examples: Examples) -> Sequence[Tensor]:
+    """Every fourth observation of the held-out scenes, in batches."""
+    return torch.arange(examples.training, len(examples.states), 4).split(64)
+
+
 @torch.no_grad()
 def held_out_error(run: Training) -> dict[str, float]:
     """Mean |Δ| in joint units (degrees; gripper 0..100) of sampled chunks on the held-out scenes, all instructions."""
     examples, model = run.examples, run.model
     std = torch.from_numpy(run.policy.settings.action.high)
     wrong: list[Tensor] = []
-    for picks in torch.arange(examples.training, len(examples.states), 4).split(64):
+    for picks in held_out_picks(examples):
         prefix = _prefix_of_all(run, picks)
         real = examples.chunks[picks].flatten(0, 1)
         noise = torch.randn((len(real), real.shape[1], run.policy.config.max_action_dim), generator=run.generator)
         sampled = model.integrate(prefix, noise, run.policy.config.num_steps)[..., : real.shape[-1]]
         wrong.append(((sampled - real) * std).abs())
-    error = torch.cat(wrong)
+    return error_facts(torch.cat(wrong))
+
+
+def error_facts(error: Tensor) -> dict[str, float]:
+    """What is told of |Δ| [N, C, A] between made and real chunks, in joint units."""
     return {
         "chunk_error": float(error.mean()),
         "last_action_error": float(error[:, -1].mean()),

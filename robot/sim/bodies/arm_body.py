@@ -21,6 +21,9 @@ COUNTS_PER_TURN = 4096
 ZERO_COUNT = 2048
 """Servo count at which a simulated joint stands at 0 rad."""
 RADIANS_PER_COUNT = 2 * np.pi / COUNTS_PER_TURN
+STOP_RAD = 0.02
+"""Assumed: mechanical stops give way a little and stand so far inside the range that a joint calibration would say, so
+that an arm that leans on one is in range."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ The servos follow torque = stall · (P/128 · error_counts / 885) − (stall / n
 from __future__ import annotations
 
 import math
+from functools import partial
 
-from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ArmBody, Links, Servo, joint_element
+from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, STOP_RAD, ArmBody, Links, Servo, joint_element
 
 SHOULDER_HEIGHT_M = 0.085
 UPPER_ARM_M = 0.108
@@ -17,9 +18,6 @@ HAND_M = 0.130
 """Wrist flex axis to the tip between the closed jaws."""
 
 _FULL_PWM_PER_GAIN_COUNT = 1 / (128 * 885)
-
-_STOP_RAD = 0.02
-"""The mechanical stops give way a little; they stand this far inside, so that an arm that leans on one is in range."""
 
 
 def _servo(
@@ -36,7 +34,7 @@ def _servo(
         stall_ma / stall_nm,
         low,
         high,
-        (low + _STOP_RAD, high - _STOP_RAD),
+        (low + STOP_RAD, high - STOP_RAD),
     )
 
 
@@ -58,8 +56,7 @@ _SERVOS = {
 }
 
 
-def _joint(name: str, axis: str) -> str:
-    return joint_element(_SERVOS, name, axis)
+_joint = partial(joint_element, _SERVOS)
 
 
 _LINKS = f"""

@@ -17,8 +17,9 @@ Sources:
 from __future__ import annotations
 
 import math
+from functools import partial
 
-from vla_edge.robot.sim.bodies.arm_body import ArmBody, Links, Servo, joint_element
+from vla_edge.robot.sim.bodies.arm_body import STOP_RAD, ArmBody, Links, Servo, joint_element
 
 PAN_AT_M = (0.0388, 0.0624)
 """The pan joint in the base's frame, (forward, up): MODEL, joint shoulder_pan."""
@@ -55,12 +56,9 @@ def _sts3215(low_deg: float, high_deg: float, torque: float = 1.0, full_turn: bo
         _FRICTION,
         1000 / _KT,
         *counts,
-        (low, high) if full_turn else (low + _STOP_RAD, high - _STOP_RAD),
+        (low, high) if full_turn else (low + STOP_RAD, high - STOP_RAD),
     )
 
-
-_STOP_RAD = 0.02
-"""Assumed: the stops stand so far inside the range, so that an arm that leans on one is in range."""
 
 _SERVOS = {  # ranges: MODEL, joint limits
     "shoulder_pan": _sts3215(-110, 110),
@@ -72,8 +70,7 @@ _SERVOS = {  # ranges: MODEL, joint limits
 }
 
 
-def _joint(name: str, axis: str) -> str:
-    return joint_element(_SERVOS, name, axis)
+_joint = partial(joint_element, _SERVOS)
 
 
 def _mass(kilograms: float, at: str, inertia: str) -> str:
