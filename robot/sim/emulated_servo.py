@@ -57,8 +57,12 @@ class EmulatedServo(ABC):
 
     def put(self, register: Register, value: int) -> None:
         """Set a register from inside: no access rules."""
-        self.memory[register.address : register.address + register.size] = register.encode(value)
+        self.store(register, value)
         self.decode()
+
+    def store(self, register: Register, value: int) -> None:
+        """Change a register's bytes and nothing else."""
+        self.memory[register.address : register.address + register.size] = register.encode(value)
 
     @abstractmethod
     def decode(self) -> None:

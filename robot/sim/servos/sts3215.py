@@ -153,7 +153,7 @@ class Sts3215(EmulatedServo):
         self._over_s = {OVERLOAD_BIT: 0.0, CURRENT_BIT: 0.0}
         self._ma = 0.0
         for register, (value, _, _) in {**_EEPROM, **_RAM}.items():
-            self.memory[register.address : register.address + register.size] = register.encode(value)
+            self.store(register, value)
         self.memory[0:2] = bytes(firmware)
         self.put(_MODEL, STS3215)
         self.put(_ID, servo_id)
@@ -179,7 +179,7 @@ class Sts3215(EmulatedServo):
         """The power was off. Then the torque limit is what EEPROM says, and EEPROM is locked."""
         self.memory[:] = self._kept
         for register, (value, _, _) in _RAM.items():
-            self.memory[register.address : register.address + register.size] = register.encode(value)
+            self.store(register, value)
         self._latched = 0
         self.put(_TORQUE_LIMIT, self.get(_MAX_TORQUE))
 
@@ -274,7 +274,7 @@ class Sts3215(EmulatedServo):
             _CURRENT: min(65_535, round(abs(current) / CURRENT_UNIT_MA)),
         }
         for register, value in shown.items():
-            self.memory[register.address : register.address + register.size] = register.encode(value)
+            self.store(register, value)
 
     def read(self, address: int, length: int) -> tuple[int, bytes]:
         """Bytes beyond the table are 0 (assumed)."""
