@@ -5,6 +5,7 @@ elsewhere; for the policy, CRaFT's anchors and the delta expert, and over a resu
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,20 @@ from vla_edge.training.run_config import (
     TrainConfig,
 )
 from vla_edge.training.run_files import read_metrics
-from vla_edge.training.runs import fine_tune, resume
+from vla_edge.training.runs import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import World, one_thread, write_data, write_policy
+from tests.training.training_world import (
+    MODEL,
+    World,
+    check_resume_with_and_without,
+    one_thread,
+    write_data,
+    write_policy,
+)
 
 one_thread()
 pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
-MODEL = "checkpoints/last/pretrained_model/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +123,7 @@ def test_where_batches_differ_in_length_fifty_steps_differ_by_rounding_alone(wor
 
 
 def test_a_cached_run_resumes_bit_for_bit_with_and_without_its_cache(world, tmp_path):
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 4:
-            raise KeyboardInterrupt
-
-    fine_tune(config(world, tmp_path / "whole", cache_prefix=str(tmp_path / "scenes")))
-    for name in ("kept", "lost"):
-        with pytest.raises(KeyboardInterrupt):
-            fine_tune(config(world, tmp_path / name, cache_prefix=str(tmp_path / f"scenes_{name}")), stop)
-        if name == "lost":
-            (tmp_path / "scenes_lost").rename(tmp_path / "elsewhere")
-        resume(tmp_path / name)
-        assert (tmp_path / "whole" / MODEL).read_bytes() == (tmp_path / name / MODEL).read_bytes()
+    check_resume_with_and_without(partial(config, world), "cache_prefix", tmp_path)
 
 
 def test_another_instruction_model_or_size_has_its_own_scenes_and_the_size_is_told(world, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,22 @@ from safetensors.torch import load_file
 
 from vla_edge.training.augment import augment
 from vla_edge.training.loop_inputs import assemble
-from vla_edge.training.run_config import AugmentConfig, OptimizerConfig, TaskData, TrainConfig, with_settings
+from vla_edge.training.run_config import AugmentConfig
 from vla_edge.training.run_files import read_metrics
 from vla_edge.training.runs import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import World, one_thread, write_data, write_policy
+from tests.training.training_world import one_thread, two_steps, write_chunked_world
 
 one_thread()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("knobs")
-    write_policy(root / "policy", chunk_size=4, n_action_steps=4)
-    write_data(root / "data", World(episodes=4, length=6))
-    return root
+    return write_chunked_world(tmp_path_factory.mktemp("knobs"))
 
 
-def config(world: Path, out: Path, *settings: str, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {"steps": 2, "batch_size": 4, "log_every": 1, "device": "cpu", "save": False} | changes
-    values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
-    plain = TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
-    return with_settings(plain, settings)
+config = partial(two_steps, save=False)
 
 
 @pytest.fixture(scope="module")

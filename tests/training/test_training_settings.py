@@ -21,13 +21,13 @@ from vla_edge.training.craft.anchors import AnchorCache, AnchorPlan, build_ancho
 from vla_edge.training.lerobot_arguments import translate
 from vla_edge.training.loop_inputs import assemble
 from vla_edge.training.progress import live_line
-from vla_edge.training.run_config import OptimizerConfig, TaskData, TrainConfig, with_settings
+from vla_edge.training.run_config import TaskData
 from vla_edge.training.run_files import describe, read_metrics
 from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.sequential.phases import read_stages, with_plan_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import World, one_thread, write_data, write_policy
+from tests.training.training_world import one_thread, two_steps, write_chunked_world
 
 one_thread()
 pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
@@ -35,21 +35,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("settings")
-    write_policy(root / "policy", chunk_size=4, n_action_steps=4)
-    write_data(root / "data", World(episodes=4, length=6))
-    return root
-
-
-def config(world: Path, out: Path, *settings: str, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
-    values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
-    plain = TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
-    return with_settings(plain, settings)
+    return write_chunked_world(tmp_path_factory.mktemp("settings"))
 
 
 def last_row(world: Path, out: Path, *settings: str, **changes: Any) -> dict[str, Any]:
-    fine_tune(config(world, out, *settings, save=False, **changes))
+    fine_tune(two_steps(world, out, *settings, save=False, **changes))
     return read_metrics(out)[-1]
 
 
@@ -79,7 +69,7 @@ def test_flags_win_over_the_file_and_set_wins_over_flags(world, tmp_path):
 )
 def test_a_setting_that_does_not_fit_is_one_line(world, tmp_path, text, told):
     with pytest.raises(ConfigError, match=told):
-        config(world, tmp_path, text)
+        two_steps(world, tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +97,7 @@ def test_optimiser_and_picture_size_change_the_loss_of_the_second_step(world, tm
 def test_each_number_of_the_delta_method_reaches_the_policy_and_the_log(world, tmp_path, text, log):
     name, _, value = text.removeprefix("delta.").partition("=")
     noise: dict[str, Any] = {"kind": "delta", "delta_target": "noise"}
-    setup = assemble(config(world, tmp_path / "x", text, **(noise if "delta" in text else {})))
+    setup = assemble(two_steps(world, tmp_path / "x", text, **(noise if "delta" in text else {})))
     assert getattr(setup.policy.config, name) == float(value)
     if log:
         plain = last_row(world, tmp_path / "a", **noise)
@@ -116,11 +106,11 @@ def test_each_number_of_the_delta_method_reaches_the_policy_and_the_log(world, t
 
 def test_the_noise_of_the_noise_target_is_refused_with_the_stale_one(world, tmp_path):
     with pytest.raises(ConfigError, match="--delta-target noise"):
-        assemble(config(world, tmp_path / "x", "delta.cls_noise_scale=0.5", kind="delta"))
+        assemble(two_steps(world, tmp_path / "x", "delta.cls_noise_scale=0.5", kind="delta"))
 
 
 def test_a_delta_expert_trains_without_a_cls_head(world, tmp_path):
-    fine_tune(config(world, tmp_path / "run", "delta.use_cls_head=false", kind="delta", batch_size=1))
+    fine_tune(two_steps(world, tmp_path / "run", "delta.use_cls_head=false", kind="delta", batch_size=1))
     row = read_metrics(tmp_path / "run")[-1]
     assert "cls_loss" not in row and row["delta_loss"] > 0
     policy = SmolVLAPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
@@ -132,7 +122,7 @@ def test_crafts_multiplier_and_slack_stand_in_its_history(world, tmp_path):
     build_anchors(SmolVLAPolicy.from_pretrained(world / "policy"), plan, tmp_path / "anchors", torch.device("cpu"))
     texts = [f"craft.anchors={tmp_path / 'anchors'}", "craft.every=1", "craft.anchor_batch=2"]
     texts += ["craft.lambda_start=3", "craft.lambda_lr=0.5", "craft.epsilon_start=2", "craft.epsilon_end=2"]
-    fine_tune(config(world, tmp_path / "run", *texts, statistics="checkpoint", steps=3))
+    fine_tune(two_steps(world, tmp_path / "run", *texts, statistics="checkpoint", steps=3))
     with (tmp_path / "run" / "lambda_history.csv").open() as file:
         first, second = csv.DictReader(file)
     assert float(first["lambda"]) == 3 and float(first["epsilon"]) == 2
@@ -145,7 +135,7 @@ def test_anchors_hold_the_layers_that_are_asked_for(world, tmp_path, capsys):
     meta = AnchorCache(tmp_path / "last").meta
     assert meta.layers == (-1,) and meta.features == ("expert.-1.mean", "expert.-1.last", "state", "velocity")
     texts = [f"craft.anchors={tmp_path / 'last'}", "craft.every=1"]
-    fine_tune(config(world, tmp_path / "run", *texts, statistics="checkpoint"))
+    fine_tune(two_steps(world, tmp_path / "run", *texts, statistics="checkpoint"))
     assert read_metrics(tmp_path / "run")[-1]["retention_loss"] > 0
     capsys.readouterr()
     for layers, told in ((["-3"], "the expert has 2 layers"), (["1"], "count from the end")):
@@ -159,8 +149,8 @@ def test_loaders_are_used_by_default_where_pictures_are_decoded_all_along(world,
     assert usual_workers(100, 921_600, 512) == 0, "everything decoded fits into memory"
     assert usual_workers(1000, 0, 512) == 0, "tokens are kept"
     many = {"workers": None, "cache_mb": 0}
-    assert assemble(config(world, tmp_path / "a", **many)).config.workers == 4
-    assert assemble(config(world, tmp_path / "a", **many, cache_vision=str(tmp_path / "tokens"))).config.workers == 0
+    assert assemble(two_steps(world, tmp_path / "a", **many)).config.workers == 4
+    assert assemble(two_steps(world, tmp_path / "a", **many, cache_vision=str(tmp_path / "tokens"))).config.workers == 0
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     assert usual_workers(1000, 921_600, 512) == 2
     assert main.parser("fine-tune").parse_args(["--checkpoint", "a", "--dataset", "b"]).workers is None
@@ -206,14 +196,14 @@ def test_wandb_gets_project_entity_and_name_and_a_resumed_run_goes_on_in_the_sam
 
     texts = ("wandb.project=arms", "wandb.entity=lab", "wandb.name=first")
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(config(world, tmp_path / "run", *texts, trackers=("wandb",), steps=4), stop)
+        fine_tune(two_steps(world, tmp_path / "run", *texts, trackers=("wandb",), steps=4), stop)
     resume(tmp_path / "run")
     assert [calls[0][name] for name in ("project", "entity", "name", "resume")] == ["arms", "lab", "first", "allow"]
     assert calls[0]["id"] == calls[1]["id"] and rows == [1, 2, 3, 4]
 
 
 def test_a_scaled_schedule_is_said(world, tmp_path):
-    notes = assemble(config(world, tmp_path / "x", steps=300)).notes
+    notes = assemble(two_steps(world, tmp_path / "x", steps=300)).notes
     assert "the schedule is scaled to the run: warm-up 1000 → 10 steps, decay 30000 → 300" in notes
 
 
@@ -227,7 +217,7 @@ def test_settings_of_stages_go_to_the_plan_or_to_every_stage():
 
 
 def test_status_tells_sizes_device_and_the_newest_log_lines(world, tmp_path):
-    fine_tune(config(world, tmp_path / "run", steps=4))
+    fine_tune(two_steps(world, tmp_path / "run", steps=4))
     lines = describe(tmp_path / "run").splitlines()
     logged = [line.split() for line in lines if line.startswith("log ")]
     assert [words[2] for words in logged] == ["2", "3", "4"] and "loss" in logged[0]

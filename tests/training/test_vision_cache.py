@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ from vla_edge.training.frozen.row_store import RowStore
 from vla_edge.training.loop_inputs import assemble
 from vla_edge.training.run_config import AugmentConfig, FreezeConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import read_metrics
-from vla_edge.training.runs import fine_tune, resume
+from vla_edge.training.runs import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
+from tests.training.training_world import (
+    CAMERA,
+    MODEL,
+    World,
+    check_resume_with_and_without,
+    one_thread,
+    write_data,
+    write_policy,
+)
 
 one_thread()
-MODEL = "checkpoints/last/pretrained_model/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +81,7 @@ def test_the_stale_delta_target_reads_tokens_of_earlier_frames_too(world, tmp_pa
 
 
 def test_a_cached_run_resumes_bit_for_bit_with_and_without_its_cache(world, tmp_path):
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 4:
-            raise KeyboardInterrupt
-
-    fine_tune(config(world, tmp_path / "whole", cache_vision=str(tmp_path / "tokens")))
-    for name in ("kept", "lost"):
-        with pytest.raises(KeyboardInterrupt):
-            fine_tune(config(world, tmp_path / name, cache_vision=str(tmp_path / f"tokens_{name}")), stop)
-        if name == "lost":
-            (tmp_path / "tokens_lost").rename(tmp_path / "elsewhere")
-        resume(tmp_path / name)
-        assert (tmp_path / "whole" / MODEL).read_bytes() == (tmp_path / name / MODEL).read_bytes()
+    check_resume_with_and_without(partial(config, world), "cache_vision", tmp_path)
 
 
 def test_an_interrupted_filling_goes_on_where_it_stopped(world, tmp_path, monkeypatch):

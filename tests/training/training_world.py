@@ -4,12 +4,13 @@ step towards it. Two layers each, 64-pixel pictures, a tokenizer built here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from tests.random_policy import new_policy
@@ -23,8 +24,12 @@ from vla_edge.policies.processor_files import write_processors
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.config import config_from_json, write_config
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
+from vla_edge.training.run_config import OptimizerConfig, TaskData, TrainConfig, with_settings
+from vla_edge.training.runs import fine_tune, resume
 
 CAMERA = "observation.images.top"
+MODEL = "checkpoints/last/pretrained_model/model.safetensors"
+"""The weights in a run's folder."""
 SIZE = 64
 CHUNK = 1
 STEP = 0.25
@@ -163,3 +168,39 @@ def widen(values: NDArray[np.float64], dims: int) -> NDArray[np.float32]:
 
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def write_chunked_world(root: Path) -> Path:
+    """policy/ with chunks of four actions, data/ of four episodes."""
+    write_policy(root / "policy", chunk_size=4, n_action_steps=4)
+    write_data(root / "data", World(episodes=4, length=6))
+    return root
+
+
+def two_steps(world: Path, out: Path, *settings: str, **changes: Any) -> TrainConfig:
+    """A run of two logged steps on `world`; settings as `--set` takes them, changes as fields."""
+    values: dict[str, Any] = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
+    values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
+    plain = TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
+    return with_settings(plain, settings)
+
+
+def check_resume_with_and_without(config: Callable[..., TrainConfig], option: str, folder: Path) -> None:
+    """A run whose `option` names a cache, ended after four steps, resumes to the same bytes with its cache and without
+    it. config(out, **changes) makes a run of more than four steps that saves after three."""
+
+    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    def cached(out: str, cache: str) -> TrainConfig:
+        return config(folder / out, **{option: str(folder / cache)})
+
+    fine_tune(cached("whole", "cache"))
+    for name in ("kept", "lost"):
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(cached(name, f"cache_{name}"), stop)
+        if name == "lost":
+            (folder / "cache_lost").rename(folder / "elsewhere")
+        resume(folder / name)
+        assert (folder / "whole" / MODEL).read_bytes() == (folder / name / MODEL).read_bytes()
