@@ -90,8 +90,7 @@ class PlannedPolicy:
     def inputs(self, batch: int, cache: str) -> Inputs:
         """A batch of no meaning, all cameras there."""
         config, text = self.config, self.backbone.text
-        size = config.resize_imgs_with_padding
-        height, width = size[::-1] if size else config.cameras[0].shape[1:]
+        height, width = config.resized_to or config.cameras[0].shape[1:]
         tokens, length = tokens_per_image(self.backbone, height, width), config.tokenizer_max_length
         shape = (batch, tokens, text.hidden_size) if cache == "vision" else (batch, 3, height, width)
         cameras = len(config.cameras) * (cache != "prefix")

@@ -60,9 +60,8 @@ def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
 
 def image_size(policy: SmolVLAPolicy) -> tuple[int, int]:
     """(height, width) of the network's pictures. ConfigError when unresized cameras differ in size."""
-    target = policy.config.resize_imgs_with_padding
-    if target is not None:
-        return target[1], target[0]
+    if (size := policy.config.resized_to) is not None:
+        return size
     sizes = {(camera.height, camera.width) for camera in policy.settings.cameras}
     if len(sizes) > 1:
         raise ConfigError(

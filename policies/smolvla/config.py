@@ -105,6 +105,12 @@ class SmolVLAConfig:
         _validate(self)
 
     @property
+    def resized_to(self) -> tuple[int, int] | None:
+        """(height, width) that every picture is brought to; None: the size it has."""
+        size = self.resize_imgs_with_padding
+        return None if size is None else (size[1], size[0])
+
+    @property
     def cameras(self) -> tuple[Feature, ...]:
         """The cameras in slot order, without the placeholders that `empty_cameras` adds."""
         empty = {f"{EMPTY_CAMERA}{index}" for index in range(self.empty_cameras)}

@@ -87,8 +87,8 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.config = config
         self.special = special
-        if config.resize_imgs_with_padding is not None:
-            tokens_per_image(backbone, config.resize_imgs_with_padding[1], config.resize_imgs_with_padding[0])
+        if config.resized_to is not None:
+            tokens_per_image(backbone, *config.resized_to)
         self.vlm_with_expert = SmolVLMWithExpert(config, backbone)
         width, expert = backbone.text.hidden_size, expert_width(config, backbone.text)
         if expert % 2:

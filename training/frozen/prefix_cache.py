@@ -133,8 +133,7 @@ def rows_of_scene(scene: Prefix) -> Tensor:
 def picture_mask(policy: SmolVLAPolicy, present: Sequence[str]) -> NDArray[np.bool_]:
     """Which rows in front of the instruction are valid, as `embed_prefix` lays them out for these cameras."""
     config, special = policy.config, policy.model.special
-    size = config.resize_imgs_with_padding
-    height, width = size[::-1] if size else config.cameras[0].shape[1:]
+    height, width = config.resized_to or config.cameras[0].shape[1:]
     start, end = (len(special.start), len(special.end)) if config.add_image_special_tokens else (0, 0)
     picture = tokens_per_image(policy.backbone, height, width)
     empty = min(config.empty_cameras, len(config.pictures) - len(present))

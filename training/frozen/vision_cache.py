@@ -43,7 +43,7 @@ def attach_tokens(config: TrainConfig, policy: Any, sources: Sequence[Frames]) -
     data = {path: data_digest(Path(path)) for path in {frames.data.path for frames in sources}}
     for frames in sources:
         for key in frames.cameras:
-            height, width = size or frames.dataset.features[key].shape[:2]
+            height, width = policy.config.resized_to or frames.dataset.features[key].shape[:2]
             rows, wide = tokens_per_image(policy.backbone, height, width), policy.backbone.text.hidden_size
             meta = {"tower": tower, "data": data[frames.data.path], "camera": key, "size": list(size) if size else None}
             frames.tokens[key] = open_store(place, meta, (len(frames.dataset), rows, wide), config.cache_type)
