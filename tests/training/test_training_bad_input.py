@@ -24,6 +24,7 @@ import yaml
 from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
 
 from vla_edge.errors import TrainingError
+from vla_edge.export.command import main as export
 from vla_edge.files import write_json
 from vla_edge.training import start
 from vla_edge.training.command import main
@@ -489,6 +490,34 @@ def test_what_cannot_be_evaluated_is_told_before_any_work(world, tmp_path, capsy
     words = [word.format(p=world / "policy", t=tmp_path) for word in words]
     code, line = command(*words, "--dataset", world / "data", capsys=capsys)
     assert code == 2 and told in line, line
+
+
+def test_flow_steps_decide_what_is_predicted_and_stand_in_the_table(world, tmp_path, capsys):
+    data = ["--dataset", world / "data", "--episodes", 0]
+
+    def errors(*words: object) -> dict[str, Any]:
+        assert main([str(word) for word in ("evaluate", *words, *data, "--json")]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain, one = errors(world / "policy"), errors(world / "policy", "--flow-steps", 1, "--out", tmp_path / "one.npz")
+    assert plain["policy"] != one["policy"] == errors(tmp_path / "one.npz", "--flow-steps", 1)["policy"]
+    assert plain == errors(world / "policy", "--flow-steps", 10)
+    assert export(["--checkpoint", str(world / "policy"), "--out", str(tmp_path / "bundle"), "--threads", "1"]) == 0
+    words = ["compare", world / "policy", tmp_path / "bundle", tmp_path / "one.npz", "--flow-steps", 2, "--timed", 1]
+    assert main([str(word) for word in (*words, *data, "--markdown", tmp_path / "table.md")]) == 0
+    rows = [line.strip("|").split("|") for line in (tmp_path / "table.md").read_text().splitlines()]
+    told = {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows}
+    assert told["flow steps"] == ["2", "2", "1"]
+    assert told["MAE, chunk"][0] == told["MAE, chunk"][1] != told["MAE, chunk"][2]
+    capsys.readouterr()
+    for policy, steps, what in (
+        (world / "policy", 11, "policy takes 1 to 10"),
+        (tmp_path / "bundle", 11, "bundle takes 1 to 10"),
+        (world / "policy", 0, "--flow-steps: '0' is not"),
+        (tmp_path / "one.npz", 2, "predicted in one pass, or before; leave it out"),
+    ):
+        code, line = command("evaluate", policy, "--flow-steps", steps, *data, capsys=capsys)
+        assert code == 2 and what in line, line
 
 
 def test_data_of_another_robot_are_refused_by_evaluation_and_anchors(world, tmp_path, capsys):

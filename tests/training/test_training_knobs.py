@@ -23,7 +23,7 @@ from vla_edge.training.run_files import read_metrics
 from vla_edge.training.runs import fine_tune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import one_thread, two_steps, write_chunked_world
+from tests.training.training_world import ACCELERATE_LAUNCH, one_thread, two_steps, write_chunked_world
 
 one_thread()
 
@@ -190,7 +190,7 @@ def test_two_processes_have_the_gradient_of_one_with_their_joint_batch(world: Pa
         words: list[object] = ["fine-tune", "--checkpoint", world / "policy", "--dataset", world / "data"]
         words += ["--out", tmp_path / f"run{processes}", "--steps", 1, "--no-save", "--device", "cpu", "--workers", 0]
         words += ["--batch-size", 8 // processes]
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"] if processes > 1 else []
+        launcher = ACCELERATE_LAUNCH if processes > 1 else []
         file = tmp_path / f"{processes}.safetensors"
         command_line = [sys.executable, *launcher, script, file, *words]
         subprocess.run([str(word) for word in command_line], check=True, timeout=1800, capture_output=True)
@@ -201,5 +201,6 @@ def test_two_processes_have_the_gradient_of_one_with_their_joint_batch(world: Pa
     worst = max(float((one[name] - two[name]).abs().max()) for name in one)
     assert worst <= 1e-5 * scale
     rows = [read_metrics(tmp_path / f"run{processes}")[-1] for processes in (1, 2)]
+    assert len(read_metrics(tmp_path / "run2")) == 1, "one of the processes writes"
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
     assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-5)

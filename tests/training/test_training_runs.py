@@ -34,7 +34,7 @@ from vla_edge.training.sequential.task_sequence import StageRun, train_stages
 from vla_edge.training.training_frames import Frames, FrameSettings, collate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
+from tests.training.training_world import ACCELERATE_LAUNCH, CAMERA, World, one_thread, write_data, write_policy
 
 one_thread()
 STEPS = 6
@@ -228,18 +228,8 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(world, tmp_path):
 @pytest.mark.soak
 @pytest.mark.parametrize("lora", [0, 2])
 def test_two_processes_train_one_policy_and_resume_bit_for_bit(world, tmp_path, lora):
-    """On CPUs through torch's launcher (`accelerate launch` starts several processes only for GPUs)."""
-
     def launch(*words: object) -> None:
-        command_line = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            "29533",
-        ]
+        command_line = [sys.executable, *ACCELERATE_LAUNCH]
         subprocess.run(
             [*command_line, "-m", "vla_edge.training.command", *map(str, words)],
             check=True,

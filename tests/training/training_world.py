@@ -30,6 +30,16 @@ from vla_edge.training.runs import fine_tune, resume
 CAMERA = "observation.images.top"
 MODEL = "checkpoints/last/pretrained_model/model.safetensors"
 """The weights in a run's folder."""
+ACCELERATE_LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
+"""What docs/training.md tells to write before the program; with `--device cpu` it starts two processes of a CPU."""
 SIZE = 64
 CHUNK = 1
 STEP = 0.25

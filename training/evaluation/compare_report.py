@@ -40,7 +40,7 @@ def read_trials(file: Path) -> RobotTrials:
 class Contender:
     """One policy of the comparison. latency_ms: p50 and p99 of one chunk on this host, None for saved predictions
     without it; parameters: count, None when unknown; mae: mean over joints of each horizon, in joint units; per_joint:
-    the same of each joint by its name. trials: on the robot, None without."""
+    the same of each joint by its name. trials: on the robot, None without. flow_steps: a chunk's, None without."""
 
     name: str
     kind: str
@@ -51,6 +51,7 @@ class Contender:
     mse: dict[str, float]
     per_joint: dict[str, dict[str, float]] = field(default_factory=dict)
     trials: RobotTrials | None = None
+    flow_steps: int | None = None
 
 
 def draw(contenders: Sequence[Contender], file: Path) -> None:
@@ -112,6 +113,7 @@ def markdown(contenders: Sequence[Contender]) -> str:
     rows: list[tuple[str, list[str]]] = [
         ("kind", [c.kind for c in contenders]),
         ("parameters", [f"{c.parameters / 1e6:.2f} M" if c.parameters is not None else "unknown" for c in contenders]),
+        ("flow steps", ["–" if c.flow_steps is None else str(c.flow_steps) for c in contenders]),
         ("latency p50 / p99 (ms)", [_latency(c) for c in contenders]),
         ("within 33.3 ms at p99", [_within(c) for c in contenders]),
     ]

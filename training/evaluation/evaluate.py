@@ -19,6 +19,7 @@ from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
 from vla_edge.policies.features import ACTION
+from vla_edge.runtime.inference.session import add_flow_steps_argument
 from vla_edge.training.checkpoints import RUN_FILE
 from vla_edge.training.evaluation.compare_report import Contender, RobotTrials, draw, markdown, read_trials
 from vla_edge.training.evaluation.prediction_errors import HorizonError, baselines, chunk_errors
@@ -131,6 +132,7 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int, trials: RobotTr
         latency_p50_ms=None if spent is None else float(np.percentile(spent, 50)),
         latency_p99_ms=None if spent is None else float(np.percentile(spent, 99)),
         parameters=predictor.parameters,
+        flow_steps=predictor.flow_steps,
         mae={horizon: float(error.mae.mean()) for horizon, error in errors.items()},
         mse={horizon: float(error.mse.mean()) for horizon, error in errors.items()},
         per_joint={horizon: dict(zip(targets.joints, map(float, error.mae))) for horizon, error in errors.items()},
@@ -152,6 +154,7 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=count, default=5, help="every n-th frame")
     parser.add_argument("--seed", type=whole, default=0, help="seed of the noise")
     parser.add_argument("--draws", type=count, default=1, help="noise draws per frame")
+    add_flow_steps_argument(parser)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where checkpoints run")
     parser.add_argument(
         "--threads", type=threads, default=0, help="CPU threads of a bundle (default: all physical cores)"
@@ -173,6 +176,21 @@ def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
     return Scope(dataset, episodes, arguments.stride, arguments.seed, arguments.draws, tolerance_s)
 
 
+def predictor_of_arguments(path: Path, arguments: argparse.Namespace) -> Predictor:
+    return open_predictor(path, arguments.device, arguments.threads, arguments.flow_steps)
+
+
+def check_steps_of_arguments(policies: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """ConfigError, before any work: a policy does not take `--flow-steps`, or none of them takes any."""
+    steps = arguments.flow_steps
+    if steps is not None and not [
+        True for path in policies if predictor_of_arguments(path, arguments).flow_steps == steps
+    ]:
+        raise ConfigError(
+            f"--flow-steps {steps}: {', '.join(map(str, policies))}: predicted in one pass, or before; leave it out"
+        )
+
+
 def check_target(file: Path | None, suffix: str) -> None:
     """ConfigError, before any work, for a file that could not be written at the end."""
     if file is None:
@@ -192,7 +210,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     check_target(arguments.out, ".npz")
     scope = scope_from_arguments(arguments)
-    predictor = open_predictor(arguments.policy, arguments.device, arguments.threads)
+    check_steps_of_arguments([arguments.policy], arguments)
+    predictor = predictor_of_arguments(arguments.policy, arguments)
     errors, predicted, targets = evaluate(predictor, scope)
     print(error_table(errors, targets.joints))
     if arguments.out:
@@ -209,8 +228,9 @@ def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.flo
         "executed": np.array(predictor.executed),
         "name": np.array(predictor.name),
     }
-    if predictor.parameters is not None:
-        content["parameters"] = np.array(predictor.parameters)
+    for name in ("flow_steps", "parameters"):
+        if (value := getattr(predictor, name)) is not None:
+            content[name] = np.array(value)
     with written_beside(file) as partial:
         np.savez(partial, **content)
 
@@ -235,10 +255,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
     check_target(arguments.markdown, ".md")
     scope = scope_from_arguments(arguments)
     trials = _trials_of(arguments.trials, len(arguments.policies))
+    check_steps_of_arguments(arguments.policies, arguments)
     contenders = [
-        contender_of(
-            open_predictor(path, arguments.device, arguments.threads), scope, arguments.timed, trials.get(number)
-        )
+        contender_of(predictor_of_arguments(path, arguments), scope, arguments.timed, trials.get(number))
         for number, path in enumerate(arguments.policies, 1)
     ]
     table = markdown(contenders)

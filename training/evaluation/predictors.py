@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from zipfile import BadZipFile
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import MANIFEST, Bundle, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import DatasetError, TrainingError
+from vla_edge.errors import ConfigError, DatasetError, TrainingError
 from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.policies.checkpoint_folder import checkpoint_name, resolve_checkpoint
 from vla_edge.policies.families import load_policy
@@ -37,8 +37,8 @@ class Query:
 
 class Predictor(Protocol):
     """cameras: dataset keys it reads; chunk: actions per prediction; executed: n_action_steps; noise: shape of one
-    draw;
-    parameters: count, None when unknown."""
+    draw; flow_steps: Euler steps a chunk, None where it takes none or they are unknown; parameters: count, None when
+    unknown."""
 
     name: str
     kind: str
@@ -46,6 +46,7 @@ class Predictor(Protocol):
     chunk: int
     executed: int
     noise: tuple[int, int]
+    flow_steps: int | None
     parameters: int | None
 
     def predict(self, queries: Sequence[Query]) -> Floats:
@@ -55,15 +56,16 @@ class Predictor(Protocol):
         """Milliseconds of each prediction alone (pre- and post-processing included), after three to warm up."""
 
 
-def open_predictor(path: Path, device: str = "cpu", threads: int = 0) -> Predictor:
-    """Tell by its content what `path` is. TrainingError when it is none of the three."""
+def open_predictor(path: Path, device: str = "cpu", threads: int = 0, flow_steps: int | None = None) -> Predictor:
+    """Tell by its content what `path` is. flow_steps: of a policy that flows, None for its own number. TrainingError
+    when it is none of the three, ConfigError for a number of steps that it does not take."""
     if path.suffix == ".npz":
         return SavedPredictor(path)
     if (path / MANIFEST).is_file():
-        return BundlePredictor(path, threads)
+        return BundlePredictor(path, threads, flow_steps)
     folder = resolve_checkpoint(path)
     if (folder / "config.json").is_file():
-        return CheckpointPredictor(folder, checkpoint_name(folder), device)
+        return CheckpointPredictor(folder, checkpoint_name(folder), device, flow_steps)
     raise TrainingError(f"{path}: neither a bundle, a checkpoint nor predictions (.npz); give one of these")
 
 
@@ -72,7 +74,7 @@ class CheckpointPredictor:
 
     kind = "checkpoint (torch)"
 
-    def __init__(self, folder: Path, name: str, device: str) -> None:
+    def __init__(self, folder: Path, name: str, device: str, flow_steps: int | None = None) -> None:
         self.name = name
         if device == "cuda" and not torch.cuda.is_available():
             raise TrainingError(
@@ -80,6 +82,11 @@ class CheckpointPredictor:
             )
         self.policy = load_policy(folder).to(torch.device(device))
         self.device = torch.device(device)
+        self.flow_steps: int | None = None
+        if self.policy.config.noised:
+            config = self.policy.config
+            self.flow_steps = steps_of(folder, flow_steps, config.num_steps, bool(config.distilled))
+            self.policy.config = replace(config, num_steps=self.flow_steps)
         config = self.policy.config
         self.cameras = tuple(camera.source for camera in self.policy.settings.cameras)
         self.chunk, self.executed = config.chunk_size, config.n_action_steps
@@ -103,11 +110,15 @@ class BundlePredictor:
 
     kind = "bundle (ort)"
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, flow_steps: int | None = None) -> None:
         self.name = folder.name
         bundle = open_bundle(folder)
-        self.session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=threads)), SessionOptions())
         policy = bundle.manifest.policy
+        self.flow_steps: int | None = None
+        if bundle.manifest.programme.step:
+            self.flow_steps = steps_of(folder, flow_steps, policy.num_steps, policy.distilled)
+        options = SessionOptions(steps=self.flow_steps)
+        self.session = PolicySession(bundle, load_engine("ort", EngineOptions(threads=threads)), options)
         self.cameras = tuple(camera.source for camera in bundle.manifest.cameras)
         self.chunk, self.executed = policy.chunk_size, policy.n_action_steps
         self.noise = (policy.chunk_size, policy.max_action_dim)
@@ -127,6 +138,14 @@ class BundlePredictor:
         return result.actions
 
 
+def steps_of(folder: Path, wanted: int | None, most: int, distilled: bool) -> int:
+    """The flow steps a policy is asked for, up to its own number as in the runtime. ConfigError: it takes others."""
+    if wanted is None or (1 <= wanted <= most and not distilled) or wanted == most:
+        return most if wanted is None else wanted
+    takes = f"was distilled to {most}: ask for no other" if distilled else f"takes 1 to {most}"
+    raise ConfigError(f"--flow-steps {wanted}: {folder} {takes}")
+
+
 def weights_of(bundle: Bundle) -> int:
     """Numbers in the float and int8 weights of all graphs; what graphs share counts once."""
     import onnx
@@ -144,7 +163,8 @@ def weights_of(bundle: Bundle) -> int:
 
 class SavedPredictor:
     """Predictions of any policy: an npz with `index` int [frames] (dataset frame numbers), `action` float32 [frames,
-    chunk, joints] in the dataset's units, and optionally `executed`, `parameters`, `latency_ms` [n] and `name`."""
+    chunk, joints] in the dataset's units, and optionally `executed`, `flow_steps`, `parameters`, `latency_ms` [n] and
+    `name`."""
 
     kind = "saved predictions"
 
@@ -171,6 +191,7 @@ class SavedPredictor:
         self.chunk = content["action"].shape[1]
         self.executed = int(content.get("executed", self.chunk))
         self.noise = (0, 0)
+        self.flow_steps: int | None = int(content["flow_steps"]) if "flow_steps" in content else None
         self.parameters = int(content["parameters"]) if "parameters" in content else None
         self._rows = {int(index): row for row, index in enumerate(content["index"])}
         self._actions = content["action"].astype(np.float32)
@@ -204,7 +225,7 @@ def check_saved(file: Path, content: Mapping[str, np.ndarray]) -> None:
         or not content["action"].size
     ):
         wrong = "`action` must be finite numbers"
-    for name in ("executed", "parameters"):
+    for name in ("executed", "flow_steps", "parameters"):
         value = content.get(name)
         if value is not None and (value.shape != () or value.dtype.kind not in "iu" or value < 1):
             wrong = f"`{name}` must be one whole number above 0"
