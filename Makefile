@@ -33,7 +33,7 @@ check: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m check tests
 
 soak: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -m soak --timeout 7200 -o faulthandler_timeout=0 tests
+	$(VENV)/bin/python -m pytest -m soak -rP --timeout 7200 -o faulthandler_timeout=0 tests
 
 full: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m full --timeout 3600 -o faulthandler_timeout=0 tests

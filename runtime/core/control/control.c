@@ -316,7 +316,7 @@ static void act(control *self, int64_t start_ns, int64_t budget_ns)
     if (self->config.shadow)
         return;
     if (output->clear_watchdog)
-        result = arm->clear_watchdog(arm->context, output->guard.goals, now(self) + clear_budget_ns(self));
+        result = arm->clear_watchdog(arm->context, output->from, now(self) + clear_budget_ns(self));
     if (output->clear_watchdog && result != ARM_OK)
         self->watchdog_due = true; /* still tripped: found again at the next tick */
     if (output->write) {

@@ -479,8 +479,7 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         }
     }
     feel(self, input);
-    int32_t before[ARM_JOINTS_MAX] = {0};
-    goals_of(self, before);
+    goals_of(self, output->from);
 
     bool parked = false;
     if (input->malformed) /* the writer is broken: what it wrote before counts no more */
@@ -496,7 +495,7 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
         press_release(&self->press);
     if (!self->guard.started) {
         output->guard = (guard_result){.verdict = GUARD_PASSED, .joint = -1};
-        memcpy(output->guard.goals, before, sizeof before);
+        memcpy(output->guard.goals, output->from, sizeof output->from);
     } else if (output->action.due && output->torque == TORQUE_KEEP) {
         output->guard = guard_step(&self->guard, output->action.action, self->config.joints, &view);
     } else {
@@ -517,7 +516,7 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
     } else if (armed(self)) {
         idle(self, input, malformed);
     }
-    schedule_note_goal(&self->schedule, input->tick, memcmp(before, output->guard.goals, sizeof before) != 0);
+    schedule_note_goal(&self->schedule, input->tick, memcmp(output->from, output->guard.goals, sizeof output->from) != 0);
     stop(self, input, output);
 
     output->state = self->state;

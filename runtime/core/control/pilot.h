@@ -142,6 +142,7 @@ typedef struct {
     bool write;          /* guard.goals go to the bus */
     pilot_torque torque; /* after the goals were written */
     bool clear_watchdog; /* before the goals are written */
+    int32_t from[ARM_JOINTS_MAX]; /* goals before this tick's step; with clear_watchdog the servos' first one */
     uint32_t reboot;     /* servos (bits) to reboot, after the goals were written */
     bool done;           /* stopped: the loop ends */
 } pilot_output;

@@ -113,6 +113,10 @@ def test_no_tick_is_made_up_beside_a_busy_machine(paced_bundle: Path, hz: str, m
     slope = np.polyfit(number, number * period + late, 1)[0]
     # Lateness of up to a period somewhere in n ticks tilts a fitted line by about 6/n of it: no drift beyond that.
     assert abs(slope / period - 1) < 1e-5 + 6 * late.max() / period / len(ticks)
+    late_ms = np.percentile(late, [50, 99, 99.9, 100]) / 1e6
+    print(
+        "late p50, p99, p99.9, max: " + ", ".join(f"{ms:.3f}" for ms in late_ms) + f" ms, SCHED_FIFO {status['fifo']}"
+    )
     if in_time:
         allowed = 0 if status["fifo"] else 0.001 * status["ticks"] + 2  # else another process can hold the core
         assert status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed"
@@ -535,6 +539,7 @@ def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_re
     paced_bundle: Path, hz: str, times: int, in_time: bool
 ) -> None:
     """R14, R21, R22: the servos' own watchdog stops them, and a restart is disarmed."""
+    stopped_ms = []
     with rig(paced_bundle, "--hz", hz) as made:
         for _ in range(times):
             made.move(8)
@@ -546,8 +551,8 @@ def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_re
             log = made.emulator.entries("watchdog", "motion")
             last = max(index for index, entry in enumerate(log) if entry["kind"] == "watchdog")
             assert len(log[last + 1 :]) <= 1, "they move on"  # the step in which they stopped
-            if in_time:  # 250 ms, and what the emulator's clock is late by
-                assert max(entry["t"] for entry in log if entry["kind"] == "motion") - killed_ns < 300_000_000
+            stopped_ms.append((max(entry["t"] for entry in log if entry["kind"] == "motion") - killed_ns) / 1e6)
+            assert not in_time or stopped_ms[-1] < 300  # 250 ms, and what the emulator's clock is late by
             reader = open_record(made.folder.record)
             replay = reader.replay()
             assert replay["ticks"] > 5 and replay["differing"] == 0 and replay["damaged"] <= 1
@@ -556,6 +561,7 @@ def test_a_killed_control_process_leaves_an_arm_that_stands_and_a_record_that_re
             assert made.status()["state"] == "disarmed" and len(made.goals()) == goals
             made.arm()
         assert (made.folder.path / f"flight.record.{min(times, 3)}").exists()
+    print(f"{times} kills, the last motion at most {max(stopped_ms):.0f} ms later")
 
 
 def test_a_stopped_control_process_finds_the_watchdog_tripped_and_needs_arming(golden_bundle: Path) -> None:

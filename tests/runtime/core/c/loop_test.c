@@ -22,12 +22,13 @@ static struct {
     int64_t stop_ns;    /* what our process is stopped for then, the clocks going on */
     long silent_ticks;  /* for how many from then on no servo answers; after six their watchdogs have tripped */
     long held_after, latched_after; /* ticks of silence until readings lost were a hold, and until it latched */
+    bool plans;         /* a chunk that leads far away is there when the servos fall silent */
     int64_t answer_ns;  /* what a reading takes */
     bool tripped, deaf, limp;
     int64_t park_after_ns;
     int interrupt_fd;                        /* a signal is written here at tick EVENT, 0: none */
     int32_t goal_before_end, reason_before_end, state_before_end;
-    int32_t position[JOINTS], goals[JOINTS];
+    int32_t position[JOINTS], goals[JOINTS], cleared_to;
     long ticks, asked_health, late_health, checks, cleared, rebooted;
     bool torque;
 } world;
@@ -43,6 +44,17 @@ static int64_t boot_ns(void)
 }
 
 static control loop;
+static shared_file chunks;
+static chunk plan;
+
+static void write_plan(void)
+{
+    plan = (chunk){.n = 60, .joints = JOINTS, .session = 1, .observation_sequence = 1, .observation_tick = loop.clock.tick - 2,
+                   .observation_ns = world.now_ns};
+    for (int i = 0; i < 60 * JOINTS; i++)
+        plan.actions[i] = 2900;
+    ring_write(chunks.memory, &plan);
+}
 
 static void sleep_until(int64_t due_ns)
 {
@@ -55,6 +67,8 @@ static void sleep_until(int64_t due_ns)
         world.reason_before_end = (int32_t)loop.pilot.reason;
         world.state_before_end = (int32_t)loop.pilot.state;
     }
+    if (world.ticks == EVENT - 1 && world.plans)
+        write_plan();
     if (world.ticks == EVENT && world.stop_ns > 0) {
         world.now_ns += world.stop_ns;
         world.tripped = true;
@@ -130,6 +144,7 @@ static arm_result clear_watchdog(void *context, const int32_t *goals, int64_t de
     (void)context;
     (void)deadline_ns;
     memcpy(world.goals, goals, sizeof world.goals);
+    world.cleared_to = goals[0];
     world.tripped = false;
     world.cleared++;
     return ARM_OK;
@@ -168,6 +183,8 @@ static int fly(const char *folder, int64_t period_ns)
     snprintf(state, sizeof state, "%s/state", folder);
     snprintf(record, sizeof record, "%s/record", folder);
     unlink(record);
+    if (chunks.memory == NULL && ring_open(&chunks, ring, true) != 0)
+        abort();
     control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 10, .socket_fd = -1,
                              .signal_fd = signal_fd, .arm_at_start = true, .stop_after_ticks = TICKS,
                              .park_after_ns = world.park_after_ns,
@@ -222,6 +239,12 @@ int main(int argc, char **argv)
         CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 0 && world.held_after == 3 && world.cleared == 1);
         CHECK(world.state_before_end == PILOT_PLANNING && world.reason_before_end == REASON_NONE);
     }
+    memset(&world, 0, sizeof world); /* the plan goes on from where the servos stand, which is their first goal */
+    world.answer_ns = 1 * MS;
+    world.silent_ticks = 8;
+    world.plans = true;
+    CHECK(fly(argv[1], 33333333) == 0 && world.cleared == 1 && world.cleared_to == world.position[0]);
+    CHECK(world.state_before_end == PILOT_MOVING && world.goal_before_end > world.cleared_to);
     memset(&world, 0, sizeof world); /* half a second of it latches; the servos have stopped by then */
     world.answer_ns = 1 * MS;
     world.silent_ticks = 20;
