@@ -377,13 +377,13 @@ def train(arguments: argparse.Namespace, tell: Tell) -> int:
     work.mkdir(parents=True)
     made = RandomPolicy(size="tiny")
     write_random_policy(work / "tiny", made)
-    arithmetic(work / "tiny", made.cameras, "cuda", tell)
+    good = arithmetic(work / "tiny", made.cameras, tell)
     small_cases(work, work / "tiny", made.cameras, tell)
     policy = WORK / arguments.size / "policy"
     if not policy.exists():
         write_random_policy(policy, RandomPolicy(size=arguments.size, dtype="bfloat16"))
     full_cases(work, policy, made.cameras, min(arguments.rounds, 12), tell)
-    return 0
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 
 Tell = Callable[..., None]
 """Told one line of results, by name."""
+DEVICE = "cuda"
 FRAMES, EPISODES, SIDE = 48, 4, 256
+STEPS = 20
+"""of each run of the small policy"""
+BOUNDS = {"float32": (1e-4, 0.9999), "bf16": (0.05, 0.98), "fp16": (0.01, 0.99)}
+"""(largest relative difference of the loss, smallest cosine of the gradient) beside the CPU's float32"""
 SMALL_CASES = (("float32", False), ("float32", True), ("bf16", False), ("fp16", False))
 """(precision, with kept picture tokens) of the small policy."""
 FULL_CASES = (
@@ -27,6 +32,8 @@ FULL_CASES = (
     ("bf16", 8, True), ("fp16", 32, False),
 )  # fmt: skip
 """(precision, batch, with kept picture tokens) of a full-size policy."""
+BEYOND = 64
+"""The batch that 4 GB do not hold at full size in float32."""
 
 
 def write_frames(folder: Path, cameras: Sequence[str], side: int) -> Path:
@@ -58,14 +65,14 @@ def run(out: Path, checkpoint: Path, dataset: Path, *words: str) -> list[dict[st
 
     shutil.rmtree(out, ignore_errors=True)
     words = ("fine-tune", "--checkpoint", str(checkpoint), "--dataset", str(dataset), "--out", str(out), "--log-every",
-             "1", "--device", "cuda", *words)  # fmt: skip
+             "1", "--device", DEVICE, *words)  # fmt: skip
     if status := main(words):
         raise RuntimeError(f"vla-train ended with {status}")
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def arithmetic(policy_folder: Path, cameras: Sequence[str], device: str, tell: Tell) -> None:
-    """Loss and gradient of one sample with given noise: how far `device` is from the CPU in float32."""
+def arithmetic(policy_folder: Path, cameras: Sequence[str], tell: Tell) -> bool:
+    """Loss and gradient of one sample with given noise beside the CPU's in float32; False: out of BOUNDS."""
     import torch
 
     from vla_edge.policies.features import ACTION, STATE
@@ -80,8 +87,9 @@ def arithmetic(policy_folder: Path, cameras: Sequence[str], device: str, tell: T
     actions = torch.randn(1, config.chunk_size, config.action_dim, generator=generator)
     noise = torch.randn(1, config.chunk_size, config.max_action_dim, generator=generator)
     found: dict[str, tuple[float, Any]] = {}
-    for name, place, kind in (("cpu", "cpu", None), ("float32", device, None), ("bf16", device, torch.bfloat16),
-                              ("fp16", device, torch.float16)):  # fmt: skip
+    good = True
+    for name, place, kind in (("cpu", "cpu", None), ("float32", DEVICE, None), ("bf16", DEVICE, torch.bfloat16),
+                              ("fp16", DEVICE, torch.float16)):  # fmt: skip
         policy.to(place).zero_grad(set_to_none=True)
         batch = {key: value.to(place) if torch.is_tensor(value) else value
                  for key, value in {**prepared, ACTION: actions}.items()}  # fmt: skip
@@ -91,20 +99,24 @@ def arithmetic(policy_folder: Path, cameras: Sequence[str], device: str, tell: T
         value = float(loss.detach())
         rows = [weight.grad.flatten().cpu() for weight in policy.parameters() if weight.grad is not None]
         found[name] = value, torch.cat(rows)
-        away = abs(found[name][0] - found["cpu"][0]) / found["cpu"][0]
-        cosine = torch.nn.functional.cosine_similarity(found[name][1], found["cpu"][1], dim=0)
-        tell(one_sample=name, on=place, loss=found[name][0], loss_difference=away, gradient_cosine=float(cosine))
+        away = abs(value - found["cpu"][0]) / found["cpu"][0]
+        cosine = float(torch.nn.functional.cosine_similarity(found[name][1], found["cpu"][1], dim=0))
+        difference, agreement = BOUNDS.get(name, (0.0, 1 - 1e-6))
+        within = away <= difference and cosine >= agreement
+        good &= within
+        tell(one_sample=name, on=place, loss=value, loss_difference=away, gradient_cosine=cosine, within=within)
+    return good
 
 
 def small_cases(work: Path, policy: Path, cameras: Sequence[str], tell: Tell) -> None:
-    """Twenty steps of a small policy in each precision, the first kind being what the others are compared with (torch
+    """Some steps of a small policy in each precision, the first kind being what the others are compared with (torch
     draws other noise on a GPU than on a CPU); and a run that was ended and resumed."""
     import torch
 
     from vla_edge.training.command import main
 
     data = write_frames(work / "small_data", cameras, 64)
-    same = ("--steps", "20", "--batch-size", "8", "--workers", "0", "--no-save")
+    same = ("--steps", str(STEPS), "--batch-size", "8", "--workers", "0", "--no-save")
     first: list[float] = []
     for precision, cache in SMALL_CASES:
         kept = ("--cache-vision", str(work / "kept")) if cache else ()
@@ -112,13 +124,13 @@ def small_cases(work: Path, policy: Path, cameras: Sequence[str], tell: Tell) ->
         first = first or [row["loss"] for row in rows]
         away = max(abs(row["loss"] - loss) / loss for row, loss in zip(rows, first))
         tell(small=precision, cached=cache, worst_loss_difference=away, last=rows[-1]["loss"])
-    run(work / "whole", policy, data, *same[:-1], "--save-every", "10")
+    run(work / "whole", policy, data, *same[:-1], "--save-every", str(STEPS // 2))
     cut = work / "cut"
     shutil.rmtree(cut, ignore_errors=True)
     shutil.copytree(work / "whole", cut, symlinks=True)
-    shutil.rmtree(cut / "checkpoints" / "000020")
+    shutil.rmtree(cut / "checkpoints" / f"{STEPS:06}")
     (cut / "checkpoints" / "last").unlink()
-    (cut / "checkpoints" / "last").symlink_to("000010")
+    (cut / "checkpoints" / "last").symlink_to(f"{STEPS // 2:06}")
     status = main(["resume", str(cut)])
     last = [json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for place in
             (work / "whole", cut)]  # fmt: skip
@@ -147,8 +159,8 @@ def full_cases(work: Path, policy: Path, cameras: Sequence[str], rounds: int, te
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        run(work / "full", policy, data, "--steps", "3", "--batch-size", "64", "--no-save")
-        tell(memory_of_4_GB="64 samples in float32 fitted")
+        run(work / "full", policy, data, "--steps", "3", "--batch-size", str(BEYOND), "--no-save")
+        tell(memory_of_4_GB=f"{BEYOND} samples in float32 fitted")
     except RuntimeError as error:
         said = json.loads((work / "full" / "status.json").read_text())
         tell(memory_of_4_GB=str(error), said=said.get("error"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_links_lead_to_files() -> None:
         for page in PAGES
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
         if not target.startswith(("http://", "https://")) and not (page.parent / target).exists()
+    ]
+    assert not lost, "\n".join(lost)
+
+
+def test_python_files_that_are_named_exist() -> None:
+    """Whole paths from the root, or the name of one file of the house; `*` stands for any."""
+    made = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [f"/{file}" for file in made.stdout.split()]
+    lost = [
+        f"{page.name}: {named}"
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+        for named in set(re.findall(r"[\w./*-]+\.py\b", page.read_text()))
+        if not any(fnmatch(file, f"*/{named.lstrip('./')}") for file in files)
     ]
     assert not lost, "\n".join(lost)
 

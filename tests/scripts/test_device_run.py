@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from scripts import device_full
+from scripts import device_full, device_train
 from tests.engines.emulated_gpu import FACTS, EmulatedCuda, stub_driver
 from tests.engines.torch_kernels import torch_tensorrt
 
@@ -75,6 +75,52 @@ def test_every_step_on_bundles_runs_and_writes_its_lines(
     # A CUDA graph of torch's cannot be made here: told, and the rest goes on.
     errors = [row for row in found if "error" in row]
     assert all("CUDA" in row["error"] or "cuda" in row["error"] or "NVIDIA" in row["error"] for row in errors)
+
+
+@pytest.fixture
+def small_training(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step `train` on the CPU: few steps and frames, and a GPU's memory as torch would tell of it."""
+    for name, value in {"DEVICE": "cpu", "FRAMES": 4, "SIDE": 64, "STEPS": 4, "BEYOND": 4}.items():
+        monkeypatch.setattr(device_train, name, value)
+    monkeypatch.setattr(device_train, "SMALL_CASES", (("float32", False), ("bf16", True)))
+    monkeypatch.setattr(device_train, "FULL_CASES", (("float32", 2, False),))
+    for name in ("reset_peak_memory_stats", "set_per_process_memory_fraction"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given: None)
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 3 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+
+
+def trained(run: Any, out: Path) -> tuple[int, list[dict[str, Any]]]:
+    arguments = argparse.Namespace(step="train", out=out, kernels="torch", rounds=5, size="tiny")
+    status = run.run_step(arguments)
+    return status, rows(out)
+
+
+def test_the_training_step_compares_one_sample_resumes_and_tells_of_memory(
+    run: Any, small_training: None, tmp_path: Path
+) -> None:
+    status, found = trained(run, tmp_path / "out")
+    assert status == 0, found[-1]
+    samples = {row["one_sample"]: row for row in found if "one_sample" in row}
+    assert list(samples) == ["cpu", "float32", "bf16", "fp16"]
+    assert samples["float32"]["loss"] == samples["cpu"]["loss"] and samples["float32"]["gradient_cosine"] > 1 - 1e-6
+    assert all(row["within"] for row in samples.values()) and samples["bf16"]["loss_difference"] > 0
+    assert [(row["small"], row["cached"]) for row in found if "small" in row] == [("float32", False), ("bf16", True)]
+    resumed = next(row for row in found if "resumed" in row)
+    assert resumed["resumed"] == 0 and resumed["losses"][0] == resumed["losses"][1]
+    assert [row["memory_mb"] for row in found if "memory_mb" in row] == [3]
+    assert found[-1] == {**found[-1], "memory_of_4_GB": "4 samples in float32 fitted"}
+
+
+def test_a_loss_that_is_not_the_cpus_fails_the_training_step(
+    run: Any, small_training: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("small_cases", "full_cases"):
+        monkeypatch.setattr(device_train, name, lambda *given: None)
+    monkeypatch.setitem(device_train.BOUNDS, "bf16", (0.0, 1.0))
+    status, found = trained(run, tmp_path / "out")
+    assert status == 1 and [row["one_sample"] for row in found if not row["within"]] == ["bf16"]
 
 
 def test_a_step_that_takes_too_long_is_ended_and_the_next_one_runs(
