@@ -83,7 +83,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
     trained = trainable.trained_parameters(policy)
     if not trained:
         raise TrainingError("nothing is left to train; loosen the freezing rules")
-    notes = [*policy.notes]
+    notes = [*policy.notes, *without_effect(config)]
     if policy.settings.tokenizer is not None:
         notes += long_tasks(policy, [task.name for task in config.data], datasets)
     notes += [
@@ -158,6 +158,8 @@ def _check_trains_whole(config: TrainConfig, family: str) -> None:
         "--freeze-vision": config.freeze.vision is not None,
         "--expert-only": config.freeze.expert_only is not None,
         "--train-state-proj": config.freeze.state_proj is not None,
+        "--set image_size": config.image_size,
+        "--set num_steps": config.num_steps,
     }
     for flag, wanted in given.items():
         if wanted:
@@ -169,12 +171,12 @@ def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
     if policy_class(family).trains_whole:
         _check_trains_whole(config, family)
         return {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
+    executed = {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
     if config.kind == "delta":
         own = {name: value for name, value in asdict(config.delta).items() if value is not None}
-        return {"train_delta_expert": True, "delta_target": config.delta_target, **own}
+        return {"train_delta_expert": True, "delta_target": config.delta_target, **own, **executed}
     if config.kind == "distill":
         frozen = {"freeze_vision_encoder": True, "train_expert_only": True, "train_state_proj": False}
-        executed = {"n_action_steps": config.n_action_steps} if config.n_action_steps else {}
         return {"train_delta_expert": False, **frozen, **executed}
     wish = config.freeze
     chosen: dict[str, Any] = {
@@ -182,20 +184,33 @@ def policy_fields(config: TrainConfig, family: str) -> dict[str, Any]:
         "train_expert_only": wish.expert_only,
         "train_state_proj": wish.state_proj,
     }
-    chosen |= {"n_action_steps": config.n_action_steps or None, "num_steps": config.num_steps or None}
-    chosen |= {"resize_imgs_with_padding": config.image_size}
-    return {"train_delta_expert": False, **{name: value for name, value in chosen.items() if value is not None}}
+    chosen |= {"num_steps": config.num_steps or None, "resize_imgs_with_padding": config.image_size}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {"train_delta_expert": False, **given, **executed}
 
 
 def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
     """Delta training needs a CLS head, a delta expert and at least two samples per batch (VICReg's variances);
     distilling trains the expert as it is and nothing else."""
-    if config.kind == "distill":
-        wishes = {"--lora-rank": config.lora.rank, "--craft-anchors": config.craft.anchors}
-        wishes |= {"--padded-dims": config.padded_dims, "--augment": config.augment.most}
-        for flag in (flag for flag, wish in wishes.items() if wish):
-            raise ConfigError(f"{flag} does not go with distill, which follows its policy as it is; leave it out")
-    if config.kind != "delta":
+    if config.kind == "base":
+        return
+    distills, wish = config.kind == "distill", config.freeze
+    refused = {
+        "--lora-rank": config.lora.rank,
+        "--craft-anchors": config.craft.anchors,
+        "--padded-dims": config.padded_dims,
+        "--statistics first": config.statistics == "first",
+        "--set image_size": config.image_size,
+        "--no-freeze-vision": wish.vision is False,
+        "--no-expert-only": wish.expert_only is False,
+        "--train-state-proj": wish.state_proj,
+        "--augment": distills and config.augment.most,
+        "--set num_steps": not distills and config.num_steps,
+    }
+    for flag in (flag for flag, given in refused.items() if given):
+        way = "distill" if distills else "--kind delta"
+        raise ConfigError(f"{flag} does not go with {way}, which keeps to its policy as it is; leave it out")
+    if distills:
         return
     if not policy.config.train_delta_expert:
         raise ConfigError("delta training needs train_delta_expert; it is set when the policy is built")
@@ -210,12 +225,25 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
         )
     if config.delta_target == "stale" and config.delta.cls_noise_scale is not None:
         raise ConfigError("delta.cls_noise_scale disturbs the chunks of --delta-target noise; leave it out")
-    if config.lora.rank:
-        raise ConfigError("LoRA adapts the base policy, which delta training keeps frozen; use rank 0")
-    if config.craft.anchors:
-        raise ConfigError(
-            "CRaFT keeps the base policy from drifting, which delta training keeps frozen; leave the anchors out"
-        )
+
+
+def without_effect(config: TrainConfig) -> list[str]:
+    """A note for every part of the configuration that is set and that this kind of run does not read."""
+    usual = TrainConfig("", "", ())
+    needs = {
+        "delta": (config.kind == "delta", "--kind delta"),
+        "delta_target": (config.kind == "delta", "--kind delta"),
+        "lora": (config.lora.rank, "--lora-rank"),
+        "craft": (config.craft.anchors, "--craft-anchors"),
+        "augment": (config.augment.most, "--augment"),
+        "cache_type": (config.cache_vision or config.cache_prefix, "--cache-vision or --cache-prefix"),
+        "wandb": ("wandb" in config.trackers, "--track wandb"),
+    }
+    return [
+        f"{name} is set and has no effect without {flag}"
+        for name, (read, flag) in needs.items()
+        if not read and getattr(config, name) != getattr(usual, name)
+    ]
 
 
 def check_tasks(datasets: Sequence[Dataset]) -> None:

@@ -43,6 +43,7 @@ _WITHOUT_ARITHMETIC = frozenset(
     )
 )
 _NOT_IN_FILE = ("source", "notes", "holds_delta", "distilled")
+MOST_CLS_TOKENS = 8
 DISTILLED = "distilled.json"
 """The mark of a policy that was distilled to its `num_steps`; a file of its own, because LeRobot refuses a config.json
 with fields it does not know."""
@@ -380,7 +381,8 @@ def _validate(config: SmolVLAConfig) -> None:
     require(config.pad_language_to in ("longest", "max_length"), "pad_language_to", "'longest' or 'max_length'")
     require(config.expert_width_multiplier > 0, "expert_width_multiplier", "positive")
     require(0 < config.min_period < config.max_period, "min_period", f"between 0 and max_period ({config.max_period})")
-    require(config.num_cls_prefix == 2, "num_cls_prefix", "2")
-    require(config.num_cls_suffix == 2, "num_cls_suffix", "2")
+    require(2 <= config.num_cls_prefix <= MOST_CLS_TOKENS, "num_cls_prefix", f"2 to {MOST_CLS_TOKENS}")
+    like = f"num_cls_prefix ({config.num_cls_prefix}): the loss aligns equal tokens"
+    require(config.num_cls_suffix == config.num_cls_prefix, "num_cls_suffix", like)
     require(config.cls_action_context >= 1, "cls_action_context", "at least 1")
     require(config.delta_target in ("noise", "stale"), "delta_target", "'noise' or 'stale'")

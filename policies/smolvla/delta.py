@@ -59,14 +59,15 @@ def predict_velocity(model: FlowMatching, prefix: Prefix, chunk: Tensor) -> tupl
 
 
 def suffix_mask(steps: int, tokens: int, context: int) -> Tensor:
-    """bool [steps + tokens, steps + tokens]: actions causal among themselves; token 0 sees the first `context` actions,
-    token 1 the last `context`, each itself, neither the other; no action sees a token."""
+    """bool [steps + tokens, steps + tokens]: actions causal among themselves; the first token sees the first `context`
+    actions, the last one the last `context`, those between as many evenly between, each itself and no other token; no
+    action sees a token."""
     visible = torch.ones(steps + tokens, steps + tokens, dtype=torch.bool).tril()
-    if tokens:
-        visible[steps:] = False
-        visible[steps, :context] = True
-        visible[steps + 1, max(0, steps - context) : steps] = True
-        visible[steps:, steps:] = torch.eye(tokens, dtype=torch.bool)
+    visible[steps:, :steps] = False
+    for token in range(tokens):
+        first = round(token * max(0, steps - context) / (tokens - 1))
+        visible[steps + token, first : first + context] = True
+    visible[steps:, steps:] = torch.eye(tokens, dtype=torch.bool)
     return visible
 
 

@@ -83,6 +83,9 @@ def test_the_suffix_mask_lets_each_action_token_see_its_own_context() -> None:
     assert torch.equal(visible[:8, :8], torch.ones(8, 8, dtype=torch.bool).tril()) and not visible[:8, 8:].any()
     assert visible[8].nonzero().flatten().tolist() == [0, 1, 2, 8]
     assert visible[9].nonzero().flatten().tolist() == [5, 6, 7, 9]
+    three = suffix_mask(steps=8, tokens=3, context=3)
+    assert [three[8 + i].nonzero().flatten().tolist() for i in range(3)] == [[0, 1, 2, 8], [2, 3, 4, 9], [5, 6, 7, 10]]
+    assert torch.equal(suffix_mask(steps=8, tokens=0, context=3), visible[:8, :8])
 
 
 @torch.no_grad()
@@ -177,7 +180,9 @@ def test_the_configuration_cannot_change_after_the_model_is_built(random_policy)
         policy.config.use_cls_head = True
     with pytest.raises(ConfigError, match="delta_target is 'later'"):
         with_fields(policy.config, delta_target="later")
-    with pytest.raises(ConfigError, match="num_cls_prefix is 3"):
+    with pytest.raises(ConfigError, match="num_cls_prefix is 1, must be 2 to 8"):
+        with_fields(policy.config, num_cls_prefix=1)
+    with pytest.raises(ConfigError, match=r"num_cls_suffix is 2, must be num_cls_prefix \(3\)"):
         with_fields(policy.config, num_cls_prefix=3)
 
 

@@ -72,38 +72,6 @@ def test_a_setting_that_does_not_fit_is_one_line(world, tmp_path, text, told):
         two_steps(world, tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    "text", ["optimizer.betas=[0.1, 0.2]", "optimizer.eps=0.1", "optimizer.weight_decay=100", "image_size=[32, 32]"]
-)
-def test_optimiser_and_picture_size_change_the_loss_of_the_second_step(world, tmp_path, text):
-    plain, changed = last_row(world, tmp_path / "a"), last_row(world, tmp_path / "b", text)
-    assert plain["loss"] != changed["loss"]
-
-
-@pytest.mark.parametrize(
-    ("text", "log"),
-    [
-        ("delta.vicreg_lambda=50", "cls_loss"),
-        ("delta.vicreg_mu=50", "cls_loss"),
-        ("delta.vicreg_nu=50", "cls_loss"),
-        ("delta.vicreg_weight=1", "loss"),
-        ("delta.cls_noise_scale=0.5", "delta_loss"),
-        ("delta.cls_action_context=1", "cls_loss"),
-        ("delta.num_cls_suffix=2", ""),
-        ("delta.cls_similarity_threshold=0.9", ""),
-        ("num_steps=3", ""),
-    ],
-)
-def test_each_number_of_the_delta_method_reaches_the_policy_and_the_log(world, tmp_path, text, log):
-    name, _, value = text.removeprefix("delta.").partition("=")
-    noise: dict[str, Any] = {"kind": "delta", "delta_target": "noise"}
-    setup = assemble(two_steps(world, tmp_path / "x", text, **(noise if "delta" in text else {})))
-    assert getattr(setup.policy.config, name) == float(value)
-    if log:
-        plain = last_row(world, tmp_path / "a", **noise)
-        assert plain[log] != last_row(world, tmp_path / "b", text, **noise)[log]
-
-
 def test_the_noise_of_the_noise_target_is_refused_with_the_stale_one(world, tmp_path):
     with pytest.raises(ConfigError, match="--delta-target noise"):
         assemble(two_steps(world, tmp_path / "x", "delta.cls_noise_scale=0.5", kind="delta"))

@@ -191,7 +191,8 @@ def two_steps(world: Path, out: Path, *settings: str, **changes: Any) -> TrainCo
     """A run of two logged steps on `world`; settings as `--set` takes them, changes as fields."""
     values: dict[str, Any] = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
     values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
-    plain = TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
+    values.setdefault("data", (TaskData("data", str(world / "data")),))
+    plain = TrainConfig(str(world / "policy"), str(out), **values)
     return with_settings(plain, settings)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import ceil, inf
 from pathlib import Path
@@ -156,8 +156,7 @@ def hold_out(episodes: int, fraction: float, seed: int) -> tuple[int, ...]:
 
 
 def _with_tasks(plan: StagePlan, paths: Mapping[str, str]) -> StagePlan:
-    tasks = tuple(StageTask(t.name, paths[t.name], t.action_dim, t.state_dim) for t in plan.tasks)
-    return StagePlan(plan.name, tasks, plan.stages, plan.shared, plan.policy)
+    return replace(plan, tasks=tuple(replace(task, dataset=paths[task.name]) for task in plan.tasks))
 
 
 def _check(plan: StagePlan, where: str) -> None:
