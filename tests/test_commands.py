@@ -401,8 +401,14 @@ def test_numbers_out_of_range_are_refused_when_they_are_read(
 def test_an_old_name_that_is_still_an_option_elsewhere_is_left_alone() -> None:
     parser = CommandParser("x", "x", old={"--policy": "--checkpoint", "--cache cls": "--cache gated"})
     parser.add_argument("--policy")
-    parser.add_argument("--task")
-    assert parser.parse_args(["--policy", "a", "--task", "--", "--cache"][:2]).policy == "a"
+    assert parser.parse_args(["--policy", "cls"]).policy == "cls"
+
+
+def test_an_old_name_is_told_only_where_the_option_it_is_now_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(COMMANDS["vla-runtime"], ["control", "--arm"], capsys)
+    assert line == "error: --arm is now --arm-at-start; see `vla-runtime control --help`"
+    line = refusal(COMMANDS["vla-runtime"], ["move", "--arm", "--port", "a", "--joints", "b", "--park"], capsys)
+    assert line.startswith("error: there is no option --arm;") and "at-start" not in line
 
 
 def test_the_scripts_of_the_project_are_these_commands() -> None:

@@ -195,15 +195,15 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
     def _refuse_old(self, words: Sequence[str]) -> None:
-        """An option, or an option's value, of an earlier version."""
+        """An option, or an option's value, of an earlier version, where the option it is now stands here."""
         for word, after in zip(words, [*words[1:], ""]):
             flag, equals, value = word.partition("=")
             if word == "--":
                 return
-            if flag in self.old and flag not in self._option_string_actions:
+            if not self.knows(flag) and self.knows(self.old.get(flag, "")):
                 raise UsageError(f"{flag} is now {self.old[flag]}; see `{self.prog} --help`")
             pair = f"{flag} {value if equals else after}"
-            if pair in self.old and flag in self._option_string_actions:
+            if pair in self.old and self.knows(flag):
                 raise UsageError(f"{pair} is now {self.old[pair]}; see `{self.prog} --help`")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -213,11 +213,12 @@ def test_servos_that_answer_too_slowly_for_a_tick_are_told_before_any_torque(tmp
     ) as emulator:
         options = ArmOptions(KOCH, str(emulator.port), CALIBRATION, reading_s=0.0065)
         with pytest.raises(
-            BusError, match=r"takes 1[6-9]\.\d ms, longest allowed 6\.5 ms; set the adapter's latency timer"
+            BusError,
+            match=r"takes (1[6-9]|[2-9]\d|\d{3,})\.\d ms, longest allowed 6\.5 ms; set the adapter's latency timer",
         ):
             open_arm(options)
         assert not emulator.entries("goal", "torque")
-        open_arm(replace(options, reading_s=0.05)).close()
+        open_arm(replace(options, reading_s=1.0)).close()
 
 
 def test_a_servo_that_answers_every_ping_twice_is_not_called_missing(tmp_path: Path, file: Path) -> None:
