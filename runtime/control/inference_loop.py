@@ -98,6 +98,11 @@ class InferenceLoop:
         audited = session.cache.mode is not CacheMode.OFF and options.audit > 0
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._meter = DelayMeter()
+        # Of plans that made a prefix, which control must have patience for; and of what a plan takes while the arm
+        # moves, which tells the rhythm: beside a refresh no prefix is in it.
+        self._fresh = DelayMeter()
+        self._beside = session.options.refresh is Refresh.BESIDE
+        self._moving = DelayMeter() if self._beside else self._meter
         self._sent = SentChunks()
         self._rows = rows_of(session.policy, options.handover)
         self._anew = True
@@ -171,21 +176,30 @@ class InferenceLoop:
                 break
             begin = time.monotonic()
             observation = self._observation(self._pictures(), self._control.view() or view)
-            # Beside a refresh a plan takes what it takes on a cached prefix.
-            beside = index > 0 and self._session.options.refresh is Refresh.BESIDE
-            result = (self._session.infer if beside else self._session.recompute)(
+            result = self._session.recompute(
                 InferenceRequest(observation, time.monotonic_ns(), self._options.steps, signal=self._abandon.signal)
             )
             if index and result is not None:
-                self._meter.add(time.monotonic() - begin, result.timings.step)
+                self._took(ChunkKind.REST, time.monotonic() - begin, result)
         if self._meter.count == 0:
             return  # stopped meanwhile
         self._session.reset()
         self._session.cache.counts = CacheCounts()
         self._repace(view, say)
 
+    def _took(self, kind: ChunkKind, delay_s: float, result: InferenceResult) -> None:
+        """One inference more, from reading the observation to the chunk in the ring. Beside a refresh a plan for the
+        resting arm alone is worth a prefix of its own."""
+        timings = result.timings
+        self._meter.add(delay_s, timings.step)
+        if result.decision.prefix:
+            self._fresh.add(delay_s, timings.step)
+        if self._beside:
+            prefix_ms = timings.total - timings.state - timings.flow if kind is ChunkKind.REST else 0.0
+            self._moving.add(delay_s - prefix_ms / 1e3, timings.step)
+
     def _repace(self, view: ControlView, say: Say) -> None:
-        pace = pace_of(self._meter.p50_s, self._meter.p99_s, self._rows, view.action_ns / 1e9)
+        pace = pace_of(self._moving.p50_s, self._moving.p99_s, self._rows, view.action_ns / 1e9)
         if self.pace is None or pace.rhythm is not self.pace.rhythm:
             say(f"inference: {pace.sentence()}")
         self.pace = pace
@@ -198,8 +212,7 @@ class InferenceLoop:
         control has waited for the measuring too, so it is told a slow host's delay: the true one would make it latch
         at once."""
         waited = self.pace is None or not self._sent.any
-        measured_s = 0.0 if self.pace is None else self.pace.p99_s
-        p99_s = max(MEASURE_S, measured_s) if waited else measured_s
+        p99_s = max(self._meter.p99_s, self._fresh.p99_s, MEASURE_S if waited else 0.0)
         plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
         self._ring.announce(
             p99_ns=int(p99_s * 1e9),
@@ -244,7 +257,7 @@ class InferenceLoop:
         if outcome == "scene_moved":
             self._scene_moved(say)
         delay_s = time.monotonic() - start
-        self._meter.add(delay_s, result.timings.step)
+        self._took(kind, delay_s, result)
         facts = {
             "sequence": request.observation.sequence,
             "kind": kind.name.lower(),
@@ -267,14 +280,14 @@ class InferenceLoop:
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
             action_s = view.action_ns / 1e9
-            rest_s = max(0.0, self._meter.p99_s - self._options.steps * self._meter.step_s)
+            rest_s = max(0.0, self._moving.p99_s - self._options.steps * self._moving.step_s)
             steps = steps_that_fit(
-                (view.actions_left - 1) * action_s, rest_s, self._meter.step_s, self._options.least_steps, steps
+                (view.actions_left - 1) * action_s, rest_s, self._moving.step_s, self._options.least_steps, steps
             )
             left = executing.rest(view.reading_tick)
             queued = worth_correcting(left, self._session.policy.n_action_steps)
             if self._options.handover.kind is HandOver.INPAINT and not broken:
-                delay = math.ceil(self._meter.p99_s / action_s)
+                delay = math.ceil(self._moving.p99_s / action_s)
                 inpaint = inpaint_into(
                     executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
                 )
@@ -368,7 +381,7 @@ class InferenceLoop:
         if self._audit is None or not self._audit.due(result):
             return
         view = self._control.view()
-        if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._meter.p99_s:
+        if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._fresh.p99_s:
             self._log.events["audits_without_time"] += 1
             return
         report = self._audit.run(request, result)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ from vla_edge.contract import ChunkKind, Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowSignal
 from vla_edge.robot.cameras import FreshnessWatch
-from vla_edge.runtime.control.handover import DelayMeter, HandOver, HandOverOptions, Pace, Rhythm
+from vla_edge.runtime.control.handover import DelayMeter, HandOver, HandOverOptions, Pace, Rhythm, pace_of
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.planning import WatchedScene, view_of
 from vla_edge.runtime.control.run_folder import open_run_folder
-from vla_edge.runtime.inference.cache import CacheMode
+from vla_edge.runtime.inference.cache import CacheMode, Decision, Reason
+from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.scene_gate import GateSettings
-from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions, Timings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
 NAMES = ("observation.images.laptop", "observation.images.phone")
@@ -239,14 +241,42 @@ def test_as_many_steps_are_asked_for_as_fit_before_the_executing_chunk_runs_out(
     running = world(least_steps=least, hz=15.0)
     running.close()
     loop = running.loop
-    loop._meter = DelayMeter()
-    loop._meter.add(1.1, [100.0] * 10)
+    loop._moving = DelayMeter()
+    loop._moving.add(1.1, [100.0] * 10)
     loop._sent.add(7, np.zeros((50, 32), np.float32), np.zeros((50, 6), np.float32))
     view = replace(
         view_of(running.control.reader()), tick=50 - left, action_sequence=7, action_index=50 - left, actions_left=left
     )
     observation = Observation(8, {}, JointReading(view.tick, 0, np.zeros(6, np.float32)), "task")
     assert loop._request(ChunkKind.MOVING, observation, view).steps == steps
+
+
+@pytest.mark.parametrize(("refresh", "rhythm"), [("front", Rhythm.PLAN_THEN_MOVE), ("beside", Rhythm.OVERLAPPED)])
+def test_beside_a_refresh_the_rhythm_is_that_of_moving_plans_and_control_waits_for_a_fresh_one(
+    world, monkeypatch, refresh, rhythm
+):
+    """A made-up host: 1.6 s with a prefix, 0.04 s without, a chunk of 1.67 s."""
+    running = world(session=SessionOptions(CacheMode.STILL, gate=GUARD, refresh=Refresh(refresh)))
+    wait_until(lambda: running.state == "moving")
+    view = view_of(running.control.reader())
+    running.close()
+    loop, announced = running.loop, []
+    monkeypatch.setattr("vla_edge.runtime.control.inference_loop.pace_of", pace_of)
+    monkeypatch.setattr(loop, "_ring", SimpleNamespace(announce=lambda **words: announced.append(words)))
+    loop._meter, loop._fresh = DelayMeter(), DelayMeter()
+    loop._moving = DelayMeter() if refresh == "beside" else loop._meter
+
+    def took(kind: ChunkKind, delay_s: float, prefix_ms: float) -> None:
+        timings = Timings(0, 0, prefix_ms, 5, 30, prefix_ms + 35, (30,))
+        decision = Decision(Reason.RESET if prefix_ms else Reason.REUSED, (), prefix_ms > 0)
+        loop._took(kind, delay_s, SimpleNamespace(timings=timings, decision=decision))
+
+    took(ChunkKind.REST, 1.6, 1560)
+    for _ in range(20):
+        took(ChunkKind.MOVING, 0.04, 0)
+    loop._repace(replace(view, action_ns=round(1e9 / 30)), running.said.append)
+    assert loop.pace.rhythm is rhythm
+    assert announced[-1]["p99_ns"] == pytest.approx(1.6e9) and announced[-1]["plan_then_move"] is (refresh == "front")
 
 
 def test_only_a_newer_picture_beyond_the_limits_breaks_a_scene():
