@@ -121,8 +121,6 @@ def run_itself(bundle: Bundle, backend: str, cores: int, moving: bool, seconds: 
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_run_folder(Path(scratch) / "run")
-        control = context.Process(target=_control, args=(str(folder.path), bundle.digest), daemon=True)
-        control.start()
         gate = replace(GATE, max_age_s=MAX_AGE_S)
         options = SessionOptions(CacheMode.STILL, steps=1, gate=gate, refresh=Refresh.BESIDE)
         session = PolicySession(bundle, load_engine(backend, EngineOptions(threads=cores, spin=False)), options)
@@ -131,6 +129,9 @@ def run_itself(bundle: Bundle, backend: str, cores: int, moving: bool, seconds: 
         watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in cameras}
         planning = LoopOptions("reach the red cube", HandOverOptions(), 1, 1, replan_s=0.0, audit=0.0)
         loop = InferenceLoop(session, cameras, watches, folder, planning)
+        # Only now: an armed control latches when nobody tells it within two seconds how long to wait.
+        control = context.Process(target=_control, args=(str(folder.path), bundle.digest), daemon=True)
+        control.start()
         worker = threading.Thread(target=loop.run, args=(0, lambda line: None))
         worker.start()
         stop = threading.Event()
@@ -159,7 +160,7 @@ def told(plans: Sequence[Mapping[str, Any]], span_ns: int) -> dict[str, Any]:
     sent = [plan for plan in plans if plan["outcome"] == "sent"]
     gaps: dict[str, list[float]] = {"between": [], "during": []}
     for before, plan in zip(sent, sent[1:]):
-        kind = "during" if plan["reason"] == "beside" else "between"
+        kind = "during" if before["refreshing"] else "between"
         gaps[kind].append((plan["time_ns"] - before["time_ns"]) / 1e9)
     ages = [0.0 if plan["prefix"] else plan["age_s"] * 1e3 for plan in sent]
     return {

@@ -264,6 +264,7 @@ class InferenceLoop:
             "outcome": outcome,
             "tick": now.reading_tick,
             "delay_ms": delay_s * 1e3,
+            "refreshing": self._session.refreshing,
         }
         self._log.inference(result, {**facts, "velocity_step": step, "time_ns": time.monotonic_ns()})
         self._audit_if_due(request, result, say)

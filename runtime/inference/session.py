@@ -238,6 +238,11 @@ class PolicySession:
         the fresh prefix; the run counts as an audit."""
         return self._observed(request, audit=True)
 
+    @property
+    def refreshing(self) -> bool:
+        """Whether a prefix is being made beside the plans."""
+        return self._refresh is not None and self._refresh.started is not None and not self._refresh.done
+
     def settle(self) -> None:
         """Wait for a refresh that is under way beside the plans; the next inference goes over to it."""
         if self._refresh is not None:

@@ -12,12 +12,13 @@ MS = 1_000_000
 
 def plan(at_ms: float, reason: str = "reused", age_s: float | None = 0.2, **more: object) -> dict[str, object]:
     line = {"time_ns": at_ms * MS, "reason": reason, "age_s": age_s, "delay_ms": 30.0, "outcome": "sent"}
-    return {**line, "prefix": False, "adopted": None, **more}
+    return {**line, "prefix": False, "adopted": None, "refreshing": False, **more}
 
 
 def test_plans_are_counted_apart_while_a_prefix_is_made_beside_them() -> None:
-    plans = [plan(0), plan(40), plan(80), plan(180, "beside", 0.4), plan(280, "beside", 0.5)]
-    plans += [plan(320, adopted={"age_s": 0.1}), plan(330, outcome="scene_moved")]
+    # The first refresh is of a scene that stands still, for its age.
+    plans = [plan(0), plan(40), plan(80, refreshing=True), plan(180, "beside", 0.4, refreshing=True)]
+    plans += [plan(280, "beside", 0.5), plan(320, adopted={"age_s": 0.1}), plan(330, outcome="scene_moved")]
     found = told(plans, 500 * MS)
     assert found["plans_a_second"] == 12
     assert found["plans_a_second_between_refreshes"] == pytest.approx(25)
