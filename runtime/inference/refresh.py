@@ -73,7 +73,8 @@ class BesideRefresh:
         """Begin a refresh; none may be under way."""
         assert self.started is None
         self.started = started
-        self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
+        # A process that ends waits for it: one cut off inside a graph would abort the whole process.
+        self._thread = threading.Thread(target=self._run, name="refresh")
         self._thread.start()
 
     def wait(self) -> None:
