@@ -2,6 +2,7 @@
 # make demo-robot  only the robot's part, from a committed bundle, without torch
 # make test        the tests (under 12 minutes on 2 cores)
 # make check       ruff, mypy, tests, sanitizers and mutation check of the C core, the README's commands
+# make load        tests of processes, clocks and terminals 20 times beside two busy loops a core (hours)
 # make soak | full | gpu | bench     long tests | full-size network | NVIDIA GPU | latency benchmark
 # make oracle      random policies, LoRA folders and datasets against a live LeRobot 0.6.1 (LEROBOT_PYTHON, or made here)
 
@@ -14,7 +15,7 @@ ROBOT_VENV := .venv-robot
 OUT ?= out
 PIP_FLAGS := --disable-pip-version-check -q
 
-.PHONY: demo demo-robot test check soak full gpu bench oracle core clean
+.PHONY: demo demo-robot test check load soak full gpu bench oracle core clean
 
 demo: $(VENV)/.ready
 	@$(VENV)/bin/python -m vla_edge.runtime.command demo --out $(OUT)/demo
@@ -31,6 +32,9 @@ check: $(VENV)/.ready
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
 	$(VENV)/bin/python -m pytest -m check tests
+
+load: $(VENV)/.ready
+	$(VENV)/bin/python scripts/under_load.py tests/runtime/control tests/runtime/service tests/runtime/records tests/robot
 
 soak: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m soak -rP --timeout 7200 -o faulthandler_timeout=0 tests

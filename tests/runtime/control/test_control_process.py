@@ -118,9 +118,8 @@ def test_no_tick_is_made_up_beside_a_busy_machine(paced_bundle: Path, hz: str, m
         "late p50, p99, p99.9, max: " + ", ".join(f"{ms:.3f}" for ms in late_ms) + f" ms, SCHED_FIFO {status['fifo']}"
     )
     if in_time:
-        allowed = 0 if status["fifo"] else 0.001 * status["ticks"] + 2  # else another process can hold the core
-        assert status["missed"] <= allowed, f"{status['missed']} of {status['ticks']} ticks missed"
-        assert late.max() < period, f"a tick was {late.max() / 1e6:.1f} ms late"
+        made.judge_in_time(status)
+        assert late.max() < period + made.taken_s() * 1e9, f"a tick was {late.max() / 1e6:.1f} ms late"
 
 
 @pytest.mark.parametrize(("hz", "times"), [("30", 2), ("90", 2), long_form("30", 100), long_form("90", 100)])
@@ -130,36 +129,29 @@ def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(
     """R5 and R15, at random moments: inference that is gone costs the arm nothing but a hold."""
     with rig(paced_bundle, "--hz", hz) as made:
         made.announce(p99_ns=50_000_000)  # latches after 2 s
-        for pause in np.random.default_rng(5).uniform(0.0, 0.5, times):
+        pauses, judged = np.random.default_rng(5), 0
+        while judged < times:
             before = made.move(8)
-            time.sleep(pause)  # the last chunk holds 50 actions: 1.67 s
+            time.sleep(pauses.uniform(0.0, 0.5))  # the last chunk holds 50 actions: 1.67 s
             status = made.wait(lambda status: status["latched"])
             ticks = made.ticks(before["tick"] - 1)
-            first, slowed = deceleration(ticks)
-            assert slowed <= status["rest_ticks"] and status["state"] == "hold"
-            if not outages(ticks):  # else the hold may have come from those
-                assert status["reason"] == "no_action" and status["patience_ns"] == 2_000_000_000
+            if all(len(lost) < 3 for lost in outages(ticks)):  # else the hold may be theirs, or the servos' watchdogs'
+                first, slowed = deceleration(ticks)
+                assert slowed <= status["rest_ticks"] and (status["state"], status["reason"]) == ("hold", "no_action")
+                assert status["patience_ns"] == 2_000_000_000
                 for tick in ticks[first:]:
                     assert tick["latched"] == (tick["now_ns"] - ticks[first]["now_ns"] >= status["patience_ns"])
+                judged += 1
+            refused = status["chunks"]["not_armed"]
             made.wave()
-            assert made.wait(lambda status: status["chunks"]["not_armed"] > 0)["state"] == "hold"
+            assert made.wait(lambda status, n=refused: status["chunks"]["not_armed"] > n)["state"] in ("hold", "fault")
             made.arm()
         goals = [goal for _, goal in made.goals()]
         assert (np.abs(np.diff(goals[-30:], axis=0)) == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("hz", "bad"),
-    [
-        ("30", "nan"),
-        ("30", "inf"),
-        ("30", "huge"),
-        ("30", "joint missing"),
-        ("30", "empty"),
-        ("90", "nan"),
-        ("90", "huge"),
-    ],
-)
+@pytest.mark.parametrize("bad", ["nan", "inf", "huge", "joint missing", "empty"])
+@pytest.mark.parametrize("hz", ["30", "90"])
 def test_a_malformed_chunk_stops_the_arm_within_a_tick(paced_bundle: Path, hz: str, bad: str) -> None:
     """R7."""
     with rig(paced_bundle, "--hz", hz) as made:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run folder: the last run is found again, and a folder that is held is told from one that is not."""
+"""The run folder: the last run is found again, a held folder is told from a free one, old records make room."""
 
 from __future__ import annotations
 
@@ -51,3 +51,23 @@ def test_a_held_folder_is_told_from_a_free_one(default: Path) -> None:
     assert run_folder.control_runs(folder)
     os.close(lock)
     assert not run_folder.control_runs(folder)
+
+
+def test_in_a_small_folder_the_oldest_records_make_room_and_the_last_runs_is_kept(tmp_path: Path) -> None:
+    """S14: three records of 32 bytes in a folder of 100, of which the next run needs 40."""
+    folder, names = run_folder.RunFolder(tmp_path), ["flight.record", "flight.record.1", "flight.record.2"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode().ljust(32))
+
+    def left(path: Path) -> int:
+        return 100 - sum(record.stat().st_size for record in path.glob("flight.record*"))
+
+    removed = run_folder.keep_old_records(folder, needed_bytes=40, free_bytes=left)
+    assert [record.name for record in removed] == ["flight.record.3", "flight.record.2"]
+    assert [(record.name, record.read_bytes().strip()) for record in tmp_path.iterdir()] == [
+        ("flight.record.1", b"flight.record")
+    ]
+    assert (
+        run_folder.keep_old_records(folder, needed_bytes=40, free_bytes=left) == []
+        and (tmp_path / "flight.record.2").exists()
+    )
