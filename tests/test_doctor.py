@@ -31,12 +31,14 @@ def test_here_everything_that_is_always_needed_is_found(capsys):
 
 
 def test_the_table_names_check_found_needed_and_fix(monkeypatch, capsys):
-    absent = [doctor.Finding("TensorRT", doctor.MISSING, "none", "10.3", "pip 'x[gpu]'")]
+    fix = 'python -m pip install -e "somewhere/that/is/deep/below/the/working/folder[gpu]" --and --more'
+    absent = [doctor.Finding(name, doctor.MISSING, "none", "10.3", fix) for name in ("TensorRT", "cuda-bindings")]
     monkeypatch.setitem(doctor.OPTIONAL, "tensorrt", lambda: absent)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     doctor.main([])
     text = capsys.readouterr().out
-    assert "how to fix" in text and "needed" in text and "numpy" in text and "pip 'x[gpu]'" in text
+    assert "how to fix" in text and "needed" in text and "numpy" in text
+    assert f"  TensorRT, cuda-bindings: {fix}\n" in text  # one line, whatever the terminal's width
 
 
 def test_what_is_not_there_fails_only_when_it_is_needed(monkeypatch, capsys):
@@ -49,15 +51,16 @@ def test_what_is_not_there_fails_only_when_it_is_needed(monkeypatch, capsys):
 
 def test_everything_the_commands_need_is_looked_for_with_the_command_that_installs_it(monkeypatch, capsys):
     for package in EXTRAS:
-        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setitem(sys.modules, doctor.NAMES.get(package, ("", package))[1], None)
     assert doctor.main(["--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     found = {item["check"].lower(): item for item in told["findings"]}
     # pycuda is looked for where it is used: its backend is chosen by name.
-    assert {name.lower() for name in EXTRAS} - set(found) == {"pycuda"}
+    names = {package: doctor.NAMES.get(package, (package,))[0].lower() for package in EXTRAS}
+    assert set(names.values()) - set(found) == {"pycuda"}
     for package, extras in EXTRAS.items():
-        if package.lower() in found:
-            item = found[package.lower()]
+        if names[package] in found:
+            item = found[names[package]]
             assert item["state"] == "missing" and "install" in item["fix"]
             assert any(f"[{extra}]" in item["fix"] for extra in extras)
     assert told["missing"] == ["onnxruntime"]

@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
 @cache
 def help_text(command: str, subcommand: str | None) -> str:
     words = [str(Path(sys.executable).parent / command), *([subcommand] if subcommand else []), "--help"]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    told = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert told.returncode == 0, f"{' '.join(words)}: {told.stderr}"
     return told.stdout
 

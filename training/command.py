@@ -70,7 +70,7 @@ main = Command(
         ),
         "evaluate": Subcommand(
             EVALUATE,
-            "chunk errors on recorded episodes, beside two policies that do not look",
+            "chunk errors on recorded episodes, beside holding still and the mean action",
             "evaluate CHECKPOINT --dataset DATASET --episodes 40-49",
             "add_evaluate",
             "run_evaluate",

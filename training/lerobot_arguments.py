@@ -117,12 +117,11 @@ def _refuse_upload(value: str) -> None:
 
 def table() -> str:
     """What the help shows."""
-    rows = [f"  {name:<36} {ours}" for name, ours in NAMES.items()]
-    rows += [f"  {name:<36} --set {ours}=…" for name, ours in SETTINGS.items()]
-    rows += [
-        f"  {name + '=true|false':<36} {' | '.join(text for text in pair if text)}" for name, pair in SWITCHES.items()
-    ]
-    rows += [f"  {REPO_ID:<36} --dataset, where no --dataset.root is given"]
-    rows += [f"  {RENAME:<36} --camera NAME=DATASET_NAME, a pair each"]
+    pairs = [*NAMES.items(), *((name, f"--set {ours}=…") for name, ours in SETTINGS.items())]
+    for name, (on, off) in SWITCHES.items():
+        both = f"--[no-]{on[2:]}" if off == f"--no-{on[2:]}" else " | ".join(text for text in (on, off) if text)
+        pairs.append((f"{name}=true|false", both))
+    pairs += [(REPO_ID, "--dataset, without --dataset.root"), (RENAME, "--camera NAME=DATASET_NAME")]
+    rows = [f"  {name:<42} {ours}" for name, ours in pairs]
     rows += [f"  {', '.join(WITHOUT_MEANING)}: taken, without effect"]
     return "\n".join(["LeRobot's names are understood too:", *rows])

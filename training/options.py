@@ -35,7 +35,7 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
         "precision": (CHOICES["precision"], "precision", "number format of the forward and backward pass"),
         "device": (CHOICES["device"], "device", "where to train; auto: a GPU where there is one"),
         "seed": (whole, "seed", "seed of everything random"),
-        "workers": (whole, "workers", "processes that load data, 0: none (default: up to 4 where it pays)"),
+        "workers": (whole, "workers", "processes that load data, 0: none; not given: up to 4 where it pays"),
         "cache-vision": (str, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
         "cache-prefix": (str, "cache_prefix", "folder that keeps each frame's keys and values: for small sets"),
         "cache-type": (CHOICES["cache_type"], "cache_type", "how they are kept; float32 is exact"),
@@ -103,9 +103,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
         group = parser.add_argument_group(title)
         for flag, (kind, path, text) in flags.items():
             value = reduce(getattr, path.split("."), usual)
-            shown = (
-                text if kind is bool or value in ("", None) else f"{text} (default: {str(value).replace('%', '%%')})"
-            )
+            usually = {"True": "yes", "False": "no"}.get(str(value), str(value)).replace("%", "%%")
+            shown = text if value in ("", None) else f"{text} (default: {usually})"
             if kind is bool:
                 group.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=shown)
             elif isinstance(kind, tuple):

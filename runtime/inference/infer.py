@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
     parser.add_argument(
-        "--backend", choices=list(backends()), help="engine by its name (default: ort on cpu, ort-cuda on cuda)"
+        "--backend", choices=list(backends()), help="what runs the graphs (default: ort on cpu, ort-cuda on cuda)"
     )
     parser.add_argument(
         "--threads", type=threads, default=0, help="CPU threads of one graph (default: all physical cores)"

@@ -15,8 +15,10 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,9 +112,9 @@ class Command:
             [
                 f"usage: {self.name} {word} [options]\n\n{self.purpose}\n",
                 f"subcommands ({default}each has --help):",
-                *(f"  {name:<{width}}{entry.purpose}" for name, entry in self.subcommands.items()),
+                *(_row(name, width, entry.purpose) for name, entry in self.subcommands.items()),
                 "\nexample:",
-                f"  {self.name} {next(iter(self.subcommands.values())).example}",
+                _example(f"{self.name} {next(iter(self.subcommands.values())).example}"),
                 f"\n{self.name} --version prints the version.",
             ]
         )
@@ -226,7 +228,7 @@ class CommandParser(argparse.ArgumentParser):
             if group.required:
                 words.append(f"({' | '.join(how(action) for action in group._group_actions)})")
         words.append("[options]")
-        return f"usage: {' '.join(words)}\n"
+        return f"{_wrapped(f'usage: {words[0]}', [*words[1:]], '    ')}\n"
 
     def format_help(self) -> str:
         self._action_groups.sort(key=lambda group: group is self.last)
@@ -239,15 +241,17 @@ class CommandParser(argparse.ArgumentParser):
             formatter.end_section()
         parts = [self.format_usage(), "\n", formatter.format_help()]
         if self.subcommands:
-            rows = [f"  {name:<10}{purpose}\n" for name, purpose in self.subcommands.items()]
-            parts += ["\nsubcommands (each has --help):\n", *rows]
+            rows = [_row(name, 10, purpose) for name, purpose in self.subcommands.items()]
+            parts.append("\n".join(["\nsubcommands (each has --help):", *rows, ""]))
         if self.notes:
             parts.append(f"\n{self.notes}\n")
         if self.example:
-            parts += ["\nexample:\n", f"  {self.example}\n"]
+            parts += ["\nexample:\n", _example(self.example), "\n"]
         return "".join(parts)
 
 
+MANY = 45
+"""Characters of choices that still stand in the option's own line."""
 _PLAIN = {
     r"^argument (?:-\w/)?": "",
     r": invalid int value: (.*)$": r" \1 is not a whole number",
@@ -259,13 +263,30 @@ _PLAIN = {
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Defaults are shown where there is one worth showing and the text does not name it."""
+    """Defaults are shown where there is one worth showing and the text does not name it; many choices stand behind the
+    text. No line is broken at a hyphen, so that a flag can be searched."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _many(self, action: argparse.Action) -> str:
+        """The choices in words where they are too long for the option's own line, else nothing."""
+        told = ", ".join(map(str, action.choices or ()))
+        return told if len(told) > MANY and action.metavar is None else ""
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        if self._many(action):
+            return lambda size: (default_metavar,) * size
+        return super()._metavar_formatter(action, default_metavar)
+
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
+        if many := self._many(action):
+            head, bracket, default = text.partition(" (default")
+            text = f"{head}; one of {many}{bracket}{default}"
         hidden = action.default is None or isinstance(action.default, (bool, list, tuple)) or not str(action.default)
         if hidden or action.default is argparse.SUPPRESS or not action.option_strings or "default" in text:
             return text
@@ -285,6 +306,34 @@ class _HelpFormatter(argparse.HelpFormatter):
             return self._format_args(action, self._get_default_metavar_for_positional(action))
         values = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{action.option_strings[-1]} {values}".strip()
+
+
+def _width() -> int:
+    """Columns of a line of help, as argparse counts them."""
+    return shutil.get_terminal_size().columns - 2
+
+
+def _wrapped(first: str, words: Sequence[str], indent: str, end: str = "") -> str:
+    """`first` and words behind it, in lines of `_width`; a word is never broken. end: of every line but the last."""
+    lines = [first]
+    for word in words:
+        if len(lines[-1]) + 1 + len(word) + len(end) <= _width():
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += end
+            lines.append(indent + word)
+    return "\n".join(lines)
+
+
+def _row(name: str, width: int, text: str) -> str:
+    """A subcommand and what it is for."""
+    return _wrapped(f"  {name:<{width - 1}}", text.split(), " " * (width + 2))
+
+
+def _example(line: str) -> str:
+    """A command as it can be typed, broken before an option where it is long."""
+    head, *options = re.split(r" (?=--)", line)
+    return _wrapped(f"  {head}", options, "      ", " \\")
 
 
 def _sentence(text: str) -> str:

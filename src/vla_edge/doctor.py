@@ -32,6 +32,12 @@ from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 NEEDED = {"torch": "2.5 or newer", "onnx": "1.16 or newer", "mujoco": "3.1 or newer", "tensorrt": "10.3 or newer"}
+NAMES = {
+    "tensorrt": ("TensorRT", "tensorrt"),
+    "cuda": ("cuda-bindings", "cuda.bindings"),
+    "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "tensorrt_rtx_bindings"),
+}
+"""Importable name → the package's name, and what must import."""
 HEAVY = ("torch", "transformers", "accelerate", "peft", "openvino")
 """Packages that take seconds to import: their being there is enough."""
 
@@ -115,7 +121,7 @@ def python() -> list[Finding]:
 
 
 def core() -> list[Finding]:
-    """The C extension: the Koch arm, the control loop, native engine sessions."""
+    """The C extension: servo buses, the control loop, native engine sessions."""
     try:
         module = import_module("vla_edge._core")
     except ImportError as error:
@@ -162,7 +168,7 @@ def gpu() -> list[Finding]:
                 MISSING,
                 "no libcuda.so.1",
                 "an NVIDIA driver",
-                "install the NVIDIA driver; without one use engine ort on the CPU",
+                "install the NVIDIA driver; without one use --backend ort, on the CPU",
             )
         ]
     status = driver.cuInit(0)
@@ -281,16 +287,16 @@ def _by_id(folder: Path, node: Path) -> str:
 
 def _package(package: str, needed: str, fix: str) -> Finding:
     """An optional package: there when it imports, not when a file of it lies somewhere."""
-    name = {"tensorrt": "TensorRT"}.get(package, package)
+    name, module = NAMES.get(package, (package, package))
     try:
         if package not in HEAVY:
-            import_module(package)
+            import_module(module)
         elif find_spec(package) is None:
             raise ModuleNotFoundError(package)
     except (ImportError, OSError) as error:
         found = "not installed" if isinstance(error, ModuleNotFoundError) else str(error)
         return Finding(name, MISSING, found, needed, fix)
-    return Finding(name, OK, _version(package) or "unknown version", needed)
+    return Finding(name, OK, _version(name) or _version(package) or "unknown version", needed)
 
 
 def _version(package: str) -> str | None:
@@ -390,16 +396,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(findings: Sequence[Finding], lacking: Sequence[Finding]) -> None:
+    """A table, and below it what to type, on lines of their own that can be copied."""
     table = Table()
-    for head in ("check", "found", "needed", "how to fix"):
+    for head in ("check", "found", "needed"):
         table.add_column(head, overflow="fold")
     marks = {OK: "[green]ok[/]", NOTE: "[yellow]look[/]", MISSING: "[dim]not here[/]"}
     for finding in findings:
         mark = "[red]MISSING[/]" if finding in lacking else marks[finding.state]
-        table.add_row(
-            f"{mark} {finding.check}", *(escape(text) for text in (finding.found, finding.needed, finding.fix))
-        )
+        table.add_row(f"{mark} {finding.check}", escape(finding.found), escape(finding.needed))
     Console().print(table)
+    fixes: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.fix:
+            fixes.setdefault(finding.fix, []).append(finding.check)
+    if fixes:
+        print("how to fix what is not here:")
+    for fix, checks in fixes.items():
+        print(f"  {', '.join(checks)}: {fix}")
 
 
 if __name__ == "__main__":

@@ -250,10 +250,12 @@ def test_every_graph_of_the_loop_has_contexts_of_its_own_and_no_address_changes_
     built: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captured: list[tuple[TrtRun, ...]] = []
+    before: list[dict[str, int]] = []
     capture = TrtEngine.capture
 
     def noted(engine: TrtEngine, stream: int, work: Callable[[], None], runs: Sequence[TrtRun] = ()) -> int:
         captured.append(tuple(runs))
+        before.extend(dict(run._context.addresses) for run in runs)
         return capture(engine, stream, work, runs)
 
     monkeypatch.setattr(TrtEngine, "capture", noted)
@@ -263,7 +265,6 @@ def test_every_graph_of_the_loop_has_contexts_of_its_own_and_no_address_changes_
     cameras = len(built.manifest.cameras)
     assert len(captured) == 4 + 2 + 6 + cameras and len(contexts) == len(set(map(id, contexts))) == 4 + 6 + cameras
     made = len(cuda.graphs)
-    before = [dict(run._context.addresses) for run in contexts]
     policy = built.manifest.policy
     for steps in range(policy.min_steps, policy.num_steps + 1):
         session.infer(InferenceRequest(observation(built, steps), steps, steps))

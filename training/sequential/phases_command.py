@@ -60,7 +60,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="auto: a GPU where there is one")
     parser.add_argument("--seed", type=whole, default=1000, help="seed of everything random")
     parser.add_argument(
-        "--workers", type=whole, help="processes that load data, 0: none (default: up to 4 where it pays)"
+        "--workers", type=whole, help="processes that load data, 0: none; not given: up to 4 where it pays"
     )
     parser.add_argument("--save-every", type=count, default=1000, help="steps between checkpoints")
     parser.add_argument("--keep", type=whole, default=2, help="checkpoints to keep per stage, 0 all")
