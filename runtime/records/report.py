@@ -61,10 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.out}: {error.strerror}; name a file in a folder that can be written to"
         ) from None
     skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
-    print(
-        f"{arguments.out}: {len(facts.ticks)} ticks, {skipped.total()} skipped {dict(skipped) or ''}, {idle.total()} "
-        f"without action {dict(idle) or ''}"
-    )
+    told = [
+        f"{count.total()} {what}"
+        + (f" ({', '.join(f'{cause} {ticks}' for cause, ticks in count.items())})" if count else "")
+        for count, what in ((skipped, "skipped"), (idle, "without action"))
+    ]
+    print(f"{arguments.out}: {', '.join([f'{len(facts.ticks)} ticks', *told])}")
     for fault in facts.faults:
         print(f"tick {fault['tick']}: {fault['state']}, {fault['fault']}")
     missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import struct
@@ -357,7 +358,9 @@ def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsy
     assert main(words) == 0
     trials = json.loads(told.read_text())["trials"]
     assert trials and all(trial["succeeded"] and trial["seconds"] > 0 for trial in trials)
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    assert re.search(r" ticks, \d+ skipped( \([\w ,]+\))?, \d+ without action \([\w ,]+\)\n", printed.err), printed.err
+    told = json.loads(printed.out.splitlines()[-1])
     ticks = list(ticks_of(open_record(run_folder / "flight.record")))
     numbers = {item["tick"] for item in ticks}
     skipped = set(range(min(numbers), max(numbers) + 1)) - numbers
