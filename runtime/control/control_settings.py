@@ -216,11 +216,13 @@ def choose_rate(times_s: Sequence[float], hz: float | None, fps: float | None, a
         return ControlRate((with_room or in_time)[0], fps, p50, p99)
     slowest_s = answer_s(tried[-1])
     faster = answer_s(MIN_HZ) > slowest_s and not too_many(times_s, answer_s(MIN_HZ))
+    adapter = "set the adapter's latency timer to 1 ms or use an adapter without one (docs/robot.md)"
+    busy = "other programs hold these up: end them, or start them with `nice -n 19`"
     raise BusError(
         f"reading the servos takes {p50 * 1e3:.1f} ms: {late(times_s, slowest_s)} of {len(times_s)} readings took "
         f"longer than the {slowest_s * 1e3:.1f} ms that {tried[-1]:g} Hz leave; "
         + ("leave --hz out or give a smaller one, " if faster else "")
-        + "set the adapter's latency timer to 1 ms or use an adapter without one (docs/robot.md)"
+        + (busy if 2 * p50 < slowest_s else adapter)
     )
 
 

@@ -57,7 +57,8 @@ def test_the_fastest_rate_whose_ticks_leave_the_servos_their_time_is_taken(
     usual_s: float, late: int, fps: float | None, hz: float | None
 ) -> None:
     if hz is None:
-        with pytest.raises(BusError, match="latency timer to 1 ms"):
+        remedy = "other programs hold these up" if usual_s < 0.003 else "latency timer to 1 ms"
+        with pytest.raises(BusError, match=remedy):
             choose_rate(times(usual_s, late), None, fps, answer_s)
     else:
         assert choose_rate(times(usual_s, late), None, fps, answer_s).hz == hz
