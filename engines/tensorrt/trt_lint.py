@@ -24,8 +24,8 @@ NEWEST_OPSET = 20
 _OPERATORS = """
     Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos DequantizeLinear Div Einsum Equal Erf Exp
     Expand Flatten Floor Gather Gelu Gemm Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log
-    MatMul Max Min Mul Neg Not Or Pad Pow QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu
-    Reshape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
+    MatMul Max MaxPool Min Mul Neg Not Or Pad Pow QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum
+    Relu Reshape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
 TYPES = frozenset(
