@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LeRobot's own SmolVLA on the same weights and observations, where `lerobot` is installed.
+"""LeRobot's own policy on the same weights and observations, where `lerobot` is installed.
 
 Only the network is LeRobot's; observation and un-normalisation are our policy
 room's, whose arrays equal LeRobot's, so that both sides start from the same
@@ -30,6 +30,12 @@ class LerobotSubject:
     cases: tuple[str, ...] = (FRESH,)
 
     def __init__(self, spec: SubjectSpec) -> None:
+        self._ours = load_policy(spec.path)
+        if beyond := self._ours.config.beyond_lerobot:
+            raise ConfigError(
+                f"--against lerobot: {beyond} in {spec.path} is not LeRobot's, which does not open it; use --against "
+                "torch"
+            )
         if find_spec("lerobot") is None:
             raise ConfigError(
                 "--against lerobot: lerobot is not installed here; install it beside vla-edge in an environment of "
@@ -40,20 +46,19 @@ class LerobotSubject:
 
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        self._ours = load_policy(spec.path)
         self._ours.model = None  # only its processors are used; two networks are not kept
         config = PreTrainedConfig.from_pretrained(str(spec.path))
         config.device = "cpu"
-        smolvla = self._ours.family == "smolvla"
-        if smolvla:
+        backbone = hasattr(config, "vlm_model_name")
+        if backbone:
             # LeRobot takes a relative folder from where it is started, and would load the backbone's own weights first.
             config.vlm_model_name = str(find_folder(config.vlm_model_name, spec.path, ("config.json",)))
             config.load_vlm_weights = False
-        else:
+        if hasattr(config, "pretrained_backbone_weights"):
             config.pretrained_backbone_weights = None  # they would be downloaded, and replaced by the checkpoint's
         self._policy = get_policy_class(config.type).from_pretrained(str(spec.path), config=config, strict=True)
         self._policy.eval()
-        if smolvla:
+        if backbone:
             _place_patches_by_count(self._policy.model.vlm_with_expert.get_vlm_model().vision_model.embeddings)
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
         self.facts: dict[str, Any] = {

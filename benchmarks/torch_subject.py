@@ -32,8 +32,9 @@ class TorchSubject:
             torch.set_num_threads(spec.threads)
         self._policy = load_policy(spec.path)
         self._data = synthetic(open_bundle(spec.inputs), OBSERVATIONS, 0)
-        if self._policy.family == "act":
-            self._run = torch.compile(self._policy.model) if spec.compiled else self._policy.model
+        if not self._policy.config.noised:
+            if spec.compiled:
+                self._policy.model = torch.compile(self._policy.model)
             self.facts = self._facts(spec)
             return
         model = self._policy.model
@@ -61,7 +62,7 @@ class TorchSubject:
     @torch.inference_mode()
     def _infer(self, number: int) -> tuple[dict[str, float], np.ndarray]:
         observation = self._data.observations[number]
-        if self._policy.family == "act":
+        if not self._policy.config.noised:
             return self._in_one_pass(observation)
         model, steps = self._policy.model, self._policy.config.num_steps
         marks = [time.perf_counter()]
@@ -96,19 +97,18 @@ class TorchSubject:
         return stages, normalized[0].numpy()
 
     def _in_one_pass(self, observation: Observation) -> tuple[dict[str, float], np.ndarray]:
-        """ACT: pictures, then the whole network at once."""
+        """A policy without flow steps: pictures, then the whole network at once."""
         marks = [time.perf_counter()]
         raw = {camera.source: observation.frames[camera.name].image for camera in self._policy.settings.cameras}
-        batch = self._policy.preprocess({**raw, STATE: observation.joints.positions})
-        pictures = self._policy.pictures(batch)
+        batch = self._policy.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task})
         marks.append(time.perf_counter())
-        normalized = self._run(pictures, batch[STATE])
+        normalized = self._policy.predict_action_chunk(batch)
         marks.append(time.perf_counter())
         self._policy.postprocess(normalized)
         marks.append(time.perf_counter())
         prepare, network, post = (1e3 * (later - earlier) for earlier, later in zip(marks, marks[1:]))
         stages = {
-            "camera preparation": prepare / len(pictures),
+            "camera preparation": prepare / len(raw),
             "network": network,
             "post-processing": post,
             "inference": 1e3 * (marks[-1] - marks[0]),

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy families: a family is a folder here with `policy.py`, which holds its `Policy` class as `FAMILY_POLICY`.
+"""Policy families: a family is a folder here with `policy.py`, which holds its `Policy` class as `FAMILY_POLICY`, and
+`new_policy.py`, which says as `FAMILY_SCRATCH` how a new one is made and trained.
 
 Nothing lists the families: config.json's `type` names the folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,8 @@ from torch import Tensor
 from vla_edge.errors import CheckpointError
 from vla_edge.fields import take
 from vla_edge.policies.checkpoint_folder import read_json, resolve_checkpoint
-from vla_edge.policies.features import PolicyConfig
+from vla_edge.policies.features import Feature, PolicyConfig
+from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import ProcessorSettings
 
 
@@ -37,6 +40,14 @@ class FamilyConfig(PolicyConfig, Protocol):
     @property
     def max_action_dim(self) -> int:
         """Columns of a chunk before un-normalising, padding included."""
+
+    @property
+    def noised(self) -> bool:
+        """Whether a chunk is made from noise too, in steps; from an observation alone in one pass otherwise."""
+
+    @property
+    def beyond_lerobot(self) -> str:
+        """The field for which LeRobot does not open the checkpoint, "" where it does."""
 
 
 class Policy(Protocol):
@@ -66,6 +77,52 @@ class Policy(Protocol):
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a new policy is made from. fields: of config.json, where they differ from the family's defaults. backbone:
+    pretrained weights, a path or a Hub id, "" for none. seed: of everything random."""
+
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...]
+    statistics: Statistics
+    fields: Mapping[str, Any]
+    backbone: str
+    seed: int
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """The features as config.json has them."""
+        tables = {"input_features": self.inputs, "output_features": self.outputs}
+        return {
+            table: {item.name: {"type": item.kind, "shape": list(item.shape)} for item in features}
+            for table, features in tables.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """LeRobot's way to train a family: AdamW with a linear warm-up, then a cosine to `decay_lr` at `decay_steps`."""
+
+    batch_size: int
+    steps: int
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    warmup_steps: int
+    decay_steps: int
+    decay_lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """How a family begins. make: the new policy; errors are CheckpointError and ConfigError. backbone: what its
+    pretrained weights are, in words for a help text. preset: how it is trained."""
+
+    make: Callable[[Beginning], Any]
+    backbone: str
+    preset: Preset
+
+
 def families() -> tuple[str, ...]:
     """Their names, as config.json's `type` has them."""
     return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/policy.py")))
@@ -92,3 +149,9 @@ def load_policy(folder: Path, vlm: Path | None = None, base: Path | None = None)
 def policy_class(family: str) -> Any:
     """The family's `Policy`."""
     return import_module(f"vla_edge.policies.{family}.policy").FAMILY_POLICY
+
+
+def scratch_of(family: str) -> Scratch:
+    """How a new policy of the family is made and trained."""
+    scratch: Scratch = import_module(f"vla_edge.policies.{family}.new_policy").FAMILY_SCRATCH
+    return scratch

@@ -270,7 +270,7 @@ def calls(bundle: Path, folder: Path) -> dict[str, list[list[str]]]:
         ],
         "vla-train": [
             *([word, "--checkpoint", str(CHECKPOINT), *trained] for word in ("fine-tune", "smoke", "anchors")),
-            ["scratch", "--vlm", str(CHECKPOINT / "vlm"), *trained],
+            ["scratch", "--backbone", str(CHECKPOINT / "vlm"), *trained],
             ["distill", "--checkpoint", str(CHECKPOINT), "--flow-steps", "1", *trained],
             ["plan", "--checkpoint", str(CHECKPOINT)],
             ["resume", str(folder)],

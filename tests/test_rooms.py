@@ -49,7 +49,8 @@ ROOMS = sorted({room.split("/")[0] for room in MAY_IMPORT})
 WITHOUT_TORCH = ("engines", "runtime", "robot", "lerobot_data", "calibration")
 SOURCE_FILES = {"training": 30}
 """Source files a folder may hold, where it is not 20."""
-FAMILY_FOLDERS = ("policies/smolvla", "policies/act", "export/smolvla", "export/act")
+FAMILIES = sorted(file.parent.name for file in (ROOT / "policies").glob("*/policy.py"))
+FAMILY_FOLDERS = tuple(f"{room}/{family}/" for room in ("policies", "export") for family in FAMILIES)
 
 
 def room_of(parts: tuple[str, ...]) -> str:
@@ -190,6 +191,19 @@ def test_a_base_name_stands_once_in_the_house() -> None:
         if file.name not in ("__init__.py", "command.py") and not where.startswith(FAMILY_FOLDERS):
             places.setdefault(file.name, []).append(where)
     assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_nobody_outside_a_familys_folders_asks_which_family_a_policy_is() -> None:
+    """Another family is one folder: what differs between families is stated there."""
+    offences = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in python_files()
+        if not file.relative_to(ROOT).as_posix().startswith(FAMILY_FOLDERS)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.Compare, ast.MatchValue))
+        and any(isinstance(part, ast.Constant) and part.value in FAMILIES for part in ast.walk(node))
+    ]
+    assert not offences, "\n".join(offences)
 
 
 def test_no_paragraph_of_a_file_has_a_single_importer() -> None:

@@ -35,7 +35,7 @@ main = Command(
         "scratch": Subcommand(
             START,
             "train a new action expert on a pretrained backbone",
-            "scratch --vlm SMOLVLM2 --dataset DATASET --out RUN",
+            "scratch --backbone SMOLVLM2 --dataset DATASET --out RUN",
             "add_scratch",
             "run_scratch",
         ),
@@ -104,6 +104,8 @@ main = Command(
         "--rename": "--camera",
         "--data": "--dataset",
         "--save": "--out",
+        "--vlm": "--backbone",
+        "--resnet": "--backbone",
     },  # fmt: skip
     extras="train",
     translate="vla_edge.training.lerobot_arguments:translate",

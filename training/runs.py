@@ -12,9 +12,11 @@ from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.fields import to_json
 from vla_edge.files import write_json
 from vla_edge.hub import local_folder
-from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint_folder import resolve_checkpoint
-from vla_edge.policies.families import family_of, policy_class
+from vla_edge.policies.families import Beginning, Preset, family_of, policy_class, scratch_of
+from vla_edge.policies.features import ACTION, Feature
+from vla_edge.policies.features import STATE as OBSERVED
 from vla_edge.policies.smolvla.config import read_config as read_smolvla
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
@@ -26,22 +28,12 @@ from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig, TrainConfig, read_config
 from vla_edge.training.run_files import has_ended, trained_by_other
-from vla_edge.training.scratch import act_from_scratch, policy_from_scratch
 from vla_edge.training.sequential.phases import hold_out
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.training.trackers import check_trackers
 
 LONG = {"save_every": 1000, "workers": None}
 FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), **LONG}
-SCRATCH = {"batch_size": 16, "steps": 200_000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
-ACT_SCRATCH = {
-    **LONG,
-    "batch_size": 8,
-    "steps": 100_000,
-    "optimizer": OptimizerConfig(lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-4),
-    "schedule": ScheduleConfig(warmup_steps=0, decay_steps=100_000, decay_lr=1e-5),
-}
-"""LeRobot's preset of ACT: AdamW at one rate throughout."""
 SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
 DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
 SMOKE_EPISODES = 10
@@ -61,9 +53,17 @@ def prepare(config: TrainConfig) -> Setup:
     return assemble(config)
 
 
-def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str = "smolvla") -> Setup:
-    """The same for a new policy; `fields` change its family's default configuration. SmolVLA: a new expert on the
-    backbone folder `config.policy`. ACT: a new network, its ResNet from the file `config.policy` or, "", random."""
+def scratch_defaults(preset: Preset) -> dict[str, Any]:
+    """A family's preset as fields of the run."""
+    optimizer = OptimizerConfig(lr=preset.lr, betas=preset.betas, weight_decay=preset.weight_decay)
+    schedule = ScheduleConfig(preset.warmup_steps, preset.decay_steps, preset.decay_lr)
+    run = {"batch_size": preset.batch_size, "steps": preset.steps, "optimizer": optimizer, "schedule": schedule}
+    return {**LONG, **run}
+
+
+def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str) -> Setup:
+    """The same for a new policy of `family` on the pretrained weights `config.policy` ("": none); `fields` change the
+    family's default configuration."""
     _check_place(config)
     if config.lora.rank or config.craft.anchors or config.kind != "base":
         raise ConfigError("LoRA, CRaFT and delta training start from a trained policy; use fine-tune")
@@ -72,11 +72,19 @@ def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str 
         raise ConfigError("no dataset given; use --dataset PATH")
     statistics = chosen_statistics(datasets, config.statistics if config.statistics != "checkpoint" else "union")
     chosen = {**policy_fields(config, family), **fields}
-    if family == "act":
-        backbone = Path(config.policy) if config.policy else None
-        return assemble(config, act_from_scratch(backbone, datasets[0], statistics, chosen, config.seed))
-    del chosen["train_delta_expert"]
-    return assemble(config, policy_from_scratch(Path(config.policy), datasets[0], statistics, chosen, config.seed))
+    chosen.pop("train_delta_expert", None)
+    inputs, outputs = _feature_shapes(datasets[0])
+    beginning = Beginning(inputs, outputs, statistics, chosen, config.policy, config.seed)
+    return assemble(config, scratch_of(family).make(beginning))
+
+
+def _feature_shapes(dataset: Dataset) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    """Input and output features of a policy made for `dataset` with all its cameras."""
+    features = dataset.features
+    visual = tuple(Feature(key, "VISUAL", (3, *features[key].shape[:2])) for key in dataset.camera_keys)
+    return (Feature(OBSERVED, "STATE", features[OBSERVED].shape), *visual), (
+        Feature(ACTION, "ACTION", features[ACTION].shape),
+    )
 
 
 def begin(setup: Setup, report: Report = silent) -> Outcome:

@@ -12,7 +12,7 @@ from typing import Any
 from vla_edge.command_line import CommandParser, answer
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.fields import read_object
-from vla_edge.policies.families import families
+from vla_edge.policies.families import families, scratch_of
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
 from vla_edge.training.frozen.caches import fill_caches
 from vla_edge.training.lerobot_arguments import table
@@ -29,19 +29,20 @@ from vla_edge.training.options import (
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import read_config
 from vla_edge.training.runs import (
-    ACT_SCRATCH,
     DISTILL,
     FINE_TUNE,
-    SCRATCH,
     SMOKE,
     SMOKE_EPISODES,
     begin,
     prepare,
     prepare_scratch,
     resume,
+    scratch_defaults,
 )
 from vla_edge.training.validation import validation_losses, weighted
 
+USUAL_FAMILY = "smolvla"
+"""Of `scratch` without --family, and whose numbers its help shows."""
 PROBED, FALLEN = 16, 0.995
 """Frames that a smoke run's loss is compared on, and the share of it that counts as fallen."""
 
@@ -124,12 +125,13 @@ def train_prepared(setup: Setup, title: str) -> int:
 
 
 def add_scratch(parser: argparse.ArgumentParser) -> None:
+    known = {name: scratch_of(name) for name in families()}
+    parser.add_argument("--family", choices=tuple(known), default=USUAL_FAMILY, help="which policy")
     parser.add_argument(
-        "--family", choices=families(), default="smolvla", help="which policy; act is trained at one rate (lr 1e-5)"
-    )
-    parser.add_argument("--vlm", metavar="DIR", help="smolvla: backbone folder with its weights (SmolVLM2)")
-    parser.add_argument(
-        "--resnet", default="", metavar="FILE", help="act: torchvision's weights of its ResNet (default: random ones)"
+        "--backbone",
+        default="",
+        metavar="PATH",
+        help="pretrained weights: " + "; ".join(f"{name}: {scratch.backbone}" for name, scratch in known.items()),
     )
     parser.add_argument(
         "--policy-config",
@@ -137,19 +139,13 @@ def add_scratch(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON of policy configuration fields that differ from the family's defaults",
     )
-    add_training_arguments(parser, SCRATCH)
+    add_training_arguments(parser, scratch_defaults(known[USUAL_FAMILY].preset))
 
 
 def run_scratch(arguments: argparse.Namespace) -> int:
-    act = arguments.family == "act"
-    if act and arguments.vlm:
-        raise ConfigError("--vlm is for --family smolvla: ACT has no language backbone; leave it out")
-    if not act and (arguments.resnet or not arguments.vlm):
-        raise ConfigError("--family smolvla needs --vlm DIR, the backbone's folder, and no --resnet")
-    config = config_from_arguments(arguments, *((arguments.resnet, ACT_SCRATCH) if act else (arguments.vlm, SCRATCH)))
-    return train_prepared(
-        prepare_scratch(config, policy_options(arguments.policy_config), arguments.family), "from scratch"
-    )
+    config = config_from_arguments(arguments, arguments.backbone, scratch_defaults(scratch_of(arguments.family).preset))
+    fields = policy_options(arguments.policy_config)
+    return train_prepared(prepare_scratch(config, fields, arguments.family), "from scratch")
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vla_edge.command_line import answer, count, threads
 from vla_edge.errors import ConfigError
 from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint
-from vla_edge.policies.families import family_of
+from vla_edge.policies.families import family_of, policy_class
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config
 from vla_edge.policies.smolvla.flow import FlowMatching, Inputs, Prefix, SpecialTokens
@@ -155,7 +155,7 @@ class _Observed(TorchDispatchMode):
 def planned_policy(checkpoint: Path) -> PlannedPolicy:
     """The policy of a checkpoint folder or Hub id. ConfigError: no SmolVLA."""
     folder = resolve_checkpoint(checkpoint)
-    if family_of(folder) != "smolvla":
+    if policy_class(family_of(folder)).trains_whole:
         raise ConfigError(f"{checkpoint}: vla-train plan is for SmolVLA; a smaller policy fits where its data do")
     config = read_config(folder)
     return PlannedPolicy(config, read_backbone(find_folder(config.vlm_model_name, folder, ("config.json",))))

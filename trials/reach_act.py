@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla_edge.command_line import CommandParser, count, run_command, threads, whole
+from vla_edge.command_line import run_command
 from vla_edge.errors import CheckpointError
 from vla_edge.files import new_folder
 from vla_edge.lerobot_data.reader import open_dataset
@@ -36,16 +36,17 @@ from vla_edge.policies.features import STATE, Feature
 from vla_edge.policies.processing import ProcessorSettings, default_processing
 from vla_edge.training.progress import live_line
 from vla_edge.training.statistics import chosen_statistics
-from vla_edge.trials.reach_data import CHUNK, CUBE_COLOURS, ReachRecording, record_reach_dataset
+from vla_edge.trials.reach_data import CHUNK, CUBE_COLOURS
 from vla_edge.trials.reach_examples import Examples, read_examples
-from vla_edge.trials.reach_policy import (
-    POLICY,
+from vla_edge.trials.reach_policy import POLICY
+from vla_edge.trials.reach_recipe import (
     average_into,
     cosine,
     descend,
     error_facts,
     held_out_picks,
     ramp,
+    run_recipe,
     timed_steps,
 )
 
@@ -102,7 +103,7 @@ def train(dataset: Path, out: Path, recipe: ACTRecipe) -> dict[str, float]:
         statistics = {**chosen_statistics([data], "first"), **{camera.name: by_channel for camera in config.cameras}}
         settings = default_processing(dataset, config, statistics)
         examples = read_examples(data, settings, None, recipe.held_out_scenes)
-        policy = new_act(told_the_colour(config), settings, None, recipe.seed)
+        policy = new_act(told_the_colour(config), settings, "", recipe.seed)
         calibrate_norms(policy, examples.images[: recipe.batch])
         _train(policy, examples, recipe)
         result = {
@@ -227,33 +228,8 @@ def held_out_error(policy: ACTPolicy, examples: Examples) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> int:
-    recipe = ACTRecipe()
-    parser = CommandParser(
-        prog="python -m vla_edge.trials.reach_act", description="train small ACT policies of the reaching task"
-    )
-    parser.add_argument(
-        "--dataset", type=Path, required=True, help="dataset of the task; recorded there when it does not exist"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="new folder, for a checkpoint per colour")
-    parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")
-    parser.add_argument("--warmup-steps", type=whole, default=recipe.warmup_steps)
-    parser.add_argument("--steps", type=count, default=recipe.steps)
-    parser.add_argument("--held-out", type=whole, default=recipe.held_out_scenes, metavar="SCENES")
-    parser.add_argument("--seed", type=whole, default=recipe.seed)
-    parser.add_argument("--threads", type=threads, default=recipe.threads)
-    arguments = parser.parse_args(argv)
-    if not arguments.dataset.exists():
-        record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes))
-    recipe = ACTRecipe(
-        warmup_steps=arguments.warmup_steps,
-        steps=arguments.steps,
-        held_out_scenes=arguments.held_out,
-        seed=arguments.seed,
-        threads=arguments.threads,
-    )
-    result = train(arguments.dataset, arguments.out, recipe)
-    print(f"{arguments.out}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
-    return 0
+    description, out = "train small ACT policies of the reaching task", "new folder, for a checkpoint per colour"
+    return run_recipe(argv, "reach_act", description, out, train, ACTRecipe())
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ depend on the machine's speed:
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from vla_edge.command_line import CommandParser, count, run_command, threads, whole
-from vla_edge.errors import TrainingError
+from vla_edge.command_line import run_command
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.features import ACTION, STATE
@@ -40,11 +38,20 @@ from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy, pad_last
-from vla_edge.robot.sim.scene import BODIES
 from vla_edge.training.progress import Report, live_line
 from vla_edge.training.statistics import chosen_statistics
-from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording, record_reach_dataset
+from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording
 from vla_edge.trials.reach_examples import Examples, read_examples
+from vla_edge.trials.reach_recipe import (
+    average_into,
+    cosine,
+    descend,
+    error_facts,
+    held_out_picks,
+    ramp,
+    run_recipe,
+    timed_steps,
+)
 
 BACKBONE: Mapping[str, Any] = {
     "scale_factor": 2,
@@ -256,56 +263,6 @@ def _prefix(run: Training, pixels: Tensor, which: Tensor, states: Tensor, times:
     return run.model.run_state(run.model.run_prefix(rows, mask), states)
 
 
-def descend(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, lr: float, grad_clip_norm: float
-) -> None:
-    """One step of the optimiser at this learning rate, gradients clipped. TrainingError: the loss is not finite."""
-    if not torch.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {float(loss.detach())} at learning rate {lr:.1e}; lower the learning rate or check the "
-            "data with vla-data verify"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, grad_clip_norm)
-    optimizer.step()
-
-
-@torch.no_grad()
-def average_into(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """The running mean of the weights, after `step`. It forgets its first values faster than `decay` says, as long as
-    there are few."""
-    keep = min(decay, (step + 1) / (step + 10))
-    for name, mean in average.items():
-        mean.lerp_(weights[name], 1 - keep)
-
-
-def ramp(step: int) -> float:
-    """Share of the peak learning rate in the first steps, 0 to 1."""
-    return min(1.0, (step + 1) / 50)
-
-
-def cosine(step: int, steps: int) -> float:
-    """Share of the peak learning rate that falls from 1 to 0 over the steps."""
-    return 0.5 + 0.5 * math.cos(math.pi * step / steps)
-
-
-def timed_steps(count: int) -> Iterator[tuple[int, float]]:
-    """(step, seconds the step before took)."""
-    last = time.monotonic()
-    for step in range(count):
-        now = time.monotonic()
-        yield step, now - last
-        last = now
-
-
-def held_out_picks(examples: Examples) -> Sequence[Tensor]:
-    """Every fourth observation of the held-out scenes, in batches."""
-    return torch.arange(examples.training, len(examples.states), 4).split(64)
-
-
 @torch.no_grad()
 def held_out_error(run: Training) -> dict[str, float]:
     """Mean |Δ| in joint units (degrees; gripper 0..100) of sampled chunks on the held-out scenes, all instructions."""
@@ -321,44 +278,10 @@ def held_out_error(run: Training) -> dict[str, float]:
     return error_facts(torch.cat(wrong))
 
 
-def error_facts(error: Tensor) -> dict[str, float]:
-    """What is told of |Δ| [N, C, A] between made and real chunks, in joint units."""
-    return {
-        "chunk_error": float(error.mean()),
-        "last_action_error": float(error[:, -1].mean()),
-        "pan_error": float(error[:, -1, 0].mean()),
-    }
-
-
 def main(argv: Sequence[str]) -> int:
-    recipe = Recipe()
-    parser = CommandParser(
-        prog="python -m vla_edge.trials.reach_policy", description="train the reaching policy of the demo"
+    return run_recipe(
+        argv, "reach_policy", "train the reaching policy of the demo", "new checkpoint folder", train, Recipe()
     )
-    parser.add_argument(
-        "--dataset", type=Path, required=True, help="dataset of the task; recorded there when it does not exist"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
-    parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")
-    parser.add_argument("--arm", choices=sorted(BODIES), default=ReachRecording().arm, help="the arm to record")
-    parser.add_argument("--warmup-steps", type=whole, default=recipe.warmup_steps)
-    parser.add_argument("--flow-steps", type=count, default=recipe.flow_steps)
-    parser.add_argument("--held-out", type=whole, default=recipe.held_out_scenes, metavar="SCENES")
-    parser.add_argument("--seed", type=whole, default=recipe.seed)
-    parser.add_argument("--threads", type=threads, default=recipe.threads)
-    arguments = parser.parse_args(argv)
-    if not arguments.dataset.exists():
-        record_reach_dataset(arguments.dataset, ReachRecording(arguments.scenes, arm=arguments.arm))
-    recipe = Recipe(
-        warmup_steps=arguments.warmup_steps,
-        flow_steps=arguments.flow_steps,
-        held_out_scenes=arguments.held_out,
-        seed=arguments.seed,
-        threads=arguments.threads,
-    )
-    result = train(arguments.dataset, arguments.out, recipe)
-    print(f"{arguments.out}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}")
-    return 0
 
 
 if __name__ == "__main__":

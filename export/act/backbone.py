@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from vla_edge.export.act.dinov2 import build_dinov2
 from vla_edge.export.graph import Graph
-from vla_edge.export.layers import array
+from vla_edge.export.layers import array, linear
+from vla_edge.policies.act.dinov2 import DINOv2
 from vla_edge.policies.act.network import ACT
-from vla_edge.policies.act.resnet import Basic, FrozenBatchNorm
+from vla_edge.policies.act.resnet import Basic, FrozenBatchNorm, ResNet
 
 
 def build_backbone(graph: Graph, model: ACT, size: tuple[int, int]) -> None:
@@ -19,8 +21,20 @@ def build_backbone(graph: Graph, model: ACT, size: tuple[int, int]) -> None:
 
     A batch norm with fixed statistics is a scale and a shift a channel: both go into the convolution before it.
     """
-    pixels = graph.input("pixels", (1, 3, *size))
-    net = model.backbone
+    pixels, net = graph.input("pixels", (1, 3, *size)), model.backbone
+    grid = net.grid(*size)
+    width, count = model.config.dim_model, grid[0] * grid[1]
+    if isinstance(net, DINOv2):
+        rows, projection = build_dinov2(graph, pixels, net, grid), model.encoder_img_feat_input_proj
+        weight = array(projection.weight).reshape(width, -1)
+        rows = linear(graph, rows, weight, "project", array(projection.bias))
+    else:
+        hidden = _conv(graph, _resnet(graph, pixels, net), model.encoder_img_feat_input_proj, None, "project")
+        rows = graph.op("Transpose", graph.reshape(hidden, (width, count), "flat"), name="rows", perm=[1, 0])
+    graph.output(graph.reshape(rows, (1, count, width), "batch"), "tokens", (1, count, width))
+
+
+def _resnet(graph: Graph, pixels: str, net: ResNet) -> str:
     with graph.scope("stem"):
         hidden = graph.op("Relu", _conv(graph, pixels, net.conv1, net.bn1, "conv1"), name="relu")
         hidden = graph.op("MaxPool", hidden, name="pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -28,16 +42,7 @@ def build_backbone(graph: Graph, model: ACT, size: tuple[int, int]) -> None:
         for index, block in enumerate(getattr(net, f"layer{stage}")):
             with graph.scope(f"stage{stage}/block{index}"):
                 hidden = _block(graph, hidden, block)
-    hidden = _conv(graph, hidden, model.encoder_img_feat_input_proj, None, "project")
-    width, count = model.config.dim_model, tokens_per_image(model, size)
-    rows = graph.op("Transpose", graph.reshape(hidden, (width, count), "flat"), name="rows", perm=[1, 0])
-    graph.output(graph.reshape(rows, (1, count, width), "batch"), "tokens", (1, count, width))
-
-
-def tokens_per_image(model: ACT, size: tuple[int, int]) -> int:
-    """Places of the feature map of a picture of (height, width): each halving rounds up."""
-    step = 16 if model.config.replace_final_stride_with_dilation else 32
-    return int(np.prod([-(-side // step) for side in size]))
+    return hidden
 
 
 def _block(graph: Graph, hidden: str, block: Any) -> str:

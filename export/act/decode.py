@@ -8,27 +8,14 @@ rows start at 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
 
+from vla_edge.export.act.attention import attend, attention_of, heads_first, self_attention
 from vla_edge.export.graph import Graph
 from vla_edge.export.layers import Array, array, layer_norm, linear
 from vla_edge.policies.act.network import ACT, DecoderLayer, EncoderLayer, grid_positions
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """A torch attention's weights: projections [width, width] and [width] each of queries, keys and values, and of the
-    output. Queries are scaled."""
-
-    query: tuple[Array, Array]
-    key: tuple[Array, Array]
-    value: tuple[Array, Array]
-    output: tuple[Array, Array]
-    heads: int
 
 
 def build_decode(graph: Graph, model: ACT, grid: tuple[int, int], cameras: int) -> None:
@@ -67,7 +54,7 @@ def _encoder_layer(graph: Graph, hidden: str, layer: EncoderLayer, places: Array
     """hidden [N, D] → the same shape."""
     with graph.scope("attention"):
         inner = layer_norm(graph, hidden, layer.norm1, "norm") if layer.pre_norm else hidden
-        mixed = _self_attention(graph, inner, layer.self_attn, places)
+        mixed = self_attention(graph, inner, attention_of(layer.self_attn), places.shape, places)
     hidden = graph.op("Add", hidden, mixed, name="attention_residual")
     if not layer.pre_norm:
         hidden = layer_norm(graph, hidden, layer.norm1, "attention_norm")
@@ -81,18 +68,18 @@ def _decoder_layer(
     if hidden:
         with graph.scope("attention"):
             inner = layer_norm(graph, hidden, layer.norm1, "norm") if layer.pre_norm else hidden
-            mixed = _self_attention(graph, inner, layer.self_attn, places)
+            mixed = self_attention(graph, inner, attention_of(layer.self_attn), places.shape, places)
         hidden = graph.op("Add", hidden, mixed, name="attention_residual")
         if not layer.pre_norm:
             hidden = layer_norm(graph, hidden, layer.norm1, "attention_norm")
-    attention = _weights(layer.multihead_attn)
+    attention = attention_of(layer.multihead_attn)
     heads, (rows, width) = attention.heads, places.shape
     with graph.scope("cross"):
         weight, bias = attention.query
         if hidden:
             inner = layer_norm(graph, hidden, layer.norm2, "norm") if layer.pre_norm else hidden
             asked = linear(graph, inner, weight, "query", places @ weight.T + bias)
-            query = _heads_first(graph, asked, rows, heads, "q")
+            query = heads_first(graph, asked, rows, heads, "q")
         else:
             start, inner_rows = _first_rows(layer, places)
             hidden = graph.weight(start, "start")
@@ -105,10 +92,10 @@ def _decoder_layer(
         )
         fused = linear(graph, tokens, both, "key_value", shift)
         key, value = (
-            _heads_first(graph, part, len(token_places), heads, name)
+            heads_first(graph, part, len(token_places), heads, name)
             for name, part in zip(("k", "v"), graph.split(fused, (width, width), axis=1))
         )
-        mixed = _attend(graph, query, key, value, rows, attention)
+        mixed = attend(graph, query, key, value, rows, attention)
     hidden = graph.op("Add", hidden, mixed, name="cross_residual")
     if not layer.pre_norm:
         hidden = layer_norm(graph, hidden, layer.norm2, "cross_norm")
@@ -127,34 +114,6 @@ def _first_rows(layer: DecoderLayer, places: Array) -> tuple[Array, Array]:
     return array(rows[0]), array((layer.norm2(rows) if layer.pre_norm else rows)[0])
 
 
-def _self_attention(graph: Graph, inner: str, module: nn.MultiheadAttention, places: Array) -> str:
-    """Queries and keys of inner + places, values of inner [N, D], as one product: places' part of it is a constant."""
-    attention, (rows, width) = _weights(module), places.shape
-    weight = np.concatenate((attention.query[0], attention.key[0], attention.value[0]))
-    placed = (places @ part[0].T + part[1] for part in (attention.query, attention.key))
-    shift = np.concatenate((*placed, np.tile(attention.value[1], (rows, 1))), axis=1)
-    fused = graph.split(linear(graph, inner, weight, "qkv", shift), (width,) * 3, axis=1)
-    query, key, value = (
-        _heads_first(graph, part, rows, attention.heads, name) for name, part in zip(("q", "k", "v"), fused)
-    )
-    return _attend(graph, query, key, value, rows, attention)
-
-
-def _attend(graph: Graph, query: str, key: str, value: str, rows: int, attention: Attention) -> str:
-    """softmax(query · keyᵀ) · value and the output projection: [rows, D]."""
-    columns = graph.op("Transpose", key, name="key_columns", perm=[0, 2, 1])
-    weights = graph.op("Softmax", graph.op("MatMul", query, columns, name="scores"), name="softmax", axis=-1)
-    back = graph.op("Transpose", graph.op("MatMul", weights, value, name="mix"), name="rows_first", perm=[1, 0, 2])
-    weight, bias = attention.output
-    return linear(graph, graph.reshape(back, (rows, len(bias)), "flat"), weight, "output", bias)
-
-
-def _heads_first(graph: Graph, value: str, rows: int, heads: int, name: str) -> str:
-    """[rows, D] → [heads, rows, D / heads]."""
-    split = graph.reshape(value, (rows, heads, -1), f"{name}/heads")
-    return graph.op("Transpose", split, name=name, perm=[1, 0, 2])
-
-
 def _mlp(graph: Graph, hidden: str, layer: EncoderLayer | DecoderLayer, norm: nn.LayerNorm) -> str:
     with graph.scope("mlp"):
         inner = layer_norm(graph, hidden, norm, "norm") if layer.pre_norm else hidden
@@ -164,11 +123,3 @@ def _mlp(graph: Graph, hidden: str, layer: EncoderLayer | DecoderLayer, norm: nn
         lowered = linear(graph, active, array(layer.linear2.weight), "down", array(layer.linear2.bias))
     hidden = graph.op("Add", hidden, lowered, name="mlp_residual")
     return hidden if layer.pre_norm else layer_norm(graph, hidden, norm, "mlp_norm")
-
-
-def _weights(module: nn.MultiheadAttention) -> Attention:
-    weights, biases = (np.split(array(item), 3) for item in (module.in_proj_weight, module.in_proj_bias))
-    scale = np.float32(module.head_dim**-0.5)
-    output = (array(module.out_proj.weight), array(module.out_proj.bias))
-    query, key, value = zip(weights, biases)
-    return Attention((query[0] * scale, query[1] * scale), key, value, output, module.num_heads)

@@ -16,7 +16,7 @@ from vla_edge.bundle import Bundle, NormalizationSpec, PolicySpec, Programme
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowRequest
 from vla_edge.errors import ConfigError
-from vla_edge.export.act.backbone import build_backbone, tokens_per_image
+from vla_edge.export.act.backbone import build_backbone
 from vla_edge.export.act.decode import build_decode
 from vla_edge.export.family import Comparison, Cut, Deviations
 from vla_edge.export.proof_observations import Case
@@ -52,9 +52,7 @@ class ACTExporter:
 
     def cuts(self) -> list[Cut]:
         model, size = self.policy.model, self._size()
-        step = 16 if self.policy.config.replace_final_stride_with_dilation else 32
-        grid = (-(-size[0] // step), -(-size[1] // step))
-        cameras = len(self.policy.settings.cameras)
+        grid, cameras = model.backbone.grid(*size), len(self.policy.settings.cameras)
         return [
             Cut("backbone", partial(build_backbone, model=model, size=size)),
             Cut("decode", partial(build_decode, model=model, grid=grid, cameras=cameras)),
@@ -74,7 +72,7 @@ class ACTExporter:
             max_action_dim=config.action_dim,
             image_height=height,
             image_width=width,
-            tokens_per_image=tokens_per_image(self.policy.model, (height, width)),
+            tokens_per_image=int(np.prod(self.policy.model.backbone.grid(height, width))),
             vlm_width=config.dim_model,
             resize_with_padding=False,
             relative_joints=self.policy.settings.relative.joints if self.policy.settings.relative else (),

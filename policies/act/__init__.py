@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ACT in PyTorch: a ResNet for each picture, a transformer from picture and joint tokens to a chunk of actions."""
+"""ACT in PyTorch: a network for each picture, a transformer from picture and joint tokens to a chunk of actions."""

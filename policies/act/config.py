@@ -10,7 +10,8 @@ from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.fields import take
-from vla_edge.policies.act.resnet import DEPTHS, SHALLOW
+from vla_edge.policies.act import dinov2
+from vla_edge.policies.act.resnet import DEPTHS, FIRST_WIDTH, SHALLOW
 from vla_edge.policies.checkpoint_folder import read_json, write_json
 from vla_edge.policies.features import ACTION, STATE, Feature, read_features
 
@@ -24,10 +25,9 @@ _WITHOUT_ARITHMETIC = frozenset(
     )
 )
 _NOT_IN_FILE = ("source", "notes")
-LEROBOTS_WIDTH = 64
 _SIZES = (
     *("chunk_size", "dim_model", "n_heads", "dim_feedforward", "n_encoder_layers", "n_decoder_layers", "latent_dim"),
-    *("n_vae_encoder_layers", "backbone_width"),
+    "n_vae_encoder_layers",
 )
 _MOST_SIDE, _MOST_CHUNK = 16384, 10_000
 
@@ -36,9 +36,11 @@ _MOST_SIDE, _MOST_CHUNK = 16384, 10_000
 class ACTConfig:
     """Sizes and switches of an ACT policy.
 
-    vision_backbone: a ResNet's name. backbone_width: channels of its first stage; LeRobot knows its own 64 only, and a
-    file says another alone. replace_final_stride_with_dilation: the last stage keeps its resolution and widens
-    its view (only ResNets with bottlenecks can). pre_norm: layer norm before each block instead of behind it.
+    vision_backbone: a ResNet's name, or a DINOv2's as torch.hub has it, which LeRobot's ACT does not know.
+    backbone_width: channels of a ResNet's first stage, or a DINOv2's width; 0 becomes the one that the name means,
+    which a file leaves out and LeRobot knows alone. replace_final_stride_with_dilation: the last stage keeps its
+    resolution and widens its view (only ResNets with bottlenecks can). pre_norm: layer norm before each block instead
+    of behind it.
     temporal_ensemble_coeff: see ensembling.py; None does without. source: config.json as it was read. notes: what a
     user should know of it. ConfigError: a value that cannot be computed, named.
     """
@@ -51,7 +53,7 @@ class ACTConfig:
     chunk_size: int = 100
     n_action_steps: int = 100
     vision_backbone: str = "resnet18"
-    backbone_width: int = LEROBOTS_WIDTH
+    backbone_width: int = 0
     replace_final_stride_with_dilation: bool = False
     pre_norm: bool = False
     dim_model: int = 512
@@ -71,12 +73,8 @@ class ACTConfig:
 
     def __post_init__(self) -> None:
         _check_features(self)
-        if self.vision_backbone not in DEPTHS:
-            raise ConfigError(f"vision_backbone is {self.vision_backbone!r}; known: {', '.join(DEPTHS)}")
-        if self.replace_final_stride_with_dilation and self.vision_backbone in SHALLOW:
-            raise ConfigError(
-                "replace_final_stride_with_dilation is true; ResNet-18 and 34 cannot, use resnet50 or switch it off"
-            )
+        _check_backbone(self)
+        object.__setattr__(self, "backbone_width", self.backbone_width or own_width(self.vision_backbone))
         if self.feedforward_activation not in ACTIVATIONS:
             raise ConfigError(
                 f"feedforward_activation is {self.feedforward_activation!r}; ACT runs here with "
@@ -127,6 +125,13 @@ class ACTConfig:
         return False
 
     @property
+    def beyond_lerobot(self) -> str:
+        """A DINOv2, or a backbone of another width."""
+        if self.vision_backbone in dinov2.SIZES:
+            return f"vision_backbone {self.vision_backbone}"
+        return "" if self.backbone_width == FIRST_WIDTH else f"backbone_width {self.backbone_width}"
+
+    @property
     def max_state_dim(self) -> int:
         return self.state_dim
 
@@ -161,6 +166,35 @@ def _check_features(config: ACTConfig) -> None:
     for item in config.cameras:
         if len(item.shape) != 3 or item.shape[0] != 3:
             raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
+
+
+def own_width(vision_backbone: str) -> int:
+    """The width that a backbone's name means."""
+    return dinov2.SIZES[vision_backbone][0] if vision_backbone in dinov2.SIZES else FIRST_WIDTH
+
+
+def _check_backbone(config: ACTConfig) -> None:
+    name, width = config.vision_backbone, config.backbone_width
+    if name not in DEPTHS and name not in dinov2.SIZES:
+        raise ConfigError(f"vision_backbone is {name!r}; known: {', '.join((*DEPTHS, *dinov2.SIZES))}")
+    if config.replace_final_stride_with_dilation and (name in SHALLOW or name in dinov2.SIZES):
+        raise ConfigError(
+            f"replace_final_stride_with_dilation is true; {name} cannot, use resnet50, 101 or 152, or switch it off"
+        )
+    if width < 0:
+        raise ConfigError(f"backbone_width is {width}, must be at least 1; leave it out for {name}'s own")
+    if name not in dinov2.SIZES:
+        return
+    if width % dinov2.HEAD_WIDTH:
+        raise ConfigError(f"backbone_width is {width}; {name} needs a multiple of {dinov2.HEAD_WIDTH}")
+    for item in config.cameras:
+        height, across = item.shape[1:]
+        if height % dinov2.PATCH or across % dinov2.PATCH:
+            near = " × ".join(str(max(1, round(side / dinov2.PATCH)) * dinov2.PATCH) for side in (height, across))
+            raise ConfigError(
+                f"input_features.{item.name}.shape is {list(item.shape)}; {name} sees patches of {dinov2.PATCH} × "
+                f"{dinov2.PATCH}, both sides must be multiples of it: record pictures of {near}, or use resnet18"
+            )
 
 
 def read_config(folder: Path) -> ACTConfig:
@@ -225,6 +259,6 @@ def write_config(folder: Path, config: ACTConfig) -> None:
             value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
         if item.name not in _NOT_IN_FILE:
             content[item.name] = value
-    if config.backbone_width == LEROBOTS_WIDTH:
+    if config.backbone_width == own_width(config.vision_backbone):
         del content["backbone_width"]
     write_json(folder / "config.json", content)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_edge.policies.act.config import ACTConfig
+from vla_edge.policies.act.dinov2 import SIZES, DINOv2
 from vla_edge.policies.act.resnet import ResNet
 
 _TURN = 2 * math.pi
@@ -111,6 +112,13 @@ class Decoder(nn.Module):
         return normed
 
 
+def backbone_of(config: ACTConfig) -> ResNet | DINOv2:
+    """The network that looks at a picture."""
+    if config.vision_backbone in SIZES:
+        return DINOv2(config.backbone_width, SIZES[config.vision_backbone][1])
+    return ResNet(config.vision_backbone, config.replace_final_stride_with_dilation, config.backbone_width)
+
+
 class ACT(nn.Module):
     """The whole network. Pictures are float32 [B, 3, H, W], normalised; joints [B, state_dim], normalised."""
 
@@ -127,7 +135,7 @@ class ACT(nn.Module):
             self.vae_encoder_action_input_proj = nn.Linear(config.action_dim, width)
             self.vae_encoder_latent_output_proj = nn.Linear(width, 2 * config.latent_dim)
             self.register_buffer("vae_encoder_pos_enc", sinusoids(config.chunk_size + 2, width)[None])
-        self.backbone = ResNet(config.vision_backbone, config.replace_final_stride_with_dilation, config.backbone_width)
+        self.backbone = backbone_of(config)
         self.encoder = Encoder(config, config.n_encoder_layers)
         self.decoder = Decoder(config)
         self.encoder_robot_state_input_proj = nn.Linear(config.state_dim, width)

@@ -76,7 +76,9 @@ class ACTPolicy(nn.Module):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about this checkpoint."""
-        return (*self.config.notes, *self.settings.notes)
+        beyond = self.config.beyond_lerobot
+        own = (f"config.json: {beyond} is not LeRobot's, whose ACT does not open this checkpoint",) if beyond else ()
+        return (*self.config.notes, *own, *self.settings.notes)
 
     def reset(self) -> None:
         """Forget queued actions and the ensemble: call at the start of an episode."""

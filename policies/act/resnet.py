@@ -18,6 +18,8 @@ DEPTHS = {
     "resnet152": (3, 8, 36, 3),
 }
 """Residual blocks of the four stages."""
+FIRST_WIDTH = 64
+"""Channels of the first stage."""
 SHALLOW = ("resnet18", "resnet34")
 """Of blocks that cannot be dilated."""
 
@@ -85,8 +87,9 @@ class ResNet(nn.Module):
     """Picture [B, 3, H, W], normalised → feature map [B, `channels`, H/32, W/32] (H/16 with dilation), sizes rounded
     up."""
 
-    def __init__(self, name: str, dilate_last: bool, first_width: int = 64) -> None:
+    def __init__(self, name: str, dilate_last: bool, first_width: int = FIRST_WIDTH) -> None:
         super().__init__()
+        self._step = 16 if dilate_last else 32
         self.conv1 = nn.Conv2d(3, first_width, 7, 2, padding=3, bias=False)
         self.bn1 = FrozenBatchNorm(first_width)
         block = Basic if name in SHALLOW else Bottleneck
@@ -109,6 +112,16 @@ class ResNet(nn.Module):
         for index in range(4):
             x = getattr(self, f"layer{index + 1}")(x)
         return x
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a picture's feature map."""
+        return -(-height // self._step), -(-width // self._step)
+
+    def draw(self) -> None:
+        """Random weights for training from nothing."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:

@@ -156,6 +156,11 @@ class SmolVLAConfig:
         return True
 
     @property
+    def beyond_lerobot(self) -> str:
+        """Nothing: LeRobot reads past the fields that it does not know."""
+        return ""
+
+    @property
     def has_delta(self) -> bool:
         """Whether the model holds a delta expert."""
         return self.train_delta_expert or self.holds_delta

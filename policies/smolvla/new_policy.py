@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy that is made here begins with: the backbone's files with a small tokenizer, and the published types."""
+"""A new policy on a pretrained backbone: the expert starts random, the backbone never does. Besides, what a policy
+whose backbone is made here too begins with: the backbone's files with a small tokenizer, and the published types."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 
-from vla_edge.policies.smolvla.config import expert_crosses
+from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.hub import local_folder
+from vla_edge.policies.checkpoint_folder import given_folder
+from vla_edge.policies.families import Beginning, Preset, Scratch
+from vla_edge.policies.processing import default_processing
+from vla_edge.policies.smolvla.backbone import read_backbone
+from vla_edge.policies.smolvla.config import config_from_json, expert_crosses
+from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 
-if TYPE_CHECKING:
-    from vla_edge.policies.smolvla.policy import SmolVLAPolicy
-
+VLM = "model.vlm_with_expert.vlm."
+INITIALIZER_RANGE = 0.02
+"""Standard deviation of new expert weights (the backbone's own `initializer_range`)."""
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -28,6 +39,76 @@ SPECIAL = (
 _TEXT = """Pick up the cube and put it into the box. Place the bracelet into the box. Grasp the red block, lift it and
 stack it on the blue one. Push the green cylinder to the left. Open the drawer, close the drawer. Move the gripper
 to the yellow target. Put the pen into the cup. Wipe the table with the sponge. Hand over the screwdriver."""
+
+
+def smolvla_from_scratch(beginning: Beginning) -> SmolVLAPolicy:
+    """A policy with fresh expert and projections. CheckpointError: backbone files or weights are missing."""
+    if not beginning.backbone:
+        raise ConfigError("--family smolvla needs --backbone DIR, the folder of SmolVLM2 with its weights")
+    files, given = ("config.json", "tokenizer.json", "tokenizer_config.json"), Path(beginning.backbone)
+    folder = given_folder(local_folder(given, "model", files=(*files, "*.safetensors")), files)
+    loaded = _backbone_weights(folder)
+    content = {
+        "type": "smolvla",
+        **beginning.features,
+        "vlm_model_name": str(given) if folder != given.expanduser() else str(folder.resolve()),
+        "load_vlm_weights": False,  # they are all in the checkpoint, and the backbone's own may move away
+        **beginning.fields,
+    }
+    config = config_from_json(content, "policy options")
+    torch.manual_seed(beginning.seed)
+    settings = default_processing(folder, config, beginning.statistics)
+    policy = SmolVLAPolicy(config, read_backbone(folder), settings)
+    for module in policy.model.vlm_with_expert.lm_expert.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data.normal_(0.0, INITIALIZER_RANGE)
+    own = {name: value for name, value in policy.state_dict().items() if name.startswith(VLM)}
+    absent = sorted(set(own) - set(loaded))
+    if absent == [f"{VLM}lm_head.weight"]:
+        loaded[absent[0]] = loaded[f"{VLM}model.text_model.embed_tokens.weight"]
+    elif absent:
+        raise CheckpointError(
+            f"{folder}: backbone weight {absent[0].removeprefix(VLM)} is missing; training from scratch needs all of "
+            "them"
+        )
+    wrong = [name for name, value in own.items() if loaded[name].shape != value.shape]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: backbone weight {wrong[0].removeprefix(VLM)} has shape {list(loaded[wrong[0]].shape)}, "
+            f"config.json makes it {list(own[wrong[0]].shape)}"
+        )
+    policy.load_state_dict({name: loaded[name].float() for name in own}, strict=False)
+    policy.stored_types = {name: loaded[name].dtype for name in own}
+    policy.backbone_folder = folder
+    return policy
+
+
+FAMILY_SCRATCH = Scratch(
+    smolvla_from_scratch,
+    "folder or Hub id of SmolVLM2 with its weights (needed)",
+    Preset(16, 200_000, 1e-4, (0.9, 0.95), 1e-10, 1000, 30_000, 2.5e-6),
+)
+
+
+def _backbone_weights(folder: Path) -> dict[str, Tensor]:
+    """The backbone's own weights (`model.safetensors`, or its shards) under the policy's names.
+
+    CheckpointError when they are missing or damaged: random backbone weights are never used instead.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    )
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            tensors |= load_file(folder / name)
+        except (FileNotFoundError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder / name}: backbone weights cannot be read ({error}); training from scratch needs them, "
+                "copy or download the whole SmolVLM2 folder"
+            ) from None
+    return {f"{VLM}{name}": tensor for name, tensor in tensors.items()}
 
 
 def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from tests.policies.act.act_checkpoints import checkpoint, expected, observation
 from vla_edge.bundle import Programme, open_bundle
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.tensorrt.trt_lint import lint_bundle
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.command import main as export_engines
@@ -30,8 +31,8 @@ TOLERANCE = 1e-4
 """As of every export: ten times the rounding of another order of sums."""
 
 
-def exported(place: Path, name: str) -> Path:
-    folder = checkpoint(place / name, name)
+def exported(place: Path, name: str, version: str = "061") -> Path:
+    folder = checkpoint(place / name, name, version)
     export_bundle(ExportRequest(folder, place / f"{name}-bundle", threads=1), lambda _: None)
     return place / f"{name}-bundle"
 
@@ -50,10 +51,12 @@ def close(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("name", ("pre-norm", "dilated", "scaled"))
-def test_chunks_from_raw_pictures_equal_lerobots(name: str, tmp_path: Path) -> None:
-    session = PolicySession(open_bundle(exported(tmp_path, name)), load_engine("ort", ONE))
-    for raw, chunk in zip(observations(), expected(name)[0]):
+@pytest.mark.parametrize(
+    ("name", "version"), [*((name, "061") for name in ("pre-norm", "no-vae", "dilated", "scaled")), ("resnet18", "044")]
+)
+def test_chunks_from_raw_pictures_equal_lerobots(name: str, version: str, tmp_path: Path) -> None:
+    session = PolicySession(open_bundle(exported(tmp_path, name, version)), load_engine("ort", ONE))
+    for raw, chunk in zip(observations(), expected(name, version)[0]):
         result = session.infer(InferenceRequest(seen(raw), 0))
         assert result is not None and result.noise is None and result.draw is None
         close(result.actions, chunk)
@@ -67,6 +70,10 @@ def test_the_manifest_says_what_the_policy_is_and_has_no_text(act_bundle: Path) 
     assert max(manifest.parity["stages"].values()) < TOLERANCE
     assert [item.mode for item in manifest.normalization] == ["MEAN_STD"] * 4
     assert manifest.checkpoint["config"]["type"] == "act"
+
+
+def test_tensorrt_would_read_its_graphs(act_bundle: Path) -> None:
+    lint_bundle(open_bundle(act_bundle))
 
 
 def test_what_a_bundle_shows_of_act_is_what_it_has(act_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

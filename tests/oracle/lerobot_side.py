@@ -137,7 +137,40 @@ def processors(policy: Any, folder: str) -> tuple[Any, Any]:
     return make_pre_post_processors(policy.config, pretrained_path=folder, preprocessor_overrides=cpu)
 
 
-DO: dict[str, Callable[[Request], dict[str, Any]]] = {work.__name__: work for work in (versions, chunk, step, adapter)}
+def dinov2(request: Request) -> dict[str, Any]:
+    """A random Dinov2Model: seed, width, layers, folder it is saved to, sizes of random pictures, out (pictures and the
+    last rows of each)."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(request["seed"])
+    sizes = {"hidden_size": request["width"], "num_hidden_layers": request["layers"], "image_size": 518}
+    made = Dinov2Model(Dinov2Config(num_attention_heads=request["width"] // 64, **sizes)).eval()
+    kept = {}
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        for number, size in enumerate(request["sizes"]):
+            picture = torch.randn(1, 3, *size)
+            rows = made(pixel_values=picture).last_hidden_state
+            kept |= {f"picture{number}": picture.numpy(), f"rows{number}": rows.numpy()}
+    made.save_pretrained(request["folder"])
+    np.savez(request["out"], **kept)
+    return {}
+
+
+def opens(request: Request) -> dict[str, Any]:
+    """Whether LeRobot opens the checkpoint in `folder`, else why not."""
+    from lerobot.configs.policies import PreTrainedConfig
+
+    try:
+        PreTrainedConfig.from_pretrained(request["folder"])
+    except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
+        return {"why": str(error)}
+    return {"why": ""}
+
+
+WORK = (versions, chunk, step, adapter, dinov2, opens)
+DO: dict[str, Callable[[Request], dict[str, Any]]] = {work.__name__: work for work in WORK}
 DO |= import_module("lerobot_datasets").DO | import_module("lerobot_so101").DO
 
 

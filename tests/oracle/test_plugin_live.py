@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.policies.act.act_checkpoints import checkpoint
+from tests.policies.act.act_checkpoints import checkpoint, dinov2_checkpoint
 
 from vla_edge.export.assemble import ExportRequest, export_bundle
 
@@ -96,6 +96,19 @@ def test_an_ensemble_is_lerobots(tmp_path: Path, live: Live) -> None:
     _, _, theirs = ensemble.rollout(ensemble.checkpoint, ticks=60)
     _, _, ours = ensemble.rollout(ensemble.bundle, ticks=60)
     assert np.abs(ours["actions"] - theirs["actions"]).max() <= TOLERANCE * np.abs(theirs["actions"]).max()
+
+
+def test_a_checkpoint_that_lerobot_does_not_open_is_not_compared_and_the_bundle_runs(
+    tmp_path: Path, live: Live
+) -> None:
+    folder = dinov2_checkpoint(tmp_path / "dinov2")
+    bundle = tmp_path / "dinov2-bundle"
+    export_bundle(ExportRequest(folder, bundle, threads=1), lambda _: None)
+    _, said, kept = live.rollout(
+        bundle, f"--policy.checkpoint={folder}", "--robot.height=28", "--robot.width=42", ticks=60
+    )
+    assert said.count("LeRobot does not open the checkpoint") == 1, said
+    assert kept["actions"].shape == (60, 6) and np.isfinite(kept["actions"]).all()
 
 
 def test_a_bundle_that_differs_leaves_the_arm_to_lerobots_policy_and_says_so(live: Live) -> None:

@@ -43,7 +43,7 @@ def test_a_run_is_repeatable_and_leaves_a_checkpoint_per_colour(tmp_path: Path) 
 
 def test_the_policy_of_a_colour_is_the_one_that_is_told_it() -> None:
     config, settings = (policy := ACTPolicy.from_pretrained(EXAMPLE / "red")).config, policy.settings
-    told = new_act(told_the_colour(config), settings, None, 3).eval()
+    told = new_act(told_the_colour(config), settings, "", 3).eval()
     told.load_state_dict({name: value.half().float() for name, value in told.state_dict().items()})
     state, pictures = torch.randn(1, 6, generator=torch.Generator().manual_seed(1)), [torch.zeros(1, 3, 96, 128)] * 2
     for number, colour in enumerate(CUBE_COLOURS):
@@ -60,8 +60,8 @@ def test_a_narrower_resnet_is_written_down_and_lerobots_own_is_not(tmp_path: Pat
         write_config(tmp_path / name, config_from_json({**ACT_POLICY, **fields}, "here"))
     own, narrow = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("own", "narrow"))
     assert "backbone_width" not in own and narrow["backbone_width"] == 12
-    with pytest.raises(ConfigError, match="backbone_width is 0, must be at least 1"):
-        config_from_json({**ACT_POLICY, "backbone_width": 0}, "here")
+    with pytest.raises(ConfigError, match="backbone_width is -1, must be at least 1"):
+        config_from_json({**ACT_POLICY, "backbone_width": -1}, "here")
 
 
 @renders

@@ -120,7 +120,16 @@ class VlaEdgePolicy(PreTrainedPolicy):
             )
             return
         state = torch.get_rng_state()  # both draw the same noise, and the run draws on as if nothing was compared
-        lerobots = _LerobotsPolicy(folder, self.config.device)
+        try:
+            lerobots = _LerobotsPolicy(folder, self.config.device)
+        except Exception as error:  # noqa: BLE001 - whatever LeRobot raises: a field, a backbone or a type it lacks
+            torch.set_rng_state(state)
+            logger.warning(
+                "vla-edge: LeRobot does not open the checkpoint %s (%s): not compared with its policy",
+                folder,
+                " ".join(str(error).split()) or type(error).__name__,
+            )
+            return
         torch.set_rng_state(state)
         theirs = lerobots.chunk(batch)
         torch.set_rng_state(state)

@@ -81,3 +81,17 @@ def observations() -> list[dict[str, NDArray[Any]]]:
         }
         for _ in range(STEPS)
     ]
+
+
+DINOV2_WIDTH = 128
+DINOV2_SIZES = {(42, 56): 1, (70, 28): 1, (224, 224): 5, (518, 518): 25}
+"""Pictures of the golden DINOv2, and every how many of its rows are kept; the last has the size of its table."""
+
+
+def dinov2_weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A tensor of the golden DINOv2: places as large as patches, scales that matter."""
+    if name.endswith(("position_embeddings", "cls_token")):
+        return (np.float32(0.5) * numbers(name, shape)).astype(np.float32)
+    if name.endswith("lambda1"):
+        return (np.float32(0.5) + np.float32(0.2) * numbers(name, shape)).astype(np.float32)
+    return weight(name, shape)
