@@ -66,7 +66,7 @@ def test_a_policy_that_scratch_made_opens_in_lerobot_and_plans_the_same(lerobot:
     save_file(backbone, base / "vlm" / "model.safetensors")
     small = {"num_vlm_layers": 2, "chunk_size": 8, "n_action_steps": 8, "num_steps": 2}
     (tmp_path / "small.json").write_text(json.dumps(small | {"resize_imgs_with_padding": [64, 64]}))
-    words = ["--vlm", base / "vlm", "--dataset", data, "--policy-config", tmp_path / "small.json", "--out"]
+    words = ["--backbone", base / "vlm", "--dataset", data, "--policy-config", tmp_path / "small.json", "--out"]
     run = [*words, tmp_path / "run", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
     assert train_command(["scratch", *map(str, run)]) == 0
 

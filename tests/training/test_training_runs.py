@@ -527,7 +527,7 @@ def test_scratch_is_refused_without_backbone_weights_and_trains_with_them(world,
     )
     words = [
         "scratch",
-        "--vlm",
+        "--backbone",
         vlm,
         "--dataset",
         world / "data",
