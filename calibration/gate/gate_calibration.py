@@ -230,6 +230,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise ConfigError(f"--out {arguments.out} exists already; bundles are never changed, choose another folder")
     bundle = open_bundle(arguments.bundle)
+    if not bundle.manifest.programme.scene:
+        raise ConfigError(
+            f"{arguments.bundle}: its policy has no prefix to reuse, so there is nothing to calibrate; run it with "
+            "--cache off"
+        )
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
     with (
         open_dataset(arguments.dataset, tolerance_s=arguments.tolerance) as dataset,

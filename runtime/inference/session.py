@@ -468,6 +468,11 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
     settings = options.gate or read_gate(bundle)
     if options.cache is CacheMode.OFF and settings is None:
         return None
+    if settings is None and not bundle.manifest.programme.scene:
+        raise ConfigError(
+            f"--cache {options.cache.value}: this policy has no prefix to reuse, so there is nothing to calibrate; "
+            "choose --cache off"
+        )
     if settings is None:
         raise ConfigError(
             f"--cache {options.cache.value} needs a calibrated bundle, this one has no thresholds; run "

@@ -11,6 +11,7 @@ import pytest
 from tests.policies.act.act_checkpoints import checkpoint, expected, observations
 
 from vla_edge.bundle import Programme, open_bundle
+from vla_edge.calibration.command import main as calibrate
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.tensorrt.trt_lint import lint_bundle
@@ -100,6 +101,18 @@ def test_tokens_of_a_still_picture_are_kept_exactly(act_bundle: Path) -> None:
         np.testing.assert_array_equal(results[0].actions, results[1].actions)
         looked.append((results[0].decision.reason, results[0].decision.look))
     assert looked == [(Reason.NO_HISTORY, (0, 1)), (Reason.REUSED, ()), (Reason.PICTURE_CHANGED, (1,))]
+
+
+@pytest.mark.parametrize("mode", [CacheMode.STILL, CacheMode.GATED, CacheMode.DELTA])
+def test_a_cache_without_limits_is_refused_by_what_the_policy_lacks(act_bundle: Path, mode: CacheMode) -> None:
+    with pytest.raises(ConfigError, match=f"--cache {mode.value}: this policy has no prefix to reuse.*--cache off"):
+        PolicySession(open_bundle(act_bundle), load_engine("ort", ONE), SessionOptions(mode))
+
+
+def test_there_is_no_gate_to_calibrate(act_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gate", "--bundle", str(act_bundle), "--dataset", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert calibrate(words) == 2
+    assert "has no prefix to reuse, so there is nothing to calibrate" in capsys.readouterr().err
 
 
 def save(file: Path, raw: dict[str, np.ndarray], **more: object) -> Path:
