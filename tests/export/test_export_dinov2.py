@@ -12,11 +12,14 @@ import pytest
 from tests.export.test_export_act import ONE, close, save, seen
 from tests.policies.act.act_checkpoints import dinov2_checkpoint, dinov2_observations
 
-from vla_edge.benchmarks.command import main as bench
+from vla_edge.benchmarks.lerobot_subject import LerobotSubject
+from vla_edge.benchmarks.subject import FRESH, SubjectSpec
+from vla_edge.benchmarks.torch_subject import TorchSubject
 from vla_edge.bundle import Programme, open_bundle
 from vla_edge.calibration.precision.action_error import ActionErrorBound
 from vla_edge.engines.engine import load_engine
 from vla_edge.engines.tensorrt.trt_lint import lint_bundle
+from vla_edge.errors import ConfigError
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.precision import PrecisionRequest, requantise
 from vla_edge.policies.families import load_policy
@@ -96,8 +99,7 @@ def test_infer_and_the_bench_take_it_and_lerobot_is_not_asked(
     large = {**raw, "observation.images.front": np.zeros((84, 84, 3), np.uint8)}
     assert runtime([*words, "--observation", str(save(tmp_path / "large.npz", large))]) == 2
     assert "expected uint8 [28, 42, 3]" in capsys.readouterr().err
-    words = ["--bundle", str(place / "bundle"), "--checkpoint", str(place / "act"), "--threads", "1", "--rounds", "1"]
-    assert bench([*words, "--against", "torch"]) == 0
-    assert "network" in capsys.readouterr().out
-    assert bench([*words, "--against", "lerobot"]) == 2
-    assert "vision_backbone dinov2_vits14" in capsys.readouterr().err
+    spec = SubjectSpec("torch", "torch", place / "act", "torch", 1, place / "bundle")
+    assert TorchSubject(spec).run(FRESH, 0)["network"] > 0
+    with pytest.raises(ConfigError, match="vision_backbone dinov2_vits14 in .* is not LeRobot's"):
+        LerobotSubject(spec)
