@@ -1,6 +1,6 @@
 # make demo        checkpoint -> export -> an arm moving in simulation
 # make demo-robot  only the robot's part, from a committed bundle, without torch
-# make test        the tests (under 12 minutes on 2 cores)
+# make test        the tests
 # make check       ruff, mypy, tests, sanitizers and mutation check of the C core, the README's commands
 # make load        tests of processes, clocks and terminals 20 times beside two busy loops a core (hours)
 # make soak | full | gpu | bench     long tests | full-size network | NVIDIA GPU | latency benchmark
