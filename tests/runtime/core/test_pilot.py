@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vla_edge.contract import Chunk, ChunkKind, Command
-from vla_edge.robot.registers import GOAL_POSITION, TORQUE_ENABLE, Register
+from vla_edge.robot.registers import Register
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulator import koch_servos
-from vla_edge.robot.sim.framing import BROADCAST, DYNAMIXEL2, SYNC_WRITE
+from vla_edge.robot.sim.emulator import ARMS
+from vla_edge.robot.sim.framing import BROADCAST, SYNC_WRITE
 from vla_edge.robot.sim.plant import IdealPlant
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits
 
@@ -391,9 +391,11 @@ PARK = (2300,) * 6
 class OnBus(Flight):
     """A pilot whose arm is the emulated bus, on the pilot's clock: what the arm did stands in the bus's own log."""
 
+    arm = "koch"
+
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
-        servos = koch_servos(None, self.position)
+        servos = ARMS[self.arm](None, self.position)
         self.plant = IdealPlant([servo.raw for servo in servos])
         self.log: list[Mapping[str, Any]] = []
         self.bus = EmulatedBus(servos, self.plant, Faults(FaultRates(), 0, (0.0, 0.0)), self.log.append)
@@ -404,16 +406,22 @@ class OnBus(Flight):
         self.bus.advance(now_ns)
         self.position = [servo.position for servo in self.bus.servos]
         super().tick(*chunks, command=command, **fields)
+        servo = self.bus.servos[0]
         if self.last["write"]:
-            self._say(GOAL_POSITION, [goal.to_bytes(4, "little", signed=True) for goal in self.last["goals"]], now_ns)
+            self._say(servo.GOAL, self.last["goals"], now_ns)
         if self.last["torque"] != 0:
-            self._say(TORQUE_ENABLE, [bytes([self.last["torque"] == 1])] * 6, now_ns)
+            self._say(servo.TORQUE, [int(self.last["torque"] == 1)] * 6, now_ns)
         return self.last
 
-    def _say(self, register: Register, values: list[bytes], now_ns: int) -> None:
-        head = register.address.to_bytes(2, "little") + register.size.to_bytes(2, "little")
-        body = head + b"".join(bytes([servo.id]) + value for servo, value in zip(self.bus.servos, values))
-        self.bus.receive(DYNAMIXEL2.encode(BROADCAST, SYNC_WRITE, body), 1_000_000, now_ns)
+    def _say(self, register: Register, values: Sequence[int], now_ns: int) -> None:
+        language = self.bus.servos[0].LANGUAGE
+        head = b"".join(
+            number.to_bytes(language.address_bytes, "little") for number in (register.address, register.size)
+        )
+        body = head + b"".join(
+            bytes([servo.id]) + register.encode(value) for servo, value in zip(self.bus.servos, values)
+        )
+        self.bus.receive(language.encode(BROADCAST, SYNC_WRITE, body), 1_000_000, now_ns)
 
     def overload(self, joint: int) -> None:
         super().overload(joint)
@@ -427,6 +435,10 @@ class OnBus(Flight):
         before = [entry["positions"] for entry in self.log if entry["kind"] == "motion" and entry["t"] <= since_ns][-1:]
         after = [entry["positions"] for entry in self.log if entry["kind"] == "motion" and entry["t"] > since_ns]
         return max(int(np.ptp([shown[str(i)] for shown in before + after])) for i in range(1, 7))
+
+
+class OnFeetech(OnBus):
+    arm = "so101"
 
 
 def disarmed(make: type[Flight] = Flight) -> Flight:
@@ -508,14 +520,15 @@ SETTLE_S = 0.4
 """For slowing down from the fastest motion of these tests."""
 
 
+@pytest.mark.parametrize("bus", [OnBus, OnFeetech], ids=lambda bus: bus.arm)
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 @pytest.mark.parametrize("command", [c for c in Command if c is not Command.NONE], ids=lambda c: c.name.lower())
 def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
-    state: Callable[[type[Flight]], Flight], command: Command
+    state: Callable[[type[Flight]], Flight], command: Command, bus: type[OnBus]
 ) -> None:
     """And what the arm did in them stands in the log of the emulated bus."""
-    flight = state(OnBus)
-    assert isinstance(flight, OnBus)
+    flight = state(bus)
+    assert isinstance(flight, bus)
     before = dict(flight.last)
     asked_ns = (flight.tick_number + 1) * T
     told = flight.tick(command=command)
@@ -541,7 +554,7 @@ def test_what_a_command_has_answered_is_true_for_the_next_two_seconds(
         assert not moves and not limp and not flight.last["done"]
     if command is Command.PING:
         assert answer == DONE
-        twin = state(OnBus)
+        twin = state(bus)
         twin.tick()
         undisturbed = [twin.tick(twin.chunk(n=200, step=2.0))["goals"] for _ in goals[1:6]]
         assert undisturbed == goals[1:6]
