@@ -168,7 +168,8 @@ def episode(arm: SimulatedArm, planner: SessionPlanner, seed: int, way: Way) -> 
     rng, colour = np.random.default_rng([seed, 12]), wanted_colour(seed)
     turned, moved = (tick + HZ // FPS * int(rng.integers(REPLAN)) for tick in (TURN_TICK, MOVE_TICK))
     degrees = TURN_DEG if seed % 2 else -TURN_DEG
-    positions, goals, tips = np.empty((TICKS, 6)), np.empty((TICKS, 6)), np.empty((TICKS, 3))
+    joints = len(arm.body.joints)
+    positions, goals, tips = np.empty((TICKS, joints)), np.empty((TICKS, joints)), np.empty((TICKS, 3))
 
     def watch(arm: SimulatedArm, tick: int) -> None:
         positions[tick], goals[tick] = arm.body.units(arm.positions_now), arm.body.units(arm.goals)
@@ -195,7 +196,7 @@ def send_directly(arm: SimulatedArm, planner: SessionPlanner, seed: int, options
     assert options.watch is not None
     arm.reset(random_scene(seed))
     planner.reset(seed, options)
-    queue, waits = np.empty((0, 6)), 0
+    queue, waits = np.empty((0, len(arm.body.joints))), 0
     for tick in range(round(options.seconds * FPS)):
         if len(queue) == 0:
             now_ns = tick * 10**9 // FPS

@@ -113,7 +113,10 @@ def calibrate_joints(
     for joint, position in middle.items():
         if arm.multi_turn:
             _check_turn(joint, position, position, drive_modes[joint], last)
-    homing = {joint: arm.homing_sign * (MIDDLE - position) for joint, position in middle.items()}
+    wanted = {joint: arm.homing_sign * (MIDDLE - position) for joint, position in middle.items()}
+    homing = {
+        joint: offset.decode(offset.encode(value)) for joint, value in wanted.items()
+    }  # what the register can hold
     bus.write_where_different(offset, homing)
 
     moved = [joint.name for joint in arm.joints if not joint.full_turn]

@@ -109,10 +109,16 @@ def record_episode(arm: SimulatedArm, seed: int, observations: int, every: int =
     )
 
 
+WIDE_RAD = 1.1
+NARROW_RAD = {"wrist_flex": 0.5, "wrist_roll": 0.15, "gripper": 0.15}
+"""How far a random pose lies from the ready one at most: what carries the hand, and what turns it."""
+
+
 def _free_pose(body: ArmBody, rng: np.random.Generator) -> NDArray[np.float64]:
     """A random pose, rad [joints], whose tip is over the table and in front of the base."""
+    spread = [NARROW_RAD.get(name, WIDE_RAD) for name in body.joints]
     while True:
-        pose = np.array(body.ready_rad) + rng.uniform(-1, 1, 6) * [1.1, 1.1, 1.1, 0.5, 0.15, 0.15]
+        pose = np.array(body.ready_rad) + rng.uniform(-1, 1, len(body.joints)) * spread
         pose = np.clip(pose, body.low_rad, body.high_rad)
         x, y, z = tip_position(body, pose)
         if z > 0.03 and np.hypot(x, y) > 0.07:

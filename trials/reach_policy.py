@@ -74,6 +74,7 @@ BACKBONE: Mapping[str, Any] = {
         "patch_size": 16,
     },
 }
+(JOINTS,) = {len(body.joints) for body in BODIES.values()}
 CAMERA_SHAPE = (3, ReachRecording().height, ReachRecording().width)
 POLICY: Mapping[str, Any] = {
     "type": "smolvla",
@@ -90,11 +91,11 @@ POLICY: Mapping[str, Any] = {
     "freeze_vision_encoder": False,
     "train_expert_only": False,
     "input_features": {
-        STATE: {"type": "STATE", "shape": [6]},
+        STATE: {"type": "STATE", "shape": [JOINTS]},
         "observation.images.laptop": {"type": "VISUAL", "shape": list(CAMERA_SHAPE)},
         "observation.images.phone": {"type": "VISUAL", "shape": list(CAMERA_SHAPE)},
     },
-    "output_features": {ACTION: {"type": "ACTION", "shape": [6]}},
+    "output_features": {ACTION: {"type": "ACTION", "shape": [JOINTS]}},
 }
 
 

@@ -59,6 +59,8 @@ typedef struct {
     /* Reboots the servos of `joints` (bits) and waits until each answers again; no torque. */
     arm_result (*reboot)(void *context, uint32_t joints, int64_t deadline_ns);
     const arm_trouble *trouble; /* of the last reading, torque switch or look at the watchdogs that failed */
+    /* Does somebody watch who stops the servos when we fall silent? NULL: they stop by themselves. */
+    bool (*guarded)(void *context, int64_t now_ns);
 } arm_port;
 
 #endif

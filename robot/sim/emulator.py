@@ -34,8 +34,7 @@ from typing import TextIO
 
 from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.robot import registers as r
-from vla_edge.robot.arm_description import load_arm
+from vla_edge.robot.arm_description import ArmDescription, ArmJoint, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
@@ -45,7 +44,6 @@ from vla_edge.robot.sim.plant import IdealPlant, Plant
 from vla_edge.robot.sim.servos.sts3215 import Sts3215
 from vla_edge.robot.sim.servos.x_series import XSeriesServo
 
-KOCH_MODELS = (r.XL430_W250, r.XL430_W250, r.XL330_M288, r.XL330_M288, r.XL330_M288, r.XL330_M288)
 MIDDLE = 2048
 REALTIME_PRIORITY = 10
 HOG_US = 1_000_000
@@ -61,55 +59,42 @@ class Event:
     words: tuple[str, ...]
 
 
-def koch_servos(calibration: JointCalibrations | None, shown: Sequence[int]) -> list[XSeriesServo]:
-    """Six servos as `configure` leaves a Koch: ids 1 to 6, modes, homing and limits of `calibration`.
+def _x_series(joint: ArmJoint, model: int, volts: float) -> EmulatedServo:
+    return XSeriesServo(model, joint.id, 0.0)
 
-    shown: present position of each as its register shows it, counts.
+
+def _sts3215(joint: ArmJoint, model: int, volts: float) -> EmulatedServo:
+    """As LeRobot's `configure` leaves it."""
+    settings = {"return_delay_time": 0, "acceleration": 254, "p_coefficient": 16}
+    if joint.name.endswith("gripper"):
+        settings |= {"max_torque_limit": 500, "torque_limit": 500, "protection_current": 250, "overload_torque": 25}
+    servo = Sts3215(joint.id, 0.0, volts)
+    for name, value in settings.items():
+        servo.put(servo.REGISTERS[name], value)
+    return servo
+
+
+SERVOS: dict[str, Callable[[ArmJoint, int, float], EmulatedServo]] = {"dynamixel2": _x_series, "feetech0": _sts3215}
+"""By the language that they speak."""
+
+
+def servos_of(
+    arm: ArmDescription, calibration: JointCalibrations | None, shown: Sequence[int], volts: float = 12.0
+) -> list[EmulatedServo]:
+    """An arm's servos by its description: ids, models, modes; what they must hold of `calibration`.
+
+    shown: present position of each as its register shows it, counts. volts: 7.4 or 12, where there are such servos of
+    one model.
     """
     servos = []
-    for i, model in enumerate(KOCH_MODELS):
-        servo = XSeriesServo(model, i + 1, 0.0)
-        servo.put(r.OPERATING_MODE, 5 if i == len(KOCH_MODELS) - 1 else 4)
-        if calibration is not None:
-            joint = calibration.joints[i]
-            servo.put(r.DRIVE_MODE, joint.drive_mode)
-            servo.put(r.HOMING_OFFSET, joint.homing_offset)
-            servo.put(r.MIN_POSITION, joint.range_min)
-            servo.put(r.MAX_POSITION, joint.range_max)
-        servo.place(shown[i])
-        servos.append(servo)
-    return servos
-
-
-def so101_servos(calibration: JointCalibrations | None, shown: Sequence[int], volts: float = 12.0) -> list[Sts3215]:
-    """Six servos as LeRobot's `configure` leaves an SO-101: ids 1 to 6, homing and limits of `calibration`.
-
-    shown: present position of each as its register shows it, counts. volts: 7.4 or 12, the kind of the servos.
-    """
-    configured = {"return_delay_time": 0, "acceleration": 254, "p_coefficient": 16}
-    gripper = {"max_torque_limit": 500, "torque_limit": 500, "protection_current": 250, "overload_torque": 25}
-    servos = []
-    for i, place in enumerate(shown):
-        servo = Sts3215(i + 1, 0.0, volts)
-        settings = configured | (gripper if i == len(shown) - 1 else {})
-        if calibration is not None:
-            joint = calibration.joints[i]
-            settings |= {
-                "homing_offset": joint.homing_offset,
-                "min_position_limit": joint.range_min,
-                "max_position_limit": joint.range_max,
-            }
-        for name, value in settings.items():
-            servo.put(servo.REGISTERS[name], value)
+    for joint, place in zip(arm.joints, shown):
+        servo = SERVOS[arm.protocol](joint, arm.kind(joint.name).model, volts)
+        servo.put(arm.register("operating_mode"), joint.mode)
+        for field, register in arm.checked.items() if calibration is not None else ():
+            servo.put(arm.register(register), getattr(calibration.joint(joint.name), field))
         servo.place(place)
         servos.append(servo)
     return servos
-
-
-ARMS: dict[str, Callable[[JointCalibrations | None, Sequence[int]], Sequence[EmulatedServo]]] = {
-    "koch": koch_servos,
-    "so101": so101_servos,
-}
 
 
 class Terminal:
@@ -239,9 +224,10 @@ class Emulator:
             case ("free", servo):
                 self._plant.block(self._bus.servos.index(self._servo(servo)), -math.inf, math.inf)
             case ("ignore", servo, register):
-                if register not in r.REGISTERS:
-                    raise ConfigError(f"no register is called {register!r}; names are {', '.join(r.REGISTERS)}")
-                self._servo(servo).ignored.add(r.REGISTERS[register].address)
+                found = self._servo(servo)
+                if register not in found.REGISTERS:
+                    raise ConfigError(f"no register is called {register!r}; names are {', '.join(found.REGISTERS)}")
+                found.ignored.add(found.REGISTERS[register].address)
             case ("temperature", servo, degrees):
                 found = self._servo(servo)
                 found.put(found.TEMPERATURE, int(degrees))
@@ -293,16 +279,17 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="python -m vla_edge.robot.sim.emulator", description=description)
     parser.notes = rest.strip("\n")
     parser.add_argument("--link", type=Path, required=True, help="where to put the link to the terminal")
-    parser.add_argument("--arm", choices=sorted(ARMS), default="koch", help="whose servos")
+    parser.add_argument(
+        "--arm", default="koch", help=f"whose servos: {', '.join(arm_names())}, or a description's path"
+    )
     parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
     parser.add_argument(
         "--positions",
         type=int,
-        nargs=len(KOCH_MODELS),
-        default=[MIDDLE] * len(KOCH_MODELS),
+        nargs="+",
         metavar="COUNTS",
-        help="where each joint stands at the start",
+        help=f"where each joint stands at the start (default: {MIDDLE})",
     )
     parser.add_argument(
         "--set",
@@ -362,8 +349,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    calibration = load_joint_calibration(options.joints, load_arm(options.arm)) if options.joints else None
-    servos = ARMS[options.arm](calibration, options.positions)
+    arm = load_arm(options.arm)
+    calibration = load_joint_calibration(options.joints, arm) if options.joints else None
+    positions = options.positions or [MIDDLE] * len(arm.joints)
+    if len(positions) != len(arm.joints):
+        raise ConfigError(f"--positions has {len(positions)} counts, {arm.title} has {len(arm.joints)} joints")
+    servos = servos_of(arm, calibration, positions)
     for setting in options.settings:
         _set_register(setting, servos)
     faults = Faults(FaultRates(), options.seed, tuple(options.late_ms))

@@ -28,12 +28,13 @@ import numpy as np
 
 from vla_edge.command_line import CommandParser, between, run_command, whole
 from vla_edge.errors import BusError, ConfigError
+from vla_edge.robot.arm_description import arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
-from vla_edge.robot.sim.emulator import ARMS, Emulator, Terminal, try_realtime
+from vla_edge.robot.sim.emulator import Emulator, Terminal, servos_of, try_realtime
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.plant import PlantState
 from vla_edge.robot.sim.render import BACKENDS
@@ -95,7 +96,8 @@ def serve(process: SimProcess, commands: bool) -> None:
     plant = SimPlant(arm)
     save_joint_calibration(arm.body.calibration(), process.calibration)
     calibration = JointCalibrations(arm.body.calibration(), str(process.calibration))
-    servos = ARMS[process.bus or process.arm](calibration, [int(count) for count in counts_from_radians(arm.positions)])
+    shown = [int(count) for count in counts_from_radians(arm.positions)]
+    servos = servos_of(load_arm(process.bus or process.arm), calibration, shown)
     faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
     with rendering(process, arm.configuration) as plant.shared, open_log(process.log) as log:
         try:
@@ -167,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
         "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
     )
     parser.add_argument("--arm", choices=sorted(BODIES), default="koch", help="which arm")
-    parser.add_argument("--bus", choices=sorted(ARMS), help="whose servos answer for its joints (default: its own)")
+    parser.add_argument("--bus", choices=arm_names(), help="whose servos answer for its joints (default: its own)")
     parser.add_argument("--scene", type=whole, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
     parser.add_argument("--fps", type=between(1, 120), default=30.0)

@@ -145,10 +145,15 @@ def guarded(arm: Any, period_ns: int, close: Sequence[int]) -> Iterator[Any]:
     if child == 0:
         _watch(guardian, control, close)
     try:
+        while not guardian.watched:
+            if os.waitpid(child, os.WNOHANG)[0] != 0:
+                raise ControlError("the guardian ended at its start; look at its messages above")
+            time.sleep(0.001)
         yield guardian
     finally:
         guardian.close()
-        os.waitpid(child, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
 
 
 def _watch(guardian: Any, control: int, close: Sequence[int]) -> None:

@@ -34,6 +34,10 @@ CAUSES = {
         "another inference process writes the chunks, or it was started anew",
         f"see that it is yours, {ARM_AGAIN}",
     ),
+    "guardian": (
+        "the guardian is gone: nothing would stop the servos if control died",
+        "`vla-runtime park` still parks; start again",
+    ),
     "files": ("a file of the run folder was cut short", "start again"),
 }
 """Reason → (cause, remedy)."""

@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def refusal_of(told: Answer, status: Mapping[str, Any]) -> str:
     """Why a word was refused: the fault and its remedy where there is one."""
+    if told.word == "fault" and status["unguarded"]:
+        status = {**status, "reason": "guardian", "joint": -1}
     fault = fault_of(status) if told.word == "fault" else ""
     return fault or f"{f'{told.joint}: ' if told.joint else ''}{REFUSALS.get(told.word, told.word)}"
 

@@ -176,6 +176,10 @@ class Guardian:
     def __init__(self, arm: object, period_ns: int) -> None: ...
     @property
     def port(self) -> object: ...
+    @property
+    def watched(self) -> bool:
+        """Whether `watch` has looked within the last half second."""
+
     def watch(self, control: int, priority: int) -> bool:
         """Blocks. True: control (a process id, the parent's) was silent or is dead, and the arm's goals were made where
         it stood. False: there is nothing left to watch."""
@@ -233,6 +237,7 @@ class Pilot:
         writer: int = 0,
         torque_failed: bool = False,
         setting_refused: bool = False,
+        unguarded: bool = False,
     ) -> dict[str, Any]:
         """positions: counts read in this tick, None: no reading. command: contract.Command. finding: (finding_kind of
         runtime/core/control/health.h, joint).

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from vla_edge.robot import registers as r
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import read_log
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulator import koch_servos
+from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.sim.framing import (
     BROADCAST,
@@ -138,7 +139,7 @@ def test_a_servo_at_the_factory_baud_rate_hears_only_that_rate(tmp_path: Path) -
 
 
 def bus_on_a_clock() -> tuple[EmulatedBus, list[XSeriesServo], list[dict]]:
-    servos, log = koch_servos(None, [2048] * 6), []
+    servos, log = servos_of(load_arm("koch"), None, [2048] * 6), []
     plant = IdealPlant([servo.raw for servo in servos])
     return EmulatedBus(servos, plant, Faults(FaultRates(), 0), lambda entry: log.append(dict(entry))), servos, log
 

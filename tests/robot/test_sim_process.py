@@ -27,7 +27,7 @@ from vla_edge.robot.sim.bodies.arm_body import counts_from_radians
 from vla_edge.robot.sim.bodies.so101_body import SO101
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulator import so101_servos
+from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.framing import BROADCAST, FEETECH0, SYNC_READ, SYNC_WRITE, InstructionReader
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.robot.sim.run_video import Recording
@@ -139,7 +139,7 @@ def test_the_so101_moves_behind_its_own_servos() -> None:
     arm = SimulatedArm(random_scene(1, SO101), SimOptions(noisy=False))
     plant, first = SimPlant(arm), counts_from_radians(arm.positions)
     calibration = JointCalibrations(SO101.calibration(), "the simulated arm")
-    servos = so101_servos(calibration, [int(count) for count in first])
+    servos = servos_of(load_arm("so101"), calibration, [int(count) for count in first])
     bus = EmulatedBus(servos, plant, Faults(FaultRates(), 0), lambda entry: None)
     now_ns = 0
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.robot.test_koch_start import ScriptedPerson
 
 from vla_edge.contract import JointCalibration
 from vla_edge.errors import BusError, ConfigError, JointCalibrationError
 from vla_edge.robot.arm_description import ArmDescription, arm_names, load_arm
+from vla_edge.robot.calibrate_joints import calibrate_joints
 from vla_edge.robot.joint_calibration import (
     JointCalibrations,
     JointUnits,
@@ -29,7 +31,7 @@ from vla_edge.robot.servo_arm import ArmOptions, ServoArm, open_arm
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulator import Emulator, Terminal, so101_servos
+from vla_edge.robot.sim.emulator import Emulator, Terminal, servos_of
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.sim.plant import IdealPlant
 
@@ -118,6 +120,41 @@ def test_a_wrong_servo_is_one_line_and_no_torque(
         assert word in str(caught.value)
 
 
+ENDS = {1: (700, 3400), 2: (900, 3100), 3: (1000, 3000), 4: (1100, 2900), 6: (2000, 3300)}
+
+
+def calibrated(emulator: EmulatorProcess, middle: list[int], ends: dict[int, tuple[int, int]]) -> JointCalibrations:
+    bus = ServoBus(str(emulator.port), SO101)
+    try:
+        person = ScriptedPerson(emulator, middle, ends)
+        return JointCalibrations(tuple(calibrate_joints(bus, person, lambda _: None)), "made.json")
+    finally:
+        bus.close()
+
+
+def test_a_guided_calibration_is_lerobots_and_outlives_the_power(tmp_path: Path) -> None:
+    """The servos are locked and hold other numbers at the start; a joint whose range crosses the encoder's end is as
+    good as another. An offset has eleven bits: 4095 - 2047 is one too many, and the middle one count beside it."""
+    middle = [1000, 4095, 60, 2500, 4094, 2800]
+    locked = [word for servo in range(1, 7) for word in ("--set", f"{servo}:lock=1")]
+    other = ["--set", "5:homing_offset=-123", "--set", "2:min_position_limit=500", "--set", "3:operating_mode=1"]
+    with emulator_process(tmp_path, "--arm", "so101", *locked, *other) as emulator:
+        made = calibrated(emulator, middle, ENDS)
+        assert not [entry for entry in emulator.entries("torque") if entry["on"]] and not emulator.entries("goal")
+        assert [joint.homing_offset for joint in made.joints] == [min(counts - 2047, 2047) for counts in middle]
+        ranges = {joint.id: (joint.range_min, joint.range_max) for joint in made.joints}
+        assert ranges == ENDS | {5: (0, 4095)}, "wrist_roll alone has a whole turn"
+        for servo in ranges:
+            emulator.event(f"reboot {servo}")
+        start(emulator, made).close()
+
+
+def test_a_joint_that_was_not_moved_is_named(tmp_path: Path) -> None:
+    with emulator_process(tmp_path, "--arm", "so101") as emulator:
+        with pytest.raises(JointCalibrationError, match="wrist_flex moved only"):
+            calibrated(emulator, [2047] * 6, {servo: ends for servo, ends in ENDS.items() if servo != 4})
+
+
 def lerobot_units(joint: JointCalibration, units: JointUnits, ticks: np.ndarray) -> np.ndarray:
     """`MotorsBus._normalize` of LeRobot 0.6.1."""
     low, high = joint.range_min, joint.range_max
@@ -201,9 +238,7 @@ settings: [{register: acceleration, value: 254}, {register: goal_velocity, value
 @contextmanager
 def seven_servos(folder: Path, arm: ArmDescription) -> Iterator[Path]:
     """A port behind which seven servos answer, in a thread of this process."""
-    servos = so101_servos(None, [2048] * 7)
-    for servo, number in zip(servos, arm.ids.values()):
-        servo.put(servo.REGISTERS["id"], number)
+    servos = servos_of(arm, None, [2048] * 7)
     faults = Faults(FaultRates(), 0, (5.0, 120.0))
     plant = IdealPlant([servo.raw for servo in servos])
     terminal = Terminal(folder / "port")

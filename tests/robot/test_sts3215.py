@@ -7,22 +7,24 @@ import math
 
 import pytest
 
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulator import so101_servos
+from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.framing import BROADCAST, FEETECH0, PING, READ, SYNC_READ, SYNC_WRITE, WRITE, InstructionReader
 from vla_edge.robot.sim.plant import IdealPlant
 from vla_edge.robot.sim.servos.sts3215 import ERROR_ACCESS, ERROR_RANGE, Sts3215
 
 MS = 1_000_000
 R = Sts3215.REGISTERS
+SO101 = load_arm("so101")
 
 
 class Line:
     """Six servos, their log and the time; `ask` is one request and its answers."""
 
     def __init__(self, *shown: int, volts: float = 12.0) -> None:
-        self.servos = so101_servos(None, shown or [2048] * 6, volts)
+        self.servos = servos_of(SO101, None, shown or [2048] * 6, volts)
         self.log: list[dict] = []
         self.plant = IdealPlant([servo.raw for servo in self.servos])
         self.bus = EmulatedBus(

@@ -204,6 +204,7 @@ static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns
     told->guard_verdicts[output->guard.verdict] += output->action.due;
     told->overwritten = self->ring.overwritten;
     told->unattended = self->input.unattended;
+    told->unguarded = self->input.unguarded;
     told->writer = self->input.writer;
     told->late_ns = start_ns - clock_due_ns(&self->clock, self->clock.tick);
     told->io_ns = io_ns;
@@ -368,6 +369,7 @@ static bool run_tick(control *self, int64_t start_ns)
     input->damaged = shared_damaged();
     input->writer = ring_writer(self->ring.ring);
     input->unattended = self->beat_file.memory != NULL && beat_missing(self->beat_file.memory, start_ns);
+    input->unguarded = self->arm->guarded != NULL && !self->arm->guarded(self->arm->context, start_ns);
 
     int64_t before_ns = now(self);
     int64_t deadline_ns = start_ns + control_answer_ns(self->clock.period_ns);

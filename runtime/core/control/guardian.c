@@ -10,6 +10,7 @@
 enum { OWNER_NOBODY, OWNER_CONTROL, OWNER_GUARDIAN, OWNER_GUARDIAN_TALKS, OWNER_CLOSED };
 enum { TRIES = 100 };
 static const int64_t read_ns = 8000000, goals_ns = 20000000, again_ns = 100000000;
+static const int64_t dead_ns = 2000000000; /* beyond every deadline of control, a second, and every talk of the guardian */
 
 static bool change(guardian_claim *claim, uint64_t from, uint64_t to)
 {
@@ -25,7 +26,8 @@ static bool enter(guarded_arm *self, int64_t deadline_ns)
     shared_store(&claim->until_ns, (uint64_t)deadline_ns);
     if (change(claim, OWNER_NOBODY, OWNER_CONTROL))
         return true;
-    bool back = change(claim, OWNER_GUARDIAN, OWNER_CONTROL);
+    bool died = deadline_ns - (int64_t)shared_load(&claim->seen_ns) > dead_ns;
+    bool back = change(claim, OWNER_GUARDIAN, OWNER_CONTROL) || (died && change(claim, OWNER_GUARDIAN_TALKS, OWNER_CONTROL));
     self->stopped = self->stopped || back;
     return back;
 }
@@ -110,6 +112,12 @@ static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
     return leave(self, self->arm->reboot(self->arm->context, joints, deadline_ns));
 }
 
+static bool guarded(void *context, int64_t now_ns)
+{
+    const guarded_arm *self = context;
+    return now_ns - (int64_t)shared_load(&self->claim->seen_ns) < GUARDIAN_GONE_NS;
+}
+
 arm_port guarded_port(guarded_arm *self, const arm_port *arm, guardian_claim *claim, int64_t period_ns)
 {
     *self = (guarded_arm){.arm = arm, .claim = claim, .boot_ns = clock_boot_ns};
@@ -123,6 +131,7 @@ arm_port guarded_port(guarded_arm *self, const arm_port *arm, guardian_claim *cl
     port.clear_watchdog = clear_watchdog;
     port.health = health;
     port.reboot = reboot;
+    port.guarded = guarded;
     return port;
 }
 
@@ -150,6 +159,7 @@ guardian_result guardian_look(guardian *self, int64_t now_ns, bool orphan)
 {
     guardian_claim *claim = self->claim;
     uint64_t owner = shared_load(&claim->owner);
+    shared_store(&claim->seen_ns, (uint64_t)now_ns);
     if (owner == OWNER_CLOSED)
         return GUARDIAN_ENDS;
     if (owner == OWNER_GUARDIAN) {

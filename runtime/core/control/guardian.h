@@ -13,6 +13,10 @@
  * fault. They count so too when control itself finds that it was away for as long,
  * with the machine suspended or the guardian gone. An arm that control does not
  * hold under torque is left alone.
+ *
+ * The guardian notes the time of each look. One that has not looked for half a
+ * second is told of by the port's `guarded`: control then holds and is not armed.
+ * A line that it died on is control's after two seconds.
  */
 #ifndef VLA_GUARDIAN_H
 #define VLA_GUARDIAN_H
@@ -24,6 +28,7 @@
 
 #define GUARDIAN_SILENCE_NS 150000000LL
 #define GUARDIAN_LOOK_NS 10000000LL
+#define GUARDIAN_GONE_NS 500000000LL
 
 /* All zero at the start. */
 typedef struct {
@@ -31,6 +36,7 @@ typedef struct {
     uint64_t silence_ns;
     uint64_t until_ns; /* CLOCK_MONOTONIC: when control's last call on it ends at the latest */
     uint64_t driven;   /* control has switched torque on and not off since */
+    uint64_t seen_ns;  /* CLOCK_MONOTONIC: the guardian's newest look */
 } guardian_claim;
 
 /* Control's side: an arm behind the claim. */

@@ -163,13 +163,16 @@ static void take_finding(pilot *self, const health_finding *finding)
     }
 }
 
-/* The processes around us: who started the run, who writes chunks, the files between us. */
+/* The processes around us: who started the run, who watches over us, who writes chunks, the files between us. */
 static void take_company(pilot *self, const pilot_input *input)
 {
     bool moves = (armed(self) && !self->latched) || (self->state == PILOT_PARKING && !self->stopping);
     if (input->unattended && !self->unattended && moves)
         latch_hold(self, REASON_SUPERVISOR, -1);
     self->unattended = input->unattended;
+    if (input->unguarded && !self->unguarded && moves)
+        latch_hold(self, REASON_GUARDIAN, -1);
+    self->unguarded = input->unguarded;
     if (armed(self) && !self->latched) {
         self->writer = self->writer != 0 ? self->writer : input->writer;
         if (input->writer != 0 && input->writer != self->writer)
@@ -184,7 +187,8 @@ static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *out
     if (self->state == PILOT_PLANNING || self->state == PILOT_MOVING)
         return ANSWER_DONE;
     bool fresh = self->state == PILOT_DISARMED || self->state == PILOT_FAULT;
-    if (input->read_result != ARM_OK || self->lost > 0 || input->watchdog || input->damaged || input->unattended)
+    if (input->read_result != ARM_OK || self->lost > 0 || input->watchdog || input->damaged || input->unattended
+        || input->unguarded)
         return ANSWER_FAULT;
     for (int i = 0; i < self->config.joints; i++)
         if (input->reading.alert[i])

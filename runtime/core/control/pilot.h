@@ -54,6 +54,7 @@ typedef enum {
     REASON_WRITER,      /* another inference process writes chunks than when the arm was armed */
     REASON_FILES,       /* a file that control shares was cut short */
     REASON_IDLE,        /* nothing was planned for so long that the arm parks */
+    REASON_GUARDIAN,    /* nobody would stop the servos if control died */
     REASONS,
 } pilot_reason;
 
@@ -122,6 +123,7 @@ typedef struct {
     int32_t trouble_joint;    /* which, or whose answer was missing when a reading was lost, -1: not known */
     health_finding finding;   /* what the last question about the servos' health showed */
     bool unattended;          /* the supervisor's heartbeat is missing */
+    bool unguarded;           /* the servos have no watchdog, and who stands in for it is gone */
     bool damaged;             /* a mapped file was cut short */
     uint64_t writer;          /* of the ring's chunks, 0: none yet */
     pilot_command command;
@@ -170,7 +172,7 @@ typedef struct {
     double parking[ARM_JOINTS_MAX]; /* where the slow move has come to, counts */
     bool park_failed;           /* it was given up since arming */
     bool cooled;                /* a hot servo has parked the arm since arming */
-    bool unattended;            /* at the last tick */
+    bool unattended, unguarded; /* at the last tick */
     uint32_t limp;              /* joints (bits) known to have no torque */
     int64_t recover_until_ns;   /* a reboot was asked for: until then torque comes back with the alert gone; 0: no */
     uint64_t writer;            /* whose chunks are taken since arming */

@@ -188,6 +188,7 @@ record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
         .action_index = output->action.index,
         .setting_refused = input->setting_refused,
         .unattended = input->unattended,
+        .unguarded = input->unguarded,
         .damaged = input->damaged,
         .reboot = output->reboot,
         .finding = (uint8_t)input->finding.kind,
@@ -226,6 +227,7 @@ pilot_input record_input_of(const record_tick *tick)
         .trouble_joint = tick->trouble_joint,
         .finding = {.kind = (finding_kind)tick->finding, .joint = tick->finding_joint},
         .unattended = tick->unattended,
+        .unguarded = tick->unguarded,
         .damaged = tick->damaged,
         .writer = tick->writer,
     };

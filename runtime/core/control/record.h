@@ -46,7 +46,7 @@ typedef struct {
     int32_t action_index;
     int32_t late_ns, read_ns, write_ns, work_ns; /* saturated at 2 s */
     /* From version 3 on: */
-    uint8_t setting_refused, unattended, damaged, unused;
+    uint8_t setting_refused, unattended, damaged, unguarded; /* unguarded: 0 in older records */
     uint8_t finding;
     int8_t finding_joint, trouble_joint;
     uint64_t writer;

@@ -88,7 +88,8 @@ record_tick record_old_tick(int version, const uint8_t *payload)
     memcpy(tick.load, old.load, sizeof old.load);
     memcpy(tick.alert, old.alert, sizeof old.alert);
     memcpy(tick.verdicts, old.verdicts, sizeof old.verdicts);
-    tick.reboot = tick.unused;
+    tick.reboot = tick.unguarded; /* where it lay then */
+    tick.unguarded = 0;
     if (version == 2) {
         size_t from = offsetof(record_tick, setting_refused);
         memset((char *)&tick + from, 0, offsetof(record_tick, position) - from);

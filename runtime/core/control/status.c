@@ -50,7 +50,7 @@ const char *status_reason_name(int32_t reason)
 {
     static const char *const names[] = {"",        "operator", "no_action", "reads_lost", "alert",  "unplugged",
                                         "watchdog", "outside",  "malformed", "parked",     "torque", "stall",
-                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer", "files", "idle"};
+                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer", "files", "idle", "guardian"};
     return name(names, REASONS, reason);
 }
 

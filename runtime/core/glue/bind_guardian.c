@@ -76,6 +76,13 @@ static PyObject *Guardian_port(PyObject *object, void *unused)
     return capsule;
 }
 
+static PyObject *Guardian_watched(PyObject *object, void *unused)
+{
+    Guardian *self = (Guardian *)object;
+    (void)unused;
+    return guards(self) ? PyBool_FromLong(self->port.guarded(&self->guarded, clock_now_ns())) : NULL;
+}
+
 static PyObject *Guardian_watch(PyObject *object, PyObject *args)
 {
     Guardian *self = (Guardian *)object;
@@ -107,6 +114,7 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef attributes[] = {
     {"port", Guardian_port, NULL, "PyCapsule of the arm_port behind the claim, for the control loop", NULL},
+    {"watched", Guardian_watched, NULL, "whether the guardian has looked just now", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

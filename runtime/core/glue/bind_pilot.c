@@ -76,18 +76,18 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"tick", "now_ns", "positions", "chunks", "command", "p99_ns", "plan_then_move", "dropped_through",
                             "read_result", "reading_ns", "alerts", "watchdog", "unplugged", "unsent", "finding", "unattended", "damaged",
-                            "writer", "torque_failed", "setting_refused", NULL};
+                            "writer", "torque_failed", "setting_refused", "unguarded", NULL};
     pilot *self = &((Pilot *)object)->pilot;
     const int joints = self->config.joints;
     long long tick, now_ns, p99_ns = 0, dropped_through = -1, reading_ns = -1;
     PyObject *positions, *chunks = NULL, *alerts = NULL;
     int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0, unsent = 0, unattended = 0, damaged = 0,
-        torque_failed = 0, setting_refused = 0;
+        torque_failed = 0, setting_refused = 0, unguarded = 0;
     health_finding finding = {.joint = -1};
     unsigned long long writer = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOppp(ii)ppKpp", names, &tick, &now_ns, &positions, &chunks, &command, &p99_ns,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOppp(ii)ppKppp", names, &tick, &now_ns, &positions, &chunks, &command, &p99_ns,
                                      &plan_then_move, &dropped_through, &read_result, &reading_ns, &alerts, &watchdog, &unplugged, &unsent,
-                                     &finding.kind, &finding.joint, &unattended, &damaged, &writer, &torque_failed, &setting_refused))
+                                     &finding.kind, &finding.joint, &unattended, &damaged, &writer, &torque_failed, &setting_refused, &unguarded))
         return NULL;
     if (tick < 0) {
         PyErr_SetString(PyExc_ValueError, "a tick counts from 0");
@@ -97,7 +97,7 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
         .tick = tick, .now_ns = now_ns, .command = (pilot_command)command, .patience_ns = 3 * p99_ns,
         .plan_then_move = plan_then_move, .dropped_through = dropped_through, .watchdog = watchdog, .unplugged = unplugged, .unsent = unsent,
         .finding = finding, .unattended = unattended, .damaged = damaged, .writer = writer, .torque_failed = torque_failed,
-        .setting_refused = setting_refused, .trouble_joint = finding.joint,
+        .setting_refused = setting_refused, .unguarded = unguarded, .trouble_joint = finding.joint,
         .read_result = read_result >= 0 ? (arm_result)read_result : positions == Py_None ? ARM_TIMEOUT : ARM_OK,
         .reading.time_ns = reading_ns >= 0 ? reading_ns : now_ns,
     };

@@ -71,7 +71,7 @@ static int put_numbers(PyObject *dict, const status *s)
         const char *name;
         int32_t value;
     } flags[] = {{"latched", s->latched}, {"shadow", s->shadow}, {"torque", s->torque}, {"fifo", s->fifo}, {"locked", s->locked},
-                 {"unattended", s->unattended}};
+                 {"unattended", s->unattended}, {"unguarded", s->unguarded}};
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
         if (put(dict, flags[i].name, PyBool_FromLong(flags[i].value)) < 0)
             return -1;

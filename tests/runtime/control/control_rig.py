@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Chunk, ChunkKind, JointCalibration
 from vla_edge.errors import ControlError
-from vla_edge.robot.arm_description import load_arm
+from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.joint_calibration import save_joint_calibration
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
@@ -32,11 +32,9 @@ from vla_edge.runtime.control.operator import Answer, ask, is_alive, read_status
 from vla_edge.runtime.control.run_folder import RunFolder, default_run_folder
 
 KOCH = load_arm("koch")
-KOCH_JOINTS = KOCH.joint_names
-
 LOW, HIGH = 900, 3200
 EVENT_S = 240.0
-GAPS = ("reads_lost", "watchdog", "no_action", "supervisor")
+GAPS = ("reads_lost", "watchdog", "no_action", "supervisor", "guardian")
 """Reasons to latch that a machine gives which keeps the servo bus, the loop or the test from running."""
 PATIENT_NS = 10**12
 """A test in the place of inference may be late: the hold latches when the pilot's own limit, a minute, is over."""
@@ -51,6 +49,7 @@ class Rig:
     joints: Path
     control: subprocess.Popen[str]
     flags: tuple[str, ...]
+    description: ArmDescription = KOCH
     sequence: int = 0
     writer: Any = None
     digest: str = ""
@@ -141,7 +140,7 @@ class Rig:
         """A smooth motion that goes on from one chunk to the next: joint units as a function of the time."""
         status = self.status()
         due_ns = status["reading_tick"] * status["period_ns"] + np.arange(n) * status["action_ns"]
-        middle = np.array([0, 0, 0, 0, 0, 50.0])
+        middle = np.array([50.0 if name.endswith("gripper") else 0.0 for name in self.description.joint_names])
         values = middle + amplitude * np.sin(due_ns * 1.8e-9)[:, None]
         if kind is ChunkKind.REST:
             present = np.array(status["positions"])
@@ -165,12 +164,29 @@ class Rig:
             assert time.monotonic() < end_s, f"not {until}: {status}"
 
     def goals(self) -> list[tuple[int, NDArray[np.int64]]]:
-        """(time, six counts) of every goal the servos accepted, from the emulator's own log."""
+        """(time, counts of all joints) of every goal the servos accepted, from the emulator's own log."""
+        ids = self.description.ids.values()
         return [
-            (entry["t"], np.array([entry["goals"][str(i + 1)] for i in range(6)]))
+            (entry["t"], np.array([entry["goals"][str(servo)] for servo in ids]))
             for entry in self.emulator.entries("goal")
-            if len(entry["goals"]) == 6
+            if len(entry["goals"]) == len(ids)
         ]
+
+    def given(self, ticks: Sequence[Mapping[str, Any]]) -> int:
+        """How many of these ticks have a reading; each must be one that the servos gave during that very tick."""
+        answers = self.emulator.entries("answer")
+        times = np.array([answer["t"] for answer in answers])
+        places = [
+            tuple(answer["positions"].get(str(servo)) for servo in self.description.ids.values()) for answer in answers
+        ]
+        read = [tick for tick in ticks if tick["read_result"] == 0]
+        for tick in read:
+            first, last = (
+                np.searchsorted(times, tick["now_ns"]),
+                np.searchsorted(times, tick["reading_ns"], side="right"),
+            )
+            assert tuple(tick["position"]) in places[first:last], f"nobody gave this reading: {tick}"
+        return len(read)
 
     def start_control(self) -> None:
         self.control = started(self.folder, self.emulator.port, self.bundle, self.joints, self.flags)
@@ -229,8 +245,8 @@ def wait_for_tick(folder: RunFolder, control: subprocess.Popen[str]) -> None:
     raise AssertionError("control does not tick")
 
 
-def write_joints(path: Path) -> None:
-    save_joint_calibration([JointCalibration(name, i + 1, 0, 0, LOW, HIGH) for i, name in enumerate(KOCH_JOINTS)], path)
+def write_joints(path: Path, arm: ArmDescription = KOCH) -> None:
+    save_joint_calibration([JointCalibration(name, servo, 0, 0, LOW, HIGH) for name, servo in arm.ids.items()], path)
 
 
 def stolen_s() -> float:
@@ -259,19 +275,25 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def rig(bundle: Path, *flags: str, armed: bool = True, emulator: Sequence[str] = ()) -> Iterator[Rig]:
-    """Emulator and control process, armed and waiting for chunks."""
+def rig(
+    bundle: Path, *flags: str, arm: str = "koch", armed: bool = True, emulator: Sequence[str] = ()
+) -> Iterator[Rig]:
+    """Emulator and control process, armed and waiting for chunks. arm: its name or its description's path."""
     from vla_edge import _core
 
+    known = load_arm(arm)
+    if known.units_must_be_known and "--joint-units" not in flags:
+        flags = (*flags, "--joint-units", "range_m100_100")
+    flags = (*flags, "--robot", arm)
     before_s = stolen_s()
     with short_folder() as path:
         joints = path / "joints.json"
-        write_joints(joints)
-        with emulator_process(path, "--joints", str(joints), *emulator) as bus:
+        write_joints(joints, known)
+        with emulator_process(path, "--arm", arm, "--joints", str(joints), *emulator) as bus:
             folder = RunFolder(path)
             control = started(folder, bus.port, bundle, joints, flags)
             digest = open_bundle(bundle).digest
-            made = Rig(folder, bus, bundle, joints, control, tuple(flags), digest=digest, stolen_before_s=before_s)
+            made = Rig(folder, bus, bundle, joints, control, flags, known, digest=digest, stolen_before_s=before_s)
             try:
                 wait_for_tick(folder, control)
                 made.writer = _core.RingWriter(made.folder.ring)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tests.runtime.control.control_rig import rig
 
@@ -19,22 +18,14 @@ LONG = pytest.param(54_000, True, marks=[pytest.mark.soak, pytest.mark.timeout(3
 def test_a_damaged_packet_is_never_acted_on(golden_bundle: Path, moving: int, in_time: bool) -> None:
     """Every reading that was taken is one that the servos gave; the arm goes on over those that were not. in_time: no
     tick is missed."""
-    flags = ("--robot", "so101", "--joint-units", "range_m100_100", "--hz", "90")
-    with rig(golden_bundle, *flags, emulator=("--arm", "so101", "--seed", "5")) as made:
+    with rig(golden_bundle, "--hz", "90", arm="so101", emulator=("--seed", "5")) as made:
         made.emulator.event("rate corrupt 0.01")
         made.move(moving)
         assert made.stop() == ""
         ticks, status = made.ticks(), made.status()
-        answers = made.emulator.entries("answer")
-    taken = [tick for tick in ticks if tick["read_result"] == ArmResult.OK]
+        made.given(ticks)
     lost = [tick for tick in ticks if tick["read_result"] == ArmResult.CORRUPT]
     assert len(lost) > moving // 100, "the damage was there"
-    times = np.array([answer["t"] for answer in answers])
-    places = [tuple(answer["positions"].get(str(i + 1)) for i in range(6)) for answer in answers]
-    for tick in taken:
-        first = np.searchsorted(times, tick["now_ns"])
-        last = np.searchsorted(times, tick["reading_ns"], side="right")
-        assert tuple(tick["position"]) in places[first:last], f"nobody gave this reading: {tick}"
     assert {tick["reason"] for tick in ticks if tick["state"] == "fault"} <= {"watchdog"}, (
         "only a gap of the machine is one"
     )

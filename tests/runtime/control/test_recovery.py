@@ -18,22 +18,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.runtime.control.control_rig import EVENT_S, Rig, rig
+from tests.runtime.control.control_rig import EVENT_S, Rig, rig, write_joints
 
-from vla_edge.robot import registers as r
-from vla_edge.robot.arm_description import load_arm
+from vla_edge.errors import BusError
+from vla_edge.robot.arm_description import ArmDescription, load_arm
+from vla_edge.robot.joint_calibration import load_joint_calibration
+from vla_edge.robot.sim.emulator_process import emulator_process
 from vla_edge.runtime.control.faults import CAUSES
-from vla_edge.runtime.control.recover import recover_running
+from vla_edge.runtime.control.recover import recover_alone, recover_running
 
 KOCH = load_arm("koch")
 KOCH_JOINTS = KOCH.joint_names
-GOAL_PWM = next(setting.of for setting in KOCH.settings if setting.register == "goal_pwm")
 
 pytest.importorskip("vla_edge._core")
 
-CHANGING = {r.GOAL_POSITION, r.PRESENT_LOAD, r.PRESENT_VELOCITY, r.PRESENT_POSITION, r.PRESENT_VOLTAGE}
-HELD = [name for name, register in r.REGISTERS.items() if register not in {*CHANGING, r.PRESENT_TEMPERATURE}]
-"""Registers that are the same whenever the arm is armed."""
+CHANGING = ("goal_position", "moving", "present_")
+"""Registers that are not the same whenever the arm is armed, or how their names begin."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def refused_setting(made: Rig) -> None:
     """A servo lost its power, and does not take its settings when the arm is armed again."""
     made.emulator.event("reboot 3")
     made.wait(lambda status: status["reason"] == "torque")
-    made.emulator.event("ignore 3 position_p")
+    made.emulator.event(f"ignore 3 {'position_p' if made.description.has_watchdog else 'acceleration'}")
     made.wait(
         lambda status: status["reading_tick"] == status["tick"] > status["goal_moved_tick"] + status["rest_ticks"]
     )
@@ -88,13 +88,31 @@ FAULTS = {
     "a servo that takes no settings": Fault("setting", "elbow_flex", refused_setting, POWER_OFF_AND_ON, anew=True),
     "two inference processes": Fault("writer", "", another_writer),
 }
+SO101_FAULTS = FAULTS | {
+    "a bus that was silent": Fault("reads_lost", "", ("hang 1.0",)),
+    "a supply that sinks": Fault("voltage", "wrist_flex", ("voltage 4 70",), ("voltage 4 120",)),
+}
+"""Nothing stops its servos, and they are on 12 V."""
 
 
 def dump(made: Rig) -> Mapping[str, Mapping[str, int]]:
     """What every servo holds now, by id and register."""
     made.emulator.event("dump")
     servos: Mapping[str, Mapping[str, int]] = made.emulator.entries("registers")[-1]["servos"]
-    return {servo: {name: values[name] for name in HELD} for servo, values in servos.items()}
+    return {
+        servo: {name: value for name, value in values.items() if not name.startswith(CHANGING)}
+        for servo, values in servos.items()
+    }
+
+
+def assert_torque_and_settings(arm: ArmDescription, held: Mapping[str, Mapping[str, int]]) -> None:
+    """What the servos hold, by id and register, is what the description says; the speed is the run's."""
+    for joint, servo in arm.ids.items():
+        assert held[str(servo)]["torque_enable"] == 1
+        for setting in arm.settings:
+            wanted = setting.of.get(joint, setting.value)
+            if wanted is not None and setting.register != arm.speed:
+                assert held[str(servo)][setting.register] == wanted, (joint, setting.register)
 
 
 def until_it_stands(made: Rig, fault: Fault) -> Mapping[str, Any]:
@@ -115,14 +133,19 @@ def go_on(made: Rig) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_all_settings(golden_bundle: Path) -> None:
-    with rig(golden_bundle) as made:
+@pytest.mark.parametrize(
+    ("arm", "faults"),
+    [("koch", FAULTS), pytest.param("so101", SO101_FAULTS, marks=pytest.mark.soak)],
+    ids=["koch", "so101"],
+)
+def test_every_fault_stands_still_and_its_recovery_brings_back_the_motion_and_all_settings(
+    golden_bundle: Path, arm: str, faults: Mapping[str, Fault]
+) -> None:
+    with rig(golden_bundle, arm=arm) as made:
         made.move(5)
         reference = dump(made)
-        for index, joint in enumerate(KOCH_JOINTS):
-            held = reference[str(index + 1)]
-            assert (held["torque_enable"], held["goal_pwm"], held["bus_watchdog"]) == (1, GOAL_PWM[joint], 10)
-        for name, fault in FAULTS.items():
+        assert_torque_and_settings(made.description, reference)
+        for name, fault in faults.items():
             if callable(fault.events):
                 fault.events(made)
             else:
@@ -197,3 +220,36 @@ def test_a_second_of_every_process_is_refused_in_one_line_and_the_arm_does_not_n
         assert not (tmp_path / "new.json").exists()
         go_on(made)
         assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []
+
+
+@pytest.mark.parametrize("name", ["koch", "so101"])
+def test_without_control_the_servos_that_shut_down_get_their_torque_back_where_they_are(
+    tmp_path: Path, name: str
+) -> None:
+    """Settings and goals before torque; one that stays hot is refused, and the arm left as it is."""
+    arm = load_arm(name)
+    write_joints(tmp_path / "joints.json")
+    calibration = load_joint_calibration(tmp_path / "joints.json", arm)
+    stands = ["2048", "1700", "1900", "2100", "2300", "2500"]
+    words = ("--arm", name, "--joints", str(tmp_path / "joints.json"), "--positions", *stands)
+    with emulator_process(tmp_path, *words) as emulator:
+        assert recover_alone(arm, str(emulator.port), calibration) == []
+        emulator.event("overload 3")
+        emulator.event("overload 6")
+        before = len(emulator.entries("goal", "torque"))
+        assert recover_alone(arm, str(emulator.port), calibration) == ["elbow_flex", "gripper"]
+        log = emulator.entries("goal", "torque")[before:]
+        on = [entry["id"] for entry in log if entry["kind"] == "torque" and entry["on"]]
+        assert {3, 6} <= set(on)
+        first = next(i for i, entry in enumerate(log) if entry["kind"] == "torque" and entry["on"])
+        goals = [entry for entry in log[:first] if entry["kind"] == "goal"]
+        assert [str(count) for count in goals[-1]["goals"].values()] == stands
+        emulator.event("dump")
+        held = emulator.entries("registers")[-1]["servos"]
+        assert_torque_and_settings(arm, held)
+        if name == "so101":  # whose errors are what is wrong now, not what was
+            emulator.event("temperature 4 75")
+            before = len(emulator.entries("torque"))
+            with pytest.raises(BusError, match="wrist_flex.*overheating"):
+                recover_alone(arm, str(emulator.port), calibration)
+            assert not any(entry["on"] for entry in emulator.entries("torque")[before:])

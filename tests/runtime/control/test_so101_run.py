@@ -28,7 +28,7 @@ LEAD = SO101.limits.tracking
 
 @contextlib.contextmanager
 def so101(bundle: Path) -> Iterator[Rig]:
-    with rig(bundle, "--robot", "so101", "--joint-units", "degrees", emulator=("--arm", "so101")) as made:
+    with rig(bundle, "--joint-units", "degrees", arm="so101") as made:
         yield made
 
 

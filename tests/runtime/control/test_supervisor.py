@@ -320,12 +320,13 @@ def test_every_reason_of_the_core_to_stand_still_has_a_cause_and_a_remedy() -> N
     names = source[source.index("status_reason_name") :].split("{", 2)[2].split("}")[0]
     reasons = [name.strip().strip('"') for name in names.split(",")]
     assert set(reasons) == {*WANTED, *CAUSES}
-    assert refusal_of(
-        Answer("fault", "hold", "stall", ""), {"reason": "stall", "joint": 1, "joints": KOCH_JOINTS}
-    ).startswith("shoulder_lift")
-    assert "vla-runtime status" in refusal_of(
-        Answer("fault", "hold", "operator", ""), {"reason": "operator", "joint": -1}
-    )
+    guarded = {"unguarded": False, "joints": KOCH_JOINTS}
+    stalled = guarded | {"reason": "stall", "joint": 1}
+    asked_to = guarded | {"reason": "operator", "joint": -1}
+    assert refusal_of(Answer("fault", "hold", "stall", ""), stalled).startswith("shoulder_lift")
+    assert "vla-runtime status" in refusal_of(Answer("fault", "hold", "operator", ""), asked_to)
+    gone = refusal_of(Answer("fault", "hold", "operator", ""), asked_to | {"unguarded": True})
+    assert gone.startswith("the guardian is gone") and gone.endswith("start again")
     assert refusal_of(Answer("outside", "disarmed", "outside", "gripper"), {}).startswith("gripper: it lies outside")
     assert fault_of({"reason": "stall", "joint": 1, "joints": KOCH_JOINTS}) == (
         "shoulder_lift: pressed against something; clear the way, then `vla-runtime arm`"

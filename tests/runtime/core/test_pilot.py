@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from vla_edge.contract import Chunk, ChunkKind, Command
+from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.registers import Register
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
-from vla_edge.robot.sim.emulator import ARMS
+from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.framing import BROADCAST, SYNC_WRITE
 from vla_edge.robot.sim.plant import IdealPlant
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits
@@ -395,7 +396,7 @@ class OnBus(Flight):
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
-        servos = ARMS[self.arm](None, self.position)
+        servos = servos_of(load_arm(self.arm), None, self.position)
         self.plant = IdealPlant([servo.raw for servo in servos])
         self.log: list[Mapping[str, Any]] = []
         self.bus = EmulatedBus(servos, self.plant, Faults(FaultRates(), 0, (0.0, 0.0)), self.log.append)
@@ -718,6 +719,22 @@ def test_a_silent_supervisor_is_a_hold_until_it_is_back_and_the_arm_is_armed(sta
     assert flight.tick(unattended=True, command=Command.ARM)["answer"] == FAULT
     assert flight.tick(unattended=True, command=Command.PARK)["state"] == "parking"  # a person asked
     assert flight.tick(unattended=True)["state"] == "parking"
+
+
+def test_without_a_guardian_the_arm_holds_is_not_armed_and_parks_when_asked() -> None:
+    flight = moving()
+    told = flight.tick(unguarded=True)
+    assert (told["state"], told["reason"], told["latched"]) == ("hold", "guardian", True)
+    flight.inference = {"unguarded": True}
+    flight.run(0.5)
+    assert flight.tick(command=Command.ARM)["answer"] == FAULT
+    assert flight.tick(command=Command.PARK)["state"] == "parking" and flight.tick()["state"] == "parking"
+    flight.inference = {}
+    flight.tick(command=Command.HOLD)
+    flight.run(0.5)
+    assert flight.tick(command=Command.ARM)["answer"] == DONE  # it was only stopped
+    limp = disarmed()
+    assert limp.tick(command=Command.ARM, unguarded=True)["answer"] == FAULT and limp.last["torque"] == 0
 
 
 def test_a_stop_parks_although_the_supervisor_is_gone() -> None:

@@ -326,6 +326,30 @@ static int lost_answers_are_asked_for_again(void)
     return 0;
 }
 
+static int control_knows_whether_the_guardian_looks(void)
+{
+    int32_t goals[JOINTS] = {FAR, FAR, FAR, FAR, FAR, FAR};
+    arm_reading reading;
+    begin();
+    CHECK(!port.guarded(port.context, now_ns())); /* not before its first look */
+    CHECK(arm_it() == 0 && port.guarded(port.context, now_ns()));
+    run_ms(494);
+    CHECK(port.guarded(port.context, now_ns()));
+    run_ms(1);
+    CHECK(!port.guarded(port.context, now_ns()));
+    (void)guardian_look(&watcher, now_ns(), false); /* it was only stopped */
+    CHECK(port.guarded(port.context, now_ns()));
+    claim.owner = 3; /* killed while it spoke */
+    run_ms(1000);
+    CHECK(port.read(port.context, now_ns() + 1000 * MS, &reading) == ARM_TIMEOUT); /* the longest call's deadline */
+    run_ms(1000);
+    CHECK(port.read(port.context, soon_ns(), &reading) == ARM_OK);
+    CHECK(port.write_goals(port.context, goals, soon_ns()) == ARM_TIMEOUT); /* what it said last is not known */
+    CHECK(port.check_watchdog(port.context, soon_ns()) == ARM_WATCHDOG);
+    CHECK(port.clear_watchdog(port.context, reading.position, soon_ns()) == ARM_OK && world.goal == world.present);
+    return 0;
+}
+
 static int an_arm_that_control_does_not_drive_is_left_alone(void)
 {
     begin();
@@ -348,5 +372,5 @@ int main(void)
         || control_that_wakes_up_finds_its_servos_stopped() || what_control_was_stopped_in_counts_for_nothing()
         || a_control_that_was_away_is_stopped_also_without_the_guardian() || slow_ticks_are_not_silence()
         || nobody_speaks_while_the_other_does() || lost_answers_are_asked_for_again()
-        || an_arm_that_control_does_not_drive_is_left_alone();
+        || control_knows_whether_the_guardian_looks() || an_arm_that_control_does_not_drive_is_left_alone();
 }
