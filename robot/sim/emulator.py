@@ -90,8 +90,9 @@ def servos_of(
     for joint, place in zip(arm.joints, shown):
         servo = SERVOS[arm.protocol](joint, arm.kind(joint.name).model, volts)
         servo.put(arm.register("operating_mode"), joint.mode)
-        for field, register in arm.checked.items() if calibration is not None else ():
-            servo.put(arm.register(register), getattr(calibration.joint(joint.name), field))
+        if calibration is not None:
+            for field, register in arm.checked.items():
+                servo.put(arm.register(register), getattr(calibration.joint(joint.name), field))
         servo.place(place)
         servos.append(servo)
     return servos
