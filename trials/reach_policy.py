@@ -38,6 +38,7 @@ from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.policies.smolvla.flow import FlowMatching, Prefix, sample_time
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy, pad_last
+from vla_edge.robot.sim.scene import BODIES
 from vla_edge.training.progress import Report, live_line
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording
