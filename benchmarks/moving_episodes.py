@@ -5,7 +5,8 @@ calibration look at.
     python -m vla_edge.benchmarks.moving_episodes --out DATASET
 
 An episode: rest 3 s, reach for the named cube 3 s, rest above it 3 s, back 3 s, rest 3 s. In the first and the last
-rest somebody moves a cube by 2 to 6 cm, the named one every other time; the arm's instruction stays. Besides state,
+rest (in other phases, where a caller says so) somebody moves a cube by 2 to 6 cm, the named one every other time; the
+arm's instruction stays. Besides state,
 action and pictures each frame says whether the arm moves (`moving`) and how many cubes were moved so far (`moves`).
 """
 
@@ -29,9 +30,11 @@ from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
 from vla_edge.trials.reach_task import other_colour, wanted_colour
 
-HZ, EVERY = 30, 3
-"""Ticks a second, and ticks a recorded frame: 10 frames a second."""
+HZ, FPS = 30, 10
+"""Ticks a second, and recorded frames a second unless told otherwise."""
 PHASE_S = 3.0
+RESTS = (0, 4)
+"""The phases of rest before and after the way there and back: 1 and 3 are motion."""
 MOVING_RAD_S = 0.03
 """A joint faster than this: the arm moves."""
 MOVED_M = (0.02, 0.06)
@@ -79,21 +82,21 @@ def turn_cube(arm: SimulatedArm, colour: str, degrees: float) -> None:
     arm.show(configuration)
 
 
-def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iterator[PhaseFrame]:
-    """One episode, a frame at a time; the same for the same seed and arm options."""
+def phase_frames(
+    arm: SimulatedArm, seed: int, phase_s: float = PHASE_S, fps: int = FPS, moved_in: tuple[int, ...] = RESTS
+) -> Iterator[PhaseFrame]:
+    """One episode, a frame at a time; the same for the same seed and arm options. fps: a divisor of HZ; moved_in: the
+    phases, of 0 to 4, in which a cube is moved."""
     rng, scene, colour = np.random.default_rng([seed, 11]), random_scene(seed), wanted_colour(seed)
     arm.reset(scene)
     home, command = arm.goals, arm.goals
     ticks = round(phase_s * HZ)
-    moved_at = [
-        int(rng.integers(ticks // 3, 2 * ticks // 3)),
-        4 * ticks + int(rng.integers(ticks // 3, 2 * ticks // 3)),
-    ]
+    moved_at = [phase * ticks + int(rng.integers(ticks // 3, 2 * ticks // 3)) for phase in moved_in]
     for tick in range(5 * ticks):
         phase = tick // ticks
         if tick in moved_at:
             move_cube(arm, colour if (seed + phase) % 2 == 0 else other_colour(seed), rng)
-        if tick % EVERY == 0:
+        if tick % (HZ // fps) == 0:
             yield PhaseFrame(
                 {camera: arm.render(camera) for camera in CAMERAS},
                 arm.body.units(arm.positions).astype(np.float32),
@@ -109,7 +112,7 @@ def phase_frames(arm: SimulatedArm, seed: int, phase_s: float = PHASE_S) -> Iter
         arm.step(1 / HZ)
 
 
-def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float = PHASE_S) -> None:
+def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float = PHASE_S, fps: int = FPS) -> None:
     """Write one episode a seed as a LeRobot v3.0 dataset; `target` must not exist."""
     joints = [f"{name}.pos" for name in arm.body.joints]
     size = (arm.options.height, arm.options.width, 3)
@@ -120,9 +123,9 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
         "moves": Feature("float32", (1,), None),
         **{f"{PREFIX}{camera}": Feature("video", size, ["height", "width", "channels"]) for camera in CAMERAS},
     }
-    with DatasetWriter(target, HZ // EVERY, features, robot_type="koch") as writer:
+    with DatasetWriter(target, fps, features, robot_type="koch") as writer:
         for seed in seeds:
-            for frame in phase_frames(arm, seed, phase_s):
+            for frame in phase_frames(arm, seed, phase_s, fps):
                 values = {
                     "observation.state": frame.state,
                     "action": frame.action,
@@ -142,9 +145,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="new dataset")
     parser.add_argument("--episodes", type=count, default=20)
     parser.add_argument("--first-seed", type=whole, default=200_000)
+    parser.add_argument("--fps", type=int, choices=(10, 15, 30), default=FPS, help="frames a second")
     options = parser.parse_args(argv)
     arm = SimulatedArm(random_scene(0), SimOptions(96, 128))
-    record_phases(options.out, arm, range(options.first_seed, options.first_seed + options.episodes))
+    seeds = range(options.first_seed, options.first_seed + options.episodes)
+    record_phases(options.out, arm, seeds, fps=options.fps)
     arm.close()
     print(f"{options.out}: {options.episodes} episodes")
     return 0

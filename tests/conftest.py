@@ -119,3 +119,20 @@ def paced_bundle(golden_bundle: Path) -> Path:
     shutil.copytree(golden_bundle, out)
     write_manifest(out, replace(open_bundle(out).manifest, fps=30.0))
     return out
+
+
+@pytest.fixture(scope="session")
+def distilled_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the golden policy as if it had been distilled to two steps. Not to be written to."""
+    from dataclasses import replace
+
+    from vla_edge.export.assemble import ExportRequest, export_bundle
+    from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+
+    folder = tmp_path_factory.mktemp("distilled")
+    policy = SmolVLAPolicy.from_pretrained(Path(__file__).parent / "golden" / "koch-bfloat16")
+    mark = {"flow_steps": 2, "teacher_steps": policy.config.num_steps, "teacher": policy.digest}
+    policy.config = replace(policy.config, num_steps=2, distilled=mark)
+    policy.save_pretrained(folder / "policy")
+    export_bundle(ExportRequest(folder / "policy", folder / "bundle", threads=1), lambda step: None)
+    return folder / "bundle"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What few flow steps give and cost: plans a second at full size, and how well the trained policy still reaches."""
+"""Many plans a second: what few flow steps give and cost, a moving cube followed, what the cache keeps in motion."""

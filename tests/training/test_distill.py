@@ -117,6 +117,17 @@ def test_the_bundle_takes_the_steps_it_was_distilled_to_and_refuses_others_in_a_
         export_bundle(uneven, lambda step: None)
 
 
+def test_evaluate_takes_a_distilled_checkpoint_in_its_steps_and_refuses_others_in_a_line(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(checkpoint(world)), "--dataset", str(world / "data"), "--episodes", "0"]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "--flow-steps", "10"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "was distilled to 1: ask for no other" in told
+
+
 def test_other_steps_in_config_json_than_it_was_distilled_to_are_refused(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
     SmolVLAPolicy.from_pretrained(checkpoint(world)).save_pretrained(folder)
