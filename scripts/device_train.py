@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 Tell = Callable[..., None]
 """Told one line of results, by name."""
 DEVICE = "cuda"
@@ -34,29 +32,6 @@ FULL_CASES = (
 """(precision, batch, with kept picture tokens) of a full-size policy."""
 BEYOND = 64
 """The batch that 4 GB do not hold at full size in float32."""
-
-
-def write_frames(folder: Path, cameras: Sequence[str], side: int) -> Path:
-    """A v3.0 dataset of random pictures (PNG) and slow random joints."""
-    import numpy as np
-
-    from vla_edge.lerobot_data.layout import Feature
-    from vla_edge.lerobot_data.writer import DatasetWriter
-
-    generator, joints = np.random.default_rng(0), [f"joint_{i}" for i in range(6)]
-    pictures = {f"observation.images.{name}": Feature("image", (side, side, 3), ["height", "width", "channels"])
-                for name in cameras}  # fmt: skip
-    numbers = {name: Feature("float32", (6,), joints) for name in ("observation.state", "action")}
-    with DatasetWriter(folder, 30, {**numbers, **pictures}) as writer:
-        for _ in range(EPISODES):
-            way = np.cumsum(generator.normal(0, 1, (FRAMES + 1, 6)), axis=0).astype(np.float32)
-            for row in range(FRAMES):
-                frame: dict[str, NDArray[Any]] = {
-                    name: generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for name in pictures
-                }
-                writer.add_frame({**frame, "observation.state": way[row], "action": way[row + 1]}, task="stack")
-            writer.save_episode()
-    return folder
 
 
 def run(out: Path, checkpoint: Path, dataset: Path, *words: str) -> list[dict[str, Any]]:
@@ -112,10 +87,11 @@ def small_cases(work: Path, policy: Path, cameras: Sequence[str], tell: Tell) ->
     """Some steps of a small policy in each precision, the first kind being what the others are compared with (torch
     draws other noise on a GPU than on a CPU); and a run that was ended and resumed."""
     import torch
+    from tests.random_data import write_random_data
 
     from vla_edge.training.command import main
 
-    data = write_frames(work / "small_data", cameras, 64)
+    data = write_random_data(work / "small_data", cameras, (64, 64), EPISODES, FRAMES, "image")
     same = ("--steps", str(STEPS), "--batch-size", "8", "--workers", "0", "--no-save")
     first: list[float] = []
     for precision, cache in SMALL_CASES:
@@ -140,8 +116,9 @@ def small_cases(work: Path, policy: Path, cameras: Sequence[str], tell: Tell) ->
 def full_cases(work: Path, policy: Path, cameras: Sequence[str], rounds: int, tell: Tell) -> None:
     """Seconds a step (median) and the largest memory of a full-size policy, and a real lack of memory."""
     import torch
+    from tests.random_data import write_random_data
 
-    data = write_frames(work / "data", cameras, SIDE)
+    data = write_random_data(work / "data", cameras, (SIDE, SIDE), EPISODES, FRAMES, "image")
     for precision, batch, cache in FULL_CASES:
         kept = ("--cache-vision", str(work / f"kept_{precision}")) if cache else ()
         gc.collect()

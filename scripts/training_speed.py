@@ -18,18 +18,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.random_data import write_random_data
 from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.command_line import CommandParser, count, run_command, threads
 from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
-from vla_edge.lerobot_data.layout import Feature
-from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.batches import batches
@@ -61,23 +57,6 @@ if __name__ == "__main__":
             next(it)
     print(batch * count / (time.perf_counter() - start))
 """
-
-
-def write_data(folder: Path) -> None:
-    """Two episodes of noise, video of two cameras."""
-    joints = Feature("float32", (6,), [f"joint_{number}" for number in range(6)])
-    features = {"observation.state": joints, "action": joints}
-    pictures = Feature("video", (480, 640, 3), ["height", "width", "channels"])
-    features |= {f"observation.images.{name}": pictures for name in CAMERAS}
-    random = np.random.default_rng(0)
-    with DatasetWriter(folder, 30, features) as writer:
-        for _ in range(EPISODES):
-            for _ in range(LENGTH):
-                values: dict[str, Any] = {name: random.normal(size=6).astype(np.float32) for name in list(features)[:2]}
-                small = random.integers(0, 256, (len(CAMERAS), 30, 40, 3), np.uint8)
-                values |= {f"observation.images.{n}": p.repeat(16, 0).repeat(16, 1) for n, p in zip(CAMERAS, small)}
-                writer.add_frame(values, "pick up the cube")
-            writer.save_episode()
 
 
 def our_step(work: Path, name: str, words: Sequence[object]) -> float:
@@ -155,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
         for file in (work / "policy").glob("*.json"):  # LeRobot takes a relative backbone from where it is started
             file.write_text(file.read_text().replace(f'"{VLM_FOLDER}"', json.dumps(str(work / "policy" / VLM_FOLDER))))
     if not (work / "data").exists():
-        write_data(work / "data")
+        write_random_data(work / "data", CAMERAS, (480, 640), EPISODES, LENGTH, "video", block=16)
     same = ["--batch-size", arguments.batch, "--steps", arguments.steps, "--workers", 0]
     kept = [*same, "--cache-vision", work / "tokens"]
     found = {"pictures": our_step(work, "pictures", same), "kept tokens": our_step(work, "kept", kept)}

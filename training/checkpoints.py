@@ -91,11 +91,6 @@ def point(run: Path, name: str, target: Path) -> None:
         partial.symlink_to(target.name)
 
 
-def run_folder(path: Path) -> Path:
-    """The run that `path` is, or that its `checkpoints/last` is in."""
-    return path.parent.parent if path.name == "last" and path.parent.name == CHECKPOINTS else path
-
-
 def last_checkpoint(run: Path) -> Path:
     """The newest whole checkpoint; TrainingError when there is none."""
     link = run / CHECKPOINTS / "last"

@@ -67,16 +67,15 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
         config = replace(config, workers=_usual_workers(config, datasets, cameras))
     stale = STALE_FRAMES if config.kind == "delta" and policy.config.delta_target == "stale" else 0
     reading = FrameSettings(
-        cameras,
-        policy.config.chunk_size,
-        config.seed,
-        config.augment,
-        min(stale, policy.config.chunk_size - 1),
-        config.cache_mb // (max(1, config.workers or 0) * len(config.data)),
+        cameras, policy.config.chunk_size, config.seed, config.augment, min(stale, policy.config.chunk_size - 1)
     )
     plain = replace(reading, augment=AugmentConfig())
     training = [Frames(task, reading) for task in config.data if task.weight > 0]
     validation = [Frames(task, plain, held_out=True) for task in config.data if task.held_out]
+    sources = [*training, *validation]
+    for frames in sources:
+        share = config.cache_mb * 2**20 * len(frames) // max(1, sum(map(len, sources)))
+        frames.room = share // max(1, config.workers or 0) if frames in training else share
     if config.lora.rank:
         trainable.add_lora(policy, config.lora)
     teacher = teacher_of(config, datasets, policy) if config.kind == "distill" else None
@@ -97,7 +96,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
             "no episode is held out, so nobody will know how well the delta expert corrects, and --cache delta refuses "
             "it: give --held-out 0.1, of two episodes or more"
         )
-    notes += attach_caches(config, policy, [*training, *validation])
+    notes += attach_caches(config, policy, sources)
     schedule = config.schedule
     if config.steps < schedule.decay_steps:
         warm = int(schedule.warmup_steps * config.steps / schedule.decay_steps)

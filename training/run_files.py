@@ -24,6 +24,8 @@ from vla_edge.files import write_json, write_text
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
+NEWEST = 3
+"""Lines of the log that a status shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ def cut_metrics(run: Path, step: int) -> dict[str, Any]:
     return rows[-1] if rows else {}
 
 
+def run_folder(path: Path) -> Path:
+    """The run that `path` is, or that its `checkpoints/last` is in."""
+    return path.parent.parent if path.name == "last" and path.parent.name == "checkpoints" else path
+
+
 def read_status(run: Path) -> Status:
     """The newest status of the run; TrainingError when `run` is none."""
     file, advice = run / STATUS, f"look at {METRICS} instead"
@@ -97,7 +104,7 @@ def checkpoints_of(run: Path) -> list[str]:
 def describe(run: Path) -> str:
     """What `vla-train status RUN` prints: step, loss, lr, s/step, time left, checkpoints, last error."""
     status = read_status(run)
-    names = checkpoints_of(run)
+    names, size = checkpoints_of(run), checkpoint_bytes(run)
     best = f"{status.best_loss:.5f} at step {status.best_step}" if status.best_loss is not None else "none yet"
     return "\n".join(
         [
@@ -108,17 +115,18 @@ def describe(run: Path) -> str:
             f"s/step       {_number(status.seconds_per_step, '.3f')}",
             f"time left    {_duration(status.eta_s)}",
             f"best         {best}",
-            f"checkpoints  {', '.join(names) if names else 'none'}{_size(run / 'checkpoints')}",
+            f"checkpoints  {', '.join(names) if names else 'none'}{f' ({size / 1e6:.0f} MB)' if size else ''}",
             f"device       {status.device or '–'}",
             f"last error   {status.error or 'none'}",
-            *(f"log          {_log_line(row)}" for row in read_metrics(run)[-3:]),
+            *(f"log          {_log_line(row)}" for row in read_metrics(run)[-NEWEST:]),
         ]
     )
 
 
-def _size(folder: Path) -> str:
-    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    return f" ({total / 1e6:.0f} MB)" if total else ""
+def checkpoint_bytes(run: Path) -> int:
+    """What the run's checkpoints take on the disk."""
+    files = (file for file in (run / "checkpoints").rglob("*") if file.is_file() and not file.is_symlink())
+    return sum(file.stat().st_size for file in files)
 
 
 def _log_line(row: Mapping[str, Any]) -> str:
@@ -175,10 +183,12 @@ def _duration(seconds: float | None) -> str:
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run, or its checkpoints/last")
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    print(describe(arguments.run))
-    answer({**asdict(read_status(arguments.run)), "checkpoints": checkpoints_of(arguments.run)})
+    run = run_folder(arguments.run)
+    print(describe(run))
+    size, log = checkpoint_bytes(run), read_metrics(run)[-NEWEST:]
+    answer({**asdict(read_status(run)), "checkpoints": checkpoints_of(run), "checkpoint_bytes": size, "log": log})
     return 0

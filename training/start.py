@@ -13,7 +13,7 @@ from vla_edge.command_line import CommandParser, answer
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.fields import read_object
 from vla_edge.policies.families import families, scratch_of
-from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, run_folder, step_of
+from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.frozen.caches import fill_caches
 from vla_edge.training.lerobot_arguments import table
 from vla_edge.training.loop import make_accelerator
@@ -28,6 +28,7 @@ from vla_edge.training.options import (
 )
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import read_config
+from vla_edge.training.run_files import run_folder
 from vla_edge.training.runs import (
     DISTILL,
     FINE_TUNE,

@@ -34,15 +34,13 @@ EARLIER = "earlier."
 @dataclass(frozen=True, slots=True)
 class FrameSettings:
     """What is read per frame. `cameras`: dataset keys; `chunk`: actions; `stale`: the largest shift of an earlier
-    observation to read beside it, 0 for none; `seed` drives augmentation and the shift; decoded pictures are kept in
-    memory up to `cache_mb` per process (decoding costs more than a training step of a small policy)."""
+    observation to read beside it, 0 for none; `seed` drives augmentation and the shift."""
 
     cameras: tuple[str, ...]
     chunk: int
     seed: int
     augment: AugmentConfig = AugmentConfig()
     stale: int = 0
-    cache_mb: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,13 @@ class Frames:
         self.data = data
         self.settings = settings
         self._kept: dict[int, Mapping[str, NDArray[np.uint8]]] = {}
-        self._room = settings.cache_mb * 2**20
+        self.room = 0
+        """Bytes of decoded pictures that are still kept (decoding costs more than a small policy's step)."""
         self._dataset: Dataset | None = open_dataset(data.path, tolerance_s=data.tolerance_s)
         self.episodes = chosen_episodes(self.dataset, data, held_out)
         self.cameras = check_columns(self.dataset, settings)
         self.tokens: dict[str, RowStore] = {}  # camera → its tokens, read instead of pictures
         self.scenes: KeptScenes | None = None  # read instead of pictures and instruction
-        self.cache_meta: dict[str, Any] = {}
         spans = [np.arange(e.from_index, e.to_index) for e in self.dataset.episodes if e.index in set(self.episodes)]
         self.indices = np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
@@ -154,9 +152,9 @@ class Frames:
 
     def _keep(self, index: int, images: Mapping[str, NDArray[np.uint8]]) -> Mapping[str, NDArray[np.uint8]]:
         size = sum(image.nbytes for image in images.values())
-        if size <= self._room:
+        if size <= self.room:
             self._kept[index] = images
-            self._room -= size
+            self.room -= size
         return images
 
 

@@ -17,23 +17,21 @@ from vla_edge.bundle import open_bundle
 from vla_edge.camera_names import PREFIX
 from vla_edge.export.command import main as export
 from vla_edge.lerobot_data.command import main as data_command
-from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.video import VideoEncoder, best_encoding
-from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.command import main as runtime
 from vla_edge.training.command import main
 from vla_edge.training.run_files import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.random_data import write_random_data
 from tests.random_policy import RandomPolicy, write_random_policy
 from tests.training.training_world import one_thread
 
 one_thread()
 PRETRAINED = "checkpoints/last/pretrained_model"
 SMALL = {"resize_imgs_with_padding": [64, 64], "num_vlm_layers": 2, "tokenizer_max_length": 16}
-IMAGE_AXES = ["height", "width", "channels"]
 TASK = "pick up the cube"
 
 
@@ -59,22 +57,6 @@ def chunk_of_bundle(checkpoint: Path, bundle: Path, cameras: tuple[str, ...], jo
 # ---- LeRobot's fine-tuning command
 
 
-def write_grasp_data(folder: Path, cameras: tuple[str, str]) -> Path:
-    """Two cameras of 640×480, six joints, two episodes."""
-    joints = Feature("float32", (6,), [f"joint_{number}" for number in range(6)])
-    features = {"observation.state": joints, "action": joints}
-    features |= {f"{PREFIX}{name}": Feature("video", (480, 640, 3), IMAGE_AXES) for name in cameras}
-    random = np.random.default_rng(1)
-    with DatasetWriter(folder, 30, features) as writer:
-        for _ in range(2):
-            for _ in range(6):
-                values: dict[str, Any] = {name: random.normal(size=6).astype(np.float32) for name in list(features)[:2]}
-                pictures = {name: random.integers(0, 256, (480, 640, 3), np.uint8) for name in list(features)[2:]}
-                writer.add_frame(values | pictures, TASK)
-            writer.save_episode()
-    return folder
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with the base's three cameras of 256×256."""
@@ -88,7 +70,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_lerobots_command_fine_tunes_the_three_camera_base_on_two_cameras_through_to_a_chunk(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cameras: tuple[str, str]
 ) -> None:
-    data = write_grasp_data(tmp_path / "grasp", cameras)
+    data = write_random_data(tmp_path / "grasp", cameras, (480, 640), 2, 6, "video", block=16)
     words = [f"--policy.path={base}", f"--dataset.root={data}", "--dataset.repo_id=grasp_dataset", "--batch_size=8"]
     words += ["--steps=3", "--policy.optimizer_lr=5e-5", f"--output_dir={tmp_path / 'run'}", "--policy.device=cpu"]
     if cameras[0] == "top":
@@ -204,10 +186,13 @@ def test_the_four_kuavo_stages_go_from_v20_data_through_conversion_and_training_
     )
     capsys.readouterr()
     words = ["stages", "kuavo", "--checkpoint", tmp_path / "policy", "--out", tmp_path / "run", "--device", "cpu"]
-    few = [f"stages.{name}.epochs={2 / 3:.3f}" for name in STAGES] + ["shared.batch_size=4"]
+    few = [f"stages.{name}.epochs={2 / 3:.3f}" for name in STAGES]
+    few += ["shared.batch_size=4", "validation_frames=4"]
     words += [*datasets, *(word for text in few for word in ("--set", text)), "--json"]
     assert main([str(word) for word in words]) == 0
-    transfer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    captured = capsys.readouterr()
+    assert "moving_grasp: the schedule is scaled to the run: warm-up 1500 → 0 steps, decay 25000 → 2" in captured.err
+    transfer = json.loads(captured.out.splitlines()[-1])
     assert transfer["stages"] == transfer["tasks"] == list(STAGES)
     assert all(np.isfinite(transfer["losses"][row][: row + 1]).all() for row in range(4))
     for number, name in enumerate(STAGES, 1):

@@ -36,6 +36,7 @@ from tests.training.training_world import (
     World,
     check_resume_with_and_without,
     one_thread,
+    two_steps,
     write_data,
     write_policy,
 )
@@ -45,12 +46,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """policy/ pads instructions to one length, longest/ to the batch's longest, in which the data differ."""
+def longest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy/ that pads instructions to the batch's longest, data/ and words/ in which they differ."""
     root = tmp_path_factory.mktemp("prefixes")
-    size: dict[str, Any] = {"chunk_size": 4, "n_action_steps": 4}
-    write_policy(root / "policy", dtype="bfloat16", **size)
-    write_policy(root / "longest", pad_language_to="longest", **size)
+    write_policy(root / "policy", pad_language_to="longest", chunk_size=4, n_action_steps=4)
     write_data(root / "data", World(episodes=4, length=5))
     write_data(root / "words", World(episodes=4, length=5, named=("red", "blue"), text="reach for the {} one"))
     return root
@@ -58,9 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     data = (TaskData("data", str(world / "data"), held_out=(3,)),)
-    values: dict[str, Any] = {"policy": str(world / "policy"), "data": data, "steps": 6, "batch_size": 4}
-    values |= {"save_every": 3, "log_every": 1, "device": "cpu", "optimizer": OptimizerConfig(lr=1e-3)} | changes
-    return TrainConfig(output=str(out), **values)
+    return two_steps(world, out, **{"steps": 6, "save_every": 3, "data": data, **changes})
 
 
 def losses(run: Path, name: str = "loss") -> list[float]:
@@ -111,9 +108,9 @@ def test_anchors_of_craft_are_kept_too(world, tmp_path, monkeypatch):
     assert losses(tmp_path / "plain") == losses(tmp_path / "again")
 
 
-def test_where_batches_differ_in_length_fifty_steps_differ_by_rounding_alone(world, tmp_path):
-    both = (TaskData("data", str(world / "data")), TaskData("words", str(world / "words")))
-    changes: dict[str, Any] = {"policy": str(world / "longest"), "data": both, "steps": 50, "save": False}
+def test_where_batches_differ_in_length_fifty_steps_differ_by_rounding_alone(world, longest, tmp_path):
+    both = (TaskData("data", str(longest / "data")), TaskData("words", str(longest / "words")))
+    changes: dict[str, Any] = {"policy": str(longest / "policy"), "data": both, "steps": 50, "save": False}
     changes["optimizer"] = OptimizerConfig()  # at a higher rate AdamW's first steps make more of the rounding
     for name, cache in (("plain", ""), ("cached", str(tmp_path / "scenes"))):
         fine_tune(config(world, tmp_path / name, cache_prefix=cache, **changes))
@@ -126,10 +123,10 @@ def test_a_cached_run_resumes_bit_for_bit_with_and_without_its_cache(world, tmp_
     check_resume_with_and_without(partial(config, world), "cache_prefix", tmp_path)
 
 
-def test_another_instruction_model_or_size_has_its_own_scenes_and_the_size_is_told(world, tmp_path):
+def test_another_instruction_model_or_size_has_its_own_scenes_and_the_size_is_told(world, longest, tmp_path):
     write_policy(tmp_path / "policy", seed=5, dtype="bfloat16", chunk_size=4, n_action_steps=4)
     cache = str(tmp_path / "scenes")
-    words = (TaskData("words", str(world / "words")),)
+    words = (TaskData("words", str(longest / "words")),)
     setups = [
         assemble(config(world, tmp_path / "x", cache_prefix=cache, **changes))
         for changes in (

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import csv
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,29 +18,16 @@ from vla_edge.training import loop as training_loop
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.objective import Objective, step_shares, valid_steps
-from vla_edge.training.run_config import OptimizerConfig, TaskData, TrainConfig
+from vla_edge.training.run_config import TaskData
 from vla_edge.training.run_files import read_metrics
 from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.training_frames import Frames, FrameSettings, collate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
+from tests.training.training_world import CAMERA, one_thread, two_steps
 
 one_thread()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("arithmetic")
-    write_policy(root / "policy", chunk_size=4, n_action_steps=4)
-    write_data(root / "data", World(episodes=4, length=6))
-    return root
-
-
-def config(world: Path, out: Path, **changes) -> TrainConfig:
-    values: dict[str, Any] = {"steps": 4, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
-    values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
-    return TrainConfig(str(world / "policy"), str(out), (TaskData("data", str(world / "data")),), **values)
+config = partial(two_steps, steps=4)
 
 
 def test_two_micro_batches_give_the_gradient_of_their_joint_batch_even_when_one_holds_episode_ends(world):

@@ -65,6 +65,8 @@ def fine_tune(world: Path, output: Path, *words: object) -> list[object]:
         2,
         "--batch-size",
         2,
+        "--validation-frames",
+        8,
         "--device",
         "cpu",
         "--out",
@@ -132,6 +134,7 @@ def test_without_a_validated_task_that_counts_no_step_is_the_best(world, tmp_pat
         batch_size=2,
         save_every=2,
         validate_every=1,
+        validation_frames=8,
         log_every=1,
         device="cpu",
     )
@@ -361,6 +364,8 @@ def test_a_sequence_is_not_continued_from_another_policy_or_in_another_precision
     words = [
         "stages",
         stage_file(tmp_path, world, stages__0__epochs=0.2, stages__1__epochs=0.2),
+        "--set",
+        "validation_frames=8",
         "--out",
         tmp_path / "out",
         "--device",

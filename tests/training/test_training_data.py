@@ -174,7 +174,8 @@ def test_joints_have_their_names_in_order_or_their_places(
 
 
 def test_what_travels_to_a_loader_process_holds_no_open_decoder_and_reads_the_same(world: Path) -> None:
-    frames = Frames(TaskData("data", str(world / "data")), FrameSettings((CAMERA,), 1, 0, cache_mb=8))
+    frames = Frames(TaskData("data", str(world / "data")), FrameSettings((CAMERA,), 1, 0))
+    frames.room = 2**23
     here = frames.sample(3, 0)
     sent = pickle.loads(pickle.dumps(frames))
     assert sent.__dict__["_dataset"] is None and sent.__dict__["_kept"] == {}

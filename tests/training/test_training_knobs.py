@@ -29,19 +29,18 @@ from vla_edge.training.runs import fine_tune
 from vla_edge.training.sequential.phases import StageTask, read_stages, with_datasets
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import ACCELERATE_LAUNCH, one_thread, two_steps, write_chunked_world
+from tests.training.training_world import ACCELERATE_LAUNCH, one_thread, two_steps
 
 one_thread()
 pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """policy/, data/ and anchors/ of both."""
-    root = write_chunked_world(tmp_path_factory.mktemp("knobs"))
-    plan = AnchorPlan((TaskData("data", str(root / "data")),), 8)
-    build_anchors(SmolVLAPolicy.from_pretrained(root / "policy"), plan, root / "anchors", torch.device("cpu"))
-    return root
+def anchors(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("knobs") / "anchors"
+    plan = AnchorPlan((TaskData("data", str(world / "data")),), 8)
+    build_anchors(SmolVLAPolicy.from_pretrained(world / "policy"), plan, folder, torch.device("cpu"))
+    return folder
 
 
 # ---- one table
@@ -154,15 +153,17 @@ def test_every_field_of_a_run_stands_in_the_table_or_has_a_test_of_its_own() -> 
 
 
 @pytest.fixture(scope="module")
-def told(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], dict[str, Any]]:
+def told(
+    world: Path, anchors: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[str, ...]], dict[str, Any]]:
     """What a run with some settings says: its last numbers, the retention's history, its files, policy and weights."""
 
     @cache
     def of(texts: tuple[str, ...]) -> dict[str, Any]:
         out = tmp_path_factory.mktemp("knob") / "run"
-        named = [text.replace("ANCHORS", str(world / "anchors")) for text in texts]
+        named = [text.replace("ANCHORS", str(anchors)) for text in texts]
         data = (TaskData("data", str(world / "data"), held_out=(3,)),)
-        setup, _ = fine_tune(two_steps(world, out, *named, data=data, save=False, validation_frames=4))
+        setup, _ = fine_tune(two_steps(world, out, *named, data=data, save=False))
         rows = read_metrics(out)
         craft = [row for row in rows if "retention_loss" in row]
         return {
@@ -199,11 +200,15 @@ def test_a_threshold_decides_what_counts_as_the_same_scene(world: Path, tmp_path
 
 
 def test_one_budget_of_decoded_pictures_is_shared_by_loaders_and_datasets(world: Path, tmp_path: Path) -> None:
-    data = TaskData("data", str(world / "data"))
-    setup = assemble(
-        two_steps(world, tmp_path / "x", "cache_mb=120", "workers=3", data=(data, replace(data, name="b")))
-    )
-    assert [frames.settings.cache_mb for frames in setup.training] == [20, 20]
+    data = (TaskData("data", str(world / "data"), held_out=(0, 1)), TaskData("more", str(world / "more")))
+    setup = assemble(two_steps(world, tmp_path / "x", "cache_mb=54", "workers=3", data=data))
+    assert [len(frames) for frames in (*setup.training, *setup.validation)] == [24, 18, 12]
+    assert [frames.room / 2**20 for frames in (*setup.training, *setup.validation)] == [8, 6, 12]
+    setup.validation[0].room = 64 * 64 * 3  # of one picture
+    for _ in range(2):
+        for number in range(12):
+            setup.validation[0].sample(number, 0)
+    assert setup.validation[0].room == 0 and len(setup.validation[0]._kept) == 1
 
 
 @pytest.mark.parametrize("kind", ["delta", "distill"])

@@ -34,36 +34,23 @@ from vla_edge.training.sequential.task_sequence import StageRun, train_stages
 from vla_edge.training.training_frames import Frames, FrameSettings, collate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import ACCELERATE_LAUNCH, CAMERA, World, one_thread, write_data, write_policy
+from tests.training.training_world import (
+    ACCELERATE_LAUNCH,
+    CAMERA,
+    World,
+    one_thread,
+    two_steps,
+    write_data,
+    write_policy,
+)
 
 one_thread()
 STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """policy/ (bfloat16 mixed, as published), data/ (6 episodes of 6 frames), more/ (another dataset)."""
-    root = tmp_path_factory.mktemp("world")
-    write_policy(root / "policy", dtype="bfloat16", chunk_size=4, n_action_steps=4)
-    write_policy(root / "float", seed=1, chunk_size=4, n_action_steps=4)
-    write_data(root / "data", World(episodes=6, length=6))
-    write_data(root / "more", World(episodes=3, length=6, seed=1))
-    return root
-
-
 def config(world: Path, output: Path, **changes) -> TrainConfig:
-    base = TrainConfig(
-        str(world / "policy"),
-        str(output),
-        (TaskData("data", str(world / "data"), held_out=(5,)),),
-        steps=STEPS,
-        batch_size=4,
-        save_every=3,
-        log_every=1,
-        device="cpu",
-        optimizer=OptimizerConfig(lr=1e-3),
-    )
-    return replace(base, **changes)
+    data = (TaskData("data", str(world / "data"), held_out=(5,)),)
+    return two_steps(world, output, **{"steps": STEPS, "save_every": 3, "data": data, **changes})
 
 
 def state_of(run: Path, step: int) -> dict[str, bytes]:

@@ -27,20 +27,10 @@ from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.sequential.phases import read_stages, with_plan_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import one_thread, two_steps, write_chunked_world
+from tests.training.training_world import one_thread, two_steps
 
 one_thread()
 pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chunked_world(tmp_path_factory.mktemp("settings"))
-
-
-def last_row(world: Path, out: Path, *settings: str, **changes: Any) -> dict[str, Any]:
-    fine_tune(two_steps(world, out, *settings, save=False, **changes))
-    return read_metrics(out)[-1]
 
 
 def test_flags_win_over_the_file_and_set_wins_over_flags(world, tmp_path):
@@ -184,8 +174,11 @@ def test_settings_of_stages_go_to_the_plan_or_to_every_stage():
         with_plan_settings(plan, ["stages.x.epochs=1"])
 
 
-def test_status_tells_sizes_device_and_the_newest_log_lines(world, tmp_path):
+def test_status_tells_sizes_device_and_the_newest_log_lines(world, tmp_path, capsys):
     fine_tune(two_steps(world, tmp_path / "run", steps=4))
+    assert main(["status", str(tmp_path / "run" / "checkpoints" / "last"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["step"] for row in told["log"]] == [2, 3, 4] and told["checkpoint_bytes"] > 1e5
     lines = describe(tmp_path / "run").splitlines()
     logged = [line.split() for line in lines if line.startswith("log ")]
     assert [words[2] for words in logged] == ["2", "3", "4"] and "loss" in logged[0]

@@ -16,7 +16,7 @@ from vla_edge.errors import ConfigError
 from vla_edge.training.frozen import vision_cache
 from vla_edge.training.frozen.row_store import RowStore
 from vla_edge.training.loop_inputs import assemble
-from vla_edge.training.run_config import AugmentConfig, FreezeConfig, OptimizerConfig, TaskData, TrainConfig
+from vla_edge.training.run_config import AugmentConfig, FreezeConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import read_metrics
 from vla_edge.training.runs import fine_tune
 
@@ -27,6 +27,7 @@ from tests.training.training_world import (
     World,
     check_resume_with_and_without,
     one_thread,
+    two_steps,
     write_data,
     write_policy,
 )
@@ -34,18 +35,9 @@ from tests.training.training_world import (
 one_thread()
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cached")
-    write_policy(root / "policy", dtype="bfloat16", chunk_size=4, n_action_steps=4)
-    write_data(root / "data", World(episodes=4, length=5))
-    return root
-
-
 def config(world: Path, out: Path, **changes: Any) -> TrainConfig:
     data = (TaskData("data", str(world / "data"), held_out=(3,)),)
-    values: dict[str, Any] = {"steps": 6, "batch_size": 4, "save_every": 3, "log_every": 1, "device": "cpu"} | changes
-    return TrainConfig(str(world / "policy"), str(out), data, optimizer=OptimizerConfig(lr=1e-3), **values)
+    return two_steps(world, out, **{"steps": 6, "save_every": 3, "data": data, **changes})
 
 
 def losses(run: Path) -> list[float]:
@@ -97,14 +89,14 @@ def test_an_interrupted_filling_goes_on_where_it_stopped(world, tmp_path, monkey
     monkeypatch.setattr(RowStore, "write", write)
     cached = config(world, tmp_path / "run", cache_vision=str(tmp_path / "tokens"))
     setup = assemble(cached)
-    assert any("20 pictures are left to compute" in note for note in setup.notes)
+    assert any("36 pictures are left to compute" in note for note in setup.notes)
     sources = [*setup.training, *setup.validation]
     with pytest.raises(KeyboardInterrupt):
         vision_cache.fill_tokens(setup.policy, sources, 4, torch.device("cpu"))
     again = assemble(cached)
-    assert any("12 pictures are left to compute" in note for note in again.notes)
+    assert any("28 pictures are left to compute" in note for note in again.notes)
     tokens = setup.training[0].tokens[CAMERA]
-    assert set(tokens.missing(np.arange(20))) == set(range(20)) - set(written)
+    assert set(tokens.missing(np.arange(36))) == set(range(36)) - set(written)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("bfloat16", 2e-3), ("int8", 5e-3)])

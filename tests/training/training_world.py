@@ -180,20 +180,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def write_chunked_world(root: Path) -> Path:
-    """policy/ with chunks of four actions, data/ of four episodes."""
-    write_policy(root / "policy", chunk_size=4, n_action_steps=4)
-    write_data(root / "data", World(episodes=4, length=6))
-    return root
-
-
 def two_steps(world: Path, out: Path, *settings: str, **changes: Any) -> TrainConfig:
     """A run of two logged steps on `world`; settings as `--set` takes them, changes as fields."""
-    values: dict[str, Any] = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "device": "cpu"} | changes
-    values.setdefault("optimizer", OptimizerConfig(lr=1e-3))
-    values.setdefault("data", (TaskData("data", str(world / "data")),))
-    plain = TrainConfig(str(world / "policy"), str(out), **values)
-    return with_settings(plain, settings)
+    values: dict[str, Any] = {"steps": 2, "batch_size": 4, "save_every": 2, "log_every": 1, "validation_frames": 8}
+    values |= {"policy": str(world / "policy"), "data": (TaskData("data", str(world / "data")),), "device": "cpu"}
+    values |= {"optimizer": OptimizerConfig(lr=1e-3)} | changes
+    return with_settings(TrainConfig(output=str(out), **values), settings)
 
 
 def check_resume_with_and_without(config: Callable[..., TrainConfig], option: str, folder: Path) -> None:

@@ -17,18 +17,16 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from vla_edge.bundle import file_sha256
 from vla_edge.errors import ConfigError
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.flow import Prefix
-from vla_edge.policies.smolvla.policy import SCENE, TOKEN_MASK, TOKENS, SmolVLAPolicy
+from vla_edge.policies.smolvla.policy import TOKEN_MASK, TOKENS, SmolVLAPolicy
 from vla_edge.policies.smolvla.vision import tokens_per_image
 from vla_edge.training.craft.anchors import AnchorCache
-from vla_edge.training.frozen.row_store import check_room, data_digest, describe_store, open_store, weights_digest
+from vla_edge.training.frozen.row_store import check_room, data_digest, fill_missing, open_store, weights_digest
 from vla_edge.training.run_config import TrainConfig
 from vla_edge.training.training_frames import Frames, KeptScenes, observation_batch, to_device
 
@@ -53,14 +51,14 @@ def attach_scenes(config: TrainConfig, policy: Any, sources: Sequence[Frames]) -
         mask = picture_mask(policy, present)
         longest = longest_task(policy, list(frames.dataset.tasks.values()))
         tasks = {str(number): text for number, text in sorted(frames.dataset.tasks.items())}
-        frames.cache_meta[SCENE] = {
+        made_of = {
             **meta,
             "data": data[frames.data.path],
             "cameras": [[camera.name, camera.source] for camera in policy.settings.cameras],
             "tasks": tasks,
         }
         shape = len(frames.dataset), *scene_shape(policy, len(mask) + longest)
-        frames.scenes = KeptScenes(open_store(place, frames.cache_meta[SCENE], shape, config.cache_type), mask, longest)
+        frames.scenes = KeptScenes(open_store(place, made_of, shape, config.cache_type), mask, longest)
     stores = [frames.scenes.store for frames in sources if frames.scenes]
     total = check_room("--cache-prefix", place, stores)
     left = sum(len(store.missing(frames.indices)) for frames, store in zip(sources, stores))
@@ -71,14 +69,13 @@ def attach_scenes(config: TrainConfig, policy: Any, sources: Sequence[Frames]) -
 def fill_scenes(policy: SmolVLAPolicy, sources: Sequence[Frames], batch_size: int, device: torch.device) -> None:
     """Compute what the caches of `sources` lack, `batch_size` frames at a time."""
     for frames in sources:
-        if frames.scenes is None or not len(missing := frames.scenes.store.missing(frames.indices)):
-            continue
-        describe_store(frames.scenes.store, frames.cache_meta[SCENE])
-        parts = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-        for part in track(parts, f"scenes of {frames.data.name}", console=Console(stderr=True)):
-            samples = [frames.pictured(int(index)) for index in np.resize(part, batch_size)]
-            batch = to_device(observation_batch(samples, policy), device)
-            _keep(frames.scenes, policy, batch, part)
+        if frames.scenes is not None:
+
+            def rows(part: NDArray[np.int64], frames: Frames = frames, scenes: KeptScenes = frames.scenes) -> Tensor:
+                batch = observation_batch([frames.pictured(int(index)) for index in part], policy)
+                return kept_rows(scenes, policy, to_device(batch, device))
+
+            fill_missing(frames.scenes.store, frames.indices, batch_size, rows, f"scenes of {frames.data.name}")
 
 
 class KeptAnchors:
@@ -92,19 +89,18 @@ class KeptAnchors:
         longest = row[TOKENS].shape[1]
         meta = {"policy": policy_digest(policy), "anchors": cache.digest}
         shape = len(cache), *scene_shape(policy, len(mask) + longest)
-        self._meta, self._scenes = meta, KeptScenes(open_store(place, meta, shape, kind), mask, longest)
+        self._scenes = KeptScenes(open_store(place, meta, shape, kind), mask, longest)
         check_room("--cache-prefix", place, [self._scenes.store])
 
     @torch.no_grad()
     def fill(self, device: torch.device) -> None:
         """Compute what is missing."""
-        missing = self._scenes.store.missing(np.arange(len(self._cache)))
-        if len(missing):
-            describe_store(self._scenes.store, self._meta)
-        for start in range(0, len(missing), self._size):
-            part = missing[start : start + self._size]
-            batch = self._cache.observation([int(row) for row in np.resize(part, self._size)])
-            _keep(self._scenes, self._policy, to_device(batch, device), part)
+
+        def rows(part: NDArray[np.int64]) -> Tensor:
+            batch = self._cache.observation([int(row) for row in part])
+            return kept_rows(self._scenes, self._policy, to_device(batch, device))
+
+        fill_missing(self._scenes.store, np.arange(len(self._cache)), self._size, rows)
 
     def observation(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The observations of some anchors with their scenes in place of pictures."""
@@ -113,7 +109,8 @@ class KeptAnchors:
         return batch | self._scenes.batch(kept, batch[TOKEN_MASK], "right")
 
 
-def _keep(scenes: KeptScenes, policy: SmolVLAPolicy, batch: dict[str, Tensor], part: NDArray[np.int64]) -> None:
+def kept_rows(scenes: KeptScenes, policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> Tensor:
+    """What the store keeps of a batch: [B, layers·2·rows, width], the instruction padded to the longest."""
     found = policy.model.scene_of(policy.prepare(batch))
     rows = rows_of_scene(found)
     pad = scenes.longest + len(scenes.mask) - rows.shape[3]
@@ -122,7 +119,7 @@ def _keep(scenes: KeptScenes, policy: SmolVLAPolicy, batch: dict[str, Tensor], p
         rows = torch.cat((rows[:, :, :, :pictures], functional.pad(rows[:, :, :, pictures:], (0, 0, pad, 0))), dim=3)
     else:
         rows = functional.pad(rows, (0, 0, 0, pad))
-    scenes.store.write(part, rows[: len(part)].flatten(1, 3).float().cpu())
+    return rows.flatten(1, 3)
 
 
 def rows_of_scene(scene: Prefix) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from vla_edge.bundle import file_sha256
@@ -30,14 +32,15 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class RowStore:
-    """`folder` with [frames, rows, width] of `kind`. Files are opened where they are read, so that it travels to loader
-    processes as its path."""
+    """`folder` with [frames, rows, width] of `kind`, made with what `meta` says. Files are opened where they are read:
+    it travels to loader processes as its path."""
 
     folder: Path
     frames: int
     rows: int
     width: int
     kind: str
+    meta: Mapping[str, Any]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
@@ -94,20 +97,28 @@ class RowStore:
         return held  # type: ignore[no-any-return]
 
 
+def fill_missing(
+    store: RowStore, wanted: NDArray[np.int64], size: int, make: Callable[[NDArray[np.int64]], Tensor], title: str = ""
+) -> None:
+    """Compute and keep those of the `wanted` frames that are not whole, `size` at a time under a bar with `title`.
+
+    make: `size` frames (the last part is filled up with its own again) → rows of each, of which the store takes its
+    part.
+    """
+    missing = store.missing(wanted)
+    if len(missing) and not (store.folder / "meta.json").is_file():
+        store.folder.mkdir(parents=True, exist_ok=True)
+        write_json(store.folder / "meta.json", store.meta)
+    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+    for part in track(parts, title, console=Console(stderr=True)) if parts and title else parts:
+        store.write(part, make(np.resize(part, size))[: len(part)].float().cpu())
+
+
 def open_store(place: Path, meta: Mapping[str, Any], shape: tuple[int, int, int], kind: str) -> RowStore:
     """The store in `place` of what `meta` names, [frames, rows, width] = `shape`."""
     content = {**meta, "type": kind, "shape": list(shape)}
     folder = place / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return RowStore(folder, *shape, kind)
-
-
-def describe_store(store: RowStore, meta: Mapping[str, Any]) -> None:
-    """Write beside the rows what they were made with."""
-    store.folder.mkdir(parents=True, exist_ok=True)
-    if not (store.folder / "meta.json").is_file():
-        write_json(
-            store.folder / "meta.json", {**meta, "type": store.kind, "shape": [store.frames, store.rows, store.width]}
-        )
+    return RowStore(folder, *shape, kind, content)
 
 
 def check_room(flag: str, place: Path, stores: Iterable[RowStore]) -> int:

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from vla_edge.errors import ConfigError
+from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.images import prepare_image, to_unit
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.vision import tokens_per_image
 from vla_edge.policies.tensor_file import save_tensors
-from vla_edge.training.frozen.row_store import check_room, data_digest, describe_store, open_store, weights_digest
+from vla_edge.training.frozen.row_store import check_room, data_digest, fill_missing, open_store, weights_digest
 from vla_edge.training.run_config import TrainConfig
 from vla_edge.training.training_frames import Frames
 
@@ -47,7 +47,6 @@ def attach_tokens(config: TrainConfig, policy: Any, sources: Sequence[Frames]) -
             rows, wide = tokens_per_image(policy.backbone, height, width), policy.backbone.text.hidden_size
             meta = {"tower": tower, "data": data[frames.data.path], "camera": key, "size": list(size) if size else None}
             frames.tokens[key] = open_store(place, meta, (len(frames.dataset), rows, wide), config.cache_type)
-            frames.cache_meta[key] = meta
     total = check_room("--cache-vision", place, [store for frames in sources for store in frames.tokens.values()])
     left = sum(len(frames.tokens[key].missing(frames.indices)) for frames in sources for key in frames.cameras)
     return f"vision cache {place}: {total / 1e6:.0f} MB in {config.cache_type}, {left} pictures are left to compute"
@@ -59,16 +58,13 @@ def fill_tokens(policy: SmolVLAPolicy, sources: Sequence[Frames], batch_size: in
     model = policy.model.vlm_with_expert
     for frames in sources:
         for key, store in frames.tokens.items():
-            missing = store.missing(frames.indices)
-            if not len(missing):
-                continue
-            describe_store(store, frames.cache_meta[key])
-            parts = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-            for part in track(parts, f"pictures of {key}", console=Console(stderr=True)):
-                rows = [frames.dataset.frame(int(i), (key,)).images[key] for i in np.resize(part, batch_size)]
-                pictures = to_unit(torch.from_numpy(np.stack(rows)).to(device), key)
-                found = model.embed_image(prepare_image(pictures, policy.config.resize_imgs_with_padding))
-                store.write(part, found[: len(part)].float().cpu())
+
+            def tokens(part: NDArray[np.int64], data: Dataset = frames.dataset, key: str = key) -> torch.Tensor:
+                pictures = np.stack([data.frame(int(i), (key,)).images[key] for i in part])
+                unit = to_unit(torch.from_numpy(pictures).to(device), key)
+                return model.embed_image(prepare_image(unit, policy.config.resize_imgs_with_padding))
+
+            fill_missing(store, frames.indices, batch_size, tokens, f"pictures of {key}")
 
 
 def release_tower(policy: SmolVLAPolicy, place: Path) -> None:

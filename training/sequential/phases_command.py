@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_edge.camera_names import camera_pairs
@@ -117,8 +118,13 @@ def run_stages(arguments: argparse.Namespace) -> int:
         tuple(arguments.anchor_layers),
     )
     join(base.device)
-    print_notes(stage_notes(sequence))
-    transfer = train_stages(sequence, reporter)
+    notes = stage_notes(sequence)
+    print_notes(notes)
+
+    def tell(found: Sequence[str]) -> None:
+        print_notes([note for note in found if note.partition(": ")[2] not in notes])
+
+    transfer = train_stages(sequence, reporter, tell)
     if is_first():
         print(transfer.markdown())
         answer(transfer.to_json())

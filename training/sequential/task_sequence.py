@@ -34,7 +34,7 @@ from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
 from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig, with_settings
 from vla_edge.training.run_files import has_ended
-from vla_edge.training.runs import fine_tune, resume, run_exists
+from vla_edge.training.runs import begin, prepare, resume, run_exists
 from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json, stage_number
 from vla_edge.training.sequential.transfer import Transfer, transfer_from_rows
 from vla_edge.training.statistics import chosen_statistics
@@ -70,9 +70,9 @@ def stage_notes(sequence: StageRun) -> list[str]:
     ]
 
 
-def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
-    """Run (or continue) all stages and write the transfer matrix. Errors as of `fine_tune`, and ConfigError when data
-    and plan disagree."""
+def train_stages(sequence: StageRun, reporter: Reporter, tell: Callable[[Sequence[str]], object] = list) -> Transfer:
+    """Run (or continue) all stages and write the transfer matrix. tell: gets each stage's notes before it starts.
+    Errors as of `fine_tune`, and ConfigError when data and plan disagree."""
     join(sequence.base.device)
     run = Path(sequence.base.output)
     datasets = [open_dataset(task.dataset) for task in sequence.plan.tasks]
@@ -102,7 +102,7 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
             with first_alone():
                 config = _with_anchors(sequence, config, number)
             with reporter(0, config.steps, stage.name, config.log_every) as report:
-                _train_stage(config, report)
+                _train_stage(config, report, stage.name, tell)
         start = str(best_or_last(folder) / PRETRAINED)
         rows.append(_transfer_row(sequence, start, held_out))
         transfer = transfer_from_rows(
@@ -114,13 +114,15 @@ def train_stages(sequence: StageRun, reporter: Reporter) -> Transfer:
     return transfer
 
 
-def _train_stage(config: TrainConfig, report: Report) -> None:
+def _train_stage(config: TrainConfig, report: Report, name: str, tell: Callable[[Sequence[str]], object]) -> None:
     """Resume the stage where it has a checkpoint; one that stopped before its first starts again."""
     folder = Path(config.output)
     if run_exists(folder):
         resume(folder, report)
-    else:
-        fine_tune(config, report)
+        return
+    setup = prepare(config)
+    tell([f"{name}: {note}" for note in setup.notes])
+    begin(setup, report)
 
 
 def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]], start: str) -> TrainConfig:
