@@ -18,13 +18,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.command_line import missing_package
 from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface
 from vla_edge.engines.dialect import Dialect, Treatment
 from vla_edge.engines.engine import Backend, EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.errors import EngineError
+from vla_edge.installation import missing_package
 
 GROUP = 64
 

@@ -19,7 +19,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.command_line import missing_package
 from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface, drop_pages
 from vla_edge.engines.dialect import Dialect, Treatment
 from vla_edge.engines.engine import Backend, Engine, EngineOptions
@@ -27,6 +26,7 @@ from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.engines.ort_native import open_native
 from vla_edge.errors import CoreError, EngineError
+from vla_edge.installation import missing_package
 
 CPU = "CPUExecutionProvider"
 OLDEST = (1, 20)

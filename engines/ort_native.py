@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.command_line import missing_package
 from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, aligned_zeros, drop_pages
 from vla_edge.engines.engine import EngineOptions
 from vla_edge.engines.flow_loop import TIE, FlowGraphs, FlowLoop, FlowReport, FlowRequest
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.errors import EngineError
+from vla_edge.installation import missing_package
 
 if TYPE_CHECKING:
     from vla_edge._core import OrtBinding, OrtRuntime, OrtSession

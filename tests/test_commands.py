@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from vla_edge import command_line
+from vla_edge import command_line, installation
 from vla_edge.command_line import Command, CommandParser, answer, run_command
 from vla_edge.errors import CheckFailed, ConfigError
 
@@ -291,7 +291,7 @@ def test_without_any_optional_package_every_subcommand_says_in_one_line_what_to_
     lines = calls(golden_bundle, tmp_path)[command]
     named = {words[0] if words and words[0] in COMMANDS[command].subcommands else "" for words in lines}
     assert set(COMMANDS[command].subcommands) <= named | {""}, "a subcommand is not tried"
-    blocked = json.dumps(sorted(command_line.EXTRAS))
+    blocked = json.dumps(sorted(installation.EXTRAS))
     made = subprocess.run(
         [sys.executable, "-c", WITHOUT, blocked, MODULES[command], json.dumps(lines)],
         cwd=tmp_path,
@@ -324,9 +324,9 @@ def test_the_install_command_starts_from_the_clone_the_wheel_or_the_packages_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert command_line.install_command("train").endswith('pip install -e ".[train]"')
+    assert installation.install_command("train").endswith('pip install -e ".[train]"')
     monkeypatch.chdir(tmp_path)
-    assert command_line.install_command("train").endswith(f'pip install -e "{ROOT}[train]"')
+    assert installation.install_command("train").endswith(f'pip install -e "{ROOT}[train]"')
 
     class Installed:
         requires = [
@@ -339,11 +339,11 @@ def test_the_install_command_starts_from_the_clone_the_wheel_or_the_packages_the
         def read_text(self, name: str) -> str:
             return json.dumps({"url": (tmp_path / "vla_edge-0.1.0.whl").as_uri()})
 
-    monkeypatch.setattr(command_line, "ROOT", tmp_path / "lib")
-    monkeypatch.setattr(command_line, "distribution", lambda name: Installed())
-    assert command_line.install_command("train").endswith('pip install "torch>=2.5" "peft"')
+    monkeypatch.setattr(installation, "ROOT", tmp_path / "lib")
+    monkeypatch.setattr(installation, "distribution", lambda name: Installed())
+    assert installation.install_command("train").endswith('pip install "torch>=2.5" "peft"')
     (tmp_path / "vla_edge-0.1.0.whl").touch()
-    assert command_line.install_command("train").endswith('pip install "vla_edge-0.1.0.whl[train]"')
+    assert installation.install_command("train").endswith('pip install "vla_edge-0.1.0.whl[train]"')
 
 
 def test_the_table_of_optional_packages_is_that_of_the_project() -> None:
@@ -355,7 +355,7 @@ def test_the_table_of_optional_packages_is_that_of_the_project() -> None:
         inner = [re.search(r"vla-edge\[(.*)\]", line) for line in extras[extra]]
         return names.union(*(brings(one) for found in inner if found for one in found[1].split(",")))
 
-    for package, places in command_line.EXTRAS.items():
+    for package, places in installation.EXTRAS.items():
         name = {"cuda": "cuda-bindings", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}.get(package, package)
         assert all(name in brings(extra) for extra in places), package
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vla_edge import doctor
-from vla_edge.command_line import EXTRAS
+from vla_edge.installation import EXTRAS
 
 
 def states(findings):

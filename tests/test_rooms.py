@@ -26,6 +26,7 @@ SHARED = {
     "ensembling",
     "core",
     "hub",
+    "installation",
     "_core",
     "__version__",
 }

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vla_edge.command_line import install_command
 from vla_edge.errors import ConfigError
 from vla_edge.fields import to_json
 from vla_edge.files import write_json
+from vla_edge.installation import install_command
 from vla_edge.training.run_config import TrainConfig
 
 Track = Callable[[Mapping[str, Any]], None]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vla_edge.command_line import missing_package
 from vla_edge.errors import EngineError
+from vla_edge.installation import missing_package
 
 DRIVER = "libcuda.so.1"
 ALIGNMENT = 256

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.command_line import missing_package
 from vla_edge.engines.tensorrt.cuda import GpuFacts, Pinned, RowCopy, cuda_version, kernel_driver, require_gpu, rounded
 from vla_edge.errors import EngineError
+from vla_edge.installation import missing_package
 
 
 def open_pycuda(device: int = 0) -> PyCuda:

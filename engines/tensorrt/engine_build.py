@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import Bundle, GraphFile
-from vla_edge.command_line import install_command
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.engines.tensorrt.cuda import Cuda, open_cuda
 from vla_edge.engines.tensorrt.engine_file import (
@@ -35,6 +34,7 @@ from vla_edge.engines.tensorrt.kernel_audit import TOLD, Verdict, int8_share, la
 from vla_edge.engines.tensorrt.memory_plan import MB, Board, MemoryPlan, graph_weights, plan_memory
 from vla_edge.errors import EngineError
 from vla_edge.files import write_bytes
+from vla_edge.installation import install_command
 
 TIMING_CACHE = "timing.cache"
 OLDEST = (10, 3)

@@ -8,8 +8,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from vla_edge.command_line import missing_package
 from vla_edge.errors import CameraError
+from vla_edge.installation import missing_package
 
 BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 """Name of each way to render and the Debian/Ubuntu packages it needs."""

@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vla_edge.command_line import EXTRAS, Command, Subcommand, answer, install_command
+from vla_edge.command_line import Command, Subcommand, answer
 from vla_edge.errors import CheckFailed
+from vla_edge.installation import EXTRAS, install_command
 from vla_edge.robot.sim.render import BACKENDS, rendering_fault
 
 OK, MISSING, NOTE = "ok", "missing", "note"

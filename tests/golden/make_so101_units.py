@@ -13,7 +13,7 @@ RANGES = {"shoulder_pan": (760, 3451), "wrist_roll": (0, 4095), "gripper": (2035
 MODES = {"degrees": MotorNormMode.DEGREES, "range_m100_100": MotorNormMode.RANGE_M100_100}
 
 random.seed(1)
-rows = []
+rows: list[dict[str, Any]] = []
 for units, mode in MODES.items():
     for number, (name, (low, high)) in enumerate(RANGES.items(), 1):
         norm = MotorNormMode.RANGE_0_100 if name == "gripper" else mode

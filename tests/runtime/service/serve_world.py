@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "koch-bfloat16.npz"
+MAKE_CERTIFICATE = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+MAKE_CERTIFICATE += ["-days", "2", "-subj", "/CN=localhost"]
 START_S = 240
 """Two cores may be busy with other tests."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from tests.runtime.control.control_rig import EVENT_S, short_folder
 from tests.runtime.control.inference_rig import PATIENT, Control
-from tests.runtime.service.serve_world import golden_observation, served
+from tests.runtime.service.serve_world import MAKE_CERTIFICATE, golden_observation, served
 
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ServeError
@@ -421,23 +421,9 @@ def secrets_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     (folder / "token").write_text(TOKEN + "\n")
     (folder / "token").chmod(0o600)
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
     try:
         subprocess.run(
-            [*words, "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+            [*MAKE_CERTIFICATE, "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
             check=True,
             capture_output=True,
         )

@@ -26,7 +26,7 @@ from vla_edge.runtime.service.serve_tls import certificate_ends, tls_context
 from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.runtime.service.serve_world import golden_observation, served
+from tests.runtime.service.serve_world import MAKE_CERTIFICATE, golden_observation, served
 
 aiohttp = pytest.importorskip("aiohttp")
 from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
@@ -240,22 +240,10 @@ def test_half_an_address_is_nobodys_name():
 
 def test_a_certificate_that_has_ended_and_a_key_with_a_passphrase_are_refused_without_a_question(tmp_path):
     key, certificate, ended, locked = (tmp_path / name for name in ("key.pem", "cert.pem", "ended.pem", "locked.pem"))
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
     try:
-        subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+        subprocess.run(
+            [*MAKE_CERTIFICATE, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+        )
         subprocess.run(
             ["openssl", "x509", "-in", str(certificate), "-days", "-1", "-signkey", str(key), "-out", str(ended)],
             check=True,
