@@ -145,7 +145,7 @@ def dinov2(request: Request) -> dict[str, Any]:
     torch.manual_seed(request["seed"])
     sizes = {"hidden_size": request["width"], "num_hidden_layers": request["layers"], "image_size": 518}
     made = Dinov2Model(Dinov2Config(num_attention_heads=request["width"] // 64, **sizes)).eval()
-    kept = {}
+    kept: dict[str, Any] = {}
     with torch.no_grad():
         for weight in made.parameters():
             weight.add_(0.1 * torch.randn_like(weight))

@@ -139,7 +139,8 @@ def test_a_servo_at_the_factory_baud_rate_hears_only_that_rate(tmp_path: Path) -
 
 
 def bus_on_a_clock() -> tuple[EmulatedBus, list[XSeriesServo], list[dict]]:
-    servos, log = servos_of(load_arm("koch"), None, [2048] * 6), []
+    servos = [s for s in servos_of(load_arm("koch"), None, [2048] * 6) if isinstance(s, XSeriesServo)]
+    log: list[dict] = []
     plant = IdealPlant([servo.raw for servo in servos])
     return EmulatedBus(servos, plant, Faults(FaultRates(), 0), lambda entry: log.append(dict(entry))), servos, log
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,11 @@ def test_without_new_chunks_goals_slow_down_at_once_and_the_hold_latches(
         assert (np.abs(np.diff(goals[-30:], axis=0)) == 0).all()
 
 
+def refuses_more_than(chunks: int) -> Callable[[Mapping[str, Any]], bool]:
+    """Of a status: more chunks than so many were refused because the arm is not armed."""
+    return lambda status: status["chunks"]["not_armed"] > chunks
+
+
 def without_new_chunks(made: Rig, times: int) -> None:
     made.announce(p99_ns=50_000_000)  # latches after 2 s
     pauses, judged = np.random.default_rng(5), 0
@@ -171,7 +176,7 @@ def without_new_chunks(made: Rig, times: int) -> None:
             judged += 1
         refused = status["chunks"]["not_armed"]
         made.wave()
-        assert made.wait(lambda status, n=refused: status["chunks"]["not_armed"] > n)["state"] in ("hold", "fault")
+        assert made.wait(refuses_more_than(refused))["state"] in ("hold", "fault")
         made.arm()
     made.announce()
 
