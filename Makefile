@@ -14,6 +14,8 @@ VENV := .venv
 ROBOT_VENV := .venv-robot
 OUT ?= out
 PIP_FLAGS := --disable-pip-version-check -q
+# tests/conftest.py says what stays together.
+TWO_WORKERS := -n 2
 
 .PHONY: demo demo-robot test check load soak full gpu bench oracle core clean
 
@@ -25,12 +27,12 @@ demo-robot: $(ROBOT_VENV)/.ready
 
 test: $(VENV)/.ready
 	@echo "== running the tests"
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest $(TWO_WORKERS)
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(TWO_WORKERS)
 	$(VENV)/bin/python -m pytest -m check tests
 
 load: $(VENV)/.ready

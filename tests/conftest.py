@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the network
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of children would compile the same files
+ON_THE_CLOCK = {"robot", "runtime"}
+"""Rooms whose tests run control loops on the machine's clock."""
 
 try:
     import torch  # its first draws are random: it must be there to be seeded
@@ -28,6 +31,19 @@ with contextlib.suppress(ImportError):  # a bare device has none
     # The same examples every time, however long this machine takes over one.
     settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("same")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`make test` has two workers: what runs on the clock stays on one of them, and a file with its fixtures on one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "clock" if file.split("/")[1] in ON_THE_CLOCK else file
+
+    return ByRoom(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
