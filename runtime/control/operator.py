@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 import time
@@ -79,9 +80,13 @@ def refusal_of(told: Answer, status: Mapping[str, Any]) -> str:
     return fault or f"{f'{told.joint}: ' if told.joint else ''}{REFUSALS.get(told.word, told.word)}"
 
 
+_ASKED = itertools.count()
+
+
 def ask(folder: RunFolder, word: str, timeout_s: float = ANSWER_S) -> Answer:
     """Send one word and wait for its answer. ControlError: no control process answers there."""
-    own = folder.path / f"ask-{os.getpid()}-{time.monotonic_ns():x}.sock"
+    own = folder.path / f"{os.getpid():x}.{next(_ASKED):x}"  # no longer than control.sock: the path's limit is its
+    own.unlink(missing_ok=True)  # of a process of this number that was killed
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
         try:
             asker.bind(os.fspath(own))

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
+from tests.runtime.control.control_rig import short_folder
 
+from vla_edge.errors import ControlError
 from vla_edge.runtime.command import main
-from vla_edge.runtime.control import run_folder
+from vla_edge.runtime.control import operator, run_folder
 
 
 @pytest.fixture
@@ -71,3 +74,26 @@ def test_in_a_small_folder_the_oldest_records_make_room_and_the_last_runs_is_kep
         run_folder.keep_old_records(folder, needed_bytes=40, free_bytes=left) == []
         and (tmp_path / "flight.record.2").exists()
     )
+
+
+def test_a_folder_that_was_taken_can_be_asked_however_long_its_path_is() -> None:
+    """A word's answer comes to a socket in the same folder, whose path has the same limit; one that a killed process
+    left behind is no hindrance."""
+    with short_folder() as base:
+        path = base / ("x" * (100 - len(os.fsencode(base / "x" / "control.sock")) + 1))
+        folder = run_folder.open_run_folder(path)
+        with pytest.raises(ControlError, match="too long"):
+            run_folder.open_run_folder(path.with_name(path.name + "x"))
+        with run_folder.listen(folder) as listener:
+            listener.setblocking(True)
+
+            def answer_one() -> None:
+                _, asker = listener.recvfrom(128)
+                listener.sendto(b"done hold - -1", asker)
+
+            (path / f"{os.getpid():x}.{next(operator._ASKED) + 1:x}").touch()
+            answering = threading.Thread(target=answer_one)
+            answering.start()
+            assert operator.ask(folder, "hold", timeout_s=60) == operator.Answer("done", "hold", "", "")
+            answering.join()
+        assert sorted(path.iterdir()) == [folder.socket]
