@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.training.training_world import CAMERA, World, one_thread, write_data, write_policy
+from tests.training.training_world import CAMERA, World, interrupt_at, one_thread, write_data, write_policy
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.export.assemble import ExportRequest, export_bundle
@@ -69,12 +69,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
 
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        begin(prepare_scratch(config(data, run), FIELDS, "act"), stop)
+        begin(prepare_scratch(config(data, run), FIELDS, "act"), interrupt_at(3))
     resume(run)
     ours, theirs = bytes_of(run), bytes_of(whole)
     assert ours.keys() == theirs.keys()

@@ -24,7 +24,7 @@ from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.training_frames import Frames, FrameSettings, collate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import CAMERA, one_thread, two_steps
+from tests.training.training_world import CAMERA, interrupt_at, one_thread, two_steps
 
 one_thread()
 config = partial(two_steps, steps=4)
@@ -98,12 +98,8 @@ def test_float16_scales_its_gradients_skips_one_that_overflows_and_resumes_exact
     rows = read_metrics(tmp_path / "whole")
     assert all(row["loss_scale"] >= 1 and row["skipped"] in (0.0, 1.0) for row in rows)
 
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(config(world, tmp_path / "broken", precision="fp16"), stop)
+        fine_tune(config(world, tmp_path / "broken", precision="fp16"), interrupt_at(3))
     resume(tmp_path / "broken")
     name = "checkpoints/000004/pretrained_model/model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()

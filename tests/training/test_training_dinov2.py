@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tests.training import training_world
 from tests.training.test_training_act import FIELDS, bytes_of, config
-from tests.training.training_world import World, one_thread, write_data
+from tests.training.training_world import World, interrupt_at, one_thread, write_data
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.act.dinov2 import DINOv2
@@ -37,12 +37,8 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data: Path, tmp_path
     before = {name: value.clone() for name, value in setup.policy.model.backbone.named_parameters()}
     begin(setup)
 
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        begin(prepare_scratch(config(data, stopped), DINO, "act"), stop)
+        begin(prepare_scratch(config(data, stopped), DINO, "act"), interrupt_at(3))
     resume(stopped)
     ours, theirs = bytes_of(stopped), bytes_of(whole)
     assert ours.keys() == theirs.keys()

@@ -38,6 +38,7 @@ from tests.training.training_world import (
     ACCELERATE_LAUNCH,
     CAMERA,
     World,
+    interrupt_at,
     one_thread,
     two_steps,
     write_data,
@@ -62,16 +63,6 @@ def state_of(run: Path, step: int) -> dict[str, bytes]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name not in skipped
     }
-
-
-def interrupt_at(step: int):
-    """A report that stops the run as Ctrl-C would, after `step` optimiser steps."""
-
-    def report(done: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if done == step:
-            raise KeyboardInterrupt
-
-    return report
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -27,7 +27,7 @@ from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.sequential.phases import read_stages, with_plan_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import one_thread, two_steps
+from tests.training.training_world import interrupt_at, one_thread, two_steps
 
 one_thread()
 pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
@@ -148,13 +148,9 @@ def test_wandb_gets_project_entity_and_name_and_a_resumed_run_goes_on_in_the_sam
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.setattr("vla_edge.training.trackers.find_spec", lambda name: module)
 
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
     texts = ("wandb.project=arms", "wandb.entity=lab", "wandb.name=first")
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(two_steps(world, tmp_path / "run", *texts, trackers=("wandb",), steps=4), stop)
+        fine_tune(two_steps(world, tmp_path / "run", *texts, trackers=("wandb",), steps=4), interrupt_at(3))
     resume(tmp_path / "run")
     assert [calls[0][name] for name in ("project", "entity", "name", "resume")] == ["arms", "lab", "first", "allow"]
     assert calls[0]["id"] == calls[1]["id"] and rows == [1, 2, 3, 4]

@@ -24,6 +24,7 @@ from vla_edge.policies.processor_files import write_processors
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.config import config_from_json, write_config
 from vla_edge.policies.smolvla.new_policy import round_to_published, write_vlm
+from vla_edge.training.progress import Report
 from vla_edge.training.run_config import OptimizerConfig, TaskData, TrainConfig, with_settings
 from vla_edge.training.runs import fine_tune, resume
 
@@ -188,13 +189,19 @@ def two_steps(world: Path, out: Path, *settings: str, **changes: Any) -> TrainCo
     return with_settings(TrainConfig(output=str(out), **values), settings)
 
 
+def interrupt_at(last: int) -> Report:
+    """A report that stops the run as Ctrl-C would, after `last` optimiser steps."""
+
+    def report(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
+        if step == last:
+            raise KeyboardInterrupt
+
+    return report
+
+
 def check_resume_with_and_without(config: Callable[..., TrainConfig], option: str, folder: Path) -> None:
     """A run whose `option` names a cache, ended after four steps, resumes to the same bytes with its cache and without
     it. config(out, **changes) makes a run of more than four steps that saves after three."""
-
-    def stop(step: int, loss: float, lr: float, seconds_per_step: float) -> None:
-        if step == 4:
-            raise KeyboardInterrupt
 
     def cached(out: str, cache: str) -> TrainConfig:
         return config(folder / out, **{option: str(folder / cache)})
@@ -202,7 +209,7 @@ def check_resume_with_and_without(config: Callable[..., TrainConfig], option: st
     fine_tune(cached("whole", "cache"))
     for name in ("kept", "lost"):
         with pytest.raises(KeyboardInterrupt):
-            fine_tune(cached(name, f"cache_{name}"), stop)
+            fine_tune(cached(name, f"cache_{name}"), interrupt_at(4))
         if name == "lost":
             (folder / "cache_lost").rename(folder / "elsewhere")
         resume(folder / name)
