@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from vla_edge.benchmarks.cache_tradeoff import policies
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import HZ, phase_frames
 from vla_edge.bundle import Bundle, open_bundle
@@ -222,14 +223,6 @@ def hits_at(points: Sequence[Point], bound: float) -> float:
     return float(np.interp(bound, [point.error_p95 for point in best], [point.hit_rate for point in best]))
 
 
-def policies(bundle: Bundle, settings: GateSettings) -> dict[str, tuple[CacheMode, GateSettings]]:
-    """Stillness alone, and the gate on every similarity that calibration found a threshold for."""
-    found = {"still": (CacheMode.STILL, settings)}
-    for name, threshold in bundle.manifest.gate["thresholds"].items():
-        found[f"still + {name}"] = CacheMode.GATED, replace(settings, similarity=name, threshold=threshold)
-    return found
-
-
 def measure_all(bundle: Bundle, engine: Engine, episodes: int) -> dict[str, Any]:
     """Everything this benchmark tells, as JSON values."""
     settings = read_gate(bundle)
@@ -237,7 +230,8 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int) -> dict[str, Any]
         raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
     walks = list(measured(bundle, engine, range(FIRST_SEED, FIRST_SEED + episodes), settings.max_reuse))
     rows: dict[str, Any] = {}
-    for name, (mode, limits) in track(policies(bundle, settings).items(), "sweeping", console=Console(stderr=True)):
+    for name, plan in track(policies(bundle, settings).items(), "sweeping", console=Console(stderr=True)):
+        mode, limits = plan.policy, plan.settings
         distances = (1.0,) if mode is CacheMode.STILL else DISTANCES
         points = [swept(walks, mode, limits, factor, distance) for factor in FACTORS for distance in distances]
         chosen = max((point for point in points if point.error_p95 <= settings.bound), key=lambda point: point.hit_rate)

@@ -101,8 +101,7 @@ class InferenceLoop:
         # Of plans that made a prefix, which control must have patience for; and of what a plan takes while the arm
         # moves, which tells the rhythm: beside a refresh no prefix is in it.
         self._fresh = DelayMeter()
-        self._beside = session.options.refresh is Refresh.BESIDE
-        self._moving = DelayMeter() if self._beside else self._meter
+        self._moving = DelayMeter() if session.options.refresh is Refresh.BESIDE else self._meter
         self._sent = SentChunks()
         self._rows = rows_of(session.policy, options.handover)
         self._anew = True
@@ -194,7 +193,7 @@ class InferenceLoop:
         self._meter.add(delay_s, timings.step)
         if result.decision.prefix:
             self._fresh.add(delay_s, timings.step)
-        if self._beside:
+        if self._moving is not self._meter:
             prefix_ms = timings.total - timings.state - timings.flow if kind is ChunkKind.REST else 0.0
             self._moving.add(delay_s - prefix_ms / 1e3, timings.step)
 

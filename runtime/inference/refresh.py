@@ -73,7 +73,7 @@ class BesideRefresh:
         """Begin a refresh; none may be under way."""
         assert self.started is None
         self.started = started
-        # A process that ends waits for it: one cut off inside a graph would abort the whole process.
+        # Not a daemon: a process that ends waits for it, so that none is cut off inside a graph.
         self._thread = threading.Thread(target=self._run, name="refresh")
         self._thread.start()
 
