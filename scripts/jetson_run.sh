@@ -69,7 +69,9 @@ run() { # shown as it would be typed; with --dry-run no more than that
 }
 python=$work/venv/bin/python
 source=${wheel:-$here}
-[ -n "$bundle" ] || source="$source[export,ort]"
+extras=export,ort
+case $measured_on in --dataset*) extras=$extras,data ;; esac
+[ -n "$bundle" ] || source="$source[$extras]"
 
 say "1 facts: JetPack $jetpack"
 run uname -srm

@@ -319,8 +319,9 @@ def _sentence(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean laptop?`, or nothing where nothing known is near."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {name.lstrip("-"): name for name in known}  # the dashes would make all options near one another
+    near = difflib.get_close_matches(word.lstrip("-"), names, 1, 0.65)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def answer(value: Mapping[str, Any]) -> None:

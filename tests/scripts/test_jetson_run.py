@@ -43,6 +43,11 @@ def test_a_bundle_needs_neither_torch_nor_an_export(tmp_path: Path) -> None:
     assert "export-engines --bundle B --backend tensorrt" in ran.stdout
 
 
+def test_a_dataset_needs_what_reads_it(tmp_path: Path) -> None:
+    words = ("--dry-run", "--jetpack", "7.2", "--work", str(tmp_path / "work"), "--checkpoint", "DIR")
+    assert "[export,ort,data]" in jetson_run(*words, "--dataset", "D").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -7,6 +7,7 @@ Whatever a test waits for, it waits for `EVENT_S`: long enough for a machine tha
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -105,6 +106,13 @@ class Rig:
     def taken_s(self) -> float:
         """Seconds that this machine's host gave to others since the rig was made, of all cores."""
         return stolen_s() - self.stolen_before_s
+
+    def store_parking_pose(self, counts: int = 2148) -> None:
+        """Ends control and stores a pose, all joints at one count: control that is started now reads it."""
+        self.stop()
+        self.joints.with_suffix(".park.json").write_text(
+            json.dumps(dict.fromkeys(self.description.joint_names, counts))
+        )
 
     def judge_in_time(self, status: Mapping[str, Any]) -> None:
         """No tick is missed but those that the host of this machine can have taken; without SCHED_FIFO any process can

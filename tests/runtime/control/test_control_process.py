@@ -388,13 +388,6 @@ def an_alert_stops_all(made: Rig) -> None:
     assert (np.diff(speed.max(axis=1)) <= 1).all() and speed[status["rest_ticks"] :].max() == 0
 
 
-def pose_beside(made: Rig, counts: int = 2148) -> None:
-    """Stores a parking pose and starts control again, which reads it."""
-    made.stop()
-    made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(KOCH_JOINTS, counts)))
-    made.start_control()
-
-
 def test_an_overloaded_gripper_is_recovered_and_the_arm_goes_on(golden_bundle: Path) -> None:
     """S4: it starts anew with its settings and holds where it is, and arming moves the arm again."""
     with rig(golden_bundle) as made:
@@ -419,7 +412,8 @@ def test_an_overloaded_gripper_is_recovered_and_the_arm_goes_on(golden_bundle: P
 
 def test_with_a_servo_in_alert_the_others_park_and_torque_may_go_off(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
-        pose_beside(made)
+        made.store_parking_pose()
+        made.start_control()
         made.arm()
         made.move(10)
         made.emulator.event("overload 6")
@@ -518,7 +512,8 @@ def test_a_supervisor_that_falls_silent_leaves_an_arm_that_holds(golden_bundle: 
 def test_an_interrupt_holds_and_without_a_terminal_ends_with_torque_on(golden_bundle: Path) -> None:
     """S11: the arm stays where it is; nothing is parked although there is a pose."""
     with rig(golden_bundle, armed=False) as made:
-        pose_beside(made, 2900)
+        made.store_parking_pose(2900)
+        made.start_control()
         made.arm()
         made.move(8)
         made.control.send_signal(signal.SIGINT)
@@ -658,11 +653,7 @@ def test_operator_words(golden_bundle: Path) -> None:
 
 def test_parking_is_a_slow_move_and_then_torque_may_go_off(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
-        assert made.stop() == ""
-        pose = dict.fromkeys(
-            ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"), 2148
-        )
-        made.joints.with_suffix(".park.json").write_text(json.dumps(pose))
+        made.store_parking_pose()
         made.start_control()
         made.arm()
         assert made.ask("park").state == "parking"

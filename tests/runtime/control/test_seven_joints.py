@@ -4,7 +4,6 @@ parked, let go, its record read back."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,7 @@ def test_an_arm_of_seven_joints_is_armed_moved_held_parked_and_recorded(golden_b
     seven = replace(manifest.policy, state_dim=7, action_dim=7)
     write_manifest(bundle, replace(manifest, joints=arm.joint_names, policy=seven))
     with rig(bundle, arm=str(description), armed=False) as made:
-        made.stop()
-        made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(arm.joint_names, 2100)))
+        made.store_parking_pose(2100)
         made.start_control()
         made.arm()
         made.move(40)

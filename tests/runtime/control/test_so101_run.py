@@ -55,8 +55,7 @@ def test_goals_stay_within_the_limits_and_near_the_joints_and_hold_stands_still(
 
 def test_park_stop_and_torque_off_follow_each_other(golden_bundle: Path) -> None:
     with so101(golden_bundle) as made:
-        made.stop()
-        made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(SO101.joint_names, 2100)))
+        made.store_parking_pose(2100)
         made.start_control()
         made.arm()
         made.move(20)

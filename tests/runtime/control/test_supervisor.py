@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -178,8 +177,7 @@ def test_ctrl_c_and_the_space_bar_hold_and_q_ends_with_the_arm_holding(
 ) -> None:
     person, own = terminal
     with rig(golden_bundle, armed=False) as made:
-        made.stop()
-        made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(KOCH_JOINTS, 2400)))
+        made.store_parking_pose(2400)
         with supervised(made, golden_bundle, terminal=own) as run:
             for key in (b"\x03", b" ", b"r"):
                 os.write(person, key)
@@ -406,8 +404,7 @@ def test_what_a_person_asked_for_is_what_the_arm_does_for_two_seconds(
     """By the emulator's log from the moment at which the arm rests, or the run has ended; inference plans on."""
     person, own = terminal
     with rig(golden_bundle, armed=False) as made:
-        made.stop()
-        made.joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(KOCH_JOINTS, POSE)))
+        made.store_parking_pose(POSE)
         with supervised(made, golden_bundle, terminal=own) as run, planned(made):
             bring(made, person, state)
             keys = INPUTS[pressed]
