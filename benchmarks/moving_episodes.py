@@ -2,7 +2,7 @@
 """Episodes with still and moving phases, recorded with the simulated arm: what the cache benchmarks and gate
 calibration look at.
 
-    python -m vla_edge.benchmarks.moving_episodes --out DATASET
+    python -m vla_edge.benchmarks.moving_episodes [--arm so101] --out DATASET
 
 An episode: rest 3 s, reach for the named cube 3 s, rest above it 3 s, back 3 s, rest 3 s. In the first and the last
 rest (in other phases, where a caller says so) somebody moves a cube by 2 to 6 cm, the named one every other time; the
@@ -24,8 +24,9 @@ from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
+from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
-from vla_edge.robot.sim.scene import WIDEST_RAD, random_scene
+from vla_edge.robot.sim.scene import BODIES, WIDEST_RAD, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
 from vla_edge.trials.reach_task import other_colour, wanted_colour
@@ -87,7 +88,7 @@ def phase_frames(
 ) -> Iterator[PhaseFrame]:
     """One episode, a frame at a time; the same for the same seed and arm options. fps: a divisor of HZ; moved_in: the
     phases, of 0 to 4, in which a cube is moved."""
-    rng, scene, colour = np.random.default_rng([seed, 11]), random_scene(seed), wanted_colour(seed)
+    rng, scene, colour = np.random.default_rng([seed, 11]), random_scene(seed, arm.body), wanted_colour(seed)
     arm.reset(scene)
     home, command = arm.goals, arm.goals
     ticks = round(phase_s * HZ)
@@ -123,7 +124,7 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
         "moves": Feature("float32", (1,), None),
         **{f"{PREFIX}{camera}": Feature("video", size, ["height", "width", "channels"]) for camera in CAMERAS},
     }
-    with DatasetWriter(target, fps, features, robot_type="koch") as writer:
+    with DatasetWriter(target, fps, features, robot_type=arm.body.robot_type) as writer:
         for seed in seeds:
             for frame in phase_frames(arm, seed, phase_s, fps):
                 values = {
@@ -143,11 +144,12 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration"
     )
     parser.add_argument("--out", type=Path, required=True, help="new dataset")
+    parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="whose arm moves")
     parser.add_argument("--episodes", type=count, default=20)
     parser.add_argument("--first-seed", type=whole, default=200_000)
     parser.add_argument("--fps", type=int, choices=(10, 15, 30), default=FPS, help="frames a second")
     options = parser.parse_args(argv)
-    arm = SimulatedArm(random_scene(0), SimOptions(96, 128))
+    arm = SimulatedArm(random_scene(0, BODIES[options.arm]), SimOptions(96, 128))
     seeds = range(options.first_seed, options.first_seed + options.episodes)
     record_phases(options.out, arm, seeds, fps=options.fps)
     arm.close()
