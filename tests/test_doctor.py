@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,31 @@ def test_a_slow_latency_timer_is_noticed(tmp_path):
 def test_asking_for_priority_leaves_the_process_as_it_was():
     before = os.sched_getscheduler(0)
     assert doctor.host()[1].check == "real-time priority" and os.sched_getscheduler(0) == before
+
+
+def test_a_guardian_is_started_and_ended_and_the_arms_that_need_one_are_named():
+    pytest.importorskip("vla_edge._core")
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    before = children.read_text()
+    (finding,) = doctor.guardian()
+    assert children.read_text() == before, "it was ended and waited for"
+    assert finding.state == (doctor.OK if doctor.host()[1].state == doctor.OK else doctor.NOTE), finding
+    assert finding.found.startswith("started") and "so100, so101 have no watchdog" in finding.needed
+
+
+def test_without_room_for_a_guardian_the_limit_and_its_remedy_are_named(monkeypatch, capsys):
+    pytest.importorskip("vla_edge._core")
+
+    def refused() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", refused)
+    (finding,) = doctor.guardian()
+    assert finding.state == doctor.MISSING and "no guardian can be started" in finding.found
+    assert "`ulimit -u`" in finding.fix and "TasksMax=" in finding.fix
+    monkeypatch.setitem(doctor.OPTIONAL, "guardian", lambda: [finding])
+    assert doctor.main(["--need", "guardian"]) == 1
+    assert "missing: guardian" in capsys.readouterr().err
 
 
 def test_an_unknown_need_is_refused():

@@ -33,6 +33,8 @@ from vla_edge.runtime.inference.scene_gate import GateSettings
 HELD_OUT = 0.25
 """Share of the episodes, the last ones, on which the chosen limits are replayed and on which none was chosen."""
 MOST_TIGHTENINGS = 6
+HARDLY = 0.1
+"""Share of held-out inferences; with fewer reused the episodes are said to hold no rest worth the name."""
 
 Say = Callable[[str], None]
 
@@ -271,7 +273,7 @@ def report(result: GateResult) -> list[str]:
     lines = [
         f"still        mean {settings.still_mean:.3g}, worst block {settings.still_worst:.3g} grey levels; "
         f"{limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
-        f"similarity   {settings.similarity} above {settings.threshold:.4f}; AUROC {told}",
+        f"similarity   {settings.similarity} above {settings.threshold:.6f}; AUROC {told}",
         f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out "
         "episodes",
         f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on a kept prefix",
@@ -280,5 +282,10 @@ def report(result: GateResult) -> list[str]:
         lines.append(
             f"{policy.value:<13}{run_.hit_rate:.0%} hits of {len(run_.hit)} held-out inferences, error p95 "
             f"{run_.joint_p95:.2%}, time saved {run_.saved:.0%}"
+        )
+    if result.replays[CacheMode.STILL].hit_rate < HARDLY:
+        lines.append(
+            f"note         hardly a prefix is reused: in {limits.allowed:.1%} of the pairs the picture stayed the same, "
+            "so these limits say little; record episodes in which the arm also rests for seconds, and calibrate again"
         )
     return lines

@@ -138,10 +138,17 @@ def guarded(arm: Any, period_ns: int, close: Sequence[int]) -> Iterator[Any]:
     runtime/core/control/guardian.h; it ends when control has ended, or is dead and the arm is held.
 
     period_ns: from tick to tick. close: files of control that the guardian must not keep open, its locks above all.
+    ControlError: none can be started.
     """
-    guardian = load_core().Guardian(arm, period_ns)
     control = os.getpid()
-    child = os.fork()
+    try:
+        guardian = load_core().Guardian(arm, period_ns)
+        child = os.fork()
+    except OSError as error:
+        raise ControlError(
+            f"no guardian can be started for servos without a watchdog: {error.strerror}; allow this user more "
+            "processes (`ulimit -u`, TasksMax= of the service, pids of the container), or free memory"
+        ) from None
     if child == 0:
         _watch(guardian, control, close)
     try:

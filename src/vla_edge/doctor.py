@@ -15,6 +15,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -27,9 +28,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_edge.command_line import Command, Subcommand, answer
-from vla_edge.errors import CheckFailed
+from vla_edge.errors import BusError, CheckFailed, ControlError
 from vla_edge.installation import EXTRAS, install_command
+from vla_edge.robot.arm_description import arm_names, load_arm
+from vla_edge.robot.port import open_port
 from vla_edge.robot.sim.render import BACKENDS, rendering_fault
+from vla_edge.runtime.control.children import guarded
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 NEEDED = {"torch": "2.5 or newer", "onnx": "1.16 or newer", "mujoco": "3.1 or newer", "tensorrt": "10.3 or newer"}
@@ -39,6 +43,8 @@ NAMES = {
     "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "tensorrt_rtx_bindings"),
 }
 """Importable name → the package's name, and what must import."""
+GUARDIAN_TICK_NS = 11_111_111
+"""90 Hz, as control runs where the bus is fast enough."""
 HEAVY = ("torch", "transformers", "accelerate", "peft", "openvino")
 """Packages that take seconds to import: their being there is enough."""
 
@@ -268,6 +274,27 @@ def serial(devices: Path = Path("/dev"), usb: Path = Path("/sys/bus/usb-serial/d
     return made
 
 
+def guardian() -> list[Finding]:
+    """The process that watches control where servos have no watchdog: started on a port that nobody is behind."""
+    unwatched = [arm for arm in map(load_arm, arm_names()) if not arm.has_watchdog]
+    needed = f"servos of {', '.join(arm.name for arm in unwatched)} have no watchdog: a second process stops them"
+    ours, theirs = os.openpty()
+    try:
+        port = open_port(os.ttyname(theirs), unwatched[0], list(unwatched[0].ids.values()))
+        with closing(port), guarded(port, GUARDIAN_TICK_NS, close=()):
+            pass
+    except (ControlError, BusError) as error:
+        found, _, fix = str(error).partition("; ")
+        return [Finding("guardian", MISSING, found, needed, fix)]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    slow = _priority()
+    if slow.state != OK:
+        return [Finding("guardian", NOTE, "started, but load can delay it: SCHED_FIFO refused", needed, slow.fix)]
+    return [Finding("guardian", OK, "started, in real time", needed)]
+
+
 def _device(kind: str, node: Path, stable: str, group: str) -> Finding:
     usable = os.access(node, os.R_OK | os.W_OK)
     found = f"{node}{f' = {stable}' if stable else ''}"
@@ -342,6 +369,7 @@ OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
     "rtx": partial(packages, "rtx"),
     "cameras": cameras,
     "serial": serial,
+    "guardian": guardian,
 }
 
 

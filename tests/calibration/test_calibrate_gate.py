@@ -187,6 +187,30 @@ def test_a_calibrated_bundle_names_its_limits_and_their_evidence_and_runs_gated(
     assert session.cache.settings == settings
 
 
+def test_episodes_without_rest_are_said_to_give_limits_that_reuse_nothing(golden_bundle, tmp_path, capsys):
+    """The picture changes with every frame but the second, so that there are limits to choose."""
+    rng = np.random.default_rng(3)
+    with np.load(GOLDEN, allow_pickle=False) as content:
+        shape = content["raw/image/observation.images.phone"].shape
+        state, task = content["raw/state"].reshape(-1).astype(np.float32), str(content["raw/task"])
+    features = {"observation.state": Feature("float32", (6,), None), "action": Feature("float32", (6,), None)}
+    names = ["height", "width", "channels"]
+    features |= {f"observation.images.{name}": Feature("image", shape, names) for name in ("laptop", "front")}
+    with DatasetWriter(tmp_path / "data", 10, features, robot_type="koch") as writer:
+        for _ in range(4):
+            for frame in range(6):
+                if frame != 1:
+                    picture = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), shape[1::-1])
+                pictures = {name: picture for name in features if "images" in name}
+                writer.add_frame({"observation.state": state, "action": state, **pictures}, task)
+            writer.save_episode()
+    more = ("--bound", "0.05", "--period-s", "0.2", "--references", "18")
+    assert main(words(golden_bundle, tmp_path / "data", tmp_path / "out", *more)) == 0
+    told, said = capsys.readouterr()
+    assert "hardly a prefix is reused" in said and "rests for seconds" in said
+    assert json.loads(told.splitlines()[-1])["replay"]["still"]["hit_rate"] < 0.1
+
+
 def test_the_same_data_gives_the_same_limits_and_digest(golden_bundle, dataset, tmp_path, capsys):
     found = []
     for name in "ab":
