@@ -21,6 +21,8 @@ from vla_edge.fields import build, read_object
 from vla_edge.robot.registers import Register
 
 ARMS = Path(__file__).resolve().parent / "arms"
+DEFAULT_ARM = "koch"
+"""The arm that is meant where nobody names one."""
 JOINTS_MAX = 16
 """ARM_JOINTS_MAX of robot/bus/arm.h."""
 ROLES = ("torque", "goal", "block", "load", "velocity", "position", "voltage", "temperature")

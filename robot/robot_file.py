@@ -26,7 +26,7 @@ from vla_edge.camera_names import feature_key, short_name
 from vla_edge.command_line import CommandParser
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, read_object
-from vla_edge.robot.arm_description import arm_names
+from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names
 from vla_edge.robot.joint_calibration import LEROBOT
 
 ROBOT_FILE = Path("robot.yaml")
@@ -72,7 +72,9 @@ def read_robot_file(file: Path) -> list[tuple[str, str]]:
 def add_arm(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """`--robot` of a command that talks to an arm."""
     known = ", ".join(arm_names())
-    parser.add_argument("--robot", default="koch", metavar="ARM", help=f"the arm: {known}, or a description's path")
+    parser.add_argument(
+        "--robot", default=DEFAULT_ARM, metavar="ARM", help=f"the arm: {known}, or a description's path"
+    )
 
 
 def add_robot_file(parser: argparse.ArgumentParser, by_itself: bool = True) -> None:

@@ -21,7 +21,7 @@ from vla_edge.camera_names import short_name
 from vla_edge.command_line import answer, file_to_write
 from vla_edge.errors import BusError, CameraError, ConfigError
 from vla_edge.files import write_text
-from vla_edge.robot.arm_description import ArmDescription, arm_names, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, ArmDescription, arm_names, load_arm
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.camera_report import list_v4l2, report_cameras
 from vla_edge.robot.joint_calibration import LEROBOT, JointUnits, lerobot_files, load_joint_calibration
@@ -128,7 +128,7 @@ def find_port(arms: Sequence[ArmDescription], ask: Ask) -> Found | None:
 def find_arm(known_as: str, ask: Ask) -> str:
     """The arm that a person calls so; where several have the same servos, the person says which."""
     arms = {name: load_arm(name) for name in arm_names()}
-    found = next((arm for arm in arms.values() if follower(arm) == known_as), arms["koch"])
+    found = next((arm for arm in arms.values() if follower(arm) == known_as), arms[DEFAULT_ARM])
     alike = [Found(name, arm.title) for name, arm in arms.items() if arm.models == found.models]
     return (ask("Which arm is it? Their servos are the same.", alike) if len(alike) > 1 else "") or found.name
 
@@ -222,7 +222,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     person = sys.stdin is not None and sys.stdin.isatty()
     found = completed(given, arguments.sheet, ask_person if person else ask_nobody)
-    found = replace(found, joints=found.joints or str(out.with_name(f"{load_arm(found.robot or 'koch').name}.json")))
+    found = replace(
+        found, joints=found.joints or str(out.with_name(f"{load_arm(found.robot or DEFAULT_ARM).name}.json"))
+    )
     content = {name: value for name, value in asdict(found).items() if value}
     folder = out.absolute().parent
     for name in ("joints", "bundle"):

@@ -24,6 +24,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError, ObservationError
 from vla_edge.lerobot_data.observations import observation_of
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
+from vla_edge.robot.arm_description import DEFAULT_ARM, ArmDescription, load_arm
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.joint_calibration import JointUnits
 from vla_edge.robot.robot_file import add_arm, add_robot_file
@@ -67,6 +68,7 @@ class Deployment:
     differences: list[str] | None
     tasks: list[str]
     hz: float
+    arm: ArmDescription
 
     def infer(self, scene: Scene, seed: int = 0) -> InferenceResult:
         """One inference with nothing reused."""
@@ -293,7 +295,7 @@ def check_logging(deployment: Deployment) -> Item:
 
 def check_limits(deployment: Deployment) -> Item:
     """NaN, huge and wild chunks through schedule and guard never break a limit."""
-    state, found, fix = check_safety(deployment.bundle.manifest.policy.action_dim, deployment.hz)
+    state, found, fix = check_safety(deployment.arm, deployment.bundle.manifest.policy.action_dim, deployment.hz)
     return Item("safety limits", state, found, fix)
 
 
@@ -324,11 +326,19 @@ CHECKS: tuple[Callable[[Deployment], Item], ...] = (
 
 
 def check_deployment(
-    path: Path, dataset: Path | None, task: str | None, hz: float, threads: int, tolerance_s: float = TOLERANCE_S
+    path: Path,
+    dataset: Path | None,
+    task: str | None,
+    hz: float,
+    threads: int,
+    tolerance_s: float = TOLERANCE_S,
+    robot: str = DEFAULT_ARM,
 ) -> list[Item]:
-    """Run the eleven checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError."""
+    """Run the eleven checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError,
+    ConfigError."""
     if not hz > 0:
         raise ConfigError(f"--hz is {hz:g}: give the control rate, for example 30")
+    arm = load_arm(robot)
     bundle = open_bundle(path)
     bundle.verify()
     # A cut instruction is reported by its own check; the others must still run with it.
@@ -346,7 +356,7 @@ def check_deployment(
             tasks = tasks or list(dict.fromkeys(data.tasks.values()))
             if not shape_differences(bundle, data):
                 scenes, recorded = dataset_scenes(bundle, data, task), True
-    deployment = Deployment(bundle, session, scenes, recorded, differences, tasks, hz)
+    deployment = Deployment(bundle, session, scenes, recorded, differences, tasks, hz, arm)
     return [check(deployment) for check in CHECKS]
 
 
@@ -418,11 +428,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tolerance(parser)
     parser.add_argument("--task", help="the instruction that will be given")
     parser.add_argument("--hz", type=positive, default=30.0, help="control rate")
+    add_arm(parser)
     place = parser.add_argument_group("does the robot stand as in the data?")
     place.add_argument(
         "--camera", action="append", default=[], metavar="NAME=DEVICE", help="a camera of the robot, to look through"
     )
-    add_arm(place)
     place.add_argument("--port", help="serial port of the arm; its positions are read, nothing is moved")
     place.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
     place.add_argument(
@@ -440,8 +450,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     cameras = parse_cameras(arguments.camera)
     items = check_deployment(
-        arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads, arguments.tolerance
-    )
+        arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads, arguments.tolerance,
+        arguments.robot,
+    )  # fmt: skip
     bundle, dataset = open_bundle(arguments.bundle), arguments.dataset
     items.append(check_cameras(bundle, dataset, cameras, arguments.tolerance))
     items.append(

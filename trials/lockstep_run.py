@@ -11,7 +11,7 @@ from vla_edge.bundle import UNKNOWN_RATE, open_bundle
 from vla_edge.command_line import answer, between, count, file_to_write, positive, whole
 from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import ConfigError
-from vla_edge.robot.sim.bodies.koch_body import KOCH
+from vla_edge.robot.arm_description import DEFAULT_ARM
 from vla_edge.robot.sim.render import BACKENDS
 from vla_edge.robot.sim.run_video import Recording
 from vla_edge.robot.sim.scene import BODIES, random_scene
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="what the arm shall do, in a sentence; not needed where the policy reads none")
     world = parser.add_argument_group("the simulated world")
-    world.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="the simulated arm")
+    world.add_argument("--arm", choices=sorted(BODIES), default=DEFAULT_ARM, help="the simulated arm")
     world.add_argument("--seed", type=whole, default=0, help="seed of the scene and of the noise")
     world.add_argument("--seconds", type=positive, default=6.0, help="length of the episode, in simulated time")
     world.add_argument(

@@ -24,6 +24,7 @@ from vla_edge.command_line import CommandParser, count, run_command
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
+from vla_edge.robot.arm_description import DEFAULT_ARM
 from vla_edge.robot.sim.mjcf import CAMERAS, CUBE_COLOURS
 from vla_edge.robot.sim.scene import BODIES, random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
@@ -46,7 +47,7 @@ class ReachRecording:
     width: int = 128
     first_seed: int = 1_000_000
     processes: int = 2
-    arm: str = "koch"
+    arm: str = DEFAULT_ARM
     every: int = EVERY
 
 

@@ -5,39 +5,46 @@ from __future__ import annotations
 
 import numpy as np
 
-from vla_edge.contract import Chunk, ChunkKind, Command
+from vla_edge.contract import Chunk, ChunkKind, Command, JointCalibration
 from vla_edge.core import load_core
 from vla_edge.errors import ControlError
-from vla_edge.robot.arm_description import load_arm
+from vla_edge.robot.arm_description import ArmDescription
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
-from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, period_ns_of
 
 TICKS = 600
-MIDDLE = 2048
 
 
-def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
+def any_calibration(arm: ArmDescription) -> JointCalibrations:
+    """One that such an arm may have: each joint half a turn about the middle."""
+    middle, quarter = arm.counts_per_turn // 2, arm.counts_per_turn // 4
+    joints = tuple(
+        JointCalibration(joint.name, joint.id, 0, 0, middle - quarter, middle + quarter, arm.counts_per_turn)
+        for joint in arm.joints
+    )
+    return JointCalibrations(joints, "half a turn for each joint")
+
+
+def check_safety(arm: ArmDescription, joints: int, hz: float) -> tuple[str, str, str]:
     """(state, found, fix): NaN, infinite, huge and random chunks for `TICKS` ticks; no goal may leave the soft limits
-    or
-    move faster than the velocity limit allows, and none may come of a value that is not finite."""
-    if joints != len(KOCH.joints):
+    or move faster than the arm's velocity limit allows, and none may come of a value that is not finite."""
+    if joints != len(arm.joints):
         return (
             "not run",
-            f"the policy has {joints} joints, the control core drives the Koch's {len(KOCH.joints)}",
-            "check the limits in your robot's own controller",
+            f"the policy has {joints} joints, {arm.title} has {len(arm.joints)}",
+            "give --robot with the arm that the policy moves",
         )
     try:
         core = load_core()
     except ControlError as error:
         return "not run", str(error), "build the C core (a C compiler and make)"
     period_ns = period_ns_of(hz)
-    calibration = JointCalibrations(KOCH.calibration(), "the simulated arm")
-    settings = ControlSettings(limits_of(load_arm(KOCH.name), calibration, JointUnits.DEGREES), period_ns, 1, "0" * 64)
+    limits = limits_of(arm, any_calibration(arm), JointUnits.DEGREES)
+    settings = ControlSettings(limits, period_ns, 1, "0" * 64)
     pilot = core.Pilot(settings)
     generator = np.random.default_rng(0)
-    goals, broken, refused = np.full(joints, MIDDLE), [], 0
+    goals, broken, refused = np.full(joints, arm.counts_per_turn // 2), [], 0
     for tick in range(TICKS):
         chunks = []
         if tick % 10 == 5:
@@ -59,9 +66,12 @@ def check_safety(joints: int, hz: float) -> tuple[str, str, str]:
         new = np.array(output["goals"])
         for joint, (low, high, velocity, _, _) in enumerate(pilot.step_limits):
             if not low <= new[joint] <= high or abs(int(new[joint]) - int(goals[joint])) >= velocity + 1:
-                broken.append(f"{KOCH.joints[joint]} at tick {tick}")
+                broken.append(f"{arm.joint_names[joint]} at tick {tick}")
         goals = new
-    found = f"{TICKS} ticks of hostile chunks: {len(broken)} limits broken, {refused} ticks with something refused"
+    found = (
+        f"{arm.title}, {TICKS} ticks of hostile chunks: {len(broken)} limits broken, {refused} ticks with something "
+        "refused"
+    )
     if broken or not refused:
         return (
             "failed",

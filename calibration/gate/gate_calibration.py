@@ -285,7 +285,7 @@ def report(result: GateResult) -> list[str]:
         )
     if result.replays[CacheMode.STILL].hit_rate < HARDLY:
         lines.append(
-            f"note         hardly a prefix is reused: in {limits.allowed:.1%} of the pairs the picture stayed as it was, "
+            f"note         hardly a prefix is reused: the picture stayed the same in {limits.allowed:.1%} of pairs, "
             "so these limits say little; record episodes in which the arm also rests for seconds, and calibrate again"
         )
     return lines

@@ -34,7 +34,7 @@ from typing import TextIO
 
 from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.robot.arm_description import ArmDescription, ArmJoint, arm_names, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, ArmDescription, ArmJoint, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
@@ -281,7 +281,7 @@ def _parser() -> CommandParser:
     parser.notes = rest.strip("\n")
     parser.add_argument("--link", type=Path, required=True, help="where to put the link to the terminal")
     parser.add_argument(
-        "--arm", default="koch", help=f"whose servos: {', '.join(arm_names())}, or a description's path"
+        "--arm", default=DEFAULT_ARM, help=f"whose servos: {', '.join(arm_names())}, or a description's path"
     )
     parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_edge.robot.arm_description import DEFAULT_ARM
 from vla_edge.robot.sim.mjcf import CAMERAS
 from vla_edge.robot.sim.scene import BODIES, Scene, random_scene
 
@@ -27,7 +28,7 @@ class SimProcess:
     renderer: str = "egl"
     record: Path | None = None
     log: Path | None = None
-    arm: str = "koch"
+    arm: str = DEFAULT_ARM
     bus: str | None = None
 
     def new_scene(self) -> Scene:

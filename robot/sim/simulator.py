@@ -28,7 +28,7 @@ import numpy as np
 
 from vla_edge.command_line import CommandParser, between, run_command, whole
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.robot.arm_description import arm_names, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
     )
-    parser.add_argument("--arm", choices=sorted(BODIES), default="koch", help="which arm")
+    parser.add_argument("--arm", choices=sorted(BODIES), default=DEFAULT_ARM, help="which arm")
     parser.add_argument("--bus", choices=arm_names(), help="whose servos answer for its joints (default: its own)")
     parser.add_argument("--scene", type=whole, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")

@@ -25,9 +25,8 @@ from vla_edge.camera_names import feature_key
 from vla_edge.command_line import answer, file_to_write, not_negative
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
-from vla_edge.robot.arm_description import arm_names, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
 from vla_edge.robot.robot_file import add_robot_file
-from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.scene import BODIES
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
@@ -71,11 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(arm_names())
     parser.add_argument(
         "--robot",
-        default="koch",
+        default=DEFAULT_ARM,
         metavar="ARM",
         help=f"the arm: {known}, a description's path, or sim: a simulated one behind an emulated bus",
     )
-    parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="--robot sim: which arm is simulated")
+    parser.add_argument(
+        "--arm", choices=sorted(BODIES), default=DEFAULT_ARM, help="--robot sim: which arm is simulated"
+    )
     parser.add_argument(
         "--seconds", type=not_negative, default=0.0, help="stop by itself so long after arming; 0: never"
     )
@@ -149,7 +150,7 @@ def supervise(options: RunOptions) -> int:
         raise ConfigError(
             "the arm needs --port and --joints: `vla-runtime setup` finds and stores them; --robot sim needs neither"
         )
-    if options.arm != KOCH.name and not options.simulated:
+    if options.arm != DEFAULT_ARM and not options.simulated:
         raise ConfigError(f"--arm {options.arm} names a simulated arm; add --robot sim")
     console = Console(stderr=True)
     this = Run(open_run_folder(options.run_dir), options, cameras_of(options, bundle))

@@ -20,6 +20,7 @@ from vla_edge.doctor import main as doctor
 from vla_edge.errors import ConfigError, DatasetError, ObservationError
 from vla_edge.export.command import main as export
 from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.robot.arm_description import arm_names, load_arm
 from vla_edge.runtime.inference.units import read_tables
 from vla_edge.training.command import main
 from vla_edge.training.evaluation.compare_report import Contender, draw
@@ -78,7 +79,7 @@ def test_the_eleven_checks_run_on_an_exported_policy(place):
         "logging",
     ]
     states = {item.name: item.state for item in items}
-    assert states.pop("safety limits") == NOT_RUN  # two joints: the control core drives the Koch's six
+    assert states.pop("safety limits") == NOT_RUN  # the policy has two joints, the arm six
     assert set(states.values()) == {PASSED}
 
 
@@ -194,7 +195,9 @@ def test_the_command_prints_a_line_for_every_check_and_exits_1_on_a_failure(plac
 
 def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one_is_found(monkeypatch):
     pytest.importorskip("vla_edge._core")
-    assert safety_check.check_safety(6, 30.0)[0] == PASSED
+    for arm in map(load_arm, arm_names()):
+        state, found, _ = safety_check.check_safety(arm, 6, 30.0)
+        assert state == PASSED and found.startswith(f"{arm.title}, 600 ticks")
     core = safety_check.load_core()
 
     class Broken:
@@ -209,7 +212,7 @@ def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one
             return {**output, "goals": [9000] * 6, "write": True} if tick == 200 else output
 
     monkeypatch.setattr(safety_check, "load_core", lambda: type("Core", (), {"Pilot": Broken}))
-    state, found, _ = safety_check.check_safety(6, 30.0)
+    state, found, _ = safety_check.check_safety(load_arm("koch"), 6, 30.0)
     assert state == FAILED and "shoulder_pan at tick 200" in found
 
 
