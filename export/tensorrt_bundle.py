@@ -83,8 +83,8 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
         try:
             require_gpu()
         except EngineError as error:
-            fact = str(error).partition("; ")[0]
-            raise EngineError(f"{fact}; add --build-on-device to prepare the bundle here and build there") from None
+            prepare = "add --build-on-device to prepare the bundle here and build there"
+            raise EngineError(str(error).replace("choose backend ort", prepare)) from None
     elif arguments.board_memory <= 0:
         raise ConfigError(f"--board-memory is {arguments.board_memory}, must be more than 0 GB")
 
