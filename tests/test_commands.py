@@ -102,6 +102,13 @@ def test_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean --need?" in line
 
 
+def test_an_option_typed_wrong_is_told_before_what_is_missing_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(COMMANDS["vla-train"], ["fine-tune", "--chekpoint=a", "--dataset", "b"], capsys)
+    assert "there is no option --chekpoint; did you mean --checkpoint?" in line
+    line = refusal(COMMANDS["vla-train"], ["resume", "run", "--steps", "9"], capsys)
+    assert "did you mean" not in line, "--help is no guess"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_version_and_the_overview_are_printed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = COMMANDS[command]

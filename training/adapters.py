@@ -34,9 +34,10 @@ def add_lora(policy: nn.Module, config: LoraConfig) -> None:
     )
     try:
         inject_adapter_in_model(settings, policy)
-    except ValueError as error:
+    except ValueError:
         raise ConfigError(
-            f"LoRA targets {config.targets!r} match no layer of the policy that takes adapters ({error})"
+            f"LoRA targets {config.targets!r} match no layer of the policy that takes adapters; give a regular "
+            "expression of whole names, for example --lora-targets '.*lm_expert.*q_proj'"
         ) from None
     for name, parameter in policy.named_parameters():
         small = parameter.requires_grad and not name.startswith(EXPERTS)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -75,10 +76,11 @@ def usual_workers(frames: int, frame_bytes: int, cache_mb: int) -> int:
 def end_with_parent(_: int) -> None:
     """In a loader process: end within two seconds of the trainer's death. One that was killed (lack of memory) cannot
     tell its loaders, and a loader that waits for someone to take its frames would wait, with its memory, for ever."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent.pid:  # which it never is where the trainer died before this process was up
             time.sleep(1)
         os._exit(1)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LeRobot's argument names in `vla-train`: one table, and the translation of a command line by it.
 
-`--name=value` and `--name value` are taken, as LeRobot takes them (names of LeRobot 0.4 to 0.6). A name that is not in
-the table is left for our parser to refuse.
+`--name=value` and `--name value` are taken, as LeRobot takes them (names of LeRobot 0.4 to 0.6). A name that is in no
+table and near none of its names is left for our parser to refuse.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from vla_edge.command_line import did_you_mean
 from vla_edge.errors import UsageError
 
 NAMES = {
@@ -57,6 +58,14 @@ SWITCHES = {
 """LeRobot's name → what stands for true and for false."""
 WITHOUT_MEANING = ("--policy.repo_id", "--policy.type", "--job_name")
 """Taken and dropped: a policy says its type itself, nothing is uploaded."""
+INSTEAD = {
+    "--resume": "vla-train resume RUN",
+    "--config_path": "vla-train resume RUN` or `--config FILE",
+    "--eval_freq": "--validate-every N --held-out 0.1",
+    "--policy.use_amp": "--precision bf16",
+    "--dataset.image_transforms.enable": "--augment 3",
+}
+"""LeRobot's name → what is typed here for it: refused, because it asks for more than another name."""
 REPO_ID = "--dataset.repo_id"
 """The dataset where no --dataset.root says where it lies; as LeRobot has it."""
 RENAME = "--rename_map"
@@ -73,7 +82,12 @@ def translate(words: Sequence[str]) -> list[str]:
         if name == "--policy.push_to_hub":
             _refuse_upload(value if equals else left.pop(0) if left else "")
             continue
-        if name not in (*NAMES, *SETTINGS, *SWITCHES, *WITHOUT_MEANING, REPO_ID, RENAME):
+        if name in INSTEAD:
+            raise UsageError(f"LeRobot's {name} is `{INSTEAD[name]}` here; see `vla-train fine-tune --help`")
+        known = (*NAMES, *SETTINGS, *SWITCHES, *WITHOUT_MEANING, REPO_ID, RENAME)
+        if name not in known:
+            if name.startswith("--") and ("_" in name or "." in name) and (near := did_you_mean(name, known)):
+                raise UsageError(f"there is no option {name}{near}")
             ours.append(word)
             continue
         if not equals:

@@ -16,6 +16,7 @@ from vla_edge.errors import ConfigError, DatasetError, TrainingError
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint_folder import resolve_checkpoint
 from vla_edge.policies.families import family_of, policy_class
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.smolvla.distill import share_backbone
 from vla_edge.policies.smolvla.flow import FlowMatching
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
@@ -73,6 +74,7 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
     training = [Frames(task, reading) for task in config.data if task.weight > 0]
     validation = [Frames(task, plain, held_out=True) for task in config.data if task.held_out]
     sources = [*training, *validation]
+    check_finite(sources)
     for frames in sources:
         share = config.cache_mb * 2**20 * len(frames) // max(1, sum(map(len, sources)))
         frames.room = share // max(1, config.workers or 0) if frames in training else share
@@ -104,8 +106,11 @@ def assemble(config: TrainConfig, policy: Any = None) -> Setup:
             f"the schedule is scaled to the run: warm-up {schedule.warmup_steps} → {warm} steps, decay "
             f"{schedule.decay_steps} → {config.steps}"
         )
-    if config.kind == "delta" and policy.config.use_cls_head and config.accumulation > 1:
-        notes.append(f"VICReg's variances run over each batch of {config.batch_size}, not over accumulated ones")
+    if config.kind == "delta" and policy.config.use_cls_head and config.batch_size < GOOD_CLS_BATCH:
+        notes.append(
+            f"VICReg's variances run over each batch of {config.batch_size} (not over accumulated ones) and are rough "
+            f"below {GOOD_CLS_BATCH}: a larger --batch-size, or --set delta.use_cls_head=false"
+        )
     notes.append(
         f"trains {trainable.count(trained) / 1e6:.2f} M of {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M "
         "weights"
@@ -216,7 +221,7 @@ def check_kind(config: TrainConfig, policy: SmolVLAPolicy) -> None:
     if policy.config.use_cls_head and config.batch_size < SMALLEST_CLS_BATCH:
         raise ConfigError(
             f"batch size {config.batch_size}: VICReg needs at least {SMALLEST_CLS_BATCH} samples, {GOOD_CLS_BATCH} "
-            "or more are good"
+            "or more are good; give a larger --batch-size, or --set delta.use_cls_head=false"
         )
     if config.delta_target == "stale" and policy.config.chunk_size < 2:
         raise ConfigError(
@@ -255,6 +260,21 @@ def check_tasks(datasets: Sequence[Dataset]) -> None:
                 f"{dataset.root}: episode {dataset.episode_of(int(frames[0])).index} has an empty instruction; name it "
                 f'with `vla-data tasks {dataset.root} --rename "" TEXT`'
             )
+
+
+def check_finite(sources: Sequence[Frames]) -> None:
+    """DatasetError for a joint's value, in the frames that are used, that is no number: the loss would be none."""
+    for frames in sources:
+        data = frames.dataset
+        for feature in (STATE, ACTION):
+            wrong = frames.indices[~np.isfinite(data.column(feature)[frames.indices]).all(axis=1)]
+            if len(wrong):
+                episode = data.episode_of(int(wrong[0]))
+                raise DatasetError(
+                    f"{data.root}: {feature} of frame {wrong[0] - episode.from_index} in episode {episode.index} is "
+                    f"not finite ({len(wrong)} such frames); leave the episode out with --episodes, or "
+                    f"take it out: `vla-data delete {data.root} --episodes {episode.index} --out NEW`"
+                )
 
 
 def long_tasks(policy: SmolVLAPolicy, names: Sequence[str], datasets: Sequence[Dataset]) -> list[str]:

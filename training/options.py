@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer, between, count, fraction, not_negative, positive, whole
+from vla_edge.command_line import answer, between, count, folder_to_write, fraction, not_negative, positive, whole
 from vla_edge.errors import ConfigError
 from vla_edge.fields import read_object
 from vla_edge.hub import local_folder
@@ -27,6 +27,12 @@ from vla_edge.training.progress import Report, live_line, silent
 from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_changes, with_settings, with_values
 from vla_edge.training.runs import first_episodes, with_held_out
 
+
+def folder(text: str) -> str:
+    """Type of an argument: a folder that is there or can be made, as the text that a run keeps."""
+    return str(folder_to_write(text))
+
+
 FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
     "length of the run": {
         "steps": (count, "steps", "optimiser steps"),
@@ -36,8 +42,8 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
         "device": (CHOICES["device"], "device", "where to train; auto: a GPU where there is one"),
         "seed": (whole, "seed", "seed of everything random"),
         "workers": (whole, "workers", "processes that load data, 0: none; not given: up to 4 where it pays"),
-        "cache-vision": (str, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
-        "cache-prefix": (str, "cache_prefix", "folder that keeps each frame's keys and values: for small sets"),
+        "cache-vision": (folder, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
+        "cache-prefix": (folder, "cache_prefix", "folder that keeps each frame's keys and values: for small sets"),
         "cache-type": (CHOICES["cache_type"], "cache_type", "how they are kept; float32 is exact"),
         "cache-mb": (whole, "cache_mb", "memory of a process for decoded pictures, shared by its loaders and datasets"),
     },
@@ -96,7 +102,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
     """Flags shared by every way to start a run; what is not given comes from `defaults`, then from `TrainConfig`."""
     add_data_arguments(parser)
     parser.add_argument(
-        "--out", metavar="RUN", help="new folder of the run (default: outputs/train/DATE/TIME, as LeRobot)"
+        "--out", type=folder, metavar="RUN", help="new folder of the run (default: outputs/train/DATE/TIME, as LeRobot)"
     )
     usual = replace(TrainConfig("", "", (TaskData("", ""),)), **defaults)
     for title, flags in FLAGS.items():
@@ -110,7 +116,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
             elif isinstance(kind, tuple):
                 group.add_argument(f"--{flag}", choices=kind, help=shown)
             else:
-                metavar = {"lora-targets": "REGEX"}.get(flag, "DIR") if kind is str else None
+                metavar = {"lora-targets": "REGEX"}.get(flag, "DIR") if kind in (str, folder) else None
                 group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
     group.add_argument(
         "--config", dest="run_file", type=Path, metavar="FILE", help="YAML or JSON of the run's fields; flags win"
@@ -182,6 +188,11 @@ def config_from_arguments(
     table = {flag: path for flags in FLAGS.values() for flag, (_, path, _) in flags.items()}
     config = with_values(config, {field: named[flag.replace("-", "_")] for flag, field in table.items()})
     config = with_settings(config, arguments.set)
+    if config.kind != kind:
+        raise ConfigError(
+            f"kind {config.kind} is given by `vla-train fine-tune --kind base|delta` and `vla-train distill`; leave it "
+            "out of --set and --config"
+        )
     held_out = arguments.held_out if arguments.held_out is not None else DELTA_HELD_OUT * (kind == "delta")
     if config.validate_every and not held_out:
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")

@@ -34,7 +34,7 @@ TRANSFORMS = 6
 def _within(name: str, value: float, low: float, high: float = inf) -> None:
     """ConfigError unless the finite `value` lies in [low, high]; NaN lies nowhere."""
     if not low <= value <= high or value == inf:
-        limit = f"must be at least {low:g}" if high == inf else f"must be {low:g} to {high:g}"
+        limit = f"must be at least {low:g}" if high == inf else f"must be {low:g} to {high:.10g}"
         raise ConfigError(f"{name} is {value}: {limit}")
 
 
@@ -172,7 +172,7 @@ class TrainConfig:
     `batch_size` is per process and accumulation step.
     `padded_dims` counts the padded action dimensions in the loss, as the
     published base model did. `n_action_steps` and `num_steps` (flow steps) 0
-    and `image_size` (height, width) None keep the checkpoint's. `cache_vision`:
+    and `image_size` (width, height; SmolVLA takes squares) None keep the checkpoint's. `cache_vision`:
     folder of picture tokens (`frozen/vision_cache.py`), "" to run the tower each step; `cache_prefix`: of keys and
     values of pictures and instruction (`frozen/prefix_cache.py`), "" to run the vision-language model each step.
     `workers` None: as many as pay (`batches.usual_workers`); a run's own configuration holds the number.

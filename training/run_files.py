@@ -84,8 +84,14 @@ def cut_metrics(run: Path, step: int) -> dict[str, Any]:
 
 
 def run_folder(path: Path) -> Path:
-    """The run that `path` is, or that its `checkpoints/last` is in."""
-    return path.parent.parent if path.name == "last" and path.parent.name == "checkpoints" else path
+    """The run that `path` is, or that its `checkpoints/last` is in. TrainingError: it is an older checkpoint of a
+    run."""
+    if path.parent.name != "checkpoints":
+        return path
+    run = path.parent.parent
+    if path.resolve() != (path.parent / "last").resolve():
+        raise TrainingError(f"{path}: not the run's newest checkpoint; give the run, {run}")
+    return run
 
 
 def read_status(run: Path) -> Status:

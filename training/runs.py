@@ -49,7 +49,7 @@ def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outc
 def prepare(config: TrainConfig) -> Setup:
     """Everything of a fine-tuning run but the training: what is wrong with data, policy or flags shows here."""
     _check_place(config)
-    _check_start(config)
+    check_start(config)
     return assemble(config)
 
 
@@ -187,7 +187,7 @@ def _retention(setup: Setup, started: bool) -> Retention | None:
     return Retention(craft, cache, setup.config.steps, setup.config.seed)
 
 
-def _check_start(config: TrainConfig) -> None:
+def check_start(config: TrainConfig) -> None:
     """ConfigError: a distilled policy would lose what it was distilled to, or there is nothing to distill."""
     folder = resolve_checkpoint(Path(config.policy))
     if policy_class(family_of(folder)).trains_whole:
@@ -210,5 +210,9 @@ def _check_place(config: TrainConfig) -> None:
     check_trackers(config)
     output = Path(config.output)
     if is_first() and output.exists() and any(output.iterdir()):
-        way = "continue it with `vla-train resume`" if run_exists(output) else "remove it: it holds no checkpoint"
-        raise TrainingError(f"{output}: exists and is not empty; choose another --out or {way}")
+        way = ""
+        if run_exists(output):
+            way = f", or continue it with `vla-train resume {output}`"
+        elif (output / RUN_FILE).is_file():
+            way = ", or remove it: a run that holds no checkpoint"
+        raise TrainingError(f"{output}: exists and is not empty; choose another --out{way}")

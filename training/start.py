@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,13 @@ def run_fine_tune(arguments: argparse.Namespace) -> int:
 
 
 def run_distill(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), DISTILL, "distill")
-    return train_prepared(prepare(replace(config, num_steps=arguments.flow_steps)), "distill")
+    usual = {**DISTILL, "num_steps": arguments.flow_steps}
+    config = config_from_arguments(arguments, checkpoint_of_arguments(arguments), usual, "distill")
+    if config.num_steps != arguments.flow_steps:
+        raise ConfigError(
+            f"num_steps is given by --flow-steps {arguments.flow_steps}; leave it out of --set and --config"
+        )
+    return train_prepared(prepare(config), "distill")
 
 
 def run_smoke(arguments: argparse.Namespace) -> int:
@@ -150,6 +154,10 @@ def run_scratch(arguments: argparse.Namespace) -> int:
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Continue an interrupted run exactly, with every option it was started with; what shall be another is a new "
+        "run from its checkpoints/last/pretrained_model."
+    )
     parser.add_argument("run", type=Path, help="folder of the run, or its checkpoints/last")
     parser.add_argument(
         "--dataset",
@@ -163,6 +171,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 def run_resume(arguments: argparse.Namespace) -> int:
     run = run_folder(arguments.run)
+    if not (run / RUN_FILE).is_file():
+        raise ConfigError(f"{run}: no run of vla-train ({RUN_FILE} is missing); give the folder that --out named")
     config = read_config(last_checkpoint(run) / STATE / RUN_FILE)
     join(config.device)
     with reporter(step_of(last_checkpoint(run)), config.steps, "resumed", config.log_every) as report:

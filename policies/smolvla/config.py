@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -387,7 +388,10 @@ def _validate(config: SmolVLAConfig) -> None:
     require(config.expert_width_multiplier > 0, "expert_width_multiplier", "positive")
     require(0 < config.min_period < config.max_period, "min_period", f"between 0 and max_period ({config.max_period})")
     require(2 <= config.num_cls_prefix <= MOST_CLS_TOKENS, "num_cls_prefix", f"2 to {MOST_CLS_TOKENS}")
-    like = f"num_cls_prefix ({config.num_cls_prefix}): the loss aligns equal tokens"
+    like = f"num_cls_prefix ({config.num_cls_prefix}): the loss aligns equal tokens; set both alike"
     require(config.num_cls_suffix == config.num_cls_prefix, "num_cls_suffix", like)
+    for name in ("vicreg_weight", "vicreg_lambda", "vicreg_mu", "vicreg_nu", "cls_noise_scale"):
+        require(0 <= getattr(config, name) < inf, name, "0 or more")
+    require(-1 <= config.cls_similarity_threshold <= 1, "cls_similarity_threshold", "-1 to 1: it is a cosine")
     require(config.cls_action_context >= 1, "cls_action_context", "at least 1")
     require(config.delta_target in ("noise", "stale"), "delta_target", "'noise' or 'stale'")

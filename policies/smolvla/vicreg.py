@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,6 @@ from vla_edge.errors import TrainingError
 from vla_edge.policies.smolvla.text import float32_kept
 
 SMALLEST_BATCH = 2
-ADVISED_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +26,13 @@ class VicregWeights:
 def vicreg(first: Tensor, second: Tensor, weights: VicregWeights) -> Tensor:
     """Loss between [B, tokens, d] and [B, tokens, d], token i with token i, averaged over tokens; float32 scalar.
 
-    Statistics run over the batch. TrainingError below a batch of 2; a warning below 32.
+    Statistics run over the batch, and are rough below 32. TrainingError below a batch of 2.
     """
     batch = first.shape[0]
     if batch < SMALLEST_BATCH:
         raise TrainingError(
             f"VICReg needs a batch of at least {SMALLEST_BATCH}, got {batch}; its variances run over the batch"
         )
-    if batch < ADVISED_BATCH:
-        warnings.warn(f"VICReg over a batch of {batch}: variances are rough below {ADVISED_BATCH}", stacklevel=2)
     pairs = zip(first.float().unbind(dim=1), second.float().unbind(dim=1), strict=True)
     with float32_kept(first):
         return torch.stack([_pair(one, other, weights) for one, other in pairs]).mean()

@@ -151,7 +151,7 @@ def tokens_per_image(config: BackboneConfig, height: int, width: int) -> int:
     if rows != columns or rows < 1 or rows % config.scale_factor:
         raise ConfigError(
             f"pictures of {width}×{height} pixels give {columns}×{rows} patches, pixel shuffle needs a square with "
-            "sides divisible by "
-            f"{config.scale_factor}; set resize_imgs_with_padding to a square such as {config.vision.image_size}"
+            f"sides divisible by {config.scale_factor}; set resize_imgs_with_padding (in training --set image_size) to "
+            f"a square such as [{config.vision.image_size},{config.vision.image_size}]"
         )
     return (rows // config.scale_factor) ** 2

@@ -165,13 +165,21 @@ class CommandParser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         self._refuse_old(words)
         words = list(self.expand(words))
+        options = words[: words.index("--")] if "--" in words else words
+        self._refuse_unknown(
+            word for word in options if word.startswith("--") and not self.knows(word.partition("=")[0])
+        )
         parsed, unknown = self.parse_known_args(words, namespace)
-        if unknown:
-            known = [option for option in self._option_string_actions if option.startswith("--")]
-            word = unknown[0].partition("=")[0]
-            kind = "option" if word.startswith("-") else "argument"
-            self.error(f"there is no {kind} {word}{did_you_mean(word, known)}")
+        self._refuse_unknown(unknown)
         return parsed
+
+    def _refuse_unknown(self, words: Iterable[str]) -> None:
+        """Before what is missing is told: a word typed wrong is why it is missing."""
+        known = [option for option in self._option_string_actions if option.startswith("--") and option != "--help"]
+        for word in words:
+            name = word.partition("=")[0]
+            kind = "option" if word.startswith("-") else "argument"
+            self.error(f"there is no {kind} {name}{did_you_mean(name, known)}")
 
     def _refuse_old(self, words: Sequence[str]) -> None:
         """An option, or an option's value, of an earlier version, where the option it is now stands here."""
@@ -233,7 +241,7 @@ _PLAIN = {
     r"^argument (?:-\w/)?": "",
     r": invalid int value: (.*)$": r" \1 is not a whole number",
     r": invalid float value: (.*)$": r" \1 is not a number",
-    r": expected one argument$": " needs a value",
+    r": expected (at least )?one argument$": " needs a value",
     r"^the following arguments are required: ": "missing: ",
 }
 """argparse's own sentences → ours."""

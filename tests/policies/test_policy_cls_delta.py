@@ -190,7 +190,7 @@ def test_the_configuration_cannot_change_after_the_model_is_built(random_policy)
 
 
 def plain_vicreg(a: np.ndarray, b: np.ndarray) -> float:
-    """The formula of TRAINING.md §1 with loops, weights 25, 25, 1."""
+    """The formula of docs/training-methods.md §1 with loops, weights 25, 25, 1."""
     n, d = a.shape
     total = 25 * sum((a[i, j] - b[i, j]) ** 2 for i in range(n) for j in range(d)) / (n * d)
     for z in (a, b):
@@ -209,12 +209,9 @@ def test_vicreg_equals_the_formula_token_by_token() -> None:
     assert ours.item() == pytest.approx(expected, rel=1e-5)  # float32 against float64
 
 
-def test_vicreg_refuses_a_batch_of_one_and_warns_below_32() -> None:
-    weights = VicregWeights(25, 25, 1)
+def test_vicreg_refuses_a_batch_of_one() -> None:
     with pytest.raises(TrainingError, match="batch of at least 2, got 1"):
-        vicreg(torch.ones(1, 2, 5), torch.ones(1, 2, 5), weights)
-    with pytest.warns(UserWarning, match="below 32"):
-        vicreg(torch.ones(4, 2, 5), torch.ones(4, 2, 5), weights)
+        vicreg(torch.ones(1, 2, 5), torch.ones(1, 2, 5), VicregWeights(25, 25, 1))
 
 
 # ---- training
@@ -265,7 +262,6 @@ def test_training_the_backbone_reaches_vision_tower_and_text(random_policy, obse
     assert backbone.text_model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
 
 
-@pytest.mark.filterwarnings("ignore:VICReg over a batch")
 def test_delta_training_moves_only_its_own_parameters_and_lowers_the_denoise_error(random_policy, observe) -> None:
     torch.manual_seed(0)
     policy = random_policy(

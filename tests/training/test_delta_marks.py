@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import World, one_thread, write_data, write_policy
 
 one_thread()
-pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 PRETRAINED = "checkpoints/last/pretrained_model"
 HELD_OUT = (3,)
 GATE = GateSettings("pooled", 0.5, 100.0, 100.0, 10, 100.0, 1.0)

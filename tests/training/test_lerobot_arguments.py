@@ -14,7 +14,7 @@ import pytest
 from vla_edge.errors import UsageError
 from vla_edge.training.command import main
 from vla_edge.training.lerobot_arguments import NAMES, SETTINGS, SWITCHES, table, translate
-from vla_edge.training.options import FLAGS, config_from_arguments
+from vla_edge.training.options import FLAGS, config_from_arguments, folder
 from vla_edge.training.run_config import TrainConfig
 from vla_edge.training.runs import FINE_TUNE
 
@@ -107,7 +107,7 @@ def test_each_flag_of_ours_sets_its_field(data: Path, flag: str) -> None:
         words = [f"--no-{flag}" if usual else f"--{flag}"]
     elif isinstance(kind, tuple):
         words = [f"--{flag}", next(choice for choice in kind if choice != usual)]
-    elif kind is str:
+    elif kind in (str, folder):
         words = [f"--{flag}", "x"]
     else:
         words = [f"--{flag}", "0" if usual else "1"] if flag == "augment" else [f"--{flag}", few(usual)]
@@ -163,6 +163,11 @@ def test_every_name_of_the_table_is_an_option_here_and_stands_in_the_help() -> N
         (["--policy.train_expert_only=maybe"], "write true or false"),
         (["--rename_map={front}"], "write {"),
         (["--policy.push_to_hub=true"], "nothing is uploaded here"),
+        (["--policy.pth=a"], "no option --policy.pth; did you mean --policy.path?"),
+        (["--dataset.rot", "a"], "did you mean --dataset.root?"),
+        (["--policy.optimiser_lr=1"], "did you mean --policy.optimizer_lr?"),
+        (["--resume=true"], "is `vla-train resume RUN` here"),
+        (["--eval_freq=100"], "is `--validate-every N --held-out 0.1` here"),
     ],
 )
 def test_a_value_that_cannot_be_translated_is_one_line(words: list[str], told: str) -> None:

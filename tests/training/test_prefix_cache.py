@@ -42,7 +42,6 @@ from tests.training.training_world import (
 )
 
 one_thread()
-pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,6 @@ def test_a_run_weighs_its_micro_batches_by_their_valid_steps(world, tmp_path, mo
     assert len(seen) == 12 and any(share != 1.0 for _, share in seen)
 
 
-@pytest.mark.filterwarnings("ignore:VICReg")
 def test_scores_velocity_and_vicreg_stay_float32_under_autocast(world):
     query = torch.tensor([[[[100.0, 1.0]]]]).repeat(1, 1, 1, 1) * 2**0.5
     key = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.25]]]])  # scores 100 and 100.25, which bfloat16 cannot tell apart
@@ -127,7 +126,6 @@ def test_craft_leaves_the_first_step_to_the_task(world, tmp_path):
     assert first[0] == first[1]
 
 
-@pytest.mark.filterwarnings("ignore:VICReg")
 def test_a_fresh_delta_expert_corrects_nothing(world, tmp_path):
     fine_tune(config(world, tmp_path / "run", kind="delta", delta_target="stale", batch_size=8))
     rows = read_metrics(tmp_path / "run")

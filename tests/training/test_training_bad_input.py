@@ -99,12 +99,87 @@ def fine_tune(world: Path, output: Path, *words: object) -> list[object]:
         ("--held-out=nan", "--held-out: 'nan' is not"),
         ("--episodes=0-", "'0-' is not understood"),
         ("--track=wandb", "tracker wandb"),
+        ("--set=kind=delta", "kind delta is given by"),
+        ("--set=image_size=[10,10]", "--set image_size) to a square such as [64,64]"),
+        (f"--cache-vision={__file__}", "is a file; name a folder"),
+        (f"--cache-prefix={__file__}/below", "is a file"),
+        (f"--out={__file__}", "is a file; name a folder"),
     ],
 )
 def test_a_wrong_value_is_named_before_anything_is_written(world, tmp_path, capsys, flag, told):
     code, line = command(*fine_tune(world, tmp_path / "run", "--held-out=0.3", flag), capsys=capsys)
     assert code == 2 and told in line, line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        *((f"delta.{name}=-1", f"{name} is -1.0, must be 0 or more") for name in ("vicreg_weight", "vicreg_mu")),
+        ("delta.cls_similarity_threshold=2", "must be -1 to 1"),
+        ("delta.num_cls_prefix=3", "set both alike"),
+    ],
+)
+def test_a_number_of_the_cls_head_that_means_nothing_is_refused(world, tmp_path, capsys, setting, told):
+    code, line = command(*fine_tune(world, tmp_path / "run", "--kind=delta", "--set", setting), capsys=capsys)
+    assert code == 2 and told in line, line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_flow_steps_of_a_distilled_policy_are_given_once(world, tmp_path, capsys):
+    words = ["distill", *fine_tune(world, tmp_path / "run", "--flow-steps", 1)[1:], "--set", "num_steps=4"]
+    code, line = command(*words, capsys=capsys)
+    assert code == 2 and "num_steps is given by --flow-steps 1" in line and not (tmp_path / "run").exists()
+
+
+def test_a_joint_that_is_no_number_is_named_with_episode_and_frame_where_it_is_used(world, tmp_path, capsys):
+    shutil.copytree(world / "data", tmp_path / "data")
+    (file,) = (tmp_path / "data" / "data").rglob("*.parquet")
+    table = pq.read_table(file)
+    values = table.column("action").to_pylist()
+    values[7] = [float("nan"), 0.0]
+    place = table.schema.get_field_index("action")
+    pq.write_table(
+        table.set_column(place, table.schema.field("action"), pa.array(values, table.schema.field(place).type)), file
+    )
+    words = elsewhere(world, tmp_path, "data")
+    code, line = command(*words, capsys=capsys)
+    assert code == 2 and "action of frame 2 in episode 1 is not finite (1 such frames)" in line
+    assert f"`vla-data delete {tmp_path / 'data'} --episodes 1 --out NEW`" in line
+    stages = stage_file(tmp_path, world, tasks__1__dataset=str(tmp_path / "data"))
+    words_of_stages = ["stages", stages, "--checkpoint", world / "policy", "--out", tmp_path / "out", "--device", "cpu"]
+    assert "in episode 1 is not finite" in command(*words_of_stages, capsys=capsys)[1]
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+    assert main([str(word) for word in [*words, "--episodes", "0,2,3", "--no-save"]]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no run of vla-train (run.json is missing); give the folder that --out named"),
+        (["--steps", "9"], "there is no option --steps; see"),
+    ],
+)
+def test_what_is_no_run_is_not_resumed(world, capsys, words, told):
+    code, line = command("resume", world / "data", *words, capsys=capsys)
+    assert code == 2 and told in line
+
+
+def test_an_older_checkpoint_is_not_resumed_in_the_newest_ones_place(world, tmp_path, capsys):
+    assert main([str(word) for word in fine_tune(world, tmp_path / "run", "--save-every", 1)]) == 0
+    capsys.readouterr()
+    run = tmp_path / "run"
+    for word in ("resume", "status"):
+        code, line = command(word, run / "checkpoints" / "000001", capsys=capsys)
+        assert code == 2 and f"not the run's newest checkpoint; give the run, {run}" in line
+    assert "done already" in command("resume", run / "checkpoints" / "000002", capsys=capsys)[1]
+    code, line = command(*fine_tune(world, run), capsys=capsys)
+    assert code == 2 and f"`vla-train resume {run}`" in line
+
+
+def test_a_folder_of_other_things_is_not_said_to_be_removable(world, capsys):
+    code, line = command(*fine_tune(world, world / "data"), capsys=capsys)
+    assert code == 2 and line.endswith("choose another --out")
 
 
 def test_a_low_rate_and_its_lowest_may_be_given_together(world, tmp_path, capsys):
@@ -178,6 +253,7 @@ def test_a_path_through_a_file_is_one_line(world, tmp_path, capsys, flag):
 
 def test_a_folder_left_by_a_run_without_checkpoints_is_not_recommended_for_resuming(world, tmp_path, capsys):
     write_status(tmp_path, Status("failed", 0, 2))
+    write_json(tmp_path / "run.json", {})
     code, line = command(*fine_tune(world, tmp_path), capsys=capsys)
     assert code == 2 and "holds no checkpoint" in line and "resume" not in line
 
@@ -230,15 +306,19 @@ def test_a_killed_run_is_told_by_status_and_one_that_lives_is_not_resumed_twice(
     assert read_status(tmp_path).state == "done"
 
 
-def test_loader_processes_end_with_a_killed_trainer():
+@pytest.mark.parametrize("begun", ["before", "after"])
+def test_loader_processes_end_with_a_killed_trainer(begun):
     """The loader holds the pipe that this test reads: it is read to its end only when both processes are gone."""
-    program = (
-        "import os, signal, time\nfrom vla_edge.training.batches import end_with_parent\n"
-        "if os.fork():\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "end_with_parent(0)\ntime.sleep(600)"
+    wait = "while os.getppid() == multiprocessing.parent_process().pid: time.sleep(0.01)\n" if begun == "after" else ""
+    loader = (
+        "import multiprocessing, os, time\nfrom vla_edge.training.batches import end_with_parent\n"
+        f"print('up', flush=True)\n{wait}end_with_parent(0)\ntime.sleep(600)"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300)  # 600 s without the watch
-    assert ended.returncode == -signal.SIGKILL
+    trainer = f"from multiprocessing import get_context\nget_context('spawn').Pool(1).apply(exec, ({loader!r},))"
+    with subprocess.Popen([sys.executable, "-c", trainer], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        process.kill()
+        process.communicate(timeout=300)  # 600 s without the watch
 
 
 def test_a_damaged_status_does_not_keep_a_run_from_being_resumed(world, tmp_path, capsys, monkeypatch):
@@ -351,6 +431,33 @@ def test_a_wrong_stage_file_leaves_nothing(world, tmp_path, capsys, path, value,
     )
     assert code == 2 and told in line, line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--anchors=99"], "--anchors 99: the tasks before stage two have 15 frames"),
+        (["--anchors=4", "--anchor-layers=7"], "count from the end"),
+        (["--anchors=4", "--anchor-layers=-9"], "the expert has 2 layers"),
+        (["--set=kind=delta"], "stages train the policy itself"),
+        (["--set=craft.anchors=a"], "give their number with --anchors"),
+        (["--set=optimizer.epss=1"], "did you mean 'eps'"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(world, tmp_path, capsys, words, told):
+    place = ["--checkpoint", world / "policy", "--out", tmp_path / "out", "--device", "cpu"]
+    code, line = command("stages", stage_file(tmp_path, world), *place, *words, capsys=capsys)
+    assert code == 2 and told in line, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_reads_and_shows_the_settings_of_every_stage(world, tmp_path, capsys):
+    file = stage_file(tmp_path, world)
+    assert main(["stages", str(file), "--dry-run", "--set", "steps=5", "--set", "shared.batch_size=2"]) == 0
+    told = capsys.readouterr().out
+    assert "batch 2," in told and "  every stage: steps=5\n" in told
+    for text in ("stages=1", "policy=1", "stepz=1"):
+        assert command("stages", file, "--dry-run", "--set", text, capsys=capsys)[0] == 2
 
 
 def test_a_stage_file_that_is_no_text_is_one_line(tmp_path, capsys):

@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import ACCELERATE_LAUNCH, one_thread, two_steps
 
 one_thread()
-pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 
 
 @pytest.fixture(scope="module")

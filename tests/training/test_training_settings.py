@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import interrupt_at, one_thread, two_steps
 
 one_thread()
-pytestmark = pytest.mark.filterwarnings("ignore:VICReg")
 
 
 def test_flags_win_over_the_file_and_set_wins_over_flags(world, tmp_path):

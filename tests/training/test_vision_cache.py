@@ -65,7 +65,6 @@ def test_cached_training_equals_training_on_pictures_bit_for_bit_and_runs_no_tow
     assert losses(tmp_path / "plain") == losses(tmp_path / "again")
 
 
-@pytest.mark.filterwarnings("ignore:VICReg")
 def test_the_stale_delta_target_reads_tokens_of_earlier_frames_too(world, tmp_path):
     for name, cache in (("plain", ""), ("cached", str(tmp_path / "tokens"))):
         fine_tune(config(world, tmp_path / name, kind="delta", delta_target="stale", cache_vision=cache))

@@ -53,6 +53,15 @@ def layers_of(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(name.split(".")[1]) for name in names if name.startswith("expert.")))
 
 
+def check_layers(expert_layers: int, wanted: Sequence[int]) -> None:
+    """ConfigError for a layer that an expert of so many does not have."""
+    for layer in (layer for layer in wanted if -layer > expert_layers):
+        raise ConfigError(
+            f"the expert has {expert_layers} layers, the anchors need layer {layer}; choose others with --layers "
+            "(--anchor-layers in stages), or anchor the velocity only"
+        )
+
+
 def features_of(policy: SmolVLAPolicy, anchors: AnchorInputs, names: Sequence[str]) -> dict[str, Tensor]:
     """Each feature float32 [B, width] (velocity [B, C, real dimensions]), with gradients where weights train."""
     model = policy.model
@@ -106,14 +115,10 @@ def _layer_outputs(expert: nn.Module, wanted_layers: Sequence[int]) -> Iterator[
     """Collect each wanted layer's output: it is what the next norm reads."""
     layers = list(expert.layers)  # type: ignore[arg-type]
     readers = [layer.input_layernorm for layer in layers[1:]] + [expert.norm]
+    check_layers(len(readers), wanted_layers)
     outputs: dict[int, Tensor] = {}
     hooks = []
     for wanted in wanted_layers:
-        if -wanted > len(readers):
-            raise ConfigError(
-                f"the expert has {len(readers)} layers, the anchors need layer {wanted}; choose others with --layers, "
-                "or anchor the velocity only"
-            )
 
         def keep(_: nn.Module, arguments: tuple[Tensor, ...], number: int = wanted) -> None:
             outputs[number] = arguments[0]

@@ -37,6 +37,7 @@ from vla_edge.training.run_config import TaskData
 from vla_edge.training.statistics import statistics_digest
 from vla_edge.training.training_frames import IS_PAD, Frames, FrameSettings, collate
 
+KEEP_STATISTICS = "train with those of the starting checkpoint: --statistics checkpoint"
 SHARD_ROWS = 64
 BATCH = 8
 
@@ -167,16 +168,14 @@ class AnchorCache:
 
         TrainingError names what differs.
         """
-        for what, then, now in (
-            ("teacher", self.meta.teacher, teacher_digest),
-            ("statistics", self.meta.statistics, statistics_digest(policy.settings.statistics)),
-            ("preprocessing", json.dumps(self.meta.preprocessing), json.dumps(preprocessing_of(policy))),
+        again = "build them again from the checkpoint that training starts from"
+        for what, then, now, way in (
+            ("another teacher", self.meta.teacher, teacher_digest, again),
+            ("other statistics", self.meta.statistics, statistics_digest(policy.settings.statistics), KEEP_STATISTICS),
+            ("another preprocessing", dict(self.meta.preprocessing), preprocessing_of(policy), again),
         ):
             if then != now:
-                raise TrainingError(
-                    f"{self.folder}: anchors of another {what} ({then[:60]} there, {now[:60]} here); build them "
-                    "again from the starting checkpoint"
-                )
+                raise TrainingError(f"{self.folder}: anchors of {what} {_apart(then, now)}; {way}")
         self._policy = policy
 
     def require(self, digest: str) -> None:
@@ -212,6 +211,15 @@ class AnchorCache:
     def _row(self, name: str, row: int) -> Tensor:
         offset = row % SHARD_ROWS
         return self._shards[row // SHARD_ROWS].get_slice(name)[offset : offset + 1]
+
+
+def _apart(then: Any, now: Any) -> str:
+    """What differs, short: the first fields of two objects, the beginnings of two digests."""
+    if isinstance(then, str):
+        return f"({then[:8]}… there, {now[:8]}… here)"
+    return "; ".join(
+        f"({name} {then.get(name)} there, {value} here)" for name, value in now.items() if then.get(name) != value
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer, count, fraction, whole
+from vla_edge.command_line import answer, count, folder_to_write, fraction, whole
 from vla_edge.errors import ConfigError
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
@@ -17,7 +17,7 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import GROUPS, LAYERS
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
-from vla_edge.training.options import TRACKERS, add_set, pair, print_notes, reporter, tasks_of
+from vla_edge.training.options import TRACKERS, add_set, folder, pair, print_notes, reporter, tasks_of
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_settings
 from vla_edge.training.sequential.phases import (
@@ -29,13 +29,15 @@ from vla_edge.training.sequential.phases import (
     with_datasets,
     with_plan_settings,
 )
-from vla_edge.training.sequential.task_sequence import StageRun, stage_notes, train_stages
+from vla_edge.training.sequential.task_sequence import StageRun, check_settings, stage_notes, train_stages
 
 
 def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help=f"stage file (YAML), or {KUAVO!r} for the shipped four Kuavo stages")
     parser.add_argument("--checkpoint", metavar="DIR", help="LeRobot checkpoint to start from")
-    parser.add_argument("--out", metavar="DIR", help="folder of the sequence; an existing one is continued")
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", help="folder of the sequence; an existing one is continued"
+    )
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="TASK=PATH", help="the dataset folder of a task"
     )
@@ -87,18 +89,9 @@ def run_stages(arguments: argparse.Namespace) -> int:
     if arguments.stage:
         stage_number(plan, arguments.stage)
     missing = missing_datasets(plan)
-    if arguments.dry_run:
-        print(describe(plan))
-        for task in missing:
-            print(f"missing dataset: {task}")
-        return 0
-    if not arguments.checkpoint or not arguments.out:
-        raise ConfigError("stages need --checkpoint and --out (or --dry-run)")
-    if missing:
-        raise ConfigError(f"no dataset for task {missing[0]}; give it with --dataset TASK=PATH")
     base = TrainConfig(
-        arguments.checkpoint,
-        arguments.out,
+        arguments.checkpoint or "",
+        arguments.out or "",
         (),
         device=arguments.device,
         precision=arguments.precision,
@@ -109,14 +102,20 @@ def run_stages(arguments: argparse.Namespace) -> int:
         rename=camera_pairs(arguments.camera),
         trackers=tuple(arguments.track),
     )
-    sequence = StageRun(
-        plan,
-        with_settings(base, settings),
-        arguments.anchors,
-        settings,
-        arguments.stage,
-        tuple(arguments.anchor_layers),
-    )
+    base = with_settings(base, settings)
+    check_settings(base)
+    if arguments.dry_run:
+        print(describe(plan))
+        if settings:
+            print(f"  every stage: {' '.join(settings)}")
+        for task in missing:
+            print(f"missing dataset: {task}")
+        return 0
+    if not arguments.checkpoint or not arguments.out:
+        raise ConfigError("stages need --checkpoint DIR and --out DIR; or look at the plan with --dry-run")
+    if missing:
+        raise ConfigError(f"no dataset for task {missing[0]}; give it with --dataset TASK=PATH")
+    sequence = StageRun(plan, base, arguments.anchors, settings, arguments.stage, tuple(arguments.anchor_layers))
     join(base.device)
     notes = stage_notes(sequence)
     print_notes(notes)
@@ -142,7 +141,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
         "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one dataset only)"
     )
     add_tolerance(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder of the cache")
+    parser.add_argument("--out", required=True, type=folder_to_write, metavar="DIR", help="new folder of the cache")
     parser.add_argument("--count", type=count, default=256, help="number of anchors")
     parser.add_argument(
         "--features",

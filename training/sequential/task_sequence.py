@@ -21,23 +21,24 @@ from vla_edge.files import write_json, write_text
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint import read_weights
 from vla_edge.policies.features import ACTION, STATE
-from vla_edge.policies.smolvla.config import SmolVLAConfig, read_config
+from vla_edge.policies.smolvla.config import plan_layers
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
-from vla_edge.training.craft.anchor_features import LAYERS
+from vla_edge.training.craft.anchor_features import LAYERS, check_layers, feature_names
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
 from vla_edge.training.loop import make_accelerator
-from vla_edge.training.loop_inputs import check_dimensions, long_tasks, policy_fields
+from vla_edge.training.loop_inputs import check_dimensions, check_finite, long_tasks, policy_fields
 from vla_edge.training.objective import Objective
 from vla_edge.training.processes import first_alone, is_first, join
 from vla_edge.training.progress import Report
 from vla_edge.training.run_config import ScheduleConfig, TaskData, TrainConfig, with_settings
 from vla_edge.training.run_files import has_ended
-from vla_edge.training.runs import begin, prepare, resume, run_exists
+from vla_edge.training.runs import begin, check_start, prepare, resume, run_exists
 from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json, stage_number
 from vla_edge.training.sequential.transfer import Transfer, transfer_from_rows
 from vla_edge.training.statistics import chosen_statistics
+from vla_edge.training.step_plan import planned_policy
 from vla_edge.training.training_frames import Frames, FrameSettings
 from vla_edge.training.validation import validation_losses
 
@@ -80,6 +81,7 @@ def train_stages(sequence: StageRun, reporter: Reporter, tell: Callable[[Sequenc
     held_out = [
         hold_out(len(data.episodes), sequence.plan.shared.held_out_fraction, sequence.base.seed) for data in datasets
     ]
+    check_anchors(sequence, held_out)
     rows: list[dict[str, float]] = []
     with first_alone():
         _write_plan(run, sequence, held_out)
@@ -161,6 +163,12 @@ def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]
 def check_plan(sequence: StageRun, datasets: Sequence[Dataset]) -> None:
     """The data have the plan's dimensions, the policy takes them; ConfigError names the task or field."""
     check_dimensions(datasets)
+    check_finite(
+        [
+            Frames(TaskData(task.name, task.dataset, tolerance_s=task.tolerance_s), FrameSettings((), 1, 0))
+            for task in sequence.plan.tasks
+        ]
+    )
     for task, data in zip(sequence.plan.tasks, datasets):
         for feature, size in ((ACTION, task.action_dim), (STATE, task.state_dim)):
             shape = data.features[feature].shape
@@ -168,13 +176,43 @@ def check_plan(sequence: StageRun, datasets: Sequence[Dataset]) -> None:
                 raise ConfigError(
                     f"task {task.name}: {feature} of {data.root} has shape {list(shape)}, the stage file says {size}"
                 )
-    policy: SmolVLAConfig = read_config(Path(sequence.base.policy))
+    check_settings(sequence.base)
+    check_start(sequence.base)
+    policy = planned_policy(Path(sequence.base.policy)).config
     for name in ("chunk_size", "max_state_dim", "max_action_dim"):
         wanted = getattr(sequence.plan.policy, name)
         if wanted and wanted != getattr(policy, name):
             raise ConfigError(
                 f"{sequence.base.policy}: {name} is {getattr(policy, name)}, the stage file demands {wanted}; choose "
                 "another policy or change the file"
+            )
+
+
+def check_settings(base: TrainConfig) -> None:
+    """ConfigError for a `--set` that stages cannot heed: they train the policy, and make anchors of their own."""
+    if base.kind != "base":
+        raise ConfigError(f"--set kind={base.kind}: stages train the policy itself; leave it out")
+    if base.craft.anchors:
+        raise ConfigError("--set craft.anchors: every stage makes its own; give their number with --anchors")
+
+
+def check_anchors(sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> None:
+    """ConfigError before the first stage for anchors that a later one could not make."""
+    if not sequence.anchors:
+        return
+    planned = planned_policy(Path(sequence.base.policy))
+    feature_names(("hidden",), sequence.anchor_layers)
+    experts = [layer for layer in plan_layers(planned.config, planned.backbone.text).expert_of if layer is not None]
+    check_layers(len(experts), sequence.anchor_layers)
+    for stage in sequence.plan.stages[1:]:
+        earlier = zip(sequence.plan.tasks[: len(stage.mix) - 1], held_out)
+        frames = sum(
+            len(Frames(TaskData(task.name, task.dataset, held_out=held), FrameSettings((), 1, 0)))
+            for task, held in earlier
+        )
+        if frames < sequence.anchors:
+            raise ConfigError(
+                f"--anchors {sequence.anchors}: the tasks before stage {stage.name} have {frames} frames; ask for fewer"
             )
 
 
