@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.runtime.records.recorded_run import record_run
 
 from vla_edge.benchmarks.command import main as bench
 from vla_edge.doctor import main as doctor
+from vla_edge.export.command import main as export
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.runtime.command import main as runtime
 
@@ -53,16 +55,48 @@ def test_lockstep_plans_in_the_distilled_steps(distilled_bundle: Path, capsys: p
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["chunks"]["taken"] > 0
 
 
-@pytest.mark.parametrize("command", ["lockstep", "inference"])
+CAMERAS = ["--camera", "laptop=0", "--camera", "phone=1"]
+
+
+def words_of(command: str, bundle: Path, tmp_path: Path) -> list[str]:
+    """What else the command wants."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    seen = {"observation.state": np.zeros(6, np.float32), "observation.images.laptop": np.zeros((48, 64, 3), np.uint8)}
+    np.savez(tmp_path / "seen.npz", task=TASK, **seen)
+    words = {
+        "infer": ["--observation", str(tmp_path / "seen.npz"), "--out", str(tmp_path / "out.npz")],
+        "inference": [*CAMERAS, "--nice", "0", "--run-dir", str(tmp_path / "run"), "--task", TASK],
+        "lockstep": ["--task", TASK],
+        "run": ["--robot", "sim", "--run-dir", str(tmp_path / "run"), "--task", TASK],
+        "serve": ["--nice", "0", "--port", "0", "--run-dir", str(tmp_path / "run")],
+    }
+    return ["--bundle", str(bundle), "--threads", "1", *words.get(command, [])]
+
+
+@pytest.mark.parametrize("command", ["bench", "infer", "inference", "lockstep", "run", "serve"])
 def test_other_steps_than_the_distilled_ones_are_one_line(
     distilled_bundle: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--bundle", str(distilled_bundle), "--threads", "1", "--flow-steps", "10"]
-    if command == "lockstep":
-        code = runtime(["lockstep", *words, "--task", TASK])
-    else:
-        (tmp_path / "run").mkdir(mode=0o700)
-        words += ["--camera", "laptop=0", "--camera", "phone=1", "--nice", "0", "--run-dir", str(tmp_path / "run")]
-        code = runtime(["inference", *words, "--task", TASK])
+    words = [*words_of(command, distilled_bundle, tmp_path), "--flow-steps", "10"]
+    code = bench(words) if command == "bench" else runtime([command, *words])
     told = capsys.readouterr().err
     assert code == 2 and told.count("\n") == 1 and REFUSED in told, told
+
+
+def test_unequal_steps_of_a_distilled_checkpoint_are_one_line(
+    distilled_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(distilled_bundle.parent / "policy"), "--out", str(tmp_path / "made")]
+    assert export([*words, "--step-sizes", "0.6,0.4"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "--step-sizes" in told and "distilled" in told, told
+
+
+@pytest.mark.parametrize("command", ["inference", "run"])
+def test_a_refresh_beside_plans_that_keep_no_prefix_is_one_line_before_anything_starts(
+    distilled_bundle: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runtime([command, *words_of(command, distilled_bundle, tmp_path), "--refresh", "beside"]) == 2
+    told = capsys.readouterr().err
+    assert told == "error: --refresh beside goes with --cache still or gated, not with off\n"
+    assert not list((tmp_path / "run").iterdir())

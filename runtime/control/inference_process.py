@@ -28,7 +28,7 @@ from vla_edge.runtime.control.identity import check_camera_places, check_picture
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
-from vla_edge.runtime.control.run_options import InferenceOptions, options_of_arguments
+from vla_edge.runtime.control.run_options import InferenceOptions, PolicyOptions, options_of_arguments
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.refresh import Refresh
@@ -123,14 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     devices = camera_options(bundle, options.camera, options.without)
     engine = load_engine(options.backend, EngineOptions(threads=options.threads, spin=False))
-    policy = SessionOptions(
-        CacheMode(options.cache),
-        options.seed,
-        options.flow_steps,
-        noise=Noise(options.noise),
-        refresh=Refresh(options.refresh),
-    )
-    session = PolicySession(bundle, engine, policy)
+    session = PolicySession(bundle, engine, session_options(options))
     session.check_task(options.task or "")
     settings = loop_options(options, session)
     for remark in remarks(bundle, session.preparer.tables):
@@ -163,6 +156,17 @@ def run(arguments: argparse.Namespace) -> int:
             recorder.close()
     answer(summary)
     return 0
+
+
+def session_options(options: PolicyOptions) -> SessionOptions:
+    """The session's options from the command line. ConfigError: a refresh beside plans that keep no prefix."""
+    return SessionOptions(
+        CacheMode(options.cache),
+        options.seed,
+        options.flow_steps,
+        noise=Noise(options.noise),
+        refresh=Refresh(options.refresh),
+    )
 
 
 def lower_priority(nice: int) -> None:

@@ -33,7 +33,7 @@ from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wa
 from vla_edge.runtime.control.control_files import ring_writer
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
 from vla_edge.runtime.control.faults import WANTED, fault_of, heat_of
-from vla_edge.runtime.control.inference_process import add_policy_arguments
+from vla_edge.runtime.control.inference_process import add_policy_arguments, session_options
 from vla_edge.runtime.control.operator import ask, read_status, refusal_of
 from vla_edge.runtime.control.person import HELP, KEYS_LINE, Person, Wish
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
@@ -146,6 +146,7 @@ def supervise(options: RunOptions) -> int:
     """The whole run; its exit code."""
     check_seconds(options.seconds)
     bundle = open_bundle(options.robot.bundle)
+    bundle.manifest.policy.checked_steps(session_options(options.policy).steps)
     if not options.simulated and (options.robot.port is None or options.robot.joints is None):
         raise ConfigError(
             "the arm needs --port and --joints: `vla-runtime setup` finds and stores them; --robot sim needs neither"

@@ -181,6 +181,7 @@ class PolicySession:
         self.bundle = bundle
         self.options = options or SessionOptions()
         self.policy = bundle.manifest.policy
+        self._steps(None)  # before graphs are loaded
         check_fit(bundle)
         settings = _gate_settings(bundle, self.options)
         self.preparer = Preparer(bundle)
@@ -199,7 +200,6 @@ class PolicySession:
         self._prompt: Prompt | None = None
         self._draws = 0
         self._drawn_for: str | None = None
-        self._steps(None)
 
     def reset(self) -> None:
         """Start of an episode: no history in the cache, other noise."""
@@ -429,11 +429,7 @@ class PolicySession:
         return self._prompt
 
     def _steps(self, wanted: int | None) -> int:
-        chosen = wanted if wanted is not None else self.options.steps
-        steps = self.policy.num_steps if chosen is None else chosen
-        if not self.policy.min_steps <= steps <= self.policy.num_steps:
-            raise ObservationError(f"steps is {steps}; {self.policy.steps_taken}")
-        return steps
+        return self.policy.checked_steps(self.options.steps if wanted is None else wanted)
 
     def _checked_noise(self, noise: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
         expected = (self.policy.chunk_size, self.policy.max_action_dim)

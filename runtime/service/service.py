@@ -56,6 +56,7 @@ async def serve(
 
 def served(bundle: Bundle, folder: RunFolder, options: ServeOptions, closing: contextlib.ExitStack) -> ServedPolicy:
     """Engine, sessions and logs of the policy for clients; `closing` gets what has to be closed."""
+    bundle.manifest.policy.checked_steps(options.session.steps)
     engine = load_engine(options.engine, EngineOptions(threads=options.threads, spin=False))
     recorder = None if options.record is None else InputRecorder(options.record, options.record_limit_bytes, say)
 

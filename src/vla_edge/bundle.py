@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.camera_names import EMPTY_CAMERA
-from vla_edge.errors import BundleError
+from vla_edge.errors import BundleError, ObservationError
 from vla_edge.fields import build, parse_json
 from vla_edge.files import write_bytes
 
@@ -132,14 +132,15 @@ class PolicySpec:
     ensemble_coefficient: float | None = None
     distilled: bool = False
 
-    @property
-    def steps_taken(self) -> str:
-        """Which counts of Euler steps there are, for a message to who asked for another."""
+    def checked_steps(self, wanted: int | None) -> int:
+        """Euler steps of a chunk, None: the policy's own. ObservationError: not a count that it can take."""
+        steps = self.num_steps if wanted is None else wanted
+        if self.min_steps <= steps <= self.num_steps:
+            return steps
         if self.distilled:
-            return (
-                f"this policy was distilled to {self.num_steps}: ask for no other, or export the policy it was made of"
-            )
-        return f"this bundle takes {self.min_steps} to {self.num_steps}"
+            known = f"was distilled to {self.num_steps}: ask for no other, or export the policy it was made of"
+            raise ObservationError(f"steps is {steps}; this policy {known}")
+        raise ObservationError(f"steps is {steps}; this bundle takes {self.min_steps} to {self.num_steps}")
 
     @property
     def kv_rows(self) -> int:
