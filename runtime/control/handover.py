@@ -159,6 +159,24 @@ class DelayMeter:
         return _quantile(self._step_s, 0.5)
 
 
+class HostDelays:
+    """What plans take on this host: all of them; those that made a prefix, which control must have patience for
+    (fresh); and what they take while the arm moves, which tells the rhythm (moving): beside a refresh without a prefix,
+    because a plan for the resting arm alone is worth one of its own there."""
+
+    def __init__(self, beside: bool) -> None:
+        self.all, self.fresh = DelayMeter(), DelayMeter()
+        self.moving = DelayMeter() if beside else self.all
+
+    def add(self, delay_s: float, step_ms: Sequence[float], fresh: bool, rest_s: float) -> None:
+        """One finished inference. rest_s: what of it only a plan for the resting arm takes beside a refresh."""
+        self.all.add(delay_s, step_ms)
+        if fresh:
+            self.fresh.add(delay_s, step_ms)
+        if self.moving is not self.all:
+            self.moving.add(delay_s - rest_s, step_ms)
+
+
 def _quantile(values: Sequence[float] | deque[float], share: float) -> float:
     return float(np.quantile(np.asarray(values), share)) if values else 0.0
 

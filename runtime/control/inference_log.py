@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vla_edge.files import write_json
 from vla_edge.runtime.control.flight_record import quantiles
 from vla_edge.runtime.control.handover import Pace
@@ -59,7 +61,11 @@ class InferenceLog:
         self._summary = folder / "inference.json"
         self._limit = limit_bytes
         self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in (*PARTS, "step")}
+        self._prefix_ages_ms: deque[float] = deque(maxlen=WINDOW)
+        self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
         self.events: Counter[str] = Counter()
+        self.slow_refresh = ""
+        """why plans wait for their refreshes, in words; empty while they need not"""
         self.stopped = ""
         """why nothing more is written: a full disk must not end inference"""
         self._file = self._lines.open("ab", buffering=0)
@@ -69,6 +75,9 @@ class InferenceLog:
 
     def inference(self, result: InferenceResult, facts: Mapping[str, Any]) -> None:
         """Write one line: `facts` (what the process knows of it) and the record of `result`."""
+        self._prefix_ages_ms.append(0.0 if result.decision.prefix else (result.decision.age_s or 0.0) * 1e3)
+        if facts.get("velocity_step") is not None:
+            self._velocity_steps.append(facts["velocity_step"])
         for name in PARTS:
             value = getattr(result.timings, name)
             if value > 0:
@@ -89,6 +98,14 @@ class InferenceLog:
         except OSError as error:
             self._stop(error)
 
+    def velocity_steps(self) -> dict[str, float]:
+        """How the last chunks took over, joint units/s."""
+        steps = np.asarray(self._velocity_steps)
+        if not len(steps):
+            return {"count": 0}
+        rms = float(np.sqrt(np.mean(steps**2)))
+        return {"count": len(steps), "velocity_step_max": float(steps.max()), "velocity_step_rms": rms}
+
     def summary(self, state: str, pace: Pace | None, counts: CacheCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return the newest summary. state: "measuring", "ready", "fault" or "stopped"."""
         content = {
@@ -99,6 +116,10 @@ class InferenceLog:
             "parts_ms": part_quantiles(self._times),
             **facts,
         }
+        if self._prefix_ages_ms:
+            content["prefix_age_ms"] = quantiles(self._prefix_ages_ms, ("p50", "p99"))
+        if self.slow_refresh:
+            content["slow_refresh"] = self.slow_refresh
         try:
             write_json(self._summary, content, indent=None, flush=False)
         except OSError as error:

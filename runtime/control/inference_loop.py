@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from vla_edge.errors import CameraError
 from vla_edge.robot.cameras import Camera, FreshnessWatch
 from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader, ring_writer
 from vla_edge.runtime.control.handover import (
-    DelayMeter,
     Ensemble,
     HandOver,
     HandOverOptions,
+    HostDelays,
     Pace,
     PlannedChunk,
     Rhythm,
@@ -31,7 +30,7 @@ from vla_edge.runtime.control.handover import (
     velocity_step,
 )
 from vla_edge.runtime.control.identity import check_start_pose
-from vla_edge.runtime.control.inference_log import WINDOW, InferenceLog
+from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.control.planning import (
     STILL_MEAN,
     STILL_WORST,
@@ -46,7 +45,7 @@ from vla_edge.runtime.control.planning import (
 )
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.cache import CacheCounts, CacheMode
-from vla_edge.runtime.inference.refresh import Refresh
+from vla_edge.runtime.inference.refresh import Adopted, Refresh, slow_refresh
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, worth_correcting
 from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 
@@ -97,18 +96,12 @@ class InferenceLoop:
         self._log = InferenceLog(folder.path)
         audited = session.cache.mode is not CacheMode.OFF and options.audit > 0
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
-        self._meter = DelayMeter()
-        # Of plans that made a prefix, which control must have patience for; and of what a plan takes while the arm
-        # moves, which tells the rhythm: beside a refresh no prefix is in it.
-        self._fresh = DelayMeter()
-        self._moving = DelayMeter() if session.options.refresh is Refresh.BESIDE else self._meter
+        self._delays = HostDelays(session.options.refresh is Refresh.BESIDE)
         self._sent = SentChunks()
         self._rows = rows_of(session.policy, options.handover)
         self._anew = True
         self._ensemble = Ensemble(options.handover.coefficient, session.policy.chunk_size)
         self._still = SceneStill()
-        self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
-        self._prefix_ages_s: deque[float] = deque(maxlen=WINDOW)
         self.pace: Pace | None = None
         self._control_session: int | None = None
         self._observed_tick: int | None = None
@@ -180,25 +173,21 @@ class InferenceLoop:
             )
             if index and result is not None:
                 self._took(ChunkKind.REST, time.monotonic() - begin, result)
-        if self._meter.count == 0:
+        if self._delays.all.count == 0:
             return  # stopped meanwhile
         self._session.reset()
         self._session.cache.counts = CacheCounts()
         self._repace(view, say)
 
     def _took(self, kind: ChunkKind, delay_s: float, result: InferenceResult) -> None:
-        """One inference more, from reading the observation to the chunk in the ring. Beside a refresh a plan for the
-        resting arm alone is worth a prefix of its own."""
+        """One inference more, from reading the observation to the chunk in the ring."""
         timings = result.timings
-        self._meter.add(delay_s, timings.step)
-        if result.decision.prefix:
-            self._fresh.add(delay_s, timings.step)
-        if self._moving is not self._meter:
-            prefix_ms = timings.total - timings.state - timings.flow if kind is ChunkKind.REST else 0.0
-            self._moving.add(delay_s - prefix_ms / 1e3, timings.step)
+        prefix_ms = timings.total - timings.state - timings.flow if kind is ChunkKind.REST else 0.0
+        self._delays.add(delay_s, timings.step, result.decision.prefix, prefix_ms / 1e3)
 
     def _repace(self, view: ControlView, say: Say) -> None:
-        pace = pace_of(self._moving.p50_s, self._moving.p99_s, self._rows, view.action_ns / 1e9)
+        moving = self._delays.moving
+        pace = pace_of(moving.p50_s, moving.p99_s, self._rows, view.action_ns / 1e9)
         if self.pace is None or pace.rhythm is not self.pace.rhythm:
             say(f"inference: {pace.sentence()}")
         self.pace = pace
@@ -211,7 +200,7 @@ class InferenceLoop:
         control has waited for the measuring too, so it is told a slow host's delay: the true one would make it latch
         at once."""
         waited = self.pace is None or not self._sent.any
-        p99_s = max(self._meter.p99_s, self._fresh.p99_s, MEASURE_S if waited else 0.0)
+        p99_s = max(self._delays.all.p99_s, self._delays.fresh.p99_s, MEASURE_S if waited else 0.0)
         plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
         self._ring.announce(
             p99_ns=int(p99_s * 1e9),
@@ -250,13 +239,13 @@ class InferenceLoop:
         if result is None:
             self._abandoned(kind, say)
             return True
-        self._prefix_ages_s.append(0.0 if result.decision.prefix else result.decision.age_s or 0.0)
         step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
         if outcome == "scene_moved":
             self._scene_moved(say)
         delay_s = time.monotonic() - start
         self._took(kind, delay_s, result)
+        self._look_at_refresh(result.adopted, say)
         facts = {
             "sequence": request.observation.sequence,
             "kind": kind.name.lower(),
@@ -264,8 +253,10 @@ class InferenceLoop:
             "tick": now.reading_tick,
             "delay_ms": delay_s * 1e3,
             "refreshing": self._session.refreshing,
+            "velocity_step": step,
+            "time_ns": time.monotonic_ns(),
         }
-        self._log.inference(result, {**facts, "velocity_step": step, "time_ns": time.monotonic_ns()})
+        self._log.inference(result, facts)
         self._audit_if_due(request, result, say)
         self._since_repaced += 1
         if self._since_repaced >= REPACE_EVERY:
@@ -279,15 +270,15 @@ class InferenceLoop:
         self._anew = broken or executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
-            action_s = view.action_ns / 1e9
-            rest_s = max(0.0, self._moving.p99_s - self._options.steps * self._moving.step_s)
+            action_s, moving = view.action_ns / 1e9, self._delays.moving
+            rest_s = max(0.0, moving.p99_s - self._options.steps * moving.step_s)
             steps = steps_that_fit(
-                (view.actions_left - 1) * action_s, rest_s, self._moving.step_s, self._options.least_steps, steps
+                (view.actions_left - 1) * action_s, rest_s, moving.step_s, self._options.least_steps, steps
             )
             left = executing.rest(view.reading_tick)
             queued = worth_correcting(left, self._session.policy.n_action_steps)
             if self._options.handover.kind is HandOver.INPAINT and not broken:
-                delay = math.ceil(self._moving.p99_s / action_s)
+                delay = math.ceil(moving.p99_s / action_s)
                 inpaint = inpaint_into(
                     executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
                 )
@@ -369,19 +360,23 @@ class InferenceLoop:
         executing = None if view is None else self._executing(view)
         if view is None or executing is None:
             return None
-        step = velocity_step(
-            executing, result.actions, request.observation.joints.tick, view.tick + 1, view.action_ns / 1e9
-        )
-        if step is not None:
-            self._velocity_steps.append(step)
-        return step
+        begins = request.observation.joints.tick
+        return velocity_step(executing, result.actions, begins, view.tick + 1, view.action_ns / 1e9)
+
+    def _look_at_refresh(self, adopted: Adopted | None, say: Say) -> None:
+        """Say it once when plans must wait for their refreshes."""
+        settings = self._session.cache.settings
+        if adopted is not None and settings is not None and not self._log.slow_refresh:
+            self._log.slow_refresh = slow_refresh(adopted, settings.max_age_s)
+            if self._log.slow_refresh:
+                say(f"inference: {self._log.slow_refresh}")
 
     def _audit_if_due(self, request: InferenceRequest, result: InferenceResult, say: Say) -> None:
         """An audit costs an inference: only when the running chunk lasts longer than two."""
         if self._audit is None or not self._audit.due(result):
             return
         view = self._control.view()
-        if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._fresh.p99_s:
+        if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._delays.fresh.p99_s:
             self._log.events["audits_without_time"] += 1
             return
         report = self._audit.run(request, result)
@@ -457,17 +452,11 @@ class InferenceLoop:
         return max(1, math.ceil(seconds * 1e9 / view.period_ns))
 
     def _summary(self, state: str, **facts: Any) -> dict[str, Any]:
-        delay = {"p50": self._meter.p50_s * 1e3, "p99": self._meter.p99_s * 1e3, "count": self._meter.count}
-        audit = {} if self._audit is None else {"audit_worst": self._audit.worst}
-        steps = np.asarray(self._velocity_steps)
-        handover: dict[str, Any] = {"policy": self._options.handover.kind.value, "count": len(steps)}
-        if len(steps):
-            handover |= {
-                "velocity_step_max": float(steps.max()),
-                "velocity_step_rms": float(np.sqrt(np.mean(steps**2))),
-            }
-        if self._prefix_ages_s:
-            ages = np.asarray(self._prefix_ages_s) * 1e3
-            facts["prefix_age_ms"] = {"p50": float(np.quantile(ages, 0.5)), "p99": float(np.quantile(ages, 0.99))}
-        known = {"delay_ms": delay, "handover": handover, "loop": self._session.loop.name, **audit}
+        meter = self._delays.all
+        known = {
+            "delay_ms": {"p50": meter.p50_s * 1e3, "p99": meter.p99_s * 1e3, "count": meter.count},
+            "handover": {"policy": self._options.handover.kind.value, **self._log.velocity_steps()},
+            "loop": self._session.loop.name,
+            **({} if self._audit is None else {"audit_worst": self._audit.worst}),
+        }
         return self._log.summary(state, self.pace, self._session.cache.counts, {**known, **facts})

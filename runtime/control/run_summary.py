@@ -125,6 +125,9 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
             f"{ran} inferences, {cache.get('hits', 0)} of them with a reused prefix; {summary['chunks_taken']} chunks "
             f"taken, refused: {refused or 'none'}."
         )
+    slow = summary["inference"].get("slow_refresh")
+    if slow:
+        lines.append(f"{slow[0].upper()}{slow[1:]}.")
     changed = summary["guard_degrees"]
     if changed:
         told = ", ".join(f"{degrees:.1f}° {_AT[name]}" for name, degrees in changed.items())

@@ -9,6 +9,7 @@ recorded (`InferenceRequest.adopt`); everything else follows from the requests.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -41,6 +42,19 @@ class Adopted:
     prepare_ms: float
     vision_ms: float
     prefix_ms: float
+
+
+def slow_refresh(adopted: Adopted, max_age_s: float) -> str:
+    """Why plans wait for refreshes such as this one, with what to type; empty where they need not. The next refresh
+    begins when this one is gone over to, so pictures grow as old as two of them take."""
+    took_s = (adopted.prepare_ms + adopted.vision_ms + adopted.prefix_ms) / 1e3
+    if 2 * took_s <= max_age_s:
+        return ""
+    return (
+        f"a refresh takes {took_s:.1f} s beside the plans, more than half of the {max_age_s:g} s that a prefix may be "
+        f"old, so plans wait for it; calibrate with vla-calibrate gate … --max-age-s {math.ceil(3 * took_s)}, or "
+        "choose --refresh front"
+    )
 
 
 @dataclass(frozen=True, slots=True)

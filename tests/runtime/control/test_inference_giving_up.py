@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tests.runtime.control.control_rig import EVENT_S, short_folder
 from tests.runtime.control.inference_rig import Control, Switch, wait_until
 
@@ -23,12 +24,13 @@ from vla_edge.contract import ChunkKind, Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowSignal
 from vla_edge.robot.cameras import FreshnessWatch
-from vla_edge.runtime.control.handover import DelayMeter, HandOver, HandOverOptions, Pace, Rhythm, pace_of
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions, HostDelays, Pace, Rhythm, pace_of
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.planning import WatchedScene, view_of
 from vla_edge.runtime.control.run_folder import open_run_folder
+from vla_edge.runtime.control.run_summary import tell
 from vla_edge.runtime.inference.cache import CacheMode, Decision, Reason
-from vla_edge.runtime.inference.refresh import Refresh
+from vla_edge.runtime.inference.refresh import Adopted, Refresh, slow_refresh
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions, Timings
 
@@ -241,8 +243,8 @@ def test_as_many_steps_are_asked_for_as_fit_before_the_executing_chunk_runs_out(
     running = world(least_steps=least, hz=15.0)
     running.close()
     loop = running.loop
-    loop._moving = DelayMeter()
-    loop._moving.add(1.1, [100.0] * 10)
+    loop._delays = HostDelays(beside=False)
+    loop._delays.add(1.1, [100.0] * 10, False, 0)
     loop._sent.add(7, np.zeros((50, 32), np.float32), np.zeros((50, 6), np.float32))
     view = replace(
         view_of(running.control.reader()), tick=50 - left, action_sequence=7, action_index=50 - left, actions_left=left
@@ -263,8 +265,7 @@ def test_beside_a_refresh_the_rhythm_is_that_of_moving_plans_and_control_waits_f
     loop, announced = running.loop, []
     monkeypatch.setattr("vla_edge.runtime.control.inference_loop.pace_of", pace_of)
     monkeypatch.setattr(loop, "_ring", SimpleNamespace(announce=lambda **words: announced.append(words)))
-    loop._meter, loop._fresh = DelayMeter(), DelayMeter()
-    loop._moving = DelayMeter() if refresh == "beside" else loop._meter
+    loop._delays = HostDelays(refresh == "beside")
 
     def took(kind: ChunkKind, delay_s: float, prefix_ms: float) -> None:
         timings = Timings(0, 0, prefix_ms, 5, 30, prefix_ms + 35, (30,))
@@ -277,6 +278,32 @@ def test_beside_a_refresh_the_rhythm_is_that_of_moving_plans_and_control_waits_f
     loop._repace(replace(view, action_ns=round(1e9 / 30)), running.said.append)
     assert loop.pace.rhythm is rhythm
     assert announced[-1]["p99_ns"] == pytest.approx(1.6e9) and announced[-1]["plan_then_move"] is (refresh == "front")
+
+
+def test_plans_that_must_wait_for_every_refresh_say_so_once(world, capsys):
+    """A made-up clock: every refresh takes ten minutes, a prefix may be a thousand seconds old."""
+    gate = replace(GUARD, max_reuse=1)
+    running = world(session=SessionOptions(CacheMode.STILL, gate=gate, refresh=Refresh.BESIDE), replan_s=0.0)
+    refresh = running.session._refresh
+    work = refresh._work
+    refresh._work = lambda started: (work(started), (0.0, 600e3, 0.0))[1]
+    wait_until(lambda: running.session.cache.counts.refreshes >= 3)
+    running.close()
+    told = [line for line in running.said if "a refresh takes" in line]
+    assert len(told) == 1
+    assert "takes 600.0 s beside the plans, more than half of the 1000 s that a prefix may be old" in told[0]
+    assert told[0].endswith("--max-age-s 1800, or choose --refresh front")
+    summary = json.loads((running.folder.path / "inference.json").read_text())
+    assert told[0] == f"inference: {summary['slow_refresh']}"
+    status = {"ticks": 1, "missed": 0, "chunks_taken": 0, "chunks_refused": {}, "earlier_faults": [], "fault": ""}
+    status |= {"armed_s": 0.0, "motion_share": 0.0, "times_us": {}, "guard_degrees": {}, "record": "R"}
+    tell({**status, "inference": summary}, Console())
+    assert capsys.readouterr().out.count("A refresh takes") == 1
+
+
+@pytest.mark.parametrize(("took_ms", "slow"), [((0.0, 400.0, 600.0), False), ((1.0, 400.0, 600.0), True)])
+def test_plans_wait_for_refreshes_of_which_two_do_not_fit_into_the_age_of_a_prefix(took_ms, slow):
+    assert bool(slow_refresh(Adopted(5.0, *took_ms), max_age_s=2.0)) is slow
 
 
 def test_only_a_newer_picture_beyond_the_limits_breaks_a_scene():
