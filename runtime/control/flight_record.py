@@ -94,4 +94,5 @@ def quantiles(
     values: NDArray[np.float64] | Sequence[float], names: Sequence[str] = tuple(_QUANTILES)
 ) -> dict[str, float]:
     """The values' `names`: p50, p99, p99.9, max."""
-    return {name: float(np.percentile(np.asarray(values), _QUANTILES[name])) for name in names}
+    found = np.percentile(np.asarray(values), [_QUANTILES[name] for name in names])
+    return dict(zip(names, found.tolist()))

@@ -3,7 +3,7 @@
 
 `inference.jsonl` holds which pieces ran, why, the similarity values and the
 milliseconds of each; at its size limit the file is moved aside once.
-`inference.json` is replaced whole after every inference.
+`inference.json` is replaced whole, at most four times a second.
 """
 
 from __future__ import annotations

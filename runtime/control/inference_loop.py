@@ -60,6 +60,8 @@ SETTLE_S = 0.3
 POLL_S = 0.004
 LOOK_S = 0.1
 """Longest time without a look at the cameras, but for an inference in between."""
+TELL_S = 0.25
+"""Least time between two summaries: one takes as long as the tenth part of a quick plan."""
 REPACE_EVERY = 50
 """Inferences between two looks at the rhythm."""
 
@@ -112,7 +114,8 @@ class InferenceLoop:
         self._dropped_through = 0
         self._since_repaced = 0
         self._trusted = False
-        self._looked_s = 0.0
+        self._looked_s = self._told_s = 0.0
+        self._untold = False
         self._fault = ""
         self._stopping = False
 
@@ -213,6 +216,8 @@ class InferenceLoop:
         """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: a frozen
         camera."""
         assert self.pace is not None
+        if self._untold and time.monotonic() - self._told_s > TELL_S:
+            self._summary("ready")
         view = self._control.view()
         if view is None:
             return False
@@ -261,7 +266,7 @@ class InferenceLoop:
         self._since_repaced += 1
         if self._since_repaced >= REPACE_EVERY:
             self._repace(now, say)
-        self._summary("ready")
+        self._untold = True
         return True
 
     def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
@@ -270,19 +275,19 @@ class InferenceLoop:
         self._anew = broken or executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
-            action_s, moving = view.action_ns / 1e9, self._delays.moving
-            rest_s = max(0.0, moving.p99_s - self._options.steps * moving.step_s)
-            steps = steps_that_fit(
-                (view.actions_left - 1) * action_s, rest_s, moving.step_s, self._options.least_steps, steps
-            )
+            action_s, p99_s, step_s = view.action_ns / 1e9, self._delays.moving.p99_s, self._delays.moving.step_s
+            rest_s = max(0.0, p99_s - self._options.steps * step_s)
+            left_s = (view.actions_left - 1) * action_s
+            steps = steps_that_fit(left_s, rest_s, step_s, self._options.least_steps, steps)
             left = executing.rest(view.reading_tick)
             queued = worth_correcting(left, self._session.policy.n_action_steps)
             if self._options.handover.kind is HandOver.INPAINT and not broken:
-                delay = math.ceil(moving.p99_s / action_s)
+                delay = math.ceil(p99_s / action_s)
                 inpaint = inpaint_into(
                     executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
                 )
-        signal = self._abandon.begin(view.session, self._watched(kind, observation))
+        # A chunk is given up between two steps.
+        signal = self._abandon.begin(view.session, self._watched(kind, observation)) if steps > 1 else None
         return InferenceRequest(
             observation,
             time.monotonic_ns(),
@@ -452,6 +457,7 @@ class InferenceLoop:
         return max(1, math.ceil(seconds * 1e9 / view.period_ns))
 
     def _summary(self, state: str, **facts: Any) -> dict[str, Any]:
+        self._untold, self._told_s = False, time.monotonic()
         meter = self._delays.all
         known = {
             "delay_ms": {"p50": meter.p50_s * 1e3, "p99": meter.p99_s * 1e3, "count": meter.count},
