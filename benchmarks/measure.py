@@ -42,6 +42,9 @@ class Rounds:
 
 def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Everything a result file holds. The first torch subject is the baseline, else the first subject."""
+    for spec in specs:
+        if spec.kind == "bundle":
+            open_bundle(spec.path).manifest.policy.checked_steps(spec.steps)
     host = host_facts()
     tell("ceilings of the machine")
     ceilings = measure_ceilings(threads)
