@@ -199,7 +199,8 @@ def largest_batch(small: StepCost, large: StepCost, card_gb: float) -> int:
 def measured(work: tuple[PlannedPolicy, Case, int, int]) -> tuple[float, float]:
     """Median seconds of three steps on this machine's CPU and the process's peak of memory in bytes. A process each."""
     policy, case, batch, cores = work
-    torch.set_num_threads(cores)
+    if cores:
+        torch.set_num_threads(cores)
     model = policy.model().train()
     if case.cache != "none":
         vlm = model.vlm_with_expert.vlm.model
@@ -226,7 +227,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="also run four steps of each on this CPU (minutes at full size)"
     )
-    parser.add_argument("--threads", type=threads, default=torch.get_num_threads(), help="CPU threads of --measure")
+    parser.add_argument("--threads", type=threads, default=0, help="CPU threads of --measure, 0: all physical cores")
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

@@ -56,6 +56,8 @@ STRONG = ("craft.lambda_start=3", "craft.lambda_lr=100", "craft.epsilon_start=0"
 
 KNOBS: list[tuple[tuple[str, ...], str, str]] = [
     ((), "kind=delta", "delta_loss"),
+    ((), "kind=distill num_steps=1", "loss"),
+    (("kind=distill", "num_steps=2"), "num_steps=1", "loss"),
     (("kind=delta",), "delta_target=noise", "delta_loss"),
     ((), "steps=3", "rows"),
     ((), "batch_size=2", "loss"),

@@ -174,6 +174,8 @@ def _check(plan: StagePlan, where: str) -> None:
                 )
         if len(set(names)) != len(names):
             raise ConfigError(f"{where}: two {kind} have the same name; reports go by name")
+    if plan.shared.optimizer.lr != OptimizerConfig().lr:
+        raise ConfigError(f"{where}: shared.optimizer.lr has no effect: each stage has its own lr; leave it out")
     if plan.shared.batch_size < 1 or plan.shared.accumulation < 1:
         raise ConfigError(
             f"{where}: shared batch_size {plan.shared.batch_size} and accumulation {plan.shared.accumulation}: both "
