@@ -91,7 +91,7 @@ WAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """One episode. positions, goals: float64 [TICKS, 6] joint units; tips: [TICKS, 3] m; target: [3] m, of the named
+    """One episode. positions, goals: float64 [ticks, 6] joint units; tips: [ticks, 3] m; target: [3] m, of the named
     cube's first place; turned, moved: ticks at which the cube was; degrees: of the turn; clamped: share of control's
     ticks in which the guard changed the goal."""
 
@@ -163,13 +163,13 @@ def half_way(goals: Floats, change: int) -> int:
     return int(short[-1]) + 1 if len(short) else 0
 
 
-def episode(arm: SimulatedArm, planner: SessionPlanner, seed: int, way: Way) -> Motion:
-    """One scene under one way."""
+def episode(arm: SimulatedArm, planner: SessionPlanner, seed: int, way: Way, ticks: int = TICKS) -> Motion:
+    """One scene under one way. ticks: TURN_TICK where no change is to be seen."""
     rng, colour = np.random.default_rng([seed, 12]), wanted_colour(seed)
     turned, moved = (tick + HZ // FPS * int(rng.integers(REPLAN)) for tick in (TURN_TICK, MOVE_TICK))
     degrees = TURN_DEG if seed % 2 else -TURN_DEG
     joints = len(arm.body.joints)
-    positions, goals, tips = np.empty((TICKS, joints)), np.empty((TICKS, joints)), np.empty((TICKS, 3))
+    positions, goals, tips = np.empty((ticks, joints)), np.empty((ticks, joints)), np.empty((ticks, 3))
 
     def watch(arm: SimulatedArm, tick: int) -> None:
         positions[tick], goals[tick] = arm.body.units(arm.positions_now), arm.body.units(arm.goals)
@@ -181,13 +181,13 @@ def episode(arm: SimulatedArm, planner: SessionPlanner, seed: int, way: Way) -> 
 
     options = options_at(
         ControlRate(way.hz, FPS), planner.sizes, DELAY, REPLAN,
-        seconds=TICKS / HZ, handover=way.handover, watch=watch, watches=HZ // way.hz,
+        seconds=ticks / HZ, handover=way.handover, watch=watch, watches=HZ // way.hz,
     )  # fmt: skip
     clamped = 0.0
     if way.direct:
         send_directly(arm, planner, seed, options)
     else:
-        clamped = reach(arm, planner, seed, colour, options).result.clamped / (TICKS * way.hz / HZ)
+        clamped = reach(arm, planner, seed, colour, options).result.clamped / (ticks * way.hz / HZ)
     return Motion(positions, goals, tips, random_scene(seed).target(colour), turned, moved, degrees, clamped)
 
 
@@ -213,11 +213,13 @@ def send_directly(arm: SimulatedArm, planner: SessionPlanner, seed: int, options
             options.watch(arm, tick * options.watches + part)
 
 
-def measure(bundle: Bundle, engine: Engine, way: Way, seeds: range, steps: int | None = None) -> list[Motion]:
+def measure(
+    bundle: Bundle, engine: Engine, way: Way, seeds: range, steps: int | None = None, ticks: int = TICKS
+) -> list[Motion]:
     """Every scene under one way. steps: Euler steps of a chunk, None the policy's own."""
     planner = SessionPlanner(bundle, engine, SessionOptions(noise=way.noise, steps=steps))
     arm = new_arm(LockstepOptions(planner.sizes))
-    motions = [episode(arm, planner, seed, way) for seed in track(seeds, way.name, console=Console(stderr=True))]
+    motions = [episode(arm, planner, seed, way, ticks) for seed in track(seeds, way.name, console=Console(stderr=True))]
     arm.close()
     return motions
 

@@ -4,7 +4,7 @@
     python -m vla_edge.benchmarks.flow.few_steps --bundle BUNDLE --distilled BUNDLE --distilled BUNDLE --out DIR
 
 Ceiling: the policy in its own ten steps. The chunk's error is against those from the same noise, in joint units; the
-closed loop runs in lockstep under the default hand-over, success in pairs with ten steps.
+closed loop runs in lockstep under the default hand-over for 6 s, success in pairs with ten steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.benchmarks.handover_motion import FIRST_SEED, Motion, Way, measure, row_of
+from vla_edge.benchmarks.handover_motion import FIRST_SEED, TURN_TICK, Motion, Way, measure
 from vla_edge.benchmarks.host import commit
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.command_line import CommandParser, count, run_command, threads
@@ -25,9 +25,10 @@ from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+from vla_edge.trials.evaluate_reach import mcnemar
 from vla_edge.trials.lockstep import LockstepOptions, observe
 from vla_edge.trials.reach_expert import instruction
-from vla_edge.trials.reach_task import new_arm, wanted_colour
+from vla_edge.trials.reach_task import REACHED_M, new_arm, wanted_colour
 
 PLAIN = (4, 2, 1)
 COLUMNS = {
@@ -35,6 +36,7 @@ COLUMNS = {
     "error_cm": "tip error, cm",
     "settling_s_p50": "settles in, s (p50)",
     "tremble_deg_p50": "tremble at rest, ° (p50)",
+    "tremble_deg_p90": "(p90)",
     "chunk_error": "mean difference of the chunk from ten steps, joint units",
 }
 
@@ -56,6 +58,22 @@ def chunks(bundle: Bundle, engine: Engine, seeds: range, steps: int | None) -> N
     return np.stack(made)
 
 
+def row_of(motions: Sequence[Motion], first: Sequence[Motion] | None) -> dict[str, Any]:
+    """One row; `first`: the same scenes in ten steps."""
+    reached = [motion.error_m <= REACHED_M for motion in motions]
+    settling = [motion.settling_s for motion, good in zip(motions, reached) if good]
+    tremble = [motion.tremble_deg for motion in motions]
+    row = {
+        "success": float(np.mean(reached)),
+        "error_cm": float(np.mean([motion.error_m for motion in motions]) * 100),
+        "settling_s_p50": float(np.median(settling or [np.nan])),
+        "tremble_deg_p50": float(np.median(tremble)),
+        "tremble_deg_p90": float(np.quantile(tremble, 0.9)),
+    }
+    pairs = {} if first is None else {"pairs": mcnemar([motion.error_m <= REACHED_M for motion in first], reached)}
+    return {**row, **pairs}
+
+
 def rows_of(bundle: Bundle, distilled: Sequence[Bundle], engine: Engine, seeds: range) -> dict[str, dict[str, Any]]:
     """A row for each count of steps, ten first."""
     ways: list[tuple[str, Bundle, int | None]] = [(f"{bundle.manifest.policy.num_steps} steps", bundle, None)]
@@ -67,7 +85,7 @@ def rows_of(bundle: Bundle, distilled: Sequence[Bundle], engine: Engine, seeds: 
     for name, made, steps in ways:
         planned = chunks(made, engine, seeds, steps)
         ten = planned if ten is None else ten
-        motions = measure(made, engine, Way(name), seeds, steps)
+        motions = measure(made, engine, Way(name), seeds, steps, TURN_TICK)
         rows[name] = {**row_of(motions, first), "chunk_error": float(np.abs(planned - ten).mean())}
         first = motions if first is None else first
     return rows
