@@ -21,7 +21,7 @@ def motion(arrives_s: float, off_m: float, tremble_deg: float) -> Motion:
 
 def test_a_row_tells_success_error_settling_and_tremble_and_is_compared_scene_by_scene() -> None:
     ten = [motion(1.0, 0.01, 0.5), motion(2.0, 0.02, 1.0), motion(1.0, 0.05, 1.5)]
-    few = [motion(0.5, 0.01, 2.0), motion(5.9, 0.05, 1.0), motion(1.5, 0.01, 1.0)]
+    few = [motion(0.5, 0.01, 2.0), motion(5.0, 0.05, 1.0), motion(1.5, 0.01, 1.0)]
     first, row = row_of(ten, None), row_of(few, ten)
     assert "pairs" not in first and first["success"] == pytest.approx(2 / 3)
     assert first["error_cm"] == pytest.approx(8 / 3) and first["settling_s_p50"] == pytest.approx(1.5)
