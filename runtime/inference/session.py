@@ -17,15 +17,14 @@ from vla_edge.bundle import TRAIN_DELTA, Bundle
 from vla_edge.command_line import count
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import Engine
-from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, Inpaint
+from vla_edge.engines.flow_loop import FlowRequest, Inpaint
 from vla_edge.errors import ConfigError, ObservationError
 from vla_edge.runtime.inference.bundle_fit import check_fit
-from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, PrefixCache, Reason
-from vla_edge.runtime.inference.graphs import BoundGraphs
-from vla_edge.runtime.inference.prepare import Preparer, lay_out
+from vla_edge.runtime.inference.cache import CacheMode, Decision
 from vla_edge.runtime.inference.prompt import Prompt, PromptEncoder
-from vla_edge.runtime.inference.refresh import Adopted, BesideRefresh, Refresh, Started
+from vla_edge.runtime.inference.refresh import Adopted, Refresh
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict, gate_features, read_gate
+from vla_edge.runtime.inference.sight import Sight
 
 
 class Noise(Enum):
@@ -129,32 +128,6 @@ class InferenceResult:
     adopted: Adopted | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """What `_see` did. broken: the gate trusted the scene until now and no longer does (while the arm moves, verdicts
-    may
-    be *changed* one after the other: that is no surprise, and the executing chunk was planned knowing it)."""
-
-    decision: Decision
-    verdict: SceneVerdict | None
-    similarity: float | None
-    broken: bool
-    prepare_ms: float
-    vision_ms: float
-    prefix_ms: float
-    state_ms: float
-    adopted: Adopted | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What the gate said of a new prefix; nothing where there was none. broken: as in `_Scene`."""
-
-    verdict: SceneVerdict | None = None
-    similarity: float | None = None
-    broken: bool = False
-
-
 _NOTHING = np.zeros((0, 0), np.float32)
 """The noise of a policy of one pass."""
 
@@ -170,8 +143,7 @@ class SessionObserver(Protocol):
 
 
 class PolicySession:
-    """One bundle on one engine, its cache and its noise. Not for use from two threads at once. went_over: whether the
-    last inference adopted a refresh from beside.
+    """One bundle on one engine, its cache and its noise. Not for use from two threads at once.
 
     Errors: BundleError or EngineError when it cannot be built; ConfigError when the cache policy needs what the bundle
     does not have.
@@ -184,17 +156,8 @@ class PolicySession:
         self._steps(None)  # before graphs are loaded
         check_fit(bundle)
         settings = _gate_settings(bundle, self.options)
-        self.preparer = Preparer(bundle)
-        self.graphs = BoundGraphs(bundle, engine)
-        self._refresh: BesideRefresh | None = None
-        self.went_over = False
-        self.loop: FlowLoop
-        if self.options.refresh is Refresh.BESIDE:
-            self.loop = self._sides = self.graphs.beside_loop(self.preparer.tables)
-            self._refresh = BesideRefresh(self._refreshed)
-        else:
-            self.loop = self.graphs.loop(self.preparer.tables)
-        self.cache = PrefixCache(self.options.cache, settings)
+        sight = self._sight = Sight(bundle, engine, self.options, settings)
+        self.preparer, self.graphs, self.cache, self.loop = sight.preparer, sight.graphs, sight.cache, sight.loop
         self.observer: SessionObserver | None = None
         self._encoder = PromptEncoder(bundle, self.options.allow_truncation)
         self._prompt: Prompt | None = None
@@ -203,9 +166,7 @@ class PolicySession:
 
     def reset(self) -> None:
         """Start of an episode: no history in the cache, other noise."""
-        if self._refresh is not None:
-            self._refresh.discard()
-        self.cache.reset()
+        self._sight.reset()
         self._drawn_for = None
         if self.observer is not None:
             self.observer.was_reset()
@@ -241,12 +202,18 @@ class PolicySession:
     @property
     def refreshing(self) -> bool:
         """Whether a prefix is being made beside the plans."""
-        return self._refresh is not None and self._refresh.started is not None and not self._refresh.done
+        refresh = self._sight.refresh
+        return refresh is not None and refresh.started is not None and not refresh.done
+
+    @property
+    def went_over(self) -> bool:
+        """Whether the last inference adopted a refresh from beside."""
+        return self._sight.went_over
 
     def settle(self) -> None:
         """Wait for a refresh that is under way beside the plans; the next inference goes over to it."""
-        if self._refresh is not None:
-            self._refresh.wait()
+        if self._sight.refresh is not None:
+            self._sight.refresh.wait()
 
     def _observed(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
         result = self._infer(request, audit)
@@ -257,7 +224,7 @@ class PolicySession:
     def _infer(self, request: InferenceRequest, audit: bool) -> InferenceResult | None:
         start = time.perf_counter_ns()
         steps, noise = self._steps(request.steps), self._checked_noise(request.noise)
-        scene = self._see(request, audit)
+        scene = self._sight.see(request, self._encode(request.observation.task), audit)
         if scene.broken and request.on_changed is not None:
             request.on_changed()
         flow_start = time.perf_counter_ns()
@@ -300,112 +267,6 @@ class PolicySession:
             scene.adopted,
         )
 
-    def _see(self, request: InferenceRequest, audit: bool) -> _Scene:
-        """Bring the K/V up to date with the observation: decide, `vision`, `prefix`, `state`, judge."""
-        start = time.perf_counter_ns()
-        observation, cache = request.observation, self.cache
-        pictures = self.preparer.slots({name: frame.image for name, frame in observation.frames.items()})
-        prompt = self._encode(observation.task)
-        self.preparer.state(observation.joints.positions, self.graphs.buffers["state"])
-        key = self._key(pictures, observation.task)
-        if audit:
-            if self._refresh is not None:
-                self._refresh.discard()
-            decision, adopted, judged = cache.audit(key, pictures), None, _Judged()
-        else:
-            decision, adopted, judged = self._decide(key, pictures, request)
-        prepare_ns = time.perf_counter_ns() - start
-        look_ns, vision_ns = self._look(decision, pictures)
-        if decision.prefix:
-            self.graphs.set_language(prompt.ids)
-            if "mask" in self.graphs.buffers:
-                self.graphs.set_layout(lay_out(self.policy, key.cameras, prompt.mask, self.preparer.placeholders))
-        prefix_ms, state_ms = self.loop.encode(decision.prefix)
-        times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
-        if not decision.prefix:
-            cache.reused(decision, key)
-            return _Scene(decision, judged.verdict, judged.similarity, judged.broken, *times, adopted)
-        before = cache.gate.verdict
-        verdict = cache.computed(decision, key, pictures, self.graphs.features(), request.now_ns)
-        judged = self._judged(before, verdict)
-        return _Scene(decision, judged.verdict, judged.similarity, judged.broken, *times, adopted)
-
-    def _judged(self, before: SceneVerdict | None, verdict: SceneVerdict | None) -> _Judged:
-        gated = self.cache.mode in (CacheMode.GATED, CacheMode.DELTA)
-        broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
-        return _Judged(verdict, self.cache.gate.last_similarity, broken)
-
-    def _decide(
-        self, key: CacheKey, pictures: list[NDArray[np.uint8] | None], request: InferenceRequest
-    ) -> tuple[Decision, Adopted | None, _Judged]:
-        """What to run now, after going over to a refresh that is done. A new one begins beside the plans where the last
-        prefix may still be used; where it may not, one under way is waited for before another is made in front."""
-        refresh, adopted, judged = self._refresh, None, _Judged()
-        queued = request.queued is not None
-        if refresh is not None and refresh.started is not None:
-            if refresh.started.key != key:
-                refresh.discard()
-            elif refresh.done if request.adopt is None else request.adopt:
-                adopted, judged = self._adopt(request.now_ns)
-        self.went_over = adopted is not None
-        decision = self.cache.decide(key, pictures, request.now_ns, queued)
-        if refresh is None:
-            return decision, adopted, judged
-        if not decision.prefix:
-            aged = self.cache.aged(request.now_ns)
-            if aged:
-                self._begin(Decision(Reason.MAX_AGE, aged, True), key, pictures, request.now_ns)
-            return decision, adopted, judged
-        beside = self.cache.beside(decision, key) if request.beside else None
-        if beside is None and refresh.started is not None:
-            adopted, judged = self._adopt(request.now_ns)
-            decision = self.cache.decide(key, pictures, request.now_ns, queued)
-            beside = self.cache.beside(decision, key) if request.beside and decision.prefix else None
-        if beside is None:
-            return decision, adopted, judged
-        look = tuple(sorted({*decision.look, *self.cache.aged(request.now_ns)}))
-        self._begin(replace(decision, look=look), key, pictures, request.now_ns)
-        return beside, adopted, judged
-
-    def _begin(self, decision: Decision, key: CacheKey, pictures: list[NDArray[np.uint8] | None], now_ns: int) -> None:
-        """Start a refresh of the decided slots beside the plans, unless one is under way."""
-        assert self._refresh is not None
-        if self._refresh.started is None:
-            copies = [None if picture is None else picture.copy() for picture in pictures]
-            self._refresh.start(Started(decision, key, copies, now_ns))
-
-    def _adopt(self, now_ns: int) -> tuple[Adopted, _Judged]:
-        assert self._refresh is not None
-        self.went_over = True
-        started, took = self._refresh.take()
-        self._sides.adopt()
-        before = self.cache.gate.verdict
-        verdict = self.cache.adopted(
-            started.decision, started.key, started.pictures, self.graphs.features(), started.seen_ns
-        )
-        return Adopted((now_ns - started.seen_ns) / 1e9, *took), self._judged(before, verdict)
-
-    def _refreshed(self, started: Started) -> tuple[float, float, float]:
-        """On the refreshing thread: `vision` and the prefix of newer pictures into the side that is not in use."""
-        prepare_ns, vision_ns = self._look(started.decision, started.pictures)
-        return prepare_ns / 1e6, vision_ns / 1e6, self._sides.refresh()
-
-    def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
-        """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""
-        prepare_ns = vision_ns = 0
-        pixels = self.graphs.buffers["pixels"]
-        for slot, picture in enumerate(pictures):
-            if picture is None:
-                self.graphs.clear(slot)
-            elif slot in decision.look:
-                start = time.perf_counter_ns()
-                self.preparer.picture(slot, picture, pixels)
-                middle = time.perf_counter_ns()
-                self.graphs.see(slot)
-                prepare_ns += middle - start
-                vision_ns += time.perf_counter_ns() - middle
-        return prepare_ns, vision_ns
-
     def _correct(self, queued: NDArray[np.float32]) -> NDArray[np.float32]:
         """The queued rows corrected in one delta step; rows behind them repeat the last one and are dropped again."""
         rows = len(queued)
@@ -414,14 +275,6 @@ class PolicySession:
         chunk[0, rows:] = queued[-1]
         self.graphs.correct()
         return np.array(self.graphs.buffers["corrected"][0, :rows], np.float32)
-
-    def _key(self, pictures: list[NDArray[np.uint8] | None], task: str) -> CacheKey:
-        return CacheKey(
-            self.bundle.digest,
-            task if self.bundle.manifest.tokenizer.file else "",
-            tuple(picture is not None for picture in pictures),
-            f"{self.options.allow_truncation} {[picture.shape for picture in pictures if picture is not None]}",
-        )
 
     def _encode(self, task: str) -> Prompt:
         if self._prompt is None or self._prompt.task != task:

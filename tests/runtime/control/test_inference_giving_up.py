@@ -284,7 +284,7 @@ def test_plans_that_must_wait_for_every_refresh_say_so_once(world, capsys):
     """A made-up clock: every refresh takes ten minutes, a prefix may be a thousand seconds old."""
     gate = replace(GUARD, max_reuse=1)
     running = world(session=SessionOptions(CacheMode.STILL, gate=gate, refresh=Refresh.BESIDE), replan_s=0.0)
-    refresh = running.session._refresh
+    refresh = running.session._sight.refresh
     work = refresh._work
     refresh._work = lambda started: (work(started), (0.0, 600e3, 0.0))[1]
     wait_until(lambda: running.session.cache.counts.refreshes >= 3)
