@@ -160,6 +160,7 @@ def dinov2(request: Request) -> dict[str, Any]:
 
 def opens(request: Request) -> dict[str, Any]:
     """Whether LeRobot opens the checkpoint in `folder`, else why not."""
+    import lerobot.policies.factory  # noqa: F401 - makes every kind of policy known
     from lerobot.configs.policies import PreTrainedConfig
 
     try:
