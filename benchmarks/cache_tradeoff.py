@@ -43,7 +43,7 @@ from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.inference.cache import CacheMode, Reason
-from vla_edge.runtime.inference.scene_gate import GateSettings, read_gate
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings, read_gate
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.trials.lockstep import observe
 from vla_edge.trials.reach_expert import instruction
@@ -239,6 +239,8 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, refer
     settings = read_gate(bundle)
     if settings is None:
         raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
+    if settings.similarity == NO_SIMILARITY:
+        raise ConfigError(f"{bundle.path}: its policy has no prefix to judge; give a bundle of one that has, a SmolVLA")
     line: dict[str, Any] = {
         "bundle": bundle.digest,
         "gate": {

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: the full-size network, two cameras, ten steps, against torch eager float32 in one interleaved run.
 
-    python -m vla_edge.benchmarks.full [--work DIR] [--rounds N]
+    python -m vla_edge.benchmarks.full [--family smolvla | act] [--against-lerobot] [--work DIR] [--rounds N]
 
-Makes a policy of SmolVLA's size with random weights, its float32 bundle and an
-INT8 bundle for each CPU backend, measures them beside torch, and writes
-`benchmarks/results/full.{json,md,png}`. What lies in the work folder already is
-used again. Random weights make the action error harder than a trained policy's:
-the flow is chaotic and no error is forgotten.
+Makes a policy of SmolVLA's size with random weights (or LeRobot's default ACT, whose ceiling is a plan every 33.3 ms),
+its float32 bundle and an INT8 bundle for each CPU backend, measures them beside torch, and writes
+`benchmarks/results/full.{json,md,png}` (`act-full`). What lies in the work folder already is used again. Random weights
+make SmolVLA's action error harder than a trained policy's: the flow is chaotic and no error is forgotten.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from tests.random_policy import RandomPolicy, write_random_policy
 
@@ -32,6 +33,8 @@ from vla_edge.errors import CheckFailed, EngineError
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.precision import PrecisionRequest, requantise
 from vla_edge.files import write_json
+from vla_edge.policies.families import Beginning, scratch_of
+from vla_edge.policies.features import ACTION, STATE, Feature
 
 BARS = {"fresh_float32": 1.0, "fresh": 3.2, "cached": 14.0, "one_camera": 0.30}
 """Least ratios against torch eager; `one_camera` is the share of a fresh inference that is saved."""
@@ -46,20 +49,47 @@ VISION_BAR = 0.65
 BOUND = ActionErrorBound(joint_p95=0.05, cosine=COSINE_BAR)
 
 
-def prepare(work: Path, threads: int, tell: Callable[[str], None]) -> list[SubjectSpec]:
+def make_smolvla(folder: Path) -> None:
+    write_random_policy(folder, RandomPolicy(size="full", dtype="bfloat16"))
+
+
+def make_act(folder: Path, **fields: Any) -> None:
+    """A random ACT of LeRobot's default sizes, but for `fields`."""
+    ones = {"mean": np.zeros(6, np.float32), "std": np.ones(6, np.float32)}
+    cameras = tuple(Feature(f"observation.images.{name}", "VISUAL", (3, 480, 640)) for name in ("front", "wrist"))
+    inputs, outputs = (Feature(STATE, "STATE", (6,)), *cameras), (Feature(ACTION, "ACTION", (6,)),)
+    scratch_of("act").make(Beginning(inputs, outputs, {STATE: ones, ACTION: ones}, fields, "", 0)).save_pretrained(
+        folder
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """name: of the results. make: writes the checkpoint. backends: of INT8 bundles (OpenVINO runs no convolution on
+    integers as it is asked to). judge: what is to be reached, None: nothing but a plan every 33.3 ms, which every
+    result tells."""
+
+    name: str
+    make: Callable[[Path], None]
+    backends: tuple[str, ...]
+    judge: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+
+def prepare(work: Path, family: Family, lerobot: bool, threads: int, tell: Callable[[str], None]) -> list[SubjectSpec]:
     """Checkpoint and bundles in `work`, made where they are missing; what is to be measured."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint, float32 = work / "checkpoint", work / "float32"
     if not checkpoint.exists():
         tell("make a policy of full size")
-        write_random_policy(checkpoint, RandomPolicy(size="full", dtype="bfloat16"))
+        family.make(checkpoint)
     if not float32.exists():
         export_bundle(ExportRequest(checkpoint=checkpoint, out=float32, threads=threads), tell)
     specs = [
         SubjectSpec("torch eager", "torch", checkpoint, "torch", threads, float32),
+        *[SubjectSpec("lerobot", "lerobot", checkpoint, "torch", threads, float32)] * lerobot,
         SubjectSpec("float32 ort", "bundle", float32, "ort", threads, float32),
     ]
-    for backend in ("ort", "openvino"):
+    for backend in family.backends:
         try:
             load_engine(backend, EngineOptions(threads=threads))
         except EngineError as error:
@@ -113,14 +143,20 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+FAMILIES = {
+    "smolvla": Family("full", make_smolvla, ("ort", "openvino"), headline),
+    "act": Family("act-full", make_act, ("ort",)),
+}
+
+
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(prog="python -m vla_edge.benchmarks.full", description="the full-size benchmark")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="smolvla", help="which policy")
     parser.add_argument(
-        "--work",
-        type=Path,
-        default=REPOSITORY / "out" / "bench",
-        metavar="DIR",
-        help="checkpoint and bundles, made once",
+        "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="checkpoint and bundles, made once (default: out/bench/FAMILY)"
     )
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
@@ -128,16 +164,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=count, default=7, help="measured rounds, at least 5")
     parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
     arguments = parser.parse_args(argv)
-    console = Console()
+    console, family = Console(), FAMILIES[arguments.family]
+    work = arguments.work or REPOSITORY / "out" / "bench" / arguments.family
     with console.status("starting") as status:
-        specs = prepare(arguments.work, arguments.threads, status.update)
+        specs = prepare(work, family, arguments.against_lerobot, arguments.threads, status.update)
         result = measure(specs, Rounds(max(5, arguments.rounds), warm_up=1), arguments.threads, status.update)
-    result.update(headline(result))
+    if family.judge is not None:
+        result.update(family.judge(result))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "full.json", result)
-    write_report(result, arguments.out, "full")
+    write_json(arguments.out / f"{family.name}.json", result)
+    write_report(result, arguments.out, family.name)
     for line in markdown(result):
         console.print(line, markup=False, soft_wrap=True)
+    if family.judge is None:
+        return 0
     print(
         json.dumps(
             {
@@ -148,9 +188,9 @@ def main(argv: Sequence[str]) -> int:
             }
         )
     )
-    missed = [name for name, reached in result["reached"].items() if not reached]
+    missed = [bar for bar, reached in result["reached"].items() if not reached]
     if missed:
-        raise CheckFailed(f"missed: {', '.join(missed)}; results are in {arguments.out / 'full.json'}")
+        raise CheckFailed(f"missed: {', '.join(missed)}; results are in {arguments.out / family.name}.json")
     return 0
 
 

@@ -154,6 +154,9 @@ def _print_policy(bundle: Bundle, console: Console) -> None:
     for item in manifest.normalization:
         facts.add_row("normalisation", f"{item.feature}: {item.mode}")
     facts.add_row("gate", str(manifest.gate.get("kind")))
+    if "still_mean" in manifest.gate:
+        limits = " and ".join(f"{manifest.gate[name]:.3g}" for name in ("still_mean", "still_worst"))
+        facts.add_row("still", f"mean and worst block within {limits} grey levels")
     facts.add_row("checkpoint", f"{manifest.checkpoint.get('name')} {str(manifest.checkpoint.get('sha256'))[:12]}")
     facts.add_row("made with", ", ".join(f"{name} {number}" for name, number in manifest.tools.items()))
     console.print(facts)

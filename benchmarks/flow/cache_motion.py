@@ -38,7 +38,7 @@ from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, PrefixCache
-from vla_edge.runtime.inference.scene_gate import GateSettings, read_gate
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings, read_gate
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.runtime.inference.shadow_audit import action_error
 
@@ -228,6 +228,8 @@ def measure_all(bundle: Bundle, engine: Engine, episodes: int) -> dict[str, Any]
     settings = read_gate(bundle)
     if settings is None:
         raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
+    if settings.similarity == NO_SIMILARITY:
+        raise ConfigError(f"{bundle.path}: its policy has no prefix to judge; give a bundle of one that has, a SmolVLA")
     walks = list(measured(bundle, engine, range(FIRST_SEED, FIRST_SEED + episodes), settings.max_reuse))
     rows: dict[str, Any] = {}
     for name, plan in track(policies(bundle, settings).items(), "sweeping", console=Console(stderr=True)):

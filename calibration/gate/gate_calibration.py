@@ -15,7 +15,7 @@ from rich.progress import Progress
 from vla_edge.bundle import TRAIN_DELTA, Bundle, CorrectionSpec, file_sha256, open_bundle, write_manifest
 from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
-from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, measure, planned_pairs
+from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, kept_alone, measure, planned_pairs
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
 from vla_edge.camera_names import camera_pairs
@@ -28,7 +28,7 @@ from vla_edge.lerobot_data.observations import cameras_in
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.runtime.inference.cache import CacheMode
-from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings
 
 HELD_OUT = 0.25
 """Share of the episodes, the last ones, on which the chosen limits are replayed and on which none was chosen."""
@@ -90,7 +90,8 @@ def calibrate_gate(
     """
     chosen_on, held_out = split_episodes(recorded.dataset.episodes)
     pairs = planned_pairs(recorded, chosen_on, request.pairs)
-    count = len({index for pair in pairs for index in pair}) + len({reference for reference, _ in pairs}) + len(pairs)
+    tries = len(pairs) * (1 + len(kept_alone(bundle, recorded)))
+    count = len({index for pair in pairs for index in pair}) + len({reference for reference, _ in pairs}) + tries
     task = bar.add_task("measuring pairs", total=count)
     measured = measure(bundle, engine, recorded, pairs, lambda: bar.advance(task))
     limits = choose(measured.pairs, request.bound)
@@ -111,7 +112,7 @@ def calibrate_gate(
     inferences = sum(map(len, frames_of(recorded, held_out, request.period_s)))
     for tightened in range(MOST_TIGHTENINGS + 1):
         replays = {}
-        for policy in (CacheMode.STILL, CacheMode.GATED):
+        for policy in (CacheMode.STILL, CacheMode.GATED) if bundle.manifest.programme.scene else (CacheMode.STILL,):
             task = bar.add_task(f"replaying, {policy.value}", total=inferences)
             replays[policy] = replay(
                 bundle,
@@ -232,11 +233,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise ConfigError(f"--out {arguments.out} exists already; bundles are never changed, choose another folder")
     bundle = open_bundle(arguments.bundle)
-    if not bundle.manifest.programme.scene:
-        raise ConfigError(
-            f"{arguments.bundle}: its policy has no prefix to reuse, so there is nothing to calibrate; run it with "
-            "--cache off"
-        )
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
     with (
         open_dataset(arguments.dataset, tolerance_s=arguments.tolerance) as dataset,
@@ -273,19 +269,22 @@ def report(result: GateResult) -> list[str]:
     lines = [
         f"still        mean {settings.still_mean:.3g}, worst block {settings.still_worst:.3g} grey levels; "
         f"{limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
-        f"similarity   {settings.similarity} above {settings.threshold:.6f}; AUROC {told}",
+        "similarity   none: this policy has no prefix that a gate could judge, each camera's tokens are kept while its "
+        "picture is still"
+        if settings.similarity == NO_SIMILARITY
+        else f"similarity   {settings.similarity} above {settings.threshold:.6f}; AUROC {told}",
         f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out "
         "episodes",
         f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on a kept prefix",
     ]
     for policy, run_ in result.replays.items():
         lines.append(
-            f"{policy.value:<13}{run_.hit_rate:.0%} hits of {len(run_.hit)} held-out inferences, error p95 "
-            f"{run_.joint_p95:.2%}, time saved {run_.saved:.0%}"
+            f"{policy.value:<13}{run_.hit_rate:.0%} of {len(run_.hit)} held-out inferences reused something, "
+            f"{run_.kept:.0%} of the pictures; error p95 {run_.joint_p95:.2%}, time saved {run_.saved:.0%}"
         )
     if result.replays[CacheMode.STILL].hit_rate < HARDLY:
         lines.append(
-            f"note         hardly a prefix is reused: the picture stayed the same in {limits.allowed:.1%} of pairs, "
+            f"note         hardly anything is reused: the picture stayed the same in {limits.allowed:.1%} of pairs, "
             "so these limits say little; record episodes in which the arm also rests for seconds, and calibrate again"
         )
     return lines

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY
+
 SHARE = 0.95
 """Of the reused pairs, so many must stay under the bound."""
 EDGE = 0.1
@@ -35,8 +37,8 @@ Flags = NDArray[np.bool_]
 @dataclass(frozen=True)
 class Pairs:
     """What was measured on n pairs, arrays [n]. lag_s: seconds from the reference to now, infinite where they are of
-    different episodes. still_mean, still_worst: grey levels, the worst camera's. similarity: cosines by name. error:
-    share of a joint's range."""
+    different episodes. still_mean, still_worst: grey levels, the worst one's of the cameras that were kept. similarity:
+    cosines by name. error: share of a joint's range."""
 
     reference: NDArray[np.int64]
     now: NDArray[np.int64]
@@ -119,10 +121,13 @@ def choose(pairs: Pairs, bound: float) -> Limits | None:
     """Guard, similarity and threshold for this bound; None when no reuse is within it.
 
     The similarity is the one with the greatest AUROC; where none can be told (all pairs on one side of the bound), the
-    first."""
+    first; NO_SIMILARITY where the policy gives none."""
     still = loosest_still(pairs, bound)
     if still is None:
         return None
+    allowed = float(pairs.within_still(*still).mean())
+    if not pairs.similarity:
+        return Limits(*still, NO_SIMILARITY, 1.0, {}, {}, allowed, 0.0)
     fine = pairs.error <= bound
     found = {name: auroc(values[fine], values[~fine]) for name, values in pairs.similarity.items()}
     thresholds: dict[str, float] = {}
@@ -135,7 +140,7 @@ def choose(pairs: Pairs, bound: float) -> Limits | None:
         return None
     best = max(thresholds, key=lambda name: -1.0 if found[name] is None else found[name])  # type: ignore[arg-type,return-value]
     stable = float((pairs.similarity[best] > thresholds[best]).mean())
-    return Limits(*still, best, thresholds[best], found, thresholds, float(pairs.within_still(*still).mean()), stable)
+    return Limits(*still, best, thresholds[best], found, thresholds, allowed, stable)
 
 
 def _candidates(values: Values) -> Values:

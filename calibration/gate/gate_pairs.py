@@ -40,6 +40,9 @@ REUSE_ALL = GateSettings(
     "pooled", threshold=-1.0, still_mean=255.0, still_worst=255.0, max_reuse=1 << 30, max_age_s=1e9
 )
 
+SAME_PICTURES = replace(REUSE_ALL, still_mean=0.0, still_worst=0.0)
+"""Nothing is kept but of the very same picture, which is how the pairs say what to keep."""
+
 Progress = Callable[[], None]
 
 
@@ -110,6 +113,12 @@ def similarity_names(bundle: Bundle) -> list[str]:
     return [name for name in SIMILARITIES if ("pooled" if name == "pooled" else "cls") in gate_features(bundle)]
 
 
+def kept_alone(bundle: Bundle, recorded: Recorded) -> list[tuple[str, ...]]:
+    """The cameras whose tokens may be kept while the others' are made anew and no prefix is: one at a time."""
+    single = bool(bundle.manifest.programme.scene) or len(recorded.cameras) == 1
+    return [] if single else [(name,) for name in recorded.cameras]
+
+
 def ranges_of(bundle: Bundle) -> NDArray[np.float32]:
     """Each joint's range; ConfigError for a bundle without action statistics, in which an error has no measure."""
     ranges = joint_ranges(read_tables(bundle), bundle.manifest.policy.action_dim)
@@ -133,35 +142,41 @@ def measure(
     pairs: Sequence[tuple[int, int]],
     progress: Progress = lambda: None,
 ) -> Measured:
-    """Run every pair: fresh at both frames, and now's joints on the reference's prefix. `progress` is called once for
-    each inference: frames twice at most, then pairs."""
-    session = PolicySession(bundle, engine, SessionOptions(CacheMode.STILL, gate=REUSE_ALL))
+    """Run every pair: fresh at both frames, and now's joints on what is kept of the reference. A policy without a
+    prefix keeps each camera's tokens by itself, so each pair is tried with all kept and with each alone. `progress` is
+    called once for each inference: frames twice at most, then pairs."""
+    session = PolicySession(bundle, engine, SessionOptions(CacheMode.STILL, gate=SAME_PICTURES))
+    alone = kept_alone(bundle, recorded)
     ranges, horizon, names = ranges_of(bundle), bundle.manifest.policy.n_action_steps, similarity_names(bundle)
     seen: dict[int, Seen] = {}
     for index in sorted({index for pair in pairs for index in pair}):
         seen[index] = _look(session, recorded, index)
         progress()
-    error, kept = np.empty(len(pairs)), -1
+    tried, error, current = [], [], -1
     fresh_ms, reused_ms = [], []
-    for place, (reference, now) in enumerate(pairs):
-        if reference != kept:
+    for reference, now in pairs:
+        if reference != current:
             observation = recorded.observation(reference)
             session.reset()
             fresh_ms.append(
                 _inferred(session, InferenceRequest(observation, 0, noise=noise_for(session, reference))).timings.total
             )
-            kept = reference
+            current = reference
             progress()
-        hit = _inferred(
-            session,
-            InferenceRequest(replace(observation, joints=recorded.joints(now)), 0, noise=noise_for(session, now)),
-        )
-        assert hit.decision.hit
-        error[place] = action_error(hit.actions[:horizon], seen[now].actions[:horizon], ranges)
-        reused_ms.append(hit.timings.total)
-        progress()
+        newer = recorded.observation(now).frames if alone else {}
+        for kept in (tuple(recorded.cameras), *alone):
+            frames = {name: (observation.frames if name in kept else newer)[name] for name in recorded.cameras}
+            mixed = replace(observation, frames=frames, joints=recorded.joints(now))
+            made = _inferred(session, InferenceRequest(mixed, 0, noise=noise_for(session, now)))
+            tried.append((reference, now, kept))
+            error.append(action_error(made.actions[:horizon], seen[now].actions[:horizon], ranges))
+            if made.decision.hit:
+                reused_ms.append(made.timings.total)
+            progress()
     return Measured(
-        _collected(recorded, pairs, seen, names, error), float(np.median(fresh_ms)), float(np.median(reused_ms))
+        _collected(recorded, tried, seen, names, np.array(error)),
+        float(np.median(fresh_ms)),
+        float(np.median(reused_ms)),
     )
 
 
@@ -183,15 +198,16 @@ def _inferred(session: PolicySession, request: InferenceRequest) -> InferenceRes
 
 def _collected(
     recorded: Recorded,
-    pairs: Sequence[tuple[int, int]],
+    tried: Sequence[tuple[int, int, tuple[str, ...]]],
     seen: dict[int, Seen],
     names: list[str],
     error: NDArray[np.float64],
 ) -> Pairs:
     data = recorded.dataset
+    pairs = [(reference, now) for reference, now, _ in tried]
     readings = [
-        [still_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in recorded.cameras]
-        for reference, now in pairs
+        [still_reading(seen[now].blocks[name], seen[reference].blocks[name]) for name in kept]
+        for reference, now, kept in tried
     ]
     same = [data.episode_of(reference).index == data.episode_of(now).index for reference, now in pairs]
     return Pairs(

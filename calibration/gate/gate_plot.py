@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_edge.calibration.gate.gate_limits import Limits, Pairs, Values
-from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings
 
 GATE_PLOT = "gate.png"
 _FLOOR = 1e-6
@@ -24,19 +24,22 @@ def draw(pairs: Pairs, settings: GateSettings, limits: Limits, file: Path) -> No
     (worst, mean), (alike, trade) = figure.subplots(2, 2)
     _scatter(worst, pairs, pairs.still_worst, settings.still_worst, settings.bound, "still: worst block, grey levels")
     _scatter(mean, pairs, pairs.still_mean, settings.still_mean, settings.bound, "still: mean, grey levels")
-    value = limits.auroc[settings.similarity]
-    told = "–" if value is None else f"{value:.3f}"
-    _scatter(
-        alike,
-        pairs,
-        1 - pairs.similarity[settings.similarity],
-        1 - settings.threshold,
-        settings.bound,
-        f"1 − similarity {settings.similarity} (AUROC {told})",
-    )
+    if settings.similarity == NO_SIMILARITY:
+        alike.set_axis_off()
+    else:
+        value = limits.auroc[settings.similarity]
+        told = "–" if value is None else f"{value:.3f}"
+        _scatter(
+            alike,
+            pairs,
+            1 - pairs.similarity[settings.similarity],
+            1 - settings.threshold,
+            settings.bound,
+            f"1 − similarity {settings.similarity} (AUROC {told})",
+        )
     _trade(trade, pairs, settings)
     figure.suptitle(
-        f"Error of a kept prefix with fresh joints, {len(pairs)} pairs; bound {settings.bound:.1%} of a joint's range"
+        f"Error of what was kept, with fresh joints, {len(pairs)} pairs; bound {settings.bound:.1%} of a joint's range"
     )
     figure.savefig(file, dpi=100)
 

@@ -31,13 +31,15 @@ from vla_edge.runtime.inference.shadow_audit import action_error
 
 @dataclass(frozen=True)
 class Replay:
-    """One policy along the episodes. hit: bool [inferences]; error: of each hit, the audit's measure; share: float32
+    """One policy along the episodes. hit: bool [inferences], which of them reused something (`PolicySession.reuses`);
+    kept: share of the pictures whose tokens were used again; error: of each hit, the audit's measure; share: float32
     [hits, horizon, joints], |difference| over the joint's range, NaN behind the end of a corrected chunk; queued: the
     same of the rows that `delta` corrected as they were before, NaN elsewhere; fresh_ms, gated_ms: means over all
     inferences of recomputing everything, and of what the cache left to do."""
 
     frames: NDArray[np.int64]
     hit: NDArray[np.bool_]
+    kept: float
     error: NDArray[np.float64]
     share: NDArray[np.float32]
     queued: NDArray[np.float32]
@@ -73,6 +75,7 @@ class Replay:
             **corrected,
             "inferences": len(self.hit),
             "hit_rate": round(self.hit_rate, 4),
+            "pictures_kept": round(self.kept, 4),
             "error_joint_p95": round(self.joint_p95, 6),
             "error_chunk_p95": round(over, 6),
             "time_saved": round(self.saved, 4),
@@ -122,23 +125,26 @@ def replay(
             before = last.actions[passed:] if last and result.decision.delta else np.empty((0, len(ranges)), np.float32)
             last = result
             frames.append(index)
-            hits.append(result.decision.hit)
+            hits.append(gated.reuses(result.decision))
             fresh_ms.append(fresh.timings.total)
             gated_ms.append(result.timings.total)
-            if result.decision.hit:
+            if hits[-1]:
                 rows = len(result.actions[:horizon])
                 shares.append(_differences(result.actions, fresh.actions, ranges, horizon))
                 queues.append(_differences(before, fresh.actions, ranges, horizon))
                 errors.append(action_error(result.actions[:rows], fresh.actions[:rows], ranges))
             progress()
     none = np.empty((0, horizon, len(ranges)), np.float32)
+    counts = gated.cache.counts
+    pictures = counts.vision_hits.total() + counts.vision_runs.total()
     return Replay(
         np.array(frames),
         np.array(hits),
+        counts.vision_hits.total() / max(1, pictures),
         np.array(errors),
         np.stack(shares) if shares else none,
         np.stack(queues) if queues else none,
-        Counter(gated.cache.counts.reasons),
+        Counter(counts.reasons),
         float(np.mean(fresh_ms)),
         _spared(np.array(hits), np.array(fresh_ms), np.array(gated_ms)),
     )

@@ -121,9 +121,11 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
     if cache:
         ran = cache.get("inferences", 0)
         refused = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary["chunks_refused"].items())
+        looked, kept = (sum(cache.get(f"vision_{what}", {}).values()) for what in ("runs", "hits"))
         lines.append(
-            f"{ran} inferences, {cache.get('hits', 0)} of them with a reused prefix; {summary['chunks_taken']} chunks "
-            f"taken, refused: {refused or 'none'}."
+            f"{ran} inferences, {cache.get('hits', 0)} of them on what earlier ones saw "
+            f"({kept / max(1, looked + kept):.0%} of the pictures not looked at again); "
+            f"{summary['chunks_taken']} chunks taken, refused: {refused or 'none'}."
         )
     slow = summary["inference"].get("slow_refresh")
     if slow:

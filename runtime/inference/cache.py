@@ -92,8 +92,9 @@ class CacheKey:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The pieces of one inference. look: camera slots whose `vision` runs; prefix: whether `prefix` runs; delta: the
-    queued chunk is corrected instead of a new flow; still: readings by slot; age_s: of the cached prefix before."""
+    """The pieces of one inference. look: camera slots whose `vision` runs; prefix: whether what all pictures make
+    together runs, `prefix` where the policy has one; delta: the queued chunk is corrected instead of a new flow; still:
+    readings by slot; age_s: of the oldest picture behind the cached prefix before."""
 
     reason: Reason
     look: tuple[int, ...]
@@ -104,8 +105,13 @@ class Decision:
 
     @property
     def hit(self) -> bool:
-        """An inference that runs no `prefix` graph because the cached prefix is as good as a new one."""
+        """An inference that looks at nothing because the cached prefix is as good as a new one."""
         return not self.prefix and self.reason is not Reason.BESIDE
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Camera slots whose tokens are used again because their picture is still."""
+        return tuple(slot for slot in self.still if slot not in self.look)
 
 
 @dataclass(slots=True)

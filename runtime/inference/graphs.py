@@ -163,7 +163,7 @@ class OnePass:
         self._buffers = graphs.buffers
 
     def encode(self, prefix: bool) -> tuple[float, float]:
-        return (_run(self._scene) if prefix else 0.0), 0.0
+        return (_run(self._scene) if prefix and self._scene else 0.0), 0.0
 
     def denoise(self, request: FlowRequest) -> FlowReport:
         if request.inpaint is not None:

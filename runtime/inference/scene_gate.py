@@ -27,14 +27,18 @@ BLOCKS = (24, 32)
 SIMILARITIES = ("00", "11", "01", "pooled")
 """Token i of the new prefix against token j of the reference, "ij"; or the mean image feature of both."""
 
+NO_SIMILARITY = "none"
+"""Of a policy without a prefix: what is kept is each camera's tokens, by the stillness of its picture alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """Limits of reuse, as calibration measured them.
 
-    similarity: one of SIMILARITIES; threshold: cosine above which the scene is stable. still_mean, still_worst: grey
-    levels (0..255) of the mean and of the worst block up to which a picture is unchanged. max_reuse: reuses of one
-    prefix. max_age_s: age of the oldest picture behind it. bound: share of a joint's range the action error may reach.
+    similarity: one of SIMILARITIES, or NO_SIMILARITY; threshold: cosine above which the scene is stable. still_mean,
+    still_worst: grey levels (0..255) of the mean and of the worst block up to which a picture is unchanged. max_reuse:
+    inferences in a row that look at nothing. max_age_s: age of the oldest picture behind one. bound: share of a
+    joint's range the action error may reach.
     """
 
     similarity: str
@@ -46,8 +50,9 @@ class GateSettings:
     bound: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES:
-            raise ConfigError(f"gate similarity is {self.similarity!r}; known: {', '.join(SIMILARITIES)}")
+        known = (*SIMILARITIES, NO_SIMILARITY)
+        if self.similarity not in known:
+            raise ConfigError(f"gate similarity is {self.similarity!r}; known: {', '.join(known)}")
         numbers = (self.threshold, self.still_mean, self.still_worst, self.max_age_s, self.bound)
         if (
             not np.isfinite(numbers).all()

@@ -199,6 +199,10 @@ class PolicySession:
         the fresh prefix; the run counts as an audit."""
         return self._observed(request, audit=True)
 
+    def reuses(self, decision: Decision) -> bool:
+        """Whether its chunk rests on what an earlier picture left: a prefix, or without one any camera's tokens."""
+        return decision.hit or bool(decision.kept and not self.bundle.manifest.programme.scene)
+
     @property
     def refreshing(self) -> bool:
         """Whether a prefix is being made beside the plans."""
@@ -315,13 +319,14 @@ def noise_of(seed: int, index: int, shape: tuple[int, int], kind: Noise = Noise.
 
 def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
     settings = options.gate or read_gate(bundle)
+    judged = options.cache in (CacheMode.GATED, CacheMode.DELTA)
+    if judged and not bundle.manifest.programme.scene:
+        raise ConfigError(
+            f"--cache {options.cache.value}: this policy has no prefix that a gate could judge; choose --cache still, "
+            "which keeps the tokens of still pictures"
+        )
     if options.cache is CacheMode.OFF and settings is None:
         return None
-    if settings is None and not bundle.manifest.programme.scene:
-        raise ConfigError(
-            f"--cache {options.cache.value}: this policy has no prefix to reuse, so there is nothing to calibrate; "
-            "choose --cache off"
-        )
     if settings is None:
         raise ConfigError(
             f"--cache {options.cache.value} needs a calibrated bundle, this one has no thresholds; run "
@@ -329,7 +334,7 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
         )
     feature = "pooled" if settings.similarity == "pooled" else "cls"
     made = gate_features(bundle)
-    if feature not in made and (made or options.cache is not CacheMode.STILL):
+    if feature not in made and (made or judged):
         raise ConfigError(
             f"gate similarity {settings.similarity} needs the output {feature} that this bundle's scene graph does "
             "not have; calibrate with pooled"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shadow audit: a random share of the cache's hits is computed again, and the error it finds is acted on.
+"""The shadow audit: a random share of what the cache spared is computed again, and the error it finds is acted on.
 
 An audit runs after its chunk was sent, when there is time. It compares the
 chunk from the cached prefix with the chunk from a fresh one, same observation,
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_edge.errors import ConfigError
-from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 from vla_edge.runtime.inference.units import joint_ranges
 
@@ -35,16 +35,16 @@ class AuditReport:
         if self.tightened is None:
             return f"audit: cached chunk off by {self.error:.2%} of the joint range, bound {self.bound:.2%}"
         limits = self.tightened
+        gate = "" if limits.similarity == NO_SIMILARITY else f", similarity {limits.threshold:.4f}"
         return (
             f"audit: cached chunk off by {self.error:.2%} of the joint range, above the bound {self.bound:.2%}; "
-            "limits tightened to "
-            f"still {limits.still_mean:.3g}/{limits.still_worst:.3g} grey levels, similarity {limits.threshold:.4f}"
+            f"limits tightened to still {limits.still_mean:.3g}/{limits.still_worst:.3g} grey levels{gate}"
         )
 
 
 class ShadowAudit:
-    """Audits one session. share: of the hits, 0..1. ConfigError: a bundle without action statistics (no joint
-    range)."""
+    """Audits one session. share: of what reused something, 0..1. ConfigError: a bundle without action statistics (no
+    joint range)."""
 
     def __init__(self, session: PolicySession, share: float = 0.02, seed: int = 0) -> None:
         if not 0 <= share <= 1:
@@ -61,8 +61,9 @@ class ShadowAudit:
         self.worst = 0.0
 
     def due(self, result: InferenceResult) -> bool:
-        """Whether this result shall be audited: a random share of the hits whose flow ran all its steps."""
-        whole = result.decision.hit and len(result.timings.step) == result.steps
+        """Whether this result shall be audited: a random share of those that reused something and whose flow ran all
+        its steps."""
+        whole = self._session.reuses(result.decision) and len(result.timings.step) == result.steps
         return whole and bool(self._random.random() < self._share)
 
     def run(self, request: InferenceRequest, result: InferenceResult) -> AuditReport | None:

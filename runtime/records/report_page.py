@@ -168,19 +168,20 @@ def _cache(facts: RunFacts) -> str:
     readings = [line.get("still") or line.get("guard") or {} for line in lines]  # "guard" in logs of before
     still = np.array([max((reading[0] for reading in by_slot.values()), default=np.nan) for by_slot in readings])
     prefixes = sum(line["prefix"] for line in lines)
-    beside = sum(line["reason"] == "beside" for line in lines)
-    hits = len(lines) - prefixes - beside
-    ages = [
-        0.0 if line["prefix"] else line["age_s"] for line in lines if line["prefix"] or line.get("age_s") is not None
-    ]
+    beside, hits = (sum(line["reason"] == reason for line in lines) for reason in ("beside", "reused"))
+    used = [line for line in lines if line["reason"] in ("beside", "reused")]
+    ages = [line["age_s"] for line in used if line.get("age_s") is not None] + [0.0] * (len(lines) - len(used))
+    cameras = max((len(line.get("vision", ())) for line in lines), default=0)
+    looked = sum(len(line.get("vision", ())) for line in lines)
     verdicts = Counter(line["verdict"] for line in lines if line.get("verdict"))
     parts = [
         f'<div class="facts"><div><span>hits</span><b>{hits}</b></div><div><span>prefix '
-        f"runs</span><b>{prefixes}</b></div><div><span>planned beside a refresh</span><b>{beside}</b></div>"
+        f"runs</span><b>{prefixes}</b></div><div><span>pictures looked at</span><b>{looked} of "
+        f"{cameras * len(lines)}</b></div><div><span>planned beside a refresh</span><b>{beside}</b></div>"
         f"<div><span>age of the prefix, p50 and p99</span><b>{_ages(ages)}</b></div>"
         f"<div><span>delta runs</span><b>{sum(bool(line.get('delta')) for line in lines)}</b></div><div><span>hit "
         f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",
-        "<h3>Why the prefix ran, or was reused</h3>"
+        "<h3>Why pictures were looked at, or what they gave was reused</h3>"
         + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
         "<h3>Parts of each inference</h3>" + line_plot(x, times, "ms", "s"),
     ]

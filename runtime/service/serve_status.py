@@ -17,6 +17,7 @@ from vla_edge.runtime.control.faults import fault_of, heat_of, why_still
 from vla_edge.runtime.control.operator import is_alive, read_status
 from vla_edge.runtime.control.picture_tap import thumbnail, thumbnail_files
 from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY
 from vla_edge.runtime.service.serve_sessions import SessionPool
 
 _TAIL_BYTES = 16_384
@@ -236,11 +237,12 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _threshold(start: Mapping[str, Any], otherwise: float | None) -> float | None:
-    """Of the gate this run was started with."""
+    """Of the gate this run was started with; None where it has none."""
+    if "gate" not in start:
+        return otherwise
     try:
-        return (
-            otherwise if "gate" not in start else None if start["gate"] is None else float(start["gate"]["threshold"])
-        )
+        gate = start["gate"]
+        return None if gate is None or gate["similarity"] == NO_SIMILARITY else float(gate["threshold"])
     except (ValueError, KeyError, TypeError):
         return otherwise
 

@@ -26,7 +26,7 @@ from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.prepare import other_aspects
-from vla_edge.runtime.inference.scene_gate import read_gate
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, read_gate
 from vla_edge.runtime.inference.session import PolicySession
 from vla_edge.runtime.service.serve_access import Access, ControlLease
 from vla_edge.runtime.service.serve_app import ServedPolicy, Service, application, message_limit
@@ -49,7 +49,7 @@ async def serve(
     with contextlib.ExitStack() as closing:
         policy = None if bundle is None else served(bundle, folder, options, closing)
         gate = None if bundle is None else read_gate(bundle)
-        view = RobotView(folder, None if gate is None else gate.threshold)
+        view = RobotView(folder, None if gate is None or gate.similarity == NO_SIMILARITY else gate.threshold)
         service = Service(policy, view, folder, allowed, ControlLease())
         await listen_until_stopped(service, options, started_ns)
 

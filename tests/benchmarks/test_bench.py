@@ -6,12 +6,14 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vla_edge.benchmarks import full
 from vla_edge.benchmarks import measure as measuring
 from vla_edge.benchmarks.bench_compare import compare
 from vla_edge.benchmarks.bench_report import slower_int8
@@ -214,6 +216,25 @@ def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() ->
     )
     content["errors"]["int8 openvino"]["cosine"] = 0.9
     assert not headline(content)["reached"]["cosine"]
+
+
+def test_an_act_of_full_size_is_measured_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network made small."""
+    names = ("dim_model", "dim_feedforward", "n_heads", "chunk_size", "n_action_steps")
+    fields = dict(zip(names, (16, 16, 2, 5, 5))) | {"n_encoder_layers": 1, "n_vae_encoder_layers": 1}
+    small = replace(full.FAMILIES["act"], make=partial(full.make_act, backbone_width=4, **fields))
+    monkeypatch.setitem(full.FAMILIES, "act", small)
+    monkeypatch.setattr("vla_edge.benchmarks.ceilings.SHAPES", ((64, 64, 64),))
+    words = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--rounds", "1", "--threads", "1"]
+    assert full.main(["--family", "act", *words]) == 0
+    content = json.loads((tmp_path / "out" / "act-full.json").read_text())
+    assert {"torch eager", "float32 ort", "int8 ort"} <= set(content["subjects"])
+    assert {FRESH, CACHED, ONE_CAMERA} == set(content["subjects"]["int8 ort"]["cases"])
+    assert content["errors"]["float32 ort"]["cosine"] > 0.9999
+    made = (tmp_path / "work" / "int8-ort" / "manifest.json").stat().st_mtime_ns
+    specs = full.prepare(tmp_path / "work", small, True, 1, lambda _: None)
+    assert [spec.kind for spec in specs[:2]] == ["torch", "lerobot"]
+    assert (tmp_path / "work" / "int8-ort" / "manifest.json").stat().st_mtime_ns == made, "made once"
 
 
 def test_a_preset_prints_one_row_with_its_contract_mode_clocks_percentiles_and_memory(

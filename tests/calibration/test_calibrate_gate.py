@@ -17,6 +17,7 @@ from vla_edge.calibration.command import main
 from vla_edge.calibration.gate.gate_limits import Pairs, auroc, choose, loosest, loosest_still
 from vla_edge.calibration.gate.gate_pairs import PairPlan, planned_pairs
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.writer import DatasetWriter
@@ -25,6 +26,7 @@ from vla_edge.runtime.inference.scene_gate import read_gate
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "koch-bfloat16.npz"
+ACT = Path(__file__).parents[2] / "examples" / "reach-cube" / "act" / "red"
 
 
 # ---- the choice
@@ -106,20 +108,16 @@ def test_no_limits_are_chosen_where_every_reuse_is_harmful():
 # ---- the command
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
+def write_data(folder: Path, size: tuple[int, int] = (640, 480)) -> Path:
     """Four episodes of 12 frames at 10 a second: eight of LeRobot's pictures under noise of a grey level, then a bright
     square on the phone's; joints drift all along. The phone's key is another name than the policy's."""
     rng = np.random.default_rng(2)
     with np.load(GOLDEN, allow_pickle=False) as content:
         pictures = {name: content[f"raw/image/observation.images.{name}"] for name in ("laptop", "phone")}
         state, task = content["raw/state"].reshape(-1), str(content["raw/task"])
-    folder = tmp_path_factory.mktemp("gate") / "data"
     keys = {"laptop": "observation.images.laptop", "phone": "observation.images.front"}
     features = {"observation.state": Feature("float32", (6,), None), "action": Feature("float32", (6,), None)}
-    features |= {
-        key: Feature("image", pictures[name].shape, ["height", "width", "channels"]) for name, key in keys.items()
-    }
+    features |= {key: Feature("image", (*size[::-1], 3), ["height", "width", "channels"]) for key in keys.values()}
     with DatasetWriter(folder, 10, features, robot_type="koch") as writer:
         for episode in range(4):
             for frame in range(12):
@@ -131,10 +129,16 @@ def dataset(tmp_path_factory) -> Path:
                     picture = pictures[name].copy()
                     if frame >= 8 and name == "phone":
                         cv2.rectangle(picture, (40 + 60 * episode, 60), (360 + 60 * episode, 400), (250, 250, 40), -1)
+                    picture = picture if picture.shape[1::-1] == size else cv2.resize(picture, size)
                     values[key] = picture ^ rng.integers(0, 2, picture.shape, np.uint8)
                 writer.add_frame(values, task)
             writer.save_episode()
     return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("gate") / "data")
 
 
 def words(bundle: Path, data: Path, out: Path, *more: str) -> list[str]:
@@ -207,8 +211,28 @@ def test_episodes_without_rest_are_said_to_give_limits_that_reuse_nothing(golden
     more = ("--bound", "0.05", "--period-s", "0.2", "--references", "18")
     assert main(words(golden_bundle, tmp_path / "data", tmp_path / "out", *more)) == 0
     told, said = capsys.readouterr()
-    assert "hardly a prefix is reused" in said and "rests for seconds" in said
+    assert "hardly anything is reused" in said and "rests for seconds" in said
     assert json.loads(told.splitlines()[-1])["replay"]["still"]["hit_rate"] < 0.1
+
+
+def test_a_policy_without_a_prefix_gets_limits_of_stillness_for_each_cameras_tokens(tmp_path, capsys):
+    export_bundle(ExportRequest(ACT, tmp_path / "act", threads=1), lambda step: None)
+    data = write_data(tmp_path / "data", (128, 96))
+    asked = words(tmp_path / "act", data, tmp_path / "out", "--bound", "0.02", "--max-age-s", "2")
+    assert main([word for word in asked if word != "--json"]) == 0
+    assert "similarity   none: this policy has no prefix" in capsys.readouterr().out
+    told = open_bundle(tmp_path / "out").manifest.gate
+    assert told["kind"] == told["similarity"] == "none" and told["auroc"] == {} and set(told["replay"]) == {"still"}
+    # The square changes the phone's picture alone: the laptop's tokens stay, and no inference with it is a whole hit.
+    run = told["replay"]["still"]
+    assert run["error_joint_p95"] <= 0.02 and run["pictures_kept"] > 0.5 and run["reasons"]["picture_changed"] >= 1
+    assert run["hit_rate"] * run["inferences"] > run["reasons"]["reused"]
+    bundle = open_bundle(tmp_path / "out")
+    bundle.verify()
+    settings = read_gate(bundle)
+    assert settings is not None and 0.1 < settings.still_worst < 60
+    for mode in (CacheMode.STILL, CacheMode.OFF):
+        PolicySession(bundle, load_engine("ort", EngineOptions(threads=1)), SessionOptions(mode))
 
 
 def test_the_same_data_gives_the_same_limits_and_digest(golden_bundle, dataset, tmp_path, capsys):

@@ -11,7 +11,6 @@ import pytest
 from tests.policies.act.act_checkpoints import checkpoint, expected, observations
 
 from vla_edge.bundle import Programme, open_bundle
-from vla_edge.calibration.command import main as calibrate
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.tensorrt.trt_lint import lint_bundle
@@ -21,8 +20,9 @@ from vla_edge.export.command import main as export_engines
 from vla_edge.runtime.command import main as runtime
 from vla_edge.runtime.control.handover import handover_of
 from vla_edge.runtime.inference.cache import CacheMode, Reason
-from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
+from vla_edge.runtime.inference.shadow_audit import ShadowAudit
 from vla_edge.trials.deploy_check import check_deployment
 from vla_edge.trials.lockstep import LockstepOptions
 from vla_edge.trials.reach_task import SessionPlanner
@@ -103,16 +103,37 @@ def test_tokens_of_a_still_picture_are_kept_exactly(act_bundle: Path) -> None:
     assert looked == [(Reason.NO_HISTORY, (0, 1)), (Reason.REUSED, ()), (Reason.PICTURE_CHANGED, (1,))]
 
 
-@pytest.mark.parametrize("mode", [CacheMode.STILL, CacheMode.GATED, CacheMode.DELTA])
-def test_a_cache_without_limits_is_refused_by_what_the_policy_lacks(act_bundle: Path, mode: CacheMode) -> None:
-    with pytest.raises(ConfigError, match=f"--cache {mode.value}: this policy has no prefix to reuse.*--cache off"):
+def test_a_chunk_with_one_cameras_kept_tokens_is_audited_and_the_limits_are_tightened(act_bundle: Path) -> None:
+    """The front picture changes within the limits, the wrist's beyond them."""
+    bundle = open_bundle(act_bundle)
+    gate = GateSettings(NO_SIMILARITY, 1.0, 20.0, 20.0, bound=1e-9)
+    session = PolicySession(bundle, load_engine("ort", ONE), SessionOptions(CacheMode.STILL, gate=gate))
+    audit = ShadowAudit(session, share=1.0)
+    raw = observations()[0]
+    front, wrist = (name for name in raw if "images" in name)
+    changed = {**raw, front: raw[front] ^ 1, wrist: np.zeros_like(raw[wrist])}
+    for number, (now, looked, due) in enumerate(((raw, (0, 1), False), (raw, (), True), (changed, (1,), True))):
+        request = InferenceRequest(seen(now, number), number)
+        result = session.infer(request)
+        assert result is not None and (result.decision.look, audit.due(result)) == (looked, due)
+        report = audit.run(request, result) if due and looked else None
+    assert report is not None and report.error > 0
+    assert report.sentence().endswith("limits tightened to still 10/10 grey levels")
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (CacheMode.STILL, "needs a calibrated bundle.*vla-calibrate gate, or choose --cache off"),
+        (CacheMode.GATED, "this policy has no prefix that a gate could judge; choose --cache still"),
+        (CacheMode.DELTA, "this policy has no prefix that a gate could judge; choose --cache still"),
+    ],
+)
+def test_a_cache_that_the_policy_cannot_have_is_refused_by_what_it_lacks(
+    act_bundle: Path, mode: CacheMode, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"--cache {mode.value}:? {words}"):
         PolicySession(open_bundle(act_bundle), load_engine("ort", ONE), SessionOptions(mode))
-
-
-def test_there_is_no_gate_to_calibrate(act_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["gate", "--bundle", str(act_bundle), "--dataset", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert calibrate(words) == 2
-    assert "has no prefix to reuse, so there is nothing to calibrate" in capsys.readouterr().err
 
 
 def save(file: Path, raw: dict[str, np.ndarray], **more: object) -> Path:

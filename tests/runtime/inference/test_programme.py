@@ -252,7 +252,7 @@ def test_a_chunk_of_one_pass_is_tied_to_nothing_and_no_gate_judges_it(one_pass: 
     with pytest.raises(ConfigError, match="one pass.*another hand-over"):
         session.infer(InferenceRequest(seen([picture, picture], state), 0, inpaint=tie))
     for policy in (CacheMode.GATED, CacheMode.DELTA):
-        with pytest.raises(ConfigError, match="similarity pooled needs the output pooled"):
+        with pytest.raises(ConfigError, match=f"--cache {policy.value}: this policy has no prefix.*--cache still"):
             options = SessionOptions(policy, gate=GateSettings("pooled", 0.9, 1.0, 1.0))
             PolicySession(open_bundle(folder), load_engine("ort", ONE), options)
 

@@ -26,10 +26,11 @@ def record_run(
     fps: int = 15,
     task: str | None = "Place the bracelet into the box",
     size: tuple[int, int] | None = None,
+    still: str = "",
 ) -> Path:
     """Control (an arm without a bus) and inference on the golden pictures; the run folder with both records. task: None
-    gives none. size: width and height of the pictures, None: the golden ones'. Again and longer where a machine is so
-    busy that hardly a chunk came within the seconds."""
+    gives none. size: width and height of the pictures, None: the golden ones'. still: a camera that shows one of
+    its two pictures alone. Again and longer where a machine is so busy that hardly a chunk came within the seconds."""
     cameras = []
     with np.load(GOLDEN, allow_pickle=False) as recorded:
         for name in ("laptop", "phone"):
@@ -37,9 +38,8 @@ def record_run(
             picture = recorded[f"raw/image/observation.images.{name}"]
             picture = picture if size is None else cv2.resize(picture, size)
             for index in range(2):
-                cv2.imwrite(
-                    str(root / name / f"{index}.png"), cv2.cvtColor(np.roll(picture, 40 * index, 1), cv2.COLOR_RGB2BGR)
-                )
+                shown = picture if name == still else np.roll(picture, 40 * index, 1)
+                cv2.imwrite(str(root / name / f"{index}.png"), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
             cameras += ["--camera", f"{name}=file:{root / name},{fps}fps"]
     told = ["--threads", "1", "--nice", "0", *([] if task is None else ["--task", task]), *cameras, *words]
     while True:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from tests.runtime.control.control_rig import EVENT_S
 from tests.runtime.records.recorded_run import record_run
 from tests.runtime.service.serve_world import served
 
-from vla_edge.bundle import open_bundle
+from vla_edge.bundle import open_bundle, write_manifest
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.handover import ENSEMBLE_COEFFICIENT, HandOver, handover_of
+from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings
 from vla_edge.runtime.service.wire import WireLimits, decode, encode
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,6 +70,28 @@ def test_an_act_runs_without_a_task_and_its_record_gives_the_same_bits_again(
     assert told["differing"] == 0 and told["chunks"] >= 1
     assert told["inputs"]["inferences"] >= 2 and told["inputs"]["differing"] == 0 == told["inputs"]["worst"]
     assert main(["report", str(run / "flight.record"), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_an_act_keeps_the_tokens_of_still_cameras_on_the_robot_and_its_record_gives_the_same_bits_again(
+    act_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The phone shows one picture, the laptop two in turn."""
+    bundle = tmp_path / "limits"
+    shutil.copytree(act_bundle, bundle)
+    manifest = open_bundle(bundle).manifest
+    limits = GateSettings(NO_SIMILARITY, 1.0, 0.0, 0.0, max_age_s=60.0)
+    write_manifest(bundle, replace(manifest, gate={**manifest.gate, **asdict(limits)}))
+    words = ["--record-inputs", str(tmp_path / "inputs.rec"), "--cache", "still", "--replan-s", "0", "--audit", "0.5"]
+    run = record_run(tmp_path, bundle, *words, task=None, size=SIZE, still="phone")
+    counts = json.loads((run / "inference.json").read_text())["cache"]
+    assert counts["vision_hits"]["1"] >= 2 and counts["reasons"].get("picture_changed"), counts
+    assert counts["hits"] + counts["misses"] + counts["no_history"] == counts["inferences"]
+    lines = [json.loads(text) for text in (run / "inference.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "reason" in line]
+    assert [0] in [line["vision"] for line in lines] and not any(line["prefix"] for line in lines)
+    assert replayed(run, bundle, capsys)["inputs"]["differing"] == 0
+    assert main(["report", str(run / "flight.record"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "pictures looked at" in (tmp_path / "page.html").read_text()
 
 
 def test_an_act_is_served_without_a_task(act_bundle: Path, tmp_path: Path) -> None:
