@@ -221,7 +221,7 @@ def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() ->
 def test_an_act_of_full_size_is_measured_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a network made small."""
     names = ("dim_model", "dim_feedforward", "n_heads", "chunk_size", "n_action_steps")
-    fields = dict(zip(names, (16, 16, 2, 5, 5))) | {"n_encoder_layers": 1, "n_vae_encoder_layers": 1}
+    fields: dict[str, Any] = dict(zip(names, (16, 16, 2, 5, 5))) | {"n_encoder_layers": 1, "n_vae_encoder_layers": 1}
     small = replace(full.FAMILIES["act"], make=partial(full.make_act, backbone_width=4, **fields))
     monkeypatch.setitem(full.FAMILIES, "act", small)
     monkeypatch.setattr("vla_edge.benchmarks.ceilings.SHAPES", ((64, 64, 64),))
