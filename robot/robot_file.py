@@ -60,13 +60,24 @@ def read_robot_file(file: Path) -> list[tuple[str, str]]:
     for item in fields(content):
         value = getattr(content, item.name)
         if item.name == "cameras":
-            pairs += [("--camera", f"{short_name(name)}={device}") for name, device in value.items()]
+            pairs += [("--camera", f"{short_name(name)}={_beside(file, device)}") for name, device in value.items()]
         elif value is not None:
-            is_path = item.name in ("joints", "bundle") and not str(value).startswith(LEROBOT)
+            is_path = item.name in ("port", "joints", "bundle") and not str(value).startswith(LEROBOT)
             is_path = is_path or (item.name == "robot" and str(value).endswith((".yaml", ".yml")))
             text = str(file.parent / value) if is_path else str(value)
             pairs.append((f"--{item.name.replace('_', '-')}", text))
     return pairs
+
+
+def _beside(file: Path, camera: str) -> str:
+    """A camera's device with its options; a video or frames file that is named from the robot file's folder, whole."""
+    device, comma, options = camera.partition(",")
+    kind, colon, path = device.partition(":")
+    if kind in ("file", "sim") and path:
+        device = f"{kind}{colon}{file.parent / path}"
+    elif not device.isdigit() and (file.parent / device).exists():
+        device = str(file.parent / device)
+    return f"{device}{comma}{options}"
 
 
 def add_arm(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

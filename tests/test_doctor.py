@@ -144,6 +144,18 @@ def test_asking_for_priority_leaves_the_process_as_it_was():
     assert doctor.host()[1].check == "real-time priority" and os.sched_getscheduler(0) == before
 
 
+@pytest.mark.parametrize(("root", "advice"), [(False, "limits.conf"), (True, "take CPUWeight and CPUQuota out")])
+def test_priority_that_is_refused_where_it_is_allowed_is_a_matter_of_groups(monkeypatch, root, advice):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(doctor.os, "sched_setscheduler", refuse)
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (0, 0))
+    finding = doctor.host()[1]
+    assert finding.state == doctor.NOTE and advice in finding.fix
+
+
 def test_a_guardian_is_started_and_ended_and_the_arms_that_need_one_are_named():
     pytest.importorskip("vla_edge._core")
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children")

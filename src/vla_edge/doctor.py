@@ -84,12 +84,15 @@ def _priority() -> Finding:
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
     except PermissionError:
-        found, fix = (
-            "SCHED_FIFO refused",
+        fix = (
             "add '@realtime - rtprio 99' to /etc/security/limits.conf and the user to that group, or use the systemd "
-            "unit",
+            "unit"
         )
-        return Finding("real-time priority", NOTE, found, "60, so that load cannot delay the control loop", fix)
+        if os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_RTPRIO)[0] >= 60:
+            fix = "it is allowed, but not in this group of processes: take CPUWeight and CPUQuota out of systemd's units"
+        return Finding(
+            "real-time priority", NOTE, "SCHED_FIFO refused", "60, so that load cannot delay the control loop", fix
+        )
     os.sched_setscheduler(0, *before)
     return Finding("real-time priority", OK, "SCHED_FIFO allowed", "60, so that load cannot delay the control loop")
 

@@ -63,6 +63,13 @@ def test_its_paths_are_relative_to_the_file(folder: Path) -> None:
     assert dict(read_robot_file(Path("sub/other.yaml")))["--joints"] == "sub/arm.json"
     assert parsed(["--robot-file", "sub/other.yaml"])["bundle"] == "sub/my bundle"
     assert parsed(["--robot-file=sub/other.yaml"], by_itself=False)["task"] == "pick it up"
+    (folder / "sub" / "a:b.mp4").touch()
+    (folder / "sub" / "2").touch()
+    (folder / "sub" / "films.yaml").write_text(
+        "port: arm\ncameras: {a: 'a:b.mp4,30fps', b: 'file:c.mp4', c: '2', d: d}"
+    )
+    pairs = read_robot_file(Path("sub/films.yaml"))
+    assert [value for _, value in pairs] == ["sub/arm", "a=sub/a:b.mp4,30fps", "b=file:sub/c.mp4", "c=2", "d=d"]
 
 
 def test_a_simulated_arm_takes_nothing_of_the_real_one(folder: Path) -> None:
