@@ -144,7 +144,7 @@ def test_asking_for_priority_leaves_the_process_as_it_was():
     assert doctor.host()[1].check == "real-time priority" and os.sched_getscheduler(0) == before
 
 
-@pytest.mark.parametrize(("root", "advice"), [(False, "limits.conf"), (True, "take CPUWeight and CPUQuota out")])
+@pytest.mark.parametrize(("root", "advice"), [(False, "limits.d"), (True, "take CPUWeight and CPUQuota out")])
 def test_priority_that_is_refused_where_it_is_allowed_is_a_matter_of_groups(monkeypatch, root, advice):
     def refuse(*_):
         raise PermissionError

@@ -78,18 +78,20 @@ def host() -> list[Finding]:
     return [*made, _priority(), _locked_memory()]
 
 
+_LIMIT = "echo '@dialout - {}' | sudo tee -a /etc/security/limits.d/vla-edge.conf, log in again; services have it"
+
+
 def _priority() -> Finding:
     """Asked by trying: limits, capabilities and containers all have a say."""
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
     except PermissionError:
-        fix = (
-            "add '@realtime - rtprio 99' to /etc/security/limits.conf and the user to that group, or use the systemd "
-            "unit"
-        )
+        fix = _LIMIT.format("rtprio 60")
         if os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_RTPRIO)[0] >= 60:
-            fix = "it is allowed, but not in this group of processes: take CPUWeight and CPUQuota out of systemd's units"
+            fix = (
+                "it is allowed, but not in this group of processes: take CPUWeight and CPUQuota out of systemd's units"
+            )
         return Finding(
             "real-time priority", NOTE, "SCHED_FIFO refused", "60, so that load cannot delay the control loop", fix
         )
@@ -102,7 +104,7 @@ def _locked_memory() -> Finding:
     root, unlimited = os.geteuid() == 0, limit == resource.RLIM_INFINITY
     allowed = root or unlimited or limit >= 256 << 20
     found = "root: no limit" if root else "unlimited" if unlimited else f"{limit >> 20} MB"
-    fix = "" if allowed else "add '@realtime - memlock unlimited' to /etc/security/limits.conf"
+    fix = "" if allowed else _LIMIT.format("memlock unlimited")
     return Finding("locked memory", OK if allowed else NOTE, found, "256 MB, so that a tick meets no page fault", fix)
 
 
