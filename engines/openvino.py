@@ -5,11 +5,13 @@ The model is read from the bytes that were hashed: external tensors are put
 into it first, because OpenVINO would open their file a second time. Arithmetic
 that the graph leaves in float is done in float32 (OpenVINO would choose
 bfloat16 by itself). Activations of layers with 8-bit weights are quantised
-inside the kernel, `GROUP` numbers of a row with one scale.
+inside the kernel, `GROUP` numbers of a row with one scale; not where there is
+one row, whose products wait for their weights (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -67,7 +69,6 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
         }
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
@@ -79,9 +80,9 @@ class OpenVinoEngine:
     def load(self, graph: GraphFile) -> OpenVinoGraph:
         """Compile `graph`. EngineError when OpenVINO refuses it."""
         try:
-            compiled = self._core.compile_model(
-                self._core.read_model(with_inline_tensors(graph.model, graph.weights)), "CPU", self._settings
-            )
+            model = self._core.read_model(with_inline_tensors(graph.model, graph.weights))
+            group = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if _one_row(model) else GROUP}
+            compiled = self._core.compile_model(model, "CPU", {**self._settings, **group})
         except RuntimeError as error:
             raise EngineError(f"{graph.path}: openvino refused the graph: {error}; export the bundle again") from None
         check_interface(graph, _interface(compiled, {spec.name for spec in (*graph.spec.inputs, *graph.spec.outputs)}))
@@ -118,6 +119,14 @@ class OpenVinoGraph(LoadedGraph):
 
     def _execute(self) -> None:
         self._request.infer()
+
+
+def _one_row(model: Any) -> bool:
+    """Whether every product with a matrix of weights has a single row."""
+    maps = [
+        node for node in model.get_ops() if node.get_type_name() == "MatMul" and len(node.input(1).get_shape()) == 2
+    ]
+    return bool(maps) and all(math.prod(node.output(0).get_shape()[:-1]) == 1 for node in maps)
 
 
 def _interface(compiled: Any, wanted: set[str]) -> Interface:
