@@ -123,8 +123,8 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
         refused = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary["chunks_refused"].items())
         looked, kept = (sum(cache.get(f"vision_{what}", {}).values()) for what in ("runs", "hits"))
         lines.append(
-            f"{ran} inferences, {cache.get('hits', 0)} of them on what earlier ones saw "
-            f"({kept / max(1, looked + kept):.0%} of the pictures not looked at again); "
+            f"{ran} inferences, {cache.get('hits', 0)} of them reused what an earlier one saw "
+            f"({kept / max(1, looked + kept):.0%} of the pictures); "
             f"{summary['chunks_taken']} chunks taken, refused: {refused or 'none'}."
         )
     slow = summary["inference"].get("slow_refresh")
