@@ -347,6 +347,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
     _answers.append({})
+    with contextlib.suppress(AttributeError):  # a terminal that lacks a sign shows a question mark in its place
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             code, line = _outcome(main, words, extras)
