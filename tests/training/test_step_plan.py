@@ -10,10 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from vla_edge.policies.smolvla.backbone import backbone_from_json
+from vla_edge.policies.smolvla.config import config_from_json
 from vla_edge.training.command import main
-from vla_edge.training.step_plan import CARDS_GB, Case, largest_batch, line_through, measured, planned_policy, step_cost
+from vla_edge.training.step_plan import (
+    CARDS_GB,
+    Case,
+    PlannedPolicy,
+    largest_batch,
+    line_through,
+    measured,
+    planned_policy,
+    step_cost,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.random_policy import FULL, RandomPolicy, _config_json
 from tests.training.training_world import one_thread, write_policy
 
 one_thread()
@@ -59,6 +71,18 @@ def test_memory_and_products_grow_with_the_batch_and_shrink_with_a_cache(policy:
     fits = [largest_batch(cost["none"], larger, size) for size in CARDS_GB]
     assert fits == sorted(fits) and largest_batch(cost["none"], larger, 0.1) == 0
     assert step_cost(planned, Case("bf16", "none"), 8).seconds("bf16") > 0
+
+
+def test_the_table_of_the_page_is_what_the_command_computes_at_full_size() -> None:
+    """One row, the cheapest; pictures of any size are scaled to 512 there."""
+    config = config_from_json(_config_json(RandomPolicy(size="full")), "full")
+    policy = PlannedPolicy(config, backbone_from_json(FULL["backbone"], Path("full")))
+    small, large = (step_cost(policy, Case("float32", "prefix"), size) for size in (8, 16))
+    costs = [line_through(small, large, size) for size in (8, 32, 64)]
+    cells = [f"{cost.memory / 1e9:.1f} GB, {cost.seconds('float32'):.2f} s" for cost in costs]
+    cells += [str(largest_batch(small, large, size)) for size in CARDS_GB]
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert f"| float32, `--cache-prefix` | {' | '.join(cells)} |" in page
 
 
 def test_a_measured_step_is_a_real_one(policy: Path) -> None:
