@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,40 @@ ROLES = ("torque", "goal", "block", "load", "velocity", "position", "voltage", "
 OPTIONAL_ROLES = ("error", "watchdog", "lock")
 READ_MAX = 16
 """BUS_READ_MAX of robot/bus/bus.h; one byte of it is the driver's, to tell answers apart."""
+SETTINGS_MAX = 24
+"""SERVO_SETTINGS_MAX of robot/bus/servo_arm.h."""
+LAST_ADDRESS = {"dynamixel2": 0xFFFF, "feetech0": 0xFF}
+"""The servo languages of robot/bus, each with the highest address that it can ask for."""
+JOINT_UNITS = ("range_m100_100", "degrees")
+"""`JointUnits` of robot/joint_calibration.py by name."""
+NEEDED_CHECKS, OTHER_CHECKS = ("homing_offset", "range_min", "range_max"), ("drive_mode",)
+"""Fields of a calibration file that registers hold."""
+FASTEST = 8_000.0
+"""Counts/s: a reading that is further from the last one than this is taken for a damaged one (`JointLimits.travel`)."""
 _SIGNS = {"none": 0, "twos": -1, **{f"bit{bit}": bit for bit in range(1, 32)}}
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,23}")
+"""Names stand in file names, options and, of 23 bytes at most (ARM_NAME_BYTES), in flight records."""
+
+
+def _must(fits: bool, what: str) -> None:
+    """ValueError, whose text `fields.build` completes with file and place."""
+    if not fits:
+        raise ValueError(what)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    _must(low <= value <= high, f"{name} is {value!r:.40}, must be {low:g} to {high:g}")  # nan is not
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    _must(value in known, f"{name} is {value!r:.60}, must be one of {', '.join(known)}")
+
+
+def _named(name: str, value: str) -> None:
+    _must(
+        _NAME.fullmatch(value) is not None,
+        f"{name} is {value!r:.60}, must be 1 to 23 letters, digits, dots, dashes or underscores",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +74,14 @@ class ServoKind:
     model: int
     volts: Mapping[str, tuple[float, float]]
     max_celsius: int
+
+    def __post_init__(self) -> None:
+        _within("model", self.model, 0, 0xFFFF)
+        _within("max_celsius", self.max_celsius, 20, 150)
+        _must(bool(self.volts), "volts is empty; give lowest and highest of each kind of supply")
+        for kind, (low, high) in self.volts.items():
+            _within(f"volts.{kind}[0]", low, 1, 100)
+            _must(low < high <= 100, f"volts.{kind} is {low!r:.20} to {high!r:.20}, must rise, to 100 at most")
 
     @property
     def tenths(self) -> tuple[int, int]:
@@ -61,6 +103,11 @@ class ArmJoint:
     gravity: int
     full_turn: bool = False
 
+    def __post_init__(self) -> None:
+        _named("name", self.name)
+        _within("id", self.id, 0, 252)
+        _within("gravity", self.gravity, 0, 0x7FFF)
+
 
 @dataclass(frozen=True, slots=True)
 class RegisterPlace:
@@ -69,6 +116,22 @@ class RegisterPlace:
     at: int
     bytes: int
     sign: str = "none"
+
+    def __post_init__(self) -> None:
+        _within("at", self.at, 0, 0xFFFF)
+        _within("bytes", self.bytes, 1, READ_MAX - 1)
+        _one_of("sign", self.sign, _SIGNS)
+        _must(_SIGNS[self.sign] < 8 * self.bytes, f"sign is {self.sign}, which {self.bytes} bytes do not have")
+
+    @property
+    def numbers(self) -> range:
+        """What it can hold."""
+        bit = _SIGNS[self.sign]
+        if bit == _SIGNS["none"]:
+            return range(1 << 8 * self.bytes)
+        if bit == _SIGNS["twos"]:
+            return range(-1 << 8 * self.bytes - 1, 1 << 8 * self.bytes - 1)
+        return range(1 - (1 << bit), 1 << bit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +144,9 @@ class Setting:
     of: Mapping[str, int] = field(default_factory=dict)
     at_most: str | None = None
 
+    def __post_init__(self) -> None:
+        _must((self.value is None) == bool(self.of), f"{self.register:.40} needs either a value or `of` some joints")
+
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
@@ -88,6 +154,11 @@ class Watchdog:
 
     value: int
     tripped: int
+
+    def __post_init__(self) -> None:
+        _within("value", self.value, 1, 255)
+        _within("tripped", self.tripped, 1, 255)
+        _must(self.value != self.tripped, f"value and tripped are both {self.value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +169,12 @@ class MotionLimits:
     acceleration: float
     tracking: int
     gripper_tracking: int
+
+    def __post_init__(self) -> None:
+        _within("velocity", self.velocity, 1, FASTEST)
+        _within("acceleration", self.acceleration, 1, 1e6)
+        _within("tracking", self.tracking, 1, 0x7FFF)
+        _within("gripper_tracking", self.gripper_tracking, 1, 0x7FFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,34 +225,115 @@ class ArmDescription:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        names = self.joint_names
-        known = {*self.roles.values(), *self.checked.values(), *self.eeprom, *self.cleared, self.speed}
-        known |= {setting.register for setting in self.settings}
-        places = [
-            self.registers[setting.register].at for setting in self.settings if setting.register in self.registers
-        ]
-        joints = {joint for setting in self.settings for joint in setting.of}
-        for wrong, what in (
-            (not 1 <= len(names) <= JOINTS_MAX, f"an arm has 1 to {JOINTS_MAX} joints, not {len(names)}"),
-            (len(set(names)) < len(names), "two joints have one name"),
-            (len({joint.id for joint in self.joints}) < len(names), "two joints have one id"),
-            (set(self.roles) - {*ROLES, *OPTIONAL_ROLES}, f"roles are {', '.join((*ROLES, *OPTIONAL_ROLES))}"),
-            (set(ROLES) - set(self.roles), f"these roles are needed: {', '.join(ROLES)}"),
-            (known - set(self.registers), f"no register {', '.join(sorted(known - set(self.registers)))}"),
-            (joints - set(names), f"no joint {', '.join(sorted(joints - set(names)))}"),
-            ({joint.servo for joint in self.joints} - set(self.servos), "a joint's servo is not among the servos"),
-            (places != sorted(places), "settings must stand by rising address"),
-            (("watchdog" in self.roles) != (self.watchdog is not None), "a watchdog has a role and its values"),
-            ({place.sign for place in self.registers.values()} - set(_SIGNS), f"signs are {', '.join(_SIGNS)}"),
-        ):
-            if wrong:
-                raise ValueError(what)
-        spans = {"block": self.at("block").size + 1}
+        self._check_words()
+        self._check_joints()
+        self._check_registers()
+        self._check_values()
+
+    def _check_words(self) -> None:
+        _named("name", self.name)
+        for name in ("title", "tool"):
+            _must(bool(getattr(self, name).strip()), f"{name} is empty")
+        _one_of("protocol", self.protocol, LAST_ADDRESS)
+        for name in ("baud", "factory_baud"):
+            if (baud := getattr(self, name)) is not None:
+                _within(name, baud, 9_600, 10_000_000)
+        _must(bool(self.joint_units), f"joint_units is empty; there are {', '.join(JOINT_UNITS)}")
+        for place, units in enumerate(self.joint_units):
+            _one_of(f"joint_units[{place}]", units, JOINT_UNITS)
+        for folder in self.lerobot_folders:
+            _must("/" not in folder and bool(folder), f"lerobot_folders has {folder!r:.60}, must be names of folders")
+        _within("counts_per_turn", self.counts_per_turn, 256, 1 << 20)
+        _within("velocity_unit", self.velocity_unit, 1e-3, 1e3)
+        _must(self.homing_sign in (-1, 1), f"homing_sign is {self.homing_sign!r:.20}, must be -1 or 1")
+        _within("min_firmware", self.min_firmware, 0, 0xFFFF)
+        _within("eeprom_end", self.eeprom_end, 0, 0xFFFF)
+        for number, word in self.errors.items():
+            _within("errors: a key", number, 1, 255)
+            _must(bool(word), f"errors.{number} is empty")
+        for number, word in self.modes.items():
+            _must(bool(word), f"modes.{number} is empty")
+
+    def _check_joints(self) -> None:
+        _must(bool(self.servos), "servos is empty; a joint's servo is one of them")
+        names, ids = self.joint_names, [joint.id for joint in self.joints]
+        _must(1 <= len(names) <= JOINTS_MAX, f"joints has {len(names)} items, an arm has 1 to {JOINTS_MAX}")
+        for place, joint in enumerate(self.joints):
+            where = f"joints[{place}]"
+            _must(names.index(joint.name) == place, f"{where}.name is {joint.name}, as an earlier joint's")
+            _must(ids.index(joint.id) == place, f"{where}.id is {joint.id}, as an earlier joint's")
+            _one_of(f"{where}.servo", joint.servo, self.servos)
+            _must(joint.mode in self.modes, f"{where}.mode is {joint.mode!r:.20}, which has no name among modes")
+
+    def _check_registers(self) -> None:
+        for role in self.roles:
+            _one_of("roles: a key", role, (*ROLES, *OPTIONAL_ROLES))
+        for role in ROLES:
+            _must(role in self.roles, f"roles.{role} is missing")
+        for name in self.checked:
+            _one_of("checked: a key", name, (*NEEDED_CHECKS, *OTHER_CHECKS))
+        for name in NEEDED_CHECKS:
+            _must(name in self.checked, f"checked.{name} is missing")
+        named = {f"roles.{role}": register for role, register in self.roles.items()}
+        named |= {f"checked.{name}": register for name, register in self.checked.items()}
+        named |= {f"eeprom: {name}": name for name in self.eeprom} | {f"cleared: {name}": name for name in self.cleared}
+        for place, setting in enumerate(self.settings):
+            named[f"settings[{place}].register"] = setting.register
+            if setting.at_most is not None:
+                named[f"settings[{place}].at_most"] = setting.at_most
+        always = ["operating_mode", *(["baud_rate"] if self.baud_code is not None else [])]
+        for where, register in (named | {f"registers.{name}": name for name in always}).items():
+            _must(register in self.registers, f"{where} is {register!r:.60}, which is not among registers")
+        block = self.roles["block"]
+        for name, place in self.registers.items():
+            _must(
+                name == block or place.bytes in (1, 2, 4),
+                f"registers.{name}.bytes is {place.bytes}, must be 1, 2 or 4 (roles.block alone may be longer)",
+            )
+            _must(
+                place.at + place.bytes - 1 <= LAST_ADDRESS[self.protocol],
+                f"registers.{name}.at is {place.at}, beyond {self.protocol}'s last address",
+            )
+        ordered = sorted((place.at, name) for name, place in self.registers.items() if name != block)
+        for (at, name), (_, before) in zip(ordered[1:], ordered):
+            end = self.registers[before].at + self.registers[before].bytes
+            _must(at >= end, f"registers.{name}.at is {at}, where {before} lies")
+        inside = self.registers[block]
+        for role in ("load", "velocity", "position"):
+            place = self.registers[self.roles[role]]
+            _must(
+                inside.at <= place.at and place.at + place.bytes <= inside.at + inside.bytes,
+                f"roles.{role} lies outside roles.block, with which it is read",
+            )
         if "error" in self.roles:
-            spans["torque to error"] = self.at("error").address + 1 - self.at("torque").address
-        for name, length in spans.items():
-            if not 1 <= length <= READ_MAX:
-                raise ValueError(f"{name} is {length} bytes; {READ_MAX} can be read")
+            span = self.at("error").address + 1 - self.at("torque").address
+            _must(1 <= span <= READ_MAX, f"from roles.torque to roles.error are {span} bytes; {READ_MAX} can be read")
+        _must(("watchdog" in self.roles) == (self.watchdog is not None), "watchdog needs its role and its values")
+
+    def _check_values(self) -> None:
+        order = [setting.register for setting in self.settings]
+        _must(len(order) <= SETTINGS_MAX, f"settings has {len(order)} items, {SETTINGS_MAX} can be kept")
+        places = [self.registers[register].at for register in order]
+        _must(places == sorted(set(places)), "settings must stand by rising address, each once")
+        _must(self.speed in order, f"speed is {self.speed!r:.60}, which is not among settings")
+        for place, register in enumerate(self.refused_when_stopped):
+            what = f"refused_when_stopped[{place}] is {register!r:.60}, which is not among settings"
+            _must(register in order, what)
+        held = {f"eeprom.{name}": (name, value) for name, value in self.eeprom.items()}
+        held |= {f"cleared.{name}": (name, value) for name, value in self.cleared.items()}
+        if self.baud_code is not None:
+            held["baud_code"] = ("baud_rate", self.baud_code)
+        for place, joint in enumerate(self.joints):
+            held[f"joints[{place}].mode"] = ("operating_mode", joint.mode)
+        for place, setting in enumerate(self.settings):
+            for joint in setting.of:
+                _must(joint in self.joint_names, f"settings[{place}].of names {joint!r:.60}, which is no joint")
+                held[f"settings[{place}].of.{joint}"] = (setting.register, setting.of[joint])
+            if setting.value is not None:
+                held[f"settings[{place}].value"] = (setting.register, setting.value)
+        for where, (register, value) in held.items():
+            numbers = self.registers[register].numbers
+            _within(where, value, numbers[0], numbers[-1])
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -229,6 +387,11 @@ def arm_names() -> list[str]:
 def load_arm(name: str) -> ArmDescription:
     """An arm by its name, or from a description's path. ConfigError names the file and the field."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else ARMS / f"{name}.yaml"
+    if file != Path(name) and name not in arm_names():
+        known = ", ".join(arm_names())
+        raise ConfigError(
+            f"no arm is called {name!r:.60}; known are {known}, or give the path of a description (.yaml)"
+        )
     content = _content(file)
     text = json.dumps(content, sort_keys=True, default=str)
     content["digest"] = hashlib.sha256(text.encode()).hexdigest()
@@ -237,7 +400,13 @@ def load_arm(name: str) -> ArmDescription:
 
 def _content(file: Path) -> dict[str, Any]:
     """A description's fields; one that is `like` another arm has that one's where it says nothing."""
-    missing = f"no such arm; known are {', '.join(arm_names())}, or give the path of a description"
+    missing = f"no such description; give its path, or one of {', '.join(arm_names())}"
     content = read_object(file, ConfigError, "mend the description", missing)
     like = content.pop("like", None)
-    return content if like is None else {**_content(ARMS / f"{like}.yaml"), **content}
+    if like is None:
+        return content
+    if like not in arm_names():
+        raise ConfigError(
+            f"{file}: like is {like!r:.60}, must be one of {', '.join(arm_names())}; mend the description"
+        )
+    return {**_content(ARMS / f"{like}.yaml"), **content}

@@ -116,6 +116,7 @@ def test_yaml_and_json_are_told_by_the_name(tmp_path: Path) -> None:
         ("a.json", b"null", "holds nothing, must be an object"),
         ("a.yaml", b"a: [1", "not valid YAML"),
         ("a.yaml", b"a: \xff\xfe\x00", "not valid YAML"),
+        ("a.yaml", b"a: 1\nb: {c: 1, c: 2}", "not valid YAML (line 2: c stands twice)"),
         ("a.yaml", b"!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("a.yaml", b"[" * 3000, "not valid YAML"),
         ("a.yml", b"", "holds nothing, must be an object"),

@@ -99,7 +99,14 @@ def parse_yaml(data: str | bytes, where: object, error: type[VlaEdgeError], advi
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Safe YAML 1.1, and 1e-4 is a number as in YAML 1.2."""
+        """Safe YAML 1.1, 1e-4 is a number as in YAML 1.2, and of two equal keys none is taken in silence."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for place, name in enumerate(names):
+                if name in names[:place]:
+                    raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {name} stands twice")
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
@@ -155,6 +162,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _Misfit(f"{where} is {_shown(value)}, must be an object")
+        for key in value if inner and inner[0] in _WORDS else ():
+            if type(key) is not inner[0]:
+                raise _Misfit(f"{where} has the key {_shown(key)}, must be {_WORDS[inner[0]]}")
         return {key: _value(inner[1], item, f"{where}.{key}") if inner else item for key, item in value.items()}
     if origin is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1023:
         return float(value)

@@ -8,7 +8,6 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ import pytest
 from tests.robot.test_koch_start import ScriptedPerson
 
 from vla_edge.contract import JointCalibration
-from vla_edge.errors import BusError, ConfigError, JointCalibrationError
-from vla_edge.robot.arm_description import ArmDescription, arm_names, load_arm
+from vla_edge.errors import BusError, JointCalibrationError
+from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.calibrate_joints import calibrate_joints
 from vla_edge.robot.joint_calibration import (
     JointCalibrations,
@@ -266,28 +265,3 @@ def test_an_arm_of_seven_joints_is_a_description_alone(tmp_path: Path) -> None:
             follower.set_torque(False)
         finally:
             follower.close()
-
-
-def test_descriptions_that_cannot_be_are_one_line_with_the_field(tmp_path: Path) -> None:
-    file = tmp_path / "bad.yaml"
-    for text, told in (
-        ("like: so101\njoint: []\n", "unknown field joint; did you mean 'joints'"),
-        ("like: so101\njoints: []\n", "an arm has 1 to 16 joints, not 0"),
-        ("like: so101\nspeed: none\n", "no register none"),
-        ("like: so101\nroles: {torque: lock}\n", "these roles are needed"),
-        ("like: so101\nsettings: [{register: lock, value: 1}, {register: phase, value: 0}]\n", "by rising address"),
-        ("like: so102\n", "no such arm; known are koch, so100, so101"),
-    ):
-        file.write_text(text)
-        load_arm.cache_clear()
-        with pytest.raises(ConfigError, match=told) as caught:
-            load_arm(str(file))
-        assert "\n" not in str(caught.value)
-
-
-def test_the_descriptions_in_the_house_differ_in_digest_and_share_their_joints_names() -> None:
-    arms = [load_arm(name) for name in arm_names()]
-    assert len({arm.digest for arm in arms}) == len(arms)
-    assert {arm.joint_names for arm in arms} == {SO101.joint_names}
-    assert load_arm("so100").models == SO101.models and SO101.limits.tracking <= 60
-    assert replace(SO101, name="so100", title="an SO-100", digest="").joints == load_arm("so100").joints
