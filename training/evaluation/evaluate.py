@@ -149,7 +149,7 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="episodes to evaluate, e.g. 0-9,12 (default: all)",
     )
-    parser.add_argument("--run", type=Path, help="take dataset and held-out episodes from this run instead")
+    parser.add_argument("--run", type=Path, help="take (its last) dataset and held-out episodes from this run")
     add_tolerance(parser)
     parser.add_argument("--stride", type=count, default=5, help="every n-th frame")
     parser.add_argument("--seed", type=whole, default=0, help="seed of the noise")

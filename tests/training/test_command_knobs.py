@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every field of a stage file, every option of `vla-train stages`, `anchors` and `plan` changes what it says: tables of
-all of them, judged by the second stage's run, by what is handed to the sequence, and by the cache that is written."""
+"""Every field of a stage file, every option of `vla-train stages`, `anchors`, `plan`, `evaluate`, `compare` and
+`cls-report` changes what it says: tables of all of them, judged by the second stage's run, by what is handed to the
+sequence, by the cache that is written, and by what `--json` prints."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import step_plan
 from vla_edge.training.command import main
-from vla_edge.training.run_config import TrainConfig
+from vla_edge.training.evaluation import predictors
+from vla_edge.training.run_config import TaskData, TrainConfig
+from vla_edge.training.runs import fine_tune
 from vla_edge.training.sequential import phases_command
 from vla_edge.training.sequential.phases import SharedSettings, Stage, StagePlan, StageTask, describe, hold_out
 from vla_edge.training.sequential.task_sequence import StageRun, _fitted_start, check_plan, stage_config, train_stages
 from vla_edge.training.statistics import statistics_digest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.training.training_world import one_thread
+from tests.training.training_world import one_thread, two_steps
 
 one_thread()
 
@@ -259,6 +262,100 @@ def test_each_option_of_anchors_changes_the_cache(world: Path, tmp_path: Path, o
         assert main(words) == 0
         metas.append(json.loads((tmp_path / name / "metadata.json").read_text()))
     assert metas[0][where] != metas[1][where]
+
+
+# ---- vla-train evaluate, compare, cls-report
+
+SCOPE = {
+    "--dataset": "{world}/more",
+    "--episodes": "1",
+    "--run": "{tmp}/run",
+    "--stride": "1",
+    "--seed": "1",
+    "--draws": "2",
+    "--flow-steps": "3",
+}
+"""Option → a value that changes what is predicted, or on which frames."""
+LOOK = {"--dataset": "{world}/more", "--episodes": "0-3", "--stride": "2", "--near": "1", "--threshold": "-1"}
+FILES = {
+    "evaluate": {"--out": "a.npz"},
+    "compare": {"--png": "a.png", "--markdown": "a.md"},
+    "cls-report": {"--out": "a"},
+}
+SAME = {"--tolerance", "--device", "--threads"}
+"""Which files are read at all, on what and by how many threads: numbers stay."""
+
+
+def test_the_options_of_looking_at_a_policy_are_the_whole_tables() -> None:
+    assert options_of("evaluate") == {"policy", *SCOPE, *FILES["evaluate"], *SAME}
+    assert options_of("compare") == {"policies", "--trials", "--timed", *SCOPE, *FILES["compare"], *SAME}
+    assert options_of("cls-report") == {"policy", *LOOK, *FILES["cls-report"], "--tolerance"}
+
+
+def answer_of(words: list[object], capsys: pytest.CaptureFixture[str]) -> Any:
+    assert main([*map(str, words), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for contender in told.get("policies", ()):
+        contender.update(latency_p50_ms=None, latency_p99_ms=None)
+    return told
+
+
+@pytest.mark.parametrize("option", SCOPE)
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_each_option_of_looking_at_a_policy_changes_the_numbers(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    run = replace(base_of(world, tmp_path / "run"), data=(TaskData("data", str(world / "data"), held_out=(2,)),))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(to_json(run)))
+    usual = {"--dataset": world / "data", "--episodes": "0", "--stride": "3"}
+    if option == "--run":
+        del usual["--episodes"]
+    plain = answer_of([command, world / "policy", *(word for pair in usual.items() for word in pair)], capsys)
+    usual[option] = SCOPE[option].format(world=world, tmp=tmp_path)
+    assert plain != answer_of([command, world / "policy", *(word for pair in usual.items() for word in pair)], capsys)
+
+
+def test_how_often_a_prediction_is_timed_is_asked(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed: list[int] = []
+    monkeypatch.setattr(predictors, "_timed", lambda predict, queries: timed.append(len(queries)))
+    words = ["compare", world / "policy", "--dataset", world / "data", "--episodes", "0", "--stride", "1"]
+    for wanted in (1, 2):
+        answer_of([*words, "--timed", wanted], capsys)
+    assert timed == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def watched(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy with a CLS head that was trained for a step."""
+    out = tmp_path_factory.mktemp("watched") / "run"
+    fine_tune(two_steps(world, out, "kind=delta", "steps=1", "save_every=1"))
+    return out / "checkpoints" / "last" / "pretrained_model"
+
+
+@pytest.mark.parametrize("option", LOOK)
+def test_each_option_of_the_cls_report_changes_the_numbers(
+    world: Path, watched: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    usual = {"--dataset": str(world / "data"), "--threshold": "1"}
+    changed = usual | {option: LOOK[option].format(world=world)}
+    told = [
+        answer_of(["cls-report", watched, *(word for pair in given.items() for word in pair)], capsys)
+        for given in (usual, changed)
+    ]
+    assert told[0] != told[1]
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_what_is_asked_for_is_written(
+    world: Path, watched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    files = {flag: tmp_path / name for flag, name in FILES[command].items()}
+    words = [command, watched, "--dataset", world / "data"]
+    answer_of([*words, *(word for pair in files.items() for word in pair)], capsys)
+    assert all(file.exists() for file in files.values())
 
 
 # ---- vla-train plan
