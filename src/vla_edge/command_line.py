@@ -391,8 +391,8 @@ def _outcome(main: Callable[[Sequence[str]], int], words: Sequence[str], extras:
 _ENVIRONMENT = {
     errno.ENOSPC: "no space left on the disk; free some and run again",
     errno.EDQUOT: "no space left on the disk for this user; free some and run again",
-    errno.EACCES: "no permission; check its owner and mode",
-    errno.EPERM: "no permission; check its owner and mode",
+    errno.EACCES: "check its owner and mode, or give another path",
+    errno.EPERM: "check its owner and mode, or give another path",
     errno.EROFS: "no permission to write there; give another path",
     errno.ENOTDIR: "a part of the path is a file; give another path",
     errno.EEXIST: "a file stands where a folder is needed; give another path",
