@@ -213,13 +213,11 @@ def send_directly(arm: SimulatedArm, planner: SessionPlanner, seed: int, options
             options.watch(arm, tick * options.watches + part)
 
 
-def measure(
-    bundle: Bundle, engine: Engine, way: Way, seeds: range, steps: int | None = None, ticks: int = TICKS
-) -> list[Motion]:
-    """Every scene under one way. steps: Euler steps of a chunk, None the policy's own."""
-    planner = SessionPlanner(bundle, engine, SessionOptions(noise=way.noise, steps=steps))
+def measure(bundle: Bundle, engine: Engine, way: Way, seeds: range) -> list[Motion]:
+    """Every scene under one way."""
+    planner = SessionPlanner(bundle, engine, SessionOptions(noise=way.noise))
     arm = new_arm(LockstepOptions(planner.sizes))
-    motions = [episode(arm, planner, seed, way, ticks) for seed in track(seeds, way.name, console=Console(stderr=True))]
+    motions = [episode(arm, planner, seed, way) for seed in track(seeds, way.name, console=Console(stderr=True))]
     arm.close()
     return motions
 

@@ -10,27 +10,31 @@ closed loop runs in lockstep under the default hand-over for 6 s, success in pai
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
-from vla_edge.benchmarks.handover_motion import FIRST_SEED, TURN_TICK, Motion, Way, measure
+from vla_edge.benchmarks.handover_motion import FIRST_SEED, TURN_TICK, Motion, Way, episode
 from vla_edge.benchmarks.host import commit
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.command_line import CommandParser, count, run_command, threads
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.scene import random_scene
-from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions, noise_of
+from vla_edge.robot.sim.simulated_arm import SimulatedArm
+from vla_edge.runtime.inference.session import InferenceRequest, SessionOptions, noise_of
 from vla_edge.trials.evaluate_reach import mcnemar
 from vla_edge.trials.lockstep import LockstepOptions, observe
 from vla_edge.trials.reach_expert import instruction
-from vla_edge.trials.reach_task import REACHED_M, new_arm, wanted_colour
+from vla_edge.trials.reach_task import REACHED_M, SessionPlanner, new_arm, wanted_colour
 
 PLAIN = (4, 2, 1)
+TOLD_EVERY = 10
 COLUMNS = {
     "success": "reached",
     "error_cm": "tip error, cm",
@@ -41,21 +45,16 @@ COLUMNS = {
 }
 
 
-def chunks(bundle: Bundle, engine: Engine, seeds: range, steps: int | None) -> NDArray[np.float32]:
-    """The chunk [scenes, C, joints] of each scene's first look, from one noise a scene."""
-    session = PolicySession(bundle, engine, SessionOptions(steps=steps))
-    sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}
-    shape = session.policy.chunk_size, session.policy.max_action_dim
-    arm, made = new_arm(LockstepOptions(sizes)), []
-    for seed in seeds:
-        arm.reset(random_scene(seed))
-        session.reset()
-        seen = observe(arm, 0, 0, instruction(wanted_colour(seed)), sizes)
-        result = session.infer(InferenceRequest(seen, 0, noise=noise_of(seed, 0, shape)))
-        assert result is not None
-        made.append(result.actions)
-    arm.close()
-    return np.stack(made)
+def first_chunk(planner: SessionPlanner, arm: SimulatedArm, seed: int) -> NDArray[np.float32]:
+    """The chunk [C, joints] of a scene's first look, from one noise a scene."""
+    session = planner.session
+    arm.reset(random_scene(seed))
+    session.reset()
+    seen = observe(arm, 0, 0, instruction(wanted_colour(seed)), planner.sizes)
+    noise = noise_of(seed, 0, (session.policy.chunk_size, session.policy.max_action_dim))
+    result = session.infer(InferenceRequest(seen, 0, noise=noise))
+    assert result is not None
+    return result.actions
 
 
 def row_of(motions: Sequence[Motion], first: Sequence[Motion] | None) -> dict[str, Any]:
@@ -74,21 +73,34 @@ def row_of(motions: Sequence[Motion], first: Sequence[Motion] | None) -> dict[st
     return {**row, **pairs}
 
 
-def rows_of(bundle: Bundle, distilled: Sequence[Bundle], engine: Engine, seeds: range) -> dict[str, dict[str, Any]]:
-    """A row for each count of steps, ten first."""
+def planners_of(bundle: Bundle, distilled: Sequence[Bundle], engine: Engine) -> dict[str, SessionPlanner]:
+    """A planner for each count of steps, the policy's own first."""
     ways: list[tuple[str, Bundle, int | None]] = [(f"{bundle.manifest.policy.num_steps} steps", bundle, None)]
     ways += [(f"{steps} steps, plain", bundle, steps) for steps in PLAIN]
     ways += [(f"{made.manifest.policy.num_steps} steps, distilled", made, None) for made in distilled]
-    rows: dict[str, dict[str, Any]] = {}
-    first: list[Motion] | None = None
-    ten: NDArray[np.float32] | None = None
-    for name, made, steps in ways:
-        planned = chunks(made, engine, seeds, steps)
-        ten = planned if ten is None else ten
-        motions = measure(made, engine, Way(name), seeds, steps, TURN_TICK)
-        rows[name] = {**row_of(motions, first), "chunk_error": float(np.abs(planned - ten).mean())}
-        first = motions if first is None else first
-    return rows
+    return {name: SessionPlanner(made, engine, SessionOptions(steps=steps)) for name, made, steps in ways}
+
+
+def rows_of(planners: Mapping[str, SessionPlanner], seeds: range) -> Iterator[dict[str, dict[str, Any]]]:
+    """Rows by their names after every TOLD_EVERY scenes and at the end: a run that is cut short is a smaller one."""
+    arm = new_arm(LockstepOptions(next(iter(planners.values())).sizes))
+    motions: dict[str, list[Motion]] = {name: [] for name in planners}
+    chunks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in planners}
+    for seed in track(seeds, "scenes", console=Console(stderr=True)):
+        for name, planner in planners.items():
+            chunks[name].append(first_chunk(planner, arm, seed))
+            motions[name].append(episode(arm, planner, seed, Way(name), TURN_TICK))
+        if len(motions[name]) % TOLD_EVERY == 0 or seed == seeds[-1]:
+            first, *_ = planners
+            yield {
+                name: {
+                    "episodes": len(motions[name]),
+                    **row_of(motions[name], None if name == first else motions[first]),
+                    "chunk_error": float(np.abs(np.subtract(chunks[name], chunks[first])).mean()),
+                }
+                for name in planners
+            }
+    arm.close()
 
 
 def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -111,11 +123,14 @@ def main(argv: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     engine = load_engine("ort", EngineOptions(threads=options.threads))
     seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
-    bundle, distilled = open_bundle(options.bundle), [open_bundle(path) for path in options.distilled]
-    rows = rows_of(bundle, distilled, engine, seeds)
-    write_json(options.out / "few_steps.json", {"commit": commit(), "episodes": options.episodes, "rows": rows})
-    write_text(options.out / "few_steps.md", f"# Fewer flow steps, {options.episodes} scenes\n\n{page(rows)}")
-    print(page(rows), end="")
+    planners = planners_of(open_bundle(options.bundle), [open_bundle(path) for path in options.distilled], engine)
+    text = ""
+    for rows in rows_of(planners, seeds):
+        (episodes,) = {row["episodes"] for row in rows.values()}
+        text = page(rows)
+        write_json(options.out / "few_steps.json", {"commit": commit(), "episodes": episodes, "rows": rows})
+        write_text(options.out / "few_steps.md", f"# Fewer flow steps, {episodes} scenes\n\n{text}")
+    print(text, end="")
     return 0
 
 
