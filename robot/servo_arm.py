@@ -16,7 +16,7 @@ from enum import IntEnum
 
 from vla_edge.errors import BusError, JointCalibrationError
 from vla_edge.robot.arm import ArmReading
-from vla_edge.robot.arm_description import ArmDescription, Setting
+from vla_edge.robot.arm_description import LAST_ADDRESS, ArmDescription, Setting, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, LinearMap, linear_map
 from vla_edge.robot.port import check_latency_timer
 from vla_edge.robot.registers import Register
@@ -275,12 +275,28 @@ def _missing(bus: ServoBus, missing: Sequence[str]) -> BusError:
             f"baud rate; set id and baud rate with `lerobot-setup-motors` or {arm.tool}"
         )
     if len(missing) == len(bus.joints):
+        others = _who_answers(bus.path, arm)
+        if others:
+            names = " or ".join(f"--robot {name}" for name in others)
+            return BusError(
+                f"no servo answers on {bus.path} as {arm.title}'s do, but one does as another arm's: say {names}, or "
+                f"give {arm.title}'s port"
+            )
         return BusError(
             f"no servo answers on {bus.path} at {arm.baud:,} baud; check the power supply and that this is the "
             "follower's port"
         )
     others = f" (also missing: {', '.join(missing[1:])})" if len(missing) > 1 else ""
     return BusError(f"{joint} (id {bus.joints[joint]}) does not answer{others}; check its cable and its id")
+
+
+def _who_answers(path: str, but: ArmDescription) -> list[str]:
+    """The arms whose servos speak another language than those of `but`, and answer in it."""
+    for protocol in LAST_ADDRESS:
+        arms = [arm for arm in map(load_arm, arm_names()) if arm.protocol == protocol != but.protocol]
+        if arms and answers_at(path, arms[0], [arms[0].joints[0].id], arms[0].baud) is not None:
+            return [arm.name for arm in arms]
+    return []
 
 
 def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> None:

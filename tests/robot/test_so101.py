@@ -119,6 +119,20 @@ def test_a_wrong_servo_is_one_line_and_no_torque(
         assert word in str(caught.value)
 
 
+def test_an_arm_of_another_language_is_named_with_the_flag_that_means_it(tmp_path: Path, file: Path) -> None:
+    with emulated(tmp_path, file) as emulator:
+        with pytest.raises(
+            BusError, match="as a Koch's do, but .* say --robot so100 or --robot so101, or give a Koch's port"
+        ):
+            open_arm(ArmOptions(load_arm("koch"), str(emulator.port), CALIBRATION))
+        assert not emulator.entries("goal", "torque", "write")
+    (tmp_path / "koch").mkdir()
+    with emulator_process(tmp_path / "koch") as emulator:
+        with pytest.raises(BusError, match="as an SO-101's do, but .* say --robot koch, or give an SO-101's port"):
+            start(emulator)
+        assert not emulator.entries("goal", "torque", "write")
+
+
 ENDS = {1: (700, 3400), 2: (900, 3100), 3: (1000, 3000), 4: (1100, 2900), 6: (2000, 3300)}
 
 
