@@ -126,11 +126,13 @@ def find_port(arms: Sequence[ArmDescription], ask: Ask) -> Found | None:
 
 
 def find_arm(known_as: str, ask: Ask) -> str:
-    """The arm that a person calls so; where several have the same servos, the person says which."""
+    """The arm that a person calls so; where several have the same servos, or none answered, the person says which."""
     arms = {name: load_arm(name) for name in arm_names()}
-    found = next((arm for arm in arms.values() if follower(arm) == known_as), arms[DEFAULT_ARM])
-    alike = [Found(name, arm.title) for name, arm in arms.items() if arm.models == found.models]
-    return (ask("Which arm is it? Their servos are the same.", alike) if len(alike) > 1 else "") or found.name
+    found = next((arm for arm in arms.values() if follower(arm) == known_as), None)
+    alike = [Found(name, arm.title) for name, arm in arms.items() if found is None or arm.models == found.models]
+    why = "None was recognised" if found is None else "Their servos are the same"
+    chosen = ask(f"Which arm is it? {why}.", alike) if len(alike) > 1 else ""
+    return chosen or (found.name if found is not None else DEFAULT_ARM)
 
 
 def find_cameras(names: Sequence[str], sheet: Path, ask: Ask) -> dict[str, str]:
@@ -153,7 +155,7 @@ def find_cameras(names: Sequence[str], sheet: Path, ask: Ask) -> dict[str, str]:
 
 
 def _distinct_arms() -> list[str]:
-    """One arm of each kind of servos; those that come first when they are alike."""
+    """One arm of each kind of servos; of those that are alike the last by name, an SO-101 before an SO-100."""
     kinds = {tuple(load_arm(name).models.items()): name for name in arm_names()}
     return sorted(kinds.values())
 
@@ -164,8 +166,12 @@ def completed(given: RobotFile, sheet: Path, ask: Ask) -> RobotFile:
     bundle = None if given.bundle is None else open_bundle(Path(given.bundle))
     names = [short_name(camera.name) for camera in bundle.manifest.cameras] if bundle else []
     found_port = None
+    arms = [load_arm(name) for name in ([given.robot] if given.robot else _distinct_arms())]
     if given.port is None:
-        found_port = find_port([load_arm(name) for name in ([given.robot] if given.robot else _distinct_arms())], ask)
+        found_port = find_port(arms, ask)
+    elif given.robot is None:
+        found_port = Found(given.port, what_answers(given.port, arms))
+        print(f"  {found_port.value}: {found_port.known_as}")
     robot = given.robot or find_arm(found_port.known_as if found_port else "", ask)
     arm = load_arm(robot)
     port = given.port or (found_port.value if found_port else None)

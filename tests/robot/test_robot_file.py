@@ -116,6 +116,20 @@ def test_setup_finds_the_follower_and_leaves_nothing_to_type_twice(folder: Path,
     assert main(["setup"]) == 2 and "--replace" in capsys.readouterr().err
 
 
+def test_setup_sees_which_arm_answers_on_a_port_that_is_given(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(setup_robot, "list_v4l2", list)
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(folder))
+    with emulator_process(folder, "--arm", "so101") as emulator:
+        assert main(["setup", "--port", str(emulator.port)]) == 0
+        assert not emulator.entries("write", "torque", "goal")
+    assert ("--robot", "so101") in read_robot_file(folder / "robot.yaml")
+    assert f"{emulator.port}: an SO-101 follower" in capsys.readouterr().out
+    asked: list[tuple[str, list[Found]]] = []
+    chosen = setup_robot.find_arm("no servo answers", lambda text, found: asked.append((text, list(found))) or "so100")
+    assert chosen == "so100" and asked[0][0] == "Which arm is it? None was recognised."
+    assert [found.value for found in asked[0][1]] == ["koch", "so100", "so101"]
+
+
 def test_setup_keeps_the_id_of_lerobots_calibration_and_does_not_ask_for_another(
     folder: Path, capsys, monkeypatch
 ) -> None:
