@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.benchmarks.bench_report import markdown, write_report
 from vla_edge.benchmarks.host import REPOSITORY
@@ -50,6 +49,9 @@ BOUND = ActionErrorBound(joint_p95=0.05, cosine=COSINE_BAR)
 
 
 def make_smolvla(folder: Path) -> None:
+    # LeRobot's environment has another package of this name.
+    from tests.random_policy import RandomPolicy, write_random_policy
+
     write_random_policy(folder, RandomPolicy(size="full", dtype="bfloat16"))
 
 
