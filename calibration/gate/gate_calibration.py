@@ -275,7 +275,7 @@ def report(result: GateResult) -> list[str]:
         else f"similarity   {settings.similarity} above {settings.threshold:.6f}; AUROC {told}",
         f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out "
         "episodes",
-        f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on a kept prefix",
+        f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on what was kept",
     ]
     for policy, run_ in result.replays.items():
         lines.append(

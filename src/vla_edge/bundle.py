@@ -140,7 +140,8 @@ class PolicySpec:
         if self.distilled:
             known = f"was distilled to {self.num_steps}: ask for no other, or export the policy it was made of"
             raise ObservationError(f"steps is {steps}; this policy {known}")
-        raise ObservationError(f"steps is {steps}; this bundle takes {self.min_steps} to {self.num_steps}")
+        taken = "takes no other than 1" if self.num_steps == 1 else f"takes {self.min_steps} to {self.num_steps}"
+        raise ObservationError(f"steps is {steps}; this bundle {taken}")
 
     @property
     def kv_rows(self) -> int:

@@ -153,6 +153,8 @@ def test_infer_needs_no_task_and_takes_no_noise(
     noise = np.zeros((20, 6), np.float32)
     assert runtime([*words, str(save(tmp_path / "noise.npz", raw, noise=noise))]) == 2
     assert "makes its chunk in one pass, leave it out" in capsys.readouterr().err
+    assert runtime([*words, str(tmp_path / "in.npz"), "--flow-steps", "2"]) == 2
+    assert "steps is 2; this bundle takes no other than 1" in capsys.readouterr().err
 
 
 def test_the_deployment_checks_know_act(act_bundle: Path) -> None:
