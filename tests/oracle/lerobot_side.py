@@ -46,7 +46,8 @@ def place_patches() -> None:
 
 
 def chunk(request: Request) -> dict[str, Any]:
-    """The chunk in robot units for one raw observation: folder, inputs, out; base: the folder is a LoRA adapter."""
+    """The chunk in robot units for one raw observation (noise where the policy takes some): folder, inputs, out; base:
+    the folder is a LoRA adapter."""
     from safetensors.torch import save_file
 
     policy = load(request)
@@ -58,8 +59,8 @@ def chunk(request: Request) -> dict[str, Any]:
             if name.startswith("image/")
         }
         batch |= {"observation.state": torch.from_numpy(given["state"]), "task": str(given["task"])}
-        noise = torch.from_numpy(given["noise"])
-    actions = after(policy.predict_action_chunk(before(batch), noise=noise))
+        drawn = {"noise": torch.from_numpy(given["noise"])} if "noise" in given.files else {}
+    actions = after(policy.predict_action_chunk(before(batch), **drawn))
     np.savez(request["out"], actions=actions.numpy())
     if request.get("merged"):
         whole = policy.merge_and_unload().state_dict()
@@ -118,11 +119,12 @@ def adapter(request: Request) -> dict[str, Any]:
 
 def load(request: Request) -> Any:
     """The policy, read strictly; under its adapter where the request names a base."""
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.policies.factory import get_policy_class
 
     folder = request.get("base") or request["folder"]
     os.chdir(folder)
-    policy = SmolVLAPolicy.from_pretrained(folder, strict=True)
+    kind = json.loads((Path(folder) / "config.json").read_text())["type"]
+    policy = get_policy_class(kind).from_pretrained(folder, strict=True)
     if not request.get("base"):
         return policy
     from peft import PeftModel

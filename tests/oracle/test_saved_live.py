@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.random_policy import RandomPolicy, write_random_policy
 from tests.training.training_world import World, write_data
 
+from vla_edge.policies.act.policy import ACTPolicy
 from vla_edge.policies.features import STATE
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.command import main as train_command
@@ -48,6 +49,30 @@ def test_a_saved_policy_opens_in_lerobot_and_plans_the_same(
     lerobot("chunk", folder=tmp_path / "saved", inputs=tmp_path / "seen.npz", out=tmp_path / "chunk.npz")
     actions = policy.predict_action_chunk(policy.preprocess(seen), noise)
     assert isinstance(actions, torch.Tensor)
+    with np.load(tmp_path / "chunk.npz") as content:
+        theirs = content["actions"]
+    assert np.abs(policy.postprocess(actions).numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_an_act_that_scratch_made_opens_in_lerobot_and_plans_the_same(lerobot: Ask, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    data = write_data(tmp_path / "data", World())
+    small = {"dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "n_encoder_layers": 1, "n_vae_encoder_layers": 1}
+    (tmp_path / "small.json").write_text(json.dumps(small | {"chunk_size": 8, "n_action_steps": 8}))
+    words = ["--family", "act", "--dataset", data, "--policy-config", tmp_path / "small.json", "--steps", "1"]
+    run = [*words, "--batch-size", "2", "--device", "cpu", "--out", tmp_path / "run"]
+    assert train_command(["scratch", *map(str, run)]) == 0
+    saved = (tmp_path / "run" / "checkpoints" / "last" / "pretrained_model").resolve()
+    policy, rng = ACTPolicy.from_pretrained(saved), np.random.default_rng(4)
+    seen: dict[str, Any] = {STATE: rng.normal(0, 1, policy.config.state_dim).astype(np.float32)}
+    seen |= {
+        camera.name: rng.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
+        for camera in policy.settings.cameras
+    }
+    given = {f"image/{name}": picture for name, picture in seen.items() if name != STATE}
+    np.savez(tmp_path / "seen.npz", **given, state=seen[STATE], task="")
+    lerobot("chunk", folder=saved, inputs=tmp_path / "seen.npz", out=tmp_path / "chunk.npz")
+    actions = policy.predict_action_chunk(policy.preprocess(seen))
     with np.load(tmp_path / "chunk.npz") as content:
         theirs = content["actions"]
     assert np.abs(policy.postprocess(actions).numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
