@@ -90,6 +90,19 @@ def test_a_mistyped_option_is_one_line_with_a_suggestion(
     assert "there is no option --jsom; did you mean --json?" in line and f"`{parser.prog} --help`" in line
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_a_typing_error_do_not_wait_for_torch(command: str) -> None:
+    """But for `vla-train scratch`, which asks every family what a new policy of it needs."""
+    program = (
+        f"import sys\nfrom {MODULES[command]} import main\n"
+        "for name in main.subcommands:\n"
+        "    if name != 'scratch':\n"
+        "        main.parser(name)\n"
+        "        assert 'torch' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_defaults_are_shown_where_there_is_one() -> None:
     text = " ".join(COMMANDS["vla-data"].parser("compare").format_help().split())
     assert "pictures compared per episode and camera (default: 3)" in text

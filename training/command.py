@@ -13,6 +13,7 @@ START, EVALUATE, PHASES = (
     f"{TRAINING}.evaluation.evaluate",
     f"{TRAINING}.sequential.phases_command",
 )
+TYPED, TYPED_OF_EVALUATION = f"{TRAINING}.arguments", f"{TRAINING}.evaluation.evaluation_arguments"
 
 main = Command(
     "vla-train",
@@ -24,6 +25,7 @@ main = Command(
             "fine-tune --checkpoint CHECKPOINT --dataset DATASET --out RUN --steps 20000",
             "add_fine_tune",
             "run_fine_tune",
+            TYPED,
         ),
         "distill": Subcommand(
             START,
@@ -31,6 +33,7 @@ main = Command(
             "distill --checkpoint CHECKPOINT --dataset DATASET --out RUN --flow-steps 1",
             "add_distill",
             "run_distill",
+            TYPED,
         ),
         "scratch": Subcommand(
             START,
@@ -45,14 +48,18 @@ main = Command(
             "smoke --checkpoint CHECKPOINT --dataset DATASET --out RUN",
             "add_smoke",
             "run_smoke",
+            TYPED,
         ),
-        "resume": Subcommand(START, "continue an interrupted run exactly", "resume RUN", "add_resume", "run_resume"),
+        "resume": Subcommand(
+            START, "continue an interrupted run exactly", "resume RUN", "add_resume", "run_resume", TYPED
+        ),
         "plan": Subcommand(
             f"{TRAINING}.step_plan",
             "memory and seconds of a step by batch, precision and cache, before anything is trained",
             "plan --checkpoint CHECKPOINT --batch 1 8 32",
             "add_plan",
             "run_plan",
+            TYPED,
         ),
         "anchors": Subcommand(
             PHASES,
@@ -60,6 +67,7 @@ main = Command(
             "anchors --checkpoint CHECKPOINT --dataset DATASET --out ANCHORS",
             "add_anchors",
             "run_anchors",
+            TYPED,
         ),
         "stages": Subcommand(
             PHASES,
@@ -67,6 +75,7 @@ main = Command(
             "stages kuavo --checkpoint CHECKPOINT --out RUN --dataset grasp=DATASET --dry-run",
             "add_stages",
             "run_stages",
+            TYPED,
         ),
         "evaluate": Subcommand(
             EVALUATE,
@@ -74,6 +83,7 @@ main = Command(
             "evaluate CHECKPOINT --dataset DATASET --episodes 40-49",
             "add_evaluate",
             "run_evaluate",
+            TYPED_OF_EVALUATION,
         ),
         "compare": Subcommand(
             EVALUATE,
@@ -81,6 +91,7 @@ main = Command(
             "compare CHECKPOINT BUNDLE --dataset DATASET --png comparison.png",
             "add_compare",
             "run_compare",
+            TYPED_OF_EVALUATION,
         ),
         "cls-report": Subcommand(
             f"{TRAINING}.evaluation.cls_report",
@@ -88,6 +99,7 @@ main = Command(
             "cls-report CHECKPOINT --dataset DATASET --out FOLDER",
             "add_cls_report",
             "run_cls_report",
+            TYPED_OF_EVALUATION,
         ),
         "status": Subcommand(
             f"{TRAINING}.run_files",

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of a training run, each a field of `TrainConfig`, and what `fine-tune`, `scratch`, `smoke` and `resume`
-print."""
+"""Parsed flags of a training run made a `TrainConfig`, and what `fine-tune`, `scratch`, `smoke` and `resume` print."""
 
 from __future__ import annotations
 
@@ -8,161 +7,25 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import answer, between, count, folder_to_write, fraction, not_negative, positive, whole
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError
 from vla_edge.fields import read_object
 from vla_edge.hub import local_folder
-from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
-from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
-from vla_edge.training.craft.conflict_projection import LOSSES, MERGES
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
+from vla_edge.training.arguments import FLAGS
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, live_line, silent
-from vla_edge.training.run_config import CHOICES, TaskData, TrainConfig, with_changes, with_settings, with_values
+from vla_edge.training.run_config import TaskData, TrainConfig, with_changes, with_settings, with_values
 from vla_edge.training.runs import first_episodes, with_held_out
-
-
-def folder(text: str) -> str:
-    """Type of an argument: a folder that is there or can be made, as the text that a run keeps."""
-    return str(folder_to_write(text))
-
-
-FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
-    "length of the run": {
-        "steps": (count, "steps", "optimiser steps"),
-        "batch-size": (count, "batch_size", "samples per process and accumulation step"),
-        "accumulation": (count, "accumulation", "batches per optimiser step"),
-        "precision": (CHOICES["precision"], "precision", "number format of the forward and backward pass"),
-        "device": (CHOICES["device"], "device", "where to train; auto: a GPU where there is one"),
-        "seed": (whole, "seed", "seed of everything random"),
-        "workers": (whole, "workers", "processes that load data, 0: none; not given: up to 4 where it pays"),
-        "cache-vision": (folder, "cache_vision", "folder that keeps each picture's tokens: a frozen tower runs once"),
-        "cache-prefix": (folder, "cache_prefix", "folder that keeps each frame's keys and values: for small sets"),
-        "cache-type": (CHOICES["cache_type"], "cache_type", "how they are kept; float32 is exact"),
-        "cache-mb": (whole, "cache_mb", "memory of a process for decoded pictures, shared by its loaders and datasets"),
-    },
-    "learning rate": {
-        "lr": (positive, "optimizer.lr", "peak learning rate"),
-        "weight-decay": (not_negative, "optimizer.weight_decay", "AdamW weight decay"),
-        "grad-clip": (positive, "optimizer.grad_clip_norm", "largest gradient norm"),
-        "warmup": (whole, "schedule.warmup_steps", "steps in which the rate rises to its peak"),
-        "decay": (count, "schedule.decay_steps", "steps until the rate is at its lowest"),
-        "decay-lr": (not_negative, "schedule.decay_lr", "lowest learning rate"),
-    },
-    "what is trained": {
-        "freeze-vision": (bool, "freeze.vision", "leave the vision tower as it is"),
-        "expert-only": (bool, "freeze.expert_only", "leave the whole vision-language model as it is"),
-        "train-state-proj": (bool, "freeze.state_proj", "train the projection of the joint state"),
-        "delta-target": (CHOICES["delta_target"], "delta_target", "with --kind delta: what the delta expert corrects"),
-        "n-action-steps": (whole, "n_action_steps", "actions executed per chunk; 0: as the checkpoint says"),
-        "padded-dims": (bool, "padded_dims", "count padded action dimensions in the loss"),
-        "statistics": (CHOICES["statistics"], "statistics", "normalise by all datasets, the first, or the checkpoint"),
-        "augment": (whole, "augment.most", "random changes per picture; 0: none"),
-    },
-    "LoRA": {
-        "lora-rank": (whole, "lora.rank", "rank of the adapters; 0: none"),
-        "lora-alpha": (count, "lora.alpha", "scale of the adapters"),
-        "lora-dropout": (fraction, "lora.dropout", "dropout of the adapters"),
-        "lora-targets": (str, "lora.targets", "regular expression over module names"),
-    },
-    "CRaFT: keep what the starting policy can do": {
-        "craft-anchors": (str, "craft.anchors", "folder that `vla-train anchors` wrote; turns CRaFT on"),
-        "craft-every": (count, "craft.every", "steps between retention gradients"),
-        "craft-conflict": (between(-1, 1), "craft.conflict_cosine", "project gradients below this cosine"),
-        "craft-lambda": (not_negative, "craft.lambda_start", "first weight of the retention gradient"),
-        "craft-batch": (count, "craft.anchor_batch", "anchors per retention gradient"),
-        "craft-merge": (MERGES, "craft.merge", "how the two gradients are added"),
-        "craft-loss": (LOSSES, "craft.loss", "distance to the teacher's features"),
-        "craft-raw": (bool, "craft.raw", "do not divide the retention loss by the teacher's spread"),
-    },
-    "checkpoints and validation": {
-        "save-every": (count, "save_every", "steps between checkpoints"),
-        "save": (bool, "save", "write checkpoints; --no-save for a dry run"),
-        "keep": (whole, "keep", "checkpoints to keep, 0: all; last and best always stay"),
-        "log-every": (count, "log_every", "steps between metrics"),
-        "validate-every": (whole, "validate_every", "steps between validations; 0: never"),
-        "validation-frames": (count, "validation_frames", "held-out frames per validation and task"),
-    },
-}
-"""Group → flag → how it is read, the field of `TrainConfig` it sets, what it is."""
-
 
 DELTA_HELD_OUT = 0.1
 """Share of episodes that a delta expert's error is measured on where no other is given."""
-TRACKERS = ("tensorboard", "wandb")
-
-
-def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
-    """Flags shared by every way to start a run; what is not given comes from `defaults`, then from `TrainConfig`."""
-    add_data_arguments(parser)
-    parser.add_argument(
-        "--out", type=folder, metavar="RUN", help="new folder of the run (default: outputs/train/DATE/TIME, as LeRobot)"
-    )
-    usual = replace(TrainConfig("", "", (TaskData("", ""),)), **defaults)
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag, (kind, path, text) in flags.items():
-            value = reduce(getattr, path.split("."), usual)
-            usually = {"True": "yes", "False": "no"}.get(str(value), str(value)).replace("%", "%%")
-            shown = text if value in ("", None) else f"{text} (default: {usually})"
-            if kind is bool:
-                group.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=shown)
-            elif isinstance(kind, tuple):
-                group.add_argument(f"--{flag}", choices=kind, help=shown)
-            else:
-                metavar = {"lora-targets": "REGEX"}.get(flag, "DIR") if kind in (str, folder) else None
-                group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
-    group.add_argument(
-        "--config", dest="run_file", type=Path, metavar="FILE", help="YAML or JSON of the run's fields; flags win"
-    )
-    add_set(group)
-    group.add_argument(
-        "--held-out",
-        type=fraction,
-        help="share of episodes held out for validation (default: none; with --kind delta 0.1, which measure it)",
-    )
-    group.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
-
-
-def add_set(group: Any) -> None:
-    group.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any field of the run as run.json names it, e.g. optimizer.betas=[0.9,0.99] or delta.vicreg_mu=10",
-    )
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        required=True,
-        metavar="DIR[:WEIGHT]",
-        help="LeRobot dataset, its folder or a Hub id; give several to mix them by weight",
-    )
-    add_tolerance(parser)
-    parser.add_argument(
-        "--episodes",
-        type=parse_episodes,
-        default=(),
-        metavar="LIST",
-        help="episodes to use, e.g. 0-9,12 (one dataset only)",
-    )
-    parser.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET_NAME",
-        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
-    )
 
 
 def config_from_arguments(

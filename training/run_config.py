@@ -17,7 +17,6 @@ from typing import Any
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.fields import build, merged, parse_yaml, read_object, to_json
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S
-from vla_edge.training.craft.conflict_projection import CraftConfig
 
 CHOICES = {
     "precision": ("float32", "bf16", "fp16"),
@@ -27,6 +26,12 @@ CHOICES = {
     "cache_type": ("float32", "bfloat16", "int8"),
     "device": ("auto", "cpu", "cuda"),
 }
+MERGES = ("weighted", "equal", "task_priority")
+LOSSES = ("mse", "cosine", "l1")
+LAYERS = (-2, -1)
+"""Of the expert, counted from the end: what CRaFT's anchors hold unless told otherwise."""
+GROUPS = {"hidden": ("state",), "velocity": ("velocity",), "vlm": ("vision", "language")}
+"""Group → its features; of CRaFT's anchors; `hidden` has each layer's beside."""
 TRANSFORMS = 6
 """Kinds of image augmentation (`augment.py`)."""
 
@@ -135,6 +140,45 @@ class FreezeConfig:
     vision: bool | None = None
     expert_only: bool | None = None
     state_proj: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CraftConfig:
+    """`every`: optimiser steps between retention gradients (K). `conflict_cosine`: below this cosine of task and
+    retention gradient the task gradient is projected. ε falls linearly from `epsilon_start` to `epsilon_end`.
+    `raw` keeps the retention loss undivided by the teacher's variance."""
+
+    anchors: str = ""
+    every: int = 5
+    conflict_cosine: float = -0.1
+    merge: str = "weighted"
+    lambda_start: float = 1.0
+    lambda_lr: float = 0.01
+    lambda_max: float = 10.0
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.1
+    anchor_batch: int = 16
+    loss: str = "mse"
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise ConfigError(f"CRaFT merge {self.merge!r}: known are {', '.join(MERGES)}")
+        if self.loss not in LOSSES:
+            raise ConfigError(f"CRaFT loss {self.loss!r}: known are {', '.join(LOSSES)}")
+        if self.every < 1 or self.anchor_batch < 1:
+            raise ConfigError(f"CRaFT every {self.every} and anchor batch {self.anchor_batch}: both must be at least 1")
+        if not -1 <= self.conflict_cosine <= 1:
+            raise ConfigError(f"CRaFT conflict threshold {self.conflict_cosine} is a cosine: give -1 to 1")
+        if not 0 <= self.lambda_start <= self.lambda_max < inf or not 0 <= self.lambda_lr < inf:
+            raise ConfigError(
+                f"CRaFT λ starts at {self.lambda_start}, steps by {self.lambda_lr} and ends at {self.lambda_max}: "
+                "give 0 ≤ start ≤ end, and a step of 0 or more"
+            )
+        if not (0 <= self.epsilon_start < inf and 0 <= self.epsilon_end < inf):
+            raise ConfigError(
+                f"CRaFT ε goes from {self.epsilon_start} to {self.epsilon_end}: give numbers of 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)

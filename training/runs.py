@@ -18,6 +18,7 @@ from vla_edge.policies.families import Beginning, Preset, family_of, policy_clas
 from vla_edge.policies.features import ACTION, Feature
 from vla_edge.policies.features import STATE as OBSERVED
 from vla_edge.policies.smolvla.config import read_config as read_smolvla
+from vla_edge.training.arguments import LONG
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
 from vla_edge.training.craft.anchors import AnchorCache
@@ -32,12 +33,8 @@ from vla_edge.training.sequential.phases import hold_out
 from vla_edge.training.statistics import chosen_statistics
 from vla_edge.training.trackers import check_trackers
 
-LONG = {"save_every": 1000, "workers": None}
-FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), **LONG}
-SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
-DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
 SMOKE_EPISODES = 10
-"""Defaults of the ways to train (docs/training-methods.md §6)."""
+"""A smoke run reads so many of every dataset."""
 
 
 def fine_tune(config: TrainConfig, report: Report = silent) -> tuple[Setup, Outcome]:

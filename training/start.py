@@ -1,75 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla-train fine-tune | distill | scratch | smoke | resume`: arguments and calls."""
+"""`vla-train fine-tune | distill | scratch | smoke | resume`: calls, and the arguments of `scratch`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_edge.command_line import CommandParser, answer
+from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.fields import read_object
 from vla_edge.policies.families import families, scratch_of
+from vla_edge.training.arguments import DISTILL, FINE_TUNE, SMOKE, add_training_arguments
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.frozen.caches import fill_caches
-from vla_edge.training.lerobot_arguments import table
 from vla_edge.training.loop import make_accelerator
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.objective import Objective
-from vla_edge.training.options import (
-    add_training_arguments,
-    config_from_arguments,
-    print_notes,
-    print_outcome,
-    reporter,
-)
+from vla_edge.training.options import config_from_arguments, print_notes, print_outcome, reporter
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import read_config
 from vla_edge.training.run_files import run_folder
-from vla_edge.training.runs import (
-    DISTILL,
-    FINE_TUNE,
-    SMOKE,
-    SMOKE_EPISODES,
-    begin,
-    prepare,
-    prepare_scratch,
-    resume,
-    scratch_defaults,
-)
+from vla_edge.training.runs import SMOKE_EPISODES, begin, prepare, prepare_scratch, resume, scratch_defaults
 from vla_edge.training.validation import validation_losses, weighted
 
 USUAL_FAMILY = "smolvla"
 """Of `scratch` without --family, and whose numbers its help shows."""
 PROBED, FALLEN = 16, 0.995
 """Frames that a smoke run's loss is compared on, and the share of it that counts as fallen."""
-
-
-def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="LeRobot checkpoint to start from: its folder, or a Hub id"
-    )
-    parser.add_argument("--revision", metavar="TEXT", help="branch, tag or commit of a Hub id (default: main)")
-    parser.add_argument(
-        "--kind", choices=("base", "delta"), default="base", help="delta: CLS head and delta expert on a frozen policy"
-    )
-    add_training_arguments(parser, defaults)
-    parser.notes = table()
-
-
-def add_distill(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="trained SmolVLA whose chunks shall take fewer flow steps"
-    )
-    parser.add_argument("--revision", metavar="TEXT", help="branch, tag or commit of a Hub id (default: main)")
-    parser.add_argument("--flow-steps", type=int, choices=(1, 2, 4), required=True, help="flow steps of the new policy")
-    add_training_arguments(parser, DISTILL)
-
-
-def add_smoke(parser: CommandParser) -> None:
-    add_fine_tune(parser, SMOKE)
 
 
 def run_fine_tune(arguments: argparse.Namespace) -> int:
@@ -151,22 +109,6 @@ def run_scratch(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments, arguments.backbone, scratch_defaults(scratch_of(arguments.family).preset))
     fields = policy_options(arguments.policy_config)
     return train_prepared(prepare_scratch(config, fields, arguments.family), "from scratch")
-
-
-def add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Continue an interrupted run exactly, with every option it was started with; what shall be another is a new "
-        "run from its checkpoints/last/pretrained_model."
-    )
-    parser.add_argument("run", type=Path, help="folder of the run, or its checkpoints/last")
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="PATH",
-        help="where the run's data lie now, in order",
-    )
 
 
 def run_resume(arguments: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vla_edge.command_line import answer, count, threads
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError
 from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint
 from vla_edge.policies.families import family_of, policy_class
@@ -219,15 +219,6 @@ def measured(work: tuple[PlannedPolicy, Case, int, int]) -> tuple[float, float]:
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="policy that will be trained")
-    parser.add_argument("--batch", type=count, nargs="+", default=[1, 8, 32], help="batch sizes of the table")
-    parser.add_argument(
-        "--measure", action="store_true", help="also run four steps of each on this CPU (minutes at full size)"
-    )
-    parser.add_argument("--threads", type=threads, default=0, help="CPU threads of --measure, 0: all physical cores")
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

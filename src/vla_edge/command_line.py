@@ -37,13 +37,15 @@ _answers: list[dict[str, Any]] = []
 @dataclass(frozen=True, slots=True)
 class Subcommand:
     """One word after a command. module: holds the functions `add` (arguments into a parser) and `run` (parsed arguments
-    → exit code). example: what to type after the command's name."""
+    → exit code). example: what to type after the command's name. arguments: the module of `add`, where it is another:
+    one that loads nothing large, so that help comes at once."""
 
     module: str
     purpose: str
     example: str
     add: str = "add_arguments"
     run: str = "run"
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Command:
         return run_command(self._run, argv, self.extras)
 
     def parser(self, name: str) -> CommandParser:
-        """The parser of a subcommand; its module is imported."""
+        """The parser of a subcommand; the module of its arguments is imported."""
         sub = self.subcommands[name]
         others = {word: entry.purpose for word, entry in self.subcommands.items() if word} if not name else {}
         parser = CommandParser(
@@ -76,7 +78,7 @@ class Command:
             old=self.old,
             subcommands=others,
         )
-        getattr(import_module(sub.module), sub.add)(parser)
+        getattr(import_module(sub.arguments or sub.module), sub.add)(parser)
         parser.add_json()
         return parser
 

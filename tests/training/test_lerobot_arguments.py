@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from vla_edge.errors import UsageError
+from vla_edge.training.arguments import FINE_TUNE, FLAGS, folder
 from vla_edge.training.command import main
 from vla_edge.training.lerobot_arguments import NAMES, SETTINGS, SWITCHES, table, translate
-from vla_edge.training.options import FLAGS, config_from_arguments, folder
+from vla_edge.training.options import config_from_arguments
 from vla_edge.training.run_config import TrainConfig
-from vla_edge.training.runs import FINE_TUNE
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import World, write_data

@@ -16,10 +16,10 @@ import torch
 from vla_edge.errors import ConfigError
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
-from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.loop_inputs import assemble
 from vla_edge.training.run_config import (
     AugmentConfig,
+    CraftConfig,
     DeltaConfig,
     FreezeConfig,
     LoraConfig,

@@ -16,9 +16,8 @@ from vla_edge.policies.smolvla.text import KeyValue, attend
 from vla_edge.policies.smolvla.vicreg import VicregWeights, vicreg
 from vla_edge.training import loop as training_loop
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
-from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.objective import Objective, step_shares, valid_steps
-from vla_edge.training.run_config import TaskData
+from vla_edge.training.run_config import CraftConfig, TaskData
 from vla_edge.training.run_files import read_metrics
 from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.training_frames import Frames, FrameSettings, collate

@@ -23,7 +23,6 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.runtime.inference.cache import CacheMode
 from vla_edge.runtime.inference.scene_gate import GateSettings, SceneVerdict
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
-from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.evaluation.cls_report import (
     Seen,
     gate_aurocs,
@@ -36,7 +35,14 @@ from vla_edge.training.evaluation.cls_report import (
 from vla_edge.training.evaluation.evaluate import Scope, evaluate
 from vla_edge.training.evaluation.predictors import CheckpointPredictor
 from vla_edge.training.progress import silent
-from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, TaskData, TrainConfig
+from vla_edge.training.run_config import (
+    CraftConfig,
+    FreezeConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TaskData,
+    TrainConfig,
+)
 from vla_edge.training.runs import fine_tune
 from vla_edge.training.sequential.phases import SharedSettings, Stage, StagePlan, StageTask, hold_out
 from vla_edge.training.sequential.task_sequence import StageRun, plan_content, train_stages

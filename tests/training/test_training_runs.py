@@ -24,9 +24,8 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import loop as training_loop
 from vla_edge.training.command import main
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
-from vla_edge.training.craft.conflict_projection import CraftConfig
 from vla_edge.training.progress import silent
-from vla_edge.training.run_config import AugmentConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
+from vla_edge.training.run_config import AugmentConfig, CraftConfig, LoraConfig, OptimizerConfig, TaskData, TrainConfig
 from vla_edge.training.run_files import read_metrics, read_status
 from vla_edge.training.runs import fine_tune, resume
 from vla_edge.training.sequential.phases import PolicySettings, SharedSettings, Stage, StagePlan, StageTask

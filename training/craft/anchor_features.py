@@ -21,11 +21,9 @@ from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.policies.smolvla.flow import Inputs, Prefix
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.adapters import frozen_parts
+from vla_edge.training.run_config import GROUPS, LAYERS
 
-LAYERS = (-2, -1)
 POOLING = ("mean", "last")
-GROUPS = {"hidden": ("state",), "velocity": ("velocity",), "vlm": ("vision", "language")}
-"""Group → its features; `hidden` has each layer's beside."""
 
 
 @dataclass(frozen=True)

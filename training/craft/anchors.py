@@ -30,10 +30,10 @@ from vla_edge.policies.scaling import pad_last
 from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.tensor_file import save_tensors
-from vla_edge.training.craft.anchor_features import LAYERS, POOLING, AnchorInputs, feature_names, features_of, layers_of
+from vla_edge.training.craft.anchor_features import POOLING, AnchorInputs, feature_names, features_of, layers_of
 from vla_edge.training.craft.anchor_kinds import METADATA, refuse_other_kinds
-from vla_edge.training.craft.conflict_projection import LOSSES, retention_loss
-from vla_edge.training.run_config import TaskData
+from vla_edge.training.craft.conflict_projection import retention_loss
+from vla_edge.training.run_config import LAYERS, LOSSES, TaskData
 from vla_edge.training.statistics import statistics_digest
 from vla_edge.training.training_frames import IS_PAD, Frames, FrameSettings, collate
 

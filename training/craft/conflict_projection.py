@@ -11,55 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
 
 from vla_edge.errors import ConfigError
+from vla_edge.training.run_config import LOSSES, CraftConfig
 
 Gradients = Sequence[Tensor | None]
-MERGES = ("weighted", "equal", "task_priority")
-LOSSES = ("mse", "cosine", "l1")
-
-
-@dataclass(frozen=True, slots=True)
-class CraftConfig:
-    """`every`: optimiser steps between retention gradients (K). `conflict_cosine`: below this cosine of task and
-    retention gradient the task gradient is projected. ε falls linearly from `epsilon_start` to `epsilon_end`.
-    `raw` keeps the retention loss undivided by the teacher's variance."""
-
-    anchors: str = ""
-    every: int = 5
-    conflict_cosine: float = -0.1
-    merge: str = "weighted"
-    lambda_start: float = 1.0
-    lambda_lr: float = 0.01
-    lambda_max: float = 10.0
-    epsilon_start: float = 1.0
-    epsilon_end: float = 0.1
-    anchor_batch: int = 16
-    loss: str = "mse"
-    raw: bool = False
-
-    def __post_init__(self) -> None:
-        if self.merge not in MERGES:
-            raise ConfigError(f"CRaFT merge {self.merge!r}: known are {', '.join(MERGES)}")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"CRaFT loss {self.loss!r}: known are {', '.join(LOSSES)}")
-        if self.every < 1 or self.anchor_batch < 1:
-            raise ConfigError(f"CRaFT every {self.every} and anchor batch {self.anchor_batch}: both must be at least 1")
-        if not -1 <= self.conflict_cosine <= 1:
-            raise ConfigError(f"CRaFT conflict threshold {self.conflict_cosine} is a cosine: give -1 to 1")
-        if not 0 <= self.lambda_start <= self.lambda_max < inf or not 0 <= self.lambda_lr < inf:
-            raise ConfigError(
-                f"CRaFT λ starts at {self.lambda_start}, steps by {self.lambda_lr} and ends at {self.lambda_max}: "
-                "give 0 ≤ start ≤ end, and a step of 0 or more"
-            )
-        if not (0 <= self.epsilon_start < inf and 0 <= self.epsilon_end < inf):
-            raise ConfigError(
-                f"CRaFT ε goes from {self.epsilon_start} to {self.epsilon_end}: give numbers of 0 or more"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchor_features import check_path, features_of
 from vla_edge.training.craft.anchors import AnchorCache
 from vla_edge.training.craft.conflict_projection import (
-    CraftConfig,
     Gradients,
     Merged,
     combine,
@@ -26,6 +25,7 @@ from vla_edge.training.craft.conflict_projection import (
     retention_loss,
 )
 from vla_edge.training.frozen.prefix_cache import KeptAnchors
+from vla_edge.training.run_config import CraftConfig
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
 
 STATE_FILE = "craft_state.json"

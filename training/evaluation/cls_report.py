@@ -16,11 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_edge.command_line import answer, between, count, folder_to_write
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.files import write_json, written_beside
-from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
-from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.policies.smolvla.cls import observe, similarity, why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.run_config import TaskData
@@ -237,27 +235,6 @@ def report_json(history: History, threshold: float, aurocs: Mapping[str, float])
         "auroc": dict(aurocs),
         "best": max(aurocs, key=lambda name: aurocs[name]),
     }
-
-
-def add_cls_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("policy", type=Path, help="checkpoint with a trained CLS head")
-    parser.add_argument("--dataset", required=True, metavar="DIR", help="LeRobot dataset: its folder, or a Hub id")
-    parser.add_argument(
-        "--episodes",
-        type=parse_episodes,
-        default=(),
-        metavar="LIST",
-        help="episodes to look at, e.g. 0-9,12 (default: all)",
-    )
-    add_tolerance(parser)
-    parser.add_argument("--stride", type=count, default=1, help="every n-th frame")
-    parser.add_argument("--near", type=count, default=3, help="frames apart that still are the same scene")
-    parser.add_argument(
-        "--threshold",
-        type=between(-1, 1),
-        help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it",
-    )
-    parser.add_argument("--out", type=folder_to_write, help="folder for similarity.csv, gate.json and similarity.png")
 
 
 def run_cls_report(arguments: argparse.Namespace) -> int:

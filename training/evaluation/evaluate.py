@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.command_line import answer, count, file_to_write, threads, whole
+from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.files import write_text, written_beside
-from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
-from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
+from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.policies.features import ACTION
-from vla_edge.runtime.inference.session import add_flow_steps_argument
 from vla_edge.training.checkpoints import RUN_FILE
 from vla_edge.training.evaluation.compare_report import Contender, RobotTrials, draw, markdown, read_trials
 from vla_edge.training.evaluation.prediction_errors import HorizonError, baselines, chunk_errors
@@ -140,27 +138,6 @@ def contender_of(predictor: Predictor, scope: Scope, timed: int, trials: RobotTr
     )
 
 
-def add_scope(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", metavar="DIR", help="LeRobot dataset: its folder, or a Hub id")
-    parser.add_argument(
-        "--episodes",
-        type=parse_episodes,
-        default=(),
-        metavar="LIST",
-        help="episodes to evaluate, e.g. 0-9,12 (default: all)",
-    )
-    parser.add_argument("--run", type=Path, help="take (its last) dataset and held-out episodes from this run")
-    add_tolerance(parser)
-    parser.add_argument("--stride", type=count, default=5, help="every n-th frame")
-    parser.add_argument("--seed", type=whole, default=0, help="seed of the noise")
-    parser.add_argument("--draws", type=count, default=1, help="noise draws per frame")
-    add_flow_steps_argument(parser)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where checkpoints run")
-    parser.add_argument(
-        "--threads", type=threads, default=0, help="CPU threads of a bundle (default: all physical cores)"
-    )
-
-
 def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
     dataset, episodes, tolerance_s = arguments.dataset, arguments.episodes, arguments.tolerance
     if arguments.run is not None:
@@ -201,12 +178,6 @@ def check_target(file: Path | None, suffix: str) -> None:
         raise ConfigError(f"{file.parent}: no such folder for {file.name}; make it first")
 
 
-def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("policy", type=Path, help="checkpoint, bundle, or saved predictions (.npz)")
-    parser.add_argument("--out", type=file_to_write, metavar="NPZ", help="keep the predictions for `vla-train compare`")
-    add_scope(parser)
-
-
 def run_evaluate(arguments: argparse.Namespace) -> int:
     check_target(arguments.out, ".npz")
     scope = scope_from_arguments(arguments)
@@ -233,21 +204,6 @@ def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.flo
             content[name] = np.array(value)
     with written_beside(file) as partial:
         np.savez(partial, **content)
-
-
-def add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("policies", nargs="+", type=Path, help="checkpoints, bundles, predictions (.npz)")
-    parser.add_argument("--png", type=file_to_write, help="three panels: latency, parameters, error")
-    parser.add_argument("--markdown", type=file_to_write, help="the table, with rows of the trials on the robot")
-    parser.add_argument(
-        "--trials",
-        action="append",
-        default=[],
-        metavar="NUMBER=JSON",
-        help="trials of the NUMBERth policy on the robot, as `vla-runtime report RECORD --trials JSON` wrote them",
-    )
-    parser.add_argument("--timed", type=count, default=20, help="predictions to time")
-    add_scope(parser)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
