@@ -68,7 +68,7 @@ class Variant:
 class VariantResult:
     """reached: per scene, the right cube under the right instruction. obeyed_wrong: per scene, the right cube although
     another one was named. error_m: mean distance of the tip from the point above the named cube, right instruction.
-    infer_ms: median of an inference here. hit_rate: inferences without a prefix run."""
+    infer_ms: median of an inference here. hit_rate: inferences that looked at no picture."""
 
     name: str
     reached: tuple[bool, ...]
@@ -112,17 +112,17 @@ class ColourPlanner:
     """A bundle per colour behind the planner's border: that of the task's colour plans. For a policy that reads no
     task. folder: holds one bundle for each colour, of its name."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._planners = {colour: _session(folder / colour, SessionOptions(), threads) for colour in CUBE_COLOURS}
-        self.sizes = self._planners[CUBE_COLOURS[0]].sizes
+    def __init__(self, folder: Path, options: SessionOptions, threads: int) -> None:
+        self.planners = {colour: _session(folder / colour, options, threads) for colour in CUBE_COLOURS}
+        self.sizes = self.planners[CUBE_COLOURS[0]].sizes
 
     def reset(self, seed: int, options: LockstepOptions) -> None:
-        for planner in self._planners.values():
+        for planner in self.planners.values():
             planner.reset(seed, options)
 
     def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
         colour = next(colour for colour in CUBE_COLOURS if colour in observation.task)
-        return self._planners[colour].plan(observation, now_ns)
+        return self.planners[colour].plan(observation, now_ns)
 
 
 class _Timed:
@@ -162,11 +162,17 @@ def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: 
 
 
 def act_variants(folder: Path, threads: int) -> list[Variant]:
-    """ACT's bundles, one a colour, with its default hand-over and with LeRobot's ensemble."""
-    make = partial(ColourPlanner, folder, threads)
-    return [
+    """ACT's bundles, one a colour, with its default hand-over and with LeRobot's ensemble; with the tokens of still
+    cameras kept where calibrated."""
+    make, kept = (
+        partial(ColourPlanner, folder, SessionOptions(cache), threads) for cache in (CacheMode.OFF, CacheMode.STILL)
+    )
+    rows = [
         Variant(f"ACT float32, {kind.value}", make, HandOverOptions(kind)) for kind in (ONE_PASS, HandOver.ENSEMBLE)
     ]
+    if all(read_gate(open_bundle(folder / colour)) is not None for colour in CUBE_COLOURS):
+        rows.append(Variant(f"ACT float32, {ONE_PASS.value}, still", kept, HandOverOptions(ONE_PASS)))
+    return rows
 
 
 def _session(bundle: Path, options: SessionOptions, threads: int) -> SessionPlanner:
@@ -186,10 +192,11 @@ def evaluate(variant: Variant, seeds: Sequence[int], options: LockstepOptions, b
         errors.append(right.distance_m[colour])
         wrong.append(reach(arm, planner, seed, other_colour(seed), options).reached(colour))
     arm.close()
-    hit_rate = None
-    if isinstance(planner.inner, SessionPlanner):
-        counts = planner.inner.session.cache.counts
-        hit_rate = counts.hits / max(1, counts.inferences)
+    inner = planner.inner
+    planners = inner.planners.values() if isinstance(inner, ColourPlanner) else [inner]
+    counts = [item.session.cache.counts for item in planners if isinstance(item, SessionPlanner)]
+    ran = sum(item.inferences for item in counts)
+    hit_rate = sum(item.hits for item in counts) / max(1, ran) if counts else None
     return VariantResult(
         variant.name, tuple(reached), tuple(wrong), float(np.mean(errors)), float(np.median(planner.ms)), hit_rate
     )

@@ -17,6 +17,7 @@ from vla_edge.policies.act.new_policy import new_act
 from vla_edge.policies.act.policy import ACTPolicy
 from vla_edge.policies.features import STATE
 from vla_edge.robot.sim.render import rendering_fault
+from vla_edge.runtime.inference.session import SessionOptions
 from vla_edge.trials.evaluate_reach import ColourPlanner
 from vla_edge.trials.lockstep import LockstepOptions
 from vla_edge.trials.reach_act import ACT_POLICY, ACTRecipe, one_colour, told_the_colour, train
@@ -69,7 +70,7 @@ def test_the_committed_policies_reach_their_cube_and_no_other(tmp_path: Path) ->
     for colour in CUBE_COLOURS:
         request = ExportRequest(EXAMPLE / colour, tmp_path / colour, threads=1, joint_units="degrees", fps=30.0)
         export_bundle(request, lambda step: None)
-    planner = ColourPlanner(tmp_path, 1)
+    planner = ColourPlanner(tmp_path, SessionOptions(), 1)
     options = LockstepOptions(planner.sizes, seconds=5, replan_ticks=25)
     arm = new_arm(options)
     right, wrong = [], []
