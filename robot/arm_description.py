@@ -285,24 +285,24 @@ class ArmDescription:
         for where, register in (named | {f"registers.{name}": name for name in always}).items():
             _must(register in self.registers, f"{where} is {register!r:.60}, which is not among registers")
         block = self.roles["block"]
-        for name, place in self.registers.items():
+        for name, lies in self.registers.items():
             _must(
-                name == block or place.bytes in (1, 2, 4),
-                f"registers.{name}.bytes is {place.bytes}, must be 1, 2 or 4 (roles.block alone may be longer)",
+                name == block or lies.bytes in (1, 2, 4),
+                f"registers.{name}.bytes is {lies.bytes}, must be 1, 2 or 4 (roles.block alone may be longer)",
             )
             _must(
-                place.at + place.bytes - 1 <= LAST_ADDRESS[self.protocol],
-                f"registers.{name}.at is {place.at}, beyond {self.protocol}'s last address",
+                lies.at + lies.bytes - 1 <= LAST_ADDRESS[self.protocol],
+                f"registers.{name}.at is {lies.at}, beyond {self.protocol}'s last address",
             )
-        ordered = sorted((place.at, name) for name, place in self.registers.items() if name != block)
+        ordered = sorted((lies.at, name) for name, lies in self.registers.items() if name != block)
         for (at, name), (_, before) in zip(ordered[1:], ordered):
             end = self.registers[before].at + self.registers[before].bytes
             _must(at >= end, f"registers.{name}.at is {at}, where {before} lies")
         inside = self.registers[block]
         for role in ("load", "velocity", "position"):
-            place = self.registers[self.roles[role]]
+            lies = self.registers[self.roles[role]]
             _must(
-                inside.at <= place.at and place.at + place.bytes <= inside.at + inside.bytes,
+                inside.at <= lies.at and lies.at + lies.bytes <= inside.at + inside.bytes,
                 f"roles.{role} lies outside roles.block, with which it is read",
             )
         if "error" in self.roles:
@@ -323,12 +323,11 @@ class ArmDescription:
         held |= {f"cleared.{name}": (name, value) for name, value in self.cleared.items()}
         if self.baud_code is not None:
             held["baud_code"] = ("baud_rate", self.baud_code)
-        for place, joint in enumerate(self.joints):
-            held[f"joints[{place}].mode"] = ("operating_mode", joint.mode)
+        held |= {f"joints[{place}].mode": ("operating_mode", joint.mode) for place, joint in enumerate(self.joints)}
         for place, setting in enumerate(self.settings):
-            for joint in setting.of:
+            for joint, value in setting.of.items():
                 _must(joint in self.joint_names, f"settings[{place}].of names {joint!r:.60}, which is no joint")
-                held[f"settings[{place}].of.{joint}"] = (setting.register, setting.of[joint])
+                held[f"settings[{place}].of.{joint}"] = (setting.register, value)
             if setting.value is not None:
                 held[f"settings[{place}].value"] = (setting.register, setting.value)
         for where, (register, value) in held.items():

@@ -275,9 +275,9 @@ def _missing(bus: ServoBus, missing: Sequence[str]) -> BusError:
             f"baud rate; set id and baud rate with `lerobot-setup-motors` or {arm.tool}"
         )
     if len(missing) == len(bus.joints):
-        others = _who_answers(bus.path, arm)
-        if others:
-            names = " or ".join(f"--robot {name}" for name in others)
+        known = _who_answers(bus.path, arm)
+        if known:
+            names = " or ".join(f"--robot {name}" for name in known)
             return BusError(
                 f"no servo answers on {bus.path} as {arm.title}'s do, but one does as another arm's: say {names}, or "
                 f"give {arm.title}'s port"

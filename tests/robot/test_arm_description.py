@@ -146,7 +146,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(inner, (*at, key))
 
 
-WRONG = (None, "", "x", -1, 10**30, [], {}, True, float("nan"), float("inf"), [1], {"a": 1}, {1: 2})
+WRONG: tuple[Any, ...] = (None, "", "x", -1, 10**30, [], {}, True, float("nan"), float("inf"), [1], {"a": 1}, {1: 2})
 """Nothing that a number, a text, a list or an object of a description may be."""
 
 

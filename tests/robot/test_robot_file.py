@@ -125,7 +125,12 @@ def test_setup_sees_which_arm_answers_on_a_port_that_is_given(folder: Path, caps
     assert ("--robot", "so101") in read_robot_file(folder / "robot.yaml")
     assert f"{emulator.port}: an SO-101 follower" in capsys.readouterr().out
     asked: list[tuple[str, list[Found]]] = []
-    chosen = setup_robot.find_arm("no servo answers", lambda text, found: asked.append((text, list(found))) or "so100")
+
+    def ask(question: str, choices: Sequence[Found]) -> str:
+        asked.append((question, list(choices)))
+        return "so100"
+
+    chosen = setup_robot.find_arm("no servo answers", ask)
     assert chosen == "so100" and asked[0][0] == "Which arm is it? None was recognised."
     assert [found.value for found in asked[0][1]] == ["koch", "so100", "so101"]
 
