@@ -39,6 +39,17 @@ def act_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def still_bundle(act_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with limits of stillness: nothing is kept but of a picture that did not change at all."""
+    bundle = tmp_path_factory.mktemp("still") / "bundle"
+    shutil.copytree(act_bundle, bundle)
+    manifest = open_bundle(bundle).manifest
+    limits = GateSettings(NO_SIMILARITY, 1.0, 0.0, 0.0, max_age_s=60.0)
+    write_manifest(bundle, replace(manifest, gate={**manifest.gate, **asdict(limits)}))
+    return bundle
+
+
+@pytest.fixture(scope="module")
 def relative_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden policy with the steps that make its actions count from the state."""
     folder = tmp_path_factory.mktemp("relative")
@@ -73,28 +84,23 @@ def test_an_act_runs_without_a_task_and_its_record_gives_the_same_bits_again(
 
 
 def test_an_act_keeps_the_tokens_of_still_cameras_on_the_robot_and_its_record_gives_the_same_bits_again(
-    act_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    still_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The phone shows one picture, the laptop two in turn."""
-    bundle = tmp_path / "limits"
-    shutil.copytree(act_bundle, bundle)
-    manifest = open_bundle(bundle).manifest
-    limits = GateSettings(NO_SIMILARITY, 1.0, 0.0, 0.0, max_age_s=60.0)
-    write_manifest(bundle, replace(manifest, gate={**manifest.gate, **asdict(limits)}))
     words = ["--record-inputs", str(tmp_path / "inputs.rec"), "--cache", "still", "--replan-s", "0", "--audit", "0.5"]
-    run = record_run(tmp_path, bundle, *words, task=None, size=SIZE, still="phone")
+    run = record_run(tmp_path, still_bundle, *words, task=None, size=SIZE, still="phone")
     counts = json.loads((run / "inference.json").read_text())["cache"]
     assert counts["vision_hits"]["1"] >= 2 and counts["reasons"].get("picture_changed"), counts
     assert counts["hits"] + counts["misses"] + counts["no_history"] == counts["inferences"]
     lines = [json.loads(text) for text in (run / "inference.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "reason" in line]
     assert [0] in [line["vision"] for line in lines] and not any(line["prefix"] for line in lines)
-    assert replayed(run, bundle, capsys)["inputs"]["differing"] == 0
+    assert replayed(run, still_bundle, capsys)["inputs"]["differing"] == 0
     assert main(["report", str(run / "flight.record"), "--out", str(tmp_path / "page.html")]) == 0
     assert "pictures looked at" in (tmp_path / "page.html").read_text()
 
 
-def test_an_act_is_served_without_a_task(act_bundle: Path, tmp_path: Path) -> None:
+def test_an_act_is_served_without_a_task_and_looks_at_a_still_picture_once(still_bundle: Path, tmp_path: Path) -> None:
     aiohttp = pytest.importorskip("aiohttp")
     generator = np.random.default_rng(3)
     observation: dict[str, Any] = {
@@ -103,20 +109,24 @@ def test_an_act_is_served_without_a_task(act_bundle: Path, tmp_path: Path) -> No
     observation["observation.state"] = np.zeros(6, np.float32)
     np.savez(tmp_path / "in.npz", **observation)
     words = ["--observation", str(tmp_path / "in.npz"), "--out", str(tmp_path / "out.npz"), "--threads", "1"]
-    assert main(["infer", "--bundle", str(act_bundle), *words]) == 0
+    assert main(["infer", "--bundle", str(still_bundle), *words]) == 0
     (tmp_path / "run").mkdir(mode=0o700)
-    with served(act_bundle, tmp_path / "run") as service:
+    with served(still_bundle, tmp_path / "run", ["--cache", "still"]) as service:
 
         async def ask() -> Any:
             async with aiohttp.ClientSession() as session, session.ws_connect(service.url + "/") as socket:
                 await socket.receive(timeout=EVENT_S)
-                await socket.send_bytes(encode(observation))
-                return decode((await socket.receive(timeout=EVENT_S)).data, WireLimits(1 << 24))
+                answers = []
+                for _ in range(2):
+                    await socket.send_bytes(encode(observation))
+                    answers.append(decode((await socket.receive(timeout=EVENT_S)).data, WireLimits(1 << 24)))
+                return answers
 
-        answer = asyncio.run(ask())
+        answers = asyncio.run(ask())
+        assert b"vla_serve_cache_hits_total 1\n" in service.get("/metrics")[1]
         model = json.loads(service.get("/v2/models/policy")[1])
     with np.load(tmp_path / "out.npz") as made:
-        assert answer["actions"].tobytes() == made["action"].tobytes()
+        assert [answer["actions"].tobytes() for answer in answers] == [made["action"].tobytes()] * 2
     assert [item["name"] for item in model["inputs"]] == [*observation], "no task is asked for"
 
 
