@@ -33,7 +33,7 @@ check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(TWO_WORKERS)
-	$(VENV)/bin/python -m pytest -m check tests
+	$(VENV)/bin/python -m pytest -m check --timeout 3600 -o faulthandler_timeout=0 tests
 
 load: $(VENV)/.ready
 	$(VENV)/bin/python scripts/under_load.py tests/runtime/control tests/runtime/service tests/runtime/records tests/robot

@@ -21,7 +21,7 @@ LEFT_OUT = "not stale"
 
 
 @pytest.mark.check
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc with its sanitizers")
 def test_the_extension_passes_its_python_tests_under_the_address_sanitizer(tmp_path: Path) -> None:
     # The package as it is, with another _core: child processes find it too.
