@@ -90,6 +90,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("if (ticks > self->rest_ticks)", ">", ">="): _SAME,
     ("to->acceleration = to->acceleration > 2 * to->velocity ? 2 * to->velocity : to->acceleration;", ">", ">="): _SAME,
     ("to->jerk = to->jerk > 2 * to->acceleration ? 2 * to->acceleration : to->jerk;", ">", ">="): _SAME,
+    ("int32_t steps = limits->acceleration < limits->jerk ? limits->acceleration : limits->jerk;", "<", "<="): _SAME,
     (
         "return refuse(self, GUARD_REFUSED_JOINTS, joints < self->count ? joints : -1);",
         "<",

@@ -491,7 +491,7 @@ static int joint_counts(void)
     int joint;
     for (int i = 0; i < ARM_JOINTS_MAX; i++)
         limits[i] = usual();
-    CHECK(guard_configure(&guard, limits, 0, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE);
+    CHECK(guard_configure(&guard, limits, 0, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE && joint == 0);
     CHECK(guard_configure(&guard, limits, ARM_JOINTS_MAX + 1, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE);
     for (int joints = 1; joints <= ARM_JOINTS_MAX; joints++) {
         int32_t present[ARM_JOINTS_MAX];
