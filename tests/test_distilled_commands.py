@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,10 @@ CAMERAS = ["--camera", "laptop=0", "--camera", "phone=1"]
 def words_of(command: str, bundle: Path, tmp_path: Path) -> list[str]:
     """What else the command wants."""
     (tmp_path / "run").mkdir(mode=0o700)
-    seen = {"observation.state": np.zeros(6, np.float32), "observation.images.laptop": np.zeros((48, 64, 3), np.uint8)}
+    seen: dict[str, Any] = {
+        "observation.state": np.zeros(6, np.float32),
+        "observation.images.laptop": np.zeros((48, 64, 3), np.uint8),
+    }
     np.savez(tmp_path / "seen.npz", task=TASK, **seen)
     words = {
         "infer": ["--observation", str(tmp_path / "seen.npz"), "--out", str(tmp_path / "out.npz")],
