@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from vla_edge.robot import registers as r
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.bus_log import read_log
@@ -27,6 +26,7 @@ from vla_edge.robot.sim.framing import (
     crc16,
 )
 from vla_edge.robot.sim.plant import IdealPlant
+from vla_edge.robot.sim.servos import x_series_table as r
 from vla_edge.robot.sim.servos.x_series import ALERT_BIT, ERROR_ACCESS, ERROR_LENGTH, ERROR_RANGE, XSeriesServo
 
 dxl = pytest.importorskip("dynamixel_sdk")

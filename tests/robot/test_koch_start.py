@@ -21,7 +21,6 @@ from vla_edge.contract import JointCalibration
 from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
 from vla_edge.robot import calibrate_joints as guide
 from vla_edge.robot import first_contact
-from vla_edge.robot import registers as r
 from vla_edge.robot.arm import RobotArm
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import (
@@ -34,6 +33,7 @@ from vla_edge.robot.port import check_latency_timer, open_port
 from vla_edge.robot.servo_arm import ArmOptions, ArmResult, ServoArm, open_arm
 from vla_edge.robot.servo_bus import BusResult, ServoBus
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
+from vla_edge.robot.sim.servos import x_series_table as r
 from vla_edge.robot.slow_motion import ramp
 from vla_edge.runtime.command import main
 

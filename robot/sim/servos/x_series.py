@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import struct
 
-from vla_edge.robot import registers as r
 from vla_edge.robot.registers import Register
 from vla_edge.robot.sim.emulated_servo import RETURN_DELAY_UNIT_NS, EmulatedServo
 from vla_edge.robot.sim.framing import DYNAMIXEL2
+from vla_edge.robot.sim.servos import x_series_table as r
 
 ERROR_RANGE, ERROR_LENGTH, ERROR_ACCESS = 0x04, 0x05, 0x07
 ALERT_BIT = 0x80
