@@ -46,6 +46,7 @@ from vla_edge.export.proof_observations import (
     Recording,
     camera_specs,
     data_fps,
+    data_robot,
     joint_names,
     recorded_cases,
     synthetic_cases,
@@ -205,6 +206,7 @@ def write_graphs(
         joints=joints,
         joint_units=request.joint_units,
         fps=data_fps(request.fps, request.recording),
+        robot_type=data_robot(request.recording),
         tokenizer=tokenizer,
         normalization=(
             *(

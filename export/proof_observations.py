@@ -146,6 +146,14 @@ def data_fps(told: float | str | None, recording: Recording | None) -> float | N
     return recorded
 
 
+def data_robot(recording: Recording | None) -> str:
+    """LeRobot's name of the robot in the recording; "": unknown."""
+    if recording is None:
+        return ""
+    with _open(recording) as dataset:
+        return dataset.info.robot_type or ""
+
+
 def _open(recording: Recording) -> Dataset:
     """The dataset. Its reader is imported here because its packages (extra `data`) are needed for nothing else."""
     from vla_edge.lerobot_data.reader import open_dataset

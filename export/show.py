@@ -27,6 +27,7 @@ def summary(bundle: Bundle) -> dict[str, object]:
         "parity": dict(manifest.parity),
         "gate": dict(manifest.gate),
         "fps": manifest.fps,
+        "robot_type": manifest.robot_type,
         "notes": list(manifest.notes),
     }
 
@@ -140,7 +141,8 @@ def _print_policy(bundle: Bundle, console: Console) -> None:
     averaged = policy.ensemble_coefficient
     used = f"{policy.n_action_steps} executed" if averaged is None else f"averaged with coefficient {averaged:g}"
     facts.add_row("chunk", f"{policy.chunk_size} actions, {used}, {steps}")
-    facts.add_row("data", f"{manifest.fps:g} actions a second" if manifest.fps else "actions a second: unknown")
+    rate = f"{manifest.fps:g} actions a second" if manifest.fps else "actions a second: unknown"
+    facts.add_row("data", f"{rate}, of a {manifest.robot_type}" if manifest.robot_type else rate)
     facts.add_row("pictures", f"{policy.image_width}×{policy.image_height}, {policy.tokens_per_image} tokens each")
     for camera in manifest.cameras:
         renamed = f" (from {camera.source})" if camera.source != camera.name else ""

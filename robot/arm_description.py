@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,13 @@ class ArmDescription:
 def arm_names() -> list[str]:
     """The arms that are described here."""
     return sorted(file.stem for file in ARMS.glob("*.yaml"))
+
+
+def arms_called(robot_type: str) -> list[ArmDescription]:
+    """The arms that are described here and that LeRobot calls so in a dataset."""
+    names = robot_type, f"{robot_type}_follower"
+    arms = [load_arm(name) for name in arm_names()]
+    return [arm for arm in arms if any(fnmatch(name, kind) for name in names for kind in arm.lerobot_folders)]
 
 
 @cache

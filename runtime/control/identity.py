@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, CameraSpec
 from vla_edge.errors import IdentityError
-from vla_edge.robot.arm_description import ArmDescription
+from vla_edge.robot.arm_description import ArmDescription, arms_called
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map
 from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.units import ACTION, STATE
@@ -100,10 +100,16 @@ def check_joints(
     calibration: JointCalibrations,
     units: JointUnits,
 ) -> None:
-    """The arm's joints in its order, and statistics that lie in this arm's ranges.
+    """Data of such an arm, its joints in its order, and statistics that lie in this arm's ranges.
 
     Older Koch datasets use other signs and zeros: their means then lie outside what this arm can reach.
     """
+    recorded_on = arms_called(bundle.manifest.robot_type)
+    if recorded_on and all((one.protocol, one.joint_names) != (arm.protocol, arm.joint_names) for one in recorded_on):
+        raise IdentityError(
+            f"{bundle.path}: the policy's data was recorded on {recorded_on[0].title} ({bundle.manifest.robot_type}), "
+            f"this is {arm.title}: the same joint values are other poses; give a bundle of this arm"
+        )
     names = bundle.manifest.joints
     dim = bundle.manifest.policy.action_dim
     if units.value not in arm.joint_units:

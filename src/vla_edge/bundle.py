@@ -210,7 +210,7 @@ class CorrectionSpec:
 class Manifest:
     """Everything `manifest.json` holds. `joints`: names in the order of state and action, with `joint_units`
     "degrees", "range_m100_100" or "unknown". `fps`: actions a second in the data the policy was trained on; None:
-    unknown, also where an older bundle does not say."""
+    unknown, also where an older bundle does not say. `robot_type`: LeRobot's name of its robot; "": unknown."""
 
     policy: PolicySpec
     cameras: tuple[CameraSpec, ...]
@@ -230,6 +230,7 @@ class Manifest:
     programme: Programme = smolvla_programme(())
     fps: float | None = None
     correction: CorrectionSpec | None = None
+    robot_type: str = ""
 
     @property
     def why_not_delta(self) -> str:

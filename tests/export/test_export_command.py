@@ -330,6 +330,7 @@ def test_recorded_frames_are_compared_too_and_name_the_joints(
     )
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.fps == open_dataset(DATASET).fps == 30
+    assert manifest.robot_type == "koch"
     assert "does not say how many actions" not in capsys.readouterr().out
     assert [case for case in manifest.parity["cases"] if "frame" in case] == [
         "koch_v30_official frame 33",

@@ -19,7 +19,7 @@ from vla_edge.errors import IdentityError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.writer import DatasetWriter
-from vla_edge.robot.arm_description import load_arm
+from vla_edge.robot.arm_description import arms_called, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, save_joint_calibration
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.identity import (
@@ -99,6 +99,33 @@ def test_another_joint_order_is_refused(bundle):
     other = replace(bundle, manifest=replace(bundle.manifest, joints=swapped))
     with pytest.raises(IdentityError, match="joint 'shoulder_lift' stands where a Koch has shoulder_pan"):
         check_joints(other, tables(), KOCH, CALIBRATION, JointUnits.DEGREES)
+
+
+@pytest.mark.parametrize(
+    ("robot_type", "fits"),
+    [
+        ("", True),
+        ("koch", True),
+        ("koch_follower", True),
+        ("my_arm", True),
+        ("so101_follower", False),
+        ("so100", False),
+    ],
+)
+def test_data_of_another_kind_of_arm_is_refused(bundle, robot_type, fits):
+    other = replace(bundle, manifest=replace(bundle.manifest, robot_type=robot_type))
+    if fits:
+        check_joints(other, tables(), KOCH, CALIBRATION, JointUnits.DEGREES)
+    else:
+        with pytest.raises(IdentityError, match=rf"recorded on an SO-10[01] \({robot_type}\), this is a Koch"):
+            check_joints(other, tables(), KOCH, CALIBRATION, JointUnits.DEGREES)
+
+
+def test_arms_of_the_same_servos_and_joints_take_each_others_data():
+    assert {arm.name for arm in arms_called("so_follower")} == {"so100", "so101"}
+    so100, so101 = load_arm("so100"), load_arm("so101")
+    assert (so100.protocol, so100.joint_names) == (so101.protocol, so101.joint_names)
+    assert not arms_called("aloha") and [arm.name for arm in arms_called("koch")] == ["koch"]
 
 
 def test_another_sign_or_zero_is_refused_with_the_joint(bundle):
