@@ -12,7 +12,7 @@ about the base; judged is the tip's distance from the place above it, from 3 s o
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,15 @@ HZ, SECONDS, JUDGED_S = 30, 11.0, 3.0
 SWING_DEG, SWING_S = 10.0, 8.0
 """Of the cube about the base: 8 degrees a second at the fastest, about 3 cm/s."""
 DELAYS = (0, 5, 15)
+TOLD_EVERY = 5
 EVERY_CHANGE = GateSettings("pooled", -1, still_mean=0, still_worst=0, max_reuse=10**6, max_age_s=1e9)
 OPTIONS = {
     Refresh.FRONT: SessionOptions(),
     Refresh.BESIDE: SessionOptions(CacheMode.STILL, gate=EVERY_CHANGE, refresh=Refresh.BESIDE),
 }
+
+
+NAMES = {Refresh.FRONT: "in front", Refresh.BESIDE: "beside"}
 
 
 class DelayedPlanner(SessionPlanner):
@@ -94,38 +98,43 @@ def swing(tick: int) -> float:
     return float(SWING_DEG * np.sin(2 * np.pi * tick / HZ / SWING_S))
 
 
-def row_of(bundle: Bundle, engine: Engine, refresh: Refresh, delay: int, seeds: range) -> dict[str, Any]:
-    """All scenes with prefixes of one kind and delay. errors_m: of each scene, its mean distance."""
-    planner = DelayedPlanner(bundle, engine, OPTIONS[refresh], delay)
-    ticks = 1 + (delay if refresh is Refresh.FRONT else 0)
-    options = LockstepOptions(planner.sizes, HZ, seconds=SECONDS, delay_ticks=ticks, replan_ticks=ticks)
-    arm = new_arm(options)
-    name = f"{refresh.value}, {delay} ticks"
-    errors = [
-        float(follow(arm, planner, seed, options)[round(JUDGED_S * HZ) :].mean())
-        for seed in track(seeds, name, console=Console(stderr=True))
-    ]
-    arm.close()
+def row_of(errors_m: Sequence[float], planner: DelayedPlanner, options: LockstepOptions) -> dict[str, Any]:
+    """The scenes so far with prefixes of one kind and delay. errors_m: of each scene, its mean distance."""
     return {
-        "success": float(np.mean(np.array(errors) <= REACHED_M)),
-        "error_cm": float(np.mean(errors) * 100),
-        "error_cm_p90": float(np.quantile(errors, 0.9) * 100),
-        "plans_a_second": HZ / ticks,
+        "success": float(np.mean(np.array(errors_m) <= REACHED_M)),
+        "error_cm": float(np.mean(errors_m) * 100),
+        "error_cm_p90": float(np.quantile(errors_m, 0.9) * 100),
+        "plans_a_second": HZ / options.replan_ticks,
         "prefix_age_ms_p50": float(np.median(planner.ages_s) * 1e3),
-        "errors_m": errors,
+        "errors_m": list(errors_m),
     }
 
 
-def rows_of(bundle: Bundle, engine: Engine, seeds: range) -> dict[str, dict[str, Any]]:
-    """A row for each kind and delay; the same scenes in front and beside are compared in pairs."""
-    rows: dict[str, dict[str, Any]] = {}
-    for delay in DELAYS:
-        front = rows[f"in front, {delay} ticks"] = row_of(bundle, engine, Refresh.FRONT, delay, seeds)
-        beside = rows[f"beside, {delay} ticks"] = row_of(bundle, engine, Refresh.BESIDE, delay, seeds)
-        reached = ([error <= REACHED_M for error in row["errors_m"]] for row in (front, beside))
-        beside["pairs"] = mcnemar(*reached)
-        beside["nearer"] = float(np.mean(np.array(beside["errors_m"]) < front["errors_m"]))
-    return rows
+def rows_of(bundle: Bundle, engine: Engine, seeds: range) -> Iterator[dict[str, dict[str, Any]]]:
+    """A row for each kind and delay after every TOLD_EVERY scenes and at the end: a run that is cut short is a smaller
+    one. The same scenes in front and beside are compared in pairs."""
+    kinds = [(delay, refresh) for delay in DELAYS for refresh in (Refresh.FRONT, Refresh.BESIDE)]
+    planners = {kind: DelayedPlanner(bundle, engine, OPTIONS[kind[1]], kind[0]) for kind in kinds}
+    options, errors = {}, {kind: list[float]() for kind in kinds}
+    for delay, refresh in kinds:
+        ticks = 1 + (delay if refresh is Refresh.FRONT else 0)
+        sizes = planners[delay, refresh].sizes
+        options[delay, refresh] = LockstepOptions(sizes, HZ, seconds=SECONDS, delay_ticks=ticks, replan_ticks=ticks)
+    arm = new_arm(options[kinds[0]])
+    for seed in track(seeds, "scenes", console=Console(stderr=True)):
+        for kind in kinds:
+            distances = follow(arm, planners[kind], seed, options[kind])
+            errors[kind].append(float(distances[round(JUDGED_S * HZ) :].mean()))
+        if len(errors[kind]) % TOLD_EVERY == 0 or seed == seeds[-1]:
+            made = {kind: row_of(errors[kind], planners[kind], options[kind]) for kind in kinds}
+            for delay in DELAYS:
+                front, beside = made[delay, Refresh.FRONT], made[delay, Refresh.BESIDE]
+                beside["pairs"] = mcnemar(
+                    *([error <= REACHED_M for error in row["errors_m"]] for row in (front, beside))
+                )
+                beside["nearer"] = float(np.mean(np.array(beside["errors_m"]) < front["errors_m"]))
+            yield {f"{NAMES[refresh]}, {delay} ticks": row for (delay, refresh), row in made.items()}
+    arm.close()
 
 
 def page(rows: dict[str, dict[str, Any]], scenes: int) -> str:
@@ -158,11 +167,14 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     engine = load_engine("ort", EngineOptions(threads=options.threads))
-    rows = rows_of(open_bundle(options.bundle), engine, range(FIRST_SEED, FIRST_SEED + options.episodes))
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "moving_cube.json", {"commit": commit(), "episodes": options.episodes, "rows": rows})
-    write_text(options.out / "moving_cube.md", page(rows, options.episodes))
-    print(page(rows, options.episodes), end="")
+    text = ""
+    for rows in rows_of(open_bundle(options.bundle), engine, range(FIRST_SEED, FIRST_SEED + options.episodes)):
+        (scenes,) = {len(row["errors_m"]) for row in rows.values()}
+        text = page(rows, scenes)
+        write_json(options.out / "moving_cube.json", {"commit": commit(), "episodes": scenes, "rows": rows})
+        write_text(options.out / "moving_cube.md", text)
+    print(text, end="")
     return 0
 
 

@@ -32,7 +32,7 @@ def test_the_cube_comes_back_and_is_followed_from_where_it_is(monkeypatch: pytes
         open_bundle(REPOSITORY / "examples/reach-cube/bundle"),
         load_engine("ort", EngineOptions(threads=1)),
     )
-    rows = moving_cube.rows_of(bundle, engine, range(1))
+    (rows,) = moving_cube.rows_of(bundle, engine, range(1))
     front, beside = rows["in front, 2 ticks"], rows["beside, 2 ticks"]
     assert front["plans_a_second"] == 10 and beside["plans_a_second"] == 30
     assert set(made[0].ages_s) == {0.0}, "in front every plan has a prefix of its own"
