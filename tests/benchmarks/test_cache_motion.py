@@ -11,6 +11,7 @@ import pytest
 from vla_edge.benchmarks.flow import cache_motion
 from vla_edge.benchmarks.flow.cache_motion import (
     Point,
+    confirmed,
     front,
     hits_at,
     in_session,
@@ -44,6 +45,17 @@ def test_hits_at_the_bound_lie_on_the_front_between_its_points() -> None:
     assert [found.hit_rate for found in front(points)] == [0, 0.2, 0.3, 0.4]
     assert hits_at(points, 0.01) == pytest.approx(0.25)
     assert hits_at(points, 1.0) == 0.4
+
+
+def test_the_most_hits_count_that_a_session_gets_within_the_bound() -> None:
+    points = [point(0.1, 0.001), point(0.2, 0.005), point(0.3, 0.009), point(0.4, 0.02)]
+    asked: list[float] = []
+
+    def session(at: Point) -> Point:
+        asked.append(at.hit_rate)
+        return point(at.hit_rate, at.error_p95 * 1.5)
+
+    assert confirmed(points, 0.01, session) == (points[1], point(0.2, 0.0075)) and asked == [0.3, 0.2]
 
 
 def test_limits_are_scaled_and_a_threshold_stays_a_cosine() -> None:
