@@ -255,10 +255,10 @@ def _delta_report(bundle: Bundle, result: GateResult) -> list[str]:
         return []
     why, run_ = bundle.manifest.why_not_delta, result.replays.get(CacheMode.DELTA)
     if why or run_ is None:
-        return [f"correction   not measured: {why}; {TRAIN_DELTA}, or run with --cache gated"]
+        return [f"correction   not measured: {why}; {TRAIN_DELTA}, or run with --cache still"]
     if run_.correction is None:
         return ["correction   no chunk was corrected on these episodes; --cache delta goes by its training's error"]
-    verdict = "" if run_.correction < 1 else "; worse than none: --cache delta refuses it, run with --cache gated"
+    verdict = "" if run_.correction < 1 else "; worse than none: --cache delta refuses it, run with --cache still"
     return [f"correction   corrected chunks have {run_.correction:.2f} of the error of uncorrected ones{verdict}"]
 
 

@@ -340,5 +340,5 @@ def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | No
             "not have; calibrate with pooled"
         )
     if options.cache is CacheMode.DELTA and (why := bundle.manifest.why_not_delta):
-        raise ConfigError(f"--cache delta: {why}; {TRAIN_DELTA}, or choose --cache gated")
+        raise ConfigError(f"--cache delta: {why}; {TRAIN_DELTA}, or choose --cache still")
     return settings

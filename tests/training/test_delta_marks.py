@@ -128,7 +128,7 @@ def test_an_expert_that_does_not_help_is_refused_by_runtime_doctor_and_gate_in_o
     assert "\n" not in str(refused.value) and "vla-train fine-tune --kind delta" in str(refused.value)
     PolicySession(open_bundle(bundle), engine, SessionOptions(CacheMode.GATED, gate=GATE))
     item = next(item for item in check_deployment(bundle, None, "red", 10.0, 1) if item.name == "delta expert")
-    assert item.state == FAILED and told in item.found and "--cache gated" in item.fix
+    assert item.state == FAILED and told in item.found and "--cache still" in item.fix
     line = gate_line(bundle, world / "data", tmp_path / "gated", capsys)
     assert line.startswith("correction   not measured: ") and told in line
     assert open_bundle(tmp_path / "gated").manifest.why_not_delta
