@@ -19,8 +19,8 @@ from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.robot.sim.simulator import tip_to_cubes
 from vla_edge.runtime.control.control_settings import MAX_HZ, MIN_HZ, ControlRate, candidates
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
-from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.session import SessionOptions, add_flow_steps_argument
+from vla_edge.runtime.inference.cache import add_cache_argument
+from vla_edge.runtime.inference.session import SessionOptions, add_flow_steps_argument, cache_mode
 from vla_edge.trials.lockstep import options_at, run_lockstep
 from vla_edge.trials.reach_task import SessionPlanner
 
@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.task is None and bundle.manifest.reads_text:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     engine = load_engine(arguments.backend, EngineOptions(threads=arguments.threads))
-    planner = SessionPlanner(bundle, engine, SessionOptions(CacheMode(arguments.cache), steps=arguments.flow_steps))
+    planner = SessionPlanner(
+        bundle, engine, SessionOptions(cache_mode(arguments.cache, bundle), steps=arguments.flow_steps)
+    )
     rate = ControlRate(candidates(arguments.hz, bundle.manifest.fps)[0], bundle.manifest.fps)
     if rate.fps is None:
         print(f"note: {UNKNOWN_RATE}", file=sys.stderr)

@@ -29,7 +29,7 @@ from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, PolicyOptions, options_of_arguments
-from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
+from vla_edge.runtime.inference.cache import add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import (
@@ -38,6 +38,7 @@ from vla_edge.runtime.inference.session import (
     SessionOptions,
     add_flow_steps_argument,
     add_noise_argument,
+    cache_mode,
 )
 from vla_edge.runtime.inference.units import remarks
 
@@ -123,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
     devices = camera_options(bundle, options.camera, options.without)
     engine = load_engine(options.backend, EngineOptions(threads=options.threads, spin=False))
-    session = PolicySession(bundle, engine, session_options(options))
+    session = PolicySession(bundle, engine, session_options(options, bundle))
     session.check_task(options.task or "")
     settings = loop_options(options, session)
     for remark in remarks(bundle, session.preparer.tables):
@@ -158,10 +159,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def session_options(options: PolicyOptions) -> SessionOptions:
+def session_options(options: PolicyOptions, bundle: Bundle) -> SessionOptions:
     """The session's options from the command line. ConfigError: a refresh beside plans that keep no prefix."""
     return SessionOptions(
-        CacheMode(options.cache),
+        cache_mode(options.cache, bundle),
         options.seed,
         options.flow_steps,
         noise=Noise(options.noise),

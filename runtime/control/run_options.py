@@ -55,15 +55,16 @@ class ControlOptions(RobotOptions):
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
     """What the policy shall do and how it is computed. task: None where none was given; an empty one is an instruction
-    too. flow_steps, least_flow_steps: None, the policy's own. replan_s: least time between two plans while moving.
-    audit: share of cache hits computed again. record_fps: pictures a second, 0: none."""
+    too. cache: None, as the bundle allows. flow_steps, least_flow_steps: None, the policy's own. replan_s: least time
+    between two plans while moving. audit: share of cache hits computed again. record_fps: pictures a second, 0: none.
+    """
 
     task: str | None
     without: list[str]
     trust_cameras: bool
     backend: str
     threads: int
-    cache: str
+    cache: str | None
     refresh: str
     flow_steps: int | None
     least_flow_steps: int | None

@@ -146,7 +146,7 @@ def supervise(options: RunOptions) -> int:
     """The whole run; its exit code."""
     check_seconds(options.seconds)
     bundle = open_bundle(options.robot.bundle)
-    bundle.manifest.policy.checked_steps(session_options(options.policy).steps)
+    bundle.manifest.policy.checked_steps(session_options(options.policy, bundle).steps)
     if not options.simulated and (options.robot.port is None or options.robot.joints is None):
         raise ConfigError(
             "the arm needs --port and --joints: `vla-runtime setup` finds and stores them; --robot sim needs neither"

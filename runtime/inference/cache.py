@@ -47,9 +47,9 @@ def add_cache_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache",
         choices=[mode.value for mode in CacheMode],
-        default=CacheMode.OFF.value,
         help="when the prefix is used again: never, while the pictures stand still, where the scene gate agrees, or "
-        "there with the queued chunk corrected",
+        "there with the queued chunk corrected (default: still where vla-calibrate gate has set the bundle's limits, "
+        "else off)",
     )
 
 

@@ -317,6 +317,14 @@ def noise_of(seed: int, index: int, shape: tuple[int, int], kind: Noise = Noise.
     return noise
 
 
+def cache_mode(told: str | None, bundle: Bundle) -> CacheMode:
+    """What `--cache` asked for; without it `still`, which reuses most at equal error (docs/benchmarks.md), where the
+    bundle is calibrated, else `off`."""
+    if told is not None:
+        return CacheMode(told)
+    return CacheMode.OFF if read_gate(bundle) is None else CacheMode.STILL
+
+
 def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
     settings = options.gate or read_gate(bundle)
     judged = options.cache in (CacheMode.GATED, CacheMode.DELTA)

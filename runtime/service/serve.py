@@ -18,7 +18,13 @@ from vla_edge.engines.engine import add_engine_arguments
 from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.session import Noise, SessionOptions, add_flow_steps_argument, add_noise_argument
+from vla_edge.runtime.inference.session import (
+    Noise,
+    SessionOptions,
+    add_flow_steps_argument,
+    add_noise_argument,
+    cache_mode,
+)
 from vla_edge.runtime.service.serve_access import access
 from vla_edge.runtime.service.serve_options import ServeOptions
 
@@ -67,11 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     lower_priority(arguments.nice)
     allowed = access(arguments.host, arguments.token_file, arguments.certificate, arguments.key)
+    bundle = None if arguments.bundle is None else open_bundle(arguments.bundle)
     options = ServeOptions(
         engine=arguments.backend,
         threads=arguments.threads,
         session=SessionOptions(
-            CacheMode(arguments.cache), arguments.seed, arguments.flow_steps, noise=Noise(arguments.noise)
+            CacheMode.OFF if bundle is None else cache_mode(arguments.cache, bundle),
+            arguments.seed,
+            arguments.flow_steps,
+            noise=Noise(arguments.noise),
         ),
         sessions=arguments.sessions,
         connections=arguments.connections,
@@ -80,13 +90,5 @@ def run(arguments: argparse.Namespace) -> int:
         record_limit_bytes=arguments.record_mb << 20,
         trust_cameras=arguments.trust_cameras,
     )
-    asyncio.run(
-        serve(
-            None if arguments.bundle is None else open_bundle(arguments.bundle),
-            open_run_folder(arguments.run_dir or last_run_folder()),
-            allowed,
-            options,
-            started_ns,
-        )
-    )
+    asyncio.run(serve(bundle, open_run_folder(arguments.run_dir or last_run_folder()), allowed, options, started_ns))
     return 0

@@ -23,6 +23,7 @@ from vla_edge.runtime.inference.session import (
     Noise,
     PolicySession,
     SessionOptions,
+    cache_mode,
     noise_of,
 )
 from vla_edge.runtime.inference.shadow_audit import ShadowAudit
@@ -41,6 +42,14 @@ def recorded():
 @pytest.fixture(scope="module")
 def bundle(golden_bundle) -> Bundle:
     return open_bundle(golden_bundle)
+
+
+def test_without_a_word_a_calibrated_bundle_reuses_what_stands_still(bundle):
+    limits = {"similarity": "pooled", "threshold": 0.9, "still_mean": 1, "still_worst": 4, "max_reuse": 9}
+    limits |= {"max_age_s": 2, "bound": 0.01}
+    calibrated = replace(bundle, manifest=replace(bundle.manifest, gate={**bundle.manifest.gate, **limits}))
+    assert cache_mode(None, bundle) is CacheMode.OFF and cache_mode(None, calibrated) is CacheMode.STILL
+    assert cache_mode("off", calibrated) is CacheMode.OFF and cache_mode("gated", bundle) is CacheMode.GATED
 
 
 def session_of(bundle: Bundle, engine: str = "ort", **options) -> PolicySession:
