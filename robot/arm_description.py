@@ -27,6 +27,10 @@ DEFAULT_ARM = "koch"
 """The arm that is meant where nobody names one."""
 JOINTS_MAX = 16
 """ARM_JOINTS_MAX of robot/bus/arm.h."""
+BUSES_MAX = 2
+"""SERVO_BUSES_MAX of robot/bus/servo_arm.h."""
+SIDES = ("left_", "right_")
+"""What the joints' names on each of two buses begin with."""
 ROLES = ("torque", "goal", "block", "load", "velocity", "position", "voltage", "temperature")
 OPTIONAL_ROLES = ("error", "watchdog", "lock")
 READ_MAX = 16
@@ -95,7 +99,8 @@ class ServoKind:
 @dataclass(frozen=True, slots=True)
 class ArmJoint:
     """One joint. A name that ends in `gripper` is one: 0 to 100 in every unit. mode: of operation. gravity: counts its
-    goal may lead by at rest. full_turn: it has no ends, its range is the whole turn."""
+    goal may lead by at rest. full_turn: it has no ends, its range is the whole turn. bus: 1: on the second of two
+    ports."""
 
     name: str
     id: int
@@ -103,11 +108,13 @@ class ArmJoint:
     mode: int
     gravity: int
     full_turn: bool = False
+    bus: int = 0
 
     def __post_init__(self) -> None:
         _named("name", self.name)
         _within("id", self.id, 0, 252)
         _within("gravity", self.gravity, 0, 0x7FFF)
+        _within("bus", self.bus, 0, BUSES_MAX - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +193,8 @@ class ArmDescription:
     the baud_rate register holds. joint_units: that are accepted; the first is LeRobot's default, and the only one is
     taken unasked. velocity_unit: counts/s of one unit of velocity. homing_sign: of the homing offset in the present
     position. same_firmware: on all servos. checked: calibration field → register that must hold it. cleared: register →
-    bits that must be 0. truncates: LeRobot's counts of a joint value are cut, not rounded.
+    bits that must be 0. truncates: LeRobot's counts of a joint value are cut, not rounded. parking: groups of joints
+    that park one behind the other, then the joints that are in none.
     """
 
     name: str
@@ -223,6 +231,7 @@ class ArmDescription:
     refused_when_stopped: tuple[str, ...] = ()
     truncates: bool = False
     units_must_be_known: bool = False
+    parking: tuple[tuple[str, ...], ...] = ()
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -257,14 +266,27 @@ class ArmDescription:
 
     def _check_joints(self) -> None:
         _must(bool(self.servos), "servos is empty; a joint's servo is one of them")
-        names, ids = self.joint_names, [joint.id for joint in self.joints]
+        names, ids = self.joint_names, [(joint.bus, joint.id) for joint in self.joints]
         _must(1 <= len(names) <= JOINTS_MAX, f"joints has {len(names)} items, an arm has 1 to {JOINTS_MAX}")
         for place, joint in enumerate(self.joints):
             where = f"joints[{place}]"
             _must(names.index(joint.name) == place, f"{where}.name is {joint.name}, as an earlier joint's")
-            _must(ids.index(joint.id) == place, f"{where}.id is {joint.id}, as an earlier joint's")
+            _must(ids.index(ids[place]) == place, f"{where}.id is {joint.id}, as an earlier joint's")
             _one_of(f"{where}.servo", joint.servo, self.servos)
             _must(joint.mode in self.modes, f"{where}.mode is {joint.mode!r:.20}, which has no name among modes")
+        buses = [joint.bus for joint in self.joints]
+        _must(buses[0] == 0 and buses == sorted(buses), "joints: those on bus 0 stand first, then those on bus 1")
+        for place, joint in enumerate(self.joints):
+            fits = self.buses == 1 or joint.name.startswith(SIDES[joint.bus])
+            _must(
+                fits,
+                f"joints[{place}].name is {joint.name}, on bus {joint.bus} of two it begins with {SIDES[joint.bus]}",
+            )
+        _must(all(self.parking), "parking has an empty group; each names the joints that park together")
+        grouped = [name for group in self.parking for name in group]
+        for name in grouped:
+            _must(name in names, f"parking names {name!r:.60}, which is no joint")
+            _must(grouped.count(name) == 1, f"parking names {name} twice")
 
     def _check_registers(self) -> None:
         for role in self.roles:
@@ -338,6 +360,15 @@ class ArmDescription:
     @property
     def joint_names(self) -> tuple[str, ...]:
         return tuple(joint.name for joint in self.joints)
+
+    @property
+    def buses(self) -> int:
+        """How many ports it has."""
+        return self.joints[-1].bus + 1
+
+    def park_turn(self, name: str) -> int:
+        """Which group a joint parks with, 0 for the first."""
+        return next((turn for turn, group in enumerate(self.parking) if name in group), len(self.parking))
 
     @property
     def ids(self) -> dict[str, int]:

@@ -187,7 +187,9 @@ def _record_ranges(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arm(parser)
-    parser.add_argument("--port", required=True, help="serial port of the follower")
+    parser.add_argument(
+        "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
+    )
     parser.add_argument("--joints", type=Path, required=True, help="calibration file to write")
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
     add_robot_file(parser)

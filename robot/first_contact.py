@@ -21,7 +21,9 @@ DEGREES_PER_S = (1.0, 30.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arm(parser)
-    parser.add_argument("--port", required=True, help="serial port of the follower")
+    parser.add_argument(
+        "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
+    )
     parser.add_argument("--joints", type=Path, required=True, help="LeRobot's calibration file of this arm")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--joint", help="the joint to move; the others hold")

@@ -21,9 +21,9 @@ from typing import Any
 
 from vla_edge.contract import JointCalibration
 from vla_edge.errors import JointCalibrationError
-from vla_edge.fields import parse_json
+from vla_edge.fields import parse_json, read_object
 from vla_edge.files import write_text
-from vla_edge.robot.arm_description import ArmDescription
+from vla_edge.robot.arm_description import SIDES, ArmDescription
 
 LEROBOT = "lerobot:"
 """Before the id of an arm whose calibration LeRobot keeps."""
@@ -101,6 +101,8 @@ def named_file(path: Path, arm: ArmDescription) -> Path:
 
 def load_joint_calibration(path: Path, arm: ArmDescription) -> JointCalibrations:
     """Read a calibration file, also as `lerobot:ID`; JointCalibrationError names file, joint and field."""
+    if arm.buses > 1 and str(path).startswith(LEROBOT):
+        return _of_two(path, arm)
     path = named_file(path, arm)
     try:
         text = path.read_bytes()
@@ -111,6 +113,17 @@ def load_joint_calibration(path: Path, arm: ArmDescription) -> JointCalibrations
     except OSError as error:
         raise JointCalibrationError(f"{path}: {error.strerror}; give a readable calibration file") from error
     return parse_joint_calibration(text, str(path), arm)
+
+
+def _of_two(path: Path, arm: ArmDescription) -> JointCalibrations:
+    """Of `lerobot:ID` the files that LeRobot keeps of the two arms, ID_left and ID_right, as one."""
+    whole: dict[str, Any] = {}
+    files = [named_file(Path(f"{path}_{side[:-1]}"), arm) for side in SIDES]
+    for side, file in zip(SIDES, files):
+        content = read_object(file, JointCalibrationError, "give LeRobot's calibration of this arm")
+        whole |= {side + name: fields for name, fields in content.items()}
+    source = str(files[0]).replace("_left.json", "_{left,right}.json")
+    return parse_joint_calibration(json.dumps(whole).encode(), source, arm)
 
 
 def parse_joint_calibration(text: bytes, source: str, arm: ArmDescription) -> JointCalibrations:
@@ -129,9 +142,9 @@ def parse_joint_calibration(text: bytes, source: str, arm: ArmDescription) -> Jo
         what = f"joint {missing[0]} is missing" if missing else f"joint {unknown[0]!r} is unknown"
         raise JointCalibrationError(f"{source}: {what}; {arm.title} has {', '.join(arm.joint_names)}")
     joints = tuple(_joint(name, data[name], source, arm) for name in arm.joint_names)
-    ids = [joint.id for joint in joints]
-    for joint in joints:
-        if ids.count(joint.id) > 1:
+    ids = [(arm.joint(joint.name).bus, joint.id) for joint in joints]
+    for joint, used in zip(joints, ids):
+        if ids.count(used) > 1:
             raise JointCalibrationError(
                 f"{source}: {joint.name}.id {joint.id} is used twice; each servo has its own id"
             )

@@ -17,9 +17,32 @@ SYSFS_TTY = Path("/sys/class/tty")
 LATENCY_TIMER_MS = 1
 
 
-def open_port(path: str, arm: ArmDescription, ids: Sequence[int], baud: int | None = None) -> Any:
-    """A `_core.ServoArm` on `path`, locked for this process; BusError tells what stands in the way."""
+def ports_of(port: str, arm: ArmDescription, buses: int) -> list[str]:
+    """The ports that `--port` names: one, or LEFT,RIGHT of two arms that are one. BusError: not as many as there are
+    buses, or one twice."""
+    ports = port.split(",")
+    if len(ports) != buses:
+        has, advice = ("one", "the follower's") if buses == 1 else ("two", "--port LEFT,RIGHT")
+        raise BusError(f"--port {port} is {len(ports)}, {arm.title} has its servos on {has}; give {advice}")
+    if len({Path(one).resolve() for one in ports}) < buses:
+        raise BusError(f"--port {port} is the same port twice; give --port LEFT,RIGHT")
+    return ports
+
+
+def gone(port: str) -> str:
+    """Which of `--port`'s ports is not there any more, as far as that can be told."""
+    ports = port.split(",")
+    return " and ".join([one for one in ports if not Path(one).exists()] or ports)
+
+
+def open_port(
+    path: str, arm: ArmDescription, ids: Sequence[int], baud: int | None = None, second: int | None = None
+) -> Any:
+    """A `_core.ServoArm` on `path`, locked for this process; second: the first of `ids` on the second of two ports.
+    BusError tells what stands in the way."""
     baud = baud or arm.baud
+    paths = ports_of(path, arm, 1 if second is None else 2)
+    other = [] if second is None else [str(Path(paths[1]).resolve()), second]
     watchdog = (arm.watchdog.value, arm.watchdog.tripped) if arm.watchdog is not None else (0, 0)
     roles = {}
     for role in arm.roles:
@@ -27,10 +50,11 @@ def open_port(path: str, arm: ArmDescription, ids: Sequence[int], baud: int | No
         roles[role] = (register.address, register.size, register.sign)
     try:
         return load_core().ServoArm(
-            str(Path(path).resolve()), baud, arm.protocol, ids, roles, arm.velocity_unit, *watchdog
+            str(Path(paths[0]).resolve()), baud, arm.protocol, ids, roles, arm.velocity_unit, *watchdog, *other
         )
     except OSError as error:
-        raise BusError(_why(path, baud, error)) from error
+        failed = next((one for one in paths if str(Path(one).resolve()) == error.filename), path)
+        raise BusError(_why(failed, baud, error)) from error
 
 
 def _why(path: str, baud: int, error: OSError) -> str:
@@ -51,8 +75,13 @@ def _why(path: str, baud: int, error: OSError) -> str:
     return f"{path} cannot be opened: {error.strerror}; unplug the adapter and plug it in again"
 
 
-def check_latency_timer(path: str, sysfs: Path = SYSFS_TTY) -> None:
+def check_latency_timer(port: str, sysfs: Path = SYSFS_TTY) -> None:
     """BusError when a USB adapter holds replies back for longer than 1 ms; adapters without a timer pass."""
+    for path in port.split(","):
+        _check_latency_timer(path, sysfs)
+
+
+def _check_latency_timer(path: str, sysfs: Path) -> None:
     timer = sysfs / Path(path).resolve().name / "device" / "latency_timer"
     try:
         value = int(timer.read_text())

@@ -2,7 +2,7 @@
 """`robot.yaml`: what every command must know of one robot, written once and read where the command line is silent.
 
     robot: koch   (or so100, so101, the path of a description)
-    port: /dev/serial/by-id/usb-...
+    port: /dev/serial/by-id/usb-...   (LEFT,RIGHT of two arms that are one)
     joints: koch.json
     cameras:
       laptop: /dev/v4l/by-id/usb-...-video-index0
@@ -64,7 +64,8 @@ def read_robot_file(file: Path) -> list[tuple[str, str]]:
         elif value is not None:
             is_path = item.name in ("port", "joints", "bundle") and not str(value).startswith(LEROBOT)
             is_path = is_path or (item.name == "robot" and str(value).endswith((".yaml", ".yml")))
-            text = str(file.parent / value) if is_path else str(value)
+            parts = str(value).split(",") if item.name == "port" else [str(value)]
+            text = ",".join(str(file.parent / part) if is_path else part for part in parts)
             pairs.append((f"--{item.name.replace('_', '-')}", text))
     return pairs
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An arm of servos on one bus: what they must be before any torque, and the arm behind the checks.
+"""An arm of servos on one bus or two: what they must be before any torque, and the arm behind the checks.
 
 Which servos, registers and settings is told by the arm's description. Nothing here switches torque on before every
 check has passed. Each failure is one line with the joint and the fix (docs/robot.md).
@@ -18,7 +18,7 @@ from vla_edge.errors import BusError, JointCalibrationError
 from vla_edge.robot.arm import ArmReading
 from vla_edge.robot.arm_description import LAST_ADDRESS, ArmDescription, Setting, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, LinearMap, linear_map
-from vla_edge.robot.port import check_latency_timer
+from vla_edge.robot.port import check_latency_timer, gone
 from vla_edge.robot.registers import Register
 from vla_edge.robot.servo_bus import ServoBus, answers_at
 
@@ -51,8 +51,8 @@ class ArmResult(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArmOptions:
-    """arm: its description. port: serial port, by-id path preferred. units: of the joint values that cross to
-    inference; None: the arm's usual ones.
+    """arm: its description. port: serial port, by-id path preferred; LEFT,RIGHT of two arms that are one.
+    units: of the joint values that cross to inference; None: the arm's usual ones.
 
     velocity: counts/s that goals move at most: the servos' own limit behind the safety filter is a little higher, so
     that they never lag behind; None: as described. write: False leaves every register as it is (shadow mode).
@@ -135,7 +135,7 @@ class ServoArm:
 
     def _failed(self, action: str, result: int) -> BusError:
         if result == ArmResult.UNPLUGGED:
-            return BusError(f"the adapter at {self._bus.path} is gone; plug it in and start again")
+            return BusError(f"the adapter at {gone(self._bus.path)} is gone; plug it in and start again")
         if result == ArmResult.ALERT:
             return BusError(f"{action} failed: a servo reports a hardware alert; restart to see which")
         if result == ArmResult.REFUSED:
@@ -263,10 +263,11 @@ def _check_voltage(bus: ServoBus) -> tuple[tuple[int, int], ...]:
 
 def _missing(bus: ServoBus, missing: Sequence[str]) -> BusError:
     """Why servos do not answer: look for them at the factory's baud rate."""
-    arm = bus.arm
+    arm, path, beside = bus.arm, bus.path_of(missing[0]), bus.beside(missing[0])
+    missing = [name for name in missing if name in beside]
     bus.close()
     ids = list(dict.fromkeys([*(bus.joints[joint] for joint in missing), FACTORY_ID]))
-    there = answers_at(bus.path, arm, ids, arm.factory_baud) if arm.factory_baud is not None else None
+    there = answers_at(path, arm, ids, arm.factory_baud) if arm.factory_baud is not None else None
     joint = next((name for name in missing if bus.joints[name] == there), missing[0])
     if there is not None:
         return BusError(
@@ -274,16 +275,16 @@ def _missing(bus: ServoBus, missing: Sequence[str]) -> BusError:
             f"{arm.factory_baud:,}, the factory "
             f"baud rate; set id and baud rate with `lerobot-setup-motors` or {arm.tool}"
         )
-    if len(missing) == len(bus.joints):
-        known = _who_answers(bus.path, arm)
+    if missing == beside:
+        known = _who_answers(path, arm)
         if known:
             names = " or ".join(f"--robot {name}" for name in known)
             return BusError(
-                f"no servo answers on {bus.path} as {arm.title}'s do, but one does as another arm's: say {names}, or "
+                f"no servo answers on {path} as {arm.title}'s do, but one does as another arm's: say {names}, or "
                 f"give {arm.title}'s port"
             )
         return BusError(
-            f"no servo answers on {bus.path} at {arm.baud:,} baud; check the power supply and that this is the "
+            f"no servo answers on {path} at {arm.baud:,} baud; check the power supply and that this is the "
             "follower's port"
         )
     others = f" (also missing: {', '.join(missing[1:])})" if len(missing) > 1 else ""

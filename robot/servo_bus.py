@@ -42,7 +42,8 @@ _MEANING = {
 
 
 class ServoBus:
-    """joints: name → id, as described where left out. `native` is the C bus (`_core.ServoArm`)."""
+    """joints: name → id, as described where left out; those on the second bus of two stand last, and a name that is not
+    described is on the first. `native` is the C bus (`_core.ServoArm`)."""
 
     def __init__(
         self, path: str, arm: ArmDescription, joints: Mapping[str, int] | None = None, baud: int | None = None
@@ -50,15 +51,30 @@ class ServoBus:
         self.path = path
         self.arm = arm
         self.joints = arm.ids if joints is None else dict(joints)
-        self.native: Any = open_port(path, arm, list(self.joints.values()), baud)
+        self._bus_of = {joint.name: joint.bus for joint in arm.joints}
+        on_first = sum(self.bus_of(joint) == 0 for joint in self.joints)
+        second = on_first if on_first < len(self.joints) else None
+        self.native: Any = open_port(path, arm, list(self.joints.values()), baud, second)
 
     def close(self) -> None:
         self.native.close()
 
+    def bus_of(self, joint: str) -> int:
+        """Number of the bus that a joint is on."""
+        return self._bus_of.get(joint, 0)
+
+    def path_of(self, joint: str) -> str:
+        """The port of a joint's bus."""
+        return self.path.split(",")[self.bus_of(joint)]
+
+    def beside(self, joint: str) -> list[str]:
+        """The joints on the same bus, itself among them."""
+        return [name for name in self.joints if self.bus_of(name) == self.bus_of(joint)]
+
     def fail(self, joint: str, result: int) -> BusError:
         """The error for `joint` after all tries."""
         if result == BusResult.UNPLUGGED:
-            return BusError(f"the adapter at {self.path} is gone; plug it in and start again")
+            return BusError(f"the adapter at {self.path_of(joint)} is gone; plug it in and start again")
         return BusError(f"{joint} (id {self.joints[joint]}) {_MEANING[BusResult(result)]}")
 
     def ping(self, *asked: str) -> dict[str, tuple[int, int] | None]:
@@ -71,7 +87,7 @@ class ServoBus:
             for joint in [joint for joint, answer in found.items() if answer is None]:
                 if failures.get(joint) == BusResult.TIMEOUT and waited_s > PING_S:
                     continue
-                result, model, firmware = self.native.ping(self.joints[joint], wait_s)
+                result, model, firmware = self.native.ping(self.joints[joint], wait_s, self.bus_of(joint))
                 failures[joint] = result
                 waited_s += wait_s if result == BusResult.TIMEOUT else 0.0
                 if result == BusResult.OK:
@@ -92,13 +108,21 @@ class ServoBus:
         """The register of one joint, and its alert bits."""
         result, data = BusResult.TIMEOUT, b""
         for wait_s in REPLIES_S:
-            result, data, alert = self.native.sync_read([self.joints[joint]], register.address, register.size, wait_s)
+            result, data, alert = self._sync_read([joint], register, wait_s)
             if result == BusResult.OK:
                 return register.decode(data), alert[0]
             if result == BusResult.UNPLUGGED:
                 break
             _let_silence_come(result, wait_s)
         raise self.fail(joint, result)
+
+    def _sync_read(self, joints: Sequence[str], register: Register, wait_s: float) -> tuple[int, bytes, bytes]:
+        """One question to joints of one bus."""
+        ids = [self.joints[joint] for joint in joints]
+        result, data, alerts = self.native.sync_read(
+            ids, register.address, register.size, wait_s, self.bus_of(joints[0])
+        )
+        return int(result), data, alerts
 
     def errors(self, *asked: str) -> dict[str, int]:
         """Error bits of the joints asked, of all by default: of their register, or of what a servo says beside each
@@ -110,22 +134,26 @@ class ServoBus:
 
     def read_all(self, register: Register) -> dict[str, int]:
         """The register of every joint; asked one by one when the common question fails, so that the joint is known."""
-        ids = list(self.joints.values())
+        first, last = (self.beside(joint) for joint in (next(iter(self.joints)), next(reversed(self.joints))))
+        found = self._read_bus(first, register)
+        return found if last == first else found | self._read_bus(last, register)
+
+    def _read_bus(self, joints: Sequence[str], register: Register) -> dict[str, int]:
         for wait_s in REPLIES_S[:3]:
-            result, data, _alerts = self.native.sync_read(ids, register.address, register.size, wait_s)
+            result, data, _alerts = self._sync_read(joints, register, wait_s)
             if result == BusResult.OK:
                 break
             _let_silence_come(result, wait_s)
         else:
-            return {joint: self.read(joint, register) for joint in self.joints}
+            return {joint: self.read(joint, register) for joint in joints}
         parts = (data[at : at + register.size] for at in range(0, len(data), register.size))
-        return {joint: register.decode(part) for joint, part in zip(self.joints, parts)}
+        return {joint: register.decode(part) for joint, part in zip(joints, parts)}
 
     def write(self, joint: str, register: Register, value: int) -> None:
         """Write one joint's register and read it back. EEPROM is refused by the servo while its torque is on."""
         result = BusResult.TIMEOUT
         for wait_s in REPLIES_S:
-            result = self.native.write(self.joints[joint], register.address, register.encode(value), wait_s)
+            result = self._write(joint, register, value, wait_s)
             if result == BusResult.UNPLUGGED:
                 break
             if self.read(joint, register) == value:
@@ -141,12 +169,14 @@ class ServoBus:
             raise BusError(f"{joint} (id {self.joints[joint]}) does not take {register.name} = {value}; {hint}")
         raise self.fail(joint, result)
 
+    def _write(self, joint: str, register: Register, value: int, wait_s: float) -> int:
+        data = register.encode(value)
+        return int(self.native.write(self.joints[joint], register.address, data, wait_s, self.bus_of(joint)))
+
     def start_anew(self, joint: str, wait_s: float) -> None:
         """Ask a servo to reboot; one that knows no reboot forgets what it shut down for without torque."""
-        servo = self.joints[joint]
-        if self.native.reboot(servo, wait_s) == BusResult.REFUSED:
-            torque = self.arm.at("torque")
-            self.native.write(servo, torque.address, torque.encode(0), wait_s)
+        if self.native.reboot(self.joints[joint], wait_s, self.bus_of(joint)) == BusResult.REFUSED:
+            self._write(joint, self.arm.at("torque"), 0, wait_s)
 
     def write_where_different(self, register: Register, values: Mapping[str, int]) -> list[str]:
         """Write the joints whose register differs from `values`; returns their names."""

@@ -167,6 +167,10 @@ def completed(given: RobotFile, sheet: Path, ask: Ask) -> RobotFile:
     names = [short_name(camera.name) for camera in bundle.manifest.cameras] if bundle else []
     found_port = None
     arms = [load_arm(name) for name in ([given.robot] if given.robot else _distinct_arms())]
+    if given.port is None and given.robot and arms[0].buses > 1:
+        raise ConfigError(
+            f"which of the ports is the left one of {arms[0].title} cannot be told; give --port LEFT,RIGHT"
+        )
     if given.port is None:
         found_port = find_port(arms, ask)
     elif given.robot is None:

@@ -3,6 +3,7 @@
 
 #include "serial.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 void bus_init(bus *bus, int fd, const servo_protocol *protocol)
@@ -122,45 +123,61 @@ static uint16_t fresh_length(const bus *bus, uint16_t length, int64_t now_ns)
     return 0;
 }
 
-bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+bus_question bus_ask(bus *bus, const bus_registers *what, int64_t deadline_ns)
 {
+    bus_question asked = {.what = what, .asked_ns = serial_now_ns(), .result = BUS_REFUSED};
     if (what->servos == 0 || what->servos > BUS_SERVOS_MAX || what->length == 0 || what->length > BUS_READ_MAX ||
         what->address + what->length > bus->protocol->table_end)
-        return BUS_REFUSED;
-    int64_t asked_ns = serial_now_ns();
-    if (asked_ns >= deadline_ns)
-        return count(bus, BUS_TIMEOUT); /* not asked, so no answer can come late */
-    uint16_t wire = fresh_length(bus, what->length, asked_ns);
-    if (wire == 0)
-        return count(bus, BUS_TIMEOUT); /* the question would take a late answer for its own */
+        return asked;
+    /* Not asked, so no answer can come late; or the question would take a late answer for its own. */
+    asked.wire = asked.asked_ns >= deadline_ns ? 0 : fresh_length(bus, what->length, asked.asked_ns);
+    if (asked.wire == 0) {
+        asked.result = count(bus, BUS_TIMEOUT);
+        return asked;
+    }
     /* The surplus lies behind the wanted registers, before them where the table ends. */
-    uint16_t start = what->address + wire <= bus->protocol->table_end ? what->address : (uint16_t)(bus->protocol->table_end - wire);
-    uint8_t question[PACKET_MAX];
+    bool fits = what->address + asked.wire <= bus->protocol->table_end;
+    asked.start = fits ? what->address : (uint16_t)(bus->protocol->table_end - asked.wire);
+    uint8_t packet[PACKET_MAX];
+    size_t size = what->servos == 1 ? bus->protocol->read(packet, what->ids[0], asked.start, asked.wire)
+                                    : bus->protocol->sync_read(packet, what->ids, what->servos, asked.start, asked.wire);
+    bus->answered = 0;
+    asked.result = request(bus, packet, size, deadline_ns);
+    return asked;
+}
+
+bus_result bus_take(bus *bus, const bus_question *question, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    const bus_registers *what = question->what;
     uint8_t bytes[BUS_SERVOS_MAX * BUS_READ_MAX];
     uint8_t alert[BUS_SERVOS_MAX];
-
-    size_t size = what->servos == 1 ? bus->protocol->read(question, what->ids[0], start, wire)
-                                    : bus->protocol->sync_read(question, what->ids, what->servos, start, wire);
-    bus->answered = 0;
-    bus_result result = request(bus, question, size, deadline_ns);
+    bus_result result = question->result;
+    if (question->wire == 0)
+        return result;
     for (size_t i = 0; i < what->servos && result == BUS_OK; i++) {
         packet_status status;
-        result = expect(bus, what->ids[i], wire, deadline_ns, &status);
+        result = expect(bus, what->ids[i], question->wire, deadline_ns, &status);
         if (result != BUS_OK)
             break;
-        memcpy(bytes + i * what->length, status.parameters + (what->address - start), what->length);
+        memcpy(bytes + i * what->length, status.parameters + (what->address - question->start), what->length);
         alert[i] = status.error & bus->protocol->alert_bits;
         bus->answered++;
     }
     result = finish(bus, result, deadline_ns);
     if (result != BUS_OK) {
-        bus->lost_ns[wire] = asked_ns;
+        bus->lost_ns[question->wire] = question->asked_ns;
         return result;
     }
-    bus->lost_ns[wire] = 0;
+    bus->lost_ns[question->wire] = 0;
     memcpy(data, bytes, what->servos * what->length);
     memcpy(alerts, alert, what->servos);
     return BUS_OK;
+}
+
+bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+{
+    bus_question question = bus_ask(bus, what, deadline_ns);
+    return bus_take(bus, &question, deadline_ns, data, alerts);
 }
 
 /* An instruction that is answered by `length` parameters. */

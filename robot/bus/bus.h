@@ -59,6 +59,18 @@ bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns);
  * alone is asked without the broadcast. */
 bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts);
 
+/* The two halves of `bus_sync_read`, for a caller that asks on two lines before it reads either. Between them nothing else
+ * is asked on this bus; `what` outlives the question. */
+typedef struct {
+    const bus_registers *what;
+    int64_t asked_ns;
+    uint16_t start, wire; /* what is asked of each servo; wire 0: nothing was asked */
+    bus_result result;    /* of the sending */
+} bus_question;
+
+bus_question bus_ask(bus *bus, const bus_registers *what, int64_t deadline_ns);
+bus_result bus_take(bus *bus, const bus_question *question, int64_t deadline_ns, uint8_t *data, uint8_t *alerts);
+
 /* `data` [servos][length]. Not answered: BUS_OK means sent. */
 bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *data, int64_t deadline_ns);
 

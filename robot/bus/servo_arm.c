@@ -14,10 +14,21 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-void servo_arm_init(servo_arm *arm, int fd, const servo_arm_description *description)
+int32_t servo_buses(const servo_arm_description *description)
+{
+    return description->second < description->joints ? 2 : 1;
+}
+
+bus *servo_bus_of(servo_arm *arm, int joint)
+{
+    return &arm->buses[joint >= arm->is.second];
+}
+
+void servo_arm_init(servo_arm *arm, const int *fds, const servo_arm_description *description)
 {
     memset(arm, 0, sizeof *arm);
-    bus_init(&arm->bus, fd, description->protocol);
+    for (int k = 0; k < servo_buses(description); k++)
+        bus_init(&arm->buses[k], fds[k], description->protocol);
     arm->is = *description;
     arm->trouble.joint = -1;
 }
@@ -32,9 +43,51 @@ static arm_result from_bus(bus_result result)
     return meaning[result];
 }
 
-static bus_registers all(const servo_arm *arm, uint16_t address, uint16_t length)
+/* The joints of one bus lie together: from `first_of` on. */
+static int first_of(const servo_arm *arm, int bus)
 {
-    return (bus_registers){.ids = arm->is.ids, .servos = (size_t)arm->is.joints, .address = address, .length = length};
+    return bus == 0 ? 0 : arm->is.second;
+}
+
+static bus_registers side(const servo_arm *arm, int bus, const uint8_t *ids, uint16_t address, uint16_t length)
+{
+    int first = first_of(arm, bus), end = bus == 0 ? arm->is.second : arm->is.joints;
+    return (bus_registers){.ids = ids + first, .servos = (size_t)(end - first), .address = address, .length = length};
+}
+
+/* The worse of two; enough that one side fails. */
+static bus_result worse(bus_result a, bus_result b)
+{
+    return a > b ? a : b;
+}
+
+/* Registers of the servos `ids`: every question goes out before an answer is read. */
+static bus_result read_all(servo_arm *arm, const uint8_t *ids, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
+                           uint8_t *alerts)
+{
+    bus_registers what[SERVO_BUSES_MAX];
+    bus_question asked[SERVO_BUSES_MAX];
+    bus_result result = BUS_OK;
+    for (int k = 0; k < servo_buses(&arm->is); k++) {
+        what[k] = side(arm, k, ids, address, length);
+        asked[k] = bus_ask(&arm->buses[k], &what[k], deadline_ns);
+    }
+    for (int k = 0; k < servo_buses(&arm->is); k++) {
+        int first = first_of(arm, k);
+        result = worse(result, bus_take(&arm->buses[k], &asked[k], deadline_ns, data + first * length, alerts + first));
+    }
+    return result;
+}
+
+/* `data` [joints][length] */
+static bus_result write_all(servo_arm *arm, uint16_t address, uint16_t length, const uint8_t *data, int64_t deadline_ns)
+{
+    bus_result result = BUS_OK;
+    for (int k = 0; k < servo_buses(&arm->is); k++) {
+        bus_registers what = side(arm, k, arm->is.ids, address, length);
+        result = worse(result, bus_sync_write(&arm->buses[k], &what, data + first_of(arm, k) * length, deadline_ns));
+    }
+    return result;
 }
 
 int32_t servo_decode(servo_register where, const uint8_t *bytes)
@@ -62,30 +115,40 @@ void servo_encode(servo_register where, int32_t value, uint8_t *bytes)
         bytes[i] = (uint8_t)(word >> (8 * i));
 }
 
-/* Registers of all servos, in their order. Where one was silent, arm->trouble says which: behind it nobody speaks, so after
- * an answer of none the servos are asked from the other end. */
+/* Whose answer was missing on a bus that was asked, where it had the time to come: behind a silent servo nobody speaks, so
+ * after an answer of none its servos are asked from the other end. Of two buses the silent one is told by its first joint. */
+static void note_silence(servo_arm *arm, int k, int64_t given_ns)
+{
+    int first = first_of(arm, k), n = (int)side(arm, k, arm->is.ids, 0, 0).servos, answered = arm->buses[k].answered;
+    if (answered < 0 || given_ns < n * ANSWER_NS)
+        return;
+    int whole = servo_buses(&arm->is) > 1 ? first : -1;
+    int joint = answered == n ? -1 : answered == 0 ? whole : arm->backwards[k] ? first + n - 1 - answered : first + answered;
+    if (joint >= 0 || k == 0)
+        arm->trouble = (arm_trouble){.joint = joint};
+    arm->backwards[k] ^= answered == 0;
+}
+
+/* Registers of all servos, in their order. Where one was silent, arm->trouble says which. */
 static bus_result ask_all(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
 {
     const int n = arm->is.joints;
-    uint8_t ids[ARM_JOINTS_MAX], found[ARM_JOINTS_MAX * BUS_READ_MAX], alert[ARM_JOINTS_MAX];
-    for (int i = 0; i < n; i++)
-        ids[i] = arm->is.ids[arm->backwards ? n - 1 - i : i];
-    bus_registers what = {.ids = ids, .servos = (size_t)n, .address = address, .length = length};
-    int64_t asked_ns = serial_now_ns();
-    arm->bus.answered = -1;
-    bus_result result = bus_sync_read(&arm->bus, &what, deadline_ns, found, alert);
-    int answered = arm->bus.answered;
-    if (result == BUS_OK) {
-        for (int i = 0; i < n; i++) {
-            int at = arm->backwards ? n - 1 - i : i;
-            memcpy(data + (size_t)i * length, found + (size_t)at * length, length);
-            alerts[i] = alert[at];
-        }
-    } else if (answered >= 0 && deadline_ns - asked_ns >= n * ANSWER_NS) {
-        bool one = answered > 0 && answered < n;
-        arm->trouble = (arm_trouble){.joint = !one ? -1 : arm->backwards ? n - 1 - answered : answered};
-        arm->backwards ^= answered == 0;
+    uint8_t ids[ARM_JOINTS_MAX], place[ARM_JOINTS_MAX], found[ARM_JOINTS_MAX * BUS_READ_MAX], alert[ARM_JOINTS_MAX];
+    for (int i = 0; i < n; i++) {
+        int k = i >= arm->is.second, first = first_of(arm, k), end = k == 0 ? arm->is.second : n;
+        place[i] = (uint8_t)(arm->backwards[k] ? first + end - 1 - i : i);
+        ids[i] = arm->is.ids[place[i]];
     }
+    int64_t asked_ns = serial_now_ns();
+    for (int k = 0; k < servo_buses(&arm->is); k++)
+        arm->buses[k].answered = -1;
+    bus_result result = read_all(arm, ids, address, length, deadline_ns, found, alert);
+    for (int i = 0; i < n && result == BUS_OK; i++) {
+        memcpy(data + (size_t)place[i] * length, found + (size_t)i * length, length);
+        alerts[place[i]] = alert[i];
+    }
+    for (int k = 0; k < servo_buses(&arm->is) && result != BUS_OK; k++)
+        note_silence(arm, k, deadline_ns - asked_ns);
     return result;
 }
 
@@ -120,21 +183,19 @@ static arm_result write_goals(void *context, const int32_t *goals, int64_t deadl
     uint8_t data[ARM_JOINTS_MAX * 4];
     for (int i = 0; i < arm->is.joints; i++)
         servo_encode(goal, goals[i], data + i * goal.bytes);
-    bus_registers what = all(arm, goal.address, goal.bytes);
-    return from_bus(bus_sync_write(&arm->bus, &what, data, deadline_ns));
+    return from_bus(write_all(arm, goal.address, goal.bytes, data, deadline_ns));
 }
 
 /* One byte register of all servos: written, read back, compared. */
 static arm_result set_all(servo_arm *arm, servo_register where, uint8_t value, int64_t deadline_ns)
 {
     uint8_t data[ARM_JOINTS_MAX], alerts[ARM_JOINTS_MAX];
-    bus_registers what = all(arm, where.address, 1);
     if (where.bytes == 0)
         return ARM_OK;
     memset(data, value, sizeof data);
-    bus_result result = bus_sync_write(&arm->bus, &what, data, deadline_ns);
+    bus_result result = write_all(arm, where.address, 1, data, deadline_ns);
     if (result == BUS_OK)
-        result = bus_sync_read(&arm->bus, &what, deadline_ns, data, alerts);
+        result = read_all(arm, arm->is.ids, where.address, 1, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     for (int i = 0; i < arm->is.joints; i++)
@@ -145,12 +206,18 @@ static arm_result set_all(servo_arm *arm, servo_register where, uint8_t value, i
     return ARM_OK;
 }
 
-/* Settings are asked for again: one lost answer of a few dozen need not cost the whole start. */
-static bus_result read_again(servo_arm *arm, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+/* Settings of one servo or, with joint -1, of all are asked for again: one lost answer of a few dozen need not cost the
+ * whole start. */
+static bus_result read_again(servo_arm *arm, int joint, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
+                             uint8_t *alerts)
 {
     bus_result result = BUS_TIMEOUT;
-    for (int i = 0; i < SETTING_TRIES && (result == BUS_TIMEOUT || result == BUS_CORRUPT); i++)
-        result = bus_sync_read(&arm->bus, what, least(deadline_ns, serial_now_ns() + SETTING_NS), data, alerts);
+    for (int i = 0; i < SETTING_TRIES && (result == BUS_TIMEOUT || result == BUS_CORRUPT); i++) {
+        int64_t soon_ns = least(deadline_ns, serial_now_ns() + SETTING_NS);
+        bus_registers one = {.ids = &arm->is.ids[joint < 0 ? 0 : joint], .servos = 1, .address = address, .length = length};
+        result = joint < 0 ? read_all(arm, arm->is.ids, address, length, soon_ns, data, alerts)
+                           : bus_sync_read(servo_bus_of(arm, joint), &one, soon_ns, data, alerts);
+    }
     return result;
 }
 
@@ -167,13 +234,12 @@ static arm_result settle(servo_arm *arm, const servo_setting *setting, int joint
         return ARM_OK;
     uint8_t data[4], alert;
     servo_encode(setting_at(setting), wanted, data);
-    bus_registers what = {.ids = &arm->is.ids[joint], .servos = 1, .address = setting->address, .length = setting->size};
     for (int i = 0; i < SETTING_TRIES; i++) { /* what a lost answer meant is read */
         uint8_t held[4];
-        bus_result result = bus_write(&arm->bus, arm->is.ids[joint], setting->address, data, setting->size,
+        bus_result result = bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], setting->address, data, setting->size,
                                       least(deadline_ns, serial_now_ns() + SETTING_NS));
         if (result != BUS_UNPLUGGED)
-            result = read_again(arm, &what, deadline_ns, held, &alert);
+            result = read_again(arm, joint, setting->address, setting->size, deadline_ns, held, &alert);
         if (result != BUS_OK)
             return from_bus(result);
         found = servo_decode(setting_at(setting), held);
@@ -198,12 +264,12 @@ static arm_result settle_all(servo_arm *arm, int64_t deadline_ns)
                 break;
             end = behind;
         }
-        bus_registers what = all(arm, start, end - start);
-        arm_result result = from_bus(read_again(arm, &what, deadline_ns, data, alerts));
+        uint16_t length = end - start;
+        arm_result result = from_bus(read_again(arm, -1, start, length, deadline_ns, data, alerts));
         for (size_t k = first; k < next && result == ARM_OK; k++) {
             const servo_setting *setting = &arm->settings[k];
             for (int i = 0; i < arm->is.joints && result == ARM_OK; i++) {
-                const uint8_t *bytes = data + i * what.length + (setting->address - start);
+                const uint8_t *bytes = data + i * length + (setting->address - start);
                 result = settle(arm, setting, i, servo_decode(setting_at(setting), bytes), deadline_ns);
             }
         }
@@ -226,7 +292,7 @@ static arm_result torque_off(servo_arm *arm, int64_t deadline_ns)
         const uint8_t off = 0;
         int64_t now = serial_now_ns();
         int64_t share = now + (deadline_ns - now) / (arm->is.joints - i);
-        bus_result one = bus_write(&arm->bus, arm->is.ids[i], arm->is.at.torque.address, &off, 1, share);
+        bus_result one = bus_write(servo_bus_of(arm, i), arm->is.ids[i], arm->is.at.torque.address, &off, 1, share);
         if (one != BUS_OK)
             result = from_bus(one);
     }
@@ -248,8 +314,7 @@ static arm_result start_from(servo_arm *arm, const int32_t *goals, int64_t deadl
         return result;
     servo_register goal = arm->is.at.goal;
     uint8_t data[ARM_JOINTS_MAX * 4], alerts[ARM_JOINTS_MAX];
-    bus_registers what = all(arm, goal.address, goal.bytes);
-    result = from_bus(bus_sync_read(&arm->bus, &what, deadline_ns, data, alerts));
+    result = from_bus(read_all(arm, arm->is.ids, goal.address, goal.bytes, deadline_ns, data, alerts));
     for (int i = 0; i < arm->is.joints && result == ARM_OK; i++) {
         int64_t off = (int64_t)servo_decode(goal, data + i * goal.bytes) - goals[i];
         if (off > GOAL_TOLERANCE || off < -GOAL_TOLERANCE)
@@ -392,8 +457,8 @@ static bus_result start_servo_anew(servo_arm *arm, int joint, int64_t deadline_n
 {
     const uint8_t off = 0;
     if (arm->is.protocol->reboot != NULL)
-        return bus_reboot(&arm->bus, arm->is.ids[joint], deadline_ns);
-    return bus_write(&arm->bus, arm->is.ids[joint], arm->is.at.torque.address, &off, 1, deadline_ns);
+        return bus_reboot(servo_bus_of(arm, joint), arm->is.ids[joint], deadline_ns);
+    return bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], arm->is.at.torque.address, &off, 1, deadline_ns);
 }
 
 static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
@@ -406,7 +471,7 @@ static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
     for (int i = 0; i < arm->is.joints; i++) {
         uint16_t model, firmware;
         /* The questions keep the other servos' watchdogs from stopping them. */
-        while (joints >> i & 1 && (result = from_bus(bus_ping(&arm->bus, arm->is.ids[i],
+        while (joints >> i & 1 && (result = from_bus(bus_ping(servo_bus_of(arm, i), arm->is.ids[i],
                                                                least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS), &model,
                                                                &firmware))) != ARM_OK)
             if (result == ARM_UNPLUGGED || serial_now_ns() >= deadline_ns)

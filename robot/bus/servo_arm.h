@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An arm of servos on one bus as an arm_port: which registers it has is told by its description (robot/arms/). */
+/* An arm of servos on one bus or two as an arm_port: which registers it has is told by its description (robot/arms/). */
 #ifndef VLA_SERVO_ARM_H
 #define VLA_SERVO_ARM_H
 
@@ -8,6 +8,7 @@
 
 enum {
     SERVO_SETTINGS_MAX = 24,
+    SERVO_BUSES_MAX = 2,
     SIGN_NONE = 0,  /* of a register: unsigned */
     SIGN_TWOS = -1, /* two's complement; any other number: the bit that says minus, above the magnitude */
 };
@@ -30,6 +31,7 @@ typedef struct {
 typedef struct {
     const servo_protocol *protocol;
     int32_t joints;
+    int32_t second; /* the first joint on the second bus; with `joints`: there is one bus */
     uint8_t ids[ARM_JOINTS_MAX];
     servo_roles at;
     double velocity_unit;                  /* counts/s */
@@ -44,7 +46,7 @@ typedef struct {
 } servo_setting;
 
 typedef struct {
-    bus bus;
+    bus buses[SERVO_BUSES_MAX];
     servo_arm_description is;
     servo_setting settings[SERVO_SETTINGS_MAX]; /* by rising address */
     size_t n_settings;
@@ -52,14 +54,19 @@ typedef struct {
     unsigned asked;  /* turns of the health rotation */
     unsigned reads;  /* alternates the read length */
     bool armed;      /* torque was switched on through this struct and not off since */
-    bool backwards;  /* the servos are asked from the last to the first */
+    bool backwards[SERVO_BUSES_MAX]; /* its servos are asked from the last to the first */
     bool clearing;   /* the watchdogs were switched off to clear them and not yet seen on again */
 } servo_arm;
 
 int32_t servo_decode(servo_register where, const uint8_t *bytes);
 void servo_encode(servo_register where, int32_t value, uint8_t *bytes);
 
-void servo_arm_init(servo_arm *arm, int fd, const servo_arm_description *description);
+/* fds: a port for each bus. */
+void servo_arm_init(servo_arm *arm, const int *fds, const servo_arm_description *description);
+
+int32_t servo_buses(const servo_arm_description *description);
+/* The bus of a joint. */
+bus *servo_bus_of(servo_arm *arm, int joint);
 
 /* The functions of arm.h with `arm` as their context; `arm` outlives the port. */
 arm_port servo_arm_port(servo_arm *arm);

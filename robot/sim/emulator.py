@@ -34,7 +34,7 @@ from typing import TextIO
 
 from vla_edge.command_line import CommandParser, count, run_command, whole
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.robot.arm_description import DEFAULT_ARM, ArmDescription, ArmJoint, arm_names, load_arm
+from vla_edge.robot.arm_description import BUSES_MAX, DEFAULT_ARM, ArmDescription, ArmJoint, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
 from vla_edge.robot.sim.bus_log import open_log
@@ -79,15 +79,15 @@ SERVOS: dict[str, Callable[[ArmJoint, int, float], EmulatedServo]] = {"dynamixel
 
 
 def servos_of(
-    arm: ArmDescription, calibration: JointCalibrations | None, shown: Sequence[int], volts: float = 12.0
+    arm: ArmDescription, calibration: JointCalibrations | None, shown: Sequence[int], volts: float = 12.0, bus: int = 0
 ) -> list[EmulatedServo]:
-    """An arm's servos by its description: ids, models, modes; what they must hold of `calibration`.
+    """The servos on a bus of an arm by its description: ids, models, modes; what they must hold of `calibration`.
 
     shown: present position of each as its register shows it, counts. volts: 7.4 or 12, where there are such servos of
     one model.
     """
     servos = []
-    for joint, place in zip(arm.joints, shown):
+    for joint, place in zip((joint for joint in arm.joints if joint.bus == bus), shown):
         servo = SERVOS[arm.protocol](joint, arm.kind(joint.name).model, volts)
         servo.put(arm.register("operating_mode"), joint.mode)
         if calibration is not None:
@@ -283,6 +283,13 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--arm", default=DEFAULT_ARM, help=f"whose servos: {', '.join(arm_names())}, or a description's path"
     )
+    parser.add_argument(
+        "--bus",
+        type=int,
+        choices=range(BUSES_MAX),
+        default=0,
+        help="which side of an arm on two ports: 0 left, 1 right",
+    )
     parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
     parser.add_argument(
@@ -352,10 +359,13 @@ def _main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     arm = load_arm(options.arm)
     calibration = load_joint_calibration(options.joints, arm) if options.joints else None
-    positions = options.positions or [MIDDLE] * len(arm.joints)
-    if len(positions) != len(arm.joints):
-        raise ConfigError(f"--positions has {len(positions)} counts, {arm.title} has {len(arm.joints)} joints")
-    servos = servos_of(arm, calibration, positions)
+    joints = sum(joint.bus == options.bus for joint in arm.joints)
+    if joints == 0:
+        raise ConfigError(f"--bus {options.bus}: {arm.title} has its servos on one port; leave --bus out")
+    positions = options.positions or [MIDDLE] * joints
+    if len(positions) != joints:
+        raise ConfigError(f"--positions has {len(positions)} counts, {arm.title} has {joints} joints there")
+    servos = servos_of(arm, calibration, positions, bus=options.bus)
     for setting in options.settings:
         _set_register(setting, servos)
     faults = Faults(FaultRates(), options.seed, tuple(options.late_ms))

@@ -22,6 +22,7 @@ from vla_edge.errors import BusError, CheckFailed, ConfigError, ControlError
 from vla_edge.files import write_json
 from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map, load_joint_calibration
+from vla_edge.robot.port import gone
 from vla_edge.robot.robot_file import add_arm, add_robot_file
 from vla_edge.runtime.control.children import end_with, guarded
 from vla_edge.runtime.control.control_settings import (
@@ -85,7 +86,9 @@ def add_robot_arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes too."""
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
     arm = parser.add_argument_group("the arm and how it may move")
-    arm.add_argument("--port", help="serial port of the follower, best its /dev/serial/by-id path")
+    arm.add_argument(
+        "--port", help="serial port of the follower, best its /dev/serial/by-id path; LEFT,RIGHT of two arms"
+    )
     arm.add_argument("--joints", type=Path, help="joint calibration of this arm (LeRobot's JSON)")
     arm.add_argument(
         "--joint-units", choices=[unit.value for unit in JointUnits], help="joint units, where the bundle does not say"
@@ -146,6 +149,7 @@ def limits_of(
                 voltage_min=voltage_min,
                 voltage_max=voltage_max,
                 name=joint.name,
+                park_turn=arm.park_turn(joint.name),
             )
         )
     return tuple(limits)
@@ -187,11 +191,12 @@ def run(arguments: argparse.Namespace) -> int:
         park=_park_pose(calibration),
         arm=arm.name,
         arm_digest=arm.digest,
+        buses=arm.buses,
     )
     result, status = control_arm(options, arm, options.port, calibration, units, settings, bundle.manifest.fps)
     answer({"result": result, **status})
     if result == "unplugged":
-        raise BusError(f"the adapter at {options.port} is gone; plug it in and start again, it will be disarmed")
+        raise BusError(f"the adapter at {gone(options.port)} is gone; plug it in and start again, it will be disarmed")
     if status.get("ailing") and options.parent is None:
         raise CheckFailed(fault_of(status, status["ailing"]) or str(status["ailing"]))
     return 0

@@ -62,6 +62,8 @@ class JointLimits:
     voltage_max: int = 0
     """tenths of a volt; 0: not known"""
     name: str = ""
+    park_turn: int = 0
+    """it parks when the joints of lower turns have"""
 
 
 LIMIT_ERRORS = {
@@ -100,6 +102,8 @@ class ControlSettings:
     arm: str = ""
     arm_digest: str = "0" * 64
     """name and digest of the description"""
+    buses: int = 1
+    """that its servos are on: when one is gone, the other's are braked"""
 
 
 @dataclass(frozen=True, slots=True)

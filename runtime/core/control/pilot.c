@@ -345,7 +345,8 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
     memset(output, 0, sizeof *output);
     int64_t patience = input->patience_ns > self->config.patience_min_ns ? input->patience_ns : self->config.patience_min_ns;
     self->patience_ns = patience < self->config.patience_max_ns ? patience : self->config.patience_max_ns;
-    if (input->unsent)
+    bool side_left = self->config.buses > 1; /* when one is gone, the other takes the goals all the same */
+    if (input->unsent && !(input->unplugged && side_left))
         guard_unsent(&self->guard);
     bool answered = input->read_result == ARM_OK || input->read_result == ARM_ALERT;
     bool believed = answered && believable(self, &input->reading);
@@ -374,23 +375,46 @@ chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *da
     return schedule_offer(&self->schedule, data, &view);
 }
 
+/* The parking pose of a joint, as far as its limits allow it. */
+static double pose_of(const pilot *self, int joint)
+{
+    const guard_limits *limits = &self->config.limits[joint];
+    return fmin(fmax(self->config.park[joint], limits->position_min), limits->position_max);
+}
+
+static bool parked_at(const pilot *self, int joint)
+{
+    double pose = pose_of(self, joint);
+    return self->parking[joint] == pose && fabs(pose - guard_place(&self->guard, joint)) <= 1.0;
+}
+
+/* Whose turn it is to park: the least one with a joint that is not there. */
+static int turn_of(const pilot *self)
+{
+    int turn = UINT8_MAX;
+    for (int i = 0; i < self->config.joints; i++)
+        if (!(self->limp >> i & 1) && !parked_at(self, i) && self->config.park_turn[i] < turn)
+            turn = self->config.park_turn[i];
+    return turn;
+}
+
 /* The next wish of the slow move, in joint units; true when the pose was reached. */
 static bool creep(pilot *self, float *action)
 {
     double step = self->config.park_speed * (double)self->config.period_ns * 1e-9;
+    const int turn = turn_of(self);
     bool there = true;
     for (int i = 0; i < self->config.joints; i++) {
         const guard_limits *limits = &self->config.limits[i];
-        double pose = fmin(fmax(self->config.park[i], limits->position_min), limits->position_max);
         if (self->limp >> i & 1) {
             action[i] = (float)((guard_place(&self->guard, i) - limits->offset) / limits->scale);
             continue;
         }
-        double gap = pose - self->parking[i];
+        double gap = self->config.park_turn[i] <= turn ? pose_of(self, i) - self->parking[i] : 0;
         if (fabs(self->parking[i] - guard_place(&self->guard, i)) < PARK_LEAD) /* the wish waits for the goal */
             self->parking[i] += fabs(gap) <= step ? gap : copysign(step, gap);
         action[i] = (float)((self->parking[i] - limits->offset) / limits->scale);
-        there = there && self->parking[i] == pose && fabs(pose - guard_place(&self->guard, i)) <= 1.0;
+        there = there && parked_at(self, i);
     }
     return there && guard_at_rest(&self->guard);
 }
@@ -527,5 +551,5 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
     output->reason = self->reason;
     output->joint = self->joint;
     output->latched = self->latched;
-    output->write = holds(self);
+    output->write = holds(self) || (self->config.buses > 1 && self->torque && self->guard.started);
 }

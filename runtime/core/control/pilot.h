@@ -106,6 +106,9 @@ typedef struct {
     uint8_t arm_digest[DIGEST_BYTES];           /* sha256 of the arm's description */
     char arm[ARM_NAME_BYTES];                   /* its name */
     char names[ARM_JOINTS_MAX][ARM_NAME_BYTES]; /* of the joints */
+    int32_t buses; /* that the arm's servos are on; 0: one */
+    /* Not in older records: */
+    uint8_t park_turn[ARM_JOINTS_MAX]; /* a joint parks when those of lower turns have */
 } pilot_config;
 
 /* Everything that differs from tick to tick, and nothing else decides: what the record keeps. */

@@ -83,10 +83,16 @@ int record_open(record *self, const char *path)
     const record_header *header = self->header;
     bool whole = self->file.bytes >= RECORD_HEADER && (header->magic - magic_v0) << 8 == 0;
     self->version = whole ? (int)((header->magic - magic_v0) >> 56) : 0;
-    size_t config_bytes = self->version == VERSION ? sizeof(pilot_config) : record_old_config_bytes(self->version);
+    bool older = header->config_bytes == offsetof(pilot_config, park_turn); /* of this version, before there were turns */
+    size_t now_bytes = older ? offsetof(pilot_config, park_turn) : sizeof(pilot_config);
+    size_t config_bytes = self->version == VERSION ? now_bytes : record_old_config_bytes(self->version);
     whole = config_bytes > 0 && header->config_bytes == config_bytes && header->config_crc == shared_crc32(&header->config, config_bytes);
     if (whole)
         self->config = self->version == VERSION ? header->config : record_old_config(self->version, &header->config);
+    if (whole && self->version == VERSION && older) {
+        self->config.buses = 0;
+        memset(self->config.park_turn, 0, sizeof self->config.park_turn);
+    }
     self->cell_bytes = cell_bytes_of(self->config.joints);
     whole = whole && self->config.joints >= 1 && self->config.joints <= ARM_JOINTS_MAX;
     if (!whole || header->cells == 0 || header->cells > (self->file.bytes - RECORD_HEADER) / self->cell_bytes) {

@@ -21,7 +21,7 @@ typedef struct {
     PyObject_HEAD
     servo_arm arm;
     arm_port port;
-    int fd;
+    int fds[SERVO_BUSES_MAX]; /* -1: closed, or none */
 } ServoArm;
 
 static int64_t deadline_after(double timeout_s)
@@ -33,10 +33,29 @@ static int64_t deadline_after(double timeout_s)
 
 static int is_open(const ServoArm *self)
 {
-    if (self->fd >= 0)
+    if (self->fds[0] >= 0)
         return 1;
     PyErr_SetString(PyExc_ValueError, "the bus is closed");
     return 0;
+}
+
+/* A bus of an open arm by its number; NULL: it has none such. */
+static bus *bus_numbered(ServoArm *self, int number)
+{
+    if (number >= 0 && number < servo_buses(&self->arm.is))
+        return &self->arm.buses[number];
+    PyErr_Format(PyExc_ValueError, "no bus %d", number);
+    return NULL;
+}
+
+static void close_ports(ServoArm *self)
+{
+    for (int k = 0; k < SERVO_BUSES_MAX; k++) {
+        if (self->fds[k] >= 0)
+            close(self->fds[k]);
+        self->fds[k] = -1;
+        self->arm.buses[k].fd = -1; /* whoever still holds the port then reads "unplugged" */
+    }
 }
 
 static int servo_ids(PyObject *sequence, uint8_t *ids, size_t *n)
@@ -96,30 +115,39 @@ static int roles_of(PyObject *roles, servo_roles *at)
 
 static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "baud", "protocol", "ids", "roles", "velocity_unit", "watchdog_on", "watchdog_tripped", NULL};
+    static char *names[] = {"path", "baud", "protocol", "ids", "roles", "velocity_unit", "watchdog_on", "watchdog_tripped", "second_path", "second", NULL};
     ServoArm *self = (ServoArm *)object;
-    const char *path, *protocol;
+    const char *paths[SERVO_BUSES_MAX] = {NULL, NULL}, *protocol;
     unsigned baud;
+    int second = -1;
     PyObject *ids, *roles;
     servo_arm_description is = {0};
     size_t n;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sIsOO!dbb", names, &path, &baud, &protocol, &ids, &PyDict_Type, &roles, &is.velocity_unit, &is.watchdog_on,
-                                     &is.watchdog_tripped))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sIsOO!dbb|zi", names, &paths[0], &baud, &protocol, &ids, &PyDict_Type, &roles, &is.velocity_unit, &is.watchdog_on,
+                                     &is.watchdog_tripped, &paths[1], &second))
         return -1;
     is.protocol = protocol_named(protocol);
     if (is.protocol == NULL || servo_ids(ids, is.ids, &n) < 0 || roles_of(roles, &is.at) < 0)
         return -1;
     is.joints = (int32_t)n;
-    if (self->fd >= 0) {
+    is.second = paths[1] == NULL ? is.joints : second;
+    if (is.second < 1 || is.second > is.joints - (paths[1] != NULL)) {
+        PyErr_SetString(PyExc_ValueError, "each bus needs a servo");
+        return -1;
+    }
+    if (self->fds[0] >= 0) {
         PyErr_SetString(PyExc_ValueError, "the bus is open already");
         return -1;
     }
-    self->fd = serial_open(path, baud);
-    if (self->fd < 0) {
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
-        return -1;
+    for (int k = 0; k < servo_buses(&is); k++) {
+        self->fds[k] = serial_open(paths[k], baud);
+        if (self->fds[k] < 0) {
+            PyErr_SetFromErrnoWithFilename(PyExc_OSError, paths[k]);
+            close_ports(self);
+            return -1;
+        }
     }
-    servo_arm_init(&self->arm, self->fd, &is);
+    servo_arm_init(&self->arm, self->fds, &is);
     self->port = servo_arm_port(&self->arm);
     return 0;
 }
@@ -129,28 +157,22 @@ static PyObject *ServoArm_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     (void)args;
     (void)kwargs;
     ServoArm *self = (ServoArm *)type->tp_alloc(type, 0);
-    if (self != NULL)
-        self->fd = -1;
+    for (int k = 0; self != NULL && k < SERVO_BUSES_MAX; k++)
+        self->fds[k] = -1;
     return (PyObject *)self;
 }
 
 static PyObject *ServoArm_close(PyObject *object, PyObject *unused)
 {
-    ServoArm *self = (ServoArm *)object;
     (void)unused;
-    if (self->fd >= 0)
-        close(self->fd);
-    self->fd = -1;
-    self->arm.bus.fd = -1; /* whoever still holds the port then reads "unplugged" */
+    close_ports((ServoArm *)object);
     Py_RETURN_NONE;
 }
 
 static void ServoArm_dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
-    ServoArm *self = (ServoArm *)object;
-    if (self->fd >= 0)
-        close(self->fd);
+    close_ports((ServoArm *)object);
     type->tp_free(object);
 }
 
@@ -159,12 +181,14 @@ static PyObject *ServoArm_ping(PyObject *object, PyObject *args)
     ServoArm *self = (ServoArm *)object;
     unsigned char id;
     double timeout_s;
+    int number = 0;
+    bus *bus;
     uint16_t model = 0, firmware = 0;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bd", &id, &timeout_s))
+    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) || (bus = bus_numbered(self, number)) == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = bus_ping(&self->arm.bus, id, deadline_after(timeout_s), &model, &firmware);
+    result = bus_ping(bus, id, deadline_after(timeout_s), &model, &firmware);
     Py_END_ALLOW_THREADS
     return Py_BuildValue("(iii)", (int)result, (int)model, (int)firmware);
 }
@@ -177,14 +201,16 @@ static PyObject *ServoArm_sync_read(PyObject *object, PyObject *args)
     double timeout_s;
     uint8_t ids[BUS_SERVOS_MAX], data[BUS_SERVOS_MAX * BUS_READ_MAX] = {0}, alerts[BUS_SERVOS_MAX] = {0};
     bus_registers what = {.ids = ids};
+    int number = 0;
+    bus *bus;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "OHHd", &ids_object, &address, &length, &timeout_s) ||
-        servo_ids(ids_object, ids, &what.servos) < 0)
+    if (!is_open(self) || !PyArg_ParseTuple(args, "OHHd|i", &ids_object, &address, &length, &timeout_s, &number) ||
+        servo_ids(ids_object, ids, &what.servos) < 0 || (bus = bus_numbered(self, number)) == NULL)
         return NULL;
     what.address = address;
     what.length = length;
     Py_BEGIN_ALLOW_THREADS
-    result = bus_sync_read(&self->arm.bus, &what, deadline_after(timeout_s), data, alerts);
+    result = bus_sync_read(bus, &what, deadline_after(timeout_s), data, alerts);
     Py_END_ALLOW_THREADS
     size_t n = result == BUS_OK ? what.servos : 0;
     return Py_BuildValue("(iy#y#)", (int)result, (const char *)data, (Py_ssize_t)(n * length), (const char *)alerts,
@@ -198,16 +224,18 @@ static PyObject *ServoArm_write(PyObject *object, PyObject *args)
     unsigned short address;
     Py_buffer data;
     double timeout_s;
+    int number = 0;
+    bus *bus;
     bus_result result = BUS_REFUSED;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bHy*d", &id, &address, &data, &timeout_s))
+    if (!is_open(self) || !PyArg_ParseTuple(args, "bHy*d|i", &id, &address, &data, &timeout_s, &number))
         return NULL;
-    if (data.len <= BUS_READ_MAX) {
+    if ((bus = bus_numbered(self, number)) != NULL && data.len <= BUS_READ_MAX) {
         Py_BEGIN_ALLOW_THREADS
-        result = bus_write(&self->arm.bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s));
+        result = bus_write(bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s));
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&data);
-    return PyLong_FromLong(result);
+    return bus == NULL ? NULL : PyLong_FromLong(result);
 }
 
 static PyObject *ServoArm_reboot(PyObject *object, PyObject *args)
@@ -215,11 +243,13 @@ static PyObject *ServoArm_reboot(PyObject *object, PyObject *args)
     ServoArm *self = (ServoArm *)object;
     unsigned char id;
     double timeout_s;
+    int number = 0;
+    bus *bus;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bd", &id, &timeout_s))
+    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) || (bus = bus_numbered(self, number)) == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = bus_reboot(&self->arm.bus, id, deadline_after(timeout_s));
+    result = bus_reboot(bus, id, deadline_after(timeout_s));
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(result);
 }
@@ -340,11 +370,11 @@ static PyObject *ServoArm_port(PyObject *object, void *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"ping", ServoArm_ping, METH_VARARGS, "ping(id, timeout_s) -> (result, model, firmware)"},
+    {"ping", ServoArm_ping, METH_VARARGS, "ping(id, timeout_s, bus=0) -> (result, model, firmware)"},
     {"sync_read", ServoArm_sync_read, METH_VARARGS,
-     "sync_read(ids, address, length, timeout_s) -> (result, bytes of all ids, alert byte per id)"},
-    {"write", ServoArm_write, METH_VARARGS, "write(id, address, data, timeout_s) -> result"},
-    {"reboot", ServoArm_reboot, METH_VARARGS, "reboot(id, timeout_s) -> result"},
+     "sync_read(ids, address, length, timeout_s, bus=0) -> (result, bytes of all ids, alert byte per id)"},
+    {"write", ServoArm_write, METH_VARARGS, "write(id, address, data, timeout_s, bus=0) -> result"},
+    {"reboot", ServoArm_reboot, METH_VARARGS, "reboot(id, timeout_s, bus=0) -> result"},
     {"read_arm", ServoArm_read_arm, METH_VARARGS,
      "read_arm(timeout_s) -> (arm result, time_ns, positions, velocities, loads, alerts)"},
     {"write_goals", ServoArm_write_goals, METH_VARARGS, "write_goals(counts, timeout_s) -> arm result"},
@@ -364,7 +394,8 @@ static PyTypeObject ServoArm_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.ServoArm",
     .tp_basicsize = sizeof(ServoArm),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "ServoArm(path, baud, protocol, ids, roles, velocity_unit, watchdog_on, watchdog_tripped): opens the port for this process alone.",
+    .tp_doc = "ServoArm(path, baud, protocol, ids, roles, velocity_unit, watchdog_on, watchdog_tripped, second_path=None, second=-1): opens the ports "
+              "for this process alone; second: the first servo on the second bus.",
     .tp_new = ServoArm_new,
     .tp_init = ServoArm_init,
     .tp_dealloc = ServoArm_dealloc,

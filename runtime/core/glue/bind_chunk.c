@@ -183,6 +183,7 @@ static int limits_from_python(PyObject *object, pilot_config *config, int joint)
         .voltage_max = (int32_t)integer(object, "voltage_max"),
     };
     config->travel[joint] = real(object, "travel");
+    config->park_turn[joint] = (uint8_t)integer(object, "park_turn");
     return PyErr_Occurred() ? -1 : name_from_python(PyObject_GetAttrString(object, "name"), config->names[joint]);
 }
 
@@ -195,6 +196,7 @@ int pilot_config_from_python(PyObject *object, pilot_config *out)
     out->reads_latch_ns = integer(object, "reads_latch_ns");
     out->park_speed = real(object, "park_speed");
     out->stall_ns = integer(object, "stall_ns");
+    out->buses = (int32_t)integer(object, "buses");
     out->schedule.session = (uint64_t)integer(object, "session");
     out->schedule.blend_actions = (int32_t)integer(object, "blend_actions");
     out->action_ns = integer(object, "action_ns");

@@ -55,6 +55,8 @@ class Rig:
     writer: Any = None
     digest: str = ""
     stolen_before_s: float = 0.0
+    sides: tuple[EmulatorProcess, ...] = ()
+    """The emulator of each of its ports; `emulator` is the first."""
 
     def status(self) -> Mapping[str, Any]:
         return read_status(self.folder)
@@ -197,7 +199,7 @@ class Rig:
         return len(read)
 
     def start_control(self) -> None:
-        self.control = started(self.folder, self.emulator.port, self.bundle, self.joints, self.flags)
+        self.control = started(self.folder, port_of(self.sides), self.bundle, self.joints, self.flags)
 
     def stop(self) -> str:
         """Ask to stop; what it printed."""
@@ -206,8 +208,13 @@ class Rig:
         return out
 
 
+def port_of(sides: Sequence[EmulatorProcess]) -> str:
+    """`--port` of an arm whose buses these are."""
+    return ",".join(str(side.port) for side in sides)
+
+
 def start_control(
-    folder: RunFolder, port: Path, bundle: Path, joints: Path, flags: Sequence[str]
+    folder: RunFolder, port: Path | str, bundle: Path, joints: Path, flags: Sequence[str]
 ) -> subprocess.Popen[str]:
     words = [
         "-m",
@@ -228,7 +235,9 @@ def start_control(
     )
 
 
-def started(folder: RunFolder, port: Path, bundle: Path, joints: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
+def started(
+    folder: RunFolder, port: Path | str, bundle: Path, joints: Path, flags: Sequence[str]
+) -> subprocess.Popen[str]:
     """Control that ticks; again where a busy machine made the emulated servos too slow for the rate."""
     for attempt in range(STARTS):
         control = start_control(folder, port, bundle, joints, flags)
@@ -297,11 +306,18 @@ def rig(
     with short_folder() as path:
         joints = path / "joints.json"
         write_joints(joints, known)
-        with emulator_process(path, "--arm", arm, "--joints", str(joints), *emulator) as bus:
+        with contextlib.ExitStack() as ports:
+            sides = []
+            for side in range(known.buses):
+                place = path / ("right" if side else ".")
+                place.mkdir(exist_ok=True)
+                words = ("--arm", arm, "--joints", str(joints), "--bus", str(side), *emulator)
+                sides.append(ports.enter_context(emulator_process(place, *words)))
             folder = RunFolder(path)
-            control = started(folder, bus.port, bundle, joints, flags)
+            control = started(folder, port_of(sides), bundle, joints, flags)
             digest = open_bundle(bundle).digest
-            made = Rig(folder, bus, bundle, joints, control, flags, known, digest=digest, stolen_before_s=before_s)
+            made = Rig(folder, sides[0], bundle, joints, control, flags, known, digest=digest, stolen_before_s=before_s)
+            made.sides = tuple(sides)
             try:
                 wait_for_tick(folder, control)
                 made.writer = _core.RingWriter(made.folder.ring)

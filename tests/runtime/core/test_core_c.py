@@ -21,6 +21,7 @@ PROGRAMS = {
     "serial_test": (),
     "press_test": ("press", "health", "beat", "shared"),
     "guardian_test": ("guardian", "shared", "clock"),
+    "two_buses_test": tuple(f"../../../robot/bus/{part}" for part in ("bus", "packet", "servo_arm")),
 }
 LOOP = (
     "control",
@@ -86,7 +87,7 @@ def test_a_hundred_thousand_interleaved_chunks_give_no_action_at_another_tick(tm
 
 
 @needs_gcc
-@pytest.mark.parametrize("program", ["serial_test", "press_test", "guardian_test"])
+@pytest.mark.parametrize("program", ["serial_test", "press_test", "guardian_test", "two_buses_test"])
 def test_small_parts_on_a_virtual_clock(tmp_path: Path, program: str) -> None:
     run(build(tmp_path, program, "-O1", "-Wno-unused-function"))
 

@@ -30,12 +30,12 @@ static const struct {
     servo_arm_description is;
 } ARMS[] = {
     {"koch", {20, 4, SIGN_TWOS}, 65,
-     {.protocol = &dynamixel2, .joints = JOINTS, .ids = {1, 2, 3, 4, 5, 6}, .watchdog_on = 10, .watchdog_tripped = 255,
+     {.protocol = &dynamixel2, .joints = JOINTS, .second = JOINTS, .ids = {1, 2, 3, 4, 5, 6}, .watchdog_on = 10, .watchdog_tripped = 255,
       .at = {.torque = {64, 1, SIGN_NONE}, .goal = {116, 4, SIGN_TWOS}, .block = {126, 10, SIGN_NONE}, .load = {126, 2, SIGN_TWOS},
              .velocity = {128, 4, SIGN_TWOS}, .position = {132, 4, SIGN_TWOS}, .voltage = {144, 2, SIGN_NONE},
              .temperature = {146, 1, SIGN_NONE}, .error = {70, 1, SIGN_NONE}, .watchdog = {98, 1, SIGN_NONE}}}},
     {"so101", {31, 2, 11}, 44,
-     {.protocol = &feetech0, .joints = JOINTS, .ids = {1, 2, 3, 4, 5, 6},
+     {.protocol = &feetech0, .joints = JOINTS, .second = JOINTS, .ids = {1, 2, 3, 4, 5, 6},
       .at = {.torque = {40, 1, SIGN_NONE}, .goal = {42, 2, 15}, .block = {56, 15, SIGN_NONE}, .load = {60, 2, 10},
              .velocity = {58, 2, 15}, .position = {56, 2, 15}, .voltage = {62, 1, SIGN_NONE}, .temperature = {63, 1, SIGN_NONE},
              .lock = {55, 1, SIGN_NONE}}}},
@@ -74,16 +74,16 @@ static void slow_path(servo_arm *arm, servo_register homing, uint16_t harmless, 
     uint16_t model, firmware;
     int64_t end = deadline();
     bus_registers one = {.ids = &id, .servos = 1, .address = homing.address, .length = homing.bytes};
-    bus_result result = bus_sync_read(&arm->bus, &one, end, data, &alert);
+    bus_result result = bus_sync_read(&arm->buses[0], &one, end, data, &alert);
     ended("read", end);
     if (result == BUS_OK)
         printf("homing %u %d\n", id, (int)servo_decode(homing, data));
     end = deadline();
-    if (bus_ping(&arm->bus, id, end, &model, &firmware) == BUS_OK)
+    if (bus_ping(&arm->buses[0], id, end, &model, &firmware) == BUS_OK)
         printf("model %u %u\n", id, model);
     ended("ping", end);
     end = deadline();
-    (void)bus_write(&arm->bus, id, harmless, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end);
+    (void)bus_write(&arm->buses[0], id, harmless, (const uint8_t[]){(uint8_t)(call & 1)}, 1, end);
     ended("write", end);
 }
 
@@ -103,7 +103,7 @@ int main(int argc, char **argv)
         printf("realtime\n");
     schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY);
     static servo_arm arm;
-    servo_arm_init(&arm, fd, &ARMS[which].is);
+    servo_arm_init(&arm, &fd, &ARMS[which].is);
     arm_port port = servo_arm_port(&arm);
     for (int i = 0; i < 50 && port.set_torque(port.context, true, NULL, serial_now_ns() + 50000000) != ARM_OK; i++)
         ;
