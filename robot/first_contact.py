@@ -71,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
             positions = follower.read().positions
             print(f"parking pose stored in {save_park_pose(calibration, positions)}")
         else:
-            positions = move_slowly(follower, goal, limits)
+            for turn in sorted({arm.park_turn(name) for name in goal}) if arguments.park else [len(arm.parking)]:
+                soon = {name: counts for name, counts in goal.items() if arm.park_turn(name) <= turn}
+                positions = move_slowly(follower, soon, limits)
             if arguments.park:
                 follower.set_torque(False)
                 print("parked; torque is off")

@@ -14,6 +14,7 @@ static const uint64_t magic_v0 = 0x30444345525f4c56; /* "VL_RECD0", the last byt
 
 enum { TICK_HEAD = offsetof(record_tick, position), JOINT_BYTES = 4 * 4 + 2 + 1 + 1 };
 
+_Static_assert(offsetof(pilot_config, park_turn) == 2040, "as it was written before there were turns");
 _Static_assert(sizeof(record_cell) == RECORD_LARGE && offsetof(record_cell, payload) == RECORD_HEAD, "a cell is 512 bytes");
 _Static_assert(RECORD_HEAD + TICK_HEAD + SMALL_JOINTS * JOINT_BYTES <= RECORD_SMALL, "six joints fit a small cell");
 _Static_assert(TICK_HEAD + ARM_JOINTS_MAX * JOINT_BYTES <= RECORD_PAYLOAD, "every arm fits a large one");

@@ -7,6 +7,7 @@
  * process (not of the machine). With the configuration in the header the goals
  * can be computed again, byte for byte.
  *
+ * A header of version 5 until commit 88b8df7 ends before the turns of parking: all joints had the first.
  * Older versions are read too (record_old.h), and replayed with the guard that they
  * name. Version 4 (until commit 4733e22) is of six joints. Version 3 (until commit 666d6ba) is of a guard in whole counts and of one action a tick.
  * Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its

@@ -29,9 +29,9 @@ pytest.importorskip("vla_edge._core")
 SIDES = ("left", "right")
 
 
-def describe(path: Path, **fields: object) -> Path:
-    """A description of two Kochs, with these fields changed."""
-    koch = yaml.safe_load((ARMS / "koch.yaml").read_text())
+def describe(path: Path, like: str = "koch", **fields: object) -> Path:
+    """A description of two such arms, with these fields changed."""
+    koch = yaml.safe_load((ARMS / f"{like}.yaml").read_text())
     joints = [
         {**joint, "name": f"{side}_{joint['name']}", "bus": bus}
         for bus, side in enumerate(SIDES)
@@ -43,19 +43,21 @@ def describe(path: Path, **fields: object) -> Path:
         else setting
         for setting in koch["settings"]
     ]
-    two = {"like": "koch", "name": "two_kochs", "title": "the pair of Kochs", "joints": joints, "settings": settings}
+    two = {"like": like, "name": "two_kochs", "title": "the pair of Kochs", "joints": joints, "settings": settings}
     path.write_text(yaml.safe_dump({**two, **fields}, sort_keys=False))
     return path
 
 
-def two_kochs(folder: Path, **fields: object) -> ArmDescription:
-    return load_arm(str(describe(folder / "two.yaml", **fields)))
+def two_kochs(folder: Path, like: str = "koch", **fields: object) -> ArmDescription:
+    return load_arm(str(describe(folder / "two.yaml", like, **fields)))
 
 
 @contextmanager
-def pair(golden_bundle: Path, folder: Path, *flags: str, armed: bool = True, **fields: object) -> Iterator[Rig]:
+def pair(
+    golden_bundle: Path, folder: Path, *flags: str, armed: bool = True, like: str = "koch", **fields: object
+) -> Iterator[Rig]:
     """Control on both emulated sides, with a bundle of twelve joints."""
-    arm = two_kochs(folder, **fields)
+    arm = two_kochs(folder, like, **fields)
     bundle = folder / "bundle"
     shutil.copytree(golden_bundle, bundle)
     manifest = open_bundle(bundle).manifest
@@ -156,6 +158,21 @@ def test_an_unplugged_side_is_a_fault_in_which_the_other_one_is_slowed_down(
         assert tuple(goals_of(made.sides[other])[-1]) == tuple(ticks[-1]["goals"][joints])
         assert len({tuple(tick["goals"][joints]) for tick in ticks[-3:]}) == 1
         assert open_record(made.folder.record).replay()["differing"] == 0
+
+
+def test_one_guardian_makes_both_sides_stand_still(golden_bundle: Path, tmp_path: Path) -> None:
+    """Two SO-101, whose servos have no watchdog."""
+    with pair(golden_bundle, tmp_path, like="so101") as made:
+        made.move(8)
+        made.control.kill()
+        assert made.control.wait(EVENT_S) != 0
+        _, message = made.control.communicate(timeout=EVENT_S)  # it ends with the guardian, which has its stderr too
+        assert "guardian" in message
+        for side in made.sides:
+            stood = [
+                tuple(answer["positions"].get(str(servo)) for servo in range(1, 7)) for answer in side.entries("answer")
+            ]
+            assert tuple(goals_of(side)[-1]) in stood[-8:]
 
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,49 @@ def test_an_unplugged_bus_is_a_fault_and_nothing_is_written() -> None:
     flight.tick(flight.chunk())
     assert flight.tick(lost=True, read_result=5)["reason"] == "unplugged" and not flight.last["write"]
     assert flight.tick(lost=True, watchdog=True)["reason"] == "unplugged"
+
+
+def test_of_two_buses_the_one_that_is_left_gets_goals_that_slow_down() -> None:
+    flight = Flight(buses=2)
+    plain = settings(buses=2)
+    slow = tuple(replace(limit, acceleration=2000.0) for limit in plain.limits)
+    flight.pilot = core.Pilot(replace(plain, limits=slow))
+    flight.armed()
+    flight.tick(flight.chunk(step=2))
+    for _ in range(12):
+        flight.tick()
+    goals = [flight.last["goals"]]
+    for _ in range(20):
+        told = flight.tick(lost=True, read_result=5, unsent=True, unplugged=True)
+        assert (told["state"], told["reason"], told["write"]) == ("fault", "unplugged", True)
+        goals.append(told["goals"])
+    steps = np.diff(np.array(goals)[:, 0])
+    assert steps[0] > 0 and steps[1] > 0 and (np.diff(steps) <= 0).all() and not steps[-5:].any()
+
+
+def test_joints_park_by_turns_and_one_without_torque_keeps_nobody_waiting() -> None:
+    turns = (1, 1, 0, 2, 2, 2)
+    plain = settings(park=(2100,) * 6)
+    limits = tuple(replace(limit, park_turn=turn) for limit, turn in zip(plain.limits, turns))
+    for limp in (None, 2):
+        flight = Flight(park=(2100,) * 6)
+        flight.pilot = core.Pilot(replace(plain, limits=limits))
+        flight.armed()
+        if limp is not None:
+            flight.overload(limp)
+            flight.tick()
+        flight.tick(command=Command.PARK)
+        goals = [flight.last["goals"]]
+        while flight.last["reason"] != "parked":
+            goals.append(flight.tick()["goals"])
+            assert len(goals) < 30 * HZ
+        moves = np.diff(np.array(goals), axis=0) != 0
+        spans = [(np.flatnonzero(moved)[0], np.flatnonzero(moved)[-1]) for moved in moves.T if moved.any()]
+        if limp is None:
+            pan, lift, elbow, *rest = spans
+            assert goals[-1] == (2100,) * 6 and elbow[1] <= pan[0] == lift[0] and pan[1] <= min(rest)[0]
+        else:
+            assert goals[-1] == (2100, 2100, 2000, 2100, 2100, 2100) and len(spans) == 5
 
 
 def test_stopping_slows_down_parks_and_switches_torque_off() -> None:

@@ -21,6 +21,8 @@ NEWER = OLD.with_name("flight_666d6ba.record.gz")
 """Version 3: 271 ticks at 50 Hz, chunks blended over 3 ticks, a hold, a latched one, parking, an episode done again."""
 SIX = OLD.with_name("flight_4733e22.record.gz")
 """Version 4: 109 ticks at 90 Hz between actions at 30 a second, smooth and wild chunks over each other, a hold."""
+ONE_PORT = OLD.with_name("flight_88b8df7.record.gz")
+"""Version 5 before joints parked by turns: 142 ticks at 90 Hz, smooth and wild chunks, a hold, arming, parking."""
 TICK = 1
 HEADER, CELL = 4096, 256
 
@@ -74,6 +76,20 @@ def test_a_record_of_version_4_is_read_and_its_goals_are_the_same_byte_for_byte(
     assert len(chunks_of(reader)) == 12 and {len(tick["goals"]) for tick in ticks} == {6}
     assert reader.replay() == {
         "ticks": 109, "chunks": 12, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
+    }  # fmt: skip
+
+
+def test_a_record_from_before_joints_parked_by_turns_is_read_and_its_goals_are_the_same_byte_for_byte(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "flight.record"
+    path.write_bytes(gzip.decompress(ONE_PORT.read_bytes()))
+    reader = open_record(path)
+    ticks = list(ticks_of(reader))
+    assert reader.header()["version"] == 5 and len(ticks) == 142 and len(chunks_of(reader)) == 5
+    assert {"planning", "moving", "hold", "parking"} <= {tick["state"] for tick in ticks}
+    assert reader.replay() == {
+        "ticks": 142, "chunks": 5, "damaged": 0, "differing": 0, "first_tick": 0, "differing_at": -1,
     }  # fmt: skip
 
 
