@@ -106,7 +106,8 @@ class ServoBus:
 
     def _ask(self, joint: str, register: Register) -> tuple[int, int]:
         """The register of one joint, and its alert bits."""
-        result, data = BusResult.TIMEOUT, b""
+        result: int = BusResult.TIMEOUT
+        data = b""
         for wait_s in REPLIES_S:
             result, data, alert = self._sync_read([joint], register, wait_s)
             if result == BusResult.OK:
@@ -151,7 +152,7 @@ class ServoBus:
 
     def write(self, joint: str, register: Register, value: int) -> None:
         """Write one joint's register and read it back. EEPROM is refused by the servo while its torque is on."""
-        result = BusResult.TIMEOUT
+        result: int = BusResult.TIMEOUT
         for wait_s in REPLIES_S:
             result = self._write(joint, register, value, wait_s)
             if result == BusResult.UNPLUGGED:

@@ -23,6 +23,7 @@ from vla_edge.robot.port import ports_of
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.slow_motion import park_pose_path
+from vla_edge.runtime.command import main
 from vla_edge.runtime.control.flight_record import open_record
 
 pytest.importorskip("vla_edge._core")
@@ -203,6 +204,28 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             load_arm(str(describe(tmp_path / f"{said[-5:]}.yaml", parking=parking)))
+
+
+def test_move_parks_the_groups_one_behind_the_other(tmp_path: Path) -> None:
+    arm = two_kochs(tmp_path, parking=[[f"right_{name}" for name in KOCH.joint_names]])
+    joints = tmp_path / "two.json"
+    write_joints(joints, arm)
+    joints.with_suffix(".park.json").write_text(json.dumps(dict.fromkeys(arm.joint_names, 2080)))
+    (tmp_path / "right").mkdir()
+    words = ["--arm", str(tmp_path / "two.yaml"), "--joints", str(joints)]
+    with (
+        emulator_process(tmp_path, *words) as left,
+        emulator_process(tmp_path / "right", *words, "--bus", "1") as right,
+    ):
+        flags = ["--robot", str(tmp_path / "two.yaml"), "--port", f"{left.port},{right.port}", "--joints", str(joints)]
+        assert main(["move", "--park", *flags]) == 0
+        moved = [
+            [entry["t"] for entry in side.entries("goal") if entry["goals"]["1"] not in (2048, 2080)]
+            for side in (left, right)
+        ]
+        assert (
+            max(moved[1]) < min(moved[0]) and goals_of(left)[-1].tolist() == goals_of(right)[-1].tolist() == [2080] * 6
+        )
 
 
 def test_joints_of_one_id_on_two_buses_do_not_mix(tmp_path: Path) -> None:
