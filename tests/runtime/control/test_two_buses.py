@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tests.robot.test_koch_start import ScriptedPerson
 from tests.runtime.control.control_rig import EVENT_S, KOCH, Rig, rig, write_joints
 
 from vla_edge.bundle import open_bundle, write_manifest
 from vla_edge.errors import BusError, ConfigError, JointCalibrationError
 from vla_edge.robot.arm_description import ARMS, ArmDescription, load_arm
-from vla_edge.robot.joint_calibration import load_joint_calibration
+from vla_edge.robot.calibrate_joints import calibrate_joints
+from vla_edge.robot.joint_calibration import load_joint_calibration, save_joint_calibration
 from vla_edge.robot.port import ports_of
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.robot.sim.emulator_process import EmulatorProcess, emulator_process
 from vla_edge.robot.slow_motion import park_pose_path
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.flight_record import open_record
+from vla_edge.runtime.control.recover import recover_alone
 
 pytest.importorskip("vla_edge._core")
 SIDES = ("left", "right")
@@ -226,6 +229,40 @@ def test_move_parks_the_groups_one_behind_the_other(tmp_path: Path) -> None:
         assert (
             max(moved[1]) < min(moved[0]) and goals_of(left)[-1].tolist() == goals_of(right)[-1].tolist() == [2080] * 6
         )
+
+
+def test_both_sides_are_calibrated_at_once_and_recover_is_asked_of_the_right_one(tmp_path: Path) -> None:
+    arm = two_kochs(tmp_path)
+    (tmp_path / "right").mkdir()
+    words = ["--arm", str(tmp_path / "two.yaml"), "--bus"]
+    ends = [dict.fromkeys((2, 3, 4, 6), (700 + 100 * side, 3400)) for side in range(2)]
+    with emulator_process(tmp_path, *words, "0") as left, emulator_process(tmp_path / "right", *words, "1") as right:
+        port = f"{left.port},{right.port}"
+        hands = [ScriptedPerson(side, [2048] * 6, ends[k]) for k, side in enumerate((left, right))]
+
+        class Both:
+            def ask(self, text: str) -> None:
+                for hand in hands:
+                    hand.ask(text)
+
+            def show(self, ranges: Mapping[str, tuple[int, int, int]]) -> bool:
+                return all(hand.show(ranges) for hand in hands)
+
+        bus = ServoBus(port, arm)
+        try:
+            joints = calibrate_joints(bus, Both(), lambda _: None)
+        finally:
+            bus.close()
+        assert tuple(joint.name for joint in joints) == arm.joint_names
+        offset = [side * 100 for side in (0, 1)]
+        for side, name in enumerate(SIDES):
+            lift = next(joint for joint in joints if joint.name == f"{name}_shoulder_lift")
+            assert lift.range_max - lift.range_min == 2700 - offset[side]
+        save_joint_calibration(joints, tmp_path / "two.json")
+        found = load_joint_calibration(tmp_path / "two.json", arm)
+        right.event("overload 3")
+        assert recover_alone(arm, port, found) == ["right_elbow_flex"]
+        assert [entry["id"] for entry in right.entries("reboot")] == [3] and not left.entries("reboot")
 
 
 def test_joints_of_one_id_on_two_buses_do_not_mix(tmp_path: Path) -> None:
