@@ -22,7 +22,7 @@ from vla_edge.engines.tensorrt.engine_build import (
     memory_of,
 )
 from vla_edge.engines.tensorrt.memory_plan import MB
-from vla_edge.errors import ConfigError, EngineError
+from vla_edge.errors import ConfigError
 from vla_edge.files import written_beside
 
 
@@ -80,11 +80,7 @@ def check_tensorrt_arguments(arguments: argparse.Namespace) -> None:
         if arguments.build_on_device:
             raise ConfigError(f"engine files of {RTX} are built anywhere; leave out --build-on-device")
     elif not arguments.build_on_device:
-        try:
-            require_gpu()
-        except EngineError as error:
-            prepare = "add --build-on-device to prepare the bundle here and build there"
-            raise EngineError(str(error).replace("choose backend ort", prepare)) from None
+        require_gpu(otherwise="add --build-on-device to prepare the bundle here and build there")
     elif arguments.board_memory <= 0:
         raise ConfigError(f"--board-memory is {arguments.board_memory}, must be more than 0 GB")
 

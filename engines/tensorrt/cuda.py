@@ -85,8 +85,9 @@ class Cuda(Protocol):
     def synchronize(self, stream: int) -> None: ...
 
 
-def require_gpu(library: str = DRIVER) -> int:
-    """Pass only where the driver works and sees a device; returns the number of devices.
+def require_gpu(library: str = DRIVER, otherwise: str = "choose backend ort") -> int:
+    """Pass only where the driver works and sees a device; returns the number of devices. otherwise: what a person
+    can do without one.
 
     Without a driver TensorRT's objects are null inside and end the process when touched, so every use of it begins
     here. EngineError names which of dlopen, cuInit and the device count failed.
@@ -95,20 +96,20 @@ def require_gpu(library: str = DRIVER) -> int:
         driver = ctypes.CDLL(library)
     except OSError as error:
         raise EngineError(
-            f"no NVIDIA driver: dlopen of {library} failed ({error}); install the driver, or choose backend ort"
+            f"no NVIDIA driver: dlopen of {library} failed ({error}); install the driver, or {otherwise}"
         ) from None
     status = driver.cuInit(0)
     if status != 0:
         raise EngineError(
             f"the NVIDIA driver does not start: cuInit gave error {status}; look at nvidia-smi (a new driver needs a "
-            "reboot), or choose backend ort"
+            f"reboot), or {otherwise}"
         )
     count = ctypes.c_int()
     status = driver.cuDeviceGetCount(ctypes.byref(count))
     if status != 0 or count.value < 1:
         raise EngineError(
             f"the NVIDIA driver sees no GPU: device count {count.value}, error {status}; check the device and "
-            "CUDA_VISIBLE_DEVICES, or choose backend ort"
+            f"CUDA_VISIBLE_DEVICES, or {otherwise}"
         )
     return count.value
 

@@ -15,6 +15,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -604,7 +605,7 @@ def test_a_bundle_is_packed_for_a_device_with_its_memory_plan(
 def test_where_there_is_no_gpu_the_flag_that_prepares_here_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", lambda: require_gpu("libnone.so.1"))
+    monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", partial(require_gpu, "libnone.so.1"))
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt"]) == 2
     said = capsys.readouterr().err
     assert "no NVIDIA driver" in said and "install the driver, or add --build-on-device" in said
@@ -613,7 +614,7 @@ def test_where_there_is_no_gpu_the_flag_that_prepares_here_is_named(
 def test_engine_files_are_built_by_the_command_where_there_is_a_device(
     bundle: Bundle, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", lambda: 1)
+    monkeypatch.setattr("vla_edge.export.tensorrt_bundle.require_gpu", lambda otherwise: 1)
     monkeypatch.setattr("vla_edge.export.tensorrt_bundle.open_cuda", lambda: cuda)
     assert export_engines(["--bundle", str(bundle.path), "--backend", "tensorrt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
