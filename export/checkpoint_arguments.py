@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vla_edge.bundle import MAX_FPS, MIN_FPS
-from vla_edge.camera_names import camera_pairs
+from vla_edge.camera_names import add_camera_pairs, camera_pairs
 from vla_edge.command_line import Number
 from vla_edge.lerobot_data.tolerance import add_tolerance
 
@@ -48,13 +48,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="LeRobot dataset, its folder or a Hub id: its frames are compared too, its joint names and rate taken",
     )
     add_tolerance(described)
-    described.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET_NAME",
-        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
-    )
+    add_camera_pairs(described)
     described.add_argument(
         "--take-empty-cameras",
         action="store_true",

@@ -11,6 +11,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from vla_edge.camera_names import add_camera_pairs
 from vla_edge.command_line import (
     CommandParser,
     between,
@@ -159,13 +160,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="episodes to use, e.g. 0-9,12 (one dataset only)",
     )
-    parser.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET_NAME",
-        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
-    )
+    add_camera_pairs(parser)
 
 
 def add_fine_tune(parser: CommandParser, defaults: Mapping[str, Any] = FINE_TUNE) -> None:

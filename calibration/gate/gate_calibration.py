@@ -18,7 +18,7 @@ from vla_edge.calibration.gate.gate_limits import GROSS, Limits, choose
 from vla_edge.calibration.gate.gate_pairs import Measured, PairPlan, kept_alone, measure, planned_pairs
 from vla_edge.calibration.gate.gate_plot import GATE_PLOT, draw
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, frames_of, replay
-from vla_edge.camera_names import camera_pairs
+from vla_edge.camera_names import add_camera_pairs, camera_pairs
 from vla_edge.command_line import answer, count, folder_to_write, inner_share, positive, whole
 from vla_edge.engines.engine import Engine, EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import BundleError, CheckFailed, ConfigError, DatasetError
@@ -195,13 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_tolerance(parser)
     parser.add_argument("--out", type=folder_to_write, required=True, help="new bundle with the limits in its manifest")
-    parser.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET_NAME",
-        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
-    )
+    add_camera_pairs(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--bound",

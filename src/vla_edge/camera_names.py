@@ -7,6 +7,7 @@ A name may hold anything but `=`, `,` and `/` (top-cam, "left wrist"). The keys 
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
@@ -32,6 +33,17 @@ def short_name(key: str) -> str:
 def is_camera_key(key: str) -> bool:
     """Whether a feature is a picture by its key alone."""
     return key.startswith(PREFIX) or key in _WHOLE
+
+
+def add_camera_pairs(parser: argparse._ActionsContainer) -> None:
+    """`--camera` of commands that read a dataset's pictures; what was given goes through `camera_pairs`."""
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=DATASET_NAME",
+        help="a camera of the policy whose name differs in the dataset, e.g. laptop=front",
+    )
 
 
 def camera_pairs(texts: Sequence[str]) -> dict[str, str]:
