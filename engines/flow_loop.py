@@ -173,7 +173,7 @@ class PythonLoop:
         for row, tensor in self._graphs.state_rows:
             np.copyto(tensor[:, self._graphs.state_place, :], row[:, 0, :])
         end = time.perf_counter_ns()
-        return (middle - start) / 1e6, (end - middle) / 1e6
+        return (middle - start) / 1e6 if prefix else 0.0, (end - middle) / 1e6
 
     def denoise(self, request: FlowRequest) -> FlowReport:
         steps, tie, ties = self._graphs.steps_of(request), request.inpaint, self._graphs.ties

@@ -40,7 +40,7 @@ def entry_of(result: InferenceResult) -> dict[str, Any]:
     return {
         "reason": decision.reason.value,
         "vision": list(decision.look),
-        "prefix": decision.prefix and result.timings.prefix > 0,
+        "prefix": result.timings.prefix > 0,
         "delta": decision.delta,
         "age_s": decision.age_s,
         "still": {str(slot): [reading.mean, reading.worst] for slot, reading in decision.still.items()},

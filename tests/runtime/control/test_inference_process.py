@@ -377,7 +377,7 @@ def test_plans_go_on_while_a_prefix_is_made_beside_them(control, folder, golden_
     chunks = [line for line in lines_of(folder) if "reason" in line]
     beside = [line for line in chunks if line["reason"] == "beside"]
     assert beside and all(
-        line["kind"] == "moving" and not line["prefix"] and line["ms"]["prefix"] < 1 for line in beside
+        line["kind"] == "moving" and not line["prefix"] and line["ms"]["prefix"] == 0 for line in beside
     )
     assert summary["cache"]["refreshes"] >= 1 and summary["cache"]["beside"] >= len(beside)
     over = next(line for line in chunks if line["adopted"])
