@@ -58,7 +58,7 @@ class BundleSubject:
         # A prefix of its own has no verdict yet, without which nothing is corrected: one camera's case gives one.
         self._session.cache.mode = CacheMode.DELTA if case == DELTA else CacheMode.STILL
         observation = self._data.observations[number % OBSERVATIONS]
-        noise = self._data.noise[number % OBSERVATIONS]
+        noise = self._noise(number % OBSERVATIONS)
         if case == FRESH:
             self._session.reset()
         elif case == ONE_CAMERA:
@@ -90,11 +90,13 @@ class BundleSubject:
 
     def actions(self, number: int) -> np.ndarray:
         self._session.reset()
-        result = self._session.infer(
-            InferenceRequest(self._data.observations[number], 0, noise=self._data.noise[number])
-        )
+        result = self._session.infer(InferenceRequest(self._data.observations[number], 0, noise=self._noise(number)))
         assert result is not None
         return result.normalized
+
+    def _noise(self, number: int) -> np.ndarray:
+        """Of the actions that this bundle makes, which may be the first ones of its inputs' chunk."""
+        return self._data.noise[number][: self._session.policy.chunk_size]
 
     def _one_changed(self) -> Observation:
         """The last observation with another picture from its first camera."""

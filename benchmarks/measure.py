@@ -91,7 +91,7 @@ def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Ca
         },
         "ratios": ratios,
         "errors": {
-            name: action_error(found, chunks[baseline], spans).facts()
+            name: action_error(found, chunks[baseline][:, : found.shape[1]], spans).facts()
             for name, found in chunks.items()
             if name != baseline
         },

@@ -78,7 +78,8 @@ class ExportRequest:
     the adapter says. outputs_are_joint_values: actions without statistics are what the arm is sent, as they come.
     fps: actions a second in the policy's data, "unknown", or None: the recording's. take_empty_cameras: the policy's
     `empty_cameras` are cameras that a picture may be given to. step_sizes: of n Euler steps that are not equally long,
-    their shares of the way; runs of n steps take them."""
+    their shares of the way; runs of n steps take them. chunk_size: compute the first so many actions of the policy's
+    chunk, None for all."""
 
     checkpoint: Path
     out: Path
@@ -92,6 +93,7 @@ class ExportRequest:
     revision: str = ""
     take_empty_cameras: bool = False
     step_sizes: tuple[float, ...] = ()
+    chunk_size: int | None = None
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
@@ -108,6 +110,8 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     exporter.check(request.checkpoint, request.step_sizes)
     if request.take_empty_cameras:
         exporter.take_empty_cameras(request.checkpoint)
+    if request.chunk_size is not None:
+        exporter.shorten_chunk(request.checkpoint, request.chunk_size)
     cameras = camera_specs(policy, request.recording, exporter.placeholder_size)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
@@ -129,6 +133,8 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
 def export_unproven(request: ExportRequest, progress: Progress) -> Manifest:
     """As `export_bundle`, but compared with nothing: for counts and times of a policy with random weights."""
     exporter = exporter_of(request.checkpoint)
+    if request.chunk_size is not None:
+        exporter.shorten_chunk(request.checkpoint, request.chunk_size)
     with new_folder(request.out, ExportError) as folder, torch.inference_mode():
         cameras = camera_specs(exporter.policy, request.recording, exporter.placeholder_size)
         manifest = write_graphs(exporter, cameras, request, folder, progress)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vla_edge.bundle import MAX_FPS, MIN_FPS
 from vla_edge.camera_names import add_camera_pairs, camera_pairs
-from vla_edge.command_line import Number
+from vla_edge.command_line import Number, count
+from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.tolerance import add_tolerance
 
 UNKNOWN = "unknown"
@@ -75,6 +76,30 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="flow steps that are not equally long, as shares of the way from noise to actions: --flow-steps of so "
         "many takes them (default: equal steps)",
     )
+    described.add_argument(
+        "--chunk-size",
+        type=count,
+        metavar="N",
+        help="compute only the first N actions of SmolVLA's chunk: they stay the same, because an action depends on no "
+        "later one, and a flow step takes less time on a CPU (default: the policy's chunk_size)",
+    )
+
+
+def check_without_checkpoint(arguments: argparse.Namespace) -> None:
+    """ConfigError: what a bundle cannot be given afterwards."""
+    given = {
+        "--revision": arguments.revision != "",
+        "--vlm": arguments.vlm is not None,
+        "--base": arguments.base is not None,
+        "--outputs-are-joint-values": arguments.outputs_are_joint_values,
+        "--take-empty-cameras": arguments.take_empty_cameras,
+        "--joint-units": arguments.joint_units != "unknown",
+        "--fps": arguments.fps is not None,
+        "--step-sizes": arguments.step_sizes != (),
+        "--chunk-size": arguments.chunk_size is not None,
+    }
+    if name := next((name for name, told in given.items() if told), None):
+        raise ConfigError(f"{name} is for a checkpoint; give --checkpoint DIR instead of --bundle, or leave it out")
 
 
 def _step_sizes(text: str) -> tuple[float, ...]:
@@ -112,5 +137,6 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
         fps=arguments.fps,
         take_empty_cameras=arguments.take_empty_cameras,
         step_sizes=arguments.step_sizes,
+        chunk_size=arguments.chunk_size,
     )
     export_bundle(request, tell)

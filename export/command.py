@@ -17,7 +17,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from vla_edge.command_line import Command, Subcommand, answer, folder_to_write, threads
 from vla_edge.engines.engine import backend_of
 from vla_edge.errors import ConfigError
-from vla_edge.export.checkpoint_arguments import add_checkpoint_arguments, export_from_arguments
+from vla_edge.export.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    check_without_checkpoint,
+    export_from_arguments,
+)
 from vla_edge.export.precision_arguments import add_precision_arguments, request_from_arguments
 from vla_edge.export.tensorrt_bundle import (
     add_tensorrt_arguments,
@@ -51,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
                 "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect "
                 "BUNDLE"
             )
+        if arguments.bundle:
+            check_without_checkpoint(arguments)
         check_tensorrt_arguments(arguments)
         if arguments.bundle and arguments.precision == "fp32":
             if backend_of(arguments.backend).builds:  # on a device, where there is no onnx

@@ -63,6 +63,10 @@ class Exporter(Protocol):
     def take_empty_cameras(self, checkpoint: Path) -> None:
         """Make cameras of the empty ones that config.json names. ConfigError: it names none."""
 
+    def shorten_chunk(self, checkpoint: Path, size: int) -> None:
+        """Compute the first `size` actions of a chunk only. ConfigError: the policy makes fewer, or its actions depend
+        on later ones."""
+
     def cuts(self) -> list[Cut]:
         """The graphs, in the order in which they run."""
 

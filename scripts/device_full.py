@@ -20,20 +20,27 @@ Cases = dict[str, Callable[[], dict[str, float]]]
 """Milliseconds of each part, by case."""
 
 
-def opened(path: Path, compiler: Any) -> tuple[Any, dict[str, float]]:
-    """A session of the bundle on this GPU with engine files made now, and how long both took."""
+def built(path: Path, compiler: Any) -> tuple[Any, Any]:
+    """The bundle, with engine files for this GPU made now, and what makes an engine for it."""
     from vla_edge.bundle import open_bundle
     from vla_edge.engines.tensorrt.cuda import open_cuda
     from vla_edge.engines.tensorrt.engine_build import BuildOptions, build_engines
     from vla_edge.engines.tensorrt.trt_engine import TrtEngine
-    from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
     bundle, cuda = open_bundle(path), open_cuda()
-    start = time.perf_counter()
     build_engines(bundle, BuildOptions(force=True), lambda step: None, cuda, compiler)
-    built = time.perf_counter()
-    session = PolicySession(bundle, TrtEngine(compiler.name, cuda, compiler), SessionOptions(seed=3))
-    return session, {"build_s": round(built - start, 2), "ready_s": round(time.perf_counter() - built, 2)}
+    return bundle, functools.partial(TrtEngine, compiler.name, cuda, compiler)
+
+
+def opened(path: Path, compiler: Any) -> tuple[Any, dict[str, float]]:
+    """A session of the bundle on this GPU with engine files made now, and how long both took."""
+    from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+
+    start = time.perf_counter()
+    bundle, engine = built(path, compiler)
+    made = time.perf_counter()
+    session = PolicySession(bundle, engine(), SessionOptions(seed=3))
+    return session, {"build_s": round(made - start, 2), "ready_s": round(time.perf_counter() - made, 2)}
 
 
 def request_of(session: Any, seed: int) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run on a bare NVIDIA machine: torch, onnx, onnxruntime, cuda-bindings, gcc, Python 3.10+; no network, no pip.
 
-    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled,train] [--within
-    SECONDS]
+    python3 scripts/device_run.py --out FOLDER [--steps facts,core,tests,memcheck,export,full,compiled,run,train]
+    [--within SECONDS]
 
 Each step is a process of its own with a hard time limit; what it finds goes to FOLDER/results.jsonl, a JSON object a
 line, what it prints to FOLDER/log.txt. Where TensorRT is not installed, torch's kernels run in its place
@@ -15,10 +15,13 @@ out. The steps:
     tests     tests marked gpu, on tiny bundles: graphs and chunk against ONNX Runtime's, capture against steps, A/B
               refresh × 200, threads
     memcheck  the captured loop and its refresh under compute-sanitizer
-    export    a policy of full size with random weights, exported (unproven: random weights) in fp32 and fp16
-    full      full size, fresh, cached, as on the robot, with inpaint, uncaptured, 1, 2 and 10 steps; torch eager and in
-              a CUDA graph in turn with it
+    export    a policy of full size with random weights, exported (unproven: random weights) in fp32, in fp16, and in
+              fp16 with the first actions of its chunk alone
+    full      full size, fresh, cached, as on the robot, with inpaint, uncaptured, 1, 2 and 10 steps; the same of a
+              chunk's first actions; torch eager and in a CUDA graph in turn with it
     compiled  the same against torch.compile
+    run       control's loop and the inference loop as on the robot, prefixes made beside the plans: plans a second, age
+              of plan and of prefix, missed ticks, at ten steps and at one, pictures at rest and changing
     train     loss and gradient beside the CPU's, losses in each precision, memory and seconds a step at full size
               (needs PyAV)
 """
@@ -50,11 +53,14 @@ LIMITS = {
     "export": 200,
     "full": 150,
     "compiled": 230,
+    "run": 150,
     "train": 280,
 }
 """Seconds a step may take before it is ended."""
 STEPS = [step for step in LIMITS if step != "race"]
 """What runs when nothing is asked for; `race` is what memcheck runs, for a longer look."""
+FIRST = 16
+"""Actions of the bundle that holds a chunk's first ones alone."""
 RACE_ROUNDS = 200
 Tell = Callable[..., None]
 """Told one line of results, by name."""
@@ -124,7 +130,7 @@ def run_step(arguments: argparse.Namespace) -> int:
     tell = teller(arguments.out, arguments.step)
     steps: dict[str, Callable[[argparse.Namespace, Tell], int]] = {
         "facts": facts, "core": core, "tests": gpu_tests, "race": race, "memcheck": memcheck, "export": export,
-        "full": full, "compiled": compiled, "train": train,
+        "full": full, "compiled": compiled, "run": run_on_gpu, "train": train,
     }  # fmt: skip
     try:
         return steps[arguments.step](arguments, tell)
@@ -322,6 +328,8 @@ def export(arguments: argparse.Namespace, tell: Tell) -> int:
     export_unproven(ExportRequest(checkpoint=place / "policy", out=place / "fp32"), say)
     half = PrecisionRequest("fp16", "tensorrt", frames=1, held_out=1)
     requantise_unproven(place / "fp32", place / "fp16", half, say)
+    export_unproven(ExportRequest(checkpoint=place / "policy", out=place / "first-fp32", chunk_size=FIRST), say)
+    requantise_unproven(place / "first-fp32", place / "first", half, say)
     sizes = {
         name: sum(file.stat().st_size for file in (place / name / "graphs").rglob("*.bin")) for name in ("fp32", "fp16")
     }
@@ -336,6 +344,8 @@ def full(arguments: argparse.Namespace, tell: Tell) -> int:
     place = WORK / arguments.size
     ours = Ours(place / "fp16", compiler, tell)
     cases = {f"ours fp16, {name}": case for name, case in ours.cases().items()}
+    short = Ours(place / "first", compiler, tell)
+    cases |= {f"ours fp16, first {FIRST} actions, {name}": case for name, case in short.cases().items()}
     baseline = Torch(place / "policy", ours.session)
     cases |= baseline.cases("torch fp16") | baseline.graph_cases("torch fp16", tell)
     in_turn(cases, arguments.rounds, tell)
@@ -360,6 +370,20 @@ def compiled(arguments: argparse.Namespace, tell: Tell) -> int:
         in_turn({name: case}, 0, tell)
         tell(case=name, compiled_in_s=round(time.monotonic() - start, 1))
     in_turn({"ours fp16, fresh": ours.fresh, "ours fp16, cached": ours.cached, **cases}, arguments.rounds, tell)
+    return 0
+
+
+def run_on_gpu(arguments: argparse.Namespace, tell: Tell) -> int:
+    """Each run takes half a second a measured round."""
+    from scripts.device_full import built
+
+    from vla_edge.benchmarks.flow.replanning import run_itself
+
+    bundle, engine = built(WORK / arguments.size / "fp16", take_kernels(arguments, tell))
+    for steps in (bundle.manifest.policy.num_steps, 1):
+        for moving in (False, True):
+            found = run_itself(bundle, engine(), steps, moving, arguments.rounds / 2)
+            tell(run=f"{steps} steps, pictures {'changing' if moving else 'at rest'}", **found)
     return 0
 
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thirty plans a second at full size on two cores: what one plan takes, and how many a run makes.
 
-    python -m vla_edge.benchmarks.flow.replanning [--work DIR] [--rounds N] [--seconds S] [--out DIR]
+    python -m vla_edge.benchmarks.flow.replanning [--chunk-size N] [--work DIR] [--rounds N] [--seconds S] [--out DIR]
 
 Random weights, which cost what trained ones do. First one interleaved run: fresh and cached at 10, 4, 2 and 1 flow
-steps and the delta correction, INT8 on every CPU backend that is here, beside torch in ten fresh steps, which is other
-work. Ceiling: the time the step's products take at this machine's fastest INT8 product. Then the run itself, on the
-backend whose one cached step is faster: control's loop on an arm without a bus in a process of its own, the inference
-loop beside it with pictures from memory, at rest and changing all the time, prefixes made beside the plans. There a
-plan's time goes from the newest frames to the chunk in the ring: gate, preparation, hand-over and sending included.
+steps, of the whole chunk and of its first actions alone, and the delta correction, INT8 on every CPU backend that is
+here, beside torch in ten fresh steps, which is other work. Ceiling: the time the step's products take at this machine's
+fastest INT8 product. Then the run itself, with the first actions on the backend whose one cached step of them is
+faster: control's loop on an arm without a bus in a process of its own, the inference loop beside it with pictures from
+memory, at rest and changing all the time, prefixes made beside the plans. There a plan's time goes from the newest
+frames to the chunk in the ring: gate, preparation, hand-over and sending included.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.command_line import CommandParser, count, positive, run_command, threads
 from vla_edge.core import load_core
-from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError
 from vla_edge.export.assemble import ExportRequest, export_unproven
 from vla_edge.export.precision import PrecisionRequest, requantise_unproven
@@ -54,6 +55,7 @@ from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 
 FEWER = (4, 2, 1)
+WHOLE, DELTA = "int8", "delta"
 ONE = f"{CACHED}, 1 steps"
 MOST_MS = {"one_step_p50_ms": 30.0, "one_step_p99_ms": 1000 / 30}
 LEAST = {"against_ten_cached": 7.0, "plans_a_second": 25.0}
@@ -62,45 +64,59 @@ START_S, MAX_AGE_S = 300.0, 10.0
 """A refresh beside the plans takes about 3 s here: a younger limit would make every plan wait for it."""
 
 
-def prepare(work: Path, threads: int, delta: bool, tell: Callable[[str], None]) -> dict[str, Path]:
-    """Bundles of full size in `work`, made where they are missing, by their names."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the bundles in a folder are of. delta: with a delta expert. first: so many actions, None the whole chunk."""
+
+    size: Literal["full", "tiny"] = "full"
+    delta: bool = False
+    first: int | None = None
+
+
+def prepare(work: Path, made: Made, threads: int, tell: Callable[[str], None]) -> dict[str, Path]:
+    """The bundles in `work`, made where they are missing, by their names."""
     work.mkdir(parents=True, exist_ok=True)
-    paths = {"checkpoint": work / "checkpoint", "float32": work / "float32"}
+    behind = "" if made.first is None else f"-first{made.first}"
+    paths = {"checkpoint": work / "checkpoint", "float32": work / f"float32{behind}"}
     if not paths["checkpoint"].exists():
         tell("make a policy of full size")
-        write_random_policy(paths["checkpoint"], RandomPolicy(size="full", dtype="bfloat16", delta=delta))
+        write_random_policy(paths["checkpoint"], RandomPolicy(size=made.size, dtype="bfloat16", delta=made.delta))
     if not paths["float32"].exists():
-        export_unproven(ExportRequest(checkpoint=paths["checkpoint"], out=paths["float32"], threads=threads), tell)
+        request = ExportRequest(paths["checkpoint"], paths["float32"], threads=threads, chunk_size=made.first)
+        export_unproven(request, tell)
     for backend in ("ort", "openvino"):
         try:
             load_engine(backend, EngineOptions(threads=threads))
         except EngineError as error:
             tell(f"without {backend}: {error}")
             continue
-        paths[backend] = work / f"int8-{backend}"
+        paths[backend] = work / f"int8-{backend}{behind}"
         if not paths[backend].exists():
             request = PrecisionRequest(
-                "int8", backend, frames=1, held_out=1, threads=threads, ranges_file=work / "ranges.npz"
+                "int8", backend, frames=1, held_out=1, threads=threads, ranges_file=work / f"ranges{behind}.npz"
             )
             requantise_unproven(paths["float32"], paths[backend], request, tell)
     return paths
 
 
-def specs_of(plain: Mapping[str, Path], delta: Mapping[str, Path], threads: int) -> list[SubjectSpec]:
-    """torch, and on every backend the plain bundle with all its counts of steps and the bundle with a delta expert."""
-    inputs = plain["float32"]
-    specs = [SubjectSpec("torch eager", "torch", plain["checkpoint"], "torch", threads, inputs)]
-    for backend in plain.keys() - {"checkpoint", "float32"}:
-        bundle = plain[backend]
-        specs.append(SubjectSpec(f"int8 {backend}", "bundle", bundle, backend, threads, inputs, fewer=FEWER))
-        if backend in delta:
-            specs.append(SubjectSpec(f"delta {backend}", "bundle", delta[backend], backend, threads, inputs))
+def specs_of(made: Mapping[str, Mapping[str, Path]], threads: int) -> list[SubjectSpec]:
+    """torch, and on every backend the bundles by the names of what they are of; WHOLE among them, DELTA in its own
+    steps alone, all others in every count of steps."""
+    whole = made[WHOLE]
+    inputs = whole["float32"]
+    specs = [SubjectSpec("torch eager", "torch", whole["checkpoint"], "torch", threads, inputs)]
+    for backend in sorted(whole.keys() - {"checkpoint", "float32"}):
+        for kind, bundles in made.items():
+            fewer = () if kind == DELTA else FEWER
+            specs.append(
+                SubjectSpec(f"{kind} {backend}", "bundle", bundles[backend], backend, threads, inputs, fewer=fewer)
+            )
     return specs
 
 
-def headline(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The better backend at one cached step, its times, and its share of the step's ceiling."""
-    subjects = {name: subject for name, subject in result["subjects"].items() if name.startswith("int8")}
+def headline(result: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Of a kind's bundles the better backend at one cached step, its times, and its share of the step's ceiling."""
+    subjects = {name: subject for name, subject in result["subjects"].items() if name.rpartition(" ")[0] == kind}
     p50 = {
         name: {case: times["whole_tick_ms"]["p50"] for case, times in subject["cases"].items()}
         for name, subject in subjects.items()
@@ -117,14 +133,14 @@ def headline(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_itself(bundle: Bundle, backend: str, cores: int, moving: bool, seconds: float) -> dict[str, Any]:
+def run_itself(bundle: Bundle, engine: Engine, steps: int, moving: bool, seconds: float) -> dict[str, Any]:
     """Control and inference as on the robot for `seconds` from the first motion on; what their logs say of them."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_run_folder(Path(scratch) / "run")
         gate = replace(GATE, max_age_s=MAX_AGE_S)
-        options = SessionOptions(CacheMode.STILL, steps=1, gate=gate, refresh=Refresh.BESIDE)
-        session = PolicySession(bundle, load_engine(backend, EngineOptions(threads=cores, spin=False)), options)
+        options = SessionOptions(CacheMode.STILL, steps=steps, gate=gate, refresh=Refresh.BESIDE)
+        session = PolicySession(bundle, engine, options)
         frames = synthetic(bundle, 1, 0).observations[0].frames
         cameras = {name: Window(name, frame.image) for name, frame in frames.items()}
         watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in cameras}
@@ -214,7 +230,8 @@ def page(result: Mapping[str, Any]) -> str:
         for case, times in subject["cases"].items():
             whole = times["whole_tick_ms"]
             lines.append(f"| {name} | {case} | {whole['p50']:.1f} | {whole['p99']:.1f} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in result["headline"].items())]
+    for kind, found in result["headlines"].items():
+        lines += ["", f"## {kind}", "", *(f"- {name}: {value}" for name, value in found.items())]
     for name, found in result["runs"].items():
         lines += ["", f"## The run, pictures {name}", "", *(f"- {key}: {value}" for key, value in found.items())]
     return "\n".join(lines) + "\n"
@@ -228,22 +245,30 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
     )
+    parser.add_argument(
+        "--chunk-size", type=count, default=16, metavar="N", help="of the bundles that hold a chunk's first actions"
+    )
     parser.add_argument("--rounds", type=count, default=100, help="measured rounds of the interleaved run")
     parser.add_argument("--seconds", type=positive, default=60.0, help="of each run")
     parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
     arguments = parser.parse_args(argv)
     cores, console = arguments.threads, Console()
     with console.status("starting") as status:
-        plain = prepare(arguments.work / "plain", cores, False, status.update)
-        delta = prepare(arguments.work / "delta", cores, True, status.update)
-        result = measure(specs_of(plain, delta, cores), Rounds(arguments.rounds, 2), cores, status.update)
-        result["headline"] = headline(result)
-        backend = result["headline"]["best"].removeprefix("int8 ")
-        bundle = open_bundle(plain[backend])
+        first = f"{WHOLE}, first {arguments.chunk_size} actions"
+        kinds = {WHOLE: Made(), first: Made(first=arguments.chunk_size), DELTA: Made(delta=True)}
+        made = {
+            kind: prepare(arguments.work / ("delta" if of.delta else "plain"), of, cores, status.update)
+            for kind, of in kinds.items()
+        }
+        result = measure(specs_of(made, cores), Rounds(arguments.rounds, 2), cores, status.update)
+        result["headlines"] = {kind: headline(result, kind) for kind in (WHOLE, first)}
+        backend = result["headlines"][first]["best"].removeprefix(f"{first} ")
+        bundle = open_bundle(made[first][backend])
         result["runs"] = {}
         for name, moving in (("at rest", False), ("changing", True)):
             status.update(f"the run, pictures {name}")
-            result["runs"][name] = run_itself(bundle, backend, cores, moving, arguments.seconds)
+            engine = load_engine(backend, EngineOptions(threads=cores, spin=False))
+            result["runs"][name] = run_itself(bundle, engine, 1, moving, arguments.seconds)
     result["commit"] = commit()
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "replanning.json", result)
@@ -256,9 +281,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def missed_bars(result: Mapping[str, Any]) -> list[str]:
-    """The bars that the result does not reach, each with what was found."""
-    runs = result["runs"]
-    found = {**result["headline"], "plans_a_second": runs["at rest"]["plans_a_second_between_refreshes"]}
+    """The bars that the result does not reach, each with what was found: times of a chunk's first actions, the gain of
+    one step on the whole chunk."""
+    runs, (whole, first) = result["runs"], result["headlines"].values()
+    plans = runs["at rest"]["plans_a_second_between_refreshes"]
+    found = {**first, "against_ten_cached": whole["against_ten_cached"], "plans_a_second": plans}
     missed = [f"{name} {found[name]:.1f}" for name, bar in MOST_MS.items() if found[name] > bar]
     missed += [f"{name} {found[name]:.1f}" for name, bar in LEAST.items() if found[name] < bar]
     return missed + [f"{run['missed_ticks']} ticks, {name}" for name, run in runs.items() if run["missed_ticks"]]

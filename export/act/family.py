@@ -50,6 +50,12 @@ class ACTExporter:
     def take_empty_cameras(self, checkpoint: Path) -> None:
         raise ConfigError(f"{checkpoint}: ACT has no empty cameras; leave out --take-empty-cameras")
 
+    def shorten_chunk(self, checkpoint: Path, size: int) -> None:
+        raise ConfigError(
+            f"{checkpoint}: every action of ACT's chunk depends on all others, so none can be left out; leave out "
+            "--chunk-size"
+        )
+
     def cuts(self) -> list[Cut]:
         model, size = self.policy.model, self._size()
         grid, cameras = model.backbone.grid(*size), len(self.policy.settings.cameras)

@@ -73,6 +73,19 @@ class SmolVLAExporter:
             settings, cameras=tuple(cameras.get(name, CameraSettings(name, name, *size)) for name in config.pictures)
         )
 
+    def shorten_chunk(self, checkpoint: Path, size: int) -> None:
+        """An action attends to no later one (docs/policy.md): the first ones are the same without the rest."""
+        config = self.policy.config
+        if size > config.chunk_size:
+            raise ConfigError(
+                f"{checkpoint}: the policy makes {config.chunk_size} actions a chunk; give --chunk-size up to that"
+            )
+        if size < config.chunk_size:
+            note = f"holds the first {size} of the policy's {config.chunk_size} actions a chunk (--chunk-size)"
+            executed = min(size, config.n_action_steps)
+            config = replace(config, chunk_size=size, n_action_steps=executed, notes=(*config.notes, note))
+            self.policy.config = self.policy.model.config = config
+
     def cuts(self) -> list[Cut]:
         return smolvla_cuts(self.policy, with_cls=self._why_pooled is None)
 

@@ -31,11 +31,15 @@ def test_a_plan_that_made_its_own_prefix_has_one_of_no_age() -> None:
 
 
 def test_every_bar_that_is_missed_is_named_with_what_was_found() -> None:
-    good = {"one_step_p50_ms": 29.0, "one_step_p99_ms": 33.0, "against_ten_cached": 7.2}
+    good = {"one_step_p50_ms": 29.0, "one_step_p99_ms": 33.0, "against_ten_cached": 3.0}
+    whole = {"one_step_p50_ms": 49.0, "one_step_p99_ms": 53.0, "against_ten_cached": 7.2}
     run = {"plans_a_second_between_refreshes": 26.0, "missed_ticks": 0}
-    result = {"headline": good, "runs": {"at rest": run, "changing": run}}
+    result = {"headlines": {"int8": whole, "int8, first 16": good}, "runs": {"at rest": run, "changing": run}}
     assert missed_bars(result) == []
-    late = {"headline": {**good, "one_step_p99_ms": 34.0, "against_ten_cached": 6.9}, "runs": result["runs"]}
+    late = {
+        "headlines": {"int8": {**whole, "against_ten_cached": 6.9}, "first": {**good, "one_step_p99_ms": 34.0}},
+        "runs": result["runs"],
+    }
     assert missed_bars(late) == ["one_step_p99_ms 34.0", "against_ten_cached 6.9"]
     slow = {"plans_a_second_between_refreshes": 20.0, "missed_ticks": 3}
     assert missed_bars({**result, "runs": {"at rest": slow, "changing": run}}) == [

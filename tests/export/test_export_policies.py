@@ -275,6 +275,38 @@ def test_step_sizes_that_make_no_way_are_one_line(tmp_path: Path, capsys: pytest
         export_bundle(many, lambda step: None)
 
 
+@pytest.mark.parametrize("more", [{}, {"attention_mode": "self_attn"}, {"num_expert_layers": 1}])
+def test_a_bundle_of_the_first_actions_makes_them_as_the_whole_one_does(tmp_path: Path, more: dict[str, Any]) -> None:
+    """An action depends on no later one: only the order of summing differs, as between two sizes of a product."""
+    write_random_policy(tmp_path / "policy", small(**more))
+    noise = np.random.default_rng(0).standard_normal((6, 32), np.float32)
+    images = {
+        f"observation.images.{name}": np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
+        for name in ("laptop", "phone")
+    }
+    whole = run_export(tmp_path)
+    made = infer(tmp_path / "bundle", images, np.zeros(6, np.float32), "go", noise)
+    for size in (1, 4, 6):
+        request = ExportRequest(tmp_path / "policy", tmp_path / f"first{size}", threads=1, chunk_size=size)
+        short = export_bundle(request, lambda step: None)
+        assert max(short.parity["stages"].values()) < PLAIN_ROUNDING
+        assert (short.policy.chunk_size, short.policy.n_action_steps) == (size, size)
+        assert [note for note in short.notes if note not in whole.notes] == (
+            [f"holds the first {size} of the policy's 6 actions a chunk (--chunk-size)"] if size < 6 else []
+        )
+        first = infer(tmp_path / f"first{size}", images, np.zeros(6, np.float32), "go", noise[:size])
+        assert np.abs(first - made[:size]).max() <= PLAIN_ROUNDING * np.abs(made).max()
+    many = ExportRequest(tmp_path / "policy", tmp_path / "more", chunk_size=7)
+    with pytest.raises(ConfigError, match="makes 6 actions a chunk; give --chunk-size up to that"):
+        export_bundle(many, lambda step: None)
+
+
+def test_what_only_an_export_can_change_is_refused_for_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--chunk-size", "4"], ["--step-sizes", "0.5,0.5"], ["--fps", "30"], ["--take-empty-cameras"]):
+        assert main(["--bundle", "bundle", "--precision", "int8", "--synthetic", *words]) == 2
+        assert f"{words[0]} is for a checkpoint; give --checkpoint DIR instead of --bundle" in capsys.readouterr().err
+
+
 def test_more_flow_steps_than_the_runtime_takes_are_refused_before_any_work(tmp_path: Path) -> None:
     write_random_policy(tmp_path / "policy", RandomPolicy(config={**SMALL, "num_steps": 65}))
     with pytest.raises(ConfigError, match="num_steps is 65, the runtime takes at most 64"):

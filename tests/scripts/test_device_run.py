@@ -61,17 +61,20 @@ def test_every_step_on_bundles_runs_and_writes_its_lines(
 ) -> None:
     monkeypatch.setattr(device_full.Torch, "compile", lambda self: None)
     out = tmp_path / "out"
-    for step in ("race", "export", "full", "compiled"):
+    for step in ("race", "export", "full", "compiled", "run"):
         arguments = argparse.Namespace(step=step, out=out, kernels="torch", rounds=3, size="tiny")
         assert run.run_step(arguments) == 0, rows(out)[-1]
     found = rows(out)
     assert [row for row in found if "same_bits" in row][0]["rounds"] == 3
     assert all("torch's kernels" in row["kernels"] for row in found if "kernels" in row)
     cases = {(row["case"], row.get("part")) for row in found if "case" in row}
-    for case in ("ours fp16, fresh", "ours fp16, cached", "ours fp16, cached, inpaint", "ours fp32, cached"):
+    ours = ("fresh", "cached", "cached, inpaint", "first 16 actions, cached")
+    for case in (*(f"ours fp16, {name}" for name in ours), "ours fp32, cached"):
         assert (case, "total") in cases
     assert {("ours fp16, steps", f"{count} steps") for count in (1, 2, 10)} <= cases
     assert ("torch.compile fp16, cached", "total") in cases
+    runs = {row["run"]: row for row in found if "run" in row}
+    assert len(runs) == 4 and all(row["plans_a_second"] > 0 for row in runs.values())
     # A CUDA graph of torch's cannot be made here: told, and the rest goes on.
     errors = [row for row in found if "error" in row]
     assert all("CUDA" in row["error"] or "cuda" in row["error"] or "NVIDIA" in row["error"] for row in errors)
