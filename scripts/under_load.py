@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run tests many times beside two busy loops a core: a test whose verdict depends on the machine's speed fails here.
 
-python scripts/under_load.py [--times N] [--side-by-side N] [--out FOLDER] FILES… [-k WORDS]    (`make load` names the folders)
+python scripts/under_load.py [--times N] [--side-by-side N] [--out FOLDER] FILES… [-k WORDS]
 
-One pytest process runs them all, N times in turn; several share the repetitions and are load for each other. Each loop
-and each pytest is a session of its own, so that the kernel's grouping of processes by session gives a loop as much of a
-core as one pytest gets. What they print goes to FOLDER/1.txt and on (`--out`). Exit code: the largest of theirs.
+`make load` names the folders. One pytest process runs them all, N times in turn; several share the repetitions and are
+load for each other. Each loop and each pytest is a session of its own, so that the kernel's grouping of processes by
+session gives a loop as much of a core as one pytest gets. What they print goes to FOLDER/1.txt and on. Exit code: the
+largest of theirs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fewer flow steps cost the trained reaching policy: the same scenes in 10, 4, 2 and 1 steps, plain and distilled.
+"""What fewer flow steps and shorter chunks cost the trained reaching policy: the same scenes in its own ten steps, in 4,
+2 and 1, and by other bundles made of it: distilled, or of the first actions of its chunk.
 
-    python -m vla_edge.benchmarks.flow.few_steps --bundle BUNDLE --distilled BUNDLE --distilled BUNDLE --out DIR
+    python -m vla_edge.benchmarks.flow.few_steps --bundle BUNDLE --other BUNDLE --other BUNDLE --out DIR
 
 Ceiling: the policy in its own ten steps. The chunk's error is against those from the same noise, in joint units; the
 closed loop runs in lockstep under the default hand-over for 6 s, success in pairs with ten steps.
@@ -73,11 +74,18 @@ def row_of(motions: Sequence[Motion], first: Sequence[Motion] | None) -> dict[st
     return {**row, **pairs}
 
 
-def planners_of(bundle: Bundle, distilled: Sequence[Bundle], engine: Engine) -> dict[str, SessionPlanner]:
-    """A planner for each count of steps, the policy's own first."""
-    ways: list[tuple[str, Bundle, int | None]] = [(f"{bundle.manifest.policy.num_steps} steps", bundle, None)]
-    ways += [(f"{steps} steps, plain", bundle, steps) for steps in PLAIN]
-    ways += [(f"{made.manifest.policy.num_steps} steps, distilled", made, None) for made in distilled]
+def planners_of(
+    bundle: Bundle, plain: Sequence[int], others: Sequence[Bundle], engine: Engine
+) -> dict[str, SessionPlanner]:
+    """A planner for each count of steps, the policy's own first, and for each other bundle."""
+    whole = bundle.manifest.policy
+    ways: list[tuple[str, Bundle, int | None]] = [(f"{whole.num_steps} steps", bundle, None)]
+    ways += [(f"{steps} steps, plain", bundle, steps) for steps in plain]
+    for made in others:
+        policy = made.manifest.policy
+        words = [f"{policy.num_steps} steps", *(["distilled"] if policy.distilled else [])]
+        words += [f"first {policy.chunk_size} actions"] if policy.chunk_size < whole.chunk_size else []
+        ways.append((", ".join(words), made, None))
     return {name: SessionPlanner(made, engine, SessionOptions(steps=steps)) for name, made, steps in ways}
 
 
@@ -96,11 +104,16 @@ def rows_of(planners: Mapping[str, SessionPlanner], seeds: range) -> Iterator[di
                 name: {
                     "episodes": len(motions[name]),
                     **row_of(motions[name], None if name == first else motions[first]),
-                    "chunk_error": float(np.abs(np.subtract(chunks[name], chunks[first])).mean()),
+                    "chunk_error": chunk_error(chunks[name], chunks[first]),
                 }
                 for name in planners
             }
     arm.close()
+
+
+def chunk_error(made: Sequence[NDArray[np.float32]], whole: Sequence[NDArray[np.float32]]) -> float:
+    """The mean difference of chunks [C, joints], or their first actions, from the whole ones."""
+    return float(np.mean([np.abs(chunk - other[: len(chunk)]).mean() for chunk, other in zip(made, whole)]))
 
 
 def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -115,7 +128,8 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m vla_edge.benchmarks.flow.few_steps", description="the reaching policy in fewer flow steps"
     )
     parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task, not distilled")
-    parser.add_argument("--distilled", type=Path, action="append", default=[], metavar="BUNDLE", help="made of it")
+    parser.add_argument("--other", type=Path, action="append", default=[], metavar="BUNDLE", help="made of its policy")
+    parser.add_argument("--plain", type=count, nargs="*", default=PLAIN, metavar="N", help="fewer steps of --bundle")
     parser.add_argument("--episodes", type=count, default=200, help="scenes, the same for every row")
     parser.add_argument("--threads", type=threads, default=2, help="CPU threads of a graph")
     parser.add_argument("--out", type=Path, required=True, help="folder for few_steps.md and .json")
@@ -123,7 +137,8 @@ def main(argv: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     engine = load_engine("ort", EngineOptions(threads=options.threads))
     seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
-    planners = planners_of(open_bundle(options.bundle), [open_bundle(path) for path in options.distilled], engine)
+    others = [open_bundle(path) for path in options.other]
+    planners = planners_of(open_bundle(options.bundle), options.plain, others, engine)
     text = ""
     for rows in rows_of(planners, seeds):
         (episodes,) = {row["episodes"] for row in rows.values()}

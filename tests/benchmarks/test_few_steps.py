@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_edge.benchmarks.flow.few_steps import page, row_of
+from vla_edge.benchmarks.flow.few_steps import chunk_error, page, row_of
 from vla_edge.benchmarks.handover_motion import HZ, TURN_TICK, Motion
 
 
@@ -17,6 +17,12 @@ def motion(arrives_s: float, off_m: float, tremble_deg: float) -> Motion:
     positions = np.zeros((TURN_TICK, 6))
     positions[1::2, 1] = tremble_deg
     return Motion(positions, np.zeros((TURN_TICK, 6)), tips, np.zeros(3), TURN_TICK, TURN_TICK, 2.0, 0.0)
+
+
+def test_a_shorter_chunk_is_held_against_the_first_actions_of_the_whole_one() -> None:
+    whole = [np.arange(12, dtype=np.float32).reshape(4, 3)]
+    assert chunk_error([whole[0][:2] + 1], whole) == 1
+    assert chunk_error([whole[0] - 2], whole) == 2
 
 
 def test_a_row_tells_success_error_settling_and_tremble_and_is_compared_scene_by_scene() -> None:
