@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fewer flow steps and shorter chunks cost the trained reaching policy: the same scenes in its own ten steps, in 4,
-2 and 1, and by other bundles made of it: distilled, or of the first actions of its chunk.
+"""What fewer flow steps and shorter chunks cost the trained reaching policy: the same scenes in its own ten steps, in
+4, 2 and 1, and by other bundles made of it: distilled, or of the first actions of its chunk.
 
     python -m vla_edge.benchmarks.flow.few_steps --bundle BUNDLE --other BUNDLE --other BUNDLE --out DIR
 

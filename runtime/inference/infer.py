@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Manifest, open_bundle
 from vla_edge.camera_names import PREFIX, is_camera_key
-from vla_edge.command_line import answer, threads, whole
+from vla_edge.command_line import answer, file_to_write, threads, whole
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, backends, load_engine
 from vla_edge.errors import CheckFailed, ObservationError
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=file_to_write,
         help="npz: action, action_normalized, times of the parts; replaced when it exists",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")

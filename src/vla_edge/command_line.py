@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -489,3 +490,7 @@ def _writable_parent(path: Path) -> None:
         raise argparse.ArgumentTypeError(f"'{path}' cannot be made: {above} is a file")
     if not os.access(above, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"'{path}' cannot be made: no permission to write in {above}")
+    try:  # as root everything is permitted, and /proc takes no folder all the same
+        os.rmdir(tempfile.mkdtemp(dir=above))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"'{path}' cannot be made: {above} takes no new folder ({error.strerror})")

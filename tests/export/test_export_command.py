@@ -212,8 +212,9 @@ def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_place_where_no_folder_can_be_is_one_line(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint.parent / "file").write_text("")
-    assert run("--checkpoint", checkpoint, "--out", checkpoint.parent / "file" / "bundle") == 2
-    assert "cannot be made" in the_line(capsys)
+    for place in (checkpoint.parent / "file" / "bundle", Path("/proc/bundle"), Path("/sys/new/bundle")):
+        assert run("--checkpoint", checkpoint, "--out", place) == 2
+        assert f"'{place}' cannot be made" in the_line(capsys)
 
 
 def test_the_backbone_may_lie_elsewhere_when_it_is_named(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
