@@ -4,8 +4,8 @@
 
 python scripts/under_load.py [--times N] [--side-by-side N] [--out FOLDER] FILES… [-k WORDS]
 
-`make load` names the folders. One pytest process runs them all, N times in turn; several share the repetitions and are
-load for each other. Each loop and each pytest is a session of its own, so that the kernel's grouping of processes by
+`make load` names the folders. One pytest process runs them all, N times in turn; several share the repetitions, are load
+for each other and begin at different files. Each loop and each pytest is a session of its own, so that the kernel's grouping of processes by
 session gives a loop as much of a core as one pytest gets. What they print goes to FOLDER/1.txt and on. Exit code: the
 largest of theirs.
 """
@@ -39,7 +39,9 @@ def main() -> int:
         for _ in range(LOOPS_PER_CORE * (os.cpu_count() or 1)):
             loops.append(subprocess.Popen(busy, start_new_session=True))
         for number in range(options.side_by_side):
-            words = [*pytest, *options.tests * len(range(number, options.times, options.side_by_side))]
+            first = number * len(options.tests) // options.side_by_side
+            turned = options.tests[first:] + options.tests[:first]
+            words = [*pytest, *turned * len(range(number, options.times, options.side_by_side))]
             with (options.out / f"{number + 1}.txt").open("wb") as said:
                 runs.append(subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True))
         codes = [run.wait() for run in runs]

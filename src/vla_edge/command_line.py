@@ -493,4 +493,5 @@ def _writable_parent(path: Path) -> None:
     try:  # as root everything is permitted, and /proc takes no folder all the same
         os.rmdir(tempfile.mkdtemp(dir=above))
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"'{path}' cannot be made: {above} takes no new folder ({error.strerror})")
+        why = f"{above} takes no new folder ({error.strerror})"
+        raise argparse.ArgumentTypeError(f"'{path}' cannot be made: {why}") from None
