@@ -4,16 +4,17 @@
 
 python scripts/under_load.py [--times N] [--side-by-side N] [--out FOLDER] FILES… [-k WORDS]
 
-`make load` names the folders. One pytest process runs them all, N times in turn; several share the repetitions, are load
-for each other and begin at different files. Each loop and each pytest is a session of its own, so that the kernel's grouping of processes by
-session gives a loop as much of a core as one pytest gets. What they print goes to FOLDER/1.txt and on. Exit code: the
-largest of theirs.
+`make load` names the folders. One pytest process runs them all, N times in turn; several share the repetitions, are
+load for each other and begin at different files. Each loop and each pytest is a session of its own, so that the
+kernel's grouping of processes by session gives a loop as much of a core as one pytest gets. What they print goes to
+FOLDER/1.txt and on. Exit code: the largest of theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
     busy = [sys.executable, "-c", "while True: pass"]
     options.out.mkdir(parents=True, exist_ok=True)
     pytest = [sys.executable, "-m", "pytest", "--keep-duplicates", "-p", "no:cacheprovider", "-k", options.k]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     loops, runs = [], []
     try:
         for _ in range(LOOPS_PER_CORE * (os.cpu_count() or 1)):
