@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thirty plans a second at full size on two cores: what one plan takes, and how many a run makes.
 
-    python -m vla_edge.benchmarks.flow.replanning [--chunk-size N] [--work DIR] [--rounds N] [--seconds S] [--out DIR]
+    python -m vla_edge.benchmarks.flow.replanning [--against-lerobot] [--chunk-size N] [--work DIR] [--rounds N]
+                                                  [--seconds S] [--out DIR]
 
 Random weights, which cost what trained ones do. First one interleaved run: fresh and cached at 10, 4, 2 and 1 flow
 steps, of the whole chunk and of its first actions alone, and the delta correction, INT8 on every CPU backend that is
-here, beside torch in ten fresh steps, which is other work. Ceiling: the time the step's products take at this machine's
+here, beside LeRobot (where it is installed) and our torch policy in ten fresh steps, which are other work. Ceiling: the time the step's products take at this machine's
 fastest INT8 product. Then the run itself, with the first actions on the backend whose one cached step of them is
 faster: control's loop on an arm without a bus in a process of its own, the inference loop beside it with pictures from
 memory, at rest and changing all the time, prefixes made beside the plans. There a plan's time goes from the newest
@@ -99,12 +100,12 @@ def prepare(work: Path, made: Made, threads: int, tell: Callable[[str], None]) -
     return paths
 
 
-def specs_of(made: Mapping[str, Mapping[str, Path]], threads: int) -> list[SubjectSpec]:
-    """torch, and on every backend the bundles by the names of what they are of; WHOLE among them, DELTA in its own
+def specs_of(made: Mapping[str, Mapping[str, Path]], others: Sequence[str], threads: int) -> list[SubjectSpec]:
+    """`others` (torch, lerobot) with the checkpoint, and on every backend the bundles by the names of what they are of; WHOLE among them, DELTA in its own
     steps alone, all others in every count of steps."""
     whole = made[WHOLE]
     inputs = whole["float32"]
-    specs = [SubjectSpec("torch eager", "torch", whole["checkpoint"], "torch", threads, inputs)]
+    specs = [SubjectSpec(name, name, whole["checkpoint"], "torch", threads, inputs) for name in others]
     for backend in sorted(whole.keys() - {"checkpoint", "float32"}):
         for kind, bundles in made.items():
             fewer = () if kind == DELTA else FEWER
@@ -122,13 +123,17 @@ def headline(result: Mapping[str, Any], kind: str) -> dict[str, Any]:
         for name, subject in subjects.items()
     }
     best = min(p50, key=lambda name: p50[name][ONE])
-    torch = result["subjects"]["torch eager"]["cases"][FRESH]["whole_tick_ms"]["p50"]
+    others = {
+        f"against_{name}_fresh_in_ten_steps": subject["cases"][FRESH]["whole_tick_ms"]["p50"] / p50[best][ONE]
+        for name, subject in result["subjects"].items()
+        if subject["kind"] == name
+    }
     return {
         "best": best,
         "one_step_p50_ms": p50[best][ONE],
         "one_step_p99_ms": subjects[best]["cases"][ONE]["whole_tick_ms"]["p99"],
         "against_ten_cached": p50[best][CACHED] / p50[best][ONE],
-        "against_torch_fresh_in_ten_steps": torch / p50[best][ONE],
+        **others,
         "step_share_of_ceiling": subjects[best]["fractions"]["expert"]["fraction"],
     }
 
@@ -246,6 +251,9 @@ def main(argv: Sequence[str]) -> int:
         "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
     )
     parser.add_argument(
+        "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
+    )
+    parser.add_argument(
         "--chunk-size", type=count, default=16, metavar="N", help="of the bundles that hold a chunk's first actions"
     )
     parser.add_argument("--rounds", type=count, default=100, help="measured rounds of the interleaved run")
@@ -260,7 +268,8 @@ def main(argv: Sequence[str]) -> int:
             kind: prepare(arguments.work / ("delta" if of.delta else "plain"), of, cores, status.update)
             for kind, of in kinds.items()
         }
-        result = measure(specs_of(made, cores), Rounds(arguments.rounds, 2), cores, status.update)
+        others = ["torch", "lerobot"] if arguments.against_lerobot else ["torch"]
+        result = measure(specs_of(made, others, cores), Rounds(arguments.rounds, 2), cores, status.update)
         result["headlines"] = {kind: headline(result, kind) for kind in (WHOLE, first)}
         backend = result["headlines"][first]["best"].removeprefix(f"{first} ")
         bundle = open_bundle(made[first][backend])
