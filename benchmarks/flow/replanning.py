@@ -6,11 +6,12 @@
 
 Random weights, which cost what trained ones do. First one interleaved run: fresh and cached at 10, 4, 2 and 1 flow
 steps, of the whole chunk and of its first actions alone, and the delta correction, INT8 on every CPU backend that is
-here, beside LeRobot (where it is installed) and our torch policy in ten fresh steps, which are other work. Ceiling: the time the step's products take at this machine's
-fastest INT8 product. Then the run itself, with the first actions on the backend whose one cached step of them is
-faster: control's loop on an arm without a bus in a process of its own, the inference loop beside it with pictures from
-memory, at rest and changing all the time, prefixes made beside the plans. There a plan's time goes from the newest
-frames to the chunk in the ring: gate, preparation, hand-over and sending included.
+here, beside LeRobot (where it is installed) and our torch policy in ten fresh steps, which are other work. Ceiling: the
+time the step's products take at this machine's fastest INT8 product. Then the run itself, with the first actions on the
+backend whose one cached step of them is faster: control's loop on an arm without a bus in a process of its own, the
+inference loop beside it with pictures from memory, at rest and changing all the time, prefixes made beside the plans.
+There a plan's time goes from the newest frames to the chunk in the ring: gate, preparation, hand-over and sending
+included.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def prepare(work: Path, made: Made, threads: int, tell: Callable[[str], None]) -
         tell("make a policy of full size")
         write_random_policy(paths["checkpoint"], RandomPolicy(size=made.size, dtype="bfloat16", delta=made.delta))
     if not paths["float32"].exists():
-        request = ExportRequest(paths["checkpoint"], paths["float32"], threads=threads, chunk_size=made.first)
-        export_unproven(request, tell)
+        whole = ExportRequest(paths["checkpoint"], paths["float32"], threads=threads, chunk_size=made.first)
+        export_unproven(whole, tell)
     for backend in ("ort", "openvino"):
         try:
             load_engine(backend, EngineOptions(threads=threads))
@@ -101,8 +102,8 @@ def prepare(work: Path, made: Made, threads: int, tell: Callable[[str], None]) -
 
 
 def specs_of(made: Mapping[str, Mapping[str, Path]], others: Sequence[str], threads: int) -> list[SubjectSpec]:
-    """`others` (torch, lerobot) with the checkpoint, and on every backend the bundles by the names of what they are of; WHOLE among them, DELTA in its own
-    steps alone, all others in every count of steps."""
+    """`others` (torch, lerobot) with the checkpoint, and on every backend the bundles by the names of what they are of;
+    WHOLE among them, DELTA in its own steps alone, all others in every count of steps."""
     whole = made[WHOLE]
     inputs = whole["float32"]
     specs = [SubjectSpec(name, name, whole["checkpoint"], "torch", threads, inputs) for name in others]
