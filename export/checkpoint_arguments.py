@@ -85,8 +85,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_without_checkpoint(arguments: argparse.Namespace) -> None:
-    """ConfigError: what a bundle cannot be given afterwards."""
+def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
+    """ConfigError: not one of a checkpoint and a bundle, or what a bundle cannot be given afterwards."""
+    if bool(arguments.checkpoint) == bool(arguments.bundle):
+        raise ConfigError(
+            "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE"
+        )
     given = {
         "--revision": arguments.revision != "",
         "--vlm": arguments.vlm is not None,
@@ -98,7 +102,7 @@ def check_without_checkpoint(arguments: argparse.Namespace) -> None:
         "--step-sizes": arguments.step_sizes != (),
         "--chunk-size": arguments.chunk_size is not None,
     }
-    if name := next((name for name, told in given.items() if told), None):
+    if arguments.bundle and (name := next((name for name, told in given.items() if told), None)):
         raise ConfigError(f"{name} is for a checkpoint; give --checkpoint DIR instead of --bundle, or leave it out")
 
 

@@ -19,7 +19,7 @@ from vla_edge.engines.engine import backend_of
 from vla_edge.errors import ConfigError
 from vla_edge.export.checkpoint_arguments import (
     add_checkpoint_arguments,
-    check_without_checkpoint,
+    check_checkpoint_arguments,
     export_from_arguments,
 )
 from vla_edge.export.precision_arguments import add_precision_arguments, request_from_arguments
@@ -50,13 +50,7 @@ main = Command(
 def run(arguments: argparse.Namespace) -> int:
     console = Console()
     if not arguments.inspect:
-        if bool(arguments.checkpoint) == bool(arguments.bundle):
-            raise ConfigError(
-                "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect "
-                "BUNDLE"
-            )
-        if arguments.bundle:
-            check_without_checkpoint(arguments)
+        check_checkpoint_arguments(arguments)
         check_tensorrt_arguments(arguments)
         if arguments.bundle and arguments.precision == "fp32":
             if backend_of(arguments.backend).builds:  # on a device, where there is no onnx
