@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_edge.benchmarks.subject import CACHED, DELTA, FRESH, OBSERVATIONS, ONE_CAMERA, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.calibration.precision.synthetic import noise_at, synthetic
 from vla_edge.contract import Frame, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
@@ -95,8 +95,8 @@ class BundleSubject:
         return result.normalized
 
     def _noise(self, number: int) -> np.ndarray:
-        """Of the actions that this bundle makes, which may be the first ones of its inputs' chunk."""
-        return self._data.noise[number][: self._session.policy.chunk_size]
+        policy = self._session.policy
+        return noise_at(number, policy.chunk_size, policy.max_action_dim)
 
     def _one_changed(self) -> Observation:
         """The last observation with another picture from its first camera."""

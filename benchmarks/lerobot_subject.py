@@ -17,7 +17,7 @@ import torch
 
 from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.calibration.precision.synthetic import noise_at, synthetic
 from vla_edge.errors import ConfigError
 from vla_edge.policies.checkpoint_folder import find_folder
 from vla_edge.policies.families import load_policy
@@ -80,7 +80,9 @@ class LerobotSubject:
         raw = {camera.source: observation.frames[camera.name].image for camera in self._ours.settings.cameras}
         batch = self._ours.preprocess({**raw, STATE: observation.joints.positions, "task": observation.task})
         self._policy.reset()
-        drawn = {"noise": torch.from_numpy(self._data.noise[number])[None]} if self._ours.config.noised else {}
+        config, drawn = self._ours.config, {}
+        if config.noised:
+            drawn["noise"] = torch.from_numpy(noise_at(number, config.chunk_size, config.max_action_dim))[None]
         normalized = self._policy.predict_action_chunk(batch, **drawn)
         self._ours.postprocess(normalized.float())
         return normalized[0].float().numpy()

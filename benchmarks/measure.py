@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vla_edge.benchmarks.ceilings import Ceilings, measure_ceilings
 from vla_edge.benchmarks.host import host_facts
@@ -27,6 +28,8 @@ TICK_MS = 1000 / 30
 
 STAGE_OF = {"vision": "vision", "prefix": "prefix", "state": "state", "expert": "step"}
 """Graph → the stage that times one run of it."""
+
+Array = NDArray[np.float32]
 
 Samples = dict[str, dict[str, list[Run]]]
 """Runs by subject and case."""
@@ -91,11 +94,17 @@ def measure(specs: Sequence[SubjectSpec], rounds: Rounds, threads: int, tell: Ca
         },
         "ratios": ratios,
         "errors": {
-            name: action_error(found, chunks[baseline][:, : found.shape[1]], spans).facts()
+            name: action_error(*shared(found, chunks[baseline]), spans).facts()
             for name, found in chunks.items()
             if name != baseline
         },
     }
+
+
+def shared(found: Array, reference: Array) -> tuple[Array, Array]:
+    """The actions that both have: a bundle may hold the first ones of a chunk alone."""
+    rows = min(found.shape[1], reference.shape[1])
+    return found[:, :rows], reference[:, :rows]
 
 
 def _take(subjects: Mapping[str, SubjectProcess], rounds: Rounds, tell: Callable[[str], None]) -> Samples:

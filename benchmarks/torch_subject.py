@@ -15,7 +15,7 @@ import torch
 
 from vla_edge.benchmarks.subject import FRESH, OBSERVATIONS, SubjectSpec
 from vla_edge.bundle import open_bundle
-from vla_edge.calibration.precision.synthetic import synthetic
+from vla_edge.calibration.precision.synthetic import noise_at, synthetic
 from vla_edge.contract import Observation
 from vla_edge.policies.families import load_policy
 from vla_edge.policies.features import STATE
@@ -64,7 +64,8 @@ class TorchSubject:
         observation = self._data.observations[number]
         if not self._policy.config.noised:
             return self._in_one_pass(observation)
-        model, steps = self._policy.model, self._policy.config.num_steps
+        model, config = self._policy.model, self._policy.config
+        steps = config.num_steps
         marks = [time.perf_counter()]
         raw = {camera.source: observation.frames[camera.name].image for camera in self._policy.settings.cameras}
         inputs = self._policy.prepare(
@@ -76,7 +77,7 @@ class TorchSubject:
         rows, mask = model.embed_prefix(tokens, inputs.image_masks, inputs.token_ids, inputs.token_mask)
         prefix = self._together(rows, mask, inputs.state)
         marks.append(time.perf_counter())
-        actions = torch.from_numpy(self._data.noise[number])[None]
+        actions = torch.from_numpy(noise_at(number, config.chunk_size, config.max_action_dim))[None]
         for step in range(steps):
             actions = actions - self._step(prefix, actions, torch.tensor([1.0 - step / steps])) / steps
         marks.append(time.perf_counter())

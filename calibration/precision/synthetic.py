@@ -39,8 +39,7 @@ class Measured:
 
 def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
     """Seeded observations for a policy without data: large coloured blocks under fine noise, states within the spread
-    of
-    the statistics."""
+    of the statistics."""
     generator = np.random.default_rng(seed)
     tables = read_tables(bundle)
     mean = tables.get(f"{STATE}.mean", np.zeros(bundle.manifest.policy.state_dim, np.float32))
@@ -56,12 +55,15 @@ def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
     return measured(bundle, f"{count} synthetic observations, seed {seed}", made)
 
 
+def noise_at(index: int, chunk_size: int, dimensions: int) -> NDArray[np.float32]:
+    """The fixed noise [C, A] of one measurement; a shorter chunk's is the first rows of a longer one's."""
+    return noise_of(NOISE_SEED, index, (chunk_size, dimensions))
+
+
 def measured(bundle: Bundle, source: str, observations: Sequence[Observation]) -> Measured:
     """With the fixed noise of measurements and the digest of everything."""
     policy = bundle.manifest.policy
-    noise = tuple(
-        noise_of(NOISE_SEED, index, (policy.chunk_size, policy.max_action_dim)) for index in range(len(observations))
-    )
+    noise = tuple(noise_at(index, policy.chunk_size, policy.max_action_dim) for index in range(len(observations)))
     digest = hashlib.sha256()
     for observation, draw in zip(observations, noise):
         for name in sorted(observation.frames):

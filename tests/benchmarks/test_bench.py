@@ -25,8 +25,10 @@ from vla_edge.benchmarks.measure import percentiles
 from vla_edge.benchmarks.preset import PRESETS, contract_of
 from vla_edge.benchmarks.subject import CACHED, FRESH, ONE_CAMERA, SubjectSpec
 from vla_edge.benchmarks.subjects import SubjectProcess
+from vla_edge.benchmarks.torch_subject import TorchSubject
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import BundleError, CheckFailed
+from vla_edge.export.assemble import ExportRequest, export_unproven
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "koch-bfloat16"
 
@@ -89,6 +91,18 @@ def test_the_bundle_and_torch_are_compared_on_the_same_inputs(result: dict[str, 
     assert error["relative"] < 1e-3
     (ratio,) = result["ratios"].values()
     assert ratio["wall"].keys() == ratio["cpu"].keys() == {FRESH, CACHED, "one_camera_saved"}
+
+
+def test_a_bundle_of_the_first_actions_is_compared_with_those_of_torch(tmp_path: Path) -> None:
+    """In units of the chunk itself: float32 against float32, 1e-4 of the maximum as above."""
+    export_unproven(ExportRequest(CHECKPOINT, tmp_path / "short", chunk_size=4), lambda step: None)
+    short = BundleSubject(spec(tmp_path / "short"))
+    torch = TorchSubject(spec(tmp_path / "short", kind="torch", path=CHECKPOINT))
+    found, whole = short.actions(1)[None], torch.actions(1)[None]
+    assert found.shape[1] == 4 < whole.shape[1]
+    first, reference = measuring.shared(found, whole)
+    assert np.abs(first - reference).max() <= 1e-4 * np.abs(reference).max()
+    assert measuring.shared(whole, found)[0].shape == found.shape
 
 
 def test_a_case_that_ran_other_pieces_than_its_name_says_is_refused(
