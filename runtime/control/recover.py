@@ -8,6 +8,8 @@ moves: every servo gets its settings back, and its torque with the goal at the p
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--port and --joints belong together; give both, or none where control runs")
     folder = open_run_folder(arguments.run_dir or last_run_folder())
     arm = load_arm(arguments.robot)
-    if arguments.port is None or control_runs(folder):
+    if arguments.port is None or drives(folder, arguments.port):
         told = recover_running(folder)
     else:
         names = recover_alone(arm, arguments.port, load_joint_calibration(arguments.joints, arm))
@@ -57,6 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
     print(told)
     answer({"recovered": told})
     return 0
+
+
+def drives(folder: RunFolder, port: str) -> bool:
+    """Whether the control process of `folder` runs and drives the arm at this port, and not another one."""
+    if not control_runs(folder):
+        return False
+    try:
+        of_control = json.loads(folder.arm.read_bytes())["port"]
+    except FileNotFoundError:  # it starts: it is asked, and says so
+        return True
+    real = [[os.path.realpath(side) for side in ports.split(",")] for ports in (port, of_control)]
+    return real[0] == real[1]
 
 
 def recover_running(folder: RunFolder) -> str:

@@ -153,7 +153,8 @@ def test_plans_follow_each_other_from_tick_to_tick_without_waiting_for_controls_
 
     def one_tick_apart():
         log = folder.path / "inference.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        whole = log.read_text().rpartition("\n")[0] if log.exists() else ""  # the next line is being written
+        lines = [json.loads(line) for line in whole.splitlines()]
         ticks = [line["tick"] for line in lines if line.get("kind") == "moving" and line["outcome"] == "sent"]
         return any(after - before == 1 for before, after in zip(ticks, ticks[1:]))
 
@@ -337,7 +338,8 @@ def test_cached_prefixes_are_recorded_with_their_reasons(control, folder, golden
 
     limits = GateSettings("pooled", threshold=-1, still_mean=1, still_worst=4, max_reuse=3, max_age_s=100)
     monkeypatch.setattr(module, "read_gate", lambda bundle: limits)
-    control(patience_min_ns=10**12, patience_max_ns=10**12)
+    # Chunks of 50 s: an audit is made only where the running one lasts longer than two inferences.
+    control(patience_min_ns=10**12, patience_max_ns=10**12, action_ns=10**9)
 
     def audited():
         return planned(folder, 2) and '"audit"' in (folder.path / "inference.jsonl").read_text()

@@ -25,7 +25,7 @@ from vla_edge.robot.arm_description import ArmDescription, load_arm
 from vla_edge.robot.joint_calibration import load_joint_calibration
 from vla_edge.robot.sim.emulator_process import emulator_process
 from vla_edge.runtime.control.faults import CAUSES
-from vla_edge.runtime.control.recover import recover_alone, recover_running
+from vla_edge.runtime.control.recover import drives, recover_alone, recover_running
 
 KOCH = load_arm("koch")
 KOCH_JOINTS = KOCH.joint_names
@@ -218,6 +218,7 @@ def test_a_second_of_every_process_is_refused_in_one_line_and_the_arm_does_not_n
             )  # fmt: skip
             assert ran.returncode == 2 and message in ran.stderr.splitlines()[-1], (words, ran.stderr)
         assert not (tmp_path / "new.json").exists()
+        assert drives(made.folder, str(made.emulator.port)) and not drives(made.folder, str(tmp_path / "other"))
         go_on(made)
         assert [entry for entry in made.emulator.entries("torque") if not entry["on"]] == []
 
