@@ -101,18 +101,22 @@ class SessionPlanner:
         kind, shape = self.session.options.noise, (policy.chunk_size, policy.max_action_dim)
         noise = noise_of(self._seed, self._inferences * (kind is Noise.FRESH), shape, kind)
         self._inferences += 1
-        tie, broken = None, self._still.broken_by(observation.frames)
-        if self.executing is not None and not broken and handover.kind is HandOver.INPAINT:
+        tie = None
+        self._still.see(observation.frames)
+        moved = self._still.moved
+        if self.executing is not None and handover.kind is HandOver.INPAINT:
             late = math.ceil((self._options.delay_ticks + 1) / self._options.action_ticks - ON_A_ROW)
             tie = inpaint_into(self.executing, tick, late, policy.chunk_size, handover.horizon)
         left = None if self.executing is None else self.executing.rest(tick)
         queued = None if left is None else worth_correcting(left, policy.n_action_steps)
-        answer = self.infer(InferenceRequest(observation, now_ns, noise=noise, queued=queued, inpaint=tie))
+        request = InferenceRequest(observation, now_ns, noise=noise, queued=queued, inpaint=tie, moved=moved)
+        answer = self.infer(request)
         assert answer is not None
+        anew = self._still.known_to(answer.newer) or self.executing is None
         rows = rows_of(policy, handover)
         actions = answer.actions[:rows]
         if handover.kind is HandOver.ENSEMBLE:
-            actions = self._ensemble.join(actions, tick, self.executing is None or broken, self._options.action_ticks)
+            actions = self._ensemble.join(actions, tick, anew, self._options.action_ticks)
         self.executing = PlannedChunk(answer.latent[:rows], actions, tick, self._options.action_ticks)
         return actions
 

@@ -9,6 +9,7 @@ Otherwise it plans, then moves.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,13 +184,15 @@ def _quantile(values: Sequence[float] | deque[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What this host can do: its rhythm, and the share of time in which an action is due (expected, not measured)."""
+    """What this host can do: its rhythm, and the share of time in which an action is due (expected, not measured).
+    latest_s: after the last one a plan must begin for its chunk to come before the last one's ends."""
 
     rhythm: Rhythm
     p50_s: float
     p99_s: float
     chunk_s: float
     motion_share: float
+    latest_s: float = math.inf
 
     def sentence(self) -> str:
         """One line for the start-up print."""
@@ -205,7 +208,7 @@ def pace_of(p50_s: float, p99_s: float, actions: int, action_s: float) -> Pace:
     (p99) and an action of hand-over each."""
     chunk_s = actions * action_s
     if 2 * (p99_s + action_s) <= chunk_s:
-        return Pace(Rhythm.OVERLAPPED, p50_s, p99_s, chunk_s, 1.0)
+        return Pace(Rhythm.OVERLAPPED, p50_s, p99_s, chunk_s, 1.0, chunk_s - p99_s - 2 * action_s)
     return Pace(Rhythm.PLAN_THEN_MOVE, p50_s, p99_s, chunk_s, chunk_s / (chunk_s + p50_s + action_s))
 
 

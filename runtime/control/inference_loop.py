@@ -225,7 +225,8 @@ class InferenceLoop:
             self._pictures()  # a camera that freezes while nothing is planned is a fault as well
         if view.session != self._control_session:
             self._new_control(view)
-        rules = PlanRules(self._ticks(SETTLE_S, view), self._ticks(self._options.replan_s, view))
+        replan_s = min(self._options.replan_s, self.pace.latest_s)
+        rules = PlanRules(self._ticks(SETTLE_S, view), self._ticks(replan_s, view))
         kind = next_kind(view, self.pace.rhythm, rules, self._observed_tick)
         if kind is None or (kind is ChunkKind.REST and self._awaited(view)):
             return False
@@ -244,6 +245,7 @@ class InferenceLoop:
         if result is None:
             self._abandoned(kind, say)
             return True
+        self._anew |= self._still.known_to(result.newer)
         step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
         if outcome == "scene_moved":
@@ -270,9 +272,9 @@ class InferenceLoop:
         return True
 
     def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
-        broken = self._still.broken_by(observation.frames)
+        self._still.see(observation.frames)
         executing = self._executing(view) if kind is ChunkKind.MOVING else None
-        self._anew = broken or executing is None
+        self._anew = executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
             action_s, p99_s, step_s = view.action_ns / 1e9, self._delays.moving.p99_s, self._delays.moving.step_s
@@ -281,7 +283,7 @@ class InferenceLoop:
             steps = steps_that_fit(left_s, rest_s, step_s, self._options.least_steps, steps)
             left = executing.rest(view.reading_tick)
             queued = worth_correcting(left, self._session.policy.n_action_steps)
-            if self._options.handover.kind is HandOver.INPAINT and not broken:
+            if self._options.handover.kind is HandOver.INPAINT:
                 delay = math.ceil(p99_s / action_s)
                 inpaint = inpaint_into(
                     executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
@@ -298,6 +300,7 @@ class InferenceLoop:
             signal,
             self._drop_executing,
             beside=kind is ChunkKind.MOVING,
+            moved=self._still.moved,
         )
 
     def _awaited(self, view: ControlView) -> bool:

@@ -123,19 +123,26 @@ class WatchedScene:
 
 
 class SceneStill:
-    """Tells the plan at which a scene that stood still until then has changed: what is left of the executing chunk was
-    planned for another scene, so the new one is not tied to it. While the arm moves the scene is never still."""
+    """Tells the plan that is the first to know of a change in a scene that stood still until then: what is left of the
+    executing chunk was planned for another scene, so the new one is not tied to it. While the arm moves the scene is
+    never still. moved: a change was seen, and no plan rests on newer pictures yet: with a refresh beside the plans that
+    is some plans later."""
 
     def __init__(self) -> None:
         self._frames: Mapping[str, Frame] | None = None
-        self._still = False
+        self._still = self.moved = False
 
-    def broken_by(self, frames: Mapping[str, Frame]) -> bool:
-        """Whether the last two plans saw one scene and this one, with `frames`, sees another."""
+    def see(self, frames: Mapping[str, Frame]) -> None:
+        """The next plan's: the scene has moved where the last two plans saw one scene and this one sees another."""
         same = self._frames is not None and still(self._frames, frames)
-        broken = self._still and not same
+        self.moved |= self._still and not same
         self._frames, self._still = frames, same
-        return broken
+
+    def known_to(self, newer: bool) -> bool:
+        """Whether a plan is the first to know of the change; newer: it rests on pictures that the last one did not."""
+        first = self.moved and newer
+        self.moved &= not newer
+        return first
 
 
 class SentChunks:

@@ -158,6 +158,7 @@ class RecordedSession:
             "audit": audit,
             "adopt": session.went_over and not audit,
             "beside": request.beside,
+            "moved": request.moved,
             "abandoned": result is None,
             "gate": None if session.cache.settings is None else asdict(session.cache.settings),
         }

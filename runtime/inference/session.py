@@ -80,7 +80,8 @@ class InferenceRequest:
     on_changed: called before the flow when the gate finds a scene changed that was stable, so that the old chunk can be
     voided; inpaint is then dropped. adopt: whether to go over to a refresh that is under way beside the plans, waiting
     for it if need be (None: if it is done); a replay says what was recorded. beside: whether the last prefix will do
-    while a newer one is made beside the plans; a plan for an arm at rest is worth its own."""
+    while a newer one is made beside the plans; a plan for an arm at rest is worth its own. moved: the scene is another
+    one than that of the executing chunk: inpaint is dropped where the result rests on newer pictures (`newer`)."""
 
     observation: Observation
     now_ns: int
@@ -92,6 +93,7 @@ class InferenceRequest:
     on_changed: Callable[[], None] | None = None
     adopt: bool | None = None
     beside: bool = True
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class InferenceResult:
     [n, A], what `queued` and `inpaint` of a later request take. n is the chunk size, or the rows that a delta run
     corrected. draw: index of the noise draw (None: noise was given or a delta run needed none). steps: Euler steps
     asked for; timings.step has one entry for each that ran (fewer after FINISH, none in a delta run). adopted: the
-    refresh that this inference went over to."""
+    refresh that this inference went over to. tied: whether inpaint was kept."""
 
     actions: NDArray[np.float32]
     normalized: NDArray[np.float32]
@@ -126,6 +128,12 @@ class InferenceResult:
     similarity: float | None
     timings: Timings
     adopted: Adopted | None = None
+    tied: bool = False
+
+    @property
+    def newer(self) -> bool:
+        """Whether it rests on pictures that the one before did not know."""
+        return bool(self.decision.look) or self.adopted is not None
 
 
 _NOTHING = np.zeros((0, 0), np.float32)
@@ -234,6 +242,7 @@ class PolicySession:
         flow_start = time.perf_counter_ns()
         draw: int | None = None
         step_ms: tuple[float, ...] = ()
+        tied = False
         if scene.decision.delta:
             assert request.queued is not None
             latent, noise = self._correct(self.preparer.unanchored(request.queued)), None
@@ -242,8 +251,10 @@ class PolicySession:
                 noise = None
             elif noise is None:
                 draw, noise = self.draw_noise(request.observation.task)
-            inpaint = None if scene.broken else request.inpaint
+            newer = bool(scene.decision.look) or scene.adopted is not None
+            inpaint = None if scene.broken or (request.moved and newer) else request.inpaint
             if inpaint is not None:
+                tied = True
                 inpaint = replace(inpaint, target=self.preparer.unanchored(inpaint.target))
             start_from = _NOTHING if noise is None else noise
             report = self.loop.denoise(FlowRequest(steps, start_from, inpaint, request.signal))
@@ -269,6 +280,7 @@ class PolicySession:
             scene.similarity,
             timings,
             scene.adopted,
+            tied,
         )
 
     def _correct(self, queued: NDArray[np.float32]) -> NDArray[np.float32]:

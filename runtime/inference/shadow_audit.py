@@ -69,7 +69,9 @@ class ShadowAudit:
     def run(self, request: InferenceRequest, result: InferenceResult) -> AuditReport | None:
         """Compute `result` again, everything fresh, and compare; None when the request's signal abandoned it."""
         assert self._ranges is not None and self._session.cache.settings is not None
-        fresh = self._session.recompute(replace(request, noise=result.noise, steps=result.steps, queued=None))
+        tie = request.inpaint if result.tied else None
+        again = replace(request, noise=result.noise, steps=result.steps, queued=None, inpaint=tie, moved=False)
+        fresh = self._session.recompute(again)
         if fresh is None:
             return None
         horizon = self._session.policy.n_action_steps

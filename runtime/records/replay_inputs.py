@@ -89,6 +89,7 @@ def _again(session: PolicySession, entry: Entry, result: InputsReplay) -> None:
         _inpaint(arrays),
         adopt=bool(head.get("adopt", False)),
         beside=bool(head.get("beside", True)),
+        moved=bool(head.get("moved", False)),
     )
     made = session.recompute(request) if head["audit"] else session.infer(request)
     assert made is not None

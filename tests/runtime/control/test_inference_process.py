@@ -24,7 +24,7 @@ from vla_edge.contract import ChunkKind, Frame
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.flight_record import open_record, ticks_of
-from vla_edge.runtime.control.handover import HandOver, HandOverOptions, Pace, Rhythm
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions, Pace, Rhythm, pace_of
 from vla_edge.runtime.control.inference_process import camera_options
 from vla_edge.runtime.control.planning import (
     ControlView,
@@ -111,11 +111,30 @@ def test_a_rest_plan_is_void_when_a_picture_changed_meanwhile():
     assert not still(frame(100), moved)
 
 
-def test_a_scene_breaks_once_and_only_after_it_stood_still():
+def test_a_scene_moves_once_and_only_after_it_stood_still():
     scene = SceneStill()
     # A first look, a moving scene, the same one three times, then another and the next still one.
-    levels = (100, 140, 180, 180, 181, 140, 180, 180, 140)
-    assert [scene.broken_by(frame(level)) for level in levels] == [False] * 5 + [True, False, False, True]
+    told = []
+    for level in (100, 140, 180, 180, 181, 140, 180, 180, 140):
+        scene.see(frame(level))
+        told.append(scene.known_to(True))
+    assert told == [False] * 5 + [True, False, False, True]
+
+
+def test_a_change_waits_for_the_plan_that_rests_on_newer_pictures():
+    scene = SceneStill()
+    told = []
+    for level, newer in ((100, True), (100, False), (140, False), (140, False), (140, True), (140, True)):
+        scene.see(frame(level))
+        told.append((scene.moved, scene.known_to(newer)))
+    assert told == [(False, False)] * 2 + [(True, False)] * 2 + [(True, True), (False, False)]
+
+
+def test_a_plan_begins_in_time_for_a_short_chunk():
+    """An action of hand-over and one more before the last chunk ends; a slow host is told by its rhythm."""
+    assert pace_of(0.02, 0.03, 8, 1 / 30).latest_s == pytest.approx(8 / 30 - 0.03 - 2 / 30)
+    assert pace_of(0.02, 0.03, 50, 1 / 30).latest_s > 1.5
+    assert pace_of(0.02, 0.03, 2, 1 / 30).rhythm is Rhythm.PLAN_THEN_MOVE
 
 
 def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():

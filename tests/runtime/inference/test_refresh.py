@@ -15,6 +15,7 @@ from tests.runtime.inference.test_session import GOLDEN, LOOSE, STRICT, observat
 
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.errors import ConfigError, EngineError
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, Reason
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
@@ -82,6 +83,29 @@ def test_plans_go_on_with_the_last_prefix_until_the_next_is_adopted_between_two(
     np.testing.assert_array_equal(over.latent, infer(fresh, seen(recorded, 0.75, 40)).latent)
     counts = session.cache.counts
     assert (counts.inferences, counts.misses, counts.hits, counts.beside, counts.refreshes) == (4, 0, 1, 2, 1)
+
+
+def test_the_first_plan_from_newer_pictures_is_untied_where_the_scene_has_moved(
+    bundle: Bundle, recorded: dict[str, Any]
+) -> None:
+    session = session_of(bundle)
+    policy = bundle.manifest.policy
+    tie = Inpaint(
+        np.ones((policy.chunk_size, policy.max_action_dim), np.float32), np.ones(policy.chunk_size, np.float32)
+    )
+    infer(session, seen(recorded, 0))
+    assert infer(session, seen(recorded, 0.1, inpaint=tie, moved=True)).tied, "it rests on the pictures of before"
+    beside = infer(session, seen(recorded, 0.25, 40, adopt=False, inpaint=tie, moved=True))
+    assert beside.tied and not beside.newer
+    over = infer(session, seen(recorded, 0.5, 40, adopt=True, inpaint=tie, moved=True))
+    assert over.newer and not over.tied
+    fresh = session_of(bundle, cache=CacheMode.OFF, gate=None, refresh=Refresh.FRONT)
+    np.testing.assert_array_equal(over.latent, infer(fresh, seen(recorded, 0.5, 40)).latent)
+    assert infer(session, seen(recorded, 1, 40, inpaint=tie)).tied
+    front = session_of(bundle, refresh=Refresh.FRONT)
+    infer(front, seen(recorded, 0))
+    assert not infer(front, seen(recorded, 0.25, 40, inpaint=tie, moved=True)).tied
+    assert infer(front, seen(recorded, 0.5, 80, inpaint=tie)).tied
 
 
 def test_a_prefix_too_old_or_a_plan_at_rest_waits_for_the_refresh_and_then_makes_its_own(
