@@ -28,8 +28,8 @@ KEY_MULTIPLE = 8
 """Rows of half-precision numbers of a head's width that lie at multiples of 16 bytes both ways."""
 
 
-def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
-    """The graphs of `policy`, in the order they run."""
+def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool, chunk: int) -> list[Cut]:
+    """The graphs of `policy`, in the order they run; `chunk`: how many of its actions are computed."""
     model, rows = policy.model, prefix_rows(policy)
     keys = key_rows(rows)
     tower = model.vlm_with_expert.vlm.model
@@ -49,7 +49,7 @@ def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool) -> list[Cut]:
             "state",
             partial(prefix.build_state, model=model, rows=rows.count, keys=keys, every_layer=policy.config.has_delta),
         ),
-        Cut("expert", partial(expert.build_expert, model=model, rows=keys)),
+        Cut("expert", partial(expert.build_expert, model=model, rows=keys, chunk=chunk)),
     ]
     if policy.config.has_delta:
         if expert.cross_layers(model.vlm_with_expert.plan):
@@ -97,16 +97,16 @@ def _empty_slots(policy: SmolVLAPolicy) -> int:
     return policy.config.empty_cameras if policy.model.special.start else 0
 
 
-def policy_spec(policy: SmolVLAPolicy) -> PolicySpec:
-    """The numbers of the policy that the runtime needs."""
+def policy_spec(policy: SmolVLAPolicy, chunk: int) -> PolicySpec:
+    """The numbers of the policy that the runtime needs; `chunk`: how many of its actions are computed."""
     config, text, rows = policy.config, policy.backbone.text, prefix_rows(policy)
     plan = policy.model.vlm_with_expert.plan
     heads = heads_of(policy.model.vlm_with_expert.vlm.model.text_model)
     height, width = image_size(policy)
     return PolicySpec(
         type="smolvla",
-        chunk_size=config.chunk_size,
-        n_action_steps=config.n_action_steps,
+        chunk_size=chunk,
+        n_action_steps=min(chunk, config.n_action_steps),
         num_steps=config.num_steps,
         min_steps=least_steps(config),
         distilled=bool(config.distilled),

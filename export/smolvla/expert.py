@@ -71,10 +71,11 @@ def delta_path(model: FlowMatching) -> ActionPath:
     )
 
 
-def build_expert(graph: Graph, model: FlowMatching, rows: int) -> None:
+def build_expert(graph: Graph, model: FlowMatching, rows: int, chunk: int) -> None:
     """x, time_bias, dt, target, weights, mask, first_position, keys and values → x_next = tied + dt · velocity(tied),
-    where tied = x + weights · (target − x). `rows` is R; time_bias [C, E], dt and weights [C, 1] are each row's own."""
-    path, chunk, dims = main_path(model), model.config.chunk_size, model.config.max_action_dim
+    where tied = x + weights · (target − x). `rows` is R, `chunk` is C; time_bias [C, E], dt and weights [C, 1] are each
+    row's own."""
+    path, dims = main_path(model), model.config.max_action_dim
     noisy = graph.input("x", (1, chunk, dims))
     time_bias = graph.input("time_bias", (chunk, path.in_proj.out_features))
     dt = graph.input("dt", (chunk, 1))
@@ -83,7 +84,7 @@ def build_expert(graph: Graph, model: FlowMatching, rows: int) -> None:
     with graph.scope("tie"):
         way = graph.op("Sub", aim, flat, name="way")
         tied = graph.op("Add", flat, graph.op("Mul", weights, way, name="part"), name="tied")
-    velocity = _velocity(graph, model, path, tied, time_bias, rows, "e")
+    velocity = _velocity(graph, model, path, tied, time_bias, (rows, chunk), "e")
     moved = graph.op("Add", tied, graph.op("Mul", velocity, dt, name="euler/scaled"), name="euler/moved")
     graph.output(graph.reshape(moved, (1, chunk, dims), "x_batch"), "x_next", (1, chunk, dims))
 
@@ -94,7 +95,7 @@ def build_delta(graph: Graph, model: FlowMatching, rows: int) -> None:
     shape = (1, config.chunk_size, config.max_action_dim)
     flat = graph.reshape(graph.input("chunk", shape), shape[1:], "chunk_rows")
     bias = path.time_bias(np.array([DELTA_TIME], np.float32), config.min_period, config.max_period)
-    velocity = _velocity(graph, model, path, flat, graph.weight(bias, "time_bias"), rows, "d")
+    velocity = _velocity(graph, model, path, flat, graph.weight(bias, "time_bias"), (rows, config.chunk_size), "d")
     graph.output(
         graph.reshape(graph.op("Add", flat, velocity, name="corrected_rows"), shape, "corrected_batch"),
         "corrected",
@@ -129,10 +130,17 @@ def self_layers(plan: LayerPlan) -> list[tuple[int, int]]:
 
 
 def _velocity(
-    graph: Graph, model: FlowMatching, path: ActionPath, actions: str, time_bias: str, rows: int, cross_prefix: str
+    graph: Graph,
+    model: FlowMatching,
+    path: ActionPath,
+    actions: str,
+    time_bias: str,
+    sizes: tuple[int, int],
+    cross_prefix: str,
 ) -> str:
-    """actions [C, A] → velocity [C, A]; declares the inputs mask, first_position and all keys and values."""
-    plan, chunk = model.vlm_with_expert.plan, model.config.chunk_size
+    """actions [C, A] → velocity [C, A]; declares the inputs mask, first_position and all keys and values. sizes: R and
+    C."""
+    plan, (rows, chunk) = model.vlm_with_expert.plan, sizes
     heads = attention.heads_of(model.vlm_with_expert.vlm.model.text_model)
     mask, first = graph.input("mask", (rows,)), graph.input("first_position", (1,))
     with graph.scope("embed"):

@@ -41,6 +41,7 @@ class SmolVLAExporter:
 
     def __init__(self, policy: SmolVLAPolicy) -> None:
         self.policy = policy
+        self._chunk = policy.config.chunk_size
         self._why_pooled = why_no_gate(policy.model)
 
     def check(self, checkpoint: Path, step_sizes: tuple[float, ...]) -> None:
@@ -74,23 +75,27 @@ class SmolVLAExporter:
         )
 
     def shorten_chunk(self, checkpoint: Path, size: int) -> None:
-        """An action attends to no later one (docs/policy.md): the first ones are the same without the rest."""
+        """An action attends to no later one (docs/policy.md): the first ones are the same without the rest, which the
+        proof holds against the policy's whole chunk."""
         config = self.policy.config
         if size > config.chunk_size:
             raise ConfigError(
                 f"{checkpoint}: the policy makes {config.chunk_size} actions a chunk; give --chunk-size up to that"
             )
+        if config.has_delta:
+            raise ConfigError(
+                f"{checkpoint}: the error of its delta expert was measured on the whole chunk; leave out --chunk-size"
+            )
+        self._chunk = size
         if size < config.chunk_size:
             note = f"holds the first {size} of the policy's {config.chunk_size} actions a chunk (--chunk-size)"
-            executed = min(size, config.n_action_steps)
-            config = replace(config, chunk_size=size, n_action_steps=executed, notes=(*config.notes, note))
-            self.policy.config = self.policy.model.config = config
+            self.policy.config = replace(config, notes=(*config.notes, note))
 
     def cuts(self) -> list[Cut]:
-        return smolvla_cuts(self.policy, with_cls=self._why_pooled is None)
+        return smolvla_cuts(self.policy, self._why_pooled is None, self._chunk)
 
     def spec(self) -> PolicySpec:
-        return policy_spec(self.policy)
+        return policy_spec(self.policy, self._chunk)
 
     def programme(self, graphs: Iterable[str]) -> Programme:
         return smolvla_programme(graphs)

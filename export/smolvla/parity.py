@@ -4,7 +4,8 @@
 Every stage's tensors are compared on the rows that are valid, because padded
 rows hold numbers that nobody reads. The Euler steps are compared velocity by
 velocity from the graph's own x. The chunk, from noise to actions, is compared
-with the policy as LeRobot runs it: prefix and state in one pass, no cut.
+with the policy as LeRobot runs it: prefix and state in one pass, no cut, all
+actions, of which the graphs may make the first ones alone.
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ class SmolVLAComparison:
         self._compare_prefix(prefix, entering_last, layout.mask[: self._spec.prefix_rows] == 1)
         joined = self._model.run_state(prefix, inputs.state)
         self._compare_state(joined)
-        self._compare_steps(joined, case.noise)
+        made = self._spec.chunk_size
+        self._compare_steps(joined, case.noise[:made])
         uncut = self._model.run_together(rows, mask, inputs.state)
         for steps in sorted({*self._uneven, self._spec.num_steps}):
-            found = self._chunk(steps, case.noise)
+            found = self._chunk(steps, case.noise[:made])
             noise = torch.from_numpy(case.noise)[None]
-            latent = self._model.integrate(uncut, noise, steps, self._uneven.get(steps, ()))
+            latent = self._model.integrate(uncut, noise, steps, self._uneven.get(steps, ()))[:, :made]
             self._deviations.add("chunk", found, latent[0])
         if self._graphs.programme.correct:
             self._compare_delta(joined, found)

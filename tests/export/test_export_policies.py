@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,26 @@ def test_a_bundle_of_the_first_actions_makes_them_as_the_whole_one_does(tmp_path
     many = ExportRequest(tmp_path / "policy", tmp_path / "more", chunk_size=7)
     with pytest.raises(ConfigError, match="makes 6 actions a chunk; give --chunk-size up to that"):
         export_bundle(many, lambda step: None)
+
+
+def test_the_proof_of_the_first_actions_is_against_the_whole_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy, in torch and as a graph, whose actions see later ones: whole it is exported, shortened it is not."""
+    write_random_policy(tmp_path / "policy", small())
+    monkeypatch.setattr(torch.Tensor, "tril", lambda self: self)
+    monkeypatch.setattr(np, "tri", lambda rows, dtype: np.ones((rows, rows), dtype))
+    run_export(tmp_path)
+    request = ExportRequest(tmp_path / "policy", tmp_path / "short", threads=1, chunk_size=3)
+    with pytest.raises(ExportError, match="chunk"):
+        export_bundle(request, lambda step: None)
+
+
+def test_a_chunk_whose_delta_expert_was_measured_whole_is_not_shortened(tmp_path: Path) -> None:
+    write_random_policy(tmp_path / "policy", replace(small(), delta=True))
+    request = ExportRequest(tmp_path / "policy", tmp_path / "short", threads=1, chunk_size=3)
+    with pytest.raises(ConfigError, match="delta expert was measured on the whole chunk; leave out --chunk-size"):
+        export_bundle(request, lambda step: None)
 
 
 def test_what_only_an_export_can_change_is_refused_for_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:

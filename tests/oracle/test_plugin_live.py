@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.policies.act.act_checkpoints import checkpoint, dinov2_checkpoint
+from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.export.assemble import ExportRequest, export_bundle
 
@@ -132,3 +133,22 @@ def test_a_changed_byte_is_refused_in_one_line_before_the_robot(live: Live, tmp_
     last = said.strip().splitlines()[-1]
     assert file in last and "sha256 differs" in last, said
     assert "counting_arm" not in said.split("Loading policy")[-1]
+
+
+def test_the_first_actions_of_smolvlas_chunk_are_lerobots(
+    tmp_path: Path, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle of fewer actions than the checkpoint draws noise for: compared, and what is sent is LeRobot's."""
+    if live.command != ROLLOUT:
+        pytest.skip("0.4.4's command has no task of its own")
+    small = {"num_vlm_layers": 2, "chunk_size": 6, "n_action_steps": 3, "num_steps": 3, "tokenizer_max_length": 12}
+    made = RandomPolicy(cameras=("front", "wrist"), image_width=128, image_height=96, config=small)
+    write_random_policy(tmp_path / "policy", made)
+    export_bundle(ExportRequest(tmp_path / "policy", tmp_path / "bundle", threads=1, chunk_size=3), lambda _: None)
+    monkeypatch.chdir(tmp_path / "policy")  # where LeRobot looks for the backbone that config.json names
+    words = ("--task=go",)
+    _, said, theirs = live.rollout(tmp_path / "policy", *words, ticks=30)
+    assert theirs, said
+    _, said, ours = live.rollout(tmp_path / "bundle", f"--policy.checkpoint={tmp_path / 'policy'}", *words, ticks=30)
+    assert "the first chunk is LeRobot's to" in said, said
+    assert np.abs(ours["actions"] - theirs["actions"]).max() <= TOLERANCE * np.abs(theirs["actions"]).max()

@@ -95,7 +95,9 @@ class VlaEdgePolicy(PreTrainedPolicy):
         """Actions [1, C, n] in joint units."""
         policy, noise = self._session.policy, None
         if self._bundle.manifest.programme.step:
-            noise = torch.normal(0.0, 1.0, (1, policy.chunk_size, policy.max_action_dim))[0].numpy()
+            # As many rows as LeRobot draws, for the same numbers; a bundle may hold a chunk's first actions alone.
+            whole = self._bundle.manifest.checkpoint.get("config", {}).get("chunk_size", policy.chunk_size)
+            noise = torch.normal(0.0, 1.0, (1, whole, policy.max_action_dim))[0, : policy.chunk_size].numpy()
         result = self._session.infer(InferenceRequest(self._observation(batch), 0, noise=noise))
         assert result is not None
         return torch.from_numpy(result.actions)[None].to(batch[STATE].device)
@@ -131,7 +133,7 @@ class VlaEdgePolicy(PreTrainedPolicy):
             )
             return
         torch.set_rng_state(state)
-        theirs = lerobots.chunk(batch)
+        theirs = lerobots.chunk(batch)[:, : self._session.policy.chunk_size]
         torch.set_rng_state(state)
         ours = self.predict_action_chunk(batch).cpu()
         torch.set_rng_state(state)
