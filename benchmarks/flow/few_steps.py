@@ -85,7 +85,8 @@ def planners_of(
         policy = made.manifest.policy
         words = [f"{policy.num_steps} steps", *(["distilled"] if policy.distilled else [])]
         words += [f"first {policy.chunk_size} actions"] if policy.chunk_size < whole.chunk_size else []
-        ways.append((", ".join(words), made, None))
+        name = ", ".join(words)
+        ways.append((f"{name}, {made.path.name}" if name in {way[0] for way in ways} else name, made, None))
     return {name: SessionPlanner(made, engine, SessionOptions(steps=steps)) for name, made, steps in ways}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vla_edge.benchmarks.flow.replanning import missed_bars, told
+from vla_edge.benchmarks.flow.replanning import CALM, CHANGING, REST, WHOLE, missed_bars, told
 
 MS = 1_000_000
 
@@ -31,18 +31,11 @@ def test_a_plan_that_made_its_own_prefix_has_one_of_no_age() -> None:
 
 
 def test_every_bar_that_is_missed_is_named_with_what_was_found() -> None:
-    good = {"one_step_p50_ms": 29.0, "one_step_p99_ms": 33.0, "against_ten_cached": 3.0}
-    whole = {"one_step_p50_ms": 49.0, "one_step_p99_ms": 53.0, "against_ten_cached": 7.2}
-    run = {"plans_a_second_between_refreshes": 26.0, "missed_ticks": 0}
-    result = {"headlines": {"int8": whole, "int8, first 16": good}, "runs": {"at rest": run, "changing": run}}
+    good = {"plans_a_second_between_refreshes": 26.0, "missed_ticks": 0, "plan_age_ms": {"p50": 29.0, "p99": 33.0}}
+    result = {"headlines": {WHOLE: {"against_ten_cached": 7.2}}, "runs": {CALM: good, REST: good, CHANGING: good}}
     assert missed_bars(result) == []
-    late = {
-        "headlines": {"int8": {**whole, "against_ten_cached": 6.9}, "first": {**good, "one_step_p99_ms": 34.0}},
-        "runs": result["runs"],
-    }
-    assert missed_bars(late) == ["one_step_p99_ms 34.0", "against_ten_cached 6.9"]
-    slow = {"plans_a_second_between_refreshes": 20.0, "missed_ticks": 3}
-    assert missed_bars({**result, "runs": {"at rest": slow, "changing": run}}) == [
-        "plans_a_second 20.0",
-        "3 ticks, at rest",
-    ]
+    late = {**good, "plan_age_ms": {"p50": 29.0, "p99": 34.0}}
+    assert missed_bars({**result, "runs": {CALM: late, REST: good, CHANGING: late}}) == ["p99 of a plan 34.0 ms"]
+    slow = {**good, "plans_a_second_between_refreshes": 20.0, "missed_ticks": 3}
+    few = {"headlines": {WHOLE: {"against_ten_cached": 6.9}}, "runs": {CALM: good, REST: slow, CHANGING: good}}
+    assert missed_bars(few) == ["against_ten_cached 6.9", "plans_a_second 20.0", "3 ticks, at rest"]
