@@ -115,7 +115,8 @@ class InferenceResult:
     [n, A], what `queued` and `inpaint` of a later request take. n is the chunk size, or the rows that a delta run
     corrected. draw: index of the noise draw (None: noise was given or a delta run needed none). steps: Euler steps
     asked for; timings.step has one entry for each that ran (fewer after FINISH, none in a delta run). adopted: the
-    refresh that this inference went over to. tied: whether inpaint was kept."""
+    refresh that this inference went over to. newer: whether it rests on pictures that the one before did not know.
+    tied: whether inpaint was kept."""
 
     actions: NDArray[np.float32]
     normalized: NDArray[np.float32]
@@ -128,12 +129,8 @@ class InferenceResult:
     similarity: float | None
     timings: Timings
     adopted: Adopted | None = None
+    newer: bool = False
     tied: bool = False
-
-    @property
-    def newer(self) -> bool:
-        """Whether it rests on pictures that the one before did not know."""
-        return bool(self.decision.look) or self.adopted is not None
 
 
 _NOTHING = np.zeros((0, 0), np.float32)
@@ -242,7 +239,7 @@ class PolicySession:
         flow_start = time.perf_counter_ns()
         draw: int | None = None
         step_ms: tuple[float, ...] = ()
-        tied = False
+        newer, tied = bool(scene.decision.look) or scene.adopted is not None, False
         if scene.decision.delta:
             assert request.queued is not None
             latent, noise = self._correct(self.preparer.unanchored(request.queued)), None
@@ -251,7 +248,6 @@ class PolicySession:
                 noise = None
             elif noise is None:
                 draw, noise = self.draw_noise(request.observation.task)
-            newer = bool(scene.decision.look) or scene.adopted is not None
             inpaint = None if scene.broken or (request.moved and newer) else request.inpaint
             if inpaint is not None:
                 tied = True
@@ -280,6 +276,7 @@ class PolicySession:
             scene.similarity,
             timings,
             scene.adopted,
+            newer,
             tied,
         )
 
