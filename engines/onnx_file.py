@@ -124,11 +124,6 @@ def message_field(field: int, content: bytes) -> bytes:
     return _varint_bytes(field << 3 | BYTES) + _varint_bytes(len(content)) + content
 
 
-def number_field(field: int, value: int) -> bytes:
-    """One field of a protobuf message that holds a number, 0 or more."""
-    return _varint_bytes(field << 3 | VARINT) + _varint_bytes(value)
-
-
 def _varint_bytes(value: int) -> bytes:
     found = bytearray()
     while value > 0x7F:

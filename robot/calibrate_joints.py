@@ -190,7 +190,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
     )
-    parser.add_argument("--joints", type=Path, required=True, help="calibration file to write")
+    parser.add_argument("--joints", type=Path, required=True, help="joint calibration to write")
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
     add_robot_file(parser)
 

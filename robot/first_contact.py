@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
     )
-    parser.add_argument("--joints", type=Path, required=True, help="LeRobot's calibration file of this arm")
+    parser.add_argument("--joints", type=Path, required=True, help="joint calibration of this arm (LeRobot's JSON)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--joint", help="the joint to move; the others hold")
     what.add_argument("--park", action="store_true", help="move to the parking pose, then switch torque off")

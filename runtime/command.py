@@ -26,7 +26,7 @@ main = Command(
         ),
         "setup": Subcommand(
             "vla_edge.robot.setup_robot",
-            "find the arm's port, its calibration and the cameras, and write robot.yaml for every other command",
+            "find the arm's port, its joint calibration and the cameras, and write robot.yaml for every other command",
             "setup --bundle BUNDLE",
         ),
         "install-service": Subcommand(

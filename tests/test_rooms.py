@@ -170,6 +170,18 @@ def test_commands_are_short() -> None:
         assert len(file.read_text().splitlines()) <= 150, file
 
 
+def test_lines_of_c_end_at_120_columns() -> None:
+    """Python's are held by ruff (E501)."""
+    rooms = (*ROOMS, "tests")
+    long = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in (file for room in rooms for suffix in ("*.c", "*.h") for file in (ROOT / room).rglob(suffix))
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert not long, "\n".join(long)
+
+
 def test_no_file_is_named_for_nothing() -> None:
     for file in python_files():
         assert not any(word in file.stem for word in ("utils", "common", "helper", "manager", "misc")), file

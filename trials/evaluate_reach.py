@@ -144,7 +144,7 @@ class _Timed:
 
 def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: int) -> list[Variant]:
     """torch and the float32 graphs, each new chunk with fresh noise in place of the old one (what torch can do); then
-    with the default hand-over and noise the float32 graphs, INT8, and the prefix cache (guard, gate) where
+    with the default hand-over and noise the float32 graphs, INT8, and the prefix cache (still, gated) where
     calibrated."""
     plain, whole = HandOverOptions(HandOver.REPLACE), SessionOptions()
     rows = [] if checkpoint is None else [Variant("torch float32, replace", partial(TorchPlanner, checkpoint), plain)]
@@ -154,7 +154,7 @@ def variants(checkpoint: Path | None, bundle: Path, int8: Path | None, threads: 
     if int8 is not None:
         rows.append(Variant("ONNX INT8", partial(_session, int8, whole, threads)))
     if read_gate(open_bundle(bundle)) is not None:
-        rows.append(Variant("cached (guard)", partial(_session, bundle, SessionOptions(CacheMode.STILL), threads)))
+        rows.append(Variant("cached (still)", partial(_session, bundle, SessionOptions(CacheMode.STILL), threads)))
         rows.append(Variant("gated", partial(_session, bundle, SessionOptions(CacheMode.GATED), threads)))
         if not open_bundle(bundle).manifest.why_not_delta:
             rows.append(Variant("delta", partial(_session, bundle, SessionOptions(CacheMode.DELTA), threads)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla-runtime identity`: does a bundle fit the arm's calibration and a dataset? Every difference named, none mended.
+"""`vla-runtime identity`: does a bundle fit the joint calibration and a dataset? Every difference named, none mended.
 
 The dataset's part is also an item of `vla-doctor deploy`.
 """
@@ -37,7 +37,7 @@ or less change."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="folder written by export-engines")
     add_arm(parser)
-    parser.add_argument("--joints", type=Path, help="calibration file of the arm (LeRobot's JSON)")
+    parser.add_argument("--joints", type=Path, help="joint calibration of the arm (LeRobot's JSON)")
     parser.add_argument(
         "--dataset", type=Path, help="dataset the policy was trained on, or shall go on with: its folder, or a Hub id"
     )

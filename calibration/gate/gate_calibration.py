@@ -60,7 +60,7 @@ class GateRequest:
 @dataclass(frozen=True)
 class GateResult:
     """settings: for the runtime. tightened: how often the replay on held-out episodes halved the first choice. replays:
-    by cache policy, on the held-out episodes under the final limits."""
+    by cache mode, on the held-out episodes under the final limits."""
 
     settings: GateSettings
     limits: Limits

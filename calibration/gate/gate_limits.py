@@ -118,7 +118,7 @@ def loosest_still(pairs: Pairs, bound: float) -> tuple[float, float] | None:
 
 
 def choose(pairs: Pairs, bound: float) -> Limits | None:
-    """Guard, similarity and threshold for this bound; None when no reuse is within it.
+    """Limits of stillness, similarity and threshold for this bound; None when no reuse is within it.
 
     The similarity is the one with the greatest AUROC; where none can be told (all pairs on one side of the bound), the
     first; NO_SIMILARITY where the policy gives none."""

@@ -48,7 +48,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "data_set": str(self.root),
+            "dataset": str(self.root),
             "version": self.version,
             "passed": self.passed,
             "checks": [

@@ -9,7 +9,9 @@
 
 enum { ARM_JOINTS_MAX = 16, ARM_NAME_BYTES = 24 };
 
-typedef enum { ARM_OK, ARM_TIMEOUT, ARM_CORRUPT, ARM_ALERT, ARM_WATCHDOG, ARM_UNPLUGGED, ARM_REBOOTED, ARM_REFUSED } arm_result;
+typedef enum {
+    ARM_OK, ARM_TIMEOUT, ARM_CORRUPT, ARM_ALERT, ARM_WATCHDOG, ARM_UNPLUGGED, ARM_REBOOTED, ARM_REFUSED
+} arm_result;
 
 typedef struct {
     int64_t time_ns;              /* CLOCK_MONOTONIC when the reply was complete */
@@ -24,8 +26,9 @@ typedef enum { HEALTH_NONE, HEALTH_TORQUE, HEALTH_WATCHDOG, HEALTH_GOALS, HEALTH
 
 typedef struct {
     arm_health_part part;
-    uint8_t torque[ARM_JOINTS_MAX], error[ARM_JOINTS_MAX]; /* HEALTH_TORQUE; error: bits of the hardware error register */
-    uint8_t stopped[ARM_JOINTS_MAX];                   /* HEALTH_WATCHDOG: 1 stopped by itself, 2 rebooted since torque on */
+    uint8_t torque[ARM_JOINTS_MAX];  /* HEALTH_TORQUE, as is the next */
+    uint8_t error[ARM_JOINTS_MAX];   /* bits of the hardware error register */
+    uint8_t stopped[ARM_JOINTS_MAX]; /* HEALTH_WATCHDOG: 1 stopped by itself, 2 rebooted since torque on */
     int32_t goals[ARM_JOINTS_MAX];                     /* HEALTH_GOALS, counts */
     uint16_t voltage[ARM_JOINTS_MAX];                  /* HEALTH_SUPPLY, 0.1 V */
     uint8_t temperature[ARM_JOINTS_MAX];               /* HEALTH_SUPPLY, degrees Celsius */

@@ -139,8 +139,9 @@ bus_question bus_ask(bus *bus, const bus_registers *what, int64_t deadline_ns)
     bool fits = what->address + asked.wire <= bus->protocol->table_end;
     asked.start = fits ? what->address : (uint16_t)(bus->protocol->table_end - asked.wire);
     uint8_t packet[PACKET_MAX];
-    size_t size = what->servos == 1 ? bus->protocol->read(packet, what->ids[0], asked.start, asked.wire)
-                                    : bus->protocol->sync_read(packet, what->ids, what->servos, asked.start, asked.wire);
+    size_t size = what->servos == 1
+                      ? bus->protocol->read(packet, what->ids[0], asked.start, asked.wire)
+                      : bus->protocol->sync_read(packet, what->ids, what->servos, asked.start, asked.wire);
     bus->answered = 0;
     asked.result = request(bus, packet, size, deadline_ns);
     return asked;

@@ -55,12 +55,12 @@ bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data
 /* BUS_REFUSED where the protocol knows no such instruction. */
 bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns);
 
-/* `data` [servos][length], at most BUS_READ_MAX bytes each; `alerts` [servos], the error byte's alert bits; both untouched unless BUS_OK. One servo
- * alone is asked without the broadcast. */
+/* `data` [servos][length], at most BUS_READ_MAX bytes each; `alerts` [servos], the error byte's alert bits; both
+ * untouched unless BUS_OK. One servo alone is asked without the broadcast. */
 bus_result bus_sync_read(bus *bus, const bus_registers *what, int64_t deadline_ns, uint8_t *data, uint8_t *alerts);
 
-/* The two halves of `bus_sync_read`, for a caller that asks on two lines before it reads either. Between them nothing else
- * is asked on this bus; `what` outlives the question. */
+/* The two halves of `bus_sync_read`, for a caller that asks on two lines before it reads either. Between them nothing
+ * else is asked on this bus; `what` outlives the question. */
 typedef struct {
     const bus_registers *what;
     int64_t asked_ns;

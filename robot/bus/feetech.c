@@ -118,8 +118,8 @@ static packet_verdict next(packet_parser *parser, packet_status *out)
     return verdict;
 }
 
-/* The error bits say how the servo is, never that it did not take an instruction: whoever writes reads back. Nor does any
- * instruction start a servo anew. */
+/* The error bits say how the servo is, never that it did not take an instruction: whoever writes reads back. Nor does
+ * any instruction start a servo anew. */
 const servo_protocol feetech0 = {
     .name = "feetech0",
     .alert_bits = ERROR_MAX,

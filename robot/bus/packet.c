@@ -149,7 +149,8 @@ static size_t sync_read(uint8_t *out, const uint8_t *ids, size_t servos, uint16_
     return packet_encode(out, PACKET_MAX, PACKET_BROADCAST, INSTRUCTION_SYNC_READ, parameters, n + servos);
 }
 
-static size_t sync_write(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length, const uint8_t *data)
+static size_t sync_write(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length,
+                         const uint8_t *data)
 {
     uint8_t parameters[PACKET_MAX];
     size_t n = registers(parameters, address, length);

@@ -7,7 +7,7 @@
 
 enum { GOAL_TOLERANCE = 2, SETTING_TRIES = 3 };
 static const int64_t SETTING_NS = 20000000, REBOOT_ANSWER_NS = 20000000;
-static const int64_t ANSWER_NS = 333333; /* a servo answers in 0.25 ms: whoever was asked with less time left is not silent */
+static const int64_t ANSWER_NS = 333333; /* a servo takes 0.25 ms: whoever was asked with less time is not silent */
 
 static int64_t least(int64_t a, int64_t b)
 {
@@ -62,8 +62,8 @@ static bus_result worse(bus_result a, bus_result b)
 }
 
 /* Registers of the servos `ids`: every question goes out before an answer is read. */
-static bus_result read_all(servo_arm *arm, const uint8_t *ids, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
-                           uint8_t *alerts)
+static bus_result read_all(servo_arm *arm, const uint8_t *ids, uint16_t address, uint16_t length, int64_t deadline_ns,
+                           uint8_t *data, uint8_t *alerts)
 {
     bus_registers what[SERVO_BUSES_MAX];
     bus_question asked[SERVO_BUSES_MAX];
@@ -115,22 +115,27 @@ void servo_encode(servo_register where, int32_t value, uint8_t *bytes)
         bytes[i] = (uint8_t)(word >> (8 * i));
 }
 
-/* Whose answer was missing on a bus that was asked, where it had the time to come: behind a silent servo nobody speaks, so
- * after an answer of none its servos are asked from the other end. Of two buses the silent one is told by its first joint. */
+/* Whose answer was missing on a bus that was asked, where it had the time to come: behind a silent servo nobody speaks,
+ * so after an answer of none its servos are asked from the other end. Of two buses the silent one is told by its first
+ * joint. */
 static void note_silence(servo_arm *arm, int k, int64_t given_ns)
 {
     int first = first_of(arm, k), n = (int)side(arm, k, arm->is.ids, 0, 0).servos, answered = arm->buses[k].answered;
     if (answered < 0 || given_ns < n * ANSWER_NS)
         return;
     int whole = servo_buses(&arm->is) > 1 ? first : -1;
-    int joint = answered == n ? -1 : answered == 0 ? whole : arm->backwards[k] ? first + n - 1 - answered : first + answered;
+    int joint = answered == n       ? -1
+                : answered == 0     ? whole
+                : arm->backwards[k] ? first + n - 1 - answered
+                                    : first + answered;
     if (joint >= 0 || k == 0)
         arm->trouble = (arm_trouble){.joint = joint};
     arm->backwards[k] ^= answered == 0;
 }
 
 /* Registers of all servos, in their order. Where one was silent, arm->trouble says which. */
-static bus_result ask_all(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data, uint8_t *alerts)
+static bus_result ask_all(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
+                          uint8_t *alerts)
 {
     const int n = arm->is.joints;
     uint8_t ids[ARM_JOINTS_MAX], place[ARM_JOINTS_MAX], found[ARM_JOINTS_MAX * BUS_READ_MAX], alert[ARM_JOINTS_MAX];
@@ -208,13 +213,14 @@ static arm_result set_all(servo_arm *arm, servo_register where, uint8_t value, i
 
 /* Settings of one servo or, with joint -1, of all are asked for again: one lost answer of a few dozen need not cost the
  * whole start. */
-static bus_result read_again(servo_arm *arm, int joint, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
-                             uint8_t *alerts)
+static bus_result read_again(servo_arm *arm, int joint, uint16_t address, uint16_t length, int64_t deadline_ns,
+                             uint8_t *data, uint8_t *alerts)
 {
     bus_result result = BUS_TIMEOUT;
     for (int i = 0; i < SETTING_TRIES && (result == BUS_TIMEOUT || result == BUS_CORRUPT); i++) {
         int64_t soon_ns = least(deadline_ns, serial_now_ns() + SETTING_NS);
-        bus_registers one = {.ids = &arm->is.ids[joint < 0 ? 0 : joint], .servos = 1, .address = address, .length = length};
+        bus_registers one = {
+            .ids = &arm->is.ids[joint < 0 ? 0 : joint], .servos = 1, .address = address, .length = length};
         result = joint < 0 ? read_all(arm, arm->is.ids, address, length, soon_ns, data, alerts)
                            : bus_sync_read(servo_bus_of(arm, joint), &one, soon_ns, data, alerts);
     }
@@ -223,7 +229,9 @@ static bus_result read_again(servo_arm *arm, int joint, uint16_t address, uint16
 
 static servo_register setting_at(const servo_setting *setting)
 {
-    return (servo_register){.address = setting->address, .bytes = (uint8_t)setting->size, .sign = setting->size == 1 ? SIGN_NONE : SIGN_TWOS};
+    return (servo_register){.address = setting->address,
+                            .bytes = (uint8_t)setting->size,
+                            .sign = setting->size == 1 ? SIGN_NONE : SIGN_TWOS};
 }
 
 /* One setting of one servo, whose register holds `found`: written where it differs and read back. */
@@ -236,8 +244,8 @@ static arm_result settle(servo_arm *arm, const servo_setting *setting, int joint
     servo_encode(setting_at(setting), wanted, data);
     for (int i = 0; i < SETTING_TRIES; i++) { /* what a lost answer meant is read */
         uint8_t held[4];
-        bus_result result = bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], setting->address, data, setting->size,
-                                      least(deadline_ns, serial_now_ns() + SETTING_NS));
+        bus_result result = bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], setting->address, data,
+                                      setting->size, least(deadline_ns, serial_now_ns() + SETTING_NS));
         if (result != BUS_UNPLUGGED)
             result = read_again(arm, joint, setting->address, setting->size, deadline_ns, held, &alert);
         if (result != BUS_OK)
@@ -424,7 +432,9 @@ static void take_health(const servo_arm *arm, int i, const uint8_t *bytes, uint8
         out->goals[i] = servo_decode(at->goal, bytes);
         break;
     case HEALTH_WATCHDOG:
-        out->stopped[i] = bytes[0] == arm->is.watchdog_tripped ? 1 : arm->armed && bytes[0] != arm->is.watchdog_on ? 2 : 0;
+        out->stopped[i] = bytes[0] == arm->is.watchdog_tripped            ? 1
+                          : arm->armed && bytes[0] != arm->is.watchdog_on ? 2
+                                                                          : 0;
         break;
     default:
         out->voltage[i] = (uint16_t)servo_decode(at->voltage, bytes);
@@ -472,8 +482,8 @@ static arm_result reboot(void *context, uint32_t joints, int64_t deadline_ns)
         uint16_t model, firmware;
         /* The questions keep the other servos' watchdogs from stopping them. */
         while (joints >> i & 1 && (result = from_bus(bus_ping(servo_bus_of(arm, i), arm->is.ids[i],
-                                                               least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS), &model,
-                                                               &firmware))) != ARM_OK)
+                                                              least(deadline_ns, serial_now_ns() + REBOOT_ANSWER_NS),
+                                                              &model, &firmware))) != ARM_OK)
             if (result == ARM_UNPLUGGED || serial_now_ns() >= deadline_ns)
                 return result;
     }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An arm of servos on one bus or two as an arm_port: which registers it has is told by its description (robot/arms/). */
+/* An arm of servos on one bus or two as an arm_port; its description (robot/arms/) tells which registers it has. */
 #ifndef VLA_SERVO_ARM_H
 #define VLA_SERVO_ARM_H
 
@@ -35,7 +35,7 @@ typedef struct {
     uint8_t ids[ARM_JOINTS_MAX];
     servo_roles at;
     double velocity_unit;                  /* counts/s */
-    uint8_t watchdog_on, watchdog_tripped; /* what its register is set to, and what it reads when it has stopped a servo */
+    uint8_t watchdog_on, watchdog_tripped; /* what its register is set to, and reads when it has stopped a servo */
 } servo_arm_description;
 
 /* One register that must hold a value whenever there is torque: a servo whose voltage broke down has forgotten it. */

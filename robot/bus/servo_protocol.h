@@ -66,7 +66,7 @@ typedef struct {
     uint8_t alert_bits;    /* of a status's error byte: the servo is not well */
     uint8_t refused_bits;  /* of it: the instruction was not taken */
     uint16_t table_end;    /* one past the last register that can be read */
-    uint16_t identity_at;  /* a servo's firmware (2 bytes), one byte, model number (2 bytes), where a ping tells nothing */
+    uint16_t identity_at; /* firmware (2 bytes), one byte, model number (2 bytes), where a ping tells nothing */
     uint16_t ping_bytes;   /* parameters of a ping's answer: 3 (model, firmware), or 0 */
     /* One instruction into `out` [PACKET_MAX]: its size, 0 when it does not fit. */
     size_t (*ping)(uint8_t *out, uint8_t id);
@@ -74,7 +74,8 @@ typedef struct {
     size_t (*write)(uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length);
     size_t (*sync_read)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length);
     /* `data` [servos][length] */
-    size_t (*sync_write)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length, const uint8_t *data);
+    size_t (*sync_write)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length,
+                         const uint8_t *data);
     size_t (*reboot)(uint8_t *out, uint8_t id); /* NULL: not known */
     /* The next verdict. Every answer but PACKET_MORE consumes at least one byte, so a caller's loop ends. */
     packet_verdict (*next)(packet_parser *parser, packet_status *out);

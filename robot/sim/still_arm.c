@@ -26,7 +26,8 @@ static arm_result still_read(void *context, int64_t deadline_ns, arm_reading *ou
 static arm_result still_write(void *context, const int32_t *goals, int64_t deadline_ns)
 {
     (void)deadline_ns;
-    memcpy(((still_arm *)context)->reading.position, goals, (size_t)((still_arm *)context)->port.joints * sizeof goals[0]);
+    memcpy(((still_arm *)context)->reading.position, goals,
+           (size_t)((still_arm *)context)->port.joints * sizeof goals[0]);
     return ARM_OK;
 }
 

@@ -464,7 +464,7 @@ class InferenceLoop:
         meter = self._delays.all
         known = {
             "delay_ms": {"p50": meter.p50_s * 1e3, "p99": meter.p99_s * 1e3, "count": meter.count},
-            "handover": {"policy": self._options.handover.kind.value, **self._log.velocity_steps()},
+            "handover": {"kind": self._options.handover.kind.value, **self._log.velocity_steps()},
             "loop": self._session.loop.name,
             **({} if self._audit is None else {"audit_worst": self._audit.worst}),
         }

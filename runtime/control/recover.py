@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_arm(parser)
     parser.add_argument("--port", help="serial port of the follower, where no control process runs")
-    parser.add_argument("--joints", type=Path, help="calibration file of this arm, with --port")
+    parser.add_argument("--joints", type=Path, help="joint calibration of this arm, with --port")
     add_robot_file(parser)
 
 

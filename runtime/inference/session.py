@@ -76,7 +76,7 @@ class SessionOptions:
 class InferenceRequest:
     """now_ns: when the observation was taken, the clock of every age. noise: float32 [C, A] (None: the session's), not
     read by a policy of one pass. queued: float32 [m ≥ 1, A] latent rows still to be executed, the first due with the
-    observation (cache policy delta may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`.
+    observation (cache mode delta may correct them). inpaint: tie to the executing chunk. signal: see `FlowRequest`.
     on_changed: called before the flow when the gate finds a scene changed that was stable, so that the old chunk can be
     voided; inpaint is then dropped. adopt: whether to go over to a refresh that is under way beside the plans, waiting
     for it if need be (None: if it is done); a replay says what was recorded. beside: whether the last prefix will do
@@ -150,7 +150,7 @@ class SessionObserver(Protocol):
 class PolicySession:
     """One bundle on one engine, its cache and its noise. Not for use from two threads at once.
 
-    Errors: BundleError or EngineError when it cannot be built; ConfigError when the cache policy needs what the bundle
+    Errors: BundleError or EngineError when it cannot be built; ConfigError when the cache mode needs what the bundle
     does not have.
     """
 

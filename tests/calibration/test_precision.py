@@ -495,7 +495,7 @@ def test_planted_outlier_channels_leave_a_plan_that_reaches_the_cosine(
         assert all(audit[name]["share"]["fp32"] < 0.5 and not audit[name]["fell_back"] for name in ("vision", "prefix"))
 
 
-def test_observations_come_from_a_data_set_and_some_are_held_out(bundle: Bundle) -> None:
+def test_observations_come_from_a_dataset_and_some_are_held_out(bundle: Bundle) -> None:
     names = [camera.source for camera in bundle.manifest.cameras]
     renamed = dict(zip(names, ("observation.images.front", "observation.images.wrist")))
     split = from_dataset(bundle, DATA, renamed, 3, 2)

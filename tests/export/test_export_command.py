@@ -260,7 +260,7 @@ def test_a_missing_package_is_named(checkpoint: Path, package: str) -> None:
     assert line.endswith('[export,ort,data]"')
 
 
-def test_exporting_without_a_data_set_needs_no_data_packages(checkpoint: Path) -> None:
+def test_exporting_without_a_dataset_needs_no_data_packages(checkpoint: Path) -> None:
     program = f"import sys; sys.modules.update(pyarrow=None, av=None); {PROGRAM[len('import sys; ') :]}"
     command = [
         sys.executable,

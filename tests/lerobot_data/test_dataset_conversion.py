@@ -347,7 +347,7 @@ def test_compare_names_a_single_difference(tmp_path: Path, change) -> None:
     assert differences and differences[0].startswith(expected), differences
 
 
-def test_compare_names_data_sets_of_other_shape(tmp_path: Path) -> None:
+def test_compare_names_datasets_of_other_shape(tmp_path: Path) -> None:
     features = {"action": open_dataset(V21).features["action"]}
     with DatasetWriter(tmp_path / "set", 10, features, "koch") as writer:
         writer.add_frame({"action": np.zeros(6, np.float32)}, "t")

@@ -197,7 +197,7 @@ CORRUPTIONS: dict[str, list[tuple[Path, Damage]]] = {
 
 
 @pytest.mark.parametrize("root", [V21, V30], ids=["v2.1", "v3.0"])
-def test_a_sound_data_set_passes_every_check(root: Path) -> None:
+def test_a_sound_dataset_passes_every_check(root: Path) -> None:
     report = verify_dataset(root)
     assert [(check.name, check.verdict) for check in report.checks] == [(check.name, "passed") for check in CHECKS]
 
@@ -316,7 +316,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (V30, cell(V30_TABLE, "action", 3, [1.0]), "holds 595 numbers in 100 rows"),
     ],
 )
-def test_unreadable_data_sets_are_named_by_file_and_field(
+def test_unreadable_datasets_are_named_by_file_and_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Path, damage: Damage, message: str
 ) -> None:
     root = copy_of(source, tmp_path)
@@ -384,7 +384,7 @@ def test_task_texts_are_counted_with_the_newline_and_without_truncation_or_paddi
 
 
 @pytest.mark.parametrize("source", [V21, V30], ids=["v2.1", "v3.0"])
-def test_tasks_are_added_and_renamed_and_the_data_set_stays_sound(
+def test_tasks_are_added_and_renamed_and_the_dataset_stays_sound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Path
 ) -> None:
     root = copy_of(source, tmp_path)
@@ -457,7 +457,7 @@ def test_writing_statistics_gives_all_ten_and_keeps_what_is_not_computed(tmp_pat
         assert json.loads(file.read_text())["note"] == {"count": [1]}
 
 
-def test_paths_that_lead_out_of_the_data_set_and_a_rate_in_words_are_refused(
+def test_paths_that_lead_out_of_the_dataset_and_a_rate_in_words_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, (old, new) in enumerate(

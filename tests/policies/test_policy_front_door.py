@@ -174,7 +174,7 @@ def test_a_backbone_folder_with_one_file_missing_says_which(folder: Path) -> Non
         SmolVLAPolicy.from_pretrained(folder)
 
 
-def test_buffers_of_several_data_sets_are_refused_by_name(folder: Path) -> None:
+def test_buffers_of_several_datasets_are_refused_by_name(folder: Path) -> None:
     tensors = load_file(folder / MODEL)
     for name in ("so100_", "aloha_"):
         tensors[f"unnormalize_outputs.{name}buffer_action.mean"] = torch.zeros(6)

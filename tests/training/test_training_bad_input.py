@@ -190,7 +190,7 @@ def test_a_low_rate_and_its_lowest_may_be_given_together(world, tmp_path, capsys
     assert code == 2 and "lower --decay-lr" in line
 
 
-def test_validation_on_a_data_set_of_one_episode_is_refused(world, tmp_path, capsys):
+def test_validation_on_a_dataset_of_one_episode_is_refused(world, tmp_path, capsys):
     code, line = command(
         *fine_tune(world, tmp_path / "run", "--episodes=1", "--held-out=0.5", "--validate-every=1"), capsys=capsys
     )
@@ -536,7 +536,7 @@ def test_statistics_that_cannot_be_the_datas_are_named_with_joint_and_remedy_bef
     assert "vla-data stats" in line and "--write" in line and not (tmp_path / "run").exists()
 
 
-def test_an_empty_instruction_is_named_with_data_set_episode_and_remedy(world, tmp_path, capsys):
+def test_an_empty_instruction_is_named_with_dataset_episode_and_remedy(world, tmp_path, capsys):
     shutil.copytree(world / "data", tmp_path / "data")
     file = tmp_path / "data" / "meta" / "tasks.parquet"
     table = pq.read_table(file)

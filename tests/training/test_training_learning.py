@@ -147,7 +147,7 @@ def test_a_trained_gate_separates_the_same_scene_from_changed_ones_and_an_untrai
     )  # TRAINING.md §6; measured 0.999. 01 is reported beside it: the loss does not align it
     history = history_of(seen, 0.5)
     write_report(tmp_path / "report", history, 0.5, aurocs)
-    assert {file.name for file in (tmp_path / "report").iterdir()} == {"similarity.csv", "gate.json", "similarity.png"}
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"similarity.csv", "cls.json", "similarity.png"}
     assert np.isnan(history.similarity[0]) and not history.stable[0]  # no history, no decision
 
     policy.config = replace(policy.config, cls_trained=False)

@@ -105,14 +105,14 @@ def test_actions_outside_the_training_range_fail_the_range_check(place, tmp_path
     assert items["output range"].state == FAILED and "of its range outside" in items["output range"].found
 
 
-def test_another_robots_data_set_fails_its_check_and_the_others_run_on_random_pictures(place, tmp_path):
+def test_another_robots_dataset_fails_its_check_and_the_others_run_on_random_pictures(place, tmp_path):
     write_data(tmp_path / "data", World(episodes=1, dims=3))
     items = {item.name: item for item in check_deployment(place / "bundle", tmp_path / "data", None, 10.0, 1)}
     assert items["dataset"].state == FAILED and "vla-runtime identity" in items["dataset"].found
     assert items["output range"].state == NOT_RUN and items["speed"].state == PASSED
 
 
-def test_deploy_and_identity_name_the_same_differences_of_a_data_set(place, tmp_path):
+def test_deploy_and_identity_name_the_same_differences_of_a_dataset(place, tmp_path):
     off = {"observation.state.mean": np.full(2, 9.0, np.float32)}
     bundle = changed(place / "bundle", tmp_path / "bundle", lambda tables: tables.update(off))
     with open_dataset(place / "data") as data:

@@ -39,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_recorded_data_set_is_lerobots_and_carries_a_chunk_for_every_instruction(dataset: Path) -> None:
+def test_the_recorded_dataset_is_lerobots_and_carries_a_chunk_for_every_instruction(dataset: Path) -> None:
     with open_dataset(dataset) as data:
         assert data.info.version == "v3.0"
         assert (len(data), len(data.episodes), data.fps) == (18, 3, 10)
@@ -65,7 +65,7 @@ def test_a_run_is_repeatable_and_leaves_lerobots_layout(dataset: Path, tmp_path:
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
-def test_a_data_set_of_another_task_or_too_small_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_a_dataset_of_another_task_or_too_small_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="3 of them held out leave none"):
         train(dataset, tmp_path / "out", Recipe(held_out_scenes=3))
     other = Path(__file__).resolve().parents[1] / "data" / "koch_v21"

@@ -185,7 +185,7 @@ def history_of(seen: list[Seen], threshold: float) -> History:
 
 
 def write_report(folder: Path, history: History, threshold: float, aurocs: Mapping[str, float]) -> None:
-    """`similarity.csv`, `gate.json` and `similarity.png` (history with the threshold line) in `folder`."""
+    """`similarity.csv`, `cls.json` and `similarity.png` (history with the threshold line) in `folder`."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
                 history.stable.astype(int).tolist(),
             )
         )
-    write_json(folder / "gate.json", report_json(history, threshold, aurocs))
+    write_json(folder / "cls.json", report_json(history, threshold, aurocs))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(history.similarity))

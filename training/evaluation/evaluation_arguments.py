@@ -52,7 +52,7 @@ def add_cls_report(parser: argparse.ArgumentParser) -> None:
         type=between(-1, 1),
         help="similarity above which the scene is stable (default: the checkpoint's); hit rate too low: lower it",
     )
-    parser.add_argument("--out", type=folder_to_write, help="folder for similarity.csv, gate.json and similarity.png")
+    parser.add_argument("--out", type=folder_to_write, help="folder for similarity.csv, cls.json and similarity.png")
 
 
 def add_scope(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from vla_edge.errors import TrainingError
 
 Floats = NDArray[np.float32]
-HORIZONS = ("first step", "executed", "chunk")
 
 
 @dataclass(frozen=True, slots=True)

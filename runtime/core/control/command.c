@@ -18,9 +18,15 @@ pilot_command command_of_word(const char *word, size_t bytes)
         const char *word;
         pilot_command command;
     } words[] = {
-        {"ping", COMMAND_PING}, {"arm", COMMAND_ARM}, {"hold", COMMAND_HOLD}, {"park", COMMAND_PARK}, {"stop", COMMAND_STOP},
-        {"torque_off", COMMAND_TORQUE_OFF}, {"torque_off_now", COMMAND_TORQUE_OFF_NOW},
-        {"recover", COMMAND_RECOVER}, {"redo", COMMAND_REDO},
+        {"ping", COMMAND_PING},
+        {"arm", COMMAND_ARM},
+        {"hold", COMMAND_HOLD},
+        {"park", COMMAND_PARK},
+        {"stop", COMMAND_STOP},
+        {"torque_off", COMMAND_TORQUE_OFF},
+        {"torque_off_now", COMMAND_TORQUE_OFF_NOW},
+        {"recover", COMMAND_RECOVER},
+        {"redo", COMMAND_REDO},
     };
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (strlen(words[i].word) == bytes && memcmp(words[i].word, word, bytes) == 0)
@@ -56,7 +62,8 @@ static bool gone(const command_request *request)
 /* A word that moves the arm or lets it go is not for later. */
 static bool too_late(const command_request *request)
 {
-    bool harmless = request->command == COMMAND_HOLD || request->command == COMMAND_STOP || request->command == COMMAND_PING;
+    bool harmless =
+        request->command == COMMAND_HOLD || request->command == COMMAND_STOP || request->command == COMMAND_PING;
     return !harmless && request->address_bytes > sizeof(sa_family_t) && gone(request);
 }
 
@@ -65,7 +72,8 @@ command_request command_take(int socket_fd)
     command_request request = {.command = COMMAND_NONE};
     char word[32];
     socklen_t address_bytes = sizeof request.address;
-    ssize_t bytes = recvfrom(socket_fd, word, sizeof word, MSG_DONTWAIT, (struct sockaddr *)request.address, &address_bytes);
+    ssize_t bytes =
+        recvfrom(socket_fd, word, sizeof word, MSG_DONTWAIT, (struct sockaddr *)request.address, &address_bytes);
     if (bytes < 0)
         return request;
     request.address_bytes = address_bytes;
@@ -82,7 +90,8 @@ command_request command_take(int socket_fd)
 void command_reply(int socket_fd, const command_request *request, const pilot_output *output)
 {
     char text[96];
-    int bytes = snprintf(text, sizeof text, "%s %s %s %d", command_answer_name(output->answer), status_state_name(output->state),
+    int bytes = snprintf(text, sizeof text, "%s %s %s %d", command_answer_name(output->answer),
+                         status_state_name(output->state),
                          output->reason == REASON_NONE ? "-" : status_reason_name(output->reason), output->joint);
     send_text(socket_fd, request, text, (size_t)bytes);
 }

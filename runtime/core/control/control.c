@@ -17,8 +17,8 @@ static const int64_t reboot_budget_ns = 1000 * MS;
 static const int64_t watchdog_gap_ns = 150 * MS;
 static const int64_t reboot_gap_ns = 80 * MS; /* a servo whose voltage broke down is silent for longer */
 static const int64_t unplugged_ns = 1000 * MS;
-/* In an outage the servos are asked no more often than this: each lost answer takes one of the bus's 31 read lengths out
- * of use for half a second (bus.h), and with none left the end of the outage would not be seen. */
+/* In an outage the servos are asked no more often than this: each lost answer takes one of the bus's 31 read lengths
+ * out of use for half a second (bus.h), and with none left the end of the outage would not be seen. */
 static const int64_t outage_pace_ns = 25 * MS;
 enum { OUTAGE_READS = 4 };
 static const int warm_ticks = 3;
@@ -84,7 +84,8 @@ static pilot_command take_signals(control *self)
 static bool interrupted(const control *self)
 {
     bool rests = !self->pilot.guard.started || guard_at_rest(&self->pilot.guard);
-    return self->interrupts > 1 || self->terminations > 1 || (self->interrupts == 1 && self->config.interrupt_ends && rests);
+    return self->interrupts > 1 || self->terminations > 1 ||
+           (self->interrupts == 1 && self->config.interrupt_ends && rests);
 }
 
 /* Faults in the pages below the stack pointer that the tick will use. */
@@ -103,7 +104,8 @@ static control_result open_files(control *self)
     result.failed_errno = ring_open(&self->ring_file, config->ring_path, false);
     if (result.failed_errno == 0) {
         result.failed_path = config->record_path;
-        result.failed_errno = record_create(&self->record, config->record_path, config->record_cells, &config->pilot, config->shadow);
+        result.failed_errno =
+            record_create(&self->record, config->record_path, config->record_cells, &config->pilot, config->shadow);
     }
     if (result.failed_errno == 0) {
         result.failed_path = config->state_path;
@@ -129,14 +131,15 @@ static void close_files(control *self)
     shared_close(&self->state_file);
 }
 
-/* Has the arm waited for so long for a plan that nobody may be there? One that was told to hold is not parked unasked. */
+/* Has the arm waited for so long for a plan that nobody may be there? One told to hold is not parked unasked. */
 static bool idles(control *self)
 {
     const pilot *pilot = &self->pilot;
     bool waits = pilot->state == PILOT_PLANNING || (pilot->state == PILOT_HOLD && pilot->reason == REASON_NO_ACTION);
     int64_t now_ns = now(self);
     self->idle_ns = !waits ? 0 : self->idle_ns != 0 ? self->idle_ns : now_ns;
-    return waits && self->config.park_after_ns > 0 && pilot->config.has_park && now_ns - self->idle_ns >= self->config.park_after_ns;
+    return waits && self->config.park_after_ns > 0 && pilot->config.has_park &&
+           now_ns - self->idle_ns >= self->config.park_after_ns;
 }
 
 /* The operator's command of this tick: a signal, the socket, or one the loop gives itself. */
@@ -275,7 +278,8 @@ static void take_chunks(control *self)
         ring_result result = ring_take(&self->ring, &self->chunk);
         if (result == RING_EMPTY)
             return;
-        chunk_verdict verdict = result == RING_TORN ? CHUNK_TORN : ring_check(&self->chunk, (uint32_t)self->config.pilot.joints);
+        chunk_verdict verdict =
+            result == RING_TORN ? CHUNK_TORN : ring_check(&self->chunk, (uint32_t)self->config.pilot.joints);
         self->input.malformed = self->input.malformed || chunk_is_malformed(verdict);
         if (verdict == CHUNK_TAKEN)
             verdict = pilot_offer(&self->pilot, &self->input, &self->chunk);
@@ -342,7 +346,8 @@ static void ask_health(control *self, int64_t end_ns)
     if (!driven && health->part != HEALTH_SUPPLY && health->part != HEALTH_TORQUE)
         return;
     const int32_t *sent = self->output.write && !self->input.unsent ? self->output.guard.goals : NULL;
-    health_finding found = health_judge(&self->watch, health, self->config.pilot.health, self->config.pilot.joints, sent, self->pilot.limp);
+    health_finding found = health_judge(&self->watch, health, self->config.pilot.health, self->config.pilot.joints,
+                                        sent, self->pilot.limp);
     self->tripped = self->tripped || found.kind == FINDING_STOPPED;
     self->input.finding = driven || health->part == HEALTH_SUPPLY ? found : (health_finding){.joint = -1};
     told->health_reads++;
@@ -414,7 +419,8 @@ static bool run_tick(control *self, int64_t start_ns)
     if (request.address_bytes > 0)
         command_reply(self->config.socket_fd, &request, &self->output);
 
-    if (request.command == COMMAND_ARM && heard) /* one try: an arm that was not fit to start does not start later by itself */
+    /* One try: an arm that was not fit to start does not start later by itself. */
+    if (request.command == COMMAND_ARM && heard)
         self->config.arm_at_start = false;
     bool gone = self->output.reason == REASON_UNPLUGGED;
     self->unplugged_ns = !gone ? 0 : self->unplugged_ns != 0 ? self->unplugged_ns : start_ns;
@@ -426,10 +432,12 @@ control_result control_run(control *self, const control_config *config, const ar
     memset(self, 0, sizeof *self); /* also faults in every page of it */
     self->config = *config;
     if (self->config.clock.now_ns == NULL)
-        self->config.clock = (clock_source){.now_ns = clock_now_ns, .boot_ns = clock_boot_ns, .sleep_until = clock_sleep_until};
+        self->config.clock =
+            (clock_source){.now_ns = clock_now_ns, .boot_ns = clock_boot_ns, .sleep_until = clock_sleep_until};
     self->input.trouble_joint = self->input.finding.joint = -1;
     self->arm = arm;
-    for (int i = 0; i < self->config.pilot.joints && config->shadow; i++) /* an arm that is told nothing does not press */
+    /* An arm that is told nothing does not press. */
+    for (int i = 0; i < self->config.pilot.joints && config->shadow; i++)
         self->config.pilot.press[i] = (press_limits){.gravity = GUARD_COUNTS_MAX};
     control_result result = {.exit = CONTROL_BAD_LIMITS};
     result.limits = pilot_init(&self->pilot, &self->config.pilot, &result.joint);

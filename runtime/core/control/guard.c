@@ -98,8 +98,9 @@ static int32_t motion(const guard_joint_limits *limits, const guard_joint *joint
 }
 
 /* May the wish be met in this tick? Yes when the last one was: then it is followed. Else only when a brake from
- * there would end on it, or that much beside it while it moves, so that no goal shoots past a wish that stands still. */
-static bool arrives(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t acceleration, int32_t beside)
+ * there would end on it, or that much beside it while it moves, so that no goal shoots past a still wish. */
+static bool arrives(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t acceleration,
+                    int32_t beside)
 {
     if (joint->wish_known && joint->wish == joint->goal)
         return true;
@@ -110,7 +111,8 @@ static bool arrives(const guard_joint_limits *limits, const guard_joint *joint, 
 
 /* The acceleration after which a brake ends on the wish or last before it, if the wish goes on as it moves now:
  * how a wish that cannot be met at once is approached. */
-static int32_t approach(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t low, int32_t high)
+static int32_t approach(const guard_joint_limits *limits, const guard_joint *joint, int32_t wish, int32_t low,
+                        int32_t high)
 {
     int32_t moving = motion(limits, joint, wish);
     int32_t first = low, last = high;
@@ -126,7 +128,8 @@ static int32_t approach(const guard_joint_limits *limits, const guard_joint *joi
 }
 
 /* The step of one joint towards `wish`: the acceleration nearest to it that leads to a stoppable state. */
-static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *joint, int32_t wish, int32_t present, int32_t unit)
+static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *joint, int32_t wish, int32_t present,
+                                int32_t unit)
 {
     int32_t inside = clamp(wish, limits->position_min, limits->position_max);
     guard_verdict verdict = inside == wish ? GUARD_PASSED : GUARD_CLAMPED_POSITION;
@@ -151,7 +154,8 @@ static guard_verdict step_joint(const guard_joint_limits *limits, guard_joint *j
     guard_verdict limit = stoppable(limits, moved(*joint, chosen));
     if (limit != GUARD_PASSED) {
         met = met == GUARD_PASSED ? limit : met;
-        int32_t safe = brake(limits, joint->velocity, joint->acceleration); /* is stoppable, and so is all between it and .. */
+        /* Stoppable, and so is all between it and .. */
+        int32_t safe = brake(limits, joint->velocity, joint->acceleration);
         while (chosen - safe > 1 || chosen - safe < -1) { /* .. the last before `chosen` */
             int32_t middle = safe + (chosen - safe) / 2;
             if (stoppable(limits, moved(*joint, middle)) == GUARD_PASSED)
@@ -204,7 +208,8 @@ static int32_t rest_ticks(const guard_joint_limits *limits)
     return worst;
 }
 
-guard_config_error guard_configure(guard *self, const guard_limits *limits, int joints, int64_t period_ns, guard_version version, int *joint)
+guard_config_error guard_configure(guard *self, const guard_limits *limits, int joints, int64_t period_ns,
+                                   guard_version version, int *joint)
 {
     double period_s = (double)period_ns * 1e-9;
     memset(self, 0, sizeof *self);
@@ -218,9 +223,10 @@ guard_config_error guard_configure(guard *self, const guard_limits *limits, int 
         const guard_limits *from = &limits[i];
         guard_joint_limits *to = &self->limits[i];
         *joint = i;
-        if ((version != GUARD_WHOLE_COUNTS && version != GUARD_SIXTEENTHS) || from->position_min >= from->position_max || from->position_min < -GUARD_COUNTS_MAX
-            || from->position_max > GUARD_COUNTS_MAX || !isfinite(from->scale) || from->scale == 0.0
-            || !isfinite(from->offset) || from->tracking < 1 || from->tracking > GUARD_COUNTS_MAX)
+        if ((version != GUARD_WHOLE_COUNTS && version != GUARD_SIXTEENTHS) ||
+            from->position_min >= from->position_max || from->position_min < -GUARD_COUNTS_MAX ||
+            from->position_max > GUARD_COUNTS_MAX || !isfinite(from->scale) || from->scale == 0.0 ||
+            !isfinite(from->offset) || from->tracking < 1 || from->tracking > GUARD_COUNTS_MAX)
             return GUARD_CONFIG_RANGE;
         to->position_min = from->position_min * unit;
         to->position_max = from->position_max * unit;
@@ -264,7 +270,8 @@ bool guard_start(guard *self, const int32_t *present, int32_t within, int *joint
 {
     self->started = false;
     for (int i = 0; i < self->count; i++) {
-        int32_t goal = clamp(present[i], self->limits[i].position_min / self->unit, self->limits[i].position_max / self->unit);
+        int32_t goal =
+            clamp(present[i], self->limits[i].position_min / self->unit, self->limits[i].position_max / self->unit);
         long long outside = llabs((long long)goal - present[i]);
         *joint = i;
         if (outside > GUARD_OUTSIDE_MAX)

@@ -36,13 +36,13 @@
 #include "arm.h"
 
 enum {
-    GUARD_START_TOLERANCE = 2,        /* counts the first goal may differ from the present position */
-    GUARD_SAG = 64,                   /* counts a servo may hang beyond a soft limit that is its goal (5.6 degrees) */
-    GUARD_OUTSIDE_MAX = 512,          /* counts a start may lie beyond a soft limit (45 degrees): further is a lost turn */
-    GUARD_COUNTS_MAX = 1 << 20,       /* 256 turns: beyond it a value is no joint position */
-    GUARD_PER_TICK_MAX = 1 << 14,     /* four turns a tick: a larger rate is cut to it */
-    GUARD_JOIN_COUNTS = 8,            /* how far beside a moving wish a brake may end for the goal to join it (0.7 degrees) */
-    GUARD_REST_TICKS_MAX = 512,       /* a brake longer than this is refused at start */
+    GUARD_START_TOLERANCE = 2, /* counts the first goal may differ from the present position */
+    GUARD_SAG = 64, /* counts a servo may hang beyond a soft limit that is its goal (5.6 degrees) */
+    GUARD_OUTSIDE_MAX = 512, /* counts a start may lie beyond a soft limit (45 degrees): further is a lost turn */
+    GUARD_COUNTS_MAX = 1 << 20, /* 256 turns: beyond it a value is no joint position */
+    GUARD_PER_TICK_MAX = 1 << 14, /* four turns a tick: a larger rate is cut to it */
+    GUARD_JOIN_COUNTS = 8, /* how far beside a moving wish a brake may end for the goal to join it (0.7 degrees) */
+    GUARD_REST_TICKS_MAX = 512, /* a brake longer than this is refused at start */
 };
 
 /* The same law in other steps. */
@@ -110,9 +110,10 @@ typedef struct {
 
 typedef enum {
     GUARD_CONFIG_OK,
-    GUARD_CONFIG_RANGE, /* no joints or too many, soft limits out of order or beyond GUARD_COUNTS_MAX, a map without slope, no such version */
-    GUARD_CONFIG_RATE,  /* velocity, acceleration, jerk or step below one step at this rate */
-    GUARD_CONFIG_REST,  /* the brake would need more than GUARD_REST_TICKS_MAX ticks */
+    GUARD_CONFIG_RANGE, /* no joints or too many, soft limits out of order or beyond GUARD_COUNTS_MAX, a map without
+                           slope, no such version */
+    GUARD_CONFIG_RATE, /* velocity, acceleration, jerk or step below one step at this rate */
+    GUARD_CONFIG_REST, /* the brake would need more than GUARD_REST_TICKS_MAX ticks */
 } guard_config_error;
 
 /* What the guard looks at besides the action. */
@@ -130,13 +131,14 @@ typedef struct {
 } guard_result;
 
 /* Sets limits from `limits` [joints] for ticks of period_ns. On error names the joint. */
-guard_config_error guard_configure(guard *self, const guard_limits *limits, int joints, int64_t period_ns, guard_version version, int *joint);
+guard_config_error guard_configure(guard *self, const guard_limits *limits, int joints, int64_t period_ns,
+                                   guard_version version, int *joint);
 
 /* Joint units a tick by which the velocity of a joint may change in a tick, and back in the next. */
 double guard_corner(const guard *self, int joint);
 
-/* Starts at rest at the present position; where that lies at most `within` counts outside the soft limits, at the limit.
- * False, with the joint, when one lies further outside than GUARD_OUTSIDE_MAX. */
+/* Starts at rest at the present position; where that lies at most `within` counts outside the soft limits, at the
+ * limit. False, with the joint, when one lies further outside than GUARD_OUTSIDE_MAX. */
 bool guard_start(guard *self, const int32_t *present, int32_t within, int *joint);
 /* One joint alone, at rest where it is. The others go on. */
 void guard_start_joint(guard *self, int joint, int32_t present);

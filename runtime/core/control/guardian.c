@@ -10,7 +10,7 @@
 enum { OWNER_NOBODY, OWNER_CONTROL, OWNER_GUARDIAN, OWNER_GUARDIAN_TALKS, OWNER_CLOSED };
 enum { TRIES = 100 };
 static const int64_t read_ns = 8000000, goals_ns = 20000000, again_ns = 100000000;
-static const int64_t dead_ns = 2000000000; /* beyond every deadline of control, a second, and every talk of the guardian */
+static const int64_t dead_ns = 2000000000; /* beyond every deadline of control, and every talk of the guardian */
 
 static bool change(guardian_claim *claim, uint64_t from, uint64_t to)
 {
@@ -27,7 +27,8 @@ static bool enter(guarded_arm *self, int64_t deadline_ns)
     if (change(claim, OWNER_NOBODY, OWNER_CONTROL))
         return true;
     bool died = deadline_ns - (int64_t)shared_load(&claim->seen_ns) > dead_ns;
-    bool back = change(claim, OWNER_GUARDIAN, OWNER_CONTROL) || (died && change(claim, OWNER_GUARDIAN_TALKS, OWNER_CONTROL));
+    bool back =
+        change(claim, OWNER_GUARDIAN, OWNER_CONTROL) || (died && change(claim, OWNER_GUARDIAN_TALKS, OWNER_CONTROL));
     self->stopped = self->stopped || back;
     return back;
 }

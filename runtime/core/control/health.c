@@ -23,15 +23,19 @@ static finding_kind supply(health_watch *self, const arm_health *health, const h
     return limits->temperature > 0 && left <= HEALTH_WARM_MARGIN ? FINDING_WARM : FINDING_NONE;
 }
 
-static finding_kind judge(health_watch *self, const arm_health *health, const health_limits *limits, const int32_t *sent, int joint)
+static finding_kind judge(health_watch *self, const arm_health *health, const health_limits *limits,
+                          const int32_t *sent, int joint)
 {
     switch (health->part) {
     case HEALTH_TORQUE:
         return health->torque[joint] ? FINDING_NONE : FINDING_NO_TORQUE;
     case HEALTH_GOALS:
-        return sent != NULL && strike(&self->deaf[joint], health->goals[joint] != sent[joint]) ? FINDING_DEAF : FINDING_NONE;
+        return sent != NULL && strike(&self->deaf[joint], health->goals[joint] != sent[joint]) ? FINDING_DEAF
+                                                                                               : FINDING_NONE;
     case HEALTH_WATCHDOG:
-        return health->stopped[joint] == 2 ? FINDING_NO_TORQUE : health->stopped[joint] ? FINDING_STOPPED : FINDING_NONE;
+        return health->stopped[joint] == 2 ? FINDING_NO_TORQUE
+               : health->stopped[joint]    ? FINDING_STOPPED
+                                           : FINDING_NONE;
     case HEALTH_SUPPLY:
         return supply(self, health, limits, joint);
     default:

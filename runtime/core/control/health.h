@@ -38,8 +38,8 @@ typedef struct {
     uint8_t deaf[ARM_JOINTS_MAX], starved[ARM_JOINTS_MAX]; /* strikes in a row */
 } health_watch;
 
-/* Judges the part of `health` that was asked for last. `sent`: the goals that lie in the servos if they took them, NULL:
- * not known. `without`: joints (bits) that are known to have no torque. */
+/* Judges the part of `health` that was asked for last. `sent`: the goals that lie in the servos if they took them,
+ * NULL: not known. `without`: joints (bits) that are known to have no torque. */
 health_finding health_judge(health_watch *self, const arm_health *health, const health_limits *limits, int joints,
                             const int32_t *sent, uint32_t without);
 

@@ -21,7 +21,8 @@ guard_config_error pilot_init(pilot *self, const pilot_config *config, int *join
         return GUARD_CONFIG_RANGE;
     press_init(&self->press, config->press, config->joints, config->stall_ns);
     schedule_init(&self->schedule, &config->schedule, config->period_ns, config->action_ns);
-    guard_config_error error = guard_configure(&self->guard, config->limits, config->joints, config->period_ns, (guard_version)config->guard_version, joint);
+    guard_config_error error = guard_configure(&self->guard, config->limits, config->joints, config->period_ns,
+                                               (guard_version)config->guard_version, joint);
     for (int i = 0; i < config->joints && error == GUARD_CONFIG_OK && config->rounds_corners; i++)
         schedule_round_corners(&self->schedule, i, guard_corner(&self->guard, i));
     return error;
@@ -42,7 +43,8 @@ static bool armed(const pilot *self)
 /* A fault keeps the torque and slows down: where an arm is under gravity, letting go is worse. */
 static void fault(pilot *self, pilot_reason reason, int32_t joint)
 {
-    /* Nothing newer can be learnt of a bus that is gone; and where a setting was refused, that is why there is no torque. */
+    /* Nothing newer can be learnt of a bus that is gone; and where a setting was refused, that is why there is no
+     * torque. */
     bool follows = self->reason == REASON_SETTING && (reason == REASON_TORQUE || reason == REASON_WATCHDOG);
     bool known = self->state == PILOT_FAULT && (self->reason == REASON_UNPLUGGED || follows);
     schedule_drop(&self->schedule);
@@ -284,7 +286,8 @@ static void recovered(pilot *self, const pilot_input *input, pilot_output *outpu
         enter(self, PILOT_DISARMED, REASON_NONE, -1);
         self->latched = false;
     } else if (self->guard.started || guard_start(&self->guard, self->present, GUARD_START_TOLERANCE, &joint)) {
-        for (int i = 0; i < self->config.joints; i++) /* it fell, or was moved by hand; the others hold what they held */
+        /* It fell, or was moved by hand; the others hold what they held. */
+        for (int i = 0; i < self->config.joints; i++)
             if (self->limp >> i & 1)
                 guard_start_joint(&self->guard, i, self->present[i]);
         output->torque = TORQUE_ON;
@@ -343,7 +346,8 @@ static pilot_answer obey(pilot *self, const pilot_input *input, pilot_output *ou
 void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
 {
     memset(output, 0, sizeof *output);
-    int64_t patience = input->patience_ns > self->config.patience_min_ns ? input->patience_ns : self->config.patience_min_ns;
+    int64_t patience =
+        input->patience_ns > self->config.patience_min_ns ? input->patience_ns : self->config.patience_min_ns;
     self->patience_ns = patience < self->config.patience_max_ns ? patience : self->config.patience_max_ns;
     bool side_left = self->config.buses > 1; /* when one is gone, the other takes the goals all the same */
     if (input->unsent && !(input->unplugged && side_left))
@@ -527,7 +531,8 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
     } else if (output->action.due && output->torque == TORQUE_KEEP) {
         output->guard = guard_step(&self->guard, output->action.action, self->config.joints, &view);
     } else {
-        output->guard = guard_brake(&self->guard); /* also in the tick of arming: the first goal is the present position */
+        /* Also in the tick of arming: the first goal is the present position. */
+        output->guard = guard_brake(&self->guard);
     }
     bool refused = output->guard.verdict >= GUARD_REFUSED_NOT_FINITE;
     bool malformed = input->malformed;
@@ -544,7 +549,8 @@ void pilot_end(pilot *self, const pilot_input *input, pilot_output *output)
     } else if (armed(self)) {
         idle(self, input, malformed);
     }
-    schedule_note_goal(&self->schedule, input->tick, memcmp(output->from, output->guard.goals, sizeof output->from) != 0);
+    schedule_note_goal(&self->schedule, input->tick,
+                       memcmp(output->from, output->guard.goals, sizeof output->from) != 0);
     stop(self, input, output);
 
     output->state = self->state;

@@ -32,7 +32,8 @@ int press_stalled(press *self, const int32_t *goals, const int32_t *present, uin
             self->at[i] = present[i];
             self->at_ns[i] = now_ns;
         }
-        bool presses = self->limits[i].stall > 0 && !(without >> i & 1) && apart(goals[i], present[i]) > self->limits[i].stall;
+        bool presses =
+            self->limits[i].stall > 0 && !(without >> i & 1) && apart(goals[i], present[i]) > self->limits[i].stall;
         if (!presses) {
             self->pressing_ns[i] = -1;
         } else if (self->pressing_ns[i] < 0 || apart(present[i], self->from[i]) > PRESS_MOVED_COUNTS) {
@@ -52,7 +53,9 @@ bool press_lead_back(press *self, const int32_t *goals, const int32_t *present, 
     for (int i = 0; i < self->joints; i++) {
         if (!(self->returned >> i & 1) && now_ns - self->at_ns[i] >= PRESS_STILL_NS) {
             int64_t lead = (int64_t)goals[i] - present[i], gravity = self->limits[i].gravity;
-            self->rest[i] = lead > gravity ? present[i] + (int32_t)gravity : lead < -gravity ? present[i] - (int32_t)gravity : goals[i];
+            self->rest[i] = lead > gravity    ? present[i] + (int32_t)gravity
+                            : lead < -gravity ? present[i] - (int32_t)gravity
+                                              : goals[i];
             self->returned |= 1u << i;
         }
         bool known = (self->returned >> i & 1) && !(without >> i & 1);

@@ -37,7 +37,7 @@ typedef struct {
 void press_init(press *self, const press_limits *limits, int joints, int64_t stall_ns);
 /* Goals move again: the next hold may lead them back again. */
 void press_release(press *self);
-/* Takes note of a reading. The joint that has pressed for too long, -1: none. `without`: joints (bits) without torque. */
+/* Takes note of a reading. The joint that has pressed for too long, -1: none. `without`: bits of limp joints. */
 int press_stalled(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns);
 /* Of goals at rest: where they are to go; true while one is not there. Each joint's turn comes when it stands. */
 bool press_lead_back(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns,

@@ -15,7 +15,8 @@ static const uint64_t magic_v0 = 0x30444345525f4c56; /* "VL_RECD0", the last byt
 enum { TICK_HEAD = offsetof(record_tick, position), JOINT_BYTES = 4 * 4 + 2 + 1 + 1 };
 
 _Static_assert(offsetof(pilot_config, park_turn) == 2040, "as it was written before there were turns");
-_Static_assert(sizeof(record_cell) == RECORD_LARGE && offsetof(record_cell, payload) == RECORD_HEAD, "a cell is 512 bytes");
+_Static_assert(sizeof(record_cell) == RECORD_LARGE && offsetof(record_cell, payload) == RECORD_HEAD,
+               "a cell is 512 bytes");
 _Static_assert(RECORD_HEAD + TICK_HEAD + SMALL_JOINTS * JOINT_BYTES <= RECORD_SMALL, "six joints fit a small cell");
 _Static_assert(TICK_HEAD + ARM_JOINTS_MAX * JOINT_BYTES <= RECORD_PAYLOAD, "every arm fits a large one");
 _Static_assert(RECORD_HEAD + sizeof(record_chunk) <= RECORD_SMALL, "fits a cell");
@@ -84,10 +85,11 @@ int record_open(record *self, const char *path)
     const record_header *header = self->header;
     bool whole = self->file.bytes >= RECORD_HEADER && (header->magic - magic_v0) << 8 == 0;
     self->version = whole ? (int)((header->magic - magic_v0) >> 56) : 0;
-    bool older = header->config_bytes == offsetof(pilot_config, park_turn); /* of this version, before there were turns */
+    bool older = header->config_bytes == offsetof(pilot_config, park_turn); /* this version, before there were turns */
     size_t now_bytes = older ? offsetof(pilot_config, park_turn) : sizeof(pilot_config);
     size_t config_bytes = self->version == VERSION ? now_bytes : record_old_config_bytes(self->version);
-    whole = config_bytes > 0 && header->config_bytes == config_bytes && header->config_crc == shared_crc32(&header->config, config_bytes);
+    whole = config_bytes > 0 && header->config_bytes == config_bytes &&
+            header->config_crc == shared_crc32(&header->config, config_bytes);
     if (whole)
         self->config = self->version == VERSION ? header->config : record_old_config(self->version, &header->config);
     if (whole && self->version == VERSION && older) {
@@ -106,8 +108,13 @@ int record_open(record *self, const char *path)
 
 record_arrays record_arrays_of(record_tick *tick)
 {
-    return (record_arrays){{{tick->position, 4}, {tick->velocity, 4}, {tick->goals, 4}, {tick->action, 4}, {tick->load, 2},
-                            {tick->alert, 1}, {tick->verdicts, 1}}};
+    return (record_arrays){{{tick->position, 4},
+                            {tick->velocity, 4},
+                            {tick->goals, 4},
+                            {tick->action, 4},
+                            {tick->load, 2},
+                            {tick->alert, 1},
+                            {tick->verdicts, 1}}};
 }
 
 uint32_t record_rows(const record *self)

@@ -3,14 +3,14 @@
  *
  * A tick is one cell: every input of the decision and what came of it. A chunk
  * that was taken is a head and its actions, ten of six joints a cell, before the
- * cell of its tick. Cells of an arm with more joints are twice as large. Written to the page cache at once, so it survives the death of the
- * process (not of the machine). With the configuration in the header the goals
- * can be computed again, byte for byte.
+ * cell of its tick. Cells of an arm with more joints are twice as large. Written to the page cache at once, so it
+ * survives the death of the process (not of the machine). With the configuration in the header the goals can be
+ * computed again, byte for byte.
  *
  * A header of version 5 until commit 88b8df7 ends before the turns of parking: all joints had the first.
  * Older versions are read too (record_old.h), and replayed with the guard that they
- * name. Version 4 (until commit 4733e22) is of six joints. Version 3 (until commit 666d6ba) is of a guard in whole counts and of one action a tick.
- * Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its
+ * name. Version 4 (until commit 4733e22) is of six joints. Version 3 (until commit 666d6ba) is of a guard in whole
+ * counts and of one action a tick. Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its
  * goals are computed from the actions and readings that it holds.
  */
 #ifndef VLA_RECORD_H

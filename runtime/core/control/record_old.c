@@ -51,7 +51,9 @@ pilot_config record_old_config(int version, const void *config)
     memcpy(&old, config, record_old_config_bytes(version));
     pilot_config now = {
         .joints = OLD_JOINTS,
-        .schedule = {.session = old.schedule.session, .joints = OLD_JOINTS, .blend_actions = old.schedule.blend_actions},
+        .schedule = {.session = old.schedule.session,
+                     .joints = OLD_JOINTS,
+                     .blend_actions = old.schedule.blend_actions},
         .period_ns = old.period_ns,
         .patience_min_ns = old.patience_min_ns,
         .patience_max_ns = old.patience_max_ns,

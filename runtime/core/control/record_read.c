@@ -73,7 +73,8 @@ static bool guard_again(guard *guard, const record_tick *told, guard_view *view,
 {
     int joint;
     bool armed = told->command == COMMAND_ARM && told->answer == ANSWER_DONE && told->torque == TORQUE_ON;
-    bool let_go = told->torque == TORQUE_OFF && (told->command == COMMAND_TORQUE_OFF || told->command == COMMAND_TORQUE_OFF_NOW);
+    bool let_go =
+        told->torque == TORQUE_OFF && (told->command == COMMAND_TORQUE_OFF || told->command == COMMAND_TORQUE_OFF_NOW);
     if (told->unsent)
         guard_unsent(guard);
     if (told->read_result == ARM_OK || told->read_result == ARM_ALERT) {
@@ -107,7 +108,8 @@ static record_replay_result replay_v2(const record *self, guard *scratch)
     bool begun = false;
     record_range(self, &first, &end);
     guard_version version = (guard_version)self->config.guard_version;
-    if (guard_configure(scratch, self->config.limits, self->config.joints, self->config.period_ns, version, &joint) != GUARD_CONFIG_OK)
+    if (guard_configure(scratch, self->config.limits, self->config.joints, self->config.period_ns, version, &joint) !=
+        GUARD_CONFIG_OK)
         return result;
     for (uint64_t index = first; index < end; index++) {
         record_cell cell;

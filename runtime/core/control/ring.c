@@ -107,7 +107,8 @@ bool ring_notice_read(const ring_reader *self, ring_notice *out)
 
 chunk_verdict ring_check(const chunk *data, uint32_t joints)
 {
-    if (data->n < 1 || data->n > CHUNK_ACTIONS_MAX || data->joints != joints || data->n * joints > CHUNK_VALUES_MAX || data->kind > CHUNK_REST)
+    if (data->n < 1 || data->n > CHUNK_ACTIONS_MAX || data->joints != joints || data->n * joints > CHUNK_VALUES_MAX ||
+        data->kind > CHUNK_REST)
         return CHUNK_SHAPE;
     for (uint32_t i = 0; i < data->n * joints; i++)
         if (!isfinite(data->actions[i]))

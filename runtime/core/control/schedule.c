@@ -79,7 +79,7 @@ static chunk_verdict judge(const schedule *self, const chunk *data, const schedu
         return CHUNK_ORDER;
     if (observed > view->tick)
         return CHUNK_FUTURE;
-    /* The control's own reading of that tick dates the observation, so a wrong time in the chunk makes it no younger. */
+    /* Control's own reading of that tick dates the observation, so a wrong time in the chunk makes it no younger. */
     const schedule_reading *reading = &self->readings[observed % SCHEDULE_HISTORY];
     if (reading->tick != observed || view->now_ns - reading->time_ns > view->age_limit_ns
         || data->observation_ns < view->now_ns - view->age_limit_ns) /* whatever the chunk says: no overflow */
@@ -129,15 +129,16 @@ static bool turns(const schedule *self, const schedule_plan *plan, int64_t befor
 {
     double actions_a_tick = (double)self->period_ns / (double)self->action_ns;
     for (int64_t i = before + 1 - ROUNDED; self->corner[joint] > 0 && i <= before + ROUNDED; i++) {
-        double corner = (double)row(plan, i - 1, joint) - 2 * (double)row(plan, i, joint) + (double)row(plan, i + 1, joint);
+        double corner =
+            (double)row(plan, i - 1, joint) - 2 * (double)row(plan, i, joint) + (double)row(plan, i + 1, joint);
         if (fabs(corner) * actions_a_tick > self->corner[joint])
             return true;
     }
     return false;
 }
 
-/* The line's mean over ROUNDED actions to both sides, what is near counting most: it is neither late nor early, and what
- * changes sign from one action to the next is not in it. */
+/* The line's mean over ROUNDED actions to both sides, what is near counting most: it is neither late nor early, and
+ * what changes sign from one action to the next is not in it. */
 static float rounded(const schedule_plan *plan, int64_t before, float share, int joint)
 {
     enum { PARTS = 3, ALL = PARTS * ROUNDED };
@@ -174,7 +175,8 @@ schedule_action schedule_due(const schedule *self, int64_t tick)
     if (!result.due)
         return result;
     result.sequence = plan->data.observation_sequence;
-    int64_t since_ns = (tick - self->taken_tick) * self->period_ns, over_ns = self->config.blend_actions * self->action_ns;
+    int64_t since_ns = (tick - self->taken_tick) * self->period_ns;
+    int64_t over_ns = self->config.blend_actions * self->action_ns;
     float old[ARM_JOINTS_MAX];
     int32_t unused;
     if (since_ns < over_ns && wish(self, &self->plans[1 - self->current], tick, old, &unused)) {

@@ -12,8 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A new file of `bytes` at `path`, whole from the moment it has the name. The descriptor, or -errno; -EEXIST: there is one
- * by now. */
+/* A new file of `bytes` at `path`, whole from the moment it has the name. The descriptor, or -errno; -EEXIST: there is
+ * one by now. */
 static int create(const char *path, size_t bytes)
 {
     char beside[4096];
@@ -116,8 +116,10 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
     uintptr_t page = (uintptr_t)info->si_addr & ~(page_bytes - 1);
     for (size_t i = 0; i < SHARED_GUARDED_MAX; i++) {
         const shared_file *file = guarded[i];
-        bool ours = file != NULL && file->memory != NULL && (uintptr_t)info->si_addr - (uintptr_t)file->memory < file->bytes;
-        if (ours && mmap((void *)page, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
+        bool ours =
+            file != NULL && file->memory != NULL && (uintptr_t)info->si_addr - (uintptr_t)file->memory < file->bytes;
+        if (ours && mmap((void *)page, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                         0) != MAP_FAILED) {
             damaged = 1;
             return;
         }

@@ -20,9 +20,9 @@ typedef struct {
     bool writable;
 } shared_file;
 
-/* Maps `bytes` of `path`; a writer creates it (mode 0600), also in the place of a file of another size, which is left as
- * it is for whoever has it mapped: cutting it short would kill them. All pages are faulted in.
- * 0, or the errno of what failed; EINVAL when a reader finds a file of another size. */
+/* Maps `bytes` of `path`; a writer creates it (mode 0600), also in the place of a file of another size, which is left
+ * as it is for whoever has it mapped: cutting it short would kill them. All pages are faulted in. 0, or the errno of
+ * what failed; EINVAL when a reader finds a file of another size. */
 int shared_open(shared_file *self, const char *path, size_t bytes, bool writable);
 /* Maps a whole file of any size for reading. 0 or an errno. */
 int shared_open_any(shared_file *self, const char *path);
@@ -31,7 +31,7 @@ void shared_close(shared_file *self);
 void shared_seal(shared_file *self);
 
 /* A page that is no longer behind one of these mappings, because somebody cut its file short, becomes an empty one
- * instead of killing the process; `shared_damaged` tells. For one process, until `shared_unguard`; `files` outlive it. */
+ * instead of killing the process; `shared_damaged` tells. For one process, until `shared_unguard`; `files` stay. */
 enum { SHARED_GUARDED_MAX = 4 };
 void shared_guard(const shared_file *const *files, size_t n);
 void shared_unguard(void);

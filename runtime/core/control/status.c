@@ -48,9 +48,10 @@ const char *status_state_name(int32_t state)
 
 const char *status_reason_name(int32_t reason)
 {
-    static const char *const names[] = {"",        "operator", "no_action", "reads_lost", "alert",  "unplugged",
-                                        "watchdog", "outside",  "malformed", "parked",     "torque", "stall",
-                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer", "files", "idle", "guardian"};
+    static const char *const names[] = {"",         "operator", "no_action", "reads_lost",  "alert",      "unplugged",
+                                        "watchdog", "outside",  "malformed", "parked",      "torque",     "stall",
+                                        "setting",  "deaf",     "voltage",   "temperature", "supervisor", "writer",
+                                        "files",    "idle",     "guardian"};
     return name(names, REASONS, reason);
 }
 
@@ -66,7 +67,8 @@ const char *status_verdict_name(int32_t verdict)
 const char *status_chunk_name(int32_t verdict)
 {
     static const char *const names[] = {
-        "taken", "torn", "shape", "not_finite", "session", "digest", "order", "future", "age", "late", "moved", "not_armed",
+        "taken", "torn",   "shape", "not_finite", "session", "digest",
+        "order", "future", "age",   "late",       "moved",   "not_armed",
     };
     return name(names, CHUNK_VERDICTS, verdict);
 }

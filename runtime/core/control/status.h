@@ -47,7 +47,8 @@ typedef struct {
     int32_t warm_joint;              /* a servo near its temperature limit, -1: none */
     int32_t unattended;              /* the supervisor's heartbeat is missing */
     int32_t unguarded;               /* the servos have no watchdog, and who stands in for it is gone */
-    /* The servo that the last lost reading or torque switch failed at, -1: not known; a register, where it was a setting. */
+    /* The servo that the last lost reading or torque switch failed at, -1: not known; a register, where it was a
+     * setting. */
     int32_t trouble_joint, trouble_register, trouble_wanted, trouble_found;
     uint64_t health_reads;
     uint64_t writer;                 /* of the ring's chunks */

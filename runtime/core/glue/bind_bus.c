@@ -104,9 +104,12 @@ static int roles_of(PyObject *roles, servo_roles *at)
     const struct {
         const char *name;
         servo_register *where;
-    } all[] = {{"torque", &at->torque}, {"goal", &at->goal}, {"block", &at->block}, {"load", &at->load}, {"velocity", &at->velocity},
-               {"position", &at->position}, {"voltage", &at->voltage}, {"temperature", &at->temperature}, {"error", &at->error},
-               {"watchdog", &at->watchdog}, {"lock", &at->lock}};
+    } all[] = {{"torque", &at->torque},     {"goal", &at->goal},
+               {"block", &at->block},       {"load", &at->load},
+               {"velocity", &at->velocity}, {"position", &at->position},
+               {"voltage", &at->voltage},   {"temperature", &at->temperature},
+               {"error", &at->error},       {"watchdog", &at->watchdog},
+               {"lock", &at->lock}};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         if (role(roles, all[i].name, all[i].where) < 0)
             return -1;
@@ -115,7 +118,9 @@ static int roles_of(PyObject *roles, servo_roles *at)
 
 static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "baud", "protocol", "ids", "roles", "velocity_unit", "watchdog_on", "watchdog_tripped", "second_path", "second", NULL};
+    static char *names[] = {"path",        "baud",          "protocol",    "ids",
+                            "roles",       "velocity_unit", "watchdog_on", "watchdog_tripped",
+                            "second_path", "second",        NULL};
     ServoArm *self = (ServoArm *)object;
     const char *paths[SERVO_BUSES_MAX] = {NULL, NULL}, *protocol;
     unsigned baud;
@@ -123,8 +128,9 @@ static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *ids, *roles;
     servo_arm_description is = {0};
     size_t n;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sIsOO!dbb|zi", names, &paths[0], &baud, &protocol, &ids, &PyDict_Type, &roles, &is.velocity_unit, &is.watchdog_on,
-                                     &is.watchdog_tripped, &paths[1], &second))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sIsOO!dbb|zi", names, &paths[0], &baud, &protocol, &ids,
+                                     &PyDict_Type, &roles, &is.velocity_unit, &is.watchdog_on, &is.watchdog_tripped,
+                                     &paths[1], &second))
         return -1;
     is.protocol = protocol_named(protocol);
     if (is.protocol == NULL || servo_ids(ids, is.ids, &n) < 0 || roles_of(roles, &is.at) < 0)
@@ -185,7 +191,8 @@ static PyObject *ServoArm_ping(PyObject *object, PyObject *args)
     bus *bus;
     uint16_t model = 0, firmware = 0;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) || (bus = bus_numbered(self, number)) == NULL)
+    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
+        (bus = bus_numbered(self, number)) == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = bus_ping(bus, id, deadline_after(timeout_s), &model, &firmware);
@@ -246,7 +253,8 @@ static PyObject *ServoArm_reboot(PyObject *object, PyObject *args)
     int number = 0;
     bus *bus;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) || (bus = bus_numbered(self, number)) == NULL)
+    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
+        (bus = bus_numbered(self, number)) == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = bus_reboot(bus, id, deadline_after(timeout_s));
@@ -272,8 +280,8 @@ static PyObject *ServoArm_read_arm(PyObject *object, PyObject *args)
         load[i] = r.load[i];
         alert[i] = r.alert[i];
     }
-    return Py_BuildValue("(iLNNNN)", (int)result, (long long)r.time_ns, tuple_of_int32(r.position, n), tuple_of_int32(r.velocity, n),
-                         tuple_of_int32(load, n), tuple_of_int32(alert, n));
+    return Py_BuildValue("(iLNNNN)", (int)result, (long long)r.time_ns, tuple_of_int32(r.position, n),
+                         tuple_of_int32(r.velocity, n), tuple_of_int32(load, n), tuple_of_int32(alert, n));
 }
 
 static PyObject *ServoArm_write_goals(PyObject *object, PyObject *args)
@@ -320,7 +328,8 @@ static PyObject *ServoArm_settings(PyObject *object, PyObject *argument)
     for (Py_ssize_t k = 0; k < n && !PyErr_Occurred(); k++) {
         PyObject *values;
         servo_setting *setting = &found[k];
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HHO!", &setting->address, &setting->size, &PyTuple_Type, &values))
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HHO!", &setting->address, &setting->size,
+                              &PyTuple_Type, &values))
             break;
         if (PyTuple_GET_SIZE(values) != arm->is.joints)
             PyErr_SetString(PyExc_ValueError, "a setting has a value or None for each joint");
@@ -379,8 +388,10 @@ static PyMethodDef methods[] = {
      "read_arm(timeout_s) -> (arm result, time_ns, positions, velocities, loads, alerts)"},
     {"write_goals", ServoArm_write_goals, METH_VARARGS, "write_goals(counts, timeout_s) -> arm result"},
     {"set_torque", ServoArm_set_torque, METH_VARARGS, "set_torque(on, timeout_s) -> arm result"},
-    {"settings", ServoArm_settings, METH_O, "settings(((address, bytes, a value or None for each joint), ...)) by rising address"},
-    {"trouble", ServoArm_trouble, METH_NOARGS, "trouble() -> (joint, address, wanted, found) of the last refused setting"},
+    {"settings", ServoArm_settings, METH_O,
+     "settings(((address, bytes, a value or None for each joint), ...)) by rising address"},
+    {"trouble", ServoArm_trouble, METH_NOARGS,
+     "trouble() -> (joint, address, wanted, found) of the last refused setting"},
     {"close", ServoArm_close, METH_NOARGS, "close()"},
     {NULL, NULL, 0, NULL},
 };
@@ -394,7 +405,8 @@ static PyTypeObject ServoArm_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.ServoArm",
     .tp_basicsize = sizeof(ServoArm),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "ServoArm(path, baud, protocol, ids, roles, velocity_unit, watchdog_on, watchdog_tripped, second_path=None, second=-1): opens the ports "
+    .tp_doc = "ServoArm(path, baud, protocol, ids, roles, velocity_unit, watchdog_on, watchdog_tripped, "
+              "second_path=None, second=-1): opens the ports "
               "for this process alone; second: the first servo on the second bus.",
     .tp_new = ServoArm_new,
     .tp_init = ServoArm_init,

@@ -47,7 +47,8 @@ int counts_from_python(PyObject *object, int joints, int32_t *counts)
     if (fast == NULL)
         return -1;
     if (PySequence_Fast_GET_SIZE(fast) != joints)
-        PyErr_Format(PyExc_ValueError, "%zd joint counts where the arm has %d joints", PySequence_Fast_GET_SIZE(fast), joints);
+        PyErr_Format(PyExc_ValueError, "%zd joint counts where the arm has %d joints", PySequence_Fast_GET_SIZE(fast),
+                     joints);
     for (int i = 0; i < joints && !PyErr_Occurred(); i++)
         counts[i] = (int32_t)PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
     Py_DECREF(fast);
@@ -119,8 +120,8 @@ int chunk_from_python(PyObject *object, chunk *out)
         failed = -1;
     } else if (buffer.shape[0] > CHUNK_ACTIONS_MAX || buffer.shape[1] > CHUNK_JOINTS_MAX
                || buffer.shape[0] * buffer.shape[1] > CHUNK_VALUES_MAX) {
-        PyErr_Format(PyExc_ValueError, "actions [%zd, %zd] do not fit a chunk of %d x %d, %d values", buffer.shape[0], buffer.shape[1],
-                     CHUNK_ACTIONS_MAX, CHUNK_JOINTS_MAX, CHUNK_VALUES_MAX);
+        PyErr_Format(PyExc_ValueError, "actions [%zd, %zd] do not fit a chunk of %d x %d, %d values", buffer.shape[0],
+                     buffer.shape[1], CHUNK_ACTIONS_MAX, CHUNK_JOINTS_MAX, CHUNK_VALUES_MAX);
         failed = -1;
     } else {
         out->n = (uint32_t)buffer.shape[0];
@@ -136,11 +137,11 @@ PyObject *chunk_to_python(const chunk *data)
     char digest[2 * DIGEST_BYTES + 1];
     for (int i = 0; i < DIGEST_BYTES; i++)
         PyOS_snprintf(digest + 2 * i, 3, "%02x", data->digest[i]);
-    return Py_BuildValue("{s:I,s:K,s:s,s:L,s:L,s:L,s:I,s:I,s:y#}", "kind", data->kind, "session", (unsigned long long)data->session,
-                         "bundle_digest", digest, "observation_sequence", (long long)data->observation_sequence,
-                         "observation_tick", (long long)data->observation_tick, "observation_ns", (long long)data->observation_ns,
-                         "n", data->n, "joints", data->joints, "actions", (const char *)data->actions,
-                         (Py_ssize_t)(data->n * data->joints * sizeof(float)));
+    return Py_BuildValue("{s:I,s:K,s:s,s:L,s:L,s:L,s:I,s:I,s:y#}", "kind", data->kind, "session",
+                         (unsigned long long)data->session, "bundle_digest", digest, "observation_sequence",
+                         (long long)data->observation_sequence, "observation_tick", (long long)data->observation_tick,
+                         "observation_ns", (long long)data->observation_ns, "n", data->n, "joints", data->joints,
+                         "actions", (const char *)data->actions, (Py_ssize_t)(data->n * data->joints * sizeof(float)));
 }
 
 /* A text, cut to what fits; consumes it. */
@@ -176,7 +177,8 @@ static int limits_from_python(PyObject *object, pilot_config *config, int joint)
         .offset = real(object, "offset"),
     };
     config->schedule.rest_counts[joint] = (int32_t)integer(object, "rest");
-    config->press[joint] = (press_limits){.gravity = (int32_t)integer(object, "gravity"), .stall = (int32_t)integer(object, "stall")};
+    config->press[joint] =
+        (press_limits){.gravity = (int32_t)integer(object, "gravity"), .stall = (int32_t)integer(object, "stall")};
     config->health[joint] = (health_limits){
         .temperature = (int32_t)integer(object, "temperature"),
         .voltage_min = (int32_t)integer(object, "voltage_min"),

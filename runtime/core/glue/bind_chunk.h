@@ -16,7 +16,8 @@ PyObject *chunk_to_python(const chunk *data);
 /* 64 hexadecimal digits; 0, or -1 with a Python error set. */
 int digest_from_python(PyObject *text, uint8_t digest[DIGEST_BYTES]);
 
-/* From an object with the fields of vla_edge.runtime.control.control_settings.ControlSettings; 0, or -1 with a Python error set. */
+/* From an object with the fields of vla_edge.runtime.control.control_settings.ControlSettings; 0, or -1 with a Python
+ * error set. */
 int pilot_config_from_python(PyObject *object, pilot_config *out);
 /* ValueError for a configuration the guard refuses. */
 void set_guard_config_error(guard_config_error error, int joint);

@@ -109,7 +109,8 @@ static PyObject *run_control(PyObject *module, PyObject *args)
     PyObject *answer = NULL;
     const arm_port *port = port_of(arm);
     control *state = NULL;
-    if (port != NULL && pilot_config_from_python(settings, &config.pilot) == 0 && config_of(run, &config, &paths) == 0) {
+    if (port != NULL && pilot_config_from_python(settings, &config.pilot) == 0 &&
+        config_of(run, &config, &paths) == 0) {
         state = malloc(sizeof *state);
         if (state == NULL) {
             PyErr_NoMemory();
@@ -144,7 +145,8 @@ static PyObject *bytes_of_record(PyObject *module, PyObject *args)
 static PyMethodDef functions[] = {
     {"record_bytes", bytes_of_record, METH_VARARGS, "record_bytes(cells, joints): size of a flight record."},
     {"control_answer_ns", answer_ns, METH_O, "control_answer_ns(period_ns): what a tick gives the servos to answer."},
-    {"control_run", run_control, METH_VARARGS, "control_run(arm, settings, run): the control loop until it is stopped."},
+    {"control_run", run_control, METH_VARARGS,
+     "control_run(arm, settings, run): the control loop until it is stopped."},
     {NULL},
 };
 

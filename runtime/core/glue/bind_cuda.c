@@ -86,7 +86,8 @@ static PyObject *driver_destroy(driver_object *self, PyObject *exec)
     void *handle = PyLong_AsVoidPtr(exec);
     if (handle == NULL && PyErr_Occurred())
         return NULL;
-    if (!cuda_enter(&self->driver) || !cuda_ok(&self->driver, self->driver.call.exec_destroy(handle), "cuGraphExecDestroy"))
+    if (!cuda_enter(&self->driver) ||
+        !cuda_ok(&self->driver, self->driver.call.exec_destroy(handle), "cuGraphExecDestroy"))
         return raise(&self->driver);
     Py_RETURN_NONE;
 }
@@ -110,7 +111,8 @@ static PyObject *driver_version(driver_object *self, void *closure)
     return PyLong_FromLong(self->driver.version);
 }
 
-static PyGetSetDef driver_attributes[] = {{"version", (getter)driver_version, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef driver_attributes[] = {{"version", (getter)driver_version, NULL, NULL, NULL},
+                                          {NULL, NULL, NULL, NULL, NULL}};
 static PyMethodDef driver_methods[] = {
     {"begin_capture", (PyCFunction)driver_begin, METH_O, NULL},
     {"end_capture", (PyCFunction)driver_end, METH_O, NULL},
@@ -138,7 +140,8 @@ static float *pinned(loop_object *self, PyObject *array, const char *what, size_
     if (view == NULL)
         return NULL;
     const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
-    bool fits = PyBuffer_IsContiguous(buffer, 'C') && !buffer->readonly && buffer->format != NULL && buffer->format[0] == 'f';
+    bool fits =
+        PyBuffer_IsContiguous(buffer, 'C') && !buffer->readonly && buffer->format != NULL && buffer->format[0] == 'f';
     if (!fits)
         PyErr_Format(PyExc_ValueError, "%s must be a writable C-contiguous float32 array", what);
     int kept = fits ? PyList_Append(self->kept, view) : -1;

@@ -55,8 +55,8 @@ static int add_copy(flow_object *self, PyObject *pair, Py_ssize_t place)
     if (from_view == NULL)
         return -1;
     const Py_buffer *t = PyMemoryView_GET_BUFFER(to_view), *f = PyMemoryView_GET_BUFFER(from_view);
-    if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || place < 0 || t->shape[1] <= place || t->shape[0] != f->shape[0]
-        || t->shape[2] != f->shape[2]) {
+    if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || place < 0 || t->shape[1] <= place ||
+        t->shape[0] != f->shape[0] || t->shape[2] != f->shape[2]) {
         PyErr_SetString(PyExc_ValueError,
                         "a state row must be [heads, 1, width] for its place in a writable [heads, rows, width]");
         return -1;

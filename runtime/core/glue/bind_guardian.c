@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `_core.Guardian`: an arm behind a claim for control, and the watch over it for a child that was forked from control. */
+/* `_core.Guardian`: an arm behind a claim for control, and the watch over it for a child forked from control. */
 #define _GNU_SOURCE /* MAP_ANONYMOUS */
 #include "module.h"
 
@@ -107,7 +107,8 @@ static PyObject *Guardian_close(PyObject *object, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"watch", Guardian_watch, METH_VARARGS, "watch(control's pid, priority) -> True: the arm was held just now, False: it is over"},
+    {"watch", Guardian_watch, METH_VARARGS,
+     "watch(control's pid, priority) -> True: the arm was held just now, False: it is over"},
     {"close", Guardian_close, METH_NOARGS, "close(): control ends in order"},
     {NULL, NULL, 0, NULL},
 };

@@ -3,7 +3,9 @@
 #include "module.h"
 #include "picture.h"
 
-enum { IMAGE, PIXELS, ROW, FIRST_ROWS, SECOND_ROWS, ROW_WEIGHTS, FIRST_COLUMNS, SECOND_COLUMNS, COLUMN_WEIGHTS, BUFFERS };
+enum {
+    IMAGE, PIXELS, ROW, FIRST_ROWS, SECOND_ROWS, ROW_WEIGHTS, FIRST_COLUMNS, SECOND_COLUMNS, COLUMN_WEIGHTS, BUFFERS
+};
 
 /* Indices below `limit`, as many of each as weights. */
 static int samples_of(const Py_buffer *first, const Py_buffer *second, const Py_buffer *weight, size_t limit,
@@ -37,9 +39,10 @@ static int plan_of(const Py_buffer *buffers, picture_plan *plan)
     plan->source_width = (size_t)image->shape[1];
     plan->target_height = (size_t)pixels->shape[2];
     plan->target_width = (size_t)pixels->shape[3];
-    if (samples_of(&buffers[FIRST_ROWS], &buffers[SECOND_ROWS], &buffers[ROW_WEIGHTS], plan->source_height, &plan->rows) < 0
-        || samples_of(&buffers[FIRST_COLUMNS], &buffers[SECOND_COLUMNS], &buffers[COLUMN_WEIGHTS], plan->source_width,
-                      &plan->columns) < 0)
+    if (samples_of(&buffers[FIRST_ROWS], &buffers[SECOND_ROWS], &buffers[ROW_WEIGHTS], plan->source_height,
+                   &plan->rows) < 0 ||
+        samples_of(&buffers[FIRST_COLUMNS], &buffers[SECOND_COLUMNS], &buffers[COLUMN_WEIGHTS], plan->source_width,
+                   &plan->columns) < 0)
         return -1;
     if (plan->rows.count > plan->target_height || plan->columns.count > plan->target_width
         || (size_t)buffers[ROW].len != plan->source_width * PICTURE_CHANNELS * sizeof(float)) {
@@ -56,8 +59,8 @@ static PyObject *scale(PyObject *module, PyObject *args)
     PyObject *objects[BUFFERS], *made = NULL;
     picture_plan plan;
     int got = 0;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOO", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4], &objects[5],
-                          &objects[6], &objects[7], &objects[8]))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOO", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
+                          &objects[5], &objects[6], &objects[7], &objects[8]))
         return NULL;
     for (; got < BUFFERS; got++) {
         int flags = PyBUF_C_CONTIGUOUS | (got == PIXELS || got == ROW ? PyBUF_WRITABLE : 0);

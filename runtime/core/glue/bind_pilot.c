@@ -17,7 +17,8 @@ static int Pilot_init(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *settings;
     pilot_config config;
     int joint;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &settings) || pilot_config_from_python(settings, &config) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &settings) ||
+        pilot_config_from_python(settings, &config) < 0)
         return -1;
     guard_config_error error = pilot_init(&((Pilot *)object)->pilot, &config, &joint);
     if (error != GUARD_CONFIG_OK)
@@ -31,7 +32,8 @@ static void Pilot_dealloc(PyObject *object)
 }
 
 /* Offers each chunk of a sequence; a list of verdict names. */
-static PyObject *offer_all(pilot *self, pilot_input *input, const chunk *chunks, const chunk_verdict *checked, Py_ssize_t n)
+static PyObject *offer_all(pilot *self, pilot_input *input, const chunk *chunks, const chunk_verdict *checked,
+                           Py_ssize_t n)
 {
     PyObject *names = PyList_New(n);
     for (Py_ssize_t i = 0; names != NULL && i < n; i++) {
@@ -54,51 +56,71 @@ static PyObject *output_to_python(const pilot_output *output, int n, PyObject *v
     for (int i = 0; i < n; i++)
         joints[i] = output->guard.joints[i];
     PyObject *action = output->action.due ? tuple_of_float(output->action.action, n) : Py_NewRef(Py_None);
-    if (put(dict, "state", PyUnicode_FromString(status_state_name(output->state))) < 0
-        || put(dict, "reason", PyUnicode_FromString(status_reason_name(output->reason))) < 0
-        || put(dict, "joint", PyLong_FromLong(output->joint)) < 0
-        || put(dict, "latched", PyBool_FromLong(output->latched)) < 0
-        || put(dict, "answer", PyLong_FromLong(output->answer)) < 0 || put(dict, "action", action) < 0
-        || put(dict, "action_sequence", PyLong_FromLongLong(output->action.sequence)) < 0
-        || put(dict, "action_index", PyLong_FromLong(output->action.index)) < 0
-        || put(dict, "verdict", PyUnicode_FromString(status_verdict_name(output->guard.verdict))) < 0
-        || put(dict, "verdict_joint", PyLong_FromLong(output->guard.joint)) < 0
-        || put(dict, "verdicts", tuple_of_int32(joints, n)) < 0
-        || put(dict, "goals", tuple_of_int32(output->guard.goals, n)) < 0
-        || put(dict, "write", PyBool_FromLong(output->write)) < 0 || put(dict, "torque", PyLong_FromLong(output->torque)) < 0
-        || put(dict, "clear_watchdog", PyBool_FromLong(output->clear_watchdog)) < 0
-        || put(dict, "reboot", PyLong_FromUnsignedLong(output->reboot)) < 0 || put(dict, "done", PyBool_FromLong(output->done)) < 0 || put(dict, "chunks", Py_NewRef(verdicts)) < 0)
+    if (put(dict, "state", PyUnicode_FromString(status_state_name(output->state))) < 0 ||
+        put(dict, "reason", PyUnicode_FromString(status_reason_name(output->reason))) < 0 ||
+        put(dict, "joint", PyLong_FromLong(output->joint)) < 0 ||
+        put(dict, "latched", PyBool_FromLong(output->latched)) < 0 ||
+        put(dict, "answer", PyLong_FromLong(output->answer)) < 0 || put(dict, "action", action) < 0 ||
+        put(dict, "action_sequence", PyLong_FromLongLong(output->action.sequence)) < 0 ||
+        put(dict, "action_index", PyLong_FromLong(output->action.index)) < 0 ||
+        put(dict, "verdict", PyUnicode_FromString(status_verdict_name(output->guard.verdict))) < 0 ||
+        put(dict, "verdict_joint", PyLong_FromLong(output->guard.joint)) < 0 ||
+        put(dict, "verdicts", tuple_of_int32(joints, n)) < 0 ||
+        put(dict, "goals", tuple_of_int32(output->guard.goals, n)) < 0 ||
+        put(dict, "write", PyBool_FromLong(output->write)) < 0 ||
+        put(dict, "torque", PyLong_FromLong(output->torque)) < 0 ||
+        put(dict, "clear_watchdog", PyBool_FromLong(output->clear_watchdog)) < 0 ||
+        put(dict, "reboot", PyLong_FromUnsignedLong(output->reboot)) < 0 ||
+        put(dict, "done", PyBool_FromLong(output->done)) < 0 || put(dict, "chunks", Py_NewRef(verdicts)) < 0)
         Py_CLEAR(dict);
     return dict;
 }
 
 static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"tick", "now_ns", "positions", "chunks", "command", "p99_ns", "plan_then_move", "dropped_through",
-                            "read_result", "reading_ns", "alerts", "watchdog", "unplugged", "unsent", "finding", "unattended", "damaged",
-                            "writer", "torque_failed", "setting_refused", "unguarded", NULL};
+    static char *names[] = {"tick",           "now_ns",          "positions",   "chunks",     "command", "p99_ns",
+                            "plan_then_move", "dropped_through", "read_result", "reading_ns", "alerts",  "watchdog",
+                            "unplugged",      "unsent",          "finding",     "unattended", "damaged", "writer",
+                            "torque_failed",  "setting_refused", "unguarded",   NULL};
     pilot *self = &((Pilot *)object)->pilot;
     const int joints = self->config.joints;
     long long tick, now_ns, p99_ns = 0, dropped_through = -1, reading_ns = -1;
     PyObject *positions, *chunks = NULL, *alerts = NULL;
-    int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0, unsent = 0, unattended = 0, damaged = 0,
-        torque_failed = 0, setting_refused = 0, unguarded = 0;
+    int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0, unsent = 0,
+        unattended = 0, damaged = 0, torque_failed = 0, setting_refused = 0, unguarded = 0;
     health_finding finding = {.joint = -1};
     unsigned long long writer = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOppp(ii)ppKppp", names, &tick, &now_ns, &positions, &chunks, &command, &p99_ns,
-                                     &plan_then_move, &dropped_through, &read_result, &reading_ns, &alerts, &watchdog, &unplugged, &unsent,
-                                     &finding.kind, &finding.joint, &unattended, &damaged, &writer, &torque_failed, &setting_refused, &unguarded))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOppp(ii)ppKppp", names, &tick, &now_ns, &positions,
+                                     &chunks, &command, &p99_ns, &plan_then_move, &dropped_through, &read_result,
+                                     &reading_ns, &alerts, &watchdog, &unplugged, &unsent, &finding.kind,
+                                     &finding.joint, &unattended, &damaged, &writer, &torque_failed, &setting_refused,
+                                     &unguarded))
         return NULL;
     if (tick < 0) {
         PyErr_SetString(PyExc_ValueError, "a tick counts from 0");
         return NULL;
     }
     pilot_input input = {
-        .tick = tick, .now_ns = now_ns, .command = (pilot_command)command, .patience_ns = 3 * p99_ns,
-        .plan_then_move = plan_then_move, .dropped_through = dropped_through, .watchdog = watchdog, .unplugged = unplugged, .unsent = unsent,
-        .finding = finding, .unattended = unattended, .damaged = damaged, .writer = writer, .torque_failed = torque_failed,
-        .setting_refused = setting_refused, .unguarded = unguarded, .trouble_joint = finding.joint,
-        .read_result = read_result >= 0 ? (arm_result)read_result : positions == Py_None ? ARM_TIMEOUT : ARM_OK,
+        .tick = tick,
+        .now_ns = now_ns,
+        .command = (pilot_command)command,
+        .patience_ns = 3 * p99_ns,
+        .plan_then_move = plan_then_move,
+        .dropped_through = dropped_through,
+        .watchdog = watchdog,
+        .unplugged = unplugged,
+        .unsent = unsent,
+        .finding = finding,
+        .unattended = unattended,
+        .damaged = damaged,
+        .writer = writer,
+        .torque_failed = torque_failed,
+        .setting_refused = setting_refused,
+        .unguarded = unguarded,
+        .trouble_joint = finding.joint,
+        .read_result = read_result >= 0       ? (arm_result)read_result
+                       : positions == Py_None ? ARM_TIMEOUT
+                                              : ARM_OK,
         .reading.time_ns = reading_ns >= 0 ? reading_ns : now_ns,
     };
     if (positions != Py_None && counts_from_python(positions, joints, input.reading.position) < 0)
@@ -153,8 +175,8 @@ static PyObject *Pilot_step_limits(PyObject *object, void *unused)
     for (int i = 0; list != NULL && i < self->count; i++) {
         const guard_joint_limits *limits = &self->limits[i];
         double unit = self->unit;
-        PyObject *row = Py_BuildValue("(ddddd)", limits->position_min / unit, limits->position_max / unit, limits->velocity / unit,
-                                      limits->acceleration / unit, limits->jerk / unit);
+        PyObject *row = Py_BuildValue("(ddddd)", limits->position_min / unit, limits->position_max / unit,
+                                      limits->velocity / unit, limits->acceleration / unit, limits->jerk / unit);
         if (row == NULL)
             Py_CLEAR(list);
         else
@@ -170,7 +192,8 @@ static PyMethodDef Pilot_methods[] = {
 
 static PyGetSetDef Pilot_getset[] = {
     {"rest_ticks", Pilot_rest_ticks, NULL, "Ticks the brake needs at most.", NULL},
-    {"step_limits", Pilot_step_limits, NULL, "Per joint: soft minimum and maximum, and counts a tick, a tick^2, a tick^3.", NULL},
+    {"step_limits", Pilot_step_limits, NULL,
+     "Per joint: soft minimum and maximum, and counts a tick, a tick^2, a tick^3.", NULL},
     {NULL},
 };
 

@@ -40,34 +40,36 @@ static void RecordReader_dealloc(PyObject *object)
 
 static PyObject *tick_to_python(const record_tick *tick, const pilot_config *config)
 {
-    PyObject *dict = Py_BuildValue(
-        "{s:L,s:L,s:L,s:L,s:i,s:i,s:i,s:i,s:i,s:i}", "tick", (long long)tick->tick, "now_ns", (long long)tick->now_ns, "reading_ns",
-        (long long)tick->reading_ns, "action_sequence", (long long)tick->action_sequence, "action_index", tick->action_index,
-        "late_ns", tick->late_ns, "read_ns", tick->read_ns, "write_ns", tick->write_ns, "work_ns", tick->work_ns, "read_result",
-        (int)tick->read_result);
+    PyObject *dict = Py_BuildValue("{s:L,s:L,s:L,s:L,s:i,s:i,s:i,s:i,s:i,s:i}", "tick", (long long)tick->tick, "now_ns",
+                                   (long long)tick->now_ns, "reading_ns", (long long)tick->reading_ns,
+                                   "action_sequence", (long long)tick->action_sequence, "action_index",
+                                   tick->action_index, "late_ns", tick->late_ns, "read_ns", tick->read_ns, "write_ns",
+                                   tick->write_ns, "work_ns", tick->work_ns, "read_result", (int)tick->read_result);
     if (dict == NULL)
         return NULL;
     const int joints = config->joints;
     int32_t verdicts[ARM_JOINTS_MAX];
     for (int i = 0; i < joints; i++)
         verdicts[i] = tick->verdicts[i];
-    if (put(dict, "state", PyUnicode_FromString(status_state_name(tick->state))) < 0
-        || put(dict, "reason", PyUnicode_FromString(status_reason_name(tick->reason))) < 0
-        || put(dict, "joint", PyLong_FromLong(tick->joint)) < 0 || put(dict, "latched", PyBool_FromLong(tick->latched)) < 0
-        || put(dict, "due", PyBool_FromLong(tick->due)) < 0 || put(dict, "write", PyBool_FromLong(tick->write)) < 0
-        || put(dict, "verdict", PyUnicode_FromString(status_verdict_name(tick->verdict))) < 0
-        || put(dict, "verdict_joint", PyLong_FromLong(tick->verdict_joint)) < 0
-        || put(dict, "verdicts", tuple_of_int32(verdicts, joints)) < 0
-        || put(dict, "plan_then_move", PyBool_FromLong(tick->plan_then_move)) < 0
-        || put(dict, "command", PyLong_FromLong(tick->command)) < 0 || put(dict, "answer", PyLong_FromLong(tick->answer)) < 0
-        || put(dict, "torque", PyLong_FromLong(tick->torque)) < 0
-        || put(dict, "finding", PyLong_FromLong(tick->finding)) < 0
-        || put(dict, "finding_joint", PyLong_FromLong(tick->finding_joint)) < 0
-        || put(dict, "joints", tuple_of_names(config->names, joints)) < 0
-        || put(dict, "position", tuple_of_int32(tick->position, joints)) < 0
-        || put(dict, "velocity", tuple_of_int32(tick->velocity, joints)) < 0
-        || put(dict, "goals", tuple_of_int32(tick->goals, joints)) < 0
-        || put(dict, "action", tuple_of_float(tick->action, joints)) < 0)
+    if (put(dict, "state", PyUnicode_FromString(status_state_name(tick->state))) < 0 ||
+        put(dict, "reason", PyUnicode_FromString(status_reason_name(tick->reason))) < 0 ||
+        put(dict, "joint", PyLong_FromLong(tick->joint)) < 0 ||
+        put(dict, "latched", PyBool_FromLong(tick->latched)) < 0 || put(dict, "due", PyBool_FromLong(tick->due)) < 0 ||
+        put(dict, "write", PyBool_FromLong(tick->write)) < 0 ||
+        put(dict, "verdict", PyUnicode_FromString(status_verdict_name(tick->verdict))) < 0 ||
+        put(dict, "verdict_joint", PyLong_FromLong(tick->verdict_joint)) < 0 ||
+        put(dict, "verdicts", tuple_of_int32(verdicts, joints)) < 0 ||
+        put(dict, "plan_then_move", PyBool_FromLong(tick->plan_then_move)) < 0 ||
+        put(dict, "command", PyLong_FromLong(tick->command)) < 0 ||
+        put(dict, "answer", PyLong_FromLong(tick->answer)) < 0 ||
+        put(dict, "torque", PyLong_FromLong(tick->torque)) < 0 ||
+        put(dict, "finding", PyLong_FromLong(tick->finding)) < 0 ||
+        put(dict, "finding_joint", PyLong_FromLong(tick->finding_joint)) < 0 ||
+        put(dict, "joints", tuple_of_names(config->names, joints)) < 0 ||
+        put(dict, "position", tuple_of_int32(tick->position, joints)) < 0 ||
+        put(dict, "velocity", tuple_of_int32(tick->velocity, joints)) < 0 ||
+        put(dict, "goals", tuple_of_int32(tick->goals, joints)) < 0 ||
+        put(dict, "action", tuple_of_float(tick->action, joints)) < 0)
         Py_CLEAR(dict);
     return dict;
 }
@@ -124,10 +126,10 @@ static PyObject *RecordReader_header(PyObject *object, PyObject *unused)
     char digest[2 * DIGEST_BYTES + 1];
     for (int i = 0; i < DIGEST_BYTES; i++)
         PyOS_snprintf(digest + 2 * i, 3, "%02x", self->config.arm_digest[i]);
-    if (dict != NULL
-        && (put(dict, "maps", maps) < 0 || put(dict, "joints", tuple_of_names(self->config.names, self->config.joints)) < 0
-            || put(dict, "arm", PyUnicode_FromFormat("%.24s", self->config.arm)) < 0
-            || put(dict, "arm_digest", PyUnicode_FromString(digest)) < 0))
+    if (dict != NULL && (put(dict, "maps", maps) < 0 ||
+                         put(dict, "joints", tuple_of_names(self->config.names, self->config.joints)) < 0 ||
+                         put(dict, "arm", PyUnicode_FromFormat("%.24s", self->config.arm)) < 0 ||
+                         put(dict, "arm_digest", PyUnicode_FromString(digest)) < 0))
         Py_CLEAR(dict);
     return dict;
 }
@@ -142,8 +144,8 @@ static PyObject *RecordReader_replay(PyObject *object, PyObject *unused)
     PyMem_Free(scratch);
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:L,s:L}", "ticks", (unsigned long long)result.ticks, "chunks",
                          (unsigned long long)result.chunks, "damaged", (unsigned long long)result.damaged, "differing",
-                         (unsigned long long)result.differing, "first_tick", (long long)result.first_tick, "differing_at",
-                         (long long)result.differing_at);
+                         (unsigned long long)result.differing, "first_tick", (long long)result.first_tick,
+                         "differing_at", (long long)result.differing_at);
 }
 
 static PyMethodDef RecordReader_methods[] = {

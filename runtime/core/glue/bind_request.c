@@ -4,8 +4,12 @@
 int bind_request_read(const bind_request *self, int steps, size_t rows, size_t columns, size_t width, flow_request *out)
 {
     const size_t cells = rows * columns;
-    const size_t bytes[REQUEST_BUFFERS] = {cells * sizeof(float), (size_t)steps * width * sizeof(float),
-                                           (size_t)steps * sizeof(flow_moment), cells * sizeof(float), rows * sizeof(float), sizeof(int32_t)};
+    const size_t bytes[REQUEST_BUFFERS] = {cells * sizeof(float),
+                                           (size_t)steps * width * sizeof(float),
+                                           (size_t)steps * sizeof(flow_moment),
+                                           cells * sizeof(float),
+                                           rows * sizeof(float),
+                                           sizeof(int32_t)};
     static const char *const names[REQUEST_BUFFERS] = {"noise", "bias_rows", "moments", "target", "weights", "signal"};
     const Py_buffer *buffers = self->buffers;
     for (int i = 0; i < REQUEST_BUFFERS; i++) {

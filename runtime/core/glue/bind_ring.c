@@ -85,7 +85,10 @@ static PyObject *RingWriter_announce(PyObject *object, PyObject *args, PyObject 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Lp|Lp", names, &p99_ns, &plan_then_move, &dropped_through, &ready))
         return NULL;
     ring_notice notice = {
-        .p99_ns = p99_ns, .plan_then_move = (uint64_t)plan_then_move, .dropped_through = dropped_through, .ready = (uint64_t)ready,
+        .p99_ns = p99_ns,
+        .plan_then_move = (uint64_t)plan_then_move,
+        .dropped_through = dropped_through,
+        .ready = (uint64_t)ready,
     };
     ring_announce(((RingWriter *)object)->file.memory, &notice);
     Py_RETURN_NONE;
@@ -93,7 +96,8 @@ static PyObject *RingWriter_announce(PyObject *object, PyObject *args, PyObject 
 
 static PyMethodDef RingWriter_methods[] = {
     {"write", RingWriter_write, METH_O, "Write one chunk."},
-    {"announce", (PyCFunction)(void (*)(void))RingWriter_announce, METH_VARARGS | METH_KEYWORDS, "Tell how long an inference takes."},
+    {"announce", (PyCFunction)(void (*)(void))RingWriter_announce, METH_VARARGS | METH_KEYWORDS,
+     "Tell how long an inference takes."},
     {NULL},
 };
 

@@ -51,18 +51,44 @@ static int put_numbers(PyObject *dict, const status *s)
         const char *name;
         long long value;
     } numbers[] = {
-        {"session", (long long)s->session}, {"pid", (long long)s->pid}, {"tick", s->tick}, {"tick_ns", s->tick_ns},
-        {"period_ns", s->period_ns}, {"action_ns", s->action_ns}, {"t0_ns", s->t0_ns}, {"plan_tick", s->plan_tick}, {"reading_tick", s->reading_tick}, {"reading_ns", s->reading_ns},
-        {"joint", s->joint}, {"rest_ticks", s->rest_ticks}, {"verdict_joint", s->verdict_joint},
-        {"goal_moved_tick", s->goal_moved_tick}, {"action_sequence", s->action_sequence}, {"action_index", s->action_index},
-        {"actions_left", s->actions_left}, {"patience_ns", s->patience_ns}, {"age_ns", s->age_ns},
-        {"ticks", (long long)s->ticks}, {"missed", (long long)s->missed}, {"moving_ticks", (long long)s->moving_ticks},
-        {"lost_reads", (long long)s->lost_reads}, {"overwritten", (long long)s->overwritten},
-        {"minor_faults", (long long)s->minor_faults}, {"major_faults", (long long)s->major_faults},
-        {"late_ns", s->late_ns}, {"late_max_ns", s->late_max_ns}, {"io_ns", s->io_ns}, {"io_max_ns", s->io_max_ns},
-        {"work_max_ns", s->work_max_ns}, {"warm_joint", s->warm_joint}, {"trouble_joint", s->trouble_joint},
-        {"trouble_register", s->trouble_register}, {"trouble_wanted", s->trouble_wanted}, {"trouble_found", s->trouble_found},
-        {"health_reads", (long long)s->health_reads}, {"writer", (long long)s->writer},
+        {"session", (long long)s->session},
+        {"pid", (long long)s->pid},
+        {"tick", s->tick},
+        {"tick_ns", s->tick_ns},
+        {"period_ns", s->period_ns},
+        {"action_ns", s->action_ns},
+        {"t0_ns", s->t0_ns},
+        {"plan_tick", s->plan_tick},
+        {"reading_tick", s->reading_tick},
+        {"reading_ns", s->reading_ns},
+        {"joint", s->joint},
+        {"rest_ticks", s->rest_ticks},
+        {"verdict_joint", s->verdict_joint},
+        {"goal_moved_tick", s->goal_moved_tick},
+        {"action_sequence", s->action_sequence},
+        {"action_index", s->action_index},
+        {"actions_left", s->actions_left},
+        {"patience_ns", s->patience_ns},
+        {"age_ns", s->age_ns},
+        {"ticks", (long long)s->ticks},
+        {"missed", (long long)s->missed},
+        {"moving_ticks", (long long)s->moving_ticks},
+        {"lost_reads", (long long)s->lost_reads},
+        {"overwritten", (long long)s->overwritten},
+        {"minor_faults", (long long)s->minor_faults},
+        {"major_faults", (long long)s->major_faults},
+        {"late_ns", s->late_ns},
+        {"late_max_ns", s->late_max_ns},
+        {"io_ns", s->io_ns},
+        {"io_max_ns", s->io_max_ns},
+        {"work_max_ns", s->work_max_ns},
+        {"warm_joint", s->warm_joint},
+        {"trouble_joint", s->trouble_joint},
+        {"trouble_register", s->trouble_register},
+        {"trouble_wanted", s->trouble_wanted},
+        {"trouble_found", s->trouble_found},
+        {"health_reads", (long long)s->health_reads},
+        {"writer", (long long)s->writer},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (put(dict, numbers[i].name, PyLong_FromLongLong(numbers[i].value)) < 0)
@@ -70,8 +96,8 @@ static int put_numbers(PyObject *dict, const status *s)
     const struct {
         const char *name;
         int32_t value;
-    } flags[] = {{"latched", s->latched}, {"shadow", s->shadow}, {"torque", s->torque}, {"fifo", s->fifo}, {"locked", s->locked},
-                 {"unattended", s->unattended}, {"unguarded", s->unguarded}};
+    } flags[] = {{"latched", s->latched}, {"shadow", s->shadow},         {"torque", s->torque},      {"fifo", s->fifo},
+                 {"locked", s->locked},   {"unattended", s->unattended}, {"unguarded", s->unguarded}};
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
         if (put(dict, flags[i].name, PyBool_FromLong(flags[i].value)) < 0)
             return -1;

@@ -37,7 +37,7 @@ static bool share_initializers(ort_session *session, ort_options *options, const
     return true;
 }
 
-/* Packed weights are shared between sessions through the container; kernels that cannot (8-bit convolutions) refuse it. */
+/* Packed weights are shared between sessions through the container; kernels that cannot (8-bit ones) refuse it. */
 static bool create(ort_session *session, const ort_options *options, const ort_source *source, ort_prepacked *packed)
 {
     ort_runtime *runtime = session->runtime;

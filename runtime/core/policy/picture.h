@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A camera picture to the network's pixels: divided by 255, resized bilinearly, padded left and above, then * 2 - 1.
  *
- * Where each target row and column is sampled is the caller's (runtime/inference/picture.py); every number is rounded as
- * numpy rounds it there, so both give the same bits. No allocation.
+ * Where each target row and column is sampled is the caller's (runtime/inference/picture.py); every number is rounded
+ * as numpy rounds it there, so both give the same bits. No allocation.
  */
 #ifndef VLA_PICTURE_H
 #define VLA_PICTURE_H

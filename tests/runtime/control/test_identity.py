@@ -266,7 +266,7 @@ def differences_of(bundle, known, path):
         return [*robot_differences(bundle, known, dataset), *task_differences(bundle, dataset.tasks.values())]
 
 
-def test_the_data_set_it_was_trained_on_has_no_difference(bundle, trained_on):
+def test_the_dataset_it_was_trained_on_has_no_difference(bundle, trained_on):
     assert differences_of(bundle, trained_on[1], trained_on[0]) == []
 
 
@@ -292,7 +292,7 @@ def test_the_data_set_it_was_trained_on_has_no_difference(bundle, trained_on):
     ],
     ids=["joint order", "camera order", "camera name", "camera size", "units", "statistics", "truncated instruction"],
 )
-def test_each_difference_of_a_data_set_is_named(bundle, trained_on, tmp_path, change, told):
+def test_each_difference_of_a_dataset_is_named(bundle, trained_on, tmp_path, change, told):
     found = differences_of(bundle, trained_on[1], write_data(tmp_path / "data", **change))
     assert found and any(told in line for line in found), found
 
@@ -306,7 +306,7 @@ def test_fewer_names_than_joints_are_a_difference_and_no_traceback(bundle, train
     assert differences_of(bundle, trained_on[1], data)
 
 
-def test_a_data_set_of_another_rate_is_named_where_the_bundle_knows_its_own(bundle, trained_on):
+def test_a_dataset_of_another_rate_is_named_where_the_bundle_knows_its_own(bundle, trained_on):
     paced = replace(bundle, manifest=replace(bundle.manifest, fps=25.0))
     assert differences_of(paced, trained_on[1], trained_on[0]) == [
         "the dataset has 30 frames a second, the bundle's policy moves by 25 actions a second"

@@ -151,7 +151,7 @@ def every_tick(span, name):
     return np.stack([np.interp(wanted, number, column) for column in np.array([tick[name] for tick in span]).T], 1)
 
 
-def test_the_exported_data_set_passes_the_verifier_and_holds_the_actions_that_were_sent(
+def test_the_exported_dataset_passes_the_verifier_and_holds_the_actions_that_were_sent(
     run_folder, inputs, tmp_path, capsys
 ):
     record, target = run_folder / "flight.record", tmp_path / "episodes"

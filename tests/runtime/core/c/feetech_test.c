@@ -16,8 +16,8 @@ static packet_verdict feed(const uint8_t *data, size_t n)
 
 static int encoding(void)
 {
-    /* As in the manual: ping of id 1; read of id 1, address 56, 2 bytes; write of an id. Summed by hand: sync read, sync
-     * write of ids 1 and 2. */
+    /* As in the manual: ping of id 1; read of id 1, address 56, 2 bytes; write of an id. Summed by hand: sync read,
+     * sync write of ids 1 and 2. */
     const uint8_t ping[] = {0xFF, 0xFF, 0x01, 0x02, 0x01, 0xFB};
     const uint8_t read[] = {0xFF, 0xFF, 0x01, 0x04, 0x02, 0x38, 0x02, 0xBE};
     const uint8_t write[] = {0xFF, 0xFF, 0x01, 0x04, 0x03, 0x05, 0x07, 0xEB};
@@ -68,7 +68,8 @@ static int damage(void)
     size_t size = feetech_encode(packet, 5, 0, parameters, sizeof parameters);
 
     /* Junk before a status is told, then the status is found: behind one FF, two, or a row of them. */
-    const uint8_t junk[][5] = {{0x00, 0xFF, 0x12, 0x34, 0xFF}, {0xFF, 0xFF, 0xFF, 0xFF, 0xFF}, {0x00, 0x01, 0x02, 0xFF, 0xFF}};
+    const uint8_t junk[][5] = {
+        {0x00, 0xFF, 0x12, 0x34, 0xFF}, {0xFF, 0xFF, 0xFF, 0xFF, 0xFF}, {0x00, 0x01, 0x02, 0xFF, 0xFF}};
     for (size_t i = 0; i < sizeof junk / sizeof junk[0]; i++) {
         packet_reset(&parser);
         packet_push(&parser, junk[i], sizeof junk[i]);

@@ -91,8 +91,9 @@ static int ref_step(const plain *l, guard_joint *s, int wish, int present, int *
     int followed = s->wish_known && s->wish == s->goal;
     int met = abs(target - s->goal) > l->v ? (l->step_is_smaller ? GUARD_CLAMPED_STEP : GUARD_CLAMPED_VELOCITY)
               : abs(wanted) > l->a         ? GUARD_CLAMPED_ACCELERATION
-              : wanted < first || wanted > last || (!followed && off > (moving == 0 ? 0 : 8 * l->unit)) ? GUARD_CLAMPED_JERK
-                                                                                              : GUARD_PASSED;
+              : wanted < first || wanted > last || (!followed && off > (moving == 0 ? 0 : 8 * l->unit))
+                  ? GUARD_CLAMPED_JERK
+                  : GUARD_PASSED;
     int chosen = wanted;
     if (met != GUARD_PASSED) {
         chosen = s->goal <= target ? first : last;
@@ -114,7 +115,10 @@ static int ref_step(const plain *l, guard_joint *s, int wish, int present, int *
     s->goal += s->velocity;
     s->wish = target;
     s->wish_known = true;
-    *verdict = inside != wish ? GUARD_CLAMPED_POSITION : met != GUARD_PASSED ? met : near != inside ? GUARD_CLAMPED_TRACKING : GUARD_PASSED;
+    *verdict = inside != wish        ? GUARD_CLAMPED_POSITION
+               : met != GUARD_PASSED ? met
+               : near != inside      ? GUARD_CLAMPED_TRACKING
+                                     : GUARD_PASSED;
     return s->goal;
 }
 
@@ -143,8 +147,8 @@ static float adversarial(int mode, int k, int joint, int32_t goal, int32_t veloc
     }
 }
 
-/* Of whole counts every limit holds exactly in what was sent; of finer steps in the guard's own goals, and what was sent
- * is the nearest count to them. */
+/* Of whole counts every limit holds exactly in what was sent; of finer steps in the guard's own goals, and what was
+ * sent is the nearest count to them. */
 static int law(guard_limits one, int64_t period_ns, guard_version version, long steps, int against_reference)
 {
     guard_limits limits[JOINTS];
@@ -191,11 +195,14 @@ static int law(guard_limits one, int64_t period_ns, guard_version version, long 
             CHECK(goal >= LOW * unit && goal <= HIGH * unit);
             CHECK(held <= guard.rest_ticks || v1 == 0);
             /* What the servos get: the nearest count. */
-            CHECK(fabs(result.goals[i] - (double)goal / unit) <= 0.5 && result.goals[i] >= LOW && result.goals[i] <= HIGH);
-            CHECK(abs(result.goals[i] - sent[i]) <= limits[i].step && abs(result.goals[i] - sent[i]) < limits[i].velocity * T + 1);
+            CHECK(fabs(result.goals[i] - (double)goal / unit) <= 0.5 && result.goals[i] >= LOW &&
+                  result.goals[i] <= HIGH);
+            CHECK(abs(result.goals[i] - sent[i]) <= limits[i].step &&
+                  abs(result.goals[i] - sent[i]) < limits[i].velocity * T + 1);
             sent[i] = result.goals[i];
             if (against_reference) {
-                plain p = {l->velocity, l->acceleration, l->jerk, l->position_min, l->position_max, l->tracking, l->step_is_smaller, unit};
+                plain p = {l->velocity, l->acceleration,    l->jerk, l->position_min, l->position_max,
+                           l->tracking, l->step_is_smaller, unit};
                 guard_joint s = before[i];
                 int verdict = result.joints[i];
                 if (refused) {

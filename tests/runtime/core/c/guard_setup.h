@@ -22,8 +22,15 @@ static inline int draw(int n) /* 0..n-1 */
 
 static inline guard_limits usual(void)
 {
-    return (guard_limits){.position_min = LOW, .position_max = HIGH, .velocity = 2000, .acceleration = 30000, .jerk = 1e6,
-                          .step = 120, .tracking = 4000, .scale = 1.0, .offset = 0.0};
+    return (guard_limits){.position_min = LOW,
+                          .position_max = HIGH,
+                          .velocity = 2000,
+                          .acceleration = 30000,
+                          .jerk = 1e6,
+                          .step = 120,
+                          .tracking = 4000,
+                          .scale = 1.0,
+                          .offset = 0.0};
 }
 
 static inline void fill(guard_limits limits[JOINTS], guard_limits one)

@@ -205,7 +205,10 @@ static int starting_outside(void)
         CHECK(guard_brake(&guard).goals[0] == starts[k]);
         int32_t last = starts[k], low = starts[k] < LOW ? starts[k] : LOW, high = starts[k] > HIGH ? starts[k] : HIGH;
         for (int tick = 0; tick < 400; tick++) {
-            int32_t wish = tick < 100 ? starts[k] * 2 - 2000 : tick < 200 ? 2000 : tick < 300 ? LOW - 4000 : HIGH + 4000;
+            int32_t wish = tick < 100   ? starts[k] * 2 - 2000
+                           : tick < 200 ? 2000
+                           : tick < 300 ? LOW - 4000
+                                        : HIGH + 4000;
             int32_t goal = step_all(&guard, (float)wish, last).goals[0];
             CHECK(goal >= low && goal <= high);
             low = goal < LOW ? goal : LOW;
@@ -222,7 +225,8 @@ static int starting_outside(void)
 
 static int refusals(void)
 {
-    const float bad[] = {NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, GUARD_COUNTS_MAX + 1.0f, -GUARD_COUNTS_MAX - 1.0f};
+    const float bad[] = {
+        NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, GUARD_COUNTS_MAX + 1.0f, -GUARD_COUNTS_MAX - 1.0f};
     int32_t present[JOINTS];
     guard_view view = {.present = present, .present_ns = 10, .now_ns = 10};
     guard_limits soft = usual();
@@ -244,14 +248,16 @@ static int refusals(void)
             }
         }
     guard guard = started(usual(), 2000);
-    float action[JOINTS + 1] = {2010, 2010, 2010, 2010, 2010, NAN, NAN}; /* what is beyond the length is not looked at */
+    float action[JOINTS + 1] = {2010, 2010, 2010, 2010,
+                                2010, NAN,  NAN}; /* what is beyond the length is not looked at */
     guard_result result = guard_step(&guard, action, JOINTS - 1, &view);
     CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == JOINTS - 1 && result.goals[0] == 2000);
     action[JOINTS - 1] = 2010;
     result = guard_step(&guard, action, JOINTS + 1, &view);
     CHECK(result.verdict == GUARD_REFUSED_JOINTS && result.joint == -1 && result.goals[0] == 2000);
     CHECK(guard_step(&guard, action, 0, &view).verdict == GUARD_REFUSED_JOINTS);
-    CHECK(step_all(&guard, GUARD_COUNTS_MAX, 2000).verdict == GUARD_CLAMPED_POSITION); /* absurd, but the last that is not refused */
+    CHECK(step_all(&guard, GUARD_COUNTS_MAX, 2000).verdict ==
+          GUARD_CLAMPED_POSITION); /* absurd, but the last that is not refused */
     guard = started(usual(), 2000);
 
     view.now_ns = view.present_ns + period_30hz * 5 / 2;
@@ -384,7 +390,8 @@ static int following(void)
     /* The wish has just come to where the goal is, and the goal runs ahead of it: from there, too, a brake ends on the
      * wish or last before it, never beyond. */
     guard fast = started(usual(), 2000);
-    fast.joints[4] = (guard_joint){.goal = 2000, .velocity = -40, .low = LOW, .high = HIGH, .wish = 2020, .wish_known = true};
+    fast.joints[4] =
+        (guard_joint){.goal = 2000, .velocity = -40, .low = LOW, .high = HIGH, .wish = 2020, .wish_known = true};
     CHECK(step_all(&fast, 2000, 2000).goals[4] == 1992);
     /* After a jump onto something that moves steadily, the goal catches up and then follows it exactly. */
     guard guard = started(usual(), 1200);
@@ -491,8 +498,10 @@ static int joint_counts(void)
     int joint;
     for (int i = 0; i < ARM_JOINTS_MAX; i++)
         limits[i] = usual();
-    CHECK(guard_configure(&guard, limits, 0, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE && joint == 0);
-    CHECK(guard_configure(&guard, limits, ARM_JOINTS_MAX + 1, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE);
+    CHECK(guard_configure(&guard, limits, 0, period_30hz, GUARD_SIXTEENTHS, &joint) == GUARD_CONFIG_RANGE &&
+          joint == 0);
+    CHECK(guard_configure(&guard, limits, ARM_JOINTS_MAX + 1, period_30hz, GUARD_SIXTEENTHS, &joint) ==
+          GUARD_CONFIG_RANGE);
     for (int joints = 1; joints <= ARM_JOINTS_MAX; joints++) {
         int32_t present[ARM_JOINTS_MAX];
         float action[ARM_JOINTS_MAX + 1];
@@ -515,5 +524,6 @@ static int joint_counts(void)
 
 int main(void)
 {
-    return joint_counts() || configuration() || starting() || starting_outside() || refusals() || naming() || following() || sixteenths();
+    return joint_counts() || configuration() || starting() || starting_outside() || refusals() || naming() ||
+           following() || sixteenths();
 }

@@ -116,9 +116,15 @@ static void begin(void)
     world.now_ms = 1000;
     world.present = world.goal = START;
     for (int i = 0; i < 2; i++)
-        bare[i] = (arm_port){.context = (void *)(uintptr_t)&WHO[i], .joints = JOINTS, .read = arm_read, .write_goals = arm_write,
-                             .set_torque = arm_torque, .check_watchdog = arm_check, .clear_watchdog = arm_clear,
-                             .health = arm_health_of, .reboot = arm_reboot};
+        bare[i] = (arm_port){.context = (void *)(uintptr_t)&WHO[i],
+                             .joints = JOINTS,
+                             .read = arm_read,
+                             .write_goals = arm_write,
+                             .set_torque = arm_torque,
+                             .check_watchdog = arm_check,
+                             .clear_watchdog = arm_clear,
+                             .health = arm_health_of,
+                             .reboot = arm_reboot};
     port = guarded_port(&guarded, &bare[0], &claim, 10 * MS);
     guarded.boot_ns = boot_ns;
     watcher = (guardian){.arm = &bare[1], .claim = &claim};
@@ -287,10 +293,13 @@ static void control_calls(void)
     arm_health told;
     int32_t goals[JOINTS] = {0};
     int reads = world.reads[0], writes = world.writes[0], torques = world.torques;
-    bool none = port.read(port.context, soon_ns(), &reading) == ARM_TIMEOUT && port.write_goals(port.context, goals, soon_ns()) == ARM_TIMEOUT
-        && port.set_torque(port.context, false, NULL, soon_ns()) == ARM_TIMEOUT && port.check_watchdog(port.context, soon_ns()) == ARM_TIMEOUT
-        && port.clear_watchdog(port.context, goals, soon_ns()) == ARM_TIMEOUT && port.health(port.context, soon_ns(), &told) == ARM_TIMEOUT
-        && port.reboot(port.context, 1, soon_ns()) == ARM_TIMEOUT;
+    bool none = port.read(port.context, soon_ns(), &reading) == ARM_TIMEOUT &&
+                port.write_goals(port.context, goals, soon_ns()) == ARM_TIMEOUT &&
+                port.set_torque(port.context, false, NULL, soon_ns()) == ARM_TIMEOUT &&
+                port.check_watchdog(port.context, soon_ns()) == ARM_TIMEOUT &&
+                port.clear_watchdog(port.context, goals, soon_ns()) == ARM_TIMEOUT &&
+                port.health(port.context, soon_ns(), &told) == ARM_TIMEOUT &&
+                port.reboot(port.context, 1, soon_ns()) == ARM_TIMEOUT;
     world.talking = none && reads == world.reads[0] && writes == world.writes[0] && torques == world.torques;
 }
 
@@ -312,7 +321,8 @@ static int lost_answers_are_asked_for_again(void)
     for (int i = 0; i < 99; i++)
         CHECK(guardian_look(&watcher, now_ns(), true) == GUARDIAN_WATCHES && world.reads[1] == i + 1);
     world.answer = ARM_OK;
-    CHECK(guardian_look(&watcher, now_ns(), true) == GUARDIAN_HELD && guardian_look(&watcher, now_ns(), true) == GUARDIAN_ENDS);
+    CHECK(guardian_look(&watcher, now_ns(), true) == GUARDIAN_HELD &&
+          guardian_look(&watcher, now_ns(), true) == GUARDIAN_ENDS);
     begin();
     CHECK(arm_it() == 0);
     world.answer = ARM_TIMEOUT;

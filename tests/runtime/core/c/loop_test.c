@@ -49,7 +49,11 @@ static chunk plan;
 
 static void write_plan(void)
 {
-    plan = (chunk){.n = 60, .joints = JOINTS, .session = 1, .observation_sequence = 1, .observation_tick = loop.clock.tick - 2,
+    plan = (chunk){.n = 60,
+                   .joints = JOINTS,
+                   .session = 1,
+                   .observation_sequence = 1,
+                   .observation_tick = loop.clock.tick - 2,
                    .observation_ns = world.now_ns};
     for (int i = 0; i < 60 * JOINTS; i++)
         plan.actions[i] = 2900;
@@ -185,13 +189,26 @@ static int fly(const char *folder, int64_t period_ns)
     unlink(record);
     if (chunks.memory == NULL && ring_open(&chunks, ring, true) != 0)
         abort();
-    control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 10, .socket_fd = -1,
-                             .signal_fd = signal_fd, .arm_at_start = true, .stop_after_ticks = TICKS,
+    control_config config = {.ring_path = ring,
+                             .state_path = state,
+                             .record_path = record,
+                             .record_cells = 1 << 10,
+                             .socket_fd = -1,
+                             .signal_fd = signal_fd,
+                             .arm_at_start = true,
+                             .stop_after_ticks = TICKS,
                              .park_after_ns = world.park_after_ns,
                              .clock = {.now_ns = now_ns, .boot_ns = boot_ns, .sleep_until = sleep_until}};
-    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS}, .joints = JOINTS, .period_ns = period_ns, .action_ns = period_ns,
-                                  .guard_version = GUARD_VERSION, .patience_min_ns = 200000000000,
-                                  .patience_max_ns = 200000000000, .reads_latch_ns = 500000000, .has_park = world.park_after_ns > 0, .park_speed = 4000};
+    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS},
+                                  .joints = JOINTS,
+                                  .period_ns = period_ns,
+                                  .action_ns = period_ns,
+                                  .guard_version = GUARD_VERSION,
+                                  .patience_min_ns = 200000000000,
+                                  .patience_max_ns = 200000000000,
+                                  .reads_latch_ns = 500000000,
+                                  .has_park = world.park_after_ns > 0,
+                                  .park_speed = 4000};
     for (int i = 0; i < JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         world.position[i] = 2000;
@@ -199,8 +216,16 @@ static int fly(const char *folder, int64_t period_ns)
     }
     world.now_ns = 1000 * (int64_t)MS;
     static const arm_trouble none = {.joint = -1};
-    arm_port port = {.joints = JOINTS, .velocity_unit = 15.6, .trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = check_watchdog,
-                     .clear_watchdog = clear_watchdog, .health = health, .reboot = reboot};
+    arm_port port = {.joints = JOINTS,
+                     .velocity_unit = 15.6,
+                     .trouble = &none,
+                     .read = read_arm,
+                     .write_goals = write_goals,
+                     .set_torque = set_torque,
+                     .check_watchdog = check_watchdog,
+                     .clear_watchdog = clear_watchdog,
+                     .health = health,
+                     .reboot = reboot};
     return control_run(&loop, &config, &port).exit != CONTROL_STOPPED;
 }
 
@@ -227,7 +252,8 @@ int main(int argc, char **argv)
     memset(&world, 0, sizeof world); /* stopped for 0.6 s: what was missed is skipped and counted, none is made up */
     world.answer_ns = 1 * MS;
     world.stop_ns = 600 * (int64_t)MS;
-    CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 17 && loop.status.ticks + loop.status.missed == TICKS + 1);
+    CHECK(fly(argv[1], 33333333) == 0 && loop.status.missed == 17 &&
+          loop.status.ticks + loop.status.missed == TICKS + 1);
     CHECK(world.state_before_end == PILOT_FAULT && world.reason_before_end == REASON_WATCHDOG && world.cleared == 1);
 
     /* A quarter of a second of silence costs no tick: the third lost reading holds, and it goes on by itself, also when

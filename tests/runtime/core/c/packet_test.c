@@ -49,7 +49,8 @@ static int language(void)
 {
     const uint8_t ids[] = {1, 2}, data[] = {0x96, 0x00, 0x00, 0x00, 0xAA, 0x00, 0x00, 0x00};
     /* e-Manual: sync read of 132 (4 bytes) and sync write of 116, of ids 1 and 2. */
-    const uint8_t asked[] = {0xFF, 0xFF, 0xFD, 0x00, 0xFE, 0x09, 0x00, 0x82, 0x84, 0x00, 0x04, 0x00, 0x01, 0x02, 0xCE, 0xFA};
+    const uint8_t asked[] = {0xFF, 0xFF, 0xFD, 0x00, 0xFE, 0x09, 0x00, 0x82,
+                             0x84, 0x00, 0x04, 0x00, 0x01, 0x02, 0xCE, 0xFA};
     const uint8_t told[] = {0xFF, 0xFF, 0xFD, 0x00, 0xFE, 0x11, 0x00, 0x83, 0x74, 0x00, 0x04, 0x00, 0x01, 0x96,
                             0x00, 0x00, 0x00, 0x02, 0xAA, 0x00, 0x00, 0x00, 0x82, 0x87};
     const uint8_t reboot[] = {0xFF, 0xFF, 0xFD, 0x00, 0x01, 0x03, 0x00, 0x08, 0x2F, 0x4E};
@@ -59,7 +60,8 @@ static int language(void)
     CHECK(dynamixel2.reboot(out, 1) == sizeof reboot && memcmp(out, reboot, sizeof reboot) == 0);
     CHECK(dynamixel2.ping(out, 1) == 10 && out[7] == INSTRUCTION_PING);
     CHECK(dynamixel2.read(out, 1, 132, 4) == 14 && out[7] == INSTRUCTION_READ && out[8] == 132 && out[10] == 4);
-    CHECK(dynamixel2.write(out, 1, 65, data, 2) == 14 && out[7] == INSTRUCTION_WRITE && out[8] == 65 && out[10] == 0x96);
+    CHECK(dynamixel2.write(out, 1, 65, data, 2) == 14 && out[7] == INSTRUCTION_WRITE && out[8] == 65 &&
+          out[10] == 0x96);
     /* More than fits. */
     CHECK(dynamixel2.write(out, 1, 65, many, PACKET_MAX) == 0);
     CHECK(dynamixel2.sync_read(out, many, PACKET_MAX, 132, 4) == 0);

@@ -106,7 +106,8 @@ static int order(const char *path)
     for (int64_t i = 0; i < 3; i++)
         ring_write(ring, made(i));
     for (int64_t i = 0; i < 3; i++) {
-        CHECK(ring_take(&reader, &taken) == RING_CHUNK && taken.observation_sequence == i && taken.actions[299] == (float)i);
+        CHECK(ring_take(&reader, &taken) == RING_CHUNK && taken.observation_sequence == i &&
+              taken.actions[299] == (float)i);
         CHECK(memcmp(&taken, made(i), sizeof taken) == 0);
     }
     CHECK(ring_take(&reader, &taken) == RING_EMPTY);
@@ -121,7 +122,8 @@ static int order(const char *path)
 
     ring_notice notice = {.p99_ns = 5, .plan_then_move = 1, .dropped_through = 9, .ready = 1}, told = {0};
     ring_announce(ring, &notice);
-    CHECK(ring_notice_read(&reader, &told) && told.p99_ns == 5 && told.plan_then_move == 1 && told.dropped_through == 9 && told.ready == 1);
+    CHECK(ring_notice_read(&reader, &told) && told.p99_ns == 5 && told.plan_then_move == 1 &&
+          told.dropped_through == 9 && told.ready == 1);
     ring->notice_slot.sequence |= 1; /* the writer died in it */
     notice.p99_ns = 6;
     CHECK(!ring_notice_read(&reader, &told) && told.p99_ns == 5);
@@ -240,12 +242,14 @@ static int racing(const char *path, long chunks)
             last = taken.observation_sequence;
             for (int k = 0; k < 300; k++)
                 CHECK(taken.actions[k] == (float)last);
-        } else if (result == RING_TORN && reader.next == shared_load(&reader.ring->written) && reader.next >= (uint64_t)chunks) {
+        } else if (result == RING_TORN && reader.next == shared_load(&reader.ring->written) &&
+                   reader.next >= (uint64_t)chunks) {
             break; /* the last one was torn */
         }
     }
     pthread_join(writer, NULL);
-    printf("%ld written, %ld whole, %ld torn, %llu overwritten\n", chunks, whole, torn, (unsigned long long)reader.overwritten);
+    printf("%ld written, %ld whole, %ld torn, %llu overwritten\n", chunks, whole, torn,
+           (unsigned long long)reader.overwritten);
     shared_close(&writing);
     shared_close(&reading);
     return whole == 0;
@@ -256,6 +260,7 @@ int main(int argc, char **argv)
     if (argc < 2)
         return 2;
     CHECK(shared_crc32("123456789", 9) == 0xcbf43926); /* the check value of CRC-32 */
-    int failed = files(argv[1]) || claims(argv[1]) || shortened(argv[1]) || order(argv[1]) || damage(argv[1]) || shapes();
+    int failed =
+        files(argv[1]) || claims(argv[1]) || shortened(argv[1]) || order(argv[1]) || damage(argv[1]) || shapes();
     return failed || racing(argv[1], argc > 2 ? atol(argv[2]) : 20000);
 }

@@ -71,7 +71,8 @@ static chunk_verdict offer_at(const chunk *chunk, int64_t tick, int32_t present)
     int32_t positions[JOINTS];
     for (int i = 0; i < JOINTS; i++)
         positions[i] = present;
-    schedule_view view = {.tick = tick, .now_ns = tick * T + T / 3, .age_limit_ns = LIMIT_TICKS * T, .present = positions};
+    schedule_view view = {
+        .tick = tick, .now_ns = tick * T + T / 3, .age_limit_ns = LIMIT_TICKS * T, .present = positions};
     return schedule_offer(&schedules, chunk, &view);
 }
 
@@ -83,7 +84,8 @@ static int moving(void)
     CHECK(!schedule_due(&schedules, 20).due);
     CHECK(offer_at(made(CHUNK_MOVING, 1, 15, 10), 20, 2000) == CHUNK_TAKEN); /* five ticks late: five actions lost */
     schedule_action action = schedule_due(&schedules, 20);
-    CHECK(action.due && action.index == 5 && action.sequence == 1 && action.action[0] == 1005.0f && action.action[5] == 1005.0f);
+    CHECK(action.due && action.index == 5 && action.sequence == 1 && action.action[0] == 1005.0f &&
+          action.action[5] == 1005.0f);
     CHECK(schedule_due(&schedules, 24).action[3] == 1009.0f);
     action = schedule_due(&schedules, 25);
     CHECK(!action.due && action.sequence == -1 && action.index == -1);
@@ -118,7 +120,8 @@ static int refusals(void)
 
     begin(0);
     read_joints(10, 2000);
-    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 10 + LIMIT_TICKS, 2000) == CHUNK_AGE); /* a third of a tick too old */
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 10 + LIMIT_TICKS, 2000) ==
+          CHUNK_AGE); /* a third of a tick too old */
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 200), 9 + LIMIT_TICKS, 2000) == CHUNK_TAKEN);
     chunk = made(CHUNK_MOVING, 2, 10, 200); /* a wrong time makes an observation no younger */
     chunk->observation_ns += 1000 * T;
@@ -138,7 +141,8 @@ static int rest(void)
     for (int64_t k = 0; k <= 60; k++)
         read_joints(k, 2000);
     CHECK(offer_at(made(CHUNK_REST, 1, 30, 8), 60, 2010) == CHUNK_TAKEN);
-    CHECK(schedule_due(&schedules, 60).index == 0 && schedule_due(&schedules, 67).index == 7 && !schedule_due(&schedules, 68).due);
+    CHECK(schedule_due(&schedules, 60).index == 0 && schedule_due(&schedules, 67).index == 7 &&
+          !schedule_due(&schedules, 68).due);
     CHECK(offer_at(made(CHUNK_REST, 2, 30, 8), 60, 2011) == CHUNK_MOVED);
     CHECK(offer_at(made(CHUNK_REST, 2, 30, 8), 60, 1989) == CHUNK_MOVED);
     CHECK(offer_at(made(CHUNK_REST, 2, 30, 8), 60, 1990) == CHUNK_TAKEN);
@@ -151,7 +155,8 @@ static int rest(void)
     CHECK(schedule_offer(&schedules, made(CHUNK_REST, 5, 60, 8), &blind) == CHUNK_MOVED);
     schedule_arm(&schedules, 60);
     CHECK(!schedule_due(&schedules, 60).due);
-    CHECK(offer_at(made(CHUNK_REST, 1, 60, 8), 60, 2000) == CHUNK_TAKEN); /* arming forgot the sequence; nothing moved since */
+    CHECK(offer_at(made(CHUNK_REST, 1, 60, 8), 60, 2000) ==
+          CHUNK_TAKEN); /* arming forgot the sequence; nothing moved since */
     return 0;
 }
 
@@ -161,10 +166,12 @@ static int rates(void)
     begin_with(3 * T, 0);
     for (int64_t k = 0; k <= 60; k++)
         read_joints(k, 2000);
-    CHECK(offer_at(made(CHUNK_MOVING, 1, 15, 5), 20, 2000) == CHUNK_TAKEN); /* five ticks late: one action and two thirds */
+    CHECK(offer_at(made(CHUNK_MOVING, 1, 15, 5), 20, 2000) ==
+          CHUNK_TAKEN); /* five ticks late: one action and two thirds */
     schedule_action action = schedule_due(&schedules, 20);
     CHECK(action.due && action.index == 1 && action.sequence == 1 && action.action[4] == 1001.0f + (float)(2.0 / 3.0));
-    CHECK(schedule_left(&schedules, 20) == 3 && schedule_left(&schedules, 21) == 2 && schedule_left(&schedules, 26) == 1);
+    CHECK(schedule_left(&schedules, 20) == 3 && schedule_left(&schedules, 21) == 2 &&
+          schedule_left(&schedules, 26) == 1);
     action = schedule_due(&schedules, 21);
     CHECK(action.action[0] == 1002.0f && action.index == 2);
     action = schedule_due(&schedules, 26);
@@ -184,7 +191,8 @@ static int rates(void)
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 6), 10, 2000) == CHUNK_TAKEN);
     CHECK(schedule_due(&schedules, 10).action[0] == 1000.0f && schedule_due(&schedules, 11).index == 2);
     action = schedule_due(&schedules, 12);
-    CHECK(action.index == 4 && action.action[0] > 1003.9f && action.action[0] < 1004.1f && schedule_left(&schedules, 12) == 1);
+    CHECK(action.index == 4 && action.action[0] > 1003.9f && action.action[0] < 1004.1f &&
+          schedule_left(&schedules, 12) == 1);
     action = schedule_due(&schedules, 13);
     CHECK(action.due && action.index == 5 && action.action[0] == 1005.0f && !schedule_due(&schedules, 14).due);
     CHECK(offer_at(made(CHUNK_MOVING, 2, 10, 6), 14, 2000) == CHUNK_LATE);
@@ -197,7 +205,8 @@ static int rates(void)
     CHECK(offer_at(made(CHUNK_MOVING, 1, 0, 20), 0, 2000) == CHUNK_TAKEN);
     CHECK(offer_at(made(CHUNK_MOVING, 2, 30, 20), 30, 2000) == CHUNK_TAKEN);
     for (int i = 0; i < 7; i++) {
-        float old = 1010.0f + (float)(i / 3.0), new = 2000.0f + (float)(i / 3.0), share = i < 6 ? (float)(i + 1) / 7.0f : 1.0f;
+        float old = 1010.0f + (float)(i / 3.0), new = 2000.0f + (float)(i / 3.0),
+              share = i < 6 ? (float)(i + 1) / 7.0f : 1.0f;
         float off = schedule_due(&schedules, 30 + i).action[1] - (old + share * (new - old));
         CHECK(off < 0.01f && off > -0.01f);
     }
@@ -220,17 +229,20 @@ static int corners(void)
         const float *action = schedule_due(&schedules, tick).action;
         float straight = 1000.0f + (float)tick / 3, far = tick < 9 || tick > 51 ? 2.01f : 0.01f;
         float on_line = straight + (float)abs((int)((tick + 3) % 6) - 3) * 4 / 3;
-        CHECK(fabsf(action[0] - straight - 2) < far && fabsf(action[1] - on_line) < 0.01f && fabsf(action[2] - on_line) < 0.01f);
+        CHECK(fabsf(action[0] - straight - 2) < far && fabsf(action[1] - on_line) < 0.01f &&
+              fabsf(action[2] - on_line) < 0.01f);
     }
     /* Both ends are met, however the line bends there. */
-    CHECK(fabsf(schedule_due(&schedules, 0).action[0] - 1000) < 0.01f && fabsf(schedule_due(&schedules, 60).action[0] - 1020) < 0.01f);
+    CHECK(fabsf(schedule_due(&schedules, 0).action[0] - 1000) < 0.01f &&
+          fabsf(schedule_due(&schedules, 60).action[0] - 1020) < 0.01f);
 
     /* One corner: the joint turns it in four actions, and is on the line outside them. */
     chunk *corner = made(CHUNK_MOVING, 2, 60, 21);
     for (int i = 11; i < 21; i++)
         corner->actions[i * JOINTS] = corner->actions[10 * JOINTS];
     CHECK(offer_at(corner, 60, 2000) == CHUNK_TAKEN);
-    CHECK(schedule_due(&schedules, 90 - 5).action[0] == schedule_due(&schedules, 90 - 5).action[2]); /* 1 / 9 a tick turns it */
+    CHECK(schedule_due(&schedules, 90 - 5).action[0] ==
+          schedule_due(&schedules, 90 - 5).action[2]); /* 1 / 9 a tick turns it */
     schedule_round_corners(&schedules, 0, 0.1);
     float before = schedule_due(&schedules, 60).action[0], most = 0, velocity = 1.0f / 3;
     for (int64_t tick = 61; tick <= 120; tick++) {
@@ -251,7 +263,8 @@ static int corners(void)
     CHECK(schedule_due(&schedules, 135).action[0] == 3014.0f && isnan(schedule_due(&schedules, 141).action[0]));
 
     /* A chunk of one action. */
-    CHECK(offer_at(made(CHUNK_MOVING, 4, 150, 1), 150, 2000) == CHUNK_TAKEN && schedule_due(&schedules, 150).action[0] == 4000.0f);
+    CHECK(offer_at(made(CHUNK_MOVING, 4, 150, 1), 150, 2000) == CHUNK_TAKEN &&
+          schedule_due(&schedules, 150).action[0] == 4000.0f);
     return 0;
 }
 
@@ -271,14 +284,16 @@ static int blending(void)
     }
     CHECK(schedule_due(&schedules, 23).action[0] == 2005.0f);
     CHECK(offer_at(made(CHUNK_MOVING, 3, 29, 14), 30, 2000) == CHUNK_TAKEN);
-    CHECK(offer_at(made(CHUNK_MOVING, 4, 30, 14), 30, 2000) == CHUNK_TAKEN); /* two in one tick: the last before it is blended */
+    CHECK(offer_at(made(CHUNK_MOVING, 4, 30, 14), 30, 2000) ==
+          CHUNK_TAKEN); /* two in one tick: the last before it is blended */
     CHECK(schedule_due(&schedules, 30).action[0] == 3001.0f + 0.25f * (4000.0f - 3001.0f));
     begin(8);
     for (int64_t k = 0; k <= 30; k++)
         read_joints(k, 2000);
     CHECK(offer_at(made(CHUNK_MOVING, 1, 10, 4), 10, 2000) == CHUNK_TAKEN);
     CHECK(offer_at(made(CHUNK_MOVING, 2, 12, 9), 12, 2000) == CHUNK_TAKEN);
-    CHECK(schedule_due(&schedules, 13).action[0] != 2001.0f && schedule_due(&schedules, 14).action[0] == 2002.0f); /* the old ended */
+    CHECK(schedule_due(&schedules, 13).action[0] != 2001.0f &&
+          schedule_due(&schedules, 14).action[0] == 2002.0f); /* the old ended */
     begin(0);
     for (int64_t k = 0; k <= 30; k++)
         read_joints(k, 2000);
@@ -306,7 +321,8 @@ static int interleaved(long n, int64_t action_ns)
             chunk->session += (uint64_t)stale;
             /* Its last action's time came not a whole tick ago. */
             bool comes = (tick - observed) * T - (actions - 1) * action_ns < T;
-            bool good = !stale && sequence > newest && observed >= 0 && observed <= tick && tick - observed < LIMIT_TICKS && comes;
+            bool good = !stale && sequence > newest && observed >= 0 && observed <= tick &&
+                        tick - observed < LIMIT_TICKS && comes;
             CHECK((offer_at(chunk, tick, 2000) == CHUNK_TAKEN) == good);
             if (good) {
                 newest = sequence;
@@ -333,6 +349,6 @@ static int interleaved(long n, int64_t action_ns)
 int main(int argc, char **argv)
 {
     long n = argc > 1 ? atol(argv[1]) : 100000;
-    return moving() || refusals() || rest() || rates() || corners() || blending() || interleaved(n, T) || interleaved(n, 3 * T)
-           || interleaved(n, T / 2) || interleaved(n, T * 9 / 5);
+    return moving() || refusals() || rest() || rates() || corners() || blending() || interleaved(n, T) ||
+           interleaved(n, 3 * T) || interleaved(n, T / 2) || interleaved(n, T * 9 / 5);
 }

@@ -85,9 +85,17 @@ static void tell_listener(const char *what, const void *handle)
 
 EXPORT int cuInit(unsigned flags) { TELL("cuInit", "%u", flags); }
 EXPORT int cuDriverGetVersion(int *version) { *version = 12060; TELL("cuDriverGetVersion", "%s", ""); }
-EXPORT int cuDeviceGetCount(int *count) { *count = strcmp(failing, "no device") == 0 ? 0 : 1; TELL("cuDeviceGetCount", "%s", ""); }
+EXPORT int cuDeviceGetCount(int *count)
+{
+    *count = strcmp(failing, "no device") == 0 ? 0 : 1;
+    TELL("cuDeviceGetCount", "%s", "");
+}
 EXPORT int cuDeviceGet(int *device, int ordinal) { *device = ordinal; TELL("cuDeviceGet", "%d", ordinal); }
-EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0xc0; TELL("cuDevicePrimaryCtxRetain", "%d", device); }
+EXPORT int cuDevicePrimaryCtxRetain(void **context, int device)
+{
+    *context = (void *)0xc0;
+    TELL("cuDevicePrimaryCtxRetain", "%d", device);
+}
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) { TELL("cuDevicePrimaryCtxRelease_v2", "%d", device); }
 EXPORT int cuCtxSetCurrent(void *context)
 {

@@ -150,21 +150,41 @@ int main(int argc, char **argv)
     if (ring_open(&arm.ring, ring, true) != 0)
         return 2;
     shared_prefault(arm.ring.memory, arm.ring.bytes);
-    control_config config = {.ring_path = ring, .state_path = state, .record_path = record, .record_cells = 1 << 12, .socket_fd = -1,
-                             .signal_fd = -1, .priority = 50, .arm_at_start = true, .stop_after_ticks = TICKS + 50};
-    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS}, .joints = JOINTS, .period_ns = 5000000, .action_ns = 5000000,
-                                  .guard_version = GUARD_VERSION, .patience_min_ns = 2000000000, .patience_max_ns = 2000000000, .reads_latch_ns = 500000000};
+    control_config config = {.ring_path = ring,
+                             .state_path = state,
+                             .record_path = record,
+                             .record_cells = 1 << 12,
+                             .socket_fd = -1,
+                             .signal_fd = -1,
+                             .priority = 50,
+                             .arm_at_start = true,
+                             .stop_after_ticks = TICKS + 50};
+    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS},
+                                  .joints = JOINTS,
+                                  .period_ns = 5000000,
+                                  .action_ns = 5000000,
+                                  .guard_version = GUARD_VERSION,
+                                  .patience_min_ns = 2000000000,
+                                  .patience_max_ns = 2000000000,
+                                  .reads_latch_ns = 500000000};
     for (int i = 0; i < JOINTS; i++) {
         config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         arm.position[i] = 2000;
     }
     static const arm_trouble none = {.joint = -1};
-    arm_port port = {.joints = JOINTS, .velocity_unit = 15.6, .trouble = &none, .read = read_arm, .write_goals = write_goals, .set_torque = set_torque, .check_watchdog = fine,
-                     .clear_watchdog = cleared, .health = health};
+    arm_port port = {.joints = JOINTS,
+                     .velocity_unit = 15.6,
+                     .trouble = &none,
+                     .read = read_arm,
+                     .write_goals = write_goals,
+                     .set_torque = set_torque,
+                     .check_watchdog = fine,
+                     .clear_watchdog = cleared,
+                     .health = health};
     control_result result = control_run(&loop, &config, &port);
-    printf("%ld reads, %ld writes, %ld allocations, %ld page faults, locked %d, %llu chunks taken, moving %llu\n", arm.reads, arm.writes,
-           allocations, arm.faults, loop.status.locked, (unsigned long long)loop.status.chunk_verdicts[CHUNK_TAKEN],
-           (unsigned long long)loop.status.moving_ticks);
+    printf("%ld reads, %ld writes, %ld allocations, %ld page faults, locked %d, %llu chunks taken, moving %llu\n",
+           arm.reads, arm.writes, allocations, arm.faults, loop.status.locked,
+           (unsigned long long)loop.status.chunk_verdicts[CHUNK_TAKEN], (unsigned long long)loop.status.moving_ticks);
     bool worked = result.exit == CONTROL_STOPPED && arm.torque == 1 && arm.writes > TICKS - 10
                   && loop.status.chunk_verdicts[CHUNK_TAKEN] > 15 && loop.status.moving_ticks > 300;
 #ifdef SANITIZED

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An arm on two buses whose ids are the same, on a virtual clock: every question is out before an answer is read, no side
- * answers for the other, and what one side loses the arm has lost. */
+/* An arm on two buses whose ids are the same, on a virtual clock: every question is out before an answer is read, no
+ * side answers for the other, and what one side loses the arm has lost. */
 #include "check.h"
 #include "packet.h"
 #include "serial.h"
@@ -12,7 +12,8 @@ enum { LEFT = 7, RIGHT = 8, SERVOS = 3, MS = 1000000, STEPS = 64 };
 
 static struct {
     int64_t now_ns;
-    int side[STEPS], n; /* what happened on the lines, in order: a port for a question, minus a port for a wait for an answer */
+    int side[STEPS],
+        n; /* what happened on the lines, in order: a port for a question, minus a port for a wait for an answer */
     bool silent[2], gone[2];
     uint8_t alert[2];
     uint8_t answer[2][PACKET_MAX];
@@ -55,8 +56,8 @@ serial_result serial_send(int fd, const uint8_t *data, size_t n, int64_t deadlin
         uint8_t parameters[1 + 40] = {world.alert[k]};
         int32_t position = place(k, data[12 + i]);
         memcpy(parameters + 1 + (132 - address), &position, 4);
-        world.left[k] += packet_encode(world.answer[k] + world.left[k], sizeof world.answer[k] - world.left[k], data[12 + i],
-                                       INSTRUCTION_STATUS, parameters, (size_t)length + 1);
+        world.left[k] += packet_encode(world.answer[k] + world.left[k], sizeof world.answer[k] - world.left[k],
+                                       data[12 + i], INSTRUCTION_STATUS, parameters, (size_t)length + 1);
     }
     return SERIAL_OK;
 }
@@ -74,11 +75,22 @@ serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t dea
     return *got > 0 ? SERIAL_OK : SERIAL_TIMEOUT;
 }
 
-static const servo_arm_description TWO = {
-    .protocol = &dynamixel2, .joints = 2 * SERVOS, .second = SERVOS, .ids = {1, 2, 3, 1, 2, 3}, .watchdog_on = 10, .watchdog_tripped = 255,
-    .at = {.torque = {64, 1, SIGN_NONE}, .goal = {116, 4, SIGN_TWOS}, .block = {126, 10, SIGN_NONE}, .load = {126, 2, SIGN_TWOS},
-           .velocity = {128, 4, SIGN_TWOS}, .position = {132, 4, SIGN_TWOS}, .voltage = {144, 2, SIGN_NONE},
-           .temperature = {146, 1, SIGN_NONE}, .error = {70, 1, SIGN_NONE}, .watchdog = {98, 1, SIGN_NONE}}};
+static const servo_arm_description TWO = {.protocol = &dynamixel2,
+                                          .joints = 2 * SERVOS,
+                                          .second = SERVOS,
+                                          .ids = {1, 2, 3, 1, 2, 3},
+                                          .watchdog_on = 10,
+                                          .watchdog_tripped = 255,
+                                          .at = {.torque = {64, 1, SIGN_NONE},
+                                                 .goal = {116, 4, SIGN_TWOS},
+                                                 .block = {126, 10, SIGN_NONE},
+                                                 .load = {126, 2, SIGN_TWOS},
+                                                 .velocity = {128, 4, SIGN_TWOS},
+                                                 .position = {132, 4, SIGN_TWOS},
+                                                 .voltage = {144, 2, SIGN_NONE},
+                                                 .temperature = {146, 1, SIGN_NONE},
+                                                 .error = {70, 1, SIGN_NONE},
+                                                 .watchdog = {98, 1, SIGN_NONE}}};
 
 static servo_arm arm;
 static arm_port port;
@@ -160,6 +172,6 @@ static int an_alert_on_either_side_is_the_arms(void)
 
 int main(void)
 {
-    return both_are_asked_before_either_answers() || goals_go_to_the_side_that_they_are_for() || what_one_side_loses_the_arm_has_lost()
-           || an_alert_on_either_side_is_the_arms();
+    return both_are_asked_before_either_answers() || goals_go_to_the_side_that_they_are_for() ||
+           what_one_side_loses_the_arm_has_lost() || an_alert_on_either_side_is_the_arms();
 }

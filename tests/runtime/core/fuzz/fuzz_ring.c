@@ -29,11 +29,24 @@ enum { LOW = 1000, HIGH = 3000 };
 
 static void start_pilot(void)
 {
-    pilot_config config = {.joints = JOINTS, .schedule.joints = JOINTS, .period_ns = T, .action_ns = T, .guard_version = GUARD_VERSION, .patience_min_ns = 60 * T,
-                           .patience_max_ns = 100 * T, .reads_latch_ns = 15 * T};
+    pilot_config config = {.joints = JOINTS,
+                           .schedule.joints = JOINTS,
+                           .period_ns = T,
+                           .action_ns = T,
+                           .guard_version = GUARD_VERSION,
+                           .patience_min_ns = 60 * T,
+                           .patience_max_ns = 100 * T,
+                           .reads_latch_ns = 15 * T};
     for (int i = 0; i < JOINTS; i++) {
-        config.limits[i] = (guard_limits){.position_min = LOW, .position_max = HIGH, .velocity = 2000, .acceleration = 30000,
-                                          .jerk = 1e6, .step = 120, .tracking = 400, .scale = 10, .offset = 2000};
+        config.limits[i] = (guard_limits){.position_min = LOW,
+                                          .position_max = HIGH,
+                                          .velocity = 2000,
+                                          .acceleration = 30000,
+                                          .jerk = 1e6,
+                                          .step = 120,
+                                          .tracking = 400,
+                                          .scale = 10,
+                                          .offset = 2000};
         config.schedule.rest_counts[i] = 10;
     }
     int joint;
@@ -81,7 +94,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
         ring_notice notice = {0};
         ring_notice_read(&reader, &notice);
-        pilot_input input = {.tick = tick, .now_ns = tick * T, .read_result = ARM_OK, .dropped_through = notice.dropped_through,
+        pilot_input input = {.tick = tick,
+                             .now_ns = tick * T,
+                             .read_result = ARM_OK,
+                             .dropped_through = notice.dropped_through,
                              .command = mode & 4 ? COMMAND_ARM : COMMAND_NONE};
         memcpy(input.reading.position, last, sizeof last);
         input.reading.time_ns = input.now_ns;
