@@ -36,7 +36,8 @@ check: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m check --timeout 3600 -o faulthandler_timeout=0 tests
 
 load: $(VENV)/.ready
-	$(VENV)/bin/python scripts/under_load.py tests/runtime/control tests/runtime/service tests/runtime/records tests/robot
+	$(VENV)/bin/python scripts/under_load.py tests/runtime/control tests/runtime/service tests/runtime/records tests/robot \
+	  tests/test_doctor.py tests/trials/test_place_check.py tests/training/test_training_bad_input.py tests/export/test_export_command.py
 
 soak: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m soak -rP --timeout 7200 -o faulthandler_timeout=0 tests

@@ -19,35 +19,9 @@ from torch import Tensor
 from vla_edge.errors import CheckpointError
 from vla_edge.fields import take
 from vla_edge.policies.checkpoint_folder import read_json, resolve_checkpoint
-from vla_edge.policies.features import Feature, PolicyConfig
+from vla_edge.policies.features import Feature
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import ProcessorSettings
-
-
-class FamilyConfig(PolicyConfig, Protocol):
-    """What a chunk's makers and users ask of a configuration besides its features."""
-
-    @property
-    def chunk_size(self) -> int: ...
-
-    @property
-    def n_action_steps(self) -> int: ...
-
-    @property
-    def source(self) -> Mapping[str, Any]:
-        """config.json as it was read."""
-
-    @property
-    def max_action_dim(self) -> int:
-        """Columns of a chunk before un-normalising, padding included."""
-
-    @property
-    def noised(self) -> bool:
-        """Whether a chunk is made from noise too, in steps; from an observation alone in one pass otherwise."""
-
-    @property
-    def beyond_lerobot(self) -> str:
-        """The field for which LeRobot does not open the checkpoint, "" where it does."""
 
 
 class Policy(Protocol):

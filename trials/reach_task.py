@@ -16,7 +16,7 @@ from vla_edge.ensembling import ON_A_ROW
 from vla_edge.robot.sim.bodies.arm_body import ArmBody
 from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
-from vla_edge.robot.sim.scene import Scene, random_scene
+from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.control.handover import Ensemble, HandOver, PlannedChunk, inpaint_into, rows_of
 from vla_edge.runtime.control.planning import SceneStill
@@ -30,7 +30,7 @@ from vla_edge.runtime.inference.session import (
     worth_correcting,
 )
 from vla_edge.trials.lockstep import LockstepOptions, LockstepResult, Planner, run_lockstep
-from vla_edge.trials.reach_expert import expert_chunk, expert_goal, instruction
+from vla_edge.trials.reach_expert import instruction
 
 REACHED_M = 0.03
 """A cube counts as reached when the tip ends within this distance of the point above it."""
@@ -119,22 +119,6 @@ class SessionPlanner:
             actions = self._ensemble.join(actions, tick, anew, self._options.action_ticks)
         self.executing = PlannedChunk(answer.latent[:rows], actions, tick, self._options.action_ticks)
         return actions
-
-
-class ScriptedPlanner:
-    """The scripted expert behind the planner's border: it is told where the cubes are, and reads the task's colour."""
-
-    def __init__(self, arm: SimulatedArm) -> None:
-        self._arm = arm
-
-    def reset(self, seed: int, options: LockstepOptions) -> None:
-        self._scene: Scene = self._arm.scene
-
-    def plan(self, observation: Observation, now_ns: int) -> NDArray[np.float32]:
-        colour = next(colour for colour in CUBE_COLOURS if colour in observation.task)
-        present = self._arm.body.radians(observation.joints.positions.astype(np.float64))
-        goal = expert_goal(self._arm, self._scene, colour)
-        return self._arm.body.units(expert_chunk(present + self._arm.sag(present), goal)).astype(np.float32)
 
 
 def new_arm(options: LockstepOptions, body: ArmBody = KOCH) -> SimulatedArm:

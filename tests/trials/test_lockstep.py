@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.trials.scripted_planner import ScriptedPlanner
 
 from vla_edge.contract import Command, Observation
 from vla_edge.core import load_core
@@ -24,7 +25,7 @@ from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings
 from vla_edge.trials.lockstep import LockstepOptions, run_lockstep
 from vla_edge.trials.reach_expert import CHUNK, expert_chunk, record_episode
-from vla_edge.trials.reach_task import ScriptedPlanner, new_arm, other_colour, reach, wanted_colour
+from vla_edge.trials.reach_task import new_arm, other_colour, reach, wanted_colour
 
 FAULT = rendering_fault()
 pytestmark = pytest.mark.skipif(FAULT is not None, reason=str(FAULT))

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.trials.scripted_planner import ScriptedPlanner
 
 from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions
 from vla_edge.trials.lockstep import LockstepOptions
-from vla_edge.trials.reach_task import ScriptedPlanner, reach, wanted_colour
+from vla_edge.trials.reach_task import reach, wanted_colour
 
 FPS, LOOKS = 30, 180
 """Actions a second; looks at the arm a second, a multiple of every rate."""
