@@ -281,16 +281,35 @@ def test_compare_writes_the_picture_and_the_table_with_rows_for_robot_trials(pla
     assert rows[0]["latency_p50_ms"] > 0 and rows[1]["latency_p50_ms"] > 0 and rows[2]["latency_p50_ms"] is None
     table = (tmp_path / "compare.md").read_text()
     assert "robot trials: successes / trials" in table and "within 33.3 ms at p99" in table
+    assert "| actions a chunk (executed) | 4 (2) | 4 (2) | 4 (2) |" in table
     picture = cv2.imread(str(tmp_path / "compare.png"))
     assert picture is not None and picture.shape[1] > 2 * picture.shape[0] - 200  # three panels side by side
+
+
+def test_policies_of_other_chunks_are_compared_over_the_actions_that_all_make(place, tmp_path, capsys):
+    """The same predictions, of which one file holds the nearer ones alone, have the same errors."""
+    common = ["--dataset", str(place / "data"), "--stride", "4", "--draws", "2", "--threads", "1", "--json"]
+    assert main(["evaluate", str(place / "policy"), "--out", str(tmp_path / "whole.npz"), *common]) == 0
+    with np.load(tmp_path / "whole.npz") as whole:
+        first = {**whole, "action": whole["action"][:, :3], "executed": np.array(1)}
+    np.savez(tmp_path / "first.npz", **first)
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "whole.npz"), str(tmp_path / "first.npz"), *common]) == 0
+    answered, told = capsys.readouterr()
+    whole, first = json.loads(answered)["policies"]
+    assert (whole["chunk"], whole["executed"], first["chunk"], first["executed"]) == (4, 2, 3, 1)
+    assert whole["mae"] == first["mae"] and whole["mse"] == first["mse"] and whole["per_joint"] == first["per_joint"]
+    assert whole["mae"]["executed"] == whole["mae"]["first step"] != whole["mae"]["chunk"]
+    assert "| actions a chunk (executed) | 4 (2) | 3 (1) |" in told
+    assert "| of them compared (executed) | 3 (1) | 3 (1) |" in told
 
 
 def test_the_picture_draws_the_30_hz_line(tmp_path):
     error = {"first step": 1.0, "executed": 2.0, "chunk": 3.0}
     draw(
         [
-            Contender("a", "bundle", 20.0, 25.0, 10**6, error, error),
-            Contender("b", "bundle", 60.0, 80.0, None, error, error),
+            Contender("a", "bundle", 20.0, 25.0, 10**6, 4, 2, error, error),
+            Contender("b", "bundle", 60.0, 80.0, None, 4, 2, error, error),
         ],
         tmp_path / "p.png",
     )

@@ -39,16 +39,19 @@ def read_trials(file: Path) -> RobotTrials:
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One policy of the comparison. latency_ms: p50 and p99 of one chunk on this host, None for saved predictions
-    without it; parameters: count, None when unknown; mae: mean over joints of each horizon, in joint units; per_joint:
-    the same of each joint by its name. trials: on the robot, None without. flow_steps: a chunk's, None without."""
+    without it; parameters: count, None when unknown; chunk, executed: actions that it makes at once, and carries out of
+    them; mae: mean over joints of each horizon, in joint units; per_joint: the same of each joint by its name. trials:
+    on the robot, None without. flow_steps: a chunk's, None without."""
 
     name: str
     kind: str
     latency_p50_ms: float | None
     latency_p99_ms: float | None
     parameters: int | None
-    mae: dict[str, float]
-    mse: dict[str, float]
+    chunk: int
+    executed: int
+    mae: dict[str, float] = field(default_factory=dict)
+    mse: dict[str, float] = field(default_factory=dict)
     per_joint: dict[str, dict[str, float]] = field(default_factory=dict)
     trials: RobotTrials | None = None
     flow_steps: int | None = None
@@ -110,10 +113,13 @@ def draw(contenders: Sequence[Contender], file: Path) -> None:
 
 def markdown(contenders: Sequence[Contender]) -> str:
     """One column per contender; the last rows are of trials on the robot, open where there were none."""
+    compared = f"{min(c.chunk for c in contenders)} ({min(c.executed for c in contenders)})"
     rows: list[tuple[str, list[str]]] = [
         ("kind", [c.kind for c in contenders]),
         ("parameters", [f"{c.parameters / 1e6:.2f} M" if c.parameters is not None else "unknown" for c in contenders]),
         ("flow steps", ["–" if c.flow_steps is None else str(c.flow_steps) for c in contenders]),
+        ("actions a chunk (executed)", [f"{c.chunk} ({c.executed})" for c in contenders]),
+        ("of them compared (executed)", [compared] * len(contenders)),
         ("latency p50 / p99 (ms)", [_latency(c) for c in contenders]),
         ("within 33.3 ms at p99", [_within(c) for c in contenders]),
     ]

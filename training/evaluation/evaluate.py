@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,8 @@ def queries_of(
     ]
 
 
-def evaluate(
-    predictor: Predictor, scope: Scope
-) -> tuple[dict[str, dict[str, HorizonError]], NDArray[np.float32], Targets]:
-    """Errors of the predictor and of both baselines, its predictions of the first draw, and the targets."""
+def predictions_of(predictor: Predictor, scope: Scope) -> tuple[NDArray[np.float32], Targets]:
+    """Chunks float32 [draws, frames, chunk, joints] of the predictor, and the targets."""
     data = Frames(scope.data("evaluation"), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
     indices = frames_of(scope, data)
     targets = targets_of(data.dataset, indices, predictor.chunk)
@@ -111,30 +109,66 @@ def evaluate(
         drawn.append(
             np.concatenate([predictor.predict(queries_of(data, predictor, scope, part, number)) for part in parts])
         )
-    recorded, is_pad = (np.concatenate([values] * scope.draws) for values in (targets.actions, targets.is_pad))
-    errors = {predictor.name: chunk_errors(np.concatenate(drawn), recorded, is_pad, predictor.executed)}
+    return np.stack(drawn), targets
+
+
+def errors_of(drawn: NDArray[np.float32], targets: Targets, chunk: int, executed: int) -> dict[str, HorizonError]:
+    """Errors over all draws of the first `chunk` actions, of which `executed` are carried out."""
+    recorded, is_pad = (
+        np.concatenate([values[:, :chunk]] * len(drawn)) for values in (targets.actions, targets.is_pad)
+    )
+    return chunk_errors(np.concatenate(drawn)[:, :chunk], recorded, is_pad, executed)
+
+
+def evaluate(
+    predictor: Predictor, scope: Scope
+) -> tuple[dict[str, dict[str, HorizonError]], NDArray[np.float32], Targets]:
+    """Errors of the predictor and of both baselines, its predictions of the first draw, and the targets."""
+    drawn, targets = predictions_of(predictor, scope)
+    errors = {predictor.name: errors_of(drawn, targets, predictor.chunk, predictor.executed)}
     for name, predicted in baselines(targets.last, targets.mean, predictor.chunk).items():
         errors[name] = chunk_errors(predicted, targets.actions, targets.is_pad, predictor.executed)
     return errors, drawn[0], targets
 
 
-def contender_of(predictor: Predictor, scope: Scope, timed: int, trials: RobotTrials | None = None) -> Contender:
-    """One policy's row of a comparison; latency over `timed` single predictions."""
-    found, _, targets = evaluate(predictor, scope)
-    errors = found[predictor.name]
+def contender_of(
+    predictor: Predictor, scope: Scope, timed: int, trials: RobotTrials | None = None
+) -> tuple[Contender, NDArray[np.float32], Targets]:
+    """One policy of a comparison, still without its errors, and `predictions_of` it; latency over `timed` single
+    predictions."""
+    drawn, targets = predictions_of(predictor, scope)
     data = Frames(scope.data("timing"), FrameSettings(predictor.cameras, predictor.chunk, scope.seed))
     spent = predictor.latency_ms(queries_of(data, predictor, scope, frames_of(scope, data)[:timed], 0))
-    return Contender(
+    contender = Contender(
         name=predictor.name,
         kind=predictor.kind,
         latency_p50_ms=None if spent is None else float(np.percentile(spent, 50)),
         latency_p99_ms=None if spent is None else float(np.percentile(spent, 99)),
         parameters=predictor.parameters,
         flow_steps=predictor.flow_steps,
+        chunk=predictor.chunk,
+        executed=predictor.executed,
+        trials=trials,
+    )
+    return contender, drawn, targets
+
+
+def compared(found: Sequence[tuple[Contender, NDArray[np.float32], Targets]]) -> list[Contender]:
+    """The contenders with their errors over the same actions: the chunk of the one that makes the fewest, of which as
+    many count as executed as the one executes that executes the fewest. An action further away errs more."""
+    chunk, executed = (min(getattr(contender, name) for contender, *_ in found) for name in ("chunk", "executed"))
+    return [
+        _with_errors(contender, errors_of(drawn, targets, chunk, executed), targets.joints)
+        for contender, drawn, targets in found
+    ]
+
+
+def _with_errors(contender: Contender, errors: dict[str, HorizonError], joints: Sequence[str]) -> Contender:
+    return replace(
+        contender,
         mae={horizon: float(error.mae.mean()) for horizon, error in errors.items()},
         mse={horizon: float(error.mse.mean()) for horizon, error in errors.items()},
-        per_joint={horizon: dict(zip(targets.joints, map(float, error.mae))) for horizon, error in errors.items()},
-        trials=trials,
+        per_joint={horizon: dict(zip(joints, map(float, error.mae))) for horizon, error in errors.items()},
     )
 
 
@@ -212,10 +246,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
     scope = scope_from_arguments(arguments)
     trials = _trials_of(arguments.trials, len(arguments.policies))
     check_steps_of_arguments(arguments.policies, arguments)
-    contenders = [
-        contender_of(predictor_of_arguments(path, arguments), scope, arguments.timed, trials.get(number))
-        for number, path in enumerate(arguments.policies, 1)
-    ]
+    contenders = compared(
+        [
+            contender_of(predictor_of_arguments(path, arguments), scope, arguments.timed, trials.get(number))
+            for number, path in enumerate(arguments.policies, 1)
+        ]
+    )
     table = markdown(contenders)
     print(table)
     if arguments.png:
