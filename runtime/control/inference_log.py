@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,12 @@ from vla_edge.runtime.inference.session import InferenceResult
 PARTS = ("prepare", "vision", "prefix", "state", "flow", "total")
 WINDOW = 500
 """Inferences whose part times the quantiles are of."""
+SEVERAL = 10
+"""Audits that were due without time for any, before it is said."""
+NO_AUDIT = (
+    "nothing that a plan reused is checked against a fresh inference: no audit that was due had time, as what is left "
+    "of a chunk lasts shorter than two of them; a bundle of more actions a chunk has time, --audit 0 asks for none"
+)
 
 
 def part_quantiles(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -98,6 +104,12 @@ class InferenceLog:
         except OSError as error:
             self._stop(error)
 
+    def audit_without_time(self, counts: CacheCounts, say: Callable[[str], None]) -> None:
+        """Count an audit that was due; say it, once, where several were and none was made."""
+        self.events["audits_without_time"] += 1
+        if self.events["audits_without_time"] == SEVERAL and not counts.audits:
+            say(f"inference: {NO_AUDIT}")
+
     def velocity_steps(self) -> dict[str, float]:
         """How the last chunks took over, joint units/s."""
         steps = np.asarray(self._velocity_steps)
@@ -120,6 +132,8 @@ class InferenceLog:
             content["prefix_age_ms"] = quantiles(self._prefix_ages_ms, ("p50", "p99"))
         if self.slow_refresh:
             content["slow_refresh"] = self.slow_refresh
+        if self.events["audits_without_time"] >= SEVERAL and not counts.audits:
+            content["no_audit"] = NO_AUDIT
         try:
             write_json(self._summary, content, indent=None, flush=False)
         except OSError as error:

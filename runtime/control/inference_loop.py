@@ -385,7 +385,7 @@ class InferenceLoop:
             return
         view = self._control.view()
         if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._delays.fresh.p99_s:
-            self._log.events["audits_without_time"] += 1
+            self._log.audit_without_time(self._session.cache.counts, say)
             return
         report = self._audit.run(request, result)
         if report is not None:

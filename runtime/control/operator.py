@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import socket
 import time
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = open_run_folder(arguments.run_dir or last_run_folder())
     if arguments.word == "status":
         status = read_status(folder)
-        print(describe(status))
+        print(describe(status, read_inference(folder)))
         answer(status)
         if not status["alive"]:
             raise CheckFailed(f"the control process of {folder.path} has ended or is stuck; start it again")
@@ -120,6 +121,21 @@ def read_status(folder: RunFolder) -> Mapping[str, Any]:
     return {**status, "silent_s": silent_s, "alive": is_alive(status["pid"]) and silent_s < 1.0}
 
 
+def read_inference(folder: RunFolder) -> Mapping[str, Any]:
+    """The newest summary of the inference that plans; empty where none does."""
+    try:
+        summary = json.loads((folder.path / "inference.json").read_text(encoding="utf-8"))
+        return summary if summary["state"] == "ready" else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def prefix_age(inference: Mapping[str, Any]) -> str:
+    """How old the prefixes of the last plans were; empty where each plan made its own."""
+    age = inference.get("prefix_age_ms", {"p99": 0})
+    return f"{age['p50']:.0f} ms (p99 {age['p99']:.0f})" if age["p99"] > 0 else ""
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -136,7 +152,7 @@ def silent_now(status: Mapping[str, Any]) -> str:
     return f", {joint} does not answer" if joint else ""
 
 
-def describe(status: Mapping[str, Any]) -> str:
+def describe(status: Mapping[str, Any], inference: Mapping[str, Any]) -> str:
     """Lines for a person."""
 
     def counts(name: str) -> str:
@@ -144,6 +160,8 @@ def describe(status: Mapping[str, Any]) -> str:
 
     why = fault_of(status) or " ".join((status["reason"], "(latched: arm again)" if status["latched"] else ""))
     age_ms = status["age_ns"] / 1e6
+    ages = [f"the plan's observation is {age_ms:.0f} ms old"] if age_ms >= 0 else []
+    ages += [f"prefixes {old}"] if (old := prefix_age(inference)) else []
     lines = [
         f"state      {status['state']} {why.strip()}".rstrip(),
         f"process    {'alive' if status['alive'] else 'gone'}, pid {status['pid']}, silent {status['silent_s']:.2f} s"
@@ -153,7 +171,7 @@ def describe(status: Mapping[str, Any]) -> str:
         f"latest {status['late_max_ns'] / 1e6:.2f} ms, bus at most {status['io_max_ns'] / 1e6:.2f} ms",
         f"class      {'SCHED_FIFO' if status['fifo'] else 'normal priority (SCHED_FIFO was refused)'}, "
         f"memory {'locked' if status['locked'] else 'not locked'}, page faults {status['minor_faults']}",
-        f"chunks     {counts('chunks')}" + (f"; the plan's observation is {age_ms:.0f} ms old" if age_ms >= 0 else ""),
+        "; ".join([f"chunks     {counts('chunks')}", *ages]),
         f"guard      {counts('verdicts')}; rest within {status['rest_ticks']} ticks",
         f"patience   {status['patience_ns'] / 1e9:.2f} s (age limit and latch time)",
         f"readings   {status['lost_reads']} lost" + silent_now(status),

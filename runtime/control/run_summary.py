@@ -16,7 +16,7 @@ from rich.console import Console
 from vla_edge.errors import ControlError
 from vla_edge.runtime.control.faults import ARM_AGAIN, fault_of, joint_of
 from vla_edge.runtime.control.flight_record import faults_of, open_record, tick_times, ticks_of
-from vla_edge.runtime.control.operator import read_status
+from vla_edge.runtime.control.operator import prefix_age, read_status
 from vla_edge.runtime.control.run_folder import RunFolder
 
 PHASE_S = 1 / 3
@@ -25,12 +25,13 @@ DEGREES_PER_COUNT = 360 / 4096
 _AT = {"start": "where a motion starts", "hand-over": "where chunks take over", "steady": "in between"}
 
 
-def one_line(status: Mapping[str, Any]) -> str:
+def one_line(status: Mapping[str, Any], inference: Mapping[str, Any]) -> str:
     """The live line."""
     joint = f"{joint_of(status)} ".lstrip()
     latched = ", latched" if status["latched"] else ""
     why = f" ({joint}{status['reason']}{latched})" if status["reason"] else ""
     age = f"{status['age_ns'] / 1e6:.0f} ms" if status["age_ns"] >= 0 else "-"
+    age += f", prefix {old}" if (old := prefix_age(inference)) else ""
     refused = sum(status["chunks"].values()) - status["chunks"]["taken"]
     clamped = sum(status["verdicts"].values()) - status["verdicts"]["passed"]
     return (
@@ -127,9 +128,11 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
             f"({kept / max(1, looked + kept):.0%} of the pictures); "
             f"{summary['chunks_taken']} chunks taken, refused: {refused or 'none'}."
         )
-    slow = summary["inference"].get("slow_refresh")
-    if slow:
-        lines.append(f"{slow[0].upper()}{slow[1:]}.")
+    if old := prefix_age(summary["inference"]):
+        lines.append(f"The prefixes of the last plans were {old} old.")
+    for why in (summary["inference"].get(name) for name in ("slow_refresh", "no_audit")):
+        if why:
+            lines.append(f"{why[0].upper()}{why[1:]}.")
     changed = summary["guard_degrees"]
     if changed:
         told = ", ".join(f"{degrees:.1f}° {_AT[name]}" for name, degrees in changed.items())

@@ -34,7 +34,7 @@ from vla_edge.runtime.control.control_files import ring_writer
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
 from vla_edge.runtime.control.faults import WANTED, fault_of, heat_of
 from vla_edge.runtime.control.inference_process import add_policy_arguments, session_options
-from vla_edge.runtime.control.operator import ask, read_status, refusal_of
+from vla_edge.runtime.control.operator import ask, read_inference, read_status, refusal_of
 from vla_edge.runtime.control.person import HELP, KEYS_LINE, Person, Wish
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import (
@@ -339,7 +339,7 @@ def _watch(this: Run, person: Person, console: Console) -> None:
             wishes = person.wishes(WATCH_S)
             this.heart.beat()
             status = read_status(this.folder)
-            told = one_line(status)
+            told = one_line(status, read_inference(this.folder) if this.inference else {})
             fits = person.has_terminal and len(told) + len(KEYS_LINE) + len("⠋    ") <= console.width
             line.update(told + (f"  [dim]{KEYS_LINE}[/dim]" if fits else ""))
             this.note(status)

@@ -25,11 +25,13 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowSignal
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.runtime.control.handover import HandOver, HandOverOptions, HostDelays, Pace, Rhythm, pace_of
+from vla_edge.runtime.control.inference_log import SEVERAL
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
+from vla_edge.runtime.control.operator import describe, prefix_age, read_inference, read_status
 from vla_edge.runtime.control.planning import WatchedScene, view_of
 from vla_edge.runtime.control.run_folder import open_run_folder
-from vla_edge.runtime.control.run_summary import tell
-from vla_edge.runtime.inference.cache import CacheMode, Decision, Reason
+from vla_edge.runtime.control.run_summary import one_line, tell
+from vla_edge.runtime.inference.cache import CacheCounts, CacheMode, Decision, Reason
 from vla_edge.runtime.inference.refresh import Adopted, Refresh, slow_refresh
 from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions, Timings
@@ -299,6 +301,34 @@ def test_plans_that_must_wait_for_every_refresh_say_so_once(world, capsys):
     status |= {"armed_s": 0.0, "motion_share": 0.0, "times_us": {}, "guard_degrees": {}, "record": "R"}
     tell({**status, "inference": summary}, Console())
     assert capsys.readouterr().out.count("A refresh takes") == 1
+
+
+def test_the_age_of_prefixes_and_audits_that_never_have_time_are_told(world, capsys):
+    running = world(session=SessionOptions(CacheMode.STILL, gate=GUARD), replan_s=0.0, audit=1.0)
+    wait_until(lambda: prefix_age(read_inference(running.folder)))
+    status, inference = read_status(running.folder), read_inference(running.folder)
+    told = f"{inference['prefix_age_ms']['p50']:.0f} ms (p99 {inference['prefix_age_ms']['p99']:.0f})"
+    assert f"; prefixes {told}\n" in describe(status, inference) and "prefixes" not in describe(status, {})
+    assert f" ms, prefix {told}  clamped" in one_line(status, inference) and "prefix" not in one_line(status, {})
+    running.close()
+    assert read_inference(running.folder) == {}, "nothing plans any more"
+
+    loop, said = running.loop, []
+    loop._session.cache.counts, loop._audit.due = CacheCounts(), lambda result: True
+    loop._log.events.clear()
+    loop._delays.fresh.add(1e6, ())  # no chunk lasts for two inferences
+    for times in range(1, 3 * SEVERAL):
+        assert len(said) == (times > SEVERAL)
+        loop._audit_if_due(None, None, said.append)
+    summary = loop._summary("stopped")
+    assert said == [f"inference: {summary['no_audit']}"] and "--audit 0" in said[0]
+    status = {"ticks": 1, "missed": 0, "chunks_taken": 0, "chunks_refused": {}, "earlier_faults": [], "fault": ""}
+    status |= {"armed_s": 0.0, "motion_share": 0.0, "times_us": {}, "guard_degrees": {}, "record": "R"}
+    tell({**status, "inference": summary}, Console())
+    told = capsys.readouterr().out
+    assert told.count("Nothing that a plan reused is checked") == told.count("The prefixes of the last plans were") == 1
+    loop._session.cache.counts.audits = 1
+    assert "no_audit" not in loop._summary("stopped")
 
 
 @pytest.mark.parametrize(("took_ms", "slow"), [((0.0, 400.0, 600.0), False), ((1.0, 400.0, 600.0), True)])
