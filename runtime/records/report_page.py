@@ -171,6 +171,7 @@ def _cache(facts: RunFacts) -> str:
     beside, hits = (sum(line["reason"] == reason for line in lines) for reason in ("beside", "reused"))
     used = [line for line in lines if line["reason"] in ("beside", "reused")]
     ages = [line["age_s"] for line in used if line.get("age_s") is not None] + [0.0] * (len(lines) - len(used))
+    plans = [line["delay_ms"] / 1e3 for line in lines if line.get("outcome") == "sent" and "delay_ms" in line]
     cameras = max((len(line.get("vision", ())) for line in lines), default=0)
     looked = sum(len(line.get("vision", ())) for line in lines)
     verdicts = Counter(line["verdict"] for line in lines if line.get("verdict"))
@@ -178,6 +179,7 @@ def _cache(facts: RunFacts) -> str:
         f'<div class="facts"><div><span>hits</span><b>{hits}</b></div><div><span>prefix '
         f"runs</span><b>{prefixes}</b></div><div><span>pictures looked at</span><b>{looked} of "
         f"{cameras * len(lines)}</b></div><div><span>planned beside a refresh</span><b>{beside}</b></div>"
+        f"<div><span>age of the plan when it was sent, p50 and p99</span><b>{_ages(plans)}</b></div>"
         f"<div><span>age of the prefix, p50 and p99</span><b>{_ages(ages)}</b></div>"
         f"<div><span>delta runs</span><b>{sum(bool(line.get('delta')) for line in lines)}</b></div><div><span>hit "
         f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",

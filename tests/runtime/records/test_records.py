@@ -396,6 +396,9 @@ def test_the_report_tells_plans_beside_a_refresh_from_hits_and_the_age_of_the_pr
     plans = [line for line in lines if "reason" in line]
     for line, (reason, prefix, age_s) in zip(plans, [("beside", False, 0.25), ("reused", False, 0.25)]):
         line.update(reason=reason, prefix=prefix, age_s=age_s)
+    for line in plans:
+        line["delay_ms"] = 40.0 if line["outcome"] == "sent" else 9000.0
+    plans[-1].update(outcome="scene_moved", delay_ms=9000.0)
     for line in plans[2:]:
         line.update(reason="reused", prefix=False, age_s=0.25)
     log, out = tmp_path / "log.jsonl", tmp_path / "page.html"
@@ -405,6 +408,7 @@ def test_the_report_tells_plans_beside_a_refresh_from_hits_and_the_age_of_the_pr
     text = out.read_text()
     assert "planned beside a refresh</span><b>1</b>" in text and "prefix runs</span><b>0</b>" in text
     assert "age of the prefix, p50 and p99</span><b>250 and 250 ms</b>" in text
+    assert "age of the plan when it was sent, p50 and p99</span><b>40 and 40 ms</b>" in text
 
 
 def test_the_page_says_what_ran_on_which_arm_and_what_the_cameras_saw_last(run_folder, tmp_path):
