@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_edge.benchmarks.subject import DELTA
 from vla_edge.files import write_text
 
 COLOURS = {
@@ -54,13 +55,17 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['rounds']['rounds']} interleaved rounds after {result['rounds']['warm_up']} to warm up; ms; "
         f"baseline {result['baseline']}."
     )
-    yield from ("", "| subject | case | p50 | p90 | p99 | max | CPU ms p50 |", "|---|---|---|---|---|---|---|")
+    yield from (
+        "",
+        "| subject | actions a chunk | flow steps | case | p50 | p90 | p99 | max | CPU ms p50 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    )
     for name, subject in result["subjects"].items():
         for case, found in subject["cases"].items():
             whole = found["whole_tick_ms"]
             yield (
-                f"| {name} | {case} | {whole['p50']:.1f} | {whole['p90']:.1f} | {whole['p99']:.1f} | "
-                f"{whole['max']:.1f} | {found['cpu_ms']['p50']:.0f} |"
+                f"| {name} | {subject.get('chunk', '–')} | {_steps(subject, case)} | {case} | {whole['p50']:.1f} | "
+                f"{whole['p90']:.1f} | {whole['p99']:.1f} | {whole['max']:.1f} | {found['cpu_ms']['p50']:.0f} |"
             )
     yield from ("", "Stages of a fresh inference, p50 / p99:", "")
     stages = list(
@@ -100,6 +105,12 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
             )
             yield f"- {name}, 30 Hz {question.replace('_', ' ')}: {answers}"
     yield from slower_int8(result["subjects"])
+
+
+def _steps(subject: Mapping[str, Any], case: str) -> str:
+    """Flow steps of a case: its own where it is one of fewer ("fresh, 2 steps"), none of a correction."""
+    few = case.partition(", ")[2].removesuffix(" steps")
+    return "–" if case == DELTA else few or str(subject.get("steps", "–"))
 
 
 def slower_int8(subjects: Mapping[str, Any]) -> Iterator[str]:

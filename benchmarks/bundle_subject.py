@@ -48,6 +48,7 @@ class BundleSubject:
             "requested": bundle.manifest.precision.get("requested"),
             "plan_error": bundle.manifest.precision.get("error"),
             "steps": spec.steps or bundle.manifest.policy.num_steps,
+            "chunk": bundle.manifest.policy.chunk_size,
             "cameras": len(bundle.manifest.cameras),
             "executed": rows_of(bundle.manifest.policy, handover_of(None, None, bundle.manifest)),
         }

@@ -64,6 +64,8 @@ class LerobotSubject:
         self.facts: dict[str, Any] = {
             "detail": f"LeRobot's {config.type}, torch {torch.__version__} eager, {torch.get_num_threads()} threads",
             "checkpoint": self._ours.digest,
+            "chunk": self._ours.config.chunk_size,
+            "steps": getattr(self._ours.config, "num_steps", 1),
         }
 
     def run(self, case: str, number: int) -> dict[str, float]:

@@ -50,6 +50,8 @@ class TorchSubject:
             "detail": f"torch {torch.__version__} {'compiled' if spec.compiled else 'eager'} float32, LeRobot's "
             f"order, {torch.get_num_threads()} threads",
             "checkpoint": self._policy.digest,
+            "chunk": self._policy.config.chunk_size,
+            "steps": getattr(self._policy.config, "num_steps", 1),
         }
 
     def run(self, case: str, number: int) -> dict[str, float]:

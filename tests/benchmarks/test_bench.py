@@ -16,14 +16,14 @@ import pytest
 from vla_edge.benchmarks import full
 from vla_edge.benchmarks import measure as measuring
 from vla_edge.benchmarks.bench_compare import compare
-from vla_edge.benchmarks.bench_report import slower_int8
+from vla_edge.benchmarks.bench_report import markdown, slower_int8
 from vla_edge.benchmarks.bundle_subject import BundleSubject
 from vla_edge.benchmarks.ceilings import Ceilings
 from vla_edge.benchmarks.command import main
 from vla_edge.benchmarks.full import headline
 from vla_edge.benchmarks.measure import percentiles
 from vla_edge.benchmarks.preset import PRESETS, contract_of
-from vla_edge.benchmarks.subject import CACHED, FRESH, ONE_CAMERA, SubjectSpec
+from vla_edge.benchmarks.subject import CACHED, DELTA, FRESH, ONE_CAMERA, SubjectSpec
 from vla_edge.benchmarks.subjects import SubjectProcess
 from vla_edge.benchmarks.torch_subject import TorchSubject
 from vla_edge.bundle import open_bundle
@@ -74,6 +74,7 @@ def test_a_result_names_host_commit_digest_and_every_stage(result: dict[str, Any
     )
     assert len(bundle["digest"]) == 64 and len(torch["checkpoint"]) == 64
     assert bundle["cases"].keys() == {FRESH, CACHED, ONE_CAMERA}
+    assert (bundle["chunk"], bundle["steps"]) == (torch["chunk"], torch["steps"]) == (50, 10)
     stages = bundle["cases"][FRESH]["stages_ms"]
     for stage in ("camera preparation", "vision", "prefix", "state", "step", "loop", "post-processing", "inference"):
         assert stages[stage]["p50"] > 0, stage
@@ -83,6 +84,38 @@ def test_a_result_names_host_commit_digest_and_every_stage(result: dict[str, Any
     )
     assert len(bundle["cases"][FRESH]["raw_ms"]) == 3 and bundle["peak_rss_mb"] > 50 and bundle["cold_start_s"] > 0
     assert set(bundle["verdicts"]["replan_every_tick"]) == set(bundle["cases"])
+
+
+def test_the_first_table_says_how_many_actions_and_flow_steps_a_chunk_has() -> None:
+    """Of each case: one of fewer steps takes those, a correction takes none; results of before say neither."""
+    quantiles = dict.fromkeys(("p50", "p90", "p99", "max"), 1.0)
+    found = {"whole_tick_ms": quantiles, "cpu_ms": quantiles, "stages_ms": {}}
+    facts = {"peak_rss_mb": 1, "resident_mb": 1, "cold_start_s": 1.0, "verdicts": {}, "fractions": {}}
+    first = {**facts, "chunk": 16, "steps": 10, "cases": dict.fromkeys((FRESH, "cached, 2 steps", DELTA), found)}
+    host = dict.fromkeys(("when", "cpu", "cores", "governor", "memory_gb", "load_before", "commit"), "") | {
+        "clock_mhz": []
+    }
+    lines = list(
+        markdown(
+            {
+                "host": host,
+                "ceilings": {"float32": 1.0, "int8": 1.0, "memory": 1.0},
+                "rounds": {"rounds": 1, "warm_up": 0},
+                "baseline": "old",
+                "subjects": {"first": first, "old": {**facts, "cases": {FRESH: found}}},
+                "ratios": {},
+                "errors": {},
+            }
+        )
+    )
+    cells = [line.split(" | ")[:4] for line in lines if line.startswith(("| subject | actions", "| first", "| old"))]
+    assert cells[:5] == [
+        ["| subject", "actions a chunk", "flow steps", "case"],
+        ["| first", "16", "10", FRESH],
+        ["| first", "16", "2", "cached, 2 steps"],
+        ["| first", "16", "–", DELTA],
+        ["| old", "–", "–", FRESH],
+    ]
 
 
 def test_the_bundle_and_torch_are_compared_on_the_same_inputs(result: dict[str, Any]) -> None:
