@@ -39,7 +39,9 @@ def test_the_doctor_measures_a_distilled_bundle(distilled_bundle: Path, capsys: 
     doctor(["deploy", str(distilled_bundle), "--task", TASK, "--threads", "1", "--json"])
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     states = {item["name"]: item["state"] for item in told["checks"]}
-    assert states["speed"] != "not run" and states["instruction"] == states["exception handling"] == "passed", told
+    speed = next(item for item in told["checks"] if item["name"] == "speed")
+    assert speed["state"] != "not run" and " (distilled); " in speed["found"], told
+    assert states["instruction"] == states["exception handling"] == "passed", told
 
 
 def test_the_bench_times_the_distilled_steps(distilled_bundle: Path, tmp_path: Path) -> None:
@@ -97,10 +99,20 @@ def test_unequal_steps_of_a_distilled_checkpoint_are_one_line(
 
 
 @pytest.mark.parametrize("command", ["inference", "run"])
-def test_a_refresh_beside_plans_that_keep_no_prefix_is_one_line_before_anything_starts(
-    distilled_bundle: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--refresh", "beside"], "--refresh beside needs a calibrated bundle, this one has no thresholds; "),
+        (["--refresh", "beside", "--cache", "still"], "--refresh beside needs a calibrated bundle, "),
+        (["--refresh", "beside", "--cache", "off"], "--refresh beside goes with --cache still or gated, not with off"),
+        (["--cache", "still"], "--cache still needs a calibrated bundle, this one has no thresholds; "),
+    ],
+)
+def test_a_cache_or_refresh_that_the_bundle_cannot_have_is_one_line_before_anything_starts(
+    distilled_bundle: Path, tmp_path: Path, command: str, words: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert runtime([command, *words_of(command, distilled_bundle, tmp_path), "--refresh", "beside"]) == 2
+    assert runtime([command, *words_of(command, distilled_bundle, tmp_path), *words]) == 2
     told = capsys.readouterr().err
-    assert told == "error: --refresh beside goes with --cache still or gated, not with off\n"
+    assert told.startswith(f"error: {why}") and told.count("\n") == 1
+    assert ("vla-calibrate gate" in told) is ("calibrated" in why)
     assert not list((tmp_path / "run").iterdir())

@@ -29,7 +29,7 @@ from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, PolicyOptions, options_of_arguments
-from vla_edge.runtime.inference.cache import add_cache_argument
+from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import (
@@ -39,6 +39,7 @@ from vla_edge.runtime.inference.session import (
     add_flow_steps_argument,
     add_noise_argument,
     cache_mode,
+    gate_settings,
 )
 from vla_edge.runtime.inference.units import remarks
 
@@ -160,14 +161,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def session_options(options: PolicyOptions, bundle: Bundle) -> SessionOptions:
-    """The session's options from the command line. ConfigError: a refresh beside plans that keep no prefix."""
-    return SessionOptions(
+    """The session's options from the command line. ConfigError: a cache or a refresh that this bundle cannot have."""
+    calibrated = cache_mode(None, bundle) is not CacheMode.OFF
+    if options.refresh == Refresh.BESIDE.value and not calibrated and options.cache in (None, "still", "gated"):
+        raise ConfigError(
+            "--refresh beside needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose "
+            "--refresh front"
+        )
+    told = SessionOptions(
         cache_mode(options.cache, bundle),
         options.seed,
         options.flow_steps,
         noise=Noise(options.noise),
         refresh=Refresh(options.refresh),
     )
+    gate_settings(bundle, told)
+    return told
 
 
 def lower_priority(nice: int) -> None:

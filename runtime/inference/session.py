@@ -160,7 +160,7 @@ class PolicySession:
         self.policy = bundle.manifest.policy
         self._steps(None)  # before graphs are loaded
         check_fit(bundle)
-        settings = _gate_settings(bundle, self.options)
+        settings = gate_settings(bundle, self.options)
         sight = self._sight = Sight(bundle, engine, self.options, settings)
         self.preparer, self.graphs, self.cache, self.loop = sight.preparer, sight.graphs, sight.cache, sight.loop
         self.observer: SessionObserver | None = None
@@ -334,7 +334,8 @@ def cache_mode(told: str | None, bundle: Bundle) -> CacheMode:
     return CacheMode.OFF if read_gate(bundle) is None else CacheMode.STILL
 
 
-def _gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
+def gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
+    """The limits of reuse, as given or the bundle's own. ConfigError: a cache that the bundle cannot have."""
     settings = options.gate or read_gate(bundle)
     judged = options.cache in (CacheMode.GATED, CacheMode.DELTA)
     if judged and not bundle.manifest.programme.scene:
