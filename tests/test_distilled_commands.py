@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.runtime.records.recorded_run import record_run
 
+from tests.runtime.records.recorded_run import record_run
 from vla_edge.benchmarks.command import main as bench
 from vla_edge.doctor import main as doctor
 from vla_edge.export.command import main as export
