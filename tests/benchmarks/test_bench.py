@@ -92,9 +92,8 @@ def test_the_first_table_says_how_many_actions_and_flow_steps_a_chunk_has() -> N
     found = {"whole_tick_ms": quantiles, "cpu_ms": quantiles, "stages_ms": {}}
     facts = {"peak_rss_mb": 1, "resident_mb": 1, "cold_start_s": 1.0, "verdicts": {}, "fractions": {}}
     first = {**facts, "chunk": 16, "steps": 10, "cases": dict.fromkeys((FRESH, "cached, 2 steps", DELTA), found)}
-    host: dict[str, Any] = dict.fromkeys(
-        ("when", "cpu", "cores", "governor", "memory_gb", "load_before", "commit"), ""
-    ) | {"clock_mhz": []}
+    names = ("when", "cpu", "cores", "governor", "memory_gb", "load_before", "commit")
+    host: dict[str, Any] = {**dict.fromkeys(names, ""), "clock_mhz": []}
     lines = list(
         markdown(
             {

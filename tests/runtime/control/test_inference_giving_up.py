@@ -313,7 +313,8 @@ def test_the_age_of_prefixes_and_audits_that_never_have_time_are_told(world, cap
     running.close()
     assert read_inference(running.folder) == {}, "nothing plans any more"
 
-    loop, said = running.loop, []
+    loop = running.loop
+    said: list[str] = []
     loop._session.cache.counts, loop._audit.due = CacheCounts(), lambda result: True
     loop._log.events.clear()
     loop._delays.fresh.add(1e6, ())  # no chunk lasts for two inferences
