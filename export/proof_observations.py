@@ -83,9 +83,13 @@ def camera_specs(
 
     with _open(recording) as dataset:
         found = cameras_in(dataset, specs, recording.cameras, all_of_them=False)
-        sizes = {source: image_size(dataset.features[key])[:2] for source, key in found.items()}
-    return tuple(
-        CameraSpec(item.name, item.source, *sizes[item.source]) if item.source in sizes else item for item in specs
+        sizes = {key: image_size(dataset.features[key])[:2] for key in found.values()}
+    return tuple(_as_in_data(item, found[item.source], sizes) if item.source in found else item for item in specs)
+
+
+def _as_in_data(camera: CameraSpec, key: str, sizes: Mapping[str, tuple[int, int]]) -> CameraSpec:
+    return CameraSpec(
+        camera.name, camera.source, *sizes[key], in_data="" if key in (camera.name, camera.source) else key
     )
 
 

@@ -146,6 +146,7 @@ def _print_policy(bundle: Bundle, console: Console) -> None:
     facts.add_row("pictures", f"{policy.image_width}×{policy.image_height}, {policy.tokens_per_image} tokens each")
     for camera in manifest.cameras:
         renamed = f" (from {camera.source})" if camera.source != camera.name else ""
+        renamed += f" ({camera.in_data} in the data)" if camera.in_data else ""
         facts.add_row("camera", f"{camera.name}{renamed} {camera.width}×{camera.height}")
     facts.add_row("joints", f"{', '.join(manifest.joints)} [{manifest.joint_units}]")
     text = manifest.tokenizer

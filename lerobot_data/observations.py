@@ -40,7 +40,8 @@ def observation_of_sample(sample: Sample, cameras: Mapping[str, str]) -> Observa
 def cameras_in(
     dataset: Dataset, cameras: Sequence[CameraSpec], given: Mapping[str, str], all_of_them: bool = True
 ) -> dict[str, str]:
-    """The policy's camera (its name on the robot) → the dataset's key: as `given`, else the same name.
+    """The policy's camera (its name on the robot) → the dataset's key: as `given`, else as at the bundle's export
+    (`in_data`), else the same name.
 
     all_of_them: the dataset has every camera whose pictures the training data had (`seen`); others, and with False all
     that the dataset lacks, are left out as long as there is one. ConfigError: `given` names a camera neither side has.
@@ -51,25 +52,31 @@ def cameras_in(
     for camera in cameras:
         asked = [wanted.pop(name) for name in (camera.source, camera.name) if name in wanted]
         if asked and asked[0] not in keys:
-            raise ConfigError(f"--camera: {dataset.root} has no camera {asked[0]}; {nearest(asked[0], keys)}")
-        key = next((name for name in (*asked, camera.source, camera.name) if name in keys), None)
+            raise ConfigError(
+                f"--camera: {dataset.root} has no camera {short_name(asked[0])}; {nearest(asked[0], keys)}"
+            )
+        key = next((name for name in (*asked, camera.in_data, camera.source, camera.name) if name in keys), None)
         if key is not None:
             found[camera.source] = key
         elif all_of_them and camera.seen:
             raise DatasetError(
-                f"{dataset.root}: no camera {camera.source} that the policy sees; {nearest(camera.source, keys)}; map "
-                f"it with --camera {short_name(camera.source)}=NAME"
+                f"{dataset.root}: no camera {short_name(camera.source)} that the policy sees; "
+                f"{nearest(camera.source, keys)}; map it with --camera {short_name(camera.source)}=NAME"
             )
     for name, key in found.items():
         first = next(other for other in found if found[other] == key)
         if first != name:
-            raise ConfigError(f"--camera gives {key} to both {first} and {name}; give each its own, or leave one out")
+            raise ConfigError(
+                f"--camera gives {short_name(key)} to both {short_name(first)} and {short_name(name)}; give each its "
+                "own, or leave one out"
+            )
     if wanted:
         name = next(iter(wanted))
-        raise ConfigError(f"--camera: the policy has no camera {name}; {nearest(name, [c.source for c in cameras])}")
+        told = nearest(name, [camera.source for camera in cameras])
+        raise ConfigError(f"--camera: the policy has no camera {short_name(name)}; {told}")
     if not found:
         raise DatasetError(
-            f"{dataset.root}: its cameras {', '.join(keys) or '(none)'} are none of the policy's "
-            f"{', '.join(camera.source for camera in cameras)}; map them with --camera NAME=DATASET_NAME"
+            f"{dataset.root}: its cameras {', '.join(map(short_name, keys)) or '(none)'} are none of the policy's "
+            f"{', '.join(short_name(camera.source) for camera in cameras)}; map them with --camera NAME=DATASET_NAME"
         )
     return found

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.camera_names import nearest, short_name
 from vla_edge.command_line import answer
-from vla_edge.errors import CheckFailed, ConfigError, IdentityError
+from vla_edge.errors import CheckFailed, ConfigError, DatasetError, IdentityError
+from vla_edge.lerobot_data.observations import cameras_in
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointUnits, load_joint_calibration
 from vla_edge.robot.robot_file import add_arm, add_robot_file
@@ -144,22 +146,27 @@ def _joint_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
 def _camera_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     cameras = bundle.manifest.cameras
     keys = list(dataset.camera_keys)
-    if not {name for camera in cameras for name in (camera.source, camera.name)} & set(keys):
-        names = ", ".join(camera.source for camera in cameras)
-        yield f"the dataset has none of the policy's cameras {names}; it has {', '.join(keys) or 'none'}"
+    try:
+        found = cameras_in(dataset, cameras, {}, all_of_them=False)
+    except DatasetError:
+        found = {}
+        names = ", ".join(short_name(camera.source) for camera in cameras)
+        yield f"the dataset has none of the policy's cameras {names}; {nearest(cameras[0].source, keys)}"
     for camera in cameras:
-        key = next((name for name in (camera.source, camera.name) if name in keys), None)
+        key = found.get(camera.source)
         if key is None and camera.seen:
-            yield f"the dataset has no camera {camera.source}; it has {', '.join(keys) or 'none'}"
+            yield f"the dataset has no camera {short_name(camera.source)}; {nearest(camera.source, keys)}"
         if key is None:
             continue
         height, width = dataset.features[key].shape[:2]
         if camera.seen and (height, width) != (camera.height, camera.width):
-            yield f"camera {key} is {width}x{height} in the dataset, {camera.width}x{camera.height} in the bundle"
-    shared = [camera.source for camera in cameras if camera.source in keys]
+            ours = f"{camera.width}x{camera.height}"
+            yield f"camera {short_name(key)} is {width}x{height} in the dataset, {ours} in the bundle"
+    shared = [source for source, key in found.items() if source == key]
     in_data = [key for key in keys if key in shared]
     if shared != in_data:
-        yield f"the order of cameras differs: {', '.join(in_data)} in the dataset, {', '.join(shared)} in the bundle"
+        there, here = (", ".join(map(short_name, names)) for names in (in_data, shared))
+        yield f"the order of cameras differs: {there} in the dataset, {here} in the bundle"
 
 
 def _rate_differences(bundle: Bundle, dataset: Dataset) -> Iterator[str]:

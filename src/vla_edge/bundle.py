@@ -57,13 +57,15 @@ class GraphSpec:
 @dataclass(frozen=True, slots=True)
 class CameraSpec:
     """One camera the policy sees, in slot order; `source` is its name before `rename_map`. `seen`: height and width are
-    those of the training data; otherwise nobody knows them."""
+    those of the training data; otherwise nobody knows them. in_data: what the data given at export calls it, where that
+    is neither (`--camera`)."""
 
     name: str
     source: str
     height: int
     width: int
     seen: bool = True
+    in_data: str = ""
 
     @property
     def placeholder(self) -> bool:

@@ -60,15 +60,13 @@ def test_cameras_are_found_by_their_name_on_the_robot_their_name_in_the_policy_o
 
 def test_a_camera_that_is_nowhere_is_named_with_what_there_is(dataset: Path) -> None:
     with open_dataset(dataset) as data:
-        with pytest.raises(DatasetError, match=r"no camera observation\.images\.phone that the policy sees; there is"):
+        with pytest.raises(DatasetError, match=r"no camera phone that the policy sees; there is"):
             cameras_in(data, POLICY, {})
-        with pytest.raises(ConfigError, match=r"has no camera observation\.images\.wrst; did you mean wrist"):
+        with pytest.raises(ConfigError, match=r"has no camera wrst; did you mean wrist"):
             cameras_in(data, POLICY, {"observation.images.phone": "observation.images.wrst"})
-        with pytest.raises(
-            ConfigError, match=r"the policy has no camera observation\.images\.phon; did you mean phone"
-        ):
+        with pytest.raises(ConfigError, match=r"the policy has no camera phon; did you mean phone"):
             cameras_in(data, POLICY, {"observation.images.phon": WRIST}, all_of_them=False)
-        with pytest.raises(ConfigError, match="front to both observation.images.front and observation.images.phone"):
+        with pytest.raises(ConfigError, match="front to both front and phone"):
             cameras_in(data, POLICY, {"observation.images.phone": FRONT})
-        with pytest.raises(DatasetError, match="none of the policy's observation.images.arm; map them"):
+        with pytest.raises(DatasetError, match="none of the policy's arm; map them"):
             cameras_in(data, (CameraSpec("x", "observation.images.arm", 8, 8),), {}, all_of_them=False)
