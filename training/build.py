@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vla_edge.camera_names import short_name
+from vla_edge.camera_names import nearest, short_name
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
@@ -121,7 +121,7 @@ def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) ->
     known = [camera.name for camera in settings.cameras]
     for name in fit.rename:
         if name not in known:
-            raise ConfigError(f"--camera {name}: the policy has no such camera; it has {', '.join(known)}")
+            raise ConfigError(f"--camera: the policy has no camera {short_name(name)}; {nearest(name, known)}")
     if settings.relative is not None and fit.statistics is not None:
         raise ConfigError(
             "the policy's actions count from the state, the data's statistics are of actions as they are; give "
@@ -135,9 +135,10 @@ def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) ->
             continue
         for dataset in fit.datasets:
             if source not in dataset.camera_keys:
+                ours, told = short_name(camera.name), nearest(source, dataset.camera_keys)
                 raise ConfigError(
-                    f"{dataset.root}: no camera {source}, which the policy's {camera.name} needs; "
-                    f"map one of {', '.join(dataset.camera_keys)} with --camera {camera.name}=KEY"
+                    f"{dataset.root}: no camera {short_name(source)} for the policy's {ours}; {told}; map it with "
+                    f"--camera {ours}=NAME"
                 )
         height, width = fit.datasets[0].features[source].shape[:2]
         cameras.append(CameraSettings(camera.name, source, height, width))

@@ -29,6 +29,7 @@ from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.joint_calibration import JointUnits
 from vla_edge.robot.robot_file import add_arm, add_robot_file
 from vla_edge.runtime.control.handover import Rhythm, handover_of, pace_of, rows_of
+from vla_edge.runtime.control.identity import cameras_named
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
@@ -449,6 +450,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vla_edge.trials.place_check import check_cameras, check_start_pose
 
     cameras = parse_cameras(arguments.camera)
+    cameras_named(open_bundle(arguments.bundle), [camera.name for camera in cameras])
     items = check_deployment(
         arguments.bundle, arguments.dataset, arguments.task, arguments.hz, arguments.threads, arguments.tolerance,
         arguments.robot,

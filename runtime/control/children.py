@@ -33,7 +33,7 @@ DEAD = b"note: control is dead: the guardian made the arm stand still; the servo
 
 
 class AlreadyTold(Exception):
-    """A child ended with exit code 2: the line that says why stands on stderr already."""
+    """A child ended with exit code 2: the line that says why, which stands on stderr already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Child:
         """AlreadyTold or ControlError when it has ended."""
         code = self.process.poll()
         if code == BAD_INPUT:
-            raise AlreadyTold(self.name)
+            raise AlreadyTold(self.answer().get("error", f"{self.name} was refused; look at its message above"))
         if code is not None:
             raise ControlError(f"{self.name} ended with exit code {code}; look at its messages above")
 
@@ -56,6 +56,14 @@ class Child:
         """What it printed so far, whole lines."""
         self.output.seek(0)
         return self.output.read().decode(errors="replace").splitlines()
+
+    def answer(self) -> Mapping[str, Any]:
+        """The JSON object of its last line, empty without one."""
+        lines = self.lines()
+        with contextlib.suppress(ValueError):
+            told = json.loads(lines[-1]) if lines else {}
+            return told if isinstance(told, dict) else {}
+        return {}
 
 
 def start(name: str, words: Sequence[str], ends_with_us: bool = False) -> Child:
@@ -113,12 +121,9 @@ def end(child: Child, hurried: Callable[[float], bool], patience_s: float = END_
                     file=sys.stderr,
                     flush=True,
                 )
-    lines = child.lines()
+    told = child.answer()
     child.output.close()
-    with contextlib.suppress(ValueError):
-        told = json.loads(lines[-1]) if lines else {}
-        return told if isinstance(told, dict) else {}
-    return {}
+    return told
 
 
 def kernel_state(pid: int) -> str:

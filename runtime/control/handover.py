@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Manifest, PolicySpec
+from vla_edge.command_line import count
 from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.ensembling import TemporalEnsemble, rows_from
 from vla_edge.errors import ConfigError
@@ -77,7 +78,7 @@ def add_handover_arguments(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--inpaint-horizon",
-        type=int,
+        type=count,
         metavar="ROWS",
         help="most rows of a new chunk that inpaint ties to the executing one (default: all that overlap)",
     )
@@ -92,6 +93,11 @@ def handover_of(kind: str | None, horizon: int | None, manifest: Manifest) -> Ha
         raise ConfigError(
             "--handover inpaint ties a chunk while it is made in steps; this policy makes it in one pass: choose "
             "replace, blend or ensemble"
+        )
+    if horizon is not None and chosen is not HandOver.INPAINT:
+        raise ConfigError(
+            f"--inpaint-horizon {horizon} is of --handover inpaint, this run's is {chosen.value}; leave it out"
+            + (", or give --handover inpaint" if steps else "")
         )
     return HandOverOptions(chosen, horizon, ENSEMBLE_COEFFICIENT if coefficient is None else coefficient)
 

@@ -4,14 +4,15 @@ any motion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle, CameraSpec
-from vla_edge.errors import IdentityError
+from vla_edge.camera_names import nearest, short_name
+from vla_edge.errors import ConfigError, IdentityError
 from vla_edge.robot.arm_description import ArmDescription, arms_called
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, linear_map
 from vla_edge.runtime.inference.prepare import other_aspects
@@ -160,6 +161,17 @@ def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], 
                 f"{least:.0f} to {most:.0f}; "
                 "move the arm near the demonstrations' start by hand, or check units and calibration"
             )
+
+
+def cameras_named(bundle: Bundle, names: Iterable[str]) -> dict[str, CameraSpec]:
+    """Camera of the policy by name, before and after `rename_map`. ConfigError: it has none of one of `names`."""
+    cameras = bundle.manifest.cameras
+    known = {name: camera for camera in cameras for name in (camera.name, camera.source)}
+    for name in names:
+        if name not in known:
+            told = nearest(name, [camera.source for camera in cameras])
+            raise ConfigError(f"the policy has no camera {short_name(name)}; {told}")
+    return known
 
 
 def check_picture_sizes(bundle: Bundle, pictures: Mapping[str, NDArray[np.uint8]]) -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TypeVar
 
 from vla_edge.bundle import Bundle, open_bundle
+from vla_edge.camera_names import short_name
 from vla_edge.command_line import answer, between, count, file_to_write, fraction, not_negative, whole
 from vla_edge.engines.engine import EngineOptions, add_engine_arguments, load_engine
 from vla_edge.errors import CameraError, ConfigError
@@ -24,7 +25,7 @@ from vla_edge.robot.cameras import Camera, FreshnessWatch, open_camera
 from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.runtime.control.children import end_with
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
-from vla_edge.runtime.control.identity import check_camera_places, check_picture_sizes
+from vla_edge.runtime.control.identity import cameras_named, check_camera_places, check_picture_sizes
 from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
@@ -221,38 +222,33 @@ def camera_options(bundle: Bundle, given: list[str], without: list[str]) -> tupl
     ConfigError: one is missing, unknown, or both given and left out.
     """
     options = parse_cameras(given)
-    known = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
     left_out = {parse_cameras([f"{name}=0"])[0].name for name in without}
-    for name in [*(option.name for option in options), *left_out]:
-        if name not in known:
-            raise ConfigError(
-                f"the policy has no camera {name}; it sees "
-                f"{', '.join(camera.source for camera in bundle.manifest.cameras)}"
-            )
+    known = cameras_named(bundle, [*(option.name for option in options), *left_out])
     covered = {known[option.name].name for option in options}
     for first, second in combinations(options, 2):
         if known[first.name].name == known[second.name].name:
             raise ConfigError(
-                f"camera {first.name} is given twice, as {first.name} and {second.name}; give one of them"
+                f"cameras {short_name(first.name)} and {short_name(second.name)} are one camera of the policy; give "
+                "one of them"
             )
         if first.kind == second.kind != "file" and first.device == second.device:
             raise ConfigError(
-                f"cameras {first.name} and {second.name} both read {first.device}; give each its own device, or leave "
-                f"one out with --without {second.name}"
+                f"cameras {short_name(first.name)} and {short_name(second.name)} both read {first.device}; give each "
+                f"its own device, or leave one out with --without {short_name(second.name)}"
             )
     missing = [
-        camera.source
+        short_name(camera.source)
         for camera in bundle.manifest.cameras
         if camera.name not in covered and not camera.placeholder and not {camera.name, camera.source} & left_out
     ]
     if missing:
         raise ConfigError(
-            f"camera {missing[0]} of the policy is not given; give --camera NAME=DEVICE, or --without NAME to run "
-            "without it"
+            f"camera {missing[0]} of the policy is not given; give --camera {missing[0]}=DEVICE, or --without "
+            f"{missing[0]} to run without it"
         )
     both = [option.name for option in options if known[option.name].name in {known[name].name for name in left_out}]
     if both:
-        raise ConfigError(f"camera {both[0]} is given and left out; drop one of --camera and --without")
+        raise ConfigError(f"camera {short_name(both[0])} is given and left out; drop one of --camera and --without")
     return options
 
 

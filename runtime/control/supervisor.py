@@ -33,7 +33,8 @@ from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wa
 from vla_edge.runtime.control.control_files import ring_writer
 from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
 from vla_edge.runtime.control.faults import WANTED, fault_of, heat_of
-from vla_edge.runtime.control.inference_process import add_policy_arguments, session_options
+from vla_edge.runtime.control.handover import handover_of
+from vla_edge.runtime.control.inference_process import add_policy_arguments, camera_options, session_options
 from vla_edge.runtime.control.operator import ask, read_inference, read_status, refusal_of
 from vla_edge.runtime.control.person import HELP, KEYS_LINE, Person, Wish
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
@@ -147,6 +148,7 @@ def supervise(options: RunOptions) -> int:
     check_seconds(options.seconds)
     bundle = open_bundle(options.robot.bundle)
     bundle.manifest.policy.checked_steps(session_options(options.policy, bundle).steps)
+    handover_of(options.robot.handover, options.robot.inpaint_horizon, bundle.manifest)
     if not options.simulated and (options.robot.port is None or options.robot.joints is None):
         raise ConfigError(
             "the arm needs --port and --joints: `vla-runtime setup` finds and stores them; --robot sim needs neither"
@@ -154,7 +156,10 @@ def supervise(options: RunOptions) -> int:
     if options.arm != DEFAULT_ARM and not options.simulated:
         raise ConfigError(f"--arm {options.arm} names a simulated arm; add --robot sim")
     console = Console(stderr=True)
-    this = Run(open_run_folder(options.run_dir), options, cameras_of(options, bundle))
+    cameras = cameras_of(options, bundle)
+    if cameras:
+        camera_options(bundle, cameras, options.policy.without)
+    this = Run(open_run_folder(options.run_dir), options, cameras)
     if not this.cameras:
         console.print(
             "note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds",
@@ -170,7 +175,8 @@ def supervise(options: RunOptions) -> int:
             _watch(this, person, console)
         except KeyboardInterrupt:
             interrupted = True  # nothing was armed
-        except AlreadyTold:
+        except AlreadyTold as told:
+            answer({"error": str(told)})
             return 2
         finally:
             person.heed()

@@ -358,8 +358,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         if line:
             print(line, file=sys.stderr)
         if as_json:
-            failure = {"error": line.partition(": ")[2] or line or "failed", "exit_code": code} if code else {}
-            told = {**_answers[-1], **failure}
+            error = line.partition(": ")[2] or line or _answers[-1].get("error", "failed")
+            told = {**_answers[-1], **({"error": error, "exit_code": code} if code else {})}
             print(json.dumps(told) if told else "", end="\n" if told else "", flush=True)
         return code
     except BrokenPipeError:

@@ -45,6 +45,8 @@ def result(golden_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vla_edge.benchmarks.ceilings.SHAPES", ((64, 64, 64),))
+        here = tmp_path_factory.mktemp("here")
+        patch.chdir(here)
         words = [
             "--bundle",
             str(golden_bundle),
@@ -58,7 +60,7 @@ def result(golden_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             "1",
         ]
         assert main([*words, "--out", str(out), "--name", "tiny", "--json"]) == 0
-    assert {file.name for file in out.iterdir()} == {"tiny.json", "tiny.md", "tiny.png"}
+    assert {file.name for file in out.iterdir()} == {"tiny.json", "tiny.md", "tiny.png"} and not [*here.iterdir()]
     content: dict[str, Any] = json.loads((out / "tiny.json").read_text())
     return content
 
@@ -215,6 +217,15 @@ def test_where_results_cannot_be_written_is_told_before_the_measurement(
     (tmp_path / "file").touch()
     for words in (["--out", str(tmp_path / "file" / "x")], ["--out", str(tmp_path), "--name", "../evil"]):
         assert main(["--bundle", str(golden_bundle), *words]) == 2
+
+
+def test_nothing_is_written_into_the_current_folder(
+    result: dict[str, Any], golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_edge.benchmarks.measure.measure", lambda *_: result)  # that measures in an empty one too
+    monkeypatch.chdir(tmp_path)
+    assert main(["--bundle", str(golden_bundle)]) == 0
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_slower_machine_is_not_a_slower_program(result: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vla_edge.camera_names import short_name
 from vla_edge.errors import CheckpointError, ConfigError, TrainingError
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training import loop as training_loop
@@ -409,7 +410,11 @@ BAD = {
     "missing policy": (["--dataset", "{world}/data", "--checkpoint", "{tmp}/none"], "config.json: missing"),
     "wrong camera": (
         ["--dataset", "{world}/data", "--camera", f"{CAMERA}=observation.images.side"],
-        "no camera observation.images.side",
+        "no camera side for the policy's ",
+    ),
+    "mistyped camera": (
+        ["--dataset", "{world}/data", "--camera", f"{CAMERA[:-1]}=side"],
+        f"--camera: the policy has no camera {short_name(CAMERA)[:-1]}; did you mean {short_name(CAMERA)}?",
     ),
     "batch of zero": (
         ["--dataset", "{world}/data", "--batch-size", "0"],

@@ -161,5 +161,7 @@ def test_doctor_looks_through_the_cameras_and_reads_the_pose(
         assert main([*words, "--joint-units", "degrees", "--camera", f"laptop={tmp_path / 'moved.npz'}", "--json"]) == 1
     told = {row["name"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
     assert told["camera place"]["state"] == FAILED == told["start pose"]["state"]
+    assert main(["deploy", str(golden_bundle), "--camera", "latop=0"]) == 2
+    assert "the policy has no camera latop; did you mean laptop?" in capsys.readouterr().err
     item = check_start_pose(bundle, data, "koch", str(tmp_path / "gone"), joints, "degrees")
     assert item.state == NOT_RUN and "gone" in item.found

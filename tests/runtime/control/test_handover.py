@@ -102,6 +102,13 @@ def test_a_horizon_of_no_rows_is_refused_with_its_flag():
         HandOverOptions(horizon=0)
 
 
+@pytest.mark.parametrize("kind, step", [("blend", "expert"), ("ensemble", "expert"), (None, ""), ("replace", "")])
+def test_a_horizon_that_nothing_reads_is_refused(kind, step):
+    with pytest.raises(ConfigError, match="--inpaint-horizon 5 is of --handover inpaint, this run's is"):
+        handover_of(kind, 5, manifest(step))
+    assert handover_of(None, 5, manifest("expert")).horizon == 5
+
+
 def manifest(step, coefficient=None):
     """What `handover_of` reads of a manifest."""
     programme = SimpleNamespace(step=step)

@@ -191,10 +191,16 @@ def test_every_camera_of_the_policy_must_be_given_or_left_out(golden_bundle):
     ]
     assert len(camera_options(bundle, ["laptop=0"], ["phone"])) == 1
     for given, without, message in (
-        (["laptop=0"], [], "observation.images.phone of the policy is not given"),
-        (["laptop=0", "front=1"], [], "no camera observation.images.front; it sees"),
+        (["laptop=0"], [], "camera phone of the policy is not given; give --camera phone=DEVICE, or --without phone"),
+        (["laptop=0", "front=1"], [], "the policy has no camera front; there is laptop, phone$"),
+        (["latop=0", "phone=1"], [], r"the policy has no camera latop; did you mean laptop\?$"),
+        (["laptop=0"], ["phon"], r"the policy has no camera phon; did you mean phone\?$"),
         (["laptop=0", "phone=1"], ["phone"], "given and left out"),
-        (["laptop=0", "phone=0"], [], "laptop and observation.images.phone both read 0; give each its own device"),
+        (
+            ["laptop=0", "phone=0"],
+            [],
+            "laptop and phone both read 0; give each its own device, or leave one out with --without phone",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             camera_options(bundle, given, without)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,17 +17,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tests.runtime.control.control_rig import EVENT_S, Rig, rig, write_joints
 
-from vla_edge.errors import ControlError
+from vla_edge.errors import CheckFailed, ControlError
 from vla_edge.robot.arm_description import load_arm
+from vla_edge.runtime.command import main as vla_runtime
+from vla_edge.runtime.control import supervisor
+from vla_edge.runtime.control.children import start
 from vla_edge.runtime.control.faults import CAUSES, WANTED, fault_of
 from vla_edge.runtime.control.flight_record import faults_of
 from vla_edge.runtime.control.operator import Answer, is_alive, refusal_of
+from vla_edge.runtime.control.person import Person, Wish
+from vla_edge.runtime.control.run_folder import RunFolder
 
 KOCH = load_arm("koch")
 KOCH_JOINTS = KOCH.joint_names
@@ -133,6 +141,40 @@ def test_a_killed_control_process_is_no_good_end_of_a_run(golden_bundle: Path) -
         assert code == 1 and "control ended with exit code -9" in said.splitlines()[-1]
 
 
+def test_the_status_of_a_control_process_that_ended_fails(
+    golden_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rig(golden_bundle, armed=False) as made:
+        words = ["status", "--run-dir", str(made.folder.path)]
+        assert vla_runtime(words) == 0
+        made.stop()
+        capsys.readouterr()
+        assert vla_runtime([*words, "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert not told["alive"] and told["exit_code"] == 1 and "has ended or is stuck; start it again" in told["error"]
+
+
+def test_an_inference_that_keeps_dying_is_started_three_times_then_the_run_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = supervisor.Run(RunFolder(tmp_path), cast(Any, None), ["laptop=0"])
+    monkeypatch.setattr(supervisor, "inference_words", lambda _: ["-c", "raise SystemExit(3)"])
+    this.inference = start("inference", ["-c", "raise SystemExit(3)"])
+    with Person() as person:
+        person.has_terminal = False
+        for deaths in range(supervisor.RESTARTS + 3):
+            assert this.inference.process.wait(EVENT_S) == 3
+            assert person.wishes(0) == ([Wish.STOP] if deaths == supervisor.RESTARTS + 1 else [])
+            supervisor._keep_inference(this, person, Console(stderr=True))
+            assert this.restarts == min(deaths + 1, 3)
+    dead = "inference ended (3) after 3 restarts and is not started again"
+    said = capsys.readouterr().err
+    assert this.inference_died == dead and said.count("started again, the arm holds") == 3 and said.count(dead) == 1
+    this.control_code = 0
+    with pytest.raises(CheckFailed, match=re.escape(dead)):
+        supervisor._judge(this, {"state": "parked", "reason": "operator", "fault": "", "record": "record"})
+
+
 def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(golden_bundle: Path) -> None:
     with rig(golden_bundle, armed=False) as made:
         made.stop()
@@ -156,9 +198,10 @@ def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> Non
     ]
     words += ["--joints", str(tmp_path / "joints.json"), "--run-dir", str(tmp_path / "run")]
     write_joints(tmp_path / "joints.json")
-    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=EVENT_S)
+    ran = subprocess.run([sys.executable, *words, "--json"], capture_output=True, text=True, timeout=EVENT_S)
     told = [line for line in ran.stderr.splitlines() if not line.startswith("note:")]
     assert ran.returncode == 2 and len(told) == 1 and "no port" in told[0]
+    assert json.loads(ran.stdout) == {"error": told[0].removeprefix("error: "), "exit_code": 2}
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
@@ -283,6 +326,23 @@ def test_a_number_outside_its_range_is_refused_before_anything_starts(golden_bun
     words = ["-m", "vla_edge.runtime.command", "--bundle", str(golden_bundle), "--robot", "sim", "--task", "x", flag]
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=EVENT_S)
     assert ran.returncode == 2 and flag.split("=")[0] in ran.stderr and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--inpaint-horizon=-5"], "--inpaint-horizon: '-5' is not a whole number from 1 up"),
+        (["--inpaint-horizon=5", "--handover=blend"], "--inpaint-horizon 5 is of --handover inpaint"),
+        (["--camera=latop=0", "--camera=phone=1"], "the policy has no camera latop; did you mean laptop?"),
+        (["--camera=laptop=0"], "camera phone of the policy is not given"),
+    ],
+)
+def test_what_inference_would_refuse_is_refused_before_the_run_folder_is_made(
+    golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    words = ["--bundle", str(golden_bundle), "--port", "/dev/none", "--joints", str(tmp_path / "joints.json")]
+    assert vla_runtime(["run", *words, "--run-dir", str(tmp_path / "run"), "--task", "put it away", *flags]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_simulated_arm_is_chosen_only_for_a_simulated_run(golden_bundle: Path) -> None:
