@@ -33,7 +33,7 @@ from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, Measured, measure
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
@@ -334,7 +334,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--threads", type=threads, default=1)
     parser.add_argument("--name", default="cache_tradeoff", help="of the two files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the JSON")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for the PNG and the JSON")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     line = measure_all(

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.jitter import core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
-from vla_edge.command_line import CommandParser, between, count, run_command, threads
+from vla_edge.command_line import CommandParser, between, count, folder_to_write, run_command, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
 from vla_edge.engines.ort_native import NativeLoop
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=count, default=200)
     parser.add_argument("--seconds", type=between(1, 3600), default=10.0, help="of each lateness measurement")
     parser.add_argument("--threads", type=threads, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="folder for flow_overhead.png and .json")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for flow_overhead.png and .json")
     options = parser.parse_args(argv)
     bundle = open_bundle(options.bundle)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
 from vla_edge.benchmarks.subject import SubjectSpec
 from vla_edge.calibration.precision.action_error import ActionErrorBound
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError
 from vla_edge.export.assemble import ExportRequest, export_bundle
@@ -158,10 +158,17 @@ def main(argv: Sequence[str]) -> int:
         "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
     )
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="checkpoint and bundles, made once (default: out/bench/FAMILY)"
+        "--work",
+        type=folder_to_write,
+        metavar="DIR",
+        help="checkpoint and bundles, made once (default: out/bench/FAMILY)",
     )
     parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
+        "--out",
+        type=folder_to_write,
+        default=REPOSITORY / "benchmarks" / "results",
+        metavar="DIR",
+        help="folder of the results",
     )
     parser.add_argument("--rounds", type=count, default=7, help="measured rounds, at least 5")
     parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")

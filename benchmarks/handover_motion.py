@@ -31,7 +31,7 @@ from rich.progress import track
 from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube, turn_cube
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
@@ -333,7 +333,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--slow-episodes", type=count, default=4, help="of the slow host")
     parser.add_argument("--threads", type=threads, default=1, help="CPU threads of a graph")
-    parser.add_argument("--out", type=Path, required=True, help="folder for handover.md and .json")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for handover.md and .json")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads))

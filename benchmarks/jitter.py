@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.benchmarks.host import commit
-from vla_edge.command_line import CommandParser, count, positive, run_command, whole
+from vla_edge.command_line import CommandParser, count, folder_to_write, positive, run_command, whole
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
 from vla_edge.files import write_json
@@ -225,7 +225,7 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=positive, default=60.0, help="of each loop")
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--load", type=whole, default=2, help="threads of the matrix product beside it; 0: none")
-    parser.add_argument("--out", type=Path, required=True, help="folder for jitter.png and jitter.json")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for jitter.png and jitter.json")
     options = parser.parse_args(argv)
     if options.seconds < options.rounds or options.rounds < 1:
         raise ConfigError(f"--seconds {options.seconds:g} in {options.rounds} rounds is under a second each; give more")

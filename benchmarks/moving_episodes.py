@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, run_command, whole
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, whole
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.sim.bodies.koch_body import KOCH
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="python -m vla_edge.benchmarks.moving_episodes", description="record episodes for gate calibration"
     )
-    parser.add_argument("--out", type=Path, required=True, help="new dataset")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="new dataset")
     parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="whose arm moves")
     parser.add_argument("--episodes", type=count, default=20)
     parser.add_argument("--first-seed", type=whole, default=200_000)

@@ -33,7 +33,7 @@ from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import move_cube
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, inner_share, positive, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, inner_share, positive, run_command, threads
 from vla_edge.contract import Frame
 from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
@@ -308,7 +308,7 @@ def main(argv: Sequence[str]) -> int:
         help="what one on a kept prefix takes of that in lockstep (default: measured here, on this bundle)",
     )
     parser.add_argument("--threads", type=threads, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="folder for reaction.png and .json")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for reaction.png and .json")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads, spin=False))

@@ -23,6 +23,7 @@ from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.ort import OrtSession, make_session, refusals, require_runtime
 from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.errors import EngineError
+from vla_edge.installation import install_command
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -56,7 +57,7 @@ def _open(
     if provider not in have:
         raise EngineError(
             f"backend {name} needs {provider}, this onnxruntime {onnxruntime.__version__} has only "
-            f"{', '.join(have)}; install onnxruntime-gpu, or choose backend ort"
+            f"{', '.join(have)}; install it with: {install_command('gpu')}; or choose backend ort"
         )
     require_gpu()
     return OrtDeviceEngine(name, providers, options)

@@ -109,7 +109,9 @@ def _float32_bundle(arguments: argparse.Namespace, out: Path, tell: Callable[[st
         return
     if out.exists():
         raise ConfigError(f"{out}: exists already; choose another folder or remove it")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as beside:
+    parent = out.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as beside:
         export_from_arguments(arguments, Path(beside) / "float32", tell)
         yield Path(beside) / "float32"
 
@@ -120,11 +122,7 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
-
-        def tell(step: str) -> None:
-            progress.update(task, description=step)
-
-        yield tell
+        yield lambda step: progress.update(task, description=step)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_edge.camera_names import camera_pairs
-from vla_edge.command_line import between, count
+from vla_edge.command_line import between, count, file_to_write
 from vla_edge.engines.engine import backends
 from vla_edge.errors import ConfigError
 
@@ -58,7 +58,7 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         "--ranges", choices=RANGES, default="minmax", help="how a static INT8 range is taken (default: minmax)"
     )
     group.add_argument(
-        "--ranges-file", type=Path, metavar="NPZ", help="keep the ranges there; an interrupted run goes on"
+        "--ranges-file", type=file_to_write, metavar="NPZ", help="keep the ranges there; an interrupted run goes on"
     )
     group.add_argument("--frames", type=count, default=32, help="observations for ranges (default: 32)")
     group.add_argument("--held-out", type=count, default=8, help="observations for the action error (default: 8)")

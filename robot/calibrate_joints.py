@@ -14,12 +14,14 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from rich.live import Live
 from rich.table import Table
 
+from vla_edge.command_line import answer, file_to_write
 from vla_edge.contract import JointCalibration
 from vla_edge.errors import JointCalibrationError
 from vla_edge.robot.arm_description import load_arm
@@ -190,7 +192,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
     )
-    parser.add_argument("--joints", type=Path, required=True, help="joint calibration to write")
+    parser.add_argument("--joints", type=file_to_write, required=True, help="joint calibration to write")
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
     add_robot_file(parser)
 
@@ -199,8 +201,6 @@ def run(arguments: argparse.Namespace) -> int:
     path: Path = arguments.joints
     if path.exists() and not arguments.replace:
         raise JointCalibrationError(f"{path} exists; give another name, or --replace to calibrate this arm anew")
-    if not path.parent.is_dir():
-        raise JointCalibrationError(f"no folder {path.parent} for the calibration file; make it first")
     check_latency_timer(arguments.port)
     bus = ServoBus(arguments.port, load_arm(arguments.robot))
     person = TerminalPerson()
@@ -213,4 +213,5 @@ def run(arguments: argparse.Namespace) -> int:
     for joint in joints:
         print(f"{joint.name:<14} homing {joint.homing_offset:>6}  range {joint.range_min}..{joint.range_max}")
     print(f"written to the servos and to {path}")
+    answer({"file": str(path), "joints": [asdict(joint) for joint in joints]})
     return 0

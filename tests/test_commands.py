@@ -106,6 +106,8 @@ def test_help_and_a_typing_error_do_not_wait_for_torch(command: str) -> None:
 def test_defaults_are_shown_where_there_is_one() -> None:
     text = " ".join(COMMANDS["vla-data"].parser("compare").format_help().split())
     assert "pictures compared per episode and camera (default: 3)" in text
+    text = " ".join(COMMANDS["vla-train"].parser("plan").format_help().split())
+    assert "batch sizes of the table (default: 1 8 32)" in text
     text = " ".join(COMMANDS["vla-data"].parser("tasks").format_help().split())
     assert text.count("default") == 1, "the option says it itself"
 
@@ -170,6 +172,9 @@ def test_json_is_one_object_on_errors_too(capsys: pytest.CaptureFixture[str]) ->
     assert captured.err.splitlines() == ["for people", "failed: three are too many"]
     assert run_command(wrong, ["--json"]) == 2
     assert json.loads(capsys.readouterr().out) == {"error": "no such thing; look elsewhere", "exit_code": 2}
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda words: 1 // 0, ["--json"])
+    assert json.loads(capsys.readouterr().out)["error"].startswith("ZeroDivisionError: ")
     for command, main in COMMANDS.items():
         assert main(["--jsom", "--json"]) == 2, command
         assert json.loads(capsys.readouterr().out)["exit_code"] == 2
@@ -332,7 +337,7 @@ def test_without_any_optional_package_every_subcommand_says_in_one_line_what_to_
 
 def test_no_text_of_ours_installs_a_name_of_the_package_index() -> None:
     listed = subprocess.run(
-        ["git", "grep", "-nE", r"pip install[^\n]*vla-edge", "--", ".", ":!tests"],
+        ["git", "grep", "-nE", r"pip install[^\n]*vla-edge|vla-edge\[", "--", ".", ":!tests", ":!pyproject.toml"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -408,6 +413,20 @@ def test_a_path_below_a_file_or_onto_the_wrong_kind_is_refused_when_it_is_read(t
         command_line.folder_to_write(str(tmp_path / "file"))
     assert command_line.folder_to_write(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("export-engines", ["--bundle", "b", "--ranges-file", "/proc/a/b.npz"]),
+        ("vla-runtime", ["replay", "flight.record", "--export", "/proc/a/b"]),
+        ("vla-runtime", ["calibrate-joints", "--port", "p", "--joints", "/proc/a/b.json"]),
+    ],
+)
+def test_what_a_command_writes_is_refused_when_it_is_read(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "cannot be made: /proc takes no new folder" in refusal(COMMANDS[command], words, capsys)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,14 @@ def test_a_written_file_holds_what_was_given_and_nothing_stays_beside_it(tmp_pat
     assert (tmp_path / "c.json").read_text() == '{\n "x": [\n  1\n ]\n}\n'
 
 
+def test_the_folders_of_a_file_are_made_but_not_for_news(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "deep" / "a", "a")
+    assert names(tmp_path) == ["new", "new/deep", "new/deep/a"]
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "gone" / "status", "running", flush=False)
+    assert not (tmp_path / "gone").exists()
+
+
 def test_old_content_survives_a_write_that_the_system_refuses_and_the_error_names_the_file(tmp_path: Path) -> None:
     target = tmp_path / "status.json"
     write_bytes(target, b"old")

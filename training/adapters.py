@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vla_edge.errors import ConfigError
+from vla_edge.installation import missing_package
 from vla_edge.training.run_config import LoraConfig
 
 EXPERTS = "model.vlm_with_expert."
@@ -28,7 +29,7 @@ def add_lora(policy: nn.Module, config: LoraConfig) -> None:
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
     except ImportError:
-        raise ConfigError("LoRA needs the package peft; install vla-edge[train] or set the rank to 0") from None
+        raise ConfigError(f"LoRA: {missing_package('peft', 'train')}; or set --lora-rank 0") from None
     settings = PeftConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets, bias="none"
     )

@@ -182,6 +182,7 @@ def add_distill(parser: CommandParser) -> None:
     parser.add_argument("--revision", metavar="TEXT", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument("--flow-steps", type=int, choices=(1, 2, 4), required=True, help="flow steps of the new policy")
     add_training_arguments(parser, DISTILL)
+    parser.notes = table()
 
 
 def add_smoke(parser: CommandParser) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.command_line import answer
-from vla_edge.errors import TrainingError
+from vla_edge.errors import CheckFailed, TrainingError
 from vla_edge.fields import build, read_object
 from vla_edge.files import write_json, write_text
 
@@ -157,11 +157,16 @@ def trained_by_other(run: Path) -> int:
     return status.process if here and _alive(status.process) else 0
 
 
+def _killed(status: Status) -> bool:
+    """Whether it says "running" of a process of this host that is no more."""
+    return status.state == "running" and status.host == socket.gethostname() and not _alive(status.process)
+
+
 def _gone(status: Status) -> str:
     """What to add to "running" when the process that wrote it was killed, or has been silent for ten minutes."""
     if status.state != "running":
         return ""
-    if status.host == socket.gethostname() and not _alive(status.process):
+    if _killed(status):
         return f" until process {status.process} was killed; continue with `vla-train resume`"
     age = time.time() - status.updated
     return f" (no news for {age // 60:.0f} min: the process may be gone)" if age > 600 else ""
@@ -193,8 +198,15 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(arguments: argparse.Namespace) -> int:
+    """CheckFailed (exit code 1): the run failed, or its process was killed."""
     run = run_folder(arguments.run)
     print(describe(run))
-    size, log = checkpoint_bytes(run), read_metrics(run)[-NEWEST:]
-    answer({**asdict(read_status(run)), "checkpoints": checkpoints_of(run), "checkpoint_bytes": size, "log": log})
+    status = read_status(run)
+    killed, size, log = _killed(status), checkpoint_bytes(run), read_metrics(run)[-NEWEST:]
+    told = {**asdict(status), "checkpoints": checkpoints_of(run), "checkpoint_bytes": size, "log": log}
+    answer({**told, "state": "killed" if killed else status.state})
+    if killed or status.state == "failed":
+        why = f"process {status.process} was killed" if killed else status.error or "it failed"
+        way = f"continue with `vla-train resume {run}`" if told["checkpoints"] else "no checkpoint yet: start it again"
+        raise CheckFailed(f"{run}: {why}; {way}")
     return 0

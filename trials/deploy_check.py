@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from vla_edge.bundle import TRAIN_DELTA, Bundle, NormalizationSpec, open_bundle
 from vla_edge.command_line import answer, positive, threads
@@ -358,7 +360,7 @@ def check_deployment(
             if not shape_differences(bundle, data):
                 scenes, recorded = dataset_scenes(bundle, data, task), True
     deployment = Deployment(bundle, session, scenes, recorded, differences, tasks, hz, arm)
-    return [check(deployment) for check in CHECKS]
+    return [check(deployment) for check in track(CHECKS, "checking", console=Console(stderr=True), transient=True)]
 
 
 def reference_picture(image: NDArray[np.uint8], target: tuple[int, int], pad: bool) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import CommandParser, between, count, positive, run_command, threads, whole
+from vla_edge.command_line import CommandParser, between, count, file_to_write, positive, run_command, threads, whole
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
@@ -297,10 +297,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--replan", type=count, default=15, metavar="ACTIONS", help="from one observation to the next")
     parser.add_argument("--seconds", type=positive, default=4.0, help="of each episode")
     parser.add_argument("--threads", type=threads, default=2)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="table; JSON is written beside it")
+    parser.add_argument(
+        "--out", type=file_to_write, required=True, metavar="FILE.md", help="table; JSON is written beside it"
+    )
     arguments = parser.parse_args(argv)
-    if arguments.out.suffix != ".md" or not arguments.out.parent.is_dir():
-        raise ConfigError(f"--out {arguments.out} must end in .md and lie in a folder that exists")
+    if arguments.out.suffix != ".md":
+        raise ConfigError(f"--out {arguments.out} must end in .md")
     torch.set_num_threads(arguments.threads)
     bundle = open_bundle(arguments.bundle)
     sizes = {camera.source: (camera.height, camera.width) for camera in bundle.manifest.cameras}

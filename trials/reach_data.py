@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, run_command
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="python -m vla_edge.trials.reach_data", description="record the reaching task as a dataset"
     )
-    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="new folder")
     parser.add_argument("--scenes", type=count, default=default.scenes)
     parser.add_argument("--observations", type=count, default=default.observations, help="per scene")
     parser.add_argument(

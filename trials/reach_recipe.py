@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_edge.command_line import CommandParser, count, threads, whole
+from vla_edge.command_line import CommandParser, count, folder_to_write, threads, whole
 from vla_edge.errors import TrainingError
 from vla_edge.robot.sim.scene import BODIES
 from vla_edge.trials.reach_data import ReachRecording, record_reach_dataset
@@ -45,7 +45,7 @@ def run_recipe(
     parser.add_argument(
         "--dataset", type=Path, required=True, help="dataset of the task; recorded there when it does not exist"
     )
-    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--out", type=folder_to_write, required=True, help=out)
     parser.add_argument("--scenes", type=count, default=ReachRecording().scenes, help="scenes to record")
     parser.add_argument("--arm", choices=sorted(BODIES), default=ReachRecording().arm, help="the arm to record")
     fields = {name: flag for name, flag in FLAGS.items() if hasattr(recipe, name)}

@@ -31,7 +31,7 @@ from vla_edge.benchmarks.moving_episodes import HZ, phase_frames
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, noise_for, ranges_of
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import ConfigError
@@ -330,7 +330,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
     parser.add_argument("--episodes", type=count, default=8)
     parser.add_argument("--threads", type=threads, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="folder for cache_motion.md, .json and .png")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for cache_motion.md, .json and .png")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     line = measure_all(

@@ -23,7 +23,7 @@ from rich.progress import track
 from vla_edge.benchmarks.handover_motion import FIRST_SEED, TURN_TICK, Motion, Way, episode
 from vla_edge.benchmarks.host import commit
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.scene import random_scene
@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--plain", type=count, nargs="*", default=PLAIN, metavar="N", help="fewer steps of --bundle")
     parser.add_argument("--episodes", type=count, default=200, help="scenes, the same for every row")
     parser.add_argument("--threads", type=threads, default=2, help="CPU threads of a graph")
-    parser.add_argument("--out", type=Path, required=True, help="folder for few_steps.md and .json")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for few_steps.md and .json")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     engine = load_engine("ort", EngineOptions(threads=options.threads))

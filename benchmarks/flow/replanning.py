@@ -39,7 +39,7 @@ from vla_edge.benchmarks.reaction import Window
 from vla_edge.benchmarks.subject import CACHED, FRESH, SubjectSpec
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.precision.synthetic import synthetic
-from vla_edge.command_line import CommandParser, count, positive, run_command, threads
+from vla_edge.command_line import CommandParser, count, folder_to_write, positive, run_command, threads
 from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, EngineError
@@ -250,10 +250,18 @@ def page(result: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(prog="python -m vla_edge.benchmarks.flow.replanning", description="thirty plans a second")
     parser.add_argument(
-        "--work", type=Path, default=REPOSITORY / "out" / "replanning", metavar="DIR", help="bundles, made once"
+        "--work",
+        type=folder_to_write,
+        default=REPOSITORY / "out" / "replanning",
+        metavar="DIR",
+        help="bundles, made once",
     )
     parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "benchmarks" / "results", metavar="DIR", help="folder of the results"
+        "--out",
+        type=folder_to_write,
+        default=REPOSITORY / "benchmarks" / "results",
+        metavar="DIR",
+        help="folder of the results",
     )
     parser.add_argument(
         "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"

@@ -18,6 +18,7 @@ def open_log(path: Path | None) -> Iterator[Log]:
     if path is None:
         yield lambda entry: None
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", buffering=1, encoding="utf-8") as file:
 
         def log(entry: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import TextIO
 
-from vla_edge.command_line import CommandParser, count, run_command, whole
+from vla_edge.command_line import CommandParser, count, file_to_write, run_command, whole
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.arm_description import BUSES_MAX, DEFAULT_ARM, ArmDescription, ArmJoint, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
@@ -290,7 +290,7 @@ def _parser() -> CommandParser:
         default=0,
         help="which side of an arm on two ports: 0 left, 1 right",
     )
-    parser.add_argument("--log", type=Path, help="JSON lines of everything accepted")
+    parser.add_argument("--log", type=file_to_write, help="JSON lines of everything accepted")
     parser.add_argument("--joints", type=Path, help="calibration file whose homing and limits the servos hold")
     parser.add_argument(
         "--positions",

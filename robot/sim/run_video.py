@@ -23,17 +23,16 @@ class Recording:
 
     .png is a strip of at most 12 pictures, evenly spread over all that came; .mp4 is a video with that strip beside it
     (the same name, .png): H.264 where PyAV is installed, else MPEG-4 by OpenCV. ConfigError: another ending, a folder
-    that does not exist or takes no file; OSError from `add` and `close`: it takes no more.
+    that takes no file; OSError from `add` and `close`: it takes no more.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         if path.suffix not in (".mp4", ".png"):
             raise ConfigError(f"{path}: a recording ends in .mp4 or .png")
-        if not path.parent.is_dir():
-            raise ConfigError(f"{path.parent}: no such folder; make it, or record elsewhere")
         self._path, self._fps = path, fps
         self._partial = partial_path(path)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._partial.touch()
             self._partial.unlink()
         except OSError as error:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.command_line import CommandParser, between, run_command, whole
+from vla_edge.command_line import CommandParser, between, file_to_write, run_command, whole
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
@@ -175,9 +175,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--fps", type=between(1, 120), default=30.0)
     parser.add_argument("--renderer", choices=sorted(BACKENDS), default="egl")
     parser.add_argument(
-        "--video", type=Path, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
+        "--video", type=file_to_write, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
     )
-    parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines of everything the servos accepted")
+    parser.add_argument(
+        "--log", type=file_to_write, metavar="FILE", help="JSON lines of everything the servos accepted"
+    )
     parser.add_argument("--commands", action="store_true", help="take the emulator's events from standard input")
     arguments = parser.parse_args(argv)
     width, height = _size(arguments.size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import struct
 import sys
 import zipfile
@@ -66,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check_writable(arguments.out)
     bundle = open_bundle(arguments.bundle)
     inputs = read_observation(arguments.observation, bundle.manifest)
     standard = (name for name, backend in backends().items() if backend.standard and backend.device == arguments.device)
@@ -207,13 +205,3 @@ def _steps(source: str, steps: NDArray[Any] | None) -> int | None:
     if steps.dtype.kind not in "iu" or steps.size != 1:
         raise ObservationError(f"{source}: steps is {steps.dtype} {list(steps.shape)}; expected one integer")
     return int(steps.reshape(-1)[0])
-
-
-def _check_writable(path: Path) -> None:
-    """Fail before the work, not after it."""
-    if path.is_dir():
-        raise ObservationError(f"{path}: is a folder; name a file for the actions")
-    if not path.parent.is_dir():
-        raise ObservationError(f"{path.parent}: no such folder; make it, or name another file for the actions")
-    if not os.access(path.parent, os.W_OK):
-        raise ObservationError(f"{path.parent}: not writable; name another file for the actions")

@@ -56,6 +56,7 @@ class InputRecorder:
         self._written = 0
         self._holds_something = False
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("xb", buffering=0)
         except FileExistsError:
             raise RecordError(f"{path} exists already; name another file for the record of inputs") from None

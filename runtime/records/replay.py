@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.command_line import answer, not_negative
+from vla_edge.command_line import answer, folder_to_write, not_negative
 from vla_edge.errors import CheckFailed, ConfigError, RecordError
 from vla_edge.runtime.control.flight_record import (
     add_record_argument,
@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, help="run the recorded inputs through this bundle again and compare the chunks"
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write the episodes as a LeRobot v3.0 dataset; needs --inputs"
+        "--export",
+        type=folder_to_write,
+        metavar="FOLDER",
+        help="write the episodes as a LeRobot v3.0 dataset; needs --inputs",
     )
     parser.add_argument(
         "--picture-age",

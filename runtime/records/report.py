@@ -54,12 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         trials = [trial.facts() for trial in trials_of(facts.ticks, gap_ticks(row_ticks))]
         write_json(arguments.trials, {"trials": trials})
         print(f"{arguments.trials}: {len(trials)} trials, {sum(trial['succeeded'] for trial in trials)} succeeded")
-    try:
-        write_text(arguments.out, page(facts))
-    except OSError as error:
-        raise RecordError(
-            f"{arguments.out}: {error.strerror}; name a file in a folder that can be written to"
-        ) from None
+    write_text(arguments.out, page(facts))
     skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
     told = [
         f"{count.total()} {what}"

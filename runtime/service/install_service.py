@@ -15,11 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from vla_edge.command_line import answer
+from vla_edge.command_line import answer, folder_to_write
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.files import write_text
 from vla_edge.robot.robot_file import ROBOT_FILE, read_robot_file
@@ -85,9 +85,9 @@ def units_folder(as_user: bool) -> Path:
     return Path(config) / "systemd" / "user" if as_user else SYSTEM_UNITS
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
+def _add_where(parser: argparse.ArgumentParser, folder: Callable[[str], Path]) -> None:
     parser.add_argument("--user", action="store_true", help="this user's systemd instead of the machine's: no root")
-    parser.add_argument("--unit-dir", type=Path, metavar="DIR", help="folder of the units (default: systemd's own)")
+    parser.add_argument("--unit-dir", type=folder, metavar="DIR", help="folder of the units (default: systemd's own)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as", dest="account", metavar="NAME", help="account the services run under (default: who called sudo)"
     )
-    _add_where(parser)
+    _add_where(parser, folder_to_write)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def add_uninstall_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_where(parser)
+    _add_where(parser, Path)
 
 
 def run_uninstall(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from vla_edge.bundle import Bundle
+from vla_edge.command_line import answer
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import ConfigError, ControlError, ObservationError, ServeError
@@ -102,7 +103,9 @@ async def listen_until_stopped(service: Service, options: ServeOptions, started_
         listener = await doors.open(runner, allowed, options.port)
         port = listener.sockets[0].getsockname()[1]
         scheme = "http" if allowed.tls is None else "https"
-        print(f"{scheme}://{_shown(allowed.host)}:{port}/", flush=True)
+        url = f"{scheme}://{_shown(allowed.host)}:{port}/"
+        print(url, flush=True)
+        answer({"url": url, "bundle": None if service.policy is None else service.policy.digest})
         if service.policy is None:
             say("serve: the robot's status alone; --bundle BUNDLE serves a policy too")
         else:

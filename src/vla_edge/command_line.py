@@ -275,10 +275,12 @@ class _HelpFormatter(argparse.HelpFormatter):
         if many := self._many(action):
             head, bracket, default = text.partition(" (default")
             text = f"{head}; one of {many}{bracket}{default}"
-        hidden = action.default is None or isinstance(action.default, (bool, list, tuple)) or not str(action.default)
-        if hidden or action.default is argparse.SUPPRESS or not action.option_strings or "default" in text:
+        usual = action.default
+        usual = " ".join(map(str, usual)) if isinstance(usual, (list, tuple)) else usual
+        hidden = usual is None or isinstance(usual, bool) or str(usual) in ("", argparse.SUPPRESS)
+        if hidden or not action.option_strings or "default" in text:
             return text
-        return f"{text} (default: %(default)s)"
+        return f"{text} (default: {str(usual).replace('%', '%%')})"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         names = {Path: "PATH", int: "N", float: "X", file_to_write: "FILE", folder_to_write: "DIR"}
@@ -364,6 +366,11 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         return code
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        if as_json:
+            failure = {"error": f"{type(error).__name__}: {_one_line(error)}", "exit_code": 1}
+            print(json.dumps({**_answers[-1], **failure}), flush=True)
+        raise
     finally:
         _answers.pop()
 
@@ -475,11 +482,11 @@ def file_to_write(text: str) -> Path:
 
 
 def folder_to_write(text: str) -> Path:
-    """Type of an argument: a folder that is there or can be made."""
+    """Type of an argument: a folder that is there and can be written to, or can be made."""
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a file; name a folder")
-    _writable_parent(path)
+    _writable_parent(path / "inside" if path.is_dir() else path)
     return path
 
 

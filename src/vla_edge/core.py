@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from vla_edge.errors import CoreError
+from vla_edge.installation import install_command
 
 
 def load_core() -> ModuleType:
@@ -15,6 +16,6 @@ def load_core() -> ModuleType:
     except ImportError as error:
         raise CoreError(
             f"the C extension vla_edge._core is not there ({error}); install a C compiler and Python's headers "
-            "(apt-get install gcc python3-dev), then install vla-edge again from where it came"
+            f"(apt-get install gcc python3-dev), then: {install_command()}"
         ) from None
     return _core

@@ -45,7 +45,7 @@ NAMES = {
 """Importable name → the package's name, and what must import."""
 GUARDIAN_TICK_NS = 11_111_111
 """90 Hz, as control runs where the bus is fast enough."""
-HEAVY = ("torch", "transformers", "accelerate", "peft", "openvino")
+HEAVY = ("torch", "transformers", "accelerate", "peft", "openvino", "wandb", "tensorboard")
 """Packages that take seconds to import: their being there is enough."""
 
 
@@ -120,7 +120,15 @@ def python() -> list[Finding]:
             "" if good else "install Python 3.10 or newer",
         )
     ]
-    for package in ("numpy", "safetensors", "tokenizers", "rich", "PyYAML", "opencv-python-headless"):
+    for package in (
+        "numpy",
+        "safetensors",
+        "tokenizers",
+        "huggingface_hub",
+        "rich",
+        "PyYAML",
+        "opencv-python-headless",
+    ):
         found = _version(package)
         if found is None and package.startswith("opencv"):
             found = _version("opencv-python")
@@ -366,11 +374,13 @@ OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
     "data": partial(packages, "data"),
     "plot": partial(packages, "plot"),
     "train": partial(packages, "train"),
+    "track": partial(packages, "track"),
     "serve": partial(packages, "serve"),
     "openvino": partial(packages, "openvino"),
     "sim": sim,
     "gpu": gpu,
     "tensorrt": tensorrt,
+    "pycuda": partial(packages, "pycuda"),
     "rtx": partial(packages, "rtx"),
     "cameras": cameras,
     "serial": serial,

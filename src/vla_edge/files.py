@@ -60,7 +60,12 @@ def put_in_place(partial: Path, target: Path, flush: bool = True) -> None:
 
 @contextmanager
 def written_beside(target: Path, flush: bool = True) -> Iterator[Path]:
-    """The path at which the block writes one file; it stands at `target` when the block ends well, else nowhere."""
+    """The path at which the block writes one file; it stands at `target` when the block ends well, else nowhere.
+
+    flush False: see `put_in_place`; no folder is made for such news either.
+    """
+    if flush:
+        target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(target)
     try:
         yield partial

@@ -29,6 +29,8 @@ EXTRAS = {
     "transformers": ("train",),
     "accelerate": ("train",),
     "peft": ("train",),
+    "wandb": ("track",),
+    "tensorboard": ("track",),
     "aiohttp": ("serve",),
     "msgpack": ("serve",),
 }

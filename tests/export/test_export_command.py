@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.random_policy import RandomPolicy, write_random_policy
 
 from vla_edge.bundle import open_bundle
 from vla_edge.errors import ConfigError
+from vla_edge.export import command
 from vla_edge.export.command import main
 from vla_edge.export.proof_observations import Recording, data_fps
 from vla_edge.lerobot_data.reader import open_dataset
@@ -216,6 +218,16 @@ def test_a_place_where_no_folder_can_be_is_one_line(checkpoint: Path, capsys: py
     for place in (checkpoint.parent / "file" / "bundle", Path("/proc/bundle"), Path("/sys/new/bundle")):
         assert run("--checkpoint", checkpoint, "--out", place) == 2
         assert f"'{place}' cannot be made" in the_line(capsys)
+
+
+def test_the_folders_above_a_quantised_bundle_are_made(checkpoint: Path, capsys, monkeypatch) -> None:
+    def exported(arguments: Any, out: Path, tell: Any) -> None:
+        raise ConfigError(f"{out.name} begun" if out.parent.is_dir() else "no folder")
+
+    monkeypatch.setattr(command, "export_from_arguments", exported)
+    words = ("--checkpoint", checkpoint, "--out", checkpoint.parent / "new" / "deep" / "b", "--synthetic")
+    assert run(*words, "--precision", "int8") == 2
+    assert "float32 begun" in the_line(capsys)
 
 
 def test_the_backbone_may_lie_elsewhere_when_it_is_named(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -400,22 +400,25 @@ def test_the_guide_in_a_terminal_writes_file_and_servos(tmp_path: Path) -> None:
     command = "import sys; from vla_edge.runtime.command import main; sys.exit(main(sys.argv[1:]))"
     with emulator_process(tmp_path) as emulator:
         words = [sys.executable, "-c", command, "calibrate-joints", "--port", str(emulator.port), "--joints", str(path)]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
-            while "press Enter" not in process.stdout.readline():
+        pipe = subprocess.PIPE
+        with subprocess.Popen([*words, "--json"], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+            assert process.stdin is not None and process.stderr is not None
+            while "press Enter" not in process.stderr.readline():
                 pass
             process.stdin.write("\n\n")
             process.stdin.flush()
-            while "end to end" not in process.stdout.readline():
+            while "end to end" not in process.stderr.readline():
                 pass
             for servo, ends in ENDS.items():
                 for counts in ends:
                     emulator.event(f"push {servo} {counts}")
                     while emulator.entries("answer")[-1]["positions"].get(str(servo)) != counts:
                         assert process.poll() is None
-            output, _ = process.communicate("\n", timeout=240)
-        assert process.returncode == 0 and f"written to the servos and to {path}" in output
+            output, said = process.communicate("\n", timeout=240)
+        assert process.returncode == 0 and f"written to the servos and to {path}" in said
         made = load_joint_calibration(path, KOCH)
+        told = json.loads(output)
+        assert told["file"] == str(path) and told["joints"] == [asdict(joint) for joint in made.joints]
         assert [(j.range_min, j.range_max) for j in made.joints if j.id in ENDS] == list(ENDS.values())
         start(emulator, made).close()
 

@@ -114,6 +114,7 @@ def test_setup_finds_the_follower_and_leaves_nothing_to_type_twice(folder: Path,
     assert ("--camera", "laptop=/dev/video0") in found
     assert "next: vla-runtime calibrate-joints" in capsys.readouterr().out
     assert main(["setup"]) == 2 and "--replace" in capsys.readouterr().err
+    assert main(["setup", "--out", "new/deep/robot.yaml"]) == 0 and (folder / "new" / "deep" / "robot.yaml").is_file()
 
 
 def test_setup_sees_which_arm_answers_on_a_port_that_is_given(folder: Path, capsys, monkeypatch) -> None:

@@ -102,7 +102,8 @@ def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
         (["--run-dir", str(tmp_path / "none")], "no such folder"),
         (["--run-dir", str(tmp_path), "--size", "wide"], "not WIDTHxHEIGHT"),
         (["--run-dir", str(tmp_path), "--video", str(tmp_path / "a.gif")], "ends in .mp4 or .png"),
-        (["--run-dir", str(tmp_path), "--video", "/proc/a.png"], "record into a folder that can be written to"),
+        (["--run-dir", str(tmp_path), "--video", "/proc/a.png"], "/proc takes no new folder"),
+        (["--run-dir", str(tmp_path), "--log", "/proc/a/b"], "/proc takes no new folder"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60
@@ -188,16 +189,18 @@ def test_an_mp4_holds_every_picture_and_a_strip_at_most_twelve(tmp_path: Path) -
 def test_a_recording_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ends in .mp4 or .png"):
         Recording(tmp_path / "a.avi", 10)
-    with pytest.raises(ConfigError, match="no such folder"):
-        Recording(tmp_path / "none" / "a.png", 10)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="record into a folder that can be written to"):
+        Recording(tmp_path / "file" / "a.png", 10)
 
 
 def test_a_recording_that_cannot_be_finished_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    """Its folder is gone by then."""
+    """A file stands where its folder was."""
     (tmp_path / "films").mkdir()
     process = SimProcess(tmp_path, scene=3, height=96, width=128, record=tmp_path / "films" / "seen.png")
     child = start(process)
     (tmp_path / "films").rmdir()
+    (tmp_path / "films").touch()
     child.send_signal(signal.SIGTERM)
     _, said = child.communicate(timeout=240)
     assert child.returncode == 2 and "the recording stopped" in said and said.count("\n") == 1

@@ -256,6 +256,8 @@ def test_a_folder_left_by_a_run_without_checkpoints_is_not_recommended_for_resum
     write_json(tmp_path / "run.json", {})
     code, line = command(*fine_tune(world, tmp_path), capsys=capsys)
     assert code == 2 and "holds no checkpoint" in line and "resume" not in line
+    assert main(["status", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("it failed; no checkpoint yet: start it again\n")
 
 
 # ---- stopped from outside
@@ -299,6 +301,9 @@ def test_a_killed_run_is_told_by_status_and_one_that_lives_is_not_resumed_twice(
     (tmp_path / "checkpoints" / ".000002.77.partial" / "pretrained_model").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".last.77.partial").symlink_to("000002")
     assert f"process {other.pid} was killed; continue with `vla-train resume`" in describe(tmp_path)
+    assert main(["status", str(tmp_path), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["state"] == "killed" and told["error"].endswith(f"continue with `vla-train resume {tmp_path}`")
     # killed after the last checkpoint and before "done": nothing is left to train, and the numbers are the logged ones
     assert main(["resume", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == read_metrics(tmp_path)[-1]["loss"]
@@ -453,7 +458,11 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(world, tmp_
 
 def test_a_dry_run_reads_and_shows_the_settings_of_every_stage(world, tmp_path, capsys):
     file = stage_file(tmp_path, world)
-    assert main(["stages", str(file), "--dry-run", "--set", "steps=5", "--set", "shared.batch_size=2"]) == 0
+    words = ["stages", str(file), "--dry-run", "--set", "steps=5", "--set", "shared.batch_size=2"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["settings"] == ["steps=5"] and told["plan"]["shared"]["batch_size"] == 2 and not told["missing"]
+    assert main(words) == 0
     told = capsys.readouterr().out
     assert "batch 2," in told and "  every stage: steps=5\n" in told
     for text in ("stages=1", "policy=1", "stepz=1"):
@@ -589,11 +598,11 @@ def test_a_run_whose_data_were_moved_goes_on_from_where_they_are(world, tmp_path
     [
         (["evaluate", "{p}", "--seed=-1"], "--seed: '-1' is not"),
         (["evaluate", "{p}", "--threads=-1"], "--threads: '-1' is not"),
-        (["evaluate", "{p}", "--out={t}/none/x.npz"], "no such folder"),
+        (["evaluate", "{p}", "--out=/proc/none/x.npz"], "cannot be made"),
         (["evaluate", "{p}", "--out={t}/x.txt"], "ends in .npz"),
         (["compare", "{p}", "--timed=0"], "--timed: '0' is not"),
         (["compare", "{p}", "--png={t}"], "is a folder; name a file"),
-        (["compare", "{p}", "--markdown={t}/none/x.md"], "no such folder"),
+        (["compare", "{p}", "--markdown=/proc/none/x.md"], "cannot be made"),
         (["cls-report", "{p}", "--stride=0"], "--stride: '0' is not"),
         (["cls-report", "{p}", "--threshold=nan"], "--threshold: 'nan' is not"),
     ],

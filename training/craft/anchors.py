@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -91,7 +93,7 @@ def build_anchors(policy: SmolVLAPolicy, plan: AnchorPlan, target: Path, device:
     random_state = torch.get_rng_state()
     torch.manual_seed(plan.seed)
     rows: list[dict[str, Tensor]] = []
-    for start in range(0, len(order), BATCH):
+    for start in track(range(0, len(order), BATCH), "anchors", console=Console(stderr=True), transient=True):
         batch = collate([frames[i][0].sample(frames[i][1], 0) for i in order[start : start + BATCH]], policy)
         rows.append(_run_teacher(policy, batch, features, device))
     torch.set_rng_state(random_state)

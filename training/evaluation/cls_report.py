@@ -9,11 +9,14 @@ import argparse
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from vla_edge.command_line import answer
@@ -69,7 +72,7 @@ def look(policy: SmolVLAPolicy, data: Frames, stride: int) -> list[Seen]:
     require_gate(policy)
     numbers = list(range(0, len(data), stride))
     seen: list[Seen] = []
-    for start in range(0, len(numbers), BATCH):
+    for start in track(range(0, len(numbers), BATCH), "looking", console=Console(stderr=True), transient=True):
         part = numbers[start : start + BATCH]
         samples = [data.sample(number, 0) for number in part]
         tokens, pooled = _features(policy, samples)
@@ -238,6 +241,8 @@ def report_json(history: History, threshold: float, aurocs: Mapping[str, float])
 
 
 def run_cls_report(arguments: argparse.Namespace) -> int:
+    if arguments.out:
+        import_module("matplotlib.figure")  # before minutes of looking
     policy = SmolVLAPolicy.from_pretrained(arguments.policy)
     require_gate(policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)

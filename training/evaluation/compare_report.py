@@ -59,10 +59,8 @@ class Contender:
 
 def draw(contenders: Sequence[Contender], file: Path) -> None:
     """Three panels beside each other, one bar per contender; written as PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("the picture needs matplotlib; install vla-edge[train] or compare without --png") from None
+    from matplotlib.figure import Figure
+
     names = [contender.name for contender in contenders]
     places = list(range(len(names)))
     figure = Figure(figsize=(max(10.0, 2.6 * len(names) + 5), 4.6), layout="constrained")

@@ -6,11 +6,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError, DatasetError
@@ -107,7 +110,12 @@ def predictions_of(predictor: Predictor, scope: Scope) -> tuple[NDArray[np.float
     for number in range(scope.draws):
         parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
         drawn.append(
-            np.concatenate([predictor.predict(queries_of(data, predictor, scope, part, number)) for part in parts])
+            np.concatenate(
+                [
+                    predictor.predict(queries_of(data, predictor, scope, part, number))
+                    for part in track(parts, "predicting", console=Console(stderr=True), transient=True)
+                ]
+            )
         )
     return np.stack(drawn), targets
 
@@ -208,8 +216,6 @@ def check_target(file: Path | None, suffix: str) -> None:
         return
     if file.suffix != suffix or file.is_dir():
         raise ConfigError(f"{file}: give a file name that ends in {suffix}")
-    if not file.parent.is_dir():
-        raise ConfigError(f"{file.parent}: no such folder for {file.name}; make it first")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -242,6 +248,8 @@ def save_predictions(file: Path, predictor: Predictor, predicted: NDArray[np.flo
 
 def run_compare(arguments: argparse.Namespace) -> int:
     check_target(arguments.png, ".png")
+    if arguments.png:
+        import_module("matplotlib.figure")  # before minutes of predicting
     check_target(arguments.markdown, ".md")
     scope = scope_from_arguments(arguments)
     trials = _trials_of(arguments.trials, len(arguments.policies))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vla_edge.camera_names import camera_pairs
 from vla_edge.command_line import answer
 from vla_edge.errors import ConfigError
+from vla_edge.fields import to_json
 from vla_edge.hub import local_folder
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
@@ -61,6 +62,7 @@ def run_stages(arguments: argparse.Namespace) -> int:
             print(f"  every stage: {' '.join(settings)}")
         for task in missing:
             print(f"missing dataset: {task}")
+        answer({"plan": to_json(plan), "settings": list(settings), "missing": list(missing)})
         return 0
     if not arguments.checkpoint or not arguments.out:
         raise ConfigError("stages need --checkpoint DIR and --out DIR; or look at the plan with --dry-run")

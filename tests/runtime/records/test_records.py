@@ -353,7 +353,7 @@ def test_neighbours_of_one_cause_are_told_together():
 
 def test_the_report_of_a_run_names_every_missed_tick(run_folder, tmp_path, capsys):
     out = tmp_path / "report.html"
-    told = tmp_path / "trials.json"
+    told = tmp_path / "deep" / "new" / "trials.json"
     words = ["report", str(run_folder / "flight.record"), "--out", str(out), "--trials", str(told), "--json"]
     assert main(words) == 0
     trials = json.loads(told.read_text())["trials"]
@@ -445,9 +445,8 @@ def test_a_log_that_is_none_and_a_page_that_cannot_be_written_are_refused_in_one
     log.write_text(whole[:-20])  # what a kill in the middle of a line leaves
     assert main(["report", str(record), "--inference", str(log), "--out", str(tmp_path / "page.html")]) == 0
     capsys.readouterr()
-    for out in (tmp_path / "none" / "page.html", tmp_path):
-        assert main(["report", str(record), "--out", str(out)]) == 2
-        assert "name a file" in capsys.readouterr().err
+    assert main(["report", str(record), "--out", str(tmp_path)]) == 2
+    assert "name a file" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "page.html"]
 
 

@@ -47,6 +47,9 @@ def test_a_robot_file_that_lacks_something_installs_nothing(tmp_path: Path, caps
     assert main(["install-service", "--robot-file", str(robot), "--unit-dir", str(tmp_path / "units")]) == 2
     assert "says no joints, bundle, task, camera" in capsys.readouterr().err
     assert not (tmp_path / "units").exists()
+    robot.write_text(WHOLE)
+    assert main(["install-service", "--robot-file", str(robot), "--unit-dir", "/proc/a/b"]) == 2
+    assert "'/proc/a/b' cannot be made" in capsys.readouterr().err
 
 
 def test_a_unit_that_systemd_refuses_is_not_written(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -5,6 +5,7 @@ gone."""
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import subprocess
@@ -66,6 +67,18 @@ def test_the_status_alone_needs_no_bundle_and_loads_no_network(tmp_path):
         assert b"vla-runtime serve --bundle" in ask(service, upgrade)
         loaded = Path(f"/proc/{service.process.pid}/maps").read_text()
         assert "onnxruntime" not in loaded and "torch" not in loaded
+
+
+def test_with_json_the_service_says_at_its_end_where_it_was(tmp_path):
+    words = [sys.executable, "-m", "vla_edge.runtime.command", "serve", "--run-dir", str(tmp_path / "run"), "--json"]
+    with subprocess.Popen(
+        [*words, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().strip()
+        process.terminate()
+        out, _ = process.communicate(timeout=240)
+    assert url.startswith("http://127.0.0.1:") and json.loads(out) == {"url": url, "bundle": None}
 
 
 def test_headers_that_are_no_text_or_no_name_are_refused_and_no_error_of_ours(service):
