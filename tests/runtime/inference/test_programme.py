@@ -38,7 +38,7 @@ from vla_edge.engines.flow_loop import TIE, Inpaint
 from vla_edge.errors import BundleError, ConfigError
 from vla_edge.runtime.inference.bundle_fit import check_fit
 from vla_edge.runtime.inference.cache import CacheMode, Reason
-from vla_edge.runtime.inference.scene_gate import GateSettings
+from vla_edge.runtime.inference.scene_gate import GateSettings, read_gate
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -54,6 +54,17 @@ def test_a_manifest_without_a_programme_is_smolvlas(tmp_path: Path) -> None:
     check_fit(bundle)
     assert bundle.manifest.programme == Programme("vision", ("prefix",), ("state",), "expert")
     assert smolvla_programme(["vision", "delta", "delta_kv"]).correct == ("delta_kv", "delta")
+
+
+def test_a_calibrated_manifest_of_before_opens_with_its_gate(tmp_path: Path) -> None:
+    """That of the golden bundle, written by `vla-calibrate gate` of commit 35ebfe7: its limits are called guard_*."""
+    shutil.copy(DATA / "manifest-calibrated-35ebfe7.json", tmp_path / MANIFEST)
+    bundle = open_bundle(tmp_path)
+    check_fit(bundle)
+    gate = bundle.manifest.gate
+    assert read_gate(bundle) == GateSettings(
+        "pooled", gate["threshold"], gate["guard_mean"], gate["guard_worst"], max_age_s=0.8, bound=0.05
+    )
 
 
 def test_an_exported_bundle_states_its_programme_and_runs_the_same_without(golden_bundle: Path, tmp_path: Path) -> None:

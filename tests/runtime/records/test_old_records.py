@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from vla_edge.bundle import MANIFEST, open_bundle
 from vla_edge.errors import ControlError
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.runtime.control.flight_record import chunks_of, open_record, ticks_of
+from vla_edge.runtime.inference.input_record import read_inputs
+from vla_edge.runtime.records.replay_inputs import replay_inputs
 
 pytest.importorskip("vla_edge._core")
 
@@ -23,6 +27,8 @@ SIX = OLD.with_name("flight_4733e22.record.gz")
 """Version 4: 109 ticks at 90 Hz between actions at 30 a second, smooth and wild chunks over each other, a hold."""
 ONE_PORT = OLD.with_name("flight_88b8df7.record.gz")
 """Version 5 before joints parked by turns: 142 ticks at 90 Hz, smooth and wild chunks, a hold, arming, parking."""
+INPUTS = OLD.with_name("inputs_35ebfe7.record.gz")
+"""Four inferences of examples/reach-cube behind a gate whose limits are called guard_mean and guard_worst."""
 TICK = 1
 HEADER, CELL = 4096, 256
 
@@ -118,3 +124,16 @@ def test_a_record_of_an_unknown_version_is_refused(record: Path) -> None:
     record.write_bytes(data)
     with pytest.raises(ControlError, match="not a flight record"):
         open_record(record)
+
+
+def test_a_record_of_inputs_of_before_is_run_again(tmp_path: Path) -> None:
+    record, bundle = tmp_path / "inputs", tmp_path / "bundle"
+    record.write_bytes(gzip.decompress(INPUTS.read_bytes()))
+    shutil.copytree(OLD.parents[3] / "examples" / "reach-cube" / "bundle", bundle)
+    shutil.copy(OLD.parents[1] / "manifest-without-programme.json", bundle / MANIFEST)  # that of the same build
+    session, *inferences = list(read_inputs(record))
+    assert session.head["bundle"] == open_bundle(bundle).digest and session.head["gate"]["guard_worst"] == 8.0
+    assert [entry.head["reason"] for entry in inferences][2:] == ["reused", "picture_changed"]
+    told = replay_inputs(record, bundle, lambda work: work)
+    # Bit for bit on the machine that recorded it; elsewhere ONNX Runtime's kernels round otherwise.
+    assert (told.inferences, told.gaps) == (4, 0) and told.worst < 1e-4
