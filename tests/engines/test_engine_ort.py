@@ -170,7 +170,7 @@ def test_a_backend_that_is_not_there_says_what_is_missing() -> None:
     with pytest.raises(EngineError, match="unknown backend 'orт'.*ort"):
         load_engine("orт")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with pytest.raises(EngineError, match="CUDAExecutionProvider.*onnxruntime-gpu"):
+        with pytest.raises(EngineError, match=r"CUDAExecutionProvider.*pip install .*\[gpu\]"):
             load_engine("ort-cuda")
 
 
