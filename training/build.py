@@ -135,10 +135,10 @@ def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) ->
             continue
         for dataset in fit.datasets:
             if source not in dataset.camera_keys:
-                ours, told = short_name(camera.name), nearest(source, dataset.camera_keys)
+                name, like = short_name(camera.name), nearest(source, dataset.camera_keys)
                 raise ConfigError(
-                    f"{dataset.root}: no camera {short_name(source)} for the policy's {ours}; {told}; map it with "
-                    f"--camera {ours}=NAME"
+                    f"{dataset.root}: no camera {short_name(source)} for the policy's {name}; {like}; map it with "
+                    f"--camera {name}=NAME"
                 )
         height, width = fit.datasets[0].features[source].shape[:2]
         cameras.append(CameraSettings(camera.name, source, height, width))
