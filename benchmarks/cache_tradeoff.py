@@ -109,16 +109,16 @@ def planted_moves(
         for look in range(3):
             session.infer(InferenceRequest(observe(arm, look, look, task, sizes), look))
         move_cube(arm, colour if named else other_colour(seed), np.random.default_rng(seed))
-        at, told = 0, False
+        at, known = 0, False
         for look in range(1, settings.max_reuse + 1):
             result = session.infer(InferenceRequest(observe(arm, 3 + look, 3 + look, task, sizes), 3 + look))
             assert result is not None
             if result.decision.prefix:
                 at = look if result.decision.reason is Reason.PICTURE_CHANGED else 0
-                told = result.verdict is not None and result.verdict.value == "changed"
+                known = result.verdict is not None and result.verdict.value == "changed"
                 break
         noticed.append(at)
-        changed.append(told)
+        changed.append(known)
     arm.close()
     return Moves(tuple(noticed), tuple(changed))
 

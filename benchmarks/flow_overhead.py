@@ -112,7 +112,7 @@ def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, 
 
 def call_us(calls: int) -> dict[str, float]:
     """µs of running a graph that does next to nothing, from Python: the native binding against ONNX Runtime's own."""
-    told = {}
+    taken = {}
     spec = [TensorSpec(name, (2, 2), "float32") for name in "xy"]
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "neg", value[:1], value[1:])
@@ -130,8 +130,8 @@ def call_us(calls: int) -> dict[str, float]:
             start = time.perf_counter_ns()
             session.run()
             took.append((time.perf_counter_ns() - start) / 1e3)
-        told[name] = float(np.median(took))
-    return told
+        taken[name] = float(np.median(took))
+    return taken
 
 
 def _flow_forever(path: str, threads: int, python_binding: bool, ready: Any, stop: Any) -> None:
@@ -146,7 +146,7 @@ def _flow_forever(path: str, threads: int, python_binding: bool, ready: Any, sto
 def lateness_beside(bundle: Bundle, threads: int, seconds: float) -> dict[str, dict[str, float]]:
     """Lateness of the C control loop (own process, normal priority) beside nothing and beside each loop in another
     process; and of the C loop as a thread of the process whose interpreter runs the loop."""
-    told = {}
+    taken = {}
     context = multiprocessing.get_context("spawn")
     for name, python_binding in (("alone", None), ("native loop", False), ("Python loop, Python binding", True)):
         ready, stop = context.Event(), context.Event()
@@ -158,13 +158,13 @@ def lateness_beside(bundle: Bundle, threads: int, seconds: float) -> dict[str, d
             worker.start()
             ready.wait()
         late, missed = in_own_process(core_loop, HZ, seconds, 0)
-        told[name] = summary(late, missed)
+        taken[name] = summary(late, missed)
         if worker is not None:
             stop.set()
             worker.join()
     for name, python_binding in (("native loop, same process", False), ("Python loop, same process", True)):
-        told[name] = _thread_beside(bundle, threads, seconds, python_binding)
-    return told
+        taken[name] = _thread_beside(bundle, threads, seconds, python_binding)
+    return taken
 
 
 def _thread_beside(bundle: Bundle, threads: int, seconds: float, python_binding: bool) -> dict[str, float]:

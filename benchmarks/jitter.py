@@ -233,8 +233,8 @@ def _main(argv: Sequence[str]) -> int:
     print("ceiling: a timer wakes a thread tens of microseconds late; nothing starts before its time")
     times, missed, steal = measure(options.hz, options.seconds, options.rounds, options.load)
     host = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    told = {name: summary(late, missed[name]) for name, late in times.items()}
-    for name, row in told.items():
+    per_loop = {name: summary(late, missed[name]) for name, late in times.items()}
+    for name, row in per_loop.items():
         print(
             f"{name:<30} p50 {row['p50_us']:9.0f}  p99 {row['p99_us']:9.0f}  p99.9 {row['p99.9_us']:9.0f}  max "
             f"{row['max_us']:9.0f} µs  missed {row['missed']} of {row['ticks'] + row['missed']}"
@@ -246,7 +246,7 @@ def _main(argv: Sequence[str]) -> int:
         "steal_share": steal,
         "host": host,
         "commit": commit(),
-        "loops": told,
+        "loops": per_loop,
     }
     draw(
         times,

@@ -328,8 +328,8 @@ def main(argv: Sequence[str]) -> int:
     arm.close()
     for policy in POLICIES:
         waited["real clock"][policy.value] = real_clock(bundle, engine, scenes, policy)
-    told = {clock: {name: quantiles(values) for name, values in rows.items()} for clock, rows in waited.items()}
-    for clock, rows in told.items():
+    by_clock = {clock: {name: quantiles(values) for name, values in rows.items()} for clock, rows in waited.items()}
+    for clock, rows in by_clock.items():
         for name, row in rows.items():
             print(
                 f"{clock:<11} {name:<7} p50 {row['p50_ms']:6.0f}  p99 {row['p99_ms']:6.0f} ms over {row['count']} "
@@ -341,7 +341,7 @@ def main(argv: Sequence[str]) -> int:
         "fresh_ms": options.fresh_ms,
         "reused_share": share,
         "reused_share_here": here,
-        **told,
+        **by_clock,
     }
     draw(waited, options.fresh_ms, options.out / "reaction.png")
     write_json(options.out / "reaction.json", line)

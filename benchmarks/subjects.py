@@ -30,10 +30,10 @@ class SubjectProcess:
         start = time.perf_counter()
         self._process.start()
         other.close()
-        told = self._answer()
+        first = self._answer()
         self.cold_start_s = time.perf_counter() - start
-        self.facts: dict[str, Any] = told["facts"]
-        self.cases: tuple[str, ...] = told["cases"]
+        self.facts: dict[str, Any] = first["facts"]
+        self.cases: tuple[str, ...] = first["cases"]
 
     def run(self, case: str, number: int) -> Run:
         """Run one case and wait for it."""

@@ -102,7 +102,7 @@ def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
         "--step-sizes": arguments.step_sizes != (),
         "--chunk-size": arguments.chunk_size is not None,
     }
-    if arguments.bundle and (name := next((name for name, told in given.items() if told), None)):
+    if arguments.bundle and (name := next((name for name, present in given.items() if present), None)):
         raise ConfigError(f"{name} is for a checkpoint; give --checkpoint DIR instead of --bundle, or leave it out")
 
 

@@ -135,16 +135,16 @@ def task_texts(recording: Recording) -> list[str]:
         return sorted(set(dataset.tasks.values()))
 
 
-def data_fps(told: float | str | None, recording: Recording | None) -> float | None:
+def data_fps(given: float | str | None, recording: Recording | None) -> float | None:
     """Actions a second of the policy's data: as told (a number, or a word for unknown), else the recording's; None:
     unknown. ConfigError: a number that is not the recording's."""
-    if recording is None or isinstance(told, str):
-        return None if isinstance(told, str) else told
+    if recording is None or isinstance(given, str):
+        return None if isinstance(given, str) else given
     with _open(recording) as dataset:
         recorded = float(dataset.fps)
-    if told not in (None, recorded):
+    if given not in (None, recorded):
         raise ConfigError(
-            f"--fps is {told:g}, {recording.path} was recorded at {recorded:g}; leave --fps out, or give the dataset "
+            f"--fps is {given:g}, {recording.path} was recorded at {recorded:g}; leave --fps out, or give the dataset "
             "that the policy was trained on"
         )
     return recorded

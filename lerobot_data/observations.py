@@ -72,8 +72,8 @@ def cameras_in(
             )
     if wanted:
         name = next(iter(wanted))
-        told = nearest(name, [camera.source for camera in cameras])
-        raise ConfigError(f"--camera: the policy has no camera {short_name(name)}; {told}")
+        like = nearest(name, [camera.source for camera in cameras])
+        raise ConfigError(f"--camera: the policy has no camera {short_name(name)}; {like}")
     if not found:
         raise DatasetError(
             f"{dataset.root}: its cameras {', '.join(map(short_name, keys)) or '(none)'} are none of the policy's "

@@ -155,8 +155,8 @@ class _Video:
                 if self._next > index:
                     return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         except (FFmpegError, StopIteration) as error:
-            told = f" ({error})" if isinstance(error, FFmpegError) else ""
+            why = f" ({error})" if isinstance(error, FFmpegError) else ""
             raise CameraError(
-                f"camera {self._name}: {self._path} ends at picture {self._next} of {self.count}{told}; the video is "
+                f"camera {self._name}: {self._path} ends at picture {self._next} of {self.count}{why}; the video is "
                 "damaged"
             ) from None

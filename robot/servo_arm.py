@@ -313,9 +313,9 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
     differences: list[tuple[str, str]] = []
     for field, register in arm.checked.items():
         for name, value in bus.read_all(arm.register(register)).items():
-            told = getattr(calibration.joint(name), field)
-            if value != told:
-                differences.append((name, f"{field} is {value} in the servo and {told} in {calibration.source}"))
+            joint_value = getattr(calibration.joint(name), field)
+            if value != joint_value:
+                differences.append((name, f"{field} is {value} in the servo and {joint_value} in {calibration.source}"))
     if differences:
         name, what = differences[0]
         joints = {joint for joint, _ in differences}

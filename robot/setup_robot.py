@@ -85,7 +85,7 @@ def follower(arm: ArmDescription) -> str:
 
 def what_answers(port: str, arms: Sequence[ArmDescription]) -> str:
     """What stands behind a serial port, in words, `follower` where it is one of `arms`; nothing is written."""
-    told = "no servo answers; is the arm's power on?"
+    reason = "no servo answers; is the arm's power on?"
     for arm in arms:
         try:
             bus = ServoBus(port, arm)
@@ -94,7 +94,7 @@ def what_answers(port: str, arms: Sequence[ArmDescription]) -> str:
         try:
             found = bus.ping()
         except BusError as error:
-            told = str(error)
+            reason = str(error)
             continue
         finally:
             bus.close()
@@ -105,7 +105,7 @@ def what_answers(port: str, arms: Sequence[ArmDescription]) -> str:
             names = [arm.servo_name(model) for model in dict.fromkeys(models.values())]
             leader = set(models.values()) <= set(arm.leader_servos.values())
             return f"{f'{arm.title} leader' if leader else 'another arm'}: {len(models)} servos, {', '.join(names)}"
-    return told
+    return reason
 
 
 def calibration_files(arm: ArmDescription, environment: Mapping[str, str]) -> list[Found]:

@@ -90,15 +90,15 @@ def signatures(wheel: Path) -> dict[str, dict[str, object]]:
 
 
 def _needed(extension: Path) -> list[str]:
-    told = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"\[(libnv[^\]]+)\]", told)
+    output = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"\[(libnv[^\]]+)\]", output)
 
 
 def _imported(extension: Path) -> list[str]:
-    told = subprocess.run(
+    output = subprocess.run(
         ["nm", "-D", "--undefined-only", str(extension)], capture_output=True, text=True, check=True
     ).stdout
-    return re.findall(r" U ((?:create|get|init)(?:Infer|NvOnnx|Builder|Plugin|Lib)\w+)", told)
+    return re.findall(r" U ((?:create|get|init)(?:Infer|NvOnnx|Builder|Plugin|Lib)\w+)", output)
 
 
 def _stand_in(folder: Path, library: str, symbols: list[str]) -> Path:

@@ -187,6 +187,17 @@ def test_no_file_is_named_for_nothing() -> None:
         assert not any(word in file.stem for word in ("utils", "common", "helper", "manager", "misc")), file
 
 
+def test_no_name_is_dialect() -> None:
+    """`told` says nothing of what it holds."""
+    named = {
+        str(file.relative_to(ROOT))
+        for file in python_files()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if "told" in (getattr(node, "id", ""), getattr(node, "arg", ""), getattr(node, "name", ""))
+    }
+    assert not named, "\n".join(sorted(named))
+
+
 def test_no_folder_holds_more_source_files_than_a_person_surveys() -> None:
     count: Counter[str] = Counter()
     for room in ROOMS:

@@ -109,11 +109,11 @@ def train(
         _tell(loop, run, replace(loop.status, state="interrupted"))
         raise
     except (VlaEdgeError, RuntimeError, MemoryError, OSError) as error:
-        told = fault_advice(error, setup.config, _last_good(run))
-        _tell(loop, run, replace(loop.status, state="failed", error=str(told or error)))
-        if told is None:
+        remedy = fault_advice(error, setup.config, _last_good(run))
+        _tell(loop, run, replace(loop.status, state="failed", error=str(remedy or error)))
+        if remedy is None:
             raise
-        raise told from None
+        raise remedy from None
 
 
 def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> TrainingError | None:

@@ -203,10 +203,10 @@ def run_status(arguments: argparse.Namespace) -> int:
     print(describe(run))
     status = read_status(run)
     killed, size, log = _killed(status), checkpoint_bytes(run), read_metrics(run)[-NEWEST:]
-    told = {**asdict(status), "checkpoints": checkpoints_of(run), "checkpoint_bytes": size, "log": log}
-    answer({**told, "state": "killed" if killed else status.state})
+    shown = {**asdict(status), "checkpoints": checkpoints_of(run), "checkpoint_bytes": size, "log": log}
+    answer({**shown, "state": "killed" if killed else status.state})
     if killed or status.state == "failed":
         why = f"process {status.process} was killed" if killed else status.error or "it failed"
-        way = f"continue with `vla-train resume {run}`" if told["checkpoints"] else "no checkpoint yet: start it again"
+        way = f"continue with `vla-train resume {run}`" if shown["checkpoints"] else "no checkpoint yet: start it again"
         raise CheckFailed(f"{run}: {why}; {way}")
     return 0

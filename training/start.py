@@ -51,16 +51,16 @@ def run_smoke(arguments: argparse.Namespace) -> int:
     before = probe(setup)
     train_prepared(setup, "smoke run")
     after = probe(setup)
-    told = f"{before:.4f} → {after:.4f} on {PROBED} frames it trained on, under the same noise"
+    line = f"{before:.4f} → {after:.4f} on {PROBED} frames it trained on, under the same noise"
     if is_first():
         answer({"loss_before": before, "loss_after": after})
     if not after < FALLEN * before:
         raise CheckFailed(
-            f"the loss did not fall by {1 - FALLEN:.1%} in {config.steps} steps: {told}; look at the data with "
+            f"the loss did not fall by {1 - FALLEN:.1%} in {config.steps} steps: {line}; look at the data with "
             f"`vla-data verify`, then at --lr (now {config.optimizer.lr:g})"
         )
     if is_first():
-        print(f"the loss fell: {told}")
+        print(f"the loss fell: {line}")
     return 0
 
 

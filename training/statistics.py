@@ -55,8 +55,8 @@ def check_dimensions(datasets: Sequence[Dataset]) -> None:
             str(dataset.root): dataset.features[feature].shape for dataset in datasets if feature in dataset.features
         }
         if len(set(sizes.values())) > 1:
-            told = ", ".join(f"{root}: {list(shape)}" for root, shape in sizes.items())
-            raise DatasetError(f"{feature} has different shapes ({told}); train datasets of one robot together")
+            listed = ", ".join(f"{root}: {list(shape)}" for root, shape in sizes.items())
+            raise DatasetError(f"{feature} has different shapes ({listed}); train datasets of one robot together")
 
 
 def names_or_numbers(dataset: Dataset, key: str = ACTION) -> tuple[str, ...]:

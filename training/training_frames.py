@@ -205,10 +205,10 @@ class Mix(torch.utils.data.Dataset):
         except DatasetError as error:
             index = int(frames.indices[frame])
             place = f"{frames.data.path}: frame {index} (episode {frames.dataset.episode_of(index).index})"
-            told = DatasetError(f"{place}: {error}; leave the episode out with --episodes, or mend it")
+            refusal = DatasetError(f"{place}: {error}; leave the episode out with --episodes, or mend it")
             if torch.utils.data.get_worker_info() is None:
-                raise told from None
-            return told
+                raise refusal from None
+            return refusal
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)

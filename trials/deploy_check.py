@@ -136,7 +136,7 @@ def check_output_range(deployment: Deployment) -> Item:
     )
 
 
-def check_data_set(deployment: Deployment) -> Item:
+def check_dataset(deployment: Deployment) -> Item:
     """The dataset is of the bundle's robot: joints, cameras, statistics; what `vla-runtime identity` compares."""
     found = deployment.differences
     if found is None:
@@ -314,7 +314,7 @@ def check_correction(deployment: Deployment) -> Item:
 
 
 CHECKS: tuple[Callable[[Deployment], Item], ...] = (
-    check_data_set,
+    check_dataset,
     check_speed,
     check_output_range,
     check_instruction,

@@ -80,8 +80,8 @@ def check_cameras(
             if report.picture is None:
                 bad.append(report.fault)
                 continue
-            told, good = camera_verdict(first_pictures(data, key), report.picture)
-            (found if good else bad).append(f"{short} {told}")
+            verdict, good = camera_verdict(first_pictures(data, key), report.picture)
+            (found if good else bad).append(f"{short} {verdict}")
     if bad:
         fix = "move the camera until its picture is that of the data (`vla-runtime cameras` shows it), or record anew"
         return Item(name, FAILED, "; ".join(bad), fix)
@@ -154,14 +154,14 @@ def camera_verdict(recorded: Sequence[NDArray[np.uint8]], picture: NDArray[np.ui
     move = move_between(usual, now)
     if move.likeness < like:
         return f"shows something else than in the data (correlation {move.likeness:.2f}, at least {like:.2f})", False
-    told = f"moved by {move.farthest:.1%} of the picture's width (at most {allowed:.1%})"
+    verdict = f"moved by {move.farthest:.1%} of the picture's width (at most {allowed:.1%})"
     if move.farthest <= allowed:
-        return told, True
+        return verdict, True
     sides = (("right", "left", move.right), ("down", "up", move.down))
     parts = [f"{abs(share):.1%} to the {one if share > 0 else other}" for one, other, share in sides[:1]]
     parts += [f"{abs(share):.1%} {one if share > 0 else other}" for one, other, share in sides[1:]]
     turn = f", turned by {abs(move.turn_deg):.1f}° {'clockwise' if move.turn_deg > 0 else 'anticlockwise'}"
-    return f"{told}: what it shows lies {' and '.join(parts)}{turn}", False
+    return f"{verdict}: what it shows lies {' and '.join(parts)}{turn}", False
 
 
 def move_between(usual: NDArray[np.float32], picture: NDArray[np.float32]) -> Move:

@@ -122,10 +122,10 @@ def told_the_colour(config: ACTConfig) -> ACTConfig:
     return replace(config, input_features=tuple(wide if item.name == STATE else item for item in config.input_features))
 
 
-def one_colour(told: ACTPolicy, config: ACTConfig, settings: ProcessorSettings, colour: str) -> ACTPolicy:
+def one_colour(whole: ACTPolicy, config: ACTConfig, settings: ProcessorSettings, colour: str) -> ACTPolicy:
     """The policy of one colour: its column of the joints' projection added to the bias. Weights are stored in
     float16, which holds them to 1 part in 2000."""
-    tensors = dict(told.state_dict())
+    tensors = dict(whole.state_dict())
     name = "model.encoder_robot_state_input_proj"
     columns, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
     tensors[f"{name}.weight"] = columns[:, : config.state_dim]
@@ -206,9 +206,9 @@ def _seen(policy: ACTPolicy, examples: Examples, picks: Tensor) -> Seen:
 def _chunks(policy: ACTPolicy, examples: Examples, picks: Tensor, seen: Seen) -> Tensor:
     """Chunks [B·colours, C, A], every picked observation under each colour; its pictures were looked at once."""
     colours = torch.eye(len(CUBE_COLOURS))
-    told = [examples.states[picks].repeat_interleave(len(colours), 0), colours.repeat(len(picks), 1)]
+    whole = [examples.states[picks].repeat_interleave(len(colours), 0), colours.repeat(len(picks), 1)]
     tokens = [(rows.repeat_interleave(len(colours), 0), places) for rows, places in seen]
-    return policy.model.decode(tokens, torch.cat(told, 1))
+    return policy.model.decode(tokens, torch.cat(whole, 1))
 
 
 def _pictures(policy: ACTPolicy, images: Tensor) -> list[Tensor]:

@@ -41,7 +41,7 @@ class ReachOutcome:
     """distance_m: tip to the point above each cube at the end, by colour (mean of the last five ticks)."""
 
     seed: int
-    told: str
+    colour: str
     distance_m: dict[str, float]
     result: LockstepResult
 
@@ -60,15 +60,15 @@ def other_colour(seed: int) -> str:
     return CUBE_COLOURS[(CUBE_COLOURS.index(wanted_colour(seed)) + step) % 3]
 
 
-def reach(arm: SimulatedArm, planner: Planner, seed: int, told: str, options: LockstepOptions) -> ReachOutcome:
-    """One episode in the scene of `seed` under the instruction to reach the `told` cube."""
+def reach(arm: SimulatedArm, planner: Planner, seed: int, colour: str, options: LockstepOptions) -> ReachOutcome:
+    """One episode in the scene of `seed` under the instruction to reach the cube of this colour."""
     scene = random_scene(seed, arm.body)
     arm.reset(scene)
     planner.reset(seed, options)
-    result = run_lockstep(arm, planner, instruction(told), options)
+    result = run_lockstep(arm, planner, instruction(colour), options)
     end = result.tips[-5:]
     distances = {colour: float(np.linalg.norm(end - scene.target(colour), axis=1).mean()) for colour in CUBE_COLOURS}
-    return ReachOutcome(seed, told, distances, result)
+    return ReachOutcome(seed, colour, distances, result)
 
 
 class SessionPlanner:

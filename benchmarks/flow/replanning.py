@@ -178,10 +178,10 @@ def run_itself(bundle: Bundle, engine: Engine, steps: int, pictures: str, second
             control.join()
         lines = [json.loads(line) for line in (folder.path / "inference.jsonl").read_text().splitlines()]
         plans = [line for line in lines if "delay_ms" in line and start_ns <= line["time_ns"] < end_ns]
-        return {**told(plans, end_ns - start_ns), "missed_ticks": after["missed"] - before["missed"]}
+        return {**rates_of(plans, end_ns - start_ns), "missed_ticks": after["missed"] - before["missed"]}
 
 
-def told(plans: Sequence[Mapping[str, Any]], span_ns: int) -> dict[str, Any]:
+def rates_of(plans: Sequence[Mapping[str, Any]], span_ns: int) -> dict[str, Any]:
     """Plans a second in all, and from one plan to the next while no prefix was made beside them and while one was; how
     old plan and prefix were; what went over."""
     sent = [plan for plan in plans if plan["outcome"] == "sent"]

@@ -259,14 +259,16 @@ def _delta_report(bundle: Bundle, result: GateResult) -> list[str]:
 def report(result: GateResult) -> list[str]:
     """What a person wants to know, a line each."""
     settings, limits = result.settings, result.limits
-    told = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in limits.auroc.items())
+    similarities = ", ".join(
+        f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in limits.auroc.items()
+    )
     lines = [
         f"still        mean {settings.still_mean:.3g}, worst block {settings.still_worst:.3g} grey levels; "
         f"{limits.allowed:.0%} of {len(result.measured.pairs)} pairs within the first choice",
         "similarity   none: this policy has no prefix that a gate could judge, each camera's tokens are kept while its "
         "picture is still"
         if settings.similarity == NO_SIMILARITY
-        else f"similarity   {settings.similarity} above {settings.threshold:.6f}; AUROC {told}",
+        else f"similarity   {settings.similarity} above {settings.threshold:.6f}; AUROC {similarities}",
         f"bound        {settings.bound:.2%} of a joint's range; limits halved {result.tightened} times on held-out "
         "episodes",
         f"inference    {result.measured.fresh_ms:.1f} ms fresh, {result.measured.reused_ms:.1f} ms on what was kept",

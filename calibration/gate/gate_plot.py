@@ -28,14 +28,14 @@ def draw(pairs: Pairs, settings: GateSettings, limits: Limits, file: Path) -> No
         alike.set_axis_off()
     else:
         value = limits.auroc[settings.similarity]
-        told = "–" if value is None else f"{value:.3f}"
+        number = "–" if value is None else f"{value:.3f}"
         _scatter(
             alike,
             pairs,
             1 - pairs.similarity[settings.similarity],
             1 - settings.threshold,
             settings.bound,
-            f"1 − similarity {settings.similarity} (AUROC {told})",
+            f"1 − similarity {settings.similarity} (AUROC {number})",
         )
     _trade(trade, pairs, settings)
     figure.suptitle(

@@ -127,10 +127,10 @@ def _embed(graph: Graph, model: FlowMatching, rows: Rows) -> str:
             slots = graph.op("Concat", *parts, name="with_special", axis=1)
         seen = graph.reshape(slots, (rows.slots * rows.slot, width), "pictures")
         scaled = graph.weight(table * np.float32(width**0.5), "tokens.weight")
-        told = graph.reshape(
+        state_rows = graph.reshape(
             graph.op("Gather", scaled, token_ids, name="tokens", axis=0), (rows.language, width), "language"
         )
-        return graph.op("Concat", seen, told, name="rows", axis=0)
+        return graph.op("Concat", seen, state_rows, name="rows", axis=0)
 
 
 def _attention_inputs(

@@ -34,10 +34,10 @@ class EmulatorProcess:
             log.seek(0, os.SEEK_END)
             self.process.stdin.write(words + "\n")
             self.process.stdin.flush()
-            told = ""
-            while '"kind":"event"' not in told and self.process.poll() is None:
+            printed = ""
+            while '"kind":"event"' not in printed and self.process.poll() is None:
                 time.sleep(0.001)
-                told += log.read()
+                printed += log.read()
 
     def entries(self, *kinds: str) -> list[dict[str, Any]]:
         """The log so far, of these kinds."""

@@ -61,8 +61,8 @@ class Child:
         """The JSON object of its last line, empty without one."""
         lines = self.lines()
         with contextlib.suppress(ValueError):
-            told = json.loads(lines[-1]) if lines else {}
-            return told if isinstance(told, dict) else {}
+            reply = json.loads(lines[-1]) if lines else {}
+            return reply if isinstance(reply, dict) else {}
         return {}
 
 
@@ -121,9 +121,9 @@ def end(child: Child, hurried: Callable[[float], bool], patience_s: float = END_
                     file=sys.stderr,
                     flush=True,
                 )
-    told = child.answer()
+    reply = child.answer()
     child.output.close()
-    return told
+    return reply
 
 
 def kernel_state(pid: int) -> str:

@@ -75,8 +75,8 @@ def fault_of(status: Mapping[str, Any], ailing: Mapping[str, str] | None = None)
     joint = joint_of(status) or nobody
     errors = dict(zip(status["joints"], status.get("errors", ())))
     found = ailing or {name: _in_words(status["arm"], bits) for name, bits in errors.items() if bits}
-    told = ", ".join(f"{name}: {what}" for name, what in found.items()) or f"{f'{joint}: ' if joint else ''}{cause}"
-    return f"{told}; {remedy}"
+    text = ", ".join(f"{name}: {what}" for name, what in found.items()) or f"{f'{joint}: ' if joint else ''}{cause}"
+    return f"{text}; {remedy}"
 
 
 def heat_of(status: Mapping[str, Any]) -> str:

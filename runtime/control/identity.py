@@ -30,7 +30,7 @@ SWAP_GAIN = 0.5
 
 def units_of(
     bundle: Bundle,
-    told: str | None,
+    given: str | None,
     arm: ArmDescription,
     tables: Mapping[str, NDArray[np.float32]],
     calibration: JointCalibrations,
@@ -43,8 +43,8 @@ def units_of(
     """
     known = bundle.manifest.joint_units
     if known == "unknown":
-        if told is not None:
-            return JointUnits(told), None
+        if given is not None:
+            return JointUnits(given), None
         if arm.units_must_be_known:
             return _recognised(bundle, arm, tables, calibration)
         taken = JointUnits(arm.joint_units[0])
@@ -54,9 +54,9 @@ def units_of(
             "trained "
             "on others",
         )
-    if told is not None and told != known:
+    if given is not None and given != known:
         raise IdentityError(
-            f"{bundle.path}: joint units are {known}, --joint-units says {told}; leave --joint-units away"
+            f"{bundle.path}: joint units are {known}, --joint-units says {given}; leave --joint-units away"
         )
     return JointUnits(known), None
 
@@ -169,8 +169,8 @@ def cameras_named(bundle: Bundle, names: Iterable[str]) -> dict[str, CameraSpec]
     known = {name: camera for camera in cameras for name in (camera.name, camera.source)}
     for name in names:
         if name not in known:
-            told = nearest(name, [camera.source for camera in cameras])
-            raise ConfigError(f"the policy has no camera {short_name(name)}; {told}")
+            like = nearest(name, [camera.source for camera in cameras])
+            raise ConfigError(f"the policy has no camera {short_name(name)}; {like}")
     return known
 
 

@@ -148,16 +148,16 @@ class InferenceLoop:
         return summary
 
     def _wait_for_control(self, say: Say, end: float) -> ControlView | None:
-        told = False
+        said = False
         while not self._stopping and time.monotonic() < end:
             view = self._control.view()
             if view is not None and view.reading_tick >= 0:
                 if view.state == "disarmed":
                     check_start_pose(self._session.bundle, self._session.preparer.tables, view.positions)
                 return view
-            if not told:
+            if not said:
                 say("inference: waiting for the control process")
-                told = True
+                said = True
             time.sleep(0.05)
         return None
 

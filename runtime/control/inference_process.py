@@ -169,15 +169,15 @@ def session_options(options: PolicyOptions, bundle: Bundle) -> SessionOptions:
             "--refresh beside needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose "
             "--refresh front"
         )
-    told = SessionOptions(
+    for_session = SessionOptions(
         cache_mode(options.cache, bundle),
         options.seed,
         options.flow_steps,
         noise=Noise(options.noise),
         refresh=Refresh(options.refresh),
     )
-    gate_settings(bundle, told)
-    return told
+    gate_settings(bundle, for_session)
+    return for_session
 
 
 def lower_priority(nice: int) -> None:

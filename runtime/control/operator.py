@@ -65,20 +65,20 @@ def run(arguments: argparse.Namespace) -> int:
     word = WORDS[arguments.word]
     if word == "torque_off" and arguments.now:
         word = "torque_off_now"
-    told = ask(folder, word)
-    answer({"answer": told.word, "state": told.state, "reason": told.reason, "joint": told.joint})
-    if told.word != "done":
-        raise CheckFailed(f"{arguments.word}: {refusal_of(told, read_status(folder))}")
-    print(f"{arguments.word}: done, state {told.state}")
+    reply = ask(folder, word)
+    answer({"answer": reply.word, "state": reply.state, "reason": reply.reason, "joint": reply.joint})
+    if reply.word != "done":
+        raise CheckFailed(f"{arguments.word}: {refusal_of(reply, read_status(folder))}")
+    print(f"{arguments.word}: done, state {reply.state}")
     return 0
 
 
-def refusal_of(told: Answer, status: Mapping[str, Any]) -> str:
+def refusal_of(reply: Answer, status: Mapping[str, Any]) -> str:
     """Why a word was refused: the fault and its remedy where there is one."""
-    if told.word == "fault" and status["unguarded"]:
+    if reply.word == "fault" and status["unguarded"]:
         status = {**status, "reason": "guardian", "joint": -1}
-    fault = fault_of(status) if told.word == "fault" else ""
-    return fault or f"{f'{told.joint}: ' if told.joint else ''}{REFUSALS.get(told.word, told.word)}"
+    fault = fault_of(status) if reply.word == "fault" else ""
+    return fault or f"{f'{reply.joint}: ' if reply.joint else ''}{REFUSALS.get(reply.word, reply.word)}"
 
 
 _ASKED = itertools.count()

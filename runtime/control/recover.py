@@ -48,16 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
     folder = open_run_folder(arguments.run_dir or last_run_folder())
     arm = load_arm(arguments.robot)
     if arguments.port is None or drives(folder, arguments.port):
-        told = recover_running(folder)
+        reply = recover_running(folder)
     else:
         names = recover_alone(arm, arguments.port, load_joint_calibration(arguments.joints, arm))
-        told = (
+        reply = (
             f"{', '.join(names)} started anew; torque is on where the arm is"
             if names
             else ("no servo reports a hardware error; torque is on where the arm is")
         )
-    print(told)
-    answer({"recovered": told})
+    print(reply)
+    answer({"recovered": reply})
     return 0
 
 
@@ -75,11 +75,11 @@ def drives(folder: RunFolder, port: str) -> bool:
 
 def recover_running(folder: RunFolder) -> str:
     """Through the control process. CheckFailed: it refuses, or the fault stays."""
-    told = ask(folder, "recover", timeout_s=RECOVER_S)
-    if told.word != "done":
-        raise CheckFailed(f"recover: {REFUSALS.get(told.word, told.word)}")
-    if told.state != "fault" and not told.reason:
-        return f"nothing to recover: control is {told.state}"
+    reply = ask(folder, "recover", timeout_s=RECOVER_S)
+    if reply.word != "done":
+        raise CheckFailed(f"recover: {REFUSALS.get(reply.word, reply.word)}")
+    if reply.state != "fault" and not reply.reason:
+        return f"nothing to recover: control is {reply.state}"
     end_s = time.monotonic() + RECOVER_S
     while (status := read_status(folder))["state"] == "fault":
         if time.monotonic() > end_s:

@@ -135,8 +135,8 @@ def tell(summary: Mapping[str, Any], console: Console) -> None:
             lines.append(f"{why[0].upper()}{why[1:]}.")
     changed = summary["guard_degrees"]
     if changed:
-        told = ", ".join(f"{degrees:.1f}° {_AT[name]}" for name, degrees in changed.items())
-        lines.append(f"The guard changed actions by {told} (mean of the joint furthest off).")
+        changes = ", ".join(f"{degrees:.1f}° {_AT[name]}" for name, degrees in changed.items())
+        lines.append(f"The guard changed actions by {changes} (mean of the joint furthest off).")
     if summary["earlier_faults"]:
         causes = ", ".join(dict.fromkeys(fault.split(";")[0] for fault in summary["earlier_faults"]))
         lines.append(f"On the way it stood still unasked: {causes}.")

@@ -175,8 +175,8 @@ def supervise(options: RunOptions) -> int:
             _watch(this, person, console)
         except KeyboardInterrupt:
             interrupted = True  # nothing was armed
-        except AlreadyTold as told:
-            answer({"error": str(told)})
+        except AlreadyTold as error:
+            answer({"error": str(error)})
             return 2
         finally:
             person.heed()
@@ -251,9 +251,9 @@ def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
     bundle = options.robot.bundle
     sizes = {(camera.height, camera.width) for camera in open_bundle(bundle).manifest.cameras}
     if len(sizes) != 1:
-        told = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        text = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise ConfigError(
-            f"{bundle}: the policy's cameras have sizes {told}; the simulated arm's cameras have one size"
+            f"{bundle}: the policy's cameras have sizes {text}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
     return SimProcess(folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm)
@@ -345,9 +345,9 @@ def _watch(this: Run, person: Person, console: Console) -> None:
             wishes = person.wishes(WATCH_S)
             this.heart.beat()
             status = read_status(this.folder)
-            told = one_line(status, read_inference(this.folder) if this.inference else {})
-            fits = person.has_terminal and len(told) + len(KEYS_LINE) + len("⠋    ") <= console.width
-            line.update(told + (f"  [dim]{KEYS_LINE}[/dim]" if fits else ""))
+            text = one_line(status, read_inference(this.folder) if this.inference else {})
+            fits = person.has_terminal and len(text) + len(KEYS_LINE) + len("⠋    ") <= console.width
+            line.update(text + (f"  [dim]{KEYS_LINE}[/dim]" if fits else ""))
             this.note(status)
             if status["warm_joint"] not in (-1, warm):
                 console.print(f"note: {heat_of(status)}", soft_wrap=True)

@@ -326,11 +326,11 @@ def noise_of(seed: int, index: int, shape: tuple[int, int], kind: Noise = Noise.
     return noise
 
 
-def cache_mode(told: str | None, bundle: Bundle) -> CacheMode:
+def cache_mode(wanted: str | None, bundle: Bundle) -> CacheMode:
     """What `--cache` asked for; without it `still`, which reuses most at equal error (docs/benchmarks.md), where the
     bundle is calibrated, else `off`."""
-    if told is not None:
-        return CacheMode(told)
+    if wanted is not None:
+        return CacheMode(wanted)
     return CacheMode.OFF if read_gate(bundle) is None else CacheMode.STILL
 
 

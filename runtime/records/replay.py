@@ -55,21 +55,21 @@ def run(arguments: argparse.Namespace) -> int:
     reader = open_record(arguments.record)
     if arguments.inputs is not None:
         check_same_run(reader, arguments.inputs)
-    told: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader), "faults": faults_of(ticks_of(reader))}
+    report: dict[str, Any] = {**reader.replay(), "times_us": tick_times(reader), "faults": faults_of(ticks_of(reader))}
     print(
-        f"{told['ticks']} ticks and {told['chunks']} chunks computed again from tick {told['first_tick']}, "
-        f"{told['differing']} differ" + (f"; {told['damaged']} cells are damaged" if told["damaged"] else "")
+        f"{report['ticks']} ticks and {report['chunks']} chunks computed again from tick {report['first_tick']}, "
+        f"{report['differing']} differ" + (f"; {report['damaged']} cells are damaged" if report["damaged"] else "")
     )
-    for name, quantiles in told["times_us"].items():
+    for name, quantiles in report["times_us"].items():
         print(f"{name:<6}" + "  ".join(f"{key} {value:.0f} µs" for key, value in quantiles.items()))
-    for fault in told["faults"]:
+    for fault in report["faults"]:
         print(f"tick {fault['tick']}: {fault['state']}, {fault['fault']}")
     if arguments.bundle is not None:
-        told["inputs"] = _replay_inputs(arguments.inputs, arguments.bundle)
+        report["inputs"] = _replay_inputs(arguments.inputs, arguments.bundle)
     if arguments.export is not None:
-        told["episodes"] = _export(reader, arguments.inputs, arguments.export, arguments.picture_age)
-    answer(told)
-    _judge(arguments.record, told)
+        report["episodes"] = _export(reader, arguments.inputs, arguments.export, arguments.picture_age)
+    answer(report)
+    _judge(arguments.record, report)
     return 0
 
 
@@ -124,15 +124,15 @@ def _export(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> di
     }
 
 
-def _judge(record: Path, told: dict[str, Any]) -> None:
-    if told["differing"]:
+def _judge(record: Path, report: dict[str, Any]) -> None:
+    if report["differing"]:
         raise CheckFailed(
-            f"{record}: {told['differing']} ticks differ, the first at tick {told['differing_at']}; replay with the "
-            "build that recorded it"
+            f"{record}: {report['differing']} ticks differ, the first at tick {report['differing_at']}; replay with "
+            "the build that recorded it"
         )
-    if told["first_tick"] < 0:
+    if report["first_tick"] < 0:
         raise CheckFailed(f"{record}: neither its start nor an arming is left in it; nothing could be computed again")
-    inputs = told.get("inputs")
+    inputs = report.get("inputs")
     if inputs and inputs["differing"]:
         raise CheckFailed(
             f"{inputs['differing']} of {inputs['inferences']} chunks differ from the recorded ones, the first at "

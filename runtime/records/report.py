@@ -56,12 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.trials}: {len(trials)} trials, {sum(trial['succeeded'] for trial in trials)} succeeded")
     write_text(arguments.out, page(facts))
     skipped, idle = (count_by_cause(facts.missed, kind) for kind in (True, False))
-    told = [
+    fields = [
         f"{count.total()} {what}"
         + (f" ({', '.join(f'{cause} {ticks}' for cause, ticks in count.items())})" if count else "")
         for count, what in ((skipped, "skipped"), (idle, "without action"))
     ]
-    print(f"{arguments.out}: {', '.join([f'{len(facts.ticks)} ticks', *told])}")
+    print(f"{arguments.out}: {', '.join([f'{len(facts.ticks)} ticks', *fields])}")
     for fault in facts.faults:
         print(f"tick {fault['tick']}: {fault['state']}, {fault['fault']}")
     missed = [{**asdict(item), "cause": item.cause.value} for item in facts.missed]
@@ -90,7 +90,7 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
     start, arm = _start(lines, ticks[-1]["now_ns"]), _arm(record, header["session"])
     folder = RunFolder(record.parent)
     pictures = newest_pictures(folder) if arm and record == folder.record else {}
-    told = ("task", "bundle", "bundle_path", "cache", "handover")
+    fields = ("task", "bundle", "bundle_path", "cache", "handover")
     return RunFacts(
         str(record),
         header,
@@ -100,7 +100,7 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
         tick_times(reader),
         gate=start.get("gate"),
         faults=faults_of(ticks),
-        run={**arm, **{name: start[name] for name in told if name in start}},
+        run={**arm, **{name: start[name] for name in fields if name in start}},
         pictures=pictures,
     )
 

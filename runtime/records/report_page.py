@@ -56,7 +56,7 @@ def page(facts: RunFacts) -> str:
     began = datetime.fromtimestamp((ticks[0]["now_ns"] + header["wall_minus_monotonic_ns"]) / 1e9, timezone.utc)
     skipped, idle = count_by_cause(facts.missed, True), count_by_cause(facts.missed, False)
     moving = sum(tick["due"] for tick in ticks) / len(ticks)
-    told = {
+    shown = {
         "ticks": len(ticks),
         "rate": f"{1e9 / header['period_ns']:.1f} Hz",
         "actions": f"{1e9 / header['action_ns']:.1f} a second",
@@ -66,7 +66,7 @@ def page(facts: RunFacts) -> str:
         "inferences": sum("reason" in line for line in facts.inferences),
         "written to the arm": "nothing (shadow)" if header["shadow"] else "yes",
     }
-    figures = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in told.items())
+    figures = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in shown.items())
     wrong = "".join(f"<p class='wrong'>tick {fault['tick']}: {escape(fault['fault'])}</p>" for fault in facts.faults)
     sections = [
         f'<div class="facts">{figures}</div>{wrong}{_run(facts.run, facts.pictures)}',
@@ -83,9 +83,9 @@ def _run(run: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """What ran, on which arm and machine, within which limits, and what the cameras saw last."""
     arm = f"{run['port']}, calibration {run['joints']}, {run['joint_units']}" if "port" in run else None
     bundle = f"{run.get('bundle_path', '')} {run['bundle'][:12]}" if "bundle" in run else None
-    told = {"task": run.get("task"), "bundle": bundle, "cache": run.get("cache"), "hand-over": run.get("handover")}
-    told |= {"arm": arm, "machine": run.get("machine")}
-    rows = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in told.items() if value)
+    shown = {"task": run.get("task"), "bundle": bundle, "cache": run.get("cache"), "hand-over": run.get("handover")}
+    shown |= {"arm": arm, "machine": run.get("machine")}
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in shown.items() if value)
     seen = "".join(
         f"<figure><img src='data:image/jpeg;base64,{b64encode(data).decode()}' alt=''/>"
         f"<figcaption>{escape(name)}</figcaption></figure>"

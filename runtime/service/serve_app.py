@@ -367,8 +367,8 @@ def _add_control(app: web.Application, service: Service) -> None:
         answer = await asyncio.to_thread(ask, service.folder, WORDS[name])
         if name == "arm":
             service.lease.armed()  # again: where the answer took longer than the lease, a hold may have come before it
-        told = {"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint}
-        return web.json_response(told, status=200 if answer.word == "done" else 409)
+        reply = {"answer": answer.word, "state": answer.state, "reason": answer.reason, "joint": answer.joint}
+        return web.json_response(reply, status=200 if answer.word == "done" else 409)
 
     app.router.add_post("/lease", take)
     app.router.add_put("/lease", renew)

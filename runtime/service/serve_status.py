@@ -82,12 +82,12 @@ class RobotView:
             status = read_status(self._folder)
         except ControlError:
             return None
-        told = {name: status[name] for name in _CONTROL if name in status}
-        told["fault"] = fault_of(status)
-        told["why_still"] = why_still(status)
-        told["heat"] = heat_of(status)
-        told["hz"], told["fps"] = 1e9 / status["period_ns"], 1e9 / status["action_ns"]
-        return told
+        shown = {name: status[name] for name in _CONTROL if name in status}
+        shown["fault"] = fault_of(status)
+        shown["why_still"] = why_still(status)
+        shown["heat"] = heat_of(status)
+        shown["hz"], shown["fps"] = 1e9 / status["period_ns"], 1e9 / status["action_ns"]
+        return shown
 
     def start(self) -> dict[str, Any]:
         """What inference was started with: its log's first line; empty where there is none."""

@@ -20,10 +20,9 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
         )  # without one OpenSSL asks at the terminal: a service never prompts
         ends = certificate_ends(certificate.read_text("latin-1"))
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        told = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or error
         raise ServeError(
-            f"{certificate}, {key}: no certificate with its key ({told}); give both as PEM, the key without a "
-            "passphrase"
+            f"{certificate}, {key}: no certificate with its key ({why}); give both as PEM, the key without a passphrase"
         ) from None
     if ends < datetime.now(timezone.utc):
         raise ServeError(f"{certificate}: expired on {ends:%Y-%m-%d %H:%M} UTC and no client would trust it; renew it")

@@ -130,15 +130,15 @@ async def hold_when_the_lease_lapses(lease: ControlLease, folder: RunFolder) -> 
 
 
 async def _hold(folder: RunFolder, why: str) -> None:
-    told = ""
+    reply = ""
     for _ in range(HOLD_TRIES):
         try:
-            told = (await asyncio.to_thread(ask, folder, "hold")).word
+            reply = (await asyncio.to_thread(ask, folder, "hold")).word
             break
         except (ControlError, ConfigError) as error:
-            told = str(error)
+            reply = str(error)
             await asyncio.sleep(0.2)
-    say(f"serve: {why}; hold: {told}")
+    say(f"serve: {why}; hold: {reply}")
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

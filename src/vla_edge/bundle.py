@@ -239,15 +239,15 @@ class Manifest:
         """Why queued chunks are not to be corrected by this bundle, in words; "" where they may be."""
         if not self.programme.correct:
             return "the bundle has no delta expert"
-        told = self.correction
-        if told is None or told.relative_error is None:
+        correction = self.correction
+        if correction is None or correction.relative_error is None:
             return "the delta expert's error was never measured on held-out episodes"
-        if told.target == "noise":
+        if correction.target == "noise":
             return "the delta expert was taught to take away noise, not a chunk's age"
-        if not told.relative_error < 1:
+        if not correction.relative_error < 1:
             return (
-                f"the delta expert's held-out error is {told.relative_error:.2f} of that of no correction, it must be "
-                "below 1"
+                f"the delta expert's held-out error is {correction.relative_error:.2f} of that of no correction, it "
+                "must be below 1"
             )
         return ""
 

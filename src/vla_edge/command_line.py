@@ -262,8 +262,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _many(self, action: argparse.Action) -> str:
         """The choices in words where they are too long for the option's own line, else nothing."""
-        told = ", ".join(map(str, action.choices or ()))
-        return told if len(told) > MANY and action.metavar is None else ""
+        written = ", ".join(map(str, action.choices or ()))
+        return written if len(written) > MANY and action.metavar is None else ""
 
     def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
         if self._many(action):
@@ -361,8 +361,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             print(line, file=sys.stderr)
         if as_json:
             error = line.partition(": ")[2] or line or _answers[-1].get("error", "failed")
-            told = {**_answers[-1], **({"error": error, "exit_code": code} if code else {})}
-            print(json.dumps(told) if told else "", end="\n" if told else "", flush=True)
+            written = {**_answers[-1], **({"error": error, "exit_code": code} if code else {})}
+            print(json.dumps(written) if written else "", end="\n" if written else "", flush=True)
         return code
     except BrokenPipeError:
         return 0

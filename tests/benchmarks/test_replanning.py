@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vla_edge.benchmarks.flow.replanning import CALM, CHANGING, REST, WHOLE, missed_bars, told
+from vla_edge.benchmarks.flow.replanning import CALM, CHANGING, REST, WHOLE, missed_bars, rates_of
 
 MS = 1_000_000
 
@@ -19,7 +19,7 @@ def test_plans_are_counted_apart_while_a_prefix_is_made_beside_them() -> None:
     # The first refresh is of a scene that stands still, for its age.
     plans = [plan(0), plan(40), plan(80, refreshing=True), plan(180, "beside", 0.4, refreshing=True)]
     plans += [plan(280, "beside", 0.5), plan(320, adopted={"age_s": 0.1}), plan(330, outcome="scene_moved")]
-    found = told(plans, 500 * MS)
+    found = rates_of(plans, 500 * MS)
     assert found["plans_a_second"] == 12
     assert found["plans_a_second_between_refreshes"] == pytest.approx(25)
     assert found["plans_a_second_during_refreshes"] == pytest.approx(10)
@@ -27,7 +27,7 @@ def test_plans_are_counted_apart_while_a_prefix_is_made_beside_them() -> None:
 
 
 def test_a_plan_that_made_its_own_prefix_has_one_of_no_age() -> None:
-    assert told([plan(0, "no_history", None, prefix=True)], 1000 * MS)["prefix_age_ms"]["max"] == 0
+    assert rates_of([plan(0, "no_history", None, prefix=True)], 1000 * MS)["prefix_age_ms"]["max"] == 0
 
 
 def test_every_bar_that_is_missed_is_named_with_what_was_found() -> None:

@@ -214,8 +214,8 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
     axes.axhline(threshold, color="tab:red", linestyle="--", label=f"threshold {threshold:g}")
     for start in np.flatnonzero(np.diff(history.episodes)) + 0.5:
         axes.axvline(start, color="lightgrey", linewidth=0.8)
-    told = ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items())
-    axes.set_title(f"hit rate {history.hit_rate():.1%}; AUROC {told}")
+    areas = ", ".join(f"{name} {value:.3f}" for name, value in aurocs.items())
+    axes.set_title(f"hit rate {history.hit_rate():.1%}; AUROC {areas}")
     axes.set_xlabel("frame (grey lines: episodes)")
     axes.set_ylabel("cosine")
     axes.legend(loc="lower right")

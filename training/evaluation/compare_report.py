@@ -28,12 +28,12 @@ class RobotTrials:
 def read_trials(file: Path) -> RobotTrials:
     """Of the file that `vla-runtime report --trials` writes. ConfigError: it is none, or holds no trial."""
     content = read_object(file, ConfigError, "write it with `vla-runtime report RECORD --trials FILE`", "no such file")
-    told = content.get("trials")
-    if not isinstance(told, list) or not told or not all(isinstance(trial, dict) for trial in told):
+    recorded = content.get("trials")
+    if not isinstance(recorded, list) or not recorded or not all(isinstance(trial, dict) for trial in recorded):
         raise ConfigError(f"{file}: no trial in it; write it with `vla-runtime report RECORD --trials FILE`")
-    spent = [take(trial, "seconds", 0.0, file) for trial in told if take(trial, "succeeded", False, file)]
-    stepped_in = sum(take(trial, "stepped_in", False, file) for trial in told)
-    return RobotTrials(len(told), len(spent), sum(spent) / len(spent) if spent else None, stepped_in)
+    spent = [take(trial, "seconds", 0.0, file) for trial in recorded if take(trial, "succeeded", False, file)]
+    stepped_in = sum(take(trial, "stepped_in", False, file) for trial in recorded)
+    return RobotTrials(len(recorded), len(spent), sum(spent) / len(spent) if spent else None, stepped_in)
 
 
 @dataclass(frozen=True, slots=True)
