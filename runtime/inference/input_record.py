@@ -58,10 +58,9 @@ class InputRecorder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("xb", buffering=0)
-        except FileExistsError:
-            raise RecordError(f"{path} exists already; name another file for the record of inputs") from None
         except OSError as error:
-            raise RecordError(f"{path}: {error.strerror}; name another file for the record of inputs") from None
+            why = "exists already" if path.exists() else (error.strerror or str(error))
+            raise RecordError(f"{path}: {why}; name another file for the record of inputs") from None
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0

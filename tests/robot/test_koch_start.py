@@ -230,7 +230,7 @@ def test_a_servo_that_answers_every_ping_twice_is_not_called_missing(tmp_path: P
 def test_the_results_have_the_numbers_of_the_c_headers() -> None:
     bus = Path(__file__).resolve().parents[2] / "robot" / "bus"
     for header, prefix, results in (("arm.h", "ARM", ArmResult), ("bus.h", "BUS", BusResult)):
-        (names,) = re.findall(rf"typedef enum {{ ({prefix}_OK.*?) }}", (bus / header).read_text())
+        (names,) = re.findall(rf"typedef enum {{\s+({prefix}_OK[^}}]*?)\s+}}", (bus / header).read_text())
         assert names.split(", ") == [f"{prefix}_{result.name}" for result in results]
 
 

@@ -42,8 +42,10 @@ def test_the_size_limit_ends_the_recording_with_one_line_and_a_whole_file(tmp_pa
     assert len(said) == 1 and "limit of 1 MB is reached; the record ends here, inference goes on" in said[0]
     with pytest.raises(RecordError, match="exists already"):
         InputRecorder(tmp_path / "x.rec", 1 << 20, said.append)
-    with pytest.raises(RecordError, match="No such file"):
-        InputRecorder(tmp_path / "none" / "x.rec", 1 << 20, said.append)
+    with pytest.raises(RecordError, match="File exists"):
+        InputRecorder(tmp_path / "x.rec" / "y.rec", 1 << 20, said.append)
+    recorder = InputRecorder(tmp_path / "none" / "x.rec", 1 << 20, said.append)
+    recorder.close()
 
 
 def test_a_record_without_an_inference_leaves_no_file(tmp_path):
