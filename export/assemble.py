@@ -104,14 +104,12 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
     """
     progress("read the checkpoint")
     request = replace(request, checkpoint=resolve_checkpoint(request.checkpoint, request.revision))
-    exporter = exporter_of(request.checkpoint, request.vlm, request.base)
+    exporter = _exporter(request)
     policy = exporter.policy
     _check_outputs(policy, request)
     exporter.check(request.checkpoint, request.step_sizes)
     if request.take_empty_cameras:
         exporter.take_empty_cameras(request.checkpoint)
-    if request.chunk_size is not None:
-        exporter.shorten_chunk(request.checkpoint, request.chunk_size)
     cameras = camera_specs(policy, request.recording, exporter.placeholder_size)
     try:
         with new_folder(request.out, ExportError) as folder, torch.inference_mode():
@@ -132,14 +130,20 @@ def export_bundle(request: ExportRequest, progress: Progress) -> Manifest:
 
 def export_unproven(request: ExportRequest, progress: Progress) -> Manifest:
     """As `export_bundle`, but compared with nothing: for counts and times of a policy with random weights."""
-    exporter = exporter_of(request.checkpoint)
-    if request.chunk_size is not None:
-        exporter.shorten_chunk(request.checkpoint, request.chunk_size)
+    exporter = _exporter(request)
     with new_folder(request.out, ExportError) as folder, torch.inference_mode():
         cameras = camera_specs(exporter.policy, request.recording, exporter.placeholder_size)
         manifest = write_graphs(exporter, cameras, request, folder, progress)
         write_manifest(folder, manifest)
     return manifest
+
+
+def _exporter(request: ExportRequest) -> Exporter:
+    """Of the checkpoint, with as many of its actions as were asked for."""
+    exporter = exporter_of(request.checkpoint, request.vlm, request.base)
+    if request.chunk_size is not None:
+        exporter.shorten_chunk(request.checkpoint, request.chunk_size)
+    return exporter
 
 
 def _check_outputs(policy: Policy, request: ExportRequest) -> None:
