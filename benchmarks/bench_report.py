@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.subject import DELTA
+from vla_edge.command_line import folder_to_write
 from vla_edge.files import write_text
 
 COLOURS = {
@@ -20,6 +23,17 @@ COLOURS = {
 }
 """One colour a stage, the same in every bar."""
 UNDIVIDED = "#d9d9d9"
+
+
+def add_results_folder(parser: argparse.ArgumentParser) -> None:
+    """Declare `--out`, the repository's own folder of results where it is left out."""
+    parser.add_argument(
+        "--out",
+        type=folder_to_write,
+        default=REPOSITORY / "benchmarks" / "results",
+        metavar="DIR",
+        help="folder of the results",
+    )
 
 
 def write_report(result: Mapping[str, Any], folder: Path, name: str) -> list[Path]:

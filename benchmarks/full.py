@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vla_edge.benchmarks.bench_report import markdown, write_report
+from vla_edge.benchmarks.bench_report import add_results_folder, markdown, write_report
 from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
 from vla_edge.benchmarks.subject import SubjectSpec
@@ -163,13 +163,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="checkpoint and bundles, made once (default: out/bench/FAMILY)",
     )
-    parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default=REPOSITORY / "benchmarks" / "results",
-        metavar="DIR",
-        help="folder of the results",
-    )
+    add_results_folder(parser)
     parser.add_argument("--rounds", type=count, default=7, help="measured rounds, at least 5")
     parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
     arguments = parser.parse_args(argv)

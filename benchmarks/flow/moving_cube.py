@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.host import REPOSITORY, commit
+from vla_edge.benchmarks.bench_report import add_results_folder
+from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import turn_cube
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
+from vla_edge.command_line import CommandParser, count, run_command, threads
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.simulated_arm import SimulatedArm
@@ -162,13 +163,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task")
     parser.add_argument("--episodes", type=count, default=60, help="scenes, the same for every row")
     parser.add_argument("--threads", type=threads, default=1, help="CPU threads of a graph")
-    parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default=REPOSITORY / "benchmarks" / "results",
-        metavar="DIR",
-        help="folder of the results",
-    )
+    add_results_folder(parser)
     options = parser.parse_args(argv)
     engine = load_engine("ort", EngineOptions(threads=options.threads))
     options.out.mkdir(parents=True, exist_ok=True)

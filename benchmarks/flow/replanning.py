@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tests.random_policy import RandomPolicy, write_random_policy
 
+from vla_edge.benchmarks.bench_report import add_results_folder
 from vla_edge.benchmarks.bundle_subject import GATE
 from vla_edge.benchmarks.host import REPOSITORY, commit
 from vla_edge.benchmarks.measure import Rounds, measure, percentiles
@@ -256,13 +257,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="bundles, made once",
     )
-    parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default=REPOSITORY / "benchmarks" / "results",
-        metavar="DIR",
-        help="folder of the results",
-    )
+    add_results_folder(parser)
     parser.add_argument(
         "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
     )
