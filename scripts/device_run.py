@@ -45,17 +45,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "device"
 LIMITS = {
-    "facts": 60,
-    "core": 90,
-    "tests": 210,
-    "race": 120,
-    "memcheck": 120,
-    "export": 200,
-    "full": 150,
-    "compiled": 230,
-    "run": 150,
-    "train": 280,
-}
+    "facts": 60, "core": 90, "tests": 210, "race": 120, "memcheck": 120, "export": 200, "full": 150, "compiled": 230,
+    "run": 150, "train": 280,
+}  # fmt: skip
 """Seconds a step may take before it is ended."""
 STEPS = [step for step in LIMITS if step != "race"]
 """What runs when nothing is asked for; `race` is what memcheck runs, for a longer look."""
@@ -283,20 +275,9 @@ def memcheck(arguments: argparse.Namespace, tell: Tell) -> int:
         tell(memcheck="not run: no compute-sanitizer on this machine")
         return 0
     # torch and cuda-bindings ask the driver for functions it lacks: refused calls are no memory errors.
-    words = [
-        tool,
-        "--tool",
-        "memcheck",
-        "--report-api-errors",
-        "no",
-        "--error-exitcode",
-        "3",
-        sys.executable,
-        __file__,
-        "--step",
-        "race",
-    ]
-    words += ["--rounds", "2", "--out", str(arguments.out), "--kernels", arguments.kernels]
+    words = [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "3"]
+    words += [sys.executable, __file__, "--step", "race", "--rounds", "2"]
+    words += ["--out", str(arguments.out), "--kernels", arguments.kernels]
     ran = subprocess.run(words, env=environment(), capture_output=True)
     said = (ran.stdout + ran.stderr).decode(errors="replace")
     print(said, flush=True)
@@ -382,9 +363,8 @@ def run_on_gpu(arguments: argparse.Namespace, tell: Tell) -> int:
     bundle, engine = built(WORK / arguments.size / "fp16", take_kernels(arguments, tell))
     for steps in (bundle.manifest.policy.num_steps, 1):
         for pictures in (CALM, REST, CHANGING):
-            tell(
-                run=f"{steps} steps, {pictures}", **run_itself(bundle, engine(), steps, pictures, arguments.rounds / 3)
-            )
+            found = run_itself(bundle, engine(), steps, pictures, arguments.rounds / 3)
+            tell(run=f"{steps} steps, {pictures}", **found)
     return 0
 
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla-doctor deploy BUNDLE`: checks before a bundle goes to a robot, each of them carried out. No torch.
 
-Each passes, fails with the fix, or was not run with what it would need. Checks
-that compare arithmetic use formulas of their own (docs/policy.md §1), not the
-runtime's code.
+Each passes, fails with the fix, or was not run with what it would need.
 """
 
 from __future__ import annotations
@@ -11,22 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.bundle import TRAIN_DELTA, Bundle, NormalizationSpec, open_bundle
+from vla_edge.bundle import TRAIN_DELTA, open_bundle
 from vla_edge.command_line import answer, positive, threads
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, ConfigError, ObservationError
-from vla_edge.lerobot_data.observations import observation_of
+from vla_edge.errors import CheckFailed, ObservationError
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S, add_tolerance
-from vla_edge.robot.arm_description import DEFAULT_ARM, ArmDescription, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, load_arm
 from vla_edge.robot.camera_options import parse_cameras
 from vla_edge.robot.joint_calibration import JointUnits
 from vla_edge.robot.robot_file import add_arm, add_robot_file
@@ -34,54 +30,16 @@ from vla_edge.runtime.control.handover import Rhythm, handover_of, pace_of, rows
 from vla_edge.runtime.control.identity import cameras_named
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.inference.prompt import PromptEncoder
-from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
-from vla_edge.runtime.inference.units import ACTION, STATE, joint_ranges, normalizer, read_tables, remarks
-from vla_edge.trials.deploy_scenes import Scene, dataset_scenes, random_scenes
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
+from vla_edge.runtime.inference.units import ACTION, joint_ranges, read_tables
+from vla_edge.trials.deploy_arithmetic import check_pictures, check_round_trip, check_state
+from vla_edge.trials.deployment import FAILED, NOT_RUN, PASSED, Deployment, Item, Scene, dataset_scenes, random_scenes
 from vla_edge.trials.identity_check import robot_differences, shape_differences, task_differences
+from vla_edge.trials.place_check import check_cameras, check_start_pose
 from vla_edge.trials.safety_check import check_safety
 
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-ARITHMETIC_TOLERANCE = 1e-5
-"""float32 rounding of one bilinear sample or one division."""
 RANGE_MARGIN = 0.1
 """Share of a joint's training range that a chunk may leave it by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One line of the checklist; `fix` is empty unless it failed or was not run."""
-
-    name: str
-    state: str
-    found: str
-    fix: str = ""
-
-
-@dataclass
-class Deployment:
-    """What the checks share. scenes: observations of the dataset (recorded), or random ones when there is none whose
-    joints and cameras fit. differences: between bundle and dataset, None without one. tasks: the instruction that will
-    be given,
-    or the dataset's."""
-
-    bundle: Bundle
-    session: PolicySession
-    scenes: list[Scene]
-    recorded: bool
-    differences: list[str] | None
-    tasks: list[str]
-    hz: float
-    arm: ArmDescription
-
-    def infer(self, scene: Scene, seed: int = 0) -> InferenceResult:
-        """One inference with nothing reused."""
-        self.session.reset()
-        observation = observation_of(scene.images, scene.state, scene.task)
-        policy = self.bundle.manifest.policy
-        noise = np.random.default_rng(seed).standard_normal((policy.chunk_size, policy.max_action_dim), np.float32)
-        result = self.session.infer(InferenceRequest(observation, 0, noise=noise))
-        assert result is not None
-        return result
 
 
 def check_speed(deployment: Deployment) -> Item:
@@ -126,14 +84,9 @@ def check_output_range(deployment: Deployment) -> Item:
     worst = int(beyond.argmax())
     joint = deployment.bundle.manifest.joints[worst] if deployment.bundle.manifest.joints else str(worst)
     found = f"{len(actions)} actions, furthest {joint}: {max(float(beyond[worst]), 0):.1%} of its range outside"
-    if np.isfinite(actions).all() and beyond[worst] <= RANGE_MARGIN:
-        return Item("output range", PASSED, found)
-    return Item(
-        "output range",
-        FAILED,
-        found,
-        "check that the dataset, its statistics and the joint units are those of training",
-    )
+    good = bool(np.isfinite(actions).all() and beyond[worst] <= RANGE_MARGIN)
+    fix = "check that the dataset, its statistics and the joint units are those of training"
+    return Item.judged("output range", good, found, fix)
 
 
 def check_dataset(deployment: Deployment) -> Item:
@@ -160,92 +113,8 @@ def check_instruction(deployment: Deployment) -> Item:
         counts = [int(PromptEncoder(deployment.bundle).encode(task).mask.sum()) for task in deployment.tasks]
     except ObservationError as error:
         return Item("instruction", FAILED, str(error), "say what the arm shall do, in a sentence")
-    return Item(
-        "instruction", PASSED, f"{max(counts)} of {deployment.bundle.manifest.tokenizer.max_length} tokens, nothing cut"
-    )
-
-
-def check_pictures(deployment: Deployment) -> Item:
-    """The runtime's pictures equal the policy's definition (docs/policy.md §1.1), computed here in float64."""
-    policy, worst = deployment.bundle.manifest.policy, 0.0
-    images = deployment.scenes[0].images
-    for slot, camera in enumerate(deployment.bundle.manifest.cameras):
-        if camera.source not in images:
-            continue  # declared, and not in the data: the policy sees it masked
-        image = images[camera.source]
-        pixels = np.empty((1, 3, policy.image_height, policy.image_width), np.float32)
-        deployment.session.preparer.picture(slot, image, pixels)
-        expected = reference_picture(image, (policy.image_height, policy.image_width), policy.resize_with_padding)
-        if camera.name in {item.feature for item in deployment.bundle.manifest.normalization}:
-            expected = channels_normalised(deployment.bundle, camera.name, (expected + 1) / 2)
-        worst = max(worst, float(np.abs(pixels[0] - expected).max()))
-    found = f"largest difference {worst:.1e} over {len(images)} cameras (limit {ARITHMETIC_TOLERANCE:.0e})"
-    return _verdict(
-        "image preprocessing",
-        worst <= ARITHMETIC_TOLERANCE,
-        found,
-        "the bundle and this runtime disagree: export with this version",
-    )
-
-
-def check_state(deployment: Deployment) -> Item:
-    """The state is normalised as (x − mean)/(std + ε), or to −1..1, and zero-padded."""
-    policy, tables = deployment.bundle.manifest.policy, read_tables(deployment.bundle)
-    if policy.adapt_to_pi_aloha:
-        return Item(
-            "state normalisation",
-            NOT_RUN,
-            "the policy turns Aloha's joints too",
-            "compare with the export's parity report",
-        )
-    worst = 0.0
-    for scene in deployment.scenes:
-        out = np.empty((1, policy.max_state_dim), np.float32)
-        deployment.session.preparer.state(scene.state, out)
-        expected = np.zeros(policy.max_state_dim)
-        expected[: policy.state_dim] = normalised(scene.state, STATE, _spec(deployment.bundle, STATE), tables)
-        worst = max(worst, float((np.abs(out[0] - expected) / np.maximum(1, np.abs(expected))).max()))
-    found = f"largest relative difference {worst:.1e} (limit {ARITHMETIC_TOLERANCE:.0e})"
-    resting = [remark for remark in remarks(deployment.bundle, tables) if remark.startswith(STATE)]
-    return _verdict(
-        "state normalisation",
-        worst <= ARITHMETIC_TOLERANCE and not resting,
-        "; ".join([found, *resting]),
-        "train again on other statistics" if resting else "the statistics in the bundle are damaged: export again",
-    )
-
-
-def check_round_trip(deployment: Deployment) -> Item:
-    """Un-normalised actions, normalised again by the formula, give back what the network said."""
-    policy, tables = deployment.bundle.manifest.policy, read_tables(deployment.bundle)
-    if policy.adapt_to_pi_aloha:
-        return Item(
-            "action round trip",
-            NOT_RUN,
-            "the policy turns Aloha's joints too",
-            "compare with the export's parity report",
-        )
-    latent = np.random.default_rng(1).standard_normal((policy.chunk_size, policy.max_action_dim), np.float32)
-    deployment.session.preparer.state(
-        np.zeros(policy.state_dim, np.float32), np.empty((1, policy.max_state_dim), np.float32)
-    )
-    actions, _ = deployment.session.preparer.actions(latent)
-    spec = _spec(deployment.bundle, ACTION)
-    back = normalised(actions, ACTION, NormalizationSpec(spec.feature, spec.mode, 0.0), tables)
-    # A joint that never moved (std 0) has no way back: what matters is that it stays where it was recorded.
-    moving = _moving(spec, tables, policy.action_dim)
-    worst = float(np.abs(back - latent[:, : policy.action_dim])[:, moving].max(initial=0.0))
-    found = (
-        f"largest difference {worst:.1e} over {int(moving.sum())} moving joints (limit 1e-4: float32 at joint values "
-        "in the hundreds)"
-    )
-    said = [remark for remark in remarks(deployment.bundle, tables) if not remark.startswith(STATE)]
-    return _verdict(
-        "action round trip",
-        worst <= 1e-4,
-        "; ".join([found, *said]),
-        "the statistics in the bundle are damaged: export again",
-    )
+    limit = deployment.bundle.manifest.tokenizer.max_length
+    return Item("instruction", PASSED, f"{max(counts)} of {limit} tokens, nothing cut")
 
 
 def check_exceptions(deployment: Deployment) -> Item:
@@ -270,12 +139,8 @@ def check_exceptions(deployment: Deployment) -> Item:
         survived.append(name)
     before, after = deployment.infer(good).actions, deployment.infer(good).actions
     if survived or not np.array_equal(before, after):
-        return Item(
-            "exception handling",
-            FAILED,
-            f"accepted: {', '.join(survived) or 'nothing, but a good observation changed'}",
-            "report this as a bug of vla-edge",
-        )
+        found = f"accepted: {', '.join(survived) or 'nothing, but a good observation changed'}"
+        return Item("exception handling", FAILED, found, "report this as a bug of vla-edge")
     return Item("exception handling", PASSED, f"{len(bad)} bad observations refused, the next good one unchanged")
 
 
@@ -288,7 +153,7 @@ def check_logging(deployment: Deployment) -> Item:
         rows = [json.loads(line) for line in (Path(folder) / "inference.jsonl").read_text().splitlines()]
     wanted = {"reason", "vision", "prefix", "ms", "steps"}
     complete = len(rows) == 1 and wanted <= rows[0].keys() and rows[0]["ms"]["total"] > 0
-    return _verdict(
+    return Item.judged(
         "logging",
         complete,
         f"one inference recorded with {', '.join(sorted(wanted))}",
@@ -298,8 +163,7 @@ def check_logging(deployment: Deployment) -> Item:
 
 def check_limits(deployment: Deployment) -> Item:
     """NaN, huge and wild chunks through schedule and guard never break a limit."""
-    state, found, fix = check_safety(deployment.arm, deployment.bundle.manifest.policy.action_dim, deployment.hz)
-    return Item("safety limits", state, found, fix)
+    return check_safety(deployment.arm, deployment.bundle.manifest.policy.action_dim, deployment.hz)
 
 
 def check_correction(deployment: Deployment) -> Item:
@@ -314,18 +178,9 @@ def check_correction(deployment: Deployment) -> Item:
 
 
 CHECKS: tuple[Callable[[Deployment], Item], ...] = (
-    check_dataset,
-    check_speed,
-    check_output_range,
-    check_instruction,
-    check_pictures,
-    check_state,
-    check_round_trip,
-    check_limits,
-    check_correction,
-    check_exceptions,
-    check_logging,
-)
+    check_dataset, check_speed, check_output_range, check_instruction, check_pictures, check_state, check_round_trip,
+    check_limits, check_correction, check_exceptions, check_logging,
+)  # fmt: skip
 
 
 def check_deployment(
@@ -338,9 +193,7 @@ def check_deployment(
     robot: str = DEFAULT_ARM,
 ) -> list[Item]:
     """Run the eleven checks on the bundle at `path`; its files are verified first. Errors: BundleError, EngineError,
-    ConfigError."""
-    if not hz > 0:
-        raise ConfigError(f"--hz is {hz:g}: give the control rate, for example 30")
+    ConfigError. hz: above 0."""
     arm = load_arm(robot)
     bundle = open_bundle(path)
     bundle.verify()
@@ -361,66 +214,6 @@ def check_deployment(
                 scenes, recorded = dataset_scenes(bundle, data, task), True
     deployment = Deployment(bundle, session, scenes, recorded, differences, tasks, hz, arm)
     return [check(deployment) for check in track(CHECKS, "checking", console=Console(stderr=True), transient=True)]
-
-
-def reference_picture(image: NDArray[np.uint8], target: tuple[int, int], pad: bool) -> NDArray[np.float64]:
-    """float64 [3, h, w] in −1..1 of a uint8 [H, W, 3] picture: scale, bilinear without antialias, pad left and top."""
-    values = image.astype(np.float64).transpose(2, 0, 1) / 255
-    if pad:
-        ratio = max(values.shape[2] / target[1], values.shape[1] / target[0])
-        values = _bilinear(_bilinear(values, 1, int(values.shape[1] / ratio)), 2, int(values.shape[2] / ratio))
-        values = np.pad(values, ((0, 0), (target[0] - values.shape[1], 0), (target[1] - values.shape[2], 0)))
-    return values * 2 - 1
-
-
-def channels_normalised(bundle: Bundle, camera: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 [3, h, w] in 0..1, channel by channel as the camera's statistics say."""
-    by = normalizer(bundle, read_tables(bundle), camera, 3)
-    offset, divisor = (array.astype(np.float64)[:, None, None] for array in (by.offset, by.divisor))
-    return (values - offset) / divisor * float(by.gain) + float(by.bias)
-
-
-def _bilinear(values: NDArray[np.float64], axis: int, size: int) -> NDArray[np.float64]:
-    length = values.shape[axis]
-    places = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, None)
-    first = np.minimum(places.astype(int), length - 1)
-    second = np.minimum(first + 1, length - 1)
-    weight = (places - first).reshape([-1 if i == axis else 1 for i in range(3)])
-    return np.take(values, first, axis) * (1 - weight) + np.take(values, second, axis) * weight
-
-
-def normalised(
-    values: NDArray[np.float32], feature: str, spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]]
-) -> NDArray[np.float64]:
-    """The formula of docs/policy.md §1.4 in float64."""
-    if spec.mode == "MEAN_STD":
-        with np.errstate(divide="ignore", invalid="ignore"):  # no spread: the caller leaves such dimensions out
-            return (values.astype(np.float64) - tables[f"{feature}.mean"]) / (
-                tables[f"{feature}.std"].astype(np.float64) + spec.eps
-            )
-    if spec.mode == "MIN_MAX":
-        low, high = (tables[f"{feature}.{name}"].astype(np.float64) for name in ("min", "max"))
-        return 2 * (values - low) / np.where(high == low, max(spec.eps, 1e-8), high - low) - 1
-    return values.astype(np.float64)
-
-
-def _moving(spec: NormalizationSpec, tables: Mapping[str, NDArray[np.float32]], dim: int) -> NDArray[np.bool_]:
-    if spec.mode == "MEAN_STD":
-        return tables[f"{ACTION}.std"] > 0
-    if spec.mode == "MIN_MAX":
-        return tables[f"{ACTION}.max"] > tables[f"{ACTION}.min"]
-    return np.ones(dim, bool)
-
-
-def _spec(bundle: Bundle, feature: str) -> NormalizationSpec:
-    return next(
-        (spec for spec in bundle.manifest.normalization if spec.feature == feature),
-        NormalizationSpec(feature, "IDENTITY", 0.0),
-    )
-
-
-def _verdict(name: str, good: bool, found: str, fix: str) -> Item:
-    return Item(name, PASSED, found) if good else Item(name, FAILED, found, fix)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -449,8 +242,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the checklist; CheckFailed (exit code 1) when an item failed."""
-    from vla_edge.trials.place_check import check_cameras, check_start_pose
-
     cameras = parse_cameras(arguments.camera)
     cameras_named(open_bundle(arguments.bundle), [camera.name for camera in cameras])
     items = check_deployment(

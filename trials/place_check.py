@@ -29,7 +29,7 @@ from vla_edge.robot.joint_calibration import load_joint_calibration, unit_from_c
 from vla_edge.robot.servo_bus import ServoBus
 from vla_edge.runtime.control.identity import units_of
 from vla_edge.runtime.inference.units import read_tables
-from vla_edge.trials.deploy_check import FAILED, NOT_RUN, PASSED, Item
+from vla_edge.trials.deployment import FAILED, NOT_RUN, PASSED, Item
 
 if TYPE_CHECKING:
     from vla_edge.lerobot_data.reader import Dataset

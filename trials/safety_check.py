@@ -12,6 +12,7 @@ from vla_edge.robot.arm_description import ArmDescription
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.runtime.control.control_process import limits_of
 from vla_edge.runtime.control.control_settings import ControlSettings, period_ns_of
+from vla_edge.trials.deployment import FAILED, NOT_RUN, PASSED, Item
 
 TICKS = 600
 
@@ -26,19 +27,17 @@ def any_calibration(arm: ArmDescription) -> JointCalibrations:
     return JointCalibrations(joints, "half a turn for each joint")
 
 
-def check_safety(arm: ArmDescription, joints: int, hz: float) -> tuple[str, str, str]:
-    """(state, found, fix): NaN, infinite, huge and random chunks for `TICKS` ticks; no goal may leave the soft limits
-    or move faster than the arm's velocity limit allows, and none may come of a value that is not finite."""
+def check_safety(arm: ArmDescription, joints: int, hz: float) -> Item:
+    """NaN, infinite, huge and random chunks for `TICKS` ticks through schedule and guard: no goal may leave the soft
+    limits or move faster than the arm's velocity limit allows, and none may come of a value that is not finite."""
+    name = "safety limits"
     if joints != len(arm.joints):
-        return (
-            "not run",
-            f"the policy has {joints} joints, {arm.title} has {len(arm.joints)}",
-            "give --robot with the arm that the policy moves",
-        )
+        found = f"the policy has {joints} joints, {arm.title} has {len(arm.joints)}"
+        return Item(name, NOT_RUN, found, "give --robot with the arm that the policy moves")
     try:
         core = load_core()
     except ControlError as error:
-        return "not run", str(error), "build the C core (a C compiler and make)"
+        return Item(name, NOT_RUN, str(error), "build the C core (a C compiler and make)")
     period_ns = period_ns_of(hz)
     limits = limits_of(arm, any_calibration(arm), JointUnits.DEGREES)
     settings = ControlSettings(limits, period_ns, 1, "0" * 64)
@@ -73,9 +72,6 @@ def check_safety(arm: ArmDescription, joints: int, hz: float) -> tuple[str, str,
         "refused"
     )
     if broken or not refused:
-        return (
-            "failed",
-            f"{found} ({broken[0] if broken else 'nothing was refused'})",
-            "do not deploy; report this with the build's version",
-        )
-    return "passed", found, ""
+        what = broken[0] if broken else "nothing was refused"
+        return Item(name, FAILED, f"{found} ({what})", "do not deploy; report this with the build's version")
+    return Item(name, PASSED, found)

@@ -43,6 +43,7 @@ NAMES = {
     "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "tensorrt_rtx_bindings"),
 }
 """Importable name → the package's name, and what must import."""
+OPENCV = "opencv-python-headless"
 GUARDIAN_TICK_NS = 11_111_111
 """90 Hz, as control runs where the bus is fast enough."""
 HEAVY = ("torch", "transformers", "accelerate", "peft", "openvino", "wandb", "tensorboard")
@@ -60,22 +61,19 @@ class Finding:
     fix: str = ""
 
 
+def judged(check: str, good: bool, found: str, needed: str, fix: str, otherwise: str = MISSING) -> Finding:
+    """Fine where `good`; `otherwise` in that state, with the fix."""
+    return Finding(check, OK, found, needed) if good else Finding(check, otherwise, found, needed, fix)
+
+
 def host() -> list[Finding]:
     """System, processors, memory, and what the kernel allows the control loop."""
     cores = len(os.sched_getaffinity(0))
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     system = f"{platform.system()} {platform.release()} {platform.machine()}, {cores} cores, {memory_gb:.0f} GB"
     enough = platform.system() == "Linux" and cores >= 2 and memory_gb >= 3.5
-    made = [
-        Finding(
-            "host",
-            OK if enough else NOTE,
-            system,
-            "Linux, 2 cores, 4 GB",
-            "" if enough else "use a larger machine for the full-size policy",
-        )
-    ]
-    return [*made, _priority(), _locked_memory()]
+    fix = "use a larger machine for the full-size policy"
+    return [judged("host", enough, system, "Linux, 2 cores, 4 GB", fix, NOTE), _priority(), _locked_memory()]
 
 
 _LIMIT = "echo '@dialout - {}' | sudo tee -a /etc/security/limits.d/vla-edge.conf, log in again; services have it"
@@ -83,6 +81,7 @@ _LIMIT = "echo '@dialout - {}' | sudo tee -a /etc/security/limits.d/vla-edge.con
 
 def _priority() -> Finding:
     """Asked by trying: limits, capabilities and containers all have a say."""
+    name, needed = "real-time priority", "60, so that load cannot delay the control loop"
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
@@ -92,11 +91,9 @@ def _priority() -> Finding:
             fix = (
                 "it is allowed, but not in this group of processes: take CPUWeight and CPUQuota out of systemd's units"
             )
-        return Finding(
-            "real-time priority", NOTE, "SCHED_FIFO refused", "60, so that load cannot delay the control loop", fix
-        )
+        return Finding(name, NOTE, "SCHED_FIFO refused", needed, fix)
     os.sched_setscheduler(0, *before)
-    return Finding("real-time priority", OK, "SCHED_FIFO allowed", "60, so that load cannot delay the control loop")
+    return Finding(name, OK, "SCHED_FIFO allowed", needed)
 
 
 def _locked_memory() -> Finding:
@@ -104,39 +101,17 @@ def _locked_memory() -> Finding:
     root, unlimited = os.geteuid() == 0, limit == resource.RLIM_INFINITY
     allowed = root or unlimited or limit >= 256 << 20
     found = "root: no limit" if root else "unlimited" if unlimited else f"{limit >> 20} MB"
-    fix = "" if allowed else _LIMIT.format("memlock unlimited")
-    return Finding("locked memory", OK if allowed else NOTE, found, "256 MB, so that a tick meets no page fault", fix)
+    needed, fix = "256 MB, so that a tick meets no page fault", _LIMIT.format("memlock unlimited")
+    return judged("locked memory", allowed, found, needed, fix, NOTE)
 
 
 def python() -> list[Finding]:
     """The interpreter and the packages everything needs."""
     good = sys.version_info >= (3, 10)
-    made = [
-        Finding(
-            "python",
-            OK if good else MISSING,
-            platform.python_version(),
-            "3.10 or newer",
-            "" if good else "install Python 3.10 or newer",
-        )
-    ]
-    for package in (
-        "numpy",
-        "safetensors",
-        "tokenizers",
-        "huggingface_hub",
-        "rich",
-        "PyYAML",
-        "opencv-python-headless",
-    ):
-        found = _version(package)
-        if found is None and package.startswith("opencv"):
-            found = _version("opencv-python")
-        made.append(
-            Finding(
-                package, OK if found else MISSING, found or "not installed", "any", "" if found else install_command()
-            )
-        )
+    made = [judged("python", good, platform.python_version(), "3.10 or newer", "install Python 3.10 or newer")]
+    for package in ("numpy", "safetensors", "tokenizers", "huggingface_hub", "rich", "PyYAML", OPENCV):
+        found = _version(package) or (_version("opencv-python") if package == OPENCV else None)
+        made.append(judged(package, found is not None, found or "not installed", "any", install_command()))
     return made
 
 
@@ -145,15 +120,8 @@ def core() -> list[Finding]:
     try:
         module = import_module("vla_edge._core")
     except ImportError as error:
-        return [
-            Finding(
-                "C core",
-                MISSING,
-                str(error),
-                "vla_edge._core",
-                f"install a C compiler (apt-get install gcc python3-dev), then: {install_command()}",
-            )
-        ]
+        fix = f"install a C compiler (apt-get install gcc python3-dev), then: {install_command()}"
+        return [Finding("C core", MISSING, str(error), "vla_edge._core", fix)]
     return [Finding("C core", OK, Path(module.__file__ or "").name, "vla_edge._core")]
 
 
@@ -163,15 +131,10 @@ def engine() -> list[Finding]:
         runtime = import_module("onnxruntime")
     except ImportError:
         return [Finding("onnxruntime", MISSING, "not installed", "1.20 or newer", install_command("ort"))]
-    old = tuple(int(part) for part in runtime.__version__.split(".")[:2]) < (1, 20)
+    new = tuple(int(part) for part in runtime.__version__.split(".")[:2]) >= (1, 20)
+    fix = f"{install_command('ort')} --upgrade"
     return [
-        Finding(
-            "onnxruntime",
-            MISSING if old else OK,
-            runtime.__version__,
-            "1.20 or newer",
-            f"{install_command('ort')} --upgrade" if old else "",
-        ),
+        judged("onnxruntime", new, runtime.__version__, "1.20 or newer", fix),
         Finding("onnxruntime providers", OK, ", ".join(runtime.get_available_providers()), "CPUExecutionProvider"),
     ]
 
@@ -182,26 +145,12 @@ def gpu() -> list[Finding]:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return [
-            Finding(
-                name,
-                MISSING,
-                "no libcuda.so.1",
-                "an NVIDIA driver",
-                "install the NVIDIA driver; without one use --backend ort, on the CPU",
-            )
-        ]
+        fix = "install the NVIDIA driver; without one use --backend ort, on the CPU"
+        return [Finding(name, MISSING, "no libcuda.so.1", "an NVIDIA driver", fix)]
     status = driver.cuInit(0)
     if status != 0:
-        return [
-            Finding(
-                name,
-                MISSING,
-                f"cuInit failed with {status}",
-                "a working NVIDIA driver",
-                "look at nvidia-smi; a new driver needs a reboot",
-            )
-        ]
+        fix = "look at nvidia-smi; a new driver needs a reboot"
+        return [Finding(name, MISSING, f"cuInit failed with {status}", "a working NVIDIA driver", fix)]
     number, count = ctypes.c_int(), ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(number))
     driver.cuDeviceGetCount(ctypes.byref(count))
@@ -211,15 +160,8 @@ def gpu() -> list[Finding]:
         driver.cuDeviceGetName(text, len(text), index)
         names.append(text.value.decode())
     found = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}, {', '.join(names) or 'no device'}"
-    return [
-        Finding(
-            name,
-            OK if names else MISSING,
-            found,
-            "a CUDA device",
-            "" if names else "check that the GPU is visible to this user or container",
-        )
-    ]
+    fix = "check that the GPU is visible to this user or container"
+    return [judged(name, bool(names), found, "a CUDA device", fix)]
 
 
 def packages(extra: str) -> list[Finding]:
@@ -240,28 +182,17 @@ def sim() -> list[Finding]:
     package = _package("mujoco", NEEDED["mujoco"], install_command("sim"))
     if package.state != OK:
         return [package]
-    needed = "off-screen rendering through EGL"
-    return [
-        package,
-        Finding("rendering", OK, "a picture came out", needed)
-        if fault is None
-        else Finding("rendering", MISSING, fault, needed, f"apt-get install {BACKENDS['egl']}"),
-    ]
+    fix = f"apt-get install {BACKENDS['egl']}"
+    found = fault or "a picture came out"
+    return [package, judged("rendering", fault is None, found, "off-screen rendering through EGL", fix)]
 
 
 def cameras(devices: Path = Path("/dev")) -> list[Finding]:
     """V4L2 devices and whether this user may open them."""
     nodes = sorted(devices.glob("video*"))
     if not nodes:
-        return [
-            Finding(
-                "cameras",
-                MISSING,
-                "no /dev/video*",
-                "one for each camera of the policy",
-                "plug one in; in a container pass it through; files and the simulated arm need none",
-            )
-        ]
+        fix = "plug one in; in a container pass it through; files and the simulated arm need none"
+        return [Finding("cameras", MISSING, "no /dev/video*", "one for each camera of the policy", fix)]
     return [_device("camera", node, _by_id(devices / "v4l" / "by-id", node), "video") for node in nodes]
 
 
@@ -269,15 +200,8 @@ def serial(devices: Path = Path("/dev"), usb: Path = Path("/sys/bus/usb-serial/d
     """Serial ports, whether this user may open them, and the USB adapter's latency timer (1 ms is wanted)."""
     nodes = sorted([*devices.glob("ttyUSB*"), *devices.glob("ttyACM*")])
     if not nodes:
-        return [
-            Finding(
-                "serial ports",
-                MISSING,
-                "no ttyUSB* or ttyACM*",
-                "one for the servo bus",
-                "plug the adapter in; in a container pass it through; the simulated arm needs none",
-            )
-        ]
+        fix = "plug the adapter in; in a container pass it through; the simulated arm needs none"
+        return [Finding("serial ports", MISSING, "no ttyUSB* or ttyACM*", "one for the servo bus", fix)]
     made = []
     for node in nodes:
         made.append(_device("serial port", node, _by_id(devices / "serial" / "by-id", node), "dialout"))
@@ -310,20 +234,13 @@ def guardian() -> list[Finding]:
 
 def _device(kind: str, node: Path, stable: str, group: str) -> Finding:
     usable = os.access(node, os.R_OK | os.W_OK)
-    found = f"{node}{f' = {stable}' if stable else ''}"
-    fix = "" if usable else f"sudo usermod -aG {group} $USER, then log in again"
-    return Finding(
-        kind, OK if usable else MISSING, found if usable else f"{found}: no permission", "read and write access", fix
-    )
+    found = f"{node}{f' = {stable}' if stable else ''}{'' if usable else ': no permission'}"
+    return judged(kind, usable, found, "read and write access", f"sudo usermod -aG {group} $USER, then log in again")
 
 
 def _by_id(folder: Path, node: Path) -> str:
     """The name of a device that survives replugging."""
-    return (
-        next((link.name for link in sorted(folder.glob("*")) if link.resolve() == node.resolve()), "")
-        if folder.is_dir()
-        else ""
-    )
+    return next((link.name for link in sorted(folder.glob("*")) if link.resolve() == node.resolve()), "")
 
 
 def _package(package: str, needed: str, fix: str) -> Finding:
@@ -350,33 +267,15 @@ def _version(package: str) -> str | None:
 def disk() -> list[Finding]:
     """Room where bundles are written by default: the working folder."""
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
-    enough = free_gb >= 5
-    return [
-        Finding(
-            "disk",
-            OK if enough else NOTE,
-            f"{free_gb:.0f} GB free here",
-            "5 GB for exporting the full-size policy",
-            "" if enough else "free some, or export to another disk",
-        )
-    ]
+    found, needed = f"{free_gb:.0f} GB free here", "5 GB for exporting the full-size policy"
+    return [judged("disk", free_gb >= 5, found, needed, "free some, or export to another disk", NOTE)]
 
 
 ALWAYS: dict[str, Callable[[], list[Finding]]] = {
-    "host": host,
-    "python": python,
-    "core": core,
-    "engine": engine,
-    "disk": disk,
-}
+    "host": host, "python": python, "core": core, "engine": engine, "disk": disk,
+}  # fmt: skip
 OPTIONAL: dict[str, Callable[[], list[Finding]]] = {
-    "export": partial(packages, "export"),
-    "data": partial(packages, "data"),
-    "plot": partial(packages, "plot"),
-    "train": partial(packages, "train"),
-    "track": partial(packages, "track"),
-    "serve": partial(packages, "serve"),
-    "openvino": partial(packages, "openvino"),
+    **{extra: partial(packages, extra) for extra in ("export", "data", "plot", "train", "track", "serve", "openvino")},
     "sim": sim,
     "gpu": gpu,
     "tensorrt": tensorrt,
