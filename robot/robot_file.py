@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from vla_edge.camera_names import feature_key, short_name
-from vla_edge.command_line import CommandParser
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, read_object
 from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names

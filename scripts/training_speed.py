@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.random_data import write_random_data
 from tests.random_policy import RandomPolicy, write_random_policy
 
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import count, run_command, threads
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import CheckFailed
 from vla_edge.files import write_json
 from vla_edge.policies.checkpoint_folder import VLM_FOLDER

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from vla_edge import command_line, installation
-from vla_edge.command_line import Command, CommandParser, answer, run_command
+from vla_edge.command_line import Command, answer, run_command
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import CheckFailed, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -365,7 +366,7 @@ def test_the_install_command_starts_from_the_clone_the_wheel_or_the_packages_the
             return json.dumps({"url": (tmp_path / "vla_edge-0.1.0.whl").as_uri()})
 
     monkeypatch.setattr(installation, "ROOT", tmp_path / "lib")
-    monkeypatch.setattr(installation, "distribution", lambda name: Installed())
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
     assert installation.install_command("train").endswith('pip install "torch>=2.5" "peft"')
     (tmp_path / "vla_edge-0.1.0.whl").touch()
     assert installation.install_command("train").endswith('pip install "vla_edge-0.1.0.whl[train]"')

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.hub_server import commit_of, hub_server
 
+from tests.hub_server import commit_of, hub_server
 from vla_edge import hub
 from vla_edge.errors import CheckpointError, DatasetError
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
 from tests.test_readme import ROOT, commands
 
 pytestmark = pytest.mark.check

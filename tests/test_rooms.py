@@ -18,6 +18,7 @@ PACKAGE = ROOT / "src" / "vla_edge"
 SHARED = {
     "bundle",
     "command_line",
+    "command_parser",
     "contract",
     "errors",
     "files",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vla_edge.command_line import did_you_mean
+from vla_edge.command_parser import did_you_mean
 from vla_edge.errors import UsageError
 
 NAMES = {

@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import CommandParser, between, count, file_to_write, positive, run_command, threads, whole
+from vla_edge.command_line import between, count, file_to_write, positive, run_command, threads, whole
+from vla_edge.command_parser import CommandParser
 from vla_edge.contract import Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError

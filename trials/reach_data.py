@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command
+from vla_edge.command_line import count, folder_to_write, run_command
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter

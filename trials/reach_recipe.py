@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_edge.command_line import CommandParser, count, folder_to_write, threads, whole
+from vla_edge.command_line import count, folder_to_write, threads, whole
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import TrainingError
 from vla_edge.robot.sim.scene import BODIES
 from vla_edge.trials.reach_data import ReachRecording, record_reach_dataset

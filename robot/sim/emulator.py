@@ -32,7 +32,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import TextIO
 
-from vla_edge.command_line import CommandParser, count, file_to_write, run_command, whole
+from vla_edge.command_line import count, file_to_write, run_command, whole
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.arm_description import BUSES_MAX, DEFAULT_ARM, ArmDescription, ArmJoint, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration

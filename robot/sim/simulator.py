@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_edge.command_line import CommandParser, between, file_to_write, run_command, whole
+from vla_edge.command_line import between, file_to_write, run_command, whole
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import json
 import math
 import os
-import re
-import shutil
 import signal
 import sys
 import tempfile
-import textwrap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from vla_edge import __version__
+from vla_edge.command_parser import CommandParser, did_you_mean, example_lines, subcommand_row
 from vla_edge.errors import CheckFailed, UsageError, VlaEdgeError
 from vla_edge.installation import EXTRAS, missing_package
 
@@ -92,9 +89,9 @@ class Command:
             [
                 f"usage: {self.name} {word} [options]\n\n{self.purpose}\n",
                 f"subcommands ({default}each has --help):",
-                *(_row(name, width, entry.purpose) for name, entry in self.subcommands.items()),
+                *(subcommand_row(name, width, entry.purpose) for name, entry in self.subcommands.items()),
                 "\nexample:",
-                _example(f"{self.name} {next(iter(self.subcommands.values())).example}"),
+                example_lines(f"{self.name} {next(iter(self.subcommands.values())).example}"),
                 f"\n{self.name} --version prints the version.",
             ]
         )
@@ -130,211 +127,8 @@ class Command:
         return f"{self.name} has no subcommand {word!r}{did_you_mean(word, known)}; see `{self.name} --help`"
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A parser without abbreviations whose errors are `UsageError`s of one line, and whose help shows defaults, groups
-    and an example."""
-
-    def __init__(
-        self,
-        prog: str,
-        description: str,
-        example: str = "",
-        old: Mapping[str, str] | None = None,
-        subcommands: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(
-            prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, add_help=False
-        )
-        self.old, self.example, self.subcommands = old or {}, example, subcommands or {}
-        self.expand: Callable[[Sequence[str]], Sequence[str]] = list
-        """Words that stand for others, such as a file of flags, put into the command line before it is parsed."""
-        self.notes = ""
-        """Lines for the help before the example, as they are."""
-        self.last = self.add_argument_group("help and output")
-        self.last.add_argument("-h", "--help", action="help", help="show this help")
-        self.last.add_argument("--version", action="version", version=f"{prog} {__version__}", help="print the version")
-
-    def add_json(self) -> None:
-        """The flag that every command has."""
-        self.last.add_argument(
-            "--json", action="store_true", help="print one JSON object, on errors too; text for people goes to stderr"
-        )
-
-    def knows(self, flag: str) -> bool:
-        """Whether `flag` is one of this parser's."""
-        return flag in self._option_string_actions
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        words = list(sys.argv[1:] if args is None else args)
-        self._refuse_old(words)
-        words = list(self.expand(words))
-        options = words[: words.index("--")] if "--" in words else words
-        self._refuse_unknown(
-            word for word in options if word.startswith("--") and not self.knows(word.partition("=")[0])
-        )
-        parsed, unknown = self.parse_known_args(words, namespace)
-        self._refuse_unknown(unknown)
-        return parsed
-
-    def _refuse_unknown(self, words: Iterable[str]) -> None:
-        """Before what is missing is told: a word typed wrong is why it is missing."""
-        known = [option for option in self._option_string_actions if option.startswith("--") and option != "--help"]
-        for word in words:
-            name = word.partition("=")[0]
-            kind = "option" if word.startswith("-") else "argument"
-            self.error(f"there is no {kind} {name}{did_you_mean(name, known)}")
-
-    def _refuse_old(self, words: Sequence[str]) -> None:
-        """An option, or an option's value, of an earlier version, where the option it is now stands here."""
-        for word, after in zip(words, [*words[1:], ""]):
-            flag, equals, value = word.partition("=")
-            if word == "--":
-                return
-            if not self.knows(flag) and self.knows(self.old.get(flag, "")):
-                raise UsageError(f"{flag} is now {self.old[flag]}; see `{self.prog} --help`")
-            pair = f"{flag} {value if equals else after}"
-            if pair in self.old and self.knows(flag):
-                raise UsageError(f"{pair} is now {self.old[pair]}; see `{self.prog} --help`")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            known = [str(choice) for choice in action.choices]
-            text = f"{value!r} is none of {', '.join(known)}{did_you_mean(str(value), known)}"
-            raise argparse.ArgumentError(action, text)
-
-    def error(self, message: str) -> NoReturn:
-        for pattern, text in _PLAIN.items():
-            message = re.sub(pattern, text, message)
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-    def format_usage(self) -> str:
-        how = _HelpFormatter(self.prog).how_to_type
-        words = [self.prog, *(["[SUBCOMMAND]"] if self.subcommands else [])]
-        words += [how(action) for action in self._actions if not action.option_strings]
-        words += [how(action) for action in self._actions if action.option_strings and action.required]
-        for group in self._mutually_exclusive_groups:
-            if group.required:
-                words.append(f"({' | '.join(how(action) for action in group._group_actions)})")
-        words.append("[options]")
-        return f"{_wrapped(f'usage: {words[0]}', [*words[1:]], '    ')}\n"
-
-    def format_help(self) -> str:
-        self._action_groups.sort(key=lambda group: group is self.last)
-        formatter = self._get_formatter()
-        formatter.add_text(self.description)
-        for group in self._action_groups:
-            formatter.start_section("arguments" if group is self._positionals else group.title)
-            formatter.add_text(group.description)
-            formatter.add_arguments(group._group_actions)
-            formatter.end_section()
-        parts = [self.format_usage(), "\n", formatter.format_help()]
-        if self.subcommands:
-            rows = [_row(name, 10, purpose) for name, purpose in self.subcommands.items()]
-            parts.append("\n".join(["\nsubcommands (each has --help):", *rows, ""]))
-        if self.notes:
-            parts.append(f"\n{self.notes}\n")
-        if self.example:
-            parts += ["\nexample:\n", _example(self.example), "\n"]
-        return "".join(parts)
-
-
-MANY = 45
-"""Characters of choices that still stand in the option's own line."""
-_PLAIN = {
-    r"^argument (?:-\w/)?": "",
-    r": invalid int value: (.*)$": r" \1 is not a whole number",
-    r": invalid float value: (.*)$": r" \1 is not a number",
-    r": expected (at least )?one argument$": " needs a value",
-    r"^the following arguments are required: ": "missing: ",
-}
-"""argparse's own sentences → ours."""
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Defaults are shown where there is one worth showing and the text does not name it; many choices stand behind the
-    text. No line is broken at a hyphen, so that a flag can be searched."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-    def _many(self, action: argparse.Action) -> str:
-        """The choices in words where they are too long for the option's own line, else nothing."""
-        written = ", ".join(map(str, action.choices or ()))
-        return written if len(written) > MANY and action.metavar is None else ""
-
-    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
-        if self._many(action):
-            return lambda size: (default_metavar,) * size
-        return super()._metavar_formatter(action, default_metavar)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if many := self._many(action):
-            head, bracket, default = text.partition(" (default")
-            text = f"{head}; one of {many}{bracket}{default}"
-        usual = action.default
-        usual = " ".join(map(str, usual)) if isinstance(usual, (list, tuple)) else usual
-        hidden = usual is None or isinstance(usual, bool) or str(usual) in ("", argparse.SUPPRESS)
-        if hidden or not action.option_strings or "default" in text:
-            return text
-        return f"{text} (default: {str(usual).replace('%', '%%')})"
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        names = {Path: "PATH", int: "N", float: "X", file_to_write: "FILE", folder_to_write: "DIR"}
-        kind = action.type
-        return kind.metavar if isinstance(kind, Number) else names.get(kind, action.dest.upper())  # type: ignore[call-overload, no-any-return]
-
-    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
-        return action.dest.upper()
-
-    def how_to_type(self, action: argparse.Action) -> str:
-        """`--bundle PATH`, `RECORD`."""
-        if not action.option_strings:
-            return self._format_args(action, self._get_default_metavar_for_positional(action))
-        values = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{action.option_strings[-1]} {values}".strip()
-
-
-def _width() -> int:
-    """Columns of a line of help, as argparse counts them."""
-    return shutil.get_terminal_size().columns - 2
-
-
-def _wrapped(first: str, words: Sequence[str], indent: str, end: str = "") -> str:
-    """`first` and words behind it, in lines of `_width`; a word is never broken. end: of every line but the last."""
-    lines = [first]
-    for word in words:
-        if len(lines[-1]) + 1 + len(word) + len(end) <= _width():
-            lines[-1] += f" {word}"
-        else:
-            lines[-1] += end
-            lines.append(indent + word)
-    return "\n".join(lines)
-
-
-def _row(name: str, width: int, text: str) -> str:
-    """A subcommand and what it is for."""
-    return _wrapped(f"  {name:<{width - 1}}", text.split(), " " * (width + 2))
-
-
-def _example(line: str) -> str:
-    """A command as it can be typed, broken before an option where it is long."""
-    head, *options = re.split(r" (?=--)", line)
-    return _wrapped(f"  {head}", options, "      ", " \\")
-
-
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean laptop?`, or nothing where nothing known is near."""
-    names = {name.lstrip("-"): name for name in known}  # the dashes would make all options near one another
-    near = difflib.get_close_matches(word.lstrip("-"), names, 1, 0.65)
-    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def answer(value: Mapping[str, Any]) -> None:
@@ -472,22 +266,25 @@ def between(low: float, high: float, kind: Callable[[str], Any] = float) -> Numb
     )
 
 
-def file_to_write(text: str) -> Path:
-    """Type of an argument: a file that can be written, its folders made where they are not there."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file")
-    _writable_parent(path)
-    return path
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Type of an argument: a path to write to, its folders made where they are not there. taken: whether something that
+    is there is of the other kind, which `wrong` says."""
+
+    metavar: str
+    taken: Callable[[Path], bool]
+    wrong: str
+
+    def __call__(self, text: str) -> Path:
+        path = Path(text)
+        if self.taken(path):
+            raise argparse.ArgumentTypeError(f"{text!r} is {self.wrong}")
+        _writable_parent(path / "inside" if path.is_dir() else path)
+        return path
 
 
-def folder_to_write(text: str) -> Path:
-    """Type of an argument: a folder that is there and can be written to, or can be made."""
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a file; name a folder")
-    _writable_parent(path / "inside" if path.is_dir() else path)
-    return path
+file_to_write = Target("FILE", Path.is_dir, "a folder; name a file")
+folder_to_write = Target("DIR", lambda path: path.exists() and not path.is_dir(), "a file; name a folder")
 
 
 def _writable_parent(path: Path) -> None:

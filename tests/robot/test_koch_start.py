@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_edge.command_line import CommandParser
+from vla_edge.command_parser import CommandParser
 from vla_edge.contract import JointCalibration
 from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
 from vla_edge.robot import calibrate_joints as guide

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_edge.command_line import CommandParser
+from vla_edge.command_parser import CommandParser
 from vla_edge.errors import ConfigError, UsageError
 from vla_edge.robot import setup_robot
 from vla_edge.robot.arm_description import load_arm
