@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A result as markdown and as a picture."""
+"""What the benches share: options of their command lines, files of a result, and a latency result as markdown and as
+a picture."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_edge.benchmarks.host import REPOSITORY
+from vla_edge.benchmarks.host import REPOSITORY, commit
 from vla_edge.benchmarks.subject import DELTA
-from vla_edge.command_line import folder_to_write
-from vla_edge.files import write_text
+from vla_edge.command_line import folder_to_write, threads
+from vla_edge.command_parser import CommandParser
+from vla_edge.engines.engine import EngineOptions, load_engine
+from vla_edge.errors import EngineError
+from vla_edge.files import write_json, write_text
 
 COLOURS = {
     "camera preparation": "#b5b5b5",
@@ -25,15 +28,41 @@ COLOURS = {
 UNDIVIDED = "#d9d9d9"
 
 
-def add_results_folder(parser: argparse.ArgumentParser) -> None:
-    """Declare `--out`, the repository's own folder of results where it is left out."""
+def bench_parser(bench: str, about: str, bundle: str = "", cores: int = 1) -> CommandParser:
+    """The options of every bench. bench: its module below this room. bundle: what `--bundle` is, where it takes one.
+    cores: threads where nothing is said."""
+    parser = CommandParser(prog=f"python -m vla_edge.benchmarks.{bench}", description=about)
+    if bundle:
+        parser.add_argument("--bundle", type=Path, required=True, help=bundle)
+    parser.add_argument("--threads", type=threads, default=cores, help="CPU threads of a graph")
+    results = REPOSITORY / "benchmarks" / "results"
+    parser.add_argument("--out", type=folder_to_write, default=results, metavar="DIR", help="folder of the results")
+    return parser
+
+
+def add_against_lerobot(parser: CommandParser) -> None:
     parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default=REPOSITORY / "benchmarks" / "results",
-        metavar="DIR",
-        help="folder of the results",
+        "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
     )
+
+
+def backends_here(names: Sequence[str], threads: int, tell: Callable[[str], None]) -> Iterator[str]:
+    """Those of the backends that can run here; `tell` is told of the others."""
+    for name in names:
+        try:
+            load_engine(name, EngineOptions(threads=threads))
+        except EngineError as error:
+            tell(f"without {name}: {error}")
+            continue
+        yield name
+
+
+def write_result(out: Path, name: str, result: Mapping[str, Any], page: str = "") -> None:
+    """NAME.json with the commit of this checkout, and NAME.md where there is a page."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{name}.json", {**result, "commit": commit()})
+    if page:
+        write_text(out / f"{name}.md", page)
 
 
 def write_report(result: Mapping[str, Any], folder: Path, name: str) -> list[Path]:

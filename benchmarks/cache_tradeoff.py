@@ -26,18 +26,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.bench_report import bench_parser, write_result
 from vla_edge.benchmarks.moving_episodes import move_cube, record_phases
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.gate.gate_data import Recorded
 from vla_edge.calibration.gate.gate_limits import Pairs
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, Measured, measure
 from vla_edge.calibration.gate.gate_replay import Replay, ReplayPlan, replay
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
+from vla_edge.command_line import count, run_command
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed, ConfigError
-from vla_edge.files import write_json
 from vla_edge.lerobot_data.observations import cameras_in
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.robot.sim.scene import random_scene
@@ -184,56 +183,6 @@ def costs(bundle: Bundle, engine: Engine, rounds: int) -> dict[str, float]:
     }
 
 
-def draw(line: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    rates, age, still = figure.subplots(1, 3)
-    names, bound = list(line["replay"]), line["gate"]["bound"]
-    for offset, phase in ((-0.2, "still"), (0.2, "moving")):
-        bars = rates.bar(
-            np.arange(len(names)) + offset,
-            [line["replay"][name][phase]["hit_rate"] for name in names],
-            0.38,
-            label=phase,
-        )
-        rates.bar_label(bars, [f"{line['replay'][name][phase]['error_joint_p95']:.2%}" for name in names], fontsize=8)
-    rates.set(
-        xticks=np.arange(len(names)),
-        xticklabels=names,
-        ylim=(0, 1.15),
-        ylabel="hit rate (above: action error, p95)",
-        title="along episodes, by phase",
-    )
-    rates.legend(loc="upper right")
-    curve = line["moving_over_age"]
-    for q in ("p50", "p95"):
-        age.plot(curve["age_s"], curve[q], marker="o", label=q)
-    age.axhline(bound, color="tab:red", linestyle="--", label="bound")
-    age.set(
-        yscale="log",
-        xlabel="age of the prefix, s",
-        ylabel="action error, share of range",
-        title="moving arm, every prefix kept",
-    )
-    age.legend()
-    curve = line["moving_over_still"]
-    still.plot(curve["factor"], curve["hits"], marker=".", color="tab:blue", label="share of moving pairs reused")
-    still.plot(
-        curve["factor"], np.array(curve["p95"]) / bound, marker=".", color="tab:orange", label="error p95 / bound"
-    )
-    still.axvline(1, color="tab:green", label="calibrated")
-    still.axhline(1, color="tab:red", linestyle="--")
-    still.set(
-        xscale="log",
-        xlabel="limits of stillness × factor",
-        title="moving arm, over the limits of stillness",
-        ylim=(0, 4),
-    )
-    still.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
-
-
 def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int, references: int) -> dict[str, Any]:
     """Everything this benchmark tells, as JSON values."""
     settings = read_gate(bundle)
@@ -321,36 +270,21 @@ def report(line: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.cache_tradeoff",
-        description="hit rate, action error and time saved of the prefix cache",
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
+    about = "hit rate, action error and time saved of the prefix cache"
+    parser = bench_parser("cache_tradeoff", about, "calibrated bundle of the reaching task")
     parser.add_argument("--episodes", type=count, default=8)
     parser.add_argument("--moves", type=count, default=100, help="planted moves of each kind")
     parser.add_argument("--references", type=count, default=80, help="moving frames whose prefix is kept")
     parser.add_argument(
         "--cost-bundle", type=Path, help="another bundle whose times are told too, of full size for instance"
     )
-    parser.add_argument("--threads", type=threads, default=1)
-    parser.add_argument("--name", default="cache_tradeoff", help="of the two files")
-    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for the PNG and the JSON")
+    parser.add_argument("--name", default="cache_tradeoff", help="of the file")
     options = parser.parse_args(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
-    line = measure_all(
-        open_bundle(options.bundle),
-        load_engine("ort", EngineOptions(threads=options.threads)),
-        options.episodes,
-        options.moves,
-        options.references,
-    )
-    line["commit"] = commit()
+    engine = load_engine("ort", EngineOptions(threads=options.threads))
+    line = measure_all(open_bundle(options.bundle), engine, options.episodes, options.moves, options.references)
     if options.cost_bundle is not None:
-        line["other_network"] = costs(
-            open_bundle(options.cost_bundle), load_engine("ort", EngineOptions(threads=options.threads)), 3
-        )
-    draw(line, options.out / f"{options.name}.png")
-    write_json(options.out / f"{options.name}.json", line)
+        line["other_network"] = costs(open_bundle(options.cost_bundle), engine, 3)
+    write_result(options.out, options.name, line)
     print("\n".join(report(line)))
     print(json.dumps(line))
     gated = line["replay"][f"still + {line['gate']['similarity']}"]

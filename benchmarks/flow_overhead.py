@@ -25,15 +25,14 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.bench_report import bench_parser, write_result
 from vla_edge.benchmarks.jitter import core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
-from vla_edge.command_line import CommandParser, between, count, folder_to_write, run_command, threads
+from vla_edge.command_line import between, count, run_command
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
 from vla_edge.engines.ort_native import NativeLoop
 from vla_edge.errors import ConfigError
-from vla_edge.files import write_json
 from vla_edge.runtime.inference.session import PolicySession, noise_of
 
 HZ = 30.0
@@ -181,50 +180,15 @@ def _thread_beside(bundle: Bundle, threads: int, seconds: float, python_binding:
     return found[0]
 
 
-def draw(line: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    cost, late = figure.subplots(1, 2)
-    names = list(line["loops"])
-    ceiling = line["loops"][names[0]]["graph_us_p50"]
-    bars = cost.barh(names, [line["loops"][name]["overhead_us_p50"] for name in names])
-    cost.bar_label(bars, fmt="%.1f")
-    cost.set(xlabel="overhead, µs a step (p50)", title=f"beside a graph of {ceiling:.0f} µs")
-    rows = list(line["control_lateness"])
-    for offset, key in ((-0.2, "p50_us"), (0.2, "p99_us")):
-        late.barh(
-            np.arange(len(rows)) + offset,
-            [line["control_lateness"][row][key] for row in rows],
-            0.38,
-            label=key.removesuffix("_us"),
-        )
-    late.set(
-        yticks=np.arange(len(rows)),
-        yticklabels=rows,
-        xscale="log",
-        xlabel="µs",
-        title=f"lateness of {HZ:g} Hz control ticks",
-    )
-    late.legend()
-    figure.savefig(path, dpi=100)
-
-
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.flow_overhead",
-        description="per-step overhead of the flow loops, control lateness beside them",
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
+    about = "per-step overhead of the flow loops, control lateness beside them"
+    parser = bench_parser("flow_overhead", about, "whose flow loop is timed")
     parser.add_argument("--rounds", type=count, default=200)
     parser.add_argument("--seconds", type=between(1, 3600), default=10.0, help="of each lateness measurement")
-    parser.add_argument("--threads", type=threads, default=1)
-    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for flow_overhead.png and .json")
     options = parser.parse_args(argv)
     bundle = open_bundle(options.bundle)
-    options.out.mkdir(parents=True, exist_ok=True)
     steps = bundle.manifest.policy.num_steps
-    line: dict[str, Any] = {"bundle": bundle.digest, "steps": steps, "threads": options.threads, "commit": commit()}
+    line: dict[str, Any] = {"bundle": bundle.digest, "steps": steps, "threads": options.threads}
     line["loops"], line["call_us"] = overheads(bundle, options.threads, options.rounds), call_us(5000)
     print(f"ceiling: the graph alone, {line['loops']['native loop']['graph_us_p50']:.1f} µs a step")
     for name, row in line["loops"].items():
@@ -239,8 +203,7 @@ def main(argv: Sequence[str]) -> int:
             f"control beside {name:<30} p50 {row['p50_us']:7.0f}  p99 {row['p99_us']:7.0f}  max {row['max_us']:7.0f} "
             f"µs, missed {row['missed']}"
         )
-    draw(line, options.out / "flow_overhead.png")
-    write_json(options.out / "flow_overhead.json", line)
+    write_result(options.out, "flow_overhead", line)
     print(json.dumps(line))
     return 0
 

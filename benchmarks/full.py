@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vla_edge.benchmarks.bench_report import add_results_folder, markdown, write_report
+from vla_edge.benchmarks.bench_report import add_against_lerobot, backends_here, bench_parser, markdown, write_report
 from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure
 from vla_edge.benchmarks.subject import SubjectSpec
 from vla_edge.calibration.precision.action_error import ActionErrorBound
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
-from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, EngineError
+from vla_edge.command_line import count, folder_to_write, run_command
+from vla_edge.errors import CheckFailed
 from vla_edge.export.assemble import ExportRequest, export_bundle
 from vla_edge.export.precision import PrecisionRequest, requantise
 from vla_edge.files import write_json
@@ -91,12 +90,7 @@ def prepare(work: Path, family: Family, lerobot: bool, threads: int, tell: Calla
         *[SubjectSpec("lerobot", "lerobot", checkpoint, "torch", threads, float32)] * lerobot,
         SubjectSpec("float32 ort", "bundle", float32, "ort", threads, float32),
     ]
-    for backend in family.backends:
-        try:
-            load_engine(backend, EngineOptions(threads=threads))
-        except EngineError as error:
-            tell(f"without {backend}: {error}")
-            continue
+    for backend in backends_here(family.backends, threads, tell):
         out = work / f"int8-{backend}"
         if not out.exists():
             request = PrecisionRequest(
@@ -152,20 +146,16 @@ FAMILIES = {
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(prog="python -m vla_edge.benchmarks.full", description="the full-size benchmark")
+    parser = bench_parser("full", "the full-size benchmark", cores=2)
     parser.add_argument("--family", choices=tuple(FAMILIES), default="smolvla", help="which policy")
-    parser.add_argument(
-        "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
-    )
+    add_against_lerobot(parser)
     parser.add_argument(
         "--work",
         type=folder_to_write,
         metavar="DIR",
         help="checkpoint and bundles, made once (default: out/bench/FAMILY)",
     )
-    add_results_folder(parser)
     parser.add_argument("--rounds", type=count, default=7, help="measured rounds, at least 5")
-    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
     arguments = parser.parse_args(argv)
     console, family = Console(), FAMILIES[arguments.family]
     work = arguments.work or REPOSITORY / "out" / "bench" / arguments.family

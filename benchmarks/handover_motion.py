@@ -20,7 +20,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.bench_report import bench_parser, write_result
 from vla_edge.benchmarks.moving_episodes import move_cube, turn_cube
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
+from vla_edge.command_line import count, run_command
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import CheckFailed
-from vla_edge.files import write_json
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimulatedArm
 from vla_edge.runtime.control.control_settings import ControlRate
@@ -222,26 +220,33 @@ def measure(bundle: Bundle, engine: Engine, way: Way, seeds: range) -> list[Moti
     return motions
 
 
-def row_of(motions: Sequence[Motion], before: Sequence[Motion] | None) -> dict[str, Any]:
-    """The numbers of one way; `before`: the same scenes under another one, to compare success in pairs."""
+def reach_row(motions: Sequence[Motion], before: Sequence[Motion] | None) -> dict[str, Any]:
+    """How the scenes of one way end and rest; `before`: the same scenes under another one, to compare in pairs."""
     reached = [motion.error_m <= REACHED_M for motion in motions]
     row: dict[str, Any] = {
         "episodes": len(motions),
         "success": float(np.mean(reached)),
         "settling_s_p50": float(np.median([m.settling_s for m, good in zip(motions, reached) if good] or [np.nan])),
         "error_cm": float(np.mean([motion.error_m for motion in motions]) * 100),
-        "jerk_deg_s3": float(np.mean([motion.jerk for motion in motions])),
-        "above_12_hz_deg_s2": float(np.mean([motion.shaking for motion in motions])),
         "tremble_deg_p50": float(np.median([motion.tremble_deg for motion in motions])),
         "tremble_deg_p90": float(np.quantile([motion.tremble_deg for motion in motions], 0.9)),
+    }
+    if before is not None:
+        row["pairs"] = mcnemar([motion.error_m <= REACHED_M for motion in before], reached)
+    return row
+
+
+def row_of(motions: Sequence[Motion], before: Sequence[Motion] | None) -> dict[str, Any]:
+    """The same, and how the arm moves and what it does after a change."""
+    return {
+        **reach_row(motions, before),
+        "jerk_deg_s3": float(np.mean([motion.jerk for motion in motions])),
+        "above_12_hz_deg_s2": float(np.mean([motion.shaking for motion in motions])),
         "reaction_ms_p50": float(np.median([motion.reaction_ms for motion in motions])),
         "followed_p50": float(np.median([motion.followed for motion in motions])),
         "followed_quartiles": np.quantile([motion.followed for motion in motions], [0.25, 0.75]).tolist(),
         "unclamped": 1 - float(np.mean([motion.clamped for motion in motions])),
     }
-    if before is not None:
-        row["pairs"] = mcnemar([motion.error_m <= REACHED_M for motion in before], reached)
-    return row
 
 
 def plan_then_move(bundle: Bundle, engine: Engine, seeds: range) -> dict[str, Any]:
@@ -319,11 +324,8 @@ def missed(before: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.handover_motion",
-        description="motion from chunk to chunk, stillness, reaction, and both kinds of host",
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task")
+    about = "motion from chunk to chunk, stillness, reaction, and both kinds of host"
+    parser = bench_parser("handover_motion", about, "of the reaching task")
     parser.add_argument("--episodes", type=count, default=200, help="of the fast host, for each way")
     parser.add_argument(
         "--ways",
@@ -332,10 +334,7 @@ def main(argv: Sequence[str]) -> int:
         help="default: the default at both rates, and what it is judged by",
     )
     parser.add_argument("--slow-episodes", type=count, default=4, help="of the slow host")
-    parser.add_argument("--threads", type=threads, default=1, help="CPU threads of a graph")
-    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for handover.md and .json")
     options = parser.parse_args(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
     bundle, engine = open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads))
     seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
     defaults = [way.name for way in WAYS if replace(way, hz=HZ) == Way(way.name, noise=SessionOptions().noise)]
@@ -348,7 +347,6 @@ def main(argv: Sequence[str]) -> int:
         "scenes": f"seeds {seeds[0]} to {seeds[-1]}, {FPS} actions a second, delay {DELAY}, a plan every {REPLAN}",
         "default": default,
         "bundle": bundle.digest,
-        "commit": commit(),
     }
     slowly = (
         f"3 s a chunk: {slow['rhythm']}, moving {slow['share_in_state_moving']:.0%} of the time (expected "
@@ -357,9 +355,7 @@ def main(argv: Sequence[str]) -> int:
     )
     head = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     text = f"# From one chunk to the next\n\n{head}\n\n{table(rows)}\n\n{slowly}\n"
-    (options.out / "handover.md").write_text(text, encoding="utf-8")
-    line = {**facts, "overlapped": rows, "plan_then_move": slow}
-    write_json(options.out / "handover.json", line)
+    write_result(options.out, "handover", {**facts, "overlapped": rows, "plan_then_move": slow}, text)
     print(text)
     print(json.dumps({"default": default, **rows[default]}))
     failed = missed(rows[BEFORE], rows[default])

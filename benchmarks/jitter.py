@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.benchmarks.host import commit
-from vla_edge.command_line import CommandParser, count, folder_to_write, positive, run_command, whole
+from vla_edge.benchmarks.bench_report import write_result
+from vla_edge.command_line import count, folder_to_write, positive, run_command, whole
+from vla_edge.command_parser import CommandParser
 from vla_edge.core import load_core
 from vla_edge.errors import ConfigError
-from vla_edge.files import write_json
 from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
 from vla_edge.runtime.control.run_folder import default_run_folder
@@ -196,40 +196,16 @@ def measure(hz: float, seconds: float, rounds: int, threads: int) -> tuple[dict[
     return {name: np.concatenate(lists) for name, lists in times.items()}, missed, steal_share(before, cpu_times())
 
 
-def draw(times: dict[str, Lateness], title: str, path: Path) -> None:
-    """Share of ticks later than x, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for name, late in times.items():
-        ordered = np.sort(np.maximum(late, 1000)) / 1e3
-        axes.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), where="post", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="tick starts later than, µs", ylabel="share of ticks", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_main, argv)
-
-
-def _main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = CommandParser(prog="python -m vla_edge.benchmarks.jitter", description="lateness of control ticks")
     parser.add_argument("--hz", type=positive, default=30.0)
     parser.add_argument("--seconds", type=positive, default=60.0, help="of each loop")
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--load", type=whole, default=2, help="threads of the matrix product beside it; 0: none")
-    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for jitter.png and jitter.json")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder of the result")
     options = parser.parse_args(argv)
     if options.seconds < options.rounds or options.rounds < 1:
         raise ConfigError(f"--seconds {options.seconds:g} in {options.rounds} rounds is under a second each; give more")
-    options.out.mkdir(parents=True, exist_ok=True)
     print("ceiling: a timer wakes a thread tens of microseconds late; nothing starts before its time")
     times, missed, steal = measure(options.hz, options.seconds, options.rounds, options.load)
     host = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
@@ -245,18 +221,12 @@ def _main(argv: Sequence[str]) -> int:
         "load_threads": options.load,
         "steal_share": steal,
         "host": host,
-        "commit": commit(),
         "loops": per_loop,
     }
-    draw(
-        times,
-        f"{options.hz:g} Hz beside a {options.load}-thread matrix product ({os.cpu_count()} cores, steal {steal:.1%})",
-        options.out / "jitter.png",
-    )
-    write_json(options.out / "jitter.json", line)
+    write_result(options.out, "jitter", line)
     print(json.dumps(line))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, whole
+from vla_edge.command_line import count, folder_to_write, run_command, whole
+from vla_edge.command_parser import CommandParser
 from vla_edge.lerobot_data.layout import Feature
 from vla_edge.lerobot_data.writer import DatasetWriter
 from vla_edge.robot.sim.bodies.koch_body import KOCH

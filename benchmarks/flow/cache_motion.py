@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +24,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from vla_edge.benchmarks.bench_report import bench_parser, write_result
 from vla_edge.benchmarks.cache_tradeoff import policies
-from vla_edge.benchmarks.host import commit
 from vla_edge.benchmarks.moving_episodes import HZ, phase_frames
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, noise_for, ranges_of
 from vla_edge.camera_names import PREFIX
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
+from vla_edge.command_line import count, run_command
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
 from vla_edge.errors import ConfigError
-from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, PrefixCache
@@ -292,54 +290,14 @@ def page(line: Mapping[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
-def draw(line: Mapping[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    rates, bars = figure.subplots(1, 2)
-    names = list(line["policies"])
-    for name, row in line["policies"].items():
-        error, hits = (np.array([point[key] for point in row["front"]]) for key in ("error_p95", "hit_rate"))
-        (curve,) = rates.plot(100 * error, hits, marker=".", label=name)
-        plain = row["calibrated"]
-        rates.plot(100 * plain["error_p95"], plain["hit_rate"], marker="s", color=curve.get_color())
-    rates.axvline(100 * line["gate"]["bound"], color="tab:red", linestyle="--", label="bound")
-    rates.set(
-        xlim=(0, 300 * line["gate"]["bound"]),
-        ylim=(0, 1),
-        xlabel="action error p95, % of a joint's range",
-        ylabel="hit rate in motion",
-        title="best limits on pairs of frames (square: as calibrated)",
-    )
-    rates.legend(fontsize=8)
-    places = np.arange(len(names))
-    for shift, kind, label in ((-0.2, "calibrated", "as calibrated"), (0.2, "session", "loosest within the bound")):
-        hits_of = [row[kind]["hit_rate"] for row in line["policies"].values()]
-        bars.bar(places + shift, hits_of, 0.4, label=label)
-    bars.set(ylim=(0, 1), ylabel="hit rate in motion", title="by a session")
-    bars.set_xticks(places, names, rotation=20)
-    bars.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
-
-
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.flow.cache_motion",
-        description="the prefix cache at 30 plans a second in motion",
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="calibrated bundle of the reaching task")
+    about = "the prefix cache at 30 plans a second in motion"
+    parser = bench_parser("flow.cache_motion", about, "calibrated bundle of the reaching task")
     parser.add_argument("--episodes", type=count, default=8)
-    parser.add_argument("--threads", type=threads, default=1)
-    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for cache_motion.md, .json and .png")
     options = parser.parse_args(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
-    line = measure_all(
-        open_bundle(options.bundle), load_engine("ort", EngineOptions(threads=options.threads)), options.episodes
-    )
-    line["commit"] = commit()
-    draw(line, options.out / "cache_motion.png")
-    write_json(options.out / "cache_motion.json", line)
-    write_text(options.out / "cache_motion.md", page(line))
+    engine = load_engine("ort", EngineOptions(threads=options.threads))
+    line = measure_all(open_bundle(options.bundle), engine, options.episodes)
+    write_result(options.out, "cache_motion", line, page(line))
     print(page(line), end="")
     return 0
 

@@ -20,19 +20,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.handover_motion import FIRST_SEED, TURN_TICK, Motion, Way, episode
-from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.bench_report import bench_parser, write_result
+from vla_edge.benchmarks.handover_motion import FIRST_SEED, TURN_TICK, Motion, Way, episode, reach_row
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import CommandParser, count, folder_to_write, run_command, threads
+from vla_edge.command_line import count, run_command
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimulatedArm
 from vla_edge.runtime.inference.session import InferenceRequest, SessionOptions, noise_of
-from vla_edge.trials.evaluate_reach import mcnemar
 from vla_edge.trials.lockstep import LockstepOptions, observe
 from vla_edge.trials.reach_expert import instruction
-from vla_edge.trials.reach_task import REACHED_M, SessionPlanner, new_arm, wanted_colour
+from vla_edge.trials.reach_task import SessionPlanner, new_arm, wanted_colour
 
 PLAIN = (4, 2, 1)
 TOLD_EVERY = 10
@@ -56,22 +54,6 @@ def first_chunk(planner: SessionPlanner, arm: SimulatedArm, seed: int) -> NDArra
     result = session.infer(InferenceRequest(seen, 0, noise=noise))
     assert result is not None
     return result.actions
-
-
-def row_of(motions: Sequence[Motion], first: Sequence[Motion] | None) -> dict[str, Any]:
-    """One row; `first`: the same scenes in ten steps."""
-    reached = [motion.error_m <= REACHED_M for motion in motions]
-    settling = [motion.settling_s for motion, good in zip(motions, reached) if good]
-    tremble = [motion.tremble_deg for motion in motions]
-    row = {
-        "success": float(np.mean(reached)),
-        "error_cm": float(np.mean([motion.error_m for motion in motions]) * 100),
-        "settling_s_p50": float(np.median(settling or [np.nan])),
-        "tremble_deg_p50": float(np.median(tremble)),
-        "tremble_deg_p90": float(np.quantile(tremble, 0.9)),
-    }
-    pairs = {} if first is None else {"pairs": mcnemar([motion.error_m <= REACHED_M for motion in first], reached)}
-    return {**row, **pairs}
 
 
 def planners_of(
@@ -103,8 +85,7 @@ def rows_of(planners: Mapping[str, SessionPlanner], seeds: range) -> Iterator[di
             first, *_ = planners
             yield {
                 name: {
-                    "episodes": len(motions[name]),
-                    **row_of(motions[name], None if name == first else motions[first]),
+                    **reach_row(motions[name], None if name == first else motions[first]),
                     "chunk_error": chunk_error(chunks[name], chunks[first]),
                 }
                 for name in planners
@@ -125,17 +106,12 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.flow.few_steps", description="the reaching policy in fewer flow steps"
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task, not distilled")
+    about = "the reaching policy in fewer flow steps"
+    parser = bench_parser("flow.few_steps", about, "of the reaching task, not distilled", cores=2)
     parser.add_argument("--other", type=Path, action="append", default=[], metavar="BUNDLE", help="made of its policy")
     parser.add_argument("--plain", type=count, nargs="*", default=PLAIN, metavar="N", help="fewer steps of --bundle")
     parser.add_argument("--episodes", type=count, default=200, help="scenes, the same for every row")
-    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of a graph")
-    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for few_steps.md and .json")
     options = parser.parse_args(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
     engine = load_engine("ort", EngineOptions(threads=options.threads))
     seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
     others = [open_bundle(path) for path in options.other]
@@ -144,8 +120,8 @@ def main(argv: Sequence[str]) -> int:
     for rows in rows_of(planners, seeds):
         (episodes,) = {row["episodes"] for row in rows.values()}
         text = page(rows)
-        write_json(options.out / "few_steps.json", {"commit": commit(), "episodes": episodes, "rows": rows})
-        write_text(options.out / "few_steps.md", f"# Fewer flow steps, {episodes} scenes\n\n{text}")
+        result = {"episodes": episodes, "rows": rows}
+        write_result(options.out, "few_steps", result, f"# Fewer flow steps, {episodes} scenes\n\n{text}")
     print(text, end="")
     return 0
 

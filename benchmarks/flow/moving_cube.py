@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from vla_edge.benchmarks.bench_report import add_results_folder
-from vla_edge.benchmarks.host import commit
+from vla_edge.benchmarks.bench_report import bench_parser, write_result
 from vla_edge.benchmarks.moving_episodes import turn_cube
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.command_line import CommandParser, count, run_command, threads
+from vla_edge.command_line import count, run_command
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.files import write_json, write_text
 from vla_edge.robot.sim.simulated_arm import SimulatedArm
 from vla_edge.runtime.inference.cache import CacheMode, Reason
 from vla_edge.runtime.inference.refresh import Refresh
@@ -157,22 +154,15 @@ def page(rows: dict[str, dict[str, Any]], scenes: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(
-        prog="python -m vla_edge.benchmarks.flow.moving_cube", description="following a cube that moves"
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="of the reaching task")
+    parser = bench_parser("flow.moving_cube", "following a cube that moves", "of the reaching task")
     parser.add_argument("--episodes", type=count, default=60, help="scenes, the same for every row")
-    parser.add_argument("--threads", type=threads, default=1, help="CPU threads of a graph")
-    add_results_folder(parser)
     options = parser.parse_args(argv)
     engine = load_engine("ort", EngineOptions(threads=options.threads))
-    options.out.mkdir(parents=True, exist_ok=True)
     text = ""
     for rows in rows_of(open_bundle(options.bundle), engine, range(FIRST_SEED, FIRST_SEED + options.episodes)):
         (scenes,) = {len(row["errors_m"]) for row in rows.values()}
         text = page(rows, scenes)
-        write_json(options.out / "moving_cube.json", {"commit": commit(), "episodes": scenes, "rows": rows})
-        write_text(options.out / "moving_cube.md", text)
+        write_result(options.out, "moving_cube", {"episodes": scenes, "rows": rows}, text)
     print(text, end="")
     return 0
 

@@ -32,21 +32,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tests.random_policy import RandomPolicy, write_random_policy
 
-from vla_edge.benchmarks.bench_report import add_results_folder
+from vla_edge.benchmarks.bench_report import add_against_lerobot, backends_here, bench_parser, write_result
 from vla_edge.benchmarks.bundle_subject import GATE
-from vla_edge.benchmarks.host import REPOSITORY, commit
+from vla_edge.benchmarks.host import REPOSITORY
 from vla_edge.benchmarks.measure import Rounds, measure, percentiles
-from vla_edge.benchmarks.reaction import Window
+from vla_edge.benchmarks.reaction import Window, wait_for_motion
 from vla_edge.benchmarks.subject import CACHED, FRESH, SubjectSpec
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.precision.synthetic import synthetic
-from vla_edge.command_line import CommandParser, count, folder_to_write, positive, run_command, threads
+from vla_edge.command_line import count, folder_to_write, positive, run_command
 from vla_edge.core import load_core
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import CheckFailed, EngineError
+from vla_edge.errors import CheckFailed
 from vla_edge.export.assemble import ExportRequest, export_unproven
 from vla_edge.export.precision import PrecisionRequest, requantise_unproven
-from vla_edge.files import write_json, write_text
 from vla_edge.robot.cameras import FreshnessWatch
 from vla_edge.robot.sim.still_arm import StillArm
 from vla_edge.runtime.control.control_settings import ControlSettings, JointLimits, LoopFiles
@@ -64,7 +63,6 @@ MOST_MS = {"p50": 30.0, "p99": 1000 / 30}
 """Of a plan of the run in which no prefix is made, from the newest frames to the chunk in the ring."""
 LEAST = {"against_ten_cached": 7.0, "plans_a_second": 25.0}
 HZ = 90.0
-START_S = 300.0
 NEVER_S, MAX_AGE_S = 1e9, 10.0
 """A refresh beside the plans takes about 3 s here: a younger limit than 10 would make every plan wait for it."""
 CALM, REST, CHANGING = "at rest, no prefix made", "at rest", "changing"
@@ -90,12 +88,7 @@ def prepare(work: Path, made: Made, threads: int, tell: Callable[[str], None]) -
     if not paths["float32"].exists():
         whole = ExportRequest(paths["checkpoint"], paths["float32"], threads=threads, chunk_size=made.first)
         export_unproven(whole, tell)
-    for backend in ("ort", "openvino"):
-        try:
-            load_engine(backend, EngineOptions(threads=threads))
-        except EngineError as error:
-            tell(f"without {backend}: {error}")
-            continue
+    for backend in backends_here(("ort", "openvino"), threads, tell):
         paths[backend] = work / f"int8-{backend}{behind}"
         if not paths[backend].exists():
             request = PrecisionRequest(
@@ -165,7 +158,7 @@ def run_itself(bundle: Bundle, engine: Engine, steps: int, pictures: str, second
         stop = threading.Event()
         show = threading.Thread(target=_change, args=(cameras, stop)) if pictures == CHANGING else None
         try:
-            reader = _moving(folder.state)
+            reader = wait_for_motion(folder.state)
             if show is not None:
                 show.start()
             before, start_ns = reader.read(), time.monotonic_ns()
@@ -221,19 +214,6 @@ def _change(cameras: Mapping[str, Window], stop: threading.Event) -> None:
             camera.picture = picture
 
 
-def _moving(state: Path) -> Any:
-    """A reader of control's status, once the arm moves. CheckFailed: it does not within START_S."""
-    deadline, reader = time.monotonic() + START_S, None
-    while time.monotonic() < deadline:
-        if reader is None and state.exists():
-            reader = load_core().StateReader(state)
-        status = None if reader is None else reader.read()
-        if status is not None and status["state"] == "moving":
-            return reader
-        time.sleep(0.01)
-    raise CheckFailed(f"the arm did not move within {START_S:g} s; look at what else runs on this machine")
-
-
 def page(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     lines = ["# Replanning at full size", "", "| subject | case | p50, ms | p99, ms |", "|---|---|---|---|"]
@@ -249,7 +229,8 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(prog="python -m vla_edge.benchmarks.flow.replanning", description="thirty plans a second")
+    parser = bench_parser("flow.replanning", "thirty plans a second", cores=2)
+    add_against_lerobot(parser)
     parser.add_argument(
         "--work",
         type=folder_to_write,
@@ -257,16 +238,11 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="bundles, made once",
     )
-    add_results_folder(parser)
-    parser.add_argument(
-        "--against-lerobot", action="store_true", help="LeRobot's own policy too, where lerobot is installed"
-    )
     parser.add_argument(
         "--chunk-size", type=count, default=16, metavar="N", help="of the bundles that hold a chunk's first actions"
     )
     parser.add_argument("--rounds", type=count, default=100, help="measured rounds of the interleaved run")
     parser.add_argument("--seconds", type=positive, default=60.0, help="of each run")
-    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of every subject")
     arguments = parser.parse_args(argv)
     cores, console = arguments.threads, Console()
     with console.status("starting") as status:
@@ -286,10 +262,7 @@ def main(argv: Sequence[str]) -> int:
             status.update(f"the run, pictures {pictures}")
             engine = load_engine(backend, EngineOptions(threads=cores, spin=False))
             result["runs"][pictures] = run_itself(bundle, engine, 1, pictures, arguments.seconds)
-    result["commit"] = commit()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "replanning.json", result)
-    write_text(arguments.out / "replanning.md", page(result))
+    write_result(arguments.out, "replanning", result, page(result))
     print(page(result))
     missed = missed_bars(result)
     if missed:

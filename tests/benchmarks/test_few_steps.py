@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vla_edge.benchmarks.flow.few_steps import chunk_error, page, row_of
-from vla_edge.benchmarks.handover_motion import HZ, TURN_TICK, Motion
+from vla_edge.benchmarks.flow.few_steps import chunk_error, page
+from vla_edge.benchmarks.handover_motion import HZ, TURN_TICK, Motion, reach_row
 
 
 def motion(arrives_s: float, off_m: float, tremble_deg: float) -> Motion:
@@ -28,7 +28,7 @@ def test_a_shorter_chunk_is_held_against_the_first_actions_of_the_whole_one() ->
 def test_a_row_tells_success_error_settling_and_tremble_and_is_compared_scene_by_scene() -> None:
     ten = [motion(1.0, 0.01, 0.5), motion(2.0, 0.02, 1.0), motion(1.0, 0.05, 1.5)]
     few = [motion(0.5, 0.01, 2.0), motion(5.0, 0.05, 1.0), motion(1.5, 0.01, 1.0)]
-    first, row = row_of(ten, None), row_of(few, ten)
+    first, row = reach_row(ten, None), reach_row(few, ten)
     assert "pairs" not in first and first["success"] == pytest.approx(2 / 3)
     assert first["error_cm"] == pytest.approx(8 / 3) and first["settling_s_p50"] == pytest.approx(1.5)
     assert first["tremble_deg_p50"] == 1.0 and first["tremble_deg_p90"] == pytest.approx(1.4)
