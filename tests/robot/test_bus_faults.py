@@ -104,18 +104,12 @@ def test_a_silent_servo_is_named_whichever_it_is(tmp_path: Path, servo: int, arm
         bus.close()
 
 
-def build_talker(tmp_path: Path) -> Path:
-    program = tmp_path / "talker"
-    flags = [
-        "-std=c11",
-        "-g",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ]
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver alone in a program that asks and judges itself, sanitizers on."""
+    program = tmp_path_factory.mktemp("talker") / "talker"
+    flags = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     sources = [
         ROOT / "tests" / "runtime" / "core" / "c" / "bus_under_faults.c",
         *(BUS / f"{part}.c" for part in ("packet", "feetech", "serial", "bus", "servo_arm")),
@@ -148,6 +142,7 @@ def judge(emulator: EmulatorProcess, arm: str, output: str) -> dict[str, int]:
 
 
 def endure(
+    program: Path,
     tmp_path: Path,
     arm: str,
     rate: float,
@@ -160,14 +155,13 @@ def endure(
     value is stale. in_time: hardly a call is late."""
     faults = [word for name in names for word in ("--rate", name, str(rate))]
     homing = [word for servo in IDS for word in ("--set", f"{servo}:homing_offset={HOMING[arm] * servo}")]
-    program = build_talker(tmp_path)
     with emulator_process(tmp_path, "--arm", arm, *faults, *homing, "--seed", str(seed)) as emulator:
         with (tmp_path / "said").open("w+") as said:
-            talker = subprocess.Popen(
+            talking = subprocess.Popen(
                 [str(program), str(emulator.port), str(readings), arm], stdout=said, stderr=subprocess.PIPE, text=True
             )
-            _, message = talker.communicate()
-            assert talker.returncode == 0, message
+            _, message = talking.communicate()
+            assert talking.returncode == 0, message
             said.seek(0)
             counts = judge(emulator, arm, said.read())
         assert counts["done"] == 1 and counts["reading"] == readings
@@ -179,30 +173,32 @@ def endure(
 
 
 @both_arms
-def test_no_stale_value_is_accepted_with_every_fault_at_one_per_cent_of_all_statuses(tmp_path: Path, arm: str) -> None:
+def test_no_stale_value_is_accepted_with_every_fault_at_one_per_cent_of_all_statuses(
+    talker: Path, tmp_path: Path, arm: str
+) -> None:
     """R10, short form: late replies of 5 to 120 ms included; the arm moves all the time; sanitizers on."""
-    endure(tmp_path, arm, 0.01, readings=300, seed=1)
+    endure(talker, tmp_path, arm, 0.01, readings=300, seed=1)
 
 
 @both_arms
-def test_no_stale_value_is_accepted_when_every_third_status_is_damaged(tmp_path: Path, arm: str) -> None:
-    endure(tmp_path, arm, 0.04, readings=60, seed=2)
+def test_no_stale_value_is_accepted_when_every_third_status_is_damaged(talker: Path, tmp_path: Path, arm: str) -> None:
+    endure(talker, tmp_path, arm, 0.04, readings=60, seed=2)
 
 
 @both_arms
 def test_no_stale_value_is_accepted_when_a_third_of_all_answers_comes_late_in_one_piece(
-    tmp_path: Path, arm: str
+    talker: Path, tmp_path: Path, arm: str
 ) -> None:
     """A driver that only alternates two read lengths, or only drops its input, fails this one."""
-    endure(tmp_path, arm, 0.33, readings=60, seed=3, names=["stall"])
+    endure(talker, tmp_path, arm, 0.33, readings=60, seed=3, names=["stall"])
 
 
 @pytest.mark.soak
 @both_arms
 @pytest.mark.parametrize("seed", [11, 12, 13])
-def test_no_stale_value_is_accepted_for_minutes(tmp_path: Path, seed: int, arm: str) -> None:
+def test_no_stale_value_is_accepted_for_minutes(talker: Path, tmp_path: Path, seed: int, arm: str) -> None:
     """R10, long form."""
-    endure(tmp_path, arm, 0.01, readings=10_000, seed=seed, in_time=True)
+    endure(talker, tmp_path, arm, 0.01, readings=10_000, seed=seed, in_time=True)
 
 
 @both_arms

@@ -22,7 +22,7 @@ def record_run(
     root: Path,
     bundle: Path,
     *words: str,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
     fps: int = 15,
     task: str | None = "Place the bracelet into the box",
     size: tuple[int, int] | None = None,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import resource
@@ -37,6 +39,16 @@ def run_folder(golden_bundle, tmp_path_factory):
 @pytest.fixture(scope="module")
 def inputs(run_folder):
     return run_folder.parent / "inputs.rec"
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder, inputs, tmp_path_factory):
+    """The run as a dataset, all of it, and what the command told of it."""
+    target = tmp_path_factory.mktemp("exported") / "episodes"
+    words = ["--inputs", str(inputs), "--export", str(target), "--picture-age", "5", "--json"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["replay", str(run_folder / "flight.record"), *words]) == 0
+    return target, json.loads(out.getvalue().splitlines()[-1])["episodes"]
 
 
 # ---- replay
@@ -151,17 +163,10 @@ def every_tick(span, name):
     return np.stack([np.interp(wanted, number, column) for column in np.array([tick[name] for tick in span]).T], 1)
 
 
-def test_the_exported_dataset_passes_the_verifier_and_holds_the_actions_that_were_sent(
-    run_folder, inputs, tmp_path, capsys
-):
-    record, target = run_folder / "flight.record", tmp_path / "episodes"
-    assert (
-        main(["replay", str(record), "--inputs", str(inputs), "--export", str(target), "--picture-age", "5", "--json"])
-        == 0
-    )
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
+def test_the_exported_dataset_passes_the_verifier_and_holds_the_actions_that_were_sent(run_folder, exported):
+    target, told = exported
     assert vla_data(["verify", str(target)]) == 0
-    reader = open_record(record)
+    reader = open_record(run_folder / "flight.record")
     spans = [[tick for tick in span if tick["write"]] for span in episodes_of(ticks_of(reader))]
     # A tick that a busy machine missed is a row all the same, half way between its neighbours.
     rows = {name: np.concatenate([every_tick(span, name) for span in spans]) for name in ("goals", "position")}
@@ -197,14 +202,12 @@ def test_inputs_of_another_run_and_an_age_that_is_no_limit_are_refused(run_folde
 
 
 def test_a_tick_whose_pictures_are_too_old_is_left_out_and_its_episode_goes_on_as_another(
-    run_folder, inputs, tmp_path, capsys
+    run_folder, inputs, exported, tmp_path, capsys
 ):
     """The limit lies between the ages that occur, so some ticks are too late for it and some are not."""
     record, target = str(run_folder / "flight.record"), tmp_path / "out"
     words = ["replay", record, "--inputs", str(inputs), "--export", str(target), "--picture-age"]
-    assert main([*words, "5", "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
-    shutil.rmtree(target)
+    _, whole = exported
     assert main([*words, str(whole["oldest_picture_s"] * 0.9), "--json"]) == 0
     part = json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"]
     assert part["stale"] >= 1 and part["frames"] + part["stale"] == whole["frames"]
