@@ -58,18 +58,8 @@ def fetch(target: Target, folder: Path) -> None:
     """Wheels of the base dependencies for the target, and this project as source, into `folder`."""
     tags = ["manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, target.glibc + 1)), "linux"]
     platforms = [word for tag in tags for word in ("--platform", f"{tag}_{target.architecture}")]
-    words = [
-        "download",
-        "-q",
-        "--only-binary=:all:",
-        "--python-version",
-        target.python,
-        "--implementation",
-        "cp",
-        *platforms,
-        "-d",
-        str(folder),
-    ]
+    words = ["download", "-q", "--only-binary=:all:", "--python-version", target.python, "--implementation", "cp"]
+    words += [*platforms, "-d", str(folder)]
     subprocess.run([sys.executable, "-m", "pip", *words, *base_dependencies(), *target.packages, *BUILD], check=True)
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", str(folder)], check=True, cwd=ROOT)
 

@@ -21,29 +21,11 @@ import zipfile
 from pathlib import Path
 
 CLASSES = [
-    "Builder",
-    "IBuilderConfig",
-    "INetworkDefinition",
-    "OnnxParser",
-    "ParserError",
-    "Runtime",
-    "ICudaEngine",
-    "IExecutionContext",
-    "EngineInspector",
-    "ITimingCache",
-    "IProgressMonitor",
-    "IHostMemory",
-    "Logger",
-    "ILogger",
-    "NetworkDefinitionCreationFlag",
-    "BuilderFlag",
-    "MemoryPoolType",
-    "ProfilingVerbosity",
-    "LayerInformationFormat",
-    "TensorIOMode",
-    "ExecutionContextAllocationStrategy",
-    "DataType",
-]
+    "Builder", "IBuilderConfig", "INetworkDefinition", "OnnxParser", "ParserError", "Runtime", "ICudaEngine",
+    "IExecutionContext", "EngineInspector", "ITimingCache", "IProgressMonitor", "IHostMemory", "Logger", "ILogger",
+    "NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "ProfilingVerbosity", "LayerInformationFormat",
+    "TensorIOMode", "ExecutionContextAllocationStrategy", "DataType",
+]  # fmt: skip
 READ = """
 import ctypes, importlib.util, json, re, sys, types
 folder, classes = sys.argv[1], json.loads(sys.argv[2])

@@ -72,20 +72,11 @@ def our_step(work: Path, name: str, words: Sequence[object]) -> float:
 def their_step(work: Path, python: str, batch: int, steps: int, workers: int) -> float:
     """Median seconds of a step of LeRobot's training loop, loading included, as it logs them."""
     options = {
-        "policy.path": work / "policy",
-        "policy.device": "cpu",
-        "policy.push_to_hub": "false",
-        "dataset.repo_id": "local/speed",
-        "dataset.root": work / "data",
-        "dataset.video_backend": "pyav",
-        "batch_size": batch,
-        "steps": steps,
-        "num_workers": workers,
-        "log_freq": 1,
-        "save_checkpoint": "false",
-        "wandb.enable": "false",
-        "output_dir": work / f"lerobot-{time.time_ns()}",
-    }
+        "policy.path": work / "policy", "policy.device": "cpu", "policy.push_to_hub": "false",
+        "dataset.repo_id": "local/speed", "dataset.root": work / "data", "dataset.video_backend": "pyav",
+        "batch_size": batch, "steps": steps, "num_workers": workers, "log_freq": 1, "save_checkpoint": "false",
+        "wandb.enable": "false", "output_dir": work / f"lerobot-{time.time_ns()}",
+    }  # fmt: skip
     names = {f"observation.images.{name}": f"observation.images.{name}" for name in CAMERAS}
     words = [f"--{name}={value}" for name, value in {**options, "rename_map": json.dumps(names)}.items()]
     done = subprocess.run([python, "-m", "lerobot.scripts.lerobot_train", *words], capture_output=True, text=True)

@@ -19,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -250,25 +250,6 @@ def write_results(out: Path, results: Sequence[VariantResult], facts: Mapping[st
     write_json(out.with_suffix(".json"), {"facts": dict(facts), "variants": rows}, indent=None)
 
 
-def earlier_results(file: Path, scenes: str) -> list[VariantResult]:
-    """The rows of an earlier run. ConfigError: it is none, or ran other scenes than `scenes` says."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        rows = [_result(row) for row in content["variants"]]
-        ran = content["facts"]["scenes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} holds no results of this command ({error}); give the .json it wrote") from None
-    if ran != scenes:
-        raise ConfigError(f"{file} ran {ran!r}, this is {scenes!r}; only the same episodes can be compared in pairs")
-    return rows
-
-
-def _result(row: Mapping[str, Any]) -> VariantResult:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(VariantResult)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return VariantResult(**values)
-
-
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="python -m vla_edge.trials.evaluate_reach", description="closed-loop success on unseen scenes"
@@ -280,9 +261,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--int8", type=Path, help="INT8 bundle of the same checkpoint")
     parser.add_argument(
         "--act", type=Path, metavar="DIR", help="ACT bundles of the task, one a colour: DIR/red, DIR/green, DIR/blue"
-    )
-    parser.add_argument(
-        "--after", type=Path, metavar="FILE.json", help="rows of an earlier run on the same scenes come first"
     )
     parser.add_argument("--arm", choices=sorted(BODIES), default=KOCH.name, help="the arm that the policy learnt on")
     parser.add_argument("--scenes", type=count, default=100)
@@ -315,14 +293,9 @@ def main(argv: Sequence[str]) -> int:
         f"seeds {seeds[0]} to {seeds[-1]}, {options.seconds:.0f} s each, delay {arguments.delay} actions, a new plan "
         f"every {arguments.replan}, control at {rate.hz:g} Hz, arm {arguments.arm}"
     )
-    results = [] if arguments.after is None else earlier_results(arguments.after, scenes)
     rows = variants(arguments.checkpoint, arguments.bundle, arguments.int8, arguments.threads)
     rows += [] if arguments.act is None else act_variants(arguments.act, arguments.threads)
-    results += [
-        evaluate(variant, seeds, options, BODIES[arguments.arm])
-        for variant in rows
-        if variant.name not in {row.name for row in results}
-    ]
+    results = [evaluate(variant, seeds, options, BODIES[arguments.arm]) for variant in rows]
     facts = {
         "scenes": scenes,
         "bundle": bundle.digest,
@@ -331,14 +304,8 @@ def main(argv: Sequence[str]) -> int:
     write_results(arguments.out, results, facts)
     print(table(results), end="")
     failed = [row for row in results if row.success < LEAST_SUCCESS or row.wrong > MOST_WRONG]
-    print(
-        json.dumps(
-            {
-                row.name: {"success": row.success, "wrong": row.wrong, "error_m": round(row.error_m, 4)}
-                for row in results
-            }
-        )
-    )
+    shares = {row.name: {"success": row.success, "wrong": row.wrong, "error_m": row.error_m} for row in results}
+    print(json.dumps(shares))
     if failed:
         raise CheckFailed(
             f"{failed[0].name}: {failed[0].success:.0%} reached, {failed[0].wrong:.0%} although told another; limits "

@@ -11,14 +11,14 @@ import pytest
 
 from vla_edge.bundle import open_bundle
 from vla_edge.engines.engine import EngineOptions, load_engine
-from vla_edge.errors import ConfigError, TrainingError
+from vla_edge.errors import TrainingError
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.robot.sim.bodies.arm_body import ArmBody
 from vla_edge.robot.sim.bodies.koch_body import KOCH
 from vla_edge.robot.sim.bodies.so101_body import SO101
 from vla_edge.robot.sim.render import rendering_fault
-from vla_edge.trials.evaluate_reach import VariantResult, earlier_results, mcnemar, table, wilson, write_results
+from vla_edge.trials.evaluate_reach import VariantResult, mcnemar, table, wilson, write_results
 from vla_edge.trials.lockstep import LockstepOptions
 from vla_edge.trials.reach_data import INSTRUCTIONS, ReachRecording, record_reach_dataset
 from vla_edge.trials.reach_policy import Recipe, train
@@ -100,12 +100,6 @@ def test_results_are_written_as_a_table_and_as_json(tmp_path: Path) -> None:
     assert table(rows) in text and "| gated | 50%" in text and "−1 +0, p = 1.00 | 40% |" in text
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["variants"][1]["wrong"] == 0.5
-    assert earlier_results(tmp_path / "r.json", "two") == rows
-    with pytest.raises(ConfigError, match="only the same episodes can be compared"):
-        earlier_results(tmp_path / "r.json", "three")
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds no results of this command"):
-        earlier_results(tmp_path / "other.json", "two")
 
 
 @COMMITTED
