@@ -65,6 +65,16 @@ class Moves:
         return self.noticed.count(0)
 
 
+def calibrated_gate(bundle: Bundle) -> GateSettings:
+    """The bundle's limits. ConfigError: it has none, or judges no prefix."""
+    settings = read_gate(bundle)
+    if settings is None:
+        raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
+    if settings.similarity == NO_SIMILARITY:
+        raise ConfigError(f"{bundle.path}: its policy has no prefix to judge; give a bundle of one that has, a SmolVLA")
+    return settings
+
+
 def policies(bundle: Bundle, settings: GateSettings) -> dict[str, ReplayPlan]:
     """Stillness alone, and with the gate on each similarity that calibration found a threshold for."""
     plans = {
@@ -147,11 +157,7 @@ def costs(bundle: Bundle, engine: Engine, rounds: int) -> dict[str, float]:
 
 def measure_all(bundle: Bundle, engine: Engine, episodes: int, moves: int) -> dict[str, Any]:
     """Everything this benchmark tells, as JSON values."""
-    settings = read_gate(bundle)
-    if settings is None:
-        raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
-    if settings.similarity == NO_SIMILARITY:
-        raise ConfigError(f"{bundle.path}: its policy has no prefix to judge; give a bundle of one that has, a SmolVLA")
+    settings = calibrated_gate(bundle)
     line: dict[str, Any] = {
         "bundle": bundle.digest,
         "gate": {

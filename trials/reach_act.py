@@ -40,6 +40,7 @@ from vla_edge.trials.reach_data import CHUNK, CUBE_COLOURS
 from vla_edge.trials.reach_examples import Examples, read_examples
 from vla_edge.trials.reach_policy import POLICY
 from vla_edge.trials.reach_recipe import (
+    AnyRecipe,
     average_into,
     cosine,
     descend,
@@ -74,20 +75,13 @@ Seen = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class ACTRecipe:
-    """Steps, batch (observations a step, each with all three colours), learning rate and the seed."""
+class ACTRecipe(AnyRecipe):
+    """Steps, batch (observations a step, each with all three colours) and learning rate."""
 
     warmup_steps: int = 600
     steps: int = 1000
     batch: int = 32
     lr: float = 1e-3
-    warmup_loss_weight: float = 0.5
-    weight_decay: float = 0.01
-    grad_clip_norm: float = 1.0
-    ema: float = 0.995
-    held_out_scenes: int = 40
-    seed: int = 0
-    threads: int = 1
 
 
 def train(dataset: Path, out: Path, recipe: ACTRecipe) -> dict[str, float]:

@@ -44,6 +44,7 @@ from vla_edge.training.statistics import chosen_statistics
 from vla_edge.trials.reach_data import CHUNK, INSTRUCTIONS, ReachRecording
 from vla_edge.trials.reach_examples import Examples, read_examples
 from vla_edge.trials.reach_recipe import (
+    AnyRecipe,
     average_into,
     cosine,
     descend,
@@ -101,21 +102,14 @@ POLICY: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Steps, batch (observations a step), learning rates and the seed of everything random."""
+class Recipe(AnyRecipe):
+    """Steps, batch (observations a step) and learning rates."""
 
     warmup_steps: int = 750
     flow_steps: int = 1200
     batch: int = 64
     warmup_lr: float = 1e-3
     flow_lr: float = 8e-4
-    weight_decay: float = 0.01
-    grad_clip_norm: float = 1.0
-    ema: float = 0.995
-    warmup_loss_weight: float = 0.5
-    held_out_scenes: int = 40
-    seed: int = 0
-    threads: int = 1
 
 
 @dataclass(frozen=True)

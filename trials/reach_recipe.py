@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,19 @@ FLAGS: Mapping[str, tuple[str, Callable[[str], int]]] = {
     "threads": ("--threads", threads),
 }
 """The flag of a recipe's field, where it has this field."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnyRecipe:
+    """What both recipes have, with the seed of everything random."""
+
+    warmup_loss_weight: float = 0.5
+    weight_decay: float = 0.01
+    grad_clip_norm: float = 1.0
+    ema: float = 0.995
+    held_out_scenes: int = 40
+    seed: int = 0
+    threads: int = 1
 
 
 def run_recipe(

@@ -7,7 +7,7 @@ import numpy as np
 
 from vla_edge.contract import Chunk, ChunkKind, Command, JointCalibration
 from vla_edge.core import load_core
-from vla_edge.errors import ControlError
+from vla_edge.errors import CoreError
 from vla_edge.robot.arm_description import ArmDescription
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits
 from vla_edge.runtime.control.control_process import limits_of
@@ -36,8 +36,9 @@ def check_safety(arm: ArmDescription, joints: int, hz: float) -> Item:
         return Item(name, NOT_RUN, found, "give --robot with the arm that the policy moves")
     try:
         core = load_core()
-    except ControlError as error:
-        return Item(name, NOT_RUN, str(error), "build the C core (a C compiler and make)")
+    except CoreError as error:
+        found, _, fix = str(error).partition("; ")
+        return Item(name, NOT_RUN, found, fix)
     period_ns = period_ns_of(hz)
     limits = limits_of(arm, any_calibration(arm), JointUnits.DEGREES)
     settings = ControlSettings(limits, period_ns, 1, "0" * 64)

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vla_edge.benchmarks.bench_report import bench_parser, write_result
-from vla_edge.benchmarks.cache_tradeoff import policies
+from vla_edge.benchmarks.cache_tradeoff import calibrated_gate, policies
 from vla_edge.benchmarks.moving_episodes import HZ, phase_frames
 from vla_edge.bundle import Bundle, open_bundle
 from vla_edge.calibration.gate.gate_pairs import REUSE_ALL, noise_for, ranges_of
@@ -33,11 +33,10 @@ from vla_edge.camera_names import PREFIX
 from vla_edge.command_line import count, run_command
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import Engine, EngineOptions, load_engine
-from vla_edge.errors import ConfigError
 from vla_edge.robot.sim.scene import random_scene
 from vla_edge.robot.sim.simulated_arm import SimOptions, SimulatedArm
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, PrefixCache
-from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings, read_gate
+from vla_edge.runtime.inference.scene_gate import GateSettings
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession, SessionOptions
 from vla_edge.runtime.inference.shadow_audit import action_error
 
@@ -234,11 +233,7 @@ def hits_at(points: Sequence[Point], bound: float) -> float:
 
 def measure_all(bundle: Bundle, engine: Engine, episodes: int) -> dict[str, Any]:
     """Everything this benchmark tells, as JSON values."""
-    settings = read_gate(bundle)
-    if settings is None:
-        raise ConfigError(f"{bundle.path}: not calibrated; run vla-calibrate gate first")
-    if settings.similarity == NO_SIMILARITY:
-        raise ConfigError(f"{bundle.path}: its policy has no prefix to judge; give a bundle of one that has, a SmolVLA")
+    settings = calibrated_gate(bundle)
     walks = list(measured(bundle, engine, range(FIRST_SEED, FIRST_SEED + episodes), settings.max_reuse))
     rows: dict[str, Any] = {}
     for name, plan in track(policies(bundle, settings).items(), "sweeping", console=Console(stderr=True)):

@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_edge.command_line import Command, Subcommand, answer
-from vla_edge.errors import BusError, CheckFailed, ControlError
+from vla_edge.errors import BusError, CheckFailed, ControlError, CoreError
 from vla_edge.installation import EXTRAS, install_command
 from vla_edge.robot.arm_description import arm_names, load_arm
 from vla_edge.robot.port import open_port
@@ -220,7 +220,7 @@ def guardian() -> list[Finding]:
         port = open_port(os.ttyname(theirs), unwatched[0], list(unwatched[0].ids.values()))
         with closing(port), guarded(port, GUARDIAN_TICK_NS, close=()):
             pass
-    except (ControlError, BusError) as error:
+    except (CoreError, ControlError, BusError) as error:
         found, _, fix = str(error).partition("; ")
         return [Finding("guardian", MISSING, found, needed, fix)]
     finally:

@@ -231,6 +231,11 @@ def test_the_control_core_keeps_its_limits_under_hostile_chunks_and_a_broken_one
     monkeypatch.setattr(safety_check, "load_core", lambda: type("Core", (), {"Pilot": Broken}))
     item = safety_check.check_safety(load_arm("koch"), 6, 30.0)
     assert item.state == FAILED and "shoulder_pan at tick 200" in item.found
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "vla_edge._core", None)
+    monkeypatch.delattr("vla_edge._core", raising=False)
+    item = safety_check.check_safety(load_arm("koch"), 6, 30.0)
+    assert item.state == NOT_RUN and "install a C compiler" in item.fix
 
 
 # ---- evaluate and compare
