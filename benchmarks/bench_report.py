@@ -24,7 +24,7 @@ COLOURS = {
     "loop": "#b5533c",
     "post-processing": "#777777",
 }
-"""One colour a stage, the same in every bar."""
+"""Of a graph, and of what is done between them, the same in every bar."""
 UNDIVIDED = "#d9d9d9"
 
 
@@ -110,16 +110,16 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
                 f"| {name} | {subject.get('chunk', '–')} | {_steps(subject, case)} | {case} | {whole['p50']:.1f} | "
                 f"{whole['p90']:.1f} | {whole['p99']:.1f} | {whole['max']:.1f} | {found['cpu_ms']['p50']:.0f} |"
             )
-    yield from ("", "Stages of a fresh inference, p50 / p99:", "")
-    stages = list(
+    yield from ("", "Graphs of a fresh inference, p50 / p99:", "")
+    graphs = list(
         dict.fromkeys(
-            stage for subject in result["subjects"].values() for stage in subject["cases"]["fresh"]["stages_ms"]
+            graph for subject in result["subjects"].values() for graph in subject["cases"]["fresh"]["graphs_ms"]
         )
     )
-    yield f"| subject | {' | '.join(stages)} |"
-    yield "|---" * (len(stages) + 1) + "|"
+    yield f"| subject | {' | '.join(graphs)} |"
+    yield "|---" * (len(graphs) + 1) + "|"
     for name, subject in result["subjects"].items():
-        cells = [subject["cases"]["fresh"]["stages_ms"].get(stage) for stage in stages]
+        cells = [subject["cases"]["fresh"]["graphs_ms"].get(graph) for graph in graphs]
         yield f"| {name} | {' | '.join('–' if cell is None else _pair(cell) for cell in cells)} |"
     yield from (
         "",
@@ -192,7 +192,7 @@ def _graphs(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Bars of every subject and case, cut into stages."""
+    """Bars of every subject and case, cut into what their graphs take."""
     from matplotlib import pyplot
 
     bars = [
@@ -202,13 +202,13 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     for row, (name, case, found) in enumerate(bars):
         left = 0.0
         looked = {"fresh": result["subjects"][name].get("cameras", 2), "one_camera": 1}.get(case, 0)
-        for stage, colour in COLOURS.items():
-            width = found["stages_ms"].get(stage, {}).get("p50", 0.0) * (
-                max(1, looked) if stage in ("vision", "camera preparation") else 1
+        for graph, colour in COLOURS.items():
+            width = found["graphs_ms"].get(graph, {}).get("p50", 0.0) * (
+                max(1, looked) if graph in ("vision", "camera preparation") else 1
             )
-            axes.barh(row, width, left=left, color=colour, label=stage if row == 0 else None)
+            axes.barh(row, width, left=left, color=colour, label=graph if row == 0 else None)
             left += width
-        if left == 0.0:  # a subject that tells no stages
+        if left == 0.0:  # a subject that tells no times of graphs
             left = found["whole_tick_ms"]["p50"]
             axes.barh(row, left, color=UNDIVIDED)
         axes.text(left, row, f"  {found['whole_tick_ms']['p50']:.0f} ms", va="center", fontsize=9)

@@ -2,7 +2,7 @@
 """What this machine can do at best: matrix products in float32 and INT8, and reading memory.
 
 The ceiling of a type is the best of several libraries and shapes that the
-policy has; a stage's fraction of it says how much room is left.
+policy has; a graph's fraction of it says how much room is left.
 """
 
 from __future__ import annotations

@@ -22,22 +22,20 @@ main = Command(
             "vla_edge.benchmarks.command",
             "latency, memory and action error of bundles, and of torch beside them",
             "--bundle BUNDLE --bundle openvino:BUNDLE-int8 --rounds 20",
-            "add_bench",
-            "run_bench",
         ),
         "compare": Subcommand(
             "vla_edge.benchmarks.command",
             "fail when the second result is slower than the first",
             "compare before.json after.json --limit 1.15",
-            "add_compare",
-            "run_compare",
+            add="add_compare",
+            run="run_compare",
         ),
     },
     default="",
 )
 
 
-def run_bench(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from vla_edge.benchmarks.preset import print_row
     from vla_edge.benchmarks.subject import SubjectSpec
 
@@ -112,7 +110,7 @@ def _bundle(text: str) -> tuple[str, Path]:
     return (backend, Path(path)) if colon else ("ort", Path(text))
 
 
-def add_bench(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_argument_group("what is measured")
     measured.add_argument(
         "--bundle",

@@ -3,7 +3,7 @@
 
 Only the network is LeRobot's; observation and un-normalisation are our policy
 room's, whose arrays equal LeRobot's, so that both sides start from the same
-numbers. LeRobot tells no stages.
+numbers. LeRobot tells no times of graphs.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from vla_edge.calibration.precision.counting import work_of
 SCHEMA = 1
 TICK_MS = 1000 / 30
 
-STAGE_OF = {"vision": "vision", "prefix": "prefix", "state": "state", "expert": "step"}
-"""Graph → the stage that times one run of it."""
+TIMED_AS = {"vision": "vision", "prefix": "prefix", "state": "state", "expert": "step"}
+"""Graph → what times one run of it."""
 
 Array = NDArray[np.float32]
 
@@ -139,11 +139,11 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def _case(runs: Sequence[Run]) -> dict[str, Any]:
-    stages = {stage for run in runs for stage in run.stages}
+    graphs = {name for run in runs for name in run.graphs_ms}
     return {
         "whole_tick_ms": percentiles([run.wall_ms for run in runs]),
         "cpu_ms": percentiles([run.cpu_ms for run in runs]),
-        "stages_ms": {stage: percentiles([run.stages.get(stage, 0.0) for run in runs]) for stage in sorted(stages)},
+        "graphs_ms": {name: percentiles([run.graphs_ms.get(name, 0.0) for run in runs]) for name in sorted(graphs)},
         "raw_ms": [round(run.wall_ms, 3) for run in runs],
         "raw_cpu_ms": [round(run.cpu_ms, 3) for run in runs],
     }
@@ -177,9 +177,9 @@ def _fractions(facts: Mapping[str, Any], cases: Mapping[str, Sequence[Run]], cei
     """Operations a second of each graph, and their share of the ceiling of the type that most of it runs in."""
     found: dict[str, Any] = {}
     for graph, work in facts.get("work", {}).items():
-        if graph not in STAGE_OF:
+        if graph not in TIMED_AS:
             continue
-        took = min(run.stages[STAGE_OF[graph]] for run in cases[FRESH])
+        took = min(run.graphs_ms[TIMED_AS[graph]] for run in cases[FRESH])
         achieved = 2e-6 * work["multiply_adds"] / took
         kind = "int8" if facts["precision"].get(graph, "fp32").startswith("int8") else "float32"
         memory_ms = 1e-6 * work["weight_bytes"] / ceilings.memory

@@ -116,11 +116,11 @@ def measured(name: str, spec: SubjectSpec, rounds: int, tell: Callable[[str], No
 
 
 def _figures(runs: list[Run], cameras: int) -> dict[str, float]:
-    """p50 and p95 of the whole inference, p50 of its stages; vision of all cameras."""
+    """p50 and p95 of the whole inference, p50 of its graphs; vision of all cameras."""
     wall = np.array([run.wall_ms for run in runs])
-    stages = {name: float(np.median([run.stages[name] for run in runs])) for name in ("prefix", "state", "loop")}
-    vision = float(np.median([run.stages["vision"] for run in runs])) * cameras
+    graphs = {name: float(np.median([run.graphs_ms[name] for run in runs])) for name in ("prefix", "state", "loop")}
+    vision = float(np.median([run.graphs_ms["vision"] for run in runs])) * cameras
     found = {"p50_ms": float(np.quantile(wall, 0.5)), "p95_ms": float(np.quantile(wall, 0.95)), "vision_ms": vision}
     return {
-        name: round(value, 3) for name, value in {**found, **{f"{key}_ms": ms for key, ms in stages.items()}}.items()
+        name: round(value, 3) for name, value in {**found, **{f"{key}_ms": ms for key, ms in graphs.items()}}.items()
     }

@@ -38,11 +38,12 @@ class SubjectSpec:
 @dataclass(frozen=True)
 class Run:
     """One timed run. wall_ms: of the whole inference, observation to actions in joint units; cpu_ms: user and system
-    time of the process meanwhile; stages: ms by stage, as the subject tells them."""
+    time of the process meanwhile; graphs_ms: of each graph and of what is done between them, as the subject tells
+    them."""
 
     wall_ms: float
     cpu_ms: float
-    stages: Mapping[str, float]
+    graphs_ms: Mapping[str, float]
 
 
 class Subject(Protocol):
@@ -52,7 +53,7 @@ class Subject(Protocol):
     cases: tuple[str, ...]
 
     def run(self, case: str, number: int) -> dict[str, float]:
-        """One inference; returns ms by stage."""
+        """One inference; returns `Run.graphs_ms`."""
 
     def actions(self, number: int) -> np.ndarray:
         """Normalised actions [C, joints] for observation `number` and its fixed noise."""

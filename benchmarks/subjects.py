@@ -101,8 +101,8 @@ def _serve(spec: SubjectSpec, pipe: Connection) -> None:
                 pipe.send(subject.actions(number))
                 continue
             cpu, start = time.process_time(), time.perf_counter()
-            stages = subject.run(case, number)
-            pipe.send(Run((time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3, stages))
+            graphs_ms = subject.run(case, number)
+            pipe.send(Run((time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3, graphs_ms))
     except VlaEdgeError as error:
         pipe.send(error)
     except (EOFError, BrokenPipeError):

@@ -55,8 +55,8 @@ class TorchSubject:
         }
 
     def run(self, case: str, number: int) -> dict[str, float]:
-        stages, _ = self._infer(number % OBSERVATIONS)
-        return stages
+        graphs_ms, _ = self._infer(number % OBSERVATIONS)
+        return graphs_ms
 
     def actions(self, number: int) -> np.ndarray:
         return self._infer(number)[1]
@@ -88,7 +88,7 @@ class TorchSubject:
         marks.append(time.perf_counter())
         cameras = len(inputs.images)
         prepare, vision, together, loop, post = (1e3 * (later - earlier) for earlier, later in zip(marks, marks[1:]))
-        stages = {
+        graphs_ms = {
             "camera preparation": prepare / cameras,
             "vision": vision / cameras,
             "prefix": together,
@@ -97,7 +97,7 @@ class TorchSubject:
             "post-processing": post,
             "inference": 1e3 * (marks[-1] - marks[0]),
         }
-        return stages, normalized[0].numpy()
+        return graphs_ms, normalized[0].numpy()
 
     def _in_one_pass(self, observation: Observation) -> tuple[dict[str, float], np.ndarray]:
         """A policy without flow steps: pictures, then the whole network at once."""
@@ -110,10 +110,10 @@ class TorchSubject:
         self._policy.postprocess(normalized)
         marks.append(time.perf_counter())
         prepare, network, post = (1e3 * (later - earlier) for earlier, later in zip(marks, marks[1:]))
-        stages = {
+        graphs_ms = {
             "camera preparation": prepare / len(raw),
             "network": network,
             "post-processing": post,
             "inference": 1e3 * (marks[-1] - marks[0]),
         }
-        return stages, normalized[0].numpy()
+        return graphs_ms, normalized[0].numpy()

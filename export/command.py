@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vla_edge.command_line import Command, Subcommand, answer, folder_to_write, threads
+from vla_edge.command_parser import GONE
 from vla_edge.engines.engine import backend_of
 from vla_edge.errors import ConfigError
 from vla_edge.export.checkpoint_arguments import (
@@ -42,7 +43,7 @@ main = Command(
         )
     },
     default="",
-    old={"--data": "--dataset", "--ranges percentile": "--ranges minmax", "--ranges mse": "--ranges minmax"},
+    old={"--data": "--dataset", "--ranges": f"{GONE}a range goes from the smallest to the largest value (minmax)"},
     extras="export,ort,data",
 )
 

@@ -35,24 +35,25 @@ class Comparison(Protocol):
     """Both sides, a bundle and its policy in torch, set up once for all cases."""
 
     def case(self, case: Case) -> None:
-        """Add the deviation of every stage of one observation."""
+        """Add the deviation of every graph on one observation."""
 
 
 class Deviations(Protocol):
-    """Where a comparison's stages are told to (`proof.py`)."""
+    """Where a comparison tells what it found (`proof.py`)."""
 
-    def add(self, stage: str, found: NDArray[Any], expected: Any) -> None: ...
+    def add(self, graph: str, found: NDArray[Any], expected: Any) -> None: ...
 
 
 class Exporter(Protocol):
     """One loaded policy of a family, as export sees it.
 
-    stages: of the comparison, in the order in which they run. masks_cameras: the policy runs without one of its
-    cameras. placeholder_size: height and width that say nothing of the data's pictures, None where there is no such.
+    graphs: what is compared, in the order in which it is made: graphs, and what goes into them and comes out.
+    masks_cameras: the policy runs without one of its cameras. placeholder_size: height and width that say nothing of
+    the data's pictures, None where there is no such.
     """
 
     policy: Policy
-    stages: tuple[str, ...]
+    graphs: tuple[str, ...]
     masks_cameras: bool
     placeholder_size: tuple[int, int] | None
 

@@ -26,7 +26,7 @@ from vla_edge.calibration.precision.folding import Folds, folds_of
 from vla_edge.calibration.precision.linear import weight_arrays
 from vla_edge.calibration.precision.precision_audit import GraphAudit, audit_openvino, audit_ort
 from vla_edge.calibration.precision.precision_plan import Candidate, Search, Weighted, all_half, candidates, search
-from vla_edge.calibration.precision.ranges import Method, Ranges, gather
+from vla_edge.calibration.precision.ranges import Ranges, gather
 from vla_edge.calibration.precision.recorded_observations import Split, from_dataset
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.calibration.precision.variant import (
@@ -67,7 +67,6 @@ class PrecisionRequest:
     cameras: Mapping[str, str] = field(default_factory=dict)
     tolerance_s: float = TOLERANCE_S
     bound: ActionErrorBound = ActionErrorBound()
-    method: Method = Method.MINMAX
     ranges_file: Path | None = None
     frames: int = 32
     held_out: int = 8
@@ -193,13 +192,8 @@ class PrecisionWork:
         return chunks(self.bundle, self.reference_engine, self.data.held_out)
 
     def settings(self, candidate: Candidate) -> VariantSettings:
-        return VariantSettings(
-            self.ranges,
-            self.request.method,
-            self.dialect.signed,
-            self.folds if candidate.folded else None,
-            self.dialect.half,
-        )
+        folds = self.folds if candidate.folded else None
+        return VariantSettings(self.ranges, self.dialect.signed, folds, self.dialect.half)
 
     def prove(self, candidate: Candidate, written: Bundle, found: Search | None) -> Manifest:
         """Error, latency and audit of the written bundle, on the backend it is for. ExportError: it is not what was
@@ -216,9 +210,7 @@ class PrecisionWork:
                 "held_out": self.data.held_out.source,
                 "digest": self.data.held_out.digest,
             },
-            "ranges": None
-            if self.ranges is None
-            else {"digest": self.ranges.digest, "observations": self.ranges.seen, "method": self.request.method.value},
+            "ranges": None if self.ranges is None else {"digest": self.ranges.digest, "observations": self.ranges.seen},
             "search": _tried(found),
         }
         if not self.runs_here:
@@ -296,7 +288,7 @@ class PrecisionWork:
         return audit_ort(source, variant, plan)
 
     def _latency(self, written: Bundle, engine: Engine) -> dict[str, dict[str, float]]:
-        """Median ms of each stage in float32 on ONNX Runtime and in the written bundle, run in turn."""
+        """Median ms of each graph in float32 on ONNX Runtime and in the written bundle, run in turn."""
         self.progress("latency")
         sessions = {"fp32": PolicySession(self.bundle, self.reference_engine), "this": PolicySession(written, engine)}
         taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in sessions}
@@ -310,9 +302,9 @@ class PrecisionWork:
                     taken[name].append(
                         (timing.vision, timing.prefix, timing.state, statistics.median(timing.step), timing.total)
                     )
-        stages = ("vision", "prefix", "state", "expert", "total")
+        graphs = ("vision", "prefix", "state", "expert", "total")
         return {
-            name: {stage: round(statistics.median(column), 3) for stage, column in zip(stages, zip(*rows))}
+            name: {graph: round(statistics.median(column), 3) for graph, column in zip(graphs, zip(*rows))}
             for name, rows in taken.items()
         }
 

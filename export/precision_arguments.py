@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from vla_edge.export.precision import PrecisionRequest
 
 PRECISIONS = ("fp32", "fp16", "int8", "auto")
-RANGES = ("minmax",)
 
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +54,6 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         help="bound: cosine of the chunks with float32's (default: 0.999)",
     )
     group.add_argument(
-        "--ranges", choices=RANGES, default="minmax", help="how a static INT8 range is taken (default: minmax)"
-    )
-    group.add_argument(
         "--ranges-file", type=file_to_write, metavar="NPZ", help="keep the ranges there; an interrupted run goes on"
     )
     group.add_argument("--frames", type=count, default=32, help="observations for ranges (default: 32)")
@@ -67,7 +63,6 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
 def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
     """ConfigError: a flag's value is out of range, or nothing to measure on was given."""
     from vla_edge.calibration.precision.action_error import ActionErrorBound
-    from vla_edge.calibration.precision.ranges import Method
     from vla_edge.export.precision import PrecisionRequest
 
     if arguments.dataset is None and not arguments.synthetic:
@@ -82,7 +77,6 @@ def request_from_arguments(arguments: argparse.Namespace) -> PrecisionRequest:
         cameras=camera_pairs(arguments.camera),
         tolerance_s=arguments.tolerance,
         bound=ActionErrorBound(arguments.joint_error, arguments.cosine),
-        method=Method(arguments.ranges),
         ranges_file=arguments.ranges_file,
         frames=arguments.frames,
         held_out=arguments.held_out,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exported graphs against the plain torch policy, stage by stage, on the runtime's own code path.
+"""The exported graphs against the plain torch policy, graph by graph, on the runtime's own code path.
 
-Each case is one raw observation (`proof_observations.py`). Both sides start from it; which stages there are and how
-each is compared is the family's (`parity.py` in its folder).
+Each case is one raw observation (`proof_observations.py`). Both sides start from it; what is compared in which order
+is the family's (`parity.py` in its folder).
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from vla_edge.export.family import Exporter
 from vla_edge.export.proof_observations import Case
 
 TOLERANCE = 1e-4
-"""max |Δ| over max |torch| of a stage, float32: rounding of another summation order stays ten times below."""
+"""max |Δ| over max |torch| of a tensor, float32: rounding of another summation order stays ten times below."""
 
 
 class WorstDeviations:
-    """The worst deviation of each stage so far."""
+    """The worst deviation of what each graph makes, so far."""
 
     def __init__(self) -> None:
         self.worst: dict[str, float] = {}
 
-    def add(self, stage: str, found: NDArray[Any], expected: Tensor) -> None:
+    def add(self, graph: str, found: NDArray[Any], expected: Tensor) -> None:
         """max |found − expected| / max |expected|; NaN counts as infinite."""
         reference = expected.detach().float().numpy()
         if found.shape != reference.shape:
             raise ExportError(
-                f"parity: {stage} has shape {found.shape}, torch makes {reference.shape}; this is a fault of the "
+                f"parity: {graph} has shape {found.shape}, torch makes {reference.shape}; this is a fault of the "
                 "exporter"
             )
         scale = float(np.abs(reference).max()) or 1.0
         deviation = float(np.abs(found - reference).max()) / scale
-        self.worst[stage] = max(self.worst.get(stage, 0.0), deviation if np.isfinite(deviation) else np.inf)
+        self.worst[graph] = max(self.worst.get(graph, 0.0), deviation if np.isfinite(deviation) else np.inf)
 
 
 def compare(
     exporter: Exporter, bundle: Bundle, engine: Engine, cases: Iterable[Case], progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run all cases; the report for the manifest. ExportError names the first stage over the tolerance."""
+    """Run all cases; the report for the manifest. ExportError names the first graph over the tolerance."""
     deviations = WorstDeviations()
     comparison = exporter.comparison(bundle, engine, deviations)
     names = []
@@ -54,16 +54,16 @@ def compare(
         progress(f"compare with torch: {case.name}")
         comparison.case(case)
         names.append(case.name)
-    for stage in exporter.stages:
-        if deviations.worst.get(stage, 0.0) > TOLERANCE:
+    for graph in exporter.graphs:
+        if deviations.worst.get(graph, 0.0) > TOLERANCE:
             raise ExportError(
-                f"parity: stage {stage} differs from torch by {deviations.worst[stage]:.2e} of its maximum, at most "
+                f"parity: {graph} differs from torch by {deviations.worst[graph]:.2e} of its maximum, at most "
                 f"{TOLERANCE:g} is allowed; nothing was written"
             )
     return {
         "tolerance": TOLERANCE,
         "measure": "max |difference| / max |torch|, worst case",
-        "stages": {stage: deviations.worst[stage] for stage in exporter.stages if stage in deviations.worst},
+        "graphs": {graph: deviations.worst[graph] for graph in exporter.graphs if graph in deviations.worst},
         "cases": names,
         "engine": engine.detail,
     }

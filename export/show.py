@@ -54,11 +54,11 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
         *(("ms (fp32)",) if latency else ()),
     ):
         table.add_column(name, justify="right")
-    stages = bundle.manifest.parity.get("stages", {})
+    parity = bundle.manifest.parity.get("graphs", {})
     precision = bundle.manifest.precision.get("graphs", {})
     for name in bundle.manifest.programme.order():
         figures = _figures(bundle, name)
-        worst = f"{stages[name]:.1e}" if name in stages else ""
+        worst = f"{parity[name]:.1e}" if name in parity else ""
         took = [f"{latency['this'][name]:.1f} ({latency['fp32'][name]:.1f})"] if name in latency.get("this", {}) else []
         table.add_row(
             name,
@@ -73,8 +73,8 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
     _print_precision(bundle, console)
     size = sum((path / name).stat().st_size for name in bundle.manifest.files)
     chunk = (
-        f", chunk parity {stages['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})"
-        if "chunk" in stages
+        f", chunk parity {parity['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})"
+        if "chunk" in parity
         else ""
     )
     console.print(f"{size / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from vla_edge.command_line import Command, Subcommand
+from vla_edge.command_line import Command, Subcommand, by_word
 
 MODULE = "vla_edge.lerobot_data.data_commands"
 EDITS = "vla_edge.lerobot_data.editing.edit_commands"
@@ -13,64 +13,40 @@ EDITS = "vla_edge.lerobot_data.editing.edit_commands"
 main = Command(
     "vla-data",
     "Look at, convert, check, mend and edit LeRobot datasets, v2.0 to v3.0.",
-    {
-        "info": Subcommand(MODULE, "what a dataset holds", "info DATASET", "add_info", "run_info"),
-        "convert": Subcommand(
-            MODULE,
-            "write a dataset of v2.0 or v2.1 as v3.0 in a new folder; the source is only read",
-            "convert DATASET CONVERTED",
-            "add_convert",
-            "run_convert",
-        ),
-        "verify": Subcommand(
-            MODULE, "is a dataset sound? exit code 1 when a check fails", "verify DATASET", "add_verify", "run_verify"
-        ),
-        "compare": Subcommand(
-            MODULE,
-            "do two datasets hold the same? exit code 1 when not",
-            "compare DATASET CONVERTED",
-            "add_compare",
-            "run_compare",
-        ),
-        "stats": Subcommand(
-            MODULE,
-            "compute the statistics again and show how far the stored ones are off",
-            "stats DATASET --write",
-            "add_stats",
-            "run_stats",
-        ),
-        "tasks": Subcommand(
-            MODULE,
-            "list task texts with their token counts; add or rename one, or give it to episodes",
-            'tasks DATASET --assign "pick the red cube" --episodes 0-9,12',
-            "add_tasks",
-            "run_tasks",
-        ),
-        "merge": Subcommand(
-            EDITS, "several datasets as one new one", "merge DATASET OTHER --out MERGED", "add_merge", "run_merge"
-        ),
-        "split": Subcommand(
-            EDITS,
-            "several new datasets of the episodes of one",
-            "split DATASET --part train=0.8 --part val=0.2 --out PARTS",
-            "add_split",
-            "run_split",
-        ),
-        "delete": Subcommand(
-            EDITS,
-            "a new dataset without some episodes",
-            "delete DATASET --episodes 3,7-9 --out KEPT",
-            "add_delete",
-            "run_delete",
-        ),
-        "renumber": Subcommand(
-            EDITS,
-            "a new dataset whose episode numbers have no gaps",
-            "renumber DATASET --out RENUMBERED",
-            "add_renumber",
-            "run_renumber",
-        ),
-    },
+    by_word(
+        {
+            "info": Subcommand(MODULE, "what a dataset holds", "info DATASET"),
+            "convert": Subcommand(
+                MODULE,
+                "write a dataset of v2.0 or v2.1 as v3.0 in a new folder; the source is only read",
+                "convert DATASET CONVERTED",
+            ),
+            "verify": Subcommand(MODULE, "is a dataset sound? exit code 1 when a check fails", "verify DATASET"),
+            "compare": Subcommand(
+                MODULE, "do two datasets hold the same? exit code 1 when not", "compare DATASET CONVERTED"
+            ),
+            "stats": Subcommand(
+                MODULE, "compute the statistics again and show how far the stored ones are off", "stats DATASET --write"
+            ),
+            "tasks": Subcommand(
+                MODULE,
+                "list task texts with their token counts; add or rename one, or give it to episodes",
+                'tasks DATASET --assign "pick the red cube" --episodes 0-9,12',
+            ),
+            "merge": Subcommand(EDITS, "several datasets as one new one", "merge DATASET OTHER --out MERGED"),
+            "split": Subcommand(
+                EDITS,
+                "several new datasets of the episodes of one",
+                "split DATASET --part train=0.8 --part val=0.2 --out PARTS",
+            ),
+            "delete": Subcommand(
+                EDITS, "a new dataset without some episodes", "delete DATASET --episodes 3,7-9 --out KEPT"
+            ),
+            "renumber": Subcommand(
+                EDITS, "a new dataset whose episode numbers have no gaps", "renumber DATASET --out RENUMBERED"
+            ),
+        }
+    ),
     extras="data",
 )
 

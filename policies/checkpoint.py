@@ -15,11 +15,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vla_edge.bundle import file_sha256
 from vla_edge.errors import CheckpointError
 from vla_edge.policies.checkpoint_folder import read_json
 from vla_edge.policies.lora import ADAPTER_CONFIG, ADAPTER_FILE, base_folder, merged
@@ -45,7 +49,7 @@ class Weights:
 
     file: Path
     tensors: dict[str, Tensor]
-    statistics: dict[str, Tensor]
+    statistics: dict[str, NDArray[np.float32]]
     ignored: tuple[str, ...]
     digest: str
     base: Path | None = None
@@ -75,16 +79,16 @@ def read_weights(folder: Path, base: Path | None = None) -> Weights:
             raise CheckpointError(
                 f"{file}: tensor {name} has type {tensor.dtype}, must be a float; save the policy unquantised"
             )
-    statistics = {name: tensor for name, tensor in found.items() if name.startswith(_STATISTICS)}
+    statistics = {name: tensor.float().numpy() for name, tensor in found.items() if name.startswith(_STATISTICS)}
     ignored = tuple(sorted(name for name in found if name.startswith(_FORK_ONLY)))
     tensors = {name: tensor for name, tensor in found.items() if name not in statistics and name not in ignored}
-    return Weights(file, tensors, statistics, ignored, file_digest(file))
+    return Weights(file, tensors, statistics, ignored, file_sha256(file))
 
 
 def _merged_weights(folder: Path, base: Path) -> Weights:
     file, weights = folder / ADAPTER_FILE, read_weights(base)
     tensors = merged(weights.tensors, _tensors(file), read_json(folder / ADAPTER_CONFIG), file)
-    digest = hashlib.sha256(f"{weights.digest} {file_digest(file)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{weights.digest} {file_sha256(file)}".encode()).hexdigest()
     return replace(weights, file=file, tensors=tensors, digest=digest, base=base)
 
 
@@ -111,19 +115,10 @@ def _plain(name: str) -> str:
     return name.replace(_COMPILED, "model.", 1) if name.startswith(_COMPILED) else name
 
 
-def file_digest(file: Path) -> str:
-    """sha256 of a file's bytes, hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def load_weights(module: nn.Module, weights: Weights) -> None:
-    """Give `module` (its parameters on the meta device or real) the tensors, as float32. Strict, see the module's
-    text."""
-    expected = module.state_dict()
+def load_weights(policy: Any, weights: Weights) -> None:
+    """Give `policy` (its parameters on the meta device or real) the tensors, as float32, their types and the file's
+    digest. Strict, see the module's text."""
+    expected = policy.state_dict()
     missing = sorted(set(expected) - set(weights.tensors))
     if missing:
         raise CheckpointError(
@@ -144,9 +139,11 @@ def load_weights(module: nn.Module, weights: Weights) -> None:
             )
     # A copy even where the type is float32 already: the tensors read are views of the mapped file, which may change
     # under us.
-    module.load_state_dict(
+    policy.load_state_dict(
         {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.tensors.items()}, assign=True
     )
+    policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
+    policy.digest = weights.digest
 
 
 def plain_weights(policy: nn.Module) -> dict[str, Tensor]:

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy families: a family is a folder here with `policy.py`, which holds its `Policy` class as `FAMILY_POLICY`, and
-`new_policy.py`, which says as `FAMILY_SCRATCH` how a new one is made and trained.
+"""Policy families: a family is a folder here that says as `FAMILY_SCRATCH` how a new policy is trained, with
+`policy.py`, which holds its `Policy` class as `FAMILY_POLICY`, and `new_policy.py`, which makes a new one. No torch.
 
 Nothing lists the families: config.json's `type` names the folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vla_edge.errors import CheckpointError
 from vla_edge.fields import take
 from vla_edge.policies.checkpoint_folder import read_json, resolve_checkpoint
-from vla_edge.policies.features import Feature
+from vla_edge.policies.features import Feature, tables_json
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import ProcessorSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Policy(Protocol):
@@ -66,11 +67,7 @@ class Beginning:
     @property
     def features(self) -> dict[str, Any]:
         """The features as config.json has them."""
-        tables = {"input_features": self.inputs, "output_features": self.outputs}
-        return {
-            table: {item.name: {"type": item.kind, "shape": list(item.shape)} for item in features}
-            for table, features in tables.items()
-        }
+        return {"input_features": tables_json(self.inputs), "output_features": tables_json(self.outputs)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +86,8 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """How a family begins. make: the new policy; errors are CheckpointError and ConfigError. backbone: what its
-    pretrained weights are, in words for a help text. preset: how it is trained."""
+    """How a family begins. backbone: what its pretrained weights are, in words for a help text."""
 
-    make: Callable[[Beginning], Any]
     backbone: str
     preset: Preset
 
@@ -126,6 +121,11 @@ def policy_class(family: str) -> Any:
 
 
 def scratch_of(family: str) -> Scratch:
-    """How a new policy of the family is made and trained."""
-    scratch: Scratch = import_module(f"vla_edge.policies.{family}.new_policy").FAMILY_SCRATCH
+    """How a new policy of the family is trained."""
+    scratch: Scratch = import_module(f"vla_edge.policies.{family}").FAMILY_SCRATCH
     return scratch
+
+
+def new_policy(family: str, beginning: Beginning) -> Any:
+    """A new policy of the family. Errors: CheckpointError, ConfigError."""
+    return import_module(f"vla_edge.policies.{family}.new_policy").from_scratch(beginning)

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vla_edge.errors import ConfigError
+from vla_edge.errors import CheckpointError, ConfigError
 
 STATE = "observation.state"
 ACTION = "action"
+TABLES = ("input_features", "output_features")
 KINDS = ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE")
 """Types a feature has in LeRobot."""
+MOST_SIDE = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,71 @@ class PolicyConfig(Protocol):
     @property
     def tokenizer_step(self) -> Mapping[str, Any] | None:
         """Settings of the tokenizer step where a checkpoint has none; None for a family that reads no task."""
+
+
+class FeatureTables:
+    """What the two tables of features of a configuration say."""
+
+    __slots__ = ()
+
+    input_features: tuple[Feature, ...]
+    output_features: tuple[Feature, ...]
+
+    @property
+    def cameras(self) -> tuple[Feature, ...]:
+        """In slot order."""
+        return tuple(item for item in self.input_features if item.kind == "VISUAL")
+
+    @property
+    def state_dim(self) -> int:
+        """Real dimensions of the state."""
+        return next(item.shape[0] for item in self.input_features if item.name == STATE)
+
+    @property
+    def action_dim(self) -> int:
+        """Real dimensions of the action."""
+        return next(item.shape[0] for item in self.output_features if item.name == ACTION)
+
+    def check_features(self) -> None:
+        """ConfigError: no state, action or camera, or a size that no picture and no joint has."""
+        names = [item.name for item in self.input_features]
+        if STATE not in names or not any(item.name == ACTION for item in self.output_features):
+            raise ConfigError(
+                f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}"
+            )
+        if not self.cameras:
+            raise ConfigError("input_features holds no camera (type VISUAL); the policy needs at least one")
+        for item in (*self.input_features, *self.output_features):
+            if max(item.shape) > MOST_SIDE:
+                raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {MOST_SIDE} at most")
+        for item in self.cameras:
+            if len(item.shape) != 3 or item.shape[0] != 3:
+                raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
+
+
+def read_tables(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Both tables of features of a config.json's `content`. CheckpointError: one is not there. ConfigError: a feature
+    that is none, or a policy that reads several observations."""
+    for name in TABLES:
+        if name not in content:
+            raise CheckpointError(f"{where}: {name} is missing; save the policy again with LeRobot 0.2 or newer")
+    if content.get("n_obs_steps", 1) != 1:
+        raise ConfigError(
+            f"{where}: n_obs_steps is {content['n_obs_steps']!r}, must be 1: the policy reads one observation"
+        )
+    return {name: read_features(content[name], f"{where}: {name}") for name in TABLES}
+
+
+def tables_json(features: Iterable[Feature]) -> dict[str, Any]:
+    """A table of features as config.json has it."""
+    return {item.name: {"type": item.kind, "shape": list(item.shape)} for item in features}
+
+
+def unread(content: Mapping[str, Any], known: Collection[str], inputs: Iterable[Feature], policy: str) -> list[str]:
+    """A note for each field of config.json that nobody knows, and each input that the `policy` does not read."""
+    notes = [f"config.json: field {name} is not known here and was not used" for name in sorted({*content} - {*known})]
+    extra = (item.name for item in inputs if item.kind != "VISUAL" and item.name != STATE)
+    return [*notes, *(f"config.json: {policy} does not read the input {name}" for name in extra)]
 
 
 def read_features(value: Any, where: str) -> tuple[Feature, ...]:

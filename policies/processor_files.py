@@ -10,14 +10,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vla_edge.policies.checkpoint_folder import write_json
-from vla_edge.policies.features import PolicyConfig
+from vla_edge.policies.features import Feature, PolicyConfig, tables_json
 from vla_edge.policies.processing import POSTPROCESSOR, PREPROCESSOR, ProcessorSettings
 
 
 def write_processors(folder: Path, config: PolicyConfig, settings: ProcessorSettings) -> None:
     """Write both processor files and their statistics, with LeRobot 0.4.4's step order and file names."""
-    inputs = {item.name: item for item in (*config.input_features, *config.output_features)}
-    outputs = {item.name: item for item in config.output_features}
+    outputs, inputs = config.output_features, (*config.input_features, *config.output_features)
     tokenizer = settings.tokenizer
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
     before: list[dict[str, Any]] = [
@@ -51,12 +50,12 @@ def write_processors(folder: Path, config: PolicyConfig, settings: ProcessorSett
     _write_pipeline(folder, POSTPROCESSOR, after, settings)
 
 
-def _normalizer(name: str, features: dict[str, Any], settings: ProcessorSettings) -> dict[str, Any]:
+def _normalizer(name: str, features: tuple[Feature, ...], settings: ProcessorSettings) -> dict[str, Any]:
     return {
         "registry_name": name,
         "config": {
             "eps": settings.eps,
-            "features": {item.name: {"type": item.kind, "shape": list(item.shape)} for item in features.values()},
+            "features": tables_json(features),
             "norm_map": dict(settings.normalization_mapping),
         },
     }

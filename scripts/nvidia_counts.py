@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_edge.bundle import Bundle, open_bundle
-from vla_edge.calibration.precision.ranges import Method, Ranges, gather
+from vla_edge.calibration.precision.ranges import Ranges, gather
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.calibration.precision.variant import Choice, VariantSettings, groups_of, in_memory
 from vla_edge.engines.dialect import Treatment
@@ -34,7 +34,7 @@ def counts(bundle: Bundle, name: str, precision: str, ranges: Ranges | None) -> 
     treatment = Treatment.INT8_STATIC if precision == AROUND else Treatment(precision)
     plan = {group.name: Choice(treatment) for group in groups_of(bundle.graph(name)) if not group.products}
     half = treatment is not Treatment.FLOAT32 and precision != AROUND
-    graph = in_memory(bundle.graph(name), plan, VariantSettings(ranges, Method.MINMAX, signed=True, half=half))
+    graph = in_memory(bundle.graph(name), plan, VariantSettings(ranges, signed=True, half=half))
     return counts_of(graph, load_compiler(RTX))
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be typed after `vla-train fine-tune | distill | smoke | resume | stages | anchors | plan`: flags, their
-fields and defaults. Nothing here loads torch, so that help and a typing error come at once."""
+"""What can be typed after `vla-train fine-tune | distill | scratch | smoke | resume | stages | anchors | plan`: flags,
+their fields and defaults. Nothing here loads torch, so that help and a typing error come at once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,19 @@ from vla_edge.command_line import (
 )
 from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
 from vla_edge.lerobot_data.tolerance import add_tolerance
+from vla_edge.policies.families import families, scratch_of
 from vla_edge.training.lerobot_arguments import table
-from vla_edge.training.run_config import CHOICES, GROUPS, LAYERS, LOSSES, MERGES, OptimizerConfig, TaskData, TrainConfig
+from vla_edge.training.run_config import (
+    CHOICES,
+    GROUPS,
+    LAYERS,
+    LOSSES,
+    MERGES,
+    OptimizerConfig,
+    ScheduleConfig,
+    TaskData,
+    TrainConfig,
+)
 from vla_edge.training.sequential.phases import KUAVO
 
 LONG = {"save_every": 1000, "workers": None}
@@ -35,6 +46,8 @@ SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "s
 DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
 """Defaults of the ways to train (docs/training-methods.md §6)."""
 TRACKERS = ("tensorboard", "wandb")
+USUAL_FAMILY = "smolvla"
+"""Of `scratch` without --family, and whose numbers its help shows."""
 
 
 def folder(text: str) -> str:
@@ -183,6 +196,33 @@ def add_distill(parser: CommandParser) -> None:
     parser.add_argument("--flow-steps", type=int, choices=(1, 2, 4), required=True, help="flow steps of the new policy")
     add_training_arguments(parser, DISTILL)
     parser.notes = table()
+
+
+def add_scratch(parser: argparse.ArgumentParser) -> None:
+    known = {name: scratch_of(name) for name in families()}
+    parser.add_argument("--family", choices=tuple(known), default=USUAL_FAMILY, help="which policy")
+    parser.add_argument(
+        "--backbone",
+        default="",
+        metavar="PATH",
+        help="pretrained weights: " + "; ".join(f"{name}: {scratch.backbone}" for name, scratch in known.items()),
+    )
+    parser.add_argument(
+        "--policy-config",
+        type=Path,
+        metavar="FILE",
+        help="JSON of policy configuration fields that differ from the family's defaults",
+    )
+    add_training_arguments(parser, scratch_defaults(USUAL_FAMILY))
+
+
+def scratch_defaults(family: str) -> dict[str, Any]:
+    """How a new policy of the family is trained, as fields of the run."""
+    preset = scratch_of(family).preset
+    optimizer = OptimizerConfig(lr=preset.lr, betas=preset.betas, weight_decay=preset.weight_decay)
+    schedule = ScheduleConfig(preset.warmup_steps, preset.decay_steps, preset.decay_lr)
+    run = {"batch_size": preset.batch_size, "steps": preset.steps, "optimizer": optimizer, "schedule": schedule}
+    return {**LONG, **run}
 
 
 def add_smoke(parser: CommandParser) -> None:

@@ -21,7 +21,7 @@ from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, check_sources, read_processing
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.cls import settle_heads
-from vla_edge.policies.smolvla.config import read_config, with_fields
+from vla_edge.policies.smolvla.config import read_config
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.statistics import with_statistics
 
@@ -63,7 +63,7 @@ def _as_it_is(folder: Path, fit: Fit) -> Any:
                 f"{fit.datasets[0].root}: no camera {camera.source}, and this policy needs all its cameras; map one of "
                 f"{', '.join(fit.datasets[0].camera_keys)} with --camera {camera.name}=KEY"
             )
-    fitted = type(policy)(with_fields(fit_config(policy.config, settings, fit), **fit.fields), settings)
+    fitted = type(policy)(replace(fit_config(policy.config, settings, fit), **fit.fields), settings)
     fitted.load_state_dict(policy.state_dict())
     fitted.stored_types, fitted.digest = policy.stored_types, policy.digest
     return fitted
@@ -73,8 +73,7 @@ def _smolvla(folder: Path, fit: Fit) -> SmolVLAPolicy:
     config, weights = settle_heads(read_config(folder), read_weights(folder))
     vlm = vlm_of_base(config.vlm_model_name, folder, weights.base)
     backbone_folder = vlm or find_folder(config.vlm_model_name, folder, ("config.json",))
-    buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
-    settings = fit_settings(read_processing(folder, config, buffers, vlm), config, fit)
+    settings = fit_settings(read_processing(folder, config, weights.statistics, vlm), config, fit)
     fields = dict(fit.fields)
     if config.has_delta and not fields.get("train_delta_expert", True):
         note = "the delta expert was trained for the policy as it was before this run; train it again afterwards"
@@ -82,12 +81,10 @@ def _smolvla(folder: Path, fit: Fit) -> SmolVLAPolicy:
     if fit.distill_steps and not config.distilled:
         mark = {"flow_steps": fit.distill_steps, "teacher_steps": config.num_steps, "teacher": weights.digest}
         fields |= {"num_steps": fit.distill_steps, "distilled": mark}
-    config = with_fields(fit_config(config, settings, fit), **fields)
+    config = replace(fit_config(config, settings, fit), **fields)
     torch.manual_seed(fit.seed)
     policy = SmolVLAPolicy(config, read_backbone(backbone_folder), settings)
     load_weights(policy, with_new_parts(policy, weights))
-    policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
-    policy.digest = weights.digest
     policy.backbone_folder = backbone_folder
     return policy
 
@@ -109,7 +106,7 @@ def fit_config(config: Any, settings: ProcessorSettings, fit: Fit) -> Any:
                 f"{name} of the data has shape {list(features[name].shape)}, the policy takes one axis of at most "
                 f"{limit}"
             )
-    return with_fields(config, input_features=inputs, output_features=outputs)
+    return replace(config, input_features=inputs, output_features=outputs)
 
 
 def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) -> ProcessorSettings:

@@ -14,11 +14,10 @@ from vla_edge.files import write_json
 from vla_edge.hub import local_folder
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.policies.checkpoint_folder import resolve_checkpoint
-from vla_edge.policies.families import Beginning, Preset, family_of, policy_class, scratch_of
+from vla_edge.policies.families import Beginning, family_of, new_policy, policy_class
 from vla_edge.policies.features import ACTION, Feature
 from vla_edge.policies.features import STATE as OBSERVED
 from vla_edge.policies.smolvla.config import read_config as read_smolvla
-from vla_edge.training.arguments import LONG
 from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
 from vla_edge.training.craft.anchors import AnchorCache
@@ -27,7 +26,7 @@ from vla_edge.training.loop import Outcome, make_accelerator, train
 from vla_edge.training.loop_inputs import Setup, assemble, policy_fields
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.progress import Report, silent
-from vla_edge.training.run_config import OptimizerConfig, ScheduleConfig, TrainConfig, read_config
+from vla_edge.training.run_config import TrainConfig, read_config
 from vla_edge.training.run_files import has_ended, trained_by_other
 from vla_edge.training.sequential.phases import hold_out
 from vla_edge.training.statistics import chosen_statistics
@@ -50,14 +49,6 @@ def prepare(config: TrainConfig) -> Setup:
     return assemble(config)
 
 
-def scratch_defaults(preset: Preset) -> dict[str, Any]:
-    """A family's preset as fields of the run."""
-    optimizer = OptimizerConfig(lr=preset.lr, betas=preset.betas, weight_decay=preset.weight_decay)
-    schedule = ScheduleConfig(preset.warmup_steps, preset.decay_steps, preset.decay_lr)
-    run = {"batch_size": preset.batch_size, "steps": preset.steps, "optimizer": optimizer, "schedule": schedule}
-    return {**LONG, **run}
-
-
 def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str) -> Setup:
     """The same for a new policy of `family` on the pretrained weights `config.policy` ("": none); `fields` change the
     family's default configuration."""
@@ -72,7 +63,7 @@ def prepare_scratch(config: TrainConfig, fields: Mapping[str, Any], family: str)
     chosen.pop("train_delta_expert", None)
     inputs, outputs = _feature_shapes(datasets[0])
     beginning = Beginning(inputs, outputs, statistics, chosen, config.policy, config.seed)
-    return assemble(config, scratch_of(family).make(beginning))
+    return assemble(config, new_policy(family, beginning))
 
 
 def _feature_shapes(dataset: Dataset) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla-train fine-tune | distill | scratch | smoke | resume`: calls, and the arguments of `scratch`."""
+"""`vla-train fine-tune | distill | scratch | smoke | resume`: what they call and print."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, ConfigError
 from vla_edge.fields import read_object
-from vla_edge.policies.families import families, scratch_of
-from vla_edge.training.arguments import DISTILL, FINE_TUNE, SMOKE, add_training_arguments
+from vla_edge.training.arguments import DISTILL, FINE_TUNE, SMOKE, scratch_defaults
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.frozen.caches import fill_caches
 from vla_edge.training.loop import make_accelerator
@@ -21,11 +18,9 @@ from vla_edge.training.options import config_from_arguments, print_notes, print_
 from vla_edge.training.processes import is_first, join
 from vla_edge.training.run_config import read_config
 from vla_edge.training.run_files import run_folder
-from vla_edge.training.runs import SMOKE_EPISODES, begin, prepare, prepare_scratch, resume, scratch_defaults
+from vla_edge.training.runs import SMOKE_EPISODES, begin, prepare, prepare_scratch, resume
 from vla_edge.training.validation import validation_losses, weighted
 
-USUAL_FAMILY = "smolvla"
-"""Of `scratch` without --family, and whose numbers its help shows."""
 PROBED, FALLEN = 16, 0.995
 """Frames that a smoke run's loss is compared on, and the share of it that counts as fallen."""
 
@@ -87,27 +82,10 @@ def train_prepared(setup: Setup, title: str) -> int:
     return 0
 
 
-def add_scratch(parser: argparse.ArgumentParser) -> None:
-    known = {name: scratch_of(name) for name in families()}
-    parser.add_argument("--family", choices=tuple(known), default=USUAL_FAMILY, help="which policy")
-    parser.add_argument(
-        "--backbone",
-        default="",
-        metavar="PATH",
-        help="pretrained weights: " + "; ".join(f"{name}: {scratch.backbone}" for name, scratch in known.items()),
-    )
-    parser.add_argument(
-        "--policy-config",
-        type=Path,
-        metavar="FILE",
-        help="JSON of policy configuration fields that differ from the family's defaults",
-    )
-    add_training_arguments(parser, scratch_defaults(known[USUAL_FAMILY].preset))
-
-
 def run_scratch(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments, arguments.backbone, scratch_defaults(scratch_of(arguments.family).preset))
-    fields = policy_options(arguments.policy_config)
+    config = config_from_arguments(arguments, arguments.backbone, scratch_defaults(arguments.family))
+    file = arguments.policy_config
+    fields = {} if file is None else read_object(file, ConfigError, "write the policy's fields as one object")
     return train_prepared(prepare_scratch(config, fields, arguments.family), "from scratch")
 
 
@@ -121,10 +99,3 @@ def run_resume(arguments: argparse.Namespace) -> int:
         _, outcome = resume(run, report, arguments.dataset)
     print_outcome(outcome)
     return 0
-
-
-def policy_options(file: Path | None) -> dict[str, Any]:
-    """The fields of a JSON file; ConfigError when it is unreadable or no object."""
-    if file is None:
-        return {}
-    return read_object(file, ConfigError, "write the policy's fields as one object")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges of the activations that enter linear maps, gathered over real runs of all graphs, resumable.
 
-A tap keeps its exact extremes and the largest magnitude of every channel; two
-can be added.
+A tap keeps its exact extremes, which are what is quantised (cutting values off, by percentile or by least squared
+error, was measured to be worse), and the largest magnitude of every channel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ from vla_edge.files import written_beside
 from vla_edge.runtime.inference.session import InferenceRequest, PolicySession
 
 FORMAT = 2
-
-
-class Method(Enum):
-    """MINMAX: the extremes. Cutting values off (percentile, least squared error) was measured to be worse."""
-
-    MINMAX = "minmax"
 
 
 @dataclass

@@ -20,7 +20,7 @@ from vla_edge.calibration.precision.folding import Folds, fold
 from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
 from vla_edge.calibration.precision.linear import LinearMap, TensorSink, linear_maps, weight_arrays
 from vla_edge.calibration.precision.products import Product, products, quantise_products
-from vla_edge.calibration.precision.ranges import Method, Ranges
+from vla_edge.calibration.precision.ranges import Ranges
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.engine import Engine
@@ -68,7 +68,6 @@ class VariantSettings:
     is not INT8 is in half precision, around static INT8 too."""
 
     ranges: Ranges | None = None
-    method: Method = Method.MINMAX
     signed: bool = False
     folds: Folds | None = None
     half: bool = False

@@ -29,7 +29,7 @@ from vla_edge.runtime.inference.prepare import Preparer
 class ACTExporter:
     """See `Exporter`. `backbone` makes a camera's tokens, `decode` the chunk of them and the joints."""
 
-    stages = ("inputs", "backbone", "decode", "chunk", "actions")
+    graphs = ("inputs", "backbone", "decode", "chunk", "actions")
     masks_cameras = False
     placeholder_size: tuple[int, int] | None = None
 

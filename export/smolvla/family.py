@@ -25,7 +25,7 @@ from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.export.family import Comparison, Cut, Deviations
 from vla_edge.export.proof_observations import TASKS
 from vla_edge.export.smolvla.cuts import policy_spec, smolvla_cuts, time_tables
-from vla_edge.export.smolvla.parity import STAGES, SmolVLAComparison
+from vla_edge.export.smolvla.parity import COMPARED, SmolVLAComparison
 from vla_edge.policies.processing import CameraSettings
 from vla_edge.policies.smolvla.cls import why_no_gate
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
@@ -34,7 +34,7 @@ from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 class SmolVLAExporter:
     """See `Exporter`."""
 
-    stages = STAGES
+    graphs = COMPARED
     masks_cameras = True
     placeholder_size: tuple[int, int] | None = (256, 256)
     """What config.json of every fine-tune of lerobot/smolvla_base states."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SmolVLA's graphs against its torch policy, stage by stage, on the runtime's own code path.
+"""SmolVLA's graphs against its torch policy, graph by graph, on the runtime's own code path.
 
-Every stage's tensors are compared on the rows that are valid, because padded
+Every graph's tensors are compared on the rows that are valid, because padded
 rows hold numbers that nobody reads. The Euler steps are compared velocity by
 velocity from the graph's own x. The chunk, from noise to actions, is compared
 with the policy as LeRobot runs it: prefix and state in one pass, no cut, all
@@ -34,7 +34,7 @@ from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.prepare import Layout, Preparer, lay_out
 from vla_edge.runtime.inference.prompt import PromptEncoder
 
-STAGES = ("inputs", "vision", "prefix", "pooled", "cls", "state", "expert", "delta", "chunk", "actions")
+COMPARED = ("inputs", "vision", "prefix", "pooled", "cls", "state", "expert", "delta", "chunk", "actions")
 """In the order in which they run: the first that misses the tolerance is named."""
 
 
@@ -54,7 +54,7 @@ class SmolVLAComparison:
         self._uneven = {int(name.removeprefix(TIMES)): values for name, values in times.items()}
 
     def case(self, case: Case) -> None:
-        """Compare every stage of one observation."""
+        """Compare every graph on one observation."""
         inputs = self._policy.prepare(self._policy.preprocess(case.observation))
         tokens = self._model.embed_images(inputs.images)
         layout = self._prepare(case, inputs, tokens)

@@ -13,7 +13,7 @@ from vla_edge.fields import take
 from vla_edge.policies.act import dinov2
 from vla_edge.policies.act.resnet import DEPTHS, FIRST_WIDTH, SHALLOW
 from vla_edge.policies.checkpoint_folder import read_json, write_json
-from vla_edge.policies.features import ACTION, STATE, Feature, read_features
+from vla_edge.policies.features import ACTION, STATE, TABLES, Feature, FeatureTables, read_tables, tables_json, unread
 
 ACTIVATIONS = ("relu", "gelu")
 ENVIRONMENT = "observation.environment_state"
@@ -29,11 +29,11 @@ _SIZES = (
     *("chunk_size", "dim_model", "n_heads", "dim_feedforward", "n_encoder_layers", "n_decoder_layers", "latent_dim"),
     "n_vae_encoder_layers",
 )
-_MOST_SIDE, _MOST_CHUNK = 16384, 10_000
+_MOST_CHUNK = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class ACTConfig:
+class ACTConfig(FeatureTables):
     """Sizes and switches of an ACT policy.
 
     vision_backbone: a ResNet's name, or a DINOv2's as torch.hub has it, which LeRobot's ACT does not know.
@@ -72,7 +72,9 @@ class ACTConfig:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_features(self)
+        if any(item.name == ENVIRONMENT for item in self.input_features):
+            raise ConfigError(f"input_features has {ENVIRONMENT}, which no camera or joint gives; train without it")
+        self.check_features()
         _check_backbone(self)
         object.__setattr__(self, "backbone_width", self.backbone_width or own_width(self.vision_backbone))
         if self.feedforward_activation not in ACTIVATIONS:
@@ -100,19 +102,6 @@ class ACTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}, must be 0 to below 1")
-
-    @property
-    def cameras(self) -> tuple[Feature, ...]:
-        """In slot order."""
-        return tuple(item for item in self.input_features if item.kind == "VISUAL")
-
-    @property
-    def state_dim(self) -> int:
-        return next(item.shape[0] for item in self.input_features if item.name == STATE)
-
-    @property
-    def action_dim(self) -> int:
-        return next(item.shape[0] for item in self.output_features if item.name == ACTION)
 
     @property
     def noised(self) -> bool:
@@ -148,24 +137,6 @@ class ACTConfig:
     def tokenizer_step(self) -> None:
         """ACT reads no task."""
         return None
-
-
-def _check_features(config: ACTConfig) -> None:
-    names = [item.name for item in config.input_features]
-    if ENVIRONMENT in names:
-        raise ConfigError(f"input_features has {ENVIRONMENT}, which no camera or joint gives; train without it")
-    if STATE not in names or not any(item.name == ACTION for item in config.output_features):
-        raise ConfigError(
-            f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}"
-        )
-    if not config.cameras:
-        raise ConfigError("input_features holds no camera (type VISUAL); ACT runs here with at least one")
-    for item in (*config.input_features, *config.output_features):
-        if max(item.shape) > _MOST_SIDE:
-            raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {_MOST_SIDE} at most")
-    for item in config.cameras:
-        if len(item.shape) != 3 or item.shape[0] != 3:
-            raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
 
 
 def own_width(vision_backbone: str) -> int:
@@ -207,27 +178,13 @@ def config_from_json(content: Mapping[str, Any], where: str) -> ACTConfig:
     """The configuration of a config.json's `content`; `where` is named in errors."""
     if content.get("type") != "act":
         raise CheckpointError(f"{where}: policy type is {content.get('type')!r}, must be 'act'; give an ACT checkpoint")
-    values: dict[str, Any] = {}
+    values = read_tables(content, where)
     known = {item.name for item in fields(ACTConfig)} - set(_NOT_IN_FILE)
-    for name in ("input_features", "output_features"):
-        if name not in content:
-            raise CheckpointError(f"{where}: {name} is missing; save the policy again with LeRobot 0.2 or newer")
-        values[name] = read_features(content[name], f"{where}: {name}")
     defaults = ACTConfig(*_SMALLEST)
     for name in sorted(known - set(values)):
         if name in content:
             values[name] = _value(content, name, getattr(defaults, name), where)
-    if content.get("n_obs_steps", 1) != 1:
-        raise ConfigError(f"{where}: n_obs_steps is {content['n_obs_steps']!r}, ACT reads one observation: must be 1")
-    notes = [
-        f"config.json: field {name} is not known here and was not used"
-        for name in sorted(set(content) - known - _WITHOUT_ARITHMETIC)
-    ]
-    notes += [
-        f"config.json: ACT does not read the input {item.name}"
-        for item in values["input_features"]
-        if item.kind != "VISUAL" and item.name not in (STATE, ENVIRONMENT)
-    ]
+    notes = unread(content, known | _WITHOUT_ARITHMETIC, values["input_features"], "ACT")
     try:
         return ACTConfig(**values, source=dict(content), notes=tuple(notes))
     except ConfigError as error:
@@ -255,8 +212,8 @@ def write_config(folder: Path, config: ACTConfig) -> None:
     content: dict[str, Any] = {"type": "act", **config.source}
     for item in fields(ACTConfig):
         value = getattr(config, item.name)
-        if item.name in ("input_features", "output_features"):
-            value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
+        if item.name in TABLES:
+            value = tables_json(value)
         if item.name not in _NOT_IN_FILE:
             content[item.name] = value
     if config.backbone_width == own_width(config.vision_backbone):

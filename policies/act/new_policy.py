@@ -17,14 +17,14 @@ from vla_edge.policies.act.config import ACTConfig, config_from_json
 from vla_edge.policies.act.dinov2 import DINOv2
 from vla_edge.policies.act.policy import ACTPolicy
 from vla_edge.policies.checkpoint import MODEL_FILE
-from vla_edge.policies.families import Beginning, Preset, Scratch
+from vla_edge.policies.families import Beginning
 from vla_edge.policies.processing import ProcessorSettings, default_processing
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Of a picture's channels in 0..1: what LeRobot normalises the pictures of a new ACT by, whatever the data's are."""
 
 
-def act_from_scratch(beginning: Beginning) -> ACTPolicy:
+def from_scratch(beginning: Beginning) -> ACTPolicy:
     """A new ACT, its pictures normalised by ImageNet's statistics."""
     content = {"type": "act", "pretrained_backbone_weights": None, **beginning.features, **beginning.fields}
     config = config_from_json(content, "policy options")
@@ -32,14 +32,6 @@ def act_from_scratch(beginning: Beginning) -> ACTPolicy:
     seen = {**beginning.statistics, **{camera.name: by_channel for camera in config.cameras}}
     settings = default_processing(Path("policy options"), config, seen)
     return new_act(config, settings, beginning.backbone, beginning.seed)
-
-
-FAMILY_SCRATCH = Scratch(
-    act_from_scratch,
-    "torchvision's file of its ResNet or transformers' of its DINOv2, or a folder or Hub id with model.safetensors "
-    "(default: random weights, which need more data)",
-    Preset(8, 100_000, 1e-5, (0.9, 0.999), 1e-4, 0, 100_000, 1e-5),
-)
 
 
 def new_act(config: ACTConfig, settings: ProcessorSettings, backbone: str, seed: int) -> ACTPolicy:

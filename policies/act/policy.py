@@ -53,13 +53,10 @@ class ACTPolicy(nn.Module):
         if vlm is not None:
             raise CheckpointError(f"{folder}: ACT has no language backbone and no tokenizer; leave --vlm out")
         config, weights = read_config(folder), read_weights(folder, base)
-        buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
-        settings = read_processing(folder, config, buffers)
+        settings = read_processing(folder, config, weights.statistics)
         with torch.device("meta"):
             policy = cls(config, settings)
         load_weights(policy, weights)
-        policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
-        policy.digest = weights.digest
         return policy.eval()
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.checkpoint_folder import read_json, write_json
-from vla_edge.policies.features import ACTION, STATE, Feature, read_features
+from vla_edge.policies.features import TABLES, Feature, FeatureTables, read_tables, tables_json, unread
 from vla_edge.policies.smolvla.backbone import TextConfig
 
 _WITHOUT_ARITHMETIC = frozenset(
@@ -27,20 +27,9 @@ _WITHOUT_ARITHMETIC = frozenset(
         *("type", "input_features", "output_features", "normalization_mapping", "n_obs_steps", "use_cache"),
         *("device", "use_amp", "use_peft", "compile_model", "compile_mode", "load_vlm_weights", "rtc_config"),
         *("push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision"),
-        *(
-            "fine_tune_vision_encoder",
-            "vision_encoder_lr_multiplier",
-            "optimizer_lr",
-            "optimizer_betas",
-            "optimizer_eps",
-        ),
-        *(
-            "optimizer_weight_decay",
-            "optimizer_grad_clip_norm",
-            "scheduler_warmup_steps",
-            "scheduler_decay_steps",
-            "scheduler_decay_lr",
-        ),
+        *("fine_tune_vision_encoder", "vision_encoder_lr_multiplier", "optimizer_lr", "optimizer_betas"),
+        *("optimizer_eps", "optimizer_weight_decay", "optimizer_grad_clip_norm", "scheduler_warmup_steps"),
+        *("scheduler_decay_steps", "scheduler_decay_lr"),
     )
 )
 _NOT_IN_FILE = ("source", "notes", "holds_delta", "distilled")
@@ -51,7 +40,7 @@ with fields it does not know."""
 
 
 @dataclass(frozen=True)
-class SmolVLAConfig:
+class SmolVLAConfig(FeatureTables):
     """Everything that decides the arithmetic. Decided when the model is built: assigning a field later raises."""
 
     input_features: tuple[Feature, ...]
@@ -125,16 +114,6 @@ class SmolVLAConfig:
         listed = [item.name for item in self.input_features if item.kind == "VISUAL"]
         empty = [f"{EMPTY_CAMERA}{index}" for index in range(self.empty_cameras)]
         return (*listed, *(name for name in empty if name not in listed))
-
-    @property
-    def state_dim(self) -> int:
-        """Real dimensions of the state."""
-        return next(item.shape[0] for item in self.input_features if item.name == STATE)
-
-    @property
-    def action_dim(self) -> int:
-        """Real dimensions of the action."""
-        return next(item.shape[0] for item in self.output_features if item.name == ACTION)
 
     @property
     def picture_modes(self) -> tuple[str, ...]:
@@ -242,11 +221,10 @@ def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
     if kind != "smolvla":
         raise CheckpointError(f"{where}: policy type is {kind!r}, supported is 'smolvla'; give a SmolVLA checkpoint")
     known = {item.name: item for item in fields(SmolVLAConfig)}
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        if name in ("input_features", "output_features"):
-            values[name] = read_features(value, f"{where}: {name}")
-        elif name == "normalization_mapping":
+    values = read_tables(content, where)
+    for name in (name for name in content if name not in TABLES):
+        value = content[name]
+        if name == "normalization_mapping":
             if not isinstance(value, dict):
                 raise ConfigError(
                     f"{where}: normalization_mapping is {value!r}, must be an object of modes by feature type"
@@ -254,24 +232,11 @@ def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
             values[name] = dict(value)
         elif name in known and name not in _NOT_IN_FILE:
             values[name] = _value(value, str(known[name].type), f"{where}: {name}")
-    for name in ("input_features", "output_features"):
-        if name not in values:
-            raise CheckpointError(f"{where}: {name} is missing; save the policy again with LeRobot 0.2 or newer")
     if content.get("use_cache", True) is not True:
         raise ConfigError(
             f"{where}: use_cache is false, supported is true; LeRobot cannot sample without its cache either"
         )
-    if content.get("n_obs_steps", 1) != 1:
-        raise ConfigError(
-            f"{where}: n_obs_steps is {content['n_obs_steps']!r}, supported is 1; SmolVLA reads one observation"
-        )
-    unknown = sorted(set(content) - set(known) - _WITHOUT_ARITHMETIC)
-    notes = tuple(f"config.json: field {name} is not known here and was not used" for name in unknown)
-    notes += tuple(
-        f"config.json: SmolVLA does not read the input {item.name}"
-        for item in values["input_features"]
-        if item.kind != "VISUAL" and item.name != STATE
-    )
+    notes = tuple(unread(content, {*known, *_WITHOUT_ARITHMETIC}, values["input_features"], "SmolVLA"))
     try:
         return SmolVLAConfig(**values, source=dict(content), notes=notes)
     except ConfigError as error:
@@ -293,8 +258,8 @@ def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
         value = getattr(config, item.name)
         if item.name in _NOT_IN_FILE or (item.name in ours and not extended and item.name not in content):
             continue
-        if item.name in ("input_features", "output_features"):
-            value = {entry.name: {"type": entry.kind, "shape": list(entry.shape)} for entry in value}
+        if item.name in TABLES:
+            value = tables_json(value)
         content[item.name] = list(value) if isinstance(value, tuple) else value
     return content
 
@@ -304,14 +269,6 @@ def write_config(folder: Path, config: SmolVLAConfig) -> None:
     write_json(folder / "config.json", config_to_json(config))
     if config.distilled:
         write_json(folder / DISTILLED, dict(config.distilled))
-
-
-Config = TypeVar("Config", bound=Any)
-
-
-def with_fields(config: Config, **changes: Any) -> Config:
-    """A copy with other values, validated again: for building another model, never for one that exists."""
-    return replace(config, **changes)
 
 
 def _value(value: Any, annotation: str, where: str) -> Any:
@@ -341,7 +298,6 @@ _MOST = {
     "max_period": 1e6,
 }
 """Far above anything trained; beyond it tables and masks fill the memory before a message could be written."""
-_MOST_SIDE = 16384
 
 
 def _validate(config: SmolVLAConfig) -> None:
@@ -351,19 +307,7 @@ def _validate(config: SmolVLAConfig) -> None:
 
     for name, most in _MOST.items():
         require(getattr(config, name) <= most, name, f"at most {most}")
-    for item in (*config.input_features, *config.output_features):
-        if max(item.shape) > _MOST_SIDE:
-            raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {_MOST_SIDE} at most")
-    names = [item.name for item in config.input_features]
-    if STATE not in names or not any(item.name == ACTION for item in config.output_features):
-        raise ConfigError(
-            f"input_features must hold {STATE} and output_features {ACTION}; found {', '.join(names) or 'nothing'}"
-        )
-    if not config.cameras:
-        raise ConfigError("input_features holds no camera (type VISUAL); SmolVLA needs at least one")
-    for item in config.cameras:
-        if len(item.shape) != 3 or item.shape[0] != 3:
-            raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
+    config.check_features()
     require(config.chunk_size >= 1, "chunk_size", "at least 1")
     require(1 <= config.n_action_steps <= config.chunk_size, "n_action_steps", f"1 to chunk_size ({config.chunk_size})")
     require(

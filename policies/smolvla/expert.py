@@ -65,7 +65,6 @@ def expert_width(config: SmolVLAConfig, text: TextConfig) -> int:
     return int(text.hidden_size * config.expert_width_multiplier)
 
 
-def expert_mlp_size(width: int, multiple: int = 256) -> int:
+def expert_mlp_size(width: int) -> int:
     """Four times two thirds of the width, rounded up to a multiple of 256 (LeRobot's `get_intermediate_size`)."""
-    size = 4 * int(2 * width / 3)
-    return multiple * -(-size // multiple)
+    return 256 * -(-4 * int(2 * width / 3) // 256)

@@ -81,7 +81,7 @@ def new_cls_tokens(count: int, width: int) -> nn.Parameter:
 
 
 class FlowMatching(nn.Module):
-    """The policy's weights and stages; `SmolVLAPolicy.model`."""
+    """The policy's weights and the parts of an inference; `SmolVLAPolicy.model`."""
 
     def __init__(self, config: SmolVLAConfig, backbone: BackboneConfig, special: SpecialTokens) -> None:
         super().__init__()
@@ -239,10 +239,6 @@ class FlowMatching(nn.Module):
             time = torch.full((noise.shape[0],), at, dtype=torch.float32, device=noise.device)
             actions = actions + dt * self.denoise_step(prefix, actions, time)
         return actions
-
-    def sample_actions(self, inputs: Inputs, noise: Tensor, steps: int | None = None) -> Tensor:
-        """Normalised actions [B, C, A] from noise of that shape; `steps` defaults to the configuration's."""
-        return self.integrate(self.prefix_of(inputs), noise, steps or self.config.num_steps)
 
     def losses(self, inputs: Inputs, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Squared error of the velocity, elementwise [B, C, A], at times [B] between actions and noise."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.hub import local_folder
-from vla_edge.policies.checkpoint_folder import given_folder
-from vla_edge.policies.families import Beginning, Preset, Scratch
+from vla_edge.policies.checkpoint_folder import given_folder, write_json
+from vla_edge.policies.families import Beginning
 from vla_edge.policies.processing import default_processing
 from vla_edge.policies.smolvla.backbone import read_backbone
 from vla_edge.policies.smolvla.config import config_from_json, expert_crosses
@@ -41,7 +41,7 @@ stack it on the blue one. Push the green cylinder to the left. Open the drawer, 
 to the yellow target. Put the pen into the cup. Wipe the table with the sponge. Hand over the screwdriver."""
 
 
-def smolvla_from_scratch(beginning: Beginning) -> SmolVLAPolicy:
+def from_scratch(beginning: Beginning) -> SmolVLAPolicy:
     """A policy with fresh expert and projections. CheckpointError: backbone files or weights are missing."""
     if not beginning.backbone:
         raise ConfigError("--family smolvla needs --backbone DIR, the folder of SmolVLM2 with its weights")
@@ -83,13 +83,6 @@ def smolvla_from_scratch(beginning: Beginning) -> SmolVLAPolicy:
     return policy
 
 
-FAMILY_SCRATCH = Scratch(
-    smolvla_from_scratch,
-    "folder or Hub id of SmolVLM2 with its weights (needed)",
-    Preset(16, 200_000, 1e-4, (0.9, 0.95), 1e-10, 1000, 30_000, 2.5e-6),
-)
-
-
 def _backbone_weights(folder: Path) -> dict[str, Tensor]:
     """The backbone's own weights (`model.safetensors`, or its shards) under the policy's names.
 
@@ -124,7 +117,7 @@ def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
         "vocab_size": vocabulary,
         "tie_word_embeddings": False,
     }
-    _write_json(folder / "config.json", {**content, "text_config": text, "vision_config": vision})
+    write_json(folder / "config.json", {**content, "text_config": text, "vision_config": vision})
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -149,14 +142,14 @@ def write_vlm(folder: Path, backbone: dict[str, Any]) -> None:
         "unk_token": SPECIAL[0],
         "pad_token": SPECIAL[2],
     }
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {**names, "truncation_side": "left", "model_max_length": 8192, "extra_special_tokens": extra},
     )
     image = backbone["vision_config"]
     tokens = (image["image_size"] // image["patch_size"] // backbone["scale_factor"]) ** 2
-    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens})
-    _write_json(folder / "preprocessor_config.json", _preprocessor(image["image_size"]))
+    write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens})
+    write_json(folder / "preprocessor_config.json", _preprocessor(image["image_size"]))
 
 
 def _preprocessor(size: int) -> dict[str, Any]:
@@ -180,10 +173,6 @@ def _preprocessor(size: int) -> dict[str, Any]:
         **done,
         **scale,
     }
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def round_to_published(policy: SmolVLAPolicy) -> dict[str, torch.dtype]:

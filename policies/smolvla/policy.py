@@ -85,14 +85,11 @@ class SmolVLAPolicy(nn.Module):
             if vlm is None
             else given_folder(vlm, ("config.json",))
         )
-        buffers = {name: tensor.float().numpy() for name, tensor in weights.statistics.items()}
-        settings = read_processing(folder, config, buffers, vlm)
+        settings = read_processing(folder, config, weights.statistics, vlm)
         with torch.device("meta"):
             policy = cls(config, read_backbone(place), settings)
         policy.backbone_folder = place
         load_weights(policy, weights)
-        policy.stored_types = {name: tensor.dtype for name, tensor in weights.tensors.items()}
-        policy.digest = weights.digest
         return policy.eval()
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -360,6 +360,9 @@ def _manifest(content: Any, file: Path) -> Manifest:
     manifest = build(Manifest, content, file, BundleError, AGAIN)
     if "programme" not in content:  # written before there was one
         manifest = replace(manifest, programme=smolvla_programme(manifest.graphs))
+    if "stages" in manifest.parity:  # as graphs were called before
+        rest = {name: value for name, value in manifest.parity.items() if name != "stages"}
+        manifest = replace(manifest, parity={**rest, "graphs": manifest.parity["stages"]})
     if manifest.fps is not None and not MIN_FPS <= manifest.fps <= MAX_FPS:
         raise BundleError(f"{file}: fps is {manifest.fps:g}, must be {MIN_FPS:g} to {MAX_FPS:g}, or null; {AGAIN}")
     for name in manifest.files:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,15 @@ class Subcommand:
     module: str
     purpose: str
     example: str
+    arguments: str = ""
     add: str = "add_arguments"
     run: str = "run"
-    arguments: str = ""
+
+
+def by_word(subcommands: Mapping[str, Subcommand]) -> dict[str, Subcommand]:
+    """The same, their functions called `add_WORD` and `run_WORD`."""
+    names = {word: word.replace("-", "_") for word in subcommands}
+    return {word: replace(sub, add=f"add_{names[word]}", run=f"run_{names[word]}") for word, sub in subcommands.items()}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from vla_edge import __version__
 from vla_edge.errors import UsageError
 
+GONE = "left out: "
+"""How it begins what an old flag without a successor is now."""
 MANY = 45
 """Characters of choices that still stand in the option's own line."""
 _PLAIN = {
@@ -89,8 +91,9 @@ class CommandParser(argparse.ArgumentParser):
             flag, equals, value = word.partition("=")
             if word == "--":
                 return
-            if not self.knows(flag) and self.knows(self.old.get(flag, "")):
-                raise UsageError(f"{flag} is now {self.old[flag]}; see `{self.prog} --help`")
+            new = self.old.get(flag, "")
+            if not self.knows(flag) and (self.knows(new) or new.startswith(GONE)):
+                raise UsageError(f"{flag} is now {new}; see `{self.prog} --help`")
             pair = f"{flag} {value if equals else after}"
             if pair in self.old and self.knows(flag):
                 raise UsageError(f"{pair} is now {self.old[pair]}; see `{self.prog} --help`")

@@ -77,12 +77,12 @@ def test_a_result_names_host_commit_digest_and_every_stage(result: dict[str, Any
     assert len(bundle["digest"]) == 64 and len(torch["checkpoint"]) == 64
     assert bundle["cases"].keys() == {FRESH, CACHED, ONE_CAMERA}
     assert (bundle["chunk"], bundle["steps"]) == (torch["chunk"], torch["steps"]) == (50, 10)
-    stages = bundle["cases"][FRESH]["stages_ms"]
-    for stage in ("camera preparation", "vision", "prefix", "state", "step", "loop", "post-processing", "inference"):
-        assert stages[stage]["p50"] > 0, stage
+    graphs = bundle["cases"][FRESH]["graphs_ms"]
+    for graph in ("camera preparation", "vision", "prefix", "state", "step", "loop", "post-processing", "inference"):
+        assert graphs[graph]["p50"] > 0, graph
     assert (
-        bundle["cases"][CACHED]["stages_ms"]["vision"]["max"] == 0
-        and bundle["cases"][CACHED]["stages_ms"]["prefix"]["max"] == 0
+        bundle["cases"][CACHED]["graphs_ms"]["vision"]["max"] == 0
+        and bundle["cases"][CACHED]["graphs_ms"]["prefix"]["max"] == 0
     )
     assert len(bundle["cases"][FRESH]["raw_ms"]) == 3 and bundle["peak_rss_mb"] > 50 and bundle["cold_start_s"] > 0
     assert set(bundle["verdicts"]["replan_every_tick"]) == set(bundle["cases"])
@@ -91,7 +91,7 @@ def test_a_result_names_host_commit_digest_and_every_stage(result: dict[str, Any
 def test_the_first_table_says_how_many_actions_and_flow_steps_a_chunk_has() -> None:
     """Of each case: one of fewer steps takes those, a correction takes none; results of before say neither."""
     quantiles = dict.fromkeys(("p50", "p90", "p99", "max"), 1.0)
-    found = {"whole_tick_ms": quantiles, "cpu_ms": quantiles, "stages_ms": {}}
+    found = {"whole_tick_ms": quantiles, "cpu_ms": quantiles, "graphs_ms": {}}
     facts = {"peak_rss_mb": 1, "resident_mb": 1, "cold_start_s": 1.0, "verdicts": {}, "fractions": {}}
     first = {**facts, "chunk": 16, "steps": 10, "cases": dict.fromkeys((FRESH, "cached, 2 steps", DELTA), found)}
     names = ("when", "cpu", "cores", "governor", "memory_gb", "load_before", "commit")
@@ -247,7 +247,7 @@ def test_bars_are_judged_by_the_best_backend_and_the_memory_by_onnx_runtime() ->
             "peak_rss_mb": rss,
             "resident_mb": rss,
             "work": {"vision": {"multiply_adds": 100 * 10**9}},
-            "cases": {FRESH: {"stages_ms": {"vision": {"p50": 1000.0}}}},
+            "cases": {FRESH: {"graphs_ms": {"vision": {"p50": 1000.0}}}},
         }
 
     def ratio(fresh: float, cached: float) -> dict[str, Any]:

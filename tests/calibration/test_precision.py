@@ -22,7 +22,7 @@ from vla_edge.calibration.precision.int8 import Rewriter, Span, activation_grid,
 from vla_edge.calibration.precision.linear import linear_maps, shapes_of
 from vla_edge.calibration.precision.precision_audit import audit_openvino, audit_ort
 from vla_edge.calibration.precision.precision_plan import Candidate, Weighted, all_half, cost_of, search
-from vla_edge.calibration.precision.ranges import Method, Ranges, Tap, gather
+from vla_edge.calibration.precision.ranges import Ranges, Tap, gather
 from vla_edge.calibration.precision.recorded_observations import from_dataset
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.calibration.precision.variant import (
@@ -223,7 +223,7 @@ def test_openvino_runs_what_was_asked(
     bundle: Bundle, ranges: Ranges, openvino: Engine, treatment: Treatment, kind: str
 ) -> None:
     plan = everywhere(bundle, treatment)
-    settings = VariantSettings(ranges, Method.MINMAX)
+    settings = VariantSettings(ranges)
     for name in ("vision", "state", "expert"):
         session = openvino.load(in_memory(bundle.graph(name), plan, settings))
         assert isinstance(session, OpenVinoGraph)
@@ -250,7 +250,7 @@ def test_the_tensorrt_dialect_is_signed_and_symmetric(bundle: Bundle, ranges: Ra
 def test_half_precision_around_int8_costs_no_more_than_int8_itself(bundle: Bundle, ranges: Ranges) -> None:
     """What the dialect of tensorrt writes: float16 scales, every other product in half, checked by ONNX's checker."""
     plan = everywhere(bundle, Treatment.INT8_STATIC)
-    single = VariantSettings(ranges, Method.MINMAX, signed=True)
+    single = VariantSettings(ranges, signed=True)
     mixed = replace(single, half=True)
     for name in bundle.manifest.graphs:
         graph = in_memory(bundle.graph(name), plan, mixed)

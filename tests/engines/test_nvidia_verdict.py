@@ -14,7 +14,7 @@ import pytest
 
 from vla_edge.bundle import Bundle, GraphFile, open_bundle
 from vla_edge.calibration.precision.linear import KEPT_FLOAT
-from vla_edge.calibration.precision.ranges import Method, gather
+from vla_edge.calibration.precision.ranges import gather
 from vla_edge.calibration.precision.synthetic import synthetic
 from vla_edge.calibration.precision.variant import Choice, VariantSettings, groups_of, in_memory
 from vla_edge.engines.dialect import Treatment
@@ -63,7 +63,7 @@ def treated(bundle: Bundle, treatment: Treatment, observations: int) -> list[Gra
     INT8's ranges."""
     names = list(bundle.manifest.graphs)
     groups = [group for name in names for group in groups_of(bundle.graph(name)) if not group.products]
-    settings = VariantSettings(method=Method.MINMAX, signed=True, half=treatment is not Treatment.FLOAT32)
+    settings = VariantSettings(signed=True, half=treatment is not Treatment.FLOAT32)
     if treatment is Treatment.INT8_STATIC:
         engine = load_engine("ort-python", EngineOptions(threads=1, spin=False))
         found = gather(bundle, engine, synthetic(bundle, observations, 1), None, lambda done, of: None)

@@ -68,7 +68,7 @@ def test_the_manifest_says_what_the_policy_is_and_has_no_text(act_bundle: Path) 
     assert manifest.programme == Programme("backbone", (), ("decode",))
     assert (manifest.policy.type, manifest.policy.n_action_steps, manifest.tokenizer.file) == ("act", 20, "")
     assert not (act_bundle / "tokenizer.json").exists()
-    assert max(manifest.parity["stages"].values()) < TOLERANCE
+    assert max(manifest.parity["graphs"].values()) < TOLERANCE
     assert [item.mode for item in manifest.normalization] == ["MEAN_STD"] * 4
     assert manifest.checkpoint["config"]["type"] == "act"
 

@@ -57,7 +57,7 @@ def test_a_checkpoint_becomes_a_bundle_beside_it_and_the_command_says_so(
     bundle.verify()
     assert "policy-bundle" in captured.err
     assert report["digest"] == bundle.digest
-    assert report["parity"]["stages"]["chunk"] <= 1e-4
+    assert report["parity"]["graphs"]["chunk"] <= 1e-4
     assert set(report["graphs"]) == {"vision", "prefix", "state", "expert"}
     assert bundle.manifest.joint_units == "degrees"
     assert bundle.manifest.fps is report["fps"] is None

@@ -41,7 +41,7 @@ def test_a_full_size_policy_exports_in_6_minutes_8_gb_and_no_more_disk_than_its_
     print(
         f"\n{seconds:.0f} s, peak {peak_gb:.2f} GB, {on_disk / 1e9:.3f} GB of graphs for {used / 1e9:.3f} GB of tensors"
     )
-    assert report["parity"]["stages"]["chunk"] <= 1e-4
+    assert report["parity"]["graphs"]["chunk"] <= 1e-4
     assert seconds < 360
     assert peak_gb < 8
     assert on_disk <= 1.05 * used

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every configuration a SmolVLA checkpoint may have, exported and compared with torch; and parity that can fail.
 
-An export that returns has compared each stage with the plain torch policy on the runtime's own path: inputs, vision,
+An export that returns has compared each graph with the plain torch policy on the runtime's own path: inputs, vision,
 prefix, state, velocity, chunk, actions, with all cameras and with the first one missing. What is asserted beyond that
 is what the configuration must have changed.
 """
@@ -112,14 +112,14 @@ CONFIGURATIONS: Mapping[str, tuple[RandomPolicy, Mapping[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_configuration_equals_torch_stage_by_stage(tmp_path: Path, name: str) -> None:
+def test_a_configuration_equals_torch_graph_by_graph(tmp_path: Path, name: str) -> None:
     make, expected = CONFIGURATIONS[name]
     if make.config["resize_imgs_with_padding"] is None:
         make = RandomPolicy(image_width=64, image_height=64, config=make.config)
     manifest = export(tmp_path, make)
     assert {field: getattr(manifest.policy, field) for field in expected} == dict(expected)
-    assert max(manifest.parity["stages"].values()) < PLAIN_ROUNDING
-    assert {"inputs", "vision", "prefix", "state", "expert", "chunk", "actions"} <= set(manifest.parity["stages"])
+    assert max(manifest.parity["graphs"].values()) < PLAIN_ROUNDING
+    assert {"inputs", "vision", "prefix", "state", "expert", "chunk", "actions"} <= set(manifest.parity["graphs"])
 
 
 @pytest.mark.parametrize("attention_mode", ("cross_attn", "self_attn"))
@@ -133,8 +133,8 @@ def test_a_delta_expert_and_a_trained_cls_head_come_along(tmp_path: Path, attent
     )
     manifest = export(tmp_path, make)
     assert manifest.gate["kind"] == "cls"
-    assert {"cls", "delta"} <= set(manifest.parity["stages"])
-    assert max(manifest.parity["stages"].values()) < PLAIN_ROUNDING
+    assert {"cls", "delta"} <= set(manifest.parity["graphs"])
+    assert max(manifest.parity["graphs"].values()) < PLAIN_ROUNDING
     assert ("delta_kv" in manifest.graphs) == (attention_mode == "cross_attn")
 
 
@@ -290,7 +290,7 @@ def test_a_bundle_of_the_first_actions_makes_them_as_the_whole_one_does(tmp_path
     for size in (1, 4, 6):
         request = ExportRequest(tmp_path / "policy", tmp_path / f"first{size}", threads=1, chunk_size=size)
         short = export_bundle(request, lambda step: None)
-        assert max(short.parity["stages"].values()) < PLAIN_ROUNDING
+        assert max(short.parity["graphs"].values()) < PLAIN_ROUNDING
         assert (short.policy.chunk_size, short.policy.n_action_steps) == (size, size)
         assert [note for note in short.notes if note not in whole.notes] == (
             [f"holds the first {size} of the policy's 6 actions a chunk (--chunk-size)"] if size < 6 else []
@@ -385,7 +385,7 @@ def test_empty_cameras_that_may_be_given_a_picture_equal_torch_with_none_one_and
     assert sum(camera.placeholder for camera in manifest.cameras) == 2
     assert (manifest.cameras[0].name == EMPTY[1]) == listed
     assert all(camera.seen != camera.placeholder for camera in manifest.cameras)
-    assert max(manifest.parity["stages"].values()) < PLAIN_ROUNDING
+    assert max(manifest.parity["graphs"].values()) < PLAIN_ROUNDING
     policy, generator = SmolVLAPolicy.from_pretrained(tmp_path / "policy"), np.random.default_rng(0)
     names = ("observation.images.laptop", "observation.images.phone", *EMPTY)
     pictures = {name: generator.integers(0, 256, (48, 64, 3), np.uint8) for name in names}
@@ -485,7 +485,7 @@ attention_rotate = attention.rotate
 
 
 @pytest.mark.parametrize(
-    ("owner", "attribute", "wrong", "stage"),
+    ("owner", "attribute", "wrong", "graph"),
     [
         (Graph, "op", wrong_gelu, "vision"),
         (attention, "rotate", rotation_by_the_complement, "prefix"),
@@ -500,12 +500,12 @@ attention_rotate = attention.rotate
     ],
     ids=("erf for tanh GELU", "sine for cosine in RoPE", "another epsilon", "another time grid", "no time"),
 )
-def test_a_mistake_in_a_graph_fails_the_export_and_names_the_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, attribute: str, wrong: Callable[..., Any], stage: str
+def test_a_mistake_in_a_graph_fails_the_export_and_names_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, attribute: str, wrong: Callable[..., Any], graph: str
 ) -> None:
     write_random_policy(tmp_path / "policy", RandomPolicy(config={**SMALL, "num_vlm_layers": 3}))
     monkeypatch.setattr(owner, attribute, wrong)
-    with pytest.raises(ExportError, match=f"stage {stage} differs from torch by .*at most 0.0001"):
+    with pytest.raises(ExportError, match=f"parity: {graph} differs from torch by .*at most 0.0001"):
         run_export(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["policy"]
 

@@ -13,7 +13,6 @@ import torch
 from vla_edge.errors import ConfigError, TrainingError
 from vla_edge.policies.smolvla.cls import observe as observe_scene
 from vla_edge.policies.smolvla.cls import similarity, why_no_gate
-from vla_edge.policies.smolvla.config import with_fields
 from vla_edge.policies.smolvla.delta import delta_parameters, predict_velocity, shift_chunk, suffix_mask
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.smolvla.vicreg import VicregWeights, vicreg
@@ -179,11 +178,11 @@ def test_the_configuration_cannot_change_after_the_model_is_built(random_policy)
     with pytest.raises(dataclasses.FrozenInstanceError):
         policy.config.use_cls_head = True
     with pytest.raises(ConfigError, match="delta_target is 'later'"):
-        with_fields(policy.config, delta_target="later")
+        dataclasses.replace(policy.config, delta_target="later")
     with pytest.raises(ConfigError, match="num_cls_prefix is 1, must be 2 to 8"):
-        with_fields(policy.config, num_cls_prefix=1)
+        dataclasses.replace(policy.config, num_cls_prefix=1)
     with pytest.raises(ConfigError, match=r"num_cls_suffix is 2, must be num_cls_prefix \(3\)"):
-        with_fields(policy.config, num_cls_prefix=3)
+        dataclasses.replace(policy.config, num_cls_prefix=3)
 
 
 # ---- VICReg

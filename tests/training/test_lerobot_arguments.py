@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vla_edge.errors import UsageError
-from vla_edge.training.arguments import FINE_TUNE, FLAGS, folder
+from vla_edge.training.arguments import DISTILL, FINE_TUNE, FLAGS, folder, scratch_defaults
 from vla_edge.training.command import main
 from vla_edge.training.lerobot_arguments import NAMES, SETTINGS, SWITCHES, table, translate
 from vla_edge.training.options import config_from_arguments
@@ -27,12 +27,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("arguments") / "data", World(episodes=2, length=2))
 
 
-def config_of(data: Path, *words: str) -> TrainConfig:
+COMMANDS: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "fine-tune": (["--checkpoint=policy"], FINE_TUNE, "base"),
+    "distill": (["--checkpoint=policy", "--flow-steps=1"], DISTILL, "distill"),
+    "scratch": (["--backbone=vlm"], scratch_defaults("smolvla"), "base"),
+}
+"""Subcommand → what it needs, its defaults and the kind of its run."""
+
+
+def config_of(data: Path, *words: str, command: str = "fine-tune") -> TrainConfig:
     """The configuration that a command line leads to."""
     own = [] if any(word.startswith("--dataset.r") for word in words) else ["--dataset", str(data)]
-    line = translate(["--checkpoint=policy", "--out=out", *own, *words])
-    arguments = main.parser("fine-tune").parse_args(line)
-    return config_from_arguments(arguments, str(arguments.checkpoint), FINE_TUNE, arguments.kind)
+    needed, defaults, kind = COMMANDS[command]
+    line = translate([*needed, "--out=out", *own, *words])
+    arguments = main.parser(command).parse_args(line)
+    return config_from_arguments(arguments, getattr(arguments, "checkpoint", ""), defaults, kind)
 
 
 def field_of(config: TrainConfig, path: str) -> Any:
@@ -99,10 +108,24 @@ def test_the_cases_are_the_whole_table() -> None:
     assert named == {*NAMES, *SETTINGS, *SWITCHES, "--dataset.repo_id", "--rename_map"}
 
 
+def test_distill_and_scratch_have_the_options_of_fine_tune_and_their_own() -> None:
+    options = {
+        name: {flag for action in main.parser(name)._actions for flag in action.option_strings} for name in COMMANDS
+    }
+    assert options["distill"] - options["fine-tune"] == {"--flow-steps"}
+    assert options["scratch"] - options["fine-tune"] == {"--family", "--backbone", "--policy-config"}
+    assert options["fine-tune"] - options["distill"] == {"--kind"}
+    assert options["fine-tune"] - options["scratch"] == {"--kind", "--checkpoint", "--revision"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flag", [flag for flags in FLAGS.values() for flag in flags])
-def test_each_flag_of_ours_sets_its_field(data: Path, flag: str) -> None:
+def test_each_flag_of_ours_sets_its_field_and_the_help_shows_its_default(data: Path, flag: str, command: str) -> None:
     kind, path = next(flags[flag][:2] for flags in FLAGS.values() if flag in flags)
-    usual = field_of(config_of(data), path)
+    usual = field_of(config_of(data, command=command), path)
+    shown = next(action for action in main.parser(command)._actions if f"--{flag}" in action.option_strings).help
+    said = {True: "yes", False: "no"}.get(usual, usual) if isinstance(usual, bool) else usual
+    assert shown is not None and (usual in ("", None) or f"(default: {said})" in shown.replace("%%", "%"))
     if kind is bool:
         words = [f"--no-{flag}" if usual else f"--{flag}"]
     elif isinstance(kind, tuple):
@@ -113,7 +136,7 @@ def test_each_flag_of_ours_sets_its_field(data: Path, flag: str) -> None:
         words = [f"--{flag}", "0" if usual else "1"] if flag == "augment" else [f"--{flag}", few(usual)]
     if flag == "validate-every":
         words += ["--held-out", "0.5"]
-    assert field_of(config_of(data, *words), path) != usual
+    assert field_of(config_of(data, *words, command=command), path) != usual
 
 
 def few(usual: Any) -> str:

@@ -65,6 +65,8 @@ def test_a_calibrated_manifest_of_before_opens_with_its_gate(tmp_path: Path) -> 
     assert read_gate(bundle) == GateSettings(
         "pooled", gate["threshold"], gate["guard_mean"], gate["guard_worst"], max_age_s=0.8, bound=0.05
     )
+    parity = bundle.manifest.parity
+    assert parity["graphs"]["chunk"] < parity["tolerance"] and "stages" not in parity, "graphs were called stages then"
 
 
 def test_an_exported_bundle_states_its_programme_and_runs_the_same_without(golden_bundle: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle
             )
             await page.call("Emulation.clearDeviceMetricsOverride")
             shown = await page.value(
-                "['joints', 'stages', 'reasons', 'chunks'].map(id => document.querySelectorAll('#' + id + ' "
+                "['joints', 'parts', 'reasons', 'chunks'].map(id => document.querySelectorAll('#' + id + ' "
                 ".row').length)"
             )
             wrong = await page.value("document.getElementById('faults').textContent")
