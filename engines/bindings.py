@@ -90,12 +90,12 @@ class LoadedGraph(ABC):
     def _execute(self) -> None: ...
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: str, alignment: int = 64) -> NDArray[Any]:
-    """A zeroed C-contiguous array whose data pointer is a multiple of `alignment` bytes."""
+def aligned_zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """A zeroed C-contiguous array whose data pointer is a multiple of 64 bytes."""
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    raw = np.zeros(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
     return raw[start : start + size].view(kind).reshape(shape)
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.command_line import threads
-from vla_edge.engines.bindings import LoadedGraph
+from vla_edge.engines.bindings import LoadedGraph, aligned_zeros
 from vla_edge.engines.dialect import Dialect
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop
+from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.errors import EngineError
 
 MOST_THREADS = 1024
@@ -60,6 +60,17 @@ class Engine(Protocol):
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """A zeroed buffer the backend can bind without copying."""
+
+
+class HostEngine:
+    """What an engine has whose graphs run on buffers of the host and whose steps Python counts."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """A zeroed host buffer on a 64-byte boundary."""
+        return aligned_zeros(shape, dtype)
+
+    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
+        return PythonLoop(graphs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,21 @@ def external_arrays(graph: GraphFile) -> dict[str, NDArray[Any]]:
 
     BundleError: no ONNX model, a file the manifest does not list, or bytes that do not hold the tensor.
     """
+    try:
+        return _arrays(graph.model, graph.weights)
+    except BundleError as error:
+        raise BundleError(f"{graph.path}: {error}") from None
+
+
+def _arrays(model: bytes, files: Mapping[str, memoryview]) -> dict[str, NDArray[Any]]:
     arrays = {}
-    for tensor in external_tensors(graph.model):
-        if tensor.file not in graph.weights:
+    for tensor in external_tensors(model):
+        if tensor.file not in files:
             raise BundleError(
-                f"{graph.path}: initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; "
-                "export the bundle again"
+                f"initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the "
+                "bundle again"
             )
-        arrays[tensor.name] = external_array(tensor, graph.weights[tensor.file])
+        arrays[tensor.name] = external_array(tensor, files[tensor.file])
     return arrays
 
 
@@ -81,14 +88,7 @@ def with_inline_tensors(model: bytes, files: Mapping[str, memoryview]) -> bytes:
 
     BundleError: a file is missing or does not hold the tensor, or the result is beyond 2 GB.
     """
-    arrays = {}
-    for tensor in external_tensors(model):
-        if tensor.file not in files:
-            raise BundleError(
-                f"initialiser {tensor.name} lies in {tensor.file}, which the manifest does not list; export the "
-                "bundle again"
-            )
-        arrays[tensor.name] = external_array(tensor, files[tensor.file])
+    arrays = _arrays(model, files)
     whole = b"".join(
         _rebuilt(memoryview(model), 7, lambda graph: _rebuilt(graph, 5, lambda tensor: _inlined(tensor, arrays)))
     )

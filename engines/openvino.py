@@ -20,10 +20,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface
+from vla_edge.engines.bindings import Interface, LoadedGraph, check_interface
 from vla_edge.engines.dialect import Dialect, Treatment
-from vla_edge.engines.engine import Backend, EngineOptions
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
+from vla_edge.engines.engine import Backend, EngineOptions, HostEngine
 from vla_edge.engines.onnx_file import with_inline_tensors
 from vla_edge.errors import EngineError
 from vla_edge.installation import missing_package
@@ -56,7 +55,7 @@ BACKENDS = (
 )
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(HostEngine):
     """Compiles graphs for the CPU; one stream, latency first."""
 
     name = "openvino"
@@ -73,10 +72,6 @@ class OpenVinoEngine:
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A zeroed host buffer on a 64-byte boundary."""
-        return aligned_zeros(shape, dtype)
-
     def load(self, graph: GraphFile) -> OpenVinoGraph:
         """Compile `graph`. EngineError when OpenVINO refuses it."""
         try:
@@ -87,9 +82,6 @@ class OpenVinoEngine:
             raise EngineError(f"{graph.path}: openvino refused the graph: {error}; export the bundle again") from None
         check_interface(graph, _interface(compiled, {spec.name for spec in (*graph.spec.inputs, *graph.spec.outputs)}))
         return OpenVinoGraph(self._openvino.Tensor, compiled, graph)
-
-    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
-        return PythonLoop(graphs)
 
 
 class OpenVinoGraph(LoadedGraph):

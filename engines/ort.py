@@ -19,10 +19,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.engines.bindings import Interface, LoadedGraph, aligned_zeros, check_interface, drop_pages
+from vla_edge.engines.bindings import Interface, LoadedGraph, check_interface, drop_pages
 from vla_edge.engines.dialect import Dialect, Treatment
-from vla_edge.engines.engine import Backend, Engine, EngineOptions
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
+from vla_edge.engines.engine import Backend, Engine, EngineOptions, HostEngine
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.engines.ort_native import open_native
 from vla_edge.errors import CoreError, EngineError
@@ -64,7 +63,7 @@ BACKENDS = (
 )
 
 
-class OrtEngine:
+class OrtEngine(HostEngine):
     """Loads graphs into ONNX Runtime sessions of one provider."""
 
     def __init__(self, name: str, providers: tuple[str, ...], options: EngineOptions, detail: str) -> None:
@@ -73,16 +72,9 @@ class OrtEngine:
         self._providers = providers
         self._options = options
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A zeroed host buffer on a 64-byte boundary."""
-        return aligned_zeros(shape, dtype)
-
     def load(self, graph: GraphFile) -> OrtGraph:
         """Load `graph`. EngineError when ONNX Runtime refuses it or a provider did not come up."""
         return OrtGraph(make_session(graph, self.name, self._providers, self._options), graph)
-
-    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
-        return PythonLoop(graphs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +180,8 @@ def refusals() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
     names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NotImplemented",
-        "NoSuchFile",
-        "RuntimeException",
-        "EPFail",
-        "EngineError",
+        *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile"),
+        *("RuntimeException", "EPFail", "EngineError"),
     )
     return (RuntimeError, *(getattr(binding, name) for name in names if hasattr(binding, name)))
 

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.engines.bindings import LoadedGraph, aligned_zeros
+from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.dialect import Dialect
-from vla_edge.engines.engine import Backend, EngineOptions
-from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
+from vla_edge.engines.engine import Backend, EngineOptions, HostEngine
 from vla_edge.engines.ort import OrtSession, make_session, refusals, require_runtime
 from vla_edge.engines.tensorrt.cuda import require_gpu
 from vla_edge.errors import EngineError
@@ -63,7 +62,7 @@ def _open(
     return OrtDeviceEngine(name, providers, options)
 
 
-class OrtDeviceEngine:
+class OrtDeviceEngine(HostEngine):
     """Loads graphs into sessions of one GPU provider."""
 
     def __init__(self, name: str, providers: list[tuple[str, dict[str, str]]], options: EngineOptions) -> None:
@@ -75,16 +74,9 @@ class OrtDeviceEngine:
         self._providers = providers
         self._options = options
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A zeroed host buffer on a 64-byte boundary."""
-        return aligned_zeros(shape, dtype)
-
     def load(self, graph: GraphFile) -> OrtDeviceGraph:
         """Load `graph`. EngineError when the provider refuses it or did not come up."""
         return OrtDeviceGraph(make_session(graph, self.name, self._providers, self._options), graph, "cuda")
-
-    def flow_loop(self, graphs: FlowGraphs) -> FlowLoop:
-        return PythonLoop(graphs)
 
 
 class OrtDeviceGraph(LoadedGraph):

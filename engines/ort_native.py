@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
 from vla_edge.core import load_core
-from vla_edge.engines.bindings import LoadedGraph, aligned_zeros, drop_pages
-from vla_edge.engines.engine import EngineOptions
+from vla_edge.engines.bindings import LoadedGraph, drop_pages
+from vla_edge.engines.engine import EngineOptions, HostEngine
 from vla_edge.engines.flow_loop import TIE, FlowGraphs, FlowLoop, FlowReport, FlowRequest
 from vla_edge.engines.onnx_file import external_arrays
 from vla_edge.errors import EngineError
@@ -50,7 +50,7 @@ def open_native(options: EngineOptions) -> NativeOrtEngine:
     return NativeOrtEngine(runtime)
 
 
-class NativeOrtEngine:
+class NativeOrtEngine(HostEngine):
     """Loads graphs into sessions of the C core; one thread pool for all of them."""
 
     name = "ort"
@@ -58,10 +58,6 @@ class NativeOrtEngine:
     def __init__(self, runtime: OrtRuntime) -> None:
         self.detail = f"ONNX Runtime {runtime.version}, native"
         self._runtime = runtime
-
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A zeroed host buffer on a 64-byte boundary."""
-        return aligned_zeros(shape, dtype)
 
     def load(self, graph: GraphFile) -> NativeGraph:
         """Load `graph`; its external tensors are used where they are mapped. EngineError when ONNX Runtime refuses

@@ -13,18 +13,8 @@ from vla_edge.errors import ExportError
 from vla_edge.export.graph import OPSET
 
 _REFUSED = {
-    "If",
-    "Loop",
-    "Scan",
-    "NonZero",
-    "Unique",
-    "NonMaxSuppression",
-    "Multinomial",
-    "Bernoulli",
-    "Dropout",
-    "SequenceMap",
-    "Shape",
-    "Size",
+    *("If", "Loop", "Scan", "NonZero", "Unique", "NonMaxSuppression", "Multinomial", "Bernoulli", "Dropout"),
+    *("SequenceMap", "Shape", "Size"),
 }
 """Data-dependent control flow, sizes or chance. Names that begin with Random are refused too."""
 

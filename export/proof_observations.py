@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.bundle import CameraSpec
+from vla_edge.calibration.precision.synthetic import blocks
 from vla_edge.errors import ConfigError, DatasetError
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.policies.families import Policy
@@ -58,7 +59,7 @@ def synthetic_cases(policy: Policy, cameras: tuple[CameraSpec, ...], masks_camer
         generator = np.random.default_rng(seed)
         observation: dict[str, Any] = {} if policy.settings.tokenizer is None else {"task": TASKS[seed]}
         for camera in cameras:
-            picture = _picture(generator, camera.height, camera.width)
+            picture = blocks(generator, camera.height, camera.width)
             if camera.name != missing:
                 observation[camera.source] = picture
         observation[STATE] = _state(policy, generator)
@@ -78,19 +79,17 @@ def camera_specs(
     specs = [replace(item, seen=known and not item.placeholder) for item in specs]
     if recording is None:
         return tuple(specs)
-    from vla_edge.lerobot_data.layout import image_size
     from vla_edge.lerobot_data.observations import cameras_in
 
     with _open(recording) as dataset:
         found = cameras_in(dataset, specs, recording.cameras, all_of_them=False)
-        sizes = {key: image_size(dataset.features[key])[:2] for key in found.values()}
-    return tuple(_as_in_data(item, found[item.source], sizes) if item.source in found else item for item in specs)
-
-
-def _as_in_data(camera: CameraSpec, key: str, sizes: Mapping[str, tuple[int, int]]) -> CameraSpec:
-    return CameraSpec(
-        camera.name, camera.source, *sizes[key], in_data="" if key in (camera.name, camera.source) else key
-    )
+        shapes = {source: dataset.features[key].shape for source, key in found.items()}
+    for index, item in enumerate(specs):
+        if item.source in found:
+            (height, width, _), key = shapes[item.source], found[item.source]
+            in_data = "" if key in (item.name, item.source) else key
+            specs[index] = CameraSpec(item.name, item.source, height, width, in_data=in_data)
+    return tuple(specs)
 
 
 def recorded_cases(policy: Policy, cameras: tuple[CameraSpec, ...], recording: Recording) -> Iterator[Case]:
@@ -167,13 +166,6 @@ def _open(recording: Recording) -> Dataset:
 
 def _noise(policy: Policy, generator: np.random.Generator) -> NDArray[np.float32]:
     return generator.standard_normal((policy.config.chunk_size, policy.config.max_action_dim), np.float32)
-
-
-def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """Large coloured blocks under fine noise, as pictures have both."""
-    blocks = generator.integers(0, 256, (-(-height // 40), -(-width // 40), 3))
-    large = np.repeat(np.repeat(blocks, 40, axis=0), 40, axis=1)[:height, :width]
-    return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
 def _state(policy: Policy, generator: np.random.Generator) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import onnx
@@ -45,14 +46,8 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
     table = Table(title=f"{path.name} · {bundle.digest[:12]}")
     table.add_column("graph")
     latency = bundle.manifest.precision.get("latency_ms", {})
-    for name in (
-        "nodes",
-        "parameters",
-        "weights MB",
-        "precision",
-        "worst parity",
-        *(("ms (fp32)",) if latency else ()),
-    ):
+    columns = ("nodes", "parameters", "weights MB", "precision", "worst parity", *(["ms (fp32)"] if latency else []))
+    for name in columns:
         table.add_column(name, justify="right")
     parity = bundle.manifest.parity.get("graphs", {})
     precision = bundle.manifest.precision.get("graphs", {})
@@ -117,18 +112,11 @@ def _figures(bundle: Bundle, name: str) -> dict[str, int]:
     except DecodeError:
         raise BundleError(f"{bundle.path / file}: no ONNX graph; export the bundle again") from None
     weights = [item for item in graph.initializer if item.data_type != onnx.TensorProto.INT64]
-    elements = [_elements(item) for item in weights]
+    elements = [prod(item.dims) for item in weights]
     sizes = [
         count * onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize for item, count in zip(weights, elements)
     ]
     return {"nodes": len(graph.node), "parameters": sum(elements), "bytes": sum(sizes)}
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
 
 
 def _print_policy(bundle: Bundle, console: Console) -> None:

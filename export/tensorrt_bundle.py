@@ -12,16 +12,8 @@ from pathlib import Path
 from vla_edge.bundle import MANIFEST, open_bundle
 from vla_edge.engines.engine import backend_of
 from vla_edge.engines.tensorrt.cuda import open_cuda, require_gpu
-from vla_edge.engines.tensorrt.engine_build import (
-    RTX,
-    BuildOptions,
-    board_of,
-    board_plan,
-    build_engines,
-    load_compiler,
-    memory_of,
-)
-from vla_edge.engines.tensorrt.memory_plan import MB
+from vla_edge.engines.tensorrt.engine_build import RTX, BuildOptions, board_of, board_plan, build_engines, load_compiler
+from vla_edge.engines.tensorrt.memory_plan import MB, plan_memory
 from vla_edge.errors import ConfigError
 from vla_edge.files import written_beside
 
@@ -114,7 +106,8 @@ def build_here(path: Path, options: TensorRTOptions, tell: Callable[[str], None]
             f"{layers}{share}"
         )
     if cuda:
-        yield from memory_of(bundle, made, board_of(cuda), build).lines()
+        scratch = {built.sidecar.graph: built.sidecar.device_memory for built in made}
+        yield from plan_memory(bundle, board_of(cuda), build.workspace, scratch).lines()
     else:
         yield f"built without a GPU by {made[0].sidecar.identity.tensorrt}, for RTX cards; not loaded here"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
+
+from vla_edge.calibration.precision.linear import external_tensor
 
 INLINE_BYTES = 256
 """Tensors up to this size stand in the graph itself: an external entry would take as much."""
@@ -29,14 +30,12 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("xb")
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._places: dict[bytes, int] = {}
 
     def __enter__(self) -> WeightFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def tensor(self, name: str, array: NDArray[np.generic]) -> TensorProto:
@@ -45,14 +44,9 @@ class WeightFile:
         array = np.asarray(array, order="C")  # a scalar stays one
         if array.nbytes <= INLINE_BYTES:
             return onnx.numpy_helper.from_array(array, name)
-        offset, length = self._place(array)
-        proto = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-        proto.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.path.name), ("offset", str(offset)), ("length", str(length))):
-            proto.external_data.add(key=key, value=value)
-        return proto
+        return external_tensor(name, array, self.path.name, self._place(array))
 
-    def _place(self, array: NDArray[np.generic]) -> tuple[int, int]:
+    def _place(self, array: NDArray[np.generic]) -> int:
         data = array.reshape(-1).view(np.uint8).data
         key = hashlib.sha256(data).digest()
         if key not in self._places:
@@ -61,5 +55,5 @@ class WeightFile:
             offset = position + -position % alignment
             self._file.write(bytes(offset - position))
             self._file.write(data)
-            self._places[key] = (offset, len(data))
+            self._places[key] = offset
         return self._places[key]

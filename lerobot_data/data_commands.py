@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -74,7 +75,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     sizes = FileSizes(arguments.data_file_mb, arguments.video_file_mb)
     source = local_folder(arguments.source, "dataset")
-    with episode_bar("episodes") as advance:
+    with episode_bar() as advance:
         info = convert_dataset(source, arguments.target, sizes, advance, arguments.tolerance)
     print(f"{arguments.target}: {info.version}, {info.total_episodes} episodes, {info.total_frames} frames, verified")
     answer({"target": str(arguments.target), "episodes": info.total_episodes, "frames": info.total_frames})
@@ -111,7 +112,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def run_stats(arguments: argparse.Namespace) -> int:
     root = _own_folder(arguments.dataset) if arguments.write else local_folder(arguments.dataset, "dataset")
-    with episode_bar("episodes") as advance:
+    with episode_bar() as advance:
         computed, stored = recompute_stats(root, advance, arguments.write, arguments.tolerance)
     differences = {key: largest_difference(key, computed, stored) for key in computed}
     for key, difference in differences.items():
@@ -140,16 +141,7 @@ def run_tasks(arguments: argparse.Namespace) -> int:
         tokens = "tokens not counted" if counter is None else f"{use.tokens} of {counter.limit} tokens"
         mark = "  TOO LONG: the policy sees a truncated instruction" if too_long else ""
         print(f"{use.index:>3}  {use.episodes} episodes, {use.frames} frames, {tokens}  {use.text!r}{mark}")
-        rows.append(
-            {
-                "index": use.index,
-                "text": use.text,
-                "episodes": use.episodes,
-                "frames": use.frames,
-                "tokens": use.tokens,
-                "too_long": too_long,
-            }
-        )
+        rows.append({**asdict(use), "too_long": too_long})
     answer({"tasks": rows, "limit": counter.limit if counter else None})
     long = [str(row["text"]) for row in rows if row["too_long"]]
     if long:
@@ -177,8 +169,8 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def episode_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+def episode_bar() -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(unit, total=None)
+        bar = progress.add_task("episodes", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

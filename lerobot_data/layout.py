@@ -39,19 +39,8 @@ V21_TASKS_FILE = "meta/tasks.jsonl"
 CHUNKS_SIZE = 1000
 """Files per chunk folder (v3.0), episodes per chunk folder (v2.1)."""
 VALUE_DTYPES = (
-    "float16",
-    "float32",
-    "float64",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-    "string",
+    *("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("bool", "string"),
 )
 """Types of features that are no cameras."""
 IMAGE_AXES = ["height", "width", "channels"]
@@ -284,9 +273,3 @@ def _whole(number: float) -> float:
     if isinstance(number, (str, bool)):
         raise TypeError(f"fps is {number!r}, not a number")
     return int(number) if float(number).is_integer() else float(number)
-
-
-def image_size(feature: Feature) -> tuple[int, int, int]:
-    """(height, width, channels) of a camera feature."""
-    height, width, channels = feature.shape
-    return height, width, channels

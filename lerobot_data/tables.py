@@ -103,33 +103,12 @@ def _array(values: NDArray, kind: pa.DataType) -> pa.Array:
 
 def write_tasks(path: Path, tasks: Mapping[int, str]) -> None:
     """`meta/tasks.parquet`: task_index, with the texts as the index that pandas restores."""
+    text = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    number = dict.fromkeys(("name", "field_name"), "task_index") | dict.fromkeys(("pandas_type", "numpy_type"), "int64")
     described = {
         "index_columns": [_TASK_INDEX_NAME],
-        "column_indexes": [
-            {
-                "name": None,
-                "field_name": None,
-                "pandas_type": "unicode",
-                "numpy_type": "object",
-                "metadata": {"encoding": "UTF-8"},
-            }
-        ],
-        "columns": [
-            {
-                "name": "task_index",
-                "field_name": "task_index",
-                "pandas_type": "int64",
-                "numpy_type": "int64",
-                "metadata": None,
-            },
-            {
-                "name": None,
-                "field_name": _TASK_INDEX_NAME,
-                "pandas_type": "unicode",
-                "numpy_type": "object",
-                "metadata": None,
-            },
-        ],
+        "column_indexes": [text | {"metadata": {"encoding": "UTF-8"}}],
+        "columns": [number | {"metadata": None}, text | {"field_name": _TASK_INDEX_NAME}],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.3",
     }

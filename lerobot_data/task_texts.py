@@ -14,14 +14,7 @@ from tokenizers import Tokenizer
 
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
-from vla_edge.lerobot_data.editing.meta_edit import (
-    edited_meta,
-    rename_in_episodes,
-    set_task,
-    set_text_in_episodes,
-    write_statistics,
-    write_task_texts,
-)
+from vla_edge.lerobot_data.editing.meta_edit import edited_meta, set_task, set_texts, write_statistics, write_task_texts
 from vla_edge.lerobot_data.layout import read_info
 from vla_edge.lerobot_data.meta import read_episode_stats, read_tasks
 from vla_edge.lerobot_data.reader import Dataset, open_dataset
@@ -100,16 +93,11 @@ def task_uses(root: Path, counter: TokenCounter | None = None) -> list[TaskUse]:
     with open_dataset(root) as dataset:
         used = dataset.column("task_index")
         owner = dataset.column("episode_index")
-        return [
-            TaskUse(
-                index,
-                text,
-                len(np.unique(owner[used == index])),
-                int((used == index).sum()),
-                counter.count(text) if counter else None,
-            )
-            for index, text in dataset.tasks.items()
-        ]
+        uses = []
+        for index, text in dataset.tasks.items():
+            rows, tokens = used == index, counter.count(text) if counter else None
+            uses.append(TaskUse(index, text, len(np.unique(owner[rows])), int(rows.sum()), tokens))
+        return uses
 
 
 def add_task(root: Path, text: str) -> int:
@@ -136,7 +124,7 @@ def rename_task(root: Path, old: str, new: str) -> int:
     _check_new(root, tasks, new)
     with edited_meta(root) as copy:
         write_task_texts(copy, info, tasks | {index: new})
-        rename_in_episodes(copy, info, old, new)
+        set_texts(copy, info, lambda _, texts: [new if text == old else text for text in texts])
     return index
 
 
@@ -160,7 +148,7 @@ def assign_task(root: Path, text: str, episodes: Sequence[int] = ()) -> int:
         files = [path.relative_to(root) for path in dataset.files]
     with edited_meta(root, ("meta", "data")) as copy:
         write_task_texts(copy, info, tasks | {index: text})
-        set_text_in_episodes(copy, info, text, chosen)
+        set_texts(copy, info, lambda number, texts: [text] if number in chosen else texts)
         set_task([copy / path for path in files], index, chosen)
         if stats:
             write_statistics(copy, info, stats, aggregate(stats.values()))

@@ -254,13 +254,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="TASK=PATH", help="the dataset folder of a task"
     )
-    parser.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=DATASET_NAME",
-        help="a camera whose name differs in the datasets",
-    )
+    add_camera_pairs(parser)
     parser.add_argument(
         "--anchors", type=whole, default=0, help="CRaFT from stage 2 on with this many anchors of the earlier tasks"
     )

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -42,6 +41,7 @@ from vla_edge.training.craft.retention import Retention, append_history, cut_his
 from vla_edge.training.frozen.caches import fill_caches, release_frozen
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.objective import Objective, make_optimizer, step_shares, valid_steps
+from vla_edge.training.processes import device_name, make_accelerator
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_everything
 from vla_edge.training.run_config import TrainConfig
@@ -140,9 +140,8 @@ def fault_advice(error: BaseException, config: TrainConfig, last_good: str) -> T
 
 
 def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Loop:
@@ -182,31 +181,6 @@ def _start(setup: Setup, retention: Retention | None, resume: Path | None) -> Lo
     return loop
 
 
-def make_accelerator(device: str, unread_weights: bool = False) -> Accelerator:
-    """accelerate's view of this process: device and number of processes. unread_weights: some trained weights get
-    no gradient (adapters in the second half of the VLM's last text layer). TrainingError when CUDA is asked for and
-    missing."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(
-            "device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch"
-        )
-    unused = DistributedDataParallelKwargs(find_unused_parameters=unread_weights)
-    # Autocast is our own (`Loop.autocast`): accelerate's precision cannot change within a process.
-    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", kwargs_handlers=[unused])
-    if device not in ("auto", accelerator.device.type):
-        raise TrainingError(
-            f"device {device}: this process already works on {accelerator.device}; use one device per process"
-        )
-    return accelerator
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU by its name, or the processor with the number of torch's threads."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{device.type}, {torch.get_num_threads()} threads"
-
-
 def _restore(loop: Loop, checkpoint: Path) -> None:
     folder = checkpoint / STATE
     load_master_weights(folder, dict(loop.setup.policy.named_parameters()), bool(loop.setup.config.lora.rank))
@@ -244,24 +218,13 @@ def _run(loop: Loop, report: Report) -> Outcome:
             loss, done = row["loss"], step + 1
             seconds = time.monotonic() - began
             pace = seconds if not pace else 0.9 * pace + 0.1 * seconds
-            loop.status = replace(
-                loop.status,
-                step=done,
-                loss=loss,
-                lr=row["lr"],
-                seconds_per_step=pace,
-                eta_s=pace * (config.steps - done),
-            )
+            left = pace * (config.steps - done)
+            loop.status = replace(loop.status, step=done, loss=loss, lr=row["lr"], seconds_per_step=pace, eta_s=left)
             report(done, loss, row["lr"], pace)
             validated = _validate(loop, done)
             if accelerator.is_main_process and (validated or done % config.log_every == 0 or done in (1, config.steps)):
-                full = {
-                    "step": done,
-                    "epoch": round(max(loop.sampler.passes(loop.position)), 4),
-                    **row,
-                    **validated,
-                    "s_per_step": seconds,
-                }
+                epoch = round(max(loop.sampler.passes(loop.position)), 4)
+                full = {"step": done, "epoch": epoch, **row, **validated, "s_per_step": seconds}
                 append_metrics(run, full)
                 track(full)
                 write_status(run, loop.status)
@@ -394,15 +357,10 @@ def save(loop: Loop) -> None:
             "craft": craft,
             "scaler": loop.scaler.state_dict(),
         }
-        state = LoopState(step, extra)
         target = checkpoint_path(run, step, config.steps)
         measured = delta_error(_held_out(loop, step)) if config.kind == "delta" else None
-        write_checkpoint(
-            target,
-            lambda folder: fill_checkpoint(
-                folder, config, loop.setup.policy, loop.optimizer, loop.scheduler, state, measured
-            ),
-        )
+        parts = config, loop.setup.policy, loop.optimizer, loop.scheduler, LoopState(step, extra), measured
+        write_checkpoint(target, lambda folder: fill_checkpoint(folder, *parts))
         point(run, "last", target)
         if loop.status.best_step == step:
             point(run, "best", target)

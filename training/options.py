@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vla_edge.lerobot_data.tolerance import TOLERANCE_S
 from vla_edge.training.arguments import FLAGS
 from vla_edge.training.loop import Outcome
 from vla_edge.training.processes import is_first, join
-from vla_edge.training.progress import Report, live_line, silent
+from vla_edge.training.progress import live_line, silent
 from vla_edge.training.run_config import TaskData, TrainConfig, with_changes, with_settings, with_values
 from vla_edge.training.runs import first_episodes, with_held_out
 
@@ -91,15 +92,7 @@ def pair(text: str, flag: str) -> tuple[str, str]:
 
 def reporter(first_step: int, steps: int, title: str, every: int = 10) -> Any:
     """The live line of the first process, silence elsewhere; a context manager. After `join`."""
-    return live_line(first_step, steps, title, every) if is_first() else _Silence()
-
-
-class _Silence:
-    def __enter__(self) -> Report:
-        return silent
-
-    def __exit__(self, *_: object) -> None:
-        return None
+    return live_line(first_step, steps, title, every) if is_first() else nullcontext(silent)
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -118,15 +111,7 @@ def print_outcome(outcome: Outcome) -> None:
         else ""
     )
     print(f"done: {outcome.steps} steps, loss {outcome.loss:.5f}{best}; checkpoint {outcome.checkpoint}")
-    answer(
-        {
-            "steps": outcome.steps,
-            "loss": outcome.loss,
-            "best_loss": outcome.best_loss,
-            "best_step": outcome.best_step,
-            "checkpoint": outcome.checkpoint,
-        }
-    )
+    answer(asdict(outcome))
 
 
 def _is_number(text: str) -> bool:

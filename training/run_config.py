@@ -36,14 +36,14 @@ TRANSFORMS = 6
 """Kinds of image augmentation (`augment.py`)."""
 
 
-def _within(name: str, value: float, low: float, high: float = inf) -> None:
+def within(name: str, value: float, low: float, high: float = inf) -> None:
     """ConfigError unless the finite `value` lies in [low, high]; NaN lies nowhere."""
     if not low <= value <= high or value == inf:
         limit = f"must be at least {low:g}" if high == inf else f"must be {low:g} to {high:.10g}"
         raise ConfigError(f"{name} is {value}: {limit}")
 
 
-def _above_zero(name: str, value: float) -> None:
+def above_zero(name: str, value: float) -> None:
     if not 0 < value < inf:
         raise ConfigError(f"{name} {value}: must be above 0 and finite")
 
@@ -59,10 +59,10 @@ class OptimizerConfig:
     grad_clip_norm: float = 10.0
 
     def __post_init__(self) -> None:
-        _above_zero("learning rate", self.lr)
-        _above_zero("optimizer.eps", self.eps)
-        _above_zero("grad_clip_norm", self.grad_clip_norm)
-        _within("weight_decay", self.weight_decay, 0, 1e3)
+        above_zero("learning rate", self.lr)
+        above_zero("optimizer.eps", self.eps)
+        above_zero("grad_clip_norm", self.grad_clip_norm)
+        within("weight_decay", self.weight_decay, 0, 1e3)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas {list(self.betas)}: give two numbers from 0 to below 1")
 
@@ -76,9 +76,9 @@ class ScheduleConfig:
     decay_lr: float = 2.5e-6
 
     def __post_init__(self) -> None:
-        _within("warmup_steps", self.warmup_steps, 0)
-        _within("decay_steps", self.decay_steps, 1)
-        _within("decay_lr", self.decay_lr, 0)
+        within("warmup_steps", self.warmup_steps, 0)
+        within("decay_steps", self.decay_steps, 1)
+        within("decay_lr", self.decay_lr, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ class LoraConfig:
     targets: str = r".*\.(vlm\.model\.text_model|lm_expert)\..*\.(q|k|v|o)_proj"
 
     def __post_init__(self) -> None:
-        _within("lora.rank", self.rank, 0)
-        _within("lora.alpha", self.alpha, 1)
+        within("lora.rank", self.rank, 0)
+        within("lora.alpha", self.alpha, 1)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}: give 0 to below 1")
         try:
@@ -127,10 +127,10 @@ class AugmentConfig:
     shift: float = 0.05
 
     def __post_init__(self) -> None:
-        _within("augment.most", self.most, 0, TRANSFORMS)
+        within("augment.most", self.most, 0, TRANSFORMS)
         for item in fields(self):
             if item.name != "most":
-                _within(f"augment.{item.name}", getattr(self, item.name), 0, 1)
+                within(f"augment.{item.name}", getattr(self, item.name), 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +162,15 @@ class CraftConfig:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        if self.merge not in MERGES:
-            raise ConfigError(f"CRaFT merge {self.merge!r}: known are {', '.join(MERGES)}")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"CRaFT loss {self.loss!r}: known are {', '.join(LOSSES)}")
-        if self.every < 1 or self.anchor_batch < 1:
-            raise ConfigError(f"CRaFT every {self.every} and anchor batch {self.anchor_batch}: both must be at least 1")
-        if not -1 <= self.conflict_cosine <= 1:
-            raise ConfigError(f"CRaFT conflict threshold {self.conflict_cosine} is a cosine: give -1 to 1")
-        if not 0 <= self.lambda_start <= self.lambda_max < inf or not 0 <= self.lambda_lr < inf:
-            raise ConfigError(
-                f"CRaFT λ starts at {self.lambda_start}, steps by {self.lambda_lr} and ends at {self.lambda_max}: "
-                "give 0 ≤ start ≤ end, and a step of 0 or more"
-            )
-        if not (0 <= self.epsilon_start < inf and 0 <= self.epsilon_end < inf):
-            raise ConfigError(
-                f"CRaFT ε goes from {self.epsilon_start} to {self.epsilon_end}: give numbers of 0 or more"
-            )
+        for name, known in (("merge", MERGES), ("loss", LOSSES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"craft.{name} {getattr(self, name)!r}: known are {', '.join(known)}")
+        for name in ("every", "anchor_batch"):
+            within(f"craft.{name}", getattr(self, name), 1)
+        for name in ("lambda_lr", "lambda_max", "epsilon_start", "epsilon_end"):
+            within(f"craft.{name}", getattr(self, name), 0)
+        within("craft.lambda_start", self.lambda_start, 0, self.lambda_max)
+        within("craft.conflict_cosine", self.conflict_cosine, -1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +254,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "save_every", "log_every", "validation_frames"):
-            _within(name, getattr(self, name), 1)
-        _within("workers", self.workers or 0, 0)
+            within(name, getattr(self, name), 1)
+        within("workers", self.workers or 0, 0)
         for name in ("cache_mb", "validate_every", "keep", "n_action_steps", "num_steps"):
-            _within(name, getattr(self, name), 0)
-        _within("seed", self.seed, 0, 2**31 - 1)
+            within(name, getattr(self, name), 0)
+        within("seed", self.seed, 0, 2**31 - 1)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: known are {', '.join(known)}")

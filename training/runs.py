@@ -22,9 +22,9 @@ from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import PRETRAINED, RUN_FILE, STATE, STEP_FILE, last_checkpoint, step_of
 from vla_edge.training.craft.anchors import AnchorCache
 from vla_edge.training.craft.retention import Retention
-from vla_edge.training.loop import Outcome, make_accelerator, train
+from vla_edge.training.loop import Outcome, train
 from vla_edge.training.loop_inputs import Setup, assemble, policy_fields
-from vla_edge.training.processes import is_first, join
+from vla_edge.training.processes import is_first, join, make_accelerator
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.run_config import TrainConfig, read_config
 from vla_edge.training.run_files import has_ended, trained_by_other

@@ -55,8 +55,6 @@ class QuotaSampler:
     """
 
     def __init__(self, sources: Sequence[Source], batch_size: int, seed: int) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch size {batch_size}: must be at least 1")
         if not sources:
             raise ConfigError("no dataset to draw from; give at least one")
         for source in sources:

@@ -11,11 +11,10 @@ from vla_edge.fields import read_object
 from vla_edge.training.arguments import DISTILL, FINE_TUNE, SMOKE, scratch_defaults
 from vla_edge.training.checkpoints import RUN_FILE, STATE, last_checkpoint, step_of
 from vla_edge.training.frozen.caches import fill_caches
-from vla_edge.training.loop import make_accelerator
 from vla_edge.training.loop_inputs import Setup
 from vla_edge.training.objective import Objective
 from vla_edge.training.options import config_from_arguments, print_notes, print_outcome, reporter
-from vla_edge.training.processes import is_first, join
+from vla_edge.training.processes import is_first, join, make_accelerator
 from vla_edge.training.run_config import read_config
 from vla_edge.training.run_files import run_folder
 from vla_edge.training.runs import SMOKE_EPISODES, begin, prepare, prepare_scratch, resume

@@ -49,13 +49,6 @@ class GateRequest:
     period_s: float = 0.25
     pairs: PairPlan = PairPlan()
 
-    def __post_init__(self) -> None:
-        if not 0 < self.bound < 1 or self.max_reuse < 1 or not self.period_s > 0:
-            raise ConfigError(
-                f"--bound {self.bound} must be a share above 0 and below 1, --max-reuse {self.max_reuse} at least 1, "
-                f"--period-s {self.period_s} above 0"
-            )
-
 
 @dataclass(frozen=True)
 class GateResult:

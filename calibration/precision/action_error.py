@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -41,9 +40,7 @@ class ActionError:
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
-def chunks(
-    bundle: Bundle, engine: Engine, data: Measured, progress: Callable[[], None] = lambda: None
-) -> NDArray[np.float32]:
+def chunks(bundle: Bundle, engine: Engine, data: Measured) -> NDArray[np.float32]:
     """Normalised actions float32 [observations, C, action_dim], everything computed anew for each."""
     session = PolicySession(bundle, engine)
     found = []
@@ -51,7 +48,6 @@ def chunks(
         result = session.infer(InferenceRequest(observation, 0, noise=noise))
         assert result is not None
         found.append(result.normalized)
-        progress()
     return np.stack(found)
 
 

@@ -9,8 +9,8 @@ biases are int32 on the grid of the products, as x86's kernels add them, and flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from vla_edge.calibration.precision.int8 import HALF_SCALES, Span, activation_grid
-from vla_edge.calibration.precision.linear import TensorSink, shapes_of
+from vla_edge.calibration.precision.linear import TensorSink, readers_of, shapes_of, with_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +42,16 @@ def convolutions(model: onnx.ModelProto) -> Iterator[Convolution]:
     found = [node for node in model.graph.node if node.op_type == "Conv"]
     if not found:
         return
-    shapes = shapes_of(model)
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    shapes, readers = shapes_of(model), readers_of(model)
     for node in found:
         after = readers.get(node.output[0], [])
         relu = len(after) == 1 and after[0].op_type == "Relu"
         weight = shapes[node.input[1]]
         work = int(np.prod(shapes[node.output[0]], dtype=np.int64)) * int(np.prod(weight[1:]))
         value, stored, bias = node.input
-        yield Convolution(
-            node.name,
-            value,
-            stored,
-            bias,
-            after[0].output[0] if relu else node.output[0],
-            work,
-            int(np.prod(weight)),
-            f"{model.graph.name}/{node.name.split('/')[0]}",
-        )
+        made = after[0].output[0] if relu else node.output[0]
+        group = f"{model.graph.name}/{node.name.split('/')[0]}"
+        yield Convolution(node.name, value, stored, bias, made, work, int(np.prod(weight)), group)
 
 
 def watched_values(model: onnx.ModelProto) -> list[str]:
@@ -72,38 +61,23 @@ def watched_values(model: onnx.ModelProto) -> list[str]:
     return sorted(values, key=lambda name: made.get(name, -1))
 
 
-def quantise_convolutions(
-    model: onnx.ModelProto,
-    arrays: Mapping[str, NDArray[Any]],
-    chosen: Sequence[Convolution],
-    spans: Mapping[str, Span],
-    sink: TensorSink,
-    signed: bool,
-    half: bool,
-) -> onnx.ModelProto:
-    """A model in which the convolutions of `chosen` run on integers. spans: of every value of `watched_values`. signed,
-    half: as `Rewriter` has them."""
-    return _Rewrite(model, arrays, spans, sink, signed, half).run({item.node: item for item in chosen})
+@dataclass
+class ConvolutionRewriter:
+    """Rewrites one graph. spans: of every value of `watched_values`. The rest is as `Rewriter` has it."""
 
+    model: onnx.ModelProto
+    arrays: Mapping[str, NDArray[Any]]
+    spans: Mapping[str, Span]
+    sink: TensorSink
+    signed: bool
+    half: bool
+    _nodes: list[onnx.NodeProto] = field(default_factory=list)
+    _new: dict[str, TensorProto] = field(default_factory=dict)
+    _scale_of: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
-class _Rewrite:
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        arrays: Mapping[str, NDArray[Any]],
-        spans: Mapping[str, Span],
-        sink: TensorSink,
-        signed: bool,
-        half: bool,
-    ) -> None:
-        self._model, self._arrays, self._spans, self._sink = model, arrays, spans, sink
-        self._signed, self._half = signed, half
-        self._nodes: list[onnx.NodeProto] = []
-        self._new: dict[str, TensorProto] = {}
-        self._scale_of: dict[str, NDArray[np.float32]] = {}
-
-    def run(self, chosen: Mapping[str, Convolution]) -> onnx.ModelProto:
-        graph = self._model.graph
+    def rewrite(self, chosen: Mapping[str, Convolution]) -> onnx.ModelProto:
+        """A model in which these convolutions, by their node, run on integers."""
+        graph = self.model.graph
         wanted = {name for item in chosen.values() for name in (item.value, item.made)}
         grids = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "MaxPool"}
         back: dict[str, str] = {}
@@ -121,19 +95,11 @@ class _Rewrite:
                 if name in wanted:
                     source = grids.get(name, name)
                     back[name] = self._quantise(name, source if source in wanted else name)
-        used = {name for node in self._nodes for name in node.input}
-        kept = [item for item in graph.initializer if item.name in used]
-        made_graph = helper.make_graph(self._nodes, graph.name, graph.input, graph.output, [*kept, *self._new.values()])
-        return helper.make_model(
-            made_graph,
-            opset_imports=self._model.opset_import,
-            ir_version=self._model.ir_version,
-            producer_name="vla-edge",
-        )
+        return with_nodes(self.model, self._nodes, self._new.values())
 
     def _quantise(self, value: str, grid_of: str) -> str:
         """The value behind QuantizeLinear and DequantizeLinear, on the grid of the value `grid_of`."""
-        scale, zero = activation_grid(self._spans[grid_of], self._signed)
+        scale, zero = activation_grid(self.spans[grid_of], self.signed)
         self._scale_of[value] = scale
         names = [
             self._tensor(f"{value}/conv/scale", self._stored_scale(scale)),
@@ -144,7 +110,7 @@ class _Rewrite:
 
     def _stored(self, item: Convolution) -> tuple[str, str]:
         """The weight and the bias behind DequantizeLinear."""
-        weight = np.asarray(self._arrays[item.weight], np.float32)
+        weight = np.asarray(self.arrays[item.weight], np.float32)
         scale = (np.abs(weight).max(axis=(1, 2, 3)) / 127).astype(np.float32)
         scale[scale == 0] = 1
         scale = self._stored_scale(scale).astype(np.float32)
@@ -153,15 +119,15 @@ class _Rewrite:
         parts = (("q", steps), ("scale", self._stored_scale(scale)), ("zero", zero))
         names = [self._tensor(f"{item.weight}/{part}", array) for part, array in parts]
         stored = self._op("DequantizeLinear", names, f"{item.weight}/dq", axis=0)
-        if self._signed:
+        if self.signed:
             return stored, item.bias
         of_products = (scale * self._scale_of[item.value]).astype(np.float32)
-        bias = np.clip(np.rint(self._arrays[item.bias] / of_products), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        bias = np.clip(np.rint(self.arrays[item.bias] / of_products), -(2**31) + 1, 2**31 - 1).astype(np.int32)
         names = [self._tensor(f"{item.bias}/q", bias), self._tensor(f"{item.bias}/scale", of_products)]
         return stored, self._op("DequantizeLinear", names, f"{item.bias}/dq", axis=0)
 
     def _stored_scale(self, scale: NDArray[np.float32]) -> NDArray[Any]:
-        return np.clip(scale, *HALF_SCALES).astype(np.float16) if self._half else scale
+        return np.clip(scale, *HALF_SCALES).astype(np.float16) if self.half else scale
 
     def _op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
@@ -169,5 +135,5 @@ class _Rewrite:
 
     def _tensor(self, name: str, array: NDArray[Any]) -> str:
         if name not in self._new:
-            self._new[name] = self._sink.tensor(name, array)
+            self._new[name] = self.sink.tensor(name, array)
         return name

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vla_edge.calibration.precision.linear import KEPT_FLOAT, TensorSink
+from vla_edge.calibration.precision.linear import KEPT_FLOAT, TensorSink, with_nodes
 from vla_edge.errors import ExportError
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -60,12 +60,7 @@ def to_float16(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], sink:
             nodes.append(node)
             if node.op_type == "DequantizeLinear":
                 cast[node.output[0]] = node.output[0]
-    used = {name for node in nodes for name in node.input}
-    kept = [item for name, item in constants.items() if name in used]
-    graph = helper.make_graph(nodes, model.graph.name, model.graph.input, model.graph.output, [*kept, *halved.values()])
-    return helper.make_model(
-        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge"
-    )
+    return with_nodes(model, nodes, halved.values())
 
 
 def _half_constant(

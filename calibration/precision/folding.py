@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vla_edge.bundle import GraphFile
-from vla_edge.calibration.precision.linear import TensorSink, linear_maps, weight_arrays
+from vla_edge.calibration.precision.linear import TensorSink, linear_maps, readers_of, weight_arrays
 from vla_edge.calibration.precision.ranges import Ranges, Tap
 from vla_edge.engines.onnx_file import external_tensors
 
@@ -58,7 +58,7 @@ def folds_of(graphs: list[GraphFile], ranges: Ranges) -> Folds:
         model = onnx.load_from_string(graph.model)
         arrays = weight_arrays(graph, model)
         where = {tensor.name: f"{tensor.file}:{tensor.offset}" for tensor in external_tensors(graph.model)}
-        readers = _readers(model)
+        readers = readers_of(model)
         for value in _foldable(model, readers):
             tap = ranges.taps.get((graph.name, value))
             if tap is None:
@@ -77,7 +77,7 @@ def fold(
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """The same graph with other constants: norms divided, linear maps multiplied."""
     changed: dict[str, Array] = {}
-    readers = _readers(model)
+    readers = readers_of(model)
     for node in model.graph.node:
         if node.output[0] in factors:
             scale = factors[node.output[0]]
@@ -114,14 +114,6 @@ def _norm_constants(node: onnx.NodeProto) -> list[str]:
     if node.op_type == "LayerNormalization":
         return list(node.input[1:])
     return [node.input[1]] if node.op_type == "Mul" and node.name.endswith("norm/scale") else []
-
-
-def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    found: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            found.setdefault(name, []).append(node)
-    return found
 
 
 def _factors(activation: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from vla_edge.calibration.precision.linear import LinearMap, TensorSink
+from vla_edge.calibration.precision.linear import LinearMap, TensorSink, with_nodes
 from vla_edge.engines.dialect import Treatment
 
 Array = NDArray[Any]
@@ -70,18 +70,7 @@ class Rewriter:
                 self._nodes.append(node)
             else:
                 self._replace(maps[node.name], step)
-        used = {name for node in self._nodes for name in node.input}
-        kept = [item for item in self.model.graph.initializer if item.name in used]
-        graph = helper.make_graph(
-            self._nodes,
-            self.model.graph.name,
-            self.model.graph.input,
-            self.model.graph.output,
-            [*kept, *self._new.values()],
-        )
-        return helper.make_model(
-            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version, producer_name="vla-edge"
-        )
+        return with_nodes(self.model, self._nodes, self._new.values())
 
     def _replace(self, item: LinearMap, step: Step) -> None:
         weight = np.asarray(self.arrays[item.weight], np.float32)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from vla_edge.bundle import GraphFile
 from vla_edge.engines.onnx_file import external_array, external_tensors
@@ -57,6 +57,34 @@ def shapes_of(model: onnx.ModelProto) -> Shapes:
     return shapes
 
 
+def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes that read each value."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def with_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], new: Iterable[TensorProto]) -> onnx.ModelProto:
+    """`model` with these nodes in place of its own; of its initializers those that they read, and the `new` ones."""
+    used = {name for node in nodes for name in node.input}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    graph = helper.make_graph(nodes, model.graph.name, model.graph.input, model.graph.output, [*kept, *new])
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge"
+    )
+
+
+def external_tensor(name: str, array: NDArray[Any], file: str, offset: int) -> TensorProto:
+    """An initializer whose bytes lie in `file` from `offset` on."""
+    proto = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", str(offset)), ("length", str(array.nbytes))):
+        proto.external_data.add(key=key, value=value)
+    return proto
+
+
 def linear_maps(model: onnx.ModelProto) -> Iterator[LinearMap]:
     """Every linear map that a plan may change, in graph order."""
     shapes = shapes_of(model)
@@ -66,16 +94,8 @@ def linear_maps(model: onnx.ModelProto) -> Iterator[LinearMap]:
             continue
         rows = int(np.prod(shapes[node.input[0]][:-1], dtype=np.int64))
         inner, outer = shapes[node.input[1]]
-        yield LinearMap(
-            node.name,
-            node.input[0],
-            node.input[1],
-            node.output[0],
-            rows,
-            inner,
-            outer,
-            f"{model.graph.name}/{_kind(node.name)}",
-        )
+        group = f"{model.graph.name}/{_kind(node.name)}"
+        yield LinearMap(node.name, node.input[0], node.input[1], node.output[0], rows, inner, outer, group)
 
 
 def _kind(name: str) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import onnx
 
 from vla_edge.bundle import GraphFile
-from vla_edge.calibration.precision.convolution import convolutions
+from vla_edge.calibration.precision.convolution import Convolution, convolutions
 from vla_edge.calibration.precision.counting import work_of
-from vla_edge.calibration.precision.linear import linear_maps
+from vla_edge.calibration.precision.linear import LinearMap, linear_maps, readers_of
 from vla_edge.calibration.precision.products import products
 from vla_edge.calibration.precision.variant import FLOAT32, Plan
 from vla_edge.engines.dialect import Treatment
@@ -59,15 +59,11 @@ class _Asked:
 
 def audit_ort(source: GraphFile, variant: GraphFile, plan: Plan) -> GraphAudit:
     """`variant` is what `plan` made of `source`; ONNX Runtime's CPU provider is asked how it would run it."""
-    optimized = onnx.load_from_string(optimized_model(variant)).graph
-    readers: dict[str, set[str]] = {}
-    for node in optimized.node:
-        for name in node.input:
-            readers.setdefault(name, set()).add(node.op_type)
+    readers = readers_of(onnx.load_from_string(optimized_model(variant)))
     real: dict[str, str] = {}
     kernels: dict[str, int] = {}
     for item in _asked(source, plan):
-        kinds = readers.get(item.weight, set())
+        kinds = {node.op_type for node in readers.get(item.weight, ())}
         for kind in kinds:
             kernels[kind] = kernels.get(kind, 0) + 1
         if item.treatment.is_int8 and kinds and kinds <= INTEGER_OPERATORS:
@@ -108,23 +104,12 @@ def audit_openvino(source: GraphFile, layers: Iterable[ExecutedLayer], plan: Pla
 def _asked(source: GraphFile, plan: Plan) -> list[_Asked]:
     model = onnx.load_from_string(source.model)
     found = []
-    for item in linear_maps(model):
+    maps: list[LinearMap | Convolution] = [*linear_maps(model), *convolutions(model)]
+    for item in maps:
         treatment = plan.get(item.group, FLOAT32).treatment
         if treatment is not Treatment.FLOAT32:
-            found.append(
-                _Asked(
-                    item.node,
-                    item.value,
-                    item.multiply_adds,
-                    treatment,
-                    f"{item.weight}/{'q' if treatment.is_int8 else 'half'}",
-                )
-            )
-    for conv in convolutions(model):
-        treatment = plan.get(conv.group, FLOAT32).treatment
-        if treatment is not Treatment.FLOAT32:
-            stored = f"{conv.weight}/{'q' if treatment.is_int8 else 'half'}"
-            found.append(_Asked(conv.node, conv.value, conv.multiply_adds, treatment, stored))
+            stored = f"{item.weight}/{'q' if treatment.is_int8 else 'half'}"
+            found.append(_Asked(item.node, item.value, item.multiply_adds, treatment, stored))
     for product in products(model):
         treatment = plan.get(product.group, FLOAT32).treatment
         if treatment is Treatment.INT8_STATIC:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from vla_edge.calibration.precision.int8 import Span, activation_grid
-from vla_edge.calibration.precision.linear import TensorSink, shapes_of
+from vla_edge.calibration.precision.linear import TensorSink, shapes_of, with_nodes
 
 WORTH = 0.05
 """Share of a graph's multiply-adds from which its attention products are a group of the plan."""
@@ -68,12 +68,7 @@ def quantise_products(
             nodes.append(helper.make_node("MatMul", sides, node.output, node.name))
         else:
             nodes.append(node)
-    graph = helper.make_graph(
-        nodes, model.graph.name, model.graph.input, model.graph.output, [*model.graph.initializer, *tensors.values()]
-    )
-    return helper.make_model(
-        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name="vla-edge"
-    )
+    return with_nodes(model, nodes, tensors.values())
 
 
 def _quantised(

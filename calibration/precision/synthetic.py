@@ -47,7 +47,7 @@ def synthetic(bundle: Bundle, count: int, seed: int) -> Measured:
     made = []
     for index in range(count):
         frames = {
-            camera.name: Frame(camera.name, _picture(generator, camera.height, camera.width), index, index)
+            camera.name: Frame(camera.name, blocks(generator, camera.height, camera.width), index, index)
             for camera in bundle.manifest.cameras
         }
         positions = (mean + generator.uniform(-1, 1, mean.shape) * spread).astype(np.float32)
@@ -72,7 +72,8 @@ def measured(bundle: Bundle, source: str, observations: Sequence[Observation]) -
     return Measured(source, tuple(observations), noise, digest.hexdigest())
 
 
-def _picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    blocks = generator.integers(0, 256, (-(-height // BLOCK), -(-width // BLOCK), 3))
-    large = np.repeat(np.repeat(blocks, BLOCK, axis=0), BLOCK, axis=1)[:height, :width]
+def blocks(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """A picture of large coloured blocks under fine noise, as pictures have both."""
+    colours = generator.integers(0, 256, (-(-height // BLOCK), -(-width // BLOCK), 3))
+    large = np.repeat(np.repeat(colours, BLOCK, axis=0), BLOCK, axis=1)[:height, :width]
     return np.clip(large + generator.integers(-20, 21, (height, width, 3)), 0, 255).astype(np.uint8)

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from vla_edge.bundle import GraphFile
-from vla_edge.calibration.precision.convolution import Convolution, convolutions, quantise_convolutions, watched_values
+from vla_edge.calibration.precision.convolution import Convolution, ConvolutionRewriter, convolutions, watched_values
 from vla_edge.calibration.precision.float16 import to_float16
 from vla_edge.calibration.precision.folding import Folds, fold
-from vla_edge.calibration.precision.int8 import Rewriter, Span, Step
-from vla_edge.calibration.precision.linear import LinearMap, TensorSink, linear_maps, weight_arrays
-from vla_edge.calibration.precision.products import Product, products, quantise_products
-from vla_edge.calibration.precision.ranges import Ranges
+from vla_edge.calibration.precision.int8 import Rewriter, Step
+from vla_edge.calibration.precision.linear import LinearMap, TensorSink, external_tensor, linear_maps, weight_arrays
+from vla_edge.calibration.precision.products import products, quantise_products
+from vla_edge.calibration.precision.ranges import Ranges, Tap
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.dialect import Treatment
 from vla_edge.engines.engine import Engine
@@ -84,14 +84,7 @@ class MemorySink:
         if array.nbytes <= 256:
             return onnx.numpy_helper.from_array(array, name)
         self.data.extend(bytes(-len(self.data) % 64))
-        proto = TensorProto(
-            name=name,
-            dims=array.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
-        for key, value in (("location", SCRATCH), ("offset", str(len(self.data))), ("length", str(array.nbytes))):
-            proto.external_data.add(key=key, value=value)
+        proto = external_tensor(name, array, SCRATCH, len(self.data))
         self.data.extend(array.tobytes())
         return proto
 
@@ -128,16 +121,18 @@ def build(graph: GraphFile, plan: Plan, settings: VariantSettings, sink: TensorS
         model, arrays = fold(model, arrays, settings.folds.of(graph.name), sink)
     treatments = {choice.treatment for name, choice in plan.items() if name.startswith(f"{graph.name}/")}
     half = settings.half or Treatment.FLOAT16 in treatments
-    quantised = [
-        item for item in convolutions(model) if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC
-    ]
+    quantised = {
+        item.node: item
+        for item in convolutions(model)
+        if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC
+    }
     if quantised:
-        spans = _spans_of_convolutions(graph.name, model, settings)
-        model = quantise_convolutions(model, arrays, quantised, spans, sink, settings.signed, half)
+        spans = {value: _tap(settings, graph.name, value).span() for value in watched_values(model)}
+        model = ConvolutionRewriter(model, arrays, spans, sink, settings.signed, half).rewrite(quantised)
     maps = {item.node: item for item in linear_maps(model)}
     steps = {node: _step(graph.name, item, plan.get(item.group, FLOAT32), settings) for node, item in maps.items()}
     inner = {
-        item.node: _spans(graph.name, item, settings)
+        item.node: (_tap(settings, graph.name, item.left).span(), _tap(settings, graph.name, item.right).span())
         for item in products(model)
         if plan.get(item.group, FLOAT32).treatment is Treatment.INT8_STATIC
     }
@@ -193,11 +188,9 @@ def in_memory(graph: GraphFile, plan: Plan, settings: VariantSettings) -> GraphF
 def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings) -> Step:
     if choice.treatment is not Treatment.INT8_STATIC and not choice.outlier_ratio:
         return Step(choice.treatment)
-    if settings.ranges is None:
-        raise ConfigError(f"{item.group}: {choice} needs recorded ranges; give --data DATASET")
-    tap = settings.ranges.taps.get((graph, item.value))
-    if tap is None:
+    if settings.ranges is not None and (graph, item.value) not in settings.ranges.taps:
         return Step(Treatment.FLOAT32)
+    tap = _tap(settings, graph, item.value)
     if settings.folds is not None:
         tap = settings.folds.tap(graph, item.value, tap)
     outliers = tap.outliers(choice.outlier_ratio) if choice.outlier_ratio else ()
@@ -205,14 +198,8 @@ def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings
     return Step(choice.treatment, inliers.span(), outliers)
 
 
-def _spans_of_convolutions(graph: str, model: onnx.ModelProto, settings: VariantSettings) -> dict[str, Span]:
+def _tap(settings: VariantSettings, graph: str, value: str) -> Tap:
+    """What was recorded of a value. ConfigError: nothing was recorded."""
     if settings.ranges is None:
-        raise ConfigError(f"{graph}: static INT8 needs recorded ranges; give --dataset DATASET")
-    return {value: settings.ranges.taps[graph, value].span() for value in watched_values(model)}
-
-
-def _spans(graph: str, item: Product, settings: VariantSettings) -> tuple[Span, Span]:
-    if settings.ranges is None:
-        raise ConfigError(f"{item.group}: static INT8 needs recorded ranges; give --data DATASET")
-    left, right = (settings.ranges.taps[graph, value] for value in (item.left, item.right))
-    return left.span(), right.span()
+        raise ConfigError(f"{graph}: static INT8 and outliers need recorded ranges; give --dataset DATASET")
+    return settings.ranges.taps[graph, value]

@@ -3,31 +3,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from vla_edge.engines.dialect import Dialect, Treatment
 from vla_edge.engines.engine import Backend, Engine, EngineOptions
 
 
-def _open(options: EngineOptions) -> Engine:
+def _open(name: str, options: EngineOptions) -> Engine:
     from vla_edge.engines.tensorrt.trt_engine import open_tensorrt
 
-    return open_tensorrt(options)
-
-
-def _open_rtx(options: EngineOptions) -> Engine:
-    from vla_edge.engines.tensorrt.trt_engine import open_tensorrt_rtx
-
-    return open_tensorrt_rtx(options)
-
-
-def _open_pycuda(options: EngineOptions) -> Engine:
-    from vla_edge.engines.tensorrt.trt_engine import open_tensorrt_pycuda
-
-    return open_tensorrt_pycuda(options)
+    return open_tensorrt(name)
 
 
 DIALECT = Dialect((Treatment.INT8_STATIC,), half=True, signed=True)
-BACKENDS = (
-    Backend("tensorrt", _open, device="cuda", dialect=DIALECT, builds=True),
-    Backend("tensorrt-rtx", _open_rtx, device="cuda", dialect=DIALECT, builds=True),
-    Backend("tensorrt-pycuda", _open_pycuda, device="cuda", builds=True),
+BACKENDS = tuple(
+    Backend(name, partial(_open, name), device="cuda", dialect=dialect, builds=True)
+    for name, dialect in (("tensorrt", DIALECT), ("tensorrt-rtx", DIALECT), ("tensorrt-pycuda", None))
 )

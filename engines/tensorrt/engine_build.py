@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,20 +134,10 @@ def build_engines(
     return made
 
 
-def memory_of(bundle: Bundle, made: Iterable[BuiltEngine], board: Board, options: BuildOptions) -> MemoryPlan:
-    """The memory plan with the scratch that the engine files say they need."""
-    scratch = {built.sidecar.graph: built.sidecar.device_memory for built in made}
-    return plan_memory(bundle, board, options.workspace, scratch)
-
-
 def board_of(cuda: Cuda) -> Board:
     """The memory of this machine."""
-    return Board(cuda.facts.memory, cuda.facts.integrated, host_memory())
-
-
-def host_memory() -> int:
-    """Bytes of host memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Board(cuda.facts.memory, cuda.facts.integrated, host)
 
 
 def board_plan(bundle: Bundle, memory_gb: float, workspace: int) -> MemoryPlan:

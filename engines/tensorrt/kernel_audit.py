@@ -34,18 +34,7 @@ _WORDS = (
 )
 """Looked for in this order."""
 
-_PRODUCTS = (
-    "gemm",
-    "matmul",
-    "matrixmultiply",
-    "matrix_multiply",
-    "convolution",
-    "conv",
-    "fc",
-    "myelin",
-    "mha",
-    "attention",
-)
+_PRODUCTS = ("gemm", "matmul", "matrixmultiply", "matrix_multiply", "conv", "fc", "myelin", "mha", "attention")
 """Words in the type or name of a layer that holds matrix products."""
 
 

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from vla_edge.bundle import GraphFile
 from vla_edge.core import load_core
 from vla_edge.engines.bindings import LoadedGraph, check_buffer, check_interface
-from vla_edge.engines.engine import EngineOptions
 from vla_edge.engines.flow_loop import FlowGraphs, FlowLoop, PythonLoop
 from vla_edge.engines.tensorrt.cuda import ALIGNMENT, Cuda, open_cuda, require_gpu, rounded
-from vla_edge.engines.tensorrt.engine_build import RTX, deserialize, fresh_logger, load_compiler
+from vla_edge.engines.tensorrt.engine_build import deserialize, fresh_logger, load_compiler
 from vla_edge.engines.tensorrt.engine_file import Compiler, Sidecar, fitting_sidecar, read_engine
 from vla_edge.engines.tensorrt.holdings import Holdings
 from vla_edge.errors import EngineError
@@ -60,22 +59,15 @@ class Block:
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (host, False), "version": 3}
 
 
-def open_tensorrt(options: EngineOptions) -> TrtEngine:
-    """TensorRT through cuda-bindings. EngineError names the first thing that is not there: driver, package, C core."""
-    return TrtEngine("tensorrt", open_cuda(), load_compiler())
-
-
-def open_tensorrt_rtx(options: EngineOptions) -> TrtEngine:
-    """TensorRT-RTX, whose engine files are built anywhere and run on RTX cards, by explicit choice."""
-    return TrtEngine(RTX, open_cuda(), load_compiler(RTX))
-
-
-def open_tensorrt_pycuda(options: EngineOptions) -> TrtEngine:
-    """TensorRT through pycuda, by explicit choice."""
+def open_tensorrt(name: str) -> TrtEngine:
+    """TensorRT ("tensorrt-pycuda": through pycuda in place of cuda-bindings) or TensorRT-RTX. EngineError names the
+    first thing that is not there: driver, package, C core."""
+    if name != "tensorrt-pycuda":
+        return TrtEngine(name, open_cuda(), load_compiler(name))
     require_gpu()
     from vla_edge.engines.tensorrt.cuda_pycuda import open_pycuda
 
-    return TrtEngine("tensorrt-pycuda", open_pycuda(), load_compiler())
+    return TrtEngine(name, open_pycuda(), load_compiler())
 
 
 class TrtEngine:
@@ -159,15 +151,8 @@ class TrtEngine:
                     return block.device + start - block.host
         raise EngineError(f"{self.name}: the buffer was not made by this engine's allocate; bind one that was")
 
-    def scratch(self, size: int) -> Scratch:
-        """The scratch of single runs, at least `size` bytes. Runs that hold an older, smaller one keep it."""
-        return self._scratch_of(self.stream, size)
-
-    def low_scratch(self, size: int) -> Scratch:
-        """The same for fixed runs."""
-        return self._scratch_of(self.low, size)
-
-    def _scratch_of(self, stream: int, size: int) -> Scratch:
+    def scratch(self, stream: int, size: int) -> Scratch:
+        """What the runs on a stream share, at least `size` bytes. Runs that hold an older, smaller one keep it."""
         with self._lock:
             if self._scratch[stream].size < size:
                 self._scratch[stream] = Scratch(self._held.allocate(size), rounded(size))
@@ -261,7 +246,7 @@ class TrtGraph(LoadedGraph):
         self.owner = owner
         self.loaded = loaded
         self.source = graph
-        self._run = owner.run_of(loaded, owner.scratch(loaded.scratch))
+        self._run = owner.run_of(loaded, owner.scratch(owner.stream, loaded.scratch))
         self._copies: dict[str, tuple[NDArray[Any], int]] = {}
 
     def read_from_device(self, name: str, device: int) -> None:
@@ -299,7 +284,7 @@ class FixedRun:
     def __init__(self, graph: TrtGraph, buffers: Mapping[str, NDArray[Any]]) -> None:
         self._owner, self._name, self._buffers = graph.owner, graph.name, buffers
         held = held_by(self, self._owner.cuda)
-        run = self._owner.run_of(graph.loaded, self._owner.low_scratch(graph.loaded.scratch))
+        run = self._owner.run_of(graph.loaded, self._owner.scratch(self._owner.low, graph.loaded.scratch))
         held.keep(run.close)
         cuda, stream, driver = self._owner.cuda, self._owner.low, self._owner.driver
         devices = {name: self._owner.device_address(array) for name, array in buffers.items()}

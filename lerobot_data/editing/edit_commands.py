@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from vla_edge.command_line import answer, folder_to_write
 from vla_edge.lerobot_data.data_commands import episode_bar
 from vla_edge.lerobot_data.editing.episode_edits import delete, merge, parse_episodes, parse_shares, renumber, split
+from vla_edge.lerobot_data.editing.rewrite import Progress
 from vla_edge.lerobot_data.layout import Info
 from vla_edge.lerobot_data.tolerance import add_tolerance
 
@@ -47,40 +49,33 @@ def _add_out(parser: argparse.ArgumentParser, help: str = "new dataset folder, m
 
 
 def run_merge(arguments: argparse.Namespace) -> int:
-    with episode_bar("episodes") as advance:
-        info = merge(arguments.datasets, arguments.out, advance, arguments.tolerance)
-    return _done({str(arguments.out): info})
+    return _one(arguments, lambda bar: merge(arguments.datasets, arguments.out, bar, arguments.tolerance))
 
 
 def run_split(arguments: argparse.Namespace) -> int:
-    with episode_bar("episodes") as advance:
-        infos = split(arguments.dataset, parse_shares(arguments.part), arguments.out, advance, arguments.tolerance)
-    return _done({str(arguments.out / name): info for name, info in infos.items()})
+    with episode_bar() as bar:
+        infos = split(arguments.dataset, parse_shares(arguments.part), arguments.out, bar, arguments.tolerance)
+    return _told({str(arguments.out / name): info for name, info in infos.items()})
 
 
 def run_delete(arguments: argparse.Namespace) -> int:
-    with episode_bar("episodes") as advance:
-        info = delete(
-            arguments.dataset, parse_episodes(arguments.episodes), arguments.out, advance, arguments.tolerance
-        )
-    return _done({str(arguments.out): info})
+    gone = parse_episodes(arguments.episodes)
+    return _one(arguments, lambda bar: delete(arguments.dataset, gone, arguments.out, bar, arguments.tolerance))
 
 
 def run_renumber(arguments: argparse.Namespace) -> int:
-    with episode_bar("episodes") as advance:
-        info = renumber(arguments.dataset, arguments.out, advance, arguments.tolerance)
-    return _done({str(arguments.out): info})
+    return _one(arguments, lambda bar: renumber(arguments.dataset, arguments.out, bar, arguments.tolerance))
 
 
-def _done(infos: dict[str, Info]) -> int:
+def _one(arguments: argparse.Namespace, make: Callable[[Progress], Info]) -> int:
+    with episode_bar() as bar:
+        info = make(bar)
+    return _told({str(arguments.out): info})
+
+
+def _told(infos: dict[str, Info]) -> int:
     for path, info in infos.items():
         print(f"{path}: {info.total_episodes} episodes, {info.total_frames} frames, verified")
-    answer(
-        {
-            "datasets": [
-                {"target": path, "episodes": info.total_episodes, "frames": info.total_frames}
-                for path, info in infos.items()
-            ]
-        }
-    )
+    rows = [{"target": path, "episodes": i.total_episodes, "frames": i.total_frames} for path, i in infos.items()]
+    answer({"datasets": rows})
     return 0

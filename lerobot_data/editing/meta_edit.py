@@ -61,34 +61,16 @@ def set_task(files: Iterable[Path], task: int, episodes: Collection[int]) -> Non
             _replace_columns(path, table, {"task_index": pa.array(cells, kind)})
 
 
-def set_text_in_episodes(copy: Path, info: Info, text: str, episodes: Collection[int]) -> None:
-    """Make `text` the one task of these episodes."""
+def set_texts(copy: Path, info: Info, change: Callable[[int, list[str]], list[str]]) -> None:
+    """Change the task lists of all episodes. change: an episode's number and its texts → its new texts."""
     if info.version != layout.V30:
         path = copy / layout.V21_EPISODES_FILE
-        rows = layout.read_jsonl(path)
-        tables.write_jsonl(
-            path, [row | {"tasks": [text]} if row.get("episode_index") in episodes else row for row in rows]
-        )
+        rows = [row | {"tasks": change(row.get("episode_index", -1), row["tasks"])} for row in layout.read_jsonl(path)]
+        tables.write_jsonl(path, rows)
         return
     for path in episode_files(copy):
         table = read_table(path)
-        owned = zip(table["episode_index"].to_pylist(), table["tasks"].to_pylist())
-        texts = [[text] if number in episodes else tasks for number, tasks in owned]
-        _replace_columns(path, table, {"tasks": pa.array(texts, tables.nested(pa.string(), 1))})
-
-
-def rename_in_episodes(copy: Path, info: Info, old: str, new: str) -> None:
-    """Replace a task text in the task lists of all episodes."""
-    if info.version != layout.V30:
-        path = copy / layout.V21_EPISODES_FILE
-        rows = layout.read_jsonl(path)
-        tables.write_jsonl(
-            path, [row | {"tasks": [new if text == old else text for text in row["tasks"]]} for row in rows]
-        )
-        return
-    for path in episode_files(copy):
-        table = read_table(path)
-        texts = [[new if text == old else text for text in row] for row in table["tasks"].to_pylist()]
+        texts = list(map(change, table["episode_index"].to_pylist(), table["tasks"].to_pylist()))
         _replace_columns(path, table, {"tasks": pa.array(texts, tables.nested(pa.string(), 1))})
 
 

@@ -25,7 +25,7 @@ def sample(opened: Opened) -> list[str]:
             episode = dataset.episodes[number]
             taken = dataset.frame((episode.from_index + episode.to_index) // 2)
             for key, image in taken.images.items():
-                size = (*layout.image_size(dataset.features[key])[:2], 3)
+                size = (*dataset.features[key].shape[:2], 3)
                 if image.shape != size:
                     problems.append(f"episode {number}: {key} is {list(image.shape)}, info.json says {list(size)}")
     return problems

@@ -59,7 +59,7 @@ def features(opened: Opened) -> list[str]:
     info, problems = opened.info, []
     problems += [f"feature {key} is missing" for key in INDEX_FEATURES if key not in info.features]
     for key in info.camera_keys:
-        height, width, _ = layout.image_size(info.features[key])
+        height, width, _ = info.features[key].shape
         stated = info.features[key].video_info or {}
         size = stated.get("video.height", height), stated.get("video.width", width)
         if size != (height, width):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vla_edge.errors import DatasetError
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.columns import column_array
-from vla_edge.lerobot_data.layout import Feature, Info, image_size
+from vla_edge.lerobot_data.layout import Feature, Info
 from vla_edge.lerobot_data.meta import read_table
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES, Stats, number_stats
 from vla_edge.lerobot_data.verification.opened import MOST_PROBLEMS, Opened
@@ -85,7 +85,7 @@ def _stats_shape(where: str, info: Info, keys: Sequence[str], stats: Stats) -> l
         if missing:
             problems.append(f"{where}: {key} has no {' '.join(missing)}")
             continue
-        shape = (image_size(feature)[2], 1, 1) if feature.is_camera else feature.shape[-1:]
+        shape = (feature.shape[2], 1, 1) if feature.is_camera else feature.shape[-1:]
         if entry["mean"].shape == feature.shape:
             shape = feature.shape  # of every value of a table, as LeRobot had them before 0.4.3
         wrong = [name for name in (*NEEDED[:4], *QUANTILES) if name in entry and entry[name].shape != shape]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +62,17 @@ class Report:
         }
 
 
-def verify_dataset(
-    root: Path, progress: Callable[[str], None] | None = None, tolerance_s: float = TOLERANCE_S
-) -> Report:
+def verify_dataset(root: Path, tolerance_s: float = TOLERANCE_S) -> Report:
     """Run all checks. Reads every table once, the times of all video packets, and decodes the ends of every episode's
     videos. tolerance_s: how far times may be from where the rate puts them.
 
-    progress: called with each check's name before it runs. Raises DatasetError
-    only when `root` is no folder at all; anything else wrong is in the report.
+    Raises DatasetError only when `root` is no folder at all; anything else wrong is in the report.
     """
     if not root.is_dir():
         raise DatasetError(f"dataset {root} does not exist; give the folder that holds meta/info.json")
     opened = open_parts(root, tolerance_s)
     results = []
     for check in CHECKS:
-        if progress is not None:
-            progress(check.name)
         missing = [part for part in check.needs if getattr(opened, part) is None]
         if missing:
             results.append(CheckResult(check.name, None, f"{' and '.join(missing)} could not be read"))

@@ -74,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle) -> TrtEngine:
-    return open_tensorrt(EngineOptions())
+    return open_tensorrt("tensorrt")
 
 
 def requested(bundle: Bundle) -> str:
@@ -140,7 +140,7 @@ def test_the_chunk_stays_within_its_bound_of_the_cpus(bundle: Bundle, engine: Tr
 
 
 def test_a_trained_policys_actions_in_half_precision_are_the_cpus(trained: Bundle) -> None:
-    session = PolicySession(trained, open_tensorrt(EngineOptions()), SessionOptions(seed=3))
+    session = PolicySession(trained, open_tensorrt("tensorrt"), SessionOptions(seed=3))
     reference = open_bundle(ROOT / "examples" / "reach-cube" / "bundle")
     expected = PolicySession(reference, load_engine("ort", EngineOptions(spin=False)), SessionOptions(seed=3))
     for seed in range(4):

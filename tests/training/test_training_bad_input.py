@@ -28,7 +28,7 @@ from vla_edge.export.command import main as export
 from vla_edge.files import write_json
 from vla_edge.training import start
 from vla_edge.training.command import main
-from vla_edge.training.loop import make_accelerator
+from vla_edge.training.processes import make_accelerator
 from vla_edge.training.run_config import TaskData, TrainConfig
 from vla_edge.training.run_files import Status, describe, read_metrics, read_status, write_status
 from vla_edge.training.runs import fine_tune as train_directly

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vla_edge.errors import ConfigError
-from vla_edge.training.run_config import LOSSES, CraftConfig
+from vla_edge.training.run_config import CraftConfig
 
 Gradients = Sequence[Tensor | None]
 
@@ -71,10 +71,8 @@ def retention_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
         return (now - then).square().mean()
     if kind == "l1":
         return (now - then).abs().mean()
-    if kind == "cosine":
-        unit = [torch.nn.functional.normalize(value.flatten(1), dim=1, eps=1e-12) for value in (now, then)]
-        return 0.5 * (unit[0] - unit[1]).square().sum(1).mean()
-    raise ConfigError(f"CRaFT loss {kind!r}: known are {', '.join(LOSSES)}")
+    unit = [torch.nn.functional.normalize(value.flatten(1), dim=1, eps=1e-12) for value in (now, then)]
+    return 0.5 * (unit[0] - unit[1]).square().sum(1).mean()
 
 
 def _dot(left: Gradients, right: Gradients) -> float:

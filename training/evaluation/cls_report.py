@@ -77,16 +77,10 @@ def look(policy: SmolVLAPolicy, data: Frames, stride: int) -> list[Seen]:
         samples = [data.sample(number, 0) for number in part]
         tokens, pooled = _features(policy, samples)
         for row, number in enumerate(part):
-            episode = data.dataset.episode_of(int(data.indices[number]))
-            seen.append(
-                Seen(
-                    tokens[row],
-                    pooled[row],
-                    samples[row].task,
-                    episode.index,
-                    int(data.indices[number]) - episode.from_index,
-                )
-            )
+            index = int(data.indices[number])
+            episode = data.dataset.episode_of(index)
+            place = episode.index, index - episode.from_index
+            seen.append(Seen(tokens[row], pooled[row], samples[row].task, *place))
     if len(seen) > 1 and float(torch.stack([item.tokens for item in seen]).std(0).max()) < 1e-6:
         raise TrainingError(
             "the CLS head gives the same answer for every frame of the data; train it longer or with more varied scenes"
@@ -156,15 +150,13 @@ def gate_aurocs(seen: list[Seen], near: int = 3, seed: int = 0) -> dict[str, flo
 def auroc(same: NDArray[np.floating], changed: NDArray[np.floating]) -> float:
     """Probability that a pair of the same scene scores above a pair of changed scenes; ties count half. 0.5 is chance.
 
-    Computed from ranks (Mann-Whitney U), float64. NaN where a class is empty.
+    NaN where a class is empty.
     """
     if len(same) == 0 or len(changed) == 0:
         return float("nan")
-    values = np.concatenate([same, changed]).astype(np.float64)
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = (last - (counts - 1) / 2)[inverse]
-    return float((ranks[: len(same)].sum() - len(same) * (len(same) + 1) / 2) / (len(same) * len(changed)))
+    ordered = np.sort(changed)
+    below = np.searchsorted(ordered, same, "left") + np.searchsorted(ordered, same, "right")
+    return float(below.mean() / 2 / len(changed))
 
 
 def history_of(seen: list[Seen], threshold: float) -> History:
@@ -195,14 +187,8 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
     with written_beside(folder / "similarity.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["episode", "frame", "similarity", "stable"])
-        writer.writerows(
-            zip(
-                history.episodes.tolist(),
-                history.frames.tolist(),
-                history.similarity.tolist(),
-                history.stable.astype(int).tolist(),
-            )
-        )
+        columns = (history.episodes, history.frames, history.similarity, history.stable.astype(int))
+        writer.writerows(zip(*(column.tolist() for column in columns)))
     write_json(folder / "cls.json", report_json(history, threshold, aurocs))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
@@ -224,11 +210,7 @@ def write_report(folder: Path, history: History, threshold: float, aurocs: Mappi
 
 def report_json(history: History, threshold: float, aurocs: Mapping[str, float]) -> dict[str, object]:
     decided = history.similarity[np.isfinite(history.similarity)]
-    spread = (
-        {name: float(np.percentile(decided, q)) for name, q in (("p5", 5), ("p50", 50), ("p95", 95))}
-        if len(decided)
-        else {}
-    )
+    spread = {f"p{q}": float(np.percentile(decided, q)) for q in (5, 50, 95)} if len(decided) else {}
     return {
         "threshold": threshold,
         "decisions": len(decided),
@@ -244,7 +226,6 @@ def run_cls_report(arguments: argparse.Namespace) -> int:
     if arguments.out:
         import_module("matplotlib.figure")  # before minutes of looking
     policy = SmolVLAPolicy.from_pretrained(arguments.policy)
-    require_gate(policy)
     cameras = tuple(camera.source for camera in policy.settings.cameras)
     data = Frames(
         TaskData("gate", arguments.dataset, episodes=arguments.episodes, tolerance_s=arguments.tolerance),

@@ -21,7 +21,7 @@ import numpy as np
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, merged, read_object, to_json
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S
-from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, read_changes
+from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, above_zero, read_changes, within
 
 KUAVO = "kuavo"
 
@@ -176,13 +176,9 @@ def _check(plan: StagePlan, where: str) -> None:
             raise ConfigError(f"{where}: two {kind} have the same name; reports go by name")
     if plan.shared.optimizer.lr != OptimizerConfig().lr:
         raise ConfigError(f"{where}: shared.optimizer.lr has no effect: each stage has its own lr; leave it out")
-    if plan.shared.batch_size < 1 or plan.shared.accumulation < 1:
-        raise ConfigError(
-            f"{where}: shared batch_size {plan.shared.batch_size} and accumulation {plan.shared.accumulation}: both "
-            "at least 1"
-        )
-    if not 0 < plan.shared.validate_every_epochs < inf:
-        raise ConfigError(f"{where}: shared validate_every_epochs {plan.shared.validate_every_epochs}: must be above 0")
+    for name in ("batch_size", "accumulation"):
+        within(f"{where}: shared.{name}", getattr(plan.shared, name), 1)
+    above_zero(f"{where}: shared.validate_every_epochs", plan.shared.validate_every_epochs)
     if plan.shared.statistics not in ("union", "first"):
         raise ConfigError(f"{where}: statistics {plan.shared.statistics!r}: known are union, first")
     if not 0 <= plan.shared.held_out_fraction < 1:

@@ -13,9 +13,8 @@ from vla_edge.fields import to_json
 from vla_edge.hub import local_folder
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
-from vla_edge.training.loop import make_accelerator
 from vla_edge.training.options import pair, print_notes, reporter, tasks_of
-from vla_edge.training.processes import is_first, join
+from vla_edge.training.processes import is_first, join, make_accelerator
 from vla_edge.training.run_config import TaskData, TrainConfig, with_settings
 from vla_edge.training.sequential.phases import (
     describe,

@@ -27,10 +27,9 @@ from vla_edge.training.build import Fit, policy_for_training
 from vla_edge.training.checkpoints import CHECKPOINTS, PRETRAINED
 from vla_edge.training.craft.anchor_features import check_layers, feature_names
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
-from vla_edge.training.loop import make_accelerator
 from vla_edge.training.loop_inputs import check_dimensions, check_finite, long_tasks, policy_fields
 from vla_edge.training.objective import Objective
-from vla_edge.training.processes import first_alone, is_first, join
+from vla_edge.training.processes import first_alone, is_first, join, make_accelerator
 from vla_edge.training.progress import Report
 from vla_edge.training.run_config import LAYERS, ScheduleConfig, TaskData, TrainConfig, with_settings
 from vla_edge.training.run_files import has_ended
