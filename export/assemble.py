@@ -201,15 +201,7 @@ def write_graphs(
     tokenizer = _tokenizer(policy, folder)
     policy_numbers = exporter.spec()
     write_lerobot_files(folder, policy_numbers, cameras)
-    files = sorted(
-        {
-            TABLES,
-            WEIGHTS,
-            *LEROBOT_FILES,
-            *(spec.file for spec in graphs.values()),
-            *([tokenizer.file] if tokenizer.file else []),
-        }
-    )
+    files = sorted({TABLES, WEIGHTS, *LEROBOT_FILES, tokenizer.file, *(spec.file for spec in graphs.values())} - {""})
     return Manifest(
         policy=policy_numbers,
         cameras=cameras,
@@ -245,11 +237,9 @@ def write_graphs(
 def _named(error: ExportError, policy: Policy, checkpoint: Path) -> ExportError | CheckpointError:
     """The error, with the checkpoint's tensor where that is what is wrong: a graph knows its own names only."""
     broken = next((name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()), None)
-    return (
-        error
-        if broken is None
-        else CheckpointError(f"{checkpoint / MODEL_FILE}: tensor {broken} is not finite ({error})")
-    )
+    if broken is None:
+        return error
+    return CheckpointError(f"{checkpoint / MODEL_FILE}: tensor {broken} is not finite ({error})")
 
 
 def _write_graph(cut: Cut, weights: WeightFile, folder: Path) -> GraphSpec:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from vla_edge.calibration.precision.variant import (
     settled,
 )
 from vla_edge.engines.dialect import Dialect
-from vla_edge.engines.engine import Backend, Engine, EngineOptions, backend_of, backends, load_engine
+from vla_edge.engines.engine import Engine, EngineOptions, backend_of, backends, load_engine
 from vla_edge.engines.openvino import OpenVinoGraph
 from vla_edge.errors import ConfigError, ExportError
 from vla_edge.export.nvidia_verdict import verdicts
@@ -82,15 +82,14 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
     bundle = open_bundle(source)
     if any(name != "fp32" for name in bundle.manifest.precision.get("graphs", {}).values()):
         raise ConfigError(f"{source}: is {bundle.manifest.precision.get('requested')} already; give the float32 bundle")
-    backend, dialect = backend_of(request.backend), dialect_of(request.backend)
-    if request.precision == "fp16" and not dialect.half:
+    if request.precision == "fp16" and not dialect_of(request.backend).half:
         raise ExportError(
             f"fp16 on backend {request.backend}: this CPU has no half-precision products and would compute them in "
             "float32; choose fp32 or int8, or a GPU backend"
         )
-    work = PrecisionWork(bundle, request, backend, dialect, progress)
+    work = PrecisionWork(bundle, request, progress)
     with new_folder(out, ExportError) as folder:
-        candidate, found = work.half() if request.precision == "fp16" else work.int8()
+        candidate, found = (all_half(work.groups()), None) if request.precision == "fp16" else work.int8()
         why_float32 = "no INT8 plan holds the bound"
         if candidate is not None:
             manifest = write_variant(work, candidate, folder)
@@ -106,7 +105,7 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
         facts = {
             "requested": request.precision,
             "search": _tried(found),
-            "bound": _bound(request),
+            "bound": asdict(request.bound),
             "why_float32": why_float32,
         }
         manifest = replace(bundle.manifest, precision={**bundle.manifest.precision, **facts})
@@ -117,10 +116,9 @@ def requantise(source: Path, out: Path, request: PrecisionRequest, progress: Pro
 def requantise_unproven(source: Path, out: Path, request: PrecisionRequest, progress: Progress) -> Manifest:
     """Write the bundle `out` in "fp16" or, by the dialect's finest plan, "int8", its error measured on nothing: for
     times of a policy with random weights."""
-    backend, dialect = backend_of(request.backend), dialect_of(request.backend)
-    work = PrecisionWork(open_bundle(source), request, backend, dialect, progress)
+    work = PrecisionWork(open_bundle(source), request, progress)
     with new_folder(out, ExportError) as folder:
-        candidate = work.half()[0] if request.precision == "fp16" else work.finest()
+        candidate = all_half(work.groups()) if request.precision == "fp16" else work.finest()
         manifest = write_variant(work, candidate, folder)
         kind = request.precision
         facts = {"requested": kind, "graphs": dict.fromkeys(manifest.graphs, f"{kind}, not proven")}
@@ -132,10 +130,9 @@ def requantise_unproven(source: Path, out: Path, request: PrecisionRequest, prog
 class PrecisionWork:
     """One export: the float32 bundle, what it is measured on, and the search."""
 
-    def __init__(
-        self, bundle: Bundle, request: PrecisionRequest, backend: Backend, dialect: Dialect, progress: Progress
-    ) -> None:
-        self.bundle, self.request, self.dialect, self.progress = bundle, request, dialect, progress
+    def __init__(self, bundle: Bundle, request: PrecisionRequest, progress: Progress) -> None:
+        self.bundle, self.request, self.progress = bundle, request, progress
+        backend, self.dialect = backend_of(request.backend), dialect_of(request.backend)
         self.graphs = {name: bundle.graph(name) for name in bundle.manifest.graphs}
         options = EngineOptions(threads=request.threads, spin=False)
         self.reference_engine = load_engine("ort", options)
@@ -153,7 +150,7 @@ class PrecisionWork:
         self._gather()
         if not self.dialect.int8:
             raise ConfigError(f"backend {self.request.backend} has no INT8 products; choose fp16")
-        found = search(self._groups(), self.dialect, self.request.bound, self._measure)
+        found = search(self.groups(), self.dialect, self.request.bound, self._measure)
         if found.chosen is None and self.request.precision == "int8":
             best = min(found.tried, key=lambda trial: trial.error.relative)
             if self.dialect.half and len(found.tried) == 1:
@@ -168,7 +165,7 @@ class PrecisionWork:
     def finest(self) -> Candidate:
         """The plan of the dialect's last shape, which a trained policy takes most often, without folding."""
         self._gather()
-        *_, plain, _, _ = candidates(self._groups(), self.dialect)
+        *_, plain, _, _ = candidates(self.groups(), self.dialect)
         return plain
 
     def _gather(self) -> None:
@@ -180,10 +177,6 @@ class PrecisionWork:
             lambda done, of: self.progress(f"ranges: observation {done} of {of}"),
         )
         self.folds = folds_of(list(self.graphs.values()), self.ranges)
-
-    def half(self) -> tuple[Candidate, None]:
-        """Every linear map in half precision, for a backend that is not on this machine."""
-        return all_half(self._groups()), None
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
@@ -204,7 +197,7 @@ class PrecisionWork:
             "backend": self.request.backend,
             "plan": {name: str(choice) for name, choice in candidate.plan.items()},
             "folded": candidate.folded,
-            "bound": _bound(self.request),
+            "bound": asdict(self.request.bound),
             "data": {
                 "ranges": self.data.ranges.source,
                 "held_out": self.data.held_out.source,
@@ -263,7 +256,8 @@ class PrecisionWork:
             f"{error.joint_p95:.4f} of range on ort, outside the bound ({bound.cosine:g}, {bound.joint_p95:g})"
         )
 
-    def _groups(self) -> list[Weighted]:
+    def groups(self) -> list[Weighted]:
+        """Of all graphs, with how often each runs in one inference."""
         manifest, programme = self.bundle.manifest, self.bundle.manifest.programme
         runs = {programme.camera: len(manifest.cameras), programme.step: manifest.policy.num_steps}
         return [
@@ -354,15 +348,6 @@ def _observations(bundle: Bundle, request: PrecisionRequest) -> Split:
     return from_dataset(bundle, request.data, request.cameras, request.frames, request.held_out, request.tolerance_s)
 
 
-def _bound(request: PrecisionRequest) -> dict[str, float]:
-    return {"cosine": request.bound.cosine, "joint_p95": request.bound.joint_p95}
-
-
 def _tried(found: Search | None) -> list[dict[str, Any]]:
-    return (
-        []
-        if found is None
-        else [
-            {"plan": trial.candidate.name, "cost": round(trial.cost, 4), **trial.error.facts()} for trial in found.tried
-        ]
-    )
+    tried = () if found is None else found.tried
+    return [{"plan": trial.candidate.name, "cost": round(trial.cost, 4), **trial.error.facts()} for trial in tried]

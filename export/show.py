@@ -55,24 +55,14 @@ def print_bundle(path: Path, console: Console, detail: bool) -> Bundle:
         figures = _figures(bundle, name)
         worst = f"{parity[name]:.1e}" if name in parity else ""
         took = [f"{latency['this'][name]:.1f} ({latency['fp32'][name]:.1f})"] if name in latency.get("this", {}) else []
-        table.add_row(
-            name,
-            str(figures["nodes"]),
-            f"{figures['parameters'] / 1e6:.2f} M",
-            f"{figures['bytes'] / 1e6:.1f}",
-            precision.get(name, ""),
-            worst,
-            *took,
-        )
+        size = str(figures["nodes"]), f"{figures['parameters'] / 1e6:.2f} M", f"{figures['bytes'] / 1e6:.1f}"
+        table.add_row(name, *size, precision.get(name, ""), worst, *took)
     console.print(table)
     _print_precision(bundle, console)
-    size = sum((path / name).stat().st_size for name in bundle.manifest.files)
-    chunk = (
-        f", chunk parity {parity['chunk']:.1e} (limit {bundle.manifest.parity['tolerance']:g})"
-        if "chunk" in parity
-        else ""
-    )
-    console.print(f"{size / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")
+    stored = sum((path / name).stat().st_size for name in bundle.manifest.files)
+    limit = bundle.manifest.parity.get("tolerance", 0)
+    chunk = f", chunk parity {parity['chunk']:.1e} (limit {limit:g})" if "chunk" in parity else ""
+    console.print(f"{stored / 1e6:.1f} MB on disk, shared tensors stored once{chunk}")
     for note in (*bundle.manifest.notes, *(() if bundle.manifest.fps else (UNKNOWN_RATE,))):
         console.print(f"note: {note}", markup=False)
     return bundle

@@ -65,14 +65,8 @@ def read_weights(folder: Path, base: Path | None = None) -> Weights:
     file = folder / MODEL_FILE
     if not file.is_file():
         sharded = (folder / f"{MODEL_FILE}.index.json").is_file()
-        raise CheckpointError(
-            f"{file}: missing; "
-            + (
-                "the weights are in shards, save them as one file"
-                if sharded
-                else "give the folder that save_pretrained wrote"
-            )
-        )
+        advice = "the weights are in shards, save them as one file"
+        raise CheckpointError(f"{file}: missing; {advice if sharded else 'give the folder that save_pretrained wrote'}")
     found = _tensors(file)
     for name, tensor in found.items():
         if not tensor.is_floating_point():

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from vla_edge.errors import CheckpointError, ConfigError
 
@@ -26,45 +27,25 @@ class Feature:
     shape: tuple[int, ...]
 
 
-class PolicyConfig(Protocol):
-    """What the parts that families share ask of a family's configuration."""
-
-    @property
-    def input_features(self) -> tuple[Feature, ...]: ...
-
-    @property
-    def output_features(self) -> tuple[Feature, ...]: ...
-
-    @property
-    def normalization_mapping(self) -> Mapping[str, str]:
-        """Mode by feature type, for checkpoints without processor files."""
-
-    @property
-    def cameras(self) -> tuple[Feature, ...]:
-        """In slot order."""
-
-    @property
-    def state_dim(self) -> int: ...
-
-    @property
-    def action_dim(self) -> int: ...
-
-    @property
-    def picture_modes(self) -> tuple[str, ...]:
-        """Normalisation modes of pictures that the family computes."""
-
-    @property
-    def tokenizer_step(self) -> Mapping[str, Any] | None:
-        """Settings of the tokenizer step where a checkpoint has none; None for a family that reads no task."""
-
-
-class FeatureTables:
-    """What the two tables of features of a configuration say."""
+class PolicyConfig(ABC):
+    """What every family's configuration states. normalization_mapping: mode by feature type, for checkpoints without
+    processor files."""
 
     __slots__ = ()
 
     input_features: tuple[Feature, ...]
     output_features: tuple[Feature, ...]
+    normalization_mapping: Mapping[str, str]
+
+    @property
+    @abstractmethod
+    def picture_modes(self) -> tuple[str, ...]:
+        """Normalisation modes of pictures that the family computes."""
+
+    @property
+    @abstractmethod
+    def tokenizer_step(self) -> Mapping[str, Any] | None:
+        """Settings of the tokenizer step where a checkpoint has none; None for a family that reads no task."""
 
     @property
     def cameras(self) -> tuple[Feature, ...]:
@@ -83,6 +64,9 @@ class FeatureTables:
 
     def check_features(self) -> None:
         """ConfigError: no state, action or camera, or a size that no picture and no joint has."""
+        for item in (*self.input_features, *self.output_features):
+            if max(item.shape) > MOST_SIDE:
+                raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {MOST_SIDE} at most")
         names = [item.name for item in self.input_features]
         if STATE not in names or not any(item.name == ACTION for item in self.output_features):
             raise ConfigError(
@@ -90,9 +74,6 @@ class FeatureTables:
             )
         if not self.cameras:
             raise ConfigError("input_features holds no camera (type VISUAL); the policy needs at least one")
-        for item in (*self.input_features, *self.output_features):
-            if max(item.shape) > MOST_SIDE:
-                raise ConfigError(f"feature {item.name} has shape {list(item.shape)}, sides may be {MOST_SIDE} at most")
         for item in self.cameras:
             if len(item.shape) != 3 or item.shape[0] != 3:
                 raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")

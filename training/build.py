@@ -16,7 +16,7 @@ from vla_edge.lerobot_data.reader import Dataset
 from vla_edge.policies.checkpoint import Weights, load_weights, read_weights
 from vla_edge.policies.checkpoint_folder import find_folder, resolve_checkpoint, vlm_of_base
 from vla_edge.policies.families import family_of, load_policy, policy_class
-from vla_edge.policies.features import ACTION, STATE, PolicyConfig
+from vla_edge.policies.features import ACTION, STATE
 from vla_edge.policies.normalization import Statistics
 from vla_edge.policies.processing import CameraSettings, ProcessorSettings, check_sources, read_processing
 from vla_edge.policies.smolvla.backbone import read_backbone
@@ -56,7 +56,7 @@ def policy_for_training(folder: Path, fit: Fit) -> Any:
 def _as_it_is(folder: Path, fit: Fit) -> Any:
     """A policy that gets no new parts and sees all its cameras. ConfigError: one is not in the data."""
     policy = load_policy(folder)
-    settings = fit_settings(policy.settings, policy.config, fit)
+    settings = fit_settings(policy.settings, fit)
     for camera in settings.cameras:
         if camera.source not in fit.datasets[0].camera_keys:
             raise ConfigError(
@@ -73,7 +73,7 @@ def _smolvla(folder: Path, fit: Fit) -> SmolVLAPolicy:
     config, weights = settle_heads(read_config(folder), read_weights(folder))
     vlm = vlm_of_base(config.vlm_model_name, folder, weights.base)
     backbone_folder = vlm or find_folder(config.vlm_model_name, folder, ("config.json",))
-    settings = fit_settings(read_processing(folder, config, weights.statistics, vlm), config, fit)
+    settings = fit_settings(read_processing(folder, config, weights.statistics, vlm), fit)
     fields = dict(fit.fields)
     if config.has_delta and not fields.get("train_delta_expert", True):
         note = "the delta expert was trained for the policy as it was before this run; train it again afterwards"
@@ -109,7 +109,7 @@ def fit_config(config: Any, settings: ProcessorSettings, fit: Fit) -> Any:
     return replace(config, input_features=inputs, output_features=outputs)
 
 
-def fit_settings(settings: ProcessorSettings, config: PolicyConfig, fit: Fit) -> ProcessorSettings:
+def fit_settings(settings: ProcessorSettings, fit: Fit) -> ProcessorSettings:
     """Cameras mapped to the data's keys (kept in `rename_map`), statistics replaced.
 
     A camera that no dataset has is kept and masked, as long as there is one. ConfigError: there is none, a camera is

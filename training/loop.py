@@ -40,14 +40,13 @@ from vla_edge.training.checkpoints import (
 from vla_edge.training.craft.retention import Retention, append_history, cut_history, write_state
 from vla_edge.training.frozen.caches import fill_caches, release_frozen
 from vla_edge.training.loop_inputs import Setup
-from vla_edge.training.objective import Objective, make_optimizer, step_shares, valid_steps
+from vla_edge.training.objective import Objective, make_optimizer, step_shares, valid_steps, with_stale_context
 from vla_edge.training.processes import device_name, make_accelerator
 from vla_edge.training.progress import Report, silent
 from vla_edge.training.random_state import load_rng, rng_file, save_rng, seed_everything
 from vla_edge.training.run_config import TrainConfig
 from vla_edge.training.run_files import Status, append_metrics, cut_metrics, write_status
 from vla_edge.training.sampler import QuotaSampler, SamplerState, Source
-from vla_edge.training.stale_chunk import with_stale_context
 from vla_edge.training.trackers import open_trackers
 from vla_edge.training.training_frames import Mix, to_device
 from vla_edge.training.validation import delta_error, validation_numbers, weighted

@@ -70,9 +70,9 @@ def tasks_of(
     """The datasets of `PATH[:WEIGHT]` texts (folders or Hub ids); names are folder names, made unique."""
     tasks: list[TaskData] = []
     for text in datasets:
-        path, _, weight = (
-            text.rpartition(":") if _is_number(text.rpartition(":")[2]) and ":" in text else (text, "", "1")
-        )
+        path, _, weight = text.rpartition(":")
+        if not (path and _is_number(weight)):
+            path, weight = text, "1"
         name = Path(path).name or path
         taken = sum(task.name == name or task.name.startswith(f"{name}#") for task in tasks)
         folder = str(local_folder(path, "dataset").resolve())

@@ -44,15 +44,9 @@ def load_rng(file: Path) -> None:
     try:
         tensors = load_file(file)
         random.setstate((int(tensors["py_rng_version"]), tuple(tensors["py_rng_state"].tolist()), None))
-        np.random.set_state(
-            (
-                "MT19937",
-                tensors["np_rng_state_values"].numpy().astype(np.uint32),
-                int(tensors["np_rng_state_index"]),
-                int(tensors["np_rng_has_gauss"]),
-                float(tensors["np_rng_cached_gaussian"]),
-            )
-        )
+        keys, position = tensors["np_rng_state_values"].numpy().astype(np.uint32), int(tensors["np_rng_state_index"])
+        cached = int(tensors["np_rng_has_gauss"]), float(tensors["np_rng_cached_gaussian"])
+        np.random.set_state(("MT19937", keys, position, *cached))
         torch.set_rng_state(tensors["torch_rng_state"])
         if torch.cuda.is_available() and "torch_cuda_rng_state" in tensors:
             torch.cuda.set_rng_state(tensors["torch_cuda_rng_state"])

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from vla_edge.policies.features import ACTION
 from vla_edge.policies.scaling import pad_last
-from vla_edge.training.objective import Objective, valid_steps
-from vla_edge.training.stale_chunk import with_stale_context
+from vla_edge.training.objective import Objective, valid_steps, with_stale_context
 from vla_edge.training.training_frames import Frames, collate, to_device
 
 SEED = 20_000

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +94,15 @@ def calibrate_gate(
             f"no reuse keeps the action error under {request.bound:.2%} of the joints' ranges on these episodes; "
             "record still phases too, or raise --bound"
         )
-    settings = GateSettings(
-        limits.similarity,
-        limits.threshold,
-        limits.still_mean,
-        limits.still_worst,
-        request.max_reuse,
-        request.pairs.max_age_s,
-        request.bound,
-    )
+    chosen = limits.similarity, limits.threshold, limits.still_mean, limits.still_worst
+    settings = GateSettings(*chosen, request.max_reuse, request.pairs.max_age_s, request.bound)
     inferences = sum(map(len, frames_of(recorded, held_out, request.period_s)))
     for tightened in range(MOST_TIGHTENINGS + 1):
         replays = {}
         for policy in (CacheMode.STILL, CacheMode.GATED) if bundle.manifest.programme.scene else (CacheMode.STILL,):
             task = bar.add_task(f"replaying, {policy.value}", total=inferences)
-            replays[policy] = replay(
-                bundle,
-                engine,
-                recorded,
-                held_out,
-                ReplayPlan(policy, settings, request.period_s),
-                lambda: bar.advance(task),  # noqa: B023
-            )
+            plan = ReplayPlan(policy, settings, request.period_s)
+            replays[policy] = replay(bundle, engine, recorded, held_out, plan, partial(bar.advance, task))
         if all(
             run.joint_p95 <= request.bound and run.error.max(initial=0.0) <= GROSS * request.bound
             for run in replays.values()
@@ -129,7 +117,7 @@ def calibrate_gate(
     if not bundle.manifest.why_not_delta:
         task = bar.add_task("replaying, delta", total=inferences)
         plan = ReplayPlan(CacheMode.DELTA, settings, request.period_s)
-        replays[CacheMode.DELTA] = replay(bundle, engine, recorded, held_out, plan, lambda: bar.advance(task))
+        replays[CacheMode.DELTA] = replay(bundle, engine, recorded, held_out, plan, partial(bar.advance, task))
     data = {
         "name": recorded.dataset.root.name,
         "digest": recorded.digest,

@@ -29,14 +29,9 @@ def draw(pairs: Pairs, settings: GateSettings, limits: Limits, file: Path) -> No
     else:
         value = limits.auroc[settings.similarity]
         number = "–" if value is None else f"{value:.3f}"
-        _scatter(
-            alike,
-            pairs,
-            1 - pairs.similarity[settings.similarity],
-            1 - settings.threshold,
-            settings.bound,
-            f"1 − similarity {settings.similarity} (AUROC {number})",
-        )
+        label = f"1 − similarity {settings.similarity} (AUROC {number})"
+        distance = 1 - pairs.similarity[settings.similarity]
+        _scatter(alike, pairs, distance, 1 - settings.threshold, settings.bound, label)
     _trade(trade, pairs, settings)
     figure.suptitle(
         f"Error of what was kept, with fresh joints, {len(pairs)} pairs; bound {settings.bound:.1%} of a joint's range"
@@ -48,14 +43,8 @@ def _scatter(axes: Any, pairs: Pairs, distance: Values, limit: float, bound: flo
     own = np.isfinite(pairs.lag_s)
     for part, colour, name in ((own, "tab:blue", "same episode"), (~own, "tab:orange", "another episode, same task")):
         if part.any():
-            axes.scatter(
-                np.maximum(distance[part], _FLOOR),
-                np.maximum(pairs.error[part], _FLOOR),
-                s=8,
-                alpha=0.5,
-                color=colour,
-                label=name,
-            )
+            x, y = (np.maximum(values[part], _FLOOR) for values in (distance, pairs.error))
+            axes.scatter(x, y, s=8, alpha=0.5, color=colour, label=name)
     axes.axvline(max(limit, _FLOOR), color="tab:green", label="limit")
     axes.axhline(bound, color="tab:red", linestyle="--", label="bound")
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="action error, share of range (p95 of a chunk)")
@@ -70,12 +59,8 @@ def _trade(axes: Any, pairs: Pairs, settings: GateSettings) -> None:
         order = np.argsort(distance, kind="stable")
         error = pairs.error[order]
         counts = np.unique(np.linspace(1, len(error), 60).astype(int))
-        axes.plot(
-            counts / len(error),
-            [max(float(np.percentile(error[:count], 95)), _FLOOR) for count in counts],
-            label=name,
-            linewidth=1.2,
-        )
+        through = [max(float(np.percentile(error[:count], 95)), _FLOOR) for count in counts]
+        axes.plot(counts / len(error), through, label=name, linewidth=1.2)
     axes.axhline(settings.bound, color="tab:red", linestyle="--", label="bound")
     axes.set(
         yscale="log", xlabel="share of pairs allowed, by increasing distance", ylabel="95th percentile of their error"

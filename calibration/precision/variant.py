@@ -201,5 +201,5 @@ def _step(graph: str, item: LinearMap, choice: Choice, settings: VariantSettings
 def _tap(settings: VariantSettings, graph: str, value: str) -> Tap:
     """What was recorded of a value. ConfigError: nothing was recorded."""
     if settings.ranges is None:
-        raise ConfigError(f"{graph}: static INT8 and outliers need recorded ranges; give --dataset DATASET")
+        raise ConfigError(f"{graph}: static INT8 needs recorded ranges; give --dataset DATASET")
     return settings.ranges.taps[graph, value]

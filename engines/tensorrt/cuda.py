@@ -200,15 +200,8 @@ class CudaBindings:
         capability = f"{number('COMPUTE_CAPABILITY_MAJOR')}.{number('COMPUTE_CAPABILITY_MINOR')}"
         memory = int(self._checked("cuDeviceTotalMem", device))
         version = int(self._checked("cuDriverGetVersion"))
-        return GpuFacts(
-            name,
-            capability,
-            number("MULTIPROCESSOR_COUNT"),
-            memory,
-            bool(number("INTEGRATED")),
-            cuda_version(version),
-            kernel_driver(),
-        )
+        count, integrated = number("MULTIPROCESSOR_COUNT"), bool(number("INTEGRATED"))
+        return GpuFacts(name, capability, count, memory, integrated, cuda_version(version), kernel_driver())
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """A call that needs the context."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vla_edge.engines.tensorrt.cuda import Cuda, Pinned
 from vla_edge.errors import EngineError
@@ -22,23 +23,20 @@ class Holdings:
 
     def stream(self, high_priority: bool) -> int:
         """A stream; at the end its work is waited for."""
-        cuda = self._cuda
-        made = cuda.stream(high_priority)
-        self.keep(lambda: cuda.destroy_stream(made))
-        self.keep(lambda: cuda.synchronize(made))
+        made = self._cuda.stream(high_priority)
+        self.keep(partial(self._cuda.destroy_stream, made))
+        self.keep(partial(self._cuda.synchronize, made))
         return made
 
     def event(self) -> int:
-        cuda = self._cuda
-        made = cuda.event()
-        self.keep(lambda: cuda.destroy_event(made))
+        made = self._cuda.event()
+        self.keep(partial(self._cuda.destroy_event, made))
         return made
 
     def allocate(self, size: int) -> int:
         """Device memory, not cleared."""
-        cuda = self._cuda
-        made = cuda.allocate(size)
-        self.keep(lambda: cuda.free(made))
+        made = self._cuda.allocate(size)
+        self.keep(partial(self._cuda.free, made))
         return made
 
     def zeroed(self, size: int, stream: int) -> int:
@@ -49,9 +47,8 @@ class Holdings:
         return made
 
     def pinned(self, size: int) -> Pinned:
-        cuda = self._cuda
-        made = cuda.pinned(size)
-        self.keep(lambda: cuda.free_pinned(made.host))
+        made = self._cuda.pinned(size)
+        self.keep(partial(self._cuda.free_pinned, made.host))
         return made
 
     def close(self) -> None:

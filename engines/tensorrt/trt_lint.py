@@ -30,14 +30,8 @@ _OPERATORS = """
 OPERATORS = frozenset(_OPERATORS.split())
 TYPES = frozenset(
     {
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.BFLOAT16,
-        TensorProto.INT8,
-        TensorProto.INT32,
-        TensorProto.INT64,
-        TensorProto.BOOL,
-        TensorProto.UINT8,
+        *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8),
+        *(TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL),
     }
 )
 

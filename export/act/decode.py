@@ -52,13 +52,16 @@ def build_decode(graph: Graph, model: ACT, grid: tuple[int, int], cameras: int) 
 
 def _encoder_layer(graph: Graph, hidden: str, layer: EncoderLayer, places: Array) -> str:
     """hidden [N, D] → the same shape."""
+    return _mlp(graph, _attention(graph, hidden, layer, places), layer, layer.norm2)
+
+
+def _attention(graph: Graph, hidden: str, layer: EncoderLayer | DecoderLayer, places: Array) -> str:
+    """A layer's attention to its own rows [N, D] → the same shape."""
     with graph.scope("attention"):
         inner = layer_norm(graph, hidden, layer.norm1, "norm") if layer.pre_norm else hidden
         mixed = self_attention(graph, inner, attention_of(layer.self_attn), places.shape, places)
     hidden = graph.op("Add", hidden, mixed, name="attention_residual")
-    if not layer.pre_norm:
-        hidden = layer_norm(graph, hidden, layer.norm1, "attention_norm")
-    return _mlp(graph, hidden, layer, layer.norm2)
+    return hidden if layer.pre_norm else layer_norm(graph, hidden, layer.norm1, "attention_norm")
 
 
 def _decoder_layer(
@@ -66,12 +69,7 @@ def _decoder_layer(
 ) -> str:
     """hidden [C, D], "" before the first layer, where it is 0 → [C, D]."""
     if hidden:
-        with graph.scope("attention"):
-            inner = layer_norm(graph, hidden, layer.norm1, "norm") if layer.pre_norm else hidden
-            mixed = self_attention(graph, inner, attention_of(layer.self_attn), places.shape, places)
-        hidden = graph.op("Add", hidden, mixed, name="attention_residual")
-        if not layer.pre_norm:
-            hidden = layer_norm(graph, hidden, layer.norm1, "attention_norm")
+        hidden = _attention(graph, hidden, layer, places)
     attention = attention_of(layer.multihead_attn)
     heads, (rows, width) = attention.heads, places.shape
     with graph.scope("cross"):

@@ -32,18 +32,8 @@ def smolvla_cuts(policy: SmolVLAPolicy, with_cls: bool, chunk: int) -> list[Cut]
     """The graphs of `policy`, in the order they run; `chunk`: how many of its actions are computed."""
     model, rows = policy.model, prefix_rows(policy)
     keys = key_rows(rows)
-    tower = model.vlm_with_expert.vlm.model
     cuts = [
-        Cut(
-            "vision",
-            partial(
-                vision.build_vision,
-                tower=tower.vision_model,
-                connector=tower.connector,
-                config=policy.backbone,
-                size=image_size(policy),
-            ),
-        ),
+        Cut("vision", partial(vision.build_vision, model=model, config=policy.backbone, size=image_size(policy))),
         Cut("prefix", partial(prefix.build_prefix, model=model, rows=rows, keys=keys, with_cls=with_cls)),
         Cut(
             "state",
@@ -138,7 +128,7 @@ def policy_spec(policy: SmolVLAPolicy, chunk: int) -> PolicySpec:
 def time_tables(policy: SmolVLAPolicy, step_sizes: Sequence[float]) -> dict[str, NDArray[np.float32]]:
     """`time_bias.<n>` float32 [n, E] for every number of steps the runtime may take; where the n steps are of
     `step_sizes`, `flow_times.<n>` float32 [n + 1] too."""
-    config, path = policy.config, expert.main_path(policy.model)
+    config, path = policy.config, expert.action_path(policy.model)
     tables = {}
     for steps in range(least_steps(config), config.num_steps + 1):
         times = flow_times(step_sizes) if steps == len(step_sizes) else ()

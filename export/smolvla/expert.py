@@ -49,33 +49,18 @@ class ActionPath:
         return array(waves @ weight[:, half:].T + weight[:, :half] @ self.in_proj.bias.detach().double() + bias)
 
 
-def main_path(model: FlowMatching) -> ActionPath:
-    """The path of the flow."""
-    return ActionPath(
-        model.vlm_with_expert.lm_expert,
-        model.action_in_proj,
-        model.action_time_mlp_in,
-        model.action_time_mlp_out,
-        model.action_out_proj,
-    )
-
-
-def delta_path(model: FlowMatching) -> ActionPath:
-    """The path of the delta expert."""
-    return ActionPath(
-        model.vlm_with_expert.delta_expert,
-        model.delta_action_in_proj,
-        model.delta_action_time_mlp_in,
-        model.delta_action_time_mlp_out,
-        model.delta_action_out_proj,
-    )
+def action_path(model: FlowMatching, kind: str = "") -> ActionPath:
+    """The path of the flow, or with "delta_" that of the delta expert."""
+    names = ("in_proj", "time_mlp_in", "time_mlp_out", "out_proj")
+    expert = model.vlm_with_expert.delta_expert if kind else model.vlm_with_expert.lm_expert
+    return ActionPath(expert, *(getattr(model, f"{kind}action_{name}") for name in names))
 
 
 def build_expert(graph: Graph, model: FlowMatching, rows: int, chunk: int) -> None:
     """x, time_bias, dt, target, weights, mask, first_position, keys and values → x_next = tied + dt · velocity(tied),
     where tied = x + weights · (target − x). `rows` is R, `chunk` is C; time_bias [C, E], dt and weights [C, 1] are each
     row's own."""
-    path, dims = main_path(model), model.config.max_action_dim
+    path, dims = action_path(model), model.config.max_action_dim
     noisy = graph.input("x", (1, chunk, dims))
     time_bias = graph.input("time_bias", (chunk, path.in_proj.out_features))
     dt = graph.input("dt", (chunk, 1))
@@ -91,7 +76,7 @@ def build_expert(graph: Graph, model: FlowMatching, rows: int, chunk: int) -> No
 
 def build_delta(graph: Graph, model: FlowMatching, rows: int) -> None:
     """chunk, mask, first_position, keys and values → corrected = chunk + the delta expert's velocity. `rows` is R."""
-    path, config = delta_path(model), model.config
+    path, config = action_path(model, "delta_"), model.config
     shape = (1, config.chunk_size, config.max_action_dim)
     flat = graph.reshape(graph.input("chunk", shape), shape[1:], "chunk_rows")
     bias = path.time_bias(np.array([DELTA_TIME], np.float32), config.min_period, config.max_period)

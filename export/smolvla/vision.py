@@ -8,14 +8,15 @@ import numpy as np
 from vla_edge.export.graph import Graph
 from vla_edge.export.layers import array, layer_norm, linear
 from vla_edge.policies.smolvla.backbone import BackboneConfig
-from vla_edge.policies.smolvla.vision import Connector, EncoderLayer, VisionModel
+from vla_edge.policies.smolvla.flow import FlowMatching
+from vla_edge.policies.smolvla.vision import EncoderLayer
 
 
-def build_vision(
-    graph: Graph, tower: VisionModel, connector: Connector, config: BackboneConfig, size: tuple[int, int]
-) -> None:
+def build_vision(graph: Graph, model: FlowMatching, config: BackboneConfig, size: tuple[int, int]) -> None:
     """pixels [1, 3, height, width] in −1..1 → tokens [1, N, H], multiplied by √H. `size` is (height, width)."""
     vision, (height, width) = config.vision, size
+    vlm = model.vlm_with_expert.vlm.model
+    tower, connector = vlm.vision_model, vlm.connector
     patch, hidden_size = vision.patch_size, vision.hidden_size
     rows, columns = height // patch, width // patch
     pixels = graph.input("pixels", (1, 3, height, width))

@@ -49,7 +49,7 @@ def _add_out(parser: argparse.ArgumentParser, help: str = "new dataset folder, m
 
 
 def run_merge(arguments: argparse.Namespace) -> int:
-    return _one(arguments, lambda bar: merge(arguments.datasets, arguments.out, bar, arguments.tolerance))
+    return _one(arguments.out, lambda bar: merge(arguments.datasets, arguments.out, bar, arguments.tolerance))
 
 
 def run_split(arguments: argparse.Namespace) -> int:
@@ -60,17 +60,17 @@ def run_split(arguments: argparse.Namespace) -> int:
 
 def run_delete(arguments: argparse.Namespace) -> int:
     gone = parse_episodes(arguments.episodes)
-    return _one(arguments, lambda bar: delete(arguments.dataset, gone, arguments.out, bar, arguments.tolerance))
+    return _one(arguments.out, lambda bar: delete(arguments.dataset, gone, arguments.out, bar, arguments.tolerance))
 
 
 def run_renumber(arguments: argparse.Namespace) -> int:
-    return _one(arguments, lambda bar: renumber(arguments.dataset, arguments.out, bar, arguments.tolerance))
+    return _one(arguments.out, lambda bar: renumber(arguments.dataset, arguments.out, bar, arguments.tolerance))
 
 
-def _one(arguments: argparse.Namespace, make: Callable[[Progress], Info]) -> int:
+def _one(out: Path, make: Callable[[Progress], Info]) -> int:
     with episode_bar() as bar:
         info = make(bar)
-    return _told({str(arguments.out): info})
+    return _told({str(out): info})
 
 
 def _told(infos: dict[str, Info]) -> int:

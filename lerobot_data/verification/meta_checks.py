@@ -119,12 +119,7 @@ def counts(opened: Opened) -> list[str]:
     rows = sum(file.rows for file in frames)
     found = [
         ("total_episodes", info.total_episodes, len(episodes), "episodes in meta"),
-        (
-            "total_frames",
-            info.total_frames,
-            sum(episode.length for episode in episodes),
-            "frames of all episodes in meta",
-        ),
+        ("total_frames", info.total_frames, sum(item.length for item in episodes), "frames of all episodes in meta"),
         ("total_frames", info.total_frames, rows, "rows in data files"),
         ("total_tasks", len(tasks) if info.total_tasks is None else info.total_tasks, len(tasks), "tasks in meta"),
     ]

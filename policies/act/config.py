@@ -13,7 +13,7 @@ from vla_edge.fields import take
 from vla_edge.policies.act import dinov2
 from vla_edge.policies.act.resnet import DEPTHS, FIRST_WIDTH, SHALLOW
 from vla_edge.policies.checkpoint_folder import read_json, write_json
-from vla_edge.policies.features import ACTION, STATE, TABLES, Feature, FeatureTables, read_tables, tables_json, unread
+from vla_edge.policies.features import ACTION, STATE, TABLES, Feature, PolicyConfig, read_tables, tables_json, unread
 
 ACTIVATIONS = ("relu", "gelu")
 ENVIRONMENT = "observation.environment_state"
@@ -33,7 +33,7 @@ _MOST_CHUNK = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class ACTConfig(FeatureTables):
+class ACTConfig(PolicyConfig):
     """Sizes and switches of an ACT policy.
 
     vision_backbone: a ResNet's name, or a DINOv2's as torch.hub has it, which LeRobot's ACT does not know.

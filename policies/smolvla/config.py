@@ -19,7 +19,7 @@ from typing import Any
 from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.errors import CheckpointError, ConfigError
 from vla_edge.policies.checkpoint_folder import read_json, write_json
-from vla_edge.policies.features import TABLES, Feature, FeatureTables, read_tables, tables_json, unread
+from vla_edge.policies.features import TABLES, Feature, PolicyConfig, read_tables, tables_json, unread
 from vla_edge.policies.smolvla.backbone import TextConfig
 
 _WITHOUT_ARITHMETIC = frozenset(
@@ -40,7 +40,7 @@ with fields it does not know."""
 
 
 @dataclass(frozen=True)
-class SmolVLAConfig(FeatureTables):
+class SmolVLAConfig(PolicyConfig):
     """Everything that decides the arithmetic. Decided when the model is built: assigning a field later raises."""
 
     input_features: tuple[Feature, ...]

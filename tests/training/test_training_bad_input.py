@@ -424,7 +424,7 @@ def stage_file(folder: Path, world: Path, **changes: Any) -> Path:
         ("stages__0__epochs", float("nan"), "epochs above 0"),
         ("stages__0__lr", float("nan"), "lr above 0"),
         ("stages__0__lr", 1e-9, "not below decay_lr"),
-        ("shared__batch_size", 0, "batch_size 0"),
+        ("shared__batch_size", 0, "batch_size is 0"),
         ("shared__validate_every_epochs", -1, "validate_every_epochs -1"),
         ("shared__optimizer", {"betas": [0.9]}, "betas"),
     ],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from vla_edge.bundle import file_sha256
 from vla_edge.errors import ConfigError, TrainingError
-from vla_edge.fields import build, parse_json
+from vla_edge.fields import build, parse_json, read_object
 from vla_edge.files import new_folder
 from vla_edge.policies.features import ACTION
 from vla_edge.policies.scaling import pad_last
@@ -33,13 +34,13 @@ from vla_edge.policies.smolvla.flow import sample_time
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
 from vla_edge.policies.tensor_file import save_tensors
 from vla_edge.training.craft.anchor_features import POOLING, AnchorInputs, feature_names, features_of, layers_of
-from vla_edge.training.craft.anchor_kinds import METADATA, refuse_other_kinds
 from vla_edge.training.craft.conflict_projection import retention_loss
 from vla_edge.training.run_config import LAYERS, LOSSES, TaskData
 from vla_edge.training.statistics import statistics_digest
 from vla_edge.training.training_frames import IS_PAD, Frames, FrameSettings, collate
 
 KEEP_STATISTICS = "train with those of the starting checkpoint: --statistics checkpoint"
+METADATA = "metadata.json"
 SHARD_ROWS = 64
 BATCH = 8
 
@@ -261,3 +262,55 @@ def _scales(name: str, teacher: Tensor) -> dict[str, float]:
             "episodes"
         )
     return scales
+
+
+def cache_type(folder: Path) -> str:
+    """`hidden_state` or `token_level`; TrainingError when `folder` is no anchor cache.
+
+    A cache without the field is told by its content: token-level ones keep `labels`.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"{folder}: no anchor cache there; build one with `vla-train anchors`")
+    file = folder / METADATA
+    if file.is_file():
+        named = read_object(file, TrainingError, "build the anchors again").get("cache_type")
+        if named in ("hidden_state", "token_level"):
+            return str(named)
+    return "token_level" if "labels" in _first_keys(folder) else "hidden_state"
+
+
+def refuse_other_kinds(folder: Path) -> None:
+    """TrainingError for a token-level cache, for old `.pt` shards, and for a folder without metadata."""
+    kind = cache_type(folder)
+    if kind == "token_level":
+        raise TrainingError(
+            f"{folder}: a token_level anchor cache (it holds labels); SmolVLA has no token loss, "
+            "build a hidden_state cache with `vla-train anchors`"
+        )
+    old = sorted(folder.glob("*.pt"))
+    if old:
+        raise TrainingError(
+            f"{old[0]}: an old {kind} shard without teacher and preprocessing digests; build the anchors again"
+        )
+    if not (folder / METADATA).is_file():
+        raise TrainingError(f"{folder / METADATA}: missing; build the anchors again")
+
+
+def _first_keys(folder: Path) -> set[str]:
+    """Names in the first shard, of either format. Old `.pt` shards are read without running code."""
+    shards = sorted([*folder.glob("shard_*.safetensors"), *folder.glob("*.pt")])
+    if not shards:
+        raise TrainingError(f"{folder}: holds no anchor shard; build one with `vla-train anchors`")
+    first = shards[0]
+    try:
+        if first.suffix == ".safetensors":
+            with safe_open(first, framework="pt") as content:
+                return set(content.keys())
+        loaded = torch.load(first, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise TrainingError(
+            f"{first}: cannot be read as data only ({str(error).splitlines()[0]}); build the anchors again"
+        ) from None
+    if isinstance(loaded, list) and loaded:
+        loaded = loaded[0]
+    return set(loaded) if isinstance(loaded, dict) else set()

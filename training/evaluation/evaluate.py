@@ -109,14 +109,9 @@ def predictions_of(predictor: Predictor, scope: Scope) -> tuple[NDArray[np.float
     drawn = []
     for number in range(scope.draws):
         parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
-        drawn.append(
-            np.concatenate(
-                [
-                    predictor.predict(queries_of(data, predictor, scope, part, number))
-                    for part in track(parts, "predicting", console=Console(stderr=True), transient=True)
-                ]
-            )
-        )
+        bar = track(parts, "predicting", console=Console(stderr=True), transient=True)
+        chunks = [predictor.predict(queries_of(data, predictor, scope, part, number)) for part in bar]
+        drawn.append(np.concatenate(chunks))
     return np.stack(drawn), targets
 
 
