@@ -20,13 +20,6 @@ static bus_result from_serial(serial_result result)
     return meaning[result];
 }
 
-static bus_result count(bus *bus, bus_result result)
-{
-    bus->timeouts += result == BUS_TIMEOUT;
-    bus->corrupt += result == BUS_CORRUPT;
-    return result;
-}
-
 /* Sends `size` bytes of an instruction; 0: it did not fit a packet. */
 static bus_result request(bus *bus, const uint8_t *packet, size_t size, int64_t deadline_ns)
 {
@@ -34,9 +27,7 @@ static bus_result request(bus *bus, const uint8_t *packet, size_t size, int64_t 
         return BUS_REFUSED;
     if (serial_now_ns() >= deadline_ns)
         return BUS_TIMEOUT;
-    size_t dropped = 0;
-    bus_result result = from_serial(serial_drop_input(bus->fd, deadline_ns, &dropped));
-    bus->dropped_bytes += dropped;
+    bus_result result = from_serial(serial_drop_input(bus->fd, deadline_ns));
     packet_reset(&bus->parser);
     if (result != BUS_OK)
         return result;
@@ -66,16 +57,11 @@ static void drain(bus *bus, int64_t deadline_ns)
 {
     uint8_t bytes[PACKET_MAX];
     size_t got;
-    for (;;) {
-        int64_t quiet = serial_now_ns() + BUS_QUIET_NS;
-        if (quiet > deadline_ns)
-            quiet = deadline_ns;
-        if (serial_receive(bus->fd, bytes, sizeof bytes, quiet, &got) != SERIAL_OK)
-            return;
-        bus->dropped_bytes += got;
-        if (serial_now_ns() >= deadline_ns)
-            return;
-    }
+    int64_t quiet;
+    do {
+        quiet = serial_now_ns() + BUS_QUIET_NS;
+        quiet = quiet < deadline_ns ? quiet : deadline_ns;
+    } while (serial_receive(bus->fd, bytes, sizeof bytes, quiet, &got) == SERIAL_OK && serial_now_ns() < deadline_ns);
 }
 
 /* Nothing may follow the last expected status: neither parsed bytes nor bytes that already lie there. */
@@ -86,7 +72,6 @@ static bus_result nothing_extra(bus *bus)
     if (bus->parser.have > 0)
         return BUS_CORRUPT;
     serial_result result = serial_receive(bus->fd, bytes, sizeof bytes, 0, &got);
-    bus->dropped_bytes += got;
     if (result == SERIAL_UNPLUGGED)
         return BUS_UNPLUGGED;
     return got > 0 ? BUS_CORRUPT : BUS_OK;
@@ -111,7 +96,7 @@ static bus_result finish(bus *bus, bus_result result, int64_t deadline_ns)
         result = nothing_extra(bus);
     if (result != BUS_OK && result != BUS_UNPLUGGED)
         drain(bus, deadline_ns);
-    return count(bus, result);
+    return result;
 }
 
 /* The least length that no unanswered read asked for lately; 0: all are taken. */
@@ -131,17 +116,16 @@ bus_question bus_ask(bus *bus, const bus_registers *what, int64_t deadline_ns)
         return asked;
     /* Not asked, so no answer can come late; or the question would take a late answer for its own. */
     asked.wire = asked.asked_ns >= deadline_ns ? 0 : fresh_length(bus, what->length, asked.asked_ns);
-    if (asked.wire == 0) {
-        asked.result = count(bus, BUS_TIMEOUT);
+    asked.result = BUS_TIMEOUT;
+    if (asked.wire == 0)
         return asked;
-    }
     /* The surplus lies behind the wanted registers, before them where the table ends. */
     bool fits = what->address + asked.wire <= bus->protocol->table_end;
     asked.start = fits ? what->address : (uint16_t)(bus->protocol->table_end - asked.wire);
     uint8_t packet[PACKET_MAX];
     size_t size = what->servos == 1
-                      ? bus->protocol->read(packet, what->ids[0], asked.start, asked.wire)
-                      : bus->protocol->sync_read(packet, what->ids, what->servos, asked.start, asked.wire);
+                      ? instruct_read(bus->protocol, packet, what->ids[0], asked.start, asked.wire)
+                      : instruct_sync_read(bus->protocol, packet, what->ids, what->servos, asked.start, asked.wire);
     bus->answered = 0;
     asked.result = request(bus, packet, size, deadline_ns);
     return asked;
@@ -195,7 +179,7 @@ bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, 
 {
     packet_status status;
     uint8_t packet[PACKET_MAX], identity[5], alert;
-    size_t size = bus->protocol->ping(packet, id), told = bus->protocol->ping_bytes;
+    size_t size = bus->protocol->encode(packet, id, INSTRUCTION_PING, NULL, 0), told = bus->protocol->ping_bytes;
     bus_result result = answered(bus, id, packet, size, told, deadline_ns, &status);
     if (result != BUS_OK)
         return result;
@@ -220,16 +204,18 @@ bus_result bus_write(bus *bus, uint8_t id, uint16_t address, const uint8_t *data
     uint8_t packet[PACKET_MAX];
     if (length == 0 || length > BUS_READ_MAX)
         return BUS_REFUSED;
-    return answered(bus, id, packet, bus->protocol->write(packet, id, address, data, length), 0, deadline_ns, &status);
+    size_t size = instruct_write(bus->protocol, packet, id, address, data, length);
+    return answered(bus, id, packet, size, 0, deadline_ns, &status);
 }
 
 bus_result bus_reboot(bus *bus, uint8_t id, int64_t deadline_ns)
 {
     packet_status status;
     uint8_t packet[PACKET_MAX];
-    if (bus->protocol->reboot == NULL)
+    if (!bus->protocol->reboots)
         return BUS_REFUSED;
-    return answered(bus, id, packet, bus->protocol->reboot(packet, id), 0, deadline_ns, &status);
+    size_t size = bus->protocol->encode(packet, id, INSTRUCTION_REBOOT, NULL, 0);
+    return answered(bus, id, packet, size, 0, deadline_ns, &status);
 }
 
 bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *data, int64_t deadline_ns)
@@ -237,6 +223,7 @@ bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *da
     uint8_t packet[PACKET_MAX];
     if (what->servos == 0 || what->servos > BUS_SERVOS_MAX || what->length == 0 || what->length > BUS_READ_MAX)
         return BUS_REFUSED;
-    size_t size = bus->protocol->sync_write(packet, what->ids, what->servos, what->address, what->length, data);
-    return count(bus, request(bus, packet, size, deadline_ns));
+    size_t size =
+        instruct_sync_write(bus->protocol, packet, what->ids, what->servos, what->address, what->length, data);
+    return request(bus, packet, size, deadline_ns);
 }

@@ -32,8 +32,6 @@ typedef struct {
     const servo_protocol *protocol;
     packet_parser parser;
     int64_t lost_ns[BUS_WIRE_MAX + 1]; /* when a read of that length went unanswered; 0: all answered */
-    uint64_t dropped_bytes;            /* arrived when nothing was asked */
-    uint64_t timeouts, corrupt;        /* calls that ended so */
     int answered; /* servos whose status came in the last sync read that was asked, one after the other */
 } bus;
 

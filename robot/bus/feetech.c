@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+enum { HEAD = 4 /* header, id, length */ };
 enum { LENGTH_MIN = 2 /* error, checksum */, LENGTH_MAX = PACKET_PARAMETERS + 2, ERROR_MAX = 0x7F };
 enum { TABLE_END = 87 }; /* registers 0..86 of the STS series */
 
@@ -14,63 +15,19 @@ static uint8_t checksum(const uint8_t *packet, size_t n)
     return (uint8_t)~sum;
 }
 
-size_t feetech_encode(uint8_t *out, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n)
+static size_t encode(uint8_t *out, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n)
 {
     if (n + 2 > LENGTH_MAX)
         return 0;
-    size_t size = FEETECH_HEAD + 1 + n;
+    size_t size = HEAD + 1 + n;
     out[0] = out[1] = 0xFF;
     out[2] = id;
     out[3] = (uint8_t)(n + 2);
     out[4] = instruction;
     if (n > 0)
-        memcpy(out + FEETECH_HEAD + 1, parameters, n);
+        memcpy(out + HEAD + 1, parameters, n);
     out[size] = checksum(out, size);
     return size + 1;
-}
-
-static size_t ping_packet(uint8_t *out, uint8_t id)
-{
-    return feetech_encode(out, id, FEETECH_PING, NULL, 0);
-}
-
-static size_t read_packet(uint8_t *out, uint8_t id, uint16_t address, uint16_t length)
-{
-    return feetech_encode(out, id, FEETECH_READ, (const uint8_t[]){(uint8_t)address, (uint8_t)length}, 2);
-}
-
-static size_t write_packet(uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length)
-{
-    uint8_t parameters[PACKET_PARAMETERS];
-    if (length >= sizeof parameters)
-        return 0;
-    parameters[0] = (uint8_t)address;
-    memcpy(parameters + 1, data, length);
-    return feetech_encode(out, id, FEETECH_WRITE, parameters, 1U + length);
-}
-
-static size_t sync_read_packet(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length)
-{
-    uint8_t parameters[PACKET_PARAMETERS] = {(uint8_t)address, (uint8_t)length};
-    if (2 + servos > sizeof parameters)
-        return 0;
-    memcpy(parameters + 2, ids, servos);
-    return feetech_encode(out, PACKET_BROADCAST, FEETECH_SYNC_READ, parameters, 2 + servos);
-}
-
-static size_t sync_write_packet(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length,
-                                const uint8_t *data)
-{
-    uint8_t parameters[PACKET_PARAMETERS] = {(uint8_t)address, (uint8_t)length};
-    if (2 + servos * (1U + length) > sizeof parameters)
-        return 0;
-    size_t n = 2;
-    for (size_t i = 0; i < servos; i++) {
-        parameters[n++] = ids[i];
-        memcpy(parameters + n, data + i * length, length);
-        n += length;
-    }
-    return feetech_encode(out, PACKET_BROADCAST, FEETECH_SYNC_WRITE, parameters, n);
 }
 
 /* Offset of the first place where a header stands or may still become one. FF is no id: of a row of them the last two
@@ -94,10 +51,10 @@ static packet_verdict next(packet_parser *parser, packet_status *out)
         packet_drop(parser, junk);
         return PACKET_JUNK;
     }
-    if (parser->have < FEETECH_HEAD)
+    if (parser->have < HEAD)
         return PACKET_MORE;
     const uint8_t *bytes = parser->buffer;
-    size_t length = bytes[3], whole = FEETECH_HEAD + length;
+    size_t length = bytes[3], whole = HEAD + length;
     if (length < LENGTH_MIN || length > LENGTH_MAX) {
         packet_drop(parser, 1);
         return PACKET_BAD_LENGTH;
@@ -111,7 +68,7 @@ static packet_verdict next(packet_parser *parser, packet_status *out)
     packet_verdict verdict = PACKET_NOT_STATUS;
     if (bytes[2] < PACKET_BROADCAST && bytes[4] <= ERROR_MAX) {
         *out = (packet_status){.id = bytes[2], .error = bytes[4], .n = length - 2};
-        memcpy(out->parameters, bytes + FEETECH_HEAD + 1, out->n);
+        memcpy(out->parameters, bytes + HEAD + 1, out->n);
         verdict = PACKET_STATUS;
     }
     packet_drop(parser, whole);
@@ -124,10 +81,7 @@ const servo_protocol feetech0 = {
     .name = "feetech0",
     .alert_bits = ERROR_MAX,
     .table_end = TABLE_END,
-    .ping = ping_packet,
-    .read = read_packet,
-    .write = write_packet,
-    .sync_read = sync_read_packet,
-    .sync_write = sync_write_packet,
+    .word_bytes = 1,
+    .encode = encode,
     .next = next,
 };

@@ -17,18 +17,6 @@
 
 #include "servo_protocol.h"
 
-enum {
-    FEETECH_HEAD = 4, /* header, id, length */
-    FEETECH_PING = 0x01,
-    FEETECH_READ = 0x02,
-    FEETECH_WRITE = 0x03,
-    FEETECH_SYNC_READ = 0x82,
-    FEETECH_SYNC_WRITE = 0x83,
-};
-
-/* Writes one packet into `out` [PACKET_MAX]; returns its size, 0 when it would pass that. */
-size_t feetech_encode(uint8_t *out, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n);
-
 extern const servo_protocol feetech0;
 
 #endif

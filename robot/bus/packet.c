@@ -6,9 +6,10 @@
 
 static const uint8_t HEADER[4] = {0xFF, 0xFF, 0xFD, 0x00};
 
-enum { LENGTH_MIN = 4 }; /* instruction, error, CRC */
+enum { HEAD = 7, LENGTH_MIN = 4 }; /* header, id, length; instruction, error, CRC */
 
-uint16_t packet_crc(const uint8_t *data, size_t n)
+/* CRC-16, polynomial 0x8005, start 0, most significant bit first. */
+static uint16_t crc_of(const uint8_t *data, size_t n)
 {
     uint16_t crc = 0;
     for (size_t i = 0; i < n; i++) {
@@ -19,30 +20,25 @@ uint16_t packet_crc(const uint8_t *data, size_t n)
     return crc;
 }
 
-size_t packet_encode(uint8_t *out, size_t capacity, uint8_t id, uint8_t instruction, const uint8_t *parameters,
-                     size_t n)
+static size_t encode(uint8_t *out, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n)
 {
-    if (capacity > PACKET_MAX)
-        capacity = PACKET_MAX;
-    if (capacity < PACKET_HEAD + 3)
-        return 0;
     memcpy(out, HEADER, sizeof HEADER);
     out[4] = id;
     out[7] = instruction;
-    size_t size = PACKET_HEAD + 1;
+    size_t size = HEAD + 1;
     for (size_t i = 0; i < n; i++) {
         /* Two bytes back may be the instruction, which is never FF: a run starts in the parameters. */
         bool stuffed = i >= 2 && parameters[i] == 0xFD && parameters[i - 1] == 0xFF && parameters[i - 2] == 0xFF;
-        if (size + 1 + stuffed + 2 > capacity) /* this byte, the stuffed one, CRC */
+        if (size + 1 + stuffed + 2 > PACKET_MAX) /* this byte, the stuffed one, CRC */
             return 0;
         out[size++] = parameters[i];
         if (stuffed)
             out[size++] = 0xFD;
     }
-    size_t length = size - PACKET_HEAD + 2;
+    size_t length = size - HEAD + 2;
     out[5] = (uint8_t)length;
     out[6] = (uint8_t)(length >> 8);
-    uint16_t crc = packet_crc(out, size);
+    uint16_t crc = crc_of(out, size);
     out[size++] = (uint8_t)crc;
     out[size++] = (uint8_t)(crc >> 8);
     return size;
@@ -73,18 +69,18 @@ static void unstuff(const uint8_t *body, size_t n, packet_status *out)
     }
 }
 
-packet_verdict packet_next(packet_parser *parser, packet_status *out)
+static packet_verdict next(packet_parser *parser, packet_status *out)
 {
     size_t junk = find_header(parser);
     if (junk > 0) {
         packet_drop(parser, junk);
         return PACKET_JUNK;
     }
-    if (parser->have < PACKET_HEAD)
+    if (parser->have < HEAD)
         return PACKET_MORE;
     const uint8_t *buffer = parser->buffer;
     size_t length = (size_t)buffer[5] | ((size_t)buffer[6] << 8);
-    size_t whole = PACKET_HEAD + length;
+    size_t whole = HEAD + length;
     if (length < LENGTH_MIN || whole > PACKET_MAX) {
         packet_drop(parser, 1);
         return PACKET_BAD_LENGTH;
@@ -92,76 +88,18 @@ packet_verdict packet_next(packet_parser *parser, packet_status *out)
     if (parser->have < whole)
         return PACKET_MORE;
     uint16_t crc = (uint16_t)(buffer[whole - 2] | (buffer[whole - 1] << 8));
-    if (crc != packet_crc(buffer, whole - 2)) {
+    if (crc != crc_of(buffer, whole - 2)) {
         packet_drop(parser, 1);
         return PACKET_BAD_CRC;
     }
     packet_verdict verdict = PACKET_NOT_STATUS;
     if (buffer[7] == INSTRUCTION_STATUS) {
         out->id = buffer[4];
-        unstuff(buffer + PACKET_HEAD + 1, whole - 2 - PACKET_HEAD - 1, out);
+        unstuff(buffer + HEAD + 1, whole - 2 - HEAD - 1, out);
         verdict = PACKET_STATUS;
     }
     packet_drop(parser, whole);
     return verdict;
-}
-
-static size_t ping(uint8_t *out, uint8_t id)
-{
-    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_PING, NULL, 0);
-}
-
-static size_t reboot(uint8_t *out, uint8_t id)
-{
-    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_REBOOT, NULL, 0);
-}
-
-/* Address and length, then the rest of the parameters. */
-static size_t registers(uint8_t *parameters, uint16_t address, uint16_t length)
-{
-    const uint8_t head[4] = {(uint8_t)address, (uint8_t)(address >> 8), (uint8_t)length, (uint8_t)(length >> 8)};
-    memcpy(parameters, head, sizeof head);
-    return sizeof head;
-}
-
-static size_t read_one(uint8_t *out, uint8_t id, uint16_t address, uint16_t length)
-{
-    uint8_t parameters[4];
-    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_READ, parameters, registers(parameters, address, length));
-}
-
-static size_t write_one(uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length)
-{
-    uint8_t parameters[PACKET_MAX] = {(uint8_t)address, (uint8_t)(address >> 8)};
-    if (length > PACKET_MAX - 2)
-        return 0;
-    memcpy(parameters + 2, data, length);
-    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_WRITE, parameters, 2U + length);
-}
-
-static size_t sync_read(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length)
-{
-    uint8_t parameters[PACKET_MAX];
-    size_t n = registers(parameters, address, length);
-    if (n + servos > PACKET_MAX)
-        return 0;
-    memcpy(parameters + n, ids, servos);
-    return packet_encode(out, PACKET_MAX, PACKET_BROADCAST, INSTRUCTION_SYNC_READ, parameters, n + servos);
-}
-
-static size_t sync_write(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length,
-                         const uint8_t *data)
-{
-    uint8_t parameters[PACKET_MAX];
-    size_t n = registers(parameters, address, length);
-    if (n + servos * (1U + length) > PACKET_MAX)
-        return 0;
-    for (size_t i = 0; i < servos; i++) {
-        parameters[n++] = ids[i];
-        memcpy(parameters + n, data + i * length, length);
-        n += length;
-    }
-    return packet_encode(out, PACKET_MAX, PACKET_BROADCAST, INSTRUCTION_SYNC_WRITE, parameters, n);
 }
 
 const servo_protocol dynamixel2 = {
@@ -170,11 +108,8 @@ const servo_protocol dynamixel2 = {
     .refused_bits = 0x7F,
     .table_end = 147, /* registers 0..146 of the X series can be read in one piece */
     .ping_bytes = 3,
-    .ping = ping,
-    .read = read_one,
-    .write = write_one,
-    .sync_read = sync_read,
-    .sync_write = sync_write,
-    .reboot = reboot,
-    .next = packet_next,
+    .word_bytes = 2,
+    .reboots = true,
+    .encode = encode,
+    .next = next,
 };

@@ -13,27 +13,7 @@
 
 #include "servo_protocol.h"
 
-enum { PACKET_HEAD = 7 }; /* header, id, length */
-
-enum {
-    INSTRUCTION_PING = 0x01,
-    INSTRUCTION_READ = 0x02,
-    INSTRUCTION_WRITE = 0x03,
-    INSTRUCTION_REBOOT = 0x08,
-    INSTRUCTION_STATUS = 0x55,
-    INSTRUCTION_SYNC_READ = 0x82,
-    INSTRUCTION_SYNC_WRITE = 0x83,
-};
-
-/* CRC-16, polynomial 0x8005, start 0, most significant bit first. */
-uint16_t packet_crc(const uint8_t *data, size_t n);
-
-/* Writes one instruction packet; returns its size, 0 when it would pass `capacity` or PACKET_MAX. */
-size_t packet_encode(uint8_t *out, size_t capacity, uint8_t id, uint8_t instruction, const uint8_t *parameters,
-                     size_t n);
-
-/* The next verdict. Every answer but PACKET_MORE consumes at least one byte, so a caller's loop ends. */
-packet_verdict packet_next(packet_parser *parser, packet_status *out);
+enum { INSTRUCTION_STATUS = 0x55 };
 
 extern const servo_protocol dynamixel2;
 

@@ -169,13 +169,12 @@ serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t dea
     }
 }
 
-serial_result serial_drop_input(int fd, int64_t deadline_ns, size_t *dropped)
+serial_result serial_drop_input(int fd, int64_t deadline_ns)
 {
     uint8_t bytes[256];
     for (;;) {
         size_t got;
         serial_result result = serial_receive(fd, bytes, sizeof bytes, 0, &got);
-        *dropped += got;
         if (result == SERIAL_UNPLUGGED)
             return result;
         if (got == 0)

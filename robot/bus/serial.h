@@ -21,7 +21,7 @@ serial_result serial_send(int fd, const uint8_t *data, size_t n, int64_t deadlin
 /* At least one byte into `data`; *got says how many. A passed deadline still takes what is there. */
 serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t deadline_ns, size_t *got);
 
-/* Drops what has arrived and was never asked for; counts it in *dropped. */
-serial_result serial_drop_input(int fd, int64_t deadline_ns, size_t *dropped);
+/* Drops what has arrived and was never asked for. */
+serial_result serial_drop_input(int fd, int64_t deadline_ns);
 
 #endif

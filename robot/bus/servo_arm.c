@@ -7,21 +7,10 @@
 
 enum { GOAL_TOLERANCE = 2, SETTING_TRIES = 3 };
 static const int64_t SETTING_NS = 20000000, REBOOT_ANSWER_NS = 20000000;
-static const int64_t ANSWER_NS = 333333; /* a servo takes 0.25 ms: whoever was asked with less time is not silent */
 
 static int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
-}
-
-int32_t servo_buses(const servo_arm_description *description)
-{
-    return description->second < description->joints ? 2 : 1;
-}
-
-bus *servo_bus_of(servo_arm *arm, int joint)
-{
-    return &arm->buses[joint >= arm->is.second];
 }
 
 void servo_arm_init(servo_arm *arm, const int *fds, const servo_arm_description *description)
@@ -43,120 +32,6 @@ static arm_result from_bus(bus_result result)
     return meaning[result];
 }
 
-/* The joints of one bus lie together: from `first_of` on. */
-static int first_of(const servo_arm *arm, int bus)
-{
-    return bus == 0 ? 0 : arm->is.second;
-}
-
-static bus_registers side(const servo_arm *arm, int bus, const uint8_t *ids, uint16_t address, uint16_t length)
-{
-    int first = first_of(arm, bus), end = bus == 0 ? arm->is.second : arm->is.joints;
-    return (bus_registers){.ids = ids + first, .servos = (size_t)(end - first), .address = address, .length = length};
-}
-
-/* The worse of two; enough that one side fails. */
-static bus_result worse(bus_result a, bus_result b)
-{
-    return a > b ? a : b;
-}
-
-/* Registers of the servos `ids`: every question goes out before an answer is read. */
-static bus_result read_all(servo_arm *arm, const uint8_t *ids, uint16_t address, uint16_t length, int64_t deadline_ns,
-                           uint8_t *data, uint8_t *alerts)
-{
-    bus_registers what[SERVO_BUSES_MAX];
-    bus_question asked[SERVO_BUSES_MAX];
-    bus_result result = BUS_OK;
-    for (int k = 0; k < servo_buses(&arm->is); k++) {
-        what[k] = side(arm, k, ids, address, length);
-        asked[k] = bus_ask(&arm->buses[k], &what[k], deadline_ns);
-    }
-    for (int k = 0; k < servo_buses(&arm->is); k++) {
-        int first = first_of(arm, k);
-        result = worse(result, bus_take(&arm->buses[k], &asked[k], deadline_ns, data + first * length, alerts + first));
-    }
-    return result;
-}
-
-/* `data` [joints][length] */
-static bus_result write_all(servo_arm *arm, uint16_t address, uint16_t length, const uint8_t *data, int64_t deadline_ns)
-{
-    bus_result result = BUS_OK;
-    for (int k = 0; k < servo_buses(&arm->is); k++) {
-        bus_registers what = side(arm, k, arm->is.ids, address, length);
-        result = worse(result, bus_sync_write(&arm->buses[k], &what, data + first_of(arm, k) * length, deadline_ns));
-    }
-    return result;
-}
-
-int32_t servo_decode(servo_register where, const uint8_t *bytes)
-{
-    uint32_t value = 0, bits = 8u * where.bytes;
-    for (int i = 0; i < where.bytes; i++)
-        value |= (uint32_t)bytes[i] << (8 * i);
-    if (where.sign == SIGN_TWOS && bits < 32 && value >> (bits - 1))
-        value |= ~0u << bits;
-    if (where.sign > SIGN_NONE) {
-        int32_t magnitude = (int32_t)(value & ((1u << where.sign) - 1));
-        return value >> where.sign & 1 ? -magnitude : magnitude;
-    }
-    return (int32_t)value;
-}
-
-void servo_encode(servo_register where, int32_t value, uint8_t *bytes)
-{
-    uint32_t word = (uint32_t)value;
-    if (where.sign > SIGN_NONE) {
-        uint32_t most = (1u << where.sign) - 1, magnitude = value < 0 ? 0u - word : word;
-        word = (magnitude < most ? magnitude : most) | (uint32_t)(value < 0) << where.sign;
-    }
-    for (int i = 0; i < where.bytes; i++)
-        bytes[i] = (uint8_t)(word >> (8 * i));
-}
-
-/* Whose answer was missing on a bus that was asked, where it had the time to come: behind a silent servo nobody speaks,
- * so after an answer of none its servos are asked from the other end. Of two buses the silent one is told by its first
- * joint. */
-static void note_silence(servo_arm *arm, int k, int64_t given_ns)
-{
-    int first = first_of(arm, k), n = (int)side(arm, k, arm->is.ids, 0, 0).servos, answered = arm->buses[k].answered;
-    if (answered < 0 || given_ns < n * ANSWER_NS)
-        return;
-    int whole = servo_buses(&arm->is) > 1 ? first : -1;
-    int joint = answered == n       ? -1
-                : answered == 0     ? whole
-                : arm->backwards[k] ? first + n - 1 - answered
-                                    : first + answered;
-    if (joint >= 0 || k == 0)
-        arm->trouble = (arm_trouble){.joint = joint};
-    arm->backwards[k] ^= answered == 0;
-}
-
-/* Registers of all servos, in their order. Where one was silent, arm->trouble says which. */
-static bus_result ask_all(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
-                          uint8_t *alerts)
-{
-    const int n = arm->is.joints;
-    uint8_t ids[ARM_JOINTS_MAX], place[ARM_JOINTS_MAX], found[ARM_JOINTS_MAX * BUS_READ_MAX], alert[ARM_JOINTS_MAX];
-    for (int i = 0; i < n; i++) {
-        int k = i >= arm->is.second, first = first_of(arm, k), end = k == 0 ? arm->is.second : n;
-        place[i] = (uint8_t)(arm->backwards[k] ? first + end - 1 - i : i);
-        ids[i] = arm->is.ids[place[i]];
-    }
-    int64_t asked_ns = serial_now_ns();
-    for (int k = 0; k < servo_buses(&arm->is); k++)
-        arm->buses[k].answered = -1;
-    bus_result result = read_all(arm, ids, address, length, deadline_ns, found, alert);
-    for (int i = 0; i < n && result == BUS_OK; i++) {
-        memcpy(data + (size_t)place[i] * length, found + (size_t)i * length, length);
-        alerts[place[i]] = alert[i];
-    }
-    for (int k = 0; k < servo_buses(&arm->is) && result != BUS_OK; k++)
-        note_silence(arm, k, deadline_ns - asked_ns);
-    return result;
-}
-
 static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
 {
     servo_arm *arm = context;
@@ -164,7 +39,7 @@ static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
     /* One byte more every second time: a late answer to the same question then has the wrong length. */
     uint16_t start = at->block.address, length = (uint16_t)(at->block.bytes + (arm->reads++ & 1));
     uint8_t data[ARM_JOINTS_MAX * BUS_READ_MAX], alerts[ARM_JOINTS_MAX];
-    bus_result result = ask_all(arm, start, length, deadline_ns, data, alerts);
+    bus_result result = servo_ask(arm, start, length, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     out->time_ns = serial_now_ns();
@@ -188,7 +63,7 @@ static arm_result write_goals(void *context, const int32_t *goals, int64_t deadl
     uint8_t data[ARM_JOINTS_MAX * 4];
     for (int i = 0; i < arm->is.joints; i++)
         servo_encode(goal, goals[i], data + i * goal.bytes);
-    return from_bus(write_all(arm, goal.address, goal.bytes, data, deadline_ns));
+    return from_bus(servo_write(arm, goal.address, goal.bytes, data, deadline_ns));
 }
 
 /* One byte register of all servos: written, read back, compared. */
@@ -198,9 +73,9 @@ static arm_result set_all(servo_arm *arm, servo_register where, uint8_t value, i
     if (where.bytes == 0)
         return ARM_OK;
     memset(data, value, sizeof data);
-    bus_result result = write_all(arm, where.address, 1, data, deadline_ns);
+    bus_result result = servo_write(arm, where.address, 1, data, deadline_ns);
     if (result == BUS_OK)
-        result = read_all(arm, arm->is.ids, where.address, 1, deadline_ns, data, alerts);
+        result = servo_read(arm, arm->is.ids, where.address, 1, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     for (int i = 0; i < arm->is.joints; i++)
@@ -221,7 +96,7 @@ static bus_result read_again(servo_arm *arm, int joint, uint16_t address, uint16
         int64_t soon_ns = least(deadline_ns, serial_now_ns() + SETTING_NS);
         bus_registers one = {
             .ids = &arm->is.ids[joint < 0 ? 0 : joint], .servos = 1, .address = address, .length = length};
-        result = joint < 0 ? read_all(arm, arm->is.ids, address, length, soon_ns, data, alerts)
+        result = joint < 0 ? servo_read(arm, arm->is.ids, address, length, soon_ns, data, alerts)
                            : bus_sync_read(servo_bus_of(arm, joint), &one, soon_ns, data, alerts);
     }
     return result;
@@ -322,7 +197,7 @@ static arm_result start_from(servo_arm *arm, const int32_t *goals, int64_t deadl
         return result;
     servo_register goal = arm->is.at.goal;
     uint8_t data[ARM_JOINTS_MAX * 4], alerts[ARM_JOINTS_MAX];
-    result = from_bus(read_all(arm, arm->is.ids, goal.address, goal.bytes, deadline_ns, data, alerts));
+    result = from_bus(servo_read(arm, arm->is.ids, goal.address, goal.bytes, deadline_ns, data, alerts));
     for (int i = 0; i < arm->is.joints && result == ARM_OK; i++) {
         int64_t off = (int64_t)servo_decode(goal, data + i * goal.bytes) - goals[i];
         if (off > GOAL_TOLERANCE || off < -GOAL_TOLERANCE)
@@ -381,7 +256,7 @@ static arm_result check_watchdog(void *context, int64_t deadline_ns)
     servo_arm *arm = context;
     uint8_t data[ARM_JOINTS_MAX], alerts[ARM_JOINTS_MAX];
     servo_register where = has_watchdog(arm) ? arm->is.at.watchdog : arm->is.at.torque;
-    bus_result result = ask_all(arm, where.address, 1, deadline_ns, data, alerts);
+    bus_result result = servo_ask(arm, where.address, 1, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     arm_result verdict = ARM_OK;
@@ -453,7 +328,7 @@ static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
         what = turn_of(&arm->is.at, part);
     } while (what.bytes == 0);
     uint8_t data[ARM_JOINTS_MAX * BUS_READ_MAX], alerts[ARM_JOINTS_MAX];
-    bus_result result = ask_all(arm, what.address, what.bytes, deadline_ns, data, alerts);
+    bus_result result = servo_ask(arm, what.address, what.bytes, deadline_ns, data, alerts);
     if (result != BUS_OK)
         return from_bus(result);
     out->part = part;
@@ -466,7 +341,7 @@ static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
 static bus_result start_servo_anew(servo_arm *arm, int joint, int64_t deadline_ns)
 {
     const uint8_t off = 0;
-    if (arm->is.protocol->reboot != NULL)
+    if (arm->is.protocol->reboots)
         return bus_reboot(servo_bus_of(arm, joint), arm->is.ids[joint], deadline_ns);
     return bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], arm->is.at.torque.address, &off, 1, deadline_ns);
 }

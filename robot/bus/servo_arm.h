@@ -58,17 +58,22 @@ typedef struct {
     bool clearing;   /* the watchdogs were switched off to clear them and not yet seen on again */
 } servo_arm;
 
-int32_t servo_decode(servo_register where, const uint8_t *bytes);
-void servo_encode(servo_register where, int32_t value, uint8_t *bytes);
-
 /* fds: a port for each bus. */
 void servo_arm_init(servo_arm *arm, const int *fds, const servo_arm_description *description);
-
-int32_t servo_buses(const servo_arm_description *description);
-/* The bus of a joint. */
-bus *servo_bus_of(servo_arm *arm, int joint);
-
 /* The functions of arm.h with `arm` as their context; `arm` outlives the port. */
 arm_port servo_arm_port(servo_arm *arm);
+
+/* servo_lines.c */
+int32_t servo_buses(const servo_arm_description *description);
+bus *servo_bus_of(servo_arm *arm, int joint);
+int32_t servo_decode(servo_register where, const uint8_t *bytes);
+void servo_encode(servo_register where, int32_t value, uint8_t *bytes);
+/* Registers of the servos `ids`, `data` [joints][length]: every question goes out before an answer is read. */
+bus_result servo_read(servo_arm *arm, const uint8_t *ids, uint16_t address, uint16_t length, int64_t deadline_ns,
+                      uint8_t *data, uint8_t *alerts);
+/* Registers of all servos, in their order. Where one was silent, arm->trouble says which. */
+bus_result servo_ask(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
+                     uint8_t *alerts);
+bus_result servo_write(servo_arm *arm, uint16_t address, uint16_t length, const uint8_t *data, int64_t deadline_ns);
 
 #endif

@@ -8,6 +8,7 @@
 #ifndef VLA_SERVO_PROTOCOL_H
 #define VLA_SERVO_PROTOCOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -61,24 +62,39 @@ static inline void packet_drop(packet_parser *parser, size_t n)
     memmove(parser->buffer, parser->buffer + n, parser->have);
 }
 
+/* The same numbers in every language. */
+enum {
+    INSTRUCTION_PING = 0x01,
+    INSTRUCTION_READ = 0x02,
+    INSTRUCTION_WRITE = 0x03,
+    INSTRUCTION_REBOOT = 0x08,
+    INSTRUCTION_SYNC_READ = 0x82,
+    INSTRUCTION_SYNC_WRITE = 0x83,
+};
+
 typedef struct {
     const char *name;      /* as a description says it */
     uint8_t alert_bits;    /* of a status's error byte: the servo is not well */
     uint8_t refused_bits;  /* of it: the instruction was not taken */
+    uint8_t word_bytes;    /* of an address, and of a length: 1 or 2 */
+    bool reboots;          /* it has that instruction */
     uint16_t table_end;    /* one past the last register that can be read */
-    uint16_t identity_at; /* firmware (2 bytes), one byte, model number (2 bytes), where a ping tells nothing */
+    uint16_t identity_at;  /* firmware (2 bytes), one byte, model number (2 bytes), where a ping tells nothing */
     uint16_t ping_bytes;   /* parameters of a ping's answer: 3 (model, firmware), or 0 */
-    /* One instruction into `out` [PACKET_MAX]: its size, 0 when it does not fit. */
-    size_t (*ping)(uint8_t *out, uint8_t id);
-    size_t (*read)(uint8_t *out, uint8_t id, uint16_t address, uint16_t length);
-    size_t (*write)(uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data, uint16_t length);
-    size_t (*sync_read)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length);
-    /* `data` [servos][length] */
-    size_t (*sync_write)(uint8_t *out, const uint8_t *ids, size_t servos, uint16_t address, uint16_t length,
-                         const uint8_t *data);
-    size_t (*reboot)(uint8_t *out, uint8_t id); /* NULL: not known */
+    /* One packet into `out` [PACKET_MAX]: its size, 0 when it does not fit. */
+    size_t (*encode)(uint8_t *out, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n);
     /* The next verdict. Every answer but PACKET_MORE consumes at least one byte, so a caller's loop ends. */
     packet_verdict (*next)(packet_parser *parser, packet_status *out);
 } servo_protocol;
+
+/* One instruction in a language, as `encode`. */
+size_t instruct_read(const servo_protocol *language, uint8_t *out, uint8_t id, uint16_t address, uint16_t length);
+size_t instruct_write(const servo_protocol *language, uint8_t *out, uint8_t id, uint16_t address, const uint8_t *data,
+                      uint16_t length);
+size_t instruct_sync_read(const servo_protocol *language, uint8_t *out, const uint8_t *ids, size_t servos,
+                          uint16_t address, uint16_t length);
+/* `data` [servos][length] */
+size_t instruct_sync_write(const servo_protocol *language, uint8_t *out, const uint8_t *ids, size_t servos,
+                           uint16_t address, uint16_t length, const uint8_t *data);
 
 #endif

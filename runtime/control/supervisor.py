@@ -320,13 +320,12 @@ def _wait_for_control(this: Run) -> None:
 
 def _wait_for_inference(this: Run, core: Any, console: Console) -> None:
     assert this.inference is not None and this.control is not None
-    reader = core.RingReader(this.folder.ring)
     end_s = time.monotonic() + READY_S
     with console.status("inference starts"):
         while time.monotonic() < end_s:
             this.inference.check()
             this.control.check()
-            notice = reader.notice()
+            notice = core.ring_notice(this.folder.ring)
             if notice is not None and notice[-1]:
                 return
             time.sleep(0.05)

@@ -187,11 +187,8 @@ class Guardian:
     def close(self) -> None:
         """Control ends in order."""
 
-class RingReader:
-    """Reading end for tests and tools; starts behind everything written so far."""
-
-    def __init__(self, path: str | PathLike[str]) -> None: ...
-    def notice(self) -> tuple[int, bool, int] | None: ...
+def ring_notice(path: str | PathLike[str], /) -> tuple[int, bool, int, bool] | None:
+    """What was last announced in a ring: p99_ns, plan_then_move, dropped_through, ready; None: being written."""
 
 class StateReader:
     """`control.state`. OSError ENOENT: control never ran here; EINVAL: of another build."""
@@ -221,17 +218,20 @@ class Pilot:
         now_ns: int,
         positions: Sequence[int] | None,
         chunks: Sequence[Chunk] = (),
+        /,
+        *,
         command: int = 0,
         p99_ns: int = 0,
         plan_then_move: bool = False,
         dropped_through: int = -1,
-        read_result: int = -1,
-        reading_ns: int = -1,
-        alerts: Sequence[int] | None = None,
+        read_result: int = ...,
+        reading_ns: int = ...,
+        alerts: Sequence[int] = ...,
         watchdog: bool = False,
         unplugged: bool = False,
         unsent: bool = False,
-        finding: tuple[int, int] = (0, -1),
+        finding: int = 0,
+        finding_joint: int = -1,
         unattended: bool = False,
         damaged: bool = False,
         writer: int = 0,
@@ -239,8 +239,9 @@ class Pilot:
         setting_refused: bool = False,
         unguarded: bool = False,
     ) -> dict[str, Any]:
-        """positions: counts read in this tick, None: no reading. command: contract.Command. finding: (finding_kind of
-        runtime/core/control/health.h, joint).
+        """positions: counts read in this tick, None: no reading (read_result: a timeout, else a good one).
+        reading_ns: their time, else now_ns. command: contract.Command. finding: finding_kind of
+        runtime/core/control/health.h, of finding_joint.
 
         Returns state, reason, joint, latched, answer, action (what was due, joint units), action_sequence,
         action_index, verdict, verdict_joint, verdicts, goals (counts), write (they go to the bus), torque

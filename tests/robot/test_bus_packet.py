@@ -35,7 +35,11 @@ def build(tmp_path: Path, flags: list[str], sources: list[Path]) -> Path:
 
 
 def build_test(tmp_path: Path, language: str, *flags: str) -> Path:
-    return build(tmp_path, [*flags], [TESTS / "c" / f"{language}_test.c", BUS / f"{language}.c"])
+    return build(
+        tmp_path,
+        [*flags],
+        [TESTS / "c" / f"{language}_test.c", *(BUS / f"{part}.c" for part in (language, "servo_protocol"))],
+    )
 
 
 def test_the_framings_test_passes_under_the_sanitizers(tmp_path: Path, language: str) -> None:

@@ -51,13 +51,9 @@ void clock_sleep_until(int64_t due_ns)
 
 clock_class clock_ask_realtime(int priority)
 {
-    clock_class granted = {0};
     struct sched_param parameter = {.sched_priority = priority};
-    granted.fifo = sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &parameter) == 0;
-    granted.fifo_errno = granted.fifo ? 0 : errno;
-    granted.locked = mlockall(MCL_CURRENT | MCL_FUTURE) == 0;
-    granted.locked_errno = granted.locked ? 0 : errno;
-    return granted;
+    bool fifo = sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &parameter) == 0;
+    return (clock_class){.fifo = fifo, .locked = mlockall(MCL_CURRENT | MCL_FUTURE) == 0};
 }
 
 void clock_leave_realtime(void)

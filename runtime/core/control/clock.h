@@ -38,7 +38,6 @@ typedef struct {
 typedef struct {
     bool fifo;   /* SCHED_FIFO at `priority` */
     bool locked; /* mlockall: current and future pages */
-    int fifo_errno, locked_errno;
 } clock_class;
 
 clock_class clock_ask_realtime(int priority);

@@ -5,8 +5,6 @@
 
 #include <signal.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 enum { MS = 1000000 };
@@ -21,7 +19,6 @@ static const int64_t unplugged_ns = 1000 * MS;
  * out of use for half a second (bus.h), and with none left the end of the outage would not be seen. */
 static const int64_t outage_pace_ns = 25 * MS;
 enum { OUTAGE_READS = 4 };
-static const int warm_ticks = 3;
 
 static int64_t least(int64_t a, int64_t b)
 {
@@ -96,26 +93,24 @@ static void prefault_stack(void)
         pages[i] = 0;
 }
 
+/* Takes note of a file that cannot be used; whether it can. */
+static bool usable(control_result *result, const char *path, int failure)
+{
+    result->failed_path = path;
+    result->failed_errno = failure;
+    return failure == 0;
+}
+
 static control_result open_files(control *self)
 {
     control_result result = {.exit = CONTROL_BAD_FILE};
-    const control_config *config = &self->config;
-    result.failed_path = config->ring_path;
-    result.failed_errno = ring_open(&self->ring_file, config->ring_path, false);
-    if (result.failed_errno == 0) {
-        result.failed_path = config->record_path;
-        result.failed_errno =
-            record_create(&self->record, config->record_path, config->record_cells, &config->pilot, config->shadow);
-    }
-    if (result.failed_errno == 0) {
-        result.failed_path = config->state_path;
-        result.failed_errno = status_open(&self->state_file, config->state_path, true);
-    }
-    if (result.failed_errno == 0 && config->beat_path != NULL) {
-        result.failed_path = config->beat_path;
-        result.failed_errno = beat_open(&self->beat_file, config->beat_path, false);
-    }
-    if (result.failed_errno == 0)
+    const control_config *from = &self->config;
+    if (usable(&result, from->ring_path, ring_open(&self->ring_file, from->ring_path, false)) &&
+        usable(&result, from->record_path,
+               record_create(&self->record, from->record_path, from->record_cells, &from->pilot, from->shadow)) &&
+        usable(&result, from->state_path, status_open(&self->state_file, from->state_path, true)) &&
+        (from->beat_path == NULL ||
+         usable(&result, from->beat_path, beat_open(&self->beat_file, from->beat_path, false))))
         result.exit = CONTROL_STOPPED;
     const shared_file *const files[] = {&self->ring_file, &self->record.file, &self->state_file, &self->beat_file};
     shared_guard(files, sizeof files / sizeof files[0]);
@@ -160,75 +155,6 @@ static command_request take_command(control *self)
     if (request.command == COMMAND_NONE && idles(self))
         request.command = COMMAND_PARK_IDLE;
     return request;
-}
-
-/* The status that follows from what the loop has just done. */
-static void tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns)
-{
-    status *told = &self->status;
-    const pilot *pilot = &self->pilot;
-    const pilot_output *output = &self->output;
-    const schedule_plan *plan = &pilot->schedule.plans[pilot->schedule.current];
-    told->tick = self->clock.tick;
-    told->tick_ns = start_ns;
-    if (self->heard_ns == start_ns && self->pilot.lost == 0) {
-        told->reading_tick = self->clock.tick;
-        told->reading_ns = self->input.reading.time_ns;
-        for (int i = 0; i < self->config.pilot.joints; i++) {
-            const guard_limits *limits = &self->config.pilot.limits[i];
-            told->present[i] = self->input.reading.position[i];
-            told->positions[i] = (float)((told->present[i] - limits->offset) / limits->scale);
-            told->velocities[i] = (float)(self->input.reading.velocity[i] * self->arm->velocity_unit / limits->scale);
-            told->load[i] = self->input.reading.load[i];
-        }
-    } else {
-        told->lost_reads++;
-        told->trouble_joint = self->silent_joint;
-        told->trouble_register = 0;
-    }
-    memcpy(told->goals, output->guard.goals, sizeof told->goals);
-    told->state = (int32_t)output->state;
-    told->reason = (int32_t)output->reason;
-    told->joint = output->joint;
-    told->latched = output->latched;
-    told->torque = pilot->torque;
-    told->verdict = (int32_t)output->guard.verdict;
-    told->verdict_joint = output->guard.joint;
-    told->goal_moved_tick = pilot->schedule.goal_moved_tick;
-    told->action_sequence = output->action.sequence;
-    told->action_index = output->action.index;
-    told->plan_tick = plan->start;
-    told->actions_left = schedule_left(&pilot->schedule, told->tick);
-    told->patience_ns = pilot->patience_ns;
-    told->age_ns = plan->present ? start_ns - plan->data.observation_ns : -1;
-    told->ticks++;
-    told->missed = (uint64_t)self->clock.missed;
-    told->moving_ticks += output->state == PILOT_MOVING;
-    told->guard_verdicts[output->guard.verdict] += output->action.due;
-    told->overwritten = self->ring.overwritten;
-    told->unattended = self->input.unattended;
-    told->unguarded = self->input.unguarded;
-    told->writer = self->input.writer;
-    told->late_ns = start_ns - clock_due_ns(&self->clock, self->clock.tick);
-    told->io_ns = io_ns;
-    if (told->ticks > (uint64_t)warm_ticks) {
-        told->late_max_ns = told->late_ns > told->late_max_ns ? told->late_ns : told->late_max_ns;
-        told->io_max_ns = io_ns > told->io_max_ns ? io_ns : told->io_max_ns;
-        told->work_max_ns = work_ns > told->work_max_ns ? work_ns : told->work_max_ns;
-    }
-    status_publish(self->state_file.memory, told);
-}
-
-static void count_faults(control *self)
-{
-    struct rusage usage;
-    getrusage(RUSAGE_THREAD, &usage);
-    if (self->status.ticks < (uint64_t)warm_ticks) {
-        self->first_minor = (uint64_t)usage.ru_minflt;
-        self->first_major = (uint64_t)usage.ru_majflt;
-    }
-    self->status.minor_faults = (uint64_t)usage.ru_minflt - self->first_minor;
-    self->status.major_faults = (uint64_t)usage.ru_majflt - self->first_major;
 }
 
 /* Has the bus been silent for so long that the servos may have stopped by themselves, or one may have rebooted? No
@@ -365,7 +291,7 @@ static bool run_tick(control *self, int64_t start_ns)
 {
     pilot_input *input = &self->input;
     int64_t budget_ns = bus_budget_ns(self->clock.period_ns);
-    count_faults(self);
+    control_count_faults(self);
     command_request request = take_command(self);
     input->tick = self->clock.tick;
     input->now_ns = start_ns;
@@ -415,7 +341,7 @@ static bool run_tick(control *self, int64_t start_ns)
     told.write_ns = saturated(end_ns - before_ns);
     told.work_ns = saturated(end_ns - start_ns);
     record_put_tick(&self->record, &told);
-    tell(self, start_ns, slow ? 0 : read_ns + end_ns - before_ns, slow ? 0 : end_ns - start_ns);
+    control_tell(self, start_ns, slow ? 0 : read_ns + end_ns - before_ns, slow ? 0 : end_ns - start_ns);
     if (request.address_bytes > 0)
         command_reply(self->config.socket_fd, &request, &self->output);
 
@@ -454,27 +380,8 @@ control_result control_run(control *self, const control_config *config, const ar
     if (config->priority > 0)
         granted = clock_ask_realtime(config->priority);
     prefault_stack();
-    self->status = (status){
-        .session = config->pilot.schedule.session,
-        .joints = config->pilot.joints,
-        .pid = (uint64_t)getpid(),
-        .period_ns = config->pilot.period_ns,
-        .action_ns = config->pilot.action_ns,
-        .reading_tick = -1,
-        .shadow = config->shadow,
-        .rest_ticks = self->pilot.guard.rest_ticks,
-        .fifo = granted.fifo,
-        .locked = granted.locked,
-        .age_ns = -1,
-        .warm_joint = -1,
-        .trouble_joint = -1,
-    };
-    memcpy(self->status.digest, config->pilot.schedule.digest, DIGEST_BYTES);
-    memcpy(self->status.arm, config->pilot.arm, sizeof self->status.arm);
-    memcpy(self->status.names, config->pilot.names, sizeof self->status.names);
-    strncpy(self->status.record, config->record_path, STATUS_PATH_BYTES - 1);
+    control_tell_start(self, granted);
     self->clock = (tick_clock){.t0_ns = now(self) + config->pilot.period_ns, .period_ns = config->pilot.period_ns};
-    self->status.t0_ns = self->clock.t0_ns;
     self->input.read_result = ARM_TIMEOUT;
 
     for (;;) {

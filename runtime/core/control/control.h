@@ -88,4 +88,9 @@ int64_t control_answer_ns(int64_t period_ns);
 
 control_result control_run(control *self, const control_config *config, const arm_port *arm);
 
+/* control_status.c, for control.c alone: the status before the first tick, and what follows from the one just done. */
+void control_tell_start(control *self, clock_class granted);
+void control_tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns);
+void control_count_faults(control *self);
+
 #endif

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "pilot.h"
+#include "pilot_states.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { LOST_MANY = 3 };      /* readings lost in a row: nobody knows any more where the arm is */
 enum { PARK_LEAD = 64 };     /* counts the parking wish may lead the goal by */
 enum { TRAVEL_COUNTS = 64 }; /* what a reading may be off by besides what a joint can travel */
-static const int64_t recover_ns = 2000000000;
 
 guard_config_error pilot_init(pilot *self, const pilot_config *config, int *joint)
 {
@@ -28,18 +26,6 @@ guard_config_error pilot_init(pilot *self, const pilot_config *config, int *join
     return error;
 }
 
-static void enter(pilot *self, pilot_state state, pilot_reason reason, int32_t joint)
-{
-    self->state = state;
-    self->reason = reason;
-    self->joint = joint;
-}
-
-static bool armed(const pilot *self)
-{
-    return self->state != PILOT_DISARMED && self->state != PILOT_FAULT;
-}
-
 /* A fault keeps the torque and slows down: where an arm is under gravity, letting go is worse. */
 static void fault(pilot *self, pilot_reason reason, int32_t joint)
 {
@@ -51,19 +37,6 @@ static void fault(pilot *self, pilot_reason reason, int32_t joint)
     self->latched = true;
     if (!known)
         enter(self, PILOT_FAULT, reason, joint);
-}
-
-static void latch_hold(pilot *self, pilot_reason reason, int32_t joint)
-{
-    schedule_drop(&self->schedule);
-    self->latched = true;
-    enter(self, PILOT_HOLD, reason, joint);
-}
-
-/* The servos hold the arm where our goals say, and we can tell them others. */
-static bool holds(const pilot *self)
-{
-    return self->torque && self->guard.started && !(self->state == PILOT_FAULT && self->reason == REASON_UNPLUGGED);
 }
 
 /* The servos stopped by themselves: they heard nothing for 200 ms. After a short loss of readings that is the loss
@@ -134,8 +107,6 @@ static void take_reading(pilot *self, const pilot_input *input, bool believed)
         fault(self, input->setting_refused ? REASON_SETTING : REASON_TORQUE, input->trouble_joint);
 }
 
-static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint);
-
 /* What is wrong with servos that answer all the same. */
 static void take_finding(pilot *self, const health_finding *finding)
 {
@@ -157,7 +128,7 @@ static void take_finding(pilot *self, const health_finding *finding)
         if (self->cooled || !armed(self) || self->reason == REASON_PARKED || self->state == PILOT_PARKING)
             break;
         self->cooled = true; /* once: a hold that is asked for afterwards is one */
-        if (park(self, REASON_TEMPERATURE, finding->joint) != ANSWER_DONE)
+        if (pilot_park(self, REASON_TEMPERATURE, finding->joint) != ANSWER_DONE)
             latch_hold(self, REASON_TEMPERATURE, finding->joint);
         break;
     default:
@@ -184,165 +155,6 @@ static void take_company(pilot *self, const pilot_input *input)
         fault(self, REASON_FILES, -1);
 }
 
-static pilot_answer arm(pilot *self, const pilot_input *input, pilot_output *output)
-{
-    if (self->state == PILOT_PLANNING || self->state == PILOT_MOVING)
-        return ANSWER_DONE;
-    bool fresh = self->state == PILOT_DISARMED || self->state == PILOT_FAULT;
-    if (input->read_result != ARM_OK || self->lost > 0 || input->watchdog || input->damaged || input->unattended
-        || input->unguarded)
-        return ANSWER_FAULT;
-    for (int i = 0; i < self->config.joints; i++)
-        if (input->reading.alert[i])
-            return ANSWER_FAULT;
-    if (self->guard.started && !guard_at_rest(&self->guard))
-        return ANSWER_BUSY;
-    if (fresh) {
-        /* Out of torque or after a fault the arm may be anywhere: start from where it is. */
-        int joint = -1;
-        if (!guard_start(&self->guard, self->present, GUARD_START_TOLERANCE, &joint)) {
-            self->reason = REASON_OUTSIDE;
-            self->joint = joint;
-            return ANSWER_OUTSIDE;
-        }
-        output->torque = TORQUE_ON;
-    }
-    schedule_arm(&self->schedule, input->tick);
-    self->latched = false;
-    self->moved = false;
-    self->stopping = false;
-    self->torque = true;
-    self->let_go = false;
-    self->idle_ns = input->now_ns;
-    self->limp = 0;
-    self->park_failed = self->cooled = false;
-    self->recover_until_ns = 0;
-    self->writer = input->writer;
-    press_release(&self->press);
-    enter(self, PILOT_PLANNING, REASON_NONE, -1);
-    return ANSWER_DONE;
-}
-
-/* With the joints that have torque, also after a fault: a servo in alert need not leave the arm up in the air. */
-static pilot_answer park(pilot *self, pilot_reason reason, int32_t joint)
-{
-    if (!self->config.has_park)
-        return ANSWER_NO_POSE;
-    if (!self->torque)
-        return ANSWER_NOT_ARMED;
-    if (!holds(self) || self->lost >= LOST_MANY || self->reason == REASON_FILES)
-        return ANSWER_FAULT;
-    if (self->reason == REASON_PARKED || self->state == PILOT_PARKING)
-        return ANSWER_DONE;
-    schedule_drop(&self->schedule);
-    self->latched = true;
-    self->park_failed = false;
-    for (int i = 0; i < self->config.joints; i++)
-        self->parking[i] = guard_place(&self->guard, i);
-    enter(self, PILOT_PARKING, reason, joint);
-    return ANSWER_DONE;
-}
-
-/* Whatever was going on ends: from here on the goals only slow down. */
-static pilot_answer hold(pilot *self)
-{
-    if (!self->torque)
-        return ANSWER_NOT_ARMED;
-    if (!holds(self))
-        return ANSWER_FAULT;
-    self->stopping = false;
-    self->recover_until_ns = 0;
-    if (self->state != PILOT_FAULT && self->reason != REASON_PARKED) /* both hold already, and say why */
-        latch_hold(self, REASON_OPERATOR, -1);
-    return ANSWER_DONE;
-}
-
-/* Servos with an alert start anew; torque comes back at the first reading without one (`recovered`). */
-static pilot_answer recover(pilot *self, const pilot_input *input, pilot_output *output)
-{
-    if (self->state != PILOT_FAULT && self->limp == 0)
-        return ANSWER_DONE;
-    if (self->lost >= LOST_MANY || input->damaged || self->reason == REASON_UNPLUGGED)
-        return ANSWER_FAULT;
-    if (self->guard.started && !guard_at_rest(&self->guard))
-        return ANSWER_BUSY;
-    output->reboot = self->alerts;
-    self->recover_until_ns = input->now_ns + recover_ns;
-    return ANSWER_DONE;
-}
-
-static void recovered(pilot *self, const pilot_input *input, pilot_output *output)
-{
-    if (self->recover_until_ns == 0 || output->reboot != 0)
-        return;
-    bool over = input->now_ns > self->recover_until_ns || (self->lost == 0 && input->read_result == ARM_ALERT);
-    if (over)
-        self->recover_until_ns = 0;
-    if (over || self->lost > 0)
-        return;
-    int joint;
-    self->recover_until_ns = 0;
-    if (!self->torque) {
-        enter(self, PILOT_DISARMED, REASON_NONE, -1);
-        self->latched = false;
-    } else if (self->guard.started || guard_start(&self->guard, self->present, GUARD_START_TOLERANCE, &joint)) {
-        /* It fell, or was moved by hand; the others hold what they held. */
-        for (int i = 0; i < self->config.joints; i++)
-            if (self->limp >> i & 1)
-                guard_start_joint(&self->guard, i, self->present[i]);
-        output->torque = TORQUE_ON;
-        press_release(&self->press); /* where it led back to before is not where it stands now */
-        latch_hold(self, REASON_OPERATOR, -1);
-    }
-    self->limp = 0;
-}
-
-static pilot_answer torque_off(pilot *self, pilot_output *output)
-{
-    schedule_drop(&self->schedule);
-    self->torque = false;
-    self->let_go = true;
-    self->latched = false;
-    self->guard.started = false;
-    enter(self, PILOT_DISARMED, REASON_OPERATOR, -1);
-    output->torque = TORQUE_OFF;
-    return ANSWER_DONE;
-}
-
-static pilot_answer obey(pilot *self, const pilot_input *input, pilot_output *output)
-{
-    switch (input->command) {
-    case COMMAND_NONE:
-        return ANSWER_NONE;
-    case COMMAND_PING:
-        return ANSWER_DONE;
-    case COMMAND_ARM:
-        return arm(self, input, output);
-    case COMMAND_HOLD:
-    case COMMAND_REDO:
-        return hold(self);
-    case COMMAND_PARK:
-        return park(self, REASON_OPERATOR, -1);
-    case COMMAND_PARK_IDLE:
-        return park(self, REASON_IDLE, -1);
-    case COMMAND_STOP:
-        self->stopping = true;
-        self->park_failed = false;
-        if (armed(self) && self->reason != REASON_PARKED && self->state != PILOT_PARKING)
-            latch_hold(self, REASON_OPERATOR, -1);
-        return ANSWER_DONE;
-    case COMMAND_RECOVER:
-        return recover(self, input, output);
-    case COMMAND_TORQUE_OFF:
-        if (!self->let_go && self->reason != REASON_PARKED)
-            return ANSWER_NOT_PARKED;
-        return torque_off(self, output);
-    case COMMAND_TORQUE_OFF_NOW:
-        return torque_off(self, output);
-    }
-    return ANSWER_NONE;
-}
-
 void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
 {
     memset(output, 0, sizeof *output);
@@ -362,8 +174,8 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output)
         schedule_drop(&self->schedule);
     take_finding(self, &input->finding);
     take_company(self, input);
-    output->answer = obey(self, input, output);
-    recovered(self, input, output);
+    output->answer = pilot_obey(self, input, output);
+    pilot_recovered(self, input, output);
 }
 
 chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *data)
@@ -377,6 +189,13 @@ chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *da
         .present = self->lost == 0 && self->present_known ? self->present : NULL,
     };
     return schedule_offer(&self->schedule, data, &view);
+}
+
+/* Counts in a joint's units. */
+static float units_of(const pilot *self, int joint, double counts)
+{
+    const guard_limits *limits = &self->config.limits[joint];
+    return (float)((counts - limits->offset) / limits->scale);
 }
 
 /* The parking pose of a joint, as far as its limits allow it. */
@@ -409,15 +228,14 @@ static bool creep(pilot *self, float *action)
     const int turn = turn_of(self);
     bool there = true;
     for (int i = 0; i < self->config.joints; i++) {
-        const guard_limits *limits = &self->config.limits[i];
         if (self->limp >> i & 1) {
-            action[i] = (float)((guard_place(&self->guard, i) - limits->offset) / limits->scale);
+            action[i] = units_of(self, i, guard_place(&self->guard, i));
             continue;
         }
         double gap = self->config.park_turn[i] <= turn ? pose_of(self, i) - self->parking[i] : 0;
         if (fabs(self->parking[i] - guard_place(&self->guard, i)) < PARK_LEAD) /* the wish waits for the goal */
             self->parking[i] += fabs(gap) <= step ? gap : copysign(step, gap);
-        action[i] = (float)((self->parking[i] - limits->offset) / limits->scale);
+        action[i] = units_of(self, i, self->parking[i]);
         there = there && parked_at(self, i);
     }
     return there && guard_at_rest(&self->guard);
@@ -458,7 +276,7 @@ static bool yield(pilot *self, const pilot_input *input, float *action)
     if (!press_lead_back(&self->press, goals, self->present, self->limp, input->now_ns, wish))
         return false;
     for (int i = 0; i < self->config.joints; i++)
-        action[i] = (float)((wish[i] - self->config.limits[i].offset) / self->config.limits[i].scale);
+        action[i] = units_of(self, i, wish[i]);
     return true;
 }
 
@@ -482,15 +300,14 @@ static void idle(pilot *self, const pilot_input *input, bool malformed)
 
 static void stop(pilot *self, const pilot_input *input, pilot_output *output)
 {
-    bool rests = self->guard.started ? guard_at_rest(&self->guard) : true;
-    if (!self->stopping || !rests || self->state == PILOT_PARKING)
+    if (!self->stopping || (self->guard.started && !guard_at_rest(&self->guard)) || self->state == PILOT_PARKING)
         return;
     if (self->reason == REASON_PARKED)
-        torque_off(self, output); /* a parked arm rests by itself */
+        pilot_let_go(self, output); /* a parked arm rests by itself */
     else if (holds(self) && self->config.has_park && self->lost > 0
              && input->now_ns - self->lost_ns < self->config.reads_latch_ns)
         return; /* the pose cannot be gone to blindly: readings may come back */
-    else if (!self->park_failed && park(self, REASON_OPERATOR, -1) == ANSWER_DONE)
+    else if (!self->park_failed && pilot_park(self, REASON_OPERATOR, -1) == ANSWER_DONE)
         return;
     output->done = true;
 }

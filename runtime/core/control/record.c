@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
 #include "record.h"
-#include "record_old.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -106,15 +105,20 @@ int record_open(record *self, const char *path)
     return 0;
 }
 
-record_arrays record_arrays_of(record_tick *tick)
+size_t record_copy_arrays(const record *self, record_tick *tick, uint8_t *payload, bool in)
 {
-    return (record_arrays){{{tick->position, 4},
-                            {tick->velocity, 4},
-                            {tick->goals, 4},
-                            {tick->action, 4},
-                            {tick->load, 2},
-                            {tick->alert, 1},
-                            {tick->verdicts, 1}}};
+    const struct {
+        void *values;
+        size_t size; /* of one */
+    } arrays[] = {{tick->position, 4}, {tick->velocity, 4}, {tick->goals, 4},   {tick->action, 4},
+                  {tick->load, 2},     {tick->alert, 1},    {tick->verdicts, 1}};
+    size_t at = 0;
+    for (size_t k = 0; k < sizeof arrays / sizeof arrays[0]; k++) {
+        size_t bytes = (size_t)self->config.joints * arrays[k].size;
+        memcpy(in ? arrays[k].values : payload + at, in ? payload + at : arrays[k].values, bytes);
+        at += bytes;
+    }
+    return at;
 }
 
 uint32_t record_rows(const record *self)
@@ -138,28 +142,16 @@ static void put(record *self, record_kind kind, const void *payload, size_t byte
 
 void record_put_tick(record *self, const record_tick *tick)
 {
-    uint8_t payload[RECORD_PAYLOAD], *at = payload + TICK_HEAD;
-    const record_arrays arrays = record_arrays_of((record_tick *)tick);
+    uint8_t payload[RECORD_PAYLOAD];
     memcpy(payload, tick, TICK_HEAD);
-    for (size_t k = 0; k < sizeof arrays.array / sizeof arrays.array[0]; k++) {
-        size_t bytes = (size_t)self->config.joints * arrays.array[k].size;
-        memcpy(at, arrays.array[k].values, bytes);
-        at += bytes;
-    }
-    put(self, RECORD_TICK, payload, (size_t)(at - payload));
+    size_t bytes = TICK_HEAD + record_copy_arrays(self, (record_tick *)tick, payload + TICK_HEAD, false);
+    put(self, RECORD_TICK, payload, bytes);
 }
 
+#define FROM_CHUNK(name) .name = data->name,
 void record_put_chunk(record *self, int64_t tick, const chunk *data)
 {
-    record_chunk head = {
-        .tick = tick,
-        .kind = data->kind,
-        .n = data->n,
-        .session = data->session,
-        .observation_sequence = data->observation_sequence,
-        .observation_tick = data->observation_tick,
-        .observation_ns = data->observation_ns,
-    };
+    record_chunk head = {.tick = tick, RECORD_CHUNK_FIELDS(FROM_CHUNK)};
     memcpy(head.digest, data->digest, DIGEST_BYTES);
     put(self, RECORD_CHUNK, &head, sizeof head);
     uint32_t fit = record_rows(self);
@@ -169,51 +161,35 @@ void record_put_chunk(record *self, int64_t tick, const chunk *data)
     }
 }
 
+/* What a tick's cell keeps of the decision's inputs and of what came of it under the same name. */
+#define INPUTS(X)                                                                                                      \
+    X(tick) X(now_ns) X(read_result) X(watchdog) X(absent) X(unplugged) X(unsent) X(torque_failed) X(setting_refused)  \
+    X(trouble_joint) X(unattended) X(unguarded) X(damaged) X(writer) X(command) X(malformed) X(patience_ns)            \
+    X(plan_then_move) X(dropped_through)
+#define OUTPUTS(X)                                                                                                     \
+    X(answer) X(torque) X(state) X(reason) X(joint) X(latched) X(write) X(clear_watchdog) X(reboot) X(done)
+#define ARRAYS(X) X(position) X(velocity) X(load) X(alert)
+#define FROM_INPUT(name) .name = input->name,
+#define FROM_OUTPUT(name) .name = output->name,
+#define FROM_TICK(name) .name = tick->name,
+#define ARRAY_OF_READING(name) memcpy(tick.name, input->reading.name, sizeof tick.name);
+#define ARRAY_OF_TICK(name) memcpy(input.reading.name, tick->name, sizeof tick->name);
+
 record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
 {
     record_tick tick = {
-        .tick = input->tick,
-        .now_ns = input->now_ns,
+        INPUTS(FROM_INPUT)
         .reading_ns = input->reading.time_ns,
-        .patience_ns = input->patience_ns,
-        .dropped_through = input->dropped_through,
+        .finding = input->finding.kind,
+        .finding_joint = input->finding.joint,
         .action_sequence = output->action.sequence,
-        .read_result = (uint8_t)input->read_result,
-        .command = (uint8_t)input->command,
-        .answer = (uint8_t)output->answer,
-        .torque = (uint8_t)output->torque,
-        .watchdog = input->watchdog,
-        .absent = input->absent,
-        .unplugged = input->unplugged,
-        .unsent = input->unsent,
-        .torque_failed = input->torque_failed,
-        .malformed = input->malformed,
-        .plan_then_move = input->plan_then_move,
-        .state = (uint8_t)output->state,
-        .reason = (uint8_t)output->reason,
-        .latched = output->latched,
-        .due = output->action.due,
-        .write = output->write,
-        .clear_watchdog = output->clear_watchdog,
-        .done = output->done,
-        .verdict = (uint8_t)output->guard.verdict,
-        .joint = (int8_t)output->joint,
-        .verdict_joint = (int8_t)output->guard.joint,
         .action_index = output->action.index,
-        .setting_refused = input->setting_refused,
-        .unattended = input->unattended,
-        .unguarded = input->unguarded,
-        .damaged = input->damaged,
-        .reboot = output->reboot,
-        .finding = (uint8_t)input->finding.kind,
-        .finding_joint = (int8_t)input->finding.joint,
-        .trouble_joint = (int8_t)input->trouble_joint,
-        .writer = input->writer,
+        .due = output->action.due,
+        OUTPUTS(FROM_OUTPUT)
+        .verdict = output->guard.verdict,
+        .verdict_joint = output->guard.joint,
     };
-    memcpy(tick.position, input->reading.position, sizeof tick.position);
-    memcpy(tick.velocity, input->reading.velocity, sizeof tick.velocity);
-    memcpy(tick.load, input->reading.load, sizeof tick.load);
-    memcpy(tick.alert, input->reading.alert, sizeof tick.alert);
+    ARRAYS(ARRAY_OF_READING)
     memcpy(tick.goals, output->guard.goals, sizeof tick.goals);
     memcpy(tick.verdicts, output->guard.joints, sizeof tick.verdicts);
     memcpy(tick.action, output->action.action, sizeof tick.action);
@@ -223,31 +199,10 @@ record_tick record_tick_of(const pilot_input *input, const pilot_output *output)
 pilot_input record_input_of(const record_tick *tick)
 {
     pilot_input input = {
-        .tick = tick->tick,
-        .now_ns = tick->now_ns,
-        .read_result = (arm_result)tick->read_result,
+        INPUTS(FROM_TICK)
         .reading.time_ns = tick->reading_ns,
-        .watchdog = tick->watchdog,
-        .absent = tick->absent,
-        .unplugged = tick->unplugged,
-        .unsent = tick->unsent,
-        .torque_failed = tick->torque_failed,
-        .command = (pilot_command)tick->command,
-        .malformed = tick->malformed,
-        .patience_ns = tick->patience_ns,
-        .plan_then_move = tick->plan_then_move,
-        .dropped_through = tick->dropped_through,
-        .setting_refused = tick->setting_refused,
-        .trouble_joint = tick->trouble_joint,
-        .finding = {.kind = (finding_kind)tick->finding, .joint = tick->finding_joint},
-        .unattended = tick->unattended,
-        .unguarded = tick->unguarded,
-        .damaged = tick->damaged,
-        .writer = tick->writer,
+        .finding = {.kind = tick->finding, .joint = tick->finding_joint},
     };
-    memcpy(input.reading.position, tick->position, sizeof tick->position);
-    memcpy(input.reading.velocity, tick->velocity, sizeof tick->velocity);
-    memcpy(input.reading.load, tick->load, sizeof tick->load);
-    memcpy(input.reading.alert, tick->alert, sizeof tick->alert);
+    ARRAYS(ARRAY_OF_TICK)
     return input;
 }

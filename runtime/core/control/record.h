@@ -8,7 +8,7 @@
  * computed again, byte for byte.
  *
  * A header of version 5 until commit 88b8df7 ends before the turns of parking: all joints had the first.
- * Older versions are read too (record_old.h), and replayed with the guard that they
+ * Older versions are read too (record_old.c), and replayed with the guard that they
  * name. Version 4 (until commit 4733e22) is of six joints. Version 3 (until commit 666d6ba) is of a guard in whole
  * counts and of one action a tick. Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its
  * goals are computed from the actions and readings that it holds.
@@ -25,6 +25,7 @@ enum {
     RECORD_PAYLOAD = RECORD_LARGE - RECORD_HEAD,
     RECORD_CELLS = 1 << 17, /* 32 MiB: 10 minutes at 100 Hz with 5 chunks of 50 a second, and half as much again */
     RECORD_HEADER = 4096,
+    RECORD_OLD_VERSION = 4, /* the last that record_old.c reads */
 };
 
 typedef enum { RECORD_TICK = 1, RECORD_CHUNK, RECORD_ACTIONS } record_kind;
@@ -59,6 +60,9 @@ typedef struct {
     uint8_t alert[ARM_JOINTS_MAX], verdicts[ARM_JOINTS_MAX];
 } record_tick;
 
+#define RECORD_CHUNK_FIELDS(X)                                                                                         \
+    X(kind) X(n) X(session) X(observation_sequence) X(observation_tick) X(observation_ns)
+
 typedef struct {
     int64_t tick; /* at which it was taken */
     uint32_t kind, n;
@@ -74,7 +78,7 @@ typedef struct {
     int64_t wall_minus_monotonic_ns; /* to date the ticks */
     uint64_t shadow;
     uint32_t config_bytes, config_crc;
-    pilot_config config; /* of older versions: see record_old.h */
+    pilot_config config; /* of older versions: see record_old.c */
 } record_header;
 
 typedef struct {
@@ -103,14 +107,9 @@ void record_put_chunk(record *self, int64_t tick, const chunk *data);
 record_tick record_tick_of(const pilot_input *input, const pilot_output *output);
 pilot_input record_input_of(const record_tick *tick);
 
-/* How ticks and actions lie in a cell, for the half that reads: the arrays one behind the other, and rows a cell. */
-typedef struct {
-    struct {
-        void *values;
-        size_t size; /* of one */
-    } array[7];
-} record_arrays;
-record_arrays record_arrays_of(record_tick *tick);
+/* The tick's arrays behind each other in a cell's payload, out of there with `in`; their bytes. */
+size_t record_copy_arrays(const record *self, record_tick *tick, uint8_t *payload, bool in);
+/* How many rows of actions a cell holds. */
 uint32_t record_rows(const record *self);
 /* Where the cell `index` lies, and its CRC. */
 uint32_t *record_place(const record *self, uint64_t index);
@@ -125,6 +124,12 @@ bool record_get(const record *self, uint64_t index, record_cell *out);
 void record_range(const record *self, uint64_t *first, uint64_t *end);
 /* The chunk whose head is at `index`; false when a cell of it is gone. */
 bool record_get_chunk(const record *self, uint64_t index, chunk *out);
+
+/* record_old.c: bytes of an old version's configuration, which its CRC covers (0: no such version); the configuration;
+ * the tick in a cell, where what its version did not know is as if it had not happened. */
+size_t record_old_config_bytes(int version);
+pilot_config record_old_config(int version, const void *config);
+record_tick record_old_tick(int version, const uint8_t *payload);
 
 typedef struct {
     uint64_t ticks, chunks, damaged;

@@ -16,7 +16,6 @@ typedef struct {
     int64_t tick;
     int64_t tick_ns;     /* when the tick started */
     int64_t period_ns;
-    int64_t t0_ns;
     int64_t reading_tick; /* tick of the newest reading, -1: none yet */
     int64_t reading_ns;
     int32_t present[ARM_JOINTS_MAX];  /* counts */
@@ -29,7 +28,6 @@ typedef struct {
     int64_t goal_moved_tick;      /* last tick whose goal differed from the one before */
     int64_t action_ns;            /* from one action of a chunk to the next */
     int64_t action_sequence, action_index; /* what was due, -1: nothing */
-    int64_t plan_tick;            /* at which action 0 of the plan in force is due */
     int64_t actions_left;         /* of the plan in force after this tick */
     int64_t patience_ns;
     int64_t age_ns;               /* of the observation the plan came from, -1: no plan */

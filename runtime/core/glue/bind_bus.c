@@ -5,8 +5,7 @@
  * lock is dropped around every wait, so other threads run while the bus answers.
  * Attribute `port` hands the same bus to the control loop as an arm_port.
  */
-#include "module.h"
-#include "bind_chunk.h"
+#include "fields.h"
 
 #include "feetech.h"
 #include "packet.h"
@@ -39,9 +38,11 @@ static int is_open(const ServoArm *self)
     return 0;
 }
 
-/* A bus of an open arm by its number; NULL: it has none such. */
+/* A bus of an open arm by its number; NULL: it is closed, or has none such. */
 static bus *bus_numbered(ServoArm *self, int number)
 {
+    if (!is_open(self))
+        return NULL;
     if (number >= 0 && number < servo_buses(&self->arm.is))
         return &self->arm.buses[number];
     PyErr_Format(PyExc_ValueError, "no bus %d", number);
@@ -92,27 +93,21 @@ static const servo_protocol *protocol_named(const char *name)
     return NULL;
 }
 
-/* A role's register of the mapping: name -> (address, bytes, sign); one that is not there is none. */
-static int role(PyObject *roles, const char *name, servo_register *out)
-{
-    PyObject *told = PyDict_GetItemString(roles, name);
-    return told == NULL || PyArg_ParseTuple(told, "HBh", &out->address, &out->bytes, &out->sign) ? 0 : -1;
-}
-
+/* The mapping's registers by what they are for: name -> (address, bytes, sign); one that is not there is none. */
 static int roles_of(PyObject *roles, servo_roles *at)
 {
+#define ROLE(name) {#name, &at->name}
     const struct {
         const char *name;
         servo_register *where;
-    } all[] = {{"torque", &at->torque},     {"goal", &at->goal},
-               {"block", &at->block},       {"load", &at->load},
-               {"velocity", &at->velocity}, {"position", &at->position},
-               {"voltage", &at->voltage},   {"temperature", &at->temperature},
-               {"error", &at->error},       {"watchdog", &at->watchdog},
-               {"lock", &at->lock}};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        if (role(roles, all[i].name, all[i].where) < 0)
+    } all[] = {ROLE(torque),   ROLE(goal),    ROLE(block),       ROLE(load),  ROLE(velocity), ROLE(position),
+               ROLE(voltage), ROLE(temperature), ROLE(error), ROLE(watchdog), ROLE(lock)};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        PyObject *given = PyDict_GetItemString(roles, all[i].name);
+        servo_register *where = all[i].where;
+        if (given != NULL && !PyArg_ParseTuple(given, "HBh", &where->address, &where->bytes, &where->sign))
             return -1;
+    }
     return 0;
 }
 
@@ -160,39 +155,34 @@ static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
 
 static PyObject *ServoArm_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    (void)args;
-    (void)kwargs;
-    ServoArm *self = (ServoArm *)type->tp_alloc(type, 0);
-    for (int k = 0; self != NULL && k < SERVO_BUSES_MAX; k++)
-        self->fds[k] = -1;
-    return (PyObject *)self;
+    PyObject *object = PyType_GenericNew(type, args, kwargs);
+    for (int k = 0; object != NULL && k < SERVO_BUSES_MAX; k++)
+        ((ServoArm *)object)->fds[k] = -1;
+    return object;
 }
 
-static PyObject *ServoArm_close(PyObject *object, PyObject *unused)
+static PyObject *ServoArm_close(PyObject *object, PyObject *Py_UNUSED(unused))
 {
-    (void)unused;
     close_ports((ServoArm *)object);
     Py_RETURN_NONE;
 }
 
 static void ServoArm_dealloc(PyObject *object)
 {
-    PyTypeObject *type = Py_TYPE(object);
     close_ports((ServoArm *)object);
-    type->tp_free(object);
+    Py_TYPE(object)->tp_free(object);
 }
 
 static PyObject *ServoArm_ping(PyObject *object, PyObject *args)
 {
-    ServoArm *self = (ServoArm *)object;
     unsigned char id;
     double timeout_s;
     int number = 0;
     bus *bus;
     uint16_t model = 0, firmware = 0;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
-        (bus = bus_numbered(self, number)) == NULL)
+    if (!PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
+        (bus = bus_numbered((ServoArm *)object, number)) == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = bus_ping(bus, id, deadline_after(timeout_s), &model, &firmware);
@@ -202,31 +192,26 @@ static PyObject *ServoArm_ping(PyObject *object, PyObject *args)
 
 static PyObject *ServoArm_sync_read(PyObject *object, PyObject *args)
 {
-    ServoArm *self = (ServoArm *)object;
     PyObject *ids_object;
-    unsigned short address, length;
     double timeout_s;
     uint8_t ids[BUS_SERVOS_MAX], data[BUS_SERVOS_MAX * BUS_READ_MAX] = {0}, alerts[BUS_SERVOS_MAX] = {0};
     bus_registers what = {.ids = ids};
     int number = 0;
     bus *bus;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "OHHd|i", &ids_object, &address, &length, &timeout_s, &number) ||
-        servo_ids(ids_object, ids, &what.servos) < 0 || (bus = bus_numbered(self, number)) == NULL)
+    if (!PyArg_ParseTuple(args, "OHHd|i", &ids_object, &what.address, &what.length, &timeout_s, &number) ||
+        servo_ids(ids_object, ids, &what.servos) < 0 || (bus = bus_numbered((ServoArm *)object, number)) == NULL)
         return NULL;
-    what.address = address;
-    what.length = length;
     Py_BEGIN_ALLOW_THREADS
     result = bus_sync_read(bus, &what, deadline_after(timeout_s), data, alerts);
     Py_END_ALLOW_THREADS
     size_t n = result == BUS_OK ? what.servos : 0;
-    return Py_BuildValue("(iy#y#)", (int)result, (const char *)data, (Py_ssize_t)(n * length), (const char *)alerts,
-                         (Py_ssize_t)n);
+    return Py_BuildValue("(iy#y#)", (int)result, (const char *)data, (Py_ssize_t)(n * what.length),
+                         (const char *)alerts, (Py_ssize_t)n);
 }
 
 static PyObject *ServoArm_write(PyObject *object, PyObject *args)
 {
-    ServoArm *self = (ServoArm *)object;
     unsigned char id;
     unsigned short address;
     Py_buffer data;
@@ -234,9 +219,9 @@ static PyObject *ServoArm_write(PyObject *object, PyObject *args)
     int number = 0;
     bus *bus;
     bus_result result = BUS_REFUSED;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bHy*d|i", &id, &address, &data, &timeout_s, &number))
+    if (!PyArg_ParseTuple(args, "bHy*d|i", &id, &address, &data, &timeout_s, &number))
         return NULL;
-    if ((bus = bus_numbered(self, number)) != NULL && data.len <= BUS_READ_MAX) {
+    if ((bus = bus_numbered((ServoArm *)object, number)) != NULL && data.len <= BUS_READ_MAX) {
         Py_BEGIN_ALLOW_THREADS
         result = bus_write(bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s));
         Py_END_ALLOW_THREADS
@@ -247,14 +232,13 @@ static PyObject *ServoArm_write(PyObject *object, PyObject *args)
 
 static PyObject *ServoArm_reboot(PyObject *object, PyObject *args)
 {
-    ServoArm *self = (ServoArm *)object;
     unsigned char id;
     double timeout_s;
     int number = 0;
     bus *bus;
     bus_result result;
-    if (!is_open(self) || !PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
-        (bus = bus_numbered(self, number)) == NULL)
+    if (!PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
+        (bus = bus_numbered((ServoArm *)object, number)) == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = bus_reboot(bus, id, deadline_after(timeout_s));
@@ -274,14 +258,9 @@ static PyObject *ServoArm_read_arm(PyObject *object, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     result = self->port.read(&self->arm, deadline_after(timeout_s), &r);
     Py_END_ALLOW_THREADS
-    int32_t load[ARM_JOINTS_MAX], alert[ARM_JOINTS_MAX];
     const int n = self->port.joints;
-    for (int i = 0; i < n; i++) {
-        load[i] = r.load[i];
-        alert[i] = r.alert[i];
-    }
-    return Py_BuildValue("(iLNNNN)", (int)result, (long long)r.time_ns, tuple_of_int32(r.position, n),
-                         tuple_of_int32(r.velocity, n), tuple_of_int32(load, n), tuple_of_int32(alert, n));
+    return Py_BuildValue("(iLNNNN)", (int)result, (long long)r.time_ns, TUPLE_OF(r.position, n),
+                         TUPLE_OF(r.velocity, n), TUPLE_OF(r.load, n), TUPLE_OF(r.alert, n));
 }
 
 static PyObject *ServoArm_write_goals(PyObject *object, PyObject *args)
@@ -292,7 +271,7 @@ static PyObject *ServoArm_write_goals(PyObject *object, PyObject *args)
     double timeout_s;
     arm_result result;
     if (!is_open(self) || !PyArg_ParseTuple(args, "Od", &counts, &timeout_s) ||
-        counts_from_python(counts, self->port.joints, goals) < 0)
+        TAKE_EACH(counts, goals, self->port.joints) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = self->port.write_goals(&self->arm, goals, deadline_after(timeout_s));
@@ -352,70 +331,38 @@ static PyObject *ServoArm_settings(PyObject *object, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-static PyObject *ServoArm_trouble(PyObject *object, PyObject *unused)
+static PyObject *ServoArm_trouble(PyObject *object, PyObject *Py_UNUSED(unused))
 {
     const arm_trouble *trouble = &((ServoArm *)object)->arm.trouble;
-    (void)unused;
     return Py_BuildValue("(iiii)", trouble->joint, (int)trouble->address, trouble->wanted, trouble->found);
 }
 
-static void release_owner(PyObject *capsule)
+static PyObject *ServoArm_port(PyObject *object, void *Py_UNUSED(unused))
 {
-    Py_XDECREF(PyCapsule_GetContext(capsule));
-}
-
-static PyObject *ServoArm_port(PyObject *object, void *unused)
-{
-    ServoArm *self = (ServoArm *)object;
-    (void)unused;
-    if (!is_open(self))
-        return NULL;
-    PyObject *capsule = PyCapsule_New(&self->port, ARM_PORT_CAPSULE, release_owner);
-    if (capsule == NULL)
-        return NULL;
-    Py_INCREF(object); /* the capsule keeps the bus alive */
-    PyCapsule_SetContext(capsule, object);
-    return capsule;
+    return is_open((ServoArm *)object) ? capsule_of_port(object, &((ServoArm *)object)->port) : NULL;
 }
 
 static PyMethodDef methods[] = {
-    {"ping", ServoArm_ping, METH_VARARGS, "ping(id, timeout_s, bus=0) -> (result, model, firmware)"},
-    {"sync_read", ServoArm_sync_read, METH_VARARGS,
-     "sync_read(ids, address, length, timeout_s, bus=0) -> (result, bytes of all ids, alert byte per id)"},
-    {"write", ServoArm_write, METH_VARARGS, "write(id, address, data, timeout_s, bus=0) -> result"},
-    {"reboot", ServoArm_reboot, METH_VARARGS, "reboot(id, timeout_s, bus=0) -> result"},
-    {"read_arm", ServoArm_read_arm, METH_VARARGS,
-     "read_arm(timeout_s) -> (arm result, time_ns, positions, velocities, loads, alerts)"},
-    {"write_goals", ServoArm_write_goals, METH_VARARGS, "write_goals(counts, timeout_s) -> arm result"},
-    {"set_torque", ServoArm_set_torque, METH_VARARGS, "set_torque(on, timeout_s) -> arm result"},
-    {"settings", ServoArm_settings, METH_O,
-     "settings(((address, bytes, a value or None for each joint), ...)) by rising address"},
-    {"trouble", ServoArm_trouble, METH_NOARGS,
-     "trouble() -> (joint, address, wanted, found) of the last refused setting"},
-    {"close", ServoArm_close, METH_NOARGS, "close()"},
-    {NULL, NULL, 0, NULL},
+    {"ping", ServoArm_ping, METH_VARARGS, NULL},
+    {"sync_read", ServoArm_sync_read, METH_VARARGS, NULL},
+    {"write", ServoArm_write, METH_VARARGS, NULL},
+    {"reboot", ServoArm_reboot, METH_VARARGS, NULL},
+    {"read_arm", ServoArm_read_arm, METH_VARARGS, NULL},
+    {"write_goals", ServoArm_write_goals, METH_VARARGS, NULL},
+    {"set_torque", ServoArm_set_torque, METH_VARARGS, NULL},
+    {"settings", ServoArm_settings, METH_O, NULL},
+    {"trouble", ServoArm_trouble, METH_NOARGS, NULL},
+    {"close", ServoArm_close, METH_NOARGS, NULL},
+    {NULL},
 };
 
-static PyGetSetDef attributes[] = {
-    {"port", ServoArm_port, NULL, "PyCapsule of the arm_port for the control loop", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
+static PyGetSetDef attributes[] = {{"port", ServoArm_port, NULL, NULL, NULL}, {NULL}};
 
-static PyTypeObject ServoArm_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.ServoArm",
-    .tp_basicsize = sizeof(ServoArm),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "ServoArm(path, baud, protocol, ids, roles, velocity_unit, watchdog_on, watchdog_tripped, "
-              "second_path=None, second=-1): opens the ports "
-              "for this process alone; second: the first servo on the second bus.",
+PyTypeObject ServoArm_type = {
+    TYPE(ServoArm),
     .tp_new = ServoArm_new,
     .tp_init = ServoArm_init,
     .tp_dealloc = ServoArm_dealloc,
     .tp_methods = methods,
     .tp_getset = attributes,
 };
-
-int bind_bus(PyObject *module)
-{
-    return module_add_type(module, "ServoArm", &ServoArm_type);
-}

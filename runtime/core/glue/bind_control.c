@@ -1,85 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `_core.control_run`. */
-#include "module.h"
+/* `_core.control_run`, and what can be known of a run before it. */
 #include "bind_chunk.h"
-
-#include <stdlib.h>
-#include <string.h>
-
 #include "control.h"
 
-/* Strings and numbers of the run object; the references keep the strings alive. */
-typedef struct {
-    PyObject *ring, *state, *record, *beat;
-} run_paths;
-
-static void release(run_paths *paths)
+/* A path of the run object, which the list `kept` keeps alive; NULL: it is None, or a Python error is set. */
+static const char *path_of(PyObject *run, const char *name, PyObject *kept)
 {
-    Py_CLEAR(paths->ring);
-    Py_CLEAR(paths->state);
-    Py_CLEAR(paths->record);
-    Py_CLEAR(paths->beat);
-}
-
-/* Bytes, or None where the attribute is None. */
-static PyObject *path_of(PyObject *object, const char *name)
-{
-    PyObject *value = PyObject_GetAttrString(object, name), *bytes = NULL;
-    if (value == Py_None)
-        return value;
-    if (value != NULL && !PyUnicode_FSConverter(value, &bytes))
-        bytes = NULL;
+    PyObject *value = PyErr_Occurred() ? NULL : PyObject_GetAttrString(run, name), *bytes = NULL;
+    const bool given = value != NULL && value != Py_None && PyUnicode_FSConverter(value, &bytes) &&
+                       PyList_Append(kept, bytes) == 0;
+    const char *path = given ? PyBytes_AS_STRING(bytes) : NULL;
+    Py_XDECREF(bytes);
     Py_XDECREF(value);
-    return bytes;
+    return path;
 }
 
-static long long number_of(PyObject *object, const char *name)
+static int config_of(PyObject *run, control_config *config, PyObject *kept)
 {
-    PyObject *value = PyErr_Occurred() ? NULL : PyObject_GetAttrString(object, name);
-    long long number = value == NULL ? 0 : PyLong_AsLongLong(value);
-    Py_XDECREF(value);
-    return number;
-}
-
-static int config_of(PyObject *run, control_config *config, run_paths *paths)
-{
-    paths->ring = path_of(run, "ring");
-    paths->state = paths->ring == NULL ? NULL : path_of(run, "state");
-    paths->record = paths->state == NULL ? NULL : path_of(run, "record");
-    paths->beat = paths->record == NULL ? NULL : path_of(run, "beat");
-    if (paths->beat == NULL)
+    static const field fields[] = {
+        FIELD(control_config, record_cells), FIELD(control_config, socket_fd), FIELD(control_config, signal_fd),
+        FIELD(control_config, priority), FIELD(control_config, interrupt_ends), FIELD(control_config, shadow),
+        FIELD(control_config, arm_at_start), FIELD(control_config, stop_after_ticks),
+        FIELD(control_config, park_after_ns), {0},
+    };
+    config->ring_path = path_of(run, "ring", kept);
+    config->state_path = path_of(run, "state", kept);
+    config->record_path = path_of(run, "record", kept);
+    config->beat_path = path_of(run, "beat", kept);
+    if (PyErr_Occurred() || fields_take(run, fields, config, 0) < 0)
         return -1;
-    if (!PyBytes_Check(paths->ring) || !PyBytes_Check(paths->state) || !PyBytes_Check(paths->record)) {
+    if (config->ring_path == NULL || config->state_path == NULL || config->record_path == NULL)
         PyErr_SetString(PyExc_ValueError, "ring, state and record must be paths");
-        return -1;
-    }
-    config->beat_path = paths->beat == Py_None ? NULL : PyBytes_AS_STRING(paths->beat);
-    config->ring_path = PyBytes_AS_STRING(paths->ring);
-    config->state_path = PyBytes_AS_STRING(paths->state);
-    config->record_path = PyBytes_AS_STRING(paths->record);
-    config->record_cells = (uint64_t)number_of(run, "record_cells");
-    config->socket_fd = (int)number_of(run, "socket_fd");
-    config->signal_fd = (int)number_of(run, "signal_fd");
-    config->priority = (int)number_of(run, "priority");
-    config->interrupt_ends = number_of(run, "interrupt_ends") != 0;
-    config->shadow = number_of(run, "shadow") != 0;
-    config->arm_at_start = number_of(run, "arm_at_start") != 0;
-    config->stop_after_ticks = number_of(run, "stop_after_ticks");
-    config->park_after_ns = number_of(run, "park_after_ns");
-    if (!PyErr_Occurred() && (config->record_cells < 64 || config->record_cells > 1 << 24))
+    else if (config->record_cells < 64 || config->record_cells > 1 << 24)
         PyErr_SetString(PyExc_ValueError, "a record has 64 to 16777216 cells");
     return PyErr_Occurred() ? -1 : 0;
 }
 
-static const arm_port *port_of(PyObject *arm)
-{
-    PyObject *capsule = PyObject_GetAttrString(arm, "port");
-    const arm_port *port = capsule == NULL ? NULL : PyCapsule_GetPointer(capsule, ARM_PORT_CAPSULE);
-    Py_XDECREF(capsule); /* the arm object keeps what it points to */
-    return port;
-}
-
-static PyObject *told(const control_result *result)
+static PyObject *answer_of(const control_result *result)
 {
     switch (result->exit) {
     case CONTROL_BAD_LIMITS:
@@ -98,59 +55,40 @@ static PyObject *told(const control_result *result)
     return PyUnicode_FromString("stopped");
 }
 
-static PyObject *run_control(PyObject *module, PyObject *args)
+PyObject *call_control_run(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    (void)module;
-    PyObject *arm, *settings, *run;
+    PyObject *arm, *settings, *run, *capsule, *answer = NULL;
     if (!PyArg_ParseTuple(args, "OOO", &arm, &settings, &run))
         return NULL;
     control_config config = {0};
-    run_paths paths = {0};
-    PyObject *answer = NULL;
-    const arm_port *port = port_of(arm);
-    control *state = NULL;
-    if (port != NULL && pilot_config_from_python(settings, &config.pilot) == 0 &&
-        config_of(run, &config, &paths) == 0) {
-        state = malloc(sizeof *state);
-        if (state == NULL) {
-            PyErr_NoMemory();
-        } else {
-            control_result result;
-            Py_BEGIN_ALLOW_THREADS
-            result = control_run(state, &config, port);
-            Py_END_ALLOW_THREADS
-            answer = told(&result);
-        }
+    control_result result;
+    const arm_port *port = port_of(arm, &capsule);
+    PyObject *kept = PyList_New(0);
+    control *state = PyMem_RawMalloc(sizeof *state);
+    if (state == NULL)
+        PyErr_NoMemory();
+    if (port != NULL && kept != NULL && state != NULL && pilot_config_from_python(settings, &config.pilot) == 0 &&
+        config_of(run, &config, kept) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        result = control_run(state, &config, port);
+        Py_END_ALLOW_THREADS
+        answer = answer_of(&result);
     }
-    free(state);
-    release(&paths);
+    PyMem_RawFree(state);
+    Py_XDECREF(kept);
+    Py_XDECREF(capsule);
     return answer;
 }
 
-static PyObject *answer_ns(PyObject *module, PyObject *period_ns)
+PyObject *call_control_answer_ns(PyObject *Py_UNUSED(module), PyObject *period_ns)
 {
-    (void)module;
     long long period = PyLong_AsLongLong(period_ns);
     return PyErr_Occurred() ? NULL : PyLong_FromLongLong(control_answer_ns(period));
 }
 
-static PyObject *bytes_of_record(PyObject *module, PyObject *args)
+PyObject *call_record_bytes(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    (void)module;
     unsigned long long cells;
     int joints;
     return PyArg_ParseTuple(args, "Ki", &cells, &joints) ? PyLong_FromSize_t(record_bytes(cells, joints)) : NULL;
-}
-
-static PyMethodDef functions[] = {
-    {"record_bytes", bytes_of_record, METH_VARARGS, "record_bytes(cells, joints): size of a flight record."},
-    {"control_answer_ns", answer_ns, METH_O, "control_answer_ns(period_ns): what a tick gives the servos to answer."},
-    {"control_run", run_control, METH_VARARGS,
-     "control_run(arm, settings, run): the control loop until it is stopped."},
-    {NULL},
-};
-
-int bind_control(PyObject *module)
-{
-    return PyModule_AddFunctions(module, functions);
 }

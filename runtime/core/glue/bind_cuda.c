@@ -2,21 +2,21 @@
 /* CudaDriver and CudaLoop: capture and launch of CUDA graphs. Handles cross as integers. */
 #include "bind_request.h"
 #include "cuda_loop.h"
-#include "module.h"
+#include "fields.h"
+
+#include <string.h>
 
 typedef struct {
     PyObject_HEAD
     cuda_driver driver;
-} driver_object;
+} CudaDriver;
 
 typedef struct {
     PyObject_HEAD
-    driver_object *owner;
-    PyObject *kept; /* list of memoryviews over pinned memory */
+    PyObject *owner; /* its CudaDriver */
+    PyObject *kept;  /* list of memoryviews over pinned memory */
     cuda_loop loop;
-} loop_object;
-
-static PyTypeObject driver_type;
+} CudaLoop;
 
 static PyObject *raise(const cuda_driver *driver)
 {
@@ -24,191 +24,143 @@ static PyObject *raise(const cuda_driver *driver)
     return NULL;
 }
 
+static PyObject *none_or_raise(bool worked, const cuda_driver *driver)
+{
+    return worked ? Py_NewRef(Py_None) : raise(driver);
+}
+
+static int handle_of(PyObject *number, void *out)
+{
+    void *handle = PyLong_AsVoidPtr(number);
+    memcpy(out, &handle, sizeof handle);
+    return handle != NULL || !PyErr_Occurred();
+}
+
 /* ---- CudaDriver ---- */
 
-static PyObject *driver_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+static PyObject *CudaDriver_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"library", "device", NULL};
     const char *library = "libcuda.so.1";
     int device = 0;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "|si", names, &library, &device))
         return NULL;
-    driver_object *self = (driver_object *)type->tp_alloc(type, 0);
-    if (self == NULL)
-        return NULL;
-    if (!cuda_open(&self->driver, library, device)) {
-        raise(&self->driver);
-        Py_DECREF((PyObject *)self);
-        return NULL;
-    }
-    return (PyObject *)self;
+    CudaDriver *self = (CudaDriver *)type->tp_alloc(type, 0);
+    if (self == NULL || cuda_open(&self->driver, library, device))
+        return (PyObject *)self;
+    raise(&self->driver);
+    Py_DECREF((PyObject *)self);
+    return NULL;
 }
 
-static void driver_dealloc(driver_object *self)
+static void CudaDriver_dealloc(PyObject *object)
 {
-    if (self->driver.library != NULL)
-        cuda_close(&self->driver);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    cuda_driver *driver = &((CudaDriver *)object)->driver;
+    if (driver->library != NULL)
+        cuda_close(driver);
+    Py_TYPE(object)->tp_free(object);
 }
 
-static PyObject *driver_begin(driver_object *self, PyObject *stream)
+static PyObject *CudaDriver_begin(PyObject *self, PyObject *number)
 {
-    void *handle = PyLong_AsVoidPtr(stream);
-    if (handle == NULL && PyErr_Occurred())
-        return NULL;
-    return cuda_capture_begin(&self->driver, handle) ? Py_NewRef(Py_None) : raise(&self->driver);
+    cuda_driver *driver = &((CudaDriver *)self)->driver;
+    cuda_stream stream;
+    return handle_of(number, &stream) ? none_or_raise(cuda_capture_begin(driver, stream), driver) : NULL;
 }
 
-static PyObject *driver_end(driver_object *self, PyObject *stream)
+static PyObject *CudaDriver_end(PyObject *self, PyObject *number)
 {
-    void *handle = PyLong_AsVoidPtr(stream);
+    cuda_driver *driver = &((CudaDriver *)self)->driver;
+    cuda_stream stream;
     cuda_exec exec = NULL;
-    if (handle == NULL && PyErr_Occurred())
-        return NULL;
     bool made;
+    if (!handle_of(number, &stream))
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
-    made = cuda_capture_end(&self->driver, handle, &exec);
+    made = cuda_capture_end(driver, stream, &exec);
     Py_END_ALLOW_THREADS
-    return made ? PyLong_FromVoidPtr(exec) : raise(&self->driver);
+    return made ? PyLong_FromVoidPtr(exec) : raise(driver);
 }
 
-static PyObject *driver_cancel(driver_object *self, PyObject *stream)
+static PyObject *CudaDriver_cancel(PyObject *self, PyObject *number)
 {
-    void *handle = PyLong_AsVoidPtr(stream);
-    if (handle == NULL && PyErr_Occurred())
+    cuda_stream stream;
+    if (!handle_of(number, &stream))
         return NULL;
-    cuda_capture_cancel(&self->driver, handle);
+    cuda_capture_cancel(&((CudaDriver *)self)->driver, stream);
     Py_RETURN_NONE;
 }
 
-static PyObject *driver_destroy(driver_object *self, PyObject *exec)
+static PyObject *CudaDriver_destroy(PyObject *self, PyObject *number)
 {
-    void *handle = PyLong_AsVoidPtr(exec);
-    if (handle == NULL && PyErr_Occurred())
+    cuda_driver *driver = &((CudaDriver *)self)->driver;
+    cuda_exec exec;
+    if (!handle_of(number, &exec))
         return NULL;
-    if (!cuda_enter(&self->driver) ||
-        !cuda_ok(&self->driver, self->driver.call.exec_destroy(handle), "cuGraphExecDestroy"))
-        return raise(&self->driver);
-    Py_RETURN_NONE;
+    return none_or_raise(
+        cuda_enter(driver) && cuda_ok(driver, driver->call.exec_destroy(exec), "cuGraphExecDestroy"), driver);
 }
 
-static PyObject *driver_launch(driver_object *self, PyObject *args)
+static PyObject *CudaDriver_launch(PyObject *self, PyObject *args)
 {
-    PyObject *exec, *stream;
-    if (!PyArg_ParseTuple(args, "OO", &exec, &stream))
+    cuda_driver *driver = &((CudaDriver *)self)->driver;
+    cuda_exec graph;
+    cuda_stream stream;
+    if (!PyArg_ParseTuple(args, "O&O&", handle_of, &graph, handle_of, &stream))
         return NULL;
-    void *graph = PyLong_AsVoidPtr(exec), *on = PyErr_Occurred() ? NULL : PyLong_AsVoidPtr(stream);
-    if (PyErr_Occurred())
-        return NULL;
-    if (!cuda_enter(&self->driver) || !cuda_ok(&self->driver, self->driver.call.launch(graph, on), "cuGraphLaunch"))
-        return raise(&self->driver);
-    Py_RETURN_NONE;
+    return none_or_raise(cuda_enter(driver) && cuda_ok(driver, driver->call.launch(graph, stream), "cuGraphLaunch"),
+                         driver);
 }
 
-static PyObject *driver_version(driver_object *self, void *closure)
-{
-    (void)closure;
-    return PyLong_FromLong(self->driver.version);
-}
-
-static PyGetSetDef driver_attributes[] = {{"version", (getter)driver_version, NULL, NULL, NULL},
-                                          {NULL, NULL, NULL, NULL, NULL}};
-static PyMethodDef driver_methods[] = {
-    {"begin_capture", (PyCFunction)driver_begin, METH_O, NULL},
-    {"end_capture", (PyCFunction)driver_end, METH_O, NULL},
-    {"cancel_capture", (PyCFunction)driver_cancel, METH_O, NULL},
-    {"destroy_graph", (PyCFunction)driver_destroy, METH_O, NULL},
-    {"launch", (PyCFunction)driver_launch, METH_VARARGS, NULL},
-    {NULL, NULL, 0, NULL},
+static PyMemberDef CudaDriver_members[] = {
+    {"version", T_INT, offsetof(CudaDriver, driver.version), READONLY, NULL},
+    {0},
 };
-static PyTypeObject driver_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.CudaDriver",
-    .tp_basicsize = sizeof(driver_object),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = driver_new,
-    .tp_dealloc = (destructor)driver_dealloc,
-    .tp_methods = driver_methods,
-    .tp_getset = driver_attributes,
+static PyMethodDef CudaDriver_methods[] = {
+    {"begin_capture", CudaDriver_begin, METH_O, NULL},
+    {"end_capture", CudaDriver_end, METH_O, NULL},
+    {"cancel_capture", CudaDriver_cancel, METH_O, NULL},
+    {"destroy_graph", CudaDriver_destroy, METH_O, NULL},
+    {"launch", CudaDriver_launch, METH_VARARGS, NULL},
+    {NULL},
+};
+PyTypeObject CudaDriver_type = {
+    TYPE(CudaDriver),
+    .tp_new = CudaDriver_new,
+    .tp_dealloc = CudaDriver_dealloc,
+    .tp_methods = CudaDriver_methods,
+    .tp_members = CudaDriver_members,
 };
 
 /* ---- CudaLoop ---- */
 
-/* Pinned floats, kept for the life of the loop. */
-static float *pinned(loop_object *self, PyObject *array, const char *what, size_t *count)
+/* Pinned memory of exactly `count` floats, kept for the life of the loop. */
+static float *pinned(CudaLoop *self, PyObject *array, const char *name, size_t count)
 {
-    PyObject *view = PyMemoryView_FromObject(array);
-    if (view == NULL)
-        return NULL;
-    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
-    bool fits =
-        PyBuffer_IsContiguous(buffer, 'C') && !buffer->readonly && buffer->format != NULL && buffer->format[0] == 'f';
-    if (!fits)
-        PyErr_Format(PyExc_ValueError, "%s must be a writable C-contiguous float32 array", what);
-    int kept = fits ? PyList_Append(self->kept, view) : -1;
-    Py_DECREF(view);
-    *count = kept < 0 ? 0 : (size_t)buffer->len / sizeof(float);
-    return kept < 0 ? NULL : buffer->buf;
+    const Py_buffer *buffer = kept_floats(self->kept, array, name, true);
+    if (buffer != NULL && (size_t)buffer->len == count * sizeof(float))
+        return buffer->buf;
+    if (buffer != NULL)
+        PyErr_Format(PyExc_ValueError, "%s has %zu floats, must have %zu", name, (size_t)buffer->len / sizeof(float),
+                     count);
+    return NULL;
 }
 
-/* Exactly `count` nonzero integers of a tuple. */
-static int handles(PyObject *tuple, const char *what, void **out, Py_ssize_t count)
+/* Exactly `count` nonzero integers of a tuple, as the pointers that lie at `out`. */
+static int take_handles(PyObject *tuple, const char *name, void *out, Py_ssize_t count)
 {
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != count) {
-        PyErr_Format(PyExc_ValueError, "%s must be a tuple of %zd handles", what, count);
+        PyErr_Format(PyExc_ValueError, "%s must be a tuple of %zd handles", name, count);
         return -1;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
-        out[i] = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, i));
-        if (out[i] == NULL) {
+        void *handle = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, i));
+        if (handle == NULL) {
             if (!PyErr_Occurred())
-                PyErr_Format(PyExc_ValueError, "%s: handle %zd is 0", what, i);
+                PyErr_Format(PyExc_ValueError, "%s: handle %zd is 0", name, i);
             return -1;
         }
-    }
-    return 0;
-}
-
-/* A pinned buffer of exactly `count` floats. */
-static float *pinned_of(loop_object *self, PyObject *array, const char *what, size_t count)
-{
-    size_t found = 0;
-    float *data = pinned(self, array, what, &found);
-    if (data != NULL && found != count) {
-        PyErr_Format(PyExc_ValueError, "%s has %zu floats, must have %zu", what, found, count);
-        return NULL;
-    }
-    return data;
-}
-
-enum { STREAMS, EVENTS, PREFIX, STATE, ENDS, GROUPS, SINGLE, HANDLES };
-
-static int fill(loop_object *self, PyObject *const parts[HANDLES], PyObject *const arrays[3])
-{
-    static const char *const names[HANDLES] = {"streams", "events", "prefix", "state", "ends", "groups", "single"};
-    static const Py_ssize_t counts[HANDLES] = {2, 6, 2, 2, 2, 4, 2};
-    cuda_loop *loop = &self->loop;
-    void *found[HANDLES][6];
-    for (int i = 0; i < HANDLES; i++)
-        if (handles(parts[i], names[i], found[i], counts[i]) < 0)
-            return -1;
-    const cuda_layout *layout = &loop->layout;
-    if ((loop->chunk_in = pinned_of(self, arrays[0], "chunk_in", layout->chunk_floats)) == NULL
-        || (loop->step_in = pinned_of(self, arrays[1], "step_in", CUDA_ROWS * layout->step_floats)) == NULL
-        || (loop->x_out = pinned_of(self, arrays[2], "x_out", layout->rows * layout->columns)) == NULL)
-        return -1;
-    loop->high = found[STREAMS][0];
-    loop->low = found[STREAMS][1];
-    loop->begin = found[ENDS][0];
-    loop->end = found[ENDS][1];
-    for (int side = 0; side < 2; side++) {
-        loop->filled[side] = found[EVENTS][side];
-        loop->idle[side] = found[EVENTS][2 + side];
-        loop->stepped[side] = found[EVENTS][4 + side];
-        loop->prefix[side] = found[PREFIX][side];
-        loop->state[side] = found[STATE][side];
-        loop->single[side] = found[SINGLE][side];
-        for (int turn = 0; turn < 2; turn++)
-            loop->group[side][turn] = found[GROUPS][2 * side + turn];
+        memcpy((char *)out + (size_t)i * sizeof handle, &handle, sizeof handle);
     }
     return 0;
 }
@@ -227,141 +179,129 @@ static int read_layout(PyObject *shape, cuda_layout *out)
 }
 
 /* The sizes of a loop's pinned buffers, so that no one else computes them. */
-static PyObject *layout_of(PyObject *module, PyObject *args)
+PyObject *call_cuda_loop_layout(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    (void)module;
+    static const field fields[] = {
+        FIELD(cuda_layout, dt), FIELD(cuda_layout, target), FIELD(cuda_layout, step_floats),
+        FIELD(cuda_layout, weights), FIELD(cuda_layout, chunk_floats), {0},
+    };
     cuda_layout layout;
     if (read_layout(args, &layout) < 0)
         return NULL;
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "group", (Py_ssize_t)CUDA_GROUP, "dt", (Py_ssize_t)layout.dt,
-                         "target", (Py_ssize_t)layout.target, "step_floats", (Py_ssize_t)layout.step_floats, "weights",
-                         (Py_ssize_t)layout.weights, "chunk_floats", (Py_ssize_t)layout.chunk_floats);
+    PyObject *dict = fields_dict(fields, &layout, 0);
+    if (put(dict, "group", PyLong_FromLong(CUDA_GROUP)) < 0)
+        Py_CLEAR(dict);
+    return dict;
 }
 
-static PyMethodDef layout_method = {"cuda_loop_layout", layout_of, METH_VARARGS, NULL};
-
-static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+static PyObject *CudaLoop_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"driver", "streams", "events", "prefix", "state", "ends", "groups", "single",
                             "shape", "chunk_in", "step_in", "x_out", NULL};
-    PyObject *driver, *parts[HANDLES], *shape, *arrays[3];
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOOOOOO!OOO", names, &driver_type, &driver, &parts[STREAMS],
-                                     &parts[EVENTS], &parts[PREFIX], &parts[STATE], &parts[ENDS], &parts[GROUPS],
-                                     &parts[SINGLE], &PyTuple_Type, &shape, &arrays[0], &arrays[1], &arrays[2]))
+    PyObject *driver, *parts[7], *shape, *arrays[3];
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOOOOOO!OOO", names, &CudaDriver_type, &driver, &parts[0],
+                                     &parts[1], &parts[2], &parts[3], &parts[4], &parts[5], &parts[6], &PyTuple_Type,
+                                     &shape, &arrays[0], &arrays[1], &arrays[2]))
         return NULL;
-    loop_object *self = (loop_object *)type->tp_alloc(type, 0);
+    CudaLoop *self = (CudaLoop *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->owner = (driver_object *)Py_NewRef(driver);
-    self->loop.driver = &self->owner->driver;
+    cuda_loop *loop = &self->loop;
+    const cuda_layout *layout = &loop->layout;
+    const struct {
+        void *at;
+        Py_ssize_t count;
+    } places[] = {{&loop->high, 2},  {&loop->filled, 6}, {&loop->prefix, 2}, {&loop->state, 2},
+                  {&loop->begin, 2}, {&loop->group, 4},  {&loop->single, 2}};
+    self->owner = Py_NewRef(driver);
     self->kept = PyList_New(0);
-    if (self->kept == NULL || read_layout(shape, &self->loop.layout) < 0 || fill(self, parts, arrays) < 0) {
-        Py_DECREF((PyObject *)self);
-        return NULL;
-    }
-    return (PyObject *)self;
+    loop->driver = &((CudaDriver *)driver)->driver;
+    bool made = self->kept != NULL && read_layout(shape, &loop->layout) == 0;
+    for (size_t i = 0; made && i < sizeof places / sizeof places[0]; i++)
+        made = take_handles(parts[i], names[1 + i], places[i].at, places[i].count) == 0;
+    if (made && (loop->chunk_in = pinned(self, arrays[0], "chunk_in", layout->chunk_floats)) != NULL &&
+        (loop->step_in = pinned(self, arrays[1], "step_in", CUDA_ROWS * layout->step_floats)) != NULL &&
+        (loop->x_out = pinned(self, arrays[2], "x_out", layout->rows * layout->columns)) != NULL)
+        return (PyObject *)self;
+    Py_DECREF((PyObject *)self);
+    return NULL;
 }
 
-static void loop_dealloc(loop_object *self)
+static void CudaLoop_dealloc(PyObject *object)
 {
-    Py_XDECREF(self->kept);
-    Py_XDECREF((PyObject *)self->owner);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_XDECREF(((CudaLoop *)object)->owner);
+    Py_XDECREF(((CudaLoop *)object)->kept);
+    Py_TYPE(object)->tp_free(object);
 }
 
-static int checked_side(int side)
+/* From a number; 0, or -1 with a Python error set. */
+static int side_of(PyObject *number, int *side)
 {
-    if (side == 0 || side == 1)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "side is %d, must be 0 or 1", side);
-    return -1;
+    *side = (int)PyLong_AsLong(number);
+    return PyErr_Occurred() ? -1 : bind_side(*side);
 }
 
-static PyObject *loop_refresh(loop_object *self, PyObject *argument)
+static PyObject *CudaLoop_refresh(PyObject *object, PyObject *number)
 {
-    int side = (int)PyLong_AsLong(argument);
-    if (PyErr_Occurred() || checked_side(side) < 0)
-        return NULL;
-    return cuda_loop_refresh(&self->loop, side) ? Py_NewRef(Py_None) : raise(self->loop.driver);
+    cuda_loop *loop = &((CudaLoop *)object)->loop;
+    int side;
+    return side_of(number, &side) < 0 ? NULL : none_or_raise(cuda_loop_refresh(loop, side), loop->driver);
 }
 
-static PyObject *loop_wait(loop_object *self, PyObject *argument)
+static PyObject *CudaLoop_wait(PyObject *object, PyObject *number)
 {
-    int side = (int)PyLong_AsLong(argument);
+    cuda_loop *loop = &((CudaLoop *)object)->loop;
+    int side;
     int64_t waited_ns;
     bool done;
-    if (PyErr_Occurred() || checked_side(side) < 0)
+    if (side_of(number, &side) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    done = cuda_loop_wait(&self->loop, side, &waited_ns);
+    done = cuda_loop_wait(loop, side, &waited_ns);
     Py_END_ALLOW_THREADS
-    return done ? PyLong_FromLongLong(waited_ns) : raise(self->loop.driver);
+    return done ? PyLong_FromLongLong(waited_ns) : raise(loop->driver);
 }
 
-static PyObject *loop_encode(loop_object *self, PyObject *args)
+static PyObject *CudaLoop_encode(PyObject *object, PyObject *args)
 {
+    cuda_loop *loop = &((CudaLoop *)object)->loop;
     int side, prefix;
     int64_t prefix_ns, state_ns;
     bool ran;
-    if (!PyArg_ParseTuple(args, "ip", &side, &prefix) || checked_side(side) < 0)
+    if (!PyArg_ParseTuple(args, "ip", &side, &prefix) || bind_side(side) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    ran = cuda_loop_encode(&self->loop, side, prefix, &prefix_ns, &state_ns);
+    ran = cuda_loop_encode(loop, side, prefix, &prefix_ns, &state_ns);
     Py_END_ALLOW_THREADS
-    return ran ? Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns) : raise(self->loop.driver);
+    return ran ? Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns) : raise(loop->driver);
 }
 
-static PyObject *loop_denoise(loop_object *self, PyObject *args, PyObject *keywords)
+static PyObject *CudaLoop_denoise(PyObject *object, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"side", "noise", "bias_rows", "moments", "steps", "target", "weights", "signal", NULL};
-    bind_request given = {0};
-    Py_buffer *buffers = given.buffers;
-    const cuda_layout *layout = &self->loop.layout;
-    int side, steps;
-    flow_request request;
+    cuda_loop *loop = &((CudaLoop *)object)->loop;
+    const cuda_layout *layout = &loop->layout;
+    bind_request given;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iy*y*y*i|z*z*z*", names, &side, &buffers[NOISE],
-                                     &buffers[BIAS_ROWS], &buffers[MOMENTS], &steps, &buffers[TARGET],
-                                     &buffers[WEIGHTS], &buffers[SIGNAL]))
+    int side;
+    if (bind_request_read(&given, args, keywords, &side, layout->rows, layout->columns, layout->width) < 0)
         return NULL;
-    PyObject *made = NULL;
-    if (steps < 1 || steps > FLOW_MAX_STEPS)
-        PyErr_Format(PyExc_ValueError, "steps is %d, must be 1 to %d", steps, FLOW_MAX_STEPS);
-    else if (checked_side(side) == 0
-             && bind_request_read(&given, steps, layout->rows, layout->columns, layout->width, &request) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        cuda_loop_denoise(&self->loop, side, &request, &result);
-        Py_END_ALLOW_THREADS
-        made = result.outcome == FLOW_FAILED ? raise(self->loop.driver) : bind_request_result(&result);
-    }
+    Py_BEGIN_ALLOW_THREADS
+    cuda_loop_denoise(loop, side, &given.request, &result);
+    Py_END_ALLOW_THREADS
     bind_request_release(&given);
-    return made;
+    return result.outcome == FLOW_FAILED ? raise(loop->driver) : bind_request_result(&result);
 }
 
-static PyMethodDef loop_methods[] = {
-    {"refresh", (PyCFunction)loop_refresh, METH_O, NULL},
-    {"wait", (PyCFunction)loop_wait, METH_O, NULL},
-    {"encode", (PyCFunction)loop_encode, METH_VARARGS, NULL},
-    {"denoise", (PyCFunction)(void (*)(void))loop_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
+static PyMethodDef CudaLoop_methods[] = {
+    {"refresh", CudaLoop_refresh, METH_O, NULL},
+    {"wait", CudaLoop_wait, METH_O, NULL},
+    {"encode", CudaLoop_encode, METH_VARARGS, NULL},
+    {"denoise", (PyCFunction)(void (*)(void))CudaLoop_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
+    {NULL},
 };
-static PyTypeObject loop_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.CudaLoop",
-    .tp_basicsize = sizeof(loop_object),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = loop_new,
-    .tp_dealloc = (destructor)loop_dealloc,
-    .tp_methods = loop_methods,
+PyTypeObject CudaLoop_type = {
+    TYPE(CudaLoop),
+    .tp_new = CudaLoop_new,
+    .tp_dealloc = CudaLoop_dealloc,
+    .tp_methods = CudaLoop_methods,
 };
-
-int bind_cuda(PyObject *module)
-{
-    if (module_add_type(module, "CudaDriver", &driver_type) < 0)
-        return -1;
-    PyObject *layout = PyCFunction_New(&layout_method, NULL);
-    if (layout == NULL || PyModule_AddObject(module, "cuda_loop_layout", layout) < 0) {
-        Py_XDECREF(layout);
-        return -1;
-    }
-    return module_add_type(module, "CudaLoop", &loop_type);
-}

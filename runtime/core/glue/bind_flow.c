@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Flow: the state token and the Euler steps in one call without the interpreter. */
-#include "bind_ort.h"
 #include "bind_request.h"
 
 typedef struct {
@@ -8,40 +7,19 @@ typedef struct {
     flow loop;
     PyObject *graphs[4]; /* prefix (or NULL), state, step 0, step 1 */
     PyObject *kept;      /* list of memoryviews */
-} flow_object;
+} Flow;
 
-static PyObject *view_of(flow_object *self, PyObject *array, const char *what)
+static float *floats_of(Flow *self, PyObject *array, const char *name, Py_ssize_t *count)
 {
-    PyObject *view = PyMemoryView_FromObject(array);
-    if (view == NULL)
+    const Py_buffer *buffer = kept_floats(self->kept, array, name, true);
+    if (buffer == NULL)
         return NULL;
-    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
-    if (!PyBuffer_IsContiguous(buffer, 'C') || buffer->format == NULL || buffer->format[0] != 'f') {
-        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous float32 array", what);
-        Py_DECREF(view);
-        return NULL;
-    }
-    int kept = PyList_Append(self->kept, view);
-    Py_DECREF(view);
-    return kept < 0 ? NULL : view;
-}
-
-static float *floats_of(flow_object *self, PyObject *array, const char *what, Py_ssize_t *count)
-{
-    PyObject *view = view_of(self, array, what);
-    if (view == NULL)
-        return NULL;
-    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
-    if (buffer->readonly) {
-        PyErr_Format(PyExc_ValueError, "%s must be writable", what);
-        return NULL;
-    }
     *count = buffer->len / (Py_ssize_t)sizeof(float);
     return buffer->buf;
 }
 
 /* One pair (to [heads, rows, width], from [heads, 1, width]): `from` becomes row `place` of every head. */
-static int add_copy(flow_object *self, PyObject *pair, Py_ssize_t place)
+static int add_copy(Flow *self, PyObject *pair, Py_ssize_t place)
 {
     PyObject *to, *from;
     if (self->loop.copy_count == FLOW_MAX_COPIES) {
@@ -50,15 +28,13 @@ static int add_copy(flow_object *self, PyObject *pair, Py_ssize_t place)
     }
     if (!PyArg_ParseTuple(pair, "OO", &to, &from))
         return -1;
-    PyObject *to_view = view_of(self, to, "K/V tensor");
-    PyObject *from_view = to_view == NULL ? NULL : view_of(self, from, "state row");
-    if (from_view == NULL)
+    const Py_buffer *t = kept_floats(self->kept, to, "K/V tensor", true);
+    const Py_buffer *f = t == NULL ? NULL : kept_floats(self->kept, from, "state row", false);
+    if (f == NULL)
         return -1;
-    const Py_buffer *t = PyMemoryView_GET_BUFFER(to_view), *f = PyMemoryView_GET_BUFFER(from_view);
-    if (t->ndim != 3 || f->ndim != 3 || t->readonly || f->shape[1] != 1 || place < 0 || t->shape[1] <= place ||
+    if (t->ndim != 3 || f->ndim != 3 || f->shape[1] != 1 || place < 0 || t->shape[1] <= place ||
         t->shape[0] != f->shape[0] || t->shape[2] != f->shape[2]) {
-        PyErr_SetString(PyExc_ValueError,
-                        "a state row must be [heads, 1, width] for its place in a writable [heads, rows, width]");
+        PyErr_SetString(PyExc_ValueError, "a state row must be [heads, 1, width] for a place in [heads, rows, width]");
         return -1;
     }
     size_t bytes = (size_t)t->shape[2] * sizeof(float), stride = (size_t)t->shape[1] * bytes;
@@ -67,7 +43,7 @@ static int add_copy(flow_object *self, PyObject *pair, Py_ssize_t place)
     return 0;
 }
 
-static int add_copies(flow_object *self, PyObject *rows, Py_ssize_t place)
+static int add_copies(Flow *self, PyObject *rows, Py_ssize_t place)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); i++)
         if (add_copy(self, PyList_GET_ITEM(rows, i), place) < 0)
@@ -76,39 +52,39 @@ static int add_copies(flow_object *self, PyObject *rows, Py_ssize_t place)
 }
 
 /* Both x buffers: one shape, [1, rows, columns]. */
-static int add_x(flow_object *self, PyObject *x, PyObject *x_next)
+static int add_x(Flow *self, PyObject *const arrays[2])
 {
-    PyObject *arrays[2] = {x, x_next};
+    flow *loop = &self->loop;
     for (int i = 0; i < 2; i++) {
-        PyObject *view = view_of(self, arrays[i], "x");
-        if (view == NULL)
+        const Py_buffer *buffer = kept_floats(self->kept, arrays[i], "x", true);
+        if (buffer == NULL)
             return -1;
-        const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
-        if (buffer->readonly || buffer->ndim != 3 || buffer->shape[0] != 1
-            || (i == 1 && self->loop.rows != (size_t)buffer->shape[1])
-            || (i == 1 && self->loop.columns != (size_t)buffer->shape[2])) {
-            PyErr_SetString(PyExc_ValueError, "x and x_next must be writable and of one shape [1, rows, columns]");
+        if (buffer->ndim != 3 || buffer->shape[0] != 1 ||
+            (i == 1 && (loop->rows != (size_t)buffer->shape[1] || loop->columns != (size_t)buffer->shape[2]))) {
+            PyErr_SetString(PyExc_ValueError, "x and x_next must be of one shape [1, rows, columns]");
             return -1;
         }
-        self->loop.x[i] = buffer->buf;
-        self->loop.rows = (size_t)buffer->shape[1];
-        self->loop.columns = (size_t)buffer->shape[2];
+        loop->x[i] = buffer->buf;
+        loop->rows = (size_t)buffer->shape[1];
+        loop->columns = (size_t)buffer->shape[2];
     }
     return 0;
 }
 
-static int add_graphs(flow_object *self)
+static int add_graphs(Flow *self)
 {
     flow_graph *graphs[4] = {&self->loop.prefix, &self->loop.state, &self->loop.step[0], &self->loop.step[1]};
     for (int i = 0; i < 4; i++) {
-        if (self->graphs[i] != NULL && bind_ort_graph(self->graphs[i], graphs[i]) < 0)
+        if (i == 0 && self->graphs[i] == Py_None)
+            continue;
+        if (bind_ort_graph(self->graphs[i], graphs[i]) < 0)
             return -1;
     }
     return 0;
 }
 
 /* What a step reads besides x: time_bias [step rows, width], dt of so many rows, and the tie, which is there or not. */
-static int add_step(flow_object *self, PyObject *bias, PyObject *dt, PyObject *target, PyObject *weights)
+static int add_step(Flow *self, PyObject *bias, PyObject *dt, PyObject *target, PyObject *weights)
 {
     flow *loop = &self->loop;
     Py_ssize_t cells = 0, rows = 0, ties[2] = {0, 0};
@@ -131,105 +107,85 @@ static int add_step(flow_object *self, PyObject *bias, PyObject *dt, PyObject *t
     return 0;
 }
 
-static PyObject *flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+static PyObject *Flow_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"prefix", "state",  "step_even", "step_odd", "state_rows", "state_place",
                             "x",      "x_next", "time_bias", "dt",       "target",     "weights", NULL};
-    PyObject *prefix, *state, *even, *odd, *rows, *x, *x_next, *bias, *dt, *target = Py_None, *weights = Py_None;
+    PyObject *graphs[4], *rows, *x[2], *bias, *dt, *target = Py_None, *weights = Py_None;
     Py_ssize_t place;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!nOOOO|OO", names, &prefix, &state, &even, &odd,
-                                     &PyList_Type, &rows, &place, &x, &x_next, &bias, &dt, &target, &weights))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO!nOOOO|OO", names, &graphs[0], &graphs[1], &graphs[2],
+                                     &graphs[3], &PyList_Type, &rows, &place, &x[0], &x[1], &bias, &dt, &target,
+                                     &weights))
         return NULL;
-    flow_object *self = (flow_object *)type->tp_alloc(type, 0);
+    Flow *self = (Flow *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->graphs[0] = prefix == Py_None ? NULL : prefix;
-    self->graphs[1] = state;
-    self->graphs[2] = even;
-    self->graphs[3] = odd;
     for (int i = 0; i < 4; i++)
-        Py_XINCREF(self->graphs[i]);
+        self->graphs[i] = Py_NewRef(graphs[i]);
     self->kept = PyList_New(0);
-    if (add_graphs(self) < 0 || self->kept == NULL || add_copies(self, rows, place) < 0 || add_x(self, x, x_next) < 0
-        || add_step(self, bias, dt, target, weights) < 0) {
-        Py_DECREF((PyObject *)self);
-        return NULL;
-    }
-    return (PyObject *)self;
+    if (self->kept != NULL && add_graphs(self) == 0 && add_copies(self, rows, place) == 0 && add_x(self, x) == 0 &&
+        add_step(self, bias, dt, target, weights) == 0)
+        return (PyObject *)self;
+    Py_DECREF((PyObject *)self);
+    return NULL;
 }
 
-static void flow_dealloc(flow_object *self)
+static void Flow_dealloc(PyObject *object)
 {
+    Flow *self = (Flow *)object;
     for (int i = 0; i < 4; i++)
         Py_XDECREF(self->graphs[i]);
     Py_XDECREF(self->kept);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_TYPE(object)->tp_free(object);
 }
 
-static PyObject *failed(const flow_object *self)
+static PyObject *raise(const Flow *self)
 {
     PyErr_SetString(PyExc_RuntimeError, bind_ort_message(self->loop.failed));
     return NULL;
 }
 
-static PyObject *flow_call_encode(flow_object *self, PyObject *refresh)
+static PyObject *Flow_encode(PyObject *object, PyObject *refresh)
 {
+    flow *loop = &((Flow *)object)->loop;
     int prefix = PyObject_IsTrue(refresh);
     int64_t prefix_ns, state_ns;
     flow_outcome outcome;
     if (prefix < 0)
         return NULL;
-    if (prefix && self->loop.prefix.run == NULL) {
+    if (prefix && loop->prefix.run == NULL) {
         PyErr_SetString(PyExc_ValueError, "this loop was made without a prefix graph");
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    outcome = flow_encode(&self->loop, prefix, &prefix_ns, &state_ns);
+    outcome = flow_encode(loop, prefix, &prefix_ns, &state_ns);
     Py_END_ALLOW_THREADS
-    return outcome == FLOW_FAILED ? failed(self) : Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns);
+    return outcome == FLOW_FAILED ? raise((Flow *)object)
+                                  : Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns);
 }
 
-static PyObject *flow_call_denoise(flow_object *self, PyObject *args, PyObject *keywords)
+static PyObject *Flow_denoise(PyObject *object, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"noise", "bias_rows", "moments", "steps", "target", "weights", "signal", NULL};
-    bind_request given = {0};
-    Py_buffer *buffers = given.buffers;
-    flow *loop = &self->loop;
-    int steps;
-    flow_request request;
+    flow *loop = &((Flow *)object)->loop;
+    bind_request given;
     flow_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*y*y*i|z*z*z*", names, &buffers[NOISE], &buffers[BIAS_ROWS],
-                                     &buffers[MOMENTS], &steps, &buffers[TARGET], &buffers[WEIGHTS],
-                                     &buffers[SIGNAL]))
+    if (bind_request_read(&given, args, keywords, NULL, loop->rows, loop->columns, loop->width) < 0)
         return NULL;
-    PyObject *made = NULL;
-    if (steps < 1 || steps > FLOW_MAX_STEPS) {
-        PyErr_Format(PyExc_ValueError, "%d steps, must be 1 to %d", steps, FLOW_MAX_STEPS);
-    } else if (bind_request_read(&given, steps, loop->rows, loop->columns, loop->width, &request) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        flow_denoise(loop, &request, &result);
-        Py_END_ALLOW_THREADS
-        made = result.outcome == FLOW_FAILED ? failed(self) : bind_request_result(&result);
-    }
+    Py_BEGIN_ALLOW_THREADS
+    flow_denoise(loop, &given.request, &result);
+    Py_END_ALLOW_THREADS
     bind_request_release(&given);
-    return made;
+    return result.outcome == FLOW_FAILED ? raise((Flow *)object) : bind_request_result(&result);
 }
 
-static PyMethodDef flow_methods[] = {
-    {"encode", (PyCFunction)flow_call_encode, METH_O, NULL},
-    {"denoise", (PyCFunction)(void (*)(void))flow_call_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
+static PyMethodDef methods[] = {
+    {"encode", Flow_encode, METH_O, NULL},
+    {"denoise", (PyCFunction)(void (*)(void))Flow_denoise, METH_VARARGS | METH_KEYWORDS, NULL},
+    {NULL},
 };
-static PyTypeObject flow_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.Flow",
-    .tp_basicsize = sizeof(flow_object),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = flow_new,
-    .tp_dealloc = (destructor)flow_dealloc,
-    .tp_methods = flow_methods,
+PyTypeObject Flow_type = {
+    TYPE(Flow),
+    .tp_new = Flow_new,
+    .tp_dealloc = Flow_dealloc,
+    .tp_methods = methods,
 };
-
-int bind_flow(PyObject *module)
-{
-    return module_add_type(module, "Flow", &flow_type);
-}

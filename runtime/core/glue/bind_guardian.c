@@ -28,8 +28,7 @@ static int Guardian_init(PyObject *object, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "it guards an arm already");
         return -1;
     }
-    self->arm = PyObject_GetAttrString(arm, "port");
-    const arm_port *port = self->arm == NULL ? NULL : PyCapsule_GetPointer(self->arm, ARM_PORT_CAPSULE);
+    const arm_port *port = port_of(arm, &self->arm);
     if (port == NULL)
         return -1;
     void *memory = mmap(NULL, sizeof *self->claim, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -59,27 +58,15 @@ static bool guards(const Guardian *self)
     return self->claim != NULL;
 }
 
-static void release_owner(PyObject *capsule)
-{
-    Py_XDECREF(PyCapsule_GetContext(capsule));
-}
-
-static PyObject *Guardian_port(PyObject *object, void *unused)
+static PyObject *Guardian_port(PyObject *object, void *Py_UNUSED(unused))
 {
     Guardian *self = (Guardian *)object;
-    (void)unused;
-    PyObject *capsule = guards(self) ? PyCapsule_New(&self->port, ARM_PORT_CAPSULE, release_owner) : NULL;
-    if (capsule == NULL)
-        return NULL;
-    Py_INCREF(object); /* the capsule keeps the arm alive */
-    PyCapsule_SetContext(capsule, object);
-    return capsule;
+    return guards(self) ? capsule_of_port(object, &self->port) : NULL;
 }
 
-static PyObject *Guardian_watched(PyObject *object, void *unused)
+static PyObject *Guardian_watched(PyObject *object, void *Py_UNUSED(unused))
 {
     Guardian *self = (Guardian *)object;
-    (void)unused;
     return guards(self) ? PyBool_FromLong(self->port.guarded(&self->guarded, clock_now_ns())) : NULL;
 }
 
@@ -97,9 +84,8 @@ static PyObject *Guardian_watch(PyObject *object, PyObject *args)
     return PyBool_FromLong(result == GUARDIAN_HELD);
 }
 
-static PyObject *Guardian_close(PyObject *object, PyObject *unused)
+static PyObject *Guardian_close(PyObject *object, PyObject *Py_UNUSED(unused))
 {
-    (void)unused;
     if (!guards((Guardian *)object))
         return NULL;
     guarded_close(&((Guardian *)object)->guarded);
@@ -107,30 +93,22 @@ static PyObject *Guardian_close(PyObject *object, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"watch", Guardian_watch, METH_VARARGS,
-     "watch(control's pid, priority) -> True: the arm was held just now, False: it is over"},
-    {"close", Guardian_close, METH_NOARGS, "close(): control ends in order"},
-    {NULL, NULL, 0, NULL},
+    {"watch", Guardian_watch, METH_VARARGS, NULL},
+    {"close", Guardian_close, METH_NOARGS, NULL},
+    {NULL},
 };
 
 static PyGetSetDef attributes[] = {
-    {"port", Guardian_port, NULL, "PyCapsule of the arm_port behind the claim, for the control loop", NULL},
-    {"watched", Guardian_watched, NULL, "whether the guardian has looked just now", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
+    {"port", Guardian_port, NULL, NULL, NULL},
+    {"watched", Guardian_watched, NULL, NULL, NULL},
+    {NULL},
 };
 
-static PyTypeObject Guardian_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.Guardian",
-    .tp_basicsize = sizeof(Guardian),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+PyTypeObject Guardian_type = {
+    TYPE(Guardian),
     .tp_new = PyType_GenericNew,
     .tp_init = Guardian_init,
     .tp_dealloc = Guardian_dealloc,
     .tp_methods = methods,
     .tp_getset = attributes,
 };
-
-int bind_guardian(PyObject *module)
-{
-    return module_add_type(module, "Guardian", &Guardian_type);
-}

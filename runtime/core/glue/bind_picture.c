@@ -52,9 +52,8 @@ static int plan_of(const Py_buffer *buffers, picture_plan *plan)
     return 0;
 }
 
-static PyObject *scale(PyObject *module, PyObject *args)
+PyObject *call_scale_picture(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    (void)module;
     Py_buffer buffers[BUFFERS] = {{0}};
     PyObject *objects[BUFFERS], *made = NULL;
     picture_plan plan;
@@ -76,16 +75,4 @@ static PyObject *scale(PyObject *module, PyObject *args)
     while (got > 0)
         PyBuffer_Release(&buffers[--got]);
     return made;
-}
-
-static PyMethodDef scale_method = {"scale_picture", scale, METH_VARARGS, NULL};
-
-int bind_picture(PyObject *module)
-{
-    PyObject *function = PyCFunction_New(&scale_method, NULL);
-    if (function == NULL || PyModule_AddObject(module, "scale_picture", function) < 0) {
-        Py_XDECREF(function);
-        return -1;
-    }
-    return 0;
 }

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `_core.Pilot` and `_core.Guard`: the tick's decision and the safety filter with time as an argument. */
-#include "module.h"
+/* `_core.Pilot`: the tick's decision with time as an argument. */
 #include "bind_chunk.h"
-
 #include "ring.h"
 #include "status.h"
 
@@ -26,75 +24,72 @@ static int Pilot_init(PyObject *object, PyObject *args, PyObject *kwargs)
     return error == GUARD_CONFIG_OK ? 0 : -1;
 }
 
-static void Pilot_dealloc(PyObject *object)
-{
-    Py_TYPE(object)->tp_free(object);
-}
+static const field input_fields[] = {
+    FIELD(pilot_input, command), NAMED("p99_ns", pilot_input, patience_ns), FIELD(pilot_input, plan_then_move),
+    FIELD(pilot_input, dropped_through), FIELD(pilot_input, read_result),
+    NAMED("reading_ns", pilot_input, reading.time_ns), EACH("alerts", pilot_input, reading.alert),
+    FIELD(pilot_input, watchdog), FIELD(pilot_input, unplugged), FIELD(pilot_input, unsent),
+    NAMED("finding", pilot_input, finding.kind), NAMED("finding_joint", pilot_input, finding.joint),
+    FIELD(pilot_input, unattended), FIELD(pilot_input, damaged), FIELD(pilot_input, writer),
+    FIELD(pilot_input, torque_failed), FIELD(pilot_input, setting_refused), FIELD(pilot_input, unguarded), {0},
+};
 
-/* Offers each chunk of a sequence; a list of verdict names. */
-static PyObject *offer_all(pilot *self, pilot_input *input, const chunk *chunks, const chunk_verdict *checked,
-                           Py_ssize_t n)
-{
-    PyObject *names = PyList_New(n);
-    for (Py_ssize_t i = 0; names != NULL && i < n; i++) {
-        chunk_verdict verdict = checked[i] == CHUNK_TAKEN ? pilot_offer(self, input, &chunks[i]) : checked[i];
-        PyObject *name = PyUnicode_FromString(status_chunk_name(verdict));
-        if (name == NULL)
-            Py_CLEAR(names);
-        else
-            PyList_SET_ITEM(names, i, name);
-    }
-    return names;
-}
+static const field output_fields[] = {
+    WORD(pilot_output, state, status_state_name), WORD(pilot_output, reason, status_reason_name),
+    FIELD(pilot_output, joint), FIELD(pilot_output, latched), FIELD(pilot_output, answer),
+    NAMED("action_sequence", pilot_output, action.sequence), NAMED("action_index", pilot_output, action.index),
+    NAMED("verdict_joint", pilot_output, guard.joint), EACH("verdicts", pilot_output, guard.joints),
+    EACH("goals", pilot_output, guard.goals), FIELD(pilot_output, write), FIELD(pilot_output, torque),
+    FIELD(pilot_output, clear_watchdog), FIELD(pilot_output, reboot), FIELD(pilot_output, done), {0},
+};
 
-static PyObject *output_to_python(const pilot_output *output, int n, PyObject *verdicts)
+static PyObject *output_to_python(const pilot_output *output, int joints, PyObject *verdicts)
 {
-    PyObject *dict = PyDict_New();
-    if (dict == NULL)
-        return NULL;
-    int32_t joints[ARM_JOINTS_MAX];
-    for (int i = 0; i < n; i++)
-        joints[i] = output->guard.joints[i];
-    PyObject *action = output->action.due ? tuple_of_float(output->action.action, n) : Py_NewRef(Py_None);
-    if (put(dict, "state", PyUnicode_FromString(status_state_name(output->state))) < 0 ||
-        put(dict, "reason", PyUnicode_FromString(status_reason_name(output->reason))) < 0 ||
-        put(dict, "joint", PyLong_FromLong(output->joint)) < 0 ||
-        put(dict, "latched", PyBool_FromLong(output->latched)) < 0 ||
-        put(dict, "answer", PyLong_FromLong(output->answer)) < 0 || put(dict, "action", action) < 0 ||
-        put(dict, "action_sequence", PyLong_FromLongLong(output->action.sequence)) < 0 ||
-        put(dict, "action_index", PyLong_FromLong(output->action.index)) < 0 ||
-        put(dict, "verdict", PyUnicode_FromString(status_verdict_name(output->guard.verdict))) < 0 ||
-        put(dict, "verdict_joint", PyLong_FromLong(output->guard.joint)) < 0 ||
-        put(dict, "verdicts", tuple_of_int32(joints, n)) < 0 ||
-        put(dict, "goals", tuple_of_int32(output->guard.goals, n)) < 0 ||
-        put(dict, "write", PyBool_FromLong(output->write)) < 0 ||
-        put(dict, "torque", PyLong_FromLong(output->torque)) < 0 ||
-        put(dict, "clear_watchdog", PyBool_FromLong(output->clear_watchdog)) < 0 ||
-        put(dict, "reboot", PyLong_FromUnsignedLong(output->reboot)) < 0 ||
-        put(dict, "done", PyBool_FromLong(output->done)) < 0 || put(dict, "chunks", Py_NewRef(verdicts)) < 0)
+    PyObject *dict = fields_dict(output_fields, output, joints);
+    PyObject *action = output->action.due ? TUPLE_OF(output->action.action, joints) : Py_NewRef(Py_None);
+    if (put(dict, "action", action) < 0 || put(dict, "chunks", Py_XNewRef(verdicts)) < 0 ||
+        put(dict, "verdict", PyUnicode_FromString(status_verdict_name((int32_t)output->guard.verdict))) < 0)
         Py_CLEAR(dict);
     return dict;
 }
 
+/* The tick with these chunks between its two halves; a dict, its "chunks" the verdict on each. */
+static PyObject *decide(pilot *self, pilot_input *input, PyObject *chunks)
+{
+    const Py_ssize_t n = PySequence_Fast_GET_SIZE(chunks);
+    const int joints = self->config.joints;
+    pilot_output output;
+    PyObject *verdicts = PyList_New(n), *dict = NULL;
+    chunk *data = PyMem_Calloc((size_t)n + 1, sizeof *data);
+    if (data == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < n && !PyErr_Occurred(); i++)
+        if (chunk_from_python(PySequence_Fast_GET_ITEM(chunks, i), &data[i]) == 0)
+            input->malformed |= chunk_is_malformed(ring_check(&data[i], (uint32_t)joints));
+    if (!PyErr_Occurred()) {
+        pilot_begin(self, input, &output);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            chunk_verdict verdict = ring_check(&data[i], (uint32_t)joints);
+            if (verdict == CHUNK_TAKEN)
+                verdict = pilot_offer(self, input, &data[i]);
+            PyList_SET_ITEM(verdicts, i, PyUnicode_FromString(status_chunk_name((int32_t)verdict)));
+        }
+        pilot_end(self, input, &output);
+        dict = output_to_python(&output, joints, verdicts);
+    }
+    Py_XDECREF(verdicts);
+    PyMem_Free(data);
+    return dict;
+}
+
+/* tick(tick, now_ns, positions, chunks=(), further fields of pilot_input by name) */
 static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"tick",           "now_ns",          "positions",   "chunks",     "command", "p99_ns",
-                            "plan_then_move", "dropped_through", "read_result", "reading_ns", "alerts",  "watchdog",
-                            "unplugged",      "unsent",          "finding",     "unattended", "damaged", "writer",
-                            "torque_failed",  "setting_refused", "unguarded",   NULL};
     pilot *self = &((Pilot *)object)->pilot;
     const int joints = self->config.joints;
-    long long tick, now_ns, p99_ns = 0, dropped_through = -1, reading_ns = -1;
-    PyObject *positions, *chunks = NULL, *alerts = NULL;
-    int command = COMMAND_NONE, plan_then_move = 0, read_result = -1, watchdog = 0, unplugged = 0, unsent = 0,
-        unattended = 0, damaged = 0, torque_failed = 0, setting_refused = 0, unguarded = 0;
-    health_finding finding = {.joint = -1};
-    unsigned long long writer = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLO|OiLpLiLOppp(ii)ppKppp", names, &tick, &now_ns, &positions,
-                                     &chunks, &command, &p99_ns, &plan_then_move, &dropped_through, &read_result,
-                                     &reading_ns, &alerts, &watchdog, &unplugged, &unsent, &finding.kind,
-                                     &finding.joint, &unattended, &damaged, &writer, &torque_failed, &setting_refused,
-                                     &unguarded))
+    long long tick, now_ns;
+    PyObject *positions, *chunks = NULL;
+    if (!PyArg_ParseTuple(args, "LLO|O", &tick, &now_ns, &positions, &chunks))
         return NULL;
     if (tick < 0) {
         PyErr_SetString(PyExc_ValueError, "a tick counts from 0");
@@ -103,112 +98,49 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
     pilot_input input = {
         .tick = tick,
         .now_ns = now_ns,
-        .command = (pilot_command)command,
-        .patience_ns = 3 * p99_ns,
-        .plan_then_move = plan_then_move,
-        .dropped_through = dropped_through,
-        .watchdog = watchdog,
-        .unplugged = unplugged,
-        .unsent = unsent,
-        .finding = finding,
-        .unattended = unattended,
-        .damaged = damaged,
-        .writer = writer,
-        .torque_failed = torque_failed,
-        .setting_refused = setting_refused,
-        .unguarded = unguarded,
-        .trouble_joint = finding.joint,
-        .read_result = read_result >= 0       ? (arm_result)read_result
-                       : positions == Py_None ? ARM_TIMEOUT
-                                              : ARM_OK,
-        .reading.time_ns = reading_ns >= 0 ? reading_ns : now_ns,
+        .dropped_through = -1,
+        .finding.joint = -1,
+        .read_result = positions == Py_None ? ARM_TIMEOUT : ARM_OK,
+        .reading.time_ns = now_ns,
     };
-    if (positions != Py_None && counts_from_python(positions, joints, input.reading.position) < 0)
+    if ((positions != Py_None && TAKE_EACH(positions, input.reading.position, joints) < 0) ||
+        (kwargs != NULL && fields_take(kwargs, input_fields, &input, joints) < 0))
         return NULL;
-    int32_t alert[ARM_JOINTS_MAX] = {0};
-    if (alerts != NULL && alerts != Py_None && counts_from_python(alerts, joints, alert) < 0)
-        return NULL;
-    for (int i = 0; i < joints; i++)
-        input.reading.alert[i] = alert[i] != 0;
-
+    input.patience_ns *= 3; /* it was given as p99_ns */
+    input.trouble_joint = input.finding.joint;
     PyObject *fast = chunks == NULL ? PyTuple_New(0) : PySequence_Fast(chunks, "chunks must be a sequence");
-    if (fast == NULL)
-        return NULL;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
-    chunk *data = PyMem_Calloc((size_t)n + 1, sizeof *data);
-    chunk_verdict *checked = PyMem_Calloc((size_t)n + 1, sizeof *checked);
-    PyObject *result = NULL, *verdicts = NULL;
-    if (data == NULL || checked == NULL)
-        PyErr_NoMemory();
-    for (Py_ssize_t i = 0; i < n && !PyErr_Occurred(); i++) {
-        if (chunk_from_python(PySequence_Fast_GET_ITEM(fast, i), &data[i]) < 0)
-            break;
-        checked[i] = ring_check(&data[i], (uint32_t)joints);
-        input.malformed = input.malformed || chunk_is_malformed(checked[i]);
-    }
-    if (!PyErr_Occurred()) {
-        pilot_output output;
-        pilot_begin(self, &input, &output);
-        verdicts = offer_all(self, &input, data, checked, n);
-        pilot_end(self, &input, &output);
-        if (verdicts != NULL)
-            result = output_to_python(&output, joints, verdicts);
-    }
-    Py_XDECREF(verdicts);
-    Py_DECREF(fast);
-    PyMem_Free(data);
-    PyMem_Free(checked);
-    return result;
+    PyObject *dict = fast == NULL ? NULL : decide(self, &input, fast);
+    Py_XDECREF(fast);
+    return dict;
 }
 
-static PyObject *Pilot_rest_ticks(PyObject *object, void *unused)
+static PyObject *Pilot_step_limits(PyObject *object, void *Py_UNUSED(unused))
 {
-    (void)unused;
-    return PyLong_FromLong(((Pilot *)object)->pilot.guard.rest_ticks);
-}
-
-static PyObject *Pilot_step_limits(PyObject *object, void *unused)
-{
-    (void)unused;
     const guard *self = &((Pilot *)object)->pilot.guard;
+    const double unit = self->unit;
     PyObject *list = PyList_New(self->count);
     for (int i = 0; list != NULL && i < self->count; i++) {
         const guard_joint_limits *limits = &self->limits[i];
-        double unit = self->unit;
-        PyObject *row = Py_BuildValue("(ddddd)", limits->position_min / unit, limits->position_max / unit,
-                                      limits->velocity / unit, limits->acceleration / unit, limits->jerk / unit);
-        if (row == NULL)
-            Py_CLEAR(list);
-        else
-            PyList_SET_ITEM(list, i, row);
+        PyList_SET_ITEM(list, i, Py_BuildValue("(ddddd)", limits->position_min / unit, limits->position_max / unit,
+                                               limits->velocity / unit, limits->acceleration / unit,
+                                               limits->jerk / unit));
     }
     return list;
 }
 
-static PyMethodDef Pilot_methods[] = {
-    {"tick", (PyCFunction)(void (*)(void))Pilot_tick, METH_VARARGS | METH_KEYWORDS, "Decide one tick."},
+static PyMethodDef methods[] = {
+    {"tick", (PyCFunction)(void (*)(void))Pilot_tick, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL},
 };
 
-static PyGetSetDef Pilot_getset[] = {
-    {"rest_ticks", Pilot_rest_ticks, NULL, "Ticks the brake needs at most.", NULL},
-    {"step_limits", Pilot_step_limits, NULL,
-     "Per joint: soft minimum and maximum, and counts a tick, a tick^2, a tick^3.", NULL},
-    {NULL},
-};
+static PyMemberDef members[] = {{"rest_ticks", T_INT, offsetof(Pilot, pilot.guard.rest_ticks), READONLY, NULL}, {0}};
+static PyGetSetDef attributes[] = {{"step_limits", Pilot_step_limits, NULL, NULL, NULL}, {NULL}};
 
-static PyTypeObject Pilot_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.Pilot",
-    .tp_basicsize = sizeof(Pilot),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+PyTypeObject Pilot_type = {
+    TYPE(Pilot),
     .tp_new = PyType_GenericNew,
     .tp_init = Pilot_init,
-    .tp_dealloc = Pilot_dealloc,
-    .tp_methods = Pilot_methods,
-    .tp_getset = Pilot_getset,
+    .tp_methods = methods,
+    .tp_members = members,
+    .tp_getset = attributes,
 };
-
-int bind_pilot(PyObject *module)
-{
-    return module_add_type(module, "Pilot", &Pilot_type);
-}

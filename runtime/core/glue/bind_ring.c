@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `_core.RingWriter` and `_core.RingReader`: chunks and the notice of inference. */
-#include "module.h"
+/* `_core.RingWriter`: chunks and the notice of inference; `_core.ring_notice`; `_core.Heartbeat`: the supervisor's. */
 #include "bind_chunk.h"
 
 #include <unistd.h> /* getpid */
@@ -10,62 +9,58 @@
 #include "ring.h"
 
 typedef struct {
-    PyObject_HEAD
-    shared_file file;
+    mapped mapped;
     int lock; /* descriptor, -1: none */
 } RingWriter;
 
-static void RingWriter_release(RingWriter *self)
+static ring_file *ring_of(PyObject *object)
 {
+    return ((mapped *)object)->file.memory;
+}
+
+static void resign(PyObject *object)
+{
+    RingWriter *self = (RingWriter *)object;
     if (self->lock >= 0)
-        ring_resign(self->file.memory, self->lock);
+        ring_resign(ring_of(object), self->lock);
     self->lock = -1;
-    shared_close(&self->file);
 }
 
 static PyObject *RingWriter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    (void)args;
-    (void)kwargs;
-    RingWriter *self = (RingWriter *)type->tp_alloc(type, 0);
-    if (self != NULL)
-        self->lock = -1;
-    return (PyObject *)self;
+    PyObject *object = PyType_GenericNew(type, args, kwargs);
+    if (object != NULL)
+        ((RingWriter *)object)->lock = -1;
+    return object;
+}
+
+static int open_writer(PyObject *object, const char *path)
+{
+    RingWriter *self = (RingWriter *)object;
+    int failure = ring_open(&self->mapped.file, path, true);
+    if (failure != 0)
+        return failure;
+    /* Pids and times do not repeat together within a boot, and a ring does not outlive one. */
+    uint64_t number = (uint64_t)getpid() << 40 ^ (uint64_t)clock_now_ns();
+    self->lock = ring_claim(ring_of(object), path, number);
+    if (self->lock < 0) {
+        shared_close(&self->mapped.file);
+        return -self->lock;
+    }
+    ring_announce(ring_of(object), &(ring_notice){.dropped_through = -1}); /* it has measured nothing yet */
+    return 0;
 }
 
 static int RingWriter_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", NULL};
-    RingWriter *self = (RingWriter *)object;
-    PyObject *path;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
-        return -1;
-    RingWriter_release(self);
-    int failure = ring_open(&self->file, PyBytes_AS_STRING(path), true);
-    if (failure == 0) {
-        /* Pids and times do not repeat together within a boot, and a ring does not outlive one. */
-        uint64_t number = (uint64_t)getpid() << 40 ^ (uint64_t)clock_now_ns();
-        self->lock = ring_claim(self->file.memory, PyBytes_AS_STRING(path), number);
-        failure = self->lock < 0 ? -self->lock : 0;
-        if (failure != 0)
-            RingWriter_release(self);
-    }
-    if (failure != 0) {
-        errno = failure;
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
-    } else {
-        ring_notice nothing = {.dropped_through = -1}; /* a new writer has measured nothing yet */
-        ring_announce(self->file.memory, &nothing);
-    }
-    Py_DECREF(path);
-    return failure ? -1 : 0;
+    resign(object);
+    return mapped_init(object, args, kwargs, open_writer);
 }
 
 static void RingWriter_dealloc(PyObject *object)
 {
-    PyTypeObject *type = Py_TYPE(object);
-    RingWriter_release((RingWriter *)object);
-    type->tp_free(object);
+    resign(object);
+    mapped_dealloc(object);
 }
 
 static PyObject *RingWriter_write(PyObject *object, PyObject *argument)
@@ -73,7 +68,7 @@ static PyObject *RingWriter_write(PyObject *object, PyObject *argument)
     chunk data;
     if (chunk_from_python(argument, &data) < 0)
         return NULL;
-    ring_write(((RingWriter *)object)->file.memory, &data);
+    ring_write(ring_of(object), &data);
     Py_RETURN_NONE;
 }
 
@@ -90,141 +85,69 @@ static PyObject *RingWriter_announce(PyObject *object, PyObject *args, PyObject 
         .dropped_through = dropped_through,
         .ready = (uint64_t)ready,
     };
-    ring_announce(((RingWriter *)object)->file.memory, &notice);
+    ring_announce(ring_of(object), &notice);
     Py_RETURN_NONE;
 }
 
 static PyMethodDef RingWriter_methods[] = {
-    {"write", RingWriter_write, METH_O, "Write one chunk."},
-    {"announce", (PyCFunction)(void (*)(void))RingWriter_announce, METH_VARARGS | METH_KEYWORDS,
-     "Tell how long an inference takes."},
+    {"write", RingWriter_write, METH_O, NULL},
+    {"announce", (PyCFunction)(void (*)(void))RingWriter_announce, METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL},
 };
 
-static PyTypeObject RingWriter_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.RingWriter",
-    .tp_basicsize = sizeof(RingWriter),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+PyTypeObject RingWriter_type = {
+    TYPE(RingWriter),
     .tp_new = RingWriter_new,
     .tp_init = RingWriter_init,
     .tp_dealloc = RingWriter_dealloc,
     .tp_methods = RingWriter_methods,
 };
 
-typedef struct {
-    PyObject_HEAD
-    shared_file file;
-    ring_reader reader;
-} RingReader;
-
-static int RingReader_init(PyObject *object, PyObject *args, PyObject *kwargs)
+PyObject *call_ring_notice(PyObject *Py_UNUSED(module), PyObject *argument)
 {
-    static char *names[] = {"path", NULL};
-    RingReader *self = (RingReader *)object;
     PyObject *path;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
-        return -1;
-    shared_close(&self->file);
-    int failure = ring_open(&self->file, PyBytes_AS_STRING(path), false);
-    if (failure != 0) {
-        errno = failure;
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
-    } else {
-        ring_reader_start(&self->reader, self->file.memory);
-    }
-    Py_DECREF(path);
-    return failure ? -1 : 0;
-}
-
-static void RingReader_dealloc(PyObject *object)
-{
-    PyTypeObject *type = Py_TYPE(object);
-    shared_close(&((RingReader *)object)->file);
-    type->tp_free(object);
-}
-
-static PyObject *RingReader_notice(PyObject *object, PyObject *unused)
-{
-    (void)unused;
+    shared_file file;
     ring_notice notice;
-    if (!ring_notice_read(&((RingReader *)object)->reader, &notice))
+    if (!PyUnicode_FSConverter(argument, &path))
+        return NULL;
+    errno = ring_open(&file, PyBytes_AS_STRING(path), false);
+    if (errno != 0)
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+    Py_DECREF(path);
+    if (PyErr_Occurred())
+        return NULL;
+    const bool whole = ring_notice_read(&(ring_reader){.ring = file.memory}, &notice);
+    shared_close(&file);
+    if (!whole)
         Py_RETURN_NONE;
     return Py_BuildValue("(LOLO)", (long long)notice.p99_ns, notice.plan_then_move ? Py_True : Py_False,
                          (long long)notice.dropped_through, notice.ready ? Py_True : Py_False);
 }
 
-static PyMethodDef RingReader_methods[] = {
-    {"notice", RingReader_notice, METH_NOARGS, "p99_ns, plan_then_move, dropped_through, ready."},
-    {NULL},
-};
+typedef mapped Heartbeat;
 
-static PyTypeObject RingReader_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.RingReader",
-    .tp_basicsize = sizeof(RingReader),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = RingReader_init,
-    .tp_dealloc = RingReader_dealloc,
-    .tp_methods = RingReader_methods,
-};
-
-/* The supervisor's end of the heartbeat. */
-typedef struct {
-    PyObject_HEAD
-    shared_file file;
-} Heartbeat;
+static int open_beat(PyObject *object, const char *path)
+{
+    return beat_open(&((Heartbeat *)object)->file, path, true);
+}
 
 static int Heartbeat_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", NULL};
-    Heartbeat *self = (Heartbeat *)object;
-    PyObject *path;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
-        return -1;
-    shared_close(&self->file);
-    int failure = beat_open(&self->file, PyBytes_AS_STRING(path), true);
-    if (failure != 0) {
-        errno = failure;
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
-    }
-    Py_DECREF(path);
-    return failure ? -1 : 0;
+    return mapped_init(object, args, kwargs, open_beat);
 }
 
-static void Heartbeat_dealloc(PyObject *object)
+static PyObject *Heartbeat_beat(PyObject *object, PyObject *Py_UNUSED(unused))
 {
-    PyTypeObject *type = Py_TYPE(object);
-    shared_close(&((Heartbeat *)object)->file);
-    type->tp_free(object);
-}
-
-static PyObject *Heartbeat_beat(PyObject *object, PyObject *unused)
-{
-    (void)unused;
     beat_write(((Heartbeat *)object)->file.memory, clock_now_ns());
     Py_RETURN_NONE;
 }
 
-static PyMethodDef Heartbeat_methods[] = {
-    {"beat", Heartbeat_beat, METH_NOARGS, "Still here."},
-    {NULL},
-};
+static PyMethodDef Heartbeat_methods[] = {{"beat", Heartbeat_beat, METH_NOARGS, NULL}, {NULL}};
 
-static PyTypeObject Heartbeat_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "vla_edge._core.Heartbeat",
-    .tp_basicsize = sizeof(Heartbeat),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+PyTypeObject Heartbeat_type = {
+    TYPE(Heartbeat),
     .tp_new = PyType_GenericNew,
     .tp_init = Heartbeat_init,
-    .tp_dealloc = Heartbeat_dealloc,
+    .tp_dealloc = mapped_dealloc,
     .tp_methods = Heartbeat_methods,
 };
-
-int bind_ring(PyObject *module)
-{
-    if (module_add_type(module, "Heartbeat", &Heartbeat_type) < 0)
-        return -1;
-    if (module_add_type(module, "RingWriter", &RingWriter_type) < 0)
-        return -1;
-    return module_add_type(module, "RingReader", &RingReader_type);
-}

@@ -30,25 +30,8 @@ static bool bind_symbols(cuda_driver *driver)
         const char *name;
         void *slot;
     } symbols[] = {
-        {"cuInit", &driver->call.init},
-        {"cuDriverGetVersion", &driver->call.version},
-        {"cuDeviceGetCount", &driver->call.device_count},
-        {"cuDeviceGet", &driver->call.device_get},
-        {"cuDevicePrimaryCtxRetain", &driver->call.context_retain},
-        {"cuDevicePrimaryCtxRelease_v2", &driver->call.context_release},
-        {"cuCtxSetCurrent", &driver->call.context_set},
-        {"cuGetErrorName", &driver->call.error_name},
-        {"cuStreamBeginCapture_v2", &driver->call.begin_capture},
-        {"cuStreamEndCapture", &driver->call.end_capture},
-        {"cuGraphInstantiateWithFlags", &driver->call.instantiate},
-        {"cuGraphDestroy", &driver->call.graph_destroy},
-        {"cuGraphExecDestroy", &driver->call.exec_destroy},
-        {"cuGraphUpload", &driver->call.upload},
-        {"cuGraphLaunch", &driver->call.launch},
-        {"cuStreamSynchronize", &driver->call.stream_sync},
-        {"cuStreamWaitEvent", &driver->call.stream_wait},
-        {"cuEventRecord", &driver->call.event_record},
-        {"cuEventSynchronize", &driver->call.event_sync},
+#define SYMBOL(symbol, name, arguments) {#symbol, &driver->call.name},
+        CUDA_CALLS(SYMBOL)
     };
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
         void *found = dlsym(driver->library, symbols[i].name);

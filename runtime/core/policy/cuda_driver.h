@@ -21,26 +21,31 @@ typedef struct cuda_context_s *cuda_context;
 
 enum { CUDA_CAPTURE_THREAD_LOCAL = 1 };
 
+/* X(symbol, name here, arguments); each returns a cuda_result */
+#define CUDA_CALLS(X)                                                                                                  \
+    X(cuInit, init, (unsigned flags))                                                                                  \
+    X(cuDriverGetVersion, version, (int *version))                                                                     \
+    X(cuDeviceGetCount, device_count, (int *count))                                                                    \
+    X(cuDeviceGet, device_get, (int *device, int ordinal))                                                             \
+    X(cuDevicePrimaryCtxRetain, context_retain, (cuda_context *context, int device))                                   \
+    X(cuDevicePrimaryCtxRelease_v2, context_release, (int device))                                                     \
+    X(cuCtxSetCurrent, context_set, (cuda_context context))                                                            \
+    X(cuGetErrorName, error_name, (cuda_result error, const char **name))                                              \
+    X(cuStreamBeginCapture_v2, begin_capture, (cuda_stream stream, int mode))                                          \
+    X(cuStreamEndCapture, end_capture, (cuda_stream stream, cuda_graph *graph))                                        \
+    X(cuGraphInstantiateWithFlags, instantiate, (cuda_exec *exec, cuda_graph graph, unsigned long long flags))         \
+    X(cuGraphDestroy, graph_destroy, (cuda_graph graph))                                                               \
+    X(cuGraphExecDestroy, exec_destroy, (cuda_exec exec))                                                              \
+    X(cuGraphUpload, upload, (cuda_exec exec, cuda_stream stream))                                                     \
+    X(cuGraphLaunch, launch, (cuda_exec exec, cuda_stream stream))                                                     \
+    X(cuStreamSynchronize, stream_sync, (cuda_stream stream))                                                          \
+    X(cuStreamWaitEvent, stream_wait, (cuda_stream stream, cuda_event event, unsigned flags))                          \
+    X(cuEventRecord, event_record, (cuda_event event, cuda_stream stream))                                             \
+    X(cuEventSynchronize, event_sync, (cuda_event event))
+
+#define CUDA_MEMBER(symbol, name, arguments) cuda_result(*name) arguments;
 typedef struct {
-    cuda_result (*init)(unsigned flags);
-    cuda_result (*version)(int *version);
-    cuda_result (*device_count)(int *count);
-    cuda_result (*device_get)(int *device, int ordinal);
-    cuda_result (*context_retain)(cuda_context *context, int device);
-    cuda_result (*context_release)(int device);
-    cuda_result (*context_set)(cuda_context context);
-    cuda_result (*error_name)(cuda_result error, const char **name);
-    cuda_result (*begin_capture)(cuda_stream stream, int mode);
-    cuda_result (*end_capture)(cuda_stream stream, cuda_graph *graph);
-    cuda_result (*instantiate)(cuda_exec *exec, cuda_graph graph, unsigned long long flags);
-    cuda_result (*graph_destroy)(cuda_graph graph);
-    cuda_result (*exec_destroy)(cuda_exec exec);
-    cuda_result (*upload)(cuda_exec exec, cuda_stream stream);
-    cuda_result (*launch)(cuda_exec exec, cuda_stream stream);
-    cuda_result (*stream_sync)(cuda_stream stream);
-    cuda_result (*stream_wait)(cuda_stream stream, cuda_event event, unsigned flags);
-    cuda_result (*event_record)(cuda_event event, cuda_stream stream);
-    cuda_result (*event_sync)(cuda_event event);
+    CUDA_CALLS(CUDA_MEMBER)
 } cuda_table;
 
 typedef struct {

@@ -1,16 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _POSIX_C_SOURCE 200809L
 #include "cuda_loop.h"
+#include "clock.h"
 
 #include <string.h>
-#include <time.h>
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static bool launch(cuda_loop *loop, cuda_exec exec, cuda_stream stream)
 {
@@ -50,30 +42,25 @@ bool cuda_loop_refresh(cuda_loop *loop, int side)
 
 bool cuda_loop_wait(cuda_loop *loop, int side, int64_t *waited_ns)
 {
-    int64_t start = now_ns();
+    int64_t start = clock_now_ns();
     bool done = cuda_enter(loop->driver) && reached(loop, loop->filled[side]);
-    *waited_ns = now_ns() - start;
+    *waited_ns = clock_now_ns() - start;
     return done;
 }
 
 bool cuda_loop_encode(cuda_loop *loop, int side, bool prefix, int64_t *prefix_ns, int64_t *state_ns)
 {
-    int64_t start = now_ns(), middle = start;
+    int64_t start = clock_now_ns(), middle = start;
     *prefix_ns = *state_ns = 0;
     if (!cuda_enter(loop->driver) || (prefix && !refresh(loop, side)) || !reached(loop, loop->filled[side]))
         return false;
-    middle = now_ns();
+    middle = clock_now_ns();
     if (!order(loop, loop->high, loop->filled[side]) || !launch(loop, loop->state[side], loop->high)
         || !record(loop, loop->idle[side], loop->high) || !finished(loop))
         return false;
     *prefix_ns = prefix ? middle - start : 0;
-    *state_ns = now_ns() - middle;
+    *state_ns = clock_now_ns() - middle;
     return true;
-}
-
-static flow_signal asked(const flow_request *request)
-{
-    return request->signal == NULL ? FLOW_CONTINUE : (flow_signal)__atomic_load_n(request->signal, __ATOMIC_ACQUIRE);
 }
 
 static size_t padded(size_t floats)
@@ -137,13 +124,13 @@ static void share_time(flow_result *result, int from, int count, int64_t took_ns
 static flow_outcome run_steps(cuda_loop *loop, int side, const flow_request *request, flow_result *result)
 {
     int k = 0, running = 0; /* steps launched; of these, in the newest launch */
-    int64_t before = now_ns();
+    int64_t before = clock_now_ns();
     fill_chunk(loop, request);
     if (!launch(loop, loop->begin, loop->high))
         return FLOW_FAILED;
     bool last = false;
     for (int turn = 0; k < request->steps && !last; turn = 1 - turn) {
-        flow_signal signal = k == 0 ? FLOW_CONTINUE : asked(request);
+        flow_signal signal = k == 0 ? FLOW_CONTINUE : flow_asked(request);
         if (signal == FLOW_ABANDON) {
             result->steps = k;
             return finished(loop) ? FLOW_ABANDONED : FLOW_FAILED;
@@ -152,7 +139,7 @@ static flow_outcome run_steps(cuda_loop *loop, int side, const flow_request *req
         int count = launch_steps(loop, side, request, k, turn, last);
         if (count == 0 || (k > 0 && !reached(loop, loop->stepped[1 - turn])))
             return FLOW_FAILED;
-        int64_t now = now_ns();
+        int64_t now = clock_now_ns();
         if (k > 0) {
             share_time(result, k - running, running, now - before);
             before = now;
@@ -162,7 +149,7 @@ static flow_outcome run_steps(cuda_loop *loop, int side, const flow_request *req
     }
     if (!launch(loop, loop->end, loop->high) || !finished(loop))
         return FLOW_FAILED;
-    share_time(result, k - running, running, now_ns() - before);
+    share_time(result, k - running, running, clock_now_ns() - before);
     result->steps = k;
     flow_tie(request, loop->x_out, loop->layout.rows, loop->layout.columns, 0.0);
     return FLOW_DONE;

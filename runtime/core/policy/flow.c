@@ -1,22 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _POSIX_C_SOURCE 200809L
 #include "flow.h"
+#include "clock.h"
 
 #include <string.h>
-#include <time.h>
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static bool timed(flow *loop, const flow_graph *graph, int64_t *duration_ns)
 {
-    int64_t start = now_ns();
+    int64_t start = clock_now_ns();
     bool ran = graph->run(graph->context);
-    *duration_ns = now_ns() - start;
+    *duration_ns = clock_now_ns() - start;
     if (!ran)
         loop->failed = graph;
     return ran;
@@ -40,11 +32,6 @@ flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *s
         return FLOW_FAILED;
     place_state_rows(loop);
     return FLOW_DONE;
-}
-
-static flow_signal asked(const flow_request *request)
-{
-    return request->signal == NULL ? FLOW_CONTINUE : (flow_signal)__atomic_load_n(request->signal, __ATOMIC_ACQUIRE);
 }
 
 /* Float by float in this order, so that the Python loop has the same bits. */
@@ -92,7 +79,7 @@ static flow_outcome denoise(flow *loop, const flow_request *request, flow_result
     else if (loop->weights != NULL)
         memset(loop->weights, 0, loop->rows * sizeof(float));
     for (bool last = false; k < n && !last; k++) {
-        flow_signal signal = k == 0 ? FLOW_CONTINUE : asked(request);
+        flow_signal signal = k == 0 ? FLOW_CONTINUE : flow_asked(request);
         if (signal == FLOW_ABANDON)
             return FLOW_ABANDONED;
         last = signal == FLOW_FINISH;

@@ -69,6 +69,12 @@ typedef struct {
     int64_t step_ns[FLOW_MAX_STEPS];
 } flow_result;
 
+/* What the signal of a request asks for now. */
+static inline flow_signal flow_asked(const flow_request *request)
+{
+    return request->signal == NULL ? FLOW_CONTINUE : (flow_signal)__atomic_load_n(request->signal, __ATOMIC_ACQUIRE);
+}
+
 /* Runs [prefix and] state and puts the state token's rows into the K/V tensors. */
 flow_outcome flow_encode(flow *loop, bool prefix, int64_t *prefix_ns, int64_t *state_ns);
 

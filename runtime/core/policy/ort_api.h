@@ -36,35 +36,41 @@ typedef struct {
     char text[ORT_MESSAGE];
 } ort_reason;
 
+/* X(slot in the table, result, name, arguments) */
+#define ORT_FUNCTIONS(X)                                                                                               \
+    X(2, const char *, message, (const ort_status *))                                                                  \
+    X(93, void, release_status, (ort_status *))                                                                        \
+    X(121, ort_status *, create_threading, (ort_threading **))                                                         \
+    X(122, void, release_threading, (ort_threading *))                                                                 \
+    X(147, ort_status *, set_threads, (ort_threading *, int))                                                          \
+    X(149, ort_status *, set_spin, (ort_threading *, int))                                                             \
+    X(119, ort_status *, create_environment, (int, const char *, const ort_threading *, ort_environment **))           \
+    X(92, void, release_environment, (ort_environment *))                                                              \
+    X(10, ort_status *, create_options, (ort_options **))                                                              \
+    X(100, void, release_options, (ort_options *))                                                                     \
+    X(23, ort_status *, set_optimization, (ort_options *, int))                                                        \
+    X(120, ort_status *, disable_own_threads, (ort_options *))                                                         \
+    X(130, ort_status *, add_config, (ort_options *, const char *, const char *))                                      \
+    X(150, ort_status *, add_initializer, (ort_options *, const char *, const ort_value *))                            \
+    X(166, ort_status *, create_prepacked, (ort_prepacked **))                                                         \
+    X(167, void, release_prepacked, (ort_prepacked *))                                                                 \
+    X(169, ort_status *, create_session,                                                                               \
+      (const ort_environment *, const void *, size_t, const ort_options *, ort_prepacked *, ort_raw_session **))       \
+    X(95, void, release_session, (ort_raw_session *))                                                                  \
+    X(69, ort_status *, create_memory, (int, int, ort_memory **))                                                      \
+    X(94, void, release_memory, (ort_memory *))                                                                        \
+    X(49, ort_status *, create_tensor,                                                                                 \
+      (const ort_memory *, void *, size_t, const int64_t *, size_t, int, ort_value **))                                \
+    X(96, void, release_value, (ort_value *))                                                                          \
+    X(134, ort_status *, create_io, (ort_raw_session *, ort_io **))                                                    \
+    X(135, void, release_io, (ort_io *))                                                                               \
+    X(136, ort_status *, bind_input, (ort_io *, const char *, const ort_value *))                                      \
+    X(137, ort_status *, bind_output, (ort_io *, const char *, const ort_value *))                                     \
+    X(133, ort_status *, run_bound, (ort_raw_session *, const void *, const ort_io *))
+
+#define ORT_MEMBER(slot, result, name, arguments) result(*name) arguments;
 typedef struct {
-    const char *(*message)(const ort_status *);
-    void (*release_status)(ort_status *);
-    ort_status *(*create_threading)(ort_threading **);
-    void (*release_threading)(ort_threading *);
-    ort_status *(*set_threads)(ort_threading *, int);
-    ort_status *(*set_spin)(ort_threading *, int);
-    ort_status *(*create_environment)(int, const char *, const ort_threading *, ort_environment **);
-    void (*release_environment)(ort_environment *);
-    ort_status *(*create_options)(ort_options **);
-    void (*release_options)(ort_options *);
-    ort_status *(*set_optimization)(ort_options *, int);
-    ort_status *(*disable_own_threads)(ort_options *);
-    ort_status *(*add_config)(ort_options *, const char *, const char *);
-    ort_status *(*add_initializer)(ort_options *, const char *, const ort_value *);
-    ort_status *(*create_prepacked)(ort_prepacked **);
-    void (*release_prepacked)(ort_prepacked *);
-    ort_status *(*create_session)(const ort_environment *, const void *, size_t, const ort_options *, ort_prepacked *,
-                                  ort_raw_session **);
-    void (*release_session)(ort_raw_session *);
-    ort_status *(*create_memory)(int, int, ort_memory **);
-    void (*release_memory)(ort_memory *);
-    ort_status *(*create_tensor)(const ort_memory *, void *, size_t, const int64_t *, size_t, int, ort_value **);
-    void (*release_value)(ort_value *);
-    ort_status *(*create_io)(ort_raw_session *, ort_io **);
-    void (*release_io)(ort_io *);
-    ort_status *(*bind_input)(ort_io *, const char *, const ort_value *);
-    ort_status *(*bind_output)(ort_io *, const char *, const ort_value *);
-    ort_status *(*run_bound)(ort_raw_session *, const void *, const ort_io *);
+    ORT_FUNCTIONS(ORT_MEMBER)
 } ort_functions;
 
 /* One library with one environment: one thread pool for all its sessions, and

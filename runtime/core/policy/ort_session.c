@@ -91,26 +91,17 @@ bool ort_binding_create(ort_binding *binding, ort_session *session)
 }
 
 /* The binding keeps its own reference to the value, so ours is released at once. */
-static bool bind(ort_binding *binding, const ort_tensor *tensor,
-                 ort_status *(*call)(ort_io *, const char *, const ort_value *))
+bool ort_bind(ort_binding *binding, const ort_tensor *tensor, bool output)
 {
     const ort_runtime *runtime = binding->session->runtime;
     ort_value *value = NULL;
     if (!make_value(runtime, tensor, &value, &binding->reason))
         return false;
-    bool bound = ort_check(runtime, call(binding->io, tensor->name, value), &binding->reason);
+    bool bound = ort_check(
+        runtime, (output ? runtime->call.bind_output : runtime->call.bind_input)(binding->io, tensor->name, value),
+        &binding->reason);
     runtime->call.release_value(value);
     return bound;
-}
-
-bool ort_bind_input(ort_binding *binding, const ort_tensor *tensor)
-{
-    return bind(binding, tensor, binding->session->runtime->call.bind_input);
-}
-
-bool ort_bind_output(ort_binding *binding, const ort_tensor *tensor)
-{
-    return bind(binding, tensor, binding->session->runtime->call.bind_output);
 }
 
 void ort_binding_destroy(ort_binding *binding)

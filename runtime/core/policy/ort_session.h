@@ -44,8 +44,7 @@ typedef struct {
 } ort_binding;
 
 bool ort_binding_create(ort_binding *binding, ort_session *session);
-bool ort_bind_input(ort_binding *binding, const ort_tensor *tensor);
-bool ort_bind_output(ort_binding *binding, const ort_tensor *tensor);
+bool ort_bind(ort_binding *binding, const ort_tensor *tensor, bool output);
 void ort_binding_destroy(ort_binding *binding);
 
 /* Executes the graph once on the bound buffers. */

@@ -21,10 +21,13 @@ PROGRAMS = {
     "serial_test": (),
     "press_test": ("press", "health", "beat", "shared"),
     "guardian_test": ("guardian", "shared", "clock"),
-    "two_buses_test": tuple(f"../../../robot/bus/{part}" for part in ("bus", "packet", "servo_arm")),
+    "two_buses_test": tuple(
+        f"../../../robot/bus/{part}" for part in ("bus", "packet", "servo_arm", "servo_lines", "servo_protocol")
+    ),
 }
 LOOP = (
     "control",
+    "control_status",
     "beat",
     "command",
     "health",
@@ -35,6 +38,7 @@ LOOP = (
     "schedule",
     "guard",
     "pilot",
+    "pilot_commands",
     "record",
     "record_read",
     "record_old",

@@ -207,7 +207,7 @@ def test_two_lost_readings_go_on_and_the_third_holds_until_readings_return() -> 
 def test_the_servo_that_does_not_answer_is_named_from_the_hold_on() -> None:
     flight = Flight().armed()
     flight.tick(flight.chunk(n=200))
-    told = [flight.tick(lost=True, finding=(0, 3)) for _ in range(20)]
+    told = [flight.tick(lost=True, finding=0, finding_joint=3) for _ in range(20)]
     assert [tick["joint"] for tick in told if tick["reason"] == "reads_lost"] == [3] * 18
     assert not told[10]["latched"] and told[-1]["latched"]
 
@@ -737,21 +737,22 @@ def test_a_hold_ends_recovering_too() -> None:
 ])  # fmt: skip
 def test_what_the_servos_health_shows_is_acted_on_and_the_joint_named(finding: int, state: str, reason: str) -> None:
     flight = moving()
-    told = flight.tick(finding=(finding, 3))
+    told = flight.tick(finding=finding, finding_joint=3)
     assert (told["state"], told["reason"]) == (state, reason) and told["joint"] == (3 if reason else -1)
 
 
 def test_a_hot_servo_parks_the_arm_once_and_a_hold_is_stronger() -> None:
     flight = moving()
-    told = flight.tick(finding=(HOT, 2))
+    told = flight.tick(finding=HOT, finding_joint=2)
     assert (told["state"], told["reason"], told["joint"]) == ("parking", "temperature", 2)
     flight.tick(command=Command.HOLD)
     flight.run(0.5)
     stands = flight.last["goals"]
     for _ in range(HZ):
-        assert flight.tick(finding=(HOT, 2))["goals"] == stands
+        assert flight.tick(finding=HOT, finding_joint=2)["goals"] == stands
     unparkable = Flight().armed()
-    assert unparkable.tick(finding=(HOT, 2))["reason"] == "temperature" and unparkable.last["state"] == "hold"
+    told = unparkable.tick(finding=HOT, finding_joint=2)
+    assert (told["reason"], told["state"]) == ("temperature", "hold")
 
 
 @pytest.mark.parametrize("start", [moving, parking], ids=lambda state: state.__name__)
@@ -831,12 +832,16 @@ def test_a_reading_further_away_than_the_joint_can_travel_is_confirmed_before_it
 
 def test_a_setting_that_a_servo_does_not_take_is_told_apart_from_lost_torque() -> None:
     flight = Flight().armed()
-    assert flight.tick(torque_failed=True, setting_refused=True, finding=(0, 2))["reason"] == "setting"
+    assert flight.tick(torque_failed=True, setting_refused=True, finding=0, finding_joint=2)["reason"] == "setting"
     assert flight.last["joint"] == 2
-    for follows in ({"watchdog": True}, {"finding": (NO_TORQUE, 5)}, {"torque_failed": True}):  # the remedy is another
+    for follows in (
+        {"watchdog": True},
+        {"finding": NO_TORQUE, "finding_joint": 5},
+        {"torque_failed": True},
+    ):  # the remedy is another
         flight.tick(**follows)
         assert (flight.last["state"], flight.last["reason"], flight.last["joint"]) == ("fault", "setting", 2)
-    assert flight.tick(finding=(DEAF, 1))["reason"] == "deaf"
+    assert flight.tick(finding=DEAF, finding_joint=1)["reason"] == "deaf"
     assert Flight().armed().tick(torque_failed=True)["reason"] == "torque"
 
 

@@ -6,10 +6,9 @@
  * waiting and a millisecond for its waking), then "done CALLS". Built with the sanitizers; the judge reads the output.
  */
 #define _GNU_SOURCE /* sched_setscheduler, nanosleep */
-#include "feetech.h"
-#include "packet.h"
+#include "check.h"
 #include "serial.h"
-#include "servo_arm.h"
+#include "servo_setup.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -20,8 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { JOINTS = 6 };
-
 /* Written again and again: a light on one, the time a goal may take on the other. */
 static const struct {
     const char *name;
@@ -29,41 +26,8 @@ static const struct {
     uint16_t harmless;
     servo_arm_description is;
 } ARMS[] = {
-    {"koch",
-     {20, 4, SIGN_TWOS},
-     65,
-     {.protocol = &dynamixel2,
-      .joints = JOINTS,
-      .second = JOINTS,
-      .ids = {1, 2, 3, 4, 5, 6},
-      .watchdog_on = 10,
-      .watchdog_tripped = 255,
-      .at = {.torque = {64, 1, SIGN_NONE},
-             .goal = {116, 4, SIGN_TWOS},
-             .block = {126, 10, SIGN_NONE},
-             .load = {126, 2, SIGN_TWOS},
-             .velocity = {128, 4, SIGN_TWOS},
-             .position = {132, 4, SIGN_TWOS},
-             .voltage = {144, 2, SIGN_NONE},
-             .temperature = {146, 1, SIGN_NONE},
-             .error = {70, 1, SIGN_NONE},
-             .watchdog = {98, 1, SIGN_NONE}}}},
-    {"so101",
-     {31, 2, 11},
-     44,
-     {.protocol = &feetech0,
-      .joints = JOINTS,
-      .second = JOINTS,
-      .ids = {1, 2, 3, 4, 5, 6},
-      .at = {.torque = {40, 1, SIGN_NONE},
-             .goal = {42, 2, 15},
-             .block = {56, 15, SIGN_NONE},
-             .load = {60, 2, 10},
-             .velocity = {58, 2, 15},
-             .position = {56, 2, 15},
-             .voltage = {62, 1, SIGN_NONE},
-             .temperature = {63, 1, SIGN_NONE},
-             .lock = {55, 1, SIGN_NONE}}}},
+    {"koch", {20, 4, SIGN_TWOS}, 65, {X330, .joints = JOINTS, .second = JOINTS, .ids = {1, 2, 3, 4, 5, 6}}},
+    {"so101", {31, 2, 11}, 44, {STS3215, .joints = JOINTS, .second = JOINTS, .ids = {1, 2, 3, 4, 5, 6}}},
 };
 static const int64_t BUDGET_NS = 8000000;
 static const int64_t WAKE_NS = 1000000;

@@ -14,6 +14,8 @@ static packet_verdict feed(const uint8_t *data, size_t n)
     return feetech0.next(&parser, &status);
 }
 
+#define SAME(size, bytes) CHECK((size) == sizeof bytes && memcmp(out, bytes, sizeof bytes) == 0)
+
 static int encoding(void)
 {
     /* As in the manual: ping of id 1; read of id 1, address 56, 2 bytes; write of an id. Summed by hand: sync read,
@@ -25,21 +27,21 @@ static int encoding(void)
     const uint8_t told[] = {0xFF, 0xFF, 0xFE, 0x0A, 0x83, 0x2A, 0x02, 0x01, 0x00, 0x08, 0x02, 0xFF, 0x07, 0x37};
     const uint8_t ids[] = {1, 2}, goals[] = {0x00, 0x08, 0xFF, 0x07}, id = 7;
     uint8_t out[PACKET_MAX], many[PACKET_MAX] = {0};
-    CHECK(feetech0.ping(out, 1) == sizeof ping && memcmp(out, ping, sizeof ping) == 0);
-    CHECK(feetech0.read(out, 1, 56, 2) == sizeof read && memcmp(out, read, sizeof read) == 0);
-    CHECK(feetech0.write(out, 1, 5, &id, 1) == sizeof write && memcmp(out, write, sizeof write) == 0);
-    CHECK(feetech0.sync_read(out, ids, 2, 56, 2) == sizeof asked && memcmp(out, asked, sizeof asked) == 0);
-    CHECK(feetech0.sync_write(out, ids, 2, 42, 2, goals) == sizeof told && memcmp(out, told, sizeof told) == 0);
-    CHECK(feetech0.reboot == NULL && feetech0.ping_bytes == 0);
+    SAME(feetech0.encode(out, 1, INSTRUCTION_PING, NULL, 0), ping);
+    SAME(instruct_read(&feetech0, out, 1, 56, 2), read);
+    SAME(instruct_write(&feetech0, out, 1, 5, &id, 1), write);
+    SAME(instruct_sync_read(&feetech0, out, ids, 2, 56, 2), asked);
+    SAME(instruct_sync_write(&feetech0, out, ids, 2, 42, 2, goals), told);
+    CHECK(!feetech0.reboots && feetech0.ping_bytes == 0);
     /* The most that fits, and one more. */
-    CHECK(feetech_encode(out, 1, FEETECH_WRITE, many, PACKET_PARAMETERS) == 6 + PACKET_PARAMETERS);
-    CHECK(feetech_encode(out, 1, FEETECH_WRITE, many, PACKET_PARAMETERS + 1) == 0);
-    CHECK(feetech0.write(out, 1, 42, many, PACKET_PARAMETERS - 1) == 6 + PACKET_PARAMETERS);
-    CHECK(feetech0.write(out, 1, 42, many, PACKET_PARAMETERS) == 0);
-    CHECK(feetech0.sync_read(out, many, PACKET_PARAMETERS - 2, 56, 2) == 6 + PACKET_PARAMETERS);
-    CHECK(feetech0.sync_read(out, many, PACKET_PARAMETERS - 1, 56, 2) == 0);
-    CHECK(feetech0.sync_write(out, many, 16, 42, 14, many) == 6 + 2 + 16 * 15);
-    CHECK(feetech0.sync_write(out, many, 16, 42, 15, many) == 0);
+    CHECK(feetech0.encode(out, 1, INSTRUCTION_WRITE, many, PACKET_PARAMETERS) == 6 + PACKET_PARAMETERS);
+    CHECK(feetech0.encode(out, 1, INSTRUCTION_WRITE, many, PACKET_PARAMETERS + 1) == 0);
+    CHECK(instruct_write(&feetech0, out, 1, 42, many, PACKET_PARAMETERS - 1) == 6 + PACKET_PARAMETERS);
+    CHECK(instruct_write(&feetech0, out, 1, 42, many, PACKET_PARAMETERS) == 0);
+    CHECK(instruct_sync_read(&feetech0, out, many, PACKET_PARAMETERS - 2, 56, 2) == 6 + PACKET_PARAMETERS);
+    CHECK(instruct_sync_read(&feetech0, out, many, PACKET_PARAMETERS - 1, 56, 2) == 0);
+    CHECK(instruct_sync_write(&feetech0, out, many, 16, 42, 14, many) == 6 + 2 + 16 * 15);
+    CHECK(instruct_sync_write(&feetech0, out, many, 16, 42, 15, many) == 0);
     return 0;
 }
 
@@ -65,7 +67,7 @@ static int damage(void)
 {
     const uint8_t parameters[] = {0x11, 0x22, 0x33};
     uint8_t packet[PACKET_MAX];
-    size_t size = feetech_encode(packet, 5, 0, parameters, sizeof parameters);
+    size_t size = feetech0.encode(packet, 5, 0, parameters, sizeof parameters);
 
     /* Junk before a status is told, then the status is found: behind one FF, two, or a row of them. */
     const uint8_t junk[][5] = {
@@ -114,8 +116,8 @@ static int damage(void)
     /* Somebody else's question to all servos, and an error byte that no servo has: an instruction. */
     const uint8_t ids[] = {1, 2};
     packet_reset(&parser);
-    CHECK(feed(packet, feetech0.sync_read(packet, ids, 2, 56, 2)) == PACKET_NOT_STATUS);
-    CHECK(feed(packet, feetech_encode(packet, 1, FEETECH_SYNC_READ, ids, 2)) == PACKET_NOT_STATUS);
+    CHECK(feed(packet, instruct_sync_read(&feetech0, packet, ids, 2, 56, 2)) == PACKET_NOT_STATUS);
+    CHECK(feed(packet, feetech0.encode(packet, 1, INSTRUCTION_SYNC_READ, ids, 2)) == PACKET_NOT_STATUS);
     CHECK(feetech0.next(&parser, &status) == PACKET_MORE);
     return 0;
 }
@@ -124,7 +126,7 @@ static int bounds(void)
 {
     uint8_t body[PACKET_PARAMETERS], packet[PACKET_MAX];
     memset(body, 0x42, sizeof body);
-    size_t size = feetech_encode(packet, 7, 0, body, sizeof body);
+    size_t size = feetech0.encode(packet, 7, 0, body, sizeof body);
     packet_reset(&parser);
     CHECK(feed(packet, size) == PACKET_STATUS && status.n == PACKET_PARAMETERS);
     CHECK(memcmp(status.parameters, body, sizeof body) == 0);

@@ -4,14 +4,10 @@
  * loop_test FOLDER: for the loop's files.
  */
 #define _GNU_SOURCE
-#include "check.h"
-#include "control.h"
+#include "loop_setup.h"
 
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 enum { MS = 1000000, TICKS = 60, EVENT = 30 };
@@ -49,12 +45,7 @@ static chunk plan;
 
 static void write_plan(void)
 {
-    plan = (chunk){.n = 60,
-                   .joints = JOINTS,
-                   .session = 1,
-                   .observation_sequence = 1,
-                   .observation_tick = loop.clock.tick - 2,
-                   .observation_ns = world.now_ns};
+    plan = chunk_of(60, 1, loop.clock.tick - 2, world.now_ns);
     for (int i = 0; i < 60 * JOINTS; i++)
         plan.actions[i] = 2900;
     ring_write(chunks.memory, &plan);
@@ -182,16 +173,7 @@ static int signal_fd = -1;
 
 static int fly(const char *folder, int64_t period_ns)
 {
-    char ring[256], state[256], record[256];
-    snprintf(ring, sizeof ring, "%s/ring", folder);
-    snprintf(state, sizeof state, "%s/state", folder);
-    snprintf(record, sizeof record, "%s/record", folder);
-    unlink(record);
-    if (chunks.memory == NULL && ring_open(&chunks, ring, true) != 0)
-        abort();
-    control_config config = {.ring_path = ring,
-                             .state_path = state,
-                             .record_path = record,
+    control_config config = {.pilot = plain_pilot(period_ns, 200000000000),
                              .record_cells = 1 << 10,
                              .socket_fd = -1,
                              .signal_fd = signal_fd,
@@ -199,26 +181,20 @@ static int fly(const char *folder, int64_t period_ns)
                              .stop_after_ticks = TICKS,
                              .park_after_ns = world.park_after_ns,
                              .clock = {.now_ns = now_ns, .boot_ns = boot_ns, .sleep_until = sleep_until}};
-    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS},
-                                  .joints = JOINTS,
-                                  .period_ns = period_ns,
-                                  .action_ns = period_ns,
-                                  .guard_version = GUARD_VERSION,
-                                  .patience_min_ns = 200000000000,
-                                  .patience_max_ns = 200000000000,
-                                  .reads_latch_ns = 500000000,
-                                  .has_park = world.park_after_ns > 0,
-                                  .park_speed = 4000};
+    name_files(&config, folder);
+    unlink(config.record_path);
+    if (chunks.memory == NULL && ring_open(&chunks, config.ring_path, true) != 0)
+        abort();
+    config.pilot.has_park = world.park_after_ns > 0;
+    config.pilot.park_speed = 4000;
     for (int i = 0; i < JOINTS; i++) {
-        config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
         world.position[i] = 2000;
         config.pilot.park[i] = 2100;
     }
     world.now_ns = 1000 * (int64_t)MS;
-    static const arm_trouble none = {.joint = -1};
     arm_port port = {.joints = JOINTS,
                      .velocity_unit = 15.6,
-                     .trouble = &none,
+                     .trouble = &no_trouble,
                      .read = read_arm,
                      .write_goals = write_goals,
                      .set_torque = set_torque,

@@ -12,14 +12,16 @@ static packet_status status;
 static packet_verdict feed(const uint8_t *data, size_t n)
 {
     packet_push(&parser, data, n);
-    return packet_next(&parser, &status);
+    return dynamixel2.next(&parser, &status);
 }
 
 /* A status made with the encoder: error byte in front of the parameters. */
 static size_t make_status(uint8_t *out, uint8_t id, const uint8_t *body, size_t n)
 {
-    return packet_encode(out, PACKET_MAX, id, INSTRUCTION_STATUS, body, n);
+    return dynamixel2.encode(out, id, INSTRUCTION_STATUS, body, n);
 }
+
+#define SAME(size, bytes) CHECK((size) == sizeof bytes && memcmp(out, bytes, sizeof bytes) == 0)
 
 static int encoding(void)
 {
@@ -28,19 +30,15 @@ static int encoding(void)
     const uint8_t read[] = {0xFF, 0xFF, 0xFD, 0x00, 0x01, 0x07, 0x00, 0x02, 0x84, 0x00, 0x04, 0x00, 0x1D, 0x15};
     const uint8_t question[] = {0x84, 0x00, 0x04, 0x00};
     uint8_t out[PACKET_MAX];
-    CHECK(packet_encode(out, sizeof out, 1, INSTRUCTION_PING, NULL, 0) == sizeof ping);
-    CHECK(memcmp(out, ping, sizeof ping) == 0);
-    CHECK(packet_encode(out, sizeof out, 1, INSTRUCTION_READ, question, 4) == sizeof read);
-    CHECK(memcmp(out, read, sizeof read) == 0);
+    SAME(dynamixel2.encode(out, 1, INSTRUCTION_PING, NULL, 0), ping);
+    SAME(dynamixel2.encode(out, 1, INSTRUCTION_READ, question, 4), read);
     /* FF FF FD in the parameters gets a stuffed FD; the length counts it. */
     const uint8_t run[] = {0xFF, 0xFF, 0xFD, 0xFD, 0x07};
-    CHECK(packet_encode(out, sizeof out, 9, INSTRUCTION_WRITE, run, 5) == 7 + 1 + 6 + 2);
+    CHECK(dynamixel2.encode(out, 9, INSTRUCTION_WRITE, run, 5) == 7 + 1 + 6 + 2);
     CHECK(out[5] == 9 && out[11] == 0xFD && out[12] == 0xFD && out[13] == 0x07);
-    /* Too small, exactly enough, too long. */
-    CHECK(packet_encode(out, 9, 1, INSTRUCTION_PING, NULL, 0) == 0);
-    CHECK(packet_encode(out, 10, 1, INSTRUCTION_PING, NULL, 0) == 10);
-    uint8_t many[PACKET_MAX] = {0};
-    CHECK(packet_encode(out, PACKET_MAX + 50, 1, INSTRUCTION_WRITE, many, sizeof many) == 0);
+    uint8_t many[PACKET_MAX] = {0}; /* exactly enough, too long */
+    CHECK(dynamixel2.encode(out, 1, INSTRUCTION_WRITE, many, PACKET_MAX - 10) == PACKET_MAX);
+    CHECK(dynamixel2.encode(out, 1, INSTRUCTION_WRITE, many, PACKET_MAX - 9) == 0);
     return 0;
 }
 
@@ -55,17 +53,18 @@ static int language(void)
                             0x00, 0x00, 0x00, 0x02, 0xAA, 0x00, 0x00, 0x00, 0x82, 0x87};
     const uint8_t reboot[] = {0xFF, 0xFF, 0xFD, 0x00, 0x01, 0x03, 0x00, 0x08, 0x2F, 0x4E};
     uint8_t out[PACKET_MAX], many[PACKET_MAX] = {0};
-    CHECK(dynamixel2.sync_read(out, ids, 2, 132, 4) == sizeof asked && memcmp(out, asked, sizeof asked) == 0);
-    CHECK(dynamixel2.sync_write(out, ids, 2, 116, 4, data) == sizeof told && memcmp(out, told, sizeof told) == 0);
-    CHECK(dynamixel2.reboot(out, 1) == sizeof reboot && memcmp(out, reboot, sizeof reboot) == 0);
-    CHECK(dynamixel2.ping(out, 1) == 10 && out[7] == INSTRUCTION_PING);
-    CHECK(dynamixel2.read(out, 1, 132, 4) == 14 && out[7] == INSTRUCTION_READ && out[8] == 132 && out[10] == 4);
-    CHECK(dynamixel2.write(out, 1, 65, data, 2) == 14 && out[7] == INSTRUCTION_WRITE && out[8] == 65 &&
-          out[10] == 0x96);
+    SAME(instruct_sync_read(&dynamixel2, out, ids, 2, 132, 4), asked);
+    SAME(instruct_sync_write(&dynamixel2, out, ids, 2, 116, 4, data), told);
+    SAME(dynamixel2.encode(out, 1, INSTRUCTION_REBOOT, NULL, 0), reboot);
+    CHECK(dynamixel2.reboots && dynamixel2.ping_bytes == 3);
+    CHECK(instruct_read(&dynamixel2, out, 1, 132, 4) == 14 && out[7] == INSTRUCTION_READ && out[8] == 132);
+    CHECK(out[10] == 4);
+    CHECK(instruct_write(&dynamixel2, out, 1, 65, data, 2) == 14 && out[7] == INSTRUCTION_WRITE && out[8] == 65);
+    CHECK(out[10] == 0x96);
     /* More than fits. */
-    CHECK(dynamixel2.write(out, 1, 65, many, PACKET_MAX) == 0);
-    CHECK(dynamixel2.sync_read(out, many, PACKET_MAX, 132, 4) == 0);
-    CHECK(dynamixel2.sync_write(out, many, 16, 116, 15, many) == 0);
+    CHECK(instruct_write(&dynamixel2, out, 1, 65, many, PACKET_MAX) == 0);
+    CHECK(instruct_sync_read(&dynamixel2, out, many, PACKET_MAX, 132, 4) == 0);
+    CHECK(instruct_sync_write(&dynamixel2, out, many, 16, 116, 15, many) == 0);
     return 0;
 }
 
@@ -74,7 +73,7 @@ static int whole_and_in_pieces(void)
     /* e-Manual: status of id 1, present position 166. */
     const uint8_t answer[] = {0xFF, 0xFF, 0xFD, 0x00, 0x01, 0x08, 0x00, 0x55, 0x00, 0xA6, 0x00, 0x00, 0x00, 0x8C, 0xC0};
     packet_reset(&parser);
-    CHECK(packet_next(&parser, &status) == PACKET_MORE);
+    CHECK(dynamixel2.next(&parser, &status) == PACKET_MORE);
     CHECK(feed(answer, sizeof answer) == PACKET_STATUS);
     CHECK(status.id == 1 && status.error == 0 && status.n == 4 && status.parameters[0] == 0xA6);
     CHECK(parser.have == 0);
@@ -112,7 +111,7 @@ static int damage(void)
     packet_reset(&parser);
     packet_push(&parser, junk, sizeof junk);
     CHECK(feed(packet, size) == PACKET_JUNK);
-    CHECK(packet_next(&parser, &status) == PACKET_STATUS && status.id == 5);
+    CHECK(dynamixel2.next(&parser, &status) == PACKET_STATUS && status.id == 5);
 
     /* Every flipped bit of a status is noticed: never a status with other content. */
     for (size_t bit = 0; bit < 8 * size; bit++) {
@@ -123,7 +122,7 @@ static int damage(void)
         packet_push(&parser, damaged, size);
         packet_verdict verdict;
         do {
-            verdict = packet_next(&parser, &status);
+            verdict = dynamixel2.next(&parser, &status);
             CHECK(verdict != PACKET_STATUS);
         } while (verdict != PACKET_MORE);
     }
@@ -134,7 +133,7 @@ static int damage(void)
     CHECK(feed(packet, size) == PACKET_BAD_CRC);
     packet[size - 1] ^= 1;
     CHECK(feed(packet, size) == PACKET_JUNK);
-    CHECK(packet_next(&parser, &status) == PACKET_STATUS);
+    CHECK(dynamixel2.next(&parser, &status) == PACKET_STATUS);
 
     /* Impossible lengths, below and above. */
     const uint8_t small[] = {0xFF, 0xFF, 0xFD, 0x00, 0x01, 0x03, 0x00};
@@ -146,10 +145,10 @@ static int damage(void)
 
     /* Somebody else's instruction. */
     const uint8_t question[] = {0x84, 0x00, 0x04, 0x00};
-    size = packet_encode(packet, sizeof packet, 1, INSTRUCTION_READ, question, 4);
+    size = dynamixel2.encode(packet, 1, INSTRUCTION_READ, question, 4);
     packet_reset(&parser);
     CHECK(feed(packet, size) == PACKET_NOT_STATUS);
-    CHECK(packet_next(&parser, &status) == PACKET_MORE);
+    CHECK(dynamixel2.next(&parser, &status) == PACKET_MORE);
     return 0;
 }
 
@@ -167,7 +166,7 @@ static int bounds(void)
     packet_reset(&parser);
     CHECK(packet_push(&parser, flood, sizeof flood) == 2 * PACKET_MAX);
     CHECK(packet_push(&parser, flood, 1) == 0);
-    CHECK(packet_next(&parser, &status) == PACKET_JUNK && parser.have == 0);
+    CHECK(dynamixel2.next(&parser, &status) == PACKET_JUNK && parser.have == 0);
     return 0;
 }
 

@@ -4,14 +4,9 @@
  * tick_test FOLDER: for the loop's files, in memory where page faults shall count.
  */
 #define _GNU_SOURCE
-#include "control.h"
+#include "loop_setup.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-
-enum { JOINTS = 6 };
 
 static int counting;
 static long allocations;
@@ -61,17 +56,10 @@ static long page_faults(void)
 /* A new chunk every 20 ticks, as inference would write it. */
 static void plan(int64_t tick, int64_t time_ns)
 {
-    chunk *chunk = &arm.chunk;
-    memset(chunk, 0, sizeof *chunk);
-    chunk->n = 50;
-    chunk->joints = JOINTS;
-    chunk->session = 1;
-    chunk->observation_sequence = tick + 1;
-    chunk->observation_tick = tick;
-    chunk->observation_ns = time_ns;
+    arm.chunk = chunk_of(50, tick + 1, tick, time_ns);
     for (int i = 0; i < 50 * JOINTS; i++)
-        chunk->actions[i] = (float)(2000 + (tick + i / JOINTS) % 100);
-    ring_write(arm.ring.memory, chunk);
+        arm.chunk.actions[i] = (float)(2000 + (tick + i / JOINTS) % 100);
+    ring_write(arm.ring.memory, &arm.chunk);
 }
 
 static arm_result read_arm(void *context, int64_t deadline_ns, arm_reading *out)
@@ -141,40 +129,24 @@ static arm_result health(void *context, int64_t deadline_ns, arm_health *out)
 int main(int argc, char **argv)
 {
     static control loop;
-    char ring[256], state[256], record[256];
     if (argc < 2)
         return 2;
-    snprintf(ring, sizeof ring, "%s/chunks.ring", argv[1]);
-    snprintf(state, sizeof state, "%s/control.state", argv[1]);
-    snprintf(record, sizeof record, "%s/flight.record", argv[1]);
-    if (ring_open(&arm.ring, ring, true) != 0)
-        return 2;
-    shared_prefault(arm.ring.memory, arm.ring.bytes);
-    control_config config = {.ring_path = ring,
-                             .state_path = state,
-                             .record_path = record,
+    control_config config = {.pilot = plain_pilot(5000000, 2000000000),
                              .record_cells = 1 << 12,
                              .socket_fd = -1,
                              .signal_fd = -1,
                              .priority = 50,
                              .arm_at_start = true,
                              .stop_after_ticks = TICKS + 50};
-    config.pilot = (pilot_config){.schedule = {.session = 1, .joints = JOINTS},
-                                  .joints = JOINTS,
-                                  .period_ns = 5000000,
-                                  .action_ns = 5000000,
-                                  .guard_version = GUARD_VERSION,
-                                  .patience_min_ns = 2000000000,
-                                  .patience_max_ns = 2000000000,
-                                  .reads_latch_ns = 500000000};
-    for (int i = 0; i < JOINTS; i++) {
-        config.pilot.limits[i] = (guard_limits){1000, 3000, 4000, 1e6, 1e9, 120, 400, 1, 0};
+    name_files(&config, argv[1]);
+    if (ring_open(&arm.ring, config.ring_path, true) != 0)
+        return 2;
+    shared_prefault(arm.ring.memory, arm.ring.bytes);
+    for (int i = 0; i < JOINTS; i++)
         arm.position[i] = 2000;
-    }
-    static const arm_trouble none = {.joint = -1};
     arm_port port = {.joints = JOINTS,
                      .velocity_unit = 15.6,
-                     .trouble = &none,
+                     .trouble = &no_trouble,
                      .read = read_arm,
                      .write_goals = write_goals,
                      .set_torque = set_torque,

@@ -2,9 +2,8 @@
 /* An arm on two buses whose ids are the same, on a virtual clock: every question is out before an answer is read, no
  * side answers for the other, and what one side loses the arm has lost. */
 #include "check.h"
-#include "packet.h"
 #include "serial.h"
-#include "servo_arm.h"
+#include "servo_setup.h"
 
 #include <string.h>
 
@@ -16,7 +15,7 @@ static struct {
         n; /* what happened on the lines, in order: a port for a question, minus a port for a wait for an answer */
     bool silent[2], gone[2];
     uint8_t alert[2];
-    uint8_t answer[2][PACKET_MAX];
+    uint8_t answer[2][2 * PACKET_MAX];
     size_t left[2];
     int32_t goals[2][SERVOS];
 } world;
@@ -26,10 +25,9 @@ int64_t serial_now_ns(void)
     return world.now_ns;
 }
 
-serial_result serial_drop_input(int fd, int64_t deadline_ns, size_t *dropped)
+serial_result serial_drop_input(int fd, int64_t deadline_ns)
 {
     (void)deadline_ns;
-    *dropped = world.left[fd - LEFT];
     world.left[fd - LEFT] = 0;
     return world.gone[fd - LEFT] ? SERIAL_UNPLUGGED : SERIAL_OK;
 }
@@ -56,8 +54,8 @@ serial_result serial_send(int fd, const uint8_t *data, size_t n, int64_t deadlin
         uint8_t parameters[1 + 40] = {world.alert[k]};
         int32_t position = place(k, data[12 + i]);
         memcpy(parameters + 1 + (132 - address), &position, 4);
-        world.left[k] += packet_encode(world.answer[k] + world.left[k], sizeof world.answer[k] - world.left[k],
-                                       data[12 + i], INSTRUCTION_STATUS, parameters, (size_t)length + 1);
+        world.left[k] += dynamixel2.encode(world.answer[k] + world.left[k], data[12 + i], INSTRUCTION_STATUS,
+                                           parameters, (size_t)length + 1);
     }
     return SERIAL_OK;
 }
@@ -75,22 +73,7 @@ serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t dea
     return *got > 0 ? SERIAL_OK : SERIAL_TIMEOUT;
 }
 
-static const servo_arm_description TWO = {.protocol = &dynamixel2,
-                                          .joints = 2 * SERVOS,
-                                          .second = SERVOS,
-                                          .ids = {1, 2, 3, 1, 2, 3},
-                                          .watchdog_on = 10,
-                                          .watchdog_tripped = 255,
-                                          .at = {.torque = {64, 1, SIGN_NONE},
-                                                 .goal = {116, 4, SIGN_TWOS},
-                                                 .block = {126, 10, SIGN_NONE},
-                                                 .load = {126, 2, SIGN_TWOS},
-                                                 .velocity = {128, 4, SIGN_TWOS},
-                                                 .position = {132, 4, SIGN_TWOS},
-                                                 .voltage = {144, 2, SIGN_NONE},
-                                                 .temperature = {146, 1, SIGN_NONE},
-                                                 .error = {70, 1, SIGN_NONE},
-                                                 .watchdog = {98, 1, SIGN_NONE}}};
+static const servo_arm_description TWO = {X330, .joints = 2 * SERVOS, .second = SERVOS, .ids = {1, 2, 3, 1, 2, 3}};
 
 static servo_arm arm;
 static arm_port port;

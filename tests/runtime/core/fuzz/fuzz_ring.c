@@ -2,30 +2,19 @@
 /* A hostile chunks.ring: any bytes anywhere in the file, with and without a CRC that fits, read by control's reader
  * and offered to the pilot. No crash, nothing outside the chunk read, no goal outside its limits.
  *
- * libFuzzer: clang -g -O1 -fsanitize=fuzzer,address,undefined -I runtime/core -I robot/bus tests/fuzz/fuzz_ring.c
- *            runtime/core/{ring,shared,schedule,guard,pilot}.c -lm
+ * libFuzzer: clang -g -O1 -fsanitize=fuzzer,address,undefined -I runtime/core/control -I robot/bus
+ *            tests/runtime/core/fuzz/fuzz_ring.c and the files of LOOP in test_core_c.py -lm
  * Replay of files: the same with -DREPLAY and without `fuzzer`.
  */
+#include "fuzz.h"
 #include "pilot.h"
 #include "ring.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-enum { JOINTS = 6 };
-
-static void must(int condition)
-{
-    if (!condition)
-        abort();
-}
 
 static uint64_t page_of_ring[sizeof(ring_file) / 8 + 1];
 static pilot flown;
 static const int64_t T = 33333333;
 
-enum { LOW = 1000, HIGH = 3000 };
+enum { JOINTS = 6, LOW = 1000, HIGH = 3000 };
 
 static void start_pilot(void)
 {
@@ -65,8 +54,6 @@ static void seal(ring_slot *slot)
     slot->crc = shared_crc32(&checked, sizeof checked);
     slot->slot.sequence &= ~1ULL;
 }
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* Records of a length byte n, two bytes of place, a mode byte, then n bytes: the file is overwritten there, and a tick
  * runs. Modes: bit 0 seals the slot that is read next, bit 1 counts one chunk more, bit 2 arms. */
@@ -127,20 +114,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     return 0;
 }
-
-#ifdef REPLAY
-int main(int argc, char **argv)
-{
-    static uint8_t data[1 << 16];
-    for (int i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 2;
-        size_t size = fread(data, 1, sizeof data, file);
-        fclose(file);
-        LLVMFuzzerTestOneInput(data, size);
-    }
-    printf("%d inputs\n", argc - 1);
-    return 0;
-}
-#endif

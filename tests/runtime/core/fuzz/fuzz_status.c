@@ -5,31 +5,21 @@
  * robot/bus/packet.c; of Feetech's language with -DFEETECH and robot/bus/feetech.c.
  * Replay of files: the same with -DREPLAY and without `fuzzer`.
  */
+#include "fuzz.h"
+
 #ifdef FEETECH
 #include "feetech.h"
-#else
-#include "packet.h"
-#endif
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static void must(int condition)
-{
-    if (!condition)
-        abort();
-}
-
-#ifdef FEETECH
 static const servo_protocol *const language = &feetech0;
 enum { AROUND = 6 }; /* bytes of a status beside its parameters */
 
 static size_t encode(uint8_t *packet, const packet_status *seen)
 {
-    return feetech_encode(packet, seen->id, seen->error, seen->parameters, seen->n);
+    return feetech0.encode(packet, seen->id, seen->error, seen->parameters, seen->n);
 }
 #else
+#include "packet.h"
+
 static const servo_protocol *const language = &dynamixel2;
 enum { AROUND = 11 };
 
@@ -37,7 +27,7 @@ static size_t encode(uint8_t *packet, const packet_status *seen)
 {
     uint8_t body[1 + PACKET_PARAMETERS] = {seen->error};
     memcpy(body + 1, seen->parameters, seen->n);
-    return packet_encode(packet, PACKET_MAX, seen->id, INSTRUCTION_STATUS, body, seen->n + 1);
+    return dynamixel2.encode(packet, seen->id, INSTRUCTION_STATUS, body, seen->n + 1);
 }
 #endif
 
@@ -57,8 +47,6 @@ static void round_trip(const packet_status *seen)
     must(memcmp(again.parameters, seen->parameters, seen->n) == 0);
     must(parser.have == 0);
 }
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* The first byte says in pieces of what size the rest arrives. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -89,20 +77,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     return 0;
 }
-
-#ifdef REPLAY
-int main(int argc, char **argv)
-{
-    static uint8_t data[1 << 16];
-    for (int i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 2;
-        size_t size = fread(data, 1, sizeof data, file);
-        fclose(file);
-        LLVMFuzzerTestOneInput(data, size);
-    }
-    printf("%d inputs\n", argc - 1);
-    return 0;
-}
-#endif
