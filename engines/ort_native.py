@@ -89,7 +89,7 @@ class NativeGraph(LoadedGraph):
         return NativeGraph(self._session, self._graph)
 
     def _attach(self, name: str, array: NDArray[Any]) -> None:
-        (self.binding.bind_input if name in self.inputs else self.binding.bind_output)(name, array)
+        self.binding.bind(name, array, name not in self.inputs)
 
     def _execute(self) -> None:
         self.binding.run()
@@ -163,8 +163,8 @@ def _self_test(runtime: OrtRuntime) -> None:
     weights = np.array([[1, 2], [3, 4]], np.float32)
     binding = runtime.session(SELF_TEST_MODEL, {"w": weights}).binding()
     x, y = np.array([[1, -1], [0.5, 2]], np.float32), np.zeros((2, 2), np.float32)
-    binding.bind_input("x", x)
-    binding.bind_output("y", y)
+    binding.bind("x", x, False)
+    binding.bind("y", y, True)
     binding.run()
     if not np.array_equal(y, x @ weights + x):
         raise RuntimeError(f"the self-test graph gave {y.tolist()}, expected {(x @ weights + x).tolist()}")

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the control loop asks of an arm. Every call ends before its deadline,
  * whatever the bus does; the caller owns every struct; nothing allocates. */
-#ifndef VLA_ARM_H
-#define VLA_ARM_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -65,5 +64,3 @@ typedef struct {
     /* Does somebody watch who stops the servos when we fall silent? NULL: they stop by themselves. */
     bool (*guarded)(void *context, int64_t now_ns);
 } arm_port;
-
-#endif

@@ -188,7 +188,8 @@ bus_result bus_ping(bus *bus, uint8_t id, int64_t deadline_ns, uint16_t *model, 
         *firmware = status.parameters[2];
         return BUS_OK;
     }
-    bus_registers what = {.ids = &id, .servos = 1, .address = bus->protocol->identity_at, .length = sizeof identity};
+    /* Registers 0 to 4: firmware (2 bytes), one byte, model number (2 bytes). */
+    bus_registers what = {.ids = &id, .servos = 1, .address = 0, .length = sizeof identity};
     result = bus_sync_read(bus, &what, deadline_ns, identity, &alert);
     if (result == BUS_OK) {
         *firmware = (uint16_t)(identity[0] << 8 | identity[1]);

@@ -10,8 +10,7 @@
  * row were lost that all lengths are taken, nothing is asked (BUS_TIMEOUT) until
  * the oldest of them is forgotten.
  */
-#ifndef VLA_BUS_H
-#define VLA_BUS_H
+#pragma once
 
 #include "servo_protocol.h"
 
@@ -71,5 +70,3 @@ bus_result bus_take(bus *bus, const bus_question *question, int64_t deadline_ns,
 
 /* `data` [servos][length]. Not answered: BUS_OK means sent. */
 bus_result bus_sync_write(bus *bus, const bus_registers *what, const uint8_t *data, int64_t deadline_ns);
-
-#endif

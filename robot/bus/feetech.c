@@ -1,7 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "feetech.h"
-
-#include <string.h>
+/* Feetech protocol 0 framing (STS and SMS servos): bytes in, verdicts out; no I/O, no time.
+ *
+ *   FF FF | id | length | instruction | parameters | checksum
+ *
+ * `length` counts everything behind it; the checksum is the inverted low byte of
+ * the sum from the id on. Nothing is stuffed: a header may stand in the
+ * parameters, and one damaged packet in 256 passes the checksum. So whoever asks
+ * also knows id and length of the answer (bus.h), and a reading that jumps is
+ * confirmed before it is used (pilot.h). A status has the servo's error bits in
+ * place of the instruction: they are below 0x80, and no answer comes from the
+ * broadcast id. Source: Feetech, "SMS/STS communication protocol manual"; the
+ * same as in the vendor's scservo_sdk (feetech-servo-sdk 1.0.0).
+ */
+#include "servo_protocol.h"
 
 enum { HEAD = 4 /* header, id, length */ };
 enum { LENGTH_MIN = 2 /* error, checksum */, LENGTH_MAX = PACKET_PARAMETERS + 2, ERROR_MAX = 0x7F };

@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "packet.h"
-
-#include <stdbool.h>
-#include <string.h>
+/* Dynamixel protocol 2.0 framing: bytes in, verdicts out; no I/O, no time.
+ *
+ *   FF FF FD 00 | id | length lo hi | instruction | parameters | crc lo hi
+ *
+ * `length` counts everything behind it. Where instruction and parameters would
+ * contain FF FF FD, an FD is stuffed behind it before length and CRC are made.
+ * A status packet has instruction 0x55 and an error byte before its parameters.
+ * Source: Robotis e-Manual, "DYNAMIXEL Protocol 2.0".
+ */
+#include "servo_protocol.h"
 
 static const uint8_t HEADER[4] = {0xFF, 0xFF, 0xFD, 0x00};
 

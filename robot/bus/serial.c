@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE /* ppoll */
+#define _GNU_SOURCE /* nanosleep */
 #include "serial.h"
 
 #include <asm/termbits.h> /* termios2: any baud rate; excludes <termios.h> */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/serial.h>
-#include <poll.h>
+#include <stdbool.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -102,27 +102,14 @@ int serial_open(const char *path, unsigned baud)
 static const int64_t WAKE_UP_NS = 100000;
 static const int64_t ASK_EVERY_NS = 100000;
 
-static struct timespec until(int64_t deadline_ns)
+/* Waits until it is time to ask again; false: the deadline is too near for that. */
+static bool pause_before(int64_t deadline_ns)
 {
     int64_t left = deadline_ns - WAKE_UP_NS - serial_now_ns();
-    if (left < 0)
-        left = 0;
-    return (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
-}
-
-/* SERIAL_OK: try again; the deadline has passed: SERIAL_TIMEOUT. */
-static serial_result wait_for(int fd, short events, int64_t deadline_ns)
-{
-    struct pollfd wait = {.fd = fd, .events = events};
-    struct timespec left = until(deadline_ns);
-    int ready = ppoll(&wait, 1, &left, NULL);
-    if (ready == 0)
-        return SERIAL_TIMEOUT;
-    if (ready < 0)
-        return errno == EINTR && serial_now_ns() < deadline_ns ? SERIAL_OK : SERIAL_TIMEOUT;
-    if (wait.revents & (POLLERR | POLLNVAL | POLLHUP))
-        return SERIAL_UNPLUGGED;
-    return SERIAL_OK;
+    if (left <= 0)
+        return false;
+    (void)nanosleep(&(struct timespec){.tv_nsec = left < ASK_EVERY_NS ? left : ASK_EVERY_NS}, NULL);
+    return true;
 }
 
 serial_result serial_send(int fd, const uint8_t *data, size_t n, int64_t deadline_ns)
@@ -136,9 +123,8 @@ serial_result serial_send(int fd, const uint8_t *data, size_t n, int64_t deadlin
         }
         if (count < 0 && errno != EAGAIN && errno != EINTR)
             return SERIAL_UNPLUGGED;
-        serial_result result = wait_for(fd, POLLOUT, deadline_ns);
-        if (result != SERIAL_OK)
-            return result;
+        if (!pause_before(deadline_ns))
+            return SERIAL_TIMEOUT;
     }
     return SERIAL_OK;
 }
@@ -161,11 +147,8 @@ serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t dea
             if (count == 0 || (errno != EAGAIN && errno != EINTR))
                 return SERIAL_UNPLUGGED;
         }
-        int64_t left = deadline_ns - WAKE_UP_NS - serial_now_ns();
-        if (left <= 0)
+        if (!pause_before(deadline_ns))
             return SERIAL_TIMEOUT;
-        struct timespec pause = {.tv_nsec = left < ASK_EVERY_NS ? left : ASK_EVERY_NS};
-        nanosleep(&pause, NULL);
     }
 }
 

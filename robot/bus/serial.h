@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A serial port on Linux: exclusive, raw, low latency, reads with a deadline. */
-#ifndef VLA_SERIAL_H
-#define VLA_SERIAL_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -23,5 +22,3 @@ serial_result serial_receive(int fd, uint8_t *data, size_t capacity, int64_t dea
 
 /* Drops what has arrived and was never asked for. */
 serial_result serial_drop_input(int fd, int64_t deadline_ns);
-
-#endif

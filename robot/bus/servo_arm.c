@@ -102,13 +102,6 @@ static bus_result read_again(servo_arm *arm, int joint, uint16_t address, uint16
     return result;
 }
 
-static servo_register setting_at(const servo_setting *setting)
-{
-    return (servo_register){.address = setting->address,
-                            .bytes = (uint8_t)setting->size,
-                            .sign = setting->size == 1 ? SIGN_NONE : SIGN_TWOS};
-}
-
 /* One setting of one servo, whose register holds `found`: written where it differs and read back. */
 static arm_result settle(servo_arm *arm, const servo_setting *setting, int joint, int32_t found, int64_t deadline_ns)
 {
@@ -116,20 +109,20 @@ static arm_result settle(servo_arm *arm, const servo_setting *setting, int joint
     if (!(setting->joints >> joint & 1) || found == wanted)
         return ARM_OK;
     uint8_t data[4], alert;
-    servo_encode(setting_at(setting), wanted, data);
+    servo_encode(setting->at, wanted, data);
     for (int i = 0; i < SETTING_TRIES; i++) { /* what a lost answer meant is read */
         uint8_t held[4];
-        bus_result result = bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], setting->address, data,
-                                      setting->size, least(deadline_ns, serial_now_ns() + SETTING_NS));
+        bus_result result = bus_write(servo_bus_of(arm, joint), arm->is.ids[joint], setting->at.address, data,
+                                      setting->at.bytes, least(deadline_ns, serial_now_ns() + SETTING_NS));
         if (result != BUS_UNPLUGGED)
-            result = read_again(arm, joint, setting->address, setting->size, deadline_ns, held, &alert);
+            result = read_again(arm, joint, setting->at.address, setting->at.bytes, deadline_ns, held, &alert);
         if (result != BUS_OK)
             return from_bus(result);
-        found = servo_decode(setting_at(setting), held);
+        found = servo_decode(setting->at, held);
         if (found == wanted)
             return ARM_OK;
     }
-    arm->trouble = (arm_trouble){.joint = joint, .address = setting->address, .wanted = wanted, .found = found};
+    arm->trouble = (arm_trouble){.joint = joint, .address = setting->at.address, .wanted = wanted, .found = found};
     return ARM_REFUSED;
 }
 
@@ -140,9 +133,9 @@ static arm_result settle_all(servo_arm *arm, int64_t deadline_ns)
     arm->trouble = (arm_trouble){.joint = -1};
     for (size_t first = 0, next; first < arm->n_settings; first = next) {
         /* Neighbours are read in one piece. */
-        uint16_t start = arm->settings[first].address, end = start;
+        uint16_t start = arm->settings[first].at.address, end = start;
         for (next = first; next < arm->n_settings; next++) {
-            uint16_t behind = arm->settings[next].address + arm->settings[next].size;
+            uint16_t behind = arm->settings[next].at.address + arm->settings[next].at.bytes;
             if (behind - start > BUS_READ_MAX)
                 break;
             end = behind;
@@ -152,8 +145,8 @@ static arm_result settle_all(servo_arm *arm, int64_t deadline_ns)
         for (size_t k = first; k < next && result == ARM_OK; k++) {
             const servo_setting *setting = &arm->settings[k];
             for (int i = 0; i < arm->is.joints && result == ARM_OK; i++) {
-                const uint8_t *bytes = data + i * length + (setting->address - start);
-                result = settle(arm, setting, i, servo_decode(setting_at(setting), bytes), deadline_ns);
+                const uint8_t *bytes = data + i * length + (setting->at.address - start);
+                result = settle(arm, setting, i, servo_decode(setting->at, bytes), deadline_ns);
             }
         }
         if (result != ARM_OK)

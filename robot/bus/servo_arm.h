@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* An arm of servos on one bus or two as an arm_port; its description (robot/arms/) tells which registers it has. */
-#ifndef VLA_SERVO_ARM_H
-#define VLA_SERVO_ARM_H
+#pragma once
 
 #include "arm.h"
 #include "bus.h"
@@ -40,7 +39,7 @@ typedef struct {
 
 /* One register that must hold a value whenever there is torque: a servo whose voltage broke down has forgotten it. */
 typedef struct {
-    uint16_t address, size; /* 1, 2 or 4 bytes */
+    servo_register at;
     int32_t values[ARM_JOINTS_MAX];
     uint32_t joints; /* bits: which servos it is for */
 } servo_setting;
@@ -75,5 +74,3 @@ bus_result servo_read(servo_arm *arm, const uint8_t *ids, uint16_t address, uint
 bus_result servo_ask(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
                      uint8_t *alerts);
 bus_result servo_write(servo_arm *arm, uint16_t address, uint16_t length, const uint8_t *data, int64_t deadline_ns);
-
-#endif

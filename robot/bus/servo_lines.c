@@ -37,7 +37,7 @@ static bus_result worse(bus_result a, bus_result b)
 }
 
 bus_result servo_read(servo_arm *arm, const uint8_t *ids, uint16_t address, uint16_t length, int64_t deadline_ns,
-                           uint8_t *data, uint8_t *alerts)
+                      uint8_t *data, uint8_t *alerts)
 {
     bus_registers what[SERVO_BUSES_MAX];
     bus_question asked[SERVO_BUSES_MAX];
@@ -107,7 +107,7 @@ static void note_silence(servo_arm *arm, int k, int64_t given_ns)
 }
 
 bus_result servo_ask(servo_arm *arm, uint16_t address, uint16_t length, int64_t deadline_ns, uint8_t *data,
-                          uint8_t *alerts)
+                     uint8_t *alerts)
 {
     const int n = arm->is.joints;
     uint8_t ids[ARM_JOINTS_MAX], place[ARM_JOINTS_MAX], found[ARM_JOINTS_MAX * BUS_READ_MAX], alert[ARM_JOINTS_MAX];

@@ -5,8 +5,7 @@
  * fills a `servo_protocol`. Parameters are the registers' bytes as they travel
  * (little endian): what they mean is the arm's business.
  */
-#ifndef VLA_SERVO_PROTOCOL_H
-#define VLA_SERVO_PROTOCOL_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -62,8 +61,9 @@ static inline void packet_drop(packet_parser *parser, size_t n)
     memmove(parser->buffer, parser->buffer + n, parser->have);
 }
 
-/* The same numbers in every language. */
+/* The same numbers in every language; Dynamixel's alone has the status. */
 enum {
+    INSTRUCTION_STATUS = 0x55,
     INSTRUCTION_PING = 0x01,
     INSTRUCTION_READ = 0x02,
     INSTRUCTION_WRITE = 0x03,
@@ -79,13 +79,14 @@ typedef struct {
     uint8_t word_bytes;    /* of an address, and of a length: 1 or 2 */
     bool reboots;          /* it has that instruction */
     uint16_t table_end;    /* one past the last register that can be read */
-    uint16_t identity_at;  /* firmware (2 bytes), one byte, model number (2 bytes), where a ping tells nothing */
-    uint16_t ping_bytes;   /* parameters of a ping's answer: 3 (model, firmware), or 0 */
+    uint16_t ping_bytes;   /* parameters of a ping's answer: 3 (model, firmware), or 0: its first registers tell */
     /* One packet into `out` [PACKET_MAX]: its size, 0 when it does not fit. */
     size_t (*encode)(uint8_t *out, uint8_t id, uint8_t instruction, const uint8_t *parameters, size_t n);
     /* The next verdict. Every answer but PACKET_MORE consumes at least one byte, so a caller's loop ends. */
     packet_verdict (*next)(packet_parser *parser, packet_status *out);
 } servo_protocol;
+
+extern const servo_protocol dynamixel2, feetech0; /* packet.c, feetech.c */
 
 /* One instruction in a language, as `encode`. */
 size_t instruct_read(const servo_protocol *language, uint8_t *out, uint8_t id, uint16_t address, uint16_t length);
@@ -96,5 +97,3 @@ size_t instruct_sync_read(const servo_protocol *language, uint8_t *out, const ui
 /* `data` [servos][length] */
 size_t instruct_sync_write(const servo_protocol *language, uint8_t *out, const uint8_t *ids, size_t servos,
                            uint16_t address, uint16_t length, const uint8_t *data);
-
-#endif

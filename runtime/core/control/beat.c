@@ -1,24 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "beat.h"
 
-#include <errno.h>
-
-static const uint64_t magic = 0x3154414542414c56; /* "VLABEAT1" */
+static const uint64_t magic = 0x3254414542414c56; /* "VLABEAT2" */
 
 int beat_open(shared_file *file, const char *path, bool writer)
 {
-    int failure = shared_open(file, path, sizeof(beat_file), writer);
-    if (failure != 0)
-        return failure;
-    beat_file *beat = file->memory;
-    if (writer) {
-        shared_store(&beat->beat_ns, 0);
-        shared_store(&beat->magic, magic);
-    } else if (shared_load(&beat->magic) != magic) {
-        shared_close(file);
-        return EINVAL;
-    }
-    return 0;
+    int failure = shared_open_marked(file, path, sizeof(beat_file), writer, magic);
+    if (failure == 0 && writer)
+        beat_write(file->memory, 0);
+    return failure;
 }
 
 void beat_write(beat_file *file, int64_t now_ns)

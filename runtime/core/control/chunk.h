@@ -4,8 +4,7 @@
  * Values are in joint units (the policy's); times are CLOCK_MONOTONIC
  * nanoseconds; ticks count the control loop's periods since its start.
  */
-#ifndef VLA_CHUNK_H
-#define VLA_CHUNK_H
+#pragma once
 
 #include <stdint.h>
 
@@ -54,5 +53,3 @@ static inline int chunk_is_malformed(chunk_verdict verdict)
 {
     return verdict == CHUNK_SHAPE || verdict == CHUNK_NOT_FINITE;
 }
-
-#endif

@@ -4,8 +4,7 @@
  * A tick that is missed is skipped, never made up: after tick k ends at `now`,
  * the next one is the first whose time has not passed.
  */
-#ifndef VLA_CLOCK_H
-#define VLA_CLOCK_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -42,5 +41,3 @@ typedef struct {
 
 clock_class clock_ask_realtime(int priority);
 void clock_leave_realtime(void);
-
-#endif

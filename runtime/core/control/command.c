@@ -12,7 +12,8 @@
 
 _Static_assert(sizeof(struct sockaddr_un) <= sizeof((command_request *)0)->address, "an address fits");
 
-pilot_command command_of_word(const char *word, size_t bytes)
+/* The word's command; COMMAND_NONE for anything else. */
+static pilot_command command_of_word(const char *word, size_t bytes)
 {
     static const struct {
         const char *word;
@@ -34,7 +35,7 @@ pilot_command command_of_word(const char *word, size_t bytes)
     return COMMAND_NONE;
 }
 
-const char *command_answer_name(pilot_answer answer)
+static const char *answer_name(pilot_answer answer)
 {
     static const char *const names[] = {"none",       "done",    "busy",  "not_armed",
                                         "not_parked", "no_pose", "fault", "outside"};
@@ -90,7 +91,7 @@ command_request command_take(int socket_fd)
 void command_reply(int socket_fd, const command_request *request, const pilot_output *output)
 {
     char text[96];
-    int bytes = snprintf(text, sizeof text, "%s %s %s %d", command_answer_name(output->answer),
+    int bytes = snprintf(text, sizeof text, "%s %s %s %d", answer_name(output->answer),
                          status_state_name(output->state),
                          output->reason == REASON_NONE ? "-" : status_reason_name(output->reason), output->joint);
     send_text(socket_fd, request, text, (size_t)bytes);

@@ -1,15 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Commands over the control socket: one datagram is one word. */
-#ifndef VLA_COMMAND_H
-#define VLA_COMMAND_H
-
-#include <stddef.h>
+#pragma once
 
 #include "pilot.h"
-
-/* The word's command; COMMAND_NONE for anything else. */
-pilot_command command_of_word(const char *word, size_t bytes);
-const char *command_answer_name(pilot_answer answer);
 
 /* Where the answer goes. */
 typedef struct {
@@ -23,5 +16,3 @@ typedef struct {
 command_request command_take(int socket_fd);
 /* "ANSWER STATE REASON", dropped when the asker does not read. */
 void command_reply(int socket_fd, const command_request *request, const pilot_output *output);
-
-#endif

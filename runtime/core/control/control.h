@@ -9,8 +9,7 @@
  * the arm rests. A second one of a kind ends the loop at once, with the arm
  * holding.
  */
-#ifndef VLA_CONTROL_H
-#define VLA_CONTROL_H
+#pragma once
 
 #include "beat.h"
 #include "clock.h"
@@ -92,5 +91,3 @@ control_result control_run(control *self, const control_config *config, const ar
 void control_tell_start(control *self, clock_class granted);
 void control_tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_ns);
 void control_count_faults(control *self);
-
-#endif

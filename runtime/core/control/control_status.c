@@ -67,6 +67,7 @@ void control_tell(control *self, int64_t start_ns, int64_t io_ns, int64_t work_n
     told->goal_moved_tick = pilot->schedule.goal_moved_tick;
     told->action_sequence = output->action.sequence;
     told->action_index = output->action.index;
+    told->plan_tick = plan->start;
     told->actions_left = schedule_left(&pilot->schedule, told->tick);
     told->patience_ns = pilot->patience_ns;
     told->age_ns = plan->present ? start_ns - plan->data.observation_ns : -1;

@@ -27,8 +27,7 @@
  * v = a = 0: `released` never grows, and with |a| <= jerk it falls by at least
  * one count each tick.
  */
-#ifndef VLA_GUARD_H
-#define VLA_GUARD_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -160,5 +159,3 @@ int32_t guard_goal(const guard *self, int joint);
 
 /* True when every goal is constant. */
 bool guard_at_rest(const guard *self);
-
-#endif

@@ -18,8 +18,7 @@
  * second is told of by the port's `guarded`: control then holds and is not armed.
  * A line that it died on is control's after two seconds.
  */
-#ifndef VLA_GUARDIAN_H
-#define VLA_GUARDIAN_H
+#pragma once
 
 #include "arm.h"
 #include "clock.h"
@@ -73,5 +72,3 @@ typedef enum {
 guardian_result guardian_look(guardian *self, int64_t now_ns, bool orphan);
 /* Looks every 10 ms for as long as there is nothing to tell; `control` is the parent of this process. */
 guardian_result guardian_watch(guardian *self, pid_t control);
-
-#endif

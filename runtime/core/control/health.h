@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the slow questions to the servos say: torque, goals, watchdogs, supply, temperature. Pure. */
-#ifndef VLA_HEALTH_H
-#define VLA_HEALTH_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -42,5 +41,3 @@ typedef struct {
  * NULL: not known. `without`: joints (bits) that are known to have no torque. */
 health_finding health_judge(health_watch *self, const arm_health *health, const health_limits *limits, int joints,
                             const int32_t *sent, uint32_t without);
-
-#endif

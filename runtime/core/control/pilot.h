@@ -16,8 +16,7 @@
  * Commands are true in every state: what `hold` has answered "done" to stands still from then on, whatever was asked
  * before, until another command comes. In a latched hold and in a fault the goals are led back once (press.h).
  */
-#ifndef VLA_PILOT_H
-#define VLA_PILOT_H
+#pragma once
 
 #include "guard.h"
 #include "health.h"
@@ -193,5 +192,3 @@ void pilot_begin(pilot *self, const pilot_input *input, pilot_output *output);
 chunk_verdict pilot_offer(pilot *self, const pilot_input *input, const chunk *data);
 /* Last part of a tick: the goals. */
 void pilot_end(pilot *self, const pilot_input *input, pilot_output *output);
-
-#endif

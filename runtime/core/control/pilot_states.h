@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Between the halves of the pilot: its states, and what is done on command. For pilot.c and pilot_commands.c alone. */
-#ifndef VLA_PILOT_STATES_H
-#define VLA_PILOT_STATES_H
+#pragma once
 
 #include "pilot.h"
 
@@ -40,5 +39,3 @@ pilot_answer pilot_park(pilot *self, pilot_reason reason, int32_t joint);
 /* After a `recover`: torque comes back with the alert gone. */
 void pilot_recovered(pilot *self, const pilot_input *input, pilot_output *output);
 void pilot_let_go(pilot *self, pilot_output *output);
-
-#endif

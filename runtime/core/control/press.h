@@ -6,8 +6,7 @@
  * not move is an obstacle. Lead back: after a hold or a fault the goal comes back, once, to where the joint stands plus
  * what gravity needs; never a second time, or the arm would sink by a lead each time.
  */
-#ifndef VLA_PRESS_H
-#define VLA_PRESS_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -42,5 +41,3 @@ int press_stalled(press *self, const int32_t *goals, const int32_t *present, uin
 /* Of goals at rest: where they are to go; true while one is not there. Each joint's turn comes when it stands. */
 bool press_lead_back(press *self, const int32_t *goals, const int32_t *present, uint32_t without, int64_t now_ns,
                      int32_t *wish);
-
-#endif

@@ -13,8 +13,7 @@
  * counts and of one action a tick. Version 2 (until commit 35ebfe7) made its decisions by other rules as well: its
  * goals are computed from the actions and readings that it holds.
  */
-#ifndef VLA_RECORD_H
-#define VLA_RECORD_H
+#pragma once
 
 #include "pilot.h"
 #include "shared.h"
@@ -23,7 +22,6 @@ enum {
     RECORD_SMALL = 256, RECORD_LARGE = 512, /* bytes of a cell: up to six joints, and more */
     RECORD_HEAD = 16,
     RECORD_PAYLOAD = RECORD_LARGE - RECORD_HEAD,
-    RECORD_CELLS = 1 << 17, /* 32 MiB: 10 minutes at 100 Hz with 5 chunks of 50 a second, and half as much again */
     RECORD_HEADER = 4096,
     RECORD_OLD_VERSION = 4, /* the last that record_old.c reads */
 };
@@ -140,5 +138,3 @@ typedef struct {
 
 /* Computes every goal again from the start of the record or its oldest arming. `scratch` is the caller's. */
 record_replay_result record_replay(const record *self, pilot *scratch);
-
-#endif

@@ -18,15 +18,10 @@ enum { COPIED_WORDS = (offsetof(ring_slot, reserved) - offsetof(ring_slot, index
 
 int ring_open(shared_file *file, const char *path, bool writer)
 {
-    int failure = shared_open(file, path, sizeof(ring_file), true);
-    if (failure != 0)
-        return failure;
-    ring_file *ring = file->memory;
-    shared_store(&ring->bytes, sizeof(ring_file));
-    shared_store(&ring->magic, magic); /* both sides write the same */
-    if (!writer)
+    int failure = shared_open_marked(file, path, sizeof(ring_file), true, magic); /* both sides write the same */
+    if (failure == 0 && !writer)
         shared_seal(file);
-    return 0;
+    return failure;
 }
 
 int ring_claim(ring_file *ring, const char *path, uint64_t writer)

@@ -5,8 +5,7 @@
  * waits. A slot that is rewritten while it is read, or whose CRC is wrong, is
  * reported as torn and never becomes a chunk.
  */
-#ifndef VLA_RING_H
-#define VLA_RING_H
+#pragma once
 
 #include "chunk.h"
 #include "shared.h"
@@ -69,5 +68,3 @@ bool ring_notice_read(const ring_reader *self, ring_notice *out);
 
 /* Shape and finiteness of a chunk that came whole: CHUNK_TAKEN, CHUNK_SHAPE or CHUNK_NOT_FINITE. */
 chunk_verdict ring_check(const chunk *data, uint32_t joints);
-
-#endif

@@ -16,8 +16,7 @@
  *
  * Where two chunks overlap the new one takes over at once, or over some actions.
  */
-#ifndef VLA_SCHEDULE_H
-#define VLA_SCHEDULE_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -92,5 +91,3 @@ chunk_verdict schedule_offer(schedule *self, const chunk *data, const schedule_v
 schedule_action schedule_due(const schedule *self, int64_t tick);
 /* Actions of the plan in force that come after `tick`. */
 int64_t schedule_left(const schedule *self, int64_t tick);
-
-#endif

@@ -83,6 +83,20 @@ int shared_open(shared_file *self, const char *path, size_t bytes, bool writable
     return failure;
 }
 
+int shared_open_marked(shared_file *self, const char *path, size_t bytes, bool writable, uint64_t mark)
+{
+    int failure = shared_open(self, path, bytes, writable);
+    uint64_t *words = self->memory;
+    if (failure == 0 && writable) {
+        shared_store(&words[1], bytes);
+        shared_store(&words[0], mark);
+    } else if (failure == 0 && (shared_load(&words[0]) != mark || shared_load(&words[1]) != bytes)) {
+        shared_close(self);
+        return EINVAL;
+    }
+    return failure;
+}
+
 int shared_open_any(shared_file *self, const char *path)
 {
     struct stat info;

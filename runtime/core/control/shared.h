@@ -7,8 +7,7 @@
  * always noticed, without fences and without a data race. A CRC stands behind
  * it for writers that died in between and for damaged files.
  */
-#ifndef VLA_SHARED_H
-#define VLA_SHARED_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -24,6 +23,8 @@ typedef struct {
  * as it is for whoever has it mapped: cutting it short would kill them. All pages are faulted in. 0, or the errno of
  * what failed; EINVAL when a reader finds a file of another size. */
 int shared_open(shared_file *self, const char *path, size_t bytes, bool writable);
+/* The same with its mark and its size as the first two words of the file; EINVAL also when a reader finds others. */
+int shared_open_marked(shared_file *self, const char *path, size_t bytes, bool writable, uint64_t mark);
 /* Maps a whole file of any size for reading. 0 or an errno. */
 int shared_open_any(shared_file *self, const char *path);
 void shared_close(shared_file *self);
@@ -58,5 +59,3 @@ void shared_store(uint64_t *word, uint64_t value);
 
 /* CRC-32 (IEEE 802.3, reflected, polynomial 0xEDB88320), as zlib computes it. */
 uint32_t shared_crc32(const void *data, size_t bytes);
-
-#endif

@@ -1,25 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "status.h"
 
-#include <errno.h>
-
 static const uint64_t magic = 0x3354415453414c56; /* "VLASTAT3" */
 
 int status_open(shared_file *file, const char *path, bool writer)
 {
-    int failure = shared_open(file, path, sizeof(status_file), writer);
-    if (failure != 0)
-        return failure;
-    status_file *mapped = file->memory;
-    if (writer) {
-        shared_store(&mapped->slot.sequence, 0); /* what an earlier run, or damage, left is no status of ours */
-        shared_store(&mapped->bytes, sizeof(status_file));
-        shared_store(&mapped->magic, magic);
-    } else if (shared_load(&mapped->magic) != magic || shared_load(&mapped->bytes) != sizeof(status_file)) {
-        shared_close(file);
-        return EINVAL;
-    }
-    return 0;
+    int failure = shared_open_marked(file, path, sizeof(status_file), writer, magic);
+    if (failure == 0 && writer) /* what an earlier run, or damage, left is no status of ours */
+        shared_store(&((status_file *)file->memory)->slot.sequence, 0);
+    return failure;
 }
 
 void status_publish(status_file *file, const status *value)

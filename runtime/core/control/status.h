@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What control tells of itself: one seqlocked value in `control.state`. */
-#ifndef VLA_STATUS_H
-#define VLA_STATUS_H
+#pragma once
 
 #include "pilot.h"
 #include "shared.h"
@@ -28,6 +27,7 @@ typedef struct {
     int64_t goal_moved_tick;      /* last tick whose goal differed from the one before */
     int64_t action_ns;            /* from one action of a chunk to the next */
     int64_t action_sequence, action_index; /* what was due, -1: nothing */
+    int64_t plan_tick;            /* at which action 0 of the plan in force is due */
     int64_t actions_left;         /* of the plan in force after this tick */
     int64_t patience_ns;
     int64_t age_ns;               /* of the observation the plan came from, -1: no plan */
@@ -73,5 +73,3 @@ const char *status_state_name(int32_t state);
 const char *status_reason_name(int32_t reason);
 const char *status_verdict_name(int32_t verdict);
 const char *status_chunk_name(int32_t verdict);
-
-#endif

@@ -7,8 +7,6 @@
  */
 #include "fields.h"
 
-#include "feetech.h"
-#include "packet.h"
 #include "serial.h"
 #include "servo_arm.h"
 
@@ -20,7 +18,7 @@ typedef struct {
     PyObject_HEAD
     servo_arm arm;
     arm_port port;
-    int fds[SERVO_BUSES_MAX]; /* -1: closed, or none */
+    int fds[SERVO_BUSES_MAX], open; /* so many are open */
 } ServoArm;
 
 static int64_t deadline_after(double timeout_s)
@@ -32,7 +30,7 @@ static int64_t deadline_after(double timeout_s)
 
 static int is_open(const ServoArm *self)
 {
-    if (self->fds[0] >= 0)
+    if (self->open > 0)
         return 1;
     PyErr_SetString(PyExc_ValueError, "the bus is closed");
     return 0;
@@ -51,34 +49,25 @@ static bus *bus_numbered(ServoArm *self, int number)
 
 static void close_ports(ServoArm *self)
 {
-    for (int k = 0; k < SERVO_BUSES_MAX; k++) {
-        if (self->fds[k] >= 0)
-            close(self->fds[k]);
-        self->fds[k] = -1;
-        self->arm.buses[k].fd = -1; /* whoever still holds the port then reads "unplugged" */
+    while (self->open > 0) {
+        close(self->fds[--self->open]);
+        self->arm.buses[self->open].fd = -1; /* whoever still holds the port then reads "unplugged" */
     }
 }
 
 static int servo_ids(PyObject *sequence, uint8_t *ids, size_t *n)
 {
-    PyObject *fast = PySequence_Fast(sequence, "ids must be a sequence of servo ids");
-    if (fast == NULL)
-        return -1;
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(fast);
-    int bad = count < 1 || count > BUS_SERVOS_MAX;
-    for (Py_ssize_t i = 0; !bad && i < count; i++) {
-        long id = PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
-        bad = id < 0 || id > 252;
-        ids[i] = (uint8_t)id;
+    int32_t numbers[BUS_SERVOS_MAX];
+    const Py_ssize_t count = PySequence_Size(sequence);
+    bool good = count >= 1 && count <= BUS_SERVOS_MAX && TAKE_EACH(sequence, numbers, (int)count) == 0;
+    for (Py_ssize_t i = 0; good && i < count; i++) {
+        good = numbers[i] >= 0 && numbers[i] <= 252;
+        ids[i] = (uint8_t)numbers[i];
     }
-    Py_DECREF(fast);
-    if (bad) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_ValueError, "ids must be 1 to %d numbers of 0..252", BUS_SERVOS_MAX);
-        return -1;
-    }
-    *n = (size_t)count;
-    return 0;
+    if (!good && !PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "ids must be 1 to %d numbers of 0..252", BUS_SERVOS_MAX);
+    *n = good ? (size_t)count : 0;
+    return good ? 0 : -1;
 }
 
 /* Every servo language there is, by the name that descriptions give it. */
@@ -136,14 +125,14 @@ static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "each bus needs a servo");
         return -1;
     }
-    if (self->fds[0] >= 0) {
+    if (self->open > 0) {
         PyErr_SetString(PyExc_ValueError, "the bus is open already");
         return -1;
     }
-    for (int k = 0; k < servo_buses(&is); k++) {
-        self->fds[k] = serial_open(paths[k], baud);
-        if (self->fds[k] < 0) {
-            PyErr_SetFromErrnoWithFilename(PyExc_OSError, paths[k]);
+    for (; self->open < servo_buses(&is); self->open++) {
+        self->fds[self->open] = serial_open(paths[self->open], baud);
+        if (self->fds[self->open] < 0) {
+            PyErr_SetFromErrnoWithFilename(PyExc_OSError, paths[self->open]);
             close_ports(self);
             return -1;
         }
@@ -151,14 +140,6 @@ static int ServoArm_init(PyObject *object, PyObject *args, PyObject *kwargs)
     servo_arm_init(&self->arm, self->fds, &is);
     self->port = servo_arm_port(&self->arm);
     return 0;
-}
-
-static PyObject *ServoArm_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    PyObject *object = PyType_GenericNew(type, args, kwargs);
-    for (int k = 0; object != NULL && k < SERVO_BUSES_MAX; k++)
-        ((ServoArm *)object)->fds[k] = -1;
-    return object;
 }
 
 static PyObject *ServoArm_close(PyObject *object, PyObject *Py_UNUSED(unused))
@@ -184,9 +165,7 @@ static PyObject *ServoArm_ping(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
         (bus = bus_numbered((ServoArm *)object, number)) == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = bus_ping(bus, id, deadline_after(timeout_s), &model, &firmware);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result = bus_ping(bus, id, deadline_after(timeout_s), &model, &firmware));
     return Py_BuildValue("(iii)", (int)result, (int)model, (int)firmware);
 }
 
@@ -202,9 +181,7 @@ static PyObject *ServoArm_sync_read(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "OHHd|i", &ids_object, &what.address, &what.length, &timeout_s, &number) ||
         servo_ids(ids_object, ids, &what.servos) < 0 || (bus = bus_numbered((ServoArm *)object, number)) == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = bus_sync_read(bus, &what, deadline_after(timeout_s), data, alerts);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result = bus_sync_read(bus, &what, deadline_after(timeout_s), data, alerts));
     size_t n = result == BUS_OK ? what.servos : 0;
     return Py_BuildValue("(iy#y#)", (int)result, (const char *)data, (Py_ssize_t)(n * what.length),
                          (const char *)alerts, (Py_ssize_t)n);
@@ -222,9 +199,7 @@ static PyObject *ServoArm_write(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "bHy*d|i", &id, &address, &data, &timeout_s, &number))
         return NULL;
     if ((bus = bus_numbered((ServoArm *)object, number)) != NULL && data.len <= BUS_READ_MAX) {
-        Py_BEGIN_ALLOW_THREADS
-        result = bus_write(bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s));
-        Py_END_ALLOW_THREADS
+        UNLOCKED(result = bus_write(bus, id, address, data.buf, (uint16_t)data.len, deadline_after(timeout_s)));
     }
     PyBuffer_Release(&data);
     return bus == NULL ? NULL : PyLong_FromLong(result);
@@ -240,9 +215,7 @@ static PyObject *ServoArm_reboot(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "bd|i", &id, &timeout_s, &number) ||
         (bus = bus_numbered((ServoArm *)object, number)) == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = bus_reboot(bus, id, deadline_after(timeout_s));
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result = bus_reboot(bus, id, deadline_after(timeout_s)));
     return PyLong_FromLong(result);
 }
 
@@ -255,9 +228,7 @@ static PyObject *ServoArm_read_arm(PyObject *object, PyObject *args)
     if (!is_open(self) || !PyArg_ParseTuple(args, "d", &timeout_s))
         return NULL;
     memset(&r, 0, sizeof r);
-    Py_BEGIN_ALLOW_THREADS
-    result = self->port.read(&self->arm, deadline_after(timeout_s), &r);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result = self->port.read(&self->arm, deadline_after(timeout_s), &r));
     const int n = self->port.joints;
     return Py_BuildValue("(iLNNNN)", (int)result, (long long)r.time_ns, TUPLE_OF(r.position, n),
                          TUPLE_OF(r.velocity, n), TUPLE_OF(r.load, n), TUPLE_OF(r.alert, n));
@@ -273,9 +244,7 @@ static PyObject *ServoArm_write_goals(PyObject *object, PyObject *args)
     if (!is_open(self) || !PyArg_ParseTuple(args, "Od", &counts, &timeout_s) ||
         TAKE_EACH(counts, goals, self->port.joints) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = self->port.write_goals(&self->arm, goals, deadline_after(timeout_s));
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result = self->port.write_goals(&self->arm, goals, deadline_after(timeout_s)));
     return PyLong_FromLong(result);
 }
 
@@ -287,9 +256,7 @@ static PyObject *ServoArm_set_torque(PyObject *object, PyObject *args)
     arm_result result;
     if (!is_open(self) || !PyArg_ParseTuple(args, "pd", &on, &timeout_s))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = self->port.set_torque(&self->arm, on != 0, NULL, deadline_after(timeout_s));
-    Py_END_ALLOW_THREADS
+    UNLOCKED(result = self->port.set_torque(&self->arm, on != 0, NULL, deadline_after(timeout_s)));
     return PyLong_FromLong(result);
 }
 
@@ -307,9 +274,11 @@ static PyObject *ServoArm_settings(PyObject *object, PyObject *argument)
     for (Py_ssize_t k = 0; k < n && !PyErr_Occurred(); k++) {
         PyObject *values;
         servo_setting *setting = &found[k];
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HHO!", &setting->address, &setting->size,
-                              &PyTuple_Type, &values))
+        servo_register *at = &setting->at;
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(fast, k), "HbO!", &at->address, &at->bytes, &PyTuple_Type,
+                              &values))
             break;
+        at->sign = at->bytes == 1 ? SIGN_NONE : SIGN_TWOS;
         if (PyTuple_GET_SIZE(values) != arm->is.joints)
             PyErr_SetString(PyExc_ValueError, "a setting has a value or None for each joint");
         for (int i = 0; i < arm->is.joints && !PyErr_Occurred(); i++) {
@@ -319,8 +288,8 @@ static PyObject *ServoArm_settings(PyObject *object, PyObject *argument)
             setting->joints |= 1u << i;
             setting->values[i] = (int32_t)PyLong_AsLong(value);
         }
-        bool size = setting->size == 1 || setting->size == 2 || setting->size == 4;
-        if (!PyErr_Occurred() && (!size || (k > 0 && setting->address < found[k - 1].address + found[k - 1].size)))
+        bool size = at->bytes == 1 || at->bytes == 2 || at->bytes == 4;
+        if (!PyErr_Occurred() && (!size || (k > 0 && at->address < found[k - 1].at.address + found[k - 1].at.bytes)))
             PyErr_SetString(PyExc_ValueError, "settings are registers of 1, 2 or 4 bytes by rising address");
     }
     Py_DECREF(fast);
@@ -360,7 +329,7 @@ static PyGetSetDef attributes[] = {{"port", ServoArm_port, NULL, NULL, NULL}, {N
 
 PyTypeObject ServoArm_type = {
     TYPE(ServoArm),
-    .tp_new = ServoArm_new,
+    .tp_new = PyType_GenericNew,
     .tp_init = ServoArm_init,
     .tp_dealloc = ServoArm_dealloc,
     .tp_methods = methods,

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A chunk and the pilot's configuration from Python's dataclasses. */
-#ifndef VLA_BIND_CHUNK_H
-#define VLA_BIND_CHUNK_H
+#pragma once
 
 #include "fields.h"
 #include "pilot.h"
@@ -17,5 +16,3 @@ PyObject *chunk_to_python(const chunk *data);
 int pilot_config_from_python(PyObject *object, pilot_config *out);
 /* ValueError for a configuration the guard refuses. */
 void set_guard_config_error(guard_config_error error, int joint);
-
-#endif

@@ -69,9 +69,7 @@ PyObject *call_control_run(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_NoMemory();
     if (port != NULL && kept != NULL && state != NULL && pilot_config_from_python(settings, &config.pilot) == 0 &&
         config_of(run, &config, kept) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        result = control_run(state, &config, port);
-        Py_END_ALLOW_THREADS
+        UNLOCKED(result = control_run(state, &config, port));
         answer = answer_of(&result);
     }
     PyMem_RawFree(state);

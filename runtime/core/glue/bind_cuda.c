@@ -76,9 +76,7 @@ static PyObject *CudaDriver_end(PyObject *self, PyObject *number)
     bool made;
     if (!handle_of(number, &stream))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    made = cuda_capture_end(driver, stream, &exec);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(made = cuda_capture_end(driver, stream, &exec));
     return made ? PyLong_FromVoidPtr(exec) : raise(driver);
 }
 
@@ -256,9 +254,7 @@ static PyObject *CudaLoop_wait(PyObject *object, PyObject *number)
     bool done;
     if (side_of(number, &side) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    done = cuda_loop_wait(loop, side, &waited_ns);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(done = cuda_loop_wait(loop, side, &waited_ns));
     return done ? PyLong_FromLongLong(waited_ns) : raise(loop->driver);
 }
 
@@ -270,9 +266,7 @@ static PyObject *CudaLoop_encode(PyObject *object, PyObject *args)
     bool ran;
     if (!PyArg_ParseTuple(args, "ip", &side, &prefix) || bind_side(side) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    ran = cuda_loop_encode(loop, side, prefix, &prefix_ns, &state_ns);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(ran = cuda_loop_encode(loop, side, prefix, &prefix_ns, &state_ns));
     return ran ? Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns) : raise(loop->driver);
 }
 
@@ -285,9 +279,7 @@ static PyObject *CudaLoop_denoise(PyObject *object, PyObject *args, PyObject *ke
     int side;
     if (bind_request_read(&given, args, keywords, &side, layout->rows, layout->columns, layout->width) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    cuda_loop_denoise(loop, side, &given.request, &result);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(cuda_loop_denoise(loop, side, &given.request, &result));
     bind_request_release(&given);
     return result.outcome == FLOW_FAILED ? raise(loop->driver) : bind_request_result(&result);
 }

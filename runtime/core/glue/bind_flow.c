@@ -157,9 +157,7 @@ static PyObject *Flow_encode(PyObject *object, PyObject *refresh)
         PyErr_SetString(PyExc_ValueError, "this loop was made without a prefix graph");
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    outcome = flow_encode(loop, prefix, &prefix_ns, &state_ns);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(outcome = flow_encode(loop, prefix, &prefix_ns, &state_ns));
     return outcome == FLOW_FAILED ? raise((Flow *)object)
                                   : Py_BuildValue("(LL)", (long long)prefix_ns, (long long)state_ns);
 }
@@ -171,9 +169,7 @@ static PyObject *Flow_denoise(PyObject *object, PyObject *args, PyObject *keywor
     flow_result result;
     if (bind_request_read(&given, args, keywords, NULL, loop->rows, loop->columns, loop->width) < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    flow_denoise(loop, &given.request, &result);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(flow_denoise(loop, &given.request, &result));
     bind_request_release(&given);
     return result.outcome == FLOW_FAILED ? raise((Flow *)object) : bind_request_result(&result);
 }

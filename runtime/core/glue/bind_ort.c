@@ -133,9 +133,7 @@ static PyObject *OrtRuntime_session(PyObject *object, PyObject *args, PyObject *
         PyErr_NoMemory();
     } else if ((session->kept = PyList_New(0)) != NULL && PyList_Append(session->kept, shared) == 0 &&
                tensors_of(shared, tensors, session->kept) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        made = ort_session_create(&session->session, &self->runtime, &source);
-        Py_END_ALLOW_THREADS
+        UNLOCKED(made = ort_session_create(&session->session, &self->runtime, &source));
         if (made)
             session->owner = (OrtRuntime *)Py_NewRef(object);
         else
@@ -210,13 +208,14 @@ static void OrtBinding_dealloc(PyObject *object)
     Py_TYPE(object)->tp_free(object);
 }
 
-static PyObject *bind_array(PyObject *object, PyObject *args, bool output)
+static PyObject *OrtBinding_bind(PyObject *object, PyObject *args)
 {
     OrtBinding *self = (OrtBinding *)object;
     const char *name;
     PyObject *array;
+    int output;
     ort_tensor tensor;
-    if (!PyArg_ParseTuple(args, "sO", &name, &array))
+    if (!PyArg_ParseTuple(args, "sOp", &name, &array, &output))
         return NULL;
     PyObject *view = tensor_of(array, name, output, &tensor);
     if (view == NULL)
@@ -229,29 +228,16 @@ static PyObject *bind_array(PyObject *object, PyObject *args, bool output)
     return kept < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-static PyObject *OrtBinding_input(PyObject *self, PyObject *args)
-{
-    return bind_array(self, args, false);
-}
-
-static PyObject *OrtBinding_output(PyObject *self, PyObject *args)
-{
-    return bind_array(self, args, true);
-}
-
 static PyObject *OrtBinding_run(PyObject *object, PyObject *Py_UNUSED(unused))
 {
     ort_binding *binding = &((OrtBinding *)object)->binding;
     bool ran;
-    Py_BEGIN_ALLOW_THREADS
-    ran = ort_run(binding);
-    Py_END_ALLOW_THREADS
+    UNLOCKED(ran = ort_run(binding));
     return ran ? Py_NewRef(Py_None) : raise(&binding->reason);
 }
 
 static PyMethodDef OrtBinding_methods[] = {
-    {"bind_input", OrtBinding_input, METH_VARARGS, NULL},
-    {"bind_output", OrtBinding_output, METH_VARARGS, NULL},
+    {"bind", OrtBinding_bind, METH_VARARGS, NULL},
     {"run", OrtBinding_run, METH_NOARGS, NULL},
     {NULL},
 };

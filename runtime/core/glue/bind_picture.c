@@ -55,21 +55,18 @@ static int plan_of(const Py_buffer *buffers, picture_plan *plan)
 PyObject *call_scale_picture(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_buffer buffers[BUFFERS] = {{0}};
-    PyObject *objects[BUFFERS], *made = NULL;
+    PyObject *made = NULL;
     picture_plan plan;
     int got = 0;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOO", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
-                          &objects[5], &objects[6], &objects[7], &objects[8]))
-        return NULL;
+    if (PyTuple_GET_SIZE(args) != BUFFERS)
+        return PyErr_Format(PyExc_TypeError, "%d arrays are needed", BUFFERS);
     for (; got < BUFFERS; got++) {
         int flags = PyBUF_C_CONTIGUOUS | (got == PIXELS || got == ROW ? PyBUF_WRITABLE : 0);
-        if (PyObject_GetBuffer(objects[got], &buffers[got], flags) < 0)
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(args, got), &buffers[got], flags) < 0)
             break;
     }
     if (got == BUFFERS && plan_of(buffers, &plan) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        picture_scale(&plan, buffers[IMAGE].buf, buffers[ROW].buf, buffers[PIXELS].buf);
-        Py_END_ALLOW_THREADS
+        UNLOCKED(picture_scale(&plan, buffers[IMAGE].buf, buffers[ROW].buf, buffers[PIXELS].buf));
         made = Py_NewRef(Py_None);
     }
     while (got > 0)

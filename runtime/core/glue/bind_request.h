@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The graphs that a loop runs, and what a call of its `denoise` takes and gives: for bind_ort.c, bind_flow.c and
  * bind_cuda.c. */
-#ifndef VLA_BIND_REQUEST_H
-#define VLA_BIND_REQUEST_H
+#pragma once
 
 #include "flow.h"
 #include "module.h"
@@ -32,5 +31,3 @@ void bind_request_release(bind_request *self);
 
 /* (abandoned, nanoseconds of each step) of a loop that did not fail. */
 PyObject *bind_request_result(const flow_result *result);
-
-#endif

@@ -10,7 +10,8 @@
 
 typedef struct {
     mapped mapped;
-    int lock; /* descriptor, -1: none */
+    bool claims;
+    int claim; /* descriptor */
 } RingWriter;
 
 static ring_file *ring_of(PyObject *object)
@@ -21,17 +22,9 @@ static ring_file *ring_of(PyObject *object)
 static void resign(PyObject *object)
 {
     RingWriter *self = (RingWriter *)object;
-    if (self->lock >= 0)
-        ring_resign(ring_of(object), self->lock);
-    self->lock = -1;
-}
-
-static PyObject *RingWriter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    PyObject *object = PyType_GenericNew(type, args, kwargs);
-    if (object != NULL)
-        ((RingWriter *)object)->lock = -1;
-    return object;
+    if (self->claims)
+        ring_resign(ring_of(object), self->claim);
+    self->claims = false;
 }
 
 static int open_writer(PyObject *object, const char *path)
@@ -42,10 +35,11 @@ static int open_writer(PyObject *object, const char *path)
         return failure;
     /* Pids and times do not repeat together within a boot, and a ring does not outlive one. */
     uint64_t number = (uint64_t)getpid() << 40 ^ (uint64_t)clock_now_ns();
-    self->lock = ring_claim(ring_of(object), path, number);
-    if (self->lock < 0) {
+    self->claim = ring_claim(ring_of(object), path, number);
+    self->claims = self->claim >= 0;
+    if (!self->claims) {
         shared_close(&self->mapped.file);
-        return -self->lock;
+        return -self->claim;
     }
     ring_announce(ring_of(object), &(ring_notice){.dropped_through = -1}); /* it has measured nothing yet */
     return 0;
@@ -97,7 +91,7 @@ static PyMethodDef RingWriter_methods[] = {
 
 PyTypeObject RingWriter_type = {
     TYPE(RingWriter),
-    .tp_new = RingWriter_new,
+    .tp_new = PyType_GenericNew,
     .tp_init = RingWriter_init,
     .tp_dealloc = RingWriter_dealloc,
     .tp_methods = RingWriter_methods,

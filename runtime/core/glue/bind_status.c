@@ -26,7 +26,7 @@ static PyObject *counts_by_name(const uint64_t *values, int n, const char *(*nam
 
 #define OF(member) FIELD(status, member)
 static const field fields[] = {
-    OF(session), OF(pid), OF(tick), OF(tick_ns), OF(period_ns), OF(action_ns),
+    OF(session), OF(pid), OF(tick), OF(tick_ns), OF(period_ns), OF(action_ns), OF(plan_tick),
     OF(reading_tick), OF(reading_ns), OF(joint), OF(rest_ticks), OF(verdict_joint), OF(goal_moved_tick),
     OF(action_sequence), OF(action_index), OF(actions_left), OF(patience_ns), OF(age_ns), OF(ticks), OF(missed),
     OF(moving_ticks), OF(lost_reads), OF(overwritten), OF(minor_faults), OF(major_faults), OF(late_ns), OF(late_max_ns),

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Members of a C struct by their names in Python: one table makes a dict of the struct, or fills it from an object. */
-#ifndef VLA_FIELDS_H
-#define VLA_FIELDS_H
+#pragma once
 
 #include "module.h"
 
@@ -43,5 +42,3 @@ int fields_take_one(PyObject *source, const field *fields, void *to, int joint);
 /* A sequence of `n` numbers; 0, or -1 with a Python error set. */
 int take_each(PyObject *sequence, char type, void *values, int n);
 #define TAKE_EACH(sequence, array, n) take_each(sequence, TYPE_OF((array)[0]), array, n)
-
-#endif

@@ -5,8 +5,7 @@
  * of them need stands here (parts.c) and in fields.h. The pure parts know nothing
  * of this folder; what each type and function is for says src/vla_edge/_core.pyi.
  */
-#ifndef VLA_MODULE_H
-#define VLA_MODULE_H
+#pragma once
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -29,6 +28,9 @@ PyObject *call_record_bytes(PyObject *module, PyObject *args);
 PyObject *call_cuda_loop_layout(PyObject *module, PyObject *args);
 PyObject *call_scale_picture(PyObject *module, PyObject *args);
 
+/* A statement without the interpreter's lock. */
+#define UNLOCKED(statement) Py_BEGIN_ALLOW_THREADS statement; Py_END_ALLOW_THREADS
+
 /* An object around one mapped file, which lies first in it. */
 typedef struct {
     PyObject_HEAD
@@ -49,5 +51,3 @@ const arm_port *port_of(PyObject *arm, PyObject **capsule);
 PyObject *view_of(PyObject *array, const char *name, bool floats, bool writable);
 /* The same, kept in the list `kept`: the buffer lives as long as the list. */
 const Py_buffer *kept_floats(PyObject *kept, PyObject *array, const char *name, bool writable);
-
-#endif

@@ -5,8 +5,7 @@
  * addresses; device addresses are 64-bit numbers. Signatures as in the driver
  * API of CUDA 11.4 to 13; the `_v2` symbols are what cuda.h names without it.
  */
-#ifndef VLA_CUDA_DRIVER_H
-#define VLA_CUDA_DRIVER_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -72,5 +71,3 @@ bool cuda_ok(cuda_driver *driver, cuda_result result, const char *what);
 bool cuda_capture_begin(cuda_driver *driver, cuda_stream stream);
 bool cuda_capture_end(cuda_driver *driver, cuda_stream stream, cuda_exec *exec);
 void cuda_capture_cancel(cuda_driver *driver, cuda_stream stream);
-
-#endif

@@ -14,8 +14,7 @@
  * x first; `end` brings x to `x_out`. Groups take turns between two graphs with rows of
  * their own, so that one is filled and launched while the other runs.
  */
-#ifndef VLA_CUDA_LOOP_H
-#define VLA_CUDA_LOOP_H
+#pragma once
 
 #include "cuda_driver.h"
 #include "flow.h"
@@ -62,5 +61,3 @@ bool cuda_loop_encode(cuda_loop *loop, int side, bool prefix, int64_t *prefix_ns
  * launches go one ahead, so that an abandoned chunk costs at most two graphs' steps more. Steps of one graph share
  * its time in equal parts. */
 void cuda_loop_denoise(cuda_loop *loop, int side, const flow_request *request, flow_result *result);
-
-#endif

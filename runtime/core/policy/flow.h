@@ -6,8 +6,7 @@
  * every row of the chunk, swaps two buffers, and may stop between steps. No allocation,
  * no interpreter.
  */
-#ifndef VLA_FLOW_H
-#define VLA_FLOW_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -90,5 +89,3 @@ void flow_path(const flow_request *request, float *path, size_t cells, double t)
 
 /* x drawn to that path; nothing without a target. */
 void flow_tie(const flow_request *request, float *x, size_t rows, size_t columns, double t);
-
-#endif

@@ -7,8 +7,7 @@
  * struct OrtApi, API version 18; ONNX Runtime 1.18 and later have it). Whoever
  * opens the library runs a self-test graph before trusting it.
  */
-#ifndef VLA_ORT_API_H
-#define VLA_ORT_API_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -91,5 +90,3 @@ void ort_close(ort_runtime *runtime);
 
 /* True when `status` is success; else copies its message, releases it and returns false. */
 bool ort_check(const ort_runtime *runtime, ort_status *status, ort_reason *reason);
-
-#endif

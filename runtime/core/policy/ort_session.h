@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One graph in ONNX Runtime, and its buffers bound once. */
-#ifndef VLA_ORT_SESSION_H
-#define VLA_ORT_SESSION_H
+#pragma once
 
 #include "ort_api.h"
 
@@ -49,5 +48,3 @@ void ort_binding_destroy(ort_binding *binding);
 
 /* Executes the graph once on the bound buffers. */
 bool ort_run(ort_binding *binding);
-
-#endif

@@ -4,8 +4,7 @@
  * Where each target row and column is sampled is the caller's (runtime/inference/picture.py); every number is rounded
  * as numpy rounds it there, so both give the same bits. No allocation.
  */
-#ifndef VLA_PICTURE_H
-#define VLA_PICTURE_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -27,5 +26,3 @@ typedef struct {
 
 /* `row`: scratch of 3 * source_width floats. */
 void picture_scale(const picture_plan *plan, const uint8_t *image, float *row, float *pixels);
-
-#endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What every C test has: a check that says where it failed and ends the test with 1, and an arm of so many joints. */
-#ifndef VLA_CHECK_H
-#define VLA_CHECK_H
+#pragma once
 
 #include <stdio.h>
 
@@ -14,5 +13,3 @@ enum { JOINTS = 6 };
             return 1;                                                                                                  \
         }                                                                                                              \
     } while (0)
-
-#endif

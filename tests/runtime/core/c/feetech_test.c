@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Every line of Feetech's framing, with expected bytes written out by hand or from the vendor's examples. */
 #include "check.h"
-#include "feetech.h"
+#include "servo_protocol.h"
 
 #include <string.h>
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the two tests of the guard share: a check, seeded draws, and the usual limits at 30 Hz. */
-#ifndef VLA_GUARD_SETUP_H
-#define VLA_GUARD_SETUP_H
+#pragma once
 
 #include "check.h"
 #include "guard.h"
@@ -38,5 +37,3 @@ static inline void fill(guard_limits limits[JOINTS], guard_limits one)
     for (int i = 0; i < JOINTS; i++)
         limits[i] = one;
 }
-
-#endif

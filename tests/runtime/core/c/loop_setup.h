@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the two tests of the whole loop share: its files in a folder, and an arm whose joints lie at 2000. */
-#ifndef VLA_LOOP_SETUP_H
-#define VLA_LOOP_SETUP_H
+#pragma once
 
 #include "check.h"
 #include "control.h"
@@ -48,5 +47,3 @@ static inline chunk chunk_of(uint32_t n, int64_t sequence, int64_t tick, int64_t
                    .observation_tick = tick,
                    .observation_ns = time_ns};
 }
-
-#endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Every line of the packet framing, with expected bytes written out by hand or from the e-Manual's examples. */
 #include "check.h"
-#include "packet.h"
+#include "servo_protocol.h"
 
 #include <stdio.h>
 #include <string.h>

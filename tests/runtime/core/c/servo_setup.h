@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The registers of the servos in tests of the bus, as robot/arms describes them. */
-#ifndef VLA_SERVO_SETUP_H
-#define VLA_SERVO_SETUP_H
+#pragma once
 
-#include "feetech.h"
-#include "packet.h"
 #include "servo_arm.h"
 
 /* Dynamixel X330, of a koch. */
@@ -32,5 +29,3 @@
                                   .voltage = {62, 1, SIGN_NONE},                                                       \
                                   .temperature = {63, 1, SIGN_NONE},                                                   \
                                   .lock = {55, 1, SIGN_NONE}}
-
-#endif

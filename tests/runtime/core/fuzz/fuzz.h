@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the fuzz harnesses share: a check that ends the process, and with -DREPLAY a `main` over the files given. */
-#ifndef VLA_FUZZ_H
-#define VLA_FUZZ_H
+#pragma once
 
 #include <stdint.h>
 #include <stdio.h>
@@ -31,6 +30,4 @@ int main(int argc, char **argv)
     printf("%d inputs\n", argc - 1);
     return 0;
 }
-#endif
-
 #endif

@@ -6,10 +6,9 @@
  * Replay of files: the same with -DREPLAY and without `fuzzer`.
  */
 #include "fuzz.h"
+#include "servo_protocol.h"
 
 #ifdef FEETECH
-#include "feetech.h"
-
 static const servo_protocol *const language = &feetech0;
 enum { AROUND = 6 }; /* bytes of a status beside its parameters */
 
@@ -18,8 +17,6 @@ static size_t encode(uint8_t *packet, const packet_status *seen)
     return feetech0.encode(packet, seen->id, seen->error, seen->parameters, seen->n);
 }
 #else
-#include "packet.h"
-
 static const servo_protocol *const language = &dynamixel2;
 enum { AROUND = 11 };
 
