@@ -130,6 +130,8 @@ static void take(PyObject *value, char type, void *at)
         take_name(value, at);
     else if (type == 'd')
         *(double *)at = PyFloat_AsDouble(value);
+    else if (type == 'f')
+        *(float *)at = (float)PyFloat_AsDouble(value);
     else if (type == '?')
         *(bool *)at = PyObject_IsTrue(value) > 0;
     else
