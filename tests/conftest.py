@@ -43,6 +43,8 @@ with contextlib.suppress(ImportError):  # a bare device has none
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """`make test` has two workers: what runs on the clock stays on one of them, which is the longer one and waits half
     its time, and a file with its fixtures on one."""
+    if config.getoption("dist") != "load":  # another way to share the files out was asked for
+        return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByRoom(LoadScopeScheduling):  # type: ignore[misc]
