@@ -20,8 +20,7 @@ OBSERVATIONS = 4
 @dataclass(frozen=True, slots=True)
 class SubjectSpec:
     """kind: "bundle", "torch" or "lerobot". path: bundle or checkpoint. backend: of a bundle. compiled: torch.compile.
-    inputs: the
-    bundle whose cameras and sizes the observations have, the same for all subjects. steps: Euler steps of a
+    inputs: the bundle whose cameras and sizes the observations have, the same for all subjects. steps: Euler steps of a
     bundle, None the policy's own. fewer: other counts of steps, for a case of its own each, as in "cached, 1 steps"."""
 
     name: str

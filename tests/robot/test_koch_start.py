@@ -412,8 +412,11 @@ def test_the_guide_in_a_terminal_writes_file_and_servos(tmp_path: Path) -> None:
             for servo, ends in ENDS.items():
                 for counts in ends:
                     emulator.event(f"push {servo} {counts}")
-                    while emulator.entries("answer")[-1]["positions"].get(str(servo)) != counts:
+                    given = 0
+                    while given < 3:  # one that a busy machine hands on too late is asked for again
                         assert process.poll() is None
+                        answers = emulator.entries("answer")
+                        given = sum(answer["positions"].get(str(servo)) == counts for answer in answers)
             output, said = process.communicate("\n", timeout=240)
         assert process.returncode == 0 and f"written to the servos and to {path}" in said
         made = load_joint_calibration(path, KOCH)
