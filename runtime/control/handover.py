@@ -63,10 +63,6 @@ class HandOverOptions:
     horizon: int | None = None
     coefficient: float = ENSEMBLE_COEFFICIENT
 
-    def __post_init__(self) -> None:
-        if self.horizon is not None and self.horizon < 1:
-            raise ConfigError(f"--inpaint-horizon is {self.horizon}; it must be 1 or more rows")
-
 
 def add_handover_arguments(parser: argparse._ActionsContainer) -> None:
     """Command-line options of the hand-over."""

@@ -110,7 +110,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     )
     record.add_argument(
         "--record-fps",
-        type=float,
+        type=between(0, 120),
         default=0.0,
         help="write the cameras' pictures too, so often a second, for exported episodes",
     )
@@ -120,7 +120,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     options = options_of_arguments(InferenceOptions, arguments)
     end_with(options.parent)
-    lower_priority(options.nice)
+    os.nice(options.nice)
     bundle = open_bundle(options.bundle)
     if options.task is None and bundle.manifest.reads_text:
         raise ConfigError("no --task: say what the arm shall do, in a sentence")
@@ -178,13 +178,6 @@ def session_options(options: PolicyOptions, bundle: Bundle) -> SessionOptions:
     )
     gate_settings(bundle, for_session)
     return for_session
-
-
-def lower_priority(nice: int) -> None:
-    """ConfigError: a priority above the normal one, which belongs to control."""
-    if not 0 <= nice <= 19:
-        raise ConfigError(f"--nice is {nice}; it must be 0 to 19")
-    os.nice(nice)
 
 
 def input_recorder(options: InferenceOptions, session: PolicySession) -> InputRecorder | None:

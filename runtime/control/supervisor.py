@@ -31,7 +31,7 @@ from vla_edge.robot.sim.scene import BODIES
 from vla_edge.robot.sim.simulator import SimProcess
 from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
 from vla_edge.runtime.control.control_files import ring_writer
-from vla_edge.runtime.control.control_process import add_robot_arguments, check_seconds
+from vla_edge.runtime.control.control_process import add_robot_arguments
 from vla_edge.runtime.control.faults import WANTED, fault_of, heat_of
 from vla_edge.runtime.control.handover import handover_of
 from vla_edge.runtime.control.inference_process import add_policy_arguments, camera_options, session_options
@@ -145,7 +145,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def supervise(options: RunOptions) -> int:
     """The whole run; its exit code."""
-    check_seconds(options.seconds)
     bundle = open_bundle(options.robot.bundle)
     bundle.manifest.policy.checked_steps(session_options(options.policy, bundle).steps)
     handover_of(options.robot.handover, options.robot.inpaint_horizon, bundle.manifest)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_edge.contract import Frame
-from vla_edge.errors import ConfigError, RecordError
+from vla_edge.errors import RecordError
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 
 _ENTRY = struct.Struct("<4sIQI")
@@ -44,14 +44,11 @@ class Entry:
 
 class InputRecorder:
     """Takes entries from any thread without waiting. RecordError: the file cannot be made, or exists already.
-    ConfigError: a limit below a megabyte.
 
     say: is told once when the recording had to stop.
     """
 
     def __init__(self, path: Path, limit_bytes: int, say: Callable[[str], None]) -> None:
-        if limit_bytes < 1 << 20:
-            raise ConfigError(f"--record-mb is {limit_bytes >> 20}; it must be 1 or more")
         self._path, self._limit, self._say = path, limit_bytes, say
         self._written = 0
         self._holds_something = False

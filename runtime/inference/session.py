@@ -66,8 +66,6 @@ class SessionOptions:
     refresh: Refresh = Refresh.FRONT
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
         if self.refresh is Refresh.BESIDE and self.cache not in (CacheMode.STILL, CacheMode.GATED):
             raise ConfigError(f"--refresh beside goes with --cache still or gated, not with {self.cache.value}")
 

@@ -47,8 +47,6 @@ class ShadowAudit:
     joint range)."""
 
     def __init__(self, session: PolicySession, share: float = 0.02, seed: int = 0) -> None:
-        if not 0 <= share <= 1:
-            raise ConfigError(f"audit share is {share}; it must be between 0 and 1")
         ranges = joint_ranges(session.preparer.tables, session.policy.action_dim)
         if ranges is None and share > 0:
             raise ConfigError(

@@ -50,8 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.inputs is None and (arguments.bundle is not None or arguments.export is not None):
         raise ConfigError("--bundle and --export need --inputs, the record of inputs of the same run")
-    if not arguments.picture_age >= 0:
-        raise ConfigError(f"--picture-age is {arguments.picture_age}; it must be 0 seconds or more")
     reader = open_record(arguments.record)
     if arguments.inputs is not None:
         check_same_run(reader, arguments.inputs)

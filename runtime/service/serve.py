@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import time
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
 from vla_edge.command_line import between, count, file_to_write, whole
 from vla_edge.engines.engine import add_engine_arguments
-from vla_edge.runtime.control.inference_process import lower_priority
 from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
 from vla_edge.runtime.inference.session import (
@@ -26,7 +26,6 @@ from vla_edge.runtime.inference.session import (
     cache_mode,
 )
 from vla_edge.runtime.service.serve_access import access
-from vla_edge.runtime.service.serve_options import ServeOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flow_steps_argument(policy)
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise of the first session")
     add_noise_argument(policy)
-    network.add_argument("--sessions", type=count, default=2, help="clients with a session of their own at a time")
-    network.add_argument("--connections", type=count, default=32, help="connections at a time")
+    network.add_argument(
+        "--sessions", type=between(1, 64, int), default=2, help="clients with a session of their own at a time"
+    )
+    network.add_argument("--connections", type=between(1, 1024, int), default=32, help="connections at a time")
     policy.add_argument(
         "--trust-cameras", action="store_true", help="take pictures of another aspect than the policy's data has"
     )
@@ -69,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     started_ns = time.monotonic_ns()
-    from vla_edge.runtime.service.service import serve
+    from vla_edge.runtime.service.service import ServeOptions, serve
 
-    lower_priority(arguments.nice)
+    os.nice(arguments.nice)
     allowed = access(arguments.host, arguments.token_file, arguments.certificate, arguments.key)
     bundle = None if arguments.bundle is None else open_bundle(arguments.bundle)
     options = ServeOptions(

@@ -10,7 +10,8 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -28,10 +29,9 @@ from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
 from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, read_gate
-from vla_edge.runtime.inference.session import PolicySession
+from vla_edge.runtime.inference.session import PolicySession, SessionOptions
 from vla_edge.runtime.service.serve_access import Access, ControlLease
 from vla_edge.runtime.service.serve_app import ServedPolicy, Service, application, message_limit
-from vla_edge.runtime.service.serve_options import ServeOptions
 from vla_edge.runtime.service.serve_sessions import SessionPool
 from vla_edge.runtime.service.serve_status import RobotView
 from vla_edge.runtime.service.wire import WireLimits
@@ -40,6 +40,22 @@ FIRST_REQUEST_S = 10.0
 """A connection that has not sent a whole request head by then is closed."""
 HOLD_TRIES = 5
 """A control process that does not answer at once is asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What the service is told at its start. record: file for the exact inputs of every inference, None: not recorded.
+    trust_cameras: pictures of another aspect than the policy's data are taken."""
+
+    engine: str
+    threads: int
+    session: SessionOptions
+    sessions: int
+    connections: int
+    port: int
+    record: Path | None
+    record_limit_bytes: int
+    trust_cameras: bool
 
 
 async def serve(

@@ -97,11 +97,6 @@ def test_no_more_rows_than_the_horizon_are_tied_but_all_that_will_have_been_exec
     assert (tie.weights[:delay_actions] == 1).all()
 
 
-def test_a_horizon_of_no_rows_is_refused_with_its_flag():
-    with pytest.raises(ConfigError, match="--inpaint-horizon is 0"):
-        HandOverOptions(horizon=0)
-
-
 @pytest.mark.parametrize("kind, step", [("blend", "expert"), ("ensemble", "expert"), (None, ""), ("replace", "")])
 def test_a_horizon_that_nothing_reads_is_refused(kind, step):
     with pytest.raises(ConfigError, match="--inpaint-horizon 5 is of --handover inpaint, this run's is"):

@@ -513,7 +513,7 @@ def test_the_service_draws_noise_as_it_is_told(golden_bundle, tmp_path, monkeypa
         seen.append(options.session.noise.value)
 
     monkeypatch.setattr("vla_edge.runtime.service.service.serve", serve)
-    monkeypatch.setattr("vla_edge.runtime.service.serve.lower_priority", lambda nice: None)
+    monkeypatch.setattr("vla_edge.runtime.service.serve.os.nice", lambda nice: None)
     assert main(["serve", "--bundle", str(golden_bundle), "--run-dir", str(tmp_path), *words]) == 0
     assert seen == [noise]
 

@@ -161,6 +161,7 @@ def test_a_start_that_fails_leaves_no_record(golden_bundle, tmp_path, capsys):
         (["--record-mb", "0"], "--record-mb: '0' is not"),
         (["--nice", "-5"], "--nice: '-5' is not"),
         (["--nice", "20"], "--nice: '20' is not"),
+        (["--sessions", "65"], "--sessions: '65' is not"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err and not record.exists()
