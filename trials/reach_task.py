@@ -117,7 +117,7 @@ class SessionPlanner:
         actions = answer.actions[:rows]
         if handover.kind is HandOver.ENSEMBLE:
             actions = self._ensemble.join(actions, tick, anew, self._options.action_ticks)
-        self.executing = PlannedChunk(answer.latent[:rows], actions, tick, self._options.action_ticks)
+        self.executing = PlannedChunk(answer.latent[:rows], tick, self._options.action_ticks)
         return actions
 
 

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_edge.contract import Frame
+from vla_edge.bundle import Bundle
+from vla_edge.contract import Chunk, ChunkKind, Frame, Observation
 from vla_edge.core import load_core
 from vla_edge.engines.flow_loop import FlowSignal
 from vla_edge.errors import CameraError, ControlError, IdentityError
-from vla_edge.runtime.control.planning import ControlView, WatchedScene, view_of
+from vla_edge.runtime.control.handover import Ensemble, HandOver, HandOverOptions, Pace, Rhythm, rows_of
+from vla_edge.runtime.control.planning import ControlView, SentChunks, WatchedScene, view_of
 from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.inference.session import InferenceResult
 
 SILENT_NS = 1_000_000_000
 """A control process that wrote nothing for so long is gone."""
@@ -64,6 +67,44 @@ class ControlReader:
                 "same --bundle"
             )
         return view
+
+
+class ChunkSender:
+    """The writing end of a run's ring: chunks of one bundle to control, of `rows` actions each, and what control is
+    told of the one who plans them."""
+
+    def __init__(self, folder: RunFolder, bundle: Bundle, handover: HandOverOptions) -> None:
+        policy, averaged = bundle.manifest.policy, handover.kind is HandOver.ENSEMBLE
+        self._ring, self._digest = ring_writer(folder), bundle.digest
+        self._ensemble = Ensemble(handover.coefficient, policy.chunk_size) if averaged else None
+        self._dropped_through = 0
+        self.rows = rows_of(policy, handover)
+        self.sent = SentChunks()
+
+    def send(
+        self, kind: ChunkKind, observation: Observation, result: InferenceResult, view: ControlView, anew: bool
+    ) -> None:
+        """Write what came of `observation`. anew: forget the chunks before it, where they are averaged."""
+        reading, moving = observation.joints, kind is ChunkKind.MOVING
+        rows = min(len(result.actions), self.rows)
+        actions = np.ascontiguousarray(result.actions[:rows], np.float32)
+        if self._ensemble is not None:
+            actions = self._ensemble.join(actions, reading.tick, anew, view.action_ns / view.period_ns)
+        chunk = Chunk(kind, view.session, self._digest, observation.sequence, reading.tick, reading.time_ns, actions)
+        self._ring.write(chunk)
+        now_tick = view.tick + (time.monotonic_ns() - view.tick_ns) // view.period_ns
+        self.sent.add(observation.sequence, result.latent[:rows], now_tick, reading.tick if moving else None)
+
+    def announce(self, p99_s: float, pace: Pace | None, dropped_through: int = 0) -> None:
+        """Tell control how long to wait (p99_s) and how to (pace, None: not ready yet), and that what is left of the
+        chunks up to a sequence is void."""
+        self._dropped_through = max(self._dropped_through, dropped_through)
+        self._ring.announce(
+            p99_ns=int(p99_s * 1e9),
+            plan_then_move=pace is None or pace.rhythm is Rhythm.PLAN_THEN_MOVE,
+            dropped_through=self._dropped_through,
+            ready=pace is not None,
+        )
 
 
 class AbandonWatch(threading.Thread):

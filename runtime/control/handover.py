@@ -161,6 +161,17 @@ class DelayMeter:
         """Median duration of one Euler step."""
         return _quantile(self._step_s, 0.5)
 
+    def steps_in(self, available_s: float, least: int, most: int) -> int:
+        """Euler steps (least..most) whose chunk arrives within available_s, when everything but the steps takes what a
+        slow inference of `most` has left for it. Without a measured step all are taken.
+
+        This is `anytime`: chosen before the loop, so that the steps are equal.
+        """
+        if self.step_s <= 0:
+            return most
+        rest_s = max(0.0, self.p99_s - most * self.step_s)
+        return int(np.clip((available_s - rest_s) / self.step_s, least, most))
+
 
 class HostDelays:
     """What plans take on this host: all of them; those that made a prefix, which control must have patience for
@@ -214,33 +225,18 @@ def pace_of(p50_s: float, p99_s: float, actions: int, action_s: float) -> Pace:
     return Pace(Rhythm.PLAN_THEN_MOVE, p50_s, p99_s, chunk_s, chunk_s / (chunk_s + p50_s + action_s))
 
 
-def steps_that_fit(available_s: float, rest_s: float, step_s: float, least: int, most: int) -> int:
-    """Euler steps (least..most) whose chunk arrives within available_s, when everything but the steps takes rest_s.
-
-    This is `anytime`: chosen before the loop, so that the steps are equal. Without a measured step all are taken.
-    """
-    if step_s <= 0:
-        return most
-    return int(np.clip((available_s - rest_s) / step_s, least, most))
-
-
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
-    """A chunk that was sent: latent rows float32 [n, A] and actions float32 [n, joints] in joint units, row 0 due at
-    start_tick, the next ones `action_ticks` control ticks apart (a whole number or not)."""
+    """A chunk that was sent: latent rows float32 [n, A], row 0 due at start_tick, the next ones `action_ticks` control
+    ticks apart (a whole number or not)."""
 
     latent: NDArray[np.float32]
-    actions: NDArray[np.float32]
     start_tick: int
     action_ticks: float = 1.0
 
-    def place(self, tick: float) -> float:
-        """The row that is due at `tick`, 1.5 half way between two."""
-        return (tick - self.start_tick) / self.action_ticks
-
     def rest(self, tick: int) -> NDArray[np.float32]:
-        """Latent rows due at `tick` and one action after the other from there; an empty array when all are past."""
-        return rows_from(self.latent, max(0.0, self.place(tick)))
+        """Rows due at `tick` and one action after the other from there; an empty array when all are past."""
+        return rows_from(self.latent, max(0.0, (tick - self.start_tick) / self.action_ticks))
 
 
 def inpaint_into(
@@ -264,17 +260,3 @@ def inpaint_into(
     c = (overlap - np.arange(frozen, overlap)) / (overlap - frozen + 1)
     weights[frozen:overlap] = c * np.expm1(c) / (np.e - 1)
     return Inpaint(target, weights)
-
-
-def velocity_step(
-    executing: PlannedChunk, actions: NDArray[np.float32], tick: int, arrival_tick: int, action_s: float
-) -> float | None:
-    """The hand-over's discontinuity: by how much the most affected joint's velocity changes (joint units/s) when what
-    is due at arrival_tick comes from `actions` (action 0 due at `tick`) after two actions of the executing chunk. None
-    when either does not reach there. Blending in the control core comes after it and is not in the figure."""
-    old, new = executing.place(arrival_tick), (arrival_tick - tick) / executing.action_ticks
-    if not (2 <= old <= len(executing.actions) and 0 <= new <= len(actions) - 1):
-        return None
-    first, second = (rows_from(executing.actions, old - back)[0] for back in (2, 1))
-    before, after = second - first, rows_from(actions, new)[0] - second
-    return float(np.abs(after - before).max() / action_s)

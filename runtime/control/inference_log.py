@@ -9,14 +9,13 @@ milliseconds of each; at its size limit the file is moved aside once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vla_edge.files import write_json
 from vla_edge.runtime.control.flight_record import quantiles
@@ -68,7 +67,6 @@ class InferenceLog:
         self._limit = limit_bytes
         self._times: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in (*PARTS, "step")}
         self._prefix_ages_ms: deque[float] = deque(maxlen=WINDOW)
-        self._velocity_steps: deque[float] = deque(maxlen=WINDOW)
         self.events: Counter[str] = Counter()
         self.slow_refresh = ""
         """why plans wait for their refreshes, in words; empty while they need not"""
@@ -82,8 +80,6 @@ class InferenceLog:
     def inference(self, result: InferenceResult, facts: Mapping[str, Any]) -> None:
         """Write one line: `facts` (what the process knows of it) and the record of `result`."""
         self._prefix_ages_ms.append(0.0 if result.decision.prefix else (result.decision.age_s or 0.0) * 1e3)
-        if facts.get("velocity_step") is not None:
-            self._velocity_steps.append(facts["velocity_step"])
         for name in PARTS:
             value = getattr(result.timings, name)
             if value > 0:
@@ -110,18 +106,11 @@ class InferenceLog:
         if self.events["audits_without_time"] == SEVERAL and not counts.audits:
             say(f"inference: {NO_AUDIT}")
 
-    def velocity_steps(self) -> dict[str, float]:
-        """How the last chunks took over, joint units/s."""
-        steps = np.asarray(self._velocity_steps)
-        if not len(steps):
-            return {"count": 0}
-        rms = float(np.sqrt(np.mean(steps**2)))
-        return {"count": len(steps), "velocity_step_max": float(steps.max()), "velocity_step_rms": rms}
-
     def summary(self, state: str, pace: Pace | None, counts: CacheCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write and return the newest summary. state: "measuring", "ready", "fault" or "stopped"."""
         content = {
             "state": state,
+            "pid": os.getpid(),
             "pace": None if pace is None else {**asdict(pace), "rhythm": pace.rhythm.value},
             "cache": counts.facts(),
             "events": dict(self.events),

@@ -6,29 +6,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from vla_edge.contract import Chunk, ChunkKind, Frame, JointReading, Observation
+from vla_edge.contract import ChunkKind, Frame, JointReading, Observation
 from vla_edge.errors import CameraError
 from vla_edge.robot.cameras import Camera, FreshnessWatch
-from vla_edge.runtime.control.control_files import AbandonWatch, ControlReader, ring_writer
-from vla_edge.runtime.control.handover import (
-    Ensemble,
-    HandOver,
-    HandOverOptions,
-    HostDelays,
-    Pace,
-    PlannedChunk,
-    Rhythm,
-    inpaint_into,
-    pace_of,
-    rows_of,
-    steps_that_fit,
-    velocity_step,
-)
+from vla_edge.runtime.control.control_files import AbandonWatch, ChunkSender, ControlReader
+from vla_edge.runtime.control.handover import HandOver, HandOverOptions, HostDelays, Pace, inpaint_into, pace_of
 from vla_edge.runtime.control.identity import check_start_pose
 from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.control.planning import (
@@ -37,7 +22,6 @@ from vla_edge.runtime.control.planning import (
     ControlView,
     PlanRules,
     SceneStill,
-    SentChunks,
     WatchedScene,
     frames_are_of_rest,
     next_kind,
@@ -94,24 +78,19 @@ class InferenceLoop:
         digest = session.bundle.digest
         self._control = ControlReader(folder, digest)
         self._abandon = AbandonWatch(ControlReader(folder, digest), self._newest)
-        self._ring = ring_writer(folder)
         self._log = InferenceLog(folder.path)
         audited = session.cache.mode is not CacheMode.OFF and options.audit > 0
         self._audit = ShadowAudit(session, options.audit, session.options.seed) if audited else None
         self._delays = HostDelays(session.options.refresh is Refresh.BESIDE)
-        self._sent = SentChunks()
-        self._rows = rows_of(session.policy, options.handover)
+        self._sender = ChunkSender(folder, session.bundle, options.handover)
         self._anew = True
-        self._ensemble = Ensemble(options.handover.coefficient, session.policy.chunk_size)
         self._still = SceneStill()
         self.pace: Pace | None = None
         self._control_session: int | None = None
         self._observed_tick: int | None = None
-        self._sent_tick = -1
         # Above every number an earlier inference process of this boot can have used: it counted slower than a
         # microsecond.
         self._sequence = time.monotonic_ns() // 1000
-        self._dropped_through = 0
         self._since_repaced = 0
         self._trusted = False
         self._looked_s = self._told_s = 0.0
@@ -126,19 +105,20 @@ class InferenceLoop:
 
     def run(self, seconds: float, say: Say) -> dict[str, Any]:
         """Measure, then plan until stopped (or for `seconds`); the summary."""
+        self._say = say
         end = time.monotonic() + seconds if seconds else math.inf
         self._abandon.start()
         self._log.line({"start": self._facts(), "time_ns": time.monotonic_ns()})
         try:
-            view = self._wait_for_control(say, end)
+            view = self._wait_for_control(end)
             if view is not None:
-                self._measure(view, say)
+                self._measure(view)
             while not self._stopping and time.monotonic() < end:
                 try:
-                    ran = self._turn(say)
+                    ran = self._turn()
                 except CameraError as error:
                     ran = False
-                    self._camera_fault(str(error), say)
+                    self._camera_fault(str(error))
                 if not ran:
                     time.sleep(POLL_S)
         finally:
@@ -147,7 +127,7 @@ class InferenceLoop:
             self._log.close()
         return summary
 
-    def _wait_for_control(self, say: Say, end: float) -> ControlView | None:
+    def _wait_for_control(self, end: float) -> ControlView | None:
         said = False
         while not self._stopping and time.monotonic() < end:
             view = self._control.view()
@@ -156,12 +136,12 @@ class InferenceLoop:
                     check_start_pose(self._session.bundle, self._session.preparer.tables, view.positions)
                 return view
             if not said:
-                say("inference: waiting for the control process")
+                self._say("inference: waiting for the control process")
                 said = True
             time.sleep(0.05)
         return None
 
-    def _measure(self, view: ControlView, say: Say) -> None:
+    def _measure(self, view: ControlView) -> None:
         """Fresh inferences whose chunks are not sent: the host's delay, before anything depends on it."""
         self._log.summary("measuring", None, self._session.cache.counts, {})
         self._announce()
@@ -180,7 +160,7 @@ class InferenceLoop:
             return  # stopped meanwhile
         self._session.reset()
         self._session.cache.counts = CacheCounts()
-        self._repace(view, say)
+        self._repace(view)
 
     def _took(self, kind: ChunkKind, delay_s: float, result: InferenceResult) -> None:
         """One inference more, from reading the observation to the chunk in the ring."""
@@ -188,33 +168,26 @@ class InferenceLoop:
         prefix_ms = timings.total - timings.state - timings.flow if kind is ChunkKind.REST else 0.0
         self._delays.add(delay_s, timings.step, result.decision.prefix, prefix_ms / 1e3)
 
-    def _repace(self, view: ControlView, say: Say) -> None:
+    def _repace(self, view: ControlView) -> None:
         moving = self._delays.moving
-        pace = pace_of(moving.p50_s, moving.p99_s, self._rows, view.action_ns / 1e9)
+        pace = pace_of(moving.p50_s, moving.p99_s, self._sender.rows, view.action_ns / 1e9)
         if self.pace is None or pace.rhythm is not self.pace.rhythm:
-            say(f"inference: {pace.sentence()}")
+            self._say(f"inference: {pace.sentence()}")
         self.pace = pace
         self._since_repaced = 0
         self._announce()
         self._summary("ready")
 
-    def _announce(self) -> None:
+    def _announce(self, dropped_through: int = 0) -> None:
         """Tell control how long to wait, and the supervisor whether inference is ready. Before the first chunk an armed
         control has waited for the measuring too, so it is told a slow host's delay: the true one would make it latch
         at once."""
-        waited = self.pace is None or not self._sent.any
+        waited = self.pace is None or not self._sender.sent.any
         p99_s = max(self._delays.all.p99_s, self._delays.fresh.p99_s, MEASURE_S if waited else 0.0)
-        plan_then_move = self.pace is None or self.pace.rhythm is Rhythm.PLAN_THEN_MOVE
-        self._ring.announce(
-            p99_ns=int(p99_s * 1e9),
-            plan_then_move=plan_then_move,
-            dropped_through=self._dropped_through,
-            ready=self.pace is not None,
-        )
+        self._sender.announce(p99_s, self.pace, dropped_through)
 
-    def _turn(self, say: Say) -> bool:
-        """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: a frozen
-        camera."""
+    def _turn(self) -> bool:
+        """Look whether a chunk is to be planned, and plan it; whether an inference ran. CameraError: one is frozen."""
         assert self.pace is not None
         if self._untold and time.monotonic() - self._told_s > TELL_S:
             self._summary("ready")
@@ -228,7 +201,7 @@ class InferenceLoop:
         replan_s = min(self._options.replan_s, self.pace.latest_s)
         rules = PlanRules(self._ticks(SETTLE_S, view), self._ticks(replan_s, view))
         kind = next_kind(view, self.pace.rhythm, rules, self._observed_tick)
-        if kind is None or (kind is ChunkKind.REST and self._awaited(view)):
+        if kind is None or (kind is ChunkKind.REST and self._sender.sent.awaited(view)):
             return False
         start = time.monotonic()
         frames = self._pictures()
@@ -243,16 +216,13 @@ class InferenceLoop:
         self._observed_tick = now.reading_tick
         self._trusted = result is not None and result.decision.hit
         if result is None:
-            self._abandoned(kind, say)
+            self._abandoned(kind)
             return True
         self._anew |= self._still.known_to(result.newer)
-        step = self._velocity_step(kind, request, result)
         outcome = self._send(kind, request, result, now)
-        if outcome == "scene_moved":
-            self._scene_moved(say)
         delay_s = time.monotonic() - start
         self._took(kind, delay_s, result)
-        self._look_at_refresh(result.adopted, say)
+        self._look_at_refresh(result.adopted)
         facts = {
             "sequence": request.observation.sequence,
             "kind": kind.name.lower(),
@@ -260,160 +230,115 @@ class InferenceLoop:
             "tick": now.reading_tick,
             "delay_ms": delay_s * 1e3,
             "refreshing": self._session.refreshing,
-            "velocity_step": step,
             "time_ns": time.monotonic_ns(),
         }
         self._log.inference(result, facts)
-        self._audit_if_due(request, result, say)
+        self._audit_if_due(request, result)
         self._since_repaced += 1
         if self._since_repaced >= REPACE_EVERY:
-            self._repace(now, say)
+            self._repace(now)
         self._untold = True
         return True
 
     def _request(self, kind: ChunkKind, observation: Observation, view: ControlView) -> InferenceRequest:
         self._still.see(observation.frames)
-        executing = self._executing(view) if kind is ChunkKind.MOVING else None
+        moving, moved = kind is ChunkKind.MOVING, self._still.moved
+        executing = self._sender.sent.executing(view) if moving else None
         self._anew = executing is None
         steps, queued, inpaint = self._options.steps, None, None
         if executing is not None:
-            action_s, p99_s, step_s = view.action_ns / 1e9, self._delays.moving.p99_s, self._delays.moving.step_s
-            rest_s = max(0.0, p99_s - self._options.steps * step_s)
-            left_s = (view.actions_left - 1) * action_s
-            steps = steps_that_fit(left_s, rest_s, step_s, self._options.least_steps, steps)
+            action_s, delays = view.action_ns / 1e9, self._delays.moving
+            steps = delays.steps_in((view.actions_left - 1) * action_s, self._options.least_steps, steps)
             left = executing.rest(view.reading_tick)
             queued = worth_correcting(left, self._session.policy.n_action_steps)
             if self._options.handover.kind is HandOver.INPAINT:
-                delay = math.ceil(p99_s / action_s)
+                delay = math.ceil(delays.p99_s / action_s)
                 inpaint = inpaint_into(
                     executing, view.reading_tick, delay, self._session.policy.chunk_size, self._options.handover.horizon
                 )
         # A chunk is given up between two steps.
         signal = self._abandon.begin(view.session, self._watched(kind, observation)) if steps > 1 else None
+        now_ns, drop = time.monotonic_ns(), self._drop_executing
         return InferenceRequest(
-            observation,
-            time.monotonic_ns(),
-            steps,
-            None,
-            queued,
-            inpaint,
-            signal,
-            self._drop_executing,
-            beside=kind is ChunkKind.MOVING,
-            moved=self._still.moved,
+            observation, now_ns, steps, None, queued, inpaint, signal, on_changed=drop, beside=moving, moved=moved
         )
-
-    def _awaited(self, view: ControlView) -> bool:
-        """Control looks at the ring once a tick: whether what was sent last is not in its status yet."""
-        return view.tick <= self._sent_tick + 1
-
-    def _executing(self, view: ControlView) -> PlannedChunk | None:
-        """What a new chunk takes over from: the one that was sent last, though control has not told of it yet."""
-        newest = self._sent.newest(view) if self._awaited(view) else None
-        return newest or self._sent.executing(view)
 
     def _watched(self, kind: ChunkKind, observation: Observation) -> WatchedScene | None:
         """The scene under which the chunk is worth something. While the arm moves, pictures change by themselves: only
-        a
-        scene that the last inference found unchanged is watched, so that no two inferences in a row are given up."""
+        a scene that the last inference found unchanged is watched, so that no two inferences in a row are given up."""
         if kind is ChunkKind.REST:
             return WatchedScene(observation.frames, STILL_MEAN, STILL_WORST)
         settings = self._session.cache.settings
-        return (
-            WatchedScene(observation.frames, settings.still_mean, settings.still_worst)
-            if settings is not None and self._trusted
-            else None
-        )
+        if settings is None or not self._trusted:
+            return None
+        return WatchedScene(observation.frames, settings.still_mean, settings.still_worst)
 
-    def _abandoned(self, kind: ChunkKind, say: Say) -> None:
+    def _abandoned(self, kind: ChunkKind) -> None:
         """The inference was given up between two steps; after a changed scene the next one follows at once."""
         self._log.events["abandoned"] += 1
         if self._abandon.scene_broke:
             self._observed_tick = None
             if kind is ChunkKind.REST:
-                self._scene_moved(say)
+                self._scene_moved()
             else:
                 self._log.events["scene_broke"] += 1
 
-    def _scene_moved(self, say: Say) -> None:
+    def _scene_moved(self) -> None:
         self._log.events["scene_moved"] += 1
-        say("inference: a picture changed while a chunk for the resting arm was planned; planning again")
+        self._say("inference: a picture changed while a chunk for the resting arm was planned; planning again")
 
     def _send(self, kind: ChunkKind, request: InferenceRequest, result: InferenceResult, view: ControlView) -> str:
         """Write the chunk into the ring, unless the scene moved under a rest plan; what became of it, counted."""
-        observation = request.observation
-        if kind is ChunkKind.REST and not still(observation.frames, self._pictures()):
+        if kind is ChunkKind.REST and not still(request.observation.frames, self._pictures()):
+            self._scene_moved()
             return "scene_moved"
-        rows = min(len(result.actions), self._rows)
-        digest = self._session.bundle.digest
-        reading = observation.joints
-        actions = np.ascontiguousarray(result.actions[:rows], np.float32)
-        if self._options.handover.kind is HandOver.ENSEMBLE:
-            actions = self._ensemble.join(actions, reading.tick, self._anew, view.action_ns / view.period_ns)
-        self._ring.write(
-            Chunk(kind, view.session, digest, observation.sequence, reading.tick, reading.time_ns, actions)
-        )
-        first = not self._sent.any
-        due = reading.tick if kind is ChunkKind.MOVING else None
-        self._sent.add(observation.sequence, result.latent[:rows], actions, due)
+        first = not self._sender.sent.any
+        self._sender.send(kind, request.observation, result, view, self._anew)
         if first:
             self._announce()
-        self._sent_tick = view.tick + (time.monotonic_ns() - view.tick_ns) // view.period_ns
         self._log.events["chunks"] += 1
         return "sent"
 
-    def _velocity_step(self, kind: ChunkKind, request: InferenceRequest, result: InferenceResult) -> float | None:
-        """Of a moving chunk that is sent now: control takes it at its next tick."""
-        view = self._control.view() if kind is ChunkKind.MOVING else None
-        executing = None if view is None else self._executing(view)
-        if view is None or executing is None:
-            return None
-        begins = request.observation.joints.tick
-        return velocity_step(executing, result.actions, begins, view.tick + 1, view.action_ns / 1e9)
-
-    def _look_at_refresh(self, adopted: Adopted | None, say: Say) -> None:
+    def _look_at_refresh(self, adopted: Adopted | None) -> None:
         """Say it once when plans must wait for their refreshes."""
         settings = self._session.cache.settings
         if adopted is not None and settings is not None and not self._log.slow_refresh:
             self._log.slow_refresh = slow_refresh(adopted, settings.max_age_s)
             if self._log.slow_refresh:
-                say(f"inference: {self._log.slow_refresh}")
+                self._say(f"inference: {self._log.slow_refresh}")
 
-    def _audit_if_due(self, request: InferenceRequest, result: InferenceResult, say: Say) -> None:
+    def _audit_if_due(self, request: InferenceRequest, result: InferenceResult) -> None:
         """An audit costs an inference: only when the running chunk lasts longer than two."""
         if self._audit is None or not self._audit.due(result):
             return
         view = self._control.view()
         if view is None or view.actions_left * view.action_ns / 1e9 < 2 * self._delays.fresh.p99_s:
-            self._log.audit_without_time(self._session.cache.counts, say)
+            self._log.audit_without_time(self._session.cache.counts, self._say)
             return
         report = self._audit.run(request, result)
         if report is not None:
             self._log.line({"audit": report.error, "bound": report.bound, "tightened": report.tightened is not None})
             if report.tightened is not None:
-                say(f"inference: {report.sentence()}")
+                self._say(f"inference: {report.sentence()}")
 
     def _drop_executing(self) -> None:
         """The scene changed: what is left of the chunks sent so far is void, before the new one is ready."""
-        self._dropped_through = self._sequence - 1
-        self._announce()
+        self._announce(dropped_through=self._sequence - 1)
 
-    def _camera_fault(self, message: str, say: Say) -> None:
+    def _camera_fault(self, message: str) -> None:
         """A frozen camera: no plan, and the executing one is void, so that the arm slows down now."""
         if not self._fault:
-            say(f"inference: {message}")
+            self._say(f"inference: {message}")
             self._log.events["camera_faults"] += 1
             self._log.line({"camera_fault": message, "time_ns": time.monotonic_ns()})
-            self._dropped_through = self._sequence
-            self._announce()
+            self._announce(dropped_through=self._sequence)
             self._summary("fault", fault=message)
         self._fault = message
 
     def _new_control(self, view: ControlView) -> None:
         self._control_session = view.session
         self._observed_tick = None
-        self._sent_tick = -1
-        self._sent.clear()
+        self._sender.sent.clear()
         self._still = SceneStill()
         self._session.reset()
         self._announce()
@@ -439,20 +364,13 @@ class InferenceLoop:
         )
 
     def _facts(self) -> dict[str, Any]:
-        """What gives every inference of this run back, with its noise: (seed, draw, noise) is `session.noise_of`."""
-        settings = self._session.cache.settings
+        """What gives every inference of this run back."""
         return {
-            "bundle": self._session.bundle.digest,
+            **self._session.facts(),
             "bundle_path": str(self._session.bundle.path.absolute()),
             "task": self._options.task,
-            "seed": self._session.options.seed,
-            "noise": self._session.options.noise.value,
-            "cache": self._session.cache.mode.value,
-            "refresh": self._session.options.refresh.value,
-            "gate": None if settings is None else asdict(settings),
             "handover": self._options.handover.kind.value,
             "inpaint_horizon": self._options.handover.horizon,
-            "loop": self._session.loop.name,
             "cameras": sorted(self._cameras),
         }
 
@@ -464,7 +382,7 @@ class InferenceLoop:
         meter = self._delays.all
         known = {
             "delay_ms": {"p50": meter.p50_s * 1e3, "p99": meter.p99_s * 1e3, "count": meter.count},
-            "handover": {"kind": self._options.handover.kind.value, **self._log.velocity_steps()},
+            "handover": self._options.handover.kind.value,
             "loop": self._session.loop.name,
             **({} if self._audit is None else {"audit_worst": self._audit.worst}),
         }

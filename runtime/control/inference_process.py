@@ -31,7 +31,7 @@ from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, Shar
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, PolicyOptions, options_of_arguments
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession
 from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import (
     Noise,
@@ -185,7 +185,7 @@ def input_recorder(options: InferenceOptions, session: PolicySession) -> InputRe
     if options.record_inputs is None:
         return None
     recorder = InputRecorder(options.record_inputs, options.record_mb << 20, say)
-    session.observer = RecordedSession(recorder, 1, session_facts(session, options.backend, options.threads))
+    session.observer = RecordedSession(recorder, 1, session, options.backend, options.threads)
     return recorder
 
 

@@ -122,10 +122,10 @@ def read_status(folder: RunFolder) -> Mapping[str, Any]:
 
 
 def read_inference(folder: RunFolder) -> Mapping[str, Any]:
-    """The newest summary of the inference that plans; empty where none does."""
+    """The newest summary of the inference that plans; empty where none does, or it was killed."""
     try:
         summary = json.loads((folder.path / "inference.json").read_text(encoding="utf-8"))
-        return summary if summary["state"] == "ready" else {}
+        return summary if summary["state"] == "ready" and is_alive(summary["pid"]) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -149,38 +149,39 @@ class SentChunks:
     """The last chunks that were sent, by observation sequence, so that the executing one can be found again."""
 
     def __init__(self, keep: int = 8) -> None:
-        self._rows: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._latent: dict[int, NDArray[np.float32]] = {}
         self._keep = keep
         self._due_tick: int | None = None
+        self._sent_tick = -1
 
-    def add(
-        self, sequence: int, latent: NDArray[np.float32], actions: NDArray[np.float32], due_tick: int | None = None
-    ) -> None:
-        """latent float32 [n, A] and actions float32 [n, joints]: the rows as sent. due_tick: of row 0, None where
-        control decides it."""
-        self._rows[sequence] = latent, actions
-        self._due_tick = due_tick
-        while len(self._rows) > self._keep:
-            del self._rows[next(iter(self._rows))]
+    def add(self, sequence: int, latent: NDArray[np.float32], sent_tick: int = -1, due_tick: int | None = None) -> None:
+        """latent: float32 [n, A], the rows as sent at sent_tick. due_tick: of row 0, None where control decides it."""
+        self._latent[sequence] = latent
+        self._sent_tick, self._due_tick = sent_tick, due_tick
+        while len(self._latent) > self._keep:
+            del self._latent[next(iter(self._latent))]
 
     def clear(self) -> None:
-        self._rows.clear()
-        self._due_tick = None
-
-    def newest(self, view: ControlView) -> PlannedChunk | None:
-        """The chunk that was sent last, which control takes at its next tick; None where its ticks are not known."""
-        if self._due_tick is None:
-            return None
-        return PlannedChunk(*next(reversed(self._rows.values())), self._due_tick, view.action_ns / view.period_ns)
+        self._latent.clear()
+        self._sent_tick, self._due_tick = -1, None
 
     @property
     def any(self) -> bool:
         """Whether a chunk was sent since `clear`."""
-        return bool(self._rows)
+        return bool(self._latent)
+
+    def awaited(self, view: ControlView) -> bool:
+        """Control looks at the ring once a tick: whether what was sent last is not in its status yet."""
+        return view.tick <= self._sent_tick + 1
 
     def executing(self, view: ControlView) -> PlannedChunk | None:
-        """The chunk of which something was due at the view's tick, placed in ticks; None when nothing of ours was."""
-        rows = self._rows.get(view.action_sequence)
-        if rows is None or view.action_index < 0:
+        """The chunk that a new one takes over from, placed in ticks: the one that was sent last, where control has not
+        told of it yet and its ticks are known, else the one of which something was due at the view's tick; None when
+        nothing of ours was."""
+        action_ticks = view.action_ns / view.period_ns
+        if self._due_tick is not None and self.awaited(view):
+            return PlannedChunk(next(reversed(self._latent.values())), self._due_tick, action_ticks)
+        latent = self._latent.get(view.action_sequence)
+        if latent is None or view.action_index < 0:
             return None
-        return PlannedChunk(*rows, view.plan_tick, view.action_ns / view.period_ns)
+        return PlannedChunk(latent, view.plan_tick, action_ticks)

@@ -124,11 +124,12 @@ class InputRecorder:
 
 
 class RecordedSession:
-    """The observer of one policy session: every inference with what it was given and what came of it."""
+    """The observer of one policy session on an engine: every inference with what it was given and what came of it."""
 
-    def __init__(self, recorder: InputRecorder, number: int, facts: Mapping[str, Any]) -> None:
+    def __init__(self, recorder: InputRecorder, number: int, session: PolicySession, engine: str, threads: int) -> None:
         self._recorder, self._number = recorder, number
-        recorder.put(Entry({"kind": "session", "session": number, **facts}, {}))
+        made = {"kind": "session", "session": number, "engine": engine, "threads": threads}
+        recorder.put(Entry({**made, **session.facts()}, {}))
 
     def inferred(
         self, session: PolicySession, request: InferenceRequest, result: InferenceResult | None, audit: bool
@@ -168,24 +169,6 @@ class RecordedSession:
 
     def was_reset(self) -> None:
         self._recorder.put(Entry({"kind": "reset", "session": self._number}, {}))
-
-
-def session_facts(session: PolicySession, engine: str, threads: int) -> dict[str, Any]:
-    """What a session was made with: enough to make the same again."""
-    options = session.options
-    gate = session.cache.settings
-    return {
-        "bundle": session.bundle.digest,
-        "engine": engine,
-        "threads": threads,
-        "loop": session.loop.name,
-        "cache": options.cache.value,
-        "seed": options.seed,
-        "steps": options.steps,
-        "allow_truncation": options.allow_truncation,
-        "refresh": options.refresh.value,
-        "gate": None if gate is None else asdict(gate),
-    }
 
 
 def pack(entry: Entry) -> bytes:

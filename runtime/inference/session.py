@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,6 +173,21 @@ class PolicySession:
         self._drawn_for = None
         if self.observer is not None:
             self.observer.was_reset()
+
+    def facts(self) -> dict[str, Any]:
+        """What it was made with, ready for JSON: enough to make the same again."""
+        options, gate = self.options, self.cache.settings
+        return {
+            "bundle": self.bundle.digest,
+            "loop": self.loop.name,
+            "cache": options.cache.value,
+            "refresh": options.refresh.value,
+            "gate": None if gate is None else asdict(gate),
+            "seed": options.seed,
+            "noise": options.noise.value,
+            "steps": options.steps,
+            "allow_truncation": options.allow_truncation,
+        }
 
     def check_task(self, task: str) -> None:
         """ObservationError when the policy cannot take this task: empty, or too long."""

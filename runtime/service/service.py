@@ -26,7 +26,7 @@ from vla_edge.runtime.control.inference_log import InferenceLog
 from vla_edge.runtime.control.inference_process import say
 from vla_edge.runtime.control.operator import ask
 from vla_edge.runtime.control.run_folder import RunFolder
-from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession
 from vla_edge.runtime.inference.prepare import other_aspects
 from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, read_gate
 from vla_edge.runtime.inference.session import PolicySession, SessionOptions
@@ -81,7 +81,7 @@ def served(bundle: Bundle, folder: RunFolder, options: ServeOptions, closing: co
         each = options.session
         made = PolicySession(bundle, engine, replace(each, seed=each.seed + number - 1))
         if recorder is not None:
-            made.observer = RecordedSession(recorder, number, session_facts(made, options.engine, options.threads))
+            made.observer = RecordedSession(recorder, number, made, options.engine, options.threads)
         return made
 
     if recorder is not None:

@@ -140,7 +140,7 @@ def test_a_plan_begins_in_time_for_a_short_chunk():
 def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
     sent = SentChunks(keep=2)
     for sequence in (1, 2, 3):
-        sent.add(sequence, np.full((50, 32), sequence, np.float32), np.zeros((50, 6), np.float32))
+        sent.add(sequence, np.full((50, 32), sequence, np.float32))
     running = sent.executing(replace(VIEW, action_sequence=3, action_index=12, plan_tick=88))
     assert (
         running is not None
@@ -149,20 +149,21 @@ def test_the_executing_chunk_is_found_by_its_sequence_and_placed_in_ticks():
         and len(running.rest(100)) == 38
     )
     fast = sent.executing(replace(VIEW, action_sequence=3, action_index=4, plan_tick=88, period_ns=11_111_111))
-    assert fast is not None and fast.place(100) == pytest.approx(4) and len(fast.rest(100)) == 46
+    assert fast is not None and len(fast.rest(100)) == 46
     assert sent.executing(replace(VIEW, action_sequence=1, action_index=0)) is None
     assert sent.executing(VIEW) is None
 
 
 def test_the_chunk_that_control_has_not_told_of_yet_is_placed_by_its_observation():
     sent = SentChunks()
-    rows = [(np.full((50, 32), number, np.float32), np.zeros((50, 6), np.float32)) for number in (1, 2)]
-    sent.add(1, *rows[0], due_tick=90)
-    sent.add(2, *rows[1], due_tick=95)
-    newest = sent.newest(VIEW)
+    rows = [np.full((50, 32), number, np.float32) for number in (1, 2)]
+    sent.add(1, rows[0], sent_tick=90, due_tick=90)
+    sent.add(2, rows[1], sent_tick=99, due_tick=95)
+    newest = sent.executing(VIEW)
     assert newest is not None and newest.start_tick == 95 and newest.rest(100)[0, 0] == 2
-    sent.add(3, *rows[0])  # of an arm at rest: due when control accepts it
-    assert sent.newest(VIEW) is None
+    assert sent.executing(replace(VIEW, tick=101)) is None, "control has told of what it executes since"
+    sent.add(3, rows[0], sent_tick=100)  # of an arm at rest: due when control accepts it
+    assert sent.awaited(VIEW) and sent.executing(VIEW) is None
 
 
 def test_plans_follow_each_other_from_tick_to_tick_without_waiting_for_controls_status(
@@ -304,9 +305,8 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     running = control(blend_actions=HandOver(handover).blend_actions, patience_min_ns=10**12, patience_max_ns=10**12)
 
     def replanned():
-        return running.reader()["chunks"]["taken"] >= 4 and re.search(r'"velocity_step": \d', log.read_text())
+        return running.reader()["chunks"]["taken"] >= 4
 
-    log = folder.path / "inference.jsonl"
     assert infer_until(replanned, folder, golden_bundle, pictures, "--handover", handover) == 0
     status = running.reader()
     captured = capsys.readouterr()
@@ -316,8 +316,7 @@ def test_a_fast_host_moves_all_the_time_and_replans_under_way(
     assert lines[0]["kind"] == "rest" and {line["kind"] for line in lines[1:]} == {"moving"}
     assert all(line["reason"] == "always" and line["prefix"] and line["ms"]["flow"] > 0 for line in lines)
     assert status["chunks"]["taken"] >= 4 and status["moving_ticks"] > 0
-    steps = [line["velocity_step"] for line in lines if line["velocity_step"] is not None]
-    assert summary["handover"]["count"] == len(steps) > 0 and summary["handover"]["velocity_step_max"] == max(steps)
+    assert summary["handover"] == handover
     # 0.25 s at 30 Hz are 8 ticks: no two observations are nearer.
     ticks = [line["tick"] for line in lines]
     assert min(np.diff(ticks)) >= 8

@@ -18,7 +18,7 @@ from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import Inpaint
 from vla_edge.errors import ConfigError, EngineError
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, Reason
-from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession, session_facts
+from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession
 from vla_edge.runtime.inference.refresh import NICE, BesideRefresh, Refresh, Started
 from vla_edge.runtime.inference.scene_gate import SceneVerdict
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession, SessionOptions
@@ -194,7 +194,7 @@ def test_a_replay_goes_over_where_the_run_did_and_gives_the_same_bits(
     record = tmp_path / "inputs"
     recorder = InputRecorder(record, 64 << 20, print)
     session = session_of(bundle)
-    session.observer = RecordedSession(recorder, 1, session_facts(session, "ort", 1))
+    session.observer = RecordedSession(recorder, 1, session, "ort", 1)
     reasons = []
     for number, adopt in enumerate([None, False, False, True, False, None, False, True, True]):
         request = seen(recorded, number / 8, 10 * number if number != 6 else 50, adopt=adopt)
