@@ -98,14 +98,17 @@ def test_unequal_steps_of_a_distilled_checkpoint_are_one_line(
     assert told.count("\n") == 1 and "--step-sizes" in told and "distilled" in told, told
 
 
+UNCALIBRATED = "needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose "
+
+
 @pytest.mark.parametrize("command", ["inference", "run"])
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--refresh", "beside"], "--refresh beside needs a calibrated bundle, this one has no thresholds; "),
-        (["--refresh", "beside", "--cache", "still"], "--refresh beside needs a calibrated bundle, "),
+        (["--refresh", "beside"], f"--refresh beside {UNCALIBRATED}--refresh front --cache off"),
+        (["--refresh", "beside", "--cache", "still"], f"--refresh beside {UNCALIBRATED}--refresh front --cache off"),
         (["--refresh", "beside", "--cache", "off"], "--refresh beside goes with --cache still or gated, not with off"),
-        (["--cache", "still"], "--cache still needs a calibrated bundle, this one has no thresholds; "),
+        (["--cache", "still"], f"--cache still {UNCALIBRATED}--cache off"),
     ],
 )
 def test_a_cache_or_refresh_that_the_bundle_cannot_have_is_one_line_before_anything_starts(

@@ -87,19 +87,18 @@ def end_with(parent: int | None) -> None:
         raise ControlError(f"process {parent}, which started this one, is gone; start again")
 
 
-def wait_for_line(child: Child, timeout_s: float) -> str:
-    """Its first line. AlreadyTold, ControlError: it ended or said nothing."""
+def wait_until(ready: Callable[[], bool], timeout_s: float, *needed: Child) -> None:
+    """Until the last of `needed` is ready. AlreadyTold, ControlError: one of them ended, or it takes too long."""
     end_s = time.monotonic() + timeout_s
-    while time.monotonic() < end_s:
-        lines = child.lines()
-        if lines:
-            return lines[0]
-        child.check()
+    while not ready():
+        for child in needed:
+            child.check()
+        if time.monotonic() > end_s:
+            raise ControlError(f"{needed[-1].name} was not ready within {timeout_s:.0f} s; look at its messages above")
         time.sleep(0.05)
-    raise ControlError(f"{child.name} was not ready within {timeout_s:.0f} s; look at its messages above")
 
 
-def end(child: Child, hurried: Callable[[float], bool], patience_s: float = END_S) -> Mapping[str, Any]:
+def end(child: Child, hurried: Callable[[float], bool], patience_s: float) -> Mapping[str, Any]:
     """Ask it to end, then make it; the JSON object of its last line, empty without one.
 
     hurried: waits so many seconds and says whether somebody wants it over now. A process that outlives SIGKILL (the

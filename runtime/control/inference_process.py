@@ -30,7 +30,7 @@ from vla_edge.runtime.control.inference_loop import InferenceLoop, LoopOptions
 from vla_edge.runtime.control.picture_tap import THUMBNAIL_FPS, PictureTap, SharedCamera
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import InferenceOptions, PolicyOptions, options_of_arguments
-from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
+from vla_edge.runtime.inference.cache import add_cache_argument
 from vla_edge.runtime.inference.input_record import InputRecorder, RecordedSession
 from vla_edge.runtime.inference.refresh import Refresh
 from vla_edge.runtime.inference.session import (
@@ -163,21 +163,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def session_options(options: PolicyOptions, bundle: Bundle) -> SessionOptions:
     """The session's options from the command line. ConfigError: a cache or a refresh that this bundle cannot have."""
-    calibrated = cache_mode(None, bundle) is not CacheMode.OFF
-    if options.refresh == Refresh.BESIDE.value and not calibrated and options.cache in (None, "still", "gated"):
-        raise ConfigError(
-            "--refresh beside needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose "
-            "--refresh front"
-        )
-    for_session = SessionOptions(
-        cache_mode(options.cache, bundle),
-        options.seed,
-        options.flow_steps,
-        noise=Noise(options.noise),
-        refresh=Refresh(options.refresh),
-    )
-    gate_settings(bundle, for_session)
-    return for_session
+    refresh, noise = Refresh(options.refresh), Noise(options.noise)
+    cache = cache_mode(options.cache, bundle, refresh)
+    made = SessionOptions(cache, options.seed, options.flow_steps, noise=noise, refresh=refresh)
+    gate_settings(bundle, made)
+    return made
 
 
 def input_recorder(options: InferenceOptions, session: PolicySession) -> InputRecorder | None:

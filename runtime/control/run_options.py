@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,16 +115,22 @@ def options_of_arguments(kind: type[Options], arguments: argparse.Namespace, **g
     return kind(**{name: getattr(arguments, name) for name in names}, **given)
 
 
-def extended(kind: type[Options], options: Any, **more: Any) -> Options:
-    """`options` with the fields that `kind` adds to them."""
-    return kind(**{field.name: getattr(options, field.name) for field in fields(options)}, **more)
+def control_words(robot: RobotOptions, folder: Path) -> list[str]:
+    """How to start the control process of a run: the arguments after the interpreter."""
+    return _words("control", robot, run_dir=folder, attended=True, parent=os.getpid(), json=True)
 
 
-def flags_of(options: Any) -> list[str]:
+def inference_words(policy: PolicyOptions, robot: RobotOptions, folder: Path, cameras: list[str]) -> list[str]:
+    """How to start the inference process of a run."""
+    shared = {name: getattr(robot, name) for name in ("bundle", "handover", "inpaint_horizon")}
+    return _words("inference", policy, **shared, run_dir=folder, camera=cameras, parent=os.getpid(), json=True)
+
+
+def _words(subcommand: str, options: Any, **more: Any) -> list[str]:
     """The command line that `options_of_arguments` reads as these options: False and None are left out."""
-    words: list[str] = []
-    for field in fields(options):
-        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+    words = ["-m", "vla_edge.runtime.command", subcommand]
+    for name, value in ({field.name: getattr(options, field.name) for field in fields(options)} | more).items():
+        flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] if value else []
         elif value is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import signal
 import subprocess
 import time
@@ -29,7 +28,7 @@ from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
 from vla_edge.robot.robot_file import add_robot_file
 from vla_edge.robot.sim.scene import BODIES
 from vla_edge.robot.sim.simulator import SimProcess
-from vla_edge.runtime.control.children import AlreadyTold, Child, end, start, wait_for_line
+from vla_edge.runtime.control.children import END_S, AlreadyTold, Child, end, start, wait_until
 from vla_edge.runtime.control.control_files import ring_writer
 from vla_edge.runtime.control.control_process import add_robot_arguments
 from vla_edge.runtime.control.faults import WANTED, fault_of, heat_of
@@ -39,18 +38,15 @@ from vla_edge.runtime.control.operator import ask, read_inference, read_status, 
 from vla_edge.runtime.control.person import HELP, KEYS_LINE, Person, Wish
 from vla_edge.runtime.control.run_folder import RunFolder, open_run_folder
 from vla_edge.runtime.control.run_options import (
-    ControlOptions,
-    InferenceOptions,
     PolicyOptions,
     RobotOptions,
     RunOptions,
-    extended,
-    flags_of,
+    control_words,
+    inference_words,
     options_of_arguments,
 )
 from vla_edge.runtime.control.run_summary import one_line, summarize, tell
 
-COMMAND = ["-m", "vla_edge.runtime.command"]
 START_S = 60.0
 """Checks of an arm take two seconds; a slow port some more."""
 READY_S = 300.0
@@ -103,6 +99,7 @@ class Run:
 
     folder: RunFolder
     options: RunOptions
+    bundle: Bundle
     cameras: list[str]
     """NAME=DEVICE; none: no inference"""
     heart: Any = None
@@ -113,10 +110,6 @@ class Run:
     restarts: int = 0
     ticked: bool = False
     """control has run"""
-    control_code: int | None = None
-    """its exit code"""
-    sim_code: int | None = None
-    """of the simulated arm"""
     wrong: Mapping[str, Any] | None = None
     """the newest status with a fault or a latched hold that nobody asked for, None once the arm was armed again"""
     inference_died: str = ""
@@ -158,7 +151,7 @@ def supervise(options: RunOptions) -> int:
     cameras = cameras_of(options, bundle)
     if cameras:
         camera_options(bundle, cameras, options.policy.without)
-    this = Run(open_run_folder(options.run_dir), options, cameras)
+    this = Run(open_run_folder(options.run_dir), options, bundle, cameras)
     if not this.cameras:
         console.print(
             "note: no --camera, so the policy cannot see and nothing is planned: control runs, armed, and holds",
@@ -195,41 +188,64 @@ def supervise(options: RunOptions) -> int:
 def _judge(this: Run, summary: Mapping[str, Any]) -> None:
     """CheckFailed: the run did not end as its person wanted."""
     replay = f"see `vla-runtime replay {summary['record']}`"
-    if this.control_code not in (0, 2):
-        raise CheckFailed(
-            f"control ended with exit code {this.control_code}: watchdogs or guardian stopped the arm; {replay}"
-        )
-    if ended_badly(summary, planned=bool(this.cameras)):
+    assert this.control is not None
+    if (code := this.control.process.returncode) not in (0, 2):
+        raise CheckFailed(f"control ended with exit code {code}: watchdogs or guardian stopped the arm; {replay}")
+    expected = WANTED if this.cameras else (*WANTED, "no_action")  # without a planner
+    if summary["reason"] not in expected:
         raise CheckFailed(f"the run ended in {summary['state']}: {summary['fault']}; {replay}")
     if this.inference_died:
         raise CheckFailed(f"{this.inference_died}; look at its messages above")
-    if this.sim_code:
-        raise CheckFailed(f"the simulated arm ended with exit code {this.sim_code}; look at its message above")
+    if this.sim is not None and (code := this.sim.process.returncode):
+        raise CheckFailed(f"the simulated arm ended with exit code {code}; look at its message above")
 
 
 def _start_all(this: Run, person: Person, console: Console) -> None:
     robot, folder = this.options.robot, this.folder
     port, joints = robot.port, robot.joints
     if this.options.simulated:
-        sim = simulated_arm(this.options, folder)
-        this.sim = start("simulated arm", [*sim.command(), "--commands"], ends_with_us=True)
-        wait_for_line(this.sim, START_S * 3)
+        sim = simulated_arm(this)
+        child = this.sim = start("simulated arm", [*sim.command(), "--commands"], ends_with_us=True)
+        wait_until(lambda: bool(child.lines()), START_S * 3, child)
         port, joints = str(sim.port), sim.calibration
     assert port is not None and joints is not None
     core = load_core()
     this.heart = core.Heartbeat(folder.beat)
-    this.control = start("control", control_words(replace(robot, port=port, joints=joints), folder))
-    _wait_for_control(this)
+    control = this.control = start("control", control_words(replace(robot, port=port, joints=joints), folder.path))
+    wait_until(lambda: _ticks(folder, control), START_S, control)
+    this.ticked = True
     ring_writer(folder)  # forgets what an earlier inference announced
     if this.cameras:
-        this.inference = start("inference", inference_words(this))
-        _wait_for_inference(this, core, console)
+        _start_inference(this)
+        assert this.inference is not None
+        with console.status("inference starts"):
+            wait_until(lambda: _announced(core.ring_notice(folder.ring)), READY_S, control, this.inference)
     person.heed()
     if this.options.no_arm:
         console.print(f"note: not armed; {HELP}, or `vla-runtime arm`", soft_wrap=True)
     else:
         arm(folder, this.heart.beat)
         console.print(f"note: armed; {HELP if person.has_terminal else 'Ctrl-C holds and ends'}", soft_wrap=True)
+
+
+def _ticks(folder: RunFolder, control: Child) -> bool:
+    with contextlib.suppress(ControlError):  # its files are not there yet
+        return bool(read_status(folder)["pid"] == control.process.pid)
+    return False
+
+
+def _announced(notice: Any) -> bool:
+    """Whether an inference process has told in the ring that it is ready."""
+    return notice is not None and bool(notice[-1])
+
+
+def _start_inference(this: Run) -> None:
+    """A restarted one writes a file of inputs of its own."""
+    policy, inputs = this.options.policy, this.options.policy.record_inputs
+    if inputs is not None and this.restarts:
+        policy = replace(policy, record_inputs=inputs.with_name(f"{inputs.name}.{this.restarts}"))
+    words = inference_words(policy, this.options.robot, this.folder.path, this.cameras)
+    this.inference = start("inference", words)
 
 
 def arm(folder: RunFolder, beat: Callable[[], None] = lambda: None) -> None:
@@ -245,32 +261,17 @@ def arm(folder: RunFolder, beat: Callable[[], None] = lambda: None) -> None:
             raise ControlError(f"the arm was not armed: {fault_of(status) or refusal_of(answer, status)}")
 
 
-def simulated_arm(options: RunOptions, folder: RunFolder) -> SimProcess:
+def simulated_arm(this: Run) -> SimProcess:
     """The simulated arm of a run: its cameras give pictures of the size the policy's data had."""
-    bundle = options.robot.bundle
-    sizes = {(camera.height, camera.width) for camera in open_bundle(bundle).manifest.cameras}
+    options = this.options
+    sizes = {(camera.height, camera.width) for camera in this.bundle.manifest.cameras}
     if len(sizes) != 1:
         text = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise ConfigError(
-            f"{bundle}: the policy's cameras have sizes {text}; the simulated arm's cameras have one size"
+            f"{this.bundle.path}: the policy's cameras have sizes {text}; the simulated arm's cameras have one size"
         )
     (height, width) = sizes.pop()
-    return SimProcess(folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm)
-
-
-def control_words(robot: RobotOptions, folder: RunFolder) -> list[str]:
-    """How to start the control process of a run."""
-    options = extended(
-        ControlOptions,
-        robot,
-        run_dir=folder.path,
-        arm_at_start=False,
-        seconds=0.0,
-        attended=True,
-        parent=os.getpid(),
-        json=True,
-    )
-    return [*COMMAND, "control", *flags_of(options)]
+    return SimProcess(this.folder.path, options.policy.seed, height, width, record=options.video, arm=options.arm)
 
 
 def cameras_of(options: RunOptions, bundle: Bundle) -> list[str]:
@@ -280,55 +281,6 @@ def cameras_of(options: RunOptions, bundle: Bundle) -> list[str]:
     known = {name for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
     found = SimProcess(open_run_folder(options.run_dir).path).cameras()
     return [f"{name}=sim:{path}" for name, path in found.items() if feature_key(name) in known]
-
-
-def inference_words(this: Run) -> list[str]:
-    """How to start the inference process of a run; a restarted one writes a file of inputs of its own."""
-    robot, inputs = this.options.robot, this.options.policy.record_inputs
-    if inputs is not None and this.restarts:
-        inputs = inputs.with_name(f"{inputs.name}.{this.restarts}")
-    options = extended(
-        InferenceOptions,
-        replace(this.options.policy, record_inputs=inputs),
-        bundle=robot.bundle,
-        run_dir=this.folder.path,
-        camera=this.cameras,
-        handover=robot.handover,
-        inpaint_horizon=robot.inpaint_horizon,
-        seconds=0.0,
-        parent=os.getpid(),
-        json=True,
-    )
-    return [*COMMAND, "inference", *flags_of(options)]
-
-
-def _wait_for_control(this: Run) -> None:
-    assert this.control is not None
-    end_s = time.monotonic() + START_S
-    while time.monotonic() < end_s:
-        this.control.check()
-        try:
-            if read_status(this.folder)["pid"] == this.control.process.pid:
-                this.ticked = True
-                return
-        except ControlError:
-            pass  # its files are not there yet
-        time.sleep(0.05)
-    raise ControlError(f"control did not tick within {START_S:.0f} s; look at its messages above")
-
-
-def _wait_for_inference(this: Run, core: Any, console: Console) -> None:
-    assert this.inference is not None and this.control is not None
-    end_s = time.monotonic() + READY_S
-    with console.status("inference starts"):
-        while time.monotonic() < end_s:
-            this.inference.check()
-            this.control.check()
-            notice = core.ring_notice(this.folder.ring)
-            if notice is not None and notice[-1]:
-                return
-            time.sleep(0.05)
-    raise ControlError(f"inference was not ready within {READY_S:.0f} s; look at its messages above")
 
 
 def _watch(this: Run, person: Person, console: Console) -> None:
@@ -407,7 +359,7 @@ def _keep_inference(this: Run, person: Person, console: Console) -> None:
     if this.restarts < RESTARTS:
         this.restarts += 1
         console.print(f"inference ended ({code}); started again, the arm holds")
-        this.inference = start("inference", inference_words(this))
+        _start_inference(this)
         return
     this.inference_died = f"inference ended ({code}) after {RESTARTS} restarts and is not started again"
     console.print(f"{this.inference_died}: the arm holds", soft_wrap=True)
@@ -418,27 +370,11 @@ def _keep_inference(this: Run, person: Person, console: Console) -> None:
 def _end_all(this: Run, person: Person) -> tuple[Mapping[str, Any], ...]:
     """End what still runs; the last lines of inference, control and simulated arm. What is asked meanwhile hurries
     it."""
-    inference: Mapping[str, Any] = {}
-    control: Mapping[str, Any] = {}
-    simulated: Mapping[str, Any] = {}
 
     def hurried(seconds: float) -> bool:
         return bool(person.wishes(seconds))
 
     if this.control is not None and this.control.process.poll() is None:
         this.control.process.terminate()  # it slows the arm down while the others end
-    if this.inference is not None:
-        inference = end(this.inference, hurried)
-    if this.control is not None:
-        control = end(this.control, hurried, STOP_S)
-        this.control_code = this.control.process.returncode
-    if this.sim is not None:
-        simulated = end(this.sim, hurried)
-        this.sim_code = this.sim.process.returncode
-    this.inference = this.control = this.sim = None
-    return inference, control, simulated
-
-
-def ended_badly(summary: Mapping[str, Any], planned: bool) -> bool:
-    """A fault or a hold that nobody asked for. Without a planner no action is what to expect."""
-    return summary["reason"] not in WANTED and not (summary["reason"] == "no_action" and not planned)
+    children = ((this.inference, END_S), (this.control, STOP_S), (this.sim, END_S))
+    return tuple({} if child is None else end(child, hurried, patience_s) for child, patience_s in children)

@@ -61,11 +61,7 @@ class BoundGraphs:
         return self._engine.flow_loop(self.flow(tables)) if self.programme.step else OnePass(self)
 
     def beside_loop(self, tables: Mapping[str, NDArray[np.float32]]) -> BesideLoop:
-        """The engine's loop of steps with two sides of K/V. ConfigError: this policy or backend has none."""
-        if not self.programme.step:
-            raise ConfigError(
-                "this policy makes its chunk in one pass, nothing can be refreshed beside it; choose --refresh front"
-            )
+        """The engine's loop of steps with two sides of K/V. ConfigError: this backend has none."""
         flow = self.flow(tables)
         loop: Any = self._engine.flow_loop(flow)
         if hasattr(loop, "refresh"):

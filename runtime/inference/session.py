@@ -339,16 +339,22 @@ def noise_of(seed: int, index: int, shape: tuple[int, int], kind: Noise = Noise.
     return noise
 
 
-def cache_mode(wanted: str | None, bundle: Bundle) -> CacheMode:
+def cache_mode(wanted: str | None, bundle: Bundle, refresh: Refresh = Refresh.FRONT) -> CacheMode:
     """What `--cache` asked for; without it `still`, which reuses most at equal error (docs/benchmarks.md), where the
-    bundle is calibrated, else `off`."""
+    bundle is calibrated or a refresh beside the plans needs it, else `off`."""
     if wanted is not None:
         return CacheMode(wanted)
-    return CacheMode.OFF if read_gate(bundle) is None else CacheMode.STILL
+    return CacheMode.OFF if refresh is Refresh.FRONT and read_gate(bundle) is None else CacheMode.STILL
 
 
 def gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | None:
-    """The limits of reuse, as given or the bundle's own. ConfigError: a cache that the bundle cannot have."""
+    """The limits of reuse, as given or the bundle's own. ConfigError: a cache or a refresh that the bundle cannot
+    have."""
+    beside = options.refresh is Refresh.BESIDE
+    if beside and not bundle.manifest.programme.step:
+        raise ConfigError(
+            "this policy makes its chunk in one pass, nothing can be refreshed beside it; choose --refresh front"
+        )
     settings = options.gate or read_gate(bundle)
     judged = options.cache in (CacheMode.GATED, CacheMode.DELTA)
     if judged and not bundle.manifest.programme.scene:
@@ -359,9 +365,10 @@ def gate_settings(bundle: Bundle, options: SessionOptions) -> GateSettings | Non
     if options.cache is CacheMode.OFF and settings is None:
         return None
     if settings is None:
+        asked, front = ("--refresh beside", "--refresh front ") if beside else (f"--cache {options.cache.value}", "")
         raise ConfigError(
-            f"--cache {options.cache.value} needs a calibrated bundle, this one has no thresholds; run "
-            "vla-calibrate gate, or choose --cache off"
+            f"{asked} needs a calibrated bundle, this one has no thresholds; run vla-calibrate gate, or choose "
+            f"{front}--cache off"
         )
     feature = "pooled" if settings.similarity == "pooled" else "cls"
     made = gate_features(bundle)

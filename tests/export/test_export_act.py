@@ -11,6 +11,7 @@ import pytest
 from tests.policies.act.act_checkpoints import checkpoint, expected, observations
 
 from vla_edge.bundle import Programme, open_bundle
+from vla_edge.camera_names import short_name
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.tensorrt.trt_lint import lint_bundle
@@ -134,6 +135,17 @@ def test_a_cache_that_the_policy_cannot_have_is_refused_by_what_it_lacks(
 ) -> None:
     with pytest.raises(ConfigError, match=f"--cache {mode.value}:? {words}"):
         PolicySession(open_bundle(act_bundle), load_engine("ort", ONE), SessionOptions(mode))
+
+
+@pytest.mark.parametrize("cache", [[], ["--cache", "still"]])
+def test_a_refresh_beside_one_pass_is_refused_before_limits_are_asked_for(
+    act_bundle: Path, tmp_path: Path, cache: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inference", "--bundle", str(act_bundle), "--run-dir", str(tmp_path / "run"), "--refresh", "beside"]
+    cameras = [f"--camera={short_name(camera.source)}=0" for camera in open_bundle(act_bundle).manifest.cameras]
+    assert runtime([*words, *cameras, *cache]) == 2
+    told = capsys.readouterr().err
+    assert "makes its chunk in one pass, nothing can be refreshed beside it; choose --refresh front" in told
 
 
 def save(file: Path, raw: dict[str, np.ndarray], **more: object) -> Path:

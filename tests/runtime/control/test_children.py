@@ -27,9 +27,9 @@ def never(seconds: float) -> bool:
 
 def test_a_child_that_ends_with_us_does_so_when_we_are_killed() -> None:
     parent = (
-        "import time\nfrom vla_edge.runtime.control.children import start, wait_for_line\n"
+        "import time\nfrom vla_edge.runtime.control.children import start, wait_until\n"
         f"child = start('child', ['-c', {WAITS!r}], ends_with_us=True)\n"
-        "wait_for_line(child, 60)\nprint(child.process.pid, flush=True)\ntime.sleep(600)"
+        "wait_until(lambda: bool(child.lines()), 60, child)\nprint(child.process.pid, flush=True)\ntime.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

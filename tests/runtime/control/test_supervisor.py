@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -157,8 +158,9 @@ def test_the_status_of_a_control_process_that_ended_fails(
 def test_an_inference_that_keeps_dying_is_started_three_times_then_the_run_ends_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    this = supervisor.Run(RunFolder(tmp_path), cast(Any, None), ["laptop=0"])
-    monkeypatch.setattr(supervisor, "inference_words", lambda _: ["-c", "raise SystemExit(3)"])
+    made_up = SimpleNamespace(policy=SimpleNamespace(record_inputs=None), robot=None)
+    this = supervisor.Run(RunFolder(tmp_path), cast(Any, made_up), cast(Any, None), ["laptop=0"])
+    monkeypatch.setattr(supervisor, "inference_words", lambda *_: ["-c", "raise SystemExit(3)"])
     this.inference = start("inference", ["-c", "raise SystemExit(3)"])
     with Person() as person:
         person.has_terminal = False
@@ -170,7 +172,7 @@ def test_an_inference_that_keeps_dying_is_started_three_times_then_the_run_ends_
     dead = "inference ended (3) after 3 restarts and is not started again"
     said = capsys.readouterr().err
     assert this.inference_died == dead and said.count("started again, the arm holds") == 3 and said.count(dead) == 1
-    this.control_code = 0
+    this.control = cast(Any, SimpleNamespace(process=SimpleNamespace(returncode=0)))
     with pytest.raises(CheckFailed, match=re.escape(dead)):
         supervisor._judge(this, {"state": "parked", "reason": "operator", "fault": "", "record": "record"})
 
