@@ -73,6 +73,8 @@ class Reason(Enum):
     AUDIT = "audit"
 
 
+Pictures = Sequence[NDArray[np.uint8] | None]
+"""By camera slot, None where there is none."""
 AGED = 0.5
 """Share of max_age_s from which a refresh beside the plans looks at a camera again that has not changed."""
 BESIDE_OF = (Reason.PICTURE_CHANGED, Reason.SCENE_CHANGED, Reason.MAX_REUSE)
@@ -165,11 +167,9 @@ class PrefixCache:
         self._was_reset = self._key is not None or self._was_reset
         self._forget()
 
-    def decide(
-        self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None], now_ns: int, queued: bool
-    ) -> Decision:
-        """What to run for these pictures (by slot, None missing). queued: a chunk waits that delta could correct."""
-        present = tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
+    def decide(self, key: CacheKey, pictures: Pictures, now_ns: int, queued: bool) -> Decision:
+        """What to run for these pictures. queued: a chunk waits that delta could correct."""
+        present = _present(pictures)
         if self.mode is CacheMode.OFF:
             return self._refresh(Reason.ALWAYS, key, present)
         reason = self._key_reason(key)
@@ -210,53 +210,33 @@ class PrefixCache:
         self._key = key
         return replace(decision, reason=Reason.BESIDE, look=(), prefix=False)
 
-    def adopted(
-        self,
-        decision: Decision,
-        key: CacheKey,
-        pictures: Sequence[NDArray[np.uint8] | None],
-        features: Mapping[str, NDArray[np.float32]],
-        seen_ns: int,
-    ) -> SceneVerdict | None:
-        """A refresh beside the plans ended and is used from now on: remember its pictures, judge it."""
-        self.counts.refreshes += 1
-        self.counts.vision_runs.update(decision.look)
-        return self._remember(decision, key, pictures, features, seen_ns)
-
-    def audit(self, key: CacheKey, pictures: Sequence[NDArray[np.uint8] | None]) -> Decision:
+    def audit(self, key: CacheKey, pictures: Pictures) -> Decision:
         """Recompute everything for a chunk that was a hit; neither hit nor miss."""
-        return self._refresh(
-            Reason.AUDIT, key, tuple(slot for slot, picture in enumerate(pictures) if picture is not None)
-        )
+        return self._refresh(Reason.AUDIT, key, _present(pictures))
 
     def computed(
         self,
         decision: Decision,
         key: CacheKey,
-        pictures: Sequence[NDArray[np.uint8] | None],
+        pictures: Pictures,
         features: Mapping[str, NDArray[np.float32]],
-        now_ns: int,
+        seen_ns: int,
+        beside: bool = False,
     ) -> SceneVerdict | None:
-        """The decided graphs ran on `pictures` taken at now_ns: remember them, judge the new prefix, count."""
-        verdict = self._remember(decision, key, pictures, features, now_ns)
-        self._count(decision, key)
-        return verdict
-
-    def _remember(
-        self,
-        decision: Decision,
-        key: CacheKey,
-        pictures: Sequence[NDArray[np.uint8] | None],
-        features: Mapping[str, NDArray[np.float32]],
-        now_ns: int,
-    ) -> SceneVerdict | None:
+        """The decided graphs ran on `pictures` taken at seen_ns: remember them, judge the new prefix, count. beside: it
+        was made beside the plans and is used from now on."""
         for slot in decision.look:
-            self._seen_ns[slot] = now_ns
+            self._seen_ns[slot] = seen_ns
             if self.mode is not CacheMode.OFF:
                 self._blocks[slot] = block_means(pictures[slot])  # type: ignore[arg-type]
         self._key = key
         self._reuses = 0
         self._was_reset = False
+        if beside:
+            self.counts.refreshes += 1
+            self.counts.vision_runs.update(decision.look)
+        else:
+            self._count(decision, key)
         return self.gate.judge(features, self.settings) if self.settings is not None and features else None
 
     def reused(self, decision: Decision, key: CacheKey) -> None:
@@ -307,3 +287,7 @@ class PrefixCache:
         counts.no_history += decision.reason is Reason.NO_HISTORY
         counts.misses += decision.prefix and decision.reason is not Reason.NO_HISTORY
         counts.delta_runs += decision.delta
+
+
+def _present(pictures: Pictures) -> tuple[int, ...]:
+    return tuple(slot for slot, picture in enumerate(pictures) if picture is not None)

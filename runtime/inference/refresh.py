@@ -16,10 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vla_edge.runtime.inference.cache import CacheKey, Decision
+from vla_edge.runtime.inference.cache import CacheKey, Decision, Pictures
 
 NICE = 10
 """Added to the refreshing thread's niceness where the system knows one for threads: plans come first."""
@@ -63,7 +60,7 @@ class Started:
 
     decision: Decision
     key: CacheKey
-    pictures: list[NDArray[np.uint8] | None]
+    pictures: Pictures
     seen_ns: int
 
 

@@ -247,7 +247,7 @@ class PolicySession:
         start = time.perf_counter_ns()
         steps, noise = self._steps(request.steps), self._checked_noise(request.noise)
         scene = self._sight.see(request, self._encode(request.observation.task), audit)
-        if scene.broken and request.on_changed is not None:
+        if scene.judged.broken and request.on_changed is not None:
             request.on_changed()
         flow_start = time.perf_counter_ns()
         draw: int | None = None
@@ -261,7 +261,7 @@ class PolicySession:
                 noise = None
             elif noise is None:
                 draw, noise = self.draw_noise(request.observation.task)
-            inpaint = None if scene.broken or (request.moved and newer) else request.inpaint
+            inpaint = None if scene.judged.broken or (request.moved and newer) else request.inpaint
             if inpaint is not None:
                 tied = True
                 inpaint = replace(inpaint, target=self.preparer.unanchored(inpaint.target))
@@ -285,8 +285,8 @@ class PolicySession:
             draw,
             steps,
             scene.decision,
-            scene.verdict,
-            scene.similarity,
+            scene.judged.verdict,
+            scene.judged.similarity,
             timings,
             scene.adopted,
             newer,

@@ -7,13 +7,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vla_edge.bundle import Bundle
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import FlowLoop
-from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, PrefixCache, Reason
+from vla_edge.runtime.inference.cache import CacheKey, CacheMode, Decision, Pictures, PrefixCache, Reason
 from vla_edge.runtime.inference.graphs import BoundGraphs
 from vla_edge.runtime.inference.prepare import Preparer, lay_out
 from vla_edge.runtime.inference.prompt import Prompt
@@ -25,29 +22,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What `see` did. broken: the gate trusted the scene until now and no longer does (while the arm moves, verdicts
-    may be
-    *changed* one after the other: that is no surprise, and the executing chunk was planned knowing it)."""
-
-    decision: Decision
-    verdict: SceneVerdict | None
-    similarity: float | None
-    broken: bool
-    prepare_ms: float
-    vision_ms: float
-    prefix_ms: float
-    state_ms: float
-    adopted: Adopted | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What the gate said of a new prefix; nothing where there was none. broken: as in `Scene`."""
+class Judged:
+    """What the gate said of a new prefix; nothing where there was none. broken: it trusted the scene until now and no
+    longer does (while the arm moves, verdicts may be *changed* one after the other: that is no surprise, and the
+    executing chunk was planned knowing it)."""
 
     verdict: SceneVerdict | None = None
     similarity: float | None = None
     broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What `see` did."""
+
+    decision: Decision
+    judged: Judged
+    prepare_ms: float
+    vision_ms: float
+    prefix_ms: float
+    state_ms: float
+    adopted: Adopted | None
 
 
 class Sight:
@@ -84,7 +79,7 @@ class Sight:
         if audit:
             if self.refresh is not None:
                 self.refresh.discard()
-            decision, adopted, judged = cache.audit(key, pictures), None, _Judged()
+            decision, adopted, judged = cache.audit(key, pictures), None, Judged()
         else:
             decision, adopted, judged = self._decide(key, pictures, request)
         prepare_ns = time.perf_counter_ns() - start
@@ -97,25 +92,27 @@ class Sight:
                 )
         prefix_ms, state_ms = self.loop.encode(decision.prefix)
         times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
-        if not decision.prefix:
+        if decision.prefix:
+            judged = self._judge(decision, key, pictures, request.now_ns)
+        else:
             cache.reused(decision, key)
-            return Scene(decision, judged.verdict, judged.similarity, judged.broken, *times, adopted)
-        before = cache.gate.verdict
-        verdict = cache.computed(decision, key, pictures, self.graphs.features(), request.now_ns)
-        judged = self._judged(before, verdict)
-        return Scene(decision, judged.verdict, judged.similarity, judged.broken, *times, adopted)
+        return Scene(decision, judged, *times, adopted)
 
-    def _judged(self, before: SceneVerdict | None, verdict: SceneVerdict | None) -> _Judged:
+    def _judge(
+        self, decision: Decision, key: CacheKey, pictures: Pictures, seen_ns: int, beside: bool = False
+    ) -> Judged:
+        before = self.cache.gate.verdict
+        verdict = self.cache.computed(decision, key, pictures, self.graphs.features(), seen_ns, beside)
         gated = self.cache.mode in (CacheMode.GATED, CacheMode.DELTA)
         broken = gated and before is SceneVerdict.STABLE and verdict is SceneVerdict.CHANGED
-        return _Judged(verdict, self.cache.gate.last_similarity, broken)
+        return Judged(verdict, self.cache.gate.last_similarity, broken)
 
     def _decide(
-        self, key: CacheKey, pictures: list[NDArray[np.uint8] | None], request: InferenceRequest
-    ) -> tuple[Decision, Adopted | None, _Judged]:
+        self, key: CacheKey, pictures: Pictures, request: InferenceRequest
+    ) -> tuple[Decision, Adopted | None, Judged]:
         """What to run now, after going over to a refresh that is done. A new one begins beside the plans where the last
         prefix may still be used; where it may not, one under way is waited for before another is made in front."""
-        refresh, adopted, judged = self.refresh, None, _Judged()
+        refresh, adopted, judged = self.refresh, None, Judged()
         queued = request.queued is not None
         if refresh is not None and refresh.started is not None:
             if refresh.started.key != key:
@@ -142,30 +139,27 @@ class Sight:
         self._begin(replace(decision, look=look), key, pictures, request.now_ns)
         return beside, adopted, judged
 
-    def _begin(self, decision: Decision, key: CacheKey, pictures: list[NDArray[np.uint8] | None], now_ns: int) -> None:
+    def _begin(self, decision: Decision, key: CacheKey, pictures: Pictures, now_ns: int) -> None:
         """Start a refresh of the decided slots beside the plans, unless one is under way."""
         assert self.refresh is not None
         if self.refresh.started is None:
             copies = [None if picture is None else picture.copy() for picture in pictures]
             self.refresh.start(Started(decision, key, copies, now_ns))
 
-    def _adopt(self, now_ns: int) -> tuple[Adopted, _Judged]:
+    def _adopt(self, now_ns: int) -> tuple[Adopted, Judged]:
         assert self.refresh is not None
         self.went_over = True
         started, took = self.refresh.take()
         self._sides.adopt()
-        before = self.cache.gate.verdict
-        verdict = self.cache.adopted(
-            started.decision, started.key, started.pictures, self.graphs.features(), started.seen_ns
-        )
-        return Adopted((now_ns - started.seen_ns) / 1e9, *took), self._judged(before, verdict)
+        judged = self._judge(started.decision, started.key, started.pictures, started.seen_ns, beside=True)
+        return Adopted((now_ns - started.seen_ns) / 1e9, *took), judged
 
     def _refreshed(self, started: Started) -> tuple[float, float, float]:
         """On the refreshing thread: `vision` and the prefix of newer pictures into the side that is not in use."""
         prepare_ns, vision_ns = self._look(started.decision, started.pictures)
         return prepare_ns / 1e6, vision_ns / 1e6, self._sides.refresh()
 
-    def _look(self, decision: Decision, pictures: list[NDArray[np.uint8] | None]) -> tuple[int, int]:
+    def _look(self, decision: Decision, pictures: Pictures) -> tuple[int, int]:
         """Prepare and run `vision` for the decided slots; (preparing, vision) in ns."""
         prepare_ns = vision_ns = 0
         pixels = self.graphs.buffers["pixels"]
@@ -181,7 +175,7 @@ class Sight:
                 vision_ns += time.perf_counter_ns() - middle
         return prepare_ns, vision_ns
 
-    def _key(self, pictures: list[NDArray[np.uint8] | None], task: str) -> CacheKey:
+    def _key(self, pictures: Pictures, task: str) -> CacheKey:
         return CacheKey(
             self._bundle.digest,
             task if self._bundle.manifest.tokenizer.file else "",

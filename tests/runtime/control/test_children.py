@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,7 +17,13 @@ import pytest
 
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.children import Child, end, start
-from vla_edge.runtime.control.run_options import InferenceOptions, flags_of, options_of_arguments
+from vla_edge.runtime.control.run_options import (
+    PolicyOptions,
+    RobotOptions,
+    control_words,
+    inference_words,
+    options_of_arguments,
+)
 
 WAITS = "import sys; print('here', flush=True); sys.stdin.read()"
 
@@ -74,9 +81,17 @@ def test_a_child_that_outlives_sigkill_is_told_of_and_left(capsys: pytest.Captur
     assert told == {"ran": 1} and "did not end 5 s after SIGKILL" in capsys.readouterr().err
 
 
-def test_a_parent_reads_back_the_options_it_gave() -> None:
-    parser = main.parser("inference")
-    line = ["--bundle", "b", "--task", "stack it", "--camera", "a=0", "--camera", "b=1", "--trust-cameras", "--seed=3"]
-    given = options_of_arguments(InferenceOptions, parser.parse_args([*line, "--record-inputs", "file"]))
-    assert given.camera == ["a=0", "b=1"] and given.trust_cameras and given.record_inputs == Path("file")
-    assert options_of_arguments(InferenceOptions, parser.parse_args(flags_of(given))) == given
+def test_children_read_back_the_options_that_the_run_has() -> None:
+    line = ["--bundle", "b", "--task", "stack it", "--trust-cameras", "--seed=3", "--record-inputs", "file", "--shadow"]
+    arguments = main.parser("run").parse_args([*line, "--hz=45", "--port", "p", "--joints", "j.json", "--speed=0.5"])
+    robot, policy = options_of_arguments(RobotOptions, arguments), options_of_arguments(PolicyOptions, arguments)
+    assert policy.trust_cameras and policy.record_inputs == Path("file") and robot.shadow and robot.hz == 45
+    for word, given, words in (
+        ("control", robot, control_words(robot, Path("folder"))),
+        ("inference", policy, inference_words(policy, robot, Path("folder"), ["a=0", "b=1"])),
+    ):
+        assert words[:3] == ["-m", "vla_edge.runtime.command", word]
+        told = main.parser(word).parse_args(words[3:])
+        assert {field.name: getattr(told, field.name) for field in fields(given)} == asdict(given)
+        assert (told.bundle, told.run_dir, told.parent, told.json) == (Path("b"), Path("folder"), os.getpid(), True)
+    assert told.camera == ["a=0", "b=1"]
