@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
@@ -20,21 +19,31 @@ from typing import Any
 
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, read_object
-from vla_edge.robot.registers import Register
+from vla_edge.robot.arm_parts import (
+    READ_MAX,
+    SIGNS,
+    ArmJoint,
+    MotionLimits,
+    Register,
+    RegisterPlace,
+    ServoKind,
+    Setting,
+    Watchdog,
+    must,
+    named,
+    one_of,
+    within,
+)
 
 ARMS = Path(__file__).resolve().parent / "arms"
 DEFAULT_ARM = "koch"
 """The arm that is meant where nobody names one."""
 JOINTS_MAX = 16
 """ARM_JOINTS_MAX of robot/bus/arm.h."""
-BUSES_MAX = 2
-"""SERVO_BUSES_MAX of robot/bus/servo_arm.h."""
 SIDES = ("left_", "right_")
 """What the joints' names on each of two buses begin with."""
 ROLES = ("torque", "goal", "block", "load", "velocity", "position", "voltage", "temperature")
 OPTIONAL_ROLES = ("error", "watchdog", "lock")
-READ_MAX = 16
-"""BUS_READ_MAX of robot/bus/bus.h; one byte of it is the driver's, to tell answers apart."""
 SETTINGS_MAX = 24
 """SERVO_SETTINGS_MAX of robot/bus/servo_arm.h."""
 LAST_ADDRESS = {"dynamixel2": 0xFFFF, "feetech0": 0xFF}
@@ -43,146 +52,6 @@ JOINT_UNITS = ("range_m100_100", "degrees")
 """`JointUnits` of robot/joint_calibration.py by name."""
 NEEDED_CHECKS, OTHER_CHECKS = ("homing_offset", "range_min", "range_max"), ("drive_mode",)
 """Fields of a calibration file that registers hold."""
-FASTEST = 8_000.0
-"""Counts/s: a reading that is further from the last one than this is taken for a damaged one (`JointLimits.travel`)."""
-_SIGNS = {"none": 0, "twos": -1, **{f"bit{bit}": bit for bit in range(1, 32)}}
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,23}")
-"""Names stand in file names, options and, of 23 bytes at most (ARM_NAME_BYTES), in flight records."""
-
-
-def _must(fits: bool, what: str) -> None:
-    """ValueError, whose text `fields.build` completes with file and place."""
-    if not fits:
-        raise ValueError(what)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    _must(low <= value <= high, f"{name} is {value!r:.40}, must be {low:g} to {high:g}")  # nan is not
-
-
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    _must(value in known, f"{name} is {value!r:.60}, must be one of {', '.join(known)}")
-
-
-def _named(name: str, value: str) -> None:
-    _must(
-        _NAME.fullmatch(value) is not None,
-        f"{name} is {value!r:.60}, must be 1 to 23 letters, digits, dots, dashes or underscores",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ServoKind:
-    """model: its model number. volts: of each kind of supply it is made for, lowest and highest. max_celsius: at which
-    it shuts down by itself."""
-
-    model: int
-    volts: Mapping[str, tuple[float, float]]
-    max_celsius: int
-
-    def __post_init__(self) -> None:
-        _within("model", self.model, 0, 0xFFFF)
-        _within("max_celsius", self.max_celsius, 20, 150)
-        _must(bool(self.volts), "volts is empty; give lowest and highest of each kind of supply")
-        for kind, (low, high) in self.volts.items():
-            _within(f"volts.{kind}[0]", low, 1, 100)
-            _must(low < high <= 100, f"volts.{kind} is {low!r:.20} to {high!r:.20}, must rise, to 100 at most")
-
-    @property
-    def tenths(self) -> tuple[int, int]:
-        """Lowest and highest voltage of any kind, 0.1 V."""
-        return round(10 * min(low for low, _ in self.volts.values())), round(
-            10 * max(high for _, high in self.volts.values())
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ArmJoint:
-    """One joint. A name that ends in `gripper` is one: 0 to 100 in every unit. mode: of operation. gravity: counts its
-    goal may lead by at rest. full_turn: it has no ends, its range is the whole turn. bus: 1: on the second of two
-    ports."""
-
-    name: str
-    id: int
-    servo: str
-    mode: int
-    gravity: int
-    full_turn: bool = False
-    bus: int = 0
-
-    def __post_init__(self) -> None:
-        _named("name", self.name)
-        _within("id", self.id, 0, 252)
-        _within("gravity", self.gravity, 0, 0x7FFF)
-        _within("bus", self.bus, 0, BUSES_MAX - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class RegisterPlace:
-    """at: first address. sign: none, twos (complement) or bitN, which says minus above the magnitude."""
-
-    at: int
-    bytes: int
-    sign: str = "none"
-
-    def __post_init__(self) -> None:
-        _within("at", self.at, 0, 0xFFFF)
-        _within("bytes", self.bytes, 1, READ_MAX - 1)
-        _one_of("sign", self.sign, _SIGNS)
-        _must(_SIGNS[self.sign] < 8 * self.bytes, f"sign is {self.sign}, which {self.bytes} bytes do not have")
-
-    @property
-    def numbers(self) -> range:
-        """What it can hold."""
-        bit = _SIGNS[self.sign]
-        if bit == _SIGNS["none"]:
-            return range(1 << 8 * self.bytes)
-        if bit == _SIGNS["twos"]:
-            return range(-1 << 8 * self.bytes - 1, 1 << 8 * self.bytes - 1)
-        return range(1 - (1 << bit), 1 << bit)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a register must hold whenever there is torque: on every servo (value), or on some (of: joint → value).
-    at_most: the register that bounds it."""
-
-    register: str
-    value: int | None = None
-    of: Mapping[str, int] = field(default_factory=dict)
-    at_most: str | None = None
-
-    def __post_init__(self) -> None:
-        _must((self.value is None) == bool(self.of), f"{self.register:.40} needs either a value or `of` some joints")
-
-
-@dataclass(frozen=True, slots=True)
-class Watchdog:
-    """value: that its register is set to. tripped: that it reads when it has stopped the servo."""
-
-    value: int
-    tripped: int
-
-    def __post_init__(self) -> None:
-        _within("value", self.value, 1, 255)
-        _within("tripped", self.tripped, 1, 255)
-        _must(self.value != self.tripped, f"value and tripped are both {self.value}")
-
-
-@dataclass(frozen=True, slots=True)
-class MotionLimits:
-    """counts/s, counts/s², counts of lead; the gripper's lead, as what it holds keeps it from closing."""
-
-    velocity: float
-    acceleration: float
-    tracking: int
-    gripper_tracking: int
-
-    def __post_init__(self) -> None:
-        _within("velocity", self.velocity, 1, FASTEST)
-        _within("acceleration", self.acceleration, 1, 1e6)
-        _within("tracking", self.tracking, 1, 0x7FFF)
-        _within("gripper_tracking", self.gripper_tracking, 1, 0x7FFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,107 +110,107 @@ class ArmDescription:
         self._check_values()
 
     def _check_words(self) -> None:
-        _named("name", self.name)
+        named("name", self.name)
         for name in ("title", "tool"):
-            _must(bool(getattr(self, name).strip()), f"{name} is empty")
-        _one_of("protocol", self.protocol, LAST_ADDRESS)
+            must(bool(getattr(self, name).strip()), f"{name} is empty")
+        one_of("protocol", self.protocol, LAST_ADDRESS)
         for name in ("baud", "factory_baud"):
             if (baud := getattr(self, name)) is not None:
-                _within(name, baud, 9_600, 10_000_000)
-        _must(bool(self.joint_units), f"joint_units is empty; there are {', '.join(JOINT_UNITS)}")
+                within(name, baud, 9_600, 10_000_000)
+        must(bool(self.joint_units), f"joint_units is empty; there are {', '.join(JOINT_UNITS)}")
         for place, units in enumerate(self.joint_units):
-            _one_of(f"joint_units[{place}]", units, JOINT_UNITS)
+            one_of(f"joint_units[{place}]", units, JOINT_UNITS)
         for folder in self.lerobot_folders:
-            _must("/" not in folder and bool(folder), f"lerobot_folders has {folder!r:.60}, must be names of folders")
-        _within("counts_per_turn", self.counts_per_turn, 256, 1 << 20)
-        _within("velocity_unit", self.velocity_unit, 1e-3, 1e3)
-        _must(self.homing_sign in (-1, 1), f"homing_sign is {self.homing_sign!r:.20}, must be -1 or 1")
-        _within("min_firmware", self.min_firmware, 0, 0xFFFF)
-        _within("eeprom_end", self.eeprom_end, 0, 0xFFFF)
+            must("/" not in folder and bool(folder), f"lerobot_folders has {folder!r:.60}, must be names of folders")
+        within("counts_per_turn", self.counts_per_turn, 256, 1 << 20)
+        within("velocity_unit", self.velocity_unit, 1e-3, 1e3)
+        must(self.homing_sign in (-1, 1), f"homing_sign is {self.homing_sign!r:.20}, must be -1 or 1")
+        within("min_firmware", self.min_firmware, 0, 0xFFFF)
+        within("eeprom_end", self.eeprom_end, 0, 0xFFFF)
         for number, word in self.errors.items():
-            _within("errors: a key", number, 1, 255)
-            _must(bool(word), f"errors.{number} is empty")
+            within("errors: a key", number, 1, 255)
+            must(bool(word), f"errors.{number} is empty")
         for number, word in self.modes.items():
-            _must(bool(word), f"modes.{number} is empty")
+            must(bool(word), f"modes.{number} is empty")
 
     def _check_joints(self) -> None:
-        _must(bool(self.servos), "servos is empty; a joint's servo is one of them")
+        must(bool(self.servos), "servos is empty; a joint's servo is one of them")
         names, ids = self.joint_names, [(joint.bus, joint.id) for joint in self.joints]
-        _must(1 <= len(names) <= JOINTS_MAX, f"joints has {len(names)} items, an arm has 1 to {JOINTS_MAX}")
+        must(1 <= len(names) <= JOINTS_MAX, f"joints has {len(names)} items, an arm has 1 to {JOINTS_MAX}")
         for place, joint in enumerate(self.joints):
             where = f"joints[{place}]"
-            _must(names.index(joint.name) == place, f"{where}.name is {joint.name}, as an earlier joint's")
-            _must(ids.index(ids[place]) == place, f"{where}.id is {joint.id}, as an earlier joint's")
-            _one_of(f"{where}.servo", joint.servo, self.servos)
-            _must(joint.mode in self.modes, f"{where}.mode is {joint.mode!r:.20}, which has no name among modes")
+            must(names.index(joint.name) == place, f"{where}.name is {joint.name}, as an earlier joint's")
+            must(ids.index(ids[place]) == place, f"{where}.id is {joint.id}, as an earlier joint's")
+            one_of(f"{where}.servo", joint.servo, self.servos)
+            must(joint.mode in self.modes, f"{where}.mode is {joint.mode!r:.20}, which has no name among modes")
         buses = [joint.bus for joint in self.joints]
-        _must(buses[0] == 0 and buses == sorted(buses), "joints: those on bus 0 stand first, then those on bus 1")
+        must(buses[0] == 0 and buses == sorted(buses), "joints: those on bus 0 stand first, then those on bus 1")
         for place, joint in enumerate(self.joints):
             fits = self.buses == 1 or joint.name.startswith(SIDES[joint.bus])
-            _must(
+            must(
                 fits,
                 f"joints[{place}].name is {joint.name}, on bus {joint.bus} of two it begins with {SIDES[joint.bus]}",
             )
-        _must(all(self.parking), "parking has an empty group; each names the joints that park together")
+        must(all(self.parking), "parking has an empty group; each names the joints that park together")
         grouped = [name for group in self.parking for name in group]
         for name in grouped:
-            _must(name in names, f"parking names {name!r:.60}, which is no joint")
-            _must(grouped.count(name) == 1, f"parking names {name} twice")
+            must(name in names, f"parking names {name!r:.60}, which is no joint")
+            must(grouped.count(name) == 1, f"parking names {name} twice")
 
     def _check_registers(self) -> None:
         for role in self.roles:
-            _one_of("roles: a key", role, (*ROLES, *OPTIONAL_ROLES))
+            one_of("roles: a key", role, (*ROLES, *OPTIONAL_ROLES))
         for role in ROLES:
-            _must(role in self.roles, f"roles.{role} is missing")
+            must(role in self.roles, f"roles.{role} is missing")
         for name in self.checked:
-            _one_of("checked: a key", name, (*NEEDED_CHECKS, *OTHER_CHECKS))
+            one_of("checked: a key", name, (*NEEDED_CHECKS, *OTHER_CHECKS))
         for name in NEEDED_CHECKS:
-            _must(name in self.checked, f"checked.{name} is missing")
-        named = {f"roles.{role}": register for role, register in self.roles.items()}
-        named |= {f"checked.{name}": register for name, register in self.checked.items()}
-        named |= {f"eeprom: {name}": name for name in self.eeprom} | {f"cleared: {name}": name for name in self.cleared}
+            must(name in self.checked, f"checked.{name} is missing")
+        used = {f"roles.{role}": register for role, register in self.roles.items()}
+        used |= {f"checked.{name}": register for name, register in self.checked.items()}
+        used |= {f"eeprom: {name}": name for name in self.eeprom} | {f"cleared: {name}": name for name in self.cleared}
         for place, setting in enumerate(self.settings):
-            named[f"settings[{place}].register"] = setting.register
+            used[f"settings[{place}].register"] = setting.register
             if setting.at_most is not None:
-                named[f"settings[{place}].at_most"] = setting.at_most
+                used[f"settings[{place}].at_most"] = setting.at_most
         always = ["operating_mode", *(["baud_rate"] if self.baud_code is not None else [])]
-        for where, register in (named | {f"registers.{name}": name for name in always}).items():
-            _must(register in self.registers, f"{where} is {register!r:.60}, which is not among registers")
+        for where, register in (used | {f"registers.{name}": name for name in always}).items():
+            must(register in self.registers, f"{where} is {register!r:.60}, which is not among registers")
         block = self.roles["block"]
         for name, lies in self.registers.items():
-            _must(
+            must(
                 name == block or lies.bytes in (1, 2, 4),
                 f"registers.{name}.bytes is {lies.bytes}, must be 1, 2 or 4 (roles.block alone may be longer)",
             )
-            _must(
+            must(
                 lies.at + lies.bytes - 1 <= LAST_ADDRESS[self.protocol],
                 f"registers.{name}.at is {lies.at}, beyond {self.protocol}'s last address",
             )
         ordered = sorted((lies.at, name) for name, lies in self.registers.items() if name != block)
         for (at, name), (_, before) in zip(ordered[1:], ordered):
             end = self.registers[before].at + self.registers[before].bytes
-            _must(at >= end, f"registers.{name}.at is {at}, where {before} lies")
+            must(at >= end, f"registers.{name}.at is {at}, where {before} lies")
         inside = self.registers[block]
         for role in ("load", "velocity", "position"):
             lies = self.registers[self.roles[role]]
-            _must(
+            must(
                 inside.at <= lies.at and lies.at + lies.bytes <= inside.at + inside.bytes,
                 f"roles.{role} lies outside roles.block, with which it is read",
             )
         if "error" in self.roles:
             span = self.at("error").address + 1 - self.at("torque").address
-            _must(1 <= span <= READ_MAX, f"from roles.torque to roles.error are {span} bytes; {READ_MAX} can be read")
-        _must(("watchdog" in self.roles) == (self.watchdog is not None), "watchdog needs its role and its values")
+            must(1 <= span <= READ_MAX, f"from roles.torque to roles.error are {span} bytes; {READ_MAX} can be read")
+        must(("watchdog" in self.roles) == (self.watchdog is not None), "watchdog needs its role and its values")
 
     def _check_values(self) -> None:
         order = [setting.register for setting in self.settings]
-        _must(len(order) <= SETTINGS_MAX, f"settings has {len(order)} items, {SETTINGS_MAX} can be kept")
+        must(len(order) <= SETTINGS_MAX, f"settings has {len(order)} items, {SETTINGS_MAX} can be kept")
         places = [self.registers[register].at for register in order]
-        _must(places == sorted(set(places)), "settings must stand by rising address, each once")
-        _must(self.speed in order, f"speed is {self.speed!r:.60}, which is not among settings")
+        must(places == sorted(set(places)), "settings must stand by rising address, each once")
+        must(self.speed in order, f"speed is {self.speed!r:.60}, which is not among settings")
         for place, register in enumerate(self.refused_when_stopped):
             what = f"refused_when_stopped[{place}] is {register!r:.60}, which is not among settings"
-            _must(register in order, what)
+            must(register in order, what)
         held = {f"eeprom.{name}": (name, value) for name, value in self.eeprom.items()}
         held |= {f"cleared.{name}": (name, value) for name, value in self.cleared.items()}
         if self.baud_code is not None:
@@ -349,13 +218,13 @@ class ArmDescription:
         held |= {f"joints[{place}].mode": ("operating_mode", joint.mode) for place, joint in enumerate(self.joints)}
         for place, setting in enumerate(self.settings):
             for joint, value in setting.of.items():
-                _must(joint in self.joint_names, f"settings[{place}].of names {joint!r:.60}, which is no joint")
+                must(joint in self.joint_names, f"settings[{place}].of names {joint!r:.60}, which is no joint")
                 held[f"settings[{place}].of.{joint}"] = (setting.register, value)
             if setting.value is not None:
                 held[f"settings[{place}].value"] = (setting.register, setting.value)
         for where, (register, value) in held.items():
             numbers = self.registers[register].numbers
-            _within(where, value, numbers[0], numbers[-1])
+            within(where, value, numbers[0], numbers[-1])
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -392,7 +261,7 @@ class ArmDescription:
 
     def register(self, name: str) -> Register:
         place = self.registers[name]
-        return Register(name, place.at, place.bytes, _SIGNS[place.sign])
+        return Register(name, place.at, place.bytes, SIGNS[place.sign])
 
     def at(self, role: str) -> Register:
         """The register of a role."""

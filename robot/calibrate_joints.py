@@ -27,7 +27,7 @@ from vla_edge.errors import JointCalibrationError
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import save_joint_calibration
 from vla_edge.robot.port import check_latency_timer
-from vla_edge.robot.robot_file import add_arm, add_robot_file
+from vla_edge.robot.robot_file import add_arm, add_port, add_robot_file
 from vla_edge.robot.servo_arm import ArmResult, check_servos
 from vla_edge.robot.servo_bus import ServoBus
 
@@ -189,9 +189,7 @@ def _record_ranges(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arm(parser)
-    parser.add_argument(
-        "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
-    )
+    add_port(parser)
     parser.add_argument("--joints", type=file_to_write, required=True, help="joint calibration to write")
     parser.add_argument("--replace", action="store_true", help="replace an existing file")
     add_robot_file(parser)

@@ -10,8 +10,8 @@ from vla_edge.command_line import answer, between
 from vla_edge.errors import ConfigError
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import JointUnits, counts_from_unit, load_joint_calibration, unit_from_counts
-from vla_edge.robot.robot_file import add_arm, add_robot_file
-from vla_edge.robot.servo_arm import READ_S, ArmOptions, open_arm
+from vla_edge.robot.robot_file import add_arm, add_port, add_robot_file
+from vla_edge.robot.servo_arm import ArmOptions, open_arm
 from vla_edge.robot.slow_motion import SlowLimits, load_park_pose, move_slowly, save_park_pose
 
 FIRST_CONTACT_VELOCITY = 670.0
@@ -21,9 +21,7 @@ DEGREES_PER_S = (1.0, 30.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_arm(parser)
-    parser.add_argument(
-        "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
-    )
+    add_port(parser)
     parser.add_argument("--joints", type=Path, required=True, help="joint calibration of this arm (LeRobot's JSON)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--joint", help="the joint to move; the others hold")
@@ -49,13 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = load_joint_calibration(arguments.joints, arm)
     units = JointUnits(arguments.joint_units)
     options = ArmOptions(
-        arm,
-        arguments.port,
-        calibration,
-        units,
-        velocity=FIRST_CONTACT_VELOCITY,
-        write=not arguments.store_park,
-        reading_s=READ_S,
+        arm, arguments.port, calibration, units, velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park
     )
     limits = SlowLimits(speed=arguments.speed * arm.counts_per_turn / 360)
     goal: dict[str, int] = {}

@@ -89,6 +89,13 @@ def add_arm(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     )
 
 
+def add_port(parser: argparse.ArgumentParser) -> None:
+    """`--port` of a command that cannot do without."""
+    parser.add_argument(
+        "--port", required=True, help="serial port of the follower; LEFT,RIGHT of two arms that are one"
+    )
+
+
 def add_robot_file(parser: argparse.ArgumentParser, by_itself: bool = True) -> None:
     """`--robot-file`. by_itself: the command looks for robot.yaml in the present folder without being told to."""
     assert isinstance(parser, CommandParser)

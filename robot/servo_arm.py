@@ -17,16 +17,14 @@ from enum import IntEnum
 from vla_edge.errors import BusError, JointCalibrationError
 from vla_edge.robot.arm import ArmReading
 from vla_edge.robot.arm_description import LAST_ADDRESS, ArmDescription, Setting, arm_names, load_arm
+from vla_edge.robot.arm_parts import Register
 from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, LinearMap, linear_map
 from vla_edge.robot.port import check_latency_timer, gone
-from vla_edge.robot.registers import Register
 from vla_edge.robot.servo_bus import ServoBus, answers_at
 
 FACTORY_ID = 1
 RANGE_MARGIN = 512
 """Counts (45°) a joint may stand outside its calibrated range: further means a lost turn."""
-READINGS, READINGS_ENOUGH = 30, 5
-"""Tries of the reading time, and how many must be short enough: a busy machine delays some."""
 READ_S, READ_TRIES = 0.03, 6
 """Longest time of a reading of the slow path, and how often it is asked for: together less than the servos' watchdog.
 """
@@ -56,7 +54,6 @@ class ArmOptions:
 
     velocity: counts/s that goals move at most: the servos' own limit behind the safety filter is a little higher, so
     that they never lag behind; None: as described. write: False leaves every register as it is (shadow mode).
-    reading_s: longest time a reading of all servos may take; 0: any.
     """
 
     arm: ArmDescription
@@ -65,7 +62,6 @@ class ArmOptions:
     units: JointUnits | None = None
     velocity: float | None = None
     write: bool = True
-    reading_s: float = 0.0
 
 
 class ServoArm:
@@ -145,7 +141,10 @@ class ServoArm:
                 f"{action} failed: {self.joints[joint]} holds {register} = {found} and does not take {wanted}; check "
                 f"the servo in {self.description.tool}"
             )
-        return BusError(f"{action} failed ({ArmResult(result).name.lower()}); check cables and power, then start again")
+        return BusError(
+            f"{action} failed ({ArmResult(result).name.lower()}); check cables and power, and that the adapter answers "
+            "at once (docs/robot.md), then start again"
+        )
 
 
 def register_at(arm: ArmDescription, address: int) -> str:
@@ -165,8 +164,6 @@ def open_arm(options: ArmOptions) -> ServoArm:
         check_against_calibration(bus, options.calibration)
         if options.write:
             configure(bus, options)
-        if options.reading_s > 0:
-            check_reading_time(bus, options.reading_s)
         arm = ServoArm(bus, options, supply)
         failed.pop_all()
     return arm
@@ -343,29 +340,6 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
             f"{name} stands at {position} counts, its range is {calibrated.range_min}..{calibrated.range_max}; "
             f"move it into its range by hand{off_and_on}{again if turned else ''}"
         )
-
-
-def check_reading_time(bus: ServoBus, longest_s: float) -> None:
-    """BusError when the servos cannot all be read within `longest_s`: every tick would hold."""
-    times = []
-    for _ in range(READINGS):
-        start_s = time.monotonic()
-        result = bus.native.read_arm(CALL_S)[0]
-        if result in (ArmResult.OK, ArmResult.ALERT):
-            times.append(time.monotonic() - start_s)
-            if sum(took <= longest_s for took in times) >= READINGS_ENOUGH:
-                return
-    if not times:
-        raise BusError(
-            f"no reading of all {len(bus.joints)} servos came whole over {bus.path}; check the cables and the "
-            "power supply"
-        )
-    usual_s = sorted(times)[len(times) // 2]
-    raise BusError(
-        f"reading the {len(bus.joints)} servos over {bus.path} takes {usual_s * 1e3:.1f} ms, longest allowed "
-        f"{longest_s * 1e3:.1f} ms; "
-        "set the adapter's latency timer to 1 ms or use an adapter without one (docs/robot.md)"
-    )
 
 
 def clear_bits(bus: ServoBus) -> None:

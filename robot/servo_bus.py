@@ -14,8 +14,8 @@ from typing import Any
 
 from vla_edge.errors import BusError
 from vla_edge.robot.arm_description import ArmDescription
+from vla_edge.robot.arm_parts import Register
 from vla_edge.robot.port import open_port
-from vla_edge.robot.registers import Register
 
 REPLIES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Longest wait for a reply, try by try. The first is more than ten times what a slow USB adapter needs; on a busy

@@ -60,6 +60,7 @@ def move_slowly(
             raise BusError(
                 f"{name}: goal {counts} counts is outside its calibrated range {low}..{high}; choose a value inside"
             )
+    arm.read()  # a bus that is too slow is told of before there is torque
     arm.set_torque(True)
     start = arm.read().positions
     target = tuple(goal.get(name, position) for name, position in zip(arm.joints, start))

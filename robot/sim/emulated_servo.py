@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from vla_edge.robot.registers import Register
+from vla_edge.robot.arm_parts import Register
 from vla_edge.robot.sim.framing import Language
 
 RETURN_DELAY_UNIT_NS = 2_000

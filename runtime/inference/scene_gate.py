@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vla_edge.bundle import Bundle
 from vla_edge.errors import BundleError, ConfigError
+from vla_edge.fields import build
 
 BLOCKS = (24, 32)
 """Rows and columns of the small luma picture: blocks of 20×20 pixels at 480×640."""
@@ -73,24 +74,17 @@ class GateSettings:
 
 def read_gate(bundle: Bundle) -> GateSettings | None:
     """The limits that `vla-calibrate gate` wrote into the manifest; None for a bundle that was not calibrated."""
-    gate = _renamed(bundle.manifest.gate)
-    if "threshold" not in gate:
-        return None
-    names = ("similarity", "threshold", "still_mean", "still_worst", "max_reuse", "max_age_s", "bound")
-    missing = [name for name in names if name not in gate]
-    if missing:
-        raise BundleError(f"{bundle.path}: manifest gate lacks {', '.join(missing)}; run vla-calibrate gate again")
-    return GateSettings(**{name: gate[name] for name in names})
+    gate = bundle.manifest.gate
+    return settings_of(gate, bundle.path) if "threshold" in gate else None
 
 
-def settings_of(recorded: Mapping[str, Any]) -> GateSettings:
-    """The limits that a record holds."""
-    return GateSettings(**_renamed(recorded))
-
-
-def _renamed(limits: Mapping[str, Any]) -> dict[str, Any]:
-    """Files of before call the limits of stillness guard_mean and guard_worst."""
-    return {name.replace("guard_", "still_"): value for name, value in limits.items()}
+def settings_of(limits: Mapping[str, Any], where: object) -> GateSettings:
+    """The limits that a manifest or a record holds among other facts. Files of before call those of stillness
+    guard_mean and guard_worst. BundleError: one is missing, or no number."""
+    known = [item.name for item in fields(GateSettings)]
+    found = {name.replace("guard_", "still_"): value for name, value in limits.items()}
+    content = {name: found[name] for name in known if name in found}
+    return build(GateSettings, content, f"{where}: gate", BundleError, "run vla-calibrate gate again")
 
 
 def gate_features(bundle: Bundle) -> set[str]:

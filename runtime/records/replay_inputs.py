@@ -72,7 +72,7 @@ def _session(bundle: Bundle, entry: Entry) -> PolicySession:
         )
     engine = load_engine(head["engine"], EngineOptions(threads=head["threads"], spin=False))
     cache = CacheMode(head["cache"] if "cache" in head else head["policy"])  # its name in records of before
-    gate = None if head["gate"] is None else settings_of(head["gate"])
+    gate = None if head["gate"] is None else settings_of(head["gate"], "the record")
     options = SessionOptions(cache, head["seed"], head["steps"], gate, head["allow_truncation"])
     return PolicySession(bundle, engine, replace(options, refresh=Refresh(head.get("refresh", Refresh.FRONT.value))))
 
@@ -129,7 +129,7 @@ def _inpaint(arrays: Any) -> Inpaint | None:
 
 def _tighten_to(session: PolicySession, gate: Any) -> None:
     """An audit tightened the limits between the last inference and this one."""
-    wanted = None if gate is None else settings_of(gate)
+    wanted = None if gate is None else settings_of(gate, "the record")
     for _ in range(64):
         if session.cache.settings == wanted or session.cache.settings is None:
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from vla_edge.robot.registers import Register
+from vla_edge.robot.arm_parts import Register
 from vla_edge.robot.sim.emulated_servo import RETURN_DELAY_UNIT_NS, EmulatedServo
 from vla_edge.robot.sim.framing import FEETECH0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 
-from vla_edge.robot.registers import Register
+from vla_edge.robot.arm_parts import Register
 from vla_edge.robot.sim.emulated_servo import RETURN_DELAY_UNIT_NS, EmulatedServo
 from vla_edge.robot.sim.framing import DYNAMIXEL2
 from vla_edge.robot.sim.servos import x_series_table as r

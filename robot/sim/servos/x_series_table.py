@@ -8,7 +8,7 @@ are two's complement. 0..63 is EEPROM: writable only with torque off.
 
 from __future__ import annotations
 
-from vla_edge.robot.registers import TWOS, Register
+from vla_edge.robot.arm_parts import TWOS, Register
 
 XL430_W250 = 1060
 XL330_M288 = 1200

@@ -12,7 +12,7 @@ import pytest
 
 from vla_edge.contract import Chunk, ChunkKind, Command
 from vla_edge.robot.arm_description import load_arm
-from vla_edge.robot.registers import Register
+from vla_edge.robot.arm_parts import Register
 from vla_edge.robot.sim.bus_faults import FaultRates, Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
 from vla_edge.robot.sim.emulator import servos_of

@@ -10,7 +10,7 @@ import pytest
 
 from vla_edge.bundle import open_bundle
 from vla_edge.contract import Frame
-from vla_edge.errors import ConfigError
+from vla_edge.errors import BundleError, ConfigError
 from vla_edge.runtime.control.planning import WatchedScene, still
 from vla_edge.runtime.inference import scene_gate
 from vla_edge.runtime.inference.cache import CacheKey, CacheMode, PrefixCache, Reason
@@ -129,7 +129,10 @@ def test_stillness_is_read_in_levels_of_grey():
 def test_limits_are_read_from_files_of_before_that_call_stillness_a_guard(golden_bundle, tmp_path):
     old = {"similarity": "pooled", "threshold": 0.9, "guard_mean": 0.885, "guard_worst": 16.8}
     expected = GateSettings("pooled", 0.9, still_mean=0.885, still_worst=16.8)
-    assert settings_of(old) == settings_of(asdict(expected)) == expected
+    assert settings_of(old, "x") == settings_of(asdict(expected), "x") == expected
+    for wrong, why in (({**old, "threshold": "high"}, "threshold is 'high', must be a"), ({}, "field similarity is")):
+        with pytest.raises(BundleError, match=f"x: gate: {why} .*; run vla-calibrate gate again"):
+            settings_of(wrong, "x")
     bundle = open_bundle(golden_bundle)
     for gate in ({**old, "max_reuse": 10, "max_age_s": 2.0, "bound": 0.01}, asdict(expected)):
         assert read_gate(replace(bundle, manifest=replace(bundle.manifest, gate=gate))) == expected
