@@ -142,7 +142,7 @@ def test_a_refresh_beside_one_pass_is_refused_before_limits_are_asked_for(
     act_bundle: Path, tmp_path: Path, cache: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["inference", "--bundle", str(act_bundle), "--run-dir", str(tmp_path / "run"), "--refresh", "beside"]
-    cameras = [f"--camera={short_name(camera.source)}=0" for camera in open_bundle(act_bundle).manifest.cameras]
+    cameras = [f"--camera={short_name(c.source)}={i}" for i, c in enumerate(open_bundle(act_bundle).manifest.cameras)]
     assert runtime([*words, *cameras, *cache]) == 2
     told = capsys.readouterr().err
     assert "makes its chunk in one pass, nothing can be refreshed beside it; choose --refresh front" in told
