@@ -12,8 +12,6 @@ interpolations remains (4e-7 on a −1..1 picture).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +19,7 @@ from vla_edge.core import load_core
 from vla_edge.errors import CoreError
 from vla_edge.runtime.inference.units import Normalizer
 
-Samples = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
+Samples = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 """Two source indices and the weight of the second, for each target index."""
 
 
@@ -32,8 +30,8 @@ def resized_size(height: int, width: int, target_height: int, target_width: int)
 
 
 class PictureScaler:
-    """Scales pictures of one fixed size into one fixed target; every buffer is made here, none per picture. The C core
-    does it (runtime/core/policy/picture.c), numpy with the same bits where there is none.
+    """Scales pictures of one fixed size into one fixed target. The C core does it (runtime/core/policy/picture.c) with
+    the buffers made here, numpy with the same bits where there is none.
 
     pad: False leaves out both resize and padding (`resize_imgs_with_padding` null): source and target are one size.
     """
@@ -43,66 +41,28 @@ class PictureScaler:
         self.source = source
         self.target = target
         self.inner = resized_size(height, width, *target) if pad else source
-        samples = [_samples(*sizes) for sizes in zip(source, self.inner)]
-        try:
-            core = load_core()
-        except CoreError:
-            self._numpy: _NumpyScaler | None = _NumpyScaler(source, self.inner, samples)
-            return
-        self._numpy, self._scale = None, core.scale_picture
+        self._samples = [_samples(*sizes) for sizes in zip(source, self.inner)]
         self._row = np.empty(3 * width, np.float32)
-        self._samples = [
-            array.astype(np.int32) if array.dtype != np.float32 else array for axis in samples for array in axis
-        ]
+        try:
+            self._scale = load_core().scale_picture
+        except CoreError:
+            self._scale = None
 
     def into(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
         """Write `image` (uint8 [height, width, 3] of the source size) to `pixels` (float32 [1, 3, h, w], −1..1)."""
-        if self._numpy is None:
-            self._scale(np.ascontiguousarray(image), pixels, self._row, *self._samples)
+        if self._scale is None:
+            self._scale_in_numpy(image, pixels)
         else:
-            self._numpy.into(image, pixels)
+            self._scale(np.ascontiguousarray(image), pixels, self._row, *self._samples[0], *self._samples[1])
 
-
-class _NumpyScaler:
-    """The same in numpy: whole pictures, one operation after the other."""
-
-    def __init__(self, source: tuple[int, int], inner: tuple[int, int], samples: Sequence[Samples]) -> None:
-        (height, width), (inner_height, inner_width) = source, inner
-        self.inner = inner
-        self._planes = np.empty((3, height, width), np.float32)
-        (self._top, self._bottom, bottom_weight), (self._left, self._right, right_weight) = samples
-        self._bottom_weight = bottom_weight[:, None]
-        self._top_weight = np.float32(1) - self._bottom_weight
-        self._right_weight = right_weight
-        self._left_weight = np.float32(1) - right_weight
-        self._rows = np.empty((2, 3, inner_height, width), np.float32)
-        self._columns = np.empty((2, 3, inner_height, inner_width), np.float32)
-
-    def into(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
+    def _scale_in_numpy(self, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
+        planes = image.transpose(2, 0, 1) / np.float32(255)
+        for axis, (first, second, weight) in zip((1, 2), self._samples):
+            share = weight[:, None] if axis == 1 else weight
+            planes = planes.take(first, axis) * (np.float32(1) - share) + planes.take(second, axis) * share
         height, width = self.inner
-        np.divide(image.transpose(2, 0, 1), np.float32(255), out=self._planes)
-        scaled = self._planes
-        if self._planes.shape[1:] != self.inner:
-            scaled = self._interpolate()
-        scaled *= np.float32(2)
         pixels.fill(-1)
-        inside = pixels[0, :, pixels.shape[2] - height :, pixels.shape[3] - width :]
-        np.subtract(scaled, np.float32(1), out=inside)
-
-    def _interpolate(self) -> NDArray[np.float32]:
-        top, bottom = self._rows
-        np.take(self._planes, self._top, axis=1, out=top, mode="clip")
-        np.take(self._planes, self._bottom, axis=1, out=bottom, mode="clip")
-        top *= self._top_weight
-        bottom *= self._bottom_weight
-        top += bottom
-        left, right = self._columns
-        np.take(top, self._left, axis=2, out=left, mode="clip")
-        np.take(top, self._right, axis=2, out=right, mode="clip")
-        left *= self._left_weight
-        right *= self._right_weight
-        left += right
-        return np.asarray(left)
+        pixels[0, :, pixels.shape[2] - height :, pixels.shape[3] - width :] = planes * np.float32(2) - np.float32(1)
 
 
 class ChannelNormalizer:
@@ -133,7 +93,7 @@ def _samples(source: int, target: int) -> Samples:
     scale = np.float64(np.float32(source) / np.float32(target))
     position = (scale * (np.arange(target) + 0.5) - 0.5).astype(np.float32)
     position = np.maximum(position, np.float32(0))
-    first = np.minimum(position.astype(np.intp), source - 1)
+    first = np.minimum(position.astype(np.int32), source - 1)
     second = np.minimum(first + 1, source - 1)
     weight = np.clip(position - first.astype(np.float32), 0, 1).astype(np.float32)
     return first, second, weight
