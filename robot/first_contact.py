@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = load_joint_calibration(arguments.joints, arm)
     units = JointUnits(arguments.joint_units)
     options = ArmOptions(
-        arm, arguments.port, calibration, units, velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park
+        arm, arguments.port, calibration, velocity=FIRST_CONTACT_VELOCITY, write=not arguments.store_park
     )
     limits = SlowLimits(speed=arguments.speed * arm.counts_per_turn / 360)
     goal: dict[str, int] = {}

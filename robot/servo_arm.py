@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from vla_edge.errors import BusError, JointCalibrationError
-from vla_edge.robot.arm import ArmReading
-from vla_edge.robot.arm_description import LAST_ADDRESS, ArmDescription, Setting, arm_names, load_arm
-from vla_edge.robot.arm_parts import Register
-from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, LinearMap, linear_map
+from vla_edge.robot.arm_description import LAST_ADDRESS, ArmDescription, arm_names, load_arm
+from vla_edge.robot.arm_parts import Setting
+from vla_edge.robot.joint_calibration import JointCalibrations
 from vla_edge.robot.port import check_latency_timer, gone
 from vla_edge.robot.servo_bus import ServoBus, answers_at
 
@@ -48,9 +47,17 @@ class ArmResult(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ArmReading:
+    """All joints at one moment. positions: counts. velocities: servo units. alerts: hardware alert per joint."""
+
+    positions: tuple[int, ...]
+    velocities: tuple[int, ...]
+    alerts: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ArmOptions:
     """arm: its description. port: serial port, by-id path preferred; LEFT,RIGHT of two arms that are one.
-    units: of the joint values that cross to inference; None: the arm's usual ones.
 
     velocity: counts/s that goals move at most: the servos' own limit behind the safety filter is a little higher, so
     that they never lag behind; None: as described. write: False leaves every register as it is (shadow mode).
@@ -59,35 +66,34 @@ class ArmOptions:
     arm: ArmDescription
     port: str
     calibration: JointCalibrations
-    units: JointUnits | None = None
     velocity: float | None = None
     write: bool = True
 
 
 class ServoArm:
-    """A `RobotArm`: an opened, checked and configured follower. Made by `open_arm`."""
+    """An opened, checked and configured follower, made by `open_arm`; arrays are in the order of `joints`. Errors:
+    BusError, one line with the joint and the fix."""
 
     def __init__(self, bus: ServoBus, options: ArmOptions, supply: tuple[tuple[int, int], ...]) -> None:
-        units = options.units or JointUnits(options.arm.joint_units[0])
         self._bus = bus
         self.description = options.arm
         self.joints = options.arm.joint_names
         self.velocity_unit = options.arm.velocity_unit
+        """Counts/s of one unit of velocity."""
         self.calibration = options.calibration
-        self.maps: tuple[LinearMap, ...] = tuple(linear_map(joint, units) for joint in options.calibration.joints)
         self.supply = supply
         """Lowest and highest voltage of the supply that each servo was found on, 0.1 V."""
-        self.ranges = tuple((joint.range_min, joint.range_max) for joint in options.calibration.joints)
 
     @property
     def port(self) -> object:
+        """The arm for the C control loop (capsule of an `arm_port`); valid until `close`."""
         return self._bus.native.port
 
     def read(self) -> ArmReading:
         for _ in range(READ_TRIES):
-            result, time_ns, positions, velocities, loads, alerts = self._bus.native.read_arm(READ_S)
+            result, _time_ns, positions, velocities, _loads, alerts = self._bus.native.read_arm(READ_S)
             if result in (ArmResult.OK, ArmResult.ALERT):
-                return ArmReading(time_ns, positions, velocities, loads, tuple(map(bool, alerts)))
+                return ArmReading(positions, velocities, tuple(map(bool, alerts)))
             if result == ArmResult.UNPLUGGED:
                 break
         raise self._failed("reading the joints", result)
@@ -119,6 +125,7 @@ class ServoArm:
             raise self._failed("sending goals", result)
 
     def set_torque(self, on: bool) -> None:
+        """On: goals become the present position first. Off: attempts every joint even if one fails."""
         result = ArmResult.TIMEOUT
         for _ in range(TORQUE_TRIES):
             result = self._bus.native.set_torque(on, TORQUE_S)
@@ -127,6 +134,7 @@ class ServoArm:
         raise self._failed(f"switching torque {'on' if on else 'off'}", result)
 
     def close(self) -> None:
+        """Free the port; torque stays as it is."""
         self._bus.close()
 
     def _failed(self, action: str, result: int) -> BusError:
@@ -350,16 +358,8 @@ def clear_bits(bus: ServoBus) -> None:
         bus.write_where_different(register, {joint: value & ~bits for joint, value in held.items()})
 
 
-def settings_of(bus: ServoBus, options: ArmOptions) -> dict[Register, Mapping[str, int]]:
-    """What the servos must hold whenever there is torque: gains, limits of force and speed; by rising address.
-
-    A servo may forget it when its voltage breaks down: the C core reads it back before every torque-on and writes what
-    differs.
-    """
-    return {options.arm.register(setting.register): _values(bus, options, setting) for setting in options.arm.settings}
-
-
 def _values(bus: ServoBus, options: ArmOptions, setting: Setting) -> Mapping[str, int]:
+    """What a register must hold whenever there is torque: a gain, or a limit of force or speed."""
     arm = options.arm
     values = dict(setting.of) if setting.value is None else dict.fromkeys(arm.joint_names, setting.value)
     if setting.register == arm.speed and options.velocity is not None:
@@ -372,9 +372,10 @@ def _values(bus: ServoBus, options: ArmOptions, setting: Setting) -> Mapping[str
 
 
 def configure(bus: ServoBus, options: ArmOptions) -> None:
-    """The EEPROM and the settings where they differ; the settings are made sure of at every torque-on."""
+    """The EEPROM and the settings where they differ. A servo may forget the settings when its voltage breaks down: the
+    C core reads them back before every torque-on and writes what differs."""
     arm = options.arm
-    settings = settings_of(bus, options)
+    settings = {arm.register(setting.register): _values(bus, options, setting) for setting in arm.settings}
     # Such a servo refuses goals until torque is switched on.
     stopped = arm.watchdog is not None and arm.watchdog.tripped in bus.read_all(arm.at("watchdog")).values()
     for name, value in arm.eeprom.items():

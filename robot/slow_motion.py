@@ -16,8 +16,8 @@ from pathlib import Path
 from vla_edge.errors import BusError, JointCalibrationError
 from vla_edge.fields import read_object
 from vla_edge.files import write_json
-from vla_edge.robot.arm import ArmReading, RobotArm
 from vla_edge.robot.joint_calibration import JointCalibrations
+from vla_edge.robot.servo_arm import ArmReading, ServoArm
 
 PERIOD_S = 0.02
 AT_REST = 32.0
@@ -46,7 +46,7 @@ def ramp(start: Sequence[int], goal: Sequence[int], step: float) -> Iterator[tup
 
 
 def move_slowly(
-    arm: RobotArm, goal: Mapping[str, int], limits: SlowLimits, sleep: Callable[[float], None] = time.sleep
+    arm: ServoArm, goal: Mapping[str, int], limits: SlowLimits, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[int, ...]:
     """Bring the joints of `goal` (counts) there, hold the others; returns the present positions at the end.
 
@@ -55,10 +55,11 @@ def move_slowly(
     to where it stands.
     """
     for name, counts in goal.items():
-        low, high = arm.ranges[arm.joints.index(name)]
-        if not low <= counts <= high:
+        joint = arm.calibration.joint(name)
+        if not joint.range_min <= counts <= joint.range_max:
             raise BusError(
-                f"{name}: goal {counts} counts is outside its calibrated range {low}..{high}; choose a value inside"
+                f"{name}: goal {counts} counts is outside its calibrated range {joint.range_min}..{joint.range_max}; "
+                "choose a value inside"
             )
     arm.read()  # a bus that is too slow is told of before there is torque
     arm.set_torque(True)
@@ -79,7 +80,7 @@ def move_slowly(
     )
 
 
-def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> ArmReading:
+def _follow(arm: ServoArm, goals: Sequence[int], tracking: int) -> ArmReading:
     """A reading that is near `goals`; otherwise the arm is stopped where it is."""
     reading = arm.read()
     alerts = [name for name, alert in zip(arm.joints, reading.alerts) if alert]
@@ -97,7 +98,7 @@ def _follow(arm: RobotArm, goals: Sequence[int], tracking: int) -> ArmReading:
     return reading
 
 
-def _farthest(arm: RobotArm, positions: Sequence[int], goals: Sequence[int]) -> str:
+def _farthest(arm: ServoArm, positions: Sequence[int], goals: Sequence[int]) -> str:
     lag, name = max((abs(a - b), name) for name, a, b in zip(arm.joints, positions, goals))
     return f"{name} is {lag} counts from its goal"
 

@@ -4,43 +4,25 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields, replace
 
 from vla_edge.errors import ConfigError
 from vla_edge.robot.sim.framing import Language
 
-
-@dataclass(frozen=True, slots=True)
-class FaultRates:
-    """Probability of each fault per status packet, 0..1; `deaf` and `stall` are per request.
-
-    drop: the status never arrives. corrupt: one byte replaced. bit_flip: one bit.
-    truncate: cut anywhere. wrong_id: a valid packet of another id. junk: random
-    bytes before it. late: arrives `late_ms` later. twice: arrives two times.
-    deaf: the servos do not hear the request. stall: the whole answer, all its statuses, arrives `late_ms` later in one
-    piece, as from an adapter that was kept busy: the fault that makes an old answer look like the next one.
-    """
-
-    drop: float = 0.0
-    corrupt: float = 0.0
-    bit_flip: float = 0.0
-    truncate: float = 0.0
-    wrong_id: float = 0.0
-    junk: float = 0.0
-    late: float = 0.0
-    twice: float = 0.0
-    deaf: float = 0.0
-    stall: float = 0.0
-
-
-FAULT_NAMES = tuple(field.name for field in fields(FaultRates))
+FAULT_NAMES = ("drop", "corrupt", "bit_flip", "truncate", "wrong_id", "junk", "late", "twice", "deaf", "stall")
+"""drop: the status never arrives. corrupt: one byte replaced. bit_flip: one bit. truncate: cut anywhere. wrong_id: a
+valid packet of another id. junk: random bytes before it. late: arrives `late_ms` later. twice: arrives two times. deaf:
+the servos do not hear the request. stall: the whole answer, all its statuses, arrives `late_ms` later in one piece, as
+from an adapter that was kept busy: the fault that makes an old answer look like the next one."""
 
 
 class Faults:
-    """Seeded faults: the same seed and the same packets give the same faults."""
+    """Seeded faults: the same seed and the same packets give the same faults.
 
-    def __init__(self, rates: FaultRates, seed: int, late_ms: tuple[float, float] = (5.0, 120.0)) -> None:
-        self.rates = rates
+    rates: probability of each, 0 to 1, per status packet; of `deaf` and `stall` per request.
+    """
+
+    def __init__(self, seed: int, late_ms: tuple[float, float] = (5.0, 120.0)) -> None:
+        self.rates = dict.fromkeys(FAULT_NAMES, 0.0)
         self.late_ms = late_ms
         self.counts = dict.fromkeys(FAULT_NAMES, 0)
         self._random = random.Random(seed)
@@ -50,11 +32,10 @@ class Faults:
             raise ConfigError(f"fault {name!r} is unknown; choose one of {', '.join(FAULT_NAMES)}")
         if not 0.0 <= probability <= 1.0:
             raise ConfigError(f"the rate of fault {name} is {probability}; it must be within 0..1")
-        self.rates = replace(self.rates, **{name: probability})
+        self.rates[name] = probability
 
     def _happens(self, name: str) -> bool:
-        probability = getattr(self.rates, name)
-        if probability <= 0.0 or self._random.random() >= probability:
+        if self.rates[name] <= 0.0 or self._random.random() >= self.rates[name]:
             return False
         self.counts[name] += 1
         return True

@@ -35,9 +35,10 @@ from typing import TextIO
 from vla_edge.command_line import count, file_to_write, run_command, whole
 from vla_edge.command_parser import CommandParser
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.robot.arm_description import BUSES_MAX, DEFAULT_ARM, ArmDescription, ArmJoint, arm_names, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, ArmDescription, arm_names, load_arm
+from vla_edge.robot.arm_parts import BUSES_MAX, ArmJoint
 from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
-from vla_edge.robot.sim.bus_faults import FAULT_NAMES, FaultRates, Faults
+from vla_edge.robot.sim.bus_faults import FAULT_NAMES, Faults
 from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import STEP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulated_servo import EmulatedServo
@@ -369,7 +370,7 @@ def _main(argv: Sequence[str]) -> int:
     servos = servos_of(arm, calibration, positions, bus=options.bus)
     for setting in options.settings:
         _set_register(setting, servos)
-    faults = Faults(FaultRates(), options.seed, tuple(options.late_ms))
+    faults = Faults(options.seed, tuple(options.late_ms))
     for name, probability in options.rate:
         faults.set_rate(name, float(probability))
     events = [_event(line) for line in options.at]

@@ -32,7 +32,7 @@ from vla_edge.errors import BusError, ConfigError
 from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
-from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_faults import Faults
 from vla_edge.robot.sim.bus_log import open_log
 from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
 from vla_edge.robot.sim.emulator import Emulator, Terminal, servos_of, try_realtime
@@ -99,7 +99,7 @@ def serve(process: SimProcess, commands: bool) -> None:
     calibration = JointCalibrations(arm.body.calibration(), str(process.calibration))
     shown = [int(count) for count in counts_from_radians(arm.positions)]
     servos = servos_of(load_arm(process.bus or process.arm), calibration, shown)
-    faults = Faults(FaultRates(), process.scene, (5.0, 120.0))
+    faults = Faults(process.scene, (5.0, 120.0))
     with rendering(process, arm.configuration) as plant.shared, open_log(process.log) as log:
         try:
             terminal = Terminal(process.port)

@@ -212,7 +212,7 @@ def control_arm(
     write_json(folder.arm, arm_facts(options, description, port, calibration, units, settings), flush=False)
     try:
         fastest = max(limit.velocity for limit in settings.limits)
-        arm = open_arm(ArmOptions(description, port, calibration, units, fastest, write=not options.shadow))
+        arm = open_arm(ArmOptions(description, port, calibration, fastest, write=not options.shadow))
         try:
             rate = rate_of(arm, options.hz, fps, lambda hz: core.control_answer_ns(period_ns_of(hz)) / NS)
             print(f"note: {rate.sentence()}", file=sys.stderr)

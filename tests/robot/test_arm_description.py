@@ -19,21 +19,15 @@ from vla_edge.errors import ConfigError
 from vla_edge.fields import build, read_object
 from vla_edge.robot.arm_description import (
     ARMS,
-    FASTEST,
     JOINT_UNITS,
     LAST_ADDRESS,
     OPTIONAL_ROLES,
     ROLES,
     ArmDescription,
-    ArmJoint,
-    MotionLimits,
-    RegisterPlace,
-    ServoKind,
-    Setting,
-    Watchdog,
     arm_names,
     load_arm,
 )
+from vla_edge.robot.arm_parts import FASTEST, ArmJoint, MotionLimits, RegisterPlace, ServoKind, Setting, Watchdog
 from vla_edge.robot.joint_calibration import JointUnits, save_joint_calibration
 from vla_edge.robot.sim.emulator_process import emulator_process
 from vla_edge.runtime.command import main

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vla_edge.robot.arm_description import load_arm
-from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_faults import Faults
 from vla_edge.robot.sim.bus_log import read_log
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
 from vla_edge.robot.sim.emulator import servos_of
@@ -142,7 +142,7 @@ def bus_on_a_clock() -> tuple[EmulatedBus, list[XSeriesServo], list[dict]]:
     servos = [s for s in servos_of(load_arm("koch"), None, [2048] * 6) if isinstance(s, XSeriesServo)]
     log: list[dict] = []
     plant = IdealPlant([servo.raw for servo in servos])
-    return EmulatedBus(servos, plant, Faults(FaultRates(), 0), lambda entry: log.append(dict(entry))), servos, log
+    return EmulatedBus(servos, plant, Faults(0), lambda entry: log.append(dict(entry))), servos, log
 
 
 def test_a_profile_takes_the_time_that_its_velocity_and_acceleration_give() -> None:

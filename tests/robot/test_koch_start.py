@@ -21,14 +21,8 @@ from vla_edge.contract import JointCalibration
 from vla_edge.errors import BusError, JointCalibrationError, VlaEdgeError
 from vla_edge.robot import calibrate_joints as guide
 from vla_edge.robot import first_contact
-from vla_edge.robot.arm import RobotArm
 from vla_edge.robot.arm_description import load_arm
-from vla_edge.robot.joint_calibration import (
-    JointCalibrations,
-    JointUnits,
-    load_joint_calibration,
-    save_joint_calibration,
-)
+from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration, save_joint_calibration
 from vla_edge.robot.port import check_latency_timer, open_port
 from vla_edge.robot.servo_arm import ArmOptions, ArmResult, ServoArm, open_arm
 from vla_edge.robot.servo_bus import BusResult, ServoBus
@@ -67,9 +61,9 @@ def start(emulator: EmulatorProcess, calibration: JointCalibrations = CALIBRATIO
 
 def test_a_good_arm_passes_and_is_configured_without_torque(tmp_path: Path, file: Path) -> None:
     with emulator_process(tmp_path, "--joints", str(file), "--set", "2:return_delay=250") as emulator:
-        arm: RobotArm = start(emulator)
+        arm: ServoArm = start(emulator)
         assert arm.read().positions == (2048,) * 6
-        assert arm.ranges[1] == (900, 3200) and arm.joints == KOCH_JOINTS
+        assert arm.joints == KOCH_JOINTS
         arm.close()
         assert not emulator.entries("goal", "torque", "refused")
         written = {(entry["id"], entry["address"]): entry["data"] for entry in emulator.entries("write")}
@@ -500,14 +494,11 @@ def test_an_overloaded_servo_stops_the_first_motion(tmp_path: Path, file: Path) 
             move(emulator, file, "--joint", "elbow_flex", "--to", "80", "--speed", "15")
 
 
-def test_the_profile_and_units_options_reach_the_arm(tmp_path: Path, file: Path) -> None:
+def test_the_profile_option_reaches_the_arm(tmp_path: Path, file: Path) -> None:
     with emulator_process(tmp_path, "--joints", str(file)) as emulator:
-        options = ArmOptions(
-            KOCH, str(emulator.port), load_joint_calibration(file, KOCH), JointUnits.DEGREES, velocity=670.0
-        )
+        options = ArmOptions(KOCH, str(emulator.port), load_joint_calibration(file, KOCH), velocity=670.0)
         arm = open_arm(options)
         arm.set_torque(True)
-        assert arm.maps[2].scale == pytest.approx(4095 / 360) and arm.maps[5].scale == pytest.approx(23.0)
         arm.close()
         bus = ServoBus(str(emulator.port), KOCH)
         assert bus.read_all(r.PROFILE_VELOCITY) == dict.fromkeys(KOCH_JOINTS, 44)

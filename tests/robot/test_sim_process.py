@@ -21,11 +21,11 @@ from vla_edge.errors import ConfigError
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.camera_options import parse_camera
 from vla_edge.robot.cameras import FreshnessWatch, open_camera
-from vla_edge.robot.joint_calibration import JointCalibrations, JointUnits, load_joint_calibration
+from vla_edge.robot.joint_calibration import JointCalibrations, load_joint_calibration
 from vla_edge.robot.servo_arm import ArmOptions, open_arm
 from vla_edge.robot.sim.bodies.arm_body import counts_from_radians
 from vla_edge.robot.sim.bodies.so101_body import SO101
-from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_faults import Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
 from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.framing import BROADCAST, FEETECH0, SYNC_READ, SYNC_WRITE, InstructionReader
@@ -69,9 +69,7 @@ def test_the_driver_moves_either_simulated_arm_and_cameras_see_it(
     watch = FreshnessWatch(camera.name, noisy=True, exempt=camera.exempt_from_freshness, limit_s=240.0)
     before = camera.newest()
     known = load_arm(process.arm)
-    arm = open_arm(
-        ArmOptions(known, str(process.port), load_joint_calibration(process.calibration, known), JointUnits.DEGREES)
-    )
+    arm = open_arm(ArmOptions(known, str(process.port), load_joint_calibration(process.calibration, known)))
     try:
         resting = np.array(arm.read().positions)
         arm.set_torque(True)
@@ -141,7 +139,7 @@ def test_the_so101_moves_behind_its_own_servos() -> None:
     plant, first = SimPlant(arm), counts_from_radians(arm.positions)
     calibration = JointCalibrations(SO101.calibration(), "the simulated arm")
     servos = servos_of(load_arm("so101"), calibration, [int(count) for count in first])
-    bus = EmulatedBus(servos, plant, Faults(FaultRates(), 0), lambda entry: None)
+    bus = EmulatedBus(servos, plant, Faults(0), lambda entry: None)
     now_ns = 0
 
     def said(instruction: int, body: bytes) -> list[bytes]:

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from vla_edge.robot.arm_description import load_arm
-from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_faults import Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
 from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.framing import BROADCAST, FEETECH0, PING, READ, SYNC_READ, SYNC_WRITE, WRITE, InstructionReader
@@ -27,9 +27,7 @@ class Line:
         self.servos = servos_of(SO101, None, shown or [2048] * 6, volts)
         self.log: list[dict] = []
         self.plant = IdealPlant([servo.raw for servo in self.servos])
-        self.bus = EmulatedBus(
-            self.servos, self.plant, Faults(FaultRates(), 0), lambda entry: self.log.append(dict(entry))
-        )
+        self.bus = EmulatedBus(self.servos, self.plant, Faults(0), lambda entry: self.log.append(dict(entry)))
         self.now_ns = 0
 
     def ask(self, servo_id: int, instruction: int, body: bytes = b"") -> list[tuple[int, int, bytes]]:

@@ -13,7 +13,7 @@ import pytest
 from vla_edge.contract import Chunk, ChunkKind, Command
 from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.arm_parts import Register
-from vla_edge.robot.sim.bus_faults import FaultRates, Faults
+from vla_edge.robot.sim.bus_faults import Faults
 from vla_edge.robot.sim.emulated_bus import EmulatedBus
 from vla_edge.robot.sim.emulator import servos_of
 from vla_edge.robot.sim.framing import BROADCAST, SYNC_WRITE
@@ -443,7 +443,7 @@ class OnBus(Flight):
         servos = servos_of(load_arm(self.arm), None, self.position)
         self.plant = IdealPlant([servo.raw for servo in servos])
         self.log: list[Mapping[str, Any]] = []
-        self.bus = EmulatedBus(servos, self.plant, Faults(FaultRates(), 0, (0.0, 0.0)), self.log.append)
+        self.bus = EmulatedBus(servos, self.plant, Faults(0, (0.0, 0.0)), self.log.append)
         self.bus.advance(0)
 
     def tick(self, *chunks: Chunk, command: Command = Command.NONE, **fields: Any) -> dict[str, Any]:
