@@ -32,6 +32,9 @@ class EmulatedServo(ABC):
     PRESENT: Register
     VOLTAGE: Register
     TEMPERATURE: Register
+    BAUD: Register
+    BAUD_CODES: Mapping[int, int]
+    RETURN_DELAY: Register
 
     id: int
     torque: bool
@@ -83,9 +86,9 @@ class EmulatedServo(ABC):
         """What it adds to the error byte of each status."""
 
     @property
-    @abstractmethod
     def baud(self) -> int | None:
         """The rate it listens at; None: a code without a rate."""
+        return self.BAUD_CODES.get(self.get(self.BAUD))
 
     @property
     @abstractmethod
@@ -93,8 +96,8 @@ class EmulatedServo(ABC):
         """What it answers: 0 a ping, 1 readings too, 2 everything."""
 
     @property
-    @abstractmethod
-    def return_delay_ns(self) -> int: ...
+    def return_delay_ns(self) -> int:
+        return self.get(self.RETURN_DELAY) * RETURN_DELAY_UNIT_NS
 
     @abstractmethod
     def ping_answer(self) -> bytes: ...

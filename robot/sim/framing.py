@@ -9,7 +9,6 @@ communication protocol manual". Instructions have the same numbers in both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 BROADCAST = 0xFE
 PING, READ, WRITE, REBOOT, STATUS, SYNC_READ, SYNC_WRITE = 0x01, 0x02, 0x03, 0x08, 0x55, 0x82, 0x83
@@ -23,29 +22,6 @@ class Instruction:
     id: int
     instruction: int
     parameters: bytes
-
-
-class Language(Protocol):
-    """How packets look. header: their first bytes. head: bytes up to the length. address_bytes: of a register's address
-    and of a length in a request."""
-
-    header: bytes
-    head: int
-    address_bytes: int
-
-    def encode(self, packet_id: int, instruction: int, body: bytes) -> bytes:
-        """A whole packet; `body` is what follows the instruction, not yet stuffed."""
-        ...
-
-    def encode_status(self, packet_id: int, error: int, parameters: bytes) -> bytes: ...
-
-    def size(self, head: bytes) -> int:
-        """Bytes of the packet with this head; 0: there is none such."""
-        ...
-
-    def decode(self, packet: bytes) -> Instruction | None:
-        """A packet of its right size; None: it is damaged."""
-        ...
 
 
 def _crc_table() -> list[int]:
@@ -70,11 +46,15 @@ def crc16(data: bytes) -> int:
 
 
 class _Dynamixel2:
+    """header: a packet's first bytes. head: bytes up to its length. address_bytes: of a register's address and of a
+    length in a request."""
+
     header = b"\xff\xff\xfd\x00"
     head = 7
     address_bytes = 2
 
     def encode(self, packet_id: int, instruction: int, body: bytes) -> bytes:
+        """A whole packet; `body` is what follows the instruction, not yet stuffed."""
         stuffed = bytes([instruction]) + body
         if b"\xff\xff\xfd" in stuffed:
             stuffed = stuffed.replace(b"\xff\xff\xfd", b"\xff\xff\xfd\xfd")
@@ -85,10 +65,12 @@ class _Dynamixel2:
         return self.encode(packet_id, STATUS, bytes([error]) + parameters)
 
     def size(self, head: bytes) -> int:
+        """Bytes of the packet with this head; 0: there is none such."""
         length = int.from_bytes(head[5:7], "little")
         return self.head + length if 3 <= length <= LONGEST else 0
 
     def decode(self, packet: bytes) -> Instruction | None:
+        """A packet of its right size; None: it is damaged."""
         if crc16(packet[:-2]) != int.from_bytes(packet[-2:], "little"):
             return None
         body = packet[7:-2].replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
@@ -96,6 +78,8 @@ class _Dynamixel2:
 
 
 class _Feetech0:
+    """As `_Dynamixel2`."""
+
     header = b"\xff\xff"
     head = 4
     address_bytes = 1
@@ -116,8 +100,8 @@ class _Feetech0:
         return Instruction(packet[2], packet[4], packet[5:-1])
 
 
-DYNAMIXEL2: Language = _Dynamixel2()
-FEETECH0: Language = _Feetech0()
+Language = _Dynamixel2 | _Feetech0
+DYNAMIXEL2, FEETECH0 = _Dynamixel2(), _Feetech0()
 
 
 class InstructionReader:

@@ -11,9 +11,11 @@ driver, and marked so.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 from vla_edge.robot.arm_parts import Register
-from vla_edge.robot.sim.emulated_servo import RETURN_DELAY_UNIT_NS, EmulatedServo
+from vla_edge.robot.sim.emulated_servo import EmulatedServo
 from vla_edge.robot.sim.framing import FEETECH0
 
 STS3215 = 777
@@ -33,69 +35,33 @@ VOLTAGE_BIT, TEMPERATURE_BIT, CURRENT_BIT, OVERLOAD_BIT = 0x01, 0x04, 0x08, 0x20
 ERROR_RANGE, ERROR_ACCESS = 0x04, 0x07
 """For the log alone: the servo says nothing of what it does not take."""
 
-_MODEL, _ID, _BAUD, _DELAY, _LEVEL = (
+_READ_ONLY = (
+    Register("firmware_major_version", 0, 1),
+    Register("firmware_minor_version", 1, 1),
     Register("model_number", 3, 2),
-    Register("id", 5, 1),
-    Register("baud_rate", 6, 1),
-    Register("return_delay_time", 7, 1),
-    Register("response_status_level", 8, 1),
-)
-_MIN, _MAX = Register("min_position_limit", 9, 2), Register("max_position_limit", 11, 2)
-_HOT, _MAX_VOLTAGE, _MIN_VOLTAGE = (
-    Register("max_temperature_limit", 13, 1),
-    Register("max_voltage_limit", 14, 1),
-    Register("min_voltage_limit", 15, 1),
-)
-_MAX_TORQUE, _PHASE, _UNLOAD = (
-    Register("max_torque_limit", 16, 2),
-    Register("phase", 18, 1),
-    Register("unloading_condition", 19, 1),
-)
-_CURRENT_LIMIT, _HOMING, _MODE = (
-    Register("protection_current", 28, 2),
-    Register("homing_offset", 31, 2, sign=11),
-    Register("operating_mode", 33, 1),
-)
-_OVERLOAD_TIME, _OVERLOAD, _CURRENT_TIME = (
-    Register("protection_time", 35, 1),
-    Register("overload_torque", 36, 1),
-    Register("over_current_protection_time", 38, 1),
-)
-_TORQUE, _ACCELERATION, _GOAL, _SPEED = (
-    Register("torque_enable", 40, 1),
-    Register("acceleration", 41, 1),
-    Register("goal_position", 42, 2, sign=15),
-    Register("goal_velocity", 46, 2, sign=15),
-)
-_TORQUE_LIMIT, _LOCK = Register("torque_limit", 48, 2), Register("lock", 55, 1)
-_PRESENT, _PRESENT_SPEED, _LOAD = (
-    Register("present_position", 56, 2, sign=15),
-    Register("present_velocity", 58, 2, sign=15),
-    Register("present_load", 60, 2, sign=10),
-)
-_VOLTAGE, _TEMPERATURE, _STATUS, _MOVING, _CURRENT = (
+    Register("present_position", 56, 2, 15),
+    Register("present_velocity", 58, 2, 15),
+    Register("present_load", 60, 2, 10),
     Register("present_voltage", 62, 1),
     Register("present_temperature", 63, 1),
     Register("status", 65, 1),
     Register("moving", 66, 1),
     Register("present_current", 69, 2),
 )
-_MAX_ACCELERATION = Register("maximum_acceleration", 85, 1)
-
 # Register: default, lowest and highest value that is taken.
 _EEPROM: dict[Register, tuple[int, int, int]] = {
-    _ID: (1, 0, 253),
-    _BAUD: (0, 0, 7),
-    _DELAY: (250, 0, 254),
-    _LEVEL: (1, 0, 1),
-    _MIN: (0, 0, 4094),
-    _MAX: (4095, 0, 4095),
-    _HOT: (70, 0, 100),
-    _MAX_VOLTAGE: (140, 0, 254),
-    _MIN_VOLTAGE: (40, 0, 254),
-    _MAX_TORQUE: (1000, 0, 1000),
-    _PHASE: (12, 0, 254),
-    _UNLOAD: (TEMPERATURE_BIT | CURRENT_BIT | OVERLOAD_BIT, 0, 254),
+    Register("id", 5, 1): (1, 0, 253),
+    Register("baud_rate", 6, 1): (0, 0, 7),
+    Register("return_delay_time", 7, 1): (250, 0, 254),
+    Register("response_status_level", 8, 1): (1, 0, 1),
+    Register("min_position_limit", 9, 2): (0, 0, 4094),
+    Register("max_position_limit", 11, 2): (4095, 0, 4095),
+    Register("max_temperature_limit", 13, 1): (70, 0, 100),
+    Register("max_voltage_limit", 14, 1): (140, 0, 254),
+    Register("min_voltage_limit", 15, 1): (40, 0, 254),
+    Register("max_torque_limit", 16, 2): (1000, 0, 1000),
+    Register("phase", 18, 1): (12, 0, 254),
+    Register("unloading_condition", 19, 1): (TEMPERATURE_BIT | CURRENT_BIT | OVERLOAD_BIT, 0, 254),
     Register("led_alarm_condition", 20, 1): (47, 0, 254),
     Register("p_coefficient", 21, 1): (32, 0, 254),
     Register("d_coefficient", 22, 1): (32, 0, 254),
@@ -103,48 +69,39 @@ _EEPROM: dict[Register, tuple[int, int, int]] = {
     Register("minimum_startup_force", 24, 2): (16, 0, 1000),
     Register("cw_dead_zone", 26, 1): (1, 0, 32),
     Register("ccw_dead_zone", 27, 1): (1, 0, 32),
-    _CURRENT_LIMIT: (500, 0, 511),
+    Register("protection_current", 28, 2): (500, 0, 511),
     Register("angular_resolution", 30, 1): (1, 1, 3),
-    _HOMING: (0, -2047, 2047),
-    _MODE: (0, 0, 3),
+    Register("homing_offset", 31, 2, 11): (0, -2047, 2047),
+    Register("operating_mode", 33, 1): (0, 0, 3),
     Register("protective_torque", 34, 1): (20, 0, 100),
-    _OVERLOAD_TIME: (200, 0, 254),
-    _OVERLOAD: (80, 0, 100),
-    _CURRENT_TIME: (200, 0, 254),
-    _MAX_ACCELERATION: (254, 0, 254),
+    Register("protection_time", 35, 1): (200, 0, 254),
+    Register("overload_torque", 36, 1): (80, 0, 100),
+    Register("over_current_protection_time", 38, 1): (200, 0, 254),
+    Register("maximum_acceleration", 85, 1): (254, 0, 254),
 }
 _RAM: dict[Register, tuple[int, int, int]] = {
-    _TORQUE: (0, 0, 1),
-    _ACCELERATION: (0, 0, 254),
-    _GOAL: (0, -32_766, 32_766),
+    Register("torque_enable", 40, 1): (0, 0, 1),
+    Register("acceleration", 41, 1): (0, 0, 254),
+    Register("goal_position", 42, 2, 15): (0, -32_766, 32_766),
     Register("goal_time", 44, 2): (0, 0, 1000),
-    _SPEED: (0, -3400, 3400),
-    _TORQUE_LIMIT: (1000, 0, 1000),
-    _LOCK: (1, 0, 1),
+    Register("goal_velocity", 46, 2, 15): (0, -3400, 3400),
+    Register("torque_limit", 48, 2): (1000, 0, 1000),
+    Register("lock", 55, 1): (1, 0, 1),
 }
-_READ_ONLY = (
-    Register("firmware_major_version", 0, 1),
-    Register("firmware_minor_version", 1, 1),
-    _MODEL,
-    _PRESENT,
-    _PRESENT_SPEED,
-    _LOAD,
-    _VOLTAGE,
-    _TEMPERATURE,
-    _STATUS,
-    _MOVING,
-    _CURRENT,
-)
 _EEPROM_END, _FACTORY_START, _TABLE_END = 40, 80, 87
+_REGISTERS = {register.name: register for register in (*_READ_ONLY, *_EEPROM, *_RAM)}
+r: Any = SimpleNamespace(**_REGISTERS)
+"""The same by their names."""
 
 
 class Sts3215(EmulatedServo):
     """shown = encoder - homing offset, within one turn unless `phase` says otherwise. `volts`: 7.4 or 12, the kind."""
 
     LANGUAGE = FEETECH0
-    REGISTERS = {register.name: register for register in (*_READ_ONLY, *_EEPROM, *_RAM)}
-    TORQUE, GOAL, PRESENT = _TORQUE, _GOAL, _PRESENT
-    VOLTAGE, TEMPERATURE = _VOLTAGE, _TEMPERATURE
+    REGISTERS = _REGISTERS
+    TORQUE, GOAL, PRESENT = r.torque_enable, r.goal_position, r.present_position
+    BAUD, BAUD_CODES, RETURN_DELAY = r.baud_rate, BAUD_CODES, r.return_delay_time
+    VOLTAGE, TEMPERATURE = r.present_voltage, r.present_temperature
 
     def __init__(self, servo_id: int, raw: float, volts: float = 12.0, firmware: tuple[int, int] = (3, 10)) -> None:
         super().__init__(raw)
@@ -155,11 +112,11 @@ class Sts3215(EmulatedServo):
         for register, (value, _, _) in {**_EEPROM, **_RAM}.items():
             self.store(register, value)
         self.memory[0:2] = bytes(firmware)
-        self.put(_MODEL, STS3215)
-        self.put(_ID, servo_id)
-        self.put(_MAX_VOLTAGE, 80 if volts < 9 else 140)
-        self.put(_VOLTAGE, round(volts * 10))
-        self.put(_TEMPERATURE, 31)
+        self.put(r.model_number, STS3215)
+        self.put(r.id, servo_id)
+        self.put(r.max_voltage_limit, 80 if volts < 9 else 140)
+        self.put(r.present_voltage, round(volts * 10))
+        self.put(r.present_temperature, 31)
         self._keep(0, _TABLE_END)
         self.show(raw, 0.0, 0.0)
         self.stop()
@@ -181,17 +138,17 @@ class Sts3215(EmulatedServo):
         for register, (value, _, _) in _RAM.items():
             self.store(register, value)
         self._latched = 0
-        self.put(_TORQUE_LIMIT, self.get(_MAX_TORQUE))
+        self.put(r.torque_limit, self.get(r.max_torque_limit))
 
     def decode(self) -> None:
-        self.id = self.get(_ID)
-        self.torque = self.get(_TORQUE) == 1
-        self.goal = self.get(_GOAL)
-        self._homing = self.get(_HOMING)
-        self._limits = self.get(_MIN), self.get(_MAX)
-        self._wraps = not self.get(_PHASE) & NOT_WRAPPED
-        self.speed_limit = min(abs(self.get(_SPEED)) or math.inf, NO_LOAD_COUNTS_PER_S)
-        steps = min(self.get(_ACCELERATION) or math.inf, self.get(_MAX_ACCELERATION) or math.inf)
+        self.id = self.get(r.id)
+        self.torque = self.get(r.torque_enable) == 1
+        self.goal = self.get(r.goal_position)
+        self._homing = self.get(r.homing_offset)
+        self._limits = self.get(r.min_position_limit), self.get(r.max_position_limit)
+        self._wraps = not self.get(r.phase) & NOT_WRAPPED
+        self.speed_limit = min(abs(self.get(r.goal_velocity)) or math.inf, NO_LOAD_COUNTS_PER_S)
+        steps = min(self.get(r.acceleration) or math.inf, self.get(r.maximum_acceleration) or math.inf)
         self.acceleration = steps * ACCELERATION_UNIT
 
     @property
@@ -208,25 +165,17 @@ class Sts3215(EmulatedServo):
         """Goals end at the limits (assumed), both 0: there are none. Only position mode is emulated: in another one the
         shaft stands."""
         low, high = self._limits
-        if self.get(_MODE) != 0:
+        if self.get(r.operating_mode) != 0:
             return self.setpoint
         return self.goal if low == high == 0 else min(max(self.goal, low), high)
 
     @property
     def alert(self) -> int:
-        return self.get(_STATUS)
-
-    @property
-    def baud(self) -> int | None:
-        return BAUD_CODES.get(self.get(_BAUD))
+        return self.get(r.status)
 
     @property
     def status_level(self) -> int:
-        return 2 if self.get(_LEVEL) else 1
-
-    @property
-    def return_delay_ns(self) -> int:
-        return self.get(_DELAY) * RETURN_DELAY_UNIT_NS
+        return 2 if self.get(r.response_status_level) else 1
 
     def ping_answer(self) -> bytes:
         return b""
@@ -242,19 +191,29 @@ class Sts3215(EmulatedServo):
         """Status bits, and no torque for those that unload. Overload and current stay until the torque register is
         written (assumed); voltage and temperature are what they are."""
         bits = self._latched
-        bits |= 0 if self.get(_MIN_VOLTAGE) <= self.get(_VOLTAGE) <= self.get(_MAX_VOLTAGE) else VOLTAGE_BIT
-        bits |= TEMPERATURE_BIT if self.get(_TEMPERATURE) > self.get(_HOT) else 0
-        self.memory[_STATUS.address] = bits
-        if bits & self.get(_UNLOAD) and self.torque:
-            self.memory[_TORQUE.address] = 0
+        bits |= (
+            0
+            if self.get(r.min_voltage_limit) <= self.get(r.present_voltage) <= self.get(r.max_voltage_limit)
+            else VOLTAGE_BIT
+        )
+        bits |= TEMPERATURE_BIT if self.get(r.present_temperature) > self.get(r.max_temperature_limit) else 0
+        self.memory[r.status.address] = bits
+        if bits & self.get(r.unloading_condition) and self.torque:
+            self.memory[r.torque_enable.address] = 0
             self.decode()
 
     def advance_profile(self, seconds: float) -> None:
         super().advance_profile(seconds)
-        self.memory[_MOVING.address] = self.torque and (self.velocity != 0.0 or self.setpoint != self.profile_goal)
+        self.memory[r.moving.address] = self.torque and (self.velocity != 0.0 or self.setpoint != self.profile_goal)
         loads = {
-            OVERLOAD_BIT: (abs(self.get(_LOAD)) > self.get(_OVERLOAD) * 10, self.get(_OVERLOAD_TIME)),
-            CURRENT_BIT: (abs(self._ma) > self.get(_CURRENT_LIMIT) * CURRENT_UNIT_MA, self.get(_CURRENT_TIME)),
+            OVERLOAD_BIT: (
+                abs(self.get(r.present_load)) > self.get(r.overload_torque) * 10,
+                self.get(r.protection_time),
+            ),
+            CURRENT_BIT: (
+                abs(self._ma) > self.get(r.protection_current) * CURRENT_UNIT_MA,
+                self.get(r.over_current_protection_time),
+            ),
         }
         for bit, (above, limit) in loads.items():
             self._over_s[bit] = self._over_s[bit] + seconds if above and self.torque else 0.0
@@ -266,12 +225,12 @@ class Sts3215(EmulatedServo):
         self.raw = raw
         self._ma = current
         self.position = round(self.present) % TURN if self._wraps else round(self.present)
-        limit = self.get(_TORQUE_LIMIT)
+        limit = self.get(r.torque_limit)
         shown = {
-            _PRESENT: self.position,
-            _PRESENT_SPEED: max(-32_767, min(32_767, round(raw_velocity))),
-            _LOAD: max(-limit, min(limit, round(1000 * current / STALL_MA))),
-            _CURRENT: min(65_535, round(abs(current) / CURRENT_UNIT_MA)),
+            r.present_position: self.position,
+            r.present_velocity: max(-32_767, min(32_767, round(raw_velocity))),
+            r.present_load: max(-limit, min(limit, round(1000 * current / STALL_MA))),
+            r.present_current: min(65_535, round(abs(current) / CURRENT_UNIT_MA)),
         }
         for register, value in shown.items():
             self.store(register, value)
@@ -293,11 +252,11 @@ class Sts3215(EmulatedServo):
             if not low <= self.get(register) <= high:
                 self.memory[:] = before
                 return ERROR_ACCESS if register in _READ_ONLY else ERROR_RANGE
-        if not before[_LOCK.address]:
+        if not before[r.lock.address]:
             self._keep(address, len(data))
         had_torque = self.torque
         self.decode()
-        if _TORQUE.address in touched:
+        if r.torque_enable.address in touched:
             self._latched = 0
             self._over_s = dict.fromkeys(self._over_s, 0.0)
         if self.torque and not had_torque:

@@ -12,7 +12,7 @@ import math
 import struct
 
 from vla_edge.robot.arm_parts import Register
-from vla_edge.robot.sim.emulated_servo import RETURN_DELAY_UNIT_NS, EmulatedServo
+from vla_edge.robot.sim.emulated_servo import EmulatedServo
 from vla_edge.robot.sim.framing import DYNAMIXEL2
 from vla_edge.robot.sim.servos import x_series_table as r
 
@@ -67,6 +67,7 @@ class XSeriesServo(EmulatedServo):
     LANGUAGE = DYNAMIXEL2
     REGISTERS = r.REGISTERS
     TORQUE, GOAL, PRESENT = r.TORQUE_ENABLE, r.GOAL_POSITION, r.PRESENT_POSITION
+    BAUD, BAUD_CODES, RETURN_DELAY = r.BAUD_RATE, r.BAUD_CODES, r.RETURN_DELAY
     VOLTAGE, TEMPERATURE = r.PRESENT_VOLTAGE, r.PRESENT_TEMPERATURE
 
     def __init__(self, model: int, servo_id: int, raw: float) -> None:
@@ -113,16 +114,8 @@ class XSeriesServo(EmulatedServo):
         return ALERT_BIT if self.get(r.HARDWARE_ERROR) else 0
 
     @property
-    def baud(self) -> int | None:
-        return r.BAUD_CODES.get(self.get(r.BAUD_RATE))
-
-    @property
     def status_level(self) -> int:
         return self.get(r.STATUS_RETURN_LEVEL)
-
-    @property
-    def return_delay_ns(self) -> int:
-        return self.get(r.RETURN_DELAY) * RETURN_DELAY_UNIT_NS
 
     def ping_answer(self) -> bytes:
         return bytes(self.memory[0:2]) + bytes(self.memory[6:7])
